@@ -1,0 +1,155 @@
+"""Soft actor-critic with twin critics and a learned temperature. Haarnoja et al., 2018 (v2).
+
+The order of a gradient step is jaxrl2's, which Collaborative Exploration builds on: critics, targets, actor
+with the new critics, temperature with the entropy of that actor step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import nets, tree
+from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims
+from popjax.optimize import adam, descend
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shapes of the networks and the form of the actor's loss."""
+
+    hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
+    actor_q: Literal["mean", "min"] = (
+        "mean"  # the actor ascends the mean of the twins (jaxrl2) or their minimum
+    )
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of one SAC learner."""
+
+    discount: Number = 0.99  # gamma, per environment step
+    polyak: Number = 0.005  # share of the online critics that their targets take in per gradient step
+    actor_lr: Number = 3e-4  # Adam's rate for the actor
+    critic_lr: Number = 3e-4  # Adam's rate for the twin critics
+    temperature_lr: Number = 3e-4  # Adam's rate for the log temperature
+    max_grad_norm: Number = 20.0  # global norm to which the gradients of actor and critics are clipped
+    init_temperature: Number = 1.0  # temperature at the start
+    target_entropy: Number = -0.5  # entropy that the temperature aims at, nats per action component
+    exploration: Number = 1.0  # multiplies the policy's standard deviation while collecting
+
+
+@struct.dataclass
+class State:
+    """Actor, twin critics and their targets, log temperature [], Adam's moments."""
+
+    actor: Params
+    critics: Params
+    target_critics: Params
+    log_temperature: Array
+    actor_optimizer: PyTree
+    critic_optimizer: PyTree
+    temperature_optimizer: PyTree
+
+
+@struct.dataclass
+class Losses:
+    """critic_loss: mean squared soft TD error; actor_loss; temperature; entropy of the policy on the batch,
+    nats; [] each."""
+
+    critic_loss: Array
+    actor_loss: Array
+    temperature: Array
+    entropy: Array
+
+
+def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array]:
+    """A sample of tanh(N(mean, std^2)) and its log density: action [..., A], log_prob [...].
+
+    The log-determinant of tanh is ``2 (log 2 - u - softplus(-2u))``, exact for all u.
+    """
+    noise = jax.random.normal(key, mean.shape)
+    u = mean + jnp.exp(log_std) * noise
+    gaussian = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)) - log_std
+    log_det = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
+    return jnp.tanh(u), (gaussian - log_det).sum(-1)
+
+
+def build(spec: Spec, config: Config = Config()) -> Agent:
+    """A SAC learner. ``act`` with scale 0 is tanh of the mean."""
+    obs_dim, action_dim = continuous_dims(spec, "sac")
+    if config.actor_q not in ("mean", "min"):
+        raise ValueError(f"actor_q is 'mean' or 'min', got {config.actor_q!r}")
+    actor = nets.gaussian_actor(obs_dim, action_dim, config.hidden)
+    twins = nets.ensemble(nets.critic(obs_dim, action_dim, config.hidden, initializer="orthogonal"), 2)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        key_actor, key_critic = jax.random.split(key)
+        actor_params, critic_params = actor.init(key_actor), twins.init(key_critic)
+        log_temperature = jnp.log(jnp.asarray(hyper.init_temperature, jnp.float32))
+        return State(
+            actor=actor_params,
+            critics=critic_params,
+            target_critics=critic_params,
+            log_temperature=log_temperature,
+            actor_optimizer=adam(hyper.actor_lr, hyper.max_grad_norm).init(actor_params),
+            critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init(critic_params),
+            temperature_optimizer=adam(hyper.temperature_lr, jnp.inf).init(log_temperature),
+        )
+
+    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
+        mean, log_std = actor.apply(params, obs)
+        return jnp.tanh(mean + scale * jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+
+    def learn_critics(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Array]:
+        next_action, next_log_prob = squashed_sample(key, *actor.apply(state.actor, batch.next_obs))
+        next_value = twins.apply(state.target_critics, batch.next_obs, next_action).min(0)
+        soft_value = next_value - jnp.exp(state.log_temperature) * next_log_prob
+        target = batch.reward + batch.discount * soft_value  # [B]
+
+        def loss(params: Params) -> tuple[Array, None]:
+            return jnp.mean((twins.apply(params, batch.obs, batch.action) - target) ** 2), None
+
+        critics, optimizer, value, _ = descend(
+            adam(hyper.critic_lr, hyper.max_grad_norm), loss, state.critics, state.critic_optimizer
+        )
+        target_critics = tree.polyak(state.target_critics, critics, hyper.polyak)
+        return replace(
+            state, critics=critics, critic_optimizer=optimizer, target_critics=target_critics
+        ), value
+
+    def learn_actor(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Array, Array]:
+        def loss(params: Params) -> tuple[Array, Array]:
+            action, log_prob = squashed_sample(key, *actor.apply(params, batch.obs))
+            values = twins.apply(state.critics, batch.obs, action)  # [2, B]
+            value = values.mean(0) if config.actor_q == "mean" else values.min(0)
+            return jnp.mean(jnp.exp(state.log_temperature) * log_prob - value), -log_prob.mean()
+
+        params, optimizer, value, entropy = descend(
+            adam(hyper.actor_lr, hyper.max_grad_norm), loss, state.actor, state.actor_optimizer
+        )
+        return replace(state, actor=params, actor_optimizer=optimizer), value, entropy
+
+    def learn_temperature(state: State, hyper: Hyper, entropy: Array) -> State:
+        def loss(log_temperature: Array) -> tuple[Array, None]:
+            return jnp.exp(log_temperature) * (entropy - hyper.target_entropy * action_dim), None
+
+        log_temperature, optimizer, _, _ = descend(
+            adam(hyper.temperature_lr, jnp.inf), loss, state.log_temperature, state.temperature_optimizer
+        )
+        return replace(state, log_temperature=log_temperature, temperature_optimizer=optimizer)
+
+    def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
+        key_critic, key_actor = jax.random.split(key)
+        state, critic_loss = learn_critics(state, batch, hyper, key_critic)
+        state, actor_loss, entropy = learn_actor(state, batch, hyper, key_actor)
+        state = learn_temperature(state, hyper, entropy)
+        temperature = jnp.exp(state.log_temperature)
+        return state, Losses(critic_loss, actor_loss, temperature, entropy)
+
+    return Agent(init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins)

@@ -1,0 +1,136 @@
+"""Twin delayed deep deterministic policy gradient. Fujimoto, van Hoof & Meger, ICML 2018.
+
+Constants of the authors' repository since 2019: 256-256 networks, Adam 3e-4, batch 256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import nets, tree
+from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims
+from popjax.optimize import adam, descend
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shapes of the networks and the delay of the actor."""
+
+    hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
+    policy_delay: int = 2  # gradient steps of the critics per step of actor and targets
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of one TD3 learner."""
+
+    discount: Number = 0.99  # gamma, per environment step
+    polyak: Number = 0.005  # share of the online network that a target takes in per actor step
+    actor_lr: Number = 3e-4  # Adam's rate for the actor
+    critic_lr: Number = 3e-4  # Adam's rate for the twin critics
+    max_grad_norm: Number = float("inf")  # global norm to which each gradient is clipped
+    target_noise: Number = 0.2  # standard deviation of the noise on target actions
+    target_noise_clip: Number = 0.5  # largest size of that noise
+    exploration: Number = 0.1  # standard deviation of Gaussian action noise while collecting
+
+
+@struct.dataclass
+class State:
+    """Online and target networks, Adam's moments; updates: int32 [] gradient steps done."""
+
+    actor: Params
+    critics: Params
+    target_actor: Params
+    target_critics: Params
+    actor_optimizer: PyTree
+    critic_optimizer: PyTree
+    updates: Array
+
+
+@struct.dataclass
+class Losses:
+    """critic_loss: mean squared TD error over both critics; actor_loss: minus the mean value of the actor's
+    actions, 0 in a step without an actor update; [] each."""
+
+    critic_loss: Array
+    actor_loss: Array
+
+
+def build(spec: Spec, config: Config = Config()) -> Agent:
+    """A TD3 learner."""
+    obs_dim, action_dim = continuous_dims(spec, "td3")
+    if config.policy_delay < 1:
+        raise ValueError(f"policy_delay must be at least 1 gradient step, got {config.policy_delay}")
+    actor = nets.tanh_actor(obs_dim, action_dim, config.hidden)
+    critic = nets.critic(obs_dim, action_dim, config.hidden)
+    twins = nets.ensemble(critic, 2)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        key_actor, key_critic = jax.random.split(key)
+        actor_params, critic_params = actor.init(key_actor), twins.init(key_critic)
+        return State(
+            actor=actor_params,
+            critics=critic_params,
+            target_actor=actor_params,
+            target_critics=critic_params,
+            actor_optimizer=adam(hyper.actor_lr, hyper.max_grad_norm).init(actor_params),
+            critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init(critic_params),
+            updates=jnp.int32(0),
+        )
+
+    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
+        action = actor.apply(params, obs)
+        return jnp.clip(action + scale * jax.random.normal(key, action.shape), -1.0, 1.0)
+
+    def target_value(state: State, batch: Transition, hyper: Hyper, key: Key) -> Array:
+        """Clipped double Q with target policy smoothing, [B]."""
+        noise = hyper.target_noise * jax.random.normal(key, batch.action.shape)
+        noise = jnp.clip(noise, -hyper.target_noise_clip, hyper.target_noise_clip)
+        next_action = jnp.clip(actor.apply(state.target_actor, batch.next_obs) + noise, -1.0, 1.0)
+        next_values = twins.apply(state.target_critics, batch.next_obs, next_action)  # [2, B]
+        return batch.reward + batch.discount * next_values.min(0)
+
+    def learn_actor(state: State, batch: Transition, hyper: Hyper) -> tuple[State, Array]:
+        first = tree.take(state.critics, 0)
+
+        def loss(params: Params) -> tuple[Array, None]:
+            return -jnp.mean(critic.apply(first, batch.obs, actor.apply(params, batch.obs))), None
+
+        params, optimizer, value, _ = descend(
+            adam(hyper.actor_lr, hyper.max_grad_norm), loss, state.actor, state.actor_optimizer
+        )
+        return replace(
+            state,
+            actor=params,
+            actor_optimizer=optimizer,
+            target_actor=tree.polyak(state.target_actor, params, hyper.polyak),
+            target_critics=tree.polyak(state.target_critics, state.critics, hyper.polyak),
+        ), value
+
+    def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
+        target = target_value(state, batch, hyper, key)
+
+        def loss(params: Params) -> tuple[Array, None]:
+            errors = twins.apply(params, batch.obs, batch.action) - target  # [2, B]
+            return jnp.mean(errors**2), None
+
+        critics, critic_optimizer, critic_value, _ = descend(
+            adam(hyper.critic_lr, hyper.max_grad_norm), loss, state.critics, state.critic_optimizer
+        )
+        updates = state.updates + 1
+        state = replace(state, critics=critics, critic_optimizer=critic_optimizer, updates=updates)
+        due = updates % config.policy_delay == 0
+        # One branch for all lanes: the individuals of a population are due together.
+        state, actor_value = jax.lax.cond(
+            tree.any_lane(due),
+            lambda: tree.where(due, learn_actor(state, batch, hyper), (state, jnp.float32(0))),
+            lambda: (state, jnp.float32(0)),
+        )
+        return state, Losses(critic_loss=critic_value, actor_loss=actor_value)
+
+    return Agent(init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins)

@@ -1,0 +1,222 @@
+"""The vocabulary: the records and structs that every other module speaks in.
+
+A thing you call is a ``NamedTuple`` of pure functions; a thing you carry is a frozen
+``flax.struct.dataclass``. Agents and environments are written for one individual and lifted to a
+population with ``vmap``; a method chains phases ``State -> State`` over the lifted pieces.
+
+Axis letters used in docstrings, outermost first: ``S`` sweep (seeds), ``P`` individuals, ``N``
+environment lanes, ``T`` time, ``B`` batch, ``D`` observation, ``A`` action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+PyTree: TypeAlias = Any
+Key: TypeAlias = Array
+"""A typed key of ``jax.random.key``."""
+Params: TypeAlias = PyTree
+Number: TypeAlias = float
+"""A hyperparameter: a Python float where you write it, a float32 array ``[]`` inside a State."""
+S = TypeVar("S")
+
+
+@struct.dataclass
+class Transition:
+    """Experience. Leading axes are free; the trailing ones are given.
+
+    obs:      [..., *obs]  observation acted on.
+    action:   [..., A]     float in [-1, 1], or int32 [...] where actions are discrete.
+    reward:   [...]        task reward.
+    discount: [...]        what multiplies the bootstrap value: 0 where the task terminated, else gamma.
+                           A time limit is not termination.
+    next_obs: [..., *obs]  true successor, never the observation after an automatic reset.
+    """
+
+    obs: Array
+    action: Array
+    reward: Array
+    discount: Array
+    next_obs: Array
+
+
+@struct.dataclass
+class Timestep:
+    """What an environment answers to one action; Gymnasium's words with Gymnasium's meaning.
+
+    obs:        [*obs]  observation to act on next: the first of a new episode after an automatic reset.
+    next_obs:   [*obs]  true successor of the action.
+    reward:     []      float32.
+    terminated: []      bool: the task ended; nothing follows.
+    truncated:  []      bool: the time limit was reached; the value of ``next_obs`` still counts.
+    """
+
+    obs: Array
+    next_obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+
+    @property
+    def done(self) -> Array:
+        """[] bool: the episode is over, for either reason."""
+        return self.terminated | self.truncated
+
+
+class Spec(NamedTuple):
+    """What a learner must know of an environment before it starts.
+
+    ``action_dim`` is the number of action components in [-1, 1], or of discrete actions.
+    ``episode_length`` is the time limit in environment steps. ``dt`` is the duration of an environment
+    step in seconds, ``None`` where the task has no clock.
+    """
+
+    name: str
+    obs_shape: tuple[int, ...]
+    action_dim: int
+    episode_length: int
+    discrete: bool = False
+    obs_dtype: Any = jnp.float32
+    dt: float | None = None
+
+
+def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
+    """(observation size, action size) for a learner ``who`` of vector observations and continuous actions.
+
+    Raises:
+        ValueError: the task has discrete actions, or observations that are not vectors.
+    """
+    if spec.discrete:
+        raise ValueError(f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
+    if len(spec.obs_shape) != 1:
+        raise ValueError(f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}")
+    return spec.obs_shape[0], spec.action_dim
+
+
+class Env(NamedTuple):
+    """One environment, no batch axis. ``step`` does not reset; see ``rollout.autoreset``.
+
+    reset: key -> (state, obs)
+    step:  (state, action) -> (state, Timestep)
+    """
+
+    reset: Callable[[Key], tuple[PyTree, Array]]
+    step: Callable[[PyTree, Array], tuple[PyTree, Timestep]]
+    spec: Spec
+
+
+class Network(NamedTuple):
+    """A function with learnable parameters, for one input: ``apply(params, *inputs)``; batches by ``vmap``
+    or by leading axes, which every layer of ``nets`` lets through."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]
+
+
+class Agent(NamedTuple):
+    """One learning individual.
+
+    init:   (key, hyper) -> state
+    act:    (key, params, obs, scale) -> action in [-1, 1]; ``scale`` multiplies the exploration, 0 = greedy
+    learn:  (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...]
+    params: state -> what ``act`` reads
+    """
+
+    init: Callable[[Key, PyTree], PyTree]
+    act: Callable[[Key, Params, Array, Array | float], Array]
+    learn: Callable[[PyTree, Transition, PyTree, Key], tuple[PyTree, PyTree]]
+    params: Callable[[PyTree], Params]
+    actor: Network
+    critic: Network
+
+
+class Replay(NamedTuple):
+    """A store of rows (any pytree) with a fixed capacity, the oldest overwritten.
+
+    init:   example row -> state
+    add:    (state, rows [B, ...], valid [B]) -> state; rows that are not valid leave no trace
+    sample: (state, key, batch size) -> rows [B, ...], uniform over what is stored
+    """
+
+    init: Callable[[PyTree], PyTree]
+    add: Callable[[PyTree, PyTree, Array], PyTree]
+    sample: Callable[[PyTree, Key, int], PyTree]
+
+
+class Method(NamedTuple):
+    """A training method: everything the host needs, and all that it may know.
+
+    init:        (key, hyper) -> State
+    step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
+    policy:      State -> parameters of the policy you would deploy now
+    act:         (policy parameters, obs, key) -> action; pure, greedy: all that evaluation and export use
+    hyper:       the default hyperparameters, a struct of numbers
+    steps_bound: the most environment steps that one ``step`` can count
+    """
+
+    init: Callable[[Key, PyTree], Any]
+    step: Callable[[Any], Any]
+    policy: Callable[[Any], Params]
+    act: Callable[[Params, Array, Key], Array]
+    hyper: Any
+    steps_bound: int
+
+
+def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
+    """Composes ``State -> State`` phases, left to right."""
+
+    def step(state: S) -> S:
+        for phase in phases:
+            # The name of the phase labels its operations in profiles and compiled text.
+            with jax.named_scope(getattr(phase, "__name__", "phase")):
+                state = phase(state)
+        return state
+
+    return step
+
+
+def stacked(**kwargs: Any) -> Any:
+    """Field marker: every leaf of this field leads with the population axis ``P``."""
+    return struct.field(metadata={"stacked": True}, **kwargs)
+
+
+def stacked_fields(state: Any) -> dict[str, PyTree]:
+    """The fields of a State that were declared with ``stacked()``, by name."""
+    return {f.name: getattr(state, f.name) for f in fields(state) if f.metadata.get("stacked")}
+
+
+def as_arrays(hyper: S) -> S:
+    """Every number as a strong float32 array: weak types would recompile the first chunk."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
+
+
+def example_transition(spec: Spec) -> Transition:
+    """One transition of an environment in shape and dtype, all zeros: what a replay is made for."""
+    obs = jnp.zeros(spec.obs_shape, spec.obs_dtype)
+    action = jnp.zeros((), jnp.int32) if spec.discrete else jnp.zeros(spec.action_dim)
+    return Transition(obs, action, jnp.float32(0), jnp.float32(0), obs)
+
+
+def transition(
+    obs: Array, action: Array, timestep: Timestep, discount: Array | float, timeout_is_terminal: bool = False
+) -> Transition:
+    """A Timestep seen by a learner.
+
+    ``discount`` [] is gamma. ``timeout_is_terminal`` treats the time limit as the end of the task, as many
+    published implementations do; the value of the last state is then taken to be 0.
+    """
+    ended = timestep.done if timeout_is_terminal else timestep.terminated
+    return Transition(
+        obs=obs,
+        action=action,
+        reward=timestep.reward,
+        discount=jnp.where(ended, 0.0, discount),
+        next_obs=timestep.next_obs,
+    )

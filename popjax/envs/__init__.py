@@ -1,0 +1,63 @@
+"""Environments by name: ``make("suite/task")``.
+
+The libraries behind a suite are imported when a task of it is made, not before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from types import ModuleType
+from typing import Any
+
+from popjax.core import Env
+
+_SUITES = ("gymnax", "brax", "probe")
+
+
+def suites() -> tuple[str, ...]:
+    """The names of all suites."""
+    return _SUITES
+
+
+def tasks(suite: str) -> tuple[str, ...]:
+    """The names of all tasks of a suite, as its library spells them."""
+    return tuple(_suite(suite).tasks())
+
+
+def make(name: str, **options: Any) -> Env:
+    """The environment ``name``, "suite/task", for one lane.
+
+    ``options`` go to the suite's adapter: ``backend`` for ``brax``, any ``EnvParams`` field for ``gymnax``.
+
+    Raises:
+        ValueError: unknown suite, task or option; the message names the nearest one that exists.
+    """
+    suite, slash, task = name.partition("/")
+    if not slash:
+        raise ValueError(f"an environment is named suite/task, got {name!r}{hint(name, _all_tasks(name))}")
+    module = _suite(suite)
+    known = module.tasks()
+    if task not in known:
+        raise ValueError(f"suite {suite!r} has no task {task!r}{hint(task, known)}")
+    return module.make(task, **options)
+
+
+def hint(word: str, known: Any) -> str:
+    """'; did you mean ...?' with the nearest of ``known``, or a list of all if none is near."""
+    known = list(known)
+    lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {lower[near[0]]!r}?"
+    return f"; there is {', '.join(map(repr, known))}" if known else ""
+
+
+def _suite(suite: str) -> ModuleType:
+    if suite not in _SUITES:
+        raise ValueError(f"unknown suite {suite!r}{hint(suite, _SUITES)}")
+    return importlib.import_module(f"popjax.envs.{suite}")
+
+
+def _all_tasks(name: str) -> list[str]:
+    return [f"{suite}/{task}" for suite in _SUITES for task in tasks(suite) if task.lower() == name.lower()]

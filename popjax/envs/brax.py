@@ -1,0 +1,84 @@
+"""Brax: locomotion and control with differentiable or MuJoCo (MJX) physics. https://github.com/google/brax"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax.core import Env, Key, PyTree, Spec
+from popjax.envs.episodic import episodic
+
+with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent
+    import brax.envs
+
+EPISODE_LENGTH = 1000
+BACKENDS = ("mjx", "generalized", "positional", "spring")
+
+
+def tasks() -> Sequence[str]:
+    """The tasks that the installed Brax registers; not ``fast``, a stub for Brax's own tests."""
+    return tuple(task for task in brax.envs._envs if task != "fast")
+
+
+def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LENGTH, **options: Any) -> Env:
+    """A Brax task.
+
+    backend:        physics: mjx, generalized, positional or spring; by default mjx where the task has it,
+                    else generalized.
+    episode_length: time limit, environment steps.
+    options:        further keywords of the task's constructor.
+
+    Actions are in [-1, 1] as Brax has them. Physics runs in full float32 precision on every device.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"brax/{task} has no backend {backend!r}; there is {', '.join(BACKENDS)}")
+    env = _construct(task, backend, options)
+    spec = Spec(
+        name=f"brax/{task}",
+        obs_shape=(int(env.observation_size),),
+        action_dim=int(env.action_size),
+        episode_length=int(episode_length),
+        dt=float(env.dt),
+    )
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        with jax.default_matmul_precision("highest"):
+            state = env.reset(key)
+        return jax.tree.map(_strong, state), state.obs
+
+    def step(state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
+        with jax.default_matmul_precision("highest"):
+            # Brax writes metrics into the state it is given; a copy keeps the caller's as it was.
+            state = env.step(jax.tree.map(lambda x: x, state), action)
+        return state, state.obs, state.reward, state.done > 0
+
+    return episodic(spec, reset, step)
+
+
+def _construct(task: str, backend: str | None, options: dict[str, Any]) -> Any:
+    try:
+        return _environment(task, backend or "mjx", options)
+    except ValueError as refusal:  # the task says itself that it has no such backend
+        if backend is None and "backend" in str(refusal):
+            return _construct(task, "generalized", options)
+        raise ValueError(f"brax/{task}: {refusal}") from None
+    except TypeError as refusal:
+        raise ValueError(f"brax/{task}: {refusal}") from None
+
+
+def _environment(task: str, backend: str, options: dict[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        # Every construction says that Brax is no longer developed: the tasks are what they are.
+        warnings.filterwarnings("ignore", "Brax System", UserWarning)
+        return brax.envs.get_environment(task, backend=backend, **options)
+
+
+def _strong(x: Any) -> Any:
+    return jax.lax.convert_element_type(x, jnp.result_type(x)) if hasattr(x, "dtype") else jnp.asarray(x)

@@ -1,0 +1,63 @@
+"""From a library's bare dynamics to an ``Env``: time limit, action bounds, float32 throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from popjax.core import Env, Key, PyTree, Spec, Timestep
+
+
+@struct.dataclass
+class EpisodeState:
+    """inner: the library's own state; steps: int32 [] environment steps since the reset."""
+
+    inner: PyTree
+    steps: Array
+
+
+def episodic(
+    spec: Spec,
+    reset: Callable[[Key], tuple[PyTree, Array]],
+    step: Callable[[PyTree, Array], tuple[PyTree, Array, Array, Array]],
+) -> Env:
+    """An ``Env`` from ``reset(key) -> (state, obs)`` and ``step(state, action) -> (state, obs, reward,
+    terminated)``; truncation is the time limit of ``spec``.
+
+    ``step`` must return the state in the structure, shapes and dtypes that ``reset`` gave it.
+    """
+
+    def start(key: Key) -> tuple[EpisodeState, Array]:
+        inner, obs = reset(key)
+        return EpisodeState(inner, jnp.int32(0)), obs.astype(spec.obs_dtype)
+
+    def advance(state: EpisodeState, action: Array) -> tuple[EpisodeState, Timestep]:
+        inner, obs, reward, terminated = step(state.inner, action)
+        inner = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), inner, state.inner)
+        obs = obs.astype(spec.obs_dtype)
+        steps = state.steps + 1
+        timestep = Timestep(
+            obs=obs,
+            next_obs=obs,
+            reward=jnp.asarray(reward, jnp.float32).reshape(()),
+            terminated=jnp.asarray(terminated, jnp.bool_).reshape(()),
+            truncated=steps >= spec.episode_length,
+        )
+        return EpisodeState(inner, steps), timestep
+
+    return Env(reset=start, step=advance, spec=spec)
+
+
+def rescale(low: Any, high: Any) -> Callable[[Array], Array]:
+    """The affine map from [-1, 1] to the box [low, high]."""
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"actions need finite bounds to be rescaled from [-1, 1], got {low} to {high}")
+    centre, half = (high + low) / 2, (high - low) / 2
+    return lambda action: centre + half * action

@@ -1,0 +1,1 @@
+"""Selection and variation of populations: operators for one individual, indices for all."""

@@ -1,0 +1,114 @@
+"""Crossover of two individuals' parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, Network, Params
+from popjax.distil import better_action, imitation_loss
+from popjax.optimize import adam, descend
+from popjax.replay.ring import Ring, draw
+
+
+def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
+    """ERL's crossover: rows (the weights into one unit; single entries of vectors) become common to both.
+
+    For each tensor, n ~ U{0 .. 2 rows - 1} times (vectors: U{0 .. length - 1}) a random row is chosen and a
+    coin decides which parent's is copied to the other. After its first copy a row is the same in both and
+    further copies change nothing, so it suffices to know which rows were hit and to toss one coin for each.
+    """
+
+    def cross(key: Key, x: Array, y: Array) -> tuple[Array, Array]:
+        rows = x.shape[-1]  # kernels are [in, out]: a unit's weights are a column
+        bound = 2 * rows if x.ndim == 2 else rows
+        key_count, key_row, key_coin = jax.random.split(key, 3)
+        count = jax.random.randint(key_count, (), 0, bound)
+        row = jax.random.randint(key_row, (bound,), 0, rows)
+        hit = (
+            jnp.zeros(rows, jnp.bool_)
+            .at[jnp.where(jnp.arange(bound) < count, row, rows)]
+            .set(True, mode="drop")
+        )
+        common = jnp.where(jax.random.bernoulli(key_coin, shape=(rows,)), x, y)
+        return jnp.where(hit, common, x), jnp.where(hit, common, y)
+
+    both = jax.tree.map(cross, tree.keys_like(key, x), x, y)
+    return tuple(jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), both))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a child is trained."""
+
+    batch: int = 128  # states per gradient step
+    epochs: int = 12  # passes over the child's memory, each of (memory size // batch) gradient steps
+    child_init: Literal["y", "random"] = "y"  # start from the less fit parent, or from a random one (paper)
+    tie: Literal["y", "drop"] = "y"  # equally valued actions: imitate the less fit parent, or nobody (paper)
+    regularizer: Literal["mean_all", "paper"] = "mean_all"  # mean over states and components, or states only
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.epochs) < 1:
+            raise ValueError(f"distillation batch {self.batch} and epochs {self.epochs} must be at least 1")
+
+
+def distil(
+    actor: Network,
+    critic: Network,
+    critic_params: Params,
+    x: Params,
+    y: Params,
+    memory: Ring,
+    key: Key,
+    config: Distillation,
+    learning_rate: Array | float,
+    active: Array,
+) -> Params:
+    """A child that acts, in each state of ``memory``, as the parent whose action the critic values more.
+
+    x, y:          parameters of the fitter and of the other parent.
+    memory:        the child's, of rows with a field ``obs`` [D]; its size decides the number of steps.
+    learning_rate: Adam's.
+    active:        bool [], False skips the training (and its time, if no lane of a ``vmap`` is active).
+
+    Bodnar et al., algorithm 1 and the loss below it. Parents and critic are fixed, so what to imitate is
+    worked out once for the whole memory and not again in every batch that a state appears in.
+    """
+    key_init, key_train = jax.random.split(key)
+
+    def lesson(obs: Array) -> tuple[Array, Array]:
+        """What to do in a state [D], and whether anybody is imitated there."""
+        action_x, action_y = actor.apply(x, obs), actor.apply(y, obs)
+        value_x, value_y = (critic.apply(critic_params, obs, action) for action in (action_x, action_y))
+        return better_action(value_x, value_y, action_x, action_y, config.tie)
+
+    obs = memory.rows.obs  # [capacity, D]
+    # In blocks: all states at once would need more memory than everything else that training carries.
+    lessons = jax.lax.map(lesson, obs, batch_size=config.batch)
+    curriculum = replace(memory, rows=(obs, *lessons))
+
+    child = y
+    if config.child_init == "random":
+        child = tree.where(jax.random.bernoulli(key_init), x, y)
+    optimizer = adam(learning_rate, jnp.inf)
+    steps = jnp.where(active, distillation_steps(memory.size, config.batch, config.epochs), 0)
+
+    def step(i: Array, carry: tuple[Params, Params]) -> tuple[Params, Params]:
+        (obs, target, imitate), valid = draw(curriculum, jax.random.fold_in(key_train, i), config.batch)
+
+        def loss(params: Params) -> tuple[Array, None]:
+            return imitation_loss(actor.apply(params, obs), target, imitate, valid, config.regularizer), None
+
+        return descend(optimizer, loss, *carry)[:2]
+
+    return jax.lax.fori_loop(0, steps, step, (child, optimizer.init(child)))[0]
+
+
+def distillation_steps(size: Array, batch: int, epochs: int) -> Array:
+    """Gradient steps for a memory of ``size`` rows: ``epochs * (size // min(batch, size))``."""
+    return epochs * (size // jnp.maximum(jnp.minimum(batch, size), 1))

@@ -1,0 +1,59 @@
+"""Who mates with whom: a symmetric score [P, P] of all pairs, and the rules by which pairs are formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax.core import Key, Network, Params
+from popjax.replay.ring import Ring, draw
+
+
+@dataclass(frozen=True)
+class Mating:
+    """How pairs are scored and formed. Bodnar et al., parent selection mechanism."""
+
+    score: Literal["greedy", "distance"] = "greedy"  # summed fitness, or difference in behaviour
+    actions: Literal["current", "stored"] = "current"  # distance: what the owner of a state does now, or did
+    batch: int = 256  # distance: states per individual
+    newest: int = 1_000  # distance: newest states of a memory that they are drawn from
+    fresh_elite_fitness: bool = False  # whether an elite's copy mates with the elite's fitness, or with the
+    # fitness of the individual that it replaced, as in the authors' code
+    allow_self_pair: bool = True  # whether a winner that the list of candidates repeats may mate with itself
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.newest) < 1:
+            raise ValueError(f"mating batch {self.batch} and newest {self.newest} must be at least 1")
+
+
+def scores(config: Mating, actor: Network, actors: Params, memories: Ring, fitness: Array, key: Key) -> Array:
+    """The mating score of every pair, float [P, P].
+
+    actors, memories: [P]; a memory's rows have fields ``obs`` [D] and ``action`` [A]. fitness: float [P].
+    """
+    if config.score == "greedy":
+        return fitness[:, None] + fitness[None, :]
+    return behaviour_distance(config, actor, actors, memories, key)
+
+
+def behaviour_distance(config: Mating, actor: Network, actors: Params, memories: Ring, key: Key) -> Array:
+    """``E_{s~x} |mu_x(s) - mu_y(s)|^2 + E_{s~y} |mu_x(s) - mu_y(s)|^2`` for every pair, [P, P].
+
+    A term averages over min(batch, both memories' sizes) states of the owner's newest.
+    """
+    batch = config.batch
+    keys = jax.random.split(key, memories.size.shape[0])
+    rows, _ = jax.vmap(lambda memory, key: draw(memory, key, batch, newest=config.newest))(memories, keys)
+    each_actor_on_each_memory = jax.vmap(jax.vmap(actor.apply, (0, None)), (None, 0))
+    actions = each_actor_on_each_memory(actors, rows.obs)  # [owner of the states, actor, B, A]
+    own = rows.action if config.actions == "stored" else jax.vmap(actor.apply)(actors, rows.obs)
+    squared = jnp.sum((actions - own[:, None]) ** 2, -1)  # [owner, actor, B]
+    held = jnp.minimum(memories.size, config.newest)
+    count = jnp.minimum(batch, jnp.minimum(held[:, None], held[None, :]))  # [owner, actor]
+    counted = jnp.arange(batch) < count[..., None]
+    term = jnp.where(counted, squared, 0.0).sum(-1) / jnp.maximum(count, 1)
+    return term + term.T

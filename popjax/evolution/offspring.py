@@ -1,0 +1,87 @@
+"""Filling the slots that selection left vacant: distilled children, or ERL's exchange of rows.
+
+Populations are stacked parameters ``actors`` [P] and genetic memories ``memories`` [P]. Children read only
+elite copies and winners and write only vacant slots, so all are made at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, Network, Params
+from popjax.evolution.crossover import n_point
+from popjax.evolution.mating import Mating, scores
+from popjax.evolution.select import Selection, parents
+from popjax.replay.ring import Ring, merge
+
+Child = Callable[[Params, Params, Ring, Key, Array], Params]
+"""(fitter parent, other parent, inherited memory, key, active) -> child."""
+
+
+def breed(
+    child: Child,
+    actor: Network,
+    selection: Selection,
+    actors: Params,
+    memories: Ring,
+    fitness: Array,
+    config: Mating,
+    key: Key,
+) -> tuple[Params, Ring]:
+    """Vacant slots take a child of the pairs that mate best, and half of each parent's memory.
+
+    fitness: float [P] of each slot before elites were cloned.
+    """
+    key_score, key_merge, key_child = jax.random.split(key, 3)
+    if config.fresh_elite_fitness:
+        fitness = fitness[selection.source]
+    score = scores(config, actor, actors, memories, fitness, key_score)
+    x, y = parents(selection, fitness, score, allow_self_pair=config.allow_self_pair)
+    actors_x, memories_x = tree.take((actors, memories), x)
+    actors_y, memories_y = tree.take((actors, memories), y)
+    children = x.shape[0]
+    inherited = jax.vmap(merge)(memories_x, memories_y, jax.random.split(key_merge, children))
+    active = selection.vacant >= 0
+    born = jax.vmap(child)(actors_x, actors_y, inherited, jax.random.split(key_child, children), active)
+    slot = jnp.where(active, selection.vacant, fitness.shape[0])
+    return tree.put((actors, memories), slot, (born, inherited))
+
+
+def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) -> tuple[Params, Ring]:
+    """ERL: vacant slots, two by two, take an elite's copy and a winner, then exchange rows.
+
+    An odd slot is paired with a random vacant one, which is thereby written again. Memories follow the
+    genome that a slot was cloned from.
+    """
+    key_pair, key_elite, key_winner, key_cross = jax.random.split(key, 4)
+    first, second = _pairs(selection.vacant, selection.source.shape[0], key_pair)
+    pairs = first.shape[0]
+    copies = selection.elite_copies
+    elite = copies[jax.random.randint(key_elite, (pairs,), 0, copies.shape[0])]
+    winners = jnp.maximum((selection.offspring >= 0).sum(), 1)
+    winner = selection.offspring[jax.random.randint(key_winner, (pairs,), 0, winners)]
+    genome_a, memory_a = tree.take((actors, memories), elite)
+    genome_b, memory_b = tree.take((actors, memories), winner)
+    crossed_a, crossed_b = jax.vmap(n_point)(jax.random.split(key_cross, pairs), genome_a, genome_b)
+    # A slot paired with itself holds the winner's clone and has nobody to exchange rows with.
+    crossed_b = tree.where(first == second, genome_b, crossed_b)
+    for pair in range(pairs):  # in order: the repeated slot keeps what it is given last
+        a, b = tree.take(((crossed_a, memory_a), (crossed_b, memory_b)), pair)
+        actors, memories = tree.put((actors, memories), first[pair], a)
+        actors, memories = tree.put((actors, memories), second[pair], b)
+    return actors, memories
+
+
+def _pairs(vacant: Array, population: int, key: Key) -> tuple[Array, Array]:
+    """Vacant slots in pairs, int32 [C / 2] each, rounded up; ``population``, no slot, where there is none."""
+    count = (vacant >= 0).sum()
+    again = vacant[jax.random.randint(key, (), 0, jnp.maximum(count, 1))]
+    slots = jnp.append(vacant, -1).at[count].set(jnp.where(count % 2 == 1, again, -1))
+    slots = jnp.where(slots < 0, population, slots)
+    even = slots[: slots.shape[0] // 2 * 2]
+    return even[0::2], even[1::2]

@@ -1,0 +1,208 @@
+"""Agents of one kind side by side: the baseline of every population method.
+
+Each agent acts in its own environment lanes and learns by itself, from its own replay or from one replay
+that all fill and all sample. With one agent this is the plain single-agent algorithm.
+
+An iteration: collect -> learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, rollout, tree
+from popjax.agents import sac
+from popjax.core import (
+    Env,
+    Key,
+    Method,
+    Params,
+    PyTree,
+    Timestep,
+    Transition,
+    as_arrays,
+    chain,
+    example_transition,
+    stacked,
+    transition,
+)
+from popjax.replay.ring import ring
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the population, its experience and its updates."""
+
+    agent: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agent, and its networks
+    population: int = 1  # agents
+    lanes: int = 1  # environments of each agent
+    steps: int = 1  # environment steps of each lane per iteration
+    updates: int = 1  # gradient steps of each agent per iteration
+    batch: int = 256  # transitions per gradient step
+    capacity: int = 1_000_000  # transitions that a replay holds
+    warmup: int = 1_000  # environment steps of each agent that are uniformly random and before any update
+    shared_replay: bool = False  # one replay for all agents instead of one each
+
+    def __post_init__(self) -> None:
+        for name in ("population", "lanes", "steps", "updates", "batch", "capacity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, got {self.warmup}")
+        if self.batch > self.capacity:
+            raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}")
+
+
+Hyper = Any
+"""The ``Hyper`` of the agent; a leaf is [] for all agents or [P] for one number each."""
+
+
+@struct.dataclass
+class Metrics:
+    """What an iteration shows.
+
+    fitness:  float32 [P] return of the last finished episode, mean over lanes.
+    episodes: int32 [P]   finished episodes.
+    losses:   [P] each    the agent's losses in the last gradient step of the iteration, 0 before the first.
+    """
+
+    fitness: Array
+    episodes: Array
+    losses: PyTree
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries. ``replay`` leads with P unless it is shared."""
+
+    key: Key
+    hyper: PyTree
+    env_steps: Array  # int32 [] summed over agents and lanes
+    generation: Array  # int32 [] iterations
+    metrics: Metrics
+    replay: PyTree
+    agents: PyTree = stacked()
+    lanes: rollout.Lane = stacked()  # [P, N]
+    returns: rollout.Returns = stacked()  # [P, N]
+
+
+def build(env: Env, config: Config = Config()) -> Method:
+    """``config.population`` agents of the kind ``config.agent`` in ``env``."""
+    agent = agents.build(env.spec, config.agent)
+    lanes_env = rollout.autoreset(env)
+    replay = ring(config.capacity)
+    population, lanes, warmup = config.population, config.lanes, config.warmup * config.population
+
+    def init(key: Key, hyper: PyTree) -> State:
+        hyper = as_arrays(hyper)
+        key, key_agents, key_lanes = jax.random.split(key, 3)
+        states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
+        start = partial(rollout.start, lanes_env, ())
+        store = replay.init(example_transition(env.spec))
+        if not config.shared_replay:
+            store = tree.repeat(store, population)
+        losses = jax.eval_shape(learn_all, states, store, hyper, key)[1]
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=jnp.int32(0),
+            generation=jnp.int32(0),
+            metrics=Metrics(
+                fitness=jnp.zeros(population),
+                episodes=jnp.zeros(population, jnp.int32),
+                losses=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses),
+            ),
+            agents=states,
+            lanes=jax.vmap(jax.vmap(start))(jax.random.split(key_lanes, (population, lanes))),
+            returns=tree.repeat(tree.repeat(rollout.no_returns(), lanes), population),
+            replay=store,
+        )
+
+    def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, random: Array, key: Key) -> Any:
+        """One lane of one agent plays ``steps`` steps: the lane, transitions [T], done [T]."""
+
+        def policy(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
+            key_uniform, key_act = jax.random.split(key)
+            uniform = jax.random.uniform(key_uniform, (env.spec.action_dim,), minval=-1.0, maxval=1.0)
+            return carry, jnp.where(random, uniform, agent.act(key_act, params, obs, hyper.exploration))
+
+        def record(obs: Array, action: Array, timestep: Timestep) -> tuple[Transition, Array]:
+            return transition(obs, action, timestep, hyper.discount), timestep.done
+
+        lane, (rows, done) = rollout.collect(lanes_env, policy, lane, key, config.steps, record=record)
+        return lane, rows, done
+
+    def collect(s: State) -> State:
+        """Every agent plays in its lanes, uniformly at random during the warm-up."""
+        key, key_play = jax.random.split(s.key)
+        keys = jax.random.split(key_play, (population, lanes))
+        over_lanes = jax.vmap(collect_one, (0, None, None, None, 0))
+        over_agents = jax.vmap(over_lanes, (0, 0, tree.axes(s.hyper), None, 0))
+        played, rows, done = over_agents(
+            s.lanes, agent.params(s.agents), s.hyper, s.env_steps < warmup, keys
+        )  # rows [P, N, T]
+        returns = jax.vmap(jax.vmap(rollout.track))(s.returns, rows.reward, done)
+        if config.shared_replay:
+            rows = tree.flatten(rows, 3)
+            store = replay.add(s.replay, rows, jnp.ones(rows.reward.shape, jnp.bool_))
+        else:
+            rows = jax.vmap(tree.flatten)(rows)
+            store = jax.vmap(replay.add)(s.replay, rows, jnp.ones(rows.reward.shape, jnp.bool_))
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + population * lanes * config.steps,
+            generation=s.generation + 1,
+            metrics=replace(s.metrics, fitness=returns.latest.mean(1), episodes=returns.episodes.sum(1)),
+            lanes=played,
+            returns=returns,
+            replay=store,
+        )
+
+    def learn_one(state: PyTree, store: PyTree, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        """``updates`` gradient steps of one agent; the losses of the last."""
+
+        def update(state: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+            key_sample, key_learn = jax.random.split(key)
+            return agent.learn(state, replay.sample(store, key_sample, config.batch), hyper, key_learn)
+
+        state, losses = jax.lax.scan(update, state, jax.random.split(key, config.updates))
+        return state, tree.take(losses, -1)
+
+    def learn_all(states: PyTree, store: PyTree, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        in_axes = (0, None if config.shared_replay else 0, tree.axes(hyper), 0)
+        return jax.vmap(learn_one, in_axes)(states, store, hyper, jax.random.split(key, population))
+
+    def learn(s: State) -> State:
+        """Every agent takes its gradient steps, once the warm-up is over."""
+        key, key_learn = jax.random.split(s.key)
+        # The warm-up ends for all agents and seeds in the same iteration, so this stays one branch.
+        states, losses = jax.lax.cond(
+            tree.any_lane(s.env_steps >= warmup),
+            lambda: learn_all(s.agents, s.replay, s.hyper, key_learn),
+            lambda: (s.agents, s.metrics.losses),
+        )
+        return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
+
+    def policy(s: State) -> Params:
+        """The agent whose last episode returned most."""
+        return tree.take(agent.params(s.agents), jnp.argmax(s.metrics.fitness))
+
+    def act(params: Params, obs: Array, key: Key) -> Array:
+        return agent.act(key, params, obs, 0.0)
+
+    return Method(
+        init=init,
+        step=chain(collect, learn),
+        policy=policy,
+        act=act,
+        hyper=agents.default_hyper(config.agent),
+        steps_bound=population * lanes * config.steps,
+    )

@@ -1,0 +1,178 @@
+"""Networks as ``Network(init, apply)`` records over plain dictionaries of parameters.
+
+The only module that knows flax.linen. Every ``apply`` takes one input and lets leading axes through.
+Parameters are float32; a weight matrix is a leaf of rank 2, ``kernel [in, out]``, everything else rank 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from popjax.core import Key, Network, Params
+
+Activation = Callable[[Array], Array]
+ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu, "swish": nn.swish}
+LOG_STD_RANGE = (-20.0, 2.0)
+
+
+class Dense(nn.Module):
+    """A linear layer.
+
+    initializer: "uniform_fan_in", U(-1/sqrt(fan in), 1/sqrt(fan in)) for weights and bias, PyTorch's default;
+                 "orthogonal", gain sqrt(2), zero bias.
+    scale:       multiplies the initial weights and bias.
+    """
+
+    features: int
+    initializer: str = "uniform_fan_in"
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.initializer == "orthogonal":
+            kernel_init = nn.initializers.orthogonal(2**0.5 * self.scale)
+            bias_init: Any = nn.initializers.zeros
+        else:
+            bound = self.scale * x.shape[-1] ** -0.5
+            kernel_init = bias_init = _uniform(bound)
+        return nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init, name="linear")(x)
+
+
+class LayerNorm(nn.Module):
+    """``scale * (x - mean) / (std + 1e-6) + bias`` with the unbiased standard deviation, as in ERL's and
+    PDERL's code; not the common layer norm, which divides by n and adds epsilon under the root."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return scale * (x - x.mean(-1, keepdims=True)) / (x.std(-1, ddof=1, keepdims=True) + 1e-6) + bias
+
+
+class MLP(nn.Module):
+    """Linear layers of widths ``hidden`` with activation (and layer norm before it), then ``out`` units."""
+
+    hidden: Sequence[int]
+    out: int
+    activation: str = "relu"
+    norm: bool = False
+    initializer: str = "uniform_fan_in"
+    final_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for width in self.hidden:
+            x = Dense(width, self.initializer)(x)
+            x = ACTIVATIONS[self.activation](LayerNorm()(x) if self.norm else x)
+        return Dense(self.out, self.initializer, self.final_scale)(x)
+
+
+class _TanhActor(nn.Module):
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Array:
+        return jnp.tanh(self.mlp(obs))
+
+
+class _GaussianActor(nn.Module):
+    hidden: Sequence[int]
+    action_dim: int
+    initializer: str
+
+    @nn.compact
+    def __call__(self, obs: Array) -> tuple[Array, Array]:
+        for width in self.hidden:
+            obs = nn.relu(Dense(width, self.initializer)(obs))
+        mean = Dense(self.action_dim, self.initializer)(obs)
+        log_std = Dense(self.action_dim, self.initializer)(obs)
+        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+
+
+class _Critic(nn.Module):
+    mlp: MLP
+
+    def __call__(self, obs: Array, action: Array) -> Array:
+        return self.mlp(jnp.concatenate([obs, action], -1))[..., 0]
+
+
+class _TwoBranchCritic(nn.Module):
+    branch: int
+    hidden: int
+    final_scale: float
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        x = jnp.concatenate([nn.elu(Dense(self.branch)(obs)), nn.elu(Dense(self.branch)(action))], -1)
+        x = nn.elu(LayerNorm()(Dense(self.hidden)(x)))
+        return Dense(1, scale=self.final_scale)(x)[..., 0]
+
+
+def tanh_actor(
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "relu",
+    norm: bool = False,
+    final_scale: float = 1.0,
+) -> Network:
+    """A deterministic policy: obs [..., D] -> action [..., A] in [-1, 1]."""
+    mlp = MLP(tuple(hidden), action_dim, activation, norm, final_scale=final_scale)
+    return _network(_TanhActor(mlp), obs_dim)
+
+
+def gaussian_actor(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], *, initializer: str = "orthogonal"
+) -> Network:
+    """obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before squashing."""
+    return _network(_GaussianActor(tuple(hidden), action_dim, initializer), obs_dim)
+
+
+def critic(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], *, initializer: str = "uniform_fan_in"
+) -> Network:
+    """(obs [..., D], action [..., A]) -> value [...]; observation and action are concatenated."""
+    return _network(_Critic(MLP(tuple(hidden), 1, initializer=initializer)), obs_dim, action_dim)
+
+
+def two_branch_critic(
+    obs_dim: int, action_dim: int, branch: int, hidden: int, *, final_scale: float = 1.0
+) -> Network:
+    """(obs [..., D], action [..., A]) -> value [...]; observation and action meet after a layer each.
+    ERL's critic."""
+    return _network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
+
+
+def ensemble(network: Network, members: int) -> Network:
+    """``members`` independent copies: parameters and outputs gain a leading axis, inputs are shared."""
+
+    def init(key: Key) -> Params:
+        return jax.vmap(network.init)(jax.random.split(key, members))
+
+    def apply(params: Params, *inputs: Array) -> Any:
+        return jax.vmap(lambda p: network.apply(p, *inputs))(params)
+
+    return Network(init, apply)
+
+
+def _network(module: nn.Module, *input_dims: int) -> Network:
+    def init(key: Key) -> Params:
+        return module.init(key, *(jnp.zeros(dim) for dim in input_dims))["params"]
+
+    def apply(params: Params, *inputs: Array) -> Any:
+        return module.apply({"params": params}, *inputs)
+
+    return Network(init, apply)
+
+
+def _uniform(bound: float) -> Callable[..., Array]:
+    def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

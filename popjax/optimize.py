@@ -1,0 +1,32 @@
+"""One step of Adam on one network, with hyperparameters as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from popjax.core import Params, PyTree
+
+
+def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
+    """Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity leaves as is.
+
+    Rebuilt wherever it is used: its state has the same structure whatever the numbers are.
+    """
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Params], tuple[Array, Any]],
+    params: Params,
+    state: PyTree,
+) -> tuple[Params, PyTree, Array, Any]:
+    """One step down the gradient of ``loss(params) -> (value, aux)``: params, optimizer state, value, aux."""
+    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, value, aux

@@ -1,0 +1,120 @@
+"""A ring of rows: uniform replay, and the genetic memories of PDERL.
+
+Rows are any pytree. Rows are written in the order in which a sequential program would have written them,
+also when some of a batch are masked out, and the oldest are overwritten. The state is a value: to clone a
+memory, use the same value twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, PyTree, Replay
+from popjax.shuffle import permuted
+
+
+@struct.dataclass
+class Ring:
+    """State of a ring.
+
+    rows:     [capacity, ...] per leaf.
+    position: int32 []  the slot that is written next.
+    size:     int32 []  how many slots hold a row.
+    """
+
+    rows: PyTree
+    position: Array
+    size: Array
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots."""
+        return jax.tree.leaves(self.rows)[0].shape[0]
+
+
+def ring(capacity: int, *, replace: bool = True) -> Replay:
+    """A ring of ``capacity`` rows.
+
+    ``sample`` draws with replacement or, with ``replace=False``, without replacement inside a batch, which
+    must then be no larger than what is stored.
+    """
+    if capacity < 1:
+        raise ValueError(f"a ring needs a capacity of at least 1 row, got {capacity}")
+
+    def init(row: PyTree) -> Ring:
+        def empty(x: Any) -> Array:
+            return jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x))
+
+        return Ring(rows=jax.tree.map(empty, row), position=jnp.int32(0), size=jnp.int32(0))
+
+    def sample(state: Ring, key: Key, batch: int) -> PyTree:
+        if replace:
+            return tree.take(state.rows, jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)))
+        return draw(state, key, batch)[0]
+
+    return Replay(init=init, add=add, sample=sample)
+
+
+def add(state: Ring, rows: PyTree, valid: Array) -> Ring:
+    """Writes the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    capacity = state.capacity
+    valid = jnp.asarray(valid, jnp.bool_)
+    rank = jnp.cumsum(valid) - 1  # [B] how many valid rows come before
+    count = valid.sum(dtype=jnp.int32)
+    kept = valid & (rank >= count - capacity)
+    slot = jnp.where(kept, (state.position + rank) % capacity, capacity)  # capacity: dropped by the scatter
+    return Ring(
+        rows=jax.tree.map(lambda x, row: x.at[slot].set(row.astype(x.dtype), mode="drop"), state.rows, rows),
+        position=(state.position + count) % capacity,
+        size=jnp.minimum(state.size + count, capacity),
+    )
+
+
+def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tuple[PyTree, Array]:
+    """A uniform draw without replacement of ``batch`` rows, from the ``newest`` so many rows if given.
+
+    Returns rows [B, ...] and valid bool [B]; where fewer than ``batch`` rows are stored, all of them come
+    first, in random order, and the rest is marked invalid.
+    """
+    capacity = state.capacity
+    population = state.size if newest is None else jnp.minimum(state.size, newest)
+    place = jnp.arange(batch, dtype=jnp.int32)
+    age = permuted(key, place, population)  # 0 = the newest row
+    return tree.take(state.rows, (state.position - 1 - age) % capacity), place < population
+
+
+def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
+    """The latest ``min(count, size)`` rows, oldest of them first.
+
+    Returns rows [min(count, capacity), ...] and valid bool of the same length; valid rows come first.
+    """
+    count = min(count, state.capacity)
+    held = jnp.minimum(state.size, count)
+    place = jnp.arange(count)
+    slot = (state.position - held + place) % state.capacity
+    return tree.take(state.rows, slot), place < held
+
+
+def merge(x: Ring, y: Ring, key: Key) -> Ring:
+    """A new ring of the latest half of ``x`` and the latest half of ``y``, shuffled.
+
+    If a parent holds less than half a capacity, all that it holds is taken. New rows overwrite the inherited
+    ones in no meaningful order. PDERL, algorithm 1, lines 1 to 3.
+    """
+    capacity = x.capacity
+    if y.capacity != capacity:
+        raise ValueError(f"only rings of one capacity merge, got {capacity} and {y.capacity}")
+    half = capacity // 2
+    from_x, from_y = jnp.minimum(x.size, half), jnp.minimum(y.size, half)
+    size = from_x + from_y
+    source = permuted(key, jnp.arange(capacity, dtype=jnp.int32), size)  # [capacity]
+    slot_x = (x.position - from_x + source) % capacity
+    slot_y = (y.position - from_y + source - from_x) % capacity
+    rows = tree.where(source < from_x, tree.take(x.rows, slot_x), tree.take(y.rows, slot_y))
+    return Ring(rows=rows, position=size % capacity, size=size)

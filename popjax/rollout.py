@@ -1,0 +1,201 @@
+"""Playing environments: whole episodes, and fixed-length collection with automatic resets.
+
+Both are written for one lane and lifted by ``vmap``. What a lane computes does not depend on its
+neighbours, but the work is shared: a loop stops as soon as every lane of every ``vmap`` is done, and a
+reset is computed only in a step in which some lane needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Env, Key, PyTree, Timestep
+
+Policy: TypeAlias = Callable[[PyTree, Array, Key], tuple[PyTree, Array]]
+"""(carry, obs, key) -> (carry, action). The carry is noise or memory; ``()`` if there is none."""
+Record: TypeAlias = Callable[[Array, Array, Timestep], PyTree]
+"""(obs, action, timestep) -> what is kept of a step."""
+
+
+@struct.dataclass
+class Episode:
+    """One episode of a lane.
+
+    steps:  [T, ...]   what ``record`` kept; T is the time limit.
+    valid:  bool [T]   which of them happened; they come first.
+    total:  float32 [] undiscounted return.
+    length: int32 []   environment steps played.
+    carry:  the policy's carry after the last step of the episode.
+    """
+
+    steps: PyTree
+    valid: Array
+    total: Array
+    length: Array
+    carry: PyTree
+
+
+class _Playing(NamedTuple):
+    env: PyTree
+    obs: Array
+    carry: PyTree
+    total: Array
+    length: Array
+    done: Array
+
+
+def _blank(obs: Array) -> Timestep:
+    """A Timestep in shape and dtype: the cheap way to learn what ``record`` returns."""
+    return Timestep(obs, obs, jnp.float32(0), jnp.bool_(False), jnp.bool_(False))
+
+
+def _keep_all(obs: Array, action: Array, timestep: Timestep) -> PyTree:
+    return obs, action, timestep
+
+
+def episode(
+    env: Env, policy: Policy, carry: PyTree, key: Key, *, record: Record = _keep_all, block: int = 25
+) -> Episode:
+    """Plays one episode from a fresh reset to termination or time limit.
+
+    Steps are scanned in blocks of ``block``; after each block the loop ends if every lane has ended, so a
+    population of 40-step episodes does not pay for 1000 steps. ``carry`` advances on played steps only.
+    """
+    limit = env.spec.episode_length
+    block = min(block, limit)
+    blocks = -(-limit // block)
+    key_reset, key_act = jax.random.split(key)
+
+    def one(playing: _Playing, t: Array) -> tuple[_Playing, tuple[PyTree, Array]]:
+        carry, action = policy(playing.carry, playing.obs, jax.random.fold_in(key_act, t))
+        env_state, timestep = env.step(playing.env, action)
+        alive = ~playing.done
+        after = _Playing(
+            env=env_state,
+            obs=timestep.next_obs,
+            carry=carry,
+            total=playing.total + timestep.reward,
+            length=playing.length + 1,
+            done=timestep.done | (playing.length + 1 >= limit),
+        )
+        # A finished lane stands still: nothing that physics does after the end can leak.
+        return tree.where(alive, after, playing), (record(playing.obs, action, timestep), alive)
+
+    def advance(loop: tuple[Array, _Playing, PyTree, Array]) -> tuple[Array, _Playing, PyTree, Array]:
+        start, playing, steps, valid = loop
+        playing, (new_steps, alive) = jax.lax.scan(one, playing, start + jnp.arange(block))
+
+        def write(buffer: Array, rows: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, rows, start, 0)
+
+        return start + block, playing, jax.tree.map(write, steps, new_steps), write(valid, alive)
+
+    def unfinished(loop: tuple[Array, _Playing, PyTree, Array]) -> Array:
+        start, playing, _, _ = loop
+        return (start < limit) & tree.any_lane(~playing.done)
+
+    env_state, obs = env.reset(key_reset)
+    playing = _Playing(env_state, obs, carry, jnp.float32(0), jnp.int32(0), jnp.bool_(False))
+    kept = jax.eval_shape(lambda: record(obs, policy(carry, obs, key_act)[1], _blank(obs)))
+    empty = jax.tree.map(lambda s: jnp.zeros((blocks * block, *s.shape), s.dtype), kept)
+    loop = (jnp.int32(0), playing, empty, jnp.zeros(blocks * block, jnp.bool_))
+    _, playing, steps, valid = jax.lax.while_loop(unfinished, advance, loop)
+    steps, valid = jax.tree.map(lambda x: x[:limit], (steps, valid))
+    return Episode(steps, valid, playing.total, playing.length, playing.carry)
+
+
+def autoreset(env: Env) -> Env:
+    """The same environment, reset as soon as an episode ends.
+
+    ``Timestep.obs`` is then the first observation of the next episode and ``Timestep.next_obs`` still the
+    true successor. Under ``vmap`` the reset is a branch that is taken only when some lane has ended, never
+    a computation that every step pays for.
+    """
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        key, key_reset = jax.random.split(key)
+        state, obs = env.reset(key_reset)
+        return (key, state), obs
+
+    def step(carry: PyTree, action: Array) -> tuple[PyTree, Timestep]:
+        key, state = carry
+        state, timestep = env.step(state, action)
+        going_on = (key, state), timestep.next_obs
+        carry, obs = jax.lax.cond(
+            tree.any_lane(timestep.done),
+            lambda: tree.where(timestep.done, reset(key), going_on),
+            lambda: going_on,
+        )
+        return carry, replace(timestep, obs=obs)
+
+    return env._replace(reset=reset, step=step)
+
+
+@struct.dataclass
+class Lane:
+    """A lane between two calls of ``collect``: environment state, observation to act on, policy carry."""
+
+    env: PyTree
+    obs: Array
+    carry: PyTree
+
+
+def start(env: Env, carry: PyTree, key: Key) -> Lane:
+    """A lane at the beginning of an episode of an ``autoreset`` environment."""
+    state, obs = env.reset(key)
+    return Lane(state, obs, carry)
+
+
+def collect(
+    env: Env, policy: Policy, lane: Lane, key: Key, length: int, *, record: Record = _keep_all
+) -> tuple[Lane, Any]:
+    """Plays ``length`` steps of an ``autoreset`` environment, across episode ends.
+
+    Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is not reset.
+    """
+
+    def one(lane: Lane, key: Key) -> tuple[Lane, PyTree]:
+        carry, action = policy(lane.carry, lane.obs, key)
+        state, timestep = env.step(lane.env, action)
+        return Lane(state, timestep.obs, carry), record(lane.obs, action, timestep)
+
+    return jax.lax.scan(one, lane, jax.random.split(key, length))
+
+
+@struct.dataclass
+class Returns:
+    """Episode returns of a lane that plays on across resets.
+
+    running:  float32 [] return of the episode under way.
+    latest:   float32 [] return of the last finished episode; of the one under way before any has finished.
+    episodes: int32 []   finished episodes.
+    """
+
+    running: Array
+    latest: Array
+    episodes: Array
+
+
+def no_returns() -> Returns:
+    """Before the first step."""
+    return Returns(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+
+def track(returns: Returns, reward: Array, done: Array) -> Returns:
+    """``returns`` after steps with ``reward`` [T] and ``done`` [T]."""
+
+    def one(returns: Returns, step: tuple[Array, Array]) -> tuple[Returns, None]:
+        reward, done = step
+        running = returns.running + reward
+        latest = jnp.where(done | (returns.episodes == 0), running, returns.latest)
+        return Returns(jnp.where(done, 0.0, running), latest, returns.episodes + done), None
+
+    return jax.lax.scan(one, returns, (reward, done))[0]

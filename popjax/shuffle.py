@@ -1,0 +1,47 @@
+"""Uniform permutations of a number of items that is only known at run time, without sorting.
+
+``jax.random.permutation`` and ``choice`` need a static length and cost a sort of it, which for a replay
+of 10^6 rows is far more than the gradient step that wanted 128 of them. Here the image of an index is
+computed on its own, in a fixed number of integer operations, so any part of a permutation costs what that
+part holds: its first B entries are a draw of B items without replacement.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+ROUNDS = 32
+
+
+def permuted(key: Array, index: Array, size: Array | int) -> Array:
+    """Where each ``index`` goes under a random permutation of ``0 .. size-1`` that ``key`` chooses.
+
+    index: int32 [...], each in [0, size); others are returned as they are.
+    size:  int32 [], at most 2^30, may be traced.
+
+    The swap-or-not shuffle (Hoang, Morris & Rogaway, CRYPTO 2012, figure 1): in each round an index ``x``
+    and its partner ``shift - x (mod size)`` change places if a random bit drawn for the pair says so. Every
+    round is a bijection, so the images are distinct; a pair of indices keeps its relation through all
+    rounds with probability 2^-32.
+    """
+    key_shift, key_bit = jax.random.split(key)
+    size = jnp.asarray(size, jnp.int32)
+    shifts = jax.random.randint(key_shift, (ROUNDS,), 0, jnp.maximum(size, 1), jnp.int32)
+    salts = jax.random.bits(key_bit, (ROUNDS,), jnp.uint32)
+    inside = (index >= 0) & (index < size)
+    x = jnp.where(inside, index, 0).astype(jnp.int32)
+    for round_ in range(ROUNDS):  # unrolled: XLA fuses the rounds into one kernel
+        partner = shifts[round_] - x
+        partner = jnp.where(partner < 0, partner + size, partner)
+        pair = jnp.maximum(x, partner).astype(jnp.uint32)
+        x = jnp.where(_mix(pair ^ salts[round_]) >> 31, partner, x)
+    return jnp.where(inside, x, index)
+
+
+def _mix(x: Array) -> Array:
+    """The 32-bit finaliser of MurmurHash3: every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

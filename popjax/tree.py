@@ -1,0 +1,91 @@
+"""Algebra of pytrees along their leading axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_batching import custom_vmap
+
+T = TypeVar("T")
+
+
+def take(tree: T, index: Array | int) -> T:
+    """Rows ``index`` (int, or int array [...]) of every leaf's leading axis."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def put(tree: T, index: Array | int, rows: Any) -> T:
+    """``tree`` with rows ``index`` of every leaf's leading axis replaced by ``rows``; an index beyond the end
+    writes nothing."""
+    return jax.tree.map(lambda x, row: x.at[index].set(row, mode="drop"), tree, rows)
+
+
+def concat(trees: Sequence[T]) -> T:
+    """Joins trees of equal structure along the leading axis."""
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *trees)
+
+
+def stack(trees: Sequence[T]) -> T:
+    """Joins trees of equal structure along a new leading axis."""
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+
+def repeat(tree: T, count: int) -> T:
+    """``count`` equal copies of every leaf along a new leading axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree)
+
+
+def where(condition: Array, if_true: T, if_false: T) -> T:
+    """Leafwise choice; ``condition`` [...] is matched to the leading axes of every leaf."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)), a, b)
+
+    return jax.tree.map(choose, if_true, if_false)
+
+
+def flatten(tree: T, axes: int = 2) -> T:
+    """Merges the ``axes`` leading axes of every leaf into one."""
+    return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), tree)
+
+
+def keys_like(key: Array, tree: T) -> T:
+    """A tree of independent keys, one per leaf of ``tree``."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, list(jax.random.split(key, max(len(leaves), 1)))[: len(leaves)])
+
+
+def normal_like(key: Array, tree: T) -> T:
+    """Standard normal noise in the shapes and dtypes of ``tree``, independent across leaves."""
+    return jax.tree.map(lambda k, x: jax.random.normal(k, x.shape, x.dtype), keys_like(key, tree), tree)
+
+
+def axes(tree: T) -> T:
+    """``in_axes`` that lift the leaves with a leading axis and share the scalars."""
+    return jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, tree)
+
+
+def polyak(target: T, online: T, rate: Array | float) -> T:
+    """``(1 - rate) * target + rate * online``, leafwise: the soft update of a target network."""
+    return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)
+
+
+@custom_vmap
+def any_lane(condition: Array) -> Array:
+    """Whether ``condition`` holds anywhere, in this lane or in any lane of any enclosing ``vmap``.
+
+    The result is the same for all lanes, so a ``lax.cond`` or ``lax.while_loop`` steered by it stays one
+    branch or one loop under ``vmap`` instead of becoming a select that runs both sides and copies every
+    carried leaf. Use it only where the answer changes how much work is done and never what comes out.
+    """
+    return jnp.any(condition)
+
+
+@any_lane.def_vmap
+def _any_lane_of_batch(axis_size: int, in_batched: list[bool], condition: Array) -> tuple[Array, bool]:
+    return any_lane(condition), False

@@ -32,11 +32,17 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
     salts = jax.random.bits(key_bit, (ROUNDS,), jnp.uint32)
     inside = (index >= 0) & (index < size)
     x = jnp.where(inside, index, 0).astype(jnp.int32)
-    for round_ in range(ROUNDS):  # unrolled: XLA fuses the rounds into one kernel
-        partner = shifts[round_] - x
+
+    def one(x: Array, chance: tuple[Array, Array]) -> tuple[Array, None]:
+        shift, salt = chance
+        partner = shift - x
         partner = jnp.where(partner < 0, partner + size, partner)
         pair = jnp.maximum(x, partner).astype(jnp.uint32)
-        x = jnp.where(_mix(pair ^ salts[round_]) >> 31, partner, x)
+        return jnp.where(_mix(pair ^ salt) >> 31, partner, x), None
+
+    # Four rounds make one kernel. All of them would, too, but a round reads its input several times, and a
+    # compiler that fuses by computing it again each time (XLA of jax 0.11) then never finishes.
+    x, _ = jax.lax.scan(one, x, (shifts, salts), unroll=4)
     return jnp.where(inside, x, index)
 
 

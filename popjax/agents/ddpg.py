@@ -54,7 +54,7 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """critic_loss: mean squared TD error; actor_loss: minus the mean value of the actor's actions. [] each."""
+    """critic_loss: mean squared TD error; actor_loss: minus the mean value of its actions; [] each."""
 
     critic_loss: Array
     actor_loss: Array

@@ -42,7 +42,8 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
     env = _construct(task, backend, options)
     spec = Spec(
         name=f"brax/{task}",
-        obs_shape=(int(env.observation_size),),
+        # Brax's own observation_size plays a reset operation by operation, which takes 20 seconds.
+        obs_shape=jax.eval_shape(env.reset, jax.random.key(0)).obs.shape,
         action_dim=int(env.action_size),
         episode_length=int(episode_length),
         dt=float(env.dt),

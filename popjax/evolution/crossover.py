@@ -42,6 +42,10 @@ def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
     return tuple(jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), both))
 
 
+BLOCK = 64
+"""States of a child's memory whose lessons are worked out at once."""
+
+
 @dataclass(frozen=True)
 class Distillation:
     """How a child is trained."""
@@ -55,6 +59,8 @@ class Distillation:
     def __post_init__(self) -> None:
         if min(self.batch, self.epochs) < 1:
             raise ValueError(f"distillation batch {self.batch} and epochs {self.epochs} must be at least 1")
+        if self.child_init not in ("y", "random"):
+            raise ValueError(f"child_init is 'y' or 'random', got {self.child_init!r}")
 
 
 def distil(
@@ -88,8 +94,8 @@ def distil(
         return better_action(value_x, value_y, action_x, action_y, config.tie)
 
     obs = memory.rows.obs  # [capacity, D]
-    # In blocks: all states at once would need more memory than everything else that training carries.
-    lessons = jax.lax.map(lesson, obs, batch_size=config.batch)
+    # In blocks: all states at once would need more memory than the population.
+    lessons = jax.lax.map(lesson, obs, batch_size=BLOCK)
     curriculum = replace(memory, rows=(obs, *lessons))
 
     child = y

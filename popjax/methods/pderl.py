@@ -87,6 +87,9 @@ class Config:
         for name in ("trials", "sync_period", "tournament", "mutation_batch", "batch", "start_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (("crossover", ("distil", "n_point")), ("mutation", ("proximal", "gaussian"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}")
         if self.population < 2 * self.elites:
             raise ValueError(
                 f"elites {self.elites} exceed half of population {self.population}: "
@@ -130,7 +133,7 @@ class Preset(NamedTuple):
 _TASKS = {
     "swimmer": ((0.1, 1, 10, 0.1, 2_000_000), (0.1, 1, 10, 2_000_000)),
     "halfcheetah": ((0.1, 1, 10, 0.1, 6_000_000), (0.1, 1, 10, 2_000_000)),
-    "hopper": ((0.2, 3, 1, 0.1, 4_000_000), (0.3, 3, 1, 4_000_000)),
+    "hopper": ((0.2, 3, 1, 0.1, 4_000_000), (0.3, 5, 1, 4_000_000)),
     "walker2d": ((0.2, 5, 1, 0.1, 6_000_000), (0.2, 3, 10, 8_000_000)),
     "ant": ((0.2, 1, 1, 0.01, 6_000_000), (0.3, 1, 1, 6_000_000)),
 }
@@ -292,14 +295,14 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def evolve(s: State) -> State:
         """Elites are cloned, winners stay, children fill the rest, all but the clones may mutate."""
-        key, key_select, key_cross, key_mutate = jax.random.split(s.key, 4)
+        key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
         selection = select(key_select, s.metrics.fitness, elites, config.tournament)
         actors, memories = tree.take((s.actors, s.memories), selection.source)
         if selection.vacant.size:
             actors, memories = cross(s, selection, actors, memories, key_cross)
-        eligible = jax.random.bernoulli(key_mutate, s.hyper.mutation_probability, (population,))
+        eligible = jax.random.bernoulli(key_chance, s.hyper.mutation_probability, (population,))
         eligible &= ~jnp.isin(jnp.arange(population), selection.elite_copies)
-        mutants = mutated(s.hyper, actors, memories, jax.random.fold_in(key_mutate, 1))
+        mutants = mutated(s.hyper, actors, memories, key_mutate)
         fates = s.fates.at[_fate(selection, s.synced)].add(s.synced >= 0)
         rates = fates / jnp.maximum(fates.sum(), 1)
         return replace(
@@ -334,8 +337,12 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def mutated(hyper: Hyper, actors: Params, memories: Ring, key: Key) -> Params:
         """A mutant of every actor."""
+        keys = jax.random.split(key, population)
+        if config.mutation == "gaussian":
+            return jax.vmap(mutate.gaussian)(actors, keys)
 
-        def proximal(actor: Params, memory: Ring, key: Key) -> Params:
+        def proximal(individual: tuple[Params, Ring, Key]) -> Params:
+            actor, memory, key = individual
             key_draw, key_std, key_noise = jax.random.split(key, 3)
             rows, valid = draw(memory, key_draw, config.mutation_batch)
             std = hyper.mutation_std + hyper.mutation_std_noise * jax.random.normal(key_std)
@@ -343,10 +350,8 @@ def build(env: Env, config: Config = Config()) -> Method:
                 agent.actor.apply, actor, rows.obs, valid, key_noise, std, hyper.sensitivity_floor
             )
 
-        keys = jax.random.split(key, population)
-        if config.mutation == "gaussian":
-            return jax.vmap(mutate.gaussian)(actors, keys)
-        return jax.vmap(proximal)(actors, memories, keys)
+        # Two by two: a Jacobian per action component for everybody at once needs much memory.
+        return jax.lax.map(proximal, (actors, memories, keys), batch_size=2)
 
     def learn(s: State) -> State:
         """As many off-policy updates as environment steps were seen in this generation."""

@@ -1,0 +1,63 @@
+# demo, test, lint and bench each set themselves up first: Python 3.11 to 3.13 with venv is all they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Extras to install with the package, e.g. `make setup EXTRAS=dev,cuda`.
+EXTRAS ?= dev
+WORKERS ?= 2
+PYTEST_ARGS ?=
+DEMO ?= pderl --env gymnax/Pendulum-v1 --env-steps 200000 --seed 0
+# Every demo gets a directory of its own: a run never overwrites another.
+DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+BENCH ?=
+
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed-$(EXTRAS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench clean
+
+help:
+	@echo "make setup     create $(VENV) and install popjax into it"
+	@echo "make demo      train a population on Pendulum and draw its learning curve (a few minutes)"
+	@echo "make test      run the tests (minutes, no accelerator needed)"
+	@echo "make test-all  run the slow tests too"
+	@echo "make lint      check style and types"
+	@echo "make format    rewrite the code in the common style"
+	@echo "make bench     measure throughput"
+	@echo "make clean     remove $(VENV) and the caches of the tools; runs/ stays"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "popjax needs Python 3.11 to 3.13, $(PYTHON) is `$(PYTHON) --version 2>&1`;" \
+	    "name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python scripts/run.py $(DEMO) --run-dir $(DEMO_DIR)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not gpu' $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),peers]'
+	$(BIN)/python benchmarks/throughput.py $(BENCH)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,1 @@
+"""Other libraries' trainers, reduced to the loop that is compared."""

@@ -1,0 +1,101 @@
+"""Population-based reinforcement learning in JAX.
+
+    env = popjax.make("gymnax/Pendulum-v1")
+    method = popjax.pderl.build(env)
+    result = popjax.train(method, env, env_steps=100_000, seeds=3)
+
+Names are imported when they are first used, so that ``import popjax`` is immediate and no physics is loaded
+that a program does not ask for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from popjax import agents, core, envs, methods, nets, rollout, tree
+    from popjax.core import Agent, Env, Method, Network, Replay, Spec, Timestep, Transition, chain, stacked
+    from popjax.envs import make, suites, tasks
+    from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
+    from popjax.host.evaluate import evaluate
+    from popjax.host.history import Evaluation, History
+    from popjax.host.report import learning_curve
+    from popjax.host.run import Result
+    from popjax.host.train import train
+    from popjax.methods import independent, pderl
+
+_NAMES = {
+    "popjax": ("agents", "core", "envs", "methods", "nets", "rollout", "tree"),
+    "popjax.core": (
+        "Agent",
+        "Env",
+        "Method",
+        "Network",
+        "Replay",
+        "Spec",
+        "Timestep",
+        "Transition",
+        "chain",
+        "stacked",
+    ),
+    "popjax.envs": ("make", "suites", "tasks"),
+    "popjax.host.errors": ("Interrupted", "NonFiniteMetric", "Refused"),
+    "popjax.host.evaluate": ("evaluate",),
+    "popjax.host.history": ("Evaluation", "History"),
+    "popjax.host.report": ("learning_curve",),
+    "popjax.host.run": ("Result",),
+    "popjax.host.train": ("train",),
+    "popjax.methods": ("independent", "pderl"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - in the order of _NAMES
+    "agents",
+    "core",
+    "envs",
+    "methods",
+    "nets",
+    "rollout",
+    "tree",
+    "Agent",
+    "Env",
+    "Method",
+    "Network",
+    "Replay",
+    "Spec",
+    "Timestep",
+    "Transition",
+    "chain",
+    "stacked",
+    "make",
+    "suites",
+    "tasks",
+    "Interrupted",
+    "NonFiniteMetric",
+    "Refused",
+    "evaluate",
+    "Evaluation",
+    "History",
+    "learning_curve",
+    "Result",
+    "train",
+    "independent",
+    "pderl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'popjax' has no attribute {name!r}")
+    home = _HOME[name]
+    if home in ("popjax", "popjax.methods"):
+        value: Any = importlib.import_module(f"{home}.{name}")
+    else:
+        value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

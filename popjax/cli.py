@@ -1,0 +1,265 @@
+"""The command line: arguments and wiring, no logic of its own.
+
+Exit codes: 0 done; 1 the run failed; 2 bad input, told in one line; 130 (143) ended by Ctrl-C (SIGTERM) with
+the State saved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+METHODS = {
+    "pderl": "popjax.methods.pderl",
+    "independent": "popjax.methods.independent",
+}
+"""Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
+its numbers are not the default ones of a built method, ``preset(task)``."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """``scripts/run.py``: trains. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _run(arguments), arguments)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """``scripts/evaluate.py``: evaluates what a run has left. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _evaluate(arguments), arguments)
+
+
+def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
+    """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
+    from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
+    from popjax.parse import Fault
+
+    try:
+        command()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except (Fault, Refused) as fault:
+        return _fail(str(fault), 2)
+    except NonFiniteMetric as failure:
+        return _fail(str(failure), 1)
+    except Interrupted as interrupted:
+        resume = [argument for argument in argv if argument != "--resume"]
+        _say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
+        return 128 + interrupted.signal_number
+    except KeyboardInterrupt:
+        _say("interrupted; what was not saved is lost")
+        os._exit(130)  # a chunk may still be computed in the background: nobody wants to wait for it
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as failure:
+        return _fail(f"{type(failure).__name__}: {failure}", 1)
+    return 0
+
+
+def _run(argv: list[str]) -> None:
+    from popjax import parse
+
+    if not argv:
+        raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
+    name, rest = argv[0], argv[1:]
+    if name in ("-h", "--help"):
+        _help(parse)
+    if name not in METHODS:
+        raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
+    _prepare_jax()
+    module = importlib.import_module(METHODS[name])
+    task = parse.peel(rest, "--env")[0]
+    agent, rest = _peel_agent(module, rest)
+    config, hyper = _defaults(module, agent, task)
+    arguments = _parse_run(parse, name, rest, config, hyper)
+    _tell_preset(module, task, config)
+    _train(name, module, agent, arguments)
+
+
+def _train(name: str, module: ModuleType, agent: str | None, arguments: Any) -> None:
+    from popjax import parse, show
+    from popjax.host.train import train
+
+    common = arguments.common
+    env_options = parse.key_values(common.env_option)
+    env = _make(common.env, env_options)
+    root = Path(common.run_dir or _default_directory(name, common.env, common.options))
+    description = {
+        "method": name,
+        "agent": agent,
+        "env_options": env_options,
+        "config": asdict(arguments.config),
+    }
+    result = train(
+        _build(module, env, arguments.config),
+        env,
+        **asdict(common.options),
+        hyper=arguments.hyper,
+        run_dir=root,
+        resume=common.resume,
+        description=description,
+    )
+    show.result(result.summary, root)
+
+
+def _evaluate(argv: list[str]) -> None:
+    from popjax import parse
+
+    arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
+    _prepare_jax()
+    from popjax import show
+    from popjax.host import checkpoint, rundir
+    from popjax.host.evaluate import evaluate as evaluate_state
+    from popjax.host.run import complain
+
+    root = Path(arguments.run_dir)
+    saved = rundir.read_config(root)
+    if saved.get("method") not in METHODS or not saved.get("config"):
+        raise parse.Fault(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
+    module = importlib.import_module(METHODS[saved["method"]])
+    config, hyper = _defaults(module, saved["agent"], None)
+    env = _make(saved["env"], saved["env_options"])
+    method = _build(module, env, parse.rebuild(config, saved["config"]))
+    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), saved["options"]["seeds"])
+    found = checkpoint.restore_newest(rundir.RunDirectory(root).checkpoints, shapes, complain)
+    if found is None:
+        raise parse.Fault(f"{root} has no whole checkpoint to evaluate")
+    _, state, extra = found
+    returns, lengths = evaluate_state(method, env, state, episodes=arguments.episodes, seed=arguments.seed)
+    report = show.evaluation_json if arguments.json else show.evaluation
+    report(root, saved, extra["env_steps"], returns, lengths)
+
+
+def _prepare_jax() -> None:
+    """Keeps compiled programs between processes and the libraries' remarks off the screen."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _peel_agent(module: ModuleType, argv: list[str]) -> tuple[str | None, list[str]]:
+    """The kind of agent of a method whose Config leaves it open, out of ``--config.agent KIND``."""
+    from popjax.agents import AGENTS
+    from popjax.parse import Fault, nearest, peel
+
+    if "agent" not in {field.name for field in fields(module.Config)}:
+        return None, argv
+    agent, rest = peel(argv, "--config.agent")
+    agent = agent or "sac"
+    if agent not in AGENTS:
+        raise Fault(f"unknown agent {agent!r}{nearest(agent, list(AGENTS))}")
+    return agent, rest
+
+
+def _defaults(module: ModuleType, agent: str | None, task: str | None) -> tuple[Any, Any]:
+    """Default Config and Hyper of a method, for an agent and for a task where it has constants for one."""
+    if agent is not None:
+        from popjax.agents import AGENTS
+        from popjax.parse import narrowed
+
+        config = narrowed(module.Config(agent=AGENTS[agent].Config()), "agent")
+        return config, AGENTS[agent].Hyper()
+    preset = _preset(module, task)
+    return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
+
+
+def _preset(module: ModuleType, task: str | None) -> Any:
+    return module.preset(task) if task and hasattr(module, "preset") else None
+
+
+def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+    if _preset(module, task):
+        plain = asdict(module.Config())
+        changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
+        _say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
+
+
+def _parse_run(parse: ModuleType, name: str, argv: list[str], config: Any, hyper: Any) -> Any:
+    import tyro
+
+    common = parse.Common(env=tyro.MISSING, options=parse.Options(env_steps=tyro.MISSING))
+    default = parse.RunArguments(common=common, config=config, hyper=hyper)
+    shape = parse.RunArguments[type(config), type(hyper)]
+    return parse.parse(shape, argv, program=f"run.py {name}", default=default)
+
+
+def _help(parse: ModuleType) -> None:
+    """Prints what all methods share and leaves."""
+    methods = ", ".join(METHODS)
+    parse.parse(
+        parse.Common,
+        ["--help"],
+        program="run.py METHOD",
+        description=(
+            f"Trains a population-based reinforcement learning method. METHOD is one of: {methods}. "
+            "These options are common to all; run.py METHOD --help adds the --config and --hyper of a method."
+        ),
+    )
+
+
+def _make(name: str, options: dict[str, Any]) -> Any:
+    from popjax.envs import make
+    from popjax.parse import Fault
+
+    try:
+        return make(name, **options)
+    except ValueError as refusal:
+        raise Fault(_one_line(refusal)) from None
+    except TypeError as refusal:
+        if not options:
+            raise
+        raise Fault(f"--env-option: {_one_line(refusal)}") from None
+
+
+def _build(module: ModuleType, env: Any, config: Any) -> Any:
+    from popjax.parse import Fault
+
+    try:
+        return module.build(env, config)
+    except ValueError as refusal:
+        raise Fault(_one_line(refusal)) from None
+
+
+def _state_shapes(method: Any, hyper: Any, seeds: int) -> Any:
+    import jax
+
+    from popjax.core import as_arrays
+    from popjax.host import sweep
+    from popjax.host.programs import init_function
+
+    return jax.eval_shape(init_function(method, seeds), sweep.keys(0, seeds), as_arrays(hyper))
+
+
+def _default_directory(method: str, env: str, options: Any) -> str:
+    first, count = options.seed, options.seeds
+    seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
+    return f"runs/{method}-{env.replace('/', '-')}-{seeds}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _fail(text: str, code: int) -> int:
+    _say(f"error: {text}")
+    return code

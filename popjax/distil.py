@@ -1,0 +1,125 @@
+"""Losses by which one policy learns from others: imitation of the better action, softened KL, alignment.
+
+Every loss has a mask, and a masked batch gives what the smaller batch would: loss and gradient, also where
+the masked rows hold no numbers.
+
+Sources: Q-filtered imitation from "Proximal Distilled Evolutionary Reinforcement Learning" (Bodnar, Day &
+Lio, AAAI 2020); softened KL and alignment from "Collaborative Deep Reinforcement Learning" (Lin, Wang &
+Zhou, 2017). Differs from the latter's code: ``sum p ln(1e-10 + p/q)`` is computed from differences of
+log-softmaxes, which is the exact KL also where a probability underflows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Tie = Literal["y", "drop"]
+Regularizer = Literal["mean_all", "paper"]
+Direction = Literal["code", "paper"]
+
+
+def better_action(
+    q_x: Array, q_y: Array, action_x: Array, action_y: Array, tie: Tie = "y"
+) -> tuple[Array, Array]:
+    """For every state the action of the parent that the critic prefers.
+
+    q_x, q_y:           [B]     values of the two actions.
+    action_x, action_y: [B, A]  actions of the parents.
+    tie:                what equal values mean: imitate ``y`` (PDERL's code) or nobody (its paper).
+
+    Returns the target [B, A] and ``imitate`` float32 [B], 0 where nobody is imitated. Neither parents nor
+    critic receive gradients.
+    """
+    _require(tie in ("y", "drop"), f"tie: 'y' or 'drop', got {tie!r}")
+    target = jnp.where((q_x > q_y)[..., None], action_x, action_y)
+    imitate = jnp.ones_like(q_x, jnp.float32) if tie == "y" else (q_x != q_y).astype(jnp.float32)
+    return jax.lax.stop_gradient((target, imitate))
+
+
+def imitation_loss(
+    action: Array, target: Array, imitate: Array, valid: Array, regularizer: Regularizer = "mean_all"
+) -> Array:
+    """Behaviour cloning with a pull of the actions to 0, so that tanh does not saturate. PDERL, section 4.A.
+
+    action:      [B, A]  of the policy that learns.
+    target:      [B, A]  what to imitate.
+    imitate:     [B]     weight of each row's imitation.
+    valid:       [B]     bool; rows that are not valid count nowhere.
+    regularizer: "mean_all", mean over rows and components (the code); "paper", mean over rows of the squared
+                 norm, larger by a factor A.
+
+    Returns [] ``sum_i imitate_i |a_i - target_i|^2 + regulariser``. The imitation is a sum over the batch
+    and not a mean: it dominates by design.
+    """
+    _require(
+        regularizer in ("mean_all", "paper"), f"regularizer is 'mean_all' or 'paper', got {regularizer!r}"
+    )
+    valid = jnp.asarray(valid, jnp.bool_)
+    action, target = _masked(action, valid), _masked(target, valid)
+    imitate = jnp.where(valid, imitate, 0.0)
+    imitation = (imitate * jnp.square(action - target).sum(-1)).sum()
+    rows = jnp.maximum(valid.sum(), 1)
+    components = action.shape[-1] if regularizer == "mean_all" else 1
+    return imitation + jnp.square(action).sum() / (rows * components)
+
+
+def softened_kl(
+    teacher_logits: Array, logits: Array, temperature: Array | float = 1.0, valid: Array | None = None
+) -> Array:
+    """KL from a teacher's softened policy to a student's: ``mean sum_a p (ln p - ln q)``.
+
+    teacher_logits: [..., A]  ``p = softmax(teacher_logits / temperature)``; constant, receives no gradient.
+    logits:         [..., A]  ``q = softmax(logits)``; the temperature is the teacher's only.
+    valid:          bool [...]  rows that count in the mean; all if not given.
+
+    Returns []. The gradient with respect to ``logits`` is ``(q - p) / rows``. CDRL, equation 3.
+    """
+    teacher = jax.lax.stop_gradient(_masked(teacher_logits, valid) / temperature)
+    return _mean(_kl(jax.nn.log_softmax(teacher), jax.nn.log_softmax(_masked(logits, valid))), valid)
+
+
+def alignment_loss(
+    aligned_logits: Array, student_logits: Array, direction: Direction = "code", valid: Array | None = None
+) -> Array:
+    """How far a teacher's policy is, through an alignment network, from a student's on the same observations.
+
+    aligned_logits: [..., A]  what the alignment network makes of the teacher's logits; it learns from this.
+    student_logits: [..., A]  the student's own policy; constant, receives no gradient.
+    direction:      "code", KL(aligned || student), which seeks a mode; "paper", KL(student || aligned), which
+                    covers all (CDRL, algorithm 1, line 28).
+    valid:          bool [...]  rows that count in the mean; all if not given.
+
+    Returns [].
+    """
+    _require(direction in ("code", "paper"), f"direction: 'code' or 'paper', got {direction!r}")
+    aligned = jax.nn.log_softmax(_masked(aligned_logits, valid))
+    student = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(student_logits, valid)))
+    return _mean(_kl(aligned, student) if direction == "code" else _kl(student, aligned), valid)
+
+
+def _kl(log_p: Array, log_q: Array) -> Array:
+    """[...] from log-probabilities [..., A]; an action that p excludes contributes 0 whatever q says."""
+    possible = log_p > -jnp.inf
+    difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+    return (jnp.exp(log_p) * difference).sum(-1)
+
+
+def _masked(rows: Array, valid: Array | None) -> Array:
+    """Rows [..., A], 0 where not valid: masking what a loss reads, not what it returns, keeps a stranger's
+    nan out of the gradient too."""
+    return rows if valid is None else jnp.where(valid[..., None], rows, 0.0)
+
+
+def _mean(rows: Array, valid: Array | None) -> Array:
+    if valid is None:
+        return rows.mean()
+    return (rows * valid).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,82 @@
+"""What was run and on what: the facts that go into ``config.json``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.core import Env, Method
+from popjax.host.options import Options
+
+_PACKAGES = ("popjax", "jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax")
+
+
+def configuration(
+    method: Method, env: Env, hyper: Any, options: Options, description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything needed to build and repeat a run, and where it ran.
+
+    ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agent``,
+    ``env_options`` and ``config``. Without them the method is named after the module that made it.
+    """
+    return {
+        "method": description.get("method") or method.init.__module__.rpartition(".")[2],
+        "agent": description.get("agent"),
+        "env": env.spec.name,
+        "env_options": dict(description.get("env_options") or {}),
+        "config": dict(description.get("config") or {}),
+        "hyper": numbers(hyper),
+        "options": asdict(options),
+        "versions": versions(),
+        "device": device_name(),
+        "git_commit": git_commit(),
+    }
+
+
+def numbers(hyper: Any) -> Any:
+    """A pytree of numbers as nested dictionaries of Python numbers."""
+    if is_dataclass(hyper):
+        return {field.name: numbers(getattr(hyper, field.name)) for field in fields(hyper)}
+    if isinstance(hyper, Mapping):
+        return {str(key): numbers(value) for key, value in hyper.items()}
+    return hyper if isinstance(hyper, bool | int | float) else np.asarray(hyper).tolist()
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide about results."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name() -> str:
+    """The device that arrays are made on, such as "cpu (x86_64, 8 cores)" or "NVIDIA H200"."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    import psutil
+
+    return f"cpu ({platform.machine()}, {psutil.cpu_count()} cores)"
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree that this package lies in, ``None`` if it is installed elsewhere."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

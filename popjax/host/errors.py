@@ -1,0 +1,22 @@
+"""How a run ends early."""
+
+from __future__ import annotations
+
+
+class Refused(ValueError):
+    """The run asked for cannot be made: a number out of range, no room in memory, a directory in use."""
+
+
+class NonFiniteMetric(RuntimeError):
+    """A metric became NaN or infinite; the State it came from was not saved."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived; the chunk was finished and the State saved.
+
+    ``signal_number`` is the signal; by convention a program then exits with 128 plus that number.
+    """
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number

@@ -1,0 +1,86 @@
+"""Returns of a policy on fresh environments.
+
+Evaluation draws from its own key stream, so how often it happens never changes training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from popjax import rollout, tree
+from popjax.core import Env, Key, Method, Params
+from popjax.host import sweep
+from popjax.host.errors import Refused
+
+_DURING_TRAINING = 0x45564131
+_AFTERWARDS = 0x45564132
+
+Act = Callable[[Params, Array, Key], Array]
+
+
+def play(env: Env, act: Act, params: Params, key: Key, episodes: int) -> tuple[Array, Array]:
+    """Plays one policy for ``episodes`` episodes, each from a fresh reset.
+
+    Returns undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
+    """
+
+    def policy(carry: Any, obs: Array, key: Key) -> tuple[Any, Array]:
+        return carry, act(params, obs, key)
+
+    def one(key: Key) -> tuple[Array, Array]:
+        episode = rollout.episode(env, policy, (), key, record=lambda *_: ())
+        return episode.total, episode.length
+
+    return jax.vmap(one)(jax.random.split(key, episodes))
+
+
+def training_key(seed_key: Key, generation: Array) -> Key:
+    """The key of the evaluation that seed ``seed_key`` [] gets after ``generation`` generations."""
+    return jax.random.fold_in(jax.random.fold_in(seed_key, _DURING_TRAINING), generation)
+
+
+def evaluator(method: Method, env: Env, seeds: int, episodes: int) -> Callable[..., tuple[Array, Array]]:
+    """``(state [S, ...], seed keys [S], generation [], which [n]) -> returns [n, E], lengths [n, E]``:
+    evaluates the policies of the seeds ``which``."""
+
+    def one(params: Params, key: Key, generation: Array) -> tuple[Array, Array]:
+        return play(env, method.act, params, training_key(key, generation), episodes)
+
+    def evaluation(state: Any, keys: Array, generation: Array, which: Array) -> tuple[Array, Array]:
+        params = sweep.lift(method.policy, seeds)(state)
+        return jax.vmap(one, in_axes=(0, 0, None))(tree.take(params, which), keys[which], generation)
+
+    return evaluation
+
+
+def evaluate(
+    method: Method, env: Env, state: Any, *, episodes: int = 5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluates the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
+
+    Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on.
+    Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
+
+    Raises:
+        Refused: ``episodes`` or ``seed`` is out of range.
+    """
+    if episodes < 1:
+        raise Refused(f"--episodes must be at least 1, got {episodes}")
+    if not 0 <= seed < 2**31:
+        raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
+    seeds = jax.tree.leaves(state)[0].shape[0]
+
+    @jax.jit
+    def run(state: Any, key: Key) -> tuple[Array, Array]:
+        params = sweep.lift(method.policy, seeds)(state)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(seeds))
+        return jax.vmap(lambda p, k: play(env, method.act, p, k, episodes))(params, keys)
+
+    returns, lengths = run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS))
+    return np.asarray(returns), np.asarray(lengths)

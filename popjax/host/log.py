@@ -1,0 +1,229 @@
+"""Sinks: where a run's history goes while it trains.
+
+A sink is any ``(chunk index, history) -> None``, called after every chunk with what that chunk recorded;
+chunk 0 is the evaluation before training. Those here hold a file or a terminal open and are context managers
+that yield their sink.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
+
+import numpy as np
+
+from popjax.host.history import Evaluation, History, named
+
+Sink: TypeAlias = Callable[[int, History], None]
+
+_PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
+
+
+@contextmanager
+def metrics_file(path: Path, seed: int) -> Iterator[Sink]:
+    """Appends to ``path`` one JSON line per recorded generation and seed: ``seed``, ``generation``,
+    ``env_steps`` and every metric by its dotted name, ``[P]`` metrics as lists.
+
+    ``pandas.read_json(path, lines=True)`` reads it. ``seed`` is the first seed.
+    """
+
+    def rows(history: History) -> Iterator[dict[str, Any]]:
+        metrics = named(history.metrics)
+        seeds, count = history.generation.shape
+        for row in range(count):
+            for place in range(seeds):
+                yield {
+                    "seed": seed + place,
+                    "generation": int(history.generation[place, row]),
+                    "env_steps": int(history.env_steps[place, row]),
+                    **{name: _plain(values[place, row]) for name, values in metrics.items()},
+                }
+
+    with path.open("a") as file:
+        yield lambda _, history: _write_lines(file, rows(history))
+
+
+@contextmanager
+def evaluations_file(path: Path) -> Iterator[Sink]:
+    """Appends to ``path`` one JSON line per evaluation and seed: ``seed``, ``generation``, ``env_steps``,
+    ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one per episode)."""
+
+    def row(evaluation: Evaluation) -> dict[str, Any]:
+        return {
+            "seed": evaluation.seed,
+            "generation": evaluation.generation,
+            "env_steps": evaluation.env_steps,
+            "return": evaluation.mean,
+            "returns": list(evaluation.returns),
+            "lengths": list(evaluation.lengths),
+        }
+
+    with path.open("a") as file:
+        yield lambda _, history: _write_lines(file, map(row, history.evaluations))
+
+
+def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
+    """What ``evaluations_file`` has written, in its order; nothing if there is no such file."""
+    if not path.exists():
+        return ()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return tuple(
+        Evaluation(
+            line["seed"],
+            line["generation"],
+            line["env_steps"],
+            tuple(line["returns"]),
+            tuple(line["lengths"]),
+        )
+        for line in lines
+    )
+
+
+def drop_after(path: Path, generation: int) -> None:
+    """Removes the records of later generations from a file of JSON lines, and a half-written last line."""
+    if not path.exists():
+        return
+
+    def stays(line: str) -> bool:
+        try:
+            return json.loads(line)["generation"] <= generation
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    # Line by line: the metrics of a long run may be larger than what one wants in memory.
+    shorter = path.with_suffix(".part")
+    with path.open(errors="replace") as old, shorter.open("w") as new:
+        new.writelines(line for line in old if line.endswith("\n") and stays(line))
+    os.replace(shorter, path)
+
+
+@contextmanager
+def tensorboard(directory: Path, seed: int, seeds: int, env_steps: np.ndarray) -> Iterator[Sink]:
+    """TensorBoard scalars over environment steps, one run per seed: a metric that has axes beyond the
+    generation as its mean and maximum, evaluations as ``eval/return`` and ``eval/length``.
+
+    What was written beyond ``env_steps`` [S] is hidden: those steps are about to be done again.
+    """
+    from tensorboardX import SummaryWriter
+
+    writers = [
+        SummaryWriter(str(directory / f"seed{seed + s}"), purge_step=int(env_steps[s]) + 1)
+        for s in range(seeds)
+    ]
+
+    def sink(_: int, history: History) -> None:
+        for name, values in named(history.metrics).items():
+            for place, row in np.ndindex(*history.generation.shape):
+                step = int(history.env_steps[place, row])
+                for suffix, scalar in _scalars(values[place, row]):
+                    writers[place].add_scalar(f"metrics/{name}{suffix}", scalar, step)
+        for evaluation in history.evaluations:
+            writer = writers[evaluation.seed - seed]
+            writer.add_scalar("eval/return", evaluation.mean, evaluation.env_steps)
+            writer.add_scalar("eval/length", float(np.mean(evaluation.lengths)), evaluation.env_steps)
+        for writer in writers:
+            writer.flush()
+
+    try:
+        yield sink
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+@contextmanager
+def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
+    """Environment steps per second over all seeds, latest mean return and time left, on standard error: a
+    bar on a terminal, elsewhere a plain line now and then. ``env_steps`` [S] are those already done."""
+    begun, first = time.perf_counter(), env_steps.astype(np.int64)
+    now = first
+    latest: dict[int, float] = {}
+
+    def measure(history: History) -> tuple[int, float, float]:
+        """Steps of the slowest seed, steps per second of all, seconds left."""
+        nonlocal now
+        latest.update({evaluation.seed: evaluation.mean for evaluation in history.evaluations})
+        now = history.env_steps[:, -1] if history.env_steps.size else now
+        seconds = max(time.perf_counter() - begun, 1e-9)
+        slowest = int(now.argmin())
+        rate = (now - first)[slowest] / seconds
+        left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")
+        return int(now[slowest]), float((now - first).sum()) / seconds, left
+
+    def text() -> str:
+        return f"{np.mean(list(latest.values())):.1f}" if latest else "-"
+
+    display = _bar if sys.stderr.isatty() else _lines
+    with display(title, budget) as show:
+        yield lambda _, history: show(*measure(history), text())
+
+
+@contextmanager
+def _bar(title: str, budget: int) -> Iterator[Callable[[int, float, float, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% of {task.total:,.0f} env steps"),
+        TextColumn("[cyan]{task.fields[rate]} steps/s"),
+        TextColumn("[green]return {task.fields[value]}"),
+        TextColumn("{task.fields[left]} left"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=budget, rate="-", value="-", left="-")
+
+        def show(steps: int, rate: float, left: float, value: str) -> None:
+            bar.update(
+                task, completed=min(steps, budget), rate=f"{rate:,.0f}", value=value, left=_clock(left)
+            )
+
+        yield show
+
+
+@contextmanager
+def _lines(title: str, budget: int) -> Iterator[Callable[[int, float, float, str], None]]:
+    shown = time.perf_counter()
+
+    def show(steps: int, rate: float, left: float, value: str) -> None:
+        nonlocal shown
+        if steps < budget and time.perf_counter() - shown < _PLAIN_INTERVAL:
+            return
+        shown = time.perf_counter()
+        line = f"{title}: {steps:,} of {budget:,} env steps, {rate:,.0f} steps/s, return {value}"
+        print(f"{line}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+    yield show
+
+
+def _clock(seconds: float) -> str:
+    if not np.isfinite(seconds):
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _write_lines(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
+    file.writelines(json.dumps(row) + "\n" for row in rows)
+    file.flush()
+
+
+def _scalars(value: np.ndarray) -> list[tuple[str, float]]:
+    if np.ndim(value) == 0:
+        return [("", float(value))]
+    return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]
+
+
+def _plain(value: np.ndarray) -> Any:
+    """As JSON has it; a float32 in the fewest digits that give it back."""
+    if np.ndim(value):
+        return [_plain(item) for item in value]
+    return float(str(value)) if np.issubdtype(value.dtype, np.floating) else value.item()

@@ -1,0 +1,94 @@
+"""Does it fit? Answered from shapes and compiled programs, before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from popjax.host.errors import Refused
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def tree_bytes(shapes: Any) -> int:
+    """Bytes of a pytree of arrays or of their shapes."""
+    return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(shapes))
+
+
+def compiled_bytes(compiled: Any) -> int:
+    """The most bytes a compiled program holds at once: arguments, results and temporaries, donated arguments
+    counted once. 0 where the backend does not say."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    return int(
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+
+
+def largest_field(state: Any) -> tuple[str, int]:
+    """Name and bytes of the largest field of a State."""
+    if not is_dataclass(state):
+        return type(state).__name__, tree_bytes(state)
+    sizes = {field.name: tree_bytes(getattr(state, field.name)) for field in fields(state)}
+    name = max(sizes, key=lambda key: sizes[key])
+    return name, sizes[name]
+
+
+def available_bytes(device: jax.Device) -> int:
+    """What ``device`` can still allocate: its own account where it keeps one, else the free memory of the
+    machine or of the control group that this process lives in, whichever is less."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"]) - int(statistics.get("bytes_in_use", 0))
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), _control_group_bytes())
+
+
+def check(total: int, available: int, state: Any, device: jax.Device) -> None:
+    """Refuses a run that needs ``total`` bytes where ``available`` are left.
+
+    Raises:
+        Refused: it does not fit; the message names the largest field of ``state`` and what to reduce.
+    """
+    if total <= available:
+        return
+    name, size = largest_field(state)
+    raise Refused(
+        f"the run needs {human(total)} and {device} has {human(available)} available; the largest part of"
+        f" the State is {name!r} with {human(size)}: reduce the replay capacity, the population or the seeds"
+    )
+
+
+def human(count: int) -> str:
+    """Bytes in the decimal unit that reads best."""
+    exponent = 0 if count < 1000 else min(int(math.log10(count)) // 3, 4)
+    unit = ("B", "kB", "MB", "GB", "TB")[exponent]
+    return f"{count / 1000**exponent:.{0 if exponent == 0 else 1}f} {unit}"
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+
+
+def _control_group_bytes() -> int:
+    """What the control group (version 2) of a container leaves; file cache counts as free."""
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is no limit
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        cache = next(int(line.split()[1]) for line in lines if line.startswith("file "))
+    except (OSError, ValueError, StopIteration):
+        return 2**63
+    return max(limit - used + cache, 0)

@@ -1,0 +1,67 @@
+"""The options of a run: those that belong to the host and not to a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from popjax.host.errors import Refused
+
+_COUNTER_LIMIT = 2**31 - 1  # environment steps are counted in int32
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long, how often, how many seeds. All intervals are in environment steps of one seed and take
+    effect at the end of the first chunk that reaches them."""
+
+    env_steps: int
+    """Training budget per seed [environment steps]."""
+    seeds: int = 1
+    """Independent runs trained side by side on one vmapped axis [count]."""
+    seed: int = 0
+    """Seed of the first of them; the others follow one by one."""
+    eval_every: int = 10_000
+    """Interval between evaluations [environment steps]."""
+    eval_episodes: int = 5
+    """Episodes per evaluation and seed [count]; they do not count as training."""
+    checkpoint_every: int = 50_000
+    """Interval between checkpoints [environment steps]."""
+    log_every: int = 1_000
+    """Spacing of the recorded metrics [environment steps]; longer generations are all recorded."""
+
+
+def validate(options: Options, steps_bound: int) -> None:
+    """Refuses numbers that make no run. ``steps_bound`` is the ``Method``'s.
+
+    Raises:
+        Refused: a number is out of range, or the budget is below one generation.
+    """
+    for field in fields(options):
+        value, least = getattr(options, field.name), 0 if field.name == "seed" else 1
+        if value < least:
+            raise Refused(f"{option_name(field.name)} must be at least {least}, got {value}")
+    if options.env_steps < steps_bound:
+        raise Refused(
+            f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"
+            " environment steps"
+        )
+    chunk = chunk_length(options, steps_bound) * steps_bound
+    if options.env_steps + chunk > _COUNTER_LIMIT:
+        raise Refused(f"--env-steps {options.env_steps} exceeds the counter's {_COUNTER_LIMIT - chunk}")
+    if options.seed + options.seeds > _COUNTER_LIMIT:
+        raise Refused(f"--seed {options.seed} + --seeds {options.seeds} exceeds {_COUNTER_LIMIT}")
+
+
+def chunk_length(options: Options, steps_bound: int) -> int:
+    """Generations per compiled chunk: as many as fit in the shortest interval, at least one.
+
+    It follows from numbers alone and never from timing, because a run stops at the end of a chunk and equal
+    commands must stop at the same generation.
+    """
+    shortest = min(options.eval_every, options.checkpoint_every, options.log_every, options.env_steps)
+    return max(1, shortest // steps_bound)
+
+
+def option_name(field: str) -> str:
+    """A field as the command line spells it."""
+    return "--" + field.replace("_", "-")

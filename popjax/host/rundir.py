@@ -1,0 +1,182 @@
+"""The run directory: what lies where, and who may write there.
+
+config.json     what was run: method, environment, every option and number, versions, device, commit
+metrics.jsonl   one line per recorded generation and seed
+eval.jsonl      one line per evaluation and seed
+checkpoints/    the newest States
+tensorboard/    scalars, one run per seed
+curve.png       learning curve, at the end
+summary.json    results, at the end
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from popjax.host.errors import Refused
+from popjax.host.options import option_name
+
+_COMPARED = ("method", "agent", "env", "env_options", "config", "hyper", "options")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "eval.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def curve(self) -> Path:
+        return self.root / "curve.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    def holds_a_run(self) -> bool:
+        """Whether any file of a run is here."""
+        ours = (self.config, self.metrics, self.evaluations, self.checkpoints, self.tensorboard, self.summary)
+        return any(path.exists() for path in ours)
+
+
+@contextmanager
+def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDirectory]:
+    """The directory of a run that is about to start or to continue, locked against other processes.
+
+    Raises:
+        Refused: it already holds a run and ``resume`` is false; it holds none and ``resume`` is true; its
+            run has a different configuration; another process is writing to it.
+    """
+    files = RunDirectory(root)
+    check(root, config, resume)
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root):
+        write_json(files.config, config)
+        yield files
+
+
+def check(root: Path, config: dict[str, Any], resume: bool) -> None:
+    """Whether ``config`` may be run in ``root``; touches nothing. Raises as ``opened`` does."""
+    files = RunDirectory(root)
+    if root.exists() and not root.is_dir():
+        raise Refused(f"{root} is not a directory")
+    if not resume:
+        if files.holds_a_run():
+            raise Refused(
+                f"{root} already holds a run: add --resume to continue it, or name another --run-dir"
+            )
+        return
+    before = read_config(root)
+    different = list(differences(before, config))
+    if different:
+        raise Refused(f"{root} was run with other options: {'; '.join(different)} (old -> new)")
+
+
+def read_config(root: Path) -> dict[str, Any]:
+    """``config.json`` of a run.
+
+    Raises:
+        Refused: there is none, or it cannot be read.
+    """
+    path = RunDirectory(root).config
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise Refused(f"{root} holds no run (there is no {path})") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """'option old -> new' for every option in which two configurations differ, spelt as on the command line.
+
+    A larger budget of environment steps is no difference: it continues the same run. Versions, device and
+    commit are not options.
+    """
+    flat_old, flat_new = (dict(_flatten(_plain({k: c.get(k) for k in _COMPARED}))) for c in (old, new))
+    for name in sorted(flat_old.keys() | flat_new.keys()):
+        before, after = flat_old.get(name), flat_new.get(name)
+        if before == after or (name == "options.env_steps" and _larger(after, before)):
+            continue
+        yield f"{option_name(name.removeprefix('options.'))} {_spell(before)} -> {_spell(after)}"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces ``path`` in one step: a reader sees the old or the new content, never half of it."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: tuples are lists, infinities and NaN are strings."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _larger(new: Any, old: Any) -> bool:
+    return isinstance(new, int) and isinstance(old, int) and new > old
+
+
+def _spell(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Holds the directory's lock, which the system gives back however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Refused(f"another process is training in {root}") from None
+    try:
+        yield
+    finally:
+        os.close(handle)

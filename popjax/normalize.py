@@ -1,0 +1,145 @@
+"""Running statistics of observations and returns, exact under masks and in float32.
+
+Mean and variance are merged batch by batch (Chan, Golub & LeVeque, 1979), with the batch measured from the
+running mean, and the mean carries its rounding error along. A million float32 samples around 10^4 with
+standard deviation 1 therefore keep both, where sums of squares would lose the variance and a plain running
+mean would stop moving.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+COUNT_LIMIT = 2**30
+"""Samples after which the count stands still; from there on old samples fade slowly."""
+
+
+@struct.dataclass
+class RunningStatistics:
+    """Statistics of what was seen so far; of a standard normal before anything was.
+
+    count:    int32 []          samples.
+    mean:     float32 [*shape]  mean of the samples, rounded.
+    low:      float32 [*shape]  what rounding took from the mean: the mean is ``mean + low``.
+    variance: float32 [*shape]  mean squared deviation (divided by ``count``).
+    """
+
+    count: Array
+    mean: Array
+    low: Array
+    variance: Array
+
+
+def init(shape: tuple[int, ...] = ()) -> RunningStatistics:
+    """Statistics of samples [*shape], with none seen."""
+    return RunningStatistics(jnp.int32(0), jnp.zeros(shape), jnp.zeros(shape), jnp.ones(shape))
+
+
+def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -> RunningStatistics:
+    """Statistics after also seeing ``batch`` [..., *shape], where ``valid`` bool [...] holds if it is given.
+
+    Rows that are not valid leave no trace, whatever they hold. At most 2^30 rows a call.
+    """
+    rows = jnp.asarray(batch, jnp.float32).reshape(-1, *state.mean.shape)  # [B, *shape]
+    valid = jnp.ones(rows.shape[0], jnp.bool_) if valid is None else jnp.asarray(valid, jnp.bool_).reshape(-1)
+    mask = valid.reshape(-1, *(1,) * state.mean.ndim)
+    new = valid.sum(dtype=jnp.int32)
+    rows_seen = jnp.maximum(new, 1).astype(jnp.float32)
+
+    def mean_of(x: Array) -> Array:
+        return jnp.where(mask, x, 0.0).sum(0) / rows_seen
+
+    deviation = (rows - state.mean) - state.low
+    rough = mean_of(deviation)
+    residual = deviation - rough
+    rest = mean_of(residual)  # of a first batch far from 0, what the sum above rounded away
+    offset = rough + rest
+    variance = mean_of(jnp.square(residual - rest))
+
+    count = jnp.minimum(state.count, COUNT_LIMIT - new) + new
+    share = new / jnp.maximum(count, 1).astype(jnp.float32)
+    mean, lost = _two_sum(state.mean, rough * share)
+    mean, low = _two_sum(mean, lost + (rest * share + state.low))
+    return RunningStatistics(
+        count=count,
+        mean=mean,
+        low=low,
+        variance=(1 - share) * state.variance + share * (variance + (1 - share) * jnp.square(offset)),
+    )
+
+
+def normalize(
+    state: RunningStatistics, x: Array, *, clip: float | None = None, epsilon: float = 1e-8
+) -> Array:
+    """``(x - mean) / sqrt(variance + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
+
+    A component that never varied becomes 0.
+    """
+    normal = ((x - state.mean) - state.low) / jnp.sqrt(state.variance + epsilon)
+    return normal if clip is None else jnp.clip(normal, -clip, clip)
+
+
+def denormalize(state: RunningStatistics, x: Array, *, epsilon: float = 1e-8) -> Array:
+    """The inverse of ``normalize`` without clipping."""
+    return x * jnp.sqrt(state.variance + epsilon) + state.low + state.mean
+
+
+@struct.dataclass
+class ReturnStatistics:
+    """Statistics of the discounted return so far, by which rewards are scaled.
+
+    statistics: RunningStatistics of a scalar.
+    returns:    float32 [*lanes]  discounted sum of rewards since each lane's reset.
+    """
+
+    statistics: RunningStatistics
+    returns: Array
+
+
+def init_returns(lanes: tuple[int, ...] = ()) -> ReturnStatistics:
+    """Statistics with nothing seen, every lane at the start of an episode."""
+    return ReturnStatistics(init(), jnp.zeros(lanes))
+
+
+def update_returns(
+    state: ReturnStatistics, reward: Array, done: Array, discount: Array | float, valid: Array | None = None
+) -> ReturnStatistics:
+    """Statistics after also seeing ``reward`` [T, *lanes], in order of time.
+
+    done:     bool [T, *lanes]  the episode ended with this reward.
+    discount: []                gamma.
+    valid:    bool [T, *lanes]  which steps happened; the others leave no trace.
+
+    R <- gamma R + r; R joins the statistics; R <- 0 where done. As in VecNormalize of OpenAI Baselines and
+    Stable-Baselines3.
+    """
+    valid = jnp.ones(jnp.shape(reward), jnp.bool_) if valid is None else jnp.asarray(valid, jnp.bool_)
+
+    def one(returns: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        reward, done, valid = step
+        grown = discount * returns + reward
+        return jnp.where(valid, jnp.where(done, 0.0, grown), returns), grown
+
+    returns, seen = jax.lax.scan(one, state.returns, (jnp.asarray(reward, jnp.float32), done, valid))
+    return ReturnStatistics(update(state.statistics, seen, valid), returns)
+
+
+def scale_reward(
+    state: ReturnStatistics, reward: Array, *, clip: float | None = None, epsilon: float = 1e-8
+) -> Array:
+    """``reward / sqrt(variance of the return + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
+
+    Rewards are not centred: that would change which behaviour is best.
+    """
+    scaled = reward / jnp.sqrt(state.statistics.variance + epsilon)
+    return scaled if clip is None else jnp.clip(scaled, -clip, clip)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """``a + b`` rounded, and exactly what was rounded away (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)

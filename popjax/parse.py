@@ -1,0 +1,199 @@
+"""From argument lists to dataclasses: parsing with tyro, errors as one line, and the way back from JSON."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+from popjax.host.options import Options, option_name
+
+C = TypeVar("C")
+H = TypeVar("H")
+T = TypeVar("T")
+_BOX = re.compile(r"[─│╭╮╰╯]+|[+|]|-{3,}")  # also where the terminal has no box characters
+
+
+class Fault(Exception):
+    """Bad input; its text is the one line that the user gets."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every method takes."""
+
+    env: str
+    """Environment as SUITE/TASK, such as gymnax/Pendulum-v1 or brax/hopper."""
+    options: Annotated[Options, tyro.conf.arg(name="")]
+    env_option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Option of the environment as KEY=VALUE, such as backend=spring; may be repeated."""
+    run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Continue the run in the directory; a larger --env-steps prolongs it."""
+
+
+@dataclass(frozen=True)
+class RunArguments(Generic[C, H]):
+    """Trains a method in an environment and writes a run directory."""
+
+    common: Annotated[Common, tyro.conf.arg(name="")]
+    config: C
+    hyper: H
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Evaluates the policies in the newest whole checkpoint of a run, one per seed."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run directory."""
+    episodes: int = 10
+    """Episodes per policy [count]."""
+    seed: int = 0
+    """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON to standard output instead of a table."""
+
+
+def parse(
+    shape: Any, argv: Sequence[str], *, program: str, default: Any = None, description: str = ""
+) -> Any:
+    """``argv`` as an instance of ``shape``; ``default`` is an instance that gives defaults.
+
+    Raises:
+        Fault: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
+        SystemExit: with code 0, after ``--help`` was printed.
+    """
+    printed = io.StringIO()
+    optional = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(printed):
+            arguments, unknown = tyro.cli(
+                shape,
+                args=list(argv),
+                prog=program,
+                description=description or None,
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),
+                **optional,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise Fault(_condensed(printed.getvalue())) from None
+    if unknown:
+        known = option_names(shape if default is None else default)
+        raise Fault(_unknown(unknown[0], [*known, "--help"]))
+    return arguments
+
+
+def option_names(shape: Any, prefix: str = "") -> Iterator[str]:
+    """Every option of a dataclass, or of an instance with its nested dataclasses, as it is typed."""
+    for field in fields(shape):
+        value = getattr(shape, field.name, None)
+        if is_dataclass(value):
+            unnamed = isinstance(value, Common | Options)
+            yield from option_names(value, prefix if unnamed else f"{prefix}{field.name}.")
+        else:
+            yield option_name(prefix + field.name)
+
+
+def narrowed(config: Any, name: str) -> Any:
+    """``config`` as an instance of a type whose field ``name`` may only be what it is now.
+
+    A field that may hold one of several dataclasses would become a subcommand on the command line.
+    """
+    kind, value = type(config), getattr(config, name)
+    body = {"__annotations__": {name: type(value)}, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    narrow: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body | {name: value}))
+    return narrow(**{field.name: getattr(config, field.name) for field in fields(kind)})
+
+
+def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """Takes ``option VALUE`` or ``option=VALUE`` out of ``argv``: the last value, and what remains.
+
+    Raises:
+        Fault: the option is last and has no value.
+    """
+    value, rest, position = None, [], 0
+    while position < len(argv):
+        name, equals, attached = argv[position].partition("=")
+        if name.replace("_", "-") != option:
+            rest.append(argv[position])
+        elif equals:
+            value = attached
+        elif position + 1 < len(argv):
+            position += 1
+            value = argv[position]
+        else:
+            raise Fault(f"{option} needs a value")
+        position += 1
+    return value, rest
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["backend=spring", "length=200"]`` as a dictionary; values are Python literals, else strings.
+
+    Raises:
+        Fault: a pair has no "=".
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise Fault(f"--env-option wants KEY=VALUE, got {pair!r}")
+        try:
+            found[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[key] = text
+    return found
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' or, where nothing is near, '; there is X, Y'."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
+
+
+def rebuild(default: T, saved: Any) -> T:
+    """``default`` with the values that JSON has kept of an instance of its type.
+
+    Raises:
+        Fault: the instance had a field that the type does not have.
+    """
+    if is_dataclass(default) and not isinstance(default, type) and isinstance(saved, Mapping):
+        known = {field.name for field in fields(default)}
+        for name in saved:
+            if name not in known:
+                raise Fault(f"config.json has {name!r}, which {type(default).__name__} does not know")
+        return replace(default, **{name: rebuild(getattr(default, name), saved[name]) for name in saved})
+    if isinstance(default, tuple):
+        saved = tuple(saved)
+    return type(default)(saved) if isinstance(default, float) else saved  # infinities are kept as strings
+
+
+def _unknown(argument: str, known: list[str]) -> str:
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}"
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
+    return f"unknown option {name}; " + (f"did you mean {near[0]}?" if near else "see --help")
+
+
+def _condensed(box: str) -> str:
+    """The message inside tyro's box, without frame, option help and pointers to more help."""
+    lines = _BOX.sub("\n", box).splitlines()
+    text = " ".join(line.strip() for line in lines if line.strip())
+    text = re.split(r"Argument helptext:|For full helptext", text)[0].strip()
+    if text.startswith("Required options"):
+        return f"missing {', '.join(re.findall(r'--[a-z][a-z0-9.-]*', text)) or 'an argument, see --help'}"
+    text = re.sub(r"^(Value error|Missing argument|Parsing error|Invalid [a-z]+) ", "", text)
+    return text.removeprefix("Error parsing ").rstrip(".") or "the arguments cannot be read; see --help"

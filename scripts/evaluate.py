@@ -1,0 +1,3 @@
+from popjax.cli import evaluate
+
+raise SystemExit(evaluate())

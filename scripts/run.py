@@ -1,0 +1,3 @@
+from popjax.cli import run
+
+raise SystemExit(run())

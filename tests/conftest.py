@@ -1,0 +1,47 @@
+"""What all tests share: the CPU, a compilation cache that outlives the run, and statistical helpers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before JAX is imported; subprocesses of tests inherit it. `JAX_PLATFORMS=cuda pytest -m gpu` overrides it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from scipy import stats  # noqa: E402
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A key that is the same in every run."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def chance() -> Callable[..., float]:
+    """``chance(counts, probabilities=None)``: the p-value of Pearson's chi-square test of counts.
+
+    Tests use fixed keys, so a p-value above a small threshold is a fact and not a matter of luck.
+    """
+
+    def p_value(counts: np.ndarray, probabilities: np.ndarray | None = None) -> float:
+        counts = np.asarray(counts, np.float64).ravel()
+        expected = None if probabilities is None else np.asarray(probabilities).ravel() * counts.sum()
+        return float(stats.chisquare(counts, expected).pvalue)
+
+    return p_value
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is none."""
+    if any(item.get_closest_marker("gpu") for item in items) and jax.default_backend() == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an accelerator"))

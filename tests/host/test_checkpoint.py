@@ -1,0 +1,158 @@
+"""Checkpoints come back bitwise or are known to be damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from popjax.envs import make
+from popjax.host import checkpoint
+from popjax.host.errors import Refused
+from popjax.host.train import train
+from tests.host import tiny
+from tests.host.test_train import OPTIONS
+
+ENV = make("probe/context")
+
+
+def example() -> dict:
+    return {
+        "key": jax.random.split(jax.random.key(3), 2),
+        "nested": {"float": jnp.array([0.1, jnp.nan, -0.0]), "half": jnp.ones((2, 3), jnp.bfloat16) / 3},
+        "scalar": jnp.int32(7),
+        "flag": jnp.array([True, False]),
+        "nothing": jnp.zeros((0, 4)),
+        "absent": None,
+    }
+
+
+def shapes_of(state: object) -> object:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def test_every_leaf_comes_back_bitwise(tmp_path: Path) -> None:
+    state = example()
+    checkpoint.save(tmp_path, 4, state, {"note": [1, 2]})
+    restored, extra = checkpoint.restore(tmp_path / "4", shapes_of(state))
+    assert checkpoint.digest(restored) == checkpoint.digest(state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert extra == {"note": [1, 2]}
+    jax.random.normal(restored["key"][0])  # a key again, not its data
+
+
+def test_a_digest_sees_path_dtype_shape_and_bytes() -> None:
+    states = [
+        {"a": jnp.zeros(4)},
+        {"b": jnp.zeros(4)},
+        {"a": jnp.zeros((2, 2))},
+        {"a": jnp.zeros(4, jnp.int32)},
+        {"a": -jnp.zeros(4)},
+    ]
+    assert len({checkpoint.digest(state) for state in states}) == len(states)
+
+
+def test_only_the_newest_are_kept_and_partial_ones_removed(tmp_path: Path) -> None:
+    (tmp_path / "partial-2").mkdir()
+    for generation in (1, 2, 10):
+        checkpoint.save(tmp_path, generation, {"a": jnp.arange(3)}, {})
+    assert checkpoint.generations(tmp_path) == [10, 2]
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "2"}
+
+
+def test_another_structure_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"a": jnp.zeros(3)}, {})
+    with pytest.raises(Refused, match=r"a is float32\[3\] in it and float32\[4\] in the State"):
+        checkpoint.restore(tmp_path / "1", {"a": jnp.zeros(4)})
+
+
+def largest_file(path: Path) -> Path:
+    return max(
+        (file for file in (path / "arrays").rglob("*") if file.is_file()), key=lambda f: f.stat().st_size
+    )
+
+
+def truncate(path: Path) -> None:
+    file = largest_file(path)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bit(path: Path) -> None:
+    file = largest_file(path)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def delete_data(path: Path) -> None:
+    for file in (path / "arrays").rglob("d/*"):
+        file.unlink()
+
+
+def lie_in_manifest(path: Path) -> None:
+    manifest = path / "manifest.json"
+    envelope = json.loads(manifest.read_text())
+    envelope["content"] = envelope["content"].replace('"generation": ', '"generation": 1')
+    manifest.write_text(json.dumps(envelope))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip_bit,
+        delete_data,
+        lie_in_manifest,
+        lambda path: (path / "manifest.json").write_text("{"),
+        lambda path: (path / "manifest.json").unlink(),
+        lambda path: shutil.rmtree(path / "arrays"),
+    ],
+    ids=["truncated", "bit", "deleted", "manifest lies", "half manifest", "no manifest", "no arrays"],
+)
+def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    def state(seed: int) -> dict:
+        return {"a": jax.random.normal(jax.random.key(seed), (2_000,)), "b": jnp.arange(3)}
+
+    checkpoint.save(tmp_path, 1, state(1), {})
+    checkpoint.save(tmp_path, 2, state(2), {})
+    damage(tmp_path / "2")
+    said: list[str] = []
+    found = checkpoint.restore_newest(tmp_path, shapes_of(state(0)), said.append)
+    assert found is not None
+    assert found[0] == 1
+    assert checkpoint.digest(found[1]) == checkpoint.digest(state(1))
+    assert len(said) == 1
+    assert "damaged" in said[0]
+    assert "generation 1" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_a_run_continues_from_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = tiny.build(ENV)
+    straight = train(method, ENV, env_steps=600, **OPTIONS)
+    run = tmp_path / "run"
+    train(method, ENV, env_steps=400, run_dir=run, **OPTIONS)
+    newest = checkpoint.generations(run / "checkpoints")[0]
+    truncate(run / "checkpoints" / str(newest))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"seed": 0, "gener')  # a half-written line
+    resumed = train(method, ENV, env_steps=600, run_dir=run, resume=True, **OPTIONS)
+    assert "is damaged" in capsys.readouterr().err
+    assert resumed.summary["state_sha256"] == checkpoint.digest(straight.state)
+    rows = [json.loads(line)["generation"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows == straight.history.generation[0].tolist()
+
+
+def test_a_run_without_a_whole_checkpoint_begins_again(tmp_path: Path) -> None:
+    method = tiny.build(ENV)
+    first = train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+    for generation in checkpoint.generations(tmp_path / "checkpoints"):
+        (tmp_path / "checkpoints" / str(generation) / "manifest.json").unlink()
+    again = train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)
+    assert again.summary["state_sha256"] == first.summary["state_sha256"]
+    assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == len(first.evaluations)

@@ -1,0 +1,113 @@
+"""What a run survives: Ctrl-C, a polite request to end, and no request at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from popjax.envs import make
+from popjax.host import checkpoint, interrupt
+from popjax.host.errors import Refused
+from popjax.host.train import train
+from tests.host import tiny
+
+ROOT = Path(__file__).parents[2]
+ENV = make("probe/context")
+OPTIONS = {"env_steps": 24_000, "log_every": 12, "eval_every": 6_000, "checkpoint_every": 2_400}
+ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+PROGRAM = "from popjax import cli; cli.METHODS['tiny'] = 'tests.host.tiny'; raise SystemExit(cli.run())"
+
+
+@pytest.fixture(scope="module")
+def straight() -> str:
+    """The digest of a run that nothing disturbed."""
+    return checkpoint.digest(train(tiny.build(ENV), ENV, quiet=True, **OPTIONS).state)
+
+
+def start(run: Path) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "tiny",
+        "--env",
+        "probe/context",
+        f"--run-dir={run}",
+        *ARGUMENTS,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def resume(run: Path) -> str:
+    description = {"method": "tiny", "config": {"capacity": 1_000, "uneven": False}}
+    method = tiny.build(ENV)
+    result = train(method, ENV, run_dir=run, resume=True, description=description, quiet=True, **OPTIONS)
+    return result.summary["state_sha256"]
+
+
+def generations(run: Path) -> list[int]:
+    return [json.loads(line)["generation"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_resume(number: signal.Signals, tmp_path: Path, straight: str) -> None:
+    run = tmp_path / "run"
+    process = start(run)
+    wait_until(lambda: checkpoint.generations(run / "checkpoints"), process)
+    with pytest.raises(Refused, match="another process"):
+        resume(run)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "Traceback" not in error
+    assert "finishing the chunk" in error
+    assert "--resume" in error
+    done = generations(run)
+    assert checkpoint.generations(run / "checkpoints")[0] == done[-1] < 2_000
+    assert resume(run) == straight
+    assert generations(run) == list(range(1, 2_001))
+
+
+def test_a_kill_loses_at_most_what_follows_the_last_checkpoint(tmp_path: Path, straight: str) -> None:
+    run = tmp_path / "run"
+    process = start(run)
+    wait_until(lambda: len(checkpoint.generations(run / "checkpoints")) == 2, process)
+    wait_until(lambda: list((run / "checkpoints").glob("partial-*")), process)  # in the middle of saving
+    process.kill()
+    process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
+    assert checkpoint.generations(run / "checkpoints")[0] >= 400
+    assert resume(run) == straight
+    assert generations(run) == list(range(1, 2_001))
+    assert not list((run / "checkpoints").glob("partial-*"))
+
+
+def test_the_second_signal_stops_at_once_and_handlers_return() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    said: list[str] = []
+    with interrupt.deferred(said.append) as pending:
+        assert pending() is None
+        signal.raise_signal(signal.SIGINT)
+        assert pending() == signal.SIGINT
+        assert len(said) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

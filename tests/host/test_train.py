@@ -1,0 +1,197 @@
+"""The training loop: what it computes does not depend on how it was cut into chunks, seeds and processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from popjax.core import as_arrays
+from popjax.envs import make
+from popjax.host import memory, sweep
+from popjax.host.checkpoint import digest
+from popjax.host.errors import NonFiniteMetric, Refused
+from popjax.host.evaluate import evaluate
+from popjax.host.programs import chunk_function, init_function
+from popjax.host.train import train
+from tests.host import tiny
+
+ENV = make("probe/context")
+OPTIONS = {"eval_every": 100, "checkpoint_every": 120, "log_every": 40, "eval_episodes": 2, "quiet": True}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_stopped_and_resumed_equals_straight(tmp_path: Path) -> None:
+    method = tiny.build(ENV, tiny.Config(uneven=True))
+    straight = train(method, ENV, env_steps=600, seeds=2, run_dir=tmp_path / "a", **OPTIONS)
+    train(method, ENV, env_steps=300, seeds=2, run_dir=tmp_path / "b", **OPTIONS)
+    resumed = train(method, ENV, env_steps=600, seeds=2, run_dir=tmp_path / "b", resume=True, **OPTIONS)
+    assert resumed.summary["state_sha256"] == straight.summary["state_sha256"] == digest(straight.state)
+    np.testing.assert_array_equal(resumed.returns, straight.returns)
+    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
+
+
+def test_training_does_not_depend_on_files_or_evaluation(tmp_path: Path) -> None:
+    method = tiny.build(ENV)
+    options = OPTIONS | {"log_every": 12}
+    with_files = train(method, ENV, env_steps=240, run_dir=tmp_path, **options)
+    without = train(method, ENV, env_steps=240, **(options | {"eval_every": 240}))
+    assert digest(with_files.state) == digest(without.state)
+    assert len(with_files.evaluations) == 4
+    assert [e.env_steps for e in without.evaluations] == [0, 240]
+
+
+def test_a_sweep_of_seeds_equals_single_runs() -> None:
+    method = tiny.build(ENV, tiny.Config(uneven=True))
+    together = train(method, ENV, env_steps=400, seeds=3, seed=5, **OPTIONS)
+    for place in range(3):
+        alone = train(method, ENV, env_steps=400, seed=5 + place, **OPTIONS)
+        mine = [e for e in together.evaluations if e.seed == 5 + place]
+        assert [e.env_steps for e in mine] == [e.env_steps for e in alone.evaluations]
+        np.testing.assert_allclose(together.returns[place], alone.returns[0], rtol=1e-5)
+        rows = alone.history.generation.shape[1]
+        np.testing.assert_array_equal(together.history.env_steps[place, :rows], alone.history.env_steps[0])
+        np.testing.assert_allclose(
+            together.history.metrics.fitness[place, :rows], alone.history.metrics.fitness[0], rtol=1e-5
+        )
+
+
+def test_the_state_is_updated_in_place() -> None:
+    method = tiny.build(ENV, tiny.Config(capacity=1_000_000))
+    for seeds in (1, 2):
+        keys, hyper = sweep.keys(0, seeds), as_arrays(method.hyper)
+        shapes = jax.eval_shape(init_function(method, seeds), keys, hyper)
+        compiled = jax.jit(chunk_function(method, 10, seeds), donate_argnums=0).lower(shapes).compile()
+        analysis, size = compiled.memory_analysis(), memory.tree_bytes(shapes)
+        assert size > seeds * 8_000_000
+        assert analysis.alias_size_in_bytes > 0.99 * size
+        assert analysis.temp_size_in_bytes < 0.01 * size
+        assert memory.compiled_bytes(compiled) < 1.02 * size
+
+
+def test_the_run_directory_holds_everything(tmp_path: Path) -> None:
+    result = train(tiny.build(ENV), ENV, env_steps=240, seeds=2, seed=3, run_dir=tmp_path, **OPTIONS)
+    names = {path.name for path in tmp_path.iterdir()}
+    files = {"config.json", "metrics.jsonl", "eval.jsonl", "curve.png", "summary.json"}
+    assert names == files | {"checkpoints", "tensorboard"}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == result.summary
+    assert (summary["method"], summary["env"], summary["seeds"]) == ("tiny", "probe/context", [3, 4])
+    assert summary["env_steps"] == 252  # the end of the chunk that reached 240
+    assert summary["wall_seconds"] > summary["compile_seconds"] > 0
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert [row["seed"] for row in rows[:2]] == [3, 4]
+    assert set(rows[0]) == {"seed", "generation", "env_steps", "fitness", "losses.loss", "count"}
+    assert len(rows[0]["fitness"]) == 3
+    assert len(rows) == 2 * result.history.generation.shape[1]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["options"]["env_steps"] == 240
+    assert config["hyper"] == {"rate": 0.1, "poison_at": -1.0}
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "tensorboard").glob("seed*/events*"))) == 2
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = tiny.build(ENV)
+    options = OPTIONS | {"quiet": False}
+    first = train(method, ENV, env_steps=120, run_dir=tmp_path, **options)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+    again = train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **options)
+    assert "has finished" in capsys.readouterr().err
+    assert again.summary == first.summary
+    assert digest(again.state) == digest(first.state)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json*")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"env_steps": 11}, "under one generation, which can count 12"),
+        ({"env_steps": 0}, "--env-steps must be at least 1, got 0"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"eval_every": 0}, "--eval-every must be at least 1"),
+        ({"eval_episodes": 0}, "--eval-episodes must be at least 1"),
+        ({"checkpoint_every": -5}, "--checkpoint-every must be at least 1, got -5"),
+        ({"env_steps": 2**31 - 1}, "exceeds the counter"),
+        ({"resume": True}, "needs a --run-dir"),
+    ],
+)
+def test_numbers_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        train(tiny.build(ENV), ENV, **({"env_steps": 100} | options))
+
+
+def test_a_run_that_cannot_fit_allocates_nothing(tmp_path: Path) -> None:
+    method = tiny.build(ENV, tiny.Config(capacity=10**12))
+    with pytest.raises(Refused, match=r"needs 8.0 TB.*'replay' with 8.0 TB: reduce the replay capacity"):
+        train(method, ENV, env_steps=100, run_dir=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_is_never_overwritten(tmp_path: Path) -> None:
+    method = tiny.build(ENV)
+    with pytest.raises(Refused, match="holds no run"):
+        train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)
+    train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+    with pytest.raises(Refused, match=r"already holds a run: add --resume to continue it"):
+        train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+
+
+def test_resuming_with_other_options_names_each(tmp_path: Path) -> None:
+    method = tiny.build(ENV)
+    train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+    other = {"env_steps": 60, "seeds": 2, "hyper": tiny.Hyper(rate=0.5)}
+    with pytest.raises(Refused) as refusal:
+        train(method, ENV, run_dir=tmp_path, resume=True, **other, **OPTIONS)
+    for part in ("--hyper.rate 0.1 -> 0.5", "--env-steps 120 -> 60", "--seeds 1 -> 2"):
+        assert part in str(refusal.value)
+
+
+def test_a_non_finite_metric_stops_the_run(tmp_path: Path) -> None:
+    method = tiny.build(ENV)
+    options = {"env_steps": 600, "seeds": 2, "hyper": tiny.Hyper(poison_at=25.0), **OPTIONS}
+    with pytest.raises(NonFiniteMetric) as failure:
+        train(method, ENV, run_dir=tmp_path, **options)
+    text = str(failure.value)
+    assert "metric losses.loss of seed 0" in text
+    assert "generation 25" in text
+    assert "--resume" in text
+    assert "generation 21" in text  # 20 x 12 = 240 is the multiple of 120 before; chunks are of 3
+    assert (tmp_path / "checkpoints/21").is_dir()
+    assert not (tmp_path / "summary.json").exists()
+    with pytest.raises(NonFiniteMetric, match="no run directory"):
+        train(method, ENV, **options)
+
+
+def test_sinks_see_every_recorded_generation_once() -> None:
+    seen: list[tuple[int, list[int], int]] = []
+    train(
+        tiny.build(ENV),
+        ENV,
+        env_steps=120,
+        sinks=[lambda index, h: seen.append((index, h.generation[0].tolist(), len(h.evaluations)))],
+        **OPTIONS,
+    )
+    assert seen[0] == (0, [], 1)
+    assert [index for index, _, _ in seen] == list(range(len(seen)))
+    assert [g for _, generations, _ in seen for g in generations] == [3, 6, 9, 12]
+
+
+def test_evaluation_is_reproducible_and_leaves_the_state() -> None:
+    method = tiny.build(ENV)
+    state = train(method, ENV, env_steps=120, seeds=2, **OPTIONS).state
+    before = digest(state)
+    returns, lengths = evaluate(method, ENV, state, episodes=20, seed=1)
+    assert returns.shape == lengths.shape == (2, 20)
+    np.testing.assert_array_equal(evaluate(method, ENV, state, episodes=20, seed=1)[0], returns)
+    assert not np.array_equal(evaluate(method, ENV, state, episodes=20, seed=2)[0], returns)
+    assert digest(state) == before
+    with pytest.raises(Refused, match="--episodes"):
+        evaluate(method, ENV, state, episodes=0)

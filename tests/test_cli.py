@@ -1,0 +1,174 @@
+"""The command line: what it makes, and the one line that bad input gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from popjax import cli, parse
+from popjax.host.options import Options
+from popjax.host.rundir import write_json
+from popjax.methods import independent, pderl
+
+TINY = ["tiny", "--env", "probe/context", "--env-steps", "240", "--eval-every", "120"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str], command: Any = cli.run) -> str:
+    """The error of ``argv``, which must be a single line with code 2."""
+    assert command(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ([], ["which method", "pderl", "independent"]),
+        (["pdrel", *PENDULUM], ["unknown method 'pdrel'", "did you mean pderl?"]),
+        (
+            ["pderl", "--env", "gymnaks/Pendulum-v1", "--env-steps", "9"],
+            ["'gymnaks'", "did you mean 'gymnax'"],
+        ),
+        (["pderl", "--env", "gymnax/Pendlum-v1", "--env-steps", "9"], ["did you mean 'Pendulum-v1'"]),
+        (["pderl", *PENDULUM, "--sedes", "3"], ["unknown option --sedes", "did you mean --seeds?"]),
+        (["pderl", *PENDULUM, "--hyper.mutation_sdt", "3"], ["did you mean --hyper.mutation-std?"]),
+        (["pderl", *PENDULUM, "stray"], ["unexpected argument 'stray'"]),
+        (["pderl", "--env", "gymnax/Pendulum-v1"], ["missing --env-steps"]),
+        (["pderl", *PENDULUM, "--seeds", "two"], ["--seeds", "'two'"]),
+        (["pderl", *PENDULUM, "--seeds"], ["--seeds"]),
+        (["pderl", *PENDULUM, "--seeds", "0"], ["--seeds must be at least 1, got 0"]),
+        (["pderl", *PENDULUM, "--env-steps", "2199"], ["2199 is under one generation, which can count 2200"]),
+        (["pderl", *PENDULUM, "--env-option", "gravity"], ["KEY=VALUE", "'gravity'"]),
+        (["pderl", *PENDULUM, "--env-option", "gg=1"], ["no option 'gg'"]),
+        (["pderl", *PENDULUM, "--config.elite-fraction", "0.9"], ["elites 9", "population 10"]),
+        (["pderl", *PENDULUM, "--config.crossover", "magic"], ["'magic'", "distil"]),
+        (["pderl", *PENDULUM, "--config.capacity", "10" + "0" * 12], ["needs 360.0 TB", "reduce the replay"]),
+        (["pderl", "--env", "gymnax/CartPole-v1", "--env-steps", "9000"], ["continuous", "CartPole-v1"]),
+        (["independent", *PENDULUM, "--config.agent", "td4"], ["unknown agent 'td4'", "did you mean td3?"]),
+        (
+            ["independent", *PENDULUM, "--config.batch", "9", "--config.capacity", "8"],
+            ["batch 9", "capacity 8"],
+        ),
+        (["tiny", "--env", "probe/action-discrete", "--env-steps", "99"], ["continuous"]),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    argv: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(argv, capsys)
+    for part in parts:
+        assert part in error
+    assert not Path("runs").exists()
+
+
+def test_a_run_is_trained_evaluated_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*TINY, "--seeds", "2", "--config.capacity", "50", "--hyper.rate=0.2"]) == 0
+    out = capsys.readouterr().out
+    assert "final return, seed 1" in out
+    root = Path("runs/tiny-probe-context-seeds0to1")
+    config = json.loads((root / "config.json").read_text())
+    assert config["config"] == {"capacity": 50, "uneven": False}
+    assert config["hyper"]["rate"] == 0.2
+
+    assert cli.evaluate([str(root), "--episodes", "7", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [seed["seed"] for seed in shown["seeds"]] == [0, 1]
+    assert len(shown["seeds"][0]["returns"]) == 7
+    assert cli.evaluate([str(root), "--episodes", "7"]) == 0
+    assert f"{shown['mean']:.2f}" in capsys.readouterr().out
+
+    again = [*TINY, "--seeds", "2", "--hyper.rate=0.2"]
+    assert "already holds a run" in refused([*again, "--config.capacity", "50"], capsys)
+    error = refused([*again, "--config.capacity", "60", "--resume"], capsys)
+    assert "--config.capacity 50 -> 60" in error
+    assert cli.run([*again, "--config.capacity", "50", "--resume", "--env-steps", "480"]) == 0
+    assert json.loads((root / "summary.json").read_text())["env_steps"] >= 480
+
+
+def test_a_non_finite_metric_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*TINY, "--hyper.poison-at", "5", "--log-every", "12"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: metric losses.loss of seed 0")
+
+
+def test_evaluating_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no run" in refused([str(tmp_path)], capsys, cli.evaluate)
+    (tmp_path / "config.json").write_text("{}")
+    assert "popjax.evaluate" in refused([str(tmp_path)], capsys, cli.evaluate)
+    assert "missing" in refused([], capsys, cli.evaluate)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["pderl", "--help"], ["independent", "--help"]])
+def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(argv) == 0
+    text = capsys.readouterr().out
+    for option in ("--env ", "--env-steps", "--eval-every", "--resume", "environment steps"):
+        assert option in text
+    if len(argv) > 1:
+        assert "--config.population" in text
+        assert "--hyper." in text
+
+
+def test_presets_are_defaults_that_flags_override() -> None:
+    config, hyper = cli._defaults(pderl, None, "brax/hopper")
+    assert config == pderl.preset("brax/hopper").config
+    argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
+    arguments = cli._parse_run(parse, "pderl", argv, config, hyper)
+    assert arguments.config.trials == 2
+    assert arguments.config.elite_fraction == config.elite_fraction == 0.2
+    assert cli._defaults(pderl, None, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
+
+
+def test_an_agent_brings_its_own_options() -> None:
+    argv = ["--env=probe/context", "--config.agent=td3", "--config.agent.hidden", "64", "32", "--env_steps=9"]
+    agent, rest = cli._peel_agent(independent, argv)
+    config, hyper = cli._defaults(independent, agent, None)
+    arguments = cli._parse_run(parse, "independent", [*rest, "--hyper.target_noise", "0.3"], config, hyper)
+    assert agent == "td3"
+    assert arguments.config.agent.hidden == (64, 32)
+    assert arguments.hyper.target_noise == 0.3
+    assert arguments.common.options == Options(env_steps=9)
+
+
+def test_a_configuration_survives_json() -> None:
+    for module, agent in ((pderl, None), (independent, "td3")):
+        config, hyper = cli._defaults(module, agent, "brax/hopper")
+        for default in (config, hyper):
+            write_json(Path("config.json"), asdict(default))
+            assert parse.rebuild(default, json.loads(Path("config.json").read_text())) == default
+    with pytest.raises(parse.Fault, match="'colour'"):
+        parse.rebuild(pderl.Config(), {"colour": 1})
+
+
+def test_environment_options_are_literals_or_strings() -> None:
+    pairs = ["backend=spring", "length=200", "scale=0.5", "healthy=True", "a=b=c"]
+    expected = {"backend": "spring", "length": 200, "scale": 0.5, "healthy": True, "a": "b=c"}
+    assert parse.key_values(pairs) == expected
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = ["brax", "mujoco", "gymnax", "orbax", "matplotlib", "tensorboardX", "jax"]
+    code = f"import popjax, sys; print([name for name in {heavy} if name in sys.modules], popjax.train)"
+    root = Path(__file__).parents[1]
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert answer.stdout.startswith("[] <function train")

@@ -1,0 +1,164 @@
+"""Dependencies point one way: read off the syntax trees, so that nothing has to be imported.
+
+A module belongs to the layer of its first name below ``popjax``. It may import from lower layers, and from
+its own package only where SHARED says so or where it is the package's ``__init__``.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "popjax"
+
+LAYERS = (
+    {"core", "tree", "shuffle"},
+    {"nets", "replay", "rollout", "normalize", "distil", "envs", "optimize"},
+    {"agents", "evolution", "intrinsic"},
+    {"methods"},
+)
+COMMAND_LINE = {"cli", "parse", "show"}
+ABOVE = {"host"} | COMMAND_LINE
+# The host sees a method through the record `Method`, whatever it is made of.
+HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods"} | COMMAND_LINE
+# What the modules of a package may share: written once, used by all of them.
+SHARED = {"popjax.envs.episodic"}
+# What puts the modules of its package together, as the package's `__init__` may.
+ASSEMBLES = {"popjax.evolution.offspring"}
+IMPURE = {"time", "os", "pathlib", "logging", "random", "orbax"}
+
+
+def layer(name: str) -> int:
+    """The layer of a first name below popjax.
+
+    A new module must be given one here: that is a decision about the design.
+    """
+    for number, names in enumerate(LAYERS):
+        if name in names:
+            return number
+    return len(LAYERS)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str, path: Path) -> set[str]:
+    """The dotted names that a module imports anywhere in it, functions and type checking included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
+            # `from package import module` imports the module; any other name is the package's own.
+            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
+    return found
+
+
+IMPORTS = {module: imports(module, path) for module, path in MODULES.items()}
+BELOW_HOST = [m for m in MODULES if m != "popjax" and m.split(".")[1] not in ABOVE]
+
+
+def first(module: str) -> str:
+    return module.split(".")[1]
+
+
+def inside(module: str) -> list[str]:
+    """What a module imports of popjax, but for the package's own re-exports."""
+    return sorted(name for name in IMPORTS[module] if name.startswith("popjax."))
+
+
+def test_every_module_has_a_layer():
+    named = set().union(*LAYERS) | ABOVE
+    assert {first(m) for m in MODULES if m != "popjax"} <= named, "give the new module a layer in LAYERS"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "popjax"])
+def test_nobody_imports_the_front_door(module):
+    assert "popjax" not in IMPORTS[module], "import the module that defines the name, not popjax itself"
+
+
+@pytest.mark.parametrize("module", BELOW_HOST)
+def test_imports_point_down(module):
+    wrong = [
+        name
+        for name in inside(module)
+        if layer(first(name)) >= layer(first(module)) and first(name) != first(module)
+    ]
+    assert not wrong, f"{module} imports {wrong}, which is not below it"
+
+
+@pytest.mark.parametrize("module", BELOW_HOST)
+def test_siblings_do_not_import_each_other(module):
+    if MODULES[module].name == "__init__.py" or module in ASSEMBLES:
+        return
+    wrong = [name for name in inside(module) if first(name) == first(module) and name not in SHARED]
+    assert not wrong, f"{module} imports its siblings {wrong}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("popjax.host")])
+def test_the_host_sees_no_methods(module):
+    wrong = [name for name in inside(module) if first(name) in HIDDEN_FROM_HOST]
+    assert not wrong, f"{module} imports {wrong}; the host knows only the record Method"
+
+
+@pytest.mark.parametrize("module", BELOW_HOST)
+def test_the_core_knows_no_time_files_names_or_logs(module):
+    wrong = {name for name in IMPORTS[module] if name.split(".")[0] in IMPURE}
+    assert not wrong, f"{module} imports {wrong}, which is for the host"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_nets_knows_flax_linen(module):
+    tree = ast.parse(MODULES[module].read_text())
+    names = IMPORTS[module] | {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    layers = {n for n in names if n.startswith(("flax.linen", "flax.nnx"))}
+    assert module == "popjax.nets" or not layers
+
+
+def test_the_walk_sees_every_form_of_import(tmp_path):
+    """The tests above would pass on an empty set."""
+    file = tmp_path / "pderl.py"
+    file.write_text(
+        "import os.path\nfrom popjax import tree, Env\nfrom ..replay import ring\nfrom . import ce\n"
+        "def f():\n    import time\n    from popjax.envs.episodic import rescale\n"
+    )
+    outside = {"os.path", "time"}
+    ours = {"popjax", "popjax.tree", "popjax.replay.ring", "popjax.methods", "popjax.envs.episodic"}
+    assert imports("popjax.methods.pderl", file) == outside | ours
+
+
+def test_importing_popjax_is_quick_and_starts_no_physics():
+    """Processor time, so that a busy machine is no failure; the heavy libraries wait until they are used."""
+    program = (
+        "import sys, time\n"
+        "import popjax\n"
+        "heavy = ('brax', 'mujoco', 'gymnax', 'orbax', 'matplotlib', 'tensorboardX')\n"
+        "print(time.process_time(), *(name for name in heavy if name in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, *loaded = done.stdout.split()
+    assert loaded == []
+    assert float(seconds) < 3
+    assert done.stderr == ""

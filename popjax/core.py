@@ -10,12 +10,14 @@ environment lanes, ``T`` time, ``B`` batch, ``D`` observation, ``A`` action.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -190,6 +192,27 @@ def stacked(**kwargs: Any) -> Any:
 def stacked_fields(state: Any) -> dict[str, PyTree]:
     """The fields of a State that were declared with ``stacked()``, by name."""
     return {f.name: getattr(state, f.name) for f in fields(state) if f.metadata.get("stacked")}
+
+
+def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:
+    """Field of a ``Hyper``: a number in [low, high], to which ``check_numbers`` holds it before a run."""
+    return struct.field(default=default, metadata={"range": (low, high)})
+
+
+def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
+    """Compares every number of a ``Hyper``, which may be stacked, with the range of its field.
+
+    Raises:
+        ValueError: one is outside, or not a number.
+    """
+    for field in fields(hyper):
+        value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
+        if is_dataclass(value):
+            check_numbers(value, name)
+        elif "range" in field.metadata:
+            low, high = field.metadata["range"]
+            if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
 
 
 def as_arrays(hyper: S) -> S:

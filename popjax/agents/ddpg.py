@@ -14,7 +14,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims
+from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -32,12 +32,12 @@ class Config:
 class Hyper:
     """Numbers of one DDPG learner."""
 
-    discount: Number = 0.99  # gamma, per environment step
-    polyak: Number = 0.001  # share of the online network that a target takes in per gradient step
-    actor_lr: Number = 5e-5  # Adam's rate for the actor
-    critic_lr: Number = 5e-4  # Adam's rate for the critic
-    max_grad_norm: Number = 10.0  # global norm to which each network's gradient is clipped
-    exploration: Number = 0.1  # standard deviation of Gaussian action noise while collecting
+    discount: Number = number(0.99, high=1.0)  # gamma, per environment step
+    polyak: Number = number(0.001, high=1.0)  # share of the online network that a target takes per step
+    actor_lr: Number = number(5e-5)  # Adam's rate for the actor
+    critic_lr: Number = number(5e-4)  # Adam's rate for the critic
+    max_grad_norm: Number = number(10.0)  # global norm to which each network's gradient is clipped
+    exploration: Number = number(0.1)  # standard deviation of Gaussian action noise while collecting
 
 
 @struct.dataclass

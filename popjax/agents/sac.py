@@ -6,6 +6,7 @@ with the new critics, temperature with the entropy of that actor step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +16,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims
+from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -33,15 +34,15 @@ class Config:
 class Hyper:
     """Numbers of one SAC learner."""
 
-    discount: Number = 0.99  # gamma, per environment step
-    polyak: Number = 0.005  # share of the online critics that their targets take in per gradient step
-    actor_lr: Number = 3e-4  # Adam's rate for the actor
-    critic_lr: Number = 3e-4  # Adam's rate for the twin critics
-    temperature_lr: Number = 3e-4  # Adam's rate for the log temperature
-    max_grad_norm: Number = 20.0  # global norm to which the gradients of actor and critics are clipped
-    init_temperature: Number = 1.0  # temperature at the start
-    target_entropy: Number = -0.5  # entropy that the temperature aims at, nats per action component
-    exploration: Number = 1.0  # multiplies the policy's standard deviation while collecting
+    discount: Number = number(0.99, high=1.0)  # gamma, per environment step
+    polyak: Number = number(0.005, high=1.0)  # share of the critics that their targets take per gradient step
+    actor_lr: Number = number(3e-4)  # Adam's rate for the actor
+    critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
+    temperature_lr: Number = number(3e-4)  # Adam's rate for the log temperature
+    max_grad_norm: Number = number(20.0)  # global norm to which gradients of actor and critics are clipped
+    init_temperature: Number = number(1.0)  # temperature at the start
+    target_entropy: Number = number(-0.5, low=-math.inf)  # entropy aimed at, nats per action component
+    exploration: Number = number(1.0)  # multiplies the policy's standard deviation while collecting
 
 
 @struct.dataclass

@@ -5,6 +5,7 @@ Constants of the authors' repository since 2019: 256-256 networks, Adam 3e-4, ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,7 +14,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims
+from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -29,14 +30,14 @@ class Config:
 class Hyper:
     """Numbers of one TD3 learner."""
 
-    discount: Number = 0.99  # gamma, per environment step
-    polyak: Number = 0.005  # share of the online network that a target takes in per actor step
-    actor_lr: Number = 3e-4  # Adam's rate for the actor
-    critic_lr: Number = 3e-4  # Adam's rate for the twin critics
-    max_grad_norm: Number = float("inf")  # global norm to which each gradient is clipped
-    target_noise: Number = 0.2  # standard deviation of the noise on target actions
-    target_noise_clip: Number = 0.5  # largest size of that noise
-    exploration: Number = 0.1  # standard deviation of Gaussian action noise while collecting
+    discount: Number = number(0.99, high=1.0)  # gamma, per environment step
+    polyak: Number = number(0.005, high=1.0)  # share of the online network that a target takes per actor step
+    actor_lr: Number = number(3e-4)  # Adam's rate for the actor
+    critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
+    max_grad_norm: Number = number(math.inf)  # global norm to which each gradient is clipped
+    target_noise: Number = number(0.2)  # standard deviation of the noise on target actions
+    target_noise_clip: Number = number(0.5)  # largest size of that noise
+    exploration: Number = number(0.1)  # standard deviation of Gaussian action noise while collecting
 
 
 @struct.dataclass

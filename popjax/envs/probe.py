@@ -10,8 +10,8 @@
 | endless | 5 steps of reward 1, then the time limit; obs is 1 | 1 / (1 - gamma): a time limit is no end |
 | corridor | walks from 0 by the action, ends beyond 1; reward is the step; at most 50 steps | 1 to 2 |
 
-``action``, ``context`` and ``corridor`` have a discrete twin named ``...-discrete``: two actions that stand for
--0.5 and 0.5.
+``action``, ``context`` and ``corridor`` have a discrete twin named ``...-discrete``: two actions that stand
+for -0.5 and 0.5.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from popjax.core import Env, Method, as_arrays
+from popjax.core import Env, Method, as_arrays, check_numbers
 from popjax.host import checkpoint, describe, interrupt, log, memory, rundir, sweep
 from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
 from popjax.host.history import Evaluation, History, empty, first_non_finite, join
@@ -69,6 +69,10 @@ def train(
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
     numbers = method.hyper if hyper is None else hyper
+    try:
+        check_numbers(numbers)
+    except ValueError as fault:
+        raise Refused(str(fault)) from None
     config = describe.configuration(method, env, numbers, options, description or {})
     if run_dir is not None:
         rundir.check(Path(run_dir), config, resume)

@@ -42,7 +42,9 @@ from popjax.core import (
     Transition,
     as_arrays,
     chain,
+    continuous_dims,
     example_transition,
+    number,
     stacked,
     transition,
 )
@@ -109,15 +111,15 @@ class Hyper:
     """Numbers, all sweepable."""
 
     ddpg: ddpg.Hyper = field(default_factory=ddpg.Hyper)  # the learner's
-    updates_per_step: Number = 1.0  # gradient steps of the learner per environment step of the generation
-    crossover_lr: Number = 1e-3  # Adam's rate for children
-    mutation_probability: Number = 0.9  # for each individual that is not an elite's copy
-    mutation_std: Number = 0.1  # standard deviation of proximal mutation, in units of the action
-    mutation_std_noise: Number = 0.0  # standard deviation of mutation_std itself, drawn for each mutation
-    sensitivity_floor: Number = 0.01  # least sensitivity that a proximal mutation divides by
-    noise_theta: Number = 0.15  # pull of the learner's Ornstein-Uhlenbeck noise to 0, per step
-    noise_sigma: Number = 0.2  # its standard deviation per step
-    noise_scale: Number = 0.3  # multiplies it before it is added to the action
+    updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
+    crossover_lr: Number = number(1e-3)  # Adam's rate for children
+    mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
+    mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
+    mutation_std_noise: Number = number(0.0)  # standard deviation of mutation_std, drawn for each mutation
+    sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
+    noise_theta: Number = number(0.15, high=2.0)  # pull of the learner's action noise to 0, per step
+    noise_sigma: Number = number(0.2)  # its standard deviation per step
+    noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
 
 
 class Preset(NamedTuple):
@@ -218,6 +220,7 @@ def ornstein_uhlenbeck(noise: Array, normal: Array, theta: Array | float, sigma:
 
 def build(env: Env, config: Config = Config()) -> Method:
     """PDERL, ERL, PERL or DERL in ``env``, as ``config`` says."""
+    continuous_dims(env.spec, "pderl")
     agent = ddpg.build(env.spec, config.ddpg)
     replay = ring(config.capacity, replace=config.sample_replace)
     memory = ring(config.memory)

@@ -63,7 +63,7 @@ def test_rows_are_exchanged_whole_and_become_common(key):
     """Every unit's weights come from one parent at the same place; hit rows are equal in both children."""
     x = {"w": jnp.zeros((3, 5)) + jnp.arange(5.0), "b": jnp.arange(4.0)}
     y = {"w": jnp.zeros((3, 5)) + 10 + jnp.arange(5.0), "b": 10 + jnp.arange(4.0)}
-    a, b = jax.vmap(lambda k: n_point(k, x, y))(jax.random.split(key, 300))
+    a, b = jax.jit(jax.vmap(lambda k: n_point(k, x, y)))(jax.random.split(key, 300))
     for name in ("w", "b"):
         first, second = np.asarray(a[name]), np.asarray(b[name])
         from_y, second_from_y = first >= 10, second >= 10
@@ -215,7 +215,10 @@ def test_a_child_takes_the_better_of_both(key):
         lambda: distil(ACTOR, critic, jnp.zeros(1), x, y, memory(obs), key, config, 1e-2, jnp.bool_(True))
     )()
     best = jnp.where(obs[:, :1] > 0, ACTOR.apply(x, obs), ACTOR.apply(y, obs))
-    error = {name: float(((ACTOR.apply(p, obs) - best) ** 2).mean()) for name, p in zip("xyz", (x, y, born))}
+    error = {
+        name: float(((ACTOR.apply(p, obs) - best) ** 2).mean())
+        for name, p in zip("xyz", (x, y, born), strict=True)
+    }
     assert error["z"] < 0.25 * min(error["x"], error["y"])
 
 

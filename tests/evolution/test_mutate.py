@@ -12,7 +12,10 @@ import pytest
 from popjax import nets
 from popjax.evolution.mutate import floored, gaussian, is_weight, proximal, sensitivity
 
-ACTOR = nets.tanh_actor(3, 2, (4, 4), activation="tanh", norm=True)
+ACTOR = nets.tanh_actor(3, 2, (6, 6), activation="tanh", norm=True)
+
+GAUSSIANS = jax.jit(jax.vmap(gaussian, (None, 0)))
+SENSITIVITY = jax.jit(partial(sensitivity, ACTOR.apply))
 
 
 def linear(params, obs):
@@ -44,9 +47,7 @@ def test_worked_example_4_the_floor():
 
 def test_sensitivity_against_finite_differences(key):
     params, obs = actor_and_states(key)
-    found = sensitivity(ACTOR.apply, params, obs, jnp.ones(len(obs), bool))["mlp"]["Dense_1"]["linear"][
-        "kernel"
-    ]
+    found = SENSITIVITY(params, obs, jnp.ones(len(obs), bool))["mlp"]["Dense_1"]["linear"]["kernel"]
 
     def summed(kernel):
         mlp = params["mlp"] | {"Dense_1": {"linear": params["mlp"]["Dense_1"]["linear"] | {"kernel": kernel}}}
@@ -61,10 +62,8 @@ def test_sensitivity_against_finite_differences(key):
 
 def test_padding_leaves_the_sensitivity_as_it_is(key):
     params, obs = actor_and_states(key)
-    alone = sensitivity(ACTOR.apply, params, obs, jnp.ones(20, bool))
-    padded = sensitivity(
-        ACTOR.apply, params, jnp.concatenate([obs, 100 * jnp.ones((7, 3))]), jnp.arange(27) < 20
-    )
+    alone = SENSITIVITY(params, obs, jnp.ones(20, bool))
+    padded = SENSITIVITY(params, jnp.concatenate([obs, 100 * jnp.ones((7, 3))]), jnp.arange(27) < 20)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), alone, padded)
 
 
@@ -77,9 +76,9 @@ def mutants(kind, params, obs, key, std=0.1):
 @pytest.mark.parametrize("kind", ["proximal", "gaussian"])
 def test_worked_example_10_only_weight_matrices_change(kind, key):
     params, obs = actor_and_states(key)
-    before, after = leaves(params), None
+    before = leaves(params)
     keys = jax.random.split(key, 40)
-    after = leaves(jax.vmap(lambda k: mutants(kind, params, obs, k))(keys))
+    after = leaves(jax.jit(jax.vmap(lambda k: mutants(kind, params, obs, k)))(keys))
     assert sum(is_weight(x) for x in before.values()) == 3
     assert len(before) == 3 + 3 + 2 * 2  # matrices, biases, scale and bias of two layer norms
     for name, x in before.items():
@@ -103,7 +102,7 @@ def test_layers_of_equal_shape_get_noise_of_their_own(key):
     params, obs = actor.init(key), jax.random.normal(key, (10, 4))
     valid = jnp.ones(10, bool)
     keys = jax.random.split(key, 500)
-    after = jax.vmap(lambda k: proximal(actor.apply, params, obs, valid, k, 0.1))(keys)
+    after = jax.jit(jax.vmap(lambda k: proximal(actor.apply, params, obs, valid, k, 0.1)))(keys)
     scale = sensitivity(actor.apply, params, obs, valid)
     noise = jax.tree.map(lambda a, p, s: (a - p) * floored(s, 0.01) / 0.1, after, params, scale)
     noise = np.stack([x.reshape(500, 16) for x in jax.tree.leaves(noise) if x.ndim == 3])  # [3, 500, 16]
@@ -118,7 +117,7 @@ def test_layers_of_equal_shape_get_noise_of_their_own(key):
 def test_gaussian_hits_the_expected_share_of_entries(key):
     """n ~ U{0 .. 9} of 100 entries with probability 3/4; kinds 5% strong, 5% redrawn, 90% weak."""
     params = {"w": jnp.full((10, 10), 100.0), "b": jnp.full(10, 100.0)}
-    after = jax.jit(jax.vmap(partial(gaussian, params)))(jax.random.split(key, 8000))
+    after = GAUSSIANS(params, jax.random.split(key, 8000))
     change = np.asarray(after["w"]) - 100.0
     hits = (change != 0).sum((1, 2))
     # Entries are drawn with replacement: n hits reach 100 (1 - 0.99^n) different ones.
@@ -137,13 +136,13 @@ def test_gaussian_hits_the_expected_share_of_entries(key):
 
 def test_gaussian_clamps_what_it_hits(key):
     params = {"w": jnp.full((10, 10), 9.9e5)}
-    after = np.asarray(jax.vmap(partial(gaussian, params))(jax.random.split(key, 2000))["w"])
+    after = np.asarray(GAUSSIANS(params, jax.random.split(key, 2000))["w"])
     assert np.abs(after).max() == 1e6
 
 
 def test_gaussian_mutates_each_matrix_with_a_chance_of_its_own(key):
     params = {"a": jnp.ones((10, 10)), "b": jnp.ones((10, 10))}
-    after = jax.vmap(partial(gaussian, params))(jax.random.split(key, 4000))
+    after = GAUSSIANS(params, jax.random.split(key, 4000))
     hit_a, hit_b = ((np.asarray(after[name]) != 1).any((1, 2)) for name in "ab")
     assert (hit_a & hit_b).mean() == pytest.approx(hit_a.mean() * hit_b.mean(), abs=0.02)
     assert (np.asarray(after["a"]) != np.asarray(after["b"])).any()
@@ -152,5 +151,5 @@ def test_gaussian_mutates_each_matrix_with_a_chance_of_its_own(key):
 def test_gaussian_leaves_tiny_matrices_alone(key):
     """n ~ U{0 .. ceil(size / 10) - 1} is 0 for up to 10 entries."""
     params = {"w": jnp.ones((2, 5))}
-    after = jax.vmap(partial(gaussian, params))(jax.random.split(key, 50))
+    after = GAUSSIANS(params, jax.random.split(key, 50))
     assert (np.asarray(after["w"]) == 1).all()

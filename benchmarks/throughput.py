@@ -1,0 +1,195 @@
+"""How fast populations step and learn, and what they take: one table, and a JSON file beside it.
+
+    python benchmarks/throughput.py --methods sac td3 pderl --populations 1 2 4 8 16
+    python benchmarks/throughput.py --methods sac --peer rejax --out benchmarks/results/throughput-sac.json
+
+Every figure is the median of ``--repeats`` timed chunks of one compiled program, after one untimed chunk.
+With ``--peer``, chunks of popjax and of the peer alternate in the same process, so that a noisy machine is
+noisy for both; the ratio is the median of the ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import popjax
+from popjax.agents import AGENTS
+from popjax.core import Method
+from popjax.host import describe, memory
+from popjax.methods import independent, pderl
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    methods: tuple[Literal["sac", "td3", "ddpg", "pderl"], ...] = ("sac", "td3", "ddpg", "pderl")
+    """Agents of ``independent``, or pderl."""
+    populations: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Population sizes; pderl starts at 2."""
+    env: str = "gymnax/Pendulum-v1"
+    """Environment as SUITE/TASK."""
+    capacity: int = 131_072
+    """Replay, transitions; every independent agent has its own, rejax's default size."""
+    batch: int = 256
+    """Transitions per gradient step of an independent agent."""
+    iterations: int = 500
+    """Environment steps, and updates, of each independent agent in a timed chunk; pderl's is a generation."""
+    repeats: int = 5
+    """Timed chunks."""
+    peer: Literal["rejax"] | None = None
+    """Compare ``sac`` with this library at the same sizes."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+@dataclass
+class Row:
+    """Medians over the timed chunks; memory in bytes, compile time in seconds."""
+
+    method: str
+    population: int
+    env_steps_per_second: float = 0.0
+    gradient_steps_per_second: float = 0.0
+    compile_seconds: float = 0.0
+    peak_bytes: int = 0
+    state_bytes: int = 0
+    temporary_bytes: int = 0
+    peer_gradient_steps_per_second: float | None = None
+    ratio_to_peer: float | None = None
+    ratios: list[float] = field(default_factory=list)
+
+
+class Program:
+    """A compiled, donated chunk with its state: call it to advance; returns the seconds it took."""
+
+    def __init__(self, init: Callable[[Any], Any], step: Callable[[Any], Any], length: int) -> None:
+        self.state = jax.jit(init)(jax.random.key(0))
+
+        def chunk(state: Any) -> Any:
+            return jax.lax.scan(lambda s, _: (step(s), None), state, length=length)[0]
+
+        begun = time.perf_counter()
+        self.compiled = jax.jit(chunk, donate_argnums=0).lower(self.state).compile()
+        self.compile_seconds = time.perf_counter() - begun
+
+    def __call__(self) -> float:
+        begun = time.perf_counter()
+        self.state = jax.block_until_ready(self.compiled(self.state))
+        return time.perf_counter() - begun
+
+
+def main(arguments: Arguments) -> None:
+    """Measures and prints; writes ``arguments.out``."""
+    env = popjax.make(arguments.env)
+    rows = []
+    for name in arguments.methods:
+        for population in arguments.populations:
+            if name == "pderl" and population < 2:
+                continue
+            rows.append(measure(name, population, env, arguments))
+            Console(stderr=True).print(f"measured {name} with population {population}", style="dim")
+    show(rows, arguments)
+    if arguments.out:
+        command = f"python benchmarks/throughput.py {' '.join(sys.argv[1:])}"
+        content = {
+            "command": command,
+            "device": describe.device_name(),
+            "versions": describe.versions(),
+            "git_commit": describe.git_commit(),
+            "rows": [asdict(row) for row in rows],
+        }
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -> Row:
+    """One row of the table."""
+    method, length = build(name, population, env, arguments)
+    program = Program(lambda key: method.init(key, method.hyper), method.step, length)
+    peer = None
+    if arguments.peer and name == "sac":
+        from benchmarks.peers import rejax_sac
+
+        sizes = {"batch": arguments.batch, "hidden": (256, 256), "capacity": arguments.capacity}
+        peer = Program(*rejax_sac.build(population, **sizes), length)
+        peer()
+    program()
+    seconds, peer_seconds, env_steps, updates = [], [], [], []
+    for _ in range(arguments.repeats):
+        before = int(program.state.env_steps)
+        if peer:
+            peer_seconds.append(peer())
+        seconds.append(program())
+        env_steps.append(int(program.state.env_steps) - before)
+        updates.append(gradient_steps(name, program.state, population, arguments))
+    row = Row(name, population, compile_seconds=program.compile_seconds)
+    row.env_steps_per_second = statistics.median(n / s for n, s in zip(env_steps, seconds, strict=True))
+    row.gradient_steps_per_second = statistics.median(n / s for n, s in zip(updates, seconds, strict=True))
+    row.peak_bytes = memory.compiled_bytes(program.compiled)
+    row.state_bytes = memory.tree_bytes(program.state)
+    row.temporary_bytes = program.compiled.memory_analysis().temp_size_in_bytes
+    if peer:
+        done = arguments.iterations * population
+        row.peer_gradient_steps_per_second = done / statistics.median(peer_seconds)
+        row.ratios = [theirs / ours for theirs, ours in zip(peer_seconds, seconds, strict=True)]
+        row.ratio_to_peer = statistics.median(row.ratios)
+    return row
+
+
+def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> tuple[Method, int]:
+    """The method and how many of its steps make a chunk."""
+    if name == "pderl":
+        config = pderl.Config(population=population, capacity=arguments.capacity)
+        return pderl.build(env, config), 1
+    config = independent.Config(
+        agent=AGENTS[name].Config(),
+        population=population,
+        batch=arguments.batch,
+        capacity=arguments.capacity,
+        warmup=arguments.batch,
+    )
+    return independent.build(env, config), arguments.iterations
+
+
+def gradient_steps(name: str, state: Any, population: int, arguments: Arguments) -> int:
+    """Updates in the last chunk, summed over agents."""
+    return int(state.metrics.gradient_steps) if name == "pderl" else arguments.iterations * population
+
+
+def show(rows: Sequence[Row], arguments: Arguments) -> None:
+    """The table on standard output."""
+    table = Table(title=f"{arguments.env} on {jax.devices()[0].device_kind}")
+    headers = ["method", "P", "env steps/s", "gradient steps/s", "compile s", "peak MB", "temporaries/State"]
+    for header in headers + (["rejax/s", "ratio"] if arguments.peer else []):
+        table.add_column(header, justify="left" if header == "method" else "right")
+    for row in rows:
+        cells = [
+            row.method,
+            str(row.population),
+            f"{row.env_steps_per_second:,.0f}",
+            f"{row.gradient_steps_per_second:,.0f}",
+            f"{row.compile_seconds:.1f}",
+            f"{row.peak_bytes / 1e6:,.1f}",
+            f"{row.temporary_bytes / row.state_bytes:.2f}",
+        ]
+        if row.ratio_to_peer is not None:
+            cells += [f"{row.peer_gradient_steps_per_second:,.0f}", f"{row.ratio_to_peer:.2f}"]
+        table.add_row(*cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from popjax.core import Env, Method
 
 METHODS = {
     "pderl": "popjax.methods.pderl",
@@ -97,6 +100,7 @@ def _train(name: str, module: ModuleType, agent: str | None, arguments: Any) -> 
         "agent": agent,
         "env_options": env_options,
         "config": asdict(arguments.config),
+        "command": shlex.join(["python", *sys.argv]),
     }
     result = train(
         _build(module, env, arguments.config),
@@ -110,32 +114,60 @@ def _train(name: str, module: ModuleType, agent: str | None, arguments: Any) -> 
     show.result(result.summary, root)
 
 
+class Loaded(NamedTuple):
+    """A run read back: its environment, method and ``Config``, the State of its newest whole checkpoint with
+    a leading seed axis, the content of ``config.json`` and the environment steps of each seed."""
+
+    env: Env
+    method: Method
+    config: Any
+    state: Any
+    saved: dict[str, Any]
+    env_steps: list[int]
+
+
+def load(run_dir: str | Path) -> Loaded:
+    """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon.
+
+    Raises:
+        Refused: there is no run, or no whole checkpoint.
+    """
+    from popjax import parse
+    from popjax.host import checkpoint, rundir
+    from popjax.host.errors import Refused
+    from popjax.host.run import complain
+
+    root = Path(run_dir)
+    saved = rundir.read_config(root)
+    if saved.get("method") not in METHODS or not saved.get("config"):
+        raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
+    module = importlib.import_module(METHODS[saved["method"]])
+    config, hyper = _defaults(module, saved["agent"], None)
+    config = parse.rebuild(config, saved["config"])
+    env = _make(saved["env"], saved["env_options"])
+    method = _build(module, env, config)
+    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), saved["options"]["seeds"])
+    found = checkpoint.restore_newest(rundir.RunDirectory(root).checkpoints, shapes, complain)
+    if found is None:
+        raise Refused(f"{root} has no whole checkpoint")
+    _, state, extra = found
+    return Loaded(env, method, config, state, saved, extra["env_steps"])
+
+
 def _evaluate(argv: list[str]) -> None:
     from popjax import parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
     _prepare_jax()
     from popjax import show
-    from popjax.host import checkpoint, rundir
     from popjax.host.evaluate import evaluate as evaluate_state
-    from popjax.host.run import complain
 
-    root = Path(arguments.run_dir)
-    saved = rundir.read_config(root)
-    if saved.get("method") not in METHODS or not saved.get("config"):
-        raise parse.Fault(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
-    module = importlib.import_module(METHODS[saved["method"]])
-    config, hyper = _defaults(module, saved["agent"], None)
-    env = _make(saved["env"], saved["env_options"])
-    method = _build(module, env, parse.rebuild(config, saved["config"]))
-    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), saved["options"]["seeds"])
-    found = checkpoint.restore_newest(rundir.RunDirectory(root).checkpoints, shapes, complain)
-    if found is None:
-        raise parse.Fault(f"{root} has no whole checkpoint to evaluate")
-    _, state, extra = found
-    returns, lengths = evaluate_state(method, env, state, episodes=arguments.episodes, seed=arguments.seed)
+    run = load(arguments.run_dir)
+    returns, lengths = evaluate_state(
+        run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed
+    )
     report = show.evaluation_json if arguments.json else show.evaluation
-    report(root, saved, extra["env_steps"], returns, lengths)
+    report(Path(arguments.run_dir), run.saved, run.env_steps, returns, lengths)
 
 
 def _prepare_jax() -> None:

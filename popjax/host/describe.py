@@ -25,7 +25,8 @@ def configuration(
     """Everything needed to build and repeat a run, and where it ran.
 
     ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agent``,
-    ``env_options`` and ``config``. Without them the method is named after the module that made it.
+    ``env_options``, ``config`` and the ``command`` that started the run. Without a name the method is called
+    after the module that made it.
     """
     return {
         "method": description.get("method") or method.init.__module__.rpartition(".")[2],
@@ -35,6 +36,7 @@ def configuration(
         "config": dict(description.get("config") or {}),
         "hyper": numbers(hyper),
         "options": asdict(options),
+        "command": description.get("command"),
         "versions": versions(),
         "device": device_name(),
         "git_commit": git_commit(),

@@ -57,6 +57,12 @@ class Run:
         """The seeds, as the user numbers them."""
         return range(self.options.seed, self.options.seed + self.options.seeds)
 
+    @property
+    def title(self) -> str:
+        """Method, agent where the method leaves it open, and environment."""
+        agent = f" ({self.config['agent']})" if self.config["agent"] else ""
+        return f"{self.config['method']}{agent} on {self.env.spec.name}"
+
     def say(self, line: str) -> None:
         """A remark on standard error, unless the run is quiet."""
         if not self.quiet:
@@ -137,6 +143,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
     steps = int(position.env_steps.astype(np.int64).sum())
     summary = {
         "method": run.config["method"],
+        "agent": run.config["agent"],
         "env": run.env.spec.name,
         "seeds": list(run.seeds),
         "env_steps": int(position.env_steps.max()),
@@ -150,8 +157,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "state_sha256": checkpoint.digest(state),
     }
     if run.files is not None:
-        title = f"{run.config['method']} on {run.env.spec.name}"
-        report.learning_curve(position.evaluations, run.files.curve, title=title)
+        report.learning_curve(position.evaluations, run.files.curve, title=run.title)
         rundir.write_json(run.files.summary, summary)
     return Result(state, returns, position.evaluations, history, summary)
 

@@ -54,8 +54,8 @@ def train(
         run_dir: where to write; without it nothing is written and Ctrl-C is Python's own.
         resume: continue the run in ``run_dir``; a larger ``env_steps`` prolongs it.
         sinks: called after every chunk with ``(chunk index, history)``.
-        description: ``method``, ``agent``, ``env_options`` and ``config`` for ``config.json``; what
-            ``scripts/evaluate.py`` builds the method from.
+        description: ``method``, ``agent``, ``env_options``, ``config`` and ``command`` for ``config.json``;
+            what ``scripts/evaluate.py`` builds the method from.
         quiet: no progress and no remarks on standard error.
 
     Raises:
@@ -225,8 +225,7 @@ def _own_sinks(run: Run, position: Position, stack: ExitStack) -> list[log.Sink]
             ),
         ]
     if not run.quiet:
-        title = f"{run.config['method']} on {run.env.spec.name}"
-        sinks.append(stack.enter_context(log.progress(title, options.env_steps, position.env_steps)))
+        sinks.append(stack.enter_context(log.progress(run.title, options.env_steps, position.env_steps)))
     return sinks
 
 

@@ -60,6 +60,11 @@ class Losses:
     actor_loss: Array
 
 
+def ornstein_uhlenbeck(noise: Array, normal: Array, theta: Array | float, sigma: Array | float) -> Array:
+    """The next value of a discrete Ornstein-Uhlenbeck process around 0, given standard normals [A]."""
+    return noise - theta * noise + sigma * normal
+
+
 def build(spec: Spec, config: Config = Config()) -> Agent:
     """A DDPG learner.
 

@@ -1,6 +1,7 @@
 """Twin delayed deep deterministic policy gradient. Fujimoto, van Hoof & Meger, ICML 2018.
 
-Constants of the authors' repository since 2019: 256-256 networks, Adam 3e-4, batch 256.
+Constants of the authors' repository since 2019: 256-256 networks, Adam 3e-4, batch 256. The critics' loss is
+the mean over both where theirs is the sum, which Adam does not notice.
 """
 
 from __future__ import annotations

@@ -102,6 +102,10 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)
+        if config.shared_replay and hyper.discount.ndim:
+            raise ValueError(
+                "a shared replay stores the discount, which must then be one number for all agents"
+            )
         key, key_agents, key_lanes = jax.random.split(key, 3)
         states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
         start = partial(rollout.start, lanes_env, ())

@@ -213,11 +213,6 @@ class State:
     memories: Ring = stacked()
 
 
-def ornstein_uhlenbeck(noise: Array, normal: Array, theta: Array | float, sigma: Array | float) -> Array:
-    """The next value of a discrete Ornstein-Uhlenbeck process around 0, given standard normals [A]."""
-    return noise - theta * noise + sigma * normal
-
-
 def build(env: Env, config: Config = Config()) -> Method:
     """PDERL, ERL, PERL or DERL in ``env``, as ``config`` says."""
     continuous_dims(env.spec, "pderl")
@@ -257,7 +252,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
         def policy(noise: Array, obs: Array, key: Key) -> tuple[Array, Array]:
             normal = jax.random.normal(key, noise.shape)
-            noise = ornstein_uhlenbeck(noise, normal, hyper.noise_theta, hyper.noise_sigma)
+            noise = ddpg.ornstein_uhlenbeck(noise, normal, hyper.noise_theta, hyper.noise_sigma)
             return noise, jnp.clip(agent.actor.apply(actor, obs) + scale * noise, -1.0, 1.0)
 
         def record(obs: Array, action: Array, timestep: Timestep) -> Transition:

@@ -1,0 +1,183 @@
+"""Agents side by side: one is the plain algorithm, and nobody knows of the others but through the replay."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import tree
+from popjax.agents import ddpg, sac, td3
+from popjax.core import as_arrays
+from popjax.envs import make
+from popjax.methods import independent
+from popjax.replay.ring import latest
+
+TINY = independent.Config(agent=td3.Config(hidden=(8, 8)), batch=8, capacity=64, warmup=5)
+CONFIGS = {
+    "one": TINY,
+    "three": replace(TINY, population=3, lanes=2, updates=2),
+    "shared": replace(TINY, population=3, shared_replay=True, steps=4, agent=ddpg.Config((8,), 8, 8)),
+}
+
+
+@lru_cache
+def compiled(name):
+    method = independent.build(make("probe/corridor"), CONFIGS[name])
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
+def history(name, iterations, edit=lambda s: s, hyper=None):
+    method, init, step = compiled(name)
+    states = [edit(init(jax.random.key(0), hyper or method.hyper))]
+    for _ in range(iterations):
+        states.append(step(states[-1]))
+    return states
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def test_one_agent_is_the_plain_algorithm():
+    """TD3 in a Python loop, given the same keys."""
+    env, method = make("probe/corridor"), compiled("one")[0]
+    agent, hyper = td3.build(env.spec, TINY.agent), as_arrays(method.hyper)
+    got = history("one", 14)
+    learner, rows = tree.take(got[0].agents, 0), []
+    (key_env, env_state), obs = tree.take(got[0].lanes.env, (0, 0)), got[0].lanes.obs[0, 0]
+    learn, key, episodes, total = jax.jit(agent.learn), got[0].key, 0, 0.0
+    for t in range(1, 15):
+        key, key_play = jax.random.split(key)
+        key_uniform, key_act = jax.random.split(
+            jax.random.split(jax.random.split(key_play, (1, 1))[0, 0], 1)[0]
+        )
+        if t <= 5:
+            action = jax.random.uniform(key_uniform, (1,), minval=-1.0, maxval=1.0)
+        else:
+            action = agent.act(key_act, learner.actor, obs, hyper.exploration)
+        env_state, timestep = env.step(env_state, action)
+        rows.append((obs, action, timestep.reward, 0.99 * (1 - timestep.terminated), timestep.next_obs))
+        obs, total = timestep.next_obs, total + float(timestep.reward)
+        if timestep.done:
+            key_env, key_reset = jax.random.split(key_env)
+            env_state, obs = env.reset(key_reset)
+            episodes, total = episodes + 1, 0.0
+        key, key_learn = jax.random.split(key)
+        if t >= 5:
+            key_update = jax.random.split(jax.random.split(key_learn, 1)[0], 1)[0]
+            key_sample, key_grad = jax.random.split(key_update)
+            index = jax.random.randint(key_sample, (8,), 0, len(rows))
+            batch = [jnp.stack([jnp.asarray(rows[i][field]) for i in index]) for field in range(5)]
+            learner, _ = learn(learner, type(got[0].replay.rows)(*batch), hyper, key_grad)
+        assert int(got[t].env_steps) == int(got[t].generation) == t
+        assert int(got[t].metrics.episodes[0]) == episodes
+        close(tree.take(got[t].agents, 0), learner)
+        assert float(got[t].returns.running[0, 0]) == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["three", "shared"])
+def test_warm_up_is_random_and_without_updates(name):
+    config = CONFIGS[name]
+    states = history(name, 4)
+    per_iteration = config.population * config.lanes * config.steps
+    for before, after in pairwise(states):
+        assert int(after.env_steps) - int(before.env_steps) == per_iteration
+        learning = int(after.env_steps) >= 5 * config.population
+        assert same(before.agents, after.agents) != learning
+        assert (after.metrics.losses.critic_loss != 0).all() == learning
+
+
+def test_warm_up_actions_are_uniform(chance):
+    method = independent.build(make("probe/corridor"), replace(TINY, capacity=4000, steps=4000, warmup=4000))
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    step = jax.jit(method.step)
+    actions = np.asarray(step(state).replay.rows.action).ravel()
+    assert len(actions) == 4000
+    assert chance(np.histogram(actions, 20, (-1, 1))[0]) > 0.001
+
+
+def test_agents_do_not_know_of_each_other():
+    """Other parameters and experience for agent 1 leave agents 0 and 2 as they are."""
+
+    def disturb(state):
+        others = tree.take(state.agents, jnp.array([0, 0, 2]))
+        return state.replace(agents=others, returns=tree.put(state.returns, 1, tree.take(state.returns, 0)))
+
+    plain, disturbed = history("three", 5)[-1], history("three", 5, disturb)[-1]
+    for field in ("agents", "lanes", "replay", "returns"):
+        a, b = (
+            jax.tree.map(
+                lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, t
+            )
+            for t in (getattr(plain, field), getattr(disturbed, field))
+        )
+        assert same(tree.take(a, jnp.array([0, 2])), tree.take(b, jnp.array([0, 2])))
+    assert not same(tree.take(plain.agents, 1), tree.take(disturbed.agents, 1))
+
+
+def test_a_replay_of_ones_own_holds_ones_own_rows():
+    state = history("three", 6)[-1]
+    assert state.replay.size.tolist() == [12, 12, 12]
+    rows = np.asarray(state.replay.rows.action)[:, :12]
+    assert len(np.unique(rows)) == 36
+
+
+def test_a_shared_replay_holds_everyones_rows_agent_by_agent():
+    states = history("shared", 3)
+    state = states[-1]
+    assert int(state.replay.size) == 36
+    rows, _ = latest(state.replay, 36)
+    obs, after = np.asarray(rows.obs)[:, 0].reshape(3, 3, 4), np.asarray(rows.next_obs)[:, 0].reshape(3, 3, 4)
+    ended = np.asarray(rows.discount).reshape(3, 3, 4) == 0
+    for agent in range(3):  # each agent's steps follow one another, through iterations
+        o, n, e = obs[:, agent].ravel(), after[:, agent].ravel(), ended[:, agent].ravel()
+        np.testing.assert_allclose(o[1:], np.where(e[:-1], 0, n[:-1]), atol=1e-6)
+
+
+def test_a_number_for_each_agent():
+    """Rates [P]: the agent with rate 0 stands still, the others move."""
+    method = compiled("three")[0]
+    rates = jnp.array([0.0, 1e-3, 1e-2])
+    hyper = method.hyper.replace(actor_lr=rates, critic_lr=rates, polyak=jnp.array([0.0, 0.5, 0.5]))
+    states = history("three", 6, hyper=hyper)
+    first, last = states[0].agents, states[-1].agents
+    moved = [
+        not same(tree.take((first.actor, first.critics), i), tree.take((last.actor, last.critics), i))
+        for i in range(3)
+    ]
+    assert moved == [False, True, True]
+    assert states[-1].hyper.actor_lr.shape == (3,)
+
+
+def test_the_best_agent_is_deployed(key):
+    method = compiled("three")[0]
+    state = history("three", 2)[-1]
+    state = state.replace(metrics=replace(state.metrics, fitness=jnp.array([0.0, 3.0, 1.0])))
+    assert same(method.policy(state), tree.take(state.agents.actor, 1))
+    obs = jnp.ones(1)
+    np.testing.assert_array_equal(
+        method.act(method.policy(state), obs, key), method.act(method.policy(state), obs, jax.random.key(8))
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"population": 0}, "population must be at least 1, got 0"),
+        ({"batch": 65, "capacity": 64}, "batch 65 exceeds the replay's capacity 64"),
+        ({"warmup": -1}, "warmup must not be negative, got -1"),
+    ],
+)
+def test_senseless_configs_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        independent.Config(agent=sac.Config(), **numbers)

@@ -1,0 +1,216 @@
+"""What every method promises to the host, whatever it does: one table, one set of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import tree
+from popjax.agents import ddpg, sac, td3
+from popjax.core import Method, stacked_fields
+from popjax.envs import make
+from popjax.evolution.crossover import Distillation
+from popjax.methods import independent, pderl
+
+
+class Case(NamedTuple):
+    """A method of ``population`` individuals, small enough to compile often."""
+
+    build: Callable[[], Method]
+    population: int
+
+
+def _pderl(**options):
+    config = pderl.Config(
+        population=4,
+        sync_period=2,
+        memory=12,
+        mutation_batch=4,
+        capacity=200,
+        batch=4,
+        start_batches=2,
+        distillation=Distillation(batch=4, epochs=1),
+        ddpg=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
+    )
+    return Case(lambda: pderl.build(make("probe/delay"), replace(config, **options)), 4)
+
+
+def _independent(agent, **options):
+    config = independent.Config(agent=agent, population=3, batch=4, capacity=50, warmup=1)
+    return Case(lambda: independent.build(make("probe/delay"), replace(config, **options)), 3)
+
+
+CASES = {
+    "pderl": _pderl(),
+    "erl": _pderl(crossover="n_point", mutation="gaussian"),
+    "ddpg": _independent(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4)),
+    "td3": _independent(td3.Config(hidden=(4,)), lanes=2, steps=2),
+    "sac": _independent(sac.Config(hidden=(4,))),
+    "shared": _independent(sac.Config(hidden=(4,)), shared_replay=True),
+}
+every_method = pytest.mark.parametrize("name", CASES)
+
+
+@lru_cache
+def compiled(name):
+    """(method, init, step, number of traces of step), the last as a list that grows by one each."""
+    method, traces = CASES[name].build(), []
+
+    def step(state):
+        traces.append(name)
+        return method.step(state)
+
+    return method, jax.jit(method.init), jax.jit(step), traces
+
+
+def started(name, seed=0):
+    method, init, _, _ = compiled(name)
+    return init(jax.random.key(seed), method.hyper)
+
+
+def bare(state):
+    """Keys as numbers, so that states can be compared."""
+
+    def number(x):
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    return jax.tree.map(number, state)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, bare(a), bare(b))
+
+
+def close(a, b):
+    """Integers and keys exactly, numbers up to the order of summation."""
+
+    def compare(x, y):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-4)
+        else:
+            np.testing.assert_array_equal(x, y)
+
+    jax.tree.map(compare, bare(a), bare(b))
+
+
+@every_method
+def test_a_step_keeps_structure_shapes_and_types(name):
+    method = compiled(name)[0]
+    before = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    after = jax.eval_shape(method.step, before)
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for path, x in jax.tree.leaves_with_path(before):
+        y = dict(jax.tree.leaves_with_path(after))[path]
+        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type), jax.tree_util.keystr(path)
+        assert not x.weak_type, jax.tree_util.keystr(path)
+        assert x.dtype != jnp.float64
+
+
+@every_method
+def test_the_fields_that_the_host_reads(name):
+    state = jax.eval_shape(compiled(name)[0].init, jax.random.key(0), compiled(name)[0].hyper)
+    for field in ("env_steps", "generation"):
+        assert (getattr(state, field).shape, getattr(state, field).dtype) == ((), jnp.int32)
+    assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.hyper))
+    assert state.metrics.fitness.shape == (CASES[name].population,)
+
+
+@every_method
+def test_stacked_fields_lead_with_the_population(name):
+    state = jax.eval_shape(compiled(name)[0].init, jax.random.key(0), compiled(name)[0].hyper)
+    fields = stacked_fields(state)
+    assert fields
+    for path, x in jax.tree.leaves_with_path(fields):
+        assert x.shape[:1] == (CASES[name].population,), jax.tree_util.keystr(path)
+
+
+@every_method
+def test_one_trace_serves_all_steps_and_seeds_and_keys_decide(name):
+    _, _, step, traces = compiled(name)
+
+    def run(seed):
+        state = started(name, seed)
+        for _ in range(5):
+            state = step(state)
+        return state
+
+    first, again, other = run(0), run(0), run(1)
+    equal(first, again)
+    assert any(
+        (a != b).any()
+        for a, b in zip(jax.tree.leaves(bare(first)), jax.tree.leaves(bare(other)), strict=True)
+    )
+    assert len(traces) == 1
+    assert step._cache_size() == 1
+    assert int(first.generation) == 5
+    assert 0 < int(first.env_steps) <= 5 * compiled(name)[0].steps_bound
+
+
+@every_method
+def test_a_sweep_of_seeds_equals_single_runs(name):
+    method, _, step, _ = compiled(name)
+    keys = jax.random.split(jax.random.key(4), 2)
+    rates = jnp.array([1.0, 0.5])
+
+    def scaled(rate):
+        return jax.tree.map(lambda x: x * rate, method.hyper)
+
+    sweep = jax.jit(jax.vmap(lambda key, rate: method.step(method.init(key, scaled(rate)))))(keys, rates)
+    for i in range(2):
+        single = compiled(name)[1](keys[i], scaled(rates[i]))
+        after = step(single)
+        assert any(
+            (x != y).any() for x, y in zip(*map(jax.tree.leaves, map(learners, (single, after))), strict=True)
+        )
+        close(tree.take(sweep, i), after)
+
+
+def learners(state):
+    """What gradient steps change."""
+    return state.learner if hasattr(state, "learner") else state.agents
+
+
+@pytest.mark.parametrize("name", ["sac", "erl"])
+def test_compiled_equals_operation_by_operation(name):
+    method, _, step, _ = compiled(name)
+    state = started(name)
+    for _ in range(2):
+        state = step(state)
+    close(method.step(state), step(state))
+
+
+@every_method
+def test_the_policy_acts(name):
+    method = compiled(name)[0]
+    state = started(name)
+    action = method.act(method.policy(state), jnp.zeros(1), jax.random.key(0))
+    assert action.shape == (1,)
+    assert np.abs(action).max() <= 1
+
+
+def _bytes(state):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(bare(state)))
+
+
+@pytest.mark.parametrize("name", ["sac", "pderl"])
+def test_a_step_never_copies_the_replay(name):
+    """With 10^6 transitions of a real task and default networks: the donated State is written in place, and
+    all else that a step needs is less than 0.3 times its size."""
+    env = make("gymnax/Pendulum-v1")
+    method = independent.build(env) if name == "sac" else pderl.build(env)
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    assert state.replay.capacity == 1_000_000 or state.replay.rows.reward.shape == (1, 1_000_000)
+    memory = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()
+    size = _bytes(
+        jax.tree.map(lambda x: x if x.dtype != state.key.dtype else jnp.zeros(2, jnp.uint32), state)
+    )
+    assert memory.alias_size_in_bytes >= 0.99 * size
+    assert memory.temp_size_in_bytes < 0.3 * size

@@ -12,7 +12,7 @@ from typing import Any
 
 from popjax.core import Env
 
-_SUITES = ("gymnax", "brax", "probe")
+_SUITES = ("gymnax", "brax", "gym", "probe")
 
 
 def suites() -> tuple[str, ...]:
@@ -28,7 +28,8 @@ def tasks(suite: str) -> tuple[str, ...]:
 def make(name: str, **options: Any) -> Env:
     """The environment ``name``, "suite/task", for one lane.
 
-    ``options`` go to the suite's adapter: ``backend`` for ``brax``, any ``EnvParams`` field for ``gymnax``.
+    ``options`` go to the suite's adapter: ``backend`` for ``brax``, any ``EnvParams`` field for ``gymnax``,
+    the keywords of the original's constructor for ``gym``.
 
     Raises:
         ValueError: unknown suite, task or option; the message names the nearest one that exists.

@@ -1,0 +1,262 @@
+"""Gymnasium's MuJoCo tasks against Gymnasium itself, which steps MuJoCo in C.
+
+The default run compiles Hopper-v4 and Swimmer-v4. All tasks, about ten minutes on two cores:
+
+    pytest -m "slow or not slow" tests/envs/test_gym.py
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import envs
+from popjax.envs.episodic import EpisodeState
+from popjax.envs.gym import FAMILIES
+from popjax.envs.mujoco import PhysicsState, _frame
+
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("imageio", reason="Gymnasium's MuJoCo tasks need it")
+
+QUICK = ("Hopper-v4", "Swimmer-v4")
+TASKS = [
+    pytest.param(task, marks=() if task in QUICK else pytest.mark.slow) for task in sorted(envs.tasks("gym"))
+]
+STATES = 256
+NEWTON = 2
+
+
+def raw(task, **options):
+    """Gymnasium's own environment, without time limit; with Newton's solver where ours uses it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # version 4 says that version 5 exists
+        env = gymnasium.make(task, **options).unwrapped
+    if FAMILIES[task[:-3]].solver.algorithm is not None:
+        env.model.opt.solver = NEWTON
+    return env
+
+
+def measured(task, env):
+    """What the next reward compares with, read off MuJoCo's data. It is as old as MuJoCo left it."""
+    data, model = env.data, env.model
+    match task[:-3]:
+        case "Ant":
+            return data.body(getattr(env, "_main_body", 1)).xpos[0]
+        case "Humanoid":
+            return model.body_mass @ data.xipos[:, 0] / model.body_mass.sum()
+        case "Reacher":
+            return data.body("fingertip").xpos - data.body("target").xpos
+        case "HumanoidStandup" | "InvertedPendulum" | "InvertedDoublePendulum" | "Pusher":
+            return ()
+    return data.qpos[0]
+
+
+class Play(NamedTuple):
+    """Random play of Gymnasium's environment, one row for each step."""
+
+    state: PhysicsState
+    action: np.ndarray
+    obs: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+
+
+def random_play(task, steps, **options):
+    env, rows = raw(task, **options), []
+    low, high = env.model.actuator_ctrlrange.T
+    env.reset(seed=0)
+    draw = np.random.default_rng(0)
+    for _ in range(steps):
+        action = draw.uniform(-1, 1, env.model.nu).astype(np.float32)
+        d = env.data
+        before = [np.array(x, np.float32) for x in (d.qpos, d.qvel, d.act, d.qacc_warmstart)]
+        state = PhysicsState(*before, jax.tree.map(np.float32, measured(task, env)))
+        # From the float32 state that the other side starts from; nothing but the state is touched.
+        d.qpos[:], d.qvel[:] = state.qpos, state.qvel
+        obs, reward, terminated, *_ = env.step((low + high + (high - low) * action) / 2)
+        rows.append(Play(state, action, obs, np.float64(reward), np.bool_(terminated)))
+        if terminated:
+            env.reset()
+    return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+
+class Errors(NamedTuple):
+    """Each [states]: largest over the observation, of the reward, and whether the flags are the same.
+
+    Errors are relative to the scale of what they are errors of: its root mean square over the states.
+    """
+
+    obs: np.ndarray
+    reward: np.ndarray
+    same_flag: np.ndarray
+
+
+def relative(ours, theirs):
+    scale = np.maximum(np.sqrt(np.mean(theirs**2, axis=0)), 0.1)
+    return np.abs(ours - theirs) / scale
+
+
+@functools.cache
+def prepared(task, **options):
+    """(our environment, its step jitted over lanes, Gymnasium's random play); one compile for all tests."""
+    env = envs.make(f"gym/{task}", **options)
+    return env, jax.jit(jax.vmap(env.step)), random_play(task, STATES, **options)
+
+
+def truth(task, **options):
+    """Our step from the states of Gymnasium's random play, compared with Gymnasium's."""
+    _, step, play = prepared(task, **options)
+    _, timestep = step(EpisodeState(play.state, jnp.zeros(STATES, jnp.int32)), play.action)
+    return Errors(
+        relative(np.asarray(timestep.next_obs), play.obs).max(axis=1),
+        relative(np.asarray(timestep.reward), play.reward),
+        np.asarray(timestep.terminated) == play.terminated,
+    )
+
+
+def assert_true(errors):
+    for error in (errors.obs, errors.reward):
+        assert np.median(error) <= 1e-4
+        assert np.quantile(error, 0.99) <= 1e-2
+    assert errors.same_flag.all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_step_equals_gymnasium(task):
+    assert_true(truth(task))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        (
+            "Hopper-v4",
+            {"terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False},
+        ),
+        ("Hopper-v5", {"terminate_when_unhealthy": False, "healthy_reward": 3.0, "frame_skip": 2}),
+        ("Ant-v4", {"use_contact_forces": True, "healthy_z_range": (0.5, 0.8)}),
+        ("Ant-v5", {"main_body": "aux_1", "include_cfrc_ext_in_observation": False}),
+        ("Humanoid-v5", {"include_cinert_in_observation": False, "contact_cost_weight": 0.01}),
+        ("HumanoidStandup-v5", {"include_cvel_in_observation": False, "impact_cost_range": (1.0, 2.0)}),
+        ("Reacher-v5", {"reward_dist_weight": 2.0, "reward_control_weight": 0.5}),
+    ],
+)
+def test_one_step_with_options_equals_gymnasium(task, options):
+    assert_true(truth(task, **options))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_follow_each_other_as_in_gymnasium(task):
+    """Five steps by ourselves from each state; what a state carries from step to step is enough.
+
+    Where bodies collide, errors grow tenfold with a step, so this holds for the middle of the states only.
+    """
+    env, step, play = prepared(task)
+    count = 5
+    ended = np.convolve(play.terminated, np.ones(count, int))[: STATES + count - 1]
+    whole = np.array([i + count <= STATES and not ended[i + count - 1] for i in range(STATES)])
+    state = EpisodeState(play.state, jnp.full(STATES, env.spec.episode_length - count + 1))
+    for t in range(count):
+        state, timestep = step(state, np.roll(play.action, -t, axis=0))
+        assert timestep.truncated.all() == (t >= count - 2)
+    assert whole.sum() > 50
+    obs = relative(np.asarray(timestep.next_obs), np.roll(play.obs, 1 - count, axis=0)).max(axis=1)
+    reward = relative(np.asarray(timestep.reward), np.roll(play.reward, 1 - count))
+    assert np.median(obs[whole]) <= 1e-4
+    assert np.median(reward[whole]) <= 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_resets_are_distributed_as_in_gymnasium(task):
+    """Mean and spread of every component of the first observation, over 1000 resets."""
+    count = 1000
+    env, original = envs.make(f"gym/{task}"), raw(task)
+    state, ours = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
+    theirs = np.stack([original.reset(seed=i)[0] for i in range(count)])
+    ours = np.asarray(ours, np.float64)
+    spread = theirs.std(axis=0)
+    # Six standard errors of a difference of means, and of a standard deviation of a normal variable.
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) <= 6 * spread * np.sqrt(2 / count) + 1e-5).all()
+    np.testing.assert_allclose(ours.std(axis=0), spread, rtol=6 / np.sqrt(count), atol=1e-5)
+    registered = gymnasium.spec(task)
+    assert env.spec.obs_shape == original.observation_space.shape == ours.shape[1:]
+    assert env.spec.action_dim == original.action_space.shape[0]
+    assert env.spec.episode_length == registered.max_episode_steps
+    assert env.spec.dt == pytest.approx(original.dt)
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) / count < 512  # a lane's
+
+
+def test_a_capsule_on_a_plane_has_the_contact_frame_of_mujoco():
+    """MJX's own differs for upright ones, which made velocities of Ant wrong by 0.05."""
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><geom type='plane' size='5 5 1'/><body pos='0 0 0.1'><freejoint/>"
+        "<geom type='capsule' size='0.1 0.2'/></body></worldbody></mujoco>"
+    )
+    data, draw = mujoco.MjData(model), np.random.default_rng(0)
+    axes, frames = [], []
+    for tilt in np.linspace(0.05, np.pi - 0.05, 40):
+        turn = draw.normal(size=3) * [1, 1, 0]
+        data.qpos[3:] = [np.cos(tilt / 2), *(np.sin(tilt / 2) * turn / np.linalg.norm(turn))]
+        mujoco.mj_forward(model, data)
+        axes.append(data.geom_xmat[1].reshape(3, 3)[:, 2].copy())
+        frames.append(data.contact.frame[0].reshape(3, 3).copy())
+    ours = jax.vmap(_frame, in_axes=(None, 0))(jnp.array([0.0, 0.0, 1.0]), jnp.array(axes))
+    np.testing.assert_allclose(ours, frames, atol=1e-5)
+    upright = _frame(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(upright, [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
+
+
+def test_a_step_leaves_mjx_as_it_was():
+    from mujoco.mjx._src import collision_driver, scan
+
+    before = {**collision_driver._COLLISION_FUNC, "body_tree": scan.body_tree}
+    env = envs.make("gym/InvertedPendulum-v4")
+    state, _ = jax.eval_shape(env.reset, jax.random.key(0))
+    after, _ = jax.eval_shape(env.step, state, jnp.zeros(1))
+    assert before == {**collision_driver._COLLISION_FUNC, "body_tree": scan.body_tree}
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+def test_the_time_limit_is_an_option():
+    assert envs.make("gym/InvertedPendulum-v5", episode_length=7).spec.episode_length == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gym/Hoper-v4", {}, "did you mean 'Hopper-v4'"),
+        ("gym/Hopper-v4", {"helthy_reward": 2}, "no option 'helthy_reward'; did you mean 'healthy_reward'"),
+        ("gym/Hopper-v4", {"frame_skip": 2}, "no option 'frame_skip'"),  # a constant before version 5
+        ("gym/Reacher-v4", {"colour": 2}, "no option 'colour'; there is episode_length"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        envs.make(name, **options)
+
+
+def test_without_gymnasium_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ValueError, match=r"gym/Hopper-v4 needs Gymnasium: pip install 'popjax\[gym\]'"):
+        envs.make("gym/Hopper-v4")
+
+
+def test_listing_the_tasks_starts_no_physics():
+    program = (
+        "import sys; from popjax import envs; assert len(envs.tasks('gym')) == 21; "
+        "print(*(name for name in ('mujoco', 'gymnasium', 'brax') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -7,8 +7,8 @@ each weight moves the actions.
 
 A generation: evaluate -> evolve -> learn -> sync.
 
-ERL is ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
-``gaussian``; ``preset(task, erl=True)`` has ERL's own per-task constants.
+ERL (``popjax.methods.erl``) is ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with
+``proximal``, DERL ``distil`` with ``gaussian``.
 
 Differs from the paper where its code does, which made the paper's numbers; each difference is an option:
 a child starts from the less fit parent, its regulariser is a mean over action components too, equal values
@@ -130,32 +130,29 @@ class Preset(NamedTuple):
     env_steps: int
 
 
-# PDERL: elite fraction, trials, sync period, mutation std, env steps.
-# ERL: elite fraction, trials, sync period, env steps.
+# Elite fraction, trials, sync period, mutation std, env steps.
 _TASKS = {
-    "swimmer": ((0.1, 1, 10, 0.1, 2_000_000), (0.1, 1, 10, 2_000_000)),
-    "halfcheetah": ((0.1, 1, 10, 0.1, 6_000_000), (0.1, 1, 10, 2_000_000)),
-    "hopper": ((0.2, 3, 1, 0.1, 4_000_000), (0.3, 5, 1, 4_000_000)),
-    "walker2d": ((0.2, 5, 1, 0.1, 6_000_000), (0.2, 3, 10, 8_000_000)),
-    "ant": ((0.2, 1, 1, 0.01, 6_000_000), (0.3, 1, 1, 6_000_000)),
+    "swimmer": (0.1, 1, 10, 0.1, 2_000_000),
+    "halfcheetah": (0.1, 1, 10, 0.1, 6_000_000),
+    "hopper": (0.2, 3, 1, 0.1, 4_000_000),
+    "walker2d": (0.2, 5, 1, 0.1, 6_000_000),
+    "ant": (0.2, 1, 1, 0.01, 6_000_000),
 }
 
 
-def preset(task: str, *, erl: bool = False) -> Preset | None:
-    """The paper's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none.
-
-    ``erl`` gives ERL with the constants of its own code instead.
-    """
-    row = _TASKS.get(re.sub(r"-v\d+$", "", task.rpartition("/")[2].lower()))
+def preset(task: str) -> Preset | None:
+    """The paper's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
+    row = _TASKS.get(family(task))
     if row is None:
         return None
-    if erl:
-        elite_fraction, trials, sync_period, env_steps = row[1]
-        config = Config(elite_fraction=elite_fraction, trials=trials, sync_period=sync_period)
-        return Preset(replace(config, crossover="n_point", mutation="gaussian"), Hyper(), env_steps)
-    elite_fraction, trials, sync_period, mutation_std, env_steps = row[0]
+    elite_fraction, trials, sync_period, mutation_std, env_steps = row
     config = Config(elite_fraction=elite_fraction, trials=trials, sync_period=sync_period)
     return Preset(config, Hyper(mutation_std=mutation_std), env_steps)
+
+
+def family(task: str) -> str:
+    """What the versions of a task in all suites have in common: "gym/Hopper-v4" -> "hopper"."""
+    return re.sub(r"-v\d+$", "", task.rpartition("/")[2].lower())
 
 
 @struct.dataclass

@@ -19,7 +19,7 @@ from popjax.envs.episodic import episodic
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
 from popjax.evolution.select import replaceable
-from popjax.methods import pderl
+from popjax.methods import erl, pderl
 from popjax.replay.ring import latest
 
 LIMIT = 12
@@ -135,10 +135,10 @@ def test_presets_are_the_papers(task, elites, trials, sync, std, steps):
     ],
 )
 def test_presets_of_erl(task, elites, trials, sync, steps):
-    config, _, env_steps = pderl.preset(f"brax/{task}", erl=True)
+    config, _, env_steps = erl.preset(f"brax/{task}")
     assert (config.elites, config.trials, config.sync_period, env_steps) == (elites, trials, sync, steps)
     assert (config.crossover, config.mutation) == ("n_point", "gaussian")
-    assert pderl.preset("gymnax/Pendulum-v1") is None
+    assert erl.preset("gymnax/Pendulum-v1") is None
 
 
 def test_the_defaults_are_the_papers():

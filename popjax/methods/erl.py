@@ -1,0 +1,43 @@
+"""Evolutionary reinforcement learning. Khadka & Tumer, NeurIPS 2018.
+
+PDERL with n-point crossover and Gaussian mutation; see ``popjax.methods.pderl`` for everything else. The
+constants of a task are those of ERL's own code, which PDERL's paper compares with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from popjax.methods import pderl
+from popjax.methods.pderl import Hyper, Preset, build
+
+__all__ = ["Config", "Hyper", "build", "preset"]
+
+
+@dataclass(frozen=True)
+class Config(pderl.Config):
+    """``pderl.Config`` with ERL's operators."""
+
+    crossover: Literal["distil", "n_point"] = "n_point"  # how children are made: PDERL's operator or ERL's
+    mutation: Literal["proximal", "gaussian"] = "gaussian"  # how slots are mutated: PDERL's operator or ERL's
+
+
+# Elite fraction, trials, sync period, env steps.
+_TASKS = {
+    "swimmer": (0.1, 1, 10, 2_000_000),
+    "halfcheetah": (0.1, 1, 10, 2_000_000),
+    "hopper": (0.3, 5, 1, 4_000_000),
+    "walker2d": (0.2, 3, 10, 8_000_000),
+    "ant": (0.3, 1, 1, 6_000_000),
+}
+
+
+def preset(task: str) -> Preset | None:
+    """ERL's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
+    row = _TASKS.get(pderl.family(task))
+    if row is None:
+        return None
+    elite_fraction, trials, sync_period, env_steps = row
+    config = Config(elite_fraction=elite_fraction, trials=trials, sync_period=sync_period)
+    return Preset(config, Hyper(), env_steps)

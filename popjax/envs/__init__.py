@@ -5,6 +5,7 @@ The libraries behind a suite are imported when a task of it is made, not before.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 
 from popjax.core import Env
 
-_SUITES = ("gymnax", "brax", "gym", "probe")
+_SUITES = ("gymnax", "brax", "gym", "playground", "probe")
 
 
 def suites() -> tuple[str, ...]:
@@ -29,7 +30,8 @@ def make(name: str, **options: Any) -> Env:
     """The environment ``name``, "suite/task", for one lane.
 
     ``options`` go to the suite's adapter: ``backend`` for ``brax``, any ``EnvParams`` field for ``gymnax``,
-    the keywords of the original's constructor for ``gym``.
+    the keywords of the original's constructor for ``gym``, entries of the task's configuration for
+    ``playground``.
 
     Raises:
         ValueError: unknown suite, task or option; the message names the nearest one that exists.
@@ -61,4 +63,8 @@ def _suite(suite: str) -> ModuleType:
 
 
 def _all_tasks(name: str) -> list[str]:
-    return [f"{suite}/{task}" for suite in _SUITES for task in tasks(suite) if task.lower() == name.lower()]
+    found = []
+    for suite in _SUITES:
+        with contextlib.suppress(ValueError):  # a suite whose library is not installed has nothing to offer
+            found += [f"{suite}/{task}" for task in tasks(suite) if task.lower() == name.lower()]
+    return found

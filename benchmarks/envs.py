@@ -1,0 +1,283 @@
+"""Every task of every suite: how fast it compiles and steps, what it carries, how true it is. One table.
+
+    python benchmarks/envs.py --suite gymnax brax --out runs/envs
+    python benchmarks/envs.py --task gym/Hopper-v5 'dmc/cheetah-*' --lanes 1 64 --out runs/some
+    python benchmarks/envs.py --out runs/envs --resume
+
+Each task is measured in a process of its own, so that memory does not pile up and a failure costs one row.
+Rows are appended to ``rows.jsonl`` in ``--out`` as they come; ``--resume`` skips what is there and tries what
+failed again. The finished table goes to ``--results``, as JSON and CSV.
+
+- *compile*: tracing and compiling random play with automatic reset at 64 lanes, without persistent cache.
+- *steps/s*: environment steps of that program in all lanes, at least one step in each lane.
+- *reset cost*: how much longer it takes than ``Env.step`` alone from the same states over the same number of
+  steps, resets that random play needs included; at 64 lanes, median of three pairs of neighbours.
+- *truth*: error of the observations after one step against the original library, as the tests have it.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import importlib
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # the parent must leave the GPU to its children
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from popjax import envs, rollout
+from popjax.core import Env
+from popjax.host import describe, memory
+
+# Where ``truth(task)`` is, or ``truth(suite, task)`` for the suites whose libraries are written in JAX.
+TRUTH = {"gym": "tests.envs.test_gym", "dmc": "tests.envs.test_dmc"}
+TRUTH_IN_JAX = "tests.envs.truth"
+BESIDE = 64
+LIBRARIES = ("gymnasium", "dm-control", "playground", "warp-lang")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    suite: tuple[str, ...] = ("gym", "dmc", "brax", "gymnax", "playground")
+    """Suites."""
+    task: tuple[str, ...] = ("*",)
+    """Tasks as SUITE/TASK; * and ? stand for anything."""
+    lanes: tuple[int, ...] = (1, 64, 1024)
+    """Environments that step together."""
+    seconds: float = 1.0
+    """Stepping time of a measurement, seconds; a step that takes longer is still one step."""
+    limit: float = 1800.0
+    """Time after which a task is given up, seconds."""
+    out: Path = Path("runs/envs")
+    """Directory for the rows as they are measured."""
+    results: Path = Path(__file__).resolve().parent / "results"
+    """Directory for the finished table, ``envs-cpu.json`` and ``envs-cpu.csv``."""
+    resume: bool = False
+    """Continue what is in ``out``."""
+    only: str = ""
+    """Measure this one task in this process and print its row as JSON."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measures task by task, then writes and prints the table."""
+    if arguments.only:
+        print(json.dumps(measure(arguments.only, arguments)))
+        return
+    file = arguments.out / "rows.jsonl"
+    if file.exists() and not arguments.resume:
+        sys.exit(f"{file} exists: continue it with --resume or name another --out")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    names = chosen(arguments)
+    for number, name in enumerate(names, 1):
+        if "error" in read(file).get(name, {"error": "not measured"}):
+            row = in_its_own_process(name, arguments)
+            with file.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+            said = row.get("error") or f"{row['measured_in']:.0f} s"
+            Console(stderr=True).print(f"{number}/{len(names)} {name}: {said}", style="dim", markup=False)
+    rows = list(read(file).values())
+    write(rows, arguments)
+    show(rows, arguments)
+
+
+def chosen(arguments: Arguments) -> list[str]:
+    """The names of the tasks that the filters let through."""
+    names = [f"{suite}/{task}" for suite in arguments.suite for task in envs.tasks(suite)]
+    found = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in arguments.task)]
+    if not found:
+        sys.exit(f"no task of {', '.join(arguments.suite)} is called {' or '.join(arguments.task)}")
+    return found
+
+
+def read(file: Path) -> dict[str, dict[str, Any]]:
+    """The rows by task, the latest of each."""
+    if not file.exists():
+        return {}
+    return {row["task"]: row for row in map(json.loads, file.read_text().splitlines())}
+
+
+def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
+    """The row of a task, or what went wrong."""
+    command = [sys.executable, __file__, "--only", name, "--seconds", str(arguments.seconds), "--lanes"]
+    command += map(str, arguments.lanes)
+    begun = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
+    except subprocess.TimeoutExpired:
+        return {"task": name, "error": f"not finished within {arguments.limit:.0f} s"}
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing said"]
+        return {"task": name, "error": f"exit {done.returncode}: {said[-1][:300]}"}
+    return {**json.loads(done.stdout.splitlines()[-1]), "measured_in": time.perf_counter() - begun}
+
+
+def measure(name: str, arguments: Arguments) -> dict[str, Any]:
+    """One row of the table."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    env = envs.make(name)
+    compile_seconds, cost, steps_per_second = speed(env, arguments)
+    return {
+        "task": name,
+        "commit": describe.git_commit(),
+        "compile_seconds": compile_seconds,
+        "env_steps_per_second": steps_per_second,
+        "reset_cost_percent": cost,
+        "state_bytes": memory.tree_bytes(jax.eval_shape(env.reset, jax.random.key(0))[0]),
+        **truth(name),
+    }
+
+
+class Play:
+    """Random play of ``lanes`` environments, compiled; a call plays on and returns the seconds it took."""
+
+    def __init__(self, env: Env, state: Any, lanes: int) -> None:
+        self.state = jax.tree.map(lambda x: x[np.arange(lanes) % len(x)], state)
+        step, spec, key = jax.vmap(env.step), env.spec, jax.random.key(0)
+
+        def actions(t: jax.Array) -> jax.Array:
+            if spec.discrete:
+                return jax.random.randint(jax.random.fold_in(key, t), (lanes,), 0, spec.action_dim)
+            return jax.random.uniform(jax.random.fold_in(key, t), (lanes, spec.action_dim), minval=-1)
+
+        def play(state: Any, steps: jax.Array) -> Any:
+            # A timestep that nobody reads would not be computed: the sum of the rewards and observations is.
+            def one(t: jax.Array, carry: Any) -> Any:
+                state, total = carry
+                state, timestep = step(state, actions(t))
+                return state, total + timestep.reward.sum() + timestep.obs.sum()
+
+            return jax.lax.fori_loop(0, steps, one, (state, np.float32(0)))
+
+        begun = time.perf_counter()
+        self.compiled = jax.jit(play).lower(self.state, np.int32(1)).compile()
+        self.compile_seconds = time.perf_counter() - begun
+
+    def __call__(self, steps: int) -> float:
+        begun = time.perf_counter()
+        self.state, _ = jax.block_until_ready(self.compiled(self.state, np.int32(steps)))
+        return time.perf_counter() - begun
+
+
+def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float]]:
+    """(compile seconds, cost of the automatic reset in per cent, environment steps per second by lanes)."""
+    resetting = rollout.autoreset(env)
+    carry, _ = jax.jit(jax.vmap(resetting.reset))(jax.random.split(jax.random.key(0), BESIDE))
+    # Both start from the same states; what `autoreset` carries besides is its key.
+    play, bare = Play(resetting, carry, BESIDE), Play(env, carry[1], BESIDE)
+    steps = affordable(bare, arguments.seconds / 3)
+    play(steps)
+    pairs = [(play(steps), bare(steps)) for _ in range(3)]
+    cost = 100 * (statistics.median(a / b for a, b in pairs) - 1)
+    found = {BESIDE: BESIDE * steps / statistics.median(seconds for seconds, _ in pairs)}
+    for lanes in set(arguments.lanes) - {BESIDE}:
+        alone = Play(resetting, carry, lanes)
+        steps = affordable(alone, arguments.seconds)
+        found[lanes] = lanes * steps / alone(steps)
+    return play.compile_seconds, cost, {str(lanes): found[lanes] for lanes in arguments.lanes}
+
+
+def affordable(play: Callable[[int], float], seconds: float) -> int:
+    """How many steps of a program take about so long; at least one."""
+    play(1)  # the first call of a program is slower
+    steps, taken = 1, play(1)
+    while taken < seconds / 20 and steps < 1_000_000:
+        steps *= 10
+        taken = play(steps)
+    return max(1, int(steps * seconds / taken))
+
+
+def truth(name: str) -> dict[str, Any]:
+    """Errors against the original library, relative to the scale of what they are errors of."""
+    suite, _, task = name.partition("/")
+    try:
+        if suite in TRUTH:
+            errors = importlib.import_module(TRUTH[suite]).truth(task)
+        else:
+            errors = importlib.import_module(TRUTH_IN_JAX).truth(suite, task)
+    except Exception as failure:
+        return {"truth_error": f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"}
+    return {
+        "truth_obs_median": float(np.median(errors.obs)),
+        "truth_obs_p99": float(np.quantile(errors.obs, 0.99)),
+        "truth_reward_p99": float(np.quantile(errors.reward, 0.99)),
+        "truth_same_flags": float(np.mean(errors.same_flag)),
+        "truth_states": len(errors.obs),
+    }
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without nesting, for CSV."""
+    row = dict(row)
+    speeds = row.pop("env_steps_per_second", {})
+    return {**row, **{f"steps_per_second_{lanes}": value for lanes, value in speeds.items()}}
+
+
+def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
+    """``envs-<platform>.json`` and ``.csv`` in ``arguments.results``."""
+    found = {d.metadata["name"]: d.version for d in importlib.metadata.distributions()}
+    content = {
+        "command": f"python benchmarks/envs.py {' '.join(sys.argv[1:])}",
+        "device": describe.device_name(),
+        "versions": describe.versions() | {name: found[name] for name in LIBRARIES if name in found},
+        "git_commit": describe.git_commit(),
+        "rows": rows,
+    }
+    target = arguments.results / f"envs-{jax.default_backend()}.json"
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content, indent=1) + "\n")
+    table = [flat(row) for row in rows]
+    columns = list(dict.fromkeys(column for row in table for column in row))
+    with target.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def show(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
+    """The table on standard output."""
+    table = Table(title=f"Random play on {describe.device_name()}")
+    lanes = [f"steps/s, {n}" for n in arguments.lanes]
+    for header in ["task", "compile s", *lanes, "reset %", "bytes", "truth median", "p99"]:
+        table.add_column(header, justify="left" if header == "task" else "right", no_wrap=True)
+    for row in rows:
+        if "error" in row:
+            continue
+        speeds = row["env_steps_per_second"]
+        table.add_row(
+            row["task"],
+            f"{row['compile_seconds']:.1f}",
+            *(f"{speeds[str(n)]:,.0f}" if str(n) in speeds else "" for n in arguments.lanes),
+            f"{row['reset_cost_percent']:.0f}",
+            f"{row['state_bytes']:,}",
+            f"{row['truth_obs_median']:.0e}" if "truth_obs_median" in row else "none",
+            f"{row['truth_obs_p99']:.0e}" if "truth_obs_p99" in row else "",
+        )
+    console = Console(width=max(Console().width, 120))
+    console.print(table)
+    for row in rows:
+        if failure := row.get("error") or row.get("truth_error"):
+            console.print(f"{row['task']}: {failure}", markup=False)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,124 @@
+"""MuJoCo Playground's Control Suite on MJX. https://github.com/google-deepmind/mujoco_playground
+
+Its models differ from dm_control's in time steps, integrators, solvers and bodies: these tasks are for
+comparison with results on Playground.
+
+Left out are its robots, ``locomotion`` and ``manipulation``, whose models Playground clones from another
+repository when a task is first made, and pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax.core import Env, Key, PyTree, Spec
+from popjax.envs.episodic import episodic
+
+IMPLEMENTATIONS = ("jax", "warp")
+# All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as
+# large, and Warp shares parts of it between lanes.
+_CARRIED = ("time", "qpos", "qvel", "act", "qacc_warmstart", "mocap_pos", "mocap_quat")
+# The first is for Playground's own training wrappers, a task ignores it; the others are for pixels.
+_NOT_OURS = ("action_repeat", "vision", "vision_config")
+
+
+def tasks() -> Sequence[str]:
+    """The tasks of Playground's Control Suite, as Playground spells them.
+
+    Raises:
+        ValueError: Playground is missing.
+    """
+    return tuple(_suite().ALL_ENVS)
+
+
+def make(task: str, impl: str = "jax", episode_length: int | None = None, **options: Any) -> Env:
+    """A task of MuJoCo Playground, in full float32 precision on every device.
+
+    impl:           physics: jax, or warp, which is for NVIDIA GPUs.
+    episode_length: time limit, environment steps; by default that of the task's configuration.
+    options:        further entries of the task's configuration, such as ``ctrl_dt`` and ``sim_dt``, seconds.
+
+    Raises:
+        ValueError: Playground or Warp is missing, or the configuration has no such entry.
+    """
+    env = _construct(task, impl, options)
+    obs = jax.eval_shape(env.reset, jax.random.PRNGKey(0)).obs
+    if isinstance(obs, Mapping):
+        raise ValueError(f"playground/{task} observes {', '.join(obs)}; popjax needs one array")
+    spec = Spec(
+        name=f"playground/{task}",
+        obs_shape=obs.shape,
+        action_dim=int(env.action_size),
+        episode_length=int(episode_length or env._config.episode_length),
+        dt=float(env.dt),
+    )
+    blank = _blank(env)
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        with jax.default_matmul_precision("highest"):
+            state = env.reset(jax.random.key_data(key))  # Playground is written for raw keys
+        return _carried(state), state.obs
+
+    def step(state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
+        # Some tasks write metrics into the state they are given; a copy keeps the caller's as it was.
+        state = jax.tree.map(lambda x: x, state)
+        with jax.default_matmul_precision("highest"):
+            state = env.step(state.replace(data=blank.replace(**state.data)), action)
+        return _carried(state), state.obs, state.reward, state.done > 0
+
+    return episodic(spec, reset, step)
+
+
+def _blank(env: Any) -> Any:
+    """The ``mjx.Data`` that a task fills at its reset."""
+    from mujoco import mjx
+
+    config = env._config
+    return mjx.make_data(env.mj_model, impl=config.impl, naconmax=config.naconmax, njmax=config.njmax)
+
+
+def _suite() -> Any:
+    """Playground's registry of Control Suite tasks, imported when first used, which takes seconds."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints it if Warp is absent
+            from mujoco_playground import dm_control_suite
+    except ImportError as absent:
+        raise ValueError("playground needs MuJoCo Playground: pip install 'popjax[playground]'") from absent
+    return dm_control_suite
+
+
+def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
+    suite = _suite()
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"playground/{task} has no impl {impl!r}; there is {', '.join(IMPLEMENTATIONS)}")
+    known = [name for name in suite.get_default_config(task) if name not in _NOT_OURS]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"playground/{task} has no option {name!r}{_nearest(name, known)}")
+    try:
+        return suite.load(task, config_overrides={"impl": impl, **options})
+    except RuntimeError as absent:
+        if "warp-lang is not installed" not in str(absent):
+            raise
+        raise ValueError(f"playground/{task} with impl=warp needs Warp: pip install warp-lang") from absent
+    except TypeError as refusal:
+        raise ValueError(f"playground/{task}: {refusal}") from None
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
+
+
+def _carried(state: PyTree) -> PyTree:
+    """Playground's state with what a step depends on in place of the whole ``mjx.Data``."""
+    state = state.replace(data={name: getattr(state.data, name) for name in _CARRIED})
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

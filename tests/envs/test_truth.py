@@ -1,0 +1,49 @@
+"""Every task of gymnax and Brax against the library itself, from the states of 256 steps of random play.
+
+The default run has the gymnax tasks that compile in a few seconds and Brax's inverted pendulum. All of them,
+about ten minutes on two cores:
+
+    pytest -m "slow or not slow" tests/envs/test_truth.py
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from popjax import envs
+from tests.envs import truth
+
+SLOW = {"Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "Acrobot-v1"}
+
+
+def marked(tasks, slow):
+    return [pytest.param(task, marks=pytest.mark.slow if slow(task) else ()) for task in tasks]
+
+
+@pytest.mark.parametrize("task", marked(envs.tasks("gymnax"), SLOW.__contains__))
+def test_gymnax_equals_the_library_in_every_task(task):
+    truth.assert_equals_the_library("gymnax", task)
+
+
+@pytest.mark.parametrize("task", marked(envs.tasks("brax"), lambda task: task != "inverted_pendulum"))
+def test_brax_equals_the_library_in_every_task(task):
+    truth.assert_equals_the_library("brax", task)
+
+
+@pytest.mark.parametrize("task", [task for task in envs.tasks("gymnax") if task.endswith("-MinAtar")])
+def test_minatar_observes_height_width_channels(task):
+    height, width, channels = envs.make(f"gymnax/{task}").spec.obs_shape
+    assert (height, width) == (10, 10)
+    assert 4 <= channels <= 10
+
+
+@pytest.mark.parametrize("task", ["Breakout-MinAtar", "Catch-bsuite", "FourRooms-misc", "Swimmer-misc"])
+def test_random_play_goes_on_across_resets(task):
+    env = envs.make(f"gymnax/{task}", max_steps_in_episode=5)
+    _, (state, _, timestep) = jax.jit(lambda key: truth.random_play(env, key, 12))(jax.random.key(0))
+    assert timestep.done.any()
+    # The step after an end is the first of its episode.
+    after = jnp.roll(timestep.done, 1).at[0].set(True)
+    assert ((state.steps == 0) == after).all()

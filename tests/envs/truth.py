@@ -1,0 +1,167 @@
+"""How far a step of ours is from the library's own, for the suites whose libraries are written in JAX.
+
+Used by the tests and by ``benchmarks/envs.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import NamedTuple
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnax.environments import spaces
+
+from popjax import envs, rollout
+from popjax.core import Env
+from popjax.envs.episodic import EpisodeState, episodic
+
+LANES, STEPS = 16, 16
+
+
+class Errors(NamedTuple):
+    """Each [states]: largest over the observation, of the reward, and whether the flags are the same.
+
+    Errors are relative to the scale of what they are errors of: its root mean square over the states.
+    """
+
+    obs: np.ndarray
+    reward: np.ndarray
+    same_flag: np.ndarray
+
+
+def relative(ours, theirs):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return np.abs(ours - theirs) / np.maximum(np.sqrt(np.mean(theirs**2, axis=0)), 0.1)
+
+
+def gymnax_original(env, task):
+    """The library's functions as an ``Env``; its state is ours."""
+    raw, params = gymnax.make(task)
+    space = raw.action_space(params)
+
+    def native(action):
+        if isinstance(space, spaces.Discrete):
+            return action
+        return space.low + (space.high - space.low) * (action + 1) / 2
+
+    def reset(key):
+        key, key_reset = jax.random.split(key)
+        obs, state = raw.reset_env(key_reset, params)
+        return (key, state), obs
+
+    def step(state, action):
+        key, key_step = jax.random.split(state[0])
+        obs, state, reward, terminated, _ = raw.step_env(key_step, state[1], native(action), params)
+        return (key, state), obs, reward, terminated
+
+    return episodic(env.spec, reset, step), lambda state: state
+
+
+def brax_original(env, task):
+    """The library's functions as an ``Env``; its state is ours."""
+    import brax.envs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        backend = "generalized" if task == "swimmer" else "mjx"
+        raw = brax.envs.get_environment(task, backend=backend)
+
+    def reset(key):
+        state = raw.reset(key)
+        return state, state.obs
+
+    def step(state, action):
+        state = raw.step(state, action)
+        return state, state.obs, state.reward, state.done > 0
+
+    return episodic(env.spec, reset, step), lambda state: state
+
+
+def playground_original(env, task):
+    """The library's functions as an ``Env``, and from its state, with the whole ``mjx.Data``, to ours."""
+    from popjax.envs.playground import _carried
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        from mujoco_playground import registry
+    raw = registry.load(task, config_overrides={"impl": "jax"})
+
+    def reset(key):
+        state = raw.reset(jax.random.key_data(key))
+        return state, state.obs
+
+    def step(state, action):
+        state = raw.step(state, action)
+        return state, state.obs, state.reward, state.done > 0
+
+    return episodic(env.spec, reset, step), _carried
+
+
+ORIGINALS = {"gymnax": gymnax_original, "brax": brax_original, "playground": playground_original}
+
+
+def random_action(spec, key):
+    if spec.discrete:
+        return jax.random.randint(key, (), 0, spec.action_dim)
+    return jax.random.uniform(key, (spec.action_dim,), minval=-1)
+
+
+def random_play(env: Env, key, length=STEPS):
+    """(first obs, (states [T], actions [T], Timestep [T])) of random play with automatic resets."""
+
+    def one(carry, key):
+        action = random_action(env.spec, key)
+        after, timestep = resetting.step(carry, action)
+        return after, (carry[1], action, timestep)
+
+    resetting = rollout.autoreset(env)
+    carry, obs = resetting.reset(key)
+    return obs, jax.lax.scan(one, carry, jax.random.split(key, length))[1]
+
+
+def compared(suite, task):
+    """Ours and the library's (first observations [lanes, *obs], Timestep [states]) in random play of the
+    library: our reset from the same keys, our step from the same states."""
+    env = envs.make(f"{suite}/{task}")
+    original, ours = ORIGINALS[suite](env, task)
+
+    def play(key):
+        their_first, (states, actions, theirs) = random_play(original, key)
+        _, first = env.reset(jax.random.split(key)[1])  # as `autoreset` draws the first episode
+        _, timestep = jax.vmap(env.step)(EpisodeState(jax.vmap(ours)(states.inner), states.steps), actions)
+        return (first, timestep), (their_first, theirs)
+
+    pairs = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), LANES))
+    return [(first, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)) for first, steps in pairs]
+
+
+def truth(suite, task):
+    """Our step from the states of the library's random play, compared with the library's."""
+    (_, ours), (_, theirs) = compared(suite, task)
+    return errors(ours, theirs)
+
+
+def errors(ours, theirs):
+    obs = relative(ours.next_obs, theirs.next_obs).reshape(len(theirs.reward), -1)
+    same = (ours.terminated == theirs.terminated) & (ours.truncated == theirs.truncated)
+    return Errors(obs.max(axis=1), relative(ours.reward, theirs.reward), np.asarray(same))
+
+
+def assert_equals_the_library(suite, task):
+    """Same first observations, observations, rewards and flags, of the declared shape and finite."""
+    (first, ours), (their_first, theirs) = compared(suite, task)
+    found, spec = errors(ours, theirs), envs.make(f"{suite}/{task}").spec
+    np.testing.assert_allclose(first, their_first, rtol=1e-5, atol=1e-5)
+    assert len(found.same_flag) >= 200
+    assert found.same_flag.all()
+    for error in (found.obs, found.reward):
+        assert np.median(error) <= 1e-5
+        assert np.quantile(error, 0.99) <= 1e-3
+    for obs in (first, ours.next_obs):
+        assert obs.shape[1:] == spec.obs_shape
+        assert obs.dtype == spec.obs_dtype
+        assert jnp.isfinite(obs).all()

@@ -163,12 +163,51 @@ def _evaluate(argv: list[str]) -> None:
     from popjax import show
     from popjax.host.evaluate import evaluate as evaluate_state
 
-    run = load(arguments.run_dir)
-    returns, lengths = evaluate_state(
-        run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed
+    run, root = load(arguments.run_dir), Path(arguments.run_dir)
+    transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
+    here = show.Played(
+        *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
     )
-    report = show.evaluation_json if arguments.json else show.evaluation
-    report(Path(arguments.run_dir), run.saved, run.env_steps, returns, lengths)
+    there = transfer() if transfer else None
+    video = film() if film else None
+    if arguments.json:
+        show.evaluation_json(root, run.saved, run.env_steps, here, there, video)
+        return
+    show.evaluation(root, run.saved, run.env_steps, here)
+    if there:
+        show.transfer(run.saved, here, there)
+    if video:
+        show.film(video)
+
+
+def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
+    """``--in``: what plays the policies in the original environment."""
+    library = arguments.in_
+    if library is None:
+        return None
+    from popjax.host import original
+    from popjax.show import Played
+
+    copies = [original.make(library, run.env, run.saved["env_options"]) for _ in range(arguments.episodes)]
+    return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
+
+
+def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
+    """``--video``: what films an episode of the first seed, and says what it shows."""
+    if arguments.video is None:
+        return None
+    from popjax.host import video
+
+    path = Path(arguments.video)
+    subject = video.subject(run.env, run.saved["env_options"], path)
+
+    def film() -> dict[str, Any]:
+        shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)
+        first = run.saved["options"]["seed"]
+        episode = {"return": shown.total, "length": shown.length, "frames_per_second": shown.fps}
+        return {"file": str(path), "seed": first, **episode}
+
+    return film
 
 
 def _prepare_jax() -> None:

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -59,6 +59,14 @@ class EvaluateArguments:
     """Episodes per policy [count]."""
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
+    in_: Annotated[
+        Literal["gymnasium", "dm_control"] | None,
+        tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
+    ] = None
+    """Also play as many episodes in the original environment on the host; --in gymnasium for gym/ tasks,
+    --in dm_control for dmc/."""
+    video: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Film one episode of the first seed's policy: .mp4 or .gif, for brax/ also .html."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON to standard output instead of a table."""
 

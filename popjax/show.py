@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -33,15 +34,20 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     Console().print(table)
 
 
-def evaluation(
-    root: Path, config: Mapping[str, Any], env_steps: Sequence[int], returns: np.ndarray, lengths: np.ndarray
-) -> None:
-    """One row per seed; ``returns`` and ``lengths`` are [S, E]."""
+class Played(NamedTuple):
+    """What policies got: undiscounted returns [S, E], lengths [S, E] in environment steps; ``where`` is the
+    device or a library."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    where: str = "device"
+
+
+def evaluation(root: Path, config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
+    """One row per seed."""
+    returns, lengths = here.returns, here.lengths
     title = f"{config['method']} on {config['env']}, {returns.shape[1]} episodes per seed"
-    table = Table("seed", "env steps", "return", "std", "min", "max", "length [steps]")
-    table.title, table.title_justify = title, "left"
-    for column in table.columns:
-        column.justify = "right"
+    table = _numbers(title, "seed", "env steps", "return", "std", "min", "max", "length [steps]")
     for place, row in enumerate(returns):
         numbers = (row.mean(), row.std(), row.min(), row.max())
         table.add_row(
@@ -55,33 +61,93 @@ def evaluation(
     Console().print(table)
 
 
+def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
+    """The same policies on the device and in the original, one row per seed."""
+    columns = ("seed", "on device", "std", f"in {there.where}", "std", "difference")
+    table = _numbers(f"{config['env']} beside its original, {here.returns.shape[1]} episodes each", *columns)
+    for place, (ours, theirs) in enumerate(zip(here.returns, there.returns, strict=True)):
+        numbers = (ours.mean(), ours.std(), theirs.mean(), theirs.std())
+        seed = str(config["options"]["seed"] + place)
+        table.add_row(seed, *(f"{number:.2f}" for number in numbers), _signed(_difference(ours, theirs)))
+    if len(here.returns) > 1:
+        means = (f"{here.returns.mean():.2f}", "", f"{there.returns.mean():.2f}", "")
+        table.add_row("all", *means, _signed(_difference(here.returns, there.returns)))
+    Console().print(table)
+
+
+def film(facts: Mapping[str, Any]) -> None:
+    """Whose episode a video shows."""
+    Console().print(
+        f"{facts['file']}: seed {facts['seed']}, return {facts['return']:.2f} in {facts['length']:,} steps, "
+        f"{facts['frames_per_second']:.1f} frames per second",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def evaluation_json(
-    root: Path, config: Mapping[str, Any], env_steps: Sequence[int], returns: np.ndarray, lengths: np.ndarray
+    root: Path,
+    config: Mapping[str, Any],
+    env_steps: Sequence[int],
+    here: Played,
+    there: Played | None,
+    video: Mapping[str, Any] | None,
 ) -> None:
-    """The same as one JSON object, with the return and length of every episode."""
-    seeds = [
+    """All of it as one JSON object, with the return and length of every episode."""
+    seeds: list[dict[str, Any]] = [
         {
             "seed": config["options"]["seed"] + place,
             "env_steps": int(env_steps[place]),
-            "mean": float(row.mean()),
-            "std": float(row.std()),
-            "min": float(row.min()),
-            "max": float(row.max()),
-            "returns": row.tolist(),
-            "lengths": lengths[place].tolist(),
+            **_episodes(here, place),
         }
-        for place, row in enumerate(returns)
+        for place in range(len(here.returns))
     ]
-    print(
-        json.dumps(
-            {
-                "run_dir": str(root),
-                "method": config["method"],
-                "env": config["env"],
-                "episodes": int(returns.shape[1]),
-                "mean": float(returns.mean()),
-                "seeds": seeds,
-            },
-            indent=2,
-        )
-    )
+    report = {
+        "run_dir": str(root),
+        "method": config["method"],
+        "env": config["env"],
+        "episodes": int(here.returns.shape[1]),
+        "mean": float(here.returns.mean()),
+        "seeds": seeds,
+    }
+    if there is not None:
+        report["original"] = {
+            "library": there.where,
+            "mean": float(there.returns.mean()),
+            "difference_percent": _difference(here.returns, there.returns),
+        }
+        for place, seed in enumerate(seeds):
+            difference = _difference(here.returns[place], there.returns[place])
+            seed["original"] = _episodes(there, place) | {"difference_percent": difference}
+    if video is not None:
+        report["video"] = dict(video)
+    print(json.dumps(report, indent=2))
+
+
+def _episodes(played: Played, place: int) -> dict[str, Any]:
+    row = played.returns[place]
+    return {
+        "mean": float(row.mean()),
+        "std": float(row.std()),
+        "min": float(row.min()),
+        "max": float(row.max()),
+        "returns": row.tolist(),
+        "lengths": played.lengths[place].tolist(),
+    }
+
+
+def _difference(here: np.ndarray, there: np.ndarray) -> float | None:
+    """By how much the mean ``there`` is higher, per cent of that ``here``; None where that is 0."""
+    ours = float(here.mean())
+    return 100 * (float(there.mean()) - ours) / abs(ours) if ours else None
+
+
+def _signed(percent: float | None) -> str:
+    return "" if percent is None else f"{percent:+.1f} %"
+
+
+def _numbers(title: str, *columns: str) -> Table:
+    table = Table(*map(escape, columns), title=title, title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    return table

@@ -61,11 +61,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     """
     name, _, version = task.partition("-v")
     family = FAMILIES[name]
-    spec, known, settings = _signature(task, int(version), family)
-    for key in options:
-        if key not in known:
-            raise ValueError(f"gym/{task} has no option {key!r}{_nearest(key, known)}")
-    o = SimpleNamespace(**{**settings, **options})
+    spec, o = _options(task, options)
     model = _load(o.xml_file)
     return simulation(
         f"gym/{task}",
@@ -77,12 +73,14 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     )
 
 
-def _signature(task: str, version: int, family: _Family) -> tuple[Any, list[str], dict[str, Any]]:
-    """(Gymnasium's registration, keywords the task has, value of every keyword of any version).
+def load(task: str, **options: Any) -> Any:
+    """The ``mujoco.MjModel`` of a task to look at: with a camera, "view", where the original has none."""
+    return _load(_options(task, options)[1].xml_file, watched=True)
 
-    Version 4 writes as constants what version 5 has as keywords, with the same values; the model file of
-    Walker2d is the one exception.
-    """
+
+def _options(task: str, options: dict[str, Any]) -> tuple[Any, SimpleNamespace]:
+    """(Gymnasium's registration, value of every keyword of any version). Version 4 writes as constants what
+    version 5 has as keywords, with the same values; the model file of Walker2d is the one exception."""
     try:
         import gymnasium
 
@@ -90,19 +88,18 @@ def _signature(task: str, version: int, family: _Family) -> tuple[Any, list[str]
         own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
     except ImportError as absent:
         raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]'") from absent
-    if version == 4 and family.xml4:
-        latest["xml_file"] = family.xml4
-    return spec, ["episode_length", *own], {**latest, **own}
+    if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
+        latest["xml_file"] = xml
+    for key in options:
+        if key not in own:
+            raise ValueError(f"gym/{task} has no option {key!r}{_nearest(key, ['episode_length', *own])}")
+    return spec, SimpleNamespace(**{**latest, **own, **options})
 
 
 def _keywords(spec: Any) -> dict[str, Any]:
     module, _, name = spec.entry_point.partition(":")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.default is not p.empty and p.name != "default_camera_config"
-    }
+    return {p.name: p.default for p in parameters if p.default is not p.empty and "camera" not in p.name}
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -110,11 +107,16 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
 
 
-def _load(xml: str) -> Any:
+def _load(xml: str, watched: bool = False) -> Any:
     import mujoco
     from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
-    return mujoco.MjModel.from_xml_path(expand_model_path(xml))
+    model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
+    if watched and not model.ncam:
+        spec = mujoco.MjSpec.from_file(path)
+        spec.worldbody.add_camera(name="view")
+        model = spec.compile()
+    return model
 
 
 def _perturbed(model: Any, scale: float, gaussian: bool = False) -> Callable[[Key], tuple[Array, Array]]:

@@ -63,5 +63,5 @@ def chunk_length(options: Options, steps_bound: int) -> int:
 
 
 def option_name(field: str) -> str:
-    """A field as the command line spells it."""
-    return "--" + field.replace("_", "-")
+    """A field as the command line spells it; an underscore at its end only tells it from a keyword."""
+    return "--" + field.rstrip("_").replace("_", "-")

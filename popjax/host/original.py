@@ -1,0 +1,157 @@
+"""Policies in the environments that ours are copies of: Gymnasium's and dm_control's, on the host.
+
+The originals are played as they are, with MuJoCo in C and their own solver, so the difference of the returns
+is what a policy loses on the way from MJX.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from popjax.core import Env, Key, Method, Params
+from popjax.envs.episodic import rescale
+from popjax.host import sweep
+from popjax.host.errors import Refused
+
+LIBRARIES = {"gymnasium": "gym", "dm_control": "dmc"}
+"""Each library and our suite of its tasks, which is also the extra that installs it."""
+_ELSEWHERE = 0x4F524947
+
+
+class Original(NamedTuple):
+    """One original environment on the host.
+
+    reset: seed -> obs float32 [D]
+    step:  action [A] in [-1, 1] -> (obs, reward, terminated, truncated); rescales the action as popjax does
+    """
+
+    reset: Callable[[int], np.ndarray]
+    step: Callable[[np.ndarray], tuple[np.ndarray, float, bool, bool]]
+
+
+def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
+    """The environment of ``library`` that ``env``, made with ``options``, is a copy of.
+
+    Raises:
+        Refused: the task is not from that library, the library is missing, or it observes something else.
+    """
+    suite, _, task = env.spec.name.partition("/")
+    if suite not in LIBRARIES.values():
+        raise Refused(f"{env.spec.name} has no original; --in plays the tasks of gym/ and dmc/")
+    if suite != LIBRARIES[library]:
+        right = next(name for name, of in LIBRARIES.items() if of == suite)
+        raise Refused(f"{env.spec.name} is not a task of {library}; say --in {right}")
+    rest = {key: value for key, value in options.items() if key != "episode_length"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that version 4 is not the newest is known
+            build = {"gym": _gymnasium, "dmc": _dm_control}[suite]
+            original = build(task, env.spec.episode_length, rest)
+    except ImportError as absent:
+        raise Refused(f"--in {library} needs the library: pip install 'popjax[{suite}]'") from absent
+    if (shape := original.reset(0).shape) != env.spec.obs_shape:
+        raise Refused(
+            f"{library} observes {shape} in {task}, popjax {env.spec.obs_shape}: install another version"
+        )
+    return original
+
+
+def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Original:
+    import gymnasium
+
+    env = gymnasium.make(task, max_episode_steps=episode_length, disable_env_checker=True, **options)
+    space: Any = env.action_space
+    to_action: Callable[[Any], Any] = rescale(space.low, space.high)
+
+    def reset(seed: int) -> np.ndarray:
+        return np.asarray(env.reset(seed=seed)[0], np.float32)
+
+    def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        obs, reward, terminated, truncated, _ = env.step(to_action(action))
+        return np.asarray(obs, np.float32), float(reward), bool(terminated), bool(truncated)
+
+    return Original(reset, step)
+
+
+def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Original:
+    os.environ.setdefault("MUJOCO_GL", "off")  # nothing is drawn, so that no display is looked for
+    from dm_control import suite
+
+    domain, _, kind = task.partition("-")
+    # Half a step less than the limit, so that no rounding of seconds adds a step.
+    limit = (episode_length - 0.5) * suite.load(domain, kind).control_timestep()
+    env = suite.load(domain, kind, task_kwargs={"time_limit": limit, **options})
+    bounds = env.action_spec()
+    to_action: Callable[[Any], Any] = rescale(bounds.minimum, bounds.maximum)
+
+    def flat(observation: Mapping[str, Any]) -> np.ndarray:
+        return np.concatenate([np.ravel(part) for part in observation.values()]).astype(np.float32)
+
+    def reset(seed: int) -> np.ndarray:
+        env.task.random.seed(seed)
+        return flat(env.reset().observation)
+
+    def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        timestep = env.step(to_action(action))
+        terminated = timestep.last() and timestep.discount == 0
+        return (
+            flat(timestep.observation),
+            float(timestep.reward),
+            terminated,
+            timestep.last() and not terminated,
+        )
+
+    return Original(reset, step)
+
+
+def evaluate(
+    method: Method, originals: Sequence[Original], state: Any, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays the policies of ``state`` [S, ...] for one episode in each of E originals, in lockstep.
+
+    Equal ``seed`` gives equal episodes, the same for every policy.
+    Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
+    """
+    seeds, episodes = jax.tree.leaves(state)[0].shape[0], len(originals)
+    policies = jax.jit(sweep.lift(method.policy, seeds))(state)
+
+    @jax.jit
+    def act(params: Params, obs: Array, key: Key, t: Array) -> Array:
+        keys = jax.random.split(jax.random.fold_in(key, t), episodes)
+        return jax.vmap(method.act, in_axes=(None, 0, 0))(params, obs, keys)
+
+    key = jax.random.fold_in(jax.random.key(seed), _ELSEWHERE)
+    starts = [int(start) for start in np.random.SeedSequence(seed).generate_state(episodes)]
+    played = [
+        _play(originals, starts, lambda obs, t: act(params, obs, key, t))
+        for params in (jax.tree.map(lambda x: x[place], policies) for place in range(seeds))
+    ]
+    returns, lengths = zip(*played, strict=True)
+    return np.stack(returns), np.stack(lengths)
+
+
+def _play(
+    originals: Sequence[Original], starts: Sequence[int], act: Callable[[np.ndarray, np.int32], Array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One episode in each original: returns float32 [E] and lengths int32 [E].
+
+    ``act`` gets the observations [E, D] and the time; what it says of an episode that has ended is not used.
+    """
+    obs = np.stack([original.reset(start) for original, start in zip(originals, starts, strict=True)])
+    total, length = np.zeros(len(originals)), np.zeros(len(originals), np.int32)
+    alive = np.ones(len(originals), bool)
+    while alive.any():
+        action = np.asarray(act(obs, length.max()))
+        for lane in np.flatnonzero(alive).tolist():
+            obs[lane], reward, terminated, truncated = originals[lane].step(action[lane])
+            total[lane] += reward
+            length[lane] += 1
+            alive[lane] = not (terminated or truncated)
+    return total.astype(np.float32), length

@@ -1,0 +1,199 @@
+"""Films: what they show, how fast, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from jax import Array
+
+from popjax.core import Env, Method, Spec
+from popjax.envs.episodic import episodic
+from popjax.envs.mujoco import PhysicsState
+from popjax.host import video
+from popjax.host.errors import Refused
+
+LENGTH = 8
+FREE = """<mujoco><worldbody><geom type="plane" size="9 9 .1"/><camera name="view"/>
+<body name="ball" pos="0 0 1"><freejoint/><geom size=".2"/></body></worldbody></mujoco>"""
+
+
+def sliding(name: str = "gym/InvertedPendulum-v4", dt: float = 0.04) -> Env:
+    """A cart that goes where the action says, 0.1 a step, without physics; it ends at ``LENGTH``."""
+
+    def state(place: Array) -> PhysicsState:
+        nothing = jnp.zeros(0)
+        return PhysicsState(jnp.stack([place, jnp.float32(0)]), nothing, nothing, nothing, ())
+
+    def step(before: PhysicsState, action: Array) -> tuple[PhysicsState, Array, Array, Array]:
+        after = state(before.qpos[0] + 0.1 * action[0])
+        return after, after.qpos, after.qpos[0], jnp.bool_(False)
+
+    spec = Spec(name, (2,), 1, LENGTH, dt=dt)
+    return episodic(spec, lambda key: (state(jnp.float32(0)), jnp.zeros(2)), step)
+
+
+def acting(act: Any) -> Method:
+    """A method whose State is the policy's parameters [S, A]."""
+    nothing: Any = None
+    return Method(nothing, nothing, lambda state: state, act, None, 1)
+
+
+RIGHT = acting(lambda params, obs, key: params)
+SPEEDS = jnp.array([[1.0], [-1.0]])
+
+
+def drawn() -> None:
+    """Skips where there is nothing to draw and write with."""
+    for library in ("warp", "imageio_ffmpeg", "gymnasium"):
+        pytest.importorskip(library)
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX's, of the process that reads the film
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_film_shows_the_first_policy_in_real_time(suffix: str, tmp_path: Path):
+    drawn()
+    import imageio.v2 as imageio
+
+    env, path = sliding(), tmp_path / "new" / f"film{suffix}"
+    film = video.record(RIGHT, env, SPEEDS, video.subject(env, {}, path), path)
+    assert film.length == LENGTH
+    assert film.total == pytest.approx(0.1 * sum(range(1, LENGTH + 1)))
+    assert film.fps == pytest.approx(25)
+    reader = imageio.get_reader(path)
+    frames = np.stack([np.asarray(frame)[..., :3] for frame in reader]).astype(float)
+    assert frames.shape == (LENGTH, video.HEIGHT, video.WIDTH, 3)
+    shown = reader.get_meta_data()
+    assert shown["duration"] == (40 if suffix == ".gif" else pytest.approx(LENGTH * 0.04, abs=0.05))
+    cart = (frames[..., 0] - frames[..., 2]) > 60  # yellow
+    places = [np.argwhere(frame)[:, 1].mean() for frame in cart]
+    assert (np.diff(places) > 5).all()  # to the right, and all of it in sight
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dt", "stride"), [(".mp4", 0.008, 3), (".mp4", 0.05, 1), (".gif", 0.008, 5), (".mp4", 0.02, 1)]
+)
+def test_frames_are_skipped_above_the_fastest_rate(suffix: str, dt: float, stride: int):
+    written: list[Any] = []
+    subject = video.Subject(lambda state: state.inner.qpos, lambda *film: written.append(film))
+    path = Path(f"film{suffix}")
+    film = video.record(RIGHT, sliding(dt=dt), SPEEDS, subject, path)
+    ((_, poses, seconds),) = written
+    np.testing.assert_allclose(poses[:, 0], 0.1 * np.arange(0, LENGTH, stride), rtol=1e-5)
+    assert seconds == pytest.approx(stride * dt)
+    assert film.fps == pytest.approx(1 / seconds)
+
+
+@pytest.mark.parametrize("task", ["InvertedDoublePendulum-v5", "Reacher-v4"])
+def test_a_scene_without_a_camera_is_seen_whole(task: str):
+    pytest.importorskip("gymnasium")
+    from popjax.envs import gym
+
+    model = gym.load(task)
+    assert model.camera(0).name == "view"
+    video._aim(model)
+    data = next(video._posed(model, model.qpos0[None]))
+    solid = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
+    seen = (data.geom_xpos[solid] - data.cam_xpos[0]) @ data.cam_xmat[0].reshape(3, 3)
+    steepest = np.tan(np.deg2rad(model.cam_fovy[0] / 2))
+    assert (seen[:, 2] < 0).all()  # a camera looks along its negative z axis
+    assert (abs(seen[:, 1]) < -seen[:, 2] * steepest).all()
+    assert (abs(seen[:, 0]) < -seen[:, 2] * steepest * video.WIDTH / video.HEIGHT).all()
+
+
+def test_the_camera_goes_along_with_a_free_body():
+    model = mujoco.MjModel.from_xml_string(FREE)
+    video._aim(model)
+    start = model.qpos0
+    cameras = [
+        data.cam_xpos[0].copy() for data in video._posed(model, np.stack([start, start + 5 * (start == 0)]))
+    ]
+    np.testing.assert_allclose(cameras[1] - cameras[0], [5, 5, 0], atol=1e-6)
+
+
+def test_a_target_is_where_the_episode_has_it():
+    model = mujoco.MjModel.from_xml_string(FREE.replace("<geom size", '<geom name="target" size'))
+    pose = np.append(model.qpos0, [0.3, 0.4])
+    (places,) = (data.geom_xpos[1].copy() for data in video._posed(model, pose[None]))
+    np.testing.assert_allclose(places, [0.3, 0.4, 1])
+
+
+def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
+    from brax.base import Transform
+
+    system = video._system("inverted_pendulum", {"backend": "generalized", "episode_length": 9})
+    poses = Transform(pos=np.arange(18.0).reshape(3, 2, 3), rot=np.zeros((3, 2, 4)))
+    video._page(system)(tmp_path / "page.html", poses, 0.1)
+    packed = max(re.findall(r"[A-Za-z0-9+/=]{200,}", (tmp_path / "page.html").read_text()), key=len)
+    scene = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert [state["pos"] for state in scene["states"]["x"]] == poses.pos.tolist()
+    assert scene["opt"]["timestep"] == pytest.approx(0.1)
+    assert {"cart", "pole"} <= set(scene["geoms"])
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "part"),
+    [
+        ("gym/InvertedPendulum-v4", "film.avi", r"writes .mp4, .gif, .html; got 'film.avi'"),
+        (
+            "gym/InvertedPendulum-v4",
+            "film.html",
+            "html is for brax/; film gym/InvertedPendulum-v4 as .mp4 or",
+        ),
+        ("gymnax/Pendulum-v1", "film.mp4", "gymnax/Pendulum-v1 cannot be filmed"),
+        ("brax/inverted_pendulum", "film.mp4", "no camera; write --video to an .html file"),
+    ],
+)
+def test_what_cannot_be_filmed_is_refused(name: str, file: str, part: str):
+    with pytest.raises(Refused, match=part) as refusal:
+        video.subject(sliding(name), {}, Path(file))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_writer_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(Refused, match=r"imageio_ffmpeg: pip install 'popjax\[video\]'"):
+        video._film(mujoco.MjModel.from_xml_string(FREE))
+
+
+def test_without_warp_opengl_draws_or_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    model = mujoco.MjModel.from_xml_string(FREE)
+
+    class Renderer:
+        def __init__(self, model: Any, height: int, width: int) -> None:
+            self.shape = (height, width, 3)
+
+        def update_scene(self, data: Any, camera: int) -> None:
+            self.height = data.qpos[2]
+
+        def render(self) -> np.ndarray:
+            return np.full(self.shape, self.height, np.uint8)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no display")
+
+    monkeypatch.setitem(sys.modules, "warp", None)
+    monkeypatch.setattr(mujoco, "Renderer", Renderer)
+    frames = list(video._drawer(model)(np.stack([model.qpos0 * 3, model.qpos0 * 4])))
+    assert [frame.max() for frame in frames] == [3, 4]
+    assert frames[0].shape == (video.HEIGHT, video.WIDTH, 3)
+    monkeypatch.setattr(mujoco, "Renderer", broken)
+    with pytest.raises(Refused, match=r"no OpenGL \(no display\): pip install 'popjax\[video\]'"):
+        video._drawer(model)
+
+
+def test_equal_seeds_film_equal_episodes():
+    noisy = acting(lambda params, obs, key: jax.random.uniform(key, (1,)))
+    subject = video.Subject(lambda state: state.inner.qpos, lambda *film: None)
+    totals = [video.record(noisy, sliding(), SPEEDS, subject, Path("a.mp4"), seed=s).total for s in (1, 1, 2)]
+    assert totals[0] == totals[1] != totals[2]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +18,10 @@ from popjax.envs.episodic import episodic
 
 with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent
     import brax.envs
+    import brax.fluid
 
+# The fluid of ``swimmer`` calls ``clip`` with a keyword that JAX has removed, so that no step would compile.
+brax.fluid.jp = SimpleNamespace(**{**vars(jnp), "clip": lambda x, a_min: jnp.maximum(x, a_min)})
 EPISODE_LENGTH = 1000
 BACKENDS = ("mjx", "generalized", "positional", "spring")
 

@@ -32,6 +32,13 @@ def test_brax_equals_the_library_in_every_task(task):
     truth.assert_equals_the_library("brax", task)
 
 
+def test_brax_swimmer_steps_although_jax_has_dropped_a_keyword_it_uses(key):
+    env = envs.make("brax/swimmer")
+    state, _ = jax.eval_shape(env.reset, key)
+    _, timestep = jax.eval_shape(env.step, state, jnp.zeros(2))
+    assert timestep.next_obs.shape == env.spec.obs_shape
+
+
 @pytest.mark.parametrize("task", [task for task in envs.tasks("gymnax") if task.endswith("-MinAtar")])
 def test_minatar_observes_height_width_channels(task):
     height, width, channels = envs.make(f"gymnax/{task}").spec.obs_shape

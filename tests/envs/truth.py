@@ -66,6 +66,7 @@ def brax_original(env, task):
     """The library's functions as an ``Env``; its state is ours."""
     import brax.envs
 
+    # Importing our adapter has mended what keeps the library's swimmer from compiling on this JAX.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         backend = "generalized" if task == "swimmer" else "mjx"

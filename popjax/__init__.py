@@ -11,7 +11,13 @@ that a program does not ask for.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# The threads with which XLA runs programs on a CPU. A batch of LAPACK calls, such as the factorizations in
+# MuJoCo's solver, is split over the threads and waited for on one of them, so that as many batches at once as
+# there are threads wait for ever: two on a machine of two cores (jaxlib 0.10.2).
+os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
 if TYPE_CHECKING:
     from popjax import agents, core, envs, methods, nets, rollout, tree

@@ -17,6 +17,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from scipy import stats  # noqa: E402
 
+import popjax  # noqa: E402, F401 - for the number of threads that it asks XLA for
+
 
 @pytest.fixture
 def key() -> jax.Array:

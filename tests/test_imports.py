@@ -26,7 +26,12 @@ ABOVE = {"host"} | COMMAND_LINE
 # The host sees a method through the record `Method`, whatever it is made of.
 HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods"} | COMMAND_LINE
 # What the modules of a package may share: written once, used by all of them.
-SHARED = {"popjax.envs.episodic", "popjax.envs.mujoco", "popjax.methods.pderl"}
+SHARED = {
+    "popjax.envs.episodic",
+    "popjax.envs.mujoco",
+    "popjax.envs.dmc.parts",
+    "popjax.methods.pderl",
+}
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}
 IMPURE = {"time", "os", "pathlib", "logging", "random", "orbax"}

@@ -40,20 +40,28 @@ class Solver(NamedTuple):
 class Task(NamedTuple):
     """What a task adds to its physics. ``data`` is an ``mjx.Data``, ``ctrl`` [nu] in the units of the model.
 
-    reset:      key -> (qpos [nq], qvel [nv])
-    observe:    data -> obs
-    reward:     (before, ctrl, data) -> float; ``before`` is what ``measure`` returned before the step
+    reset:      key -> (qpos [nq], qvel [nv]) or, with what stays as it is for an episode, (qpos, qvel, goal)
+    observe:    data -> obs; (data, goal) -> obs where reset draws a goal
+    reward:     (before, ctrl, data) -> float, with a goal (before, ctrl, data, goal); ``before`` is what
+                ``measure`` returned before the step
     terminated: data -> bool
     measure:    data -> the few numbers of a state that the next reward compares with; carried between steps
     wrenches:   whether ``cfrc_ext``, the contact forces on bodies, is computed after the substeps
+    synced:     whether all that follows from positions and velocities is computed after the substeps, as
+                dm_control does; else it is that of the last stage of the integrator, as MuJoCo leaves it
+    felt:       whether sensors of forces and accelerations are read
+    settle:     physics steps without control between the drawn state and the first observation
     """
 
-    reset: Callable[[Key], tuple[Array, Array]]
-    observe: Callable[[Any], Array]
-    reward: Callable[[PyTree, Array, Any], Array]
+    reset: Callable[[Key], tuple[Array, ...]]
+    observe: Callable[..., Array]
+    reward: Callable[..., Array]
     terminated: Callable[[Any], Array] = lambda data: jnp.bool_(False)
     measure: Callable[[Any], PyTree] = lambda data: ()
     wrenches: bool = False
+    synced: bool = False
+    felt: bool = False
+    settle: int = 0
 
 
 @struct.dataclass
@@ -64,6 +72,7 @@ class PhysicsState:
     qpos, qvel, act: positions [nq], velocities [nv], actuator activations [na].
     qacc_warmstart:  [nv] where the constraint solver starts.
     measured:        what ``Task.measure`` saw.
+    goal:            (what ``Task.reset`` drew for the episode,), or () if nothing.
     """
 
     qpos: Array
@@ -71,6 +80,7 @@ class PhysicsState:
     act: Array
     qacc_warmstart: Array
     measured: PyTree
+    goal: tuple[PyTree, ...] = ()
 
 
 def simulation(
@@ -81,20 +91,28 @@ def simulation(
     frame_skip:     physics steps in an environment step, all under the same control.
     episode_length: time limit, environment steps.
     """
-    mjx = _mjx()
-    physics = mjx.put_model(_with_solver(model, solver), impl="jax")
+    mjx, model = _mjx(), _plain(model)
+    physics, blind, limp = _models(model, solver, task)
     blank = mjx.make_data(model, impl="jax")
     to_ctrl = rescale(*model.actuator_ctrlrange.T)
 
-    def carried(data: Any) -> PhysicsState:
-        return PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart, task.measure(data))
+    def carried(data: Any, goal: tuple[PyTree, ...]) -> PhysicsState:
+        measured = task.measure(data)
+        return PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart, measured, goal)
+
+    def substeps(data: Any, count: int) -> Any:
+        return jax.lax.fori_loop(0, count, lambda _, data: mjx.step(blind, data), data)
 
     def reset(key: Key) -> tuple[PhysicsState, Array]:
         with _full_precision(), _mended():
-            qpos, qvel = task.reset(key)
-            data = mjx.forward(physics, blank.replace(qpos=qpos, qvel=qvel))
+            qpos, qvel, *goal = task.reset(key)
+            data = blank.replace(qpos=qpos, qvel=qvel)
+            if task.settle:
+                data = substeps(data, task.settle)
+                qpos = data.qpos
+            data = mjx.forward(limp, data)
             data = data.replace(qpos=qpos)  # MJX has normalized quaternions by now, C never does in place
-            return carried(data), task.observe(data)
+            return carried(data, tuple(goal)), task.observe(data, *goal)
 
     def step(state: PhysicsState, action: Array) -> tuple[PhysicsState, Array, Array, Array]:
         with _full_precision(), _mended():
@@ -106,11 +124,13 @@ def simulation(
                 qacc_warmstart=state.qacc_warmstart,
                 ctrl=ctrl,
             )
-            data = jax.lax.fori_loop(0, frame_skip, lambda _, data: mjx.step(physics, data), data)
+            data = substeps(data, frame_skip)
             if task.wrenches:
                 data = mjx.rne_postconstraint(physics, data)
-            reward = task.reward(state.measured, ctrl, data)
-            return carried(data), task.observe(data), reward, task.terminated(data)
+            if task.synced:
+                data = _synced(physics, data)
+            reward = task.reward(state.measured, ctrl, data, *state.goal)
+            return carried(data, state.goal), task.observe(data, *state.goal), reward, task.terminated(data)
 
     spec = Spec(
         name=name,
@@ -127,6 +147,24 @@ def uniform(key: Key, size: int, scale: float) -> Array:
     return jax.random.uniform(key, (size,), minval=-scale, maxval=scale)
 
 
+def posed(model: Any) -> Callable[[Array], Any]:
+    """``qpos [nq] -> mjx.Data`` with the frames of all bodies and their contacts."""
+    mjx, model = _mjx(), _plain(model)
+    physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
+
+    def pose(qpos: Array) -> Any:
+        with _full_precision(), _mended():
+            return mjx.collision(physics, mjx.kinematics(physics, blank.replace(qpos=qpos)))
+
+    return pose
+
+
+def touching(data: Any) -> Array:
+    """Whether any two geoms are in contact."""
+    contact = data._impl.contact
+    return jnp.any(contact.dist < contact.includemargin)
+
+
 def _full_precision() -> Any:
     return jax.default_matmul_precision("highest")
 
@@ -138,13 +176,47 @@ def _mjx() -> Any:
     return mjx
 
 
-def _with_solver(model: Any, solver: Solver) -> Any:
+def _models(model: Any, solver: Solver, task: Task) -> tuple[Any, Any, Any]:
+    """The model for MJX: whole, as the substeps use it, and as the first observation of an episode does.
+
+    Substeps need no sensors but those of forces. dm_control starts an episode with actuators switched off.
+    """
+    import mujoco
+
     model = copy.deepcopy(model)
     model.opt.iterations, model.opt.ls_iterations = solver.iterations, solver.ls_iterations
     model.opt.tolerance = solver.tolerance
     if solver.algorithm is not None:
         model.opt.solver = solver.algorithm
+    flags = model.opt.disableflags
+    blind = 0 if task.felt else int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+    limp = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION) if task.synced else 0
+    made = {}
+    for variant in {0, blind, limp}:
+        model.opt.disableflags = flags | variant
+        made[variant] = _mjx().put_model(model, impl="jax")
+    return made[0], made[blind], made[limp]
+
+
+def _plain(model: Any) -> Any:
+    """A copy without what MJX refuses although it changes nothing: the energy, which nobody reads, and pairs
+    of geoms that cannot collide because contacts or all constraints are switched off."""
+    import mujoco
+
+    model = copy.deepcopy(model)
+    off = mujoco.mjtDisableBit
+    model.opt.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_ENERGY)
+    if model.opt.disableflags & (int(off.mjDSBL_CONTACT) | int(off.mjDSBL_CONSTRAINT)):
+        model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
     return model
+
+
+def _synced(physics: Any, data: Any) -> Any:
+    """``data`` with frames, centres of mass, velocities and their sensors as ``qpos`` and ``qvel`` say."""
+    mjx = _mjx()
+    data = mjx.com_pos(physics, mjx.kinematics(physics, data))
+    data = mjx.com_vel(physics, mjx.sensor_pos(physics, data))
+    return mjx.sensor_vel(physics, data)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,101 @@
+"""DeepMind Control Suite on device, from dm_control's own models. Tassa et al., 2018. arXiv:1801.00690
+
+Every formula below is that of ``dm_control.suite``, the module named like the domain; model, physics steps in
+an environment step and time limit are read off the installed library. Observations are its dictionaries,
+concatenated in their order. Nothing here terminates: an episode ends by its limit of 1000 steps.
+
+Differs from dm_control: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``); the first of the 200 physics
+steps that let a cheetah come to rest starts from the pose it has, not with the accelerations of the model's
+initial one. MuJoCo Playground has tasks of the same names with other physics: suite ``playground``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from popjax.core import Env
+from popjax.envs.dmc import domains
+from popjax.envs.dmc.manipulator import manipulator
+from popjax.envs.mujoco import Solver, Task, simulation
+
+
+class _Domain(NamedTuple):
+    """What the tasks on one model share.
+
+    task:   (model, task) -> Task
+    solver: the fewest iterations that leave the transition error where 100 / 50 have it
+    tasks:  the names of the tasks
+    """
+
+    task: Callable[[Any, str], Task]
+    solver: Solver
+    tasks: tuple[str, ...]
+
+
+def tasks() -> Sequence[str]:
+    """The ids of the tasks, "domain-task"."""
+    return tuple(f"{name}-{task}" for name, domain in DOMAINS.items() for task in domain.tasks)
+
+
+def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
+    """A task of the DeepMind Control Suite on MJX.
+
+    episode_length: time limit, environment steps; by default dm_control's 1000. There are no other options.
+
+    Raises:
+        ValueError: dm_control is missing, or there are other options.
+    """
+    for key in options:
+        raise ValueError(f"dmc/{task} has no option {key!r}; there is episode_length")
+    name, _, kind = task.partition("-")
+    original = _original(task)
+    model, domain = original.physics.model.ptr, DOMAINS[name]
+    return simulation(
+        f"dmc/{task}",
+        model,
+        domain.task(model, kind)._replace(synced=True),
+        domain.solver,
+        frame_skip=round(original.control_timestep() / model.opt.timestep),
+        episode_length=episode_length or round(original._step_limit),
+    )
+
+
+def load(task: str) -> Any:
+    """The ``mujoco.MjModel`` of a task."""
+    return _original(task).physics.model.ptr
+
+
+def _original(task: str) -> Any:
+    """dm_control's environment after a reset, which is when it sets the sizes that a task changes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without a display it says so
+            from dm_control import suite
+    except ImportError as absent:
+        raise ValueError(f"dmc/{task} needs dm_control: pip install 'popjax[dmc]'") from absent
+    original = suite.load(*task.split("-"), task_kwargs={"random": 0})
+    original.reset()
+    return original
+
+
+DOMAINS = {
+    "acrobot": _Domain(domains.acrobot, Solver(1, 1), ("swingup", "swingup_sparse")),
+    "ball_in_cup": _Domain(domains.ball_in_cup, Solver(4, 8), ("catch",)),
+    "cartpole": _Domain(
+        domains.cartpole, Solver(4, 8), ("balance", "balance_sparse", "swingup", "swingup_sparse")
+    ),
+    "cheetah": _Domain(domains.cheetah, Solver(4, 8), ("run",)),
+    "finger": _Domain(domains.finger, Solver(2, 4), ("spin", "turn_easy", "turn_hard")),
+    "fish": _Domain(domains.fish, Solver(1, 1), ("upright", "swim")),
+    "hopper": _Domain(domains.hopper, Solver(6, 8), ("stand", "hop")),
+    "humanoid": _Domain(domains.humanoid, Solver(8, 12), ("stand", "walk", "run")),
+    "manipulator": _Domain(manipulator, Solver(8, 12), ("bring_ball",)),
+    "pendulum": _Domain(domains.pendulum, Solver(1, 1), ("swingup",)),
+    "point_mass": _Domain(domains.point_mass, Solver(4, 8), ("easy",)),
+    "quadruped": _Domain(domains.quadruped, Solver(8, 12), ("walk", "run")),
+    "reacher": _Domain(domains.reacher, Solver(1, 1), ("easy", "hard")),
+    "swimmer": _Domain(domains.swimmer, Solver(4, 8), ("swimmer6", "swimmer15")),
+    "walker": _Domain(domains.walker, Solver(8, 12), ("stand", "walk", "run")),
+}

@@ -1,0 +1,279 @@
+"""DeepMind Control Suite against dm_control itself, which steps MuJoCo in C.
+
+The default run compiles cheetah-run and finger-turn_hard. All tasks, about twenty minutes on two cores:
+
+    pytest -m "slow or not slow" tests/envs/test_dmc.py
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import envs
+from popjax.envs.dmc import _original
+from popjax.envs.dmc.parts import linear, long_tail, quadratic, tolerance
+from popjax.envs.episodic import EpisodeState
+from popjax.envs.mujoco import PhysicsState
+
+pytest.importorskip("dm_control")
+
+QUICK = ("cheetah-run", "finger-turn_hard")
+TASKS = [
+    pytest.param(task, marks=() if task in QUICK else pytest.mark.slow) for task in sorted(envs.tasks("dmc"))
+]
+STATES = 256
+EPISODE = 32  # steps of random play between resets
+
+
+def goal(task: str, env: Any) -> tuple[np.ndarray, ...]:
+    """What dm_control has written into the model at the reset."""
+    model = env.physics.named.model
+    match task.split("-"):
+        case ["finger", "turn_easy" | "turn_hard"]:
+            return (np.float32(model.site_pos["target", ["x", "z"]]),)
+        case ["fish", "swim"] | ["swimmer", _]:
+            return (np.float32(model.geom_pos["target"]),)
+        case ["reacher", _]:
+            return (np.float32(model.geom_pos["target", ["x", "y"]]),)
+        case ["manipulator", _]:
+            w, y = model.body_quat["target_ball", ["qw", "qy"]]
+            return (np.float32([*model.body_pos["target_ball", ["x", "z"]], 2 * np.arctan2(y, w)]),)
+    return ()
+
+
+class Play(NamedTuple):
+    """Random play of dm_control's environment, one row for each step."""
+
+    state: PhysicsState
+    action: np.ndarray
+    obs: np.ndarray
+    reward: np.ndarray
+
+
+def begin(task, env, episode):
+    """A reset; every second time to where rewards are: upright, or with the target at what shall reach it."""
+    import mujoco
+
+    env.reset()
+    if episode % 2 == 0:
+        return
+    physics, model = env.physics, env.physics.named.model
+    physics.data.qpos[:] = physics.model.qpos0
+    mujoco.mj_forward(physics.model.ptr, physics.data.ptr)
+    data = physics.named.data
+    match task.split("-"):
+        case ["finger", "turn_easy" | "turn_hard"]:
+            model.site_pos["target"] = data.site_xpos["tip"]
+        case ["fish", "swim"]:
+            model.geom_pos["target"] = data.geom_xpos["mouth"]
+        case ["swimmer", _]:
+            model.geom_pos["target", ["x", "y"]] = data.geom_xpos["nose", ["x", "y"]]
+        case ["reacher", _]:
+            model.geom_pos["target", ["x", "y"]] = data.geom_xpos["finger", ["x", "y"]]
+        case ["ball_in_cup", _]:
+            data.qpos["ball_z"] += data.site_xpos["target", "z"] - data.xpos["ball", "z"] + 0.01
+        case ["manipulator", _]:
+            data.qpos[["ball_x", "ball_z"]] = model.body_pos["target_ball", ["x", "z"]]
+        case ["finger", "spin"]:
+            data.qvel["hinge"] = -17
+        case ["cheetah" | "hopper" | "walker" | "humanoid" | "quadruped", _]:
+            physics.data.qvel[0] = 2
+    mujoco.mj_forward(physics.model.ptr, physics.data.ptr)
+
+
+def flat(timestep):
+    return np.concatenate([np.ravel(x) for x in timestep.observation.values()])
+
+
+def random_play(task, steps):
+    import mujoco
+
+    env, rows, draw = _original(task), [], np.random.default_rng(0)
+    data, model = env.physics.data, env.physics.model.ptr
+    low, high = model.actuator_ctrlrange.T
+    for t in range(steps):
+        if t % EPISODE == 0:
+            begin(task, env, t // EPISODE)
+        action = draw.uniform(-1, 1, model.nu).astype(np.float32)
+        before = [np.array(x, np.float32) for x in (data.qpos, data.qvel, data.act, data.qacc_warmstart)]
+        state = PhysicsState(*before, (), goal(task, env))
+        # From the float32 state that the other side starts from; dm_control's step begins half way.
+        data.qpos[:], data.qvel[:], data.act[:] = before[:3]
+        mujoco.mj_step1(model, data.ptr)
+        timestep = env.step((low + high + (high - low) * action) / 2)
+        rows.append(Play(state, action, flat(timestep), np.float64(timestep.reward)))
+    return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+
+class Errors(NamedTuple):
+    """Each [states]: largest over the observation, of the reward, and whether the flags are the same.
+
+    Errors are relative to the scale of what they are errors of: its root mean square over the states.
+    """
+
+    obs: np.ndarray
+    reward: np.ndarray
+    same_flag: np.ndarray
+
+
+def relative(ours, theirs):
+    scale = np.maximum(np.sqrt(np.mean(theirs**2, axis=0)), 0.1)
+    return np.abs(ours - theirs) / scale
+
+
+@functools.cache
+def prepared(task):
+    """(our environment, its step jitted over lanes, dm_control's random play); one compile for all tests."""
+    env = envs.make(f"dmc/{task}")
+    return env, jax.jit(jax.vmap(env.step)), random_play(task, STATES)
+
+
+def truth(task):
+    """Our step from the states of dm_control's random play, compared with dm_control's."""
+    _, step, play = prepared(task)
+    _, timestep = step(EpisodeState(play.state, jnp.zeros(STATES, jnp.int32)), play.action)
+    return Errors(
+        relative(np.asarray(timestep.next_obs), play.obs).max(axis=1),
+        relative(np.asarray(timestep.reward), play.reward),
+        ~np.asarray(timestep.terminated),
+    )
+
+
+def assert_true(errors):
+    for error in (errors.obs, errors.reward):
+        assert np.median(error) <= 1e-4
+        assert np.quantile(error, 0.99) <= 1e-2
+    assert errors.same_flag.all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_step_equals_dm_control(task):
+    assert_true(truth(task))
+    reward = prepared(task)[2].reward
+    assert (reward > 1e-3).any(), "play that earns nothing tests no reward"
+    assert reward.std() > 1e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_follow_each_other_as_in_dm_control(task):
+    """Five steps by ourselves from each state; what a state carries from step to step is enough.
+
+    Where bodies collide, errors grow tenfold with a step, so this holds for the middle of the states only.
+    """
+    env, step, play = prepared(task)
+    count = 5
+    place = np.arange(STATES) % EPISODE
+    whole = place + count <= EPISODE
+    state = EpisodeState(play.state, jnp.full(STATES, env.spec.episode_length - count + 1))
+    for t in range(count):
+        state, timestep = step(state, np.roll(play.action, -t, axis=0))
+        assert timestep.truncated.all() == (t >= count - 2)
+        assert not timestep.terminated.any()
+    obs = relative(np.asarray(timestep.next_obs), np.roll(play.obs, 1 - count, axis=0)).max(axis=1)
+    reward = relative(np.asarray(timestep.reward), np.roll(play.reward, 1 - count))
+    assert np.median(obs[whole]) <= 1e-3
+    assert np.median(reward[whole]) <= 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_resets_are_distributed_as_in_dm_control(task):
+    """Mean and spread of every component of the first observation, over as many resets on both sides."""
+    count = 400
+    env, original = envs.make(f"dmc/{task}"), _original(task)
+    state, ours = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
+    theirs = np.stack([flat(original.reset()) for _ in range(count)])
+    ours = np.asarray(ours, np.float64)
+    assert env.spec.obs_shape == ours.shape[1:] == theirs.shape[1:]
+    assert env.spec.episode_length == original._step_limit == 1000
+    assert env.spec.action_dim == original.action_spec().shape[0]
+    assert env.spec.dt == pytest.approx(original.control_timestep())
+    assert sum(x.nbytes for x in jax.tree.leaves(state)) / count < 1024  # a lane's
+    mean, spread = theirs.mean(axis=0), theirs.std(axis=0)
+    assert (np.abs(ours.mean(axis=0) - mean) <= 6 * spread * np.sqrt(2 / count) + 1e-4).all()
+    # The standard error of a variance follows from the fourth moment: forces at contact have long tails.
+    square = (theirs - mean) ** 2
+    error = 6 * np.sqrt(2 / count) * square.std(axis=0)
+    assert (np.abs(((ours - mean) ** 2).mean(axis=0) - square.mean(axis=0)) <= error + 1e-4).all()
+
+
+OBSERVATIONS = {
+    "acrobot-swingup": 6,
+    "cheetah-run": 17,
+    "finger-turn_hard": 12,
+    "fish-swim": 24,
+    "hopper-hop": 15,
+    "hopper-stand": 15,
+    "humanoid-run": 67,
+    "humanoid-stand": 67,
+    "humanoid-walk": 67,
+    "pendulum-swingup": 3,
+    "quadruped-run": 78,
+    "quadruped-walk": 78,
+    "reacher-hard": 6,
+    "swimmer-swimmer6": 25,
+    "walker-run": 24,
+}
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in OBSERVATIONS]
+)
+def test_observations_have_the_sizes_of_the_papers_table(task):
+    assert envs.make(f"dmc/{task}").spec.obs_shape == (OBSERVATIONS[task],)
+
+
+def test_the_suite_has_the_benchmarking_set_and_the_quadruped():
+    from dm_control import suite
+
+    named = {"-".join(pair) for pair in suite.BENCHMARKING} | {"quadruped-walk", "quadruped-run"}
+    assert set(envs.tasks("dmc")) == named
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"low": 0, "high": 1}, [0, 1, 1, 1, 0]),
+        ({"low": 0, "high": 1, "margin": 1}, [0.1, 1, 1, 1, 0.1]),
+        ({"low": 0, "high": 1, "margin": 2, "shape": linear, "at_margin": 0}, [0.5, 1, 1, 1, 0.5]),
+        ({"low": 0, "high": 1, "margin": 2, "shape": quadratic, "at_margin": 0}, [0.75, 1, 1, 1, 0.75]),
+        ({"low": 0, "high": 1, "margin": 1, "shape": long_tail}, [0.1, 1, 1, 1, 0.1]),
+    ],
+)
+def test_tolerance(options, expected):
+    value = tolerance(jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0]), **options)
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
+def test_without_dm_control_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    with pytest.raises(ValueError, match=r"dmc/cheetah-run needs dm_control: pip install 'popjax\[dmc\]'"):
+        envs.make("dmc/cheetah-run")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dmc/cheetah-rum", {}, "did you mean 'cheetah-run'"),
+        ("dmc/cheetah-run", {"time_limit": 3}, "no option 'time_limit'; there is episode_length"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        envs.make(name, **options)
+
+
+def test_listing_the_tasks_starts_no_physics():
+    program = (
+        "import sys; from popjax import envs; assert len(envs.tasks('dmc')) == 30; "
+        "print(*(name for name in ('mujoco', 'dm_control', 'brax') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from popjax.core import Env
 
-_SUITES = ("gymnax", "brax", "gym", "playground", "probe")
+_SUITES = ("gymnax", "brax", "gym", "dmc", "playground", "probe")
 
 
 def suites() -> tuple[str, ...]:

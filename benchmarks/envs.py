@@ -67,7 +67,7 @@ class Arguments:
     seconds: float = 1.0
     """Stepping time of a measurement, seconds; a step that takes longer is still one step."""
     limit: float = 1200.0
-    """Time after which a task is given up, seconds: XLA's CPU threads can lock up; ``--resume`` tries again."""
+    """Time after which a task is given up, seconds; XLA on CPU can lock up, and ``--resume`` tries again."""
     out: Path = Path("runs/envs")
     """Directory for the rows as they are measured."""
     results: Path = Path(__file__).resolve().parent / "results"

@@ -89,9 +89,13 @@ def _suite() -> Any:
     """Playground's registry of Control Suite tasks, imported when first used, which takes seconds."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints it if Warp is absent
+            import mujoco
             from mujoco_playground import dm_control_suite
     except ImportError as absent:
         raise ValueError("playground needs MuJoCo Playground: pip install 'popjax[playground]'") from absent
+    if not hasattr(mujoco.MjSpec, "find_body"):
+        # Playground compares versions as text: it takes MuJoCo 3.17 for older than 3.3 and asks for an old name.
+        mujoco.MjSpec.find_body = mujoco.MjSpec.body
     return dm_control_suite
 
 

@@ -48,6 +48,11 @@ def test_an_episode_equals_playground(key):
         assert bool(timestep.terminated) == bool(raw_state.done)
 
 
+def test_reacher_is_made_although_playground_misreads_the_version_of_mujoco():
+    spec = envs.make("playground/ReacherEasy").spec
+    assert (spec.obs_shape, spec.action_dim, spec.dt) == ((6,), 2, pytest.approx(0.02))
+
+
 def test_the_spec_follows_the_options():
     env = envs.make(f"playground/{QUICK}", episode_length=7, ctrl_dt=0.02, sim_dt=0.005)
     spec = Spec(f"playground/{QUICK}", obs_shape=(5,), action_dim=1, episode_length=7, dt=0.02)

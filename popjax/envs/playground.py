@@ -94,7 +94,7 @@ def _suite() -> Any:
     except ImportError as absent:
         raise ValueError("playground needs MuJoCo Playground: pip install 'popjax[playground]'") from absent
     if not hasattr(mujoco.MjSpec, "find_body"):
-        # Playground compares versions as text: it takes MuJoCo 3.17 for older than 3.3 and asks for an old name.
+        # Playground compares versions as text, so that it asks MuJoCo 3.17 for what came before 3.3.
         mujoco.MjSpec.find_body = mujoco.MjSpec.body
     return dm_control_suite
 

@@ -15,6 +15,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
+from popjax.envs.mujoco import tracing
 
 with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent
     import brax.envs
@@ -54,12 +55,12 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
     )
 
     def reset(key: Key) -> tuple[PyTree, Array]:
-        with jax.default_matmul_precision("highest"):
+        with tracing():
             state = env.reset(key)
         return jax.tree.map(_strong, state), state.obs
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
-        with jax.default_matmul_precision("highest"):
+        with tracing():
             # Brax writes metrics into the state it is given; a copy keeps the caller's as it was.
             state = env.step(jax.tree.map(lambda x: x, state), action)
         return state, state.obs, state.reward, state.done > 0

@@ -104,7 +104,7 @@ def simulation(
         return jax.lax.fori_loop(0, count, lambda _, data: mjx.step(blind, data), data)
 
     def reset(key: Key) -> tuple[PhysicsState, Array]:
-        with _full_precision(), _mended():
+        with _as_in_c():
             qpos, qvel, *goal = task.reset(key)
             data = blank.replace(qpos=qpos, qvel=qvel)
             if task.settle:
@@ -115,7 +115,7 @@ def simulation(
             return carried(data, tuple(goal)), task.observe(data, *goal)
 
     def step(state: PhysicsState, action: Array) -> tuple[PhysicsState, Array, Array, Array]:
-        with _full_precision(), _mended():
+        with _as_in_c():
             ctrl = to_ctrl(action)
             data = blank.replace(
                 qpos=state.qpos,
@@ -153,7 +153,7 @@ def posed(model: Any) -> Callable[[Array], Any]:
     physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
 
     def pose(qpos: Array) -> Any:
-        with _full_precision(), _mended():
+        with _as_in_c():
             return mjx.collision(physics, mjx.kinematics(physics, blank.replace(qpos=qpos)))
 
     return pose
@@ -163,10 +163,6 @@ def touching(data: Any) -> Array:
     """Whether any two geoms are in contact."""
     contact = data._impl.contact
     return jnp.any(contact.dist < contact.includemargin)
-
-
-def _full_precision() -> Any:
-    return jax.default_matmul_precision("highest")
 
 
 def _mjx() -> Any:
@@ -220,18 +216,34 @@ def _synced(physics: Any, data: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _mended() -> Iterator[None]:
-    """While a step is traced, and no longer: MJX with two of its functions replaced by the ones below."""
-    from mujoco.mjx._src import collision_driver, scan
+def tracing() -> Iterator[None]:
+    """While a step of MJX is traced: full float32 precision and no frame computed twice."""
+    _mjx()
+    from mujoco.mjx._src import scan
 
-    functions, body_tree = collision_driver._COLLISION_FUNC, scan.body_tree
+    body_tree = scan.body_tree
+    scan.body_tree = _level_by_level(body_tree)
+    try:
+        with jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        scan.body_tree = body_tree
+
+
+@contextlib.contextmanager
+def _as_in_c() -> Iterator[None]:
+    """``tracing`` with the contact frames of MuJoCo in C."""
+    from mujoco.mjx._src import collision_driver
+
+    functions = collision_driver._COLLISION_FUNC
     kind = (collision_driver.GeomType.PLANE, collision_driver.GeomType.CAPSULE)
     plane_capsule = functions[kind]
-    functions[kind], scan.body_tree = _plane_capsule(plane_capsule), _level_by_level(body_tree)
+    functions[kind] = _plane_capsule(plane_capsule)
     try:
-        yield
+        with tracing():
+            yield
     finally:
-        functions[kind], scan.body_tree = plane_capsule, body_tree
+        functions[kind] = plane_capsule
 
 
 def _level_by_level(body_tree: Any) -> Any:

@@ -21,6 +21,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
+from popjax.envs.mujoco import tracing
 
 IMPLEMENTATIONS = ("jax", "warp")
 # All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as
@@ -63,14 +64,14 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
     blank = _blank(env)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
-        with jax.default_matmul_precision("highest"):
+        with tracing():
             state = env.reset(jax.random.key_data(key))  # Playground is written for raw keys
         return _carried(state), state.obs
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         # Some tasks write metrics into the state they are given; a copy keeps the caller's as it was.
         state = jax.tree.map(lambda x: x, state)
-        with jax.default_matmul_precision("highest"):
+        with tracing():
             state = env.step(state.replace(data=blank.replace(**state.data)), action)
         return _carried(state), state.obs, state.reward, state.done > 0
 

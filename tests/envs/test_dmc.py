@@ -22,6 +22,7 @@ from popjax.envs.dmc import _original
 from popjax.envs.dmc.parts import linear, long_tail, quadratic, tolerance
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.mujoco import PhysicsState
+from tests.envs.truth import Errors, assert_same_distribution, relative
 
 pytest.importorskip("dm_control")
 
@@ -113,22 +114,6 @@ def random_play(task, steps):
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
-class Errors(NamedTuple):
-    """Each [states]: largest over the observation, of the reward, and whether the flags are the same.
-
-    Errors are relative to the scale of what they are errors of: its root mean square over the states.
-    """
-
-    obs: np.ndarray
-    reward: np.ndarray
-    same_flag: np.ndarray
-
-
-def relative(ours, theirs):
-    scale = np.maximum(np.sqrt(np.mean(theirs**2, axis=0)), 0.1)
-    return np.abs(ours - theirs) / scale
-
-
 @functools.cache
 def prepared(task):
     """(our environment, its step jitted over lanes, dm_control's random play); one compile for all tests."""
@@ -190,18 +175,12 @@ def test_resets_are_distributed_as_in_dm_control(task):
     env, original = envs.make(f"dmc/{task}"), _original(task)
     state, ours = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     theirs = np.stack([flat(original.reset()) for _ in range(count)])
-    ours = np.asarray(ours, np.float64)
     assert env.spec.obs_shape == ours.shape[1:] == theirs.shape[1:]
     assert env.spec.episode_length == original._step_limit == 1000
     assert env.spec.action_dim == original.action_spec().shape[0]
     assert env.spec.dt == pytest.approx(original.control_timestep())
     assert sum(x.nbytes for x in jax.tree.leaves(state)) / count < 1024  # a lane's
-    mean, spread = theirs.mean(axis=0), theirs.std(axis=0)
-    assert (np.abs(ours.mean(axis=0) - mean) <= 6 * spread * np.sqrt(2 / count) + 1e-4).all()
-    # The standard error of a variance follows from the fourth moment: forces at contact have long tails.
-    square = (theirs - mean) ** 2
-    error = 6 * np.sqrt(2 / count) * square.std(axis=0)
-    assert (np.abs(((ours - mean) ** 2).mean(axis=0) - square.mean(axis=0)) <= error + 1e-4).all()
+    assert_same_distribution(ours, theirs)
 
 
 OBSERVATIONS = {

@@ -22,6 +22,7 @@ from popjax import envs
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.gym import FAMILIES
 from popjax.envs.mujoco import PhysicsState, _frame
+from tests.envs.truth import Errors, assert_same_distribution, relative
 
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("imageio", reason="Gymnasium's MuJoCo tasks need it")
@@ -86,22 +87,6 @@ def random_play(task, steps, **options):
         if terminated:
             env.reset()
     return jax.tree.map(lambda *x: np.stack(x), *rows)
-
-
-class Errors(NamedTuple):
-    """Each [states]: largest over the observation, of the reward, and whether the flags are the same.
-
-    Errors are relative to the scale of what they are errors of: its root mean square over the states.
-    """
-
-    obs: np.ndarray
-    reward: np.ndarray
-    same_flag: np.ndarray
-
-
-def relative(ours, theirs):
-    scale = np.maximum(np.sqrt(np.mean(theirs**2, axis=0)), 0.1)
-    return np.abs(ours - theirs) / scale
 
 
 @functools.cache
@@ -182,11 +167,7 @@ def test_resets_are_distributed_as_in_gymnasium(task):
     env, original = envs.make(f"gym/{task}"), raw(task)
     state, ours = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     theirs = np.stack([original.reset(seed=i)[0] for i in range(count)])
-    ours = np.asarray(ours, np.float64)
-    spread = theirs.std(axis=0)
-    # Six standard errors of a difference of means, and of a standard deviation of a normal variable.
-    assert (np.abs(ours.mean(0) - theirs.mean(0)) <= 6 * spread * np.sqrt(2 / count) + 1e-5).all()
-    np.testing.assert_allclose(ours.std(axis=0), spread, rtol=6 / np.sqrt(count), atol=1e-5)
+    assert_same_distribution(ours, theirs)
     registered = gymnasium.spec(task)
     assert env.spec.obs_shape == original.observation_space.shape == ours.shape[1:]
     assert env.spec.action_dim == original.action_space.shape[0]

@@ -166,3 +166,17 @@ def assert_equals_the_library(suite, task):
         assert obs.shape[1:] == spec.obs_shape
         assert obs.dtype == spec.obs_dtype
         assert jnp.isfinite(obs).all()
+
+
+def assert_same_distribution(ours, theirs):
+    """Mean and variance of every component of observations [count, D], equally many of both.
+
+    Six standard errors; that of a variance follows from the fourth moment, as forces have long tails.
+    """
+    count = len(theirs)
+    ours, mean = np.asarray(ours, np.float64), theirs.mean(axis=0)
+    square = (theirs - mean) ** 2
+    error = 6 * np.sqrt(2 / count)
+    assert (np.abs(ours.mean(axis=0) - mean) <= error * theirs.std(axis=0) + 1e-4).all()
+    variance = ((ours - mean) ** 2).mean(axis=0)
+    assert (np.abs(variance - square.mean(axis=0)) <= error * square.std(axis=0) + 1e-4).all()

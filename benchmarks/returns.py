@@ -4,15 +4,22 @@
     python benchmarks/returns.py runs/pendulum
 
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
-summary and every evaluation, and the curve beside it as PNG.
+summary and every evaluation, and the curve beside it as PNG. With ``--together NAME`` all runs given are also
+drawn into ``benchmarks/results/NAME.png``: the mean of each over its seeds, shaded from worst to best.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,8 +46,44 @@ def export(run: Path) -> Path:
     return target
 
 
+def together(records: list[Path], name: str) -> Path:
+    """Draws the curves of several records, every run's seeds evaluated at the same steps."""
+    figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for record in records:
+        content = json.loads(record.read_text())
+        by_step: dict[int, list[float]] = {}
+        for _, step, value in content["evaluations"]:
+            by_step.setdefault(step, []).append(value)
+        steps, values = list(by_step), list(by_step.values())
+        (line,) = axes.plot(steps, [np.mean(v) for v in values], linewidth=2, label=record.stem)
+        low, high = [min(v) for v in values], [max(v) for v in values]
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_title(name, loc="left", fontsize=11)
+    axes.set_xlabel("environment steps per seed")
+    axes.set_ylabel("evaluation return, mean and range over seeds")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    target = RESULTS / f"{name}.png"
+    figure.savefig(target)
+    return target
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Records learning curves."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of finished runs."""
+    together: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """Also draw all of them into NAME.png."""
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    for argument in sys.argv[1:]:
-        print(export(Path(argument)))
+    arguments = tyro.cli(Arguments, description=__doc__)
+    exported = [export(run) for run in arguments.runs]
+    if arguments.together:
+        exported.append(together(exported, arguments.together))
+    print(*exported, sep="\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before JAX is imported; subprocesses of tests inherit it. `JAX_PLATFORMS=cuda pytest -m gpu` overrides it.
@@ -39,6 +39,13 @@ def chance() -> Callable[..., float]:
         return float(stats.chisquare(counts, expected).pvalue)
 
     return p_value
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """A worker that keeps the programs of all files it has run takes gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -87,7 +87,7 @@ DOMAINS = {
         domains.cartpole, Solver(4, 8), ("balance", "balance_sparse", "swingup", "swingup_sparse")
     ),
     "cheetah": _Domain(domains.cheetah, Solver(4, 8), ("run",)),
-    "finger": _Domain(domains.finger, Solver(2, 4), ("spin", "turn_easy", "turn_hard")),
+    "finger": _Domain(domains.finger, Solver(4, 8), ("spin", "turn_easy", "turn_hard")),
     "fish": _Domain(domains.fish, Solver(1, 1), ("upright", "swim")),
     "hopper": _Domain(domains.hopper, Solver(6, 8), ("stand", "hop")),
     "humanoid": _Domain(domains.humanoid, Solver(8, 12), ("stand", "walk", "run")),

@@ -6,7 +6,7 @@
 
 Each task is measured in a process of its own, so that memory does not pile up and a failure costs one row.
 Rows are appended to ``rows.jsonl`` in ``--out`` as they come; ``--resume`` skips what is there and tries what
-failed again. The finished table goes to ``--results``, as JSON and CSV.
+failed again. The finished table goes there too or to ``--results``, as JSON and CSV.
 
 - *compile*: tracing and compiling random play with automatic reset at 64 lanes, without persistent cache.
 - *steps/s*: environment steps of that program in all lanes, at least one step in each lane.
@@ -70,8 +70,8 @@ class Arguments:
     """Time after which a task is given up, seconds; XLA on CPU can lock up, and ``--resume`` tries again."""
     out: Path = Path("runs/envs")
     """Directory for the rows as they are measured."""
-    results: Path = Path(__file__).resolve().parent / "results"
-    """Directory for the finished table, ``envs-cpu.json`` and ``envs-cpu.csv``."""
+    results: Path | None = None
+    """Directory for the finished table; by default that of the rows."""
     resume: bool = False
     """Continue what is in ``out``."""
     only: str = ""
@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     names = chosen(arguments)
     for number, name in enumerate(names, 1):
-        if "error" in read(file).get(name, {"error": "not measured"}):
+        if {"error", "truth_error"} & set(read(file).get(name, ["error"])):
             row = in_its_own_process(name, arguments)
             with file.open("a") as lines:
                 lines.write(json.dumps(row) + "\n")
@@ -215,7 +215,9 @@ def truth(name: str) -> dict[str, Any]:
         else:
             errors = importlib.import_module(TRUTH_IN_JAX).truth(suite, task)
     except Exception as failure:
-        return {"truth_error": f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}"}
+        return {
+            "truth_error": f"{type(failure).__name__}: {(str(failure) or repr(failure)).splitlines()[0][:200]}"
+        }
     return {
         "truth_obs_median": float(np.median(errors.obs)),
         "truth_obs_p99": float(np.quantile(errors.obs, 0.99)),
@@ -242,8 +244,9 @@ def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
         "git_commit": describe.git_commit(),
         "rows": rows,
     }
-    target = arguments.results / f"envs-{jax.default_backend()}.json"
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    folder = arguments.results or arguments.out
+    target = folder / f"envs-{jax.default_backend()}.json"
+    folder.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(content, indent=1) + "\n")
     table = [flat(row) for row in rows]
     columns = list(dict.fromkeys(column for row in table for column in row))

@@ -33,6 +33,9 @@ def episodic(
     ``step`` must return the state in the structure, shapes and dtypes that ``reset`` gave it.
     """
 
+    if spec.episode_length < 1:
+        raise ValueError(f"{spec.name}: episode_length must be at least 1, got {spec.episode_length}")
+
     def start(key: Key) -> tuple[EpisodeState, Array]:
         inner, obs = reset(key)
         return EpisodeState(inner, jnp.int32(0)), obs.astype(spec.obs_dtype)

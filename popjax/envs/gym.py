@@ -69,7 +69,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         family.task(model, o, int(version)),
         family.solver,
         frame_skip=o.frame_skip,
-        episode_length=episode_length or spec.max_episode_steps,
+        episode_length=spec.max_episode_steps if episode_length is None else episode_length,
     )
 
 
@@ -87,7 +87,7 @@ def _options(task: str, options: dict[str, Any]) -> tuple[Any, SimpleNamespace]:
         spec = gymnasium.spec(task)
         own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
     except ImportError as absent:
-        raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]'") from absent
+        raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]' ({absent})") from absent
     if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
         latest["xml_file"] = xml
     for key in options:

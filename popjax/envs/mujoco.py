@@ -4,8 +4,8 @@ A suite brings the original library's own model and a ``Task`` of pure functions
 MuJoCo's implementation in JAX, at full float32 precision on every device.
 
 Differs from MuJoCo in C: float32 in place of float64; the constraint solver stops after a fixed number of
-iterations, because float32 never reaches the tolerances that models ask for; a simulation that diverges is
-not put back to its initial state.
+iterations, because float32 never reaches the tolerances that models ask for; where C puts a simulation that
+diverges back to its initial state and goes on, here the episode ends with reward 0 and zeros as observation.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from popjax import tree
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic, rescale
 
@@ -129,8 +130,12 @@ def simulation(
                 data = mjx.rne_postconstraint(physics, data)
             if task.synced:
                 data = _synced(physics, data)
+            obs = task.observe(data, *state.goal)
             reward = task.reward(state.measured, ctrl, data, *state.goal)
-            return carried(data, state.goal), task.observe(data, *state.goal), reward, task.terminated(data)
+            sound = _sound(data.qpos, data.qvel, obs, reward)
+            after = tree.where(sound, carried(data, state.goal), state)
+            reward = jnp.where(sound, reward, 0.0)
+            return after, jnp.where(sound, obs, 0.0), reward, task.terminated(data) | ~sound
 
     spec = Spec(
         name=name,
@@ -140,6 +145,11 @@ def simulation(
         dt=float(model.opt.timestep) * frame_skip,
     )
     return episodic(spec, reset, step)
+
+
+def _sound(*arrays: Array) -> Array:
+    """Whether all numbers are finite and below the bound beyond which MuJoCo takes a simulation for lost."""
+    return jnp.all(jnp.stack([jnp.all(jnp.abs(x) < 1e10) for x in arrays]))
 
 
 def uniform(key: Key, size: int, scale: float) -> Array:

@@ -58,7 +58,7 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
         name=f"playground/{task}",
         obs_shape=obs.shape,
         action_dim=int(env.action_size),
-        episode_length=int(episode_length or env._config.episode_length),
+        episode_length=int(env._config.episode_length if episode_length is None else episode_length),
         dt=float(env.dt),
     )
     blank = _blank(env)

@@ -16,7 +16,20 @@ import numpy as np
 from popjax.core import Env, Method
 from popjax.host.options import Options
 
-_PACKAGES = ("popjax", "jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "gymnax")
+_PACKAGES = (
+    "popjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "brax",
+    "mujoco",
+    "mujoco-mjx",
+    "gymnax",
+    "gymnasium",
+    "dm-control",
+    "playground",
+)
 
 
 def configuration(

@@ -6,7 +6,6 @@ is what a policy loses on the way from MJX.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -81,8 +80,8 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
 
 
 def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Original:
-    os.environ.setdefault("MUJOCO_GL", "off")  # nothing is drawn, so that no display is looked for
     from dm_control import suite
+    from dm_control.rl.control import PhysicsError
 
     domain, _, kind = task.partition("-")
     # Half a step less than the limit, so that no rounding of seconds adds a step.
@@ -99,7 +98,10 @@ def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Orig
         return flat(env.reset().observation)
 
     def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        timestep = env.step(to_action(action))
+        try:
+            timestep = env.step(to_action(action))
+        except PhysicsError:  # the simulation has diverged; the episode ends as it does in ours
+            return np.zeros_like(flat(env.reset().observation)), 0.0, True, False
         terminated = timestep.last() and timestep.discount == 0
         return (
             flat(timestep.observation),

@@ -85,7 +85,9 @@ def begin(task, env, episode):
             data.qpos[["ball_x", "ball_z"]] = model.body_pos["target_ball", ["x", "z"]]
         case ["finger", "spin"]:
             data.qvel["hinge"] = -17
-        case ["cheetah" | "hopper" | "walker" | "humanoid" | "quadruped", _]:
+        case ["cheetah" | "hopper" | "walker", _]:
+            data.qvel["rootx"] = 2
+        case ["humanoid" | "quadruped", _]:
             physics.data.qvel[0] = 2
     mujoco.mj_forward(physics.model.ptr, physics.data.ptr)
 

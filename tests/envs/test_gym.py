@@ -176,6 +176,21 @@ def test_resets_are_distributed_as_in_gymnasium(task):
     assert sum(x.nbytes for x in jax.tree.leaves(state)) / count < 512  # a lane's
 
 
+def test_a_simulation_that_diverges_ends_the_episode():
+    _, step, play = prepared("Hopper-v4")
+    lost = play.state.replace(qvel=np.full_like(play.state.qvel, 1e20))
+    state, timestep = step(EpisodeState(lost, jnp.zeros(STATES, jnp.int32)), play.action)
+    assert timestep.terminated.all()
+    for x in (timestep.next_obs, timestep.reward):
+        np.testing.assert_array_equal(x, 0)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_a_time_limit_is_at_least_one_step():
+    with pytest.raises(ValueError, match="gym/Hopper-v4: episode_length must be at least 1, got 0"):
+        envs.make("gym/Hopper-v4", episode_length=0)
+
+
 def test_a_capsule_on_a_plane_has_the_contact_frame_of_mujoco():
     """MJX's own differs for upright ones, which made velocities of Ant wrong by 0.05."""
     import mujoco

@@ -48,7 +48,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         ValueError: dm_control is missing, or there are other options.
     """
     for key in options:
-        raise ValueError(f"dmc/{task} has no option {key!r}; there is episode_length")
+        raise ValueError(f"dmc/{task} has no option {key!r}; there is episode_length, environment steps")
     name, _, kind = task.partition("-")
     original = _original(task)
     model, domain = original.physics.model.ptr, DOMAINS[name]
@@ -58,7 +58,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         domain.task(model, kind)._replace(synced=True),
         domain.solver,
         frame_skip=round(original.control_timestep() / model.opt.timestep),
-        episode_length=episode_length or round(original._step_limit),
+        episode_length=round(original._step_limit) if episode_length is None else episode_length,
     )
 
 
@@ -74,7 +74,7 @@ def _original(task: str) -> Any:
             warnings.simplefilter("ignore")  # without a display it says so
             from dm_control import suite
     except ImportError as absent:
-        raise ValueError(f"dmc/{task} needs dm_control: pip install 'popjax[dmc]'") from absent
+        raise ValueError(f"dmc/{task} needs dm_control: pip install 'popjax[dmc]' ({absent})") from absent
     original = suite.load(*task.split("-"), task_kwargs={"random": 0})
     original.reset()
     return original

@@ -215,9 +215,8 @@ def truth(name: str) -> dict[str, Any]:
         else:
             errors = importlib.import_module(TRUTH_IN_JAX).truth(suite, task)
     except Exception as failure:
-        return {
-            "truth_error": f"{type(failure).__name__}: {(str(failure) or repr(failure)).splitlines()[0][:200]}"
-        }
+        said = (str(failure) or repr(failure)).splitlines()[0]
+        return {"truth_error": f"{type(failure).__name__}: {said[:200]}"}
     return {
         "truth_obs_median": float(np.median(errors.obs)),
         "truth_obs_p99": float(np.quantile(errors.obs, 0.99)),

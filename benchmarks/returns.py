@@ -6,6 +6,9 @@
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
 summary and every evaluation, and the curve beside it as PNG. With ``--together NAME`` all runs given are also
 drawn into ``benchmarks/results/NAME.png``: the mean of each over its seeds, shaded from worst to best.
+
+``gym-swimmer-transfer.json`` holds the means and deviations that ``scripts/evaluate.py RUN --in gymnasium
+--episodes 50 --json`` prints for the runs of ``gym-swimmer-*.json``.
 """
 
 from __future__ import annotations

@@ -132,6 +132,7 @@ def test_presets_are_the_papers(task, elites, trials, sync, std, steps):
         ("hopper", 3, 5, 1, 4e6),
         ("walker2d", 2, 3, 10, 8e6),
         ("ant", 3, 1, 1, 6e6),
+        ("reacher", 2, 5, 10, 2e6),
     ],
 )
 def test_presets_of_erl(task, elites, trials, sync, steps):

@@ -389,7 +389,7 @@ FAMILIES = {
     "Hopper": _Family(_hopper, Solver(4, 4)),
     "Walker2d": _Family(_walker2d, Solver(6, 6), xml4="walker2d.xml"),
     "HalfCheetah": _Family(partial(_runner, gaussian=True), Solver(4, 4)),
-    "Ant": _Family(_ant, Solver(8, 8)),
+    "Ant": _Family(_ant, Solver(8, 4)),
     "Humanoid": _Family(_humanoid, Solver(8, 8, algorithm=NEWTON)),
     "HumanoidStandup": _Family(_humanoid_standup, Solver(8, 8, algorithm=NEWTON)),
     "Swimmer": _Family(partial(_runner, hidden=2), Solver(4, 4)),

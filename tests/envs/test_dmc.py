@@ -87,6 +87,8 @@ def begin(task, env, episode):
             data.qvel["hinge"] = -17
         case ["cheetah" | "hopper" | "walker", _]:
             data.qvel["rootx"] = 2
+            # Not flat on both feet: a state 1e-8 away then lands otherwise, in MuJoCo in C too.
+            physics.data.qpos[3:] += 0.02 * np.arange(1, physics.model.nq - 2)
         case ["humanoid" | "quadruped", _]:
             physics.data.qvel[0] = 2
     mujoco.mj_forward(physics.model.ptr, physics.data.ptr)

@@ -82,20 +82,20 @@ def _original(task: str) -> Any:
 
 DOMAINS = {
     "acrobot": _Domain(domains.acrobot, Solver(1, 1), ("swingup", "swingup_sparse")),
-    "ball_in_cup": _Domain(domains.ball_in_cup, Solver(4, 8), ("catch",)),
+    "ball_in_cup": _Domain(domains.ball_in_cup, Solver(4, 4), ("catch",)),
     "cartpole": _Domain(
-        domains.cartpole, Solver(4, 8), ("balance", "balance_sparse", "swingup", "swingup_sparse")
+        domains.cartpole, Solver(4, 4), ("balance", "balance_sparse", "swingup", "swingup_sparse")
     ),
-    "cheetah": _Domain(domains.cheetah, Solver(4, 8), ("run",)),
-    "finger": _Domain(domains.finger, Solver(4, 8), ("spin", "turn_easy", "turn_hard")),
+    "cheetah": _Domain(domains.cheetah, Solver(4, 4), ("run",)),
+    "finger": _Domain(domains.finger, Solver(4, 4), ("spin", "turn_easy", "turn_hard")),
     "fish": _Domain(domains.fish, Solver(1, 1), ("upright", "swim")),
-    "hopper": _Domain(domains.hopper, Solver(6, 8), ("stand", "hop")),
-    "humanoid": _Domain(domains.humanoid, Solver(8, 12), ("stand", "walk", "run")),
-    "manipulator": _Domain(manipulator, Solver(8, 12), ("bring_ball",)),
+    "hopper": _Domain(domains.hopper, Solver(6, 4), ("stand", "hop")),
+    "humanoid": _Domain(domains.humanoid, Solver(8, 4), ("stand", "walk", "run")),
+    "manipulator": _Domain(manipulator, Solver(8, 4), ("bring_ball",)),
     "pendulum": _Domain(domains.pendulum, Solver(1, 1), ("swingup",)),
-    "point_mass": _Domain(domains.point_mass, Solver(4, 8), ("easy",)),
-    "quadruped": _Domain(domains.quadruped, Solver(8, 12), ("walk", "run")),
+    "point_mass": _Domain(domains.point_mass, Solver(4, 4), ("easy",)),
+    "quadruped": _Domain(domains.quadruped, Solver(8, 4), ("walk", "run")),
     "reacher": _Domain(domains.reacher, Solver(1, 1), ("easy", "hard")),
-    "swimmer": _Domain(domains.swimmer, Solver(4, 8), ("swimmer6", "swimmer15")),
-    "walker": _Domain(domains.walker, Solver(8, 12), ("stand", "walk", "run")),
+    "swimmer": _Domain(domains.swimmer, Solver(4, 4), ("swimmer6", "swimmer15")),
+    "walker": _Domain(domains.walker, Solver(8, 4), ("stand", "walk", "run")),
 }

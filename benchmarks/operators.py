@@ -81,7 +81,7 @@ def mean_return(run: cli.Loaded, key: jax.Array, actor: Any) -> jax.Array:
     """Mean return of ``EPISODES`` greedy episodes; everybody plays from the same starts."""
 
     def one(key: jax.Array) -> jax.Array:
-        policy = lambda carry, obs, key: (carry, run.method.act(actor, obs, key))  # noqa: E731
+        policy = partial(run.method.act, actor)
         return rollout.episode(run.env, policy, (), key, record=lambda *_: ()).total
 
     return jax.vmap(one)(jax.random.split(key, EPISODES)).mean()

@@ -21,7 +21,19 @@ os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
 if TYPE_CHECKING:
     from popjax import agents, core, envs, methods, nets, rollout, tree
-    from popjax.core import Agent, Env, Method, Network, Replay, Spec, Timestep, Transition, chain, stacked
+    from popjax.core import (
+        Agent,
+        Env,
+        Intrinsic,
+        Method,
+        Network,
+        Replay,
+        Spec,
+        Timestep,
+        Transition,
+        chain,
+        stacked,
+    )
     from popjax.envs import make, suites, tasks
     from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
     from popjax.host.evaluate import evaluate
@@ -36,6 +48,7 @@ _NAMES = {
     "popjax.core": (
         "Agent",
         "Env",
+        "Intrinsic",
         "Method",
         "Network",
         "Replay",
@@ -66,6 +79,7 @@ __all__ = [  # noqa: RUF022 - in the order of _NAMES
     "tree",
     "Agent",
     "Env",
+    "Intrinsic",
     "Method",
     "Network",
     "Replay",

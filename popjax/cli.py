@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 METHODS = {
     "pderl": "popjax.methods.pderl",
     "erl": "popjax.methods.erl",
+    "ce": "popjax.methods.ce",
     "independent": "popjax.methods.independent",
 }
 """Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where

@@ -152,23 +152,39 @@ class Replay(NamedTuple):
     sample: Callable[[PyTree, Key, int], PyTree]
 
 
+class Intrinsic(NamedTuple):
+    """A drive beside the task's reward, written for one module.
+
+    init:   key -> state
+    reward: (state, batch) -> bonus [B], through which no gradient flows
+    learn:  (state, batch, weight [B], hyper, key) -> (state, losses); weight 0 leaves a transition out
+    """
+
+    init: Callable[[Key], PyTree]
+    reward: Callable[[PyTree, Transition], Array]
+    learn: Callable[[PyTree, Transition, Array, PyTree, Key], tuple[PyTree, PyTree]]
+
+
 class Method(NamedTuple):
     """A training method: everything the host needs, and all that it may know.
 
     init:        (key, hyper) -> State
     step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
     policy:      State -> parameters of the policy you would deploy now
-    act:         (policy parameters, obs, key) -> action; pure, greedy: all that evaluation and export use
+    act:         (policy parameters, memory, obs, key) -> (memory, action); pure, greedy: all that evaluation
+                 and export use
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
+    memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
     """
 
     init: Callable[[Key, PyTree], Any]
     step: Callable[[Any], Any]
     policy: Callable[[Any], Params]
-    act: Callable[[Params, Array, Key], Array]
+    act: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array]]
     hyper: Any
     steps_bound: int
+    memory: PyTree = ()
 
 
 def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:

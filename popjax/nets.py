@@ -80,6 +80,18 @@ class _TanhActor(nn.Module):
         return jnp.tanh(self.mlp(obs))
 
 
+class _Torso(nn.Module):
+    hidden: Sequence[int]
+    initializer: str
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        x = jnp.concatenate(inputs, -1)
+        for width in self.hidden:
+            x = nn.relu(Dense(width, self.initializer)(x))
+        return x
+
+
 class _GaussianActor(nn.Module):
     hidden: Sequence[int]
     action_dim: int
@@ -111,6 +123,11 @@ class _TwoBranchCritic(nn.Module):
         x = jnp.concatenate([nn.elu(Dense(self.branch)(obs)), nn.elu(Dense(self.branch)(action))], -1)
         x = nn.elu(LayerNorm()(Dense(self.hidden)(x)))
         return Dense(1, scale=self.final_scale)(x)[..., 0]
+
+
+def mlp(inputs: int, hidden: Sequence[int], out: int, *, initializer: str = "orthogonal") -> Network:
+    """x [..., inputs] -> [..., out]; ReLU between linear layers."""
+    return _network(MLP(tuple(hidden), out, initializer=initializer), inputs)
 
 
 def tanh_actor(
@@ -147,6 +164,47 @@ def two_branch_critic(
     """(obs [..., D], action [..., A]) -> value [...]; observation and action meet after a layer each.
     ERL's critic."""
     return _network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
+
+
+def multihead_gaussian_actor(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
+) -> Network:
+    """``heads`` Gaussian policies on one torso: obs [..., D] -> (mean [heads, ..., A], log std alike)."""
+    torso = _network(_Torso(tuple(hidden), initializer), obs_dim)
+    head = ensemble(gaussian_actor(hidden[-1], action_dim, (), initializer=initializer), heads)
+
+    def init(key: Key) -> Params:
+        key_torso, key_heads = jax.random.split(key)
+        return {"torso": torso.init(key_torso), "heads": head.init(key_heads)}
+
+    def apply(params: Params, obs: Array) -> tuple[Array, Array]:
+        return head.apply(params["heads"], torso.apply(params["torso"], obs))
+
+    return Network(init, apply)
+
+
+def multihead_critic(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
+) -> Network:
+    """``heads`` critics on one torso -> value [heads, ...].
+
+    (obs [..., D], action [..., A]) values one action by all heads; an action with one more leading axis,
+    [heads, ..., A], gives each head its own.
+    """
+    torso = _network(_Torso(tuple(hidden), initializer), obs_dim, action_dim)
+    head = _network(MLP((), 1, initializer=initializer), hidden[-1])
+
+    def init(key: Key) -> Params:
+        key_torso, key_heads = jax.random.split(key)
+        return {"torso": torso.init(key_torso), "heads": ensemble(head, heads).init(key_heads)}
+
+    def apply(params: Params, obs: Array, action: Array) -> Array:
+        own = action.ndim > obs.ndim
+        obs = jnp.broadcast_to(obs, (heads, *obs.shape)) if own else obs
+        features = torso.apply(params["torso"], obs, action)
+        return jax.vmap(head.apply, (0, 0 if own else None))(params["heads"], features)[..., 0]
+
+    return Network(init, apply)
 
 
 def ensemble(network: Network, members: int) -> Network:

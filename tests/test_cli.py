@@ -58,6 +58,14 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         (["pderl", *PENDULUM, "--env-steps", "2199"], ["2199 is under one generation, which can count 2200"]),
         (["pderl", *PENDULUM, "--env-option", "gravity"], ["KEY=VALUE", "'gravity'"]),
         (["pderl", *PENDULUM, "--env-option", "gg=1"], ["no option 'gg'"]),
+        (
+            ["pderl", "--env", "gym/Reacher-v5", "--env-steps", "9", "--env-option", "xml_file=nothing.xml"],
+            ["gym/Reacher-v5: option xml_file='nothing.xml'", "does not exist"],
+        ),
+        (
+            ["pderl", "--env", "gym/Reacher-v5", "--env-steps", "9", "--env-option", "frame_skip=abc"],
+            ["gym/Reacher-v5: option frame_skip must be an integer, got 'abc'"],
+        ),
         (["pderl", *PENDULUM, "--config.elite-fraction", "0.9"], ["elites 9", "population 10"]),
         (["pderl", *PENDULUM, "--config.crossover", "magic"], ["'magic'", "distil"]),
         (["pderl", *PENDULUM, "--config.capacity", "10" + "0" * 12], ["needs 360.0 TB", "reduce the replay"]),

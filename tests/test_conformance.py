@@ -17,7 +17,8 @@ from popjax.agents import ddpg, sac, td3
 from popjax.core import Method, stacked_fields
 from popjax.envs import make
 from popjax.evolution.crossover import Distillation
-from popjax.methods import independent, pderl
+from popjax.intrinsic import contrastive
+from popjax.methods import ce, independent, pderl
 
 
 class Case(NamedTuple):
@@ -47,7 +48,22 @@ def _independent(agent, **options):
     return Case(lambda: independent.build(make("probe/delay"), replace(config, **options)), 3)
 
 
+def _ce(**options):
+    config = ce.Config(
+        population=3,
+        batch=6,
+        capacity=60,
+        warmup=3,
+        sac=sac.Config(hidden=(4,)),
+        contrastive=contrastive.Config(hidden=(4,), features=4, bank_size=6, neighbours=2, horizon=2),
+        q_horizon=3,
+    )
+    return Case(lambda: ce.build(make("probe/delay"), replace(config, **options)), 3)
+
+
 CASES = {
+    "ce": _ce(),
+    "ce_all": _ce(col_unroll=True, col_eval=True, eval_classifier="q", lanes=2),
     "pderl": _pderl(),
     "erl": _pderl(crossover="n_point", mutation="gaussian"),
     "ddpg": _independent(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4)),
@@ -191,7 +207,8 @@ def test_compiled_equals_operation_by_operation(name):
 def test_the_policy_acts(name):
     method = compiled(name)[0]
     state = started(name)
-    action = method.act(method.policy(state), jnp.zeros(1), jax.random.key(0))
+    memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0))
+    assert jax.tree.structure(memory) == jax.tree.structure(method.memory)
     assert action.shape == (1,)
     assert np.abs(action).max() <= 1
 

@@ -7,8 +7,9 @@ with the new critics, temperature with the entropy of that actor step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,18 +82,46 @@ def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array
     return jnp.tanh(u), (gaussian - log_det).sum(-1)
 
 
+class Parts(NamedTuple):
+    """A SAC learner and the steps that its ``learn`` is made of, for methods that change one of them.
+
+    learn_critics:     (state, batch, hyper, key, weight) -> (state, loss); targets follow at once
+    actor_loss:        (actor params, state, obs, key, weight, value) -> (loss, entropy); the actor ascends
+                       ``value(obs, action)``, the critics' if None
+    learn_temperature: (state, hyper, entropy) -> state
+    """
+
+    agent: Agent
+    learn_critics: Callable[..., tuple[State, Array]]
+    actor_loss: Callable[..., tuple[Array, Array]]
+    learn_temperature: Callable[[State, Hyper, Array], State]
+
+
 def build(spec: Spec, config: Config = Config()) -> Agent:
     """A SAC learner. ``act`` with scale 0 is tanh of the mean."""
+    return parts(spec, config).agent
+
+
+def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Parts:
+    """The learner in parts. With ``heads`` it is that many learners on shared torsos: policies, critics,
+    temperatures, entropies and the rewards [heads, B] of a batch have a leading axis, and losses are summed
+    over it."""
     obs_dim, action_dim = continuous_dims(spec, "sac")
     if config.actor_q not in ("mean", "min"):
         raise ValueError(f"actor_q is 'mean' or 'min', got {config.actor_q!r}")
-    actor = nets.gaussian_actor(obs_dim, action_dim, config.hidden)
-    twins = nets.ensemble(nets.critic(obs_dim, action_dim, config.hidden, initializer="orthogonal"), 2)
+    if heads is None:
+        actor = nets.gaussian_actor(obs_dim, action_dim, config.hidden)
+        critic = nets.critic(obs_dim, action_dim, config.hidden, initializer="orthogonal")
+    else:
+        actor = nets.multihead_gaussian_actor(obs_dim, action_dim, config.hidden, heads)
+        critic = nets.multihead_critic(obs_dim, action_dim, config.hidden, heads)
+    twins = nets.ensemble(critic, 2)
 
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
         actor_params, critic_params = actor.init(key_actor), twins.init(key_critic)
         log_temperature = jnp.log(jnp.asarray(hyper.init_temperature, jnp.float32))
+        log_temperature = jnp.broadcast_to(log_temperature, () if heads is None else (heads,))
         return State(
             actor=actor_params,
             critics=critic_params,
@@ -107,14 +136,17 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         mean, log_std = actor.apply(params, obs)
         return jnp.tanh(mean + scale * jnp.exp(log_std) * jax.random.normal(key, mean.shape))
 
-    def learn_critics(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Array]:
+    def learn_critics(
+        state: State, batch: Transition, hyper: Hyper, key: Key, weight: Array | float = 1.0
+    ) -> tuple[State, Array]:
         next_action, next_log_prob = squashed_sample(key, *actor.apply(state.actor, batch.next_obs))
         next_value = twins.apply(state.target_critics, batch.next_obs, next_action).min(0)
-        soft_value = next_value - jnp.exp(state.log_temperature) * next_log_prob
+        soft_value = next_value - jnp.exp(state.log_temperature)[..., None] * next_log_prob
         target = batch.reward + batch.discount * soft_value  # [B]
 
         def loss(params: Params) -> tuple[Array, None]:
-            return jnp.mean((twins.apply(params, batch.obs, batch.action) - target) ** 2), None
+            error = twins.apply(params, batch.obs, batch.action) - target  # [2, B]
+            return (weight * error**2).mean((0, -1)).sum(), None
 
         critics, optimizer, value, _ = descend(
             adam(hyper.critic_lr, hyper.max_grad_norm), loss, state.critics, state.critic_optimizer
@@ -124,21 +156,31 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             state, critics=critics, critic_optimizer=optimizer, target_critics=target_critics
         ), value
 
-    def learn_actor(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Array, Array]:
-        def loss(params: Params) -> tuple[Array, Array]:
-            action, log_prob = squashed_sample(key, *actor.apply(params, batch.obs))
-            values = twins.apply(state.critics, batch.obs, action)  # [2, B]
-            value = values.mean(0) if config.actor_q == "mean" else values.min(0)
-            return jnp.mean(jnp.exp(state.log_temperature) * log_prob - value), -log_prob.mean()
+    def critics_value(state: State) -> Callable[[Array, Array], Array]:
+        def value(obs: Array, action: Array) -> Array:
+            values = twins.apply(state.critics, obs, action)  # [2, B]
+            return values.mean(0) if config.actor_q == "mean" else values.min(0)
 
-        params, optimizer, value, entropy = descend(
-            adam(hyper.actor_lr, hyper.max_grad_norm), loss, state.actor, state.actor_optimizer
-        )
-        return replace(state, actor=params, actor_optimizer=optimizer), value, entropy
+        return value
+
+    def actor_loss(
+        params: Params,
+        state: State,
+        obs: Array,
+        key: Key,
+        weight: Array | float = 1.0,
+        value: Callable[[Array, Array], Array] | None = None,
+    ) -> tuple[Array, Array]:
+        action, log_prob = squashed_sample(key, *actor.apply(params, obs))
+        ascended = (value or critics_value(state))(obs, action)
+        cost = jnp.exp(state.log_temperature)[..., None] * log_prob - ascended
+        entropy = -(weight * log_prob).mean(-1) / jnp.mean(weight)
+        return (weight * cost).mean(-1).sum(), entropy
 
     def learn_temperature(state: State, hyper: Hyper, entropy: Array) -> State:
         def loss(log_temperature: Array) -> tuple[Array, None]:
-            return jnp.exp(log_temperature) * (entropy - hyper.target_entropy * action_dim), None
+            gap = entropy - hyper.target_entropy * action_dim
+            return (jnp.exp(log_temperature) * gap).sum(), None
 
         log_temperature, optimizer, _, _ = descend(
             adam(hyper.temperature_lr, jnp.inf), loss, state.log_temperature, state.temperature_optimizer
@@ -148,9 +190,17 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         key_critic, key_actor = jax.random.split(key)
         state, critic_loss = learn_critics(state, batch, hyper, key_critic)
-        state, actor_loss, entropy = learn_actor(state, batch, hyper, key_actor)
+        actor_params, optimizer, loss, entropy = descend(
+            adam(hyper.actor_lr, hyper.max_grad_norm),
+            lambda params: actor_loss(params, state, batch.obs, key_actor),
+            state.actor,
+            state.actor_optimizer,
+        )
+        state = replace(state, actor=actor_params, actor_optimizer=optimizer)
         state = learn_temperature(state, hyper, entropy)
-        temperature = jnp.exp(state.log_temperature)
-        return state, Losses(critic_loss, actor_loss, temperature, entropy)
+        return state, Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
 
-    return Agent(init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins)
+    agent = Agent(
+        init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins
+    )
+    return Parts(agent, learn_critics, actor_loss, learn_temperature)

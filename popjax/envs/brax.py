@@ -16,10 +16,12 @@ from jax import Array
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import tracing
+from popjax.envs.options import check, keywords, types
 
 with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent
     import brax.envs
     import brax.fluid
+    from brax.envs.base import PipelineEnv
 
 # The fluid of ``swimmer`` calls ``clip`` with a keyword that JAX has removed, so that no step would compile.
 brax.fluid.jp = SimpleNamespace(**{**vars(jnp), "clip": lambda x, a_min: jnp.maximum(x, a_min)})
@@ -41,9 +43,13 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
     options:        further keywords of the task's constructor.
 
     Actions are in [-1, 1] as Brax has them. Physics runs in full float32 precision on every device.
+
+    Raises:
+        ValueError: the task has no such backend or keyword, or a value is of the wrong type.
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"brax/{task} has no backend {backend!r}; there is {', '.join(BACKENDS)}")
+    check(f"brax/{task}", {"episode_length": episode_length, **options}, _options(task))
     env = _construct(task, backend, options)
     spec = Spec(
         name=f"brax/{task}",
@@ -66,6 +72,12 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
         return state, state.obs, state.reward, state.done > 0
 
     return episodic(spec, reset, step)
+
+
+def _options(task: str) -> dict[str, Any]:
+    """The type of every option: what a constructor does not take itself it passes on to ``PipelineEnv``."""
+    passed_on, own = keywords(PipelineEnv.__init__), keywords(brax.envs._envs[task].__init__)
+    return {"episode_length": int, **types({**passed_on, **own}), "backend": str}
 
 
 def _construct(task: str, backend: str | None, options: dict[str, Any]) -> Any:

@@ -12,7 +12,6 @@ absent because Gymnasium itself refuses it on MuJoCo 3.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from jax import Array
 
 from popjax.core import Env, Key
 from popjax.envs.mujoco import Solver, Task, simulation, uniform
+from popjax.envs.options import check, keywords, types
 
 NEWTON = 2  # mujoco.mjtSolver.mjSOL_NEWTON
 
@@ -57,29 +57,32 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     options:        keywords of the original's constructor, but for rendering.
 
     Raises:
-        ValueError: Gymnasium is missing, or the original's constructor has no such keyword.
+        ValueError: Gymnasium or the model file is missing, the original's constructor has no such keyword, or
+            a value is of the wrong type.
     """
     name, _, version = task.partition("-v")
     family = FAMILIES[name]
-    spec, o = _options(task, options)
-    model = _load(o.xml_file)
+    o = _options(task, options if episode_length is None else {"episode_length": episode_length, **options})
+    if o.frame_skip < 1:
+        raise ValueError(f"gym/{task}: option frame_skip must be at least 1, got {o.frame_skip}")
+    model = _load(task, o.xml_file)
     return simulation(
         f"gym/{task}",
         model,
         family.task(model, o, int(version)),
         family.solver,
         frame_skip=o.frame_skip,
-        episode_length=spec.max_episode_steps if episode_length is None else episode_length,
+        episode_length=o.episode_length,
     )
 
 
 def load(task: str, **options: Any) -> Any:
     """The ``mujoco.MjModel`` of a task to look at: with a camera, "view", where the original has none."""
-    return _load(_options(task, options)[1].xml_file, watched=True)
+    return _load(task, _options(task, options).xml_file, watched=True)
 
 
-def _options(task: str, options: dict[str, Any]) -> tuple[Any, SimpleNamespace]:
-    """(Gymnasium's registration, value of every keyword of any version). Version 4 writes as constants what
+def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
+    """The time limit and the value of every keyword of any version. Version 4 writes as constants what
     version 5 has as keywords, with the same values; the model file of Walker2d is the one exception."""
     try:
         import gymnasium
@@ -88,30 +91,27 @@ def _options(task: str, options: dict[str, Any]) -> tuple[Any, SimpleNamespace]:
         own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
     except ImportError as absent:
         raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]' ({absent})") from absent
+    check(f"gym/{task}", options, {"episode_length": int, **types(own)})
+    values = {name: keyword.default for name, keyword in {**latest, **own}.items()}
     if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
-        latest["xml_file"] = xml
-    for key in options:
-        if key not in own:
-            raise ValueError(f"gym/{task} has no option {key!r}{_nearest(key, ['episode_length', *own])}")
-    return spec, SimpleNamespace(**{**latest, **own, **options})
+        values["xml_file"] = xml
+    return SimpleNamespace(**{"episode_length": spec.max_episode_steps, **values, **options})
 
 
-def _keywords(spec: Any) -> dict[str, Any]:
+def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
     module, _, name = spec.entry_point.partition(":")
-    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty and "camera" not in p.name}
+    found = keywords(getattr(importlib.import_module(module), name))
+    return {name: keyword for name, keyword in found.items() if "camera" not in name}
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
-
-
-def _load(xml: str, watched: bool = False) -> Any:
+def _load(task: str, xml: str, watched: bool = False) -> Any:
     import mujoco
     from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
-    model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
+    try:
+        model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
+    except (OSError, ValueError) as failure:
+        raise ValueError(f"gym/{task}: option xml_file={xml!r}: {failure}") from None
     if watched and not model.ncam:
         spec = mujoco.MjSpec.from_file(path)
         spec.worldbody.add_camera(name="view")
@@ -211,7 +211,7 @@ def _ant(model: Any, o: SimpleNamespace, version: int) -> Task:
     Version 4 has contact forces, those on the world included, and their cost only with
     ``use_contact_forces``; version 5 always has the cost.
     """
-    body = model.body(o.main_body).id
+    body = _body(f"gym/Ant-v{version}", model, o.main_body)
     contact = version == 5 or o.use_contact_forces
     seen = o.include_cfrc_ext_in_observation if version == 5 else o.use_contact_forces
     first = 1 if version == 5 else 0
@@ -234,6 +234,14 @@ def _ant(model: Any, o: SimpleNamespace, version: int) -> Task:
         sensed=lambda data: [forces(data)[first:].ravel()] if seen else [],
         cost=(lambda data: o.contact_cost_weight * _square(forces(data))) if contact else None,
     )
+
+
+def _body(env: str, model: Any, name: int | str) -> int:
+    try:
+        return int(model.body(name).id)
+    except (KeyError, IndexError):
+        known = ", ".join(filter(None, (model.body(i).name for i in range(model.nbody))))
+        raise ValueError(f"{env}: option main_body: no body {name!r}; there is {known}") from None
 
 
 def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array]]:

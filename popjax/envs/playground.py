@@ -10,7 +10,6 @@ repository when a task is first made, and pixels.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from jax import Array
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import tracing
+from popjax.envs.options import nearest
 
 IMPLEMENTATIONS = ("jax", "warp")
 # All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as
@@ -107,7 +107,7 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
     known = [name for name in suite.get_default_config(task) if name not in _NOT_OURS]
     for name in options:
         if name not in known:
-            raise ValueError(f"playground/{task} has no option {name!r}{_nearest(name, known)}")
+            raise ValueError(f"playground/{task} has no option {name!r}{nearest(name, known)}")
     try:
         return suite.load(task, config_overrides={"impl": impl, **options})
     except RuntimeError as absent:
@@ -116,11 +116,6 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"playground/{task} with impl=warp needs Warp: pip install warp-lang") from absent
     except TypeError as refusal:
         raise ValueError(f"playground/{task}: {refusal}") from None
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
 
 
 def _carried(state: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ Evaluation draws from its own key stream, so how often it happens never changes 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,20 +22,16 @@ from popjax.host.errors import Refused
 _DURING_TRAINING = 0x45564131
 _AFTERWARDS = 0x45564132
 
-Act = Callable[[Params, Array, Key], Array]
 
-
-def play(env: Env, act: Act, params: Params, key: Key, episodes: int) -> tuple[Array, Array]:
+def play(env: Env, method: Method, params: Params, key: Key, episodes: int) -> tuple[Array, Array]:
     """Plays one policy for ``episodes`` episodes, each from a fresh reset.
 
     Returns undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
     """
 
-    def policy(carry: Any, obs: Array, key: Key) -> tuple[Any, Array]:
-        return carry, act(params, obs, key)
-
     def one(key: Key) -> tuple[Array, Array]:
-        episode = rollout.episode(env, policy, (), key, record=lambda *_: ())
+        policy = partial(method.act, params)
+        episode = rollout.episode(env, policy, method.memory, key, record=lambda *_: ())
         return episode.total, episode.length
 
     return jax.vmap(one)(jax.random.split(key, episodes))
@@ -50,7 +47,7 @@ def evaluator(method: Method, env: Env, seeds: int, episodes: int) -> Callable[.
     evaluates the policies of the seeds ``which``."""
 
     def one(params: Params, key: Key, generation: Array) -> tuple[Array, Array]:
-        return play(env, method.act, params, training_key(key, generation), episodes)
+        return play(env, method, params, training_key(key, generation), episodes)
 
     def evaluation(state: Any, keys: Array, generation: Array, which: Array) -> tuple[Array, Array]:
         params = sweep.lift(method.policy, seeds)(state)
@@ -80,7 +77,7 @@ def evaluate(
     def run(state: Any, key: Key) -> tuple[Array, Array]:
         params = sweep.lift(method.policy, seeds)(state)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(seeds))
-        return jax.vmap(lambda p, k: play(env, method.act, p, k, episodes))(params, keys)
+        return jax.vmap(lambda p, k: play(env, method, p, k, episodes))(params, keys)
 
     returns, lengths = run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS))
     return np.asarray(returns), np.asarray(lengths)

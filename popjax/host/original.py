@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
-from popjax.core import Env, Key, Method, Params
+from popjax import tree
+from popjax.core import Env, Key, Method, Params, PyTree
 from popjax.envs.episodic import rescale
 from popjax.host import sweep
 from popjax.host.errors import Refused
@@ -125,32 +127,37 @@ def evaluate(
     policies = jax.jit(sweep.lift(method.policy, seeds))(state)
 
     @jax.jit
-    def act(params: Params, obs: Array, key: Key, t: Array) -> Array:
+    def act(params: Params, key: Key, memory: PyTree, obs: Array, t: Array) -> tuple[PyTree, Array]:
         keys = jax.random.split(jax.random.fold_in(key, t), episodes)
-        return jax.vmap(method.act, in_axes=(None, 0, 0))(params, obs, keys)
+        return jax.vmap(method.act, in_axes=(None, 0, 0, 0))(params, memory, obs, keys)
 
-    key = jax.random.fold_in(jax.random.key(seed), _ELSEWHERE)
+    key, fresh = jax.random.fold_in(jax.random.key(seed), _ELSEWHERE), tree.repeat(method.memory, episodes)
     starts = [int(start) for start in np.random.SeedSequence(seed).generate_state(episodes)]
     played = [
-        _play(originals, starts, lambda obs, t: act(params, obs, key, t))
-        for params in (jax.tree.map(lambda x: x[place], policies) for place in range(seeds))
+        _play(originals, starts, partial(act, tree.take(policies, place), key), fresh)
+        for place in range(seeds)
     ]
     returns, lengths = zip(*played, strict=True)
     return np.stack(returns), np.stack(lengths)
 
 
 def _play(
-    originals: Sequence[Original], starts: Sequence[int], act: Callable[[np.ndarray, np.int32], Array]
+    originals: Sequence[Original],
+    starts: Sequence[int],
+    act: Callable[[PyTree, np.ndarray, np.int32], tuple[PyTree, Array]],
+    memory: PyTree,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One episode in each original: returns float32 [E] and lengths int32 [E].
 
-    ``act`` gets the observations [E, D] and the time; what it says of an episode that has ended is not used.
+    ``act`` gets ``memory`` [E, ...], which it moves on, the observations [E, D] and the time; what it says of
+    an episode that has ended is not used.
     """
     obs = np.stack([original.reset(start) for original, start in zip(originals, starts, strict=True)])
     total, length = np.zeros(len(originals)), np.zeros(len(originals), np.int32)
     alive = np.ones(len(originals), bool)
     while alive.any():
-        action = np.asarray(act(obs, length.max()))
+        memory, said = act(memory, obs, length.max())
+        action = np.asarray(said)
         for lane in np.flatnonzero(alive).tolist():
             obs[lane], reward, terminated, truncated = originals[lane].step(action[lane])
             total[lane] += reward

@@ -25,6 +25,7 @@ from popjax import rollout
 from popjax.core import Env, Key, Method, PyTree, Timestep
 from popjax.host import sweep
 from popjax.host.errors import Refused
+from popjax.host.run import complain
 
 WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 wants them
 FASTEST = {".mp4": 50, ".gif": 25, ".html": 50}
@@ -34,6 +35,10 @@ BATCH = 32  # frames drawn at once
 _FILMED = 0x46494C4D
 
 Write = Callable[[Path, PyTree, float], None]
+Draw = Callable[[np.ndarray], Iterator[np.ndarray]]
+"""``poses [T, nq or more] -> frames uint8 [H, W, 3]``"""
+Place = Callable[[Any, np.ndarray], None]
+"""``(model, goal)``: writes into the model where the target of an episode is."""
 
 
 class Subject(NamedTuple):
@@ -73,8 +78,9 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     if suite == "brax":
         return Subject(lambda state: state.inner.pipeline_state.q, _film(_system(task, options).mj_model))
     rest = {key: value for key, value in options.items() if key != "episode_length"}
-    model = importlib.import_module(f"popjax.envs.{suite}").load(task, **rest)
-    return Subject(lambda state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), _film(model))
+    adapter = importlib.import_module(f"popjax.envs.{suite}")
+    film = _film(adapter.load(task, **rest), adapter.place(task) if suite == "dmc" else None)
+    return Subject(lambda state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
 
 
 def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *, seed: int = 0) -> Film:
@@ -88,9 +94,11 @@ def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *
         params = jax.tree.map(lambda x: x[0], sweep.lift(method.policy, seeds)(state))
 
         def policy(carry: Any, seen: Any, key: Key) -> tuple[Any, Array]:
-            return carry, method.act(params, seen[1], key)
+            return method.act(params, carry, seen[1], key)
 
-        return rollout.episode(_watched(env, subject.pose), policy, (), key, record=lambda seen, *_: seen[0])
+        return rollout.episode(
+            _watched(env, subject.pose), policy, method.memory, key, record=lambda seen, *_: seen[0]
+        )
 
     key = jax.random.fold_in(jax.random.key(seed), _FILMED)
     episode = jax.device_get(jax.jit(play)(state, key))
@@ -136,13 +144,14 @@ def _page(system: Any) -> Write:
     return write
 
 
-def _film(model: Any) -> Write:
-    """Frames of a ``mujoco.MjModel`` as MP4 or GIF; refuses now what it could not do later."""
+def _film(model: Any, place: Place | None = None) -> Write:
+    """Frames of a ``mujoco.MjModel`` as MP4 or GIF; refuses now what it could not do later. The model is its
+    own from then on."""
     if not model.ncam:
         raise Refused("the model of this task has no camera; write --video to an .html file")
     if model.camera(0).name == "view":
         _aim(model)
-    imageio, draw = _imageio(), _drawer(model)
+    imageio, draw = _imageio(), _drawer(model, place)
 
     def write(path: Path, poses: np.ndarray, seconds: float) -> None:
         if path.suffix == ".gif":
@@ -169,54 +178,68 @@ def _imageio() -> Any:
     return imageio
 
 
-def _drawer(model: Any) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
-    """``poses [T, nq or more] -> frames uint8 [H, W, 3]``, by Warp or else by OpenGL."""
+def _drawer(model: Any, place: Place | None = None) -> Draw:
+    """By Warp or else by OpenGL."""
     try:
-        import warp
-    except ImportError:
-        return _by_opengl(model)
-    warp.config.log_level = warp.LOG_ERROR
-    return _by_warp(model)
+        draw = _by_warp(model, place)
+        next(draw(model.qpos0[None]))  # Warp loads and compiles as late as that
+        return draw
+    except Exception as failure:  # with every driver it fails in its own way
+        if isinstance(failure, ModuleNotFoundError) and failure.name == "warp":
+            remedy = "pip install 'popjax[video]' for Warp, which needs none, or set MUJOCO_GL=egl"
+            return _by_opengl(model, place, remedy)
+        reason = _told(failure)
+    draw = _by_opengl(model, place, f"set MUJOCO_GL=egl; Warp, which needs none, failed ({reason})")
+    complain(f"Warp failed, so MuJoCo's OpenGL renderer draws the film ({reason})")
+    return draw
 
 
-def _by_opengl(model: Any) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
+def _told(failure: Exception) -> str:
+    return " ".join(f"{type(failure).__name__}: {failure}".split())
+
+
+def _by_opengl(model: Any, place: Place | None, remedy: str) -> Draw:
     try:
-        renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GLFW's; the exception says it
+            renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
     except Exception as failure:  # every platform's OpenGL fails in its own way
-        remedy = "pip install 'popjax[video]' for Warp, which needs none, or set MUJOCO_GL=egl"
-        raise Refused(f"--video found no OpenGL ({failure}): {remedy}") from failure
+        raise Refused(f"--video found no OpenGL ({_told(failure)}): {remedy}") from failure
 
     def draw(poses: np.ndarray) -> Iterator[np.ndarray]:
-        for data in _posed(model, poses):
+        for data in _posed(model, poses, place):
             renderer.update_scene(data, camera=0)
             yield renderer.render()
 
     return draw
 
 
-def _by_warp(model: Any) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
+def _by_warp(model: Any, place: Place | None) -> Draw:
+    import warp
+
+    warp.config.log_level = warp.LOG_ERROR
     from mujoco import mjx
 
     # Nothing is simulated, but MJX on Warp refuses a model that asks for PGS or for the energy.
     model.opt.solver, model.opt.enableflags = mujoco.mjtSolver.mjSOL_NEWTON, 0
     skies = model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX
+    scene = mjx.create_render_context(
+        model,
+        nworld=BATCH,
+        cam_res=(WIDTH, HEIGHT),
+        cam_active=[camera == 0 for camera in range(model.ncam)],
+        render_rgb=True,
+        render_skybox=bool(skies.any()),
+        background_color=SKY,
+        use_shadows=True,
+    )
+    render = _renderer(model, scene)
 
     def draw(poses: np.ndarray) -> Iterator[np.ndarray]:
-        scene = mjx.create_render_context(
-            model,
-            nworld=BATCH,
-            cam_res=(WIDTH, HEIGHT),
-            cam_active=[camera == 0 for camera in range(model.ncam)],
-            render_rgb=True,
-            render_skybox=bool(skies.any()),
-            background_color=SKY,
-            use_shadows=True,
-        )
-        render = _renderer(model, scene.pytree())
         for start in range(0, len(poses), BATCH):
             wanted = poses[start : start + BATCH]
             full = np.pad(wanted, ((0, BATCH - len(wanted)), (0, 0)), "edge")
-            placed = [_placed(data) for data in _posed(model, full)]
+            placed = [_placed(data) for data in _posed(model, full, place)]
             stacked = {name: np.stack([frame[name] for frame in placed]) for name in placed[0]}
             yield from np.asarray(render(stacked))[: len(wanted)]
 
@@ -224,7 +247,8 @@ def _by_warp(model: Any) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
 
 
 def _renderer(model: Any, scene: Any) -> Callable[[dict[str, np.ndarray]], Array]:
-    """``placed [BATCH, ...] -> frames uint8 [BATCH, H, W, 3]``; ``scene`` is MJX's handle of its tracer."""
+    """``placed [BATCH, ...] -> frames uint8 [BATCH, H, W, 3]``; ``scene`` is MJX's tracer, whose
+    handle is good for as long as it lives."""
     from mujoco import mjx
 
     physics = mjx.put_model(model, impl="warp")
@@ -233,9 +257,10 @@ def _renderer(model: Any, scene: Any) -> Callable[[dict[str, np.ndarray]], Array
 
     @jax.jit
     def render(placed: dict[str, Array]) -> Array:
-        data = mjx.refit_bvh(physics, empty.tree_replace(placed), scene)
-        packed, _, _ = mjx.render(physics, data, scene)
-        return (255 * mjx.get_rgb(scene, 0, packed)).astype(jnp.uint8)
+        handle = scene.pytree()
+        data = mjx.refit_bvh(physics, empty.tree_replace(placed), handle)
+        packed, _, _ = mjx.render(physics, data, handle)
+        return (255 * mjx.get_rgb(handle, 0, packed)).astype(jnp.uint8)
 
     return render
 
@@ -253,20 +278,19 @@ def _placed(data: Any) -> dict[str, np.ndarray]:
     return {name: place.astype(np.float32) for name, place in places.items()}
 
 
-def _posed(model: Any, poses: np.ndarray) -> Iterator[Any]:
+def _posed(model: Any, poses: np.ndarray, place: Place | None = None) -> Iterator[Any]:
     """``mujoco.MjData``, always the same one, in each of the poses [T, nq + 0, 2 or 3].
 
-    What is beyond nq is the place of the target, where an episode has its own.
+    What is beyond nq is the goal of the episode, where it has its own; ``place`` writes it into the model.
     """
     data = mujoco.MjData(model)
-    target = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "target")
     for pose in poses:
         data.qpos[:], goal = pose[: model.nq], pose[model.nq :]
+        if place and len(goal):
+            place(model, goal)
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)
         mujoco.mj_camlight(model, data)
-        if target >= 0:
-            data.geom_xpos[target, : len(goal)] = goal
         yield data
 
 

@@ -199,8 +199,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         """The agent whose last episode returned most."""
         return tree.take(agent.params(s.agents), jnp.argmax(s.metrics.fitness))
 
-    def act(params: Params, obs: Array, key: Key) -> Array:
-        return agent.act(key, params, obs, 0.0)
+    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+        return memory, agent.act(key, params, obs, 0.0)
 
     return Method(
         init=init,

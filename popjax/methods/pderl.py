@@ -38,6 +38,7 @@ from popjax.core import (
     Method,
     Number,
     Params,
+    PyTree,
     Timestep,
     Transition,
     as_arrays,
@@ -377,8 +378,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         actors, memories = tree.put((s.actors, s.memories), jnp.where(due, slot, population), entry)
         return replace(s, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
 
-    def act(actor: Params, obs: Array, key: Key) -> Array:
-        return agent.actor.apply(actor, obs)
+    def act(actor: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+        return memory, agent.actor.apply(actor, obs)
 
     return Method(
         init=init,

@@ -89,6 +89,17 @@ def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tup
     return tree.take(state.rows, (state.position - 1 - age) % capacity), place < population
 
 
+def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[Array, Array]:
+    """Where the rows are that one lane wrote ``offsets`` [O] rows after or before those in ``slots`` [B].
+
+    For a ring that ``stride`` lanes fill in turn, one row each, and a capacity that is a multiple of it.
+    Returns slots int32 [B, O] and whether that row is still, or already, there, bool [B, O].
+    """
+    age = (state.position - 1 - slots) % state.capacity  # rows written since; the newest has 0
+    ages = age[:, None] - offsets * stride
+    return (slots[:, None] + offsets * stride) % state.capacity, (ages >= 0) & (ages < state.size)
+
+
 def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
     """The latest ``min(count, size)`` rows, oldest of them first.
 

@@ -123,12 +123,21 @@ def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
         ("probe/action", {"x": 1}, "no option 'x'"),
         ("brax/hopper", {"backend": "bullet"}, "no backend 'bullet'; there is mjx"),
         ("brax/swimmer", {"backend": "mjx"}, "brax/swimmer: .*mjx"),
-        ("brax/ant", {"colour": 1}, "brax/ant: .*'colour'"),
+        ("brax/ant", {"colour": 1}, "brax/ant has no option 'colour'; there is episode_length, .*n_frames"),
+        ("brax/ant", {"sys": 1}, "brax/ant has no option 'sys'"),
+        ("brax/ant", {"helthy_reward": 1}, "no option 'helthy_reward'; did you mean 'healthy_reward'"),
+        ("brax/ant", {"n_frames": 1.5}, "brax/ant: option n_frames must be an integer, got 1.5"),
+        ("brax/hopper", {"healthy_z_range": 1}, "healthy_z_range must be two numbers, .*, got 1"),
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(name, options, message):
     with pytest.raises(ValueError, match=message):
         make(name, **options)
+
+
+def test_brax_takes_the_options_of_all_environments():
+    env, slow = make("brax/inverted_pendulum"), make("brax/inverted_pendulum", n_frames=4)
+    assert slow.spec.dt == pytest.approx(2 * env.spec.dt)
 
 
 def test_suites_and_tasks_list_what_exists():

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from popjax import envs
+from popjax.envs import dmc
 from popjax.envs.dmc import _original
 from popjax.envs.dmc.parts import linear, long_tail, quadratic, tolerance
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.mujoco import PhysicsState
-from tests.envs.truth import Errors, assert_same_distribution, relative
+from tests.envs.truth import Errors, assert_same_distribution, followed, relative
 
 pytest.importorskip("dm_control")
 
@@ -162,13 +163,7 @@ def test_steps_follow_each_other_as_in_dm_control(task):
     count = 5
     place = np.arange(STATES) % EPISODE
     whole = place + count <= EPISODE
-    state = EpisodeState(play.state, jnp.full(STATES, env.spec.episode_length - count + 1))
-    for t in range(count):
-        state, timestep = step(state, np.roll(play.action, -t, axis=0))
-        assert timestep.truncated.all() == (t >= count - 2)
-        assert not timestep.terminated.any()
-    obs = relative(np.asarray(timestep.next_obs), np.roll(play.obs, 1 - count, axis=0)).max(axis=1)
-    reward = relative(np.asarray(timestep.reward), np.roll(play.reward, 1 - count))
+    obs, reward = followed(env, step, play, count)
     assert np.median(obs[whole]) <= 1e-3
     assert np.median(reward[whole]) <= 1e-4
 
@@ -186,6 +181,55 @@ def test_resets_are_distributed_as_in_dm_control(task):
     assert env.spec.dt == pytest.approx(original.control_timestep())
     assert sum(x.nbytes for x in jax.tree.leaves(state)) / count < 1024  # a lane's
     assert_same_distribution(ours, theirs)
+
+
+MOVING = ("finger-turn_easy", "finger-turn_hard", "fish-swim", "manipulator-bring_ball")
+MOVING += ("reacher-easy", "reacher-hard", "swimmer-swimmer6", "swimmer-swimmer15")
+
+
+@pytest.mark.parametrize("task", MOVING)
+def test_a_scene_has_the_target_where_dm_control_has_it(task):
+    import mujoco
+
+    name = "target_ball" if task.startswith("manipulator") else "target"
+    mark = "target_mark" if task.startswith("finger") else name
+    scene, place, env = dmc.load(task), dmc.place(task), _original(task)
+    for _ in range(3):
+        env.reset()
+        (there,) = goal(task, env)
+        place(scene, there)
+        mujoco.mj_kinematics(scene, drawn := mujoco.MjData(scene))
+        geom, theirs = drawn.geom(mark), env.physics.data.ptr
+        their = theirs.site(name) if task.startswith("finger") else theirs.geom(name)
+        np.testing.assert_allclose(geom.xpos, their.xpos, atol=1e-6)
+        np.testing.assert_allclose(geom.xmat, their.xmat, atol=1e-6)
+        if task.startswith("swimmer"):
+            light = env.physics.model.ptr.light("target_light")
+            np.testing.assert_allclose(scene.light("target_light").pos, light.pos, atol=1e-6)
+
+
+def test_only_tasks_with_a_goal_move_a_target():
+    for task in envs.tasks("dmc"):
+        env = _original(task)
+        assert (task in MOVING) == bool(goal(task, env))
+        assert dmc.place(task) is not None or not goal(task, env)
+
+
+@pytest.mark.parametrize("task", ["finger-turn_easy", "finger-turn_hard", "finger-spin"])
+def test_the_scene_of_a_finger_has_geoms_for_the_sites_that_are_to_be_seen(task):
+    """Rays meet no sites. All else is as dm_control has it."""
+    scene, original = dmc.load(task), _original(task).physics.model.ptr
+    for name in ("tip", "target"):
+        mark, site = scene.geom(f"{name}_mark"), original.site(name)
+        for drawn, wanted in ((mark.size, site.size), (mark.rgba, site.rgba), (mark.matid, site.matid)):
+            np.testing.assert_array_equal(drawn, wanted)
+        assert scene.site(name).rgba[3] == 0
+    for i in range(original.ngeom):
+        for field in ("pos", "quat", "size", "rgba", "matid"):
+            ours, theirs = (getattr(model.geom(original.geom(i).name), field) for model in (scene, original))
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(scene.qpos0, original.qpos0)
+    np.testing.assert_array_equal(scene.body_mass, original.body_mass)
 
 
 OBSERVATIONS = {

@@ -22,7 +22,7 @@ from popjax import envs
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.gym import FAMILIES
 from popjax.envs.mujoco import PhysicsState, _frame
-from tests.envs.truth import Errors, assert_same_distribution, relative
+from tests.envs.truth import Errors, assert_same_distribution, followed, relative
 
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("imageio", reason="Gymnasium's MuJoCo tasks need it")
@@ -117,6 +117,10 @@ def assert_true(errors):
 @pytest.mark.parametrize("task", TASKS)
 def test_one_step_equals_gymnasium(task):
     assert_true(truth(task))
+    constant = task == "InvertedPendulum-v4"  # 1 for every step
+    assert constant or prepared(task)[2].reward.std() > 1e-3, (
+        "play that earns always the same tests no reward"
+    )
 
 
 @pytest.mark.slow
@@ -149,13 +153,8 @@ def test_steps_follow_each_other_as_in_gymnasium(task):
     count = 5
     ended = np.convolve(play.terminated, np.ones(count, int))[: STATES + count - 1]
     whole = np.array([i + count <= STATES and not ended[i + count - 1] for i in range(STATES)])
-    state = EpisodeState(play.state, jnp.full(STATES, env.spec.episode_length - count + 1))
-    for t in range(count):
-        state, timestep = step(state, np.roll(play.action, -t, axis=0))
-        assert timestep.truncated.all() == (t >= count - 2)
     assert whole.sum() > 50
-    obs = relative(np.asarray(timestep.next_obs), np.roll(play.obs, 1 - count, axis=0)).max(axis=1)
-    reward = relative(np.asarray(timestep.reward), np.roll(play.reward, 1 - count))
+    obs, reward = followed(env, step, play, count)
     assert np.median(obs[whole]) <= 1e-4
     assert np.median(reward[whole]) <= 1e-4
 
@@ -236,11 +235,44 @@ def test_the_time_limit_is_an_option():
         ("gym/Hopper-v4", {"helthy_reward": 2}, "no option 'helthy_reward'; did you mean 'healthy_reward'"),
         ("gym/Hopper-v4", {"frame_skip": 2}, "no option 'frame_skip'"),  # a constant before version 5
         ("gym/Reacher-v4", {"colour": 2}, "no option 'colour'; there is episode_length"),
+        ("gym/Ant-v5", {"main_body": "tail"}, "main_body: no body 'tail'; there is world, torso,"),
+        ("gym/Reacher-v5", {"xml_file": "no.xml"}, "gym/Reacher-v5: option xml_file='no.xml': .*not exist"),
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(name, options, message):
     with pytest.raises(ValueError, match=message):
         envs.make(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("frame_skip", "abc", "an integer"),
+        ("frame_skip", 2.5, "an integer"),
+        ("frame_skip", True, "an integer"),
+        ("frame_skip", 0, "at least 1"),
+        ("episode_length", "x", "an integer"),
+        ("reset_noise_scale", "x", "a number"),
+        ("reset_noise_scale", False, "a number"),
+        ("terminate_when_unhealthy", "maybe", "True or False"),
+        ("healthy_z_range", 1.0, "two numbers"),
+        ("healthy_z_range", (1.0, "x"), "two numbers"),
+        ("xml_file", 3, "a string"),
+        ("main_body", 1.5, "an integer or a string"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(option, value, wanted):
+    with pytest.raises(ValueError, match=f"^gym/Ant-v5: option {option} must be {wanted}") as refusal:
+        envs.make("gym/Ant-v5", **{option: value})
+    assert str(refusal.value).endswith(f"got {value!r}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_values_of_the_right_type_are_taken():
+    """A whole number is a number, also where Gymnasium's default is one; JSON keeps a pair as a list."""
+    envs.make("gym/Reacher-v5", reward_dist_weight=0.5, frame_skip=1)
+    envs.make("gym/Hopper-v4", healthy_reward=np.float32(2), healthy_z_range=[1, float("inf")])
+    envs.make("gym/Hopper-v4", reset_noise_scale=0)
 
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch):

@@ -39,6 +39,20 @@ def relative(ours, theirs):
     return np.abs(ours - theirs) / np.maximum(np.sqrt(np.mean(theirs**2, axis=0)), 0.1)
 
 
+def followed(env, step, play, count):
+    """Errors ([states] of observations, [states] of rewards) of the last of ``count`` steps by ourselves from
+    each state of ``play``, which meet the time limit with the last but one.
+
+    ``play`` goes round: of its last states, and of those whose episode ends, the errors mean nothing.
+    """
+    state = EpisodeState(play.state, jnp.full(len(play.reward), env.spec.episode_length - count + 1))
+    for t in range(count):
+        state, timestep = step(state, np.roll(play.action, -t, axis=0))
+        assert timestep.truncated.all() == (t >= count - 2)
+    obs = relative(timestep.next_obs, np.roll(play.obs, 1 - count, axis=0)).max(axis=1)
+    return obs, relative(timestep.reward, np.roll(play.reward, 1 - count))
+
+
 def gymnax_original(env, task):
     """The library's functions as an ``Env``; its state is ours."""
     raw, params = gymnax.make(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 import sys
@@ -49,7 +50,7 @@ def acting(act: Any) -> Method:
     return Method(nothing, nothing, lambda state: state, act, None, 1)
 
 
-RIGHT = acting(lambda params, obs, key: params)
+RIGHT = acting(lambda params, carry, obs, key: (carry, params))
 SPEEDS = jnp.array([[1.0], [-1.0]])
 
 
@@ -121,11 +122,38 @@ def test_the_camera_goes_along_with_a_free_body():
     np.testing.assert_allclose(cameras[1] - cameras[0], [5, 5, 0], atol=1e-6)
 
 
-def test_a_target_is_where_the_episode_has_it():
-    model = mujoco.MjModel.from_xml_string(FREE.replace("<geom size", '<geom name="target" size'))
-    pose = np.append(model.qpos0, [0.3, 0.4])
-    (places,) = (data.geom_xpos[1].copy() for data in video._posed(model, pose[None]))
-    np.testing.assert_allclose(places, [0.3, 0.4, 1])
+def test_a_target_is_drawn_where_the_episode_has_it():
+    """Three frames of nothing but a red target: right, left and above."""
+    drawn()
+    pytest.importorskip("dm_control")
+    from popjax.envs import dmc
+
+    model, task = dmc.load("finger-turn_hard"), "finger-turn_hard"
+    model.site_rgba[:], model.geom_rgba[model.geom("tip_mark").id] = 0, 0
+    hidden = [model.geom(name).id for name in ("fingertip", "proximal", "distal", "cap1", "cap2", "ground")]
+    model.geom_rgba[hidden] = 0
+    centre, goals = np.array([0.2, 0.4]), 0.13 * np.array([[1, 0], [-1, 0], [0, 1]])
+    poses = np.stack([np.concatenate([model.qpos0, centre + goal]) for goal in goals])
+    frames = np.stack(list(video._drawer(model, dmc.place(task))(poses))).astype(float)
+    seen = [np.argwhere(frame[..., 0] - frame[..., 2] > 30).mean(axis=0) for frame in frames]
+    (_, right), (_, left), (top, _) = seen
+    assert right - left > 60
+    assert seen[0][0] - top > 30
+
+
+@pytest.mark.parametrize("name", ["dmc/finger-turn_hard", "dmc/manipulator-bring_ball", "gym/Reacher-v5"])
+def test_a_film_of_a_task_with_a_goal_can_place_it(name: str, monkeypatch: pytest.MonkeyPatch):
+    for library in ("dm_control", "gymnasium"):
+        pytest.importorskip(library)
+    made: list[Any] = []
+    monkeypatch.setattr(video, "_film", lambda *wanted: made.append(wanted))
+    video.subject(sliding(name), {}, Path("film.mp4"))
+    ((model, place),) = made
+    assert (place is None) == name.startswith("gym/")  # there the target is a body of the simulation
+    if place:
+        before = copy.deepcopy(model)
+        place(model, np.array([0.1, 0.2, 0.3])[: 2 if "finger" in name else 3])
+        assert (before.geom_pos != model.geom_pos).any() or (before.body_pos != model.body_pos).any()
 
 
 def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
@@ -188,12 +216,50 @@ def test_without_warp_opengl_draws_or_says_what_to_install(monkeypatch: pytest.M
     assert [frame.max() for frame in frames] == [3, 4]
     assert frames[0].shape == (video.HEIGHT, video.WIDTH, 3)
     monkeypatch.setattr(mujoco, "Renderer", broken)
-    with pytest.raises(Refused, match=r"no OpenGL \(no display\): pip install 'popjax\[video\]'"):
+    with pytest.raises(Refused, match=r"no OpenGL \(.*no display\): pip install 'popjax\[video\]'"):
         video._drawer(model)
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_where_warp_fails_opengl_draws_and_the_reason_is_told(
+    works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("warp")
+    from mujoco import mjx
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError("cannot open\nlibcuda")
+
+    monkeypatch.setattr(mjx, "create_render_context", broken)
+    monkeypatch.setattr(mujoco, "Renderer", (lambda *_: "OpenGL") if works else broken)
+    model = mujoco.MjModel.from_xml_string(FREE)
+    if works:
+        video._drawer(model)
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+    else:
+        with pytest.raises(Refused, match="no OpenGL") as refusal:
+            video._drawer(model)
+        told = str(refusal.value)
+        assert "\n" not in told
+        assert "MUJOCO_GL=egl" in told
+        assert capsys.readouterr().err == ""
+    assert "OSError: cannot open libcuda" in told
+
+
+def test_a_warp_that_cannot_be_imported_is_not_taken_for_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    (tmp_path / "warp.py").write_text("import no_such_part")
+    monkeypatch.delitem(sys.modules, "warp", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(mujoco, "Renderer", lambda *_: "OpenGL")
+    video._drawer(mujoco.MjModel.from_xml_string(FREE))
+    assert "No module named 'no_such_part'" in capsys.readouterr().err
+
+
 def test_equal_seeds_film_equal_episodes():
-    noisy = acting(lambda params, obs, key: jax.random.uniform(key, (1,)))
+    noisy = acting(lambda params, carry, obs, key: (carry, jax.random.uniform(key, (1,))))
     subject = video.Subject(lambda state: state.inner.qpos, lambda *film: None)
     totals = [video.record(noisy, sliding(), SPEEDS, subject, Path("a.mp4"), seed=s).total for s in (1, 1, 2)]
     assert totals[0] == totals[1] != totals[2]

@@ -166,7 +166,8 @@ def test_the_best_agent_is_deployed(key):
     assert same(method.policy(state), tree.take(state.agents.actor, 1))
     obs = jnp.ones(1)
     np.testing.assert_array_equal(
-        method.act(method.policy(state), obs, key), method.act(method.policy(state), obs, jax.random.key(8))
+        method.act(method.policy(state), (), obs, key)[1],
+        method.act(method.policy(state), (), obs, jax.random.key(8))[1],
     )
 
 

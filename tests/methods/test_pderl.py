@@ -342,6 +342,6 @@ def test_the_champion_is_what_would_be_deployed(key):
     method = compiled("pderl")[0]
     state = history("pderl")[-1]
     assert method.policy(state) is state.champion
-    action = method.act(method.policy(state), jnp.ones(2), key)
+    _, action = method.act(method.policy(state), method.memory, jnp.ones(2), key)
     assert action.shape == (2,)
     assert np.abs(action).max() <= 1

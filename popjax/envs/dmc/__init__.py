@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from popjax.core import Env
-from popjax.envs.dmc import domains
+from popjax.envs.dmc import domains, scene
 from popjax.envs.dmc.manipulator import manipulator
 from popjax.envs.mujoco import Solver, Task, simulation
 
@@ -63,8 +63,14 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
 
 
 def load(task: str) -> Any:
-    """The ``mujoco.MjModel`` of a task."""
-    return _original(task).physics.model.ptr
+    """The ``mujoco.MjModel`` of a task to look at."""
+    model = _original(task).physics.model.ptr
+    return scene.marked(model) if task.startswith("finger") else model
+
+
+def place(task: str) -> scene.Place | None:
+    """What puts the target of an episode into the model of ``load``; ``None`` where it is always the same."""
+    return scene.PLACES.get(task.partition("-")[0])
 
 
 def _original(task: str) -> Any:

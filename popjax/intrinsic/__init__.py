@@ -1,0 +1,1 @@
+"""Drives beside the task's reward: novelty, skills and diversity, for one module each."""

@@ -1,0 +1,162 @@
+"""Novelty between embeddings, the collaborative reward, the contrastive loss and the banks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax.intrinsic import contrastive
+from popjax.intrinsic.contrastive import Config, bank, collaborative, cosine, info_nce, novelty, push
+
+KEYS = jnp.array(
+    [[[1.0, 0], [1, 1], [0, 1], [-1, 0]], [[0, 1], [1, 2], [2, 1], [0, -1]]]
+)  # [2 agents, 4 states, 2]
+FULL = jnp.array([4, 4])
+
+
+def config(**options):
+    return Config(**{"neighbours": 2, "bank_size": 4} | options)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "each", "together"),
+    [("kth", [-0.707107, -0.447214], -0.577160), ("mean", [-0.853553, -0.670820], -0.762187)],
+)
+def test_the_worked_example_of_the_reward(similarity, each, together):
+    r = novelty(jnp.array([[1.0, 0.0]]), KEYS, FULL, config(similarity=similarity))
+    np.testing.assert_allclose(r, [each], atol=1e-5)
+    np.testing.assert_allclose(collaborative(r, 0.5), [[together, together]], atol=1e-5)
+
+
+def test_the_worked_example_of_three_agents():
+    reward = collaborative(jnp.array([-0.9, -0.6, -0.2]), 0.5)
+    np.testing.assert_allclose(reward, [-0.65, -0.575, -0.475], atol=1e-6)
+    assert 0.3 + 0.2 * reward[0] == pytest.approx(0.17, abs=1e-6)
+
+
+def test_ego_weight_one_and_a_single_agent_leave_the_own_novelty():
+    r = jnp.array([[-0.9, -0.6, -0.2]])
+    np.testing.assert_array_equal(collaborative(r, 1.0), r)
+    np.testing.assert_array_equal(collaborative(r[:, :1], 0.5), r[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("similarity", "count", "expected"),
+    [("kth", 0, 0.0), ("kth", 1, -1.0), ("kth", 3, -0.707107), ("mean", 0, 0.0), ("mean", 1, -1.0)],
+)
+def test_a_bank_with_few_states_uses_what_it_has(similarity, count, expected):
+    """The state itself is the first key, so one key gives similarity 1."""
+    r = novelty(jnp.array([[1.0, 0.0]]), KEYS[:1], jnp.array([count]), config(similarity=similarity))
+    assert float(r[0, 0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_more_neighbours_are_less_alike():
+    embedded, keys = (
+        jax.random.normal(jax.random.key(0), (16, 3)),
+        jax.random.normal(jax.random.key(1), (2, 40, 3)),
+    )
+    for similarity in ("kth", "mean"):
+        found = [
+            novelty(embedded, keys, jnp.array([40, 40]), Config(neighbours=k, similarity=similarity))
+            for k in (1, 5, 20)
+        ]
+        assert (found[0] < found[1]).all()
+        assert (found[1] < found[2]).all()
+
+
+def test_the_worked_example_of_the_loss():
+    anchors = jnp.array([[1.0, 0], [0, 1], [1, 1]])
+    positives = jnp.array([[1, 0.2], [0.1, 1], [1, 0.8]])
+    expected = [
+        [0.980581, 0.099504, 0.780869],
+        [0.196116, 0.995037, 0.624695],
+        [0.832050, 0.773957, 0.993884],
+    ]
+    np.testing.assert_allclose(cosine(anchors, positives), expected, atol=1e-5)
+    valid = jnp.ones(3, bool)
+    assert float(info_nce(anchors, positives, valid, 0.07)) == pytest.approx(0.064711, abs=1e-5)
+    assert float(info_nce(anchors, positives, valid, 1.0)) == pytest.approx(0.846728, abs=1e-5)
+
+
+def test_rows_that_are_not_valid_take_no_part():
+    anchors, positives = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    valid = jnp.array([True, False, True, True, False])
+    without = info_nce(anchors[valid], positives[valid], jnp.ones(3, bool), 0.07)
+    assert float(info_nce(anchors, positives, valid, 0.07)) == pytest.approx(float(without), rel=1e-5)
+
+
+def test_the_loss_has_a_gradient_where_nothing_is_valid_or_embeddings_are_zero():
+    zeros = jnp.zeros((3, 2))
+    for valid in (jnp.zeros(3, bool), jnp.ones(3, bool)):
+        loss, gradient = jax.value_and_grad(info_nce)(zeros, zeros + 1, valid, 0.07)
+        assert jnp.isfinite(loss)
+        assert jnp.isfinite(gradient).all()
+    assert float(info_nce(zeros, zeros, jnp.zeros(3, bool), 0.07)) == 0.0
+
+
+def test_the_worked_example_of_a_bank():
+    """Every fifth of the states 1 to 25 and three places: 15, 20, 25."""
+    held = bank(3, 1)
+    for state in (5, 10, 15, 20, 25):
+        held = push(held, jnp.full((1, 1), float(state)))
+    assert sorted(np.ravel(held.states).tolist()) == [15, 20, 25]
+    assert int(held.count) == 3
+
+
+def test_states_of_several_lanes_enter_a_bank_in_turn():
+    held = push(push(bank(3, 1), jnp.array([[1.0], [2.0]])), jnp.array([[3.0], [4.0]]))
+    assert sorted(np.ravel(held.states).tolist()) == [2, 3, 4]
+    held = push(held, jnp.arange(10.0, 17.0)[:, None])  # more lanes than places
+    assert sorted(np.ravel(held.states).tolist()) == [14, 15, 16]
+
+
+def test_no_gradient_of_the_reward_reaches_the_encoder():
+    network = contrastive.encoder(3, Config(hidden=(8,), features=4))
+    params = network.init(jax.random.key(0))
+    states, banks = jax.random.normal(jax.random.key(1), (2, 6, 3))
+
+    def total(params):
+        embedded, keys = (contrastive.embed(network, params, x) for x in (states, banks))
+        return novelty(embedded, keys[None], jnp.array([6]), config(bank_size=6)).sum()
+
+    assert float(jnp.abs(total(params))) > 0
+    assert all((x == 0).all() for x in jax.tree.leaves(jax.grad(total)(params)))
+
+
+def test_training_brings_neighbours_together(key):
+    """Points on a circle: an anchor's positive is a small turn away, and embeddings come to tell angles."""
+    from popjax.optimize import adam, descend
+
+    network = contrastive.encoder(2, Config(hidden=(32,), features=8))
+    params = network.init(key)
+
+    def draw(key):
+        key_angle, key_turn = jax.random.split(key)
+        angle = jax.random.uniform(key_angle, (64,), maxval=2 * jnp.pi)
+        near = angle + 0.1 * jax.random.normal(key_turn, (64,))
+        return (jnp.stack([jnp.sin(x), jnp.cos(x)], -1) for x in (angle, near))
+
+    def loss(params, key):
+        one, other = (network.apply(params, x) for x in draw(key))
+        return info_nce(one, other, jnp.ones(64, bool), 0.07), None
+
+    def step(carry, key):
+        params, moments, value, _ = descend(adam(3e-3, jnp.inf), lambda p: loss(p, key), *carry)
+        return (params, moments), value
+
+    keys = jax.random.split(key, 200)
+    _, losses = jax.jit(lambda c: jax.lax.scan(step, c, keys))((params, adam(0.0, jnp.inf).init(params)))
+    assert losses[-10:].mean() < losses[:3].mean() - 0.3
+
+
+def test_the_identity_embeds_nothing(key):
+    network = contrastive.encoder(3, Config(encoder="identity"))
+    obs = jnp.arange(3.0)
+    np.testing.assert_array_equal(network.apply(network.init(key), obs), obs)
+
+
+def test_a_bank_smaller_than_its_neighbours_is_refused():
+    with pytest.raises(ValueError, match="a bank of 10 states has no 20 nearest neighbours"):
+        Config(bank_size=10)

@@ -1,0 +1,138 @@
+"""DIAYN's discriminator: what it may see, what it learns, and what its reward is worth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import nets, tree
+from popjax.core import Transition, as_arrays
+from popjax.intrinsic.diayn import Config, Hyper, diayn, with_skill
+
+D, SKILLS = 2, 4
+CONFIG = Config(hidden=(32, 32))
+MODULE = diayn(D, SKILLS, CONFIG)
+HYPER = as_arrays(Hyper(lr=3e-3))
+init = jax.jit(MODULE.init)
+learn = jax.jit(MODULE.learn)
+reward = jax.jit(MODULE.reward)
+
+
+def batch_of(states, next_states, skill):
+    obs, next_obs = (with_skill(jnp.asarray(x, jnp.float32), skill, SKILLS) for x in (states, next_states))
+    nothing = jnp.full(len(obs), jnp.nan)
+    return Transition(obs, nothing[:, None], nothing, nothing, next_obs)
+
+
+def draw(seed, rows=32):
+    """Skill z visits the neighbourhood of (2 cos, 2 sin) of a quarter turn times z."""
+    chance = np.random.default_rng(seed)
+    skill = chance.integers(0, SKILLS, rows)
+    angle = np.pi / 2 * skill
+    centre = 2 * np.stack([np.cos(angle), np.sin(angle)], -1)
+    return centre + 0.2 * chance.normal(size=(rows, D)), jnp.asarray(skill)
+
+
+def test_the_skill_is_appended_as_one_hot():
+    obs = jnp.array([[0.5, -1.0], [2.0, 3.0]])
+    expected = [[0.5, -1.0, 0, 0, 0, 1], [2.0, 3.0, 1, 0, 0, 0]]
+    assert with_skill(obs, jnp.array([3, 0]), SKILLS).tolist() == expected
+    assert with_skill(obs[0], jnp.int32(3), SKILLS).tolist() == expected[0]
+    assert with_skill(obs, jnp.int32(1), SKILLS)[:, D:].tolist() == [[0, 1, 0, 0]] * 2
+
+
+def test_the_reward_is_the_log_likelihood_of_the_skill_at_the_successor(key):
+    state = init(key)
+    (states, skill), (next_states, _) = draw(0), draw(1)
+    logits = np.asarray(nets.mlp(D, CONFIG.hidden, SKILLS).apply(state.discriminator, next_states))
+    q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = np.log(q[np.arange(len(skill)), skill]) - np.log(1 / SKILLS)
+    np.testing.assert_allclose(reward(state, batch_of(states, next_states, skill)), expected, atol=1e-5)
+
+
+def test_a_discriminator_that_knows_nothing_rewards_nothing(key):
+    state = jax.tree.map(jnp.zeros_like, init(key))
+    states, skill = draw(0)
+    np.testing.assert_allclose(reward(state, batch_of(states, states, skill)), 0, atol=1e-6)
+
+
+def test_separable_skills_are_learned_from_states_alone(key):
+    state = init(key)
+    for seed in range(150):
+        states, skill = draw(seed)
+        # Successors that tell nothing: training reads the state.
+        batch = batch_of(states, 0 * states, skill)
+        state, losses = learn(state, batch, jnp.ones(len(states)), HYPER, key)
+    assert float(losses.accuracy) == 1
+    states, skill = draw(1000)
+    right = reward(state, batch_of(states, states, skill))
+    wrong = reward(state, batch_of(states, states, (skill + 1) % SKILLS))
+    assert float(right.min()) > 0.9 * np.log(SKILLS)
+    assert float(right.max()) <= np.log(SKILLS) + 1e-6
+    assert float(wrong.max()) < 0
+
+
+def test_skills_that_do_not_show_cannot_be_learned(key):
+    """A discriminator that saw the skill in the observation would be right here."""
+    state, chance = init(key), np.random.default_rng(0)
+    for _ in range(100):
+        states, skill = chance.normal(size=(64, D)), jnp.asarray(chance.integers(0, SKILLS, 64))
+        batch = batch_of(states, states, skill)
+        state, losses = learn(state, batch, jnp.ones(64), HYPER, key)
+    assert abs(float(losses.discriminator_loss) - np.log(SKILLS)) < 0.1
+    assert float(losses.accuracy) < 0.5
+
+
+def test_no_gradient_flows_into_the_reward(key):
+    state, (states, skill) = init(key), draw(0)
+
+    def total(params, next_states):
+        return MODULE.reward(replace(state, discriminator=params), batch_of(states, next_states, skill)).sum()
+
+    gradients = jax.grad(total, (0, 1))(state.discriminator, jnp.asarray(states, jnp.float32))
+    for gradient in jax.tree.leaves(gradients):
+        assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("garbage", [5.0, np.nan])
+def test_masked_rows_leave_no_trace(key, garbage):
+    (states, skill), weight = draw(0), np.arange(32) % 3 > 0
+    dirty = np.where(weight[:, None], states, garbage)
+    state, _ = learn(init(key), batch_of(states, states, skill), jnp.ones(32), HYPER, key)
+    masked = learn(state, batch_of(dirty, dirty, skill), jnp.asarray(weight, jnp.float32), HYPER, key)
+    rows = tree.take(batch_of(states, states, skill), np.flatnonzero(weight))
+    smaller = learn(state, rows, jnp.ones(weight.sum()), HYPER, key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), masked, smaller)
+
+
+def test_a_batch_without_weight_changes_nothing(key):
+    states, skill = draw(0)
+    batch = batch_of(states, states, skill)
+    state, _ = learn(init(key), batch, jnp.ones(32), HYPER, key)
+    same, _ = learn(state, batch, jnp.zeros(32), HYPER, key)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
+def test_observations_without_a_skill_are_refused(key):
+    state, (states, _) = init(key), draw(0)
+    batch = Transition(*(jnp.asarray(states, jnp.float32) for _ in range(5)))
+    with pytest.raises(ValueError, match=r"2 \+ 4 components, got 2"):
+        MODULE.reward(state, batch)
+
+
+def test_lifted_modules_are_single_modules(key):
+    keys = jax.random.split(key, 3)
+    batches = tree.stack([batch_of(s, s, z) for s, z in map(draw, range(3))])
+    weight = jnp.asarray(np.random.default_rng(5).random((3, 32)) < 0.6, jnp.float32)
+    states = jax.vmap(init)(keys)
+    lifted, _ = jax.vmap(learn, (0, 0, 0, None, 0))(states, batches, weight, HYPER, keys)
+    bonus = jax.vmap(reward)(lifted, batches)
+    for i in range(3):
+        batch = tree.take(batches, i)
+        single, _ = learn(init(keys[i]), batch, weight[i], HYPER, keys[i])
+        pair = (tree.take(lifted, i), bonus[i]), (single, reward(single, batch))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *pair)

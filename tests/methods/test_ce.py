@@ -94,7 +94,7 @@ def test_the_step_that_ends_the_warm_up_and_every_later_one_pay_their_updates(na
 
 
 def test_the_papers_numbers_of_updates():
-    """Worked example 10 from the configuration: nothing before 10,000 steps, four updates a step from there."""
+    """Worked example 10 from the configuration: nothing before 10,000 steps, four updates a step then."""
     config = ce.Config()
     steps_of_warmup = config.warmup // config.actors
     assert steps_of_warmup == 2500

@@ -24,7 +24,7 @@ class Config:
     capacity: int = 1_000_000  # transitions that the replay holds, rounded down to whole vector steps
     warmup: int = 10_000  # environment steps of all agents that are uniformly random and before any update
     sac: sac.Config = field(default_factory=sac.Config)  # actor and critics
-    learner: learners.Kind = "sac"  # or heads of one torso; DiCE; SUNRISE, an ensemble in one environment
+    learner: learners.Kind = "sac"  # agents apart, on one torso, DiCE's, or SUNRISE's in one environment
 
     col_training: bool = True  # agents have a reward beside the task's
     intrinsic: drives.Kind = "collab"  # which; used when col_training

@@ -85,9 +85,12 @@ def push(bank: Bank, states: Array) -> Bank:
 
 def cosine(u: Array, v: Array) -> Array:
     """Cosines of all pairs: u [..., B, F], v [..., M, F] -> [..., B, M]; 0 where one of them is 0."""
-    squares = jnp.square(u).sum(-1)[..., :, None] * jnp.square(v).sum(-1)[..., None, :]
-    # The root of the bounded product, not the bounded product of norms, has a gradient at 0.
-    return (u @ jnp.swapaxes(v, -1, -2)) / jnp.sqrt(jnp.maximum(squares, 1e-16))
+    return _unit(u) @ jnp.swapaxes(_unit(v), -1, -2)
+
+
+def _unit(x: Array) -> Array:
+    """Rows of length 1, or 0; bounded under the root, as a bound on the root would have no gradient at 0."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
 
 def novelty(embedded: Array, keys: Array, counts: Array, config: Config = Config()) -> Array:

@@ -70,6 +70,7 @@ class Metrics:
     episodes:       int32 []    finished episodes.
     gradient_steps: int32 []    of each agent, so far.
     losses:         [P] each    SAC's losses in the last update.
+    bonus:          [P]         mean intrinsic reward of the last batch, before its weight.
     drive:          [] each     losses of the intrinsic reward's networks in the last update, or ().
     """
 
@@ -77,6 +78,7 @@ class Metrics:
     episodes: Array
     gradient_steps: Array
     losses: PyTree
+    bonus: Array
     drive: PyTree
 
 
@@ -142,7 +144,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             hyper=hyper,
             env_steps=jnp.int32(0),
             generation=jnp.int32(0),
-            metrics=Metrics(jnp.zeros(actors), jnp.int32(0), jnp.int32(0), (), ()),
+            metrics=Metrics(jnp.zeros(actors), jnp.int32(0), jnp.int32(0), (), jnp.zeros(population), ()),
             replay=replay.init(Row(example_transition(seen), jnp.int32(0), members)),
             drive=drive.init(key_drive),
             classifier=(opinion, moments) if classifies else (),
@@ -154,7 +156,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
         losses = jax.eval_shape(lambda s: update_once(s, s.replay, key)[1], state)
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses)
-        return replace(state, metrics=replace(state.metrics, losses=blank[0], drive=blank[1]))
+        return replace(state, metrics=replace(state.metrics, losses=blank[0], bonus=blank[1], drive=blank[2]))
 
     def view(obs: Array, skills: Any) -> Array:
         """What the agents see of obs [P, N, D]: with DIAYN, the lane's skill too."""
@@ -229,7 +231,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         params, moments, _, _ = descend(adam(hyper.classifier_lr, jnp.inf), loss, params, moments)
         return params, moments
 
-    def update_once(s: State, store: rings.Ring, key: Key) -> tuple[State, tuple[PyTree, PyTree]]:
+    def update_once(s: State, store: rings.Ring, key: Key) -> tuple[State, tuple[PyTree, Array, PyTree]]:
         """One gradient step of every agent on a common batch, relabelled for each; then of the drive."""
         key_batch, key_learn, key_drive, key_classifier = jax.random.split(key, 4)
         batch = experience.batch(store, key_batch, config.batch, order, config.learner == "dice")
@@ -241,7 +243,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         agents, losses = learner.learn(s.agents, batch, rewards, s.hyper, key_learn)
         drive_state, drive_losses = drive.learn(s.drive, batch, partial(near, store), s.hyper, key_drive)
         held = learn_classifier(s.classifier, store, s.hyper, key_classifier) if classifies else ()
-        return replace(s, agents=agents, drive=drive_state, classifier=held), (losses, drive_losses)
+        return replace(s, agents=agents, drive=drive_state, classifier=held), (
+            losses,
+            bonus.mean(1),
+            drive_losses,
+        )
 
     def learn(s: State) -> State:
         """The updates that the step owes, once the warm-up is over."""
@@ -265,11 +271,12 @@ def build(env: Env, config: Config = Config()) -> Method:
             owed,
             lambda: (
                 (s.agents, s.drive, s.classifier),
-                (s.metrics.losses, s.metrics.drive),
+                (s.metrics.losses, s.metrics.bonus, s.metrics.drive),
                 s.metrics.gradient_steps,
             ),
         )
-        metrics = replace(s.metrics, losses=losses[0], drive=losses[1], gradient_steps=steps)
+        losses, bonus, drive_losses = losses
+        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=drive_losses, gradient_steps=steps)
         return replace(s, key=key, agents=agents, drive=drive_state, classifier=held, metrics=metrics)
 
     def policy(s: State) -> Params:

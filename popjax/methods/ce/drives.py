@@ -68,10 +68,9 @@ class Collab:
 
 @struct.dataclass
 class EncoderLosses:
-    """encoder_loss: InfoNCE in nats; bonus: mean collaborative reward of the batch; [] each."""
+    """encoder_loss: InfoNCE, nats []; 0 of an encoder that is not trained."""
 
     encoder_loss: Array
-    bonus: Array
 
 
 def collab(obs_dim: int, config: contrastive.Config, population: int, steps: int) -> Drive:
@@ -96,9 +95,8 @@ def collab(obs_dim: int, config: contrastive.Config, population: int, steps: int
     def learn(
         state: Collab, batch: Batch, pairs: Pairs, hyper: Any, key: Key
     ) -> tuple[Collab, EncoderLosses]:
-        bonus = reward(state, batch, hyper).mean()
         if config.encoder != "contrastive":
-            return state, EncoderLosses(jnp.float32(0), bonus)
+            return state, EncoderLosses(jnp.float32(0))
 
         def step(carry: tuple[Params, PyTree], key: Key) -> tuple[tuple[Params, PyTree], Array]:
             anchors, positives, valid = pairs(key)
@@ -112,7 +110,7 @@ def collab(obs_dim: int, config: contrastive.Config, population: int, steps: int
 
         keys = jax.random.split(key, steps)
         (params, optimizer), losses = jax.lax.scan(step, (state.encoder, state.optimizer), keys)
-        return replace(state, encoder=params, optimizer=optimizer), EncoderLosses(losses[-1], bonus)
+        return replace(state, encoder=params, optimizer=optimizer), EncoderLosses(losses[-1])
 
     return Drive(init, remember, reward, learn)
 

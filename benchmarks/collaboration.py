@@ -1,0 +1,154 @@
+"""What collaboration costs: SAC, Replica and Collaborative Exploration at several sizes, in one process.
+
+    python benchmarks/collaboration.py --out benchmarks/results/collaboration-cpu.json
+
+All agents take one gradient step per environment step of any agent, the paper's ratio: ``N`` agents do ``N``
+times the work of one for each environment step. Chunks of all programs alternate, so that a noisy machine is
+noisy for all; figures are medians over ``--repeats`` rounds, and ratios are medians of ratios within a round.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import popjax
+from benchmarks.throughput import Program
+from popjax.host import describe, memory
+from popjax.methods import ce
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    populations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Numbers of agents; SAC is always one."""
+    env: str = "gymnax/Pendulum-v1"
+    """Environment as SUITE/TASK."""
+    updates: int = 64
+    """Gradient steps of each agent in a timed chunk, at least a synchronous step's."""
+    repeats: int = 5
+    """Rounds of timed chunks."""
+    capacity: int = 100_000
+    """Transitions that the replay holds."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+@dataclass
+class Row:
+    """A method at a size; replay and temporaries in bytes, compile time in seconds."""
+
+    method: str
+    population: int
+    env_steps_per_second: float
+    agent_updates_per_second: float
+    seconds_per_env_step_over_sac: float
+    over_replica: float | None
+    compile_seconds: float
+    replay_bytes: int
+    temporary_bytes: int
+    seconds: list[float] = field(default_factory=list)
+
+
+def main(arguments: Arguments) -> None:
+    """Measures and prints; writes ``arguments.out``."""
+    rows: list[Row] = []
+    for population in arguments.populations:
+        rows += measure(population, arguments)
+        Console(stderr=True).print(f"measured {population} agents", style="dim")
+    show(rows, arguments)
+    if arguments.out:
+        content = {
+            "command": f"python benchmarks/collaboration.py {' '.join(sys.argv[1:])}",
+            "device": describe.device_name(),
+            "versions": describe.versions(),
+            "git_commit": describe.git_commit(),
+            "rows": [asdict(row) for row in rows],
+        }
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def measure(population: int, arguments: Arguments) -> list[Row]:
+    """SAC, and at this size Replica and CE."""
+    configs = {
+        "sac": ce.Config(population=1, col_training=False),
+        "replica": ce.Config(population=population, col_training=False),
+        "ce": ce.Config(population=population),
+    }
+    programs, steps = {}, {}
+    for name, config in configs.items():
+        options = {"warmup": 512, "capacity": arguments.capacity}
+        method = ce.build(popjax.make(arguments.env), ce.Config(**(_shallow(config) | options)))
+        length = max(1, arguments.updates // method.steps_bound)
+        program = Program(lambda key, method=method: method.init(key, method.hyper), method.step, length)
+        while int(program.state.env_steps) < 512 + length * method.steps_bound:
+            program()
+        programs[name], steps[name] = program, length * method.steps_bound
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(arguments.repeats):
+        for name, program in programs.items():
+            seconds[name].append(program() / steps[name])
+    return [
+        row(name, configs[name].population, program, seconds)
+        for name, program in programs.items()
+        if name != "sac" or population == arguments.populations[0]
+    ]
+
+
+def row(name: str, population: int, program: Program, seconds: dict[str, list[float]]) -> Row:
+    """``seconds``: per environment step, of every method in every round."""
+
+    def over(other: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
+
+    typical = statistics.median(seconds[name])
+    return Row(
+        method=name,
+        population=population,
+        env_steps_per_second=1 / typical,
+        agent_updates_per_second=population / typical,
+        seconds_per_env_step_over_sac=over("sac"),
+        over_replica=over("replica") if name == "ce" else None,
+        compile_seconds=program.compile_seconds,
+        replay_bytes=memory.tree_bytes(program.state.replay),
+        temporary_bytes=program.compiled.memory_analysis().temp_size_in_bytes,
+        seconds=seconds[name],
+    )
+
+
+def _shallow(config: ce.Config) -> dict[str, object]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def show(rows: list[Row], arguments: Arguments) -> None:
+    """The table on standard output."""
+    table = Table(title=f"{arguments.env} on {jax.devices()[0].device_kind}")
+    headers = ["method", "N", "env steps/s", "agent updates/s", "time / SAC", "time / Replica", "replay MB"]
+    for header in headers:
+        table.add_column(header, justify="left" if header == "method" else "right")
+    for entry in rows:
+        table.add_row(
+            entry.method,
+            str(entry.population),
+            f"{entry.env_steps_per_second:,.1f}",
+            f"{entry.agent_updates_per_second:,.0f}",
+            f"{entry.seconds_per_env_step_over_sac:.2f}",
+            "" if entry.over_replica is None else f"{entry.over_replica:.2f}",
+            f"{entry.replay_bytes / 1e6:.1f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,85 @@
+"""How unlike the agents of trained populations are: the two measures of Collaborative Exploration's table 3.
+
+    python benchmarks/diversity.py runs/ce-hopper runs/replica-hopper
+
+For every run and seed: the mean divergence KL(pi_i || pi_j) over pairs of agents on states that they saw,
+and the MINE lower bound on the mutual information of state and action, both in nats. Every agent plays
+``--steps`` steps of its own, with actions sampled from its policy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from popjax import cli, diversity, nets, rollout
+from popjax.core import continuous_dims
+from popjax.methods import ce
+from popjax.methods.ce import learners
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which runs, and how much of them."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of runs of ``ce``."""
+    steps: int = 5_000
+    """Environment steps of each agent."""
+    training: int = 3_000
+    """Gradient steps of the mutual information's estimator."""
+    seed: int = 0
+    """Seed of the play and of the estimator."""
+
+
+def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
+    """A row for each seed of a run."""
+    config: ce.Config = run.config
+    if config.drive == "diayn":
+        sys.exit("the policies of diayn are told apart by their skills: there is one agent only")
+    env, sizes = rollout.autoreset(run.env), continuous_dims(run.env.spec, "diversity")
+    learner = learners.build(run.env.spec, config.learner, config.sac, config.population)
+
+    def play(agents: Any, index: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def policy(carry: Any, obs: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
+            mean, log_std = (x[index] for x in learner.policies(agents, obs))
+            return carry, jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+
+        key_start, key_play = jax.random.split(key)
+        lane = rollout.start(env, (), key_start)
+        record = lambda obs, action, _: (obs, action)  # noqa: E731
+        return rollout.collect(env, policy, lane, key_play, arguments.steps, record=record)[1]
+
+    @jax.jit
+    def one(agents: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key_play, key_bound = jax.random.split(key)
+        keys = jax.random.split(key_play, config.population)
+        states, actions = jax.vmap(play, (None, 0, 0))(agents, jnp.arange(config.population), keys)
+        states, actions = states.reshape(-1, sizes[0]), actions.reshape(-1, sizes[1])
+        divergence = diversity.mean_pairwise_kl(*learner.policies(agents, states))
+        network = nets.critic(*sizes, (128, 128))
+        bound = diversity.mutual_information(states, actions, key_bound, network, steps=arguments.training)
+        return divergence, bound
+
+    seeds = run.saved["options"]["seeds"]
+    rows = []
+    for place in range(seeds):
+        agents = jax.tree.map(lambda x, place=place: x[place], run.state.agents)
+        divergence, bound = one(agents, jax.random.key(arguments.seed))
+        rows.append({"kl": float(divergence), "mutual_information": float(bound)})
+    return rows
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Arguments, description=__doc__)
+    for directory in arguments.runs:
+        for place, row in enumerate(measure(cli.load(str(directory)), arguments)):
+            print(json.dumps({"run": directory.name, "seed": place, **row}))

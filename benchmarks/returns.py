@@ -4,8 +4,10 @@
     python benchmarks/returns.py runs/pendulum
 
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
-summary and every evaluation, and the curve beside it as PNG. With ``--together NAME`` all runs given are also
-drawn into ``benchmarks/results/NAME.png``: the mean of each over its seeds, shaded from worst to best.
+summary and every evaluation, and the curve beside it as PNG. A seed's score is the mean of its last ten
+evaluations; the record has every score, their interquartile mean and its bootstrap interval over seeds.
+With ``--together NAME`` all runs given are also drawn into ``benchmarks/results/NAME.png``: the mean of each
+over its seeds, shaded from worst to best.
 
 ``gym-swimmer-transfer.json`` holds the means and deviations that ``scripts/evaluate.py RUN --in gymnasium
 --episodes 50 --json`` prints for the runs of ``gym-swimmer-*.json``.
@@ -23,7 +25,9 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from scipy import stats
 
+LAST = 10  # evaluations that make a seed's score
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,6 +44,7 @@ def export(run: Path) -> Path:
         "summary": summary,
         "evaluations": [[e["seed"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
         "evaluations_columns": ["seed", "env_steps", "mean return"],
+        "score": score([[e["seed"], e["return"]] for e in evaluations]),
     }
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{run.name}.json"
@@ -47,6 +52,27 @@ def export(run: Path) -> Path:
     target.write_text(text + "\n")
     shutil.copy(run / "curve.png", target.with_suffix(".png"))
     return target
+
+
+def score(evaluations: list[list[float]]) -> dict[str, object]:
+    """Scores by seed, their interquartile mean, and its 95% percentile-bootstrap interval."""
+    by_seed: dict[float, list[float]] = {}
+    for seed, value in evaluations:
+        by_seed.setdefault(seed, []).append(value)
+    scores = np.array([np.mean(values[-LAST:]) for values in by_seed.values()])
+    found: dict[str, object] = {
+        "scores": scores.round(2).tolist(),
+        "iqm": round(interquartile_mean(scores), 2),
+    }
+    if len(scores) > 1:
+        drawn = stats.bootstrap((scores,), interquartile_mean, method="percentile", vectorized=False, rng=0)
+        found["iqm_95"] = [round(float(x), 2) for x in drawn.confidence_interval]
+    return found
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """Mean of the middle half."""
+    return float(stats.trim_mean(scores, 0.25))
 
 
 def together(records: list[Path], name: str) -> Path:

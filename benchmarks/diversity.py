@@ -4,7 +4,8 @@
 
 For every run and seed: the mean divergence KL(pi_i || pi_j) over pairs of agents on states that they saw,
 and the MINE lower bound on the mutual information of state and action, both in nats. Every agent plays
-``--steps`` steps of its own, with actions sampled from its policy.
+``--steps`` steps in each of ``--lanes`` environments, with actions sampled from its policy; the paper takes
+3,000 trajectories.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ class Arguments:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of runs of ``ce``."""
-    steps: int = 5_000
-    """Environment steps of each agent."""
+    lanes: int = 16
+    """Environments of each agent."""
+    steps: int = 1_000
+    """Environment steps of each lane."""
+    every: int = 10
+    """Of so many consecutive steps one is kept, as neighbours tell nearly the same."""
     training: int = 3_000
     """Gradient steps of the mutual information's estimator."""
     seed: int = 0
@@ -61,9 +66,11 @@ def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
     @jax.jit
     def one(agents: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_play, key_bound = jax.random.split(key)
-        keys = jax.random.split(key_play, config.population)
-        states, actions = jax.vmap(play, (None, 0, 0))(agents, jnp.arange(config.population), keys)
-        states, actions = states.reshape(-1, sizes[0]), actions.reshape(-1, sizes[1])
+        # Lane by lane, so that the bound is measured on other episodes of all agents.
+        keys = jax.random.split(key_play, (arguments.lanes, config.population))
+        over_agents = jax.vmap(play, (None, 0, 0))
+        kept = jax.vmap(over_agents, (None, None, 0))(agents, jnp.arange(config.population), keys)
+        states, actions = (x[:, :, :: arguments.every].reshape(-1, x.shape[-1]) for x in kept)
         divergence = diversity.mean_pairwise_kl(*learner.policies(agents, states))
         network = nets.critic(*sizes, (128, 128))
         bound = diversity.mutual_information(states, actions, key_bound, network, steps=arguments.training)

@@ -24,9 +24,11 @@ METHODS = {
     "erl": "popjax.methods.erl",
     "ce": "popjax.methods.ce",
     "independent": "popjax.methods.independent",
+    "onpolicy": "popjax.methods.onpolicy",
 }
 """Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
-its numbers are not the default ones of a built method, ``preset(task)``."""
+its numbers are not the default ones of a built method, ``preset(task)``; one that leaves open which agent it
+uses may have a table ``AGENTS`` of its own."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -228,26 +230,34 @@ def _prepare_jax() -> None:
 
 def _peel_agent(module: ModuleType, argv: list[str]) -> tuple[str | None, list[str]]:
     """The kind of agent of a method whose Config leaves it open, out of ``--config.agent KIND``."""
-    from popjax.agents import AGENTS
     from popjax.parse import Fault, nearest, peel
 
     if "agent" not in {field.name for field in fields(module.Config)}:
         return None, argv
+    known = _agents(module)
     agent, rest = peel(argv, "--config.agent")
-    agent = agent or "sac"
-    if agent not in AGENTS:
-        raise Fault(f"unknown agent {agent!r}{nearest(agent, list(AGENTS))}")
+    if agent is None:
+        default = module.Config().agent
+        agent = next(name for name, kind in known.items() if isinstance(default, kind.Config))
+    if agent not in known:
+        raise Fault(f"unknown agent {agent!r}{nearest(agent, list(known))}")
     return agent, rest
+
+
+def _agents(module: ModuleType) -> dict[str, ModuleType]:
+    """The kinds of agent that a method can be made of: its own table, else those that learn from a replay."""
+    from popjax.agents import AGENTS
+
+    return getattr(module, "AGENTS", AGENTS)
 
 
 def _defaults(module: ModuleType, agent: str | None, task: str | None) -> tuple[Any, Any]:
     """Default Config and Hyper of a method, for an agent and for a task where it has constants for one."""
     if agent is not None:
-        from popjax.agents import AGENTS
         from popjax.parse import narrowed
 
-        config = narrowed(module.Config(agent=AGENTS[agent].Config()), "agent")
-        return config, AGENTS[agent].Hyper()
+        kind = _agents(module)[agent]
+        return narrowed(module.Config(agent=kind.Config()), "agent"), kind.Hyper()
     preset = _preset(module, task)
     return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
 

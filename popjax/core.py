@@ -50,6 +50,20 @@ class Transition:
 
 
 @struct.dataclass
+class Trajectory(Transition):
+    """Consecutive steps of one policy, [T, N, ...]: what an on-policy agent learns from.
+
+    ``action`` is the one that was sampled: a continuous one may lie beyond [-1, 1].
+
+    done:     bool [T, N]     the episode ended here, for either reason: the next row is of another one.
+    log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
+    """
+
+    done: Array
+    log_prob: Array
+
+
+@struct.dataclass
 class Timestep:
     """What an environment answers to one action; Gymnasium's words with Gymnasium's meaning.
 
@@ -97,9 +111,14 @@ def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
     """
     if spec.discrete:
         raise ValueError(f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
+    return vector_size(spec, who), spec.action_dim
+
+
+def vector_size(spec: Spec, who: str) -> int:
+    """The observation size for a learner ``who``; a ValueError where observations are not vectors."""
     if len(spec.obs_shape) != 1:
         raise ValueError(f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}")
-    return spec.obs_shape[0], spec.action_dim
+    return spec.obs_shape[0]
 
 
 class Env(NamedTuple):
@@ -134,6 +153,23 @@ class Agent(NamedTuple):
     init: Callable[[Key, PyTree], PyTree]
     act: Callable[[Key, Params, Array, Array | float], Array]
     learn: Callable[[PyTree, Transition, PyTree, Key], tuple[PyTree, PyTree]]
+    params: Callable[[PyTree], Params]
+    actor: Network
+    critic: Network
+
+
+class OnPolicyAgent(NamedTuple):
+    """An Agent that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
+
+    act:    (key, params, obs, scale) -> (action for the environment, (action as sampled, its log_prob []));
+            ``scale`` multiplies the exploration: 1 is the policy, 0 its mode
+    learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
+    params: state -> what ``act`` reads
+    """
+
+    init: Callable[[Key, PyTree], PyTree]
+    act: Callable[[Key, Params, Array, Array | float], tuple[Array, tuple[Array, Array]]]
+    learn: Callable[[PyTree, Trajectory, PyTree, Key], tuple[PyTree, PyTree]]
     params: Callable[[PyTree], Params]
     actor: Network
     critic: Network

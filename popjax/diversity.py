@@ -69,11 +69,11 @@ def mutual_information(
     """[] nats: a lower bound on I(state; action), fitted on some of the pairs and measured on the others.
 
     states, actions: [B, D] and [B, A]  pairs; every component is normalized first. Neighbours in time are
-                     not independent: spread the rows over many episodes.
+                     not independent: take rows of many episodes, one episode after the other.
     network:         T(state, action) -> [...], such as ``nets.critic(D, A, (128, 128))``.
     steps, batch:    gradient steps of Adam, and pairs in each.
     average_rate:    share of a step's batch in the moving average that corrects the gradient.
-    held_out:        share of the pairs on which the bound is measured.
+    held_out:        share of the pairs, the last ones, on which the bound is measured.
 
     ``mean T(s, a) - log mean exp T(s, a')`` with a' drawn for another state. Measured on finitely many pairs
     it is an estimate: it scatters around the bound, below 0 too, and cannot show more than about the log of
@@ -86,20 +86,18 @@ def mutual_information(
     tested = int(rows * held_out)
     if tested < 2 or rows - tested < 2:
         raise ValueError(f"{rows} pairs are too few to hold out a share of {held_out:g}")
-    key_split, key_fit = jax.random.split(key)
-    order = jax.random.permutation(key_split, rows)
-    states, actions = _standard(states)[order], _standard(actions)[order]
+    states, actions = _standard(states), _standard(actions)
     params = _fit(
         network,
-        states[tested:],
-        actions[tested:],
-        key_fit,
+        states[:-tested],
+        actions[:-tested],
+        key,
         steps=steps,
         batch=batch,
         optimizer=optax.adam(learning_rate),
         average_rate=average_rate,
     )
-    return _bound(network, params, states[:tested], actions[:tested])
+    return _bound(network, params, states[-tested:], actions[-tested:])
 
 
 def _fit(

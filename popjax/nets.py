@@ -106,6 +106,23 @@ class _GaussianActor(nn.Module):
         return mean, jnp.clip(log_std, *LOG_STD_RANGE)
 
 
+class _GaussianPolicy(nn.Module):
+    mlp: MLP
+
+    @nn.compact
+    def __call__(self, obs: Array) -> tuple[Array, Array]:
+        mean = self.mlp(obs)
+        log_std = self.param("log_std", nn.initializers.zeros, (self.mlp.out,))
+        return mean, jnp.broadcast_to(log_std, mean.shape)
+
+
+class _Value(nn.Module):
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Array:
+        return self.mlp(obs)[..., 0]
+
+
 class _Critic(nn.Module):
     mlp: MLP
 
@@ -149,6 +166,29 @@ def gaussian_actor(
 ) -> Network:
     """obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before squashing."""
     return _network(_GaussianActor(tuple(hidden), action_dim, initializer), obs_dim)
+
+
+def categorical_actor(
+    obs_dim: int, actions: int, hidden: Sequence[int], *, activation: str = "tanh", gain: float = 0.01
+) -> Network:
+    """obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``."""
+    return _network(_orthogonal(hidden, actions, activation, gain), obs_dim)
+
+
+def gaussian_policy(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], *, activation: str = "tanh", gain: float = 0.01
+) -> Network:
+    """obs [..., D] -> (mean [..., A], log std [..., A]) of a Gaussian that is not squashed, as in the MLP
+    policies of OpenAI Baselines: the log std is a parameter, 0 at first and the same for all observations;
+    orthogonal, the last layer with ``gain``."""
+    return _network(_GaussianPolicy(_orthogonal(hidden, action_dim, activation, gain)), obs_dim)
+
+
+def state_value(
+    obs_dim: int, hidden: Sequence[int], *, activation: str = "tanh", gain: float = 1.0
+) -> Network:
+    """obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``."""
+    return _network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
 
 
 def critic(
@@ -217,6 +257,11 @@ def ensemble(network: Network, members: int) -> Network:
         return jax.vmap(lambda p: network.apply(p, *inputs))(params)
 
     return Network(init, apply)
+
+
+def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -> MLP:
+    """An MLP with gain sqrt(2) in the hidden layers and ``gain`` in the last."""
+    return MLP(tuple(hidden), out, activation, initializer="orthogonal", final_scale=gain * 2**-0.5)
 
 
 def _network(module: nn.Module, *input_dims: int) -> Network:

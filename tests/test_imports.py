@@ -17,7 +17,18 @@ ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
     {"core", "tree", "shuffle"},
-    {"nets", "replay", "rollout", "normalize", "distil", "diversity", "envs", "optimize"},
+    {
+        "nets",
+        "replay",
+        "rollout",
+        "normalize",
+        "distil",
+        "diversity",
+        "envs",
+        "optimize",
+        "advantage",
+        "distributions",
+    },
     {"agents", "evolution", "intrinsic"},
     {"methods"},
 )

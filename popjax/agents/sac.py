@@ -174,7 +174,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         action, log_prob = squashed_sample(key, *actor.apply(params, obs))
         ascended = (value or critics_value(state))(obs, action)
         cost = jnp.exp(state.log_temperature)[..., None] * log_prob - ascended
-        entropy = -(weight * log_prob).mean(-1) / jnp.mean(weight)
+        entropy = -(weight * log_prob).mean(-1) / jnp.maximum(jnp.mean(weight), 1e-8)
         return (weight * cost).mean(-1).sum(), entropy
 
     def learn_temperature(state: State, hyper: Hyper, entropy: Array) -> State:

@@ -28,7 +28,7 @@ def acting(act: Any) -> Method:
     return Method(nothing, nothing, lambda state: state, act, None, 1)
 
 
-BALANCING = acting(lambda params, obs, key: jnp.clip(obs @ params, -1, 1)[None])
+BALANCING = acting(lambda params, memory, obs, key: (memory, jnp.clip(obs @ params, -1, 1)[None]))
 WEIGHTS = jnp.array([[0.3, 2.0, 0.3, 0.5], [0.0, 0.0, 0.0, 0.0]])  # one that balances, one that does nothing
 
 
@@ -70,7 +70,7 @@ def test_an_episode_that_has_ended_is_left_alone():
 
         return original.Original(reset, step)
 
-    method = acting(lambda params, obs, key: obs)  # so the reward is the time
+    method = acting(lambda params, memory, obs, key: (memory, obs))  # so the reward is the time
     returns, lengths = original.evaluate(method, [counting(2), counting(5)], jnp.zeros((1, 1)))
     assert lengths.tolist() == [[2, 5]]
     assert returns.tolist() == [[1, 10]]

@@ -107,8 +107,8 @@ def build(env: Env, config: Config = Config()) -> Method:
             weight=weight,
         )
 
-    def act(params: Any, obs: Array, key: Key) -> Array:
-        return jnp.tanh(params[:1])
+    def act(params: Any, memory: Any, obs: Array, key: Key) -> tuple[Any, Array]:
+        return memory, jnp.tanh(params[:1])
 
     return Method(
         init=init,

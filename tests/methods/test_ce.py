@@ -8,15 +8,16 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from popjax import tree
 from popjax.agents import sac
-from popjax.core import Transition
+from popjax.core import Transition, as_arrays
 from popjax.envs import make
-from popjax.intrinsic import contrastive
+from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.methods import ce
-from popjax.methods.ce import acting, experience, learners
+from popjax.methods.ce import acting, drives, experience, learners
 from popjax.methods.ce.experience import Lanes, Row
 from popjax.replay.ring import ring
 
@@ -112,24 +113,157 @@ def test_the_deployed_policy_acts(name):
     assert float(jnp.abs(action).max()) <= 1
 
 
-def test_one_agent_without_a_drive_is_plain_sac_bit_for_bit(key):
-    """The next update of the State, and the same by hand with the agent of popjax.agents.sac."""
-    state = played("sac", 45)
-    steps = compiled("sac")[2]
-    agent = sac.build(make("probe/corridor").spec, SMALL.sac)
+def one_update_by_hand(name, state, store, rewards_of):
+    """The agents after the update that follows acting, put together from the pieces."""
+    config = replace(SMALL, **(VARIANTS[name] if isinstance(name, str) else name))
+    order, learner = Lanes(config.actors, config.lanes), learner_of(name)
+
+    @jax.jit
+    def update(state, store):
+        key_acted = jax.random.split(state.key, 5)[0]
+        key_learn = jax.random.split(key_acted)[1]
+        key_update = jax.random.split(key_learn, config.updates)[0]
+        key_batch, key_agents, *_ = jax.random.split(key_update, 4)
+        batch = experience.batch(store, key_batch, config.batch, order, False)
+        return learner.learn(state.agents, batch, rewards_of(state, batch), state.hyper, key_agents)[0]
+
+    return update(state, store)
+
+
+def learner_of(name):
+    config = replace(SMALL, **(VARIANTS[name] if isinstance(name, str) else name))
+    spec = make("probe/corridor").spec
+    if config.drive == "diayn":
+        spec = spec._replace(obs_shape=(1 + config.skills,))
+    return learners.build(spec, config.learner, config.sac, config.population)
+
+
+@pytest.mark.parametrize("name", ["sac", "alone"])
+def test_one_agent_without_an_effective_drive_is_plain_sac_bit_for_bit(name):
+    """Without a drive, and with one of weight 0, the next update is that of popjax.agents.sac on the task."""
+    method, init, steps = compiled(name)
+    state = steps(init(jax.random.key(0), replace(method.hyper, intrinsic_weight=0.0)), 45)
     after = steps(state, 1)
+    agent = sac.build(make("probe/corridor").spec, SMALL.sac)
 
     @jax.jit
     def by_hand(agents, store, key):
-        _, key_learn = jax.random.split(key)
-        (key_update,) = jax.random.split(key_learn, 1)
-        key_batch, key_agents, *_ = jax.random.split(key_update, 4)
+        key_batch, key_agents, *_ = jax.random.split(jax.random.split(jax.random.split(key)[1], 1)[0], 4)
         rows = experience.batch(store, key_batch, SMALL.batch, Lanes(1, 1), False).transition
         keys = jax.random.split(key_agents, 1)
         return jax.vmap(agent.learn, (0, None, None, 0))(agents, rows, state.hyper.sac, keys)[0]
 
-    key_after_acting = jax.random.split(state.key, 5)[0]
-    assert equal(by_hand(state.agents, after.replay, key_after_acting), after.agents)
+    assert equal(by_hand(state.agents, after.replay, jax.random.split(state.key, 5)[0]), after.agents)
+
+
+def close(x, y, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), x, y)
+
+
+def test_agent_i_trains_on_the_tasks_reward_plus_its_own_novelty():
+    """Equations 2 and 3 written out, for a step with a single update."""
+    config = replace(SMALL, updates_per_step=0.25)
+    method = ce.build(make("probe/corridor"), config)
+    steps = jax.jit(lambda s, n: jax.lax.fori_loop(0, n, lambda _, s: method.step(s), s))
+    state = steps(jax.jit(method.init)(jax.random.key(0), method.hyper), 30)
+    after = steps(state, 1)
+    network = contrastive.encoder(1, config.contrastive)
+    banks, counts, encoder = after.drive.banks, after.drive.banks.count.tolist(), state.drive.encoder
+
+    def rewards_of(state, batch):
+        rows = batch.transition
+        embedded = network.apply(encoder, rows.next_obs)
+        r = []
+        for agent in range(4):
+            keys = network.apply(encoder, banks.states[agent][: counts[agent]])
+            similar = embedded @ keys.T / jnp.outer(*(jnp.linalg.norm(x, axis=1) for x in (embedded, keys)))
+            r.append(-jnp.sort(similar, axis=1)[:, -config.contrastive.neighbours])
+        bonus = [0.5 * r[i] + 0.5 * sum(r[j] for j in range(4) if j != i) / 3 for i in range(4)]
+        return jnp.stack([rows.reward + 0.2 * b for b in bonus])
+
+    by_hand = one_update_by_hand({"updates_per_step": 0.25}, state, after.replay, rewards_of)
+    close(by_hand, after.agents, 1e-6)
+    wrong = one_update_by_hand(
+        {"updates_per_step": 0.25}, state, after.replay, lambda s, b: rewards_of(s, b)[::-1]
+    )
+    assert any(
+        float(jnp.abs(a - b).max()) > 1e-5
+        for a, b in zip(*map(jax.tree.leaves, (wrong, by_hand)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("encoder_steps", [1, 2])
+def test_the_encoder_takes_its_steps_with_every_update(encoder_steps):
+    method = ce.build(make("probe/corridor"), replace(SMALL, encoder_steps=encoder_steps))
+    steps = jax.jit(lambda s: jax.lax.fori_loop(0, 15, lambda _, s: method.step(s), s))
+    state = steps(jax.jit(method.init)(jax.random.key(0), method.hyper))
+    count = optax.tree_utils.tree_get(state.drive.optimizer, "count")
+    assert int(count) == encoder_steps * int(state.metrics.gradient_steps) == encoder_steps * 6 * 4
+
+
+def test_no_gradient_leaves_the_drive():
+    """Worked example 11: the reward does not move the encoder."""
+    state = played("ce", 20)
+    drive = drives.collab(1, SMALL.contrastive, 4, 1)
+    batch = experience.batch(state.replay, jax.random.key(0), 12, Lanes(4, 1), False)
+
+    def total(encoder):
+        return drive.reward(replace(state.drive, encoder=encoder), batch, state.hyper).sum()
+
+    assert float(total(state.drive.encoder)) != 0
+    assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(total)(state.drive.encoder)))
+
+
+def test_rnd_replica_modules_learn_their_own_agents_transitions_and_rnd_each_all(key):
+    batch, _ = random_batch(key, 4)
+    alone = replace(batch, owner=jnp.full(12, 2))
+    for kind, moved in (("rnd_replica", [False, False, True, False]), ("rnd_each", [True] * 4)):
+        drive = drives.distillation(1, kind, SMALL.rnd, 4, 1)
+        state = drive.init(key)
+        after, _ = drive.learn(state, alone, None, as_arrays(ce.Hyper()), key)
+        changed = [not equal(tree.take(after.predictor, i), tree.take(state.predictor, i)) for i in range(4)]
+        assert changed == moved
+    assert drives.distillation(1, "rnd_ce", SMALL.rnd, 4, 1).init(key).observations.count.shape == (1,)
+
+
+def test_rnds_return_scale_waits_until_observations_are_whitened(key):
+    drive = drives.distillation(1, "rnd_ce", rnd.Config(hidden=(8,), scale="return"), 4, 2)
+    hyper, state = as_arrays(ce.Hyper()), drive.init(key)
+    seen, done = jax.random.normal(key, (4, 2, 1)), jnp.zeros((4, 2), bool)
+    assert int(drive.remember(state, seen, done, 1, hyper).magnitudes.count[0]) == 0
+    state, _ = drive.learn(state, random_batch(key, 4)[0], None, hyper, key)
+    assert int(drive.remember(state, seen, done, 2, hyper).magnitudes.count[0]) == 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"contrastive": contrastive.Config(encoder="random", similarity="mean"), "lanes": 2},
+        {"contrastive": contrastive.Config(encoder="identity")},
+        {"intrinsic": "rnd_each", "rnd": rnd.Config(scale="return"), "lanes": 2},
+        {"learner": "dice", "lanes": 2},
+        {
+            "learner": "sunrise",
+            "col_training": False,
+            "lanes": 2,
+            "unroll_mode": "softmax",
+            "col_unroll": True,
+        },
+        {"intrinsic": "diayn", "population": 1, "lanes": 2},
+        {"learner": "multihead", "lanes": 2, "col_unroll": True, "col_eval": True, "eval_classifier": "q"},
+        {"learner": "dice", "col_unroll": True, "unroll_mode": "ucb", "col_eval": True},
+    ],
+)
+def test_combinations_fit_together(options):
+    """Shapes only: what a step returns is what it takes, and the policy acts on one observation."""
+    method = ce.build(make("probe/corridor"), replace(SMALL, **options))
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(method.step, state)) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    params = jax.eval_shape(method.policy, state)
+    _, action = jax.eval_shape(method.act, params, method.memory, jnp.zeros(1), jax.random.key(0))
+    assert action.shape == (1,)
 
 
 def test_weight_zero_equals_no_drive():
@@ -142,8 +276,7 @@ def test_weight_zero_equals_no_drive():
     start = init(jax.random.key(0), method.hyper)
     assert equal(plain.agents, start.agents)
     plain = plain_steps(plain, 45)
-    close = jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), plain.agents, quiet.agents)
-    assert close is not None
+    close(plain.agents, quiet.agents, 2e-6)
     assert not equal(loud.agents, quiet.agents)
 
 
@@ -301,10 +434,10 @@ def test_epsilon_zero_acts_as_without_collaboration_and_one_always_aside(key):
     hyper = jax.tree.map(jnp.float32, ce.Hyper())
     agents = learner.init(key, hyper)
     obs, uniform = jax.random.normal(key, (4, 2, 1)), jnp.full((4, 2, 1), 0.77)
-    aside = acting.actor(learner, "eps_greedy", 10, 4, False)
+    aside = acting.actor(learner, "eps_greedy", 10, 4)
     assert (aside(agents, obs, uniform, replace(hyper, epsilon=jnp.float32(1)), key) == uniform).all()
     assert (aside(agents, obs, uniform, replace(hyper, epsilon=jnp.float32(0)), key) != uniform).all()
-    apart = acting.actor(learner, "eps_collab", 10, 4, False)
+    apart = acting.actor(learner, "eps_collab", 10, 4)
 
     def distance(epsilon):
         hypers = replace(hyper, epsilon=jnp.float32(epsilon))
@@ -356,7 +489,8 @@ def test_a_sunrise_member_learns_only_from_its_own_transitions(key):
     two, _ = learner.learn(agents, batch, changed, hyper, key)
     assert equal(tree.take(one, 0), tree.take(two, 0))
     assert not equal(tree.take(one, 1), tree.take(two, 1))
-    assert equal(tree.take(one.critics, 2), tree.take(agents.critics, 2)), "no transition, no gradient"
+    assert equal(tree.take(one, 2), tree.take(agents, 2)), "no transition, nothing learned"
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(one))
 
 
 def test_every_row_of_sunrise_has_a_member():
@@ -416,15 +550,48 @@ def test_a_dice_actor_is_followed_by_its_slow_copy(key):
 
 def test_diayn_pays_skills_first_and_the_task_later():
     method, init, steps = compiled("diayn")
-    state = steps(init(jax.random.key(0), method.hyper), 59)
+    state = steps(init(jax.random.key(0), method.hyper), 50)
     obs = state.replay.rows.transition.obs
     assert obs.shape[-1] == 1 + 4
-    assert (obs[:59, 1:].sum(-1) == 1).all()
-    assert len(np.unique(np.argmax(obs[:59, 1:], -1))) > 1
-    later = steps(state, 120)
-    best = int(jnp.argmax(later.skill_returns))
-    assert (later.skills == best).all(), "after the pretraining every new episode has the best skill"
-    assert equal(later.skill_returns, steps(later, 60).skill_returns)
+    assert (obs[:50, 1:].sum(-1) == 1).all()
+    drawn = [int(init(jax.random.key(seed), method.hyper).skills) for seed in range(8)]
+    assert len(set(drawn)) > 1
+    module = diayn.diayn(1, 4, SMALL.diayn)
+
+    def skill(state, batch):
+        return module.reward(state.drive, batch.transition)[None]
+
+    def task(state, batch):
+        return batch.transition.reward[None]
+
+    for before, paid, unpaid in ((state, skill, task), (steps(state, 20), task, skill)):
+        after = steps(before, 1)
+        assert equal(one_update_by_hand("diayn", before, after.replay, paid), after.agents)
+        assert not equal(one_update_by_hand("diayn", before, after.replay, unpaid), after.agents)
+
+
+def test_diayn_goes_on_with_the_skill_that_returned_most():
+    steps = compiled("diayn")[2]
+    state = played("diayn", 59)
+    known = replace(state, skill_returns=jnp.array([-jnp.inf, -50.0, -20.0, -jnp.inf]))
+    later = steps(known, 120)
+    assert (later.skills == 2).all()
+    assert equal(later.skill_returns, known.skill_returns) or float(later.skill_returns[2]) != -20.0
+    assert equal(steps(later, 60).skill_returns, later.skill_returns)
+
+
+def test_the_q_classifier_keeps_its_choice_for_its_horizon():
+    method = compiled("q")[0]
+    agents, opinion, numbers = method.policy(played("q", 45))
+    memory, chosen = method.memory, []
+    for t in range(11):
+        # Another opinion at every step: what is done with it shows when it is asked.
+        voted = jax.tree.map(jnp.zeros_like, opinion)
+        last = sorted(voted)[-1]
+        voted[last]["linear"]["bias"] = voted[last]["linear"]["bias"].at[t % 4].set(1.0)
+        memory, _ = method.act((agents, voted, numbers), memory, jnp.zeros(1), jax.random.key(0))
+        chosen.append(int(memory[0]))
+    assert chosen == [0] * 5 + [1] * 5 + [2]
 
 
 # Bad input
@@ -439,7 +606,15 @@ def test_diayn_pays_skills_first_and_the_task_later():
         ({"population": 1, "col_unroll": True}, "nobody to differ from: population is 1"),
         ({"intrinsic": "rnd"}, "rnd is one agent's; with 4 say rnd_replica, rnd_ce or rnd_each"),
         ({"learner": "dice", "batch": 10}, "equal shares: batch 10 / population 4"),
+        ({"learner": "dice", "population": 1}, "dice has nobody to differ from: population is 1"),
         ({"learner": "sunrise"}, "sunrise has one environment for all"),
+        (
+            {"learner": "sunrise", "col_training": False, "col_eval": True, "eval_classifier": "q"},
+            "sunrise has one environment for all",
+        ),
+        ({"intrinsic": "diayn", "population": 1, "col_eval": True}, "evaluated by its best skill"),
+        ({"learner": "multihead", "sac": sac.Config(hidden=())}, "sac.hidden is empty"),
+        ({"skills": 0}, "skills must be at least 1, got 0"),
         ({"eval_agent": 4}, "eval_agent 4 is none of 4 agents"),
     ],
 )
@@ -455,8 +630,43 @@ def test_discrete_tasks_are_refused():
         ce.build(make("probe/corridor-discrete"))
 
 
-def test_one_discount_for_all():
-    method, *_ = compiled("ce")
-    hyper = replace(method.hyper, sac=replace(method.hyper.sac, discount=jnp.full(4, 0.9)))
-    with pytest.raises(ValueError, match="must then be one number for all agents"):
-        method.init(jax.random.key(0), hyper)
+@pytest.mark.parametrize(
+    ("name", "hyper", "message"),
+    [
+        ("ce", {"sac": {"discount": 4}}, "hyper.sac.discount is one number; got shape"),
+        ("ce", {"epsilon": 4}, "hyper.epsilon is one number; got shape"),
+        (
+            "ce",
+            {"intrinsic_weight": 3},
+            "hyper.intrinsic_weight is one number, or one of each of 4 agents; got shape",
+        ),
+        ("multihead", {"sac": {"actor_lr": 4}}, "hyper.sac.actor_lr is one number; got shape"),
+    ],
+)
+def test_numbers_of_a_wrong_shape_are_refused(name, hyper, message):
+    method, *_ = compiled(name)
+    changed = method.hyper
+    for field, count in hyper.items():
+        if isinstance(count, dict):
+            inner = {key: jnp.full(value, 0.1) for key, value in count.items()}
+            changed = replace(changed, **{field: replace(getattr(changed, field), **inner)})
+        else:
+            changed = replace(changed, **{field: jnp.full(count, 0.1)})
+    with pytest.raises(ValueError, match=message):
+        method.init(jax.random.key(0), changed)
+
+
+def test_each_agent_may_have_numbers_of_its_own():
+    """Without weight an agent learns as Replica's, with exploration 0 it acts by its mean."""
+    method = compiled("all")[0]
+    weights, scales = jnp.array([0.0, 0.2, 0.4, 0.8]), jnp.array([0.0, 1.0, 1.0, 1.0])
+    hyper = replace(method.hyper, intrinsic_weight=weights, epsilon=0.0)
+    hyper = replace(hyper, sac=replace(hyper.sac, exploration=scales))
+    state = jax.jit(lambda s: jax.lax.fori_loop(0, 12, lambda _, s: method.step(s), s))(
+        jax.jit(method.init)(jax.random.key(0), hyper)
+    )
+    after = jax.jit(method.step)(state)
+    actions = after.replay.rows.transition.action[48:52]
+    mean = jnp.tanh(learner_of("all").own(state.agents, state.lanes.obs)[0])[:, 0]
+    np.testing.assert_allclose(actions[0], mean[0], atol=1e-6)
+    assert (jnp.abs(actions[1:] - mean[1:]) > 1e-4).all()

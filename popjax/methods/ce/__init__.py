@@ -16,8 +16,10 @@ paper's headline is the first alone.
 | RND+Replica; RND+CE | ``intrinsic="rnd_replica"``; ``"rnd_ce"`` or ``"rnd_each"`` |
 | DiCE | ``learner="dice", col_training=False`` |
 | SUNRISE | ``learner="sunrise", col_training=False`` |
-| DIAYN | ``intrinsic="diayn", population=1``, with a temperature of 0.1 and its rate 0 in ``Hyper.sac`` |
+| DIAYN | ``intrinsic="diayn", population=1``, temperature 0.1 at rate 0; a budget counts pretraining |
 | multihead CE | ``learner="multihead"`` |
+
+The paper evaluates every 5,000 environment steps for 10 episodes.
 
 Several lanes per agent: a vector step adds ``population * lanes`` transitions and owes as many updates, so
 replay and learner see the same ratio. A bank then receives every fifth state of each lane and covers
@@ -26,7 +28,7 @@ replay and learner see the same ratio. A bank then receives every fifth state of
 Differs from the paper: a replay row does not store agent and place in the episode, which follow from its slot
 and the rows beside it. Alone, an agent is rewarded for its own novelty, whatever ``ego_weight``. Not given
 there and chosen here: RND's output width and weight; DIAYN's best skill, whose latest episode returned most;
-DiCE clips the critics as SAC does.
+DiCE clips the critics as SAC does. One number clips the gradients of actor and critics.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from popjax.core import (
 )
 from popjax.intrinsic import diayn
 from popjax.methods.ce import acting, drives, experience, learners
-from popjax.methods.ce.config import Config, Hyper
+from popjax.methods.ce.config import Config, Hyper, check_shapes
 from popjax.methods.ce.experience import Row
 from popjax.optimize import adam, descend
 from popjax.replay import ring as rings
@@ -66,7 +68,8 @@ from popjax.replay import ring as rings
 class Metrics:
     """What a synchronous step shows.
 
-    fitness:        float32 [P] return of the last finished episode of the agent's lanes, their mean.
+    fitness:        float32 [P] return of the last finished episode of the agent's lanes, the mean;
+                    [1] of SUNRISE, whose agents share them.
     episodes:       int32 []    finished episodes.
     gradient_steps: int32 []    of each agent, so far.
     losses:         [P] each    SAC's losses in the last update.
@@ -86,7 +89,8 @@ class Metrics:
 class State:
     """Everything that training carries; one replay whatever the population.
 
-    skills, skill_returns: of DIAYN, int32 [P, N] and the latest return of each skill float32 [skills]; or ().
+    skills, skill_returns: of DIAYN, int32 [P, N] and the latest return of each skill float32 [skills], -inf
+                           of one that has not been played to an end; or ().
     classifier:            Q-classifier's parameters and Adam's moments, or ().
     """
 
@@ -99,7 +103,8 @@ class State:
     drive: PyTree
     classifier: PyTree
     skill_returns: Any
-    agents: PyTree = stacked()  # of one network or environment for all, these lead with 1
+    # One network for all (multihead) or one environment (SUNRISE) leads with 1.
+    agents: PyTree = stacked()
     lanes: rollout.Lane = stacked()  # [P, N]
     returns: rollout.Returns = stacked()  # [P, N]
     skills: Any = stacked()
@@ -120,19 +125,12 @@ def build(env: Env, config: Config = Config()) -> Method:
     classifies = config.evaluation == "q"
     lanes_env = rollout.autoreset(env)
     order = experience.Lanes(actors, lanes)
-    choose = acting.actor(
-        learner,
-        config.unroll,
-        config.candidates,
-        population,
-        config.actors == 1,
-    )
+    choose = acting.actor(learner, config.unroll, config.candidates, population)
     replay = rings.ring(config.capacity // stride * stride)
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)
-        if hyper.sac.discount.ndim:
-            raise ValueError("the replay stores the discount, which must then be one number for all agents")
+        check_shapes(hyper, config)
         key, key_agents, key_lanes, key_drive, key_classifier, key_skills = jax.random.split(key, 6)
         members = jnp.zeros(population, jnp.bool_) if config.learner == "sunrise" else ()
         start = partial(rollout.start, lanes_env, ())
@@ -148,7 +146,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             replay=replay.init(Row(example_transition(seen), jnp.int32(0), members)),
             drive=drive.init(key_drive),
             classifier=(opinion, moments) if classifies else (),
-            skill_returns=jnp.zeros(config.skills) if skilled else (),
+            skill_returns=jnp.full(config.skills, -jnp.inf) if skilled else (),
             agents=learner.init(key_agents, hyper),
             lanes=jax.vmap(jax.vmap(start))(jax.random.split(key_lanes, shape)),
             returns=tree.repeat(tree.repeat(rollout.no_returns(), lanes), actors),
@@ -237,7 +235,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         batch = experience.batch(store, key_batch, config.batch, order, config.learner == "dice")
         task = batch.transition.reward
         bonus = drive.reward(s.drive, batch, s.hyper)  # [P, B]
-        rewards = task + s.hyper.intrinsic_weight * bonus
+        rewards = task + s.hyper.intrinsic_weight[..., None] * bonus
         if skilled:
             rewards = jnp.where(pretrained(s), task, bonus)
         agents, losses = learner.learn(s.agents, batch, rewards, s.hyper, key_learn)

@@ -55,27 +55,19 @@ def boltzmann(key: Key, values: Array, inverse_temperature: Array | float, explo
 Mode = Literal["eps_collab", "eps_greedy", "ucb", "softmax"]
 
 
-def actor(
-    learner: Learner, mode: Mode | None, candidates: int, population: int, one_environment: bool
-) -> Callable[..., Array]:
+def actor(learner: Learner, mode: Mode | None, candidates: int, population: int) -> Callable[..., Array]:
     """``act(agents, obs [P, N, D], uniform [P, N, A], hyper, key) -> actions [P, N, A]``; every agent by
-    itself if ``mode`` is None. With one environment the first axis of all three is 1."""
+    itself if ``mode`` is None. With one environment for all, the first axis is 1 and ``mode`` elects."""
 
     def sample(key: Key, gaussian: tuple[Array, Array], hyper: Any) -> Array:
         mean, log_std = gaussian
         scale = hyper.sac.exploration
-        scale = scale[..., None, None] if jnp.ndim(scale) else scale  # [P] numbers, one each
+        if jnp.ndim(scale):  # [P], one number of each policy
+            scale = scale.reshape(-1, *(1,) * (mean.ndim - 1))
         return jnp.tanh(mean + scale * jnp.exp(log_std) * jax.random.normal(key, mean.shape))
 
-    def own(agents: PyTree, obs: Array) -> tuple[Array, Array]:
-        """Each policy in its own lanes; in one environment, the first agent's."""
-        if one_environment:
-            mean, log_std = learner.policies(agents, obs)
-            return mean[0], log_std[0]
-        return learner.own(agents, obs)
-
     def plain(agents: PyTree, obs: Array, uniform: Array, hyper: Any, key: Key) -> Array:
-        return sample(key, own(agents, obs), hyper)
+        return sample(key, learner.own(agents, obs), hyper)
 
     def aside(agents: PyTree, obs: Array, uniform: Array, hyper: Any, key: Key) -> Array:
         key_plain, key_mode = jax.random.split(key)

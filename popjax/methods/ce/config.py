@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 
 from popjax.agents import sac
@@ -41,19 +44,30 @@ class Config:
 
     col_eval: bool = False  # evaluation uses all agents; else agent eval_agent
     eval_classifier: Literal["softmax", "q"] = "softmax"  # used when col_eval
-    eval_agent: int = 0  # who is evaluated without col_eval
+    eval_agent: int = 0  # who is evaluated without col_eval; SUNRISE is by its mean action
     q_horizon: int = 100  # environment steps that the Q-classifier looks ahead and sticks to its choice
 
     def __post_init__(self) -> None:
-        for name in ("population", "lanes", "batch", "capacity", "encoder_steps", "candidates", "q_horizon"):
+        whole = (
+            "population",
+            "lanes",
+            "batch",
+            "capacity",
+            "encoder_steps",
+            "candidates",
+            "q_horizon",
+            "skills",
+        )
+        for name in whole:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must not be negative, got {self.warmup}")
+        for name in ("warmup", "pretraining"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.eval_agent < self.population:
             raise ValueError(f"eval_agent {self.eval_agent} is none of {self.population} agents")
         updates = self.updates_per_step * self.actors * self.lanes
-        if updates != int(updates) or updates < 1:
+        if not 0.5 <= updates < math.inf or abs(updates - round(updates)) > 1e-6:
             raise ValueError(
                 f"updates_per_step {self.updates_per_step} times {self.actors * self.lanes} environment steps"
                 " must be a whole number of updates, at least 1"
@@ -63,18 +77,28 @@ class Config:
                 f"capacity {self.capacity} is less than a batch of {self.batch} or the {self.window}"
                 " transitions in which positives and returns are looked for; raise it"
             )
-        if self.learner == "dice" and self.batch % self.population:
-            raise ValueError(f"dice takes equal shares: batch {self.batch} / population {self.population}")
-        if self.population == 1 and self.unroll == "eps_collab":
-            raise ValueError("eps_collab has nobody to differ from: population is 1")
-        if self.learner == "sunrise" and (self.col_training or self.unroll == "eps_collab"):
-            raise ValueError(
-                "sunrise has one environment for all: say col_training=False and no unroll_mode eps_collab"
-            )
+        self._check_learner()
         if self.intrinsic == "rnd" and self.col_training and self.population > 1:
             raise ValueError(
                 f"rnd is one agent's; with {self.population} say rnd_replica, rnd_ce or rnd_each"
             )
+
+    def _check_learner(self) -> None:
+        if self.population == 1 and (self.learner == "dice" or self.unroll == "eps_collab"):
+            name = "dice" if self.learner == "dice" else "eps_collab"
+            raise ValueError(f"{name} has nobody to differ from: population is 1")
+        if self.learner == "dice" and self.batch % self.population:
+            raise ValueError(f"dice takes equal shares: batch {self.batch} / population {self.population}")
+        if self.learner == "multihead" and not self.sac.hidden:
+            raise ValueError("multihead agents share hidden layers: sac.hidden is empty")
+        alone = self.unroll in ("eps_collab", "eps_greedy") or self.evaluation == "q" or self.col_training
+        if self.learner == "sunrise" and alone:
+            raise ValueError(
+                "sunrise has one environment for all: say col_training=False, unroll_mode ucb or softmax,"
+                " eval_classifier softmax"
+            )
+        if self.drive == "diayn" and self.col_eval:
+            raise ValueError("diayn is evaluated by its best skill: say col_eval=False")
 
     @property
     def actors(self) -> int:
@@ -84,7 +108,7 @@ class Config:
     @property
     def updates(self) -> int:
         """Gradient steps of each agent in a synchronous step."""
-        return int(self.updates_per_step * self.actors * self.lanes)
+        return round(self.updates_per_step * self.actors * self.lanes)
 
     @property
     def unroll(self) -> acting.Mode | None:
@@ -131,3 +155,22 @@ class Hyper:
     classifier_lr: Number = number(3e-4)  # Adam's rate for the Q-classifier
     eval_softmax_inv_temp: Number = number(1.0)  # softmax over Q at evaluation and in unroll_mode softmax
     eval_softmax_eps: Number = number(1.0, high=1.0)  # probability that it is sampled; else its mode
+
+
+def check_shapes(hyper: Hyper, config: Config) -> None:
+    """Holds every number to one for all, or [P] where agents may differ.
+
+    Raises:
+        ValueError: another shape, or a number of each agent where they have one in common.
+    """
+    each = {"intrinsic_weight", "ego_weight"}
+    if config.learner != "multihead":
+        # The replay stores the discount, so that it is one for all.
+        each |= {f"sac.{name}" for name in sac.Hyper.__dataclass_fields__ if name != "discount"}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hyper):
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="."), jnp.shape(leaf)
+        if shape and (name not in each or shape != (config.population,)):
+            allowed = (
+                f"one number, or one of each of {config.population} agents" if name in each else "one number"
+            )
+            raise ValueError(f"hyper.{name} is {allowed}; got shape {shape}")

@@ -132,7 +132,9 @@ def distillation(obs_dim: int, kind: Kind, config: rnd.Config, population: int, 
             return state
         stream = (modules, 1, *config.lanes)  # one step of time
         seen, ended = successors.reshape(*stream, obs_dim), done.reshape(stream)
-        return jax.vmap(watch, (0, 0, 0, None, None))(state, seen, ended, hyper.rnd, None)
+        # Bonuses of observations that nothing has whitened yet are of another scale.
+        whitened = jnp.broadcast_to((state.observations.count > 0)[:, None, None, None], stream)
+        return jax.vmap(watch, (0, 0, 0, None, 0))(state, seen, ended, hyper.rnd, whitened)
 
     def reward(state: rnd.State, batch: Batch, hyper: Any) -> Array:
         bonus = jax.vmap(module.reward, (0, None))(state, batch.transition)  # [modules, B]

@@ -102,7 +102,7 @@ def _sunrise(parts: sac.Parts) -> Callable[..., tuple[PyTree, sac.Losses]]:
         state: sac.State, reward: Array, member: Array, trust: Array, batch: Batch, hyper: PyTree, key: Key
     ) -> tuple[sac.State, sac.Losses]:
         key_critic, key_actor = jax.random.split(key)
-        rows = replace(batch.transition, reward=reward)
+        rows, before = replace(batch.transition, reward=reward), state
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
         state, critic_loss = parts.learn_critics(state, rows, hyper, key_critic, counted * trust)
         actor, optimizer, loss, entropy = descend(
@@ -113,6 +113,8 @@ def _sunrise(parts: sac.Parts) -> Callable[..., tuple[PyTree, sac.Losses]]:
         )
         state = replace(state, actor=actor, actor_optimizer=optimizer)
         state = parts.learn_temperature(state, hyper, entropy)
+        # Nothing is learned from nothing, where Adam would move on by its momentum.
+        state = tree.where(member.any(), state, before)
         return state, sac.Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
 
     def learn(states: PyTree, batch: Batch, rewards: Array, hyper: PyTree, key: Key) -> Any:

@@ -1,0 +1,40 @@
+"""Advantages from consecutive steps of a policy, across the ends of episodes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def generalized(
+    rewards: Array,
+    discounts: Array,
+    values: Array,
+    next_values: Array,
+    done: Array,
+    trace_decay: Array | float,
+) -> Array:
+    """Generalized advantage estimates [T, ...]. Schulman et al., 2016, equations 11 to 16.
+
+    rewards:     float32 [T, ...]
+    discounts:   float32 [T, ...]  0 where the task terminated, else gamma.
+    values:      float32 [T, ...]  V of the observation acted on.
+    next_values: float32 [T, ...]  V of the true successor, also where an episode was truncated.
+    done:        bool    [T, ...]  the next row belongs to another episode, for either reason.
+    trace_decay: []                lambda in [0, 1].
+
+    ``delta_t = r_t + discount_t V(s'_t) - V(s_t)`` and ``A_t = delta_t + discount_t lambda A_{t+1}``, where
+    the second term is left out at the end of an episode: behind a time limit the bootstrap counts, the next
+    episode does not. With lambda 1, ``A_t`` is the discounted sum of rewards up to the end of the episode or
+    of the rows, with the value of what follows, minus ``V(s_t)``; with lambda 0 it is ``delta_t``.
+    """
+    errors = rewards + discounts * next_values - values
+    traces = jnp.where(done, 0.0, discounts * trace_decay)
+
+    def one(following: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        error, trace = row
+        advantage = error + trace * following
+        return advantage, advantage
+
+    return jax.lax.scan(one, jnp.zeros_like(errors[0]), (errors, traces), reverse=True)[1]

@@ -1,0 +1,196 @@
+"""On-policy agents side by side, each with its own environment lanes; one is the plain algorithm.
+
+What ``independent`` is to agents with a replay. A rollout is learned from once, in the iteration that played
+it; episodes go on from one rollout to the next, and both may end anywhere in the other.
+
+An iteration: collect -> learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import rollout, tree
+from popjax.agents import a2c
+from popjax.core import (
+    Env,
+    Key,
+    Method,
+    OnPolicyAgent,
+    Params,
+    PyTree,
+    Timestep,
+    Trajectory,
+    as_arrays,
+    chain,
+    stacked,
+    transition,
+)
+
+AGENTS: dict[str, ModuleType] = {"a2c": a2c}
+"""The kinds of agent that there are for this method, by their names on the command line."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the population and its rollouts."""
+
+    agent: a2c.Config = field(default_factory=a2c.Config)  # the kind of agent, and its networks
+    population: int = 1  # agents
+    lanes: int = 4  # environments of each agent
+    steps: int = 5  # environment steps of each lane per iteration: the length of a rollout
+
+    def __post_init__(self) -> None:
+        for name in ("population", "lanes", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+Hyper = Any
+"""The ``Hyper`` of the agent; a leaf is [] for all agents or [P] for one number each."""
+
+
+@struct.dataclass
+class Metrics:
+    """What an iteration shows.
+
+    fitness:  float32 [P] return of the last finished episode, mean over lanes.
+    episodes: int32 [P]   finished episodes.
+    losses:   [P] each    the agent's losses in the last update.
+    """
+
+    fitness: Array
+    episodes: Array
+    losses: PyTree
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries."""
+
+    key: Key
+    hyper: PyTree
+    env_steps: Array  # int32 [] summed over agents and lanes
+    generation: Array  # int32 [] iterations
+    metrics: Metrics
+    agents: PyTree = stacked()
+    lanes: rollout.Lane = stacked()  # [P, N]
+    returns: rollout.Returns = stacked()  # [P, N]
+    trajectory: Trajectory = stacked()  # [P, T, N] of this iteration
+
+
+def build(env: Env, config: Config = Config()) -> Method:
+    """``config.population`` agents of the kind ``config.agent`` in ``env``."""
+    module = _module(config.agent)
+    agent: OnPolicyAgent = module.build(env.spec, config.agent)
+    lanes_env = rollout.autoreset(env)
+    # The policy's choice carries the sample and its log-probability past the environment, to ``record``.
+    played_env = lanes_env._replace(step=lambda state, choice: lanes_env.step(state, choice[0]))
+    population, lanes = config.population, config.lanes
+
+    def init(key: Key, hyper: PyTree) -> State:
+        hyper = as_arrays(hyper)
+        key, key_agents, key_lanes = jax.random.split(key, 3)
+        states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
+        start = jax.vmap(jax.vmap(partial(rollout.start, lanes_env, ())))
+        played = start(jax.random.split(key_lanes, (population, lanes)))
+        trajectory = jax.eval_shape(collect_all, played, agent.params(states), hyper, key)[1]
+        losses = jax.eval_shape(learn_all, states, trajectory, hyper, key)[1]
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=jnp.int32(0),
+            generation=jnp.int32(0),
+            metrics=Metrics(
+                fitness=jnp.zeros(population),
+                episodes=jnp.zeros(population, jnp.int32),
+                losses=_zeros(losses),
+            ),
+            agents=states,
+            lanes=played,
+            returns=tree.repeat(tree.repeat(rollout.no_returns(), lanes), population),
+            trajectory=_zeros(trajectory),
+        )
+
+    def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
+        """One lane of one agent plays ``steps`` steps: the lane, trajectory [T]."""
+
+        def policy(carry: tuple[()], obs: Array, key: Key) -> Any:
+            return carry, agent.act(key, params, obs, 1.0)
+
+        def record(obs: Array, choice: Any, timestep: Timestep) -> Trajectory:
+            _, (action, log_prob) = choice
+            step = transition(obs, action, timestep, hyper.discount)
+            return Trajectory(**vars(step), done=timestep.done, log_prob=log_prob)
+
+        return rollout.collect(played_env, policy, lane, key, config.steps, record=record)
+
+    def collect_all(played: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
+        """All lanes [P, N] and trajectories [P, T, N]."""
+        over_lanes = jax.vmap(collect_one, (0, None, None, 0), (0, 1))
+        over_agents = jax.vmap(over_lanes, (0, 0, tree.axes(hyper), 0))
+        return over_agents(played, params, hyper, jax.random.split(key, (population, lanes)))
+
+    def collect(s: State) -> State:
+        """Every agent plays in its lanes."""
+        key, key_play = jax.random.split(s.key)
+        played, rows = collect_all(s.lanes, agent.params(s.agents), s.hyper, key_play)
+        track = jax.vmap(jax.vmap(rollout.track, (0, 1, 1)))
+        returns = track(s.returns, rows.reward, rows.done)
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + population * lanes * config.steps,
+            generation=s.generation + 1,
+            metrics=replace(s.metrics, fitness=returns.latest.mean(1), episodes=returns.episodes.sum(1)),
+            lanes=played,
+            returns=returns,
+            trajectory=rows,
+        )
+
+    def learn_all(states: PyTree, trajectory: Trajectory, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        learn_one = jax.vmap(agent.learn, (0, 0, tree.axes(hyper), 0))
+        return learn_one(states, trajectory, hyper, jax.random.split(key, population))
+
+    def learn(s: State) -> State:
+        """Every agent learns from its trajectory."""
+        key, key_learn = jax.random.split(s.key)
+        states, losses = learn_all(s.agents, s.trajectory, s.hyper, key_learn)
+        return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
+
+    def policy(s: State) -> Params:
+        """The agent whose last episode returned most."""
+        return tree.take(agent.params(s.agents), jnp.argmax(s.metrics.fitness))
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+        return memory, agent.act(key, params, obs, 0.0)[0]
+
+    return Method(
+        init=init,
+        step=chain(collect, learn),
+        policy=policy,
+        act=act,
+        hyper=module.Hyper(),
+        steps_bound=population * lanes * config.steps,
+    )
+
+
+def _module(config: Any) -> ModuleType:
+    for module in AGENTS.values():
+        if isinstance(config, module.Config):
+            return module
+    raise ValueError(
+        f"{type(config).__name__} is not the Config of an on-policy agent; there is {', '.join(AGENTS)}"
+    )
+
+
+def _zeros(shapes: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

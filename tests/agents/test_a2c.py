@@ -1,0 +1,273 @@
+"""A2C finds the probes' known answers, and a step of it is what a pencil says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from popjax import distributions, tree
+from popjax.agents import a2c
+from popjax.core import Env, Spec, Trajectory, as_arrays
+from popjax.envs import make
+from popjax.methods import onpolicy
+
+GAMMA = 0.5
+SPEC = Spec(name="none", obs_shape=(1,), action_dim=1, episode_length=1)
+DISCRETE = SPEC._replace(action_dim=3, discrete=True)
+# probe -> (observation, value of the best action, that action or None) for every observation.
+ANSWERS = {
+    "constant": [(0, 1, None)],
+    "observation": [(-1, -1, None), (1, 1, None)],
+    "delay": [(0, GAMMA, None), (1, 1, None)],
+    "action": [(0, 1, 0.5)],
+    "context": [(-1, 1, -0.5), (1, 1, 0.5)],
+    "endless": [(1, 1 / (1 - GAMMA), None)],
+    "action-discrete": [(0, 1, 1)],
+    "context-discrete": [(-1, 1, 0), (1, 1, 1)],
+}
+
+
+OBSERVATIONS = (-1, 0, 1)
+
+
+@lru_cache
+def learned(discrete):
+    """For every probe of a kind: losses [1000, 1]; values and greedy actions at OBSERVATIONS. One program
+    learns them all side by side."""
+    envs = {name: make(f"probe/{name}") for name in ANSWERS if name.endswith("discrete") == discrete}
+    resets, steps = ([getattr(env, part) for env in envs.values()] for part in ("reset", "step"))
+    spec, config = next(iter(envs.values())).spec, a2c.Config(hidden=(16, 16))
+    agent = a2c.build(spec, config)
+
+    def one(which):
+        env = Env(
+            reset=lambda key: jax.lax.switch(which, resets, key),
+            step=lambda state, action: jax.lax.switch(which, steps, state, action),
+            spec=spec,
+        )
+        method = onpolicy.build(env, onpolicy.Config(agent=config, lanes=16, steps=4))
+        hyper = replace(method.hyper, discount=GAMMA, lr=1e-2, entropy_weight=0.0, anneal_updates=1000.0)
+        state, losses = jax.lax.scan(
+            lambda s, _: (method.step(s), s.metrics.losses),
+            method.init(jax.random.key(0), hyper),
+            length=1000,
+        )
+        obs = jnp.array(OBSERVATIONS, jnp.float32)[:, None]
+        values = agent.critic.apply(tree.take(state.agents.value, 0), obs)
+        actions = jax.vmap(lambda x: method.act(method.policy(state), (), x, jax.random.key(0))[1])(obs)
+        return losses, values, actions.reshape(len(OBSERVATIONS))
+
+    found = jax.jit(jax.vmap(one))(jnp.arange(len(envs)))
+    return {name: tree.take(found, i) for i, name in enumerate(envs)}
+
+
+@pytest.mark.parametrize("probe", ANSWERS)
+def test_the_known_answers(probe):
+    losses, values, actions = learned(probe.endswith("discrete"))[probe]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(losses))
+    for obs, value, best in ANSWERS[probe]:
+        at = OBSERVATIONS.index(obs)
+        np.testing.assert_allclose(values[at], value, atol=0.15)
+        if best is not None:
+            np.testing.assert_allclose(actions[at], best, atol=0.12)
+
+
+def linear(spec, discount=0.9, **numbers):
+    """Agent without hidden layers, hyper, a state with round weights, and the names of its leaves."""
+    agent = a2c.build(spec, a2c.Config(hidden=()))
+    hyper = as_arrays(a2c.Hyper(discount=discount, **numbers))
+    state = jax.jit(agent.init)(jax.random.key(0), hyper)
+    value = jax.tree.map(lambda x: jnp.full_like(x, 0.5), state.value)  # V(s) = 0.5 s + 0.5
+    policy = jax.tree.map(lambda x: jnp.linspace(-0.4, 0.6, x.size).reshape(x.shape), state.policy)
+    return agent, hyper, state.replace(policy=policy, value=value)
+
+
+def a_trajectory(action):
+    """Three steps of two lanes: one is cut off in the middle, the other terminates there. [T, N, 1]"""
+    obs = jnp.array([[0.0, 1.0], [1.0, 2.0], [-1.0, 0.5]])[..., None]
+    next_obs = jnp.array([[1.0, 2.0], [2.0, 3.0], [0.0, 1.5]])[..., None]
+    reward = jnp.array([[1.0, 0.0], [0.5, -1.0], [2.0, 1.0]])
+    discount = jnp.array([[0.9, 0.9], [0.9, 0.0], [0.9, 0.9]])
+    done = jnp.array([[False, False], [True, True], [False, False]])
+    return Trajectory(obs, action, reward, discount, next_obs, done, jnp.zeros((3, 2)))
+
+
+# With V(s) = (s + 1) / 2 and gamma 0.9; the returns of the first lane, then of the second, in order of time.
+# Lane 1: 1 + .9 * R_1 with R_1 = .5 + .9 * 1.5, cut off; 2 + .9 * .5. Lane 2: .9 * -1; -1; 1 + .9 * 1.25.
+RETURNS = np.array([[1 + 0.9 * 1.85, -0.9], [1.85, -1.0], [2.45, 2.125]])
+VALUES = np.array([[0.5, 1.0], [1.0, 1.5], [0.0, 0.75]])
+
+
+def first_step(params, gradient, lr, clip):
+    """RMSProp's first step from a mean square of 1, after clipping to a global norm; written out."""
+    size = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradient)))
+
+    def one(p, g):
+        g = np.asarray(g) * min(1.0, clip / size)
+        return p - lr * g / np.sqrt(0.99 + 0.01 * g**2 + 1e-5)
+
+    return jax.tree.map(one, params, gradient)
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **({"atol": 1e-5} | tolerance)), a, b)
+
+
+def value_gradient(rows, like):
+    """Of ``0.5 * mean (V - R)^2``, with respect to the kernel and the bias of V."""
+    error = (VALUES - RETURNS) / VALUES.size
+    kernel, bias = (error * np.asarray(rows.obs)[..., 0]).sum(), error.sum()
+    return jax.tree.map(lambda x: np.full(x.shape, kernel if x.ndim == 2 else bias), like)
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e9])
+def test_a_step_on_discrete_actions(clip, key):
+    agent, hyper, state = linear(DISCRETE, lr=0.1, entropy_weight=0.2, max_grad_norm=clip)
+    action = np.array([[0, 1], [2, 2], [1, 0]])
+    rows = a_trajectory(jnp.asarray(action, jnp.int32))
+    weights = jax.tree.leaves(state.policy)
+    kernel, bias = sorted((np.asarray(x, np.float64) for x in weights), key=lambda x: -x.ndim)
+    logits = np.asarray(rows.obs) * kernel[0] + bias
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(-1)
+    advantages = RETURNS - VALUES
+    ascent = advantages[..., None] * (np.eye(3)[action] - p)
+    ascent += 0.2 * -p * (np.log(p) + entropy[..., None])  # d entropy / d logits
+    ascent /= 6
+    slopes = -(np.asarray(rows.obs) * ascent).sum((0, 1)), -ascent.sum((0, 1))
+    gradient = jax.tree.map(lambda x: slopes[0][None] if x.ndim == 2 else slopes[1], state.policy)
+    gradient = gradient, value_gradient(rows, state.value)
+
+    after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
+    close((after.policy, after.value), first_step((state.policy, state.value), gradient, 0.1, clip))
+    picked = np.take_along_axis(np.log(p), action[..., None], -1)[..., 0]
+    assert float(losses.policy_loss) == pytest.approx(-(picked * advantages).mean(), rel=1e-5)
+    assert float(losses.value_loss) == pytest.approx((advantages**2).mean(), rel=1e-5)
+    assert float(losses.entropy) == pytest.approx(entropy.mean(), rel=1e-5)
+
+
+def test_a_step_on_continuous_actions(key):
+    """For a normal: d log p / d mean = (a - m) / s^2, d log p / d log s = ((a - m) / s)^2 - 1."""
+    agent, hyper, state = linear(SPEC, lr=0.1, entropy_weight=0.2, max_grad_norm=1e9)
+    policy = jax.tree.map(lambda x: jnp.full_like(x, 0.3), state.policy)
+    policy["log_std"] = jnp.log(jnp.array([2.0]))
+    state = state.replace(policy=policy)
+    action = np.array([[0.0, 1.0], [3.0, -2.0], [0.5, -0.5]])  # some beyond what an environment takes
+    rows = a_trajectory(jnp.asarray(action)[..., None])
+    obs, advantages = np.asarray(rows.obs)[..., 0], RETURNS - VALUES
+    deviation = (action - 0.3 * obs - 0.3) / 2.0
+    mean_slope = -(advantages * deviation / 2.0) / 6
+    std_slope = -(advantages * (deviation**2 - 1)).mean() - 0.2  # entropy grows by log std itself
+    gradient = jax.tree.map(
+        lambda x: np.full(x.shape, (mean_slope * obs).sum() if x.ndim == 2 else mean_slope.sum()), policy
+    )
+    gradient["log_std"] = np.array([std_slope])
+    gradient = gradient, value_gradient(rows, state.value)
+    after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
+    close((after.policy, after.value), first_step((policy, state.value), gradient, 0.1, 1e9))
+    expected = stats.norm(0.3 * obs + 0.3, 2.0)
+    assert float(losses.policy_loss) == pytest.approx(
+        -(expected.logpdf(action) * advantages).mean(), rel=1e-5
+    )
+    assert float(losses.entropy) == pytest.approx(stats.norm(0, 2).entropy(), rel=1e-5)
+
+
+def test_the_moments_of_the_second_step(key):
+    """The mean square decays by 0.99 a step, from 1."""
+    agent, hyper, state = linear(SPEC, lr=0.0)
+    rows = a_trajectory(jnp.zeros((3, 2, 1)))
+    learn = jax.jit(agent.learn)
+    once = learn(state, rows, hyper, key)[0]
+    twice = learn(once, rows, hyper, key)[0]
+    close((twice.policy, twice.value), (state.policy, state.value), atol=0)
+    for first, second in zip(*map(jax.tree.leaves, (once.optimizer, twice.optimizer)), strict=True):
+        np.testing.assert_allclose(second - 0.99 * first, first - 0.99, atol=1e-6)
+
+
+def test_the_rate_falls_to_zero_and_stays_there(key):
+    agent, hyper, state = linear(SPEC, lr=0.1, anneal_updates=4.0)
+    rows, learn, moved = a_trajectory(jnp.zeros((3, 2, 1))), jax.jit(agent.learn), []
+    for _ in range(6):
+        after, _ = learn(state, rows, hyper, key)
+        changes = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), after.value, state.value)
+        moved.append(max(jax.tree.leaves(changes)))
+        state = after
+    assert int(state.updates) == 6
+    assert all(np.diff(moved[:5]) < 0)
+    assert moved[4:] == [0, 0]
+    rates = [float(a2c.annealed(jnp.float32(8), jnp.int32(n), jnp.float32(4))) for n in range(6)]
+    assert rates == [8, 6, 4, 2, 0, 0]
+    assert float(a2c.annealed(jnp.float32(8), jnp.int32(10**6), jnp.float32(0))) == 8
+
+
+def test_the_log_probability_of_behaviour_does_not_matter(key):
+    """A2C takes a policy's own steps: what PPO will read is not read here."""
+    agent, hyper, state = linear(SPEC)
+    rows = a_trajectory(jnp.zeros((3, 2, 1)))
+    other = rows.replace(log_prob=rows.log_prob - 3)
+    learn = jax.jit(agent.learn)
+    close(learn(state, rows, hyper, key), learn(state, other, hyper, key), atol=0)
+
+
+def test_a_categorical_policy(chance, key):
+    """CDRL's second worked example."""
+    family = distributions.of(DISCRETE)
+    logits, action = jnp.array([[0.0, 0, 0], [1, 0, -1]]), jnp.array([0, 2])
+    log_prob = family.log_prob(logits, action)
+    assert float(-(log_prob * jnp.array([0.5, -0.2])).sum()) == pytest.approx(0.067785, abs=1e-6)
+    assert float(family.entropy(logits).sum()) == pytest.approx(1.931008, abs=1e-6)
+    drawn = jax.vmap(lambda k: family.sample(k, logits[1], 1.0))(jax.random.split(key, 4000))
+    assert drawn.dtype == jnp.int32
+    assert chance(np.bincount(drawn, minlength=3), np.asarray(jax.nn.softmax(logits[1]))) > 0.001
+    cold = jax.vmap(lambda k: family.sample(k, logits[1], 0.0))(jax.random.split(key, 50))
+    assert (cold == family.mode(logits[1])).all()
+
+
+def test_a_gaussian_policy_is_clipped_only_for_the_environment(key):
+    agent = a2c.build(SPEC, a2c.Config(hidden=(8,)))
+    state = jax.jit(agent.init)(key, as_arrays(a2c.Hyper()))
+    obs = jnp.ones(1)
+    played, (sampled, log_prob) = jax.vmap(lambda k: agent.act(k, state.policy, obs, 1.0))(
+        jax.random.split(key, 2000)
+    )
+    mean, log_std = agent.actor.apply(state.policy, obs)
+    np.testing.assert_array_equal(log_std, [0.0])
+    assert stats.kstest(np.asarray(sampled)[:, 0], stats.norm(float(mean[0]), 1).cdf).pvalue > 0.001
+    np.testing.assert_array_equal(played, np.clip(sampled, -1, 1))
+    assert (played != sampled).mean() > 0.2
+    np.testing.assert_allclose(log_prob, stats.norm(mean[0], 1).logpdf(sampled[:, 0]), atol=1e-5)
+    np.testing.assert_array_equal(agent.act(key, state.policy, obs, 0.0)[0], mean)
+
+
+def test_initial_weights_are_orthogonal_with_the_usual_gains(key):
+    for spec in (SPEC, DISCRETE):
+        spec = spec._replace(obs_shape=(5,))
+        state = jax.jit(a2c.build(spec, a2c.Config()).init)(key, as_arrays(a2c.Hyper()))
+        for params, gain in ((state.policy, 0.01), (state.value, 1.0)):
+            kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2]
+            assert [x.shape[0] for x in kernels] == [5, 64, 64]
+            for kernel, size in zip(kernels, (2**0.5, 2**0.5, gain), strict=True):
+                small = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
+                np.testing.assert_allclose(small @ small.T, size**2 * np.eye(len(small)), atol=1e-5)
+            assert all((x == 0).all() for x in jax.tree.leaves(params) if x.ndim == 1)
+
+
+def test_hidden_layers_are_tanh():
+    agent = a2c.build(SPEC, a2c.Config(hidden=(4,)))
+    params = agent.critic.init(jax.random.key(0))
+    first, last = (x for x in jax.tree.leaves(params) if x.ndim == 2)
+    obs = jnp.array([[0.3], [-2.0]])
+    np.testing.assert_allclose(
+        agent.critic.apply(params, obs), (np.tanh(obs @ first) @ last)[:, 0], atol=1e-6
+    )
+
+
+def test_images_are_refused():
+    with pytest.raises(ValueError, match="a2c needs vector observations"):
+        a2c.build(SPEC._replace(obs_shape=(8, 8)))

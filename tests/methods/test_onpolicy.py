@@ -1,0 +1,218 @@
+"""On-policy agents side by side: each is the plain algorithm, and its rollouts run across episodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import cli, parse, rollout, tree
+from popjax.agents import a2c, sac
+from popjax.core import Trajectory, as_arrays
+from popjax.envs import make
+from popjax.methods import onpolicy
+
+TINY = onpolicy.Config(agent=a2c.Config(hidden=(8,)), population=3, lanes=2, steps=5)
+
+
+@lru_cache
+def compiled(probe):
+    method = onpolicy.build(make(f"probe/{probe}"), TINY)
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
+def history(probe, iterations, edit=lambda s: s, hyper=None):
+    method, init, step = compiled(probe)
+    states = [edit(init(jax.random.key(0), hyper or replace(method.hyper, lr=0.05)))]
+    for _ in range(iterations):
+        states.append(step(states[-1]))
+    return states
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+@lru_cache
+def single(probe):
+    """The plain algorithm for one agent, its lanes one after the other in Python."""
+    env = make(f"probe/{probe}")
+    agent = a2c.build(env.spec, TINY.agent)
+    step, reset, act, learn = map(jax.jit, (env.step, env.reset, agent.act, agent.learn))
+
+    def play(params, lane, keys):
+        (key_env, env_state), obs = lane.env, lane.obs
+        rows = []
+        for key in keys:
+            action, (sampled, log_prob) = act(key, params, obs, 1.0)
+            env_state, timestep = step(env_state, action)
+            discount = 0.99 * (1 - timestep.terminated)
+            row = (obs, sampled, timestep.reward, discount, timestep.next_obs, timestep.done, log_prob)
+            rows.append(Trajectory(*map(jnp.asarray, row)))
+            obs = timestep.next_obs
+            if timestep.done:
+                key_env, key_reset = jax.random.split(key_env)
+                env_state, obs = reset(key_reset)
+        return rollout.Lane((key_env, env_state), obs, ()), tree.stack(rows)
+
+    return play, learn
+
+
+@pytest.mark.parametrize("probe", ["corridor-discrete", "endless"])
+def test_every_agent_is_the_plain_algorithm(probe):
+    """Terminations, resets and truncations fall into the rollouts at different steps."""
+    play, learn = single(probe)
+    states = history(probe, 4)
+    hyper, key = states[0].hyper, states[0].key
+    learners = [tree.take(states[0].agents, i) for i in range(3)]
+    lanes = [[tree.take(states[0].lanes, (i, n)) for n in range(2)] for i in range(3)]
+    for got in states[1:]:
+        key, key_play = jax.random.split(key)
+        key, key_learn = jax.random.split(key)
+        keys = jax.random.split(key_play, (3, 2))
+        for i in range(3):
+            params = learners[i].policy
+            played = [play(params, lanes[i][n], jax.random.split(keys[i, n], 5)) for n in range(2)]
+            lanes[i], rows = map(list, zip(*played, strict=True))
+            rows = jax.tree.map(lambda *x: jnp.stack(x, 1), *rows)  # [T, N]
+            learners[i], losses = learn(learners[i], rows, hyper, jax.random.split(key_learn, 3)[i])
+            for mine, theirs in (
+                (got.trajectory, rows),
+                (got.agents, learners[i]),
+                (got.metrics.losses, losses),
+            ):
+                jax.tree.map(
+                    lambda x, y: np.testing.assert_allclose(x[i], y, rtol=1e-5, atol=1e-5), mine, theirs
+                )
+
+
+def test_steps_and_episodes_are_counted_exactly():
+    """Episodes of the delay take two steps: of 5 + 5 + 5 in each lane, 2, 5 and 7 have ended."""
+    states = history("delay", 3)
+    assert compiled("delay")[0].steps_bound == 30
+    assert [int(s.env_steps) for s in states] == [0, 30, 60, 90]
+    assert [int(s.generation) for s in states] == [0, 1, 2, 3]
+    assert [s.metrics.episodes.tolist() for s in states[1:]] == [[4] * 3, [10] * 3, [14] * 3]
+    assert states[-1].metrics.fitness.tolist() == [1, 1, 1]
+
+
+def test_a_termination_inside_a_rollout_does_not_leak():
+    """The rows of five steps of the delay, and of the five that follow: nothing is lost between them."""
+    states = history("delay", 2)
+    rows = [np.asarray(getattr(states[1].trajectory, x))[1, :, 0] for x in vars(states[1].trajectory)]
+    obs, _, reward, discount, next_obs, done, _ = rows
+    assert obs.ravel().tolist() == [0, 1, 0, 1, 0]
+    assert reward.tolist() == [0, 1, 0, 1, 0]
+    np.testing.assert_allclose(discount, [0.99, 0, 0.99, 0, 0.99])
+    assert next_obs.ravel().tolist() == [1, 1, 1, 1, 1]
+    assert done.tolist() == [False, True, False, True, False]
+    after = states[2].trajectory
+    assert after.obs[1, :, 0].ravel().tolist() == [1, 0, 1, 0, 1]
+    assert after.done[1, :, 0].tolist() == [True, False, True, False, True]
+
+
+def test_what_follows_an_episode_teaches_nothing_about_it(key):
+    """Other rewards after the end: the gradient of the network at the observations before it is as it was.
+
+    The agent sees the two steps before the end under observations of their own, and has a table for a
+    network: one weight for each observation."""
+    spec = make("probe/delay").spec._replace(obs_shape=(4,))
+    agent = a2c.build(spec, a2c.Config(hidden=()))
+    hyper = as_arrays(a2c.Hyper(max_grad_norm=1e9, lr=0.1))
+    state = jax.jit(agent.init)(key, hyper)
+    eye, zero = jnp.eye(4)[:, None], jnp.zeros((4, 1))
+    done = jnp.array([False, True, False, False])[:, None]
+    rows = Trajectory(eye, zero[..., None] + 0.5, zero + 1, jnp.where(done, 0, 0.9), eye, done, zero)
+    other = rows.replace(reward=rows.reward.at[2:].add(100.0))
+    a, b = (jax.jit(agent.learn)(state, x, hyper, key)[0] for x in (rows, other))
+    for x, y in zip(*map(jax.tree.leaves, ((a.policy, a.value), (b.policy, b.value))), strict=True):
+        if x.ndim == 2:
+            np.testing.assert_array_equal(x[:2], y[:2])
+            assert (x[2:] != y[2:]).all()
+
+
+def test_a_time_limit_keeps_its_bootstrap():
+    rows = history("endless", 1)[-1].trajectory
+    np.testing.assert_allclose(rows.discount, 0.99 * np.ones((3, 5, 2)), rtol=1e-6)
+    assert rows.done[0, :, 0].tolist() == [False] * 4 + [True]
+
+
+def test_agents_do_not_know_of_each_other():
+    """Other parameters for agent 1 leave agents 0 and 2 as they are."""
+
+    def disturb(state):
+        return state.replace(agents=tree.take(state.agents, jnp.array([0, 0, 2])))
+
+    plain, disturbed = history("corridor-discrete", 5)[-1], history("corridor-discrete", 5, disturb)[-1]
+    for field in ("agents", "returns", "trajectory"):
+        a, b = getattr(plain, field), getattr(disturbed, field)
+        assert same(tree.take(a, jnp.array([0, 2])), tree.take(b, jnp.array([0, 2])))
+    assert not same(tree.take(plain.agents, 1), tree.take(disturbed.agents, 1))
+
+
+def test_a_number_for_each_agent():
+    """Rates [P]: the agent with rate 0 stands still, the others move."""
+    method = compiled("corridor-discrete")[0]
+    states = history("corridor-discrete", 2, hyper=replace(method.hyper, lr=jnp.array([0.0, 1e-3, 1e-2])))
+    first, last = states[0].agents, states[-1].agents
+    moved = [not same(tree.take(first.policy, i), tree.take(last.policy, i)) for i in range(3)]
+    assert moved == [False, True, True]
+
+
+def test_the_best_agent_is_deployed_greedily(key):
+    method = compiled("corridor-discrete")[0]
+    state = history("corridor-discrete", 1)[-1]
+    state = state.replace(metrics=replace(state.metrics, fitness=jnp.array([0.0, 3.0, 1.0])))
+    assert same(method.policy(state), tree.take(state.agents.policy, 1))
+    actions = [method.act(method.policy(state), (), jnp.ones(1), k)[1] for k in jax.random.split(key)]
+    np.testing.assert_array_equal(*actions)
+
+
+def test_the_defaults_are_those_of_baselines():
+    method = onpolicy.build(make("probe/delay"))
+    assert method.steps_bound == 20
+    assert method.hyper.anneal_updates * 20 == 10**7
+
+
+def test_the_command_line_offers_it():
+    module, argv = onpolicy, ["--env=probe/context", "--env-steps=9", "--config.agent.hidden", "16"]
+    assert cli.METHODS["onpolicy"] == module.__name__
+    for given in ([], ["--config.agent", "a2c"]):
+        agent, rest = cli._peel_agent(module, [*argv, *given])
+        arguments = cli._parse_run(parse, "onpolicy", rest, *cli._defaults(module, agent, None))
+        assert agent == "a2c"
+        assert arguments.config.agent.hidden == (16,)
+        assert arguments.hyper == a2c.Hyper()
+    with pytest.raises(parse.Fault, match="unknown agent 'sac'"):
+        cli._peel_agent(module, ["--config.agent", "sac"])
+
+
+def test_senseless_configs_are_refused():
+    with pytest.raises(ValueError, match="lanes must be at least 1, got 0"):
+        onpolicy.Config(lanes=0)
+    with pytest.raises(ValueError, match="there is a2c"):
+        onpolicy.build(make("probe/delay"), onpolicy.Config(agent=sac.Config()))
+
+
+def test_it_learns_to_balance_a_pole(key):
+    """CartPole in 400,000 steps, then 64 greedy episodes of at most 500."""
+    env = make("gymnax/CartPole-v1")
+    method = onpolicy.build(env, onpolicy.Config(lanes=16))
+    hyper = replace(method.hyper, lr=3e-3, anneal_updates=5000.0)
+
+    @jax.jit
+    def returns(key):
+        state, _ = jax.lax.scan(lambda s, _: (method.step(s), None), method.init(key, hyper), length=5000)
+        params = method.policy(state)
+
+        def policy(memory, obs, key):
+            return method.act(params, memory, obs, key)
+
+        play = jax.vmap(lambda key: rollout.episode(env, policy, (), key).total)
+        return play(jax.random.split(key, 64))
+
+    assert returns(key).mean() > 300

@@ -554,7 +554,7 @@ def test_diayn_pays_skills_first_and_the_task_later():
     obs = state.replay.rows.transition.obs
     assert obs.shape[-1] == 1 + 4
     assert (obs[:50, 1:].sum(-1) == 1).all()
-    drawn = [int(init(jax.random.key(seed), method.hyper).skills) for seed in range(8)]
+    drawn = [init(jax.random.key(seed), method.hyper).skills.item() for seed in range(8)]
     assert len(set(drawn)) > 1
     module = diayn.diayn(1, 4, SMALL.diayn)
 

@@ -223,10 +223,10 @@ def _bytes(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(bare(state)))
 
 
-@pytest.mark.parametrize("name", ["sac", "pderl", "ce"])
-def test_a_step_never_copies_the_replay(name):
+@pytest.mark.parametrize(("name", "share"), [("sac", 0.3), ("pderl", 0.3), ("ce", 0.5)])
+def test_a_step_never_copies_the_replay(name, share):
     """With 10^6 transitions of a real task and default networks: the donated State is written in place, and
-    all else that a step needs is less than 0.3 times its size."""
+    all else that a step needs, the batches of four agents in CE, is less than a ``share`` of its size."""
     env = make("gymnax/Pendulum-v1")
     method = {"sac": independent, "pderl": pderl, "ce": ce}[name].build(env)
     state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
@@ -236,4 +236,4 @@ def test_a_step_never_copies_the_replay(name):
         jax.tree.map(lambda x: x if x.dtype != state.key.dtype else jnp.zeros(2, jnp.uint32), state)
     )
     assert memory.alias_size_in_bytes >= 0.99 * size
-    assert memory.temp_size_in_bytes < 0.3 * size
+    assert memory.temp_size_in_bytes < share * size

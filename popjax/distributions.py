@@ -35,9 +35,11 @@ class Distribution(NamedTuple):
     bounded: Callable[[Array], Array]
 
 
-def of(spec: Spec) -> Distribution:
-    """The family for the actions of an environment."""
-    return categorical() if spec.discrete else gaussian()
+def of(spec: Spec, *, squash: bool = False) -> Distribution:
+    """The family for the actions of an environment; ``squash`` concerns continuous ones."""
+    if spec.discrete:
+        return categorical()
+    return squashed() if squash else gaussian()
 
 
 def categorical() -> Distribution:
@@ -88,3 +90,12 @@ def gaussian() -> Distribution:
         mode=lambda outputs: outputs[0],
         bounded=lambda action: jnp.clip(action, -1.0, 1.0),
     )
+
+
+def squashed() -> Distribution:
+    """``gaussian()``, of which the environment takes the tanh.
+
+    Actions and log-probabilities are those before it. The density of the tanh differs by a term of the action
+    alone, which ratios and divergences of two policies do not see; the entropy is the Gaussian's.
+    """
+    return gaussian()._replace(bounded=jnp.tanh)

@@ -19,7 +19,7 @@ from flax import struct
 from jax import Array
 
 from popjax import rollout, tree
-from popjax.agents import a2c
+from popjax.agents import a2c, ppo
 from popjax.core import (
     Env,
     Key,
@@ -35,7 +35,7 @@ from popjax.core import (
     transition,
 )
 
-AGENTS: dict[str, ModuleType] = {"a2c": a2c}
+AGENTS: dict[str, ModuleType] = {"a2c": a2c, "ppo": ppo}
 """The kinds of agent that there are for this method, by their names on the command line."""
 
 
@@ -43,7 +43,7 @@ AGENTS: dict[str, ModuleType] = {"a2c": a2c}
 class Config:
     """Sizes of the population and its rollouts."""
 
-    agent: a2c.Config = field(default_factory=a2c.Config)  # the kind of agent, and its networks
+    agent: a2c.Config | ppo.Config = field(default_factory=a2c.Config)  # the kind of agent, and its networks
     population: int = 1  # agents
     lanes: int = 4  # environments of each agent
     steps: int = 5  # environment steps of each lane per iteration: the length of a rollout

@@ -1,0 +1,243 @@
+"""Proximal policy optimization with a clipped surrogate. Schulman et al., 2017.
+
+Policy and value have networks and optimizers of their own, and every rollout is learned from in two phases:
+the policy until it has moved too far in divergence, then the value. This is the form of OpenAI's Spinning Up
+(2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm`` and
+``normalize_obs`` it is the common one.
+
+Differs from Spinning Up: orthogonal initialization; episodes go on over the end of a rollout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import advantage, distributions, nets, normalize, tree
+from popjax.core import (
+    Key,
+    Network,
+    Number,
+    OnPolicyAgent,
+    Params,
+    PyTree,
+    Spec,
+    Trajectory,
+    number,
+    vector_size,
+)
+from popjax.optimize import adam, descend
+
+CLIP_OBS = 10.0  # standard deviations
+
+
+@dataclass(frozen=True)
+class Config:
+    """Networks, and how often a rollout is gone through."""
+
+    hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value, units
+    activation: Literal["relu", "tanh"] = "tanh"  # between them
+    squash: bool = (
+        False  # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
+    )
+    policy_epochs: int = 80  # passes of the policy over a rollout, at most
+    value_epochs: int = 80  # passes of the value
+    minibatches: int = 1  # gradient steps of a pass, each on an equal part of the rollout
+    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what, to mean 0 and std 1
+    normalize_obs: bool = False  # observations are whitened by their running statistics
+
+    def __post_init__(self) -> None:
+        for name in ("policy_epochs", "value_epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of one learner."""
+
+    discount: Number = number(0.99, high=1.0)  # gamma, per environment step
+    trace_decay: Number = number(0.97, high=1.0)  # lambda of the advantages
+    clip: Number = number(0.2)  # how far the ratio of probabilities may move to count
+    policy_lr: Number = number(3e-4)  # Adam's rate for the policy
+    value_lr: Number = number(1e-3)  # Adam's rate for the value
+    target_kl: Number = number(0.01)  # the policy stops beyond 1.5 times this divergence, nats; inf: never
+    entropy_weight: Number = number(0.0)  # of the entropy bonus
+    max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
+
+
+@struct.dataclass
+class State:
+    """Policy and value, Adam's moments of each, statistics of observations (() without whitening)."""
+
+    policy: Params
+    value: Params
+    policy_optimizer: PyTree
+    value_optimizer: PyTree
+    observations: PyTree
+
+
+@struct.dataclass
+class Losses:
+    """policy_loss, value_loss: of the last steps; kl: divergence from the policy that played, nats; entropy,
+    nats; policy_steps: gradient steps of the policy, as a float; [] each."""
+
+    policy_loss: Array
+    value_loss: Array
+    kl: Array
+    entropy: Array
+    policy_steps: Array
+
+
+def surrogate(ratio: Array, advantages: Array, clip: Array | float) -> Array:
+    """[...] what the policy ascends: ``min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)``. Equation 7."""
+    return jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
+
+
+def standardized(x: Array) -> Array:
+    """``(x - mean) / std`` over all, with the population's std; 0 where nothing varies."""
+    std = x.std()
+    return jnp.where(std > 0, (x - x.mean()) / jnp.where(std > 0, std, 1.0), 0.0)
+
+
+def networks(spec: Spec, config: Config) -> tuple[Network, Network]:
+    """Policy and value network."""
+    obs_dim = vector_size(spec, "ppo")
+    actor = nets.categorical_actor if spec.discrete else nets.gaussian_policy
+    policy = actor(obs_dim, spec.action_dim, config.hidden, activation=config.activation)
+    return policy, nets.state_value(obs_dim, config.hidden, activation=config.activation)
+
+
+def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
+    """A PPO learner for discrete or continuous actions."""
+    policy, value = networks(spec, config)
+    actions = distributions.of(spec, squash=config.squash)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        key_policy, key_value = jax.random.split(key)
+        policy_params, value_params = policy.init(key_policy), value.init(key_value)
+        return State(
+            policy=policy_params,
+            value=value_params,
+            policy_optimizer=adam(hyper.policy_lr, hyper.max_grad_norm).init(policy_params),
+            value_optimizer=adam(hyper.value_lr, hyper.max_grad_norm).init(value_params),
+            observations=normalize.init(spec.obs_shape) if config.normalize_obs else (),
+        )
+
+    def seen(observations: PyTree, obs: Array) -> Array:
+        return normalize.normalize(observations, obs, clip=CLIP_OBS) if config.normalize_obs else obs
+
+    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> tuple[Array, tuple[Array, Array]]:
+        policy_params, observations = params
+        outputs = policy.apply(policy_params, seen(observations, obs))
+        action = actions.sample(key, outputs, scale)
+        return actions.bounded(action), (action, actions.log_prob(outputs, action))
+
+    def learn_policy(
+        state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
+    ) -> tuple[State, tuple[Array, ...]]:
+        """Steps until the divergence is too large or all epochs are done; rows and advantages [B]."""
+        optimizer = adam(hyper.policy_lr, hyper.max_grad_norm)
+
+        def loss(params: Params, part: tuple[Trajectory, Array]) -> tuple[Array, None]:
+            rows, advantages = part
+            if config.normalize_advantage == "minibatch":
+                advantages = standardized(advantages)
+            outputs = policy.apply(params, rows.obs)
+            ratio = jnp.exp(actions.log_prob(outputs, rows.action) - rows.log_prob)
+            gain = surrogate(ratio, advantages, hyper.clip).mean()
+            return -gain - hyper.entropy_weight * actions.entropy(outputs).mean(), None
+
+        def divergence(params: Params) -> Array:
+            return (rows.log_prob - actions.log_prob(policy.apply(params, rows.obs), rows.action)).mean()
+
+        def epoch(carry: Any) -> Any:
+            count, params, moments, _, _ = carry
+
+            def step(carry: PyTree, part: PyTree) -> tuple[PyTree, Array]:
+                params, moments, value, _ = descend(optimizer, lambda p: loss(p, part), *carry)
+                return (params, moments), value
+
+            parts = _parts((rows, advantages), jax.random.fold_in(key, count), config.minibatches)
+            (params, moments), losses = jax.lax.scan(step, (params, moments), parts)
+            return count + 1, params, moments, losses[-1], divergence(params)
+
+        def unfinished(carry: Any) -> Array:
+            count, *_, kl = carry
+            return (count < config.policy_epochs) & (kl <= 1.5 * hyper.target_kl)
+
+        start = (jnp.int32(0), state.policy, state.policy_optimizer, jnp.float32(0), jnp.float32(0))
+        count, params, moments, last, kl = jax.lax.while_loop(unfinished, epoch, start)
+        entropy = actions.entropy(policy.apply(params, rows.obs)).mean()
+        state = replace(state, policy=params, policy_optimizer=moments)
+        return state, (last, kl, entropy, jnp.float32(count * config.minibatches))
+
+    def learn_value(state: State, obs: Array, returns: Array, hyper: Hyper, key: Key) -> tuple[State, Array]:
+        """``value_epochs`` passes towards the returns [B]."""
+        optimizer = adam(hyper.value_lr, hyper.max_grad_norm)
+
+        def step(carry: PyTree, part: tuple[Array, Array]) -> tuple[PyTree, Array]:
+            def loss(params: Params) -> tuple[Array, None]:
+                return jnp.square(value.apply(params, part[0]) - part[1]).mean(), None
+
+            params, moments, error, _ = descend(optimizer, loss, *carry)
+            return (params, moments), error
+
+        def epoch(carry: PyTree, key: Key) -> tuple[PyTree, Array]:
+            carry, errors = jax.lax.scan(step, carry, _parts((obs, returns), key, config.minibatches))
+            return carry, errors[-1]
+
+        keys = jax.random.split(key, config.value_epochs)
+        (params, moments), errors = jax.lax.scan(epoch, (state.value, state.value_optimizer), keys)
+        return replace(state, value=params, value_optimizer=moments), errors[-1]
+
+    def learn(state: State, rollout: Trajectory, hyper: Hyper, key: Key) -> tuple[State, Losses]:
+        key_policy, key_value = jax.random.split(key)
+        # The statistics are those under which the rollout was played; they move on at the end.
+        raw = rollout.obs
+        rollout = replace(
+            rollout,
+            obs=seen(state.observations, raw),
+            next_obs=seen(state.observations, rollout.next_obs),
+        )
+        values, next_values = (value.apply(state.value, obs) for obs in (rollout.obs, rollout.next_obs))
+        estimates = [
+            advantage.generalized(rollout.reward, rollout.discount, values, next_values, rollout.done, decay)
+            for decay in (hyper.trace_decay, 1.0)
+        ]
+        rows = tree.flatten(rollout)
+        advantages, returns = tree.flatten((estimates[0], estimates[1] + values))
+        if config.normalize_advantage == "rollout":
+            advantages = standardized(advantages)
+        state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
+        state, value_loss = learn_value(state, rows.obs, returns, hyper, key_value)
+        if config.normalize_obs:
+            state = replace(state, observations=normalize.update(state.observations, raw))
+        return state, Losses(policy_loss, value_loss, kl, entropy, steps)
+
+    return OnPolicyAgent(
+        init=init,
+        act=act,
+        learn=learn,
+        params=lambda state: (state.policy, state.observations),
+        actor=policy,
+        critic=value,
+    )
+
+
+def _parts(rows: PyTree, key: Key, count: int) -> PyTree:
+    """Rows [B, ...] in random order as [count, B / count, ...]; as they are if they make one part."""
+    size = jax.tree.leaves(rows)[0].shape[0]
+    if size % count:
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        near = min(fitting, key=lambda n: abs(n - count))
+        raise ValueError(f"a rollout of {size} rows is not divided by {count} minibatches; {near} would do")
+    if count > 1:
+        rows = tree.take(rows, jax.random.permutation(key, size))
+    return jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), rows)

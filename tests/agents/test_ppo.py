@@ -1,0 +1,165 @@
+"""PPO finds the probes' known answers, and its pieces have the numbers of a pencil."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import advantage, distributions, tree
+from popjax.agents import ppo
+from popjax.core import Env, Trajectory, as_arrays
+from popjax.envs import make
+from popjax.methods import onpolicy
+
+GAMMA = 0.5
+# probe -> (observation, value of the best action, that action or None) for every observation.
+ANSWERS = {
+    "constant": [(0, 1, None)],
+    "observation": [(-1, -1, None), (1, 1, None)],
+    "delay": [(0, GAMMA, None), (1, 1, None)],
+    "action": [(0, 1, 0.5)],
+    "context": [(-1, 1, -0.5), (1, 1, 0.5)],
+    "endless": [(1, 1 / (1 - GAMMA), None)],
+    "action-discrete": [(0, 1, 1)],
+    "context-discrete": [(-1, 1, 0), (1, 1, 1)],
+}
+OBSERVATIONS = (-1, 0, 1)
+
+
+@lru_cache
+def learned(discrete):
+    """For every probe of a kind: losses, values and greedy actions at OBSERVATIONS, in one program."""
+    envs = {name: make(f"probe/{name}") for name in ANSWERS if name.endswith("discrete") == discrete}
+    resets, steps = ([getattr(env, part) for env in envs.values()] for part in ("reset", "step"))
+    spec = next(iter(envs.values())).spec
+    config = ppo.Config(hidden=(16, 16), policy_epochs=8, value_epochs=8, minibatches=2, squash=not discrete)
+    agent = ppo.build(spec, config)
+
+    def one(which):
+        env = Env(
+            reset=lambda key: jax.lax.switch(which, resets, key),
+            step=lambda state, action: jax.lax.switch(which, steps, state, action),
+            spec=spec,
+        )
+        method = onpolicy.build(env, onpolicy.Config(agent=config, lanes=16, steps=8))
+        hyper = replace(method.hyper, discount=GAMMA, policy_lr=5e-3, value_lr=5e-3, target_kl=0.03)
+        state, losses = jax.lax.scan(
+            lambda s, _: (method.step(s), s.metrics.losses),
+            method.init(jax.random.key(0), hyper),
+            length=200,
+        )
+        obs = jnp.array(OBSERVATIONS, jnp.float32)[:, None]
+        values = agent.critic.apply(tree.take(state.agents.value, 0), obs)
+        actions = jax.vmap(lambda x: method.act(method.policy(state), (), x, jax.random.key(0))[1])(obs)
+        return losses, values, actions.reshape(len(OBSERVATIONS))
+
+    found = jax.jit(jax.vmap(one))(jnp.arange(len(envs)))
+    return {name: tree.take(found, i) for i, name in enumerate(envs)}
+
+
+@pytest.mark.parametrize("probe", ANSWERS)
+def test_the_known_answers(probe):
+    losses, values, actions = learned(probe.endswith("discrete"))[probe]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(losses))
+    for obs, value, best in ANSWERS[probe]:
+        at = OBSERVATIONS.index(obs)
+        np.testing.assert_allclose(values[at], value, atol=0.2)
+        if best is not None:
+            np.testing.assert_allclose(actions[at], best, atol=0.15)
+
+
+def test_the_worked_example_of_the_advantages():
+    values, rewards = jnp.array([0.5, 0.4, 0.3]), jnp.ones(3)
+    following, discounts, done = jnp.array([0.4, 0.3, 0.2]), jnp.full(3, 0.99), jnp.zeros(3, bool)
+    estimates = advantage.generalized(rewards, discounts, values, following, done, 0.97)
+    np.testing.assert_allclose(estimates, [2.585503, 1.759349, 0.898], atol=1e-5)
+    returns = advantage.generalized(rewards, discounts, values, following, done, 1.0) + values
+    np.testing.assert_allclose(returns, [3.16416, 2.18602, 1.198], atol=1e-5)
+    np.testing.assert_allclose(ppo.standardized(estimates), [1.216142, 0.017028, -1.23317], atol=1e-5)
+    np.testing.assert_array_equal(ppo.standardized(jnp.ones(3)), 0)
+
+
+def test_the_worked_example_of_the_surrogate():
+    gains = ppo.surrogate(jnp.array([1.3, 0.7]), jnp.array([2.0, -1.0]), 0.2)
+    np.testing.assert_allclose(gains, [2.4, -0.8], atol=1e-6)
+
+
+def test_the_worked_example_of_the_squashed_policy():
+    family, x = distributions.squashed(), jnp.array([0.3])
+    log_probs = [family.log_prob((jnp.array([mean]), jnp.array([-0.5])), x) for mean in (0.1, 0.2)]
+    assert float(log_probs[0]) == pytest.approx(-0.473304, abs=1e-5)
+    correction = float(jnp.log1p(-(jnp.tanh(x[0]) ** 2)))
+    assert float(log_probs[0]) - correction == pytest.approx(-0.384623, abs=1e-5)
+    assert float(log_probs[1]) - correction == pytest.approx(-0.343848, abs=1e-5)
+    assert float(jnp.exp(log_probs[1] - log_probs[0])) == pytest.approx(1.041617, abs=1e-5)
+    assert float(family.bounded(x)[0]) == pytest.approx(0.291313, abs=1e-6)
+
+
+def played(config, hyper, key, steps=8, lanes=4):
+    """An agent, its state, and a rollout of random observations under it; rewards prefer large actions."""
+    spec = make("probe/context").spec
+    agent = ppo.build(spec, config)
+    state = agent.init(key, hyper)
+    obs = 3 + 2 * jax.random.normal(key, (steps, lanes, 1))
+    act = jax.vmap(jax.vmap(lambda k, o: agent.act(k, agent.params(state), o, 1.0)))
+    _, (action, log_prob) = act(jax.random.split(key, (steps, lanes)), obs)
+    ended = jnp.ones((steps, lanes), bool)
+    rows = Trajectory(obs, action, action[..., 0], 0.0 * action[..., 0], obs, ended, log_prob)
+    return agent, state, rows
+
+
+@pytest.mark.parametrize(("target", "stopped"), [(1e-6, True), (np.inf, False)])
+def test_the_policy_stops_when_it_has_moved_too_far(target, stopped, key):
+    config = ppo.Config(hidden=(8,), policy_epochs=20, value_epochs=1)
+    hyper = as_arrays(ppo.Hyper(target_kl=target, policy_lr=1e-2))
+    agent, state, rows = played(config, hyper, key)
+    _, losses = jax.jit(agent.learn)(state, rows, hyper, key)
+    assert (int(losses.policy_steps) < 20) == stopped
+    assert int(losses.policy_steps) >= 1
+    assert float(losses.kl) > 1.5 * 1e-6
+
+
+def test_the_first_step_of_the_policy_follows_the_policy_gradient(key):
+    """Where the ratio is 1, the surrogate's gradient is that of the log-probability times the advantage."""
+    config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=1)
+    hyper = as_arrays(ppo.Hyper())
+    agent, state, rows = played(config, hyper, key)
+    after, _ = jax.jit(agent.learn)(state, rows, hyper, key)
+    values = agent.critic.apply(state.value, rows.obs)
+    advantages = ppo.standardized(rows.reward - values)
+    family = distributions.gaussian()
+
+    def gain(params):
+        return (family.log_prob(agent.actor.apply(params, rows.obs), rows.action) * advantages).mean()
+
+    moved = jax.tree.map(lambda a, b: a - b, after.policy, state.policy)
+    for step, gradient in zip(*map(jax.tree.leaves, (moved, jax.grad(gain)(state.policy))), strict=True):
+        clear = np.abs(gradient) > 1e-6
+        np.testing.assert_array_equal(np.sign(step)[clear], np.sign(gradient)[clear])
+        np.testing.assert_allclose(np.abs(step)[clear], 3e-4, rtol=1e-2)  # Adam's first step
+
+
+def test_observations_are_whitened_by_what_was_seen_before(key):
+    config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=1, normalize_obs=True)
+    hyper = as_arrays(ppo.Hyper())
+    agent, state, rows = played(config, hyper, key)
+    after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
+    assert float(losses.policy_steps) == 1
+    np.testing.assert_allclose(after.observations.mean, rows.obs.mean((0, 1)), rtol=1e-5)
+    still = replace(after, policy=state.policy)
+    actions = [agent.act(key, agent.params(s), rows.obs[0, 0], 0.0)[0] for s in (state, still)]
+    assert float(jnp.abs(actions[0] - actions[1]).max()) > 1e-6
+
+
+def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does(key):
+    config, hyper = ppo.Config(hidden=(8,), minibatches=5), as_arrays(ppo.Hyper())
+    agent, state, rows = played(config, hyper, key)
+    with pytest.raises(ValueError, match="32 rows is not divided by 5 minibatches; 4 would do"):
+        agent.learn(state, rows, hyper, key)
+    with pytest.raises(ValueError, match="value_epochs must be at least 1, got 0"):
+        ppo.Config(value_epochs=0)

@@ -108,11 +108,12 @@ class _GaussianActor(nn.Module):
 
 class _GaussianPolicy(nn.Module):
     mlp: MLP
+    log_std: float
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
         mean = self.mlp(obs)
-        log_std = self.param("log_std", nn.initializers.zeros, (self.mlp.out,))
+        log_std = self.param("log_std", nn.initializers.constant(self.log_std), (self.mlp.out,))
         return mean, jnp.broadcast_to(log_std, mean.shape)
 
 
@@ -176,12 +177,18 @@ def categorical_actor(
 
 
 def gaussian_policy(
-    obs_dim: int, action_dim: int, hidden: Sequence[int], *, activation: str = "tanh", gain: float = 0.01
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "tanh",
+    gain: float = 0.01,
+    log_std: float = 0.0,
 ) -> Network:
     """obs [..., D] -> (mean [..., A], log std [..., A]) of a Gaussian that is not squashed, as in the MLP
-    policies of OpenAI Baselines: the log std is a parameter, 0 at first and the same for all observations;
-    orthogonal, the last layer with ``gain``."""
-    return _network(_GaussianPolicy(_orthogonal(hidden, action_dim, activation, gain)), obs_dim)
+    policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same for all
+    observations; orthogonal, the last layer with ``gain``."""
+    return _network(_GaussianPolicy(_orthogonal(hidden, action_dim, activation, gain), log_std), obs_dim)
 
 
 def state_value(

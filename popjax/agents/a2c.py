@@ -30,6 +30,9 @@ from popjax.core import (
 )
 from popjax.optimize import descend
 
+ROLLOUT = 5
+"""Environment steps of each lane that a gradient step is taken from."""
+
 
 @dataclass(frozen=True)
 class Config:

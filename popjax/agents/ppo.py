@@ -35,6 +35,8 @@ from popjax.core import (
 from popjax.optimize import adam, descend
 
 CLIP_OBS = 10.0  # standard deviations
+LOG_STD = -0.5  # of a fresh Gaussian policy
+ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns from 4,000 at a time
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,11 @@ def standardized(x: Array) -> Array:
 def networks(spec: Spec, config: Config) -> tuple[Network, Network]:
     """Policy and value network."""
     obs_dim = vector_size(spec, "ppo")
-    actor = nets.categorical_actor if spec.discrete else nets.gaussian_policy
-    policy = actor(obs_dim, spec.action_dim, config.hidden, activation=config.activation)
+    sizes = (obs_dim, spec.action_dim, config.hidden)
+    if spec.discrete:
+        policy = nets.categorical_actor(*sizes, activation=config.activation)
+    else:
+        policy = nets.gaussian_policy(*sizes, activation=config.activation, log_std=LOG_STD)
     return policy, nets.state_value(obs_dim, config.hidden, activation=config.activation)
 
 

@@ -46,12 +46,14 @@ class Config:
     agent: a2c.Config | ppo.Config = field(default_factory=a2c.Config)  # the kind of agent, and its networks
     population: int = 1  # agents
     lanes: int = 4  # environments of each agent
-    steps: int = 5  # environment steps of each lane per iteration: the length of a rollout
+    steps: int = 0  # environment steps of each lane in a rollout; 0: the agent's own, 5 (a2c) or 1,000 (ppo)
 
     def __post_init__(self) -> None:
-        for name in ("population", "lanes", "steps"):
+        for name in ("population", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}")
 
 
 Hyper = Any
@@ -94,7 +96,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     lanes_env = rollout.autoreset(env)
     # The policy's choice carries the sample and its log-probability past the environment, to ``record``.
     played_env = lanes_env._replace(step=lambda state, choice: lanes_env.step(state, choice[0]))
-    population, lanes = config.population, config.lanes
+    population, lanes, length = config.population, config.lanes, config.steps or module.ROLLOUT
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)
@@ -131,7 +133,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             step = transition(obs, action, timestep, hyper.discount)
             return Trajectory(**vars(step), done=timestep.done, log_prob=log_prob)
 
-        return rollout.collect(played_env, policy, lane, key, config.steps, record=record)
+        return rollout.collect(played_env, policy, lane, key, length, record=record)
 
     def collect_all(played: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
         """All lanes [P, N] and trajectories [P, T, N]."""
@@ -148,7 +150,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(
             s,
             key=key,
-            env_steps=s.env_steps + population * lanes * config.steps,
+            env_steps=s.env_steps + population * lanes * length,
             generation=s.generation + 1,
             metrics=replace(s.metrics, fitness=returns.latest.mean(1), episodes=returns.episodes.sum(1)),
             lanes=played,
@@ -179,7 +181,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         policy=policy,
         act=act,
         hyper=module.Hyper(),
-        steps_bound=population * lanes * config.steps,
+        steps_bound=population * lanes * length,
     )
 
 

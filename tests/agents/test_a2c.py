@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 import jax
@@ -11,71 +10,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from popjax import distributions, tree
+from popjax import distributions
 from popjax.agents import a2c
-from popjax.core import Env, Spec, Trajectory, as_arrays
-from popjax.envs import make
-from popjax.methods import onpolicy
+from popjax.core import Spec, Trajectory, as_arrays
+from tests.agents import probes
 
-GAMMA = 0.5
 SPEC = Spec(name="none", obs_shape=(1,), action_dim=1, episode_length=1)
 DISCRETE = SPEC._replace(action_dim=3, discrete=True)
-# probe -> (observation, value of the best action, that action or None) for every observation.
-ANSWERS = {
-    "constant": [(0, 1, None)],
-    "observation": [(-1, -1, None), (1, 1, None)],
-    "delay": [(0, GAMMA, None), (1, 1, None)],
-    "action": [(0, 1, 0.5)],
-    "context": [(-1, 1, -0.5), (1, 1, 0.5)],
-    "endless": [(1, 1 / (1 - GAMMA), None)],
-    "action-discrete": [(0, 1, 1)],
-    "context-discrete": [(-1, 1, 0), (1, 1, 1)],
-}
-
-
-OBSERVATIONS = (-1, 0, 1)
 
 
 @lru_cache
 def learned(discrete):
-    """For every probe of a kind: losses [1000, 1]; values and greedy actions at OBSERVATIONS. One program
-    learns them all side by side."""
-    envs = {name: make(f"probe/{name}") for name in ANSWERS if name.endswith("discrete") == discrete}
-    resets, steps = ([getattr(env, part) for env in envs.values()] for part in ("reset", "step"))
-    spec, config = next(iter(envs.values())).spec, a2c.Config(hidden=(16, 16))
-    agent = a2c.build(spec, config)
-
-    def one(which):
-        env = Env(
-            reset=lambda key: jax.lax.switch(which, resets, key),
-            step=lambda state, action: jax.lax.switch(which, steps, state, action),
-            spec=spec,
-        )
-        method = onpolicy.build(env, onpolicy.Config(agent=config, lanes=16, steps=4))
-        hyper = replace(method.hyper, discount=GAMMA, lr=1e-2, entropy_weight=0.0, anneal_updates=1000.0)
-        state, losses = jax.lax.scan(
-            lambda s, _: (method.step(s), s.metrics.losses),
-            method.init(jax.random.key(0), hyper),
-            length=1000,
-        )
-        obs = jnp.array(OBSERVATIONS, jnp.float32)[:, None]
-        values = agent.critic.apply(tree.take(state.agents.value, 0), obs)
-        actions = jax.vmap(lambda x: method.act(method.policy(state), (), x, jax.random.key(0))[1])(obs)
-        return losses, values, actions.reshape(len(OBSERVATIONS))
-
-    found = jax.jit(jax.vmap(one))(jnp.arange(len(envs)))
-    return {name: tree.take(found, i) for i, name in enumerate(envs)}
+    numbers = {"lr": 1e-2, "entropy_weight": 0.0, "anneal_updates": 1000.0}
+    return probes.learned(discrete, a2c, a2c.Config(hidden=(16, 16)), 4, 1000, **numbers)
 
 
-@pytest.mark.parametrize("probe", ANSWERS)
+@pytest.mark.parametrize("probe", probes.ALL_ANSWERS)
 def test_the_known_answers(probe):
-    losses, values, actions = learned(probe.endswith("discrete"))[probe]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(losses))
-    for obs, value, best in ANSWERS[probe]:
-        at = OBSERVATIONS.index(obs)
-        np.testing.assert_allclose(values[at], value, atol=0.15)
-        if best is not None:
-            np.testing.assert_allclose(actions[at], best, atol=0.12)
+    probes.assert_knows(learned(probe.endswith("discrete")), probe, value_error=0.15, action_error=0.12)
 
 
 def linear(spec, discount=0.9, **numbers):

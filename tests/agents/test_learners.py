@@ -14,8 +14,8 @@ from popjax import agents, nets, rollout, tree
 from popjax.agents import ddpg, sac, td3
 from popjax.core import Spec, Transition, as_arrays, transition
 from popjax.envs import make
+from tests.agents.probes import ANSWERS, GAMMA
 
-GAMMA = 0.5
 SPEC = Spec(name="none", obs_shape=(3,), action_dim=2, episode_length=1)
 CONFIGS = {
     "ddpg": ddpg.Config(hidden=(32, 32), critic_branch=32, critic_hidden=32),
@@ -26,15 +26,6 @@ FAST = {
     "ddpg": ddpg.Hyper(polyak=0.05, actor_lr=2e-3, critic_lr=5e-3),
     "td3": td3.Hyper(polyak=0.05, actor_lr=3e-3, critic_lr=3e-3),
     "sac": sac.Hyper(polyak=0.05, actor_lr=3e-3, critic_lr=3e-3, init_temperature=0.01, temperature_lr=0.0),
-}
-# probe -> (observation, value of the best action, that action or None) for every observation.
-ANSWERS = {
-    "constant": [(0, 1, None)],
-    "observation": [(-1, -1, None), (1, 1, None)],
-    "delay": [(0, GAMMA, None), (1, 1, None)],
-    "action": [(0, 1, 0.5)],
-    "context": [(-1, 1, -0.5), (1, 1, 0.5)],
-    "endless": [(1, 1 / (1 - GAMMA), None)],
 }
 
 

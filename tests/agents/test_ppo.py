@@ -10,67 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import advantage, distributions, tree
-from popjax.agents import ppo
-from popjax.core import Env, Trajectory, as_arrays
+from popjax import advantage, distributions
+from popjax.agents import a2c, ppo
+from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy
-
-GAMMA = 0.5
-# probe -> (observation, value of the best action, that action or None) for every observation.
-ANSWERS = {
-    "constant": [(0, 1, None)],
-    "observation": [(-1, -1, None), (1, 1, None)],
-    "delay": [(0, GAMMA, None), (1, 1, None)],
-    "action": [(0, 1, 0.5)],
-    "context": [(-1, 1, -0.5), (1, 1, 0.5)],
-    "endless": [(1, 1 / (1 - GAMMA), None)],
-    "action-discrete": [(0, 1, 1)],
-    "context-discrete": [(-1, 1, 0), (1, 1, 1)],
-}
-OBSERVATIONS = (-1, 0, 1)
+from tests.agents import probes
 
 
 @lru_cache
 def learned(discrete):
-    """For every probe of a kind: losses, values and greedy actions at OBSERVATIONS, in one program."""
-    envs = {name: make(f"probe/{name}") for name in ANSWERS if name.endswith("discrete") == discrete}
-    resets, steps = ([getattr(env, part) for env in envs.values()] for part in ("reset", "step"))
-    spec = next(iter(envs.values())).spec
     config = ppo.Config(hidden=(16, 16), policy_epochs=8, value_epochs=8, minibatches=2, squash=not discrete)
-    agent = ppo.build(spec, config)
-
-    def one(which):
-        env = Env(
-            reset=lambda key: jax.lax.switch(which, resets, key),
-            step=lambda state, action: jax.lax.switch(which, steps, state, action),
-            spec=spec,
-        )
-        method = onpolicy.build(env, onpolicy.Config(agent=config, lanes=16, steps=8))
-        hyper = replace(method.hyper, discount=GAMMA, policy_lr=5e-3, value_lr=5e-3, target_kl=0.03)
-        state, losses = jax.lax.scan(
-            lambda s, _: (method.step(s), s.metrics.losses),
-            method.init(jax.random.key(0), hyper),
-            length=200,
-        )
-        obs = jnp.array(OBSERVATIONS, jnp.float32)[:, None]
-        values = agent.critic.apply(tree.take(state.agents.value, 0), obs)
-        actions = jax.vmap(lambda x: method.act(method.policy(state), (), x, jax.random.key(0))[1])(obs)
-        return losses, values, actions.reshape(len(OBSERVATIONS))
-
-    found = jax.jit(jax.vmap(one))(jnp.arange(len(envs)))
-    return {name: tree.take(found, i) for i, name in enumerate(envs)}
+    numbers = {"policy_lr": 5e-3, "value_lr": 5e-3, "target_kl": 0.03}
+    return probes.learned(discrete, ppo, config, 8, 200, **numbers)
 
 
-@pytest.mark.parametrize("probe", ANSWERS)
+@pytest.mark.parametrize("probe", probes.ALL_ANSWERS)
 def test_the_known_answers(probe):
-    losses, values, actions = learned(probe.endswith("discrete"))[probe]
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(losses))
-    for obs, value, best in ANSWERS[probe]:
-        at = OBSERVATIONS.index(obs)
-        np.testing.assert_allclose(values[at], value, atol=0.2)
-        if best is not None:
-            np.testing.assert_allclose(actions[at], best, atol=0.15)
+    probes.assert_knows(learned(probe.endswith("discrete")), probe, value_error=0.2, action_error=0.15)
+
+
+def test_a_rollout_is_spinning_ups_4000_steps_and_a_fresh_policy_has_its_deviation(key):
+    env = make("probe/context")
+    assert onpolicy.build(env, onpolicy.Config(agent=ppo.Config())).steps_bound == 4000
+    assert onpolicy.build(env, onpolicy.Config(agent=a2c.Config())).steps_bound == 20
+    policy, _ = ppo.networks(env.spec, ppo.Config())
+    np.testing.assert_array_equal(policy.apply(policy.init(key), jnp.ones(1))[1], -0.5)
 
 
 def test_the_worked_example_of_the_advantages():

@@ -153,6 +153,35 @@ def test_one_step_equals_dm_control(task):
     assert reward.std() > 1e-3
 
 
+def test_a_walker_that_lands_flat_is_a_tie_in_mujoco_itself():
+    """Why ``begin`` bends the legs: from a state 1e-8 away C itself ends elsewhere by a tenth and more."""
+    import mujoco
+
+    env, draw = _original("walker-run"), np.random.default_rng(0)
+    model = env.physics.model.ptr
+    low, high = model.actuator_ctrlrange.T
+
+    def landed(action, bend, noise):
+        data = mujoco.MjData(model)
+        data.qpos[3:] += bend * np.arange(1, model.nq - 2)
+        data.qpos[:] += noise
+        data.qvel[1] = 2  # rootx
+        data.ctrl[:] = (low + high + (high - low) * action) / 2
+        mujoco.mj_step(model, data, env._n_sub_steps)
+        return data.qvel
+
+    def apart(bend):
+        found = []
+        for _ in range(20):
+            action = draw.uniform(-1, 1, model.nu)
+            noise = 1e-8 * draw.standard_normal(model.nq)
+            found.append(np.abs(landed(action, bend, noise) - landed(action, bend, 0.0)).max())
+        return np.quantile(found, 0.9)
+
+    assert apart(0.0) > 0.1
+    assert apart(0.02) < 1e-4
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_steps_follow_each_other_as_in_dm_control(task):
     """Five steps by ourselves from each state; what a state carries from step to step is enough.

@@ -270,7 +270,9 @@ def test_a_value_of_the_wrong_type_is_refused(option, value, wanted):
 
 def test_values_of_the_right_type_are_taken():
     """A whole number is a number, also where Gymnasium's default is one; JSON keeps a pair as a list."""
-    envs.make("gym/Reacher-v5", reward_dist_weight=0.5, frame_skip=1)
+    default = envs.make("gym/Reacher-v5").spec.dt
+    env = envs.make("gym/Reacher-v5", reward_dist_weight=0.5, frame_skip=1)
+    assert env.spec.dt == pytest.approx(default / 2)
     envs.make("gym/Hopper-v4", healthy_reward=np.float32(2), healthy_z_range=[1, float("inf")])
     envs.make("gym/Hopper-v4", reset_noise_scale=0)
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,10 +25,12 @@ METHODS = {
     "ce": "popjax.methods.ce",
     "independent": "popjax.methods.independent",
     "onpolicy": "popjax.methods.onpolicy",
+    "cspc": "popjax.methods.cspc",
 }
 """Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
-its numbers are not the default ones of a built method, ``preset(task)``; one that leaves open which agent it
-uses may have a table ``AGENTS`` of its own."""
+a task has constants of its own, ``preset(task)``. One that leaves open which agents it is made of has a table
+``AGENTS`` of the kinds that a field of its Config may be, with "none" for None, ``default_hyper(config)``
+and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -84,14 +86,14 @@ def _run(argv: list[str]) -> None:
     _prepare_jax()
     module = importlib.import_module(METHODS[name])
     task = parse.peel(rest, "--env")[0]
-    agent, rest = _peel_agent(module, rest)
-    config, hyper = _defaults(module, agent, task)
-    arguments = _parse_run(parse, name, rest, config, hyper)
+    kinds, rest = _peel_agents(module, rest)
+    config, hyper = _defaults(module, kinds, task)
+    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
     _tell_preset(module, task, config)
-    _train(name, module, agent, arguments)
+    _train(name, module, kinds, arguments)
 
 
-def _train(name: str, module: ModuleType, agent: str | None, arguments: Any) -> None:
+def _train(name: str, module: ModuleType, kinds: dict[str, str], arguments: Any) -> None:
     from popjax import parse, show
     from popjax.host.train import train
 
@@ -101,7 +103,7 @@ def _train(name: str, module: ModuleType, agent: str | None, arguments: Any) -> 
     root = Path(common.run_dir or _default_directory(name, common.env, common.options))
     description = {
         "method": name,
-        "agent": agent,
+        "agents": kinds,
         "env_options": env_options,
         "config": asdict(arguments.config),
         "command": shlex.join(["python", *sys.argv]),
@@ -146,7 +148,7 @@ def load(run_dir: str | Path) -> Loaded:
     if saved.get("method") not in METHODS or not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
     module = importlib.import_module(METHODS[saved["method"]])
-    config, hyper = _defaults(module, saved["agent"], None)
+    config, hyper = _defaults(module, saved["agents"], None)
     config = parse.rebuild(config, saved["config"])
     env = _make(saved["env"], saved["env_options"])
     method = _build(module, env, config)
@@ -228,36 +230,37 @@ def _prepare_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
-def _peel_agent(module: ModuleType, argv: list[str]) -> tuple[str | None, list[str]]:
-    """The kind of agent of a method whose Config leaves it open, out of ``--config.agent KIND``."""
+def _peel_agents(module: ModuleType, argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
     from popjax.parse import Fault, nearest, peel
 
-    if "agent" not in {field.name for field in fields(module.Config)}:
-        return None, argv
-    known = _agents(module)
-    agent, rest = peel(argv, "--config.agent")
-    if agent is None:
-        default = module.Config().agent
-        agent = next(name for name, kind in known.items() if isinstance(default, kind.Config))
-    if agent not in known:
-        raise Fault(f"unknown agent {agent!r}{nearest(agent, list(known))}")
-    return agent, rest
+    kinds = {}
+    for field, known in getattr(module, "AGENTS", {}).items():
+        kind, argv = peel(argv, f"--config.{field.replace('_', '-')}")
+        if kind is None:
+            default = type(getattr(module.Config(), field))
+            kind = next(k for k in known if type(_agent_config(module, known[k])) is default)
+        if kind not in known:
+            raise Fault(f"unknown agent {kind!r}{nearest(kind, list(known))}")
+        kinds[field] = kind
+    return kinds, argv
 
 
-def _agents(module: ModuleType) -> dict[str, ModuleType]:
-    """The kinds of agent that a method can be made of: its own table, else those that learn from a replay."""
-    from popjax.agents import AGENTS
+def _agent_config(module: ModuleType, kind: ModuleType | None) -> Any:
+    """The Config that a kind of agent begins with in a method."""
+    if kind is None:
+        return None
+    return module.agent_config(kind) if hasattr(module, "agent_config") else kind.Config()
 
-    return getattr(module, "AGENTS", AGENTS)
 
-
-def _defaults(module: ModuleType, agent: str | None, task: str | None) -> tuple[Any, Any]:
-    """Default Config and Hyper of a method, for an agent and for a task where it has constants for one."""
-    if agent is not None:
-        from popjax.parse import narrowed
-
-        kind = _agents(module)[agent]
-        return narrowed(module.Config(agent=kind.Config()), "agent"), kind.Hyper()
+def _defaults(module: ModuleType, kinds: dict[str, str], task: str | None) -> tuple[Any, Any]:
+    """Default Config and Hyper of a method, for its agents and for a task where it has constants for one."""
+    if kinds:
+        known = module.AGENTS
+        config = module.Config(
+            **{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()}
+        )
+        return config, module.default_hyper(config)
     preset = _preset(module, task)
     return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
 
@@ -273,13 +276,21 @@ def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
         _say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
 
 
-def _parse_run(parse: ModuleType, name: str, argv: list[str], config: Any, hyper: Any) -> Any:
+def _parse_run(
+    parse: ModuleType, name: str, argv: list[str], config: Any, hyper: Any, agents: Sequence[str]
+) -> Any:
     import tyro
 
     common = parse.Common(env=tyro.MISSING, options=parse.Options(env_steps=tyro.MISSING))
-    default = parse.RunArguments(common=common, config=config, hyper=hyper)
-    shape = parse.RunArguments[type(config), type(hyper)]
-    return parse.parse(shape, argv, program=f"run.py {name}", default=default)
+    narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
+    default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
+    shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
+    arguments = parse.parse(shape, argv, program=f"run.py {name}", default=default)
+    return replace(
+        arguments,
+        config=parse.widened(arguments.config, type(config)),
+        hyper=parse.widened(arguments.hyper, type(hyper)),
+    )
 
 
 def _help(parse: ModuleType) -> None:

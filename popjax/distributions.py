@@ -99,3 +99,15 @@ def squashed() -> Distribution:
     alone, which ratios and divergences of two policies do not see; the entropy is the Gaussian's.
     """
     return gaussian()._replace(bounded=jnp.tanh)
+
+
+def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array]:
+    """A sample of tanh(N(mean, std^2)) and its own log density: action [..., A], log_prob [...].
+
+    The log-determinant of tanh is ``2 (log 2 - u - softplus(-2u))``, exact for all u.
+    """
+    noise = jax.random.normal(key, mean.shape)
+    u = mean + jnp.exp(log_std) * noise
+    gaussian = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)) - log_std
+    log_det = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
+    return jnp.tanh(u), (gaussian - log_det).sum(-1)

@@ -2,12 +2,13 @@
 
 The only module that knows flax.linen. Every ``apply`` takes one input and lets leading axes through.
 Parameters are float32; a weight matrix is a leaf of rank 2, ``kernel [in, out]``, everything else rank 1.
+A policy for continuous actions keeps the network of its mean action under "mlp": what others can take over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,15 @@ from popjax.core import Key, Network, Params
 Activation = Callable[[Array], Array]
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu, "swish": nn.swish}
 LOG_STD_RANGE = (-20.0, 2.0)
+Initializer = Literal["orthogonal", "uniform"]
+"""Of on-policy networks: as OpenAI Baselines or as OpenAI Spinning Up (2018) begin."""
 
 
 class Dense(nn.Module):
     """A linear layer.
 
     initializer: "uniform_fan_in", U(-1/sqrt(fan in), 1/sqrt(fan in)) for weights and bias, PyTorch's default;
-                 "orthogonal", gain sqrt(2), zero bias.
+                 "uniform_zero_bias", the same for the weights alone; "orthogonal", gain sqrt(2), zero bias.
     scale:       multiplies the initial weights and bias.
     """
 
@@ -39,8 +42,9 @@ class Dense(nn.Module):
             kernel_init = nn.initializers.orthogonal(2**0.5 * self.scale)
             bias_init: Any = nn.initializers.zeros
         else:
-            bound = self.scale * x.shape[-1] ** -0.5
-            kernel_init = bias_init = _uniform(bound)
+            kernel_init = bias_init = _uniform(self.scale * x.shape[-1] ** -0.5)
+            if self.initializer == "uniform_zero_bias":
+                bias_init = nn.initializers.zeros
         return nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init, name="linear")(x)
 
 
@@ -56,7 +60,11 @@ class LayerNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers of widths ``hidden`` with activation (and layer norm before it), then ``out`` units."""
+    """Linear layers of widths ``hidden`` with activation (and layer norm before it), then ``out`` units.
+
+    ``final_initializer`` is the last layer's, ``initializer`` if None. ``with_features`` returns
+    what the last layer is given, too.
+    """
 
     hidden: Sequence[int]
     out: int
@@ -64,13 +72,15 @@ class MLP(nn.Module):
     norm: bool = False
     initializer: str = "uniform_fan_in"
     final_scale: float = 1.0
+    final_initializer: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, with_features: bool = False) -> Any:
         for width in self.hidden:
             x = Dense(width, self.initializer)(x)
             x = ACTIVATIONS[self.activation](LayerNorm()(x) if self.norm else x)
-        return Dense(self.out, self.initializer, self.final_scale)(x)
+        out = Dense(self.out, self.final_initializer or self.initializer, self.final_scale)(x)
+        return (out, x) if with_features else out
 
 
 class _TanhActor(nn.Module):
@@ -93,17 +103,18 @@ class _Torso(nn.Module):
 
 
 class _GaussianActor(nn.Module):
-    hidden: Sequence[int]
-    action_dim: int
-    initializer: str
+    mlp: MLP
+    soft_range: bool
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
-        for width in self.hidden:
-            obs = nn.relu(Dense(width, self.initializer)(obs))
-        mean = Dense(self.action_dim, self.initializer)(obs)
-        log_std = Dense(self.action_dim, self.initializer)(obs)
-        return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+        mean, features = self.mlp(obs, with_features=True)
+        initializer = self.mlp.final_initializer or self.mlp.initializer
+        log_std = Dense(self.mlp.out, initializer, name="log_std")(features)
+        if not self.soft_range:
+            return mean, jnp.clip(log_std, *LOG_STD_RANGE)
+        low, high = LOG_STD_RANGE
+        return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
 
 
 class _GaussianPolicy(nn.Module):
@@ -156,24 +167,41 @@ def tanh_actor(
     activation: str = "relu",
     norm: bool = False,
     final_scale: float = 1.0,
+    initializer: str = "uniform_fan_in",
+    final_initializer: str | None = None,
 ) -> Network:
     """A deterministic policy: obs [..., D] -> action [..., A] in [-1, 1]."""
-    mlp = MLP(tuple(hidden), action_dim, activation, norm, final_scale=final_scale)
+    mlp = MLP(tuple(hidden), action_dim, activation, norm, initializer, final_scale, final_initializer)
     return _network(_TanhActor(mlp), obs_dim)
 
 
 def gaussian_actor(
-    obs_dim: int, action_dim: int, hidden: Sequence[int], *, initializer: str = "orthogonal"
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    initializer: str = "orthogonal",
+    final_initializer: str | None = None,
+    soft_range: bool = False,
 ) -> Network:
-    """obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before squashing."""
-    return _network(_GaussianActor(tuple(hidden), action_dim, initializer), obs_dim)
+    """obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before squashing.
+
+    The log std is clipped to its range or, with ``soft_range``, scaled into it by a tanh."""
+    mlp = MLP(tuple(hidden), action_dim, initializer=initializer, final_initializer=final_initializer)
+    return _network(_GaussianActor(mlp, soft_range), obs_dim)
 
 
 def categorical_actor(
-    obs_dim: int, actions: int, hidden: Sequence[int], *, activation: str = "tanh", gain: float = 0.01
+    obs_dim: int,
+    actions: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "tanh",
+    gain: float = 0.01,
+    initializer: Initializer = "orthogonal",
 ) -> Network:
-    """obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``."""
-    return _network(_orthogonal(hidden, actions, activation, gain), obs_dim)
+    """obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or "uniform"."""
+    return _network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
 
 
 def gaussian_policy(
@@ -184,18 +212,50 @@ def gaussian_policy(
     activation: str = "tanh",
     gain: float = 0.01,
     log_std: float = 0.0,
+    initializer: Initializer = "orthogonal",
 ) -> Network:
     """obs [..., D] -> (mean [..., A], log std [..., A]) of a Gaussian that is not squashed, as in the MLP
     policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same for all
-    observations; orthogonal, the last layer with ``gain``."""
-    return _network(_GaussianPolicy(_orthogonal(hidden, action_dim, activation, gain), log_std), obs_dim)
+    observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer alone is
+    not 0."""
+    return _network(
+        _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
+    )
 
 
 def state_value(
-    obs_dim: int, hidden: Sequence[int], *, activation: str = "tanh", gain: float = 1.0
+    obs_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "tanh",
+    gain: float = 1.0,
+    initializer: Initializer = "orthogonal",
 ) -> Network:
-    """obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``."""
+    """obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform" without biases."""
+    if initializer == "uniform":
+        return _network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
     return _network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
+
+
+def policy_and_value(
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    discrete: bool,
+    activation: str,
+    initializer: Initializer,
+    log_std: float = 0.0,
+) -> tuple[Network, Network]:
+    """The separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
+    ``state_value``."""
+    sizes = (obs_dim, action_dim, hidden)
+    options: Any = {"activation": activation, "initializer": initializer}
+    if discrete:
+        policy = categorical_actor(*sizes, **options)
+    else:
+        policy = gaussian_policy(*sizes, **options, log_std=log_std)
+    return policy, state_value(obs_dim, hidden, **options)
 
 
 def critic(
@@ -264,6 +324,18 @@ def ensemble(network: Network, members: int) -> Network:
         return jax.vmap(lambda p: network.apply(p, *inputs))(params)
 
     return Network(init, apply)
+
+
+def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initializer: Initializer) -> MLP:
+    if initializer == "orthogonal":
+        return _orthogonal(hidden, out, activation, gain)
+    return MLP(
+        tuple(hidden),
+        out,
+        activation,
+        initializer="uniform_zero_bias",
+        final_initializer="uniform_fan_in",
+    )
 
 
 def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -> MLP:

@@ -114,15 +114,30 @@ def option_names(shape: Any, prefix: str = "") -> Iterator[str]:
             yield option_name(prefix + field.name)
 
 
-def narrowed(config: Any, name: str) -> Any:
-    """``config`` as an instance of a type whose field ``name`` may only be what it is now.
+def narrowed(config: Any, names: Sequence[str]) -> Any:
+    """``config`` as an instance of a type whose fields ``names`` may only be of the types that they are now.
 
-    A field that may hold one of several dataclasses would become a subcommand on the command line.
+    A field that may hold one of several dataclasses would become a subcommand on the command line; one that
+    holds None has nothing to be set, and is a constant.
     """
-    kind, value = type(config), getattr(config, name)
-    body = {"__annotations__": {name: type(value)}, "__doc__": kind.__doc__, "__module__": kind.__module__}
-    narrow: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body | {name: value}))
+    if not names:
+        return config
+    kind, values = type(config), {name: getattr(config, name) for name in names}
+    constant: Any = tyro.conf.Fixed[None]  # type: ignore[misc]
+    types = {name: constant if value is None else type(value) for name, value in values.items()}
+    body = {"__annotations__": types, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    narrow: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body | values))
     return narrow(**{field.name: getattr(config, field.name) for field in fields(kind)})
+
+
+def widened(config: Any, kind: type[T]) -> T:
+    """An instance of a ``narrowed`` type as one of the type that it was."""
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def open_fields(value: Any) -> list[str]:
+    """The fields of a dataclass that may be of any type."""
+    return [field.name for field in fields(value) if field.type in (Any, "Any")]
 
 
 def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:

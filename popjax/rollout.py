@@ -17,7 +17,18 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
-from popjax.core import Env, Key, PyTree, Timestep
+from popjax.core import (
+    Agent,
+    Env,
+    Key,
+    OnPolicyAgent,
+    Params,
+    PyTree,
+    Timestep,
+    Trajectory,
+    Transition,
+    transition,
+)
 
 Policy: TypeAlias = Callable[[PyTree, Array, Key], tuple[PyTree, Array]]
 """(carry, obs, key) -> (carry, action). The carry is noise or memory; ``()`` if there is none."""
@@ -168,6 +179,58 @@ def collect(
         return Lane(state, timestep.obs, carry), record(lane.obs, action, timestep)
 
     return jax.lax.scan(one, lane, jax.random.split(key, length))
+
+
+def experience(
+    env: Env,
+    agent: Agent,
+    params: Params,
+    lane: Lane,
+    key: Key,
+    length: int,
+    *,
+    random: Array | bool,
+    exploration: Array | float,
+    discount: Array | float,
+) -> tuple[Lane, tuple[Transition, Array]]:
+    """``collect`` by an agent with continuous actions, uniformly ``random`` ones if so: the lane, transitions
+    [T] with gamma ``discount``, and done bool [T]."""
+
+    def policy(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
+        key_uniform, key_act = jax.random.split(key)
+        uniform = jax.random.uniform(key_uniform, (env.spec.action_dim,), minval=-1.0, maxval=1.0)
+        return carry, jnp.where(random, uniform, agent.act(key_act, params, obs, exploration))
+
+    def record(obs: Array, action: Array, timestep: Timestep) -> tuple[Transition, Array]:
+        return transition(obs, action, timestep, discount), timestep.done
+
+    return collect(env, policy, lane, key, length, record=record)
+
+
+def trajectory(
+    env: Env,
+    agent: OnPolicyAgent,
+    params: Params,
+    lane: Lane,
+    key: Key,
+    length: int,
+    *,
+    discount: Array | float,
+) -> tuple[Lane, tuple[Trajectory, Timestep, Array]]:
+    """``collect`` by an on-policy agent: the lane, its Trajectory [T], and Timesteps [T] and actions [T, A]
+    as the environment had them."""
+    # The policy's choice carries the sample and its log-probability past the environment, to ``record``.
+    chosen = env._replace(step=lambda state, choice: env.step(state, choice[0]))
+
+    def policy(carry: tuple[()], obs: Array, key: Key) -> Any:
+        return carry, agent.act(key, params, obs, 1.0)
+
+    def record(obs: Array, choice: Any, timestep: Timestep) -> tuple[Trajectory, Timestep, Array]:
+        played, (action, log_prob) = choice
+        step = transition(obs, action, timestep, discount)
+        return Trajectory(**vars(step), done=timestep.done, log_prob=log_prob), timestep, played
+
+    return collect(chosen, policy, lane, key, length, record=record)
 
 
 @struct.dataclass

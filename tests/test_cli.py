@@ -14,7 +14,7 @@ import pytest
 from popjax import cli, parse
 from popjax.host.options import Options
 from popjax.host.rundir import write_json
-from popjax.methods import independent, pderl
+from popjax.methods import cspc, independent, pderl
 
 TINY = ["tiny", "--env", "probe/context", "--env-steps", "240", "--eval-every", "120"]
 
@@ -139,29 +139,61 @@ def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixt
 
 
 def test_presets_are_defaults_that_flags_override() -> None:
-    config, hyper = cli._defaults(pderl, None, "brax/hopper")
+    config, hyper = cli._defaults(pderl, {}, "brax/hopper")
     assert config == pderl.preset("brax/hopper").config
     argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
     arguments = cli._parse_run(parse, "pderl", argv, config, hyper)
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
-    assert cli._defaults(pderl, None, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
+    assert cli._defaults(pderl, {}, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
 
 
 def test_an_agent_brings_its_own_options() -> None:
     argv = ["--env=probe/context", "--config.agent=td3", "--config.agent.hidden", "64", "32", "--env_steps=9"]
-    agent, rest = cli._peel_agent(independent, argv)
-    config, hyper = cli._defaults(independent, agent, None)
-    arguments = cli._parse_run(parse, "independent", [*rest, "--hyper.target_noise", "0.3"], config, hyper)
-    assert agent == "td3"
+    agents, rest = cli._peel_agents(independent, argv)
+    config, hyper = cli._defaults(independent, agents, None)
+    rest += ["--hyper.target_noise", "0.3"]
+    arguments = cli._parse_run(parse, "independent", rest, config, hyper, list(agents))
+    assert agents == {"agent": "td3"}
+    assert type(arguments.config) is independent.Config
     assert arguments.config.agent.hidden == (64, 32)
     assert arguments.hyper.target_noise == 0.3
     assert arguments.common.options == Options(env_steps=9)
 
 
+def test_members_of_a_team_are_chosen_or_left_out() -> None:
+    argv = ["--env=probe/context", "--env-steps=9", "--config.on-policy", "a2c", "--config.evolution=none"]
+    agents, rest = cli._peel_agents(cspc, [*argv, "--config.off_policy", "td3"])
+    assert agents == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none"}
+    config, hyper = cli._defaults(cspc, agents, None)
+    rest += [
+        "--hyper.off-policy.target-noise",
+        "0.3",
+        "--config.phase",
+        "30",
+        "--config.off-policy.hidden",
+        "8",
+    ]
+    arguments = cli._parse_run(parse, "cspc", rest, config, hyper, list(agents))
+    assert arguments.config.off_policy.hidden == (8,)
+    assert arguments.config.on_policy.squash
+    assert arguments.config.on_policy.hidden == (400, 300)
+    assert arguments.config.evolution is None
+    assert arguments.config.phase == 30
+    assert type(arguments.hyper) is cspc.Hyper
+    assert arguments.hyper.off_policy.target_noise == 0.3
+    assert arguments.hyper.cem is None
+    unchanged = cli._defaults(cspc, cli._peel_agents(cspc, [])[0], None)
+    assert unchanged == (cspc.Config(), cspc.default_hyper(cspc.Config()))
+    with pytest.raises(parse.Fault, match="unknown option"):
+        cli._parse_run(
+            parse, "cspc", [*rest, "--config.evolution.score", "mean"], config, hyper, list(agents)
+        )
+
+
 def test_a_configuration_survives_json() -> None:
-    for module, agent in ((pderl, None), (independent, "td3")):
-        config, hyper = cli._defaults(module, agent, "brax/hopper")
+    for module, agents in ((pderl, {}), (independent, {"agent": "td3"})):
+        config, hyper = cli._defaults(module, agents, "brax/hopper")
         for default in (config, hyper):
             write_json(Path("config.json"), asdict(default))
             assert parse.rebuild(default, json.loads(Path("config.json").read_text())) == default

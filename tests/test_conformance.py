@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from popjax import tree
-from popjax.agents import a2c, ddpg, sac, td3
+from popjax.agents import a2c, ddpg, ppo, sac, sac2018, td3
 from popjax.core import Method, stacked_fields
 from popjax.envs import make
+from popjax.evolution import cem
 from popjax.evolution.crossover import Distillation
 from popjax.intrinsic import contrastive
-from popjax.methods import ce, independent, onpolicy, pderl
+from popjax.methods import ce, cspc, independent, onpolicy, pderl
 
 
 class Case(NamedTuple):
@@ -66,8 +67,28 @@ def _ce(**options):
     return Case(lambda: ce.build(make("probe/delay"), replace(config, **options)), 3)
 
 
+def _cspc():
+    config = cspc.Config(
+        off_policy=sac2018.Config(hidden=(4,)),
+        on_policy=ppo.Config(hidden=(4,), activation="relu", squash=True, policy_epochs=2, value_epochs=2),
+        evolution=cspc.Evolution(hidden=(4,), cem=cem.Config(population=4, parents=2)),
+        first_phase=20,
+        phase=10,
+        capacity=200,
+        local_capacity=40,
+        local_least=10,
+        batch=4,
+        warmup=5,
+        update_after=5,
+        on_policy_batch=5,
+        trials=2,
+    )
+    return Case(lambda: cspc.build(make("probe/delay"), config), 3)
+
+
 CASES = {
     "ce": _ce(),
+    "cspc": _cspc(),
     "ce_all": _ce(col_unroll=True, col_eval=True, eval_classifier="q", lanes=2),
     "pderl": _pderl(),
     "erl": _pderl(crossover="n_point", mutation="gaussian"),
@@ -197,7 +218,7 @@ def test_a_sweep_of_seeds_equals_single_runs(name):
 
 def learners(state):
     """What gradient steps change."""
-    return state.learner if hasattr(state, "learner") else state.agents
+    return next(getattr(state, name) for name in ("learner", "team", "agents") if hasattr(state, name))
 
 
 @pytest.mark.parametrize("name", ["sac", "erl"])

@@ -8,6 +8,7 @@ layers, and a time limit is not taken for the end of the task.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from jax import Array
 from popjax import advantage, distributions, nets
 from popjax.core import (
     Key,
-    Network,
     Number,
     OnPolicyAgent,
     Params,
@@ -38,7 +38,10 @@ ROLLOUT = 5
 class Config:
     """Shapes of the networks."""
 
-    hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value network, tanh, units
+    hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value network, units
+    activation: Literal["relu", "tanh"] = "tanh"  # between them
+    initializer: nets.Initializer = "orthogonal"  # of both
+    squash: bool = False  # whether continuous actions are tanh of a Gaussian's, else they are clipped
 
 
 @struct.dataclass
@@ -56,9 +59,9 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Policy and value network, RMSProp's moments of both, gradient steps taken (int32 [])."""
+    """Actor and value network, RMSProp's moments of both, gradient steps taken (int32 [])."""
 
-    policy: Params
+    actor: Params
     value: Params
     optimizer: PyTree
     updates: Array
@@ -93,17 +96,17 @@ def annealed(rate: Number, updates: Array, length: Number) -> Array:
     return rate * jnp.where(length > 0, jnp.maximum(left, 0), 1.0)
 
 
-def networks(spec: Spec, hidden: tuple[int, ...]) -> tuple[Network, Network]:
-    """Policy, whose outputs tell ``distributions.of(spec)``, and value network."""
-    obs_dim = vector_size(spec, "a2c")
-    actor = nets.categorical_actor if spec.discrete else nets.gaussian_policy
-    return actor(obs_dim, spec.action_dim, hidden), nets.state_value(obs_dim, hidden)
-
-
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """An A2C learner for discrete or continuous actions."""
-    policy, value = networks(spec, config.hidden)
-    actions = distributions.of(spec)
+    policy, value = nets.policy_and_value(
+        vector_size(spec, "a2c"),
+        spec.action_dim,
+        config.hidden,
+        discrete=spec.discrete,
+        activation=config.activation,
+        initializer=config.initializer,
+    )
+    actions = distributions.of(spec, squash=config.squash)
 
     def init(key: Key, hyper: Hyper) -> State:
         key_policy, key_value = jax.random.split(key)
@@ -135,10 +138,10 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
         rate = annealed(hyper.lr, state.updates, hyper.anneal_updates)
         (policy_params, value_params), optimizer, _, losses = descend(
-            rmsprop(rate, hyper.max_grad_norm), loss, (state.policy, state.value), state.optimizer
+            rmsprop(rate, hyper.max_grad_norm), loss, (state.actor, state.value), state.optimizer
         )
         return State(policy_params, value_params, optimizer, state.updates + 1), losses
 
     return OnPolicyAgent(
-        init=init, act=act, learn=learn, params=lambda state: state.policy, actor=policy, critic=value
+        init=init, act=act, learn=learn, params=lambda state: state.actor, actor=policy, critic=value
     )

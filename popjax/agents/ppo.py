@@ -5,7 +5,8 @@ the policy until it has moved too far in divergence, then the value. This is the
 (2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm`` and
 ``normalize_obs`` it is the common one.
 
-Differs from Spinning Up: orthogonal initialization; episodes go on over the end of a rollout.
+Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform"; episodes go on over
+the end of a rollout.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from jax import Array
 from popjax import advantage, distributions, nets, normalize, tree
 from popjax.core import (
     Key,
-    Network,
     Number,
     OnPolicyAgent,
     Params,
@@ -45,6 +45,7 @@ class Config:
 
     hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value, units
     activation: Literal["relu", "tanh"] = "tanh"  # between them
+    initializer: nets.Initializer = "orthogonal"  # of both
     squash: bool = (
         False  # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
     )
@@ -76,11 +77,11 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Policy and value, Adam's moments of each, statistics of observations (() without whitening)."""
+    """Actor and value, Adam's moments of each, statistics of observations (() without whitening)."""
 
-    policy: Params
+    actor: Params
     value: Params
-    policy_optimizer: PyTree
+    actor_optimizer: PyTree
     value_optimizer: PyTree
     observations: PyTree
 
@@ -108,29 +109,26 @@ def standardized(x: Array) -> Array:
     return jnp.where(std > 0, (x - x.mean()) / jnp.where(std > 0, std, 1.0), 0.0)
 
 
-def networks(spec: Spec, config: Config) -> tuple[Network, Network]:
-    """Policy and value network."""
-    obs_dim = vector_size(spec, "ppo")
-    sizes = (obs_dim, spec.action_dim, config.hidden)
-    if spec.discrete:
-        policy = nets.categorical_actor(*sizes, activation=config.activation)
-    else:
-        policy = nets.gaussian_policy(*sizes, activation=config.activation, log_std=LOG_STD)
-    return policy, nets.state_value(obs_dim, config.hidden, activation=config.activation)
-
-
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """A PPO learner for discrete or continuous actions."""
-    policy, value = networks(spec, config)
+    policy, value = nets.policy_and_value(
+        vector_size(spec, "ppo"),
+        spec.action_dim,
+        config.hidden,
+        discrete=spec.discrete,
+        activation=config.activation,
+        initializer=config.initializer,
+        log_std=LOG_STD,
+    )
     actions = distributions.of(spec, squash=config.squash)
 
     def init(key: Key, hyper: Hyper) -> State:
         key_policy, key_value = jax.random.split(key)
         policy_params, value_params = policy.init(key_policy), value.init(key_value)
         return State(
-            policy=policy_params,
+            actor=policy_params,
             value=value_params,
-            policy_optimizer=adam(hyper.policy_lr, hyper.max_grad_norm).init(policy_params),
+            actor_optimizer=adam(hyper.policy_lr, hyper.max_grad_norm).init(policy_params),
             value_optimizer=adam(hyper.value_lr, hyper.max_grad_norm).init(value_params),
             observations=normalize.init(spec.obs_shape) if config.normalize_obs else (),
         )
@@ -177,10 +175,10 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             count, *_, kl = carry
             return (count < config.policy_epochs) & (kl <= 1.5 * hyper.target_kl)
 
-        start = (jnp.int32(0), state.policy, state.policy_optimizer, jnp.float32(0), jnp.float32(0))
+        start = (jnp.int32(0), state.actor, state.actor_optimizer, jnp.float32(0), jnp.float32(0))
         count, params, moments, last, kl = jax.lax.while_loop(unfinished, epoch, start)
         entropy = actions.entropy(policy.apply(params, rows.obs)).mean()
-        state = replace(state, policy=params, policy_optimizer=moments)
+        state = replace(state, actor=params, actor_optimizer=moments)
         return state, (last, kl, entropy, jnp.float32(count * config.minibatches))
 
     def learn_value(state: State, obs: Array, returns: Array, hyper: Hyper, key: Key) -> tuple[State, Array]:
@@ -230,7 +228,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         init=init,
         act=act,
         learn=learn,
-        params=lambda state: (state.policy, state.observations),
+        params=lambda state: (state.actor, state.observations),
         actor=policy,
         critic=value,
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets, tree
+from popjax import distributions, nets, tree
 from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -68,18 +68,6 @@ class Losses:
     actor_loss: Array
     temperature: Array
     entropy: Array
-
-
-def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array]:
-    """A sample of tanh(N(mean, std^2)) and its log density: action [..., A], log_prob [...].
-
-    The log-determinant of tanh is ``2 (log 2 - u - softplus(-2u))``, exact for all u.
-    """
-    noise = jax.random.normal(key, mean.shape)
-    u = mean + jnp.exp(log_std) * noise
-    gaussian = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)) - log_std
-    log_det = 2 * (jnp.log(2.0) - u - jax.nn.softplus(-2 * u))
-    return jnp.tanh(u), (gaussian - log_det).sum(-1)
 
 
 class Parts(NamedTuple):
@@ -139,7 +127,9 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     def learn_critics(
         state: State, batch: Transition, hyper: Hyper, key: Key, weight: Array | float = 1.0
     ) -> tuple[State, Array]:
-        next_action, next_log_prob = squashed_sample(key, *actor.apply(state.actor, batch.next_obs))
+        next_action, next_log_prob = distributions.squashed_sample(
+            key, *actor.apply(state.actor, batch.next_obs)
+        )
         next_value = twins.apply(state.target_critics, batch.next_obs, next_action).min(0)
         soft_value = next_value - jnp.exp(state.log_temperature)[..., None] * next_log_prob
         target = batch.reward + batch.discount * soft_value  # [B]
@@ -171,7 +161,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         weight: Array | float = 1.0,
         value: Callable[[Array, Array], Array] | None = None,
     ) -> tuple[Array, Array]:
-        action, log_prob = squashed_sample(key, *actor.apply(params, obs))
+        action, log_prob = distributions.squashed_sample(key, *actor.apply(params, obs))
         ascended = (value or critics_value(state))(obs, action)
         cost = jnp.exp(state.log_temperature)[..., None] * log_prob - ascended
         entropy = -(weight * log_prob).mean(-1) / jnp.maximum(jnp.mean(weight), 1e-8)

@@ -37,13 +37,13 @@ def configuration(
 ) -> dict[str, Any]:
     """Everything needed to build and repeat a run, and where it ran.
 
-    ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agent``,
+    ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agents``,
     ``env_options``, ``config`` and the ``command`` that started the run. Without a name the method is called
     after the module that made it.
     """
     return {
         "method": description.get("method") or method.init.__module__.rpartition(".")[2],
-        "agent": description.get("agent"),
+        "agents": dict(description.get("agents") or {}),
         "env": env.spec.name,
         "env_options": dict(description.get("env_options") or {}),
         "config": dict(description.get("config") or {}),

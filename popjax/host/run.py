@@ -59,9 +59,10 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Method, agent where the method leaves it open, and environment."""
-        agent = f" ({self.config['agent']})" if self.config["agent"] else ""
-        return f"{self.config['method']}{agent} on {self.env.spec.name}"
+        """Method, agents where the method leaves them open, and environment."""
+        kinds = self.config["agents"].values()
+        agents = f" ({', '.join(kinds)})" if kinds else ""
+        return f"{self.config['method']}{agents} on {self.env.spec.name}"
 
     def say(self, line: str) -> None:
         """A remark on standard error, unless the run is quiet."""
@@ -143,7 +144,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
     steps = int(position.env_steps.astype(np.int64).sum())
     summary = {
         "method": run.config["method"],
-        "agent": run.config["agent"],
+        "agents": run.config["agents"],
         "env": run.env.spec.name,
         "seeds": list(run.seeds),
         "env_steps": int(position.env_steps.max()),

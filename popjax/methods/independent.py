@@ -25,15 +25,15 @@ from popjax.core import (
     Method,
     Params,
     PyTree,
-    Timestep,
-    Transition,
     as_arrays,
     chain,
     example_transition,
     stacked,
-    transition,
 )
 from popjax.replay.ring import ring
+
+AGENTS = {"agent": agents.AGENTS}
+"""The kinds of agent that a field of Config may be, by their names on the command line."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class State:
     returns: rollout.Returns = stacked()  # [P, N]
 
 
+def default_hyper(config: Config) -> PyTree:
+    """The numbers of the kind of agent that there is."""
+    return agents.default_hyper(config.agent)
+
+
 def build(env: Env, config: Config = Config()) -> Method:
     """``config.population`` agents of the kind ``config.agent`` in ``env``."""
     agent = agents.build(env.spec, config.agent)
@@ -131,16 +136,10 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, random: Array, key: Key) -> Any:
         """One lane of one agent plays ``steps`` steps: the lane, transitions [T], done [T]."""
-
-        def policy(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
-            key_uniform, key_act = jax.random.split(key)
-            uniform = jax.random.uniform(key_uniform, (env.spec.action_dim,), minval=-1.0, maxval=1.0)
-            return carry, jnp.where(random, uniform, agent.act(key_act, params, obs, hyper.exploration))
-
-        def record(obs: Array, action: Array, timestep: Timestep) -> tuple[Transition, Array]:
-            return transition(obs, action, timestep, hyper.discount), timestep.done
-
-        lane, (rows, done) = rollout.collect(lanes_env, policy, lane, key, config.steps, record=record)
+        noise = {"random": random, "exploration": hyper.exploration}
+        lane, (rows, done) = rollout.experience(
+            lanes_env, agent, params, lane, key, config.steps, **noise, discount=hyper.discount
+        )
         return lane, rows, done
 
     def collect(s: State) -> State:
@@ -207,6 +206,6 @@ def build(env: Env, config: Config = Config()) -> Method:
         step=chain(collect, learn),
         policy=policy,
         act=act,
-        hyper=agents.default_hyper(config.agent),
+        hyper=default_hyper(config),
         steps_bound=population * lanes * config.steps,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,32 +17,29 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import rollout, tree
-from popjax.agents import a2c, ppo
+from popjax import agents, rollout, tree
+from popjax.agents import a2c
 from popjax.core import (
     Env,
     Key,
     Method,
-    OnPolicyAgent,
     Params,
     PyTree,
-    Timestep,
     Trajectory,
     as_arrays,
     chain,
     stacked,
-    transition,
 )
 
-AGENTS: dict[str, ModuleType] = {"a2c": a2c, "ppo": ppo}
-"""The kinds of agent that there are for this method, by their names on the command line."""
+AGENTS = {"agent": agents.ON_POLICY_AGENTS}
+"""The kinds of agent that a field of Config may be, by their names on the command line."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Sizes of the population and its rollouts."""
 
-    agent: a2c.Config | ppo.Config = field(default_factory=a2c.Config)  # the kind of agent, and its networks
+    agent: agents.AnyOnPolicyConfig = field(default_factory=a2c.Config)  # the kind of agent, and its networks
     population: int = 1  # agents
     lanes: int = 4  # environments of each agent
     steps: int = 0  # environment steps of each lane in a rollout; 0: the agent's own, 5 (a2c) or 1,000 (ppo)
@@ -89,14 +85,20 @@ class State:
     trajectory: Trajectory = stacked()  # [P, T, N] of this iteration
 
 
+def default_hyper(config: Config) -> PyTree:
+    """The numbers of the kind of agent that there is."""
+    return agents.default_hyper(config.agent)
+
+
 def build(env: Env, config: Config = Config()) -> Method:
     """``config.population`` agents of the kind ``config.agent`` in ``env``."""
-    module = _module(config.agent)
-    agent: OnPolicyAgent = module.build(env.spec, config.agent)
+    agent = agents.build_on_policy(env.spec, config.agent)
     lanes_env = rollout.autoreset(env)
-    # The policy's choice carries the sample and its log-probability past the environment, to ``record``.
-    played_env = lanes_env._replace(step=lambda state, choice: lanes_env.step(state, choice[0]))
-    population, lanes, length = config.population, config.lanes, config.steps or module.ROLLOUT
+    population, lanes, length = (
+        config.population,
+        config.lanes,
+        config.steps or agents.default_rollout(config.agent),
+    )
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)
@@ -123,17 +125,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
-        """One lane of one agent plays ``steps`` steps: the lane, trajectory [T]."""
-
-        def policy(carry: tuple[()], obs: Array, key: Key) -> Any:
-            return carry, agent.act(key, params, obs, 1.0)
-
-        def record(obs: Array, choice: Any, timestep: Timestep) -> Trajectory:
-            _, (action, log_prob) = choice
-            step = transition(obs, action, timestep, hyper.discount)
-            return Trajectory(**vars(step), done=timestep.done, log_prob=log_prob)
-
-        return rollout.collect(played_env, policy, lane, key, length, record=record)
+        """One lane of one agent plays a rollout: the lane, trajectory [T]."""
+        lane, (rows, _, _) = rollout.trajectory(
+            lanes_env, agent, params, lane, key, length, discount=hyper.discount
+        )
+        return lane, rows
 
     def collect_all(played: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
         """All lanes [P, N] and trajectories [P, T, N]."""
@@ -180,17 +176,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         step=chain(collect, learn),
         policy=policy,
         act=act,
-        hyper=module.Hyper(),
+        hyper=default_hyper(config),
         steps_bound=population * lanes * length,
-    )
-
-
-def _module(config: Any) -> ModuleType:
-    for module in AGENTS.values():
-        if isinstance(config, module.Config):
-            return module
-    raise ValueError(
-        f"{type(config).__name__} is not the Config of an on-policy agent; there is {', '.join(AGENTS)}"
     )
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from popjax import distributions
 from popjax.agents import a2c
 from popjax.core import Spec, Trajectory, as_arrays
-from tests.agents import probes
+from tests.agents import by_hand, probes
 
 SPEC = Spec(name="none", obs_shape=(1,), action_dim=1, episode_length=1)
 DISCRETE = SPEC._replace(action_dim=3, discrete=True)
@@ -36,8 +36,8 @@ def linear(spec, discount=0.9, **numbers):
     hyper = as_arrays(a2c.Hyper(discount=discount, **numbers))
     state = jax.jit(agent.init)(jax.random.key(0), hyper)
     value = jax.tree.map(lambda x: jnp.full_like(x, 0.5), state.value)  # V(s) = 0.5 s + 0.5
-    policy = jax.tree.map(lambda x: jnp.linspace(-0.4, 0.6, x.size).reshape(x.shape), state.policy)
-    return agent, hyper, state.replace(policy=policy, value=value)
+    policy = jax.tree.map(lambda x: jnp.linspace(-0.4, 0.6, x.size).reshape(x.shape), state.actor)
+    return agent, hyper, state.replace(actor=policy, value=value)
 
 
 def a_trajectory(action):
@@ -83,7 +83,7 @@ def test_a_step_on_discrete_actions(clip, key):
     agent, hyper, state = linear(DISCRETE, lr=0.1, entropy_weight=0.2, max_grad_norm=clip)
     action = np.array([[0, 1], [2, 2], [1, 0]])
     rows = a_trajectory(jnp.asarray(action, jnp.int32))
-    weights = jax.tree.leaves(state.policy)
+    weights = jax.tree.leaves(state.actor)
     kernel, bias = sorted((np.asarray(x, np.float64) for x in weights), key=lambda x: -x.ndim)
     logits = np.asarray(rows.obs) * kernel[0] + bias
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -93,11 +93,11 @@ def test_a_step_on_discrete_actions(clip, key):
     ascent += 0.2 * -p * (np.log(p) + entropy[..., None])  # d entropy / d logits
     ascent /= 6
     slopes = -(np.asarray(rows.obs) * ascent).sum((0, 1)), -ascent.sum((0, 1))
-    gradient = jax.tree.map(lambda x: slopes[0][None] if x.ndim == 2 else slopes[1], state.policy)
+    gradient = jax.tree.map(lambda x: slopes[0][None] if x.ndim == 2 else slopes[1], state.actor)
     gradient = gradient, value_gradient(rows, state.value)
 
     after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
-    close((after.policy, after.value), first_step((state.policy, state.value), gradient, 0.1, clip))
+    close((after.actor, after.value), first_step((state.actor, state.value), gradient, 0.1, clip))
     picked = np.take_along_axis(np.log(p), action[..., None], -1)[..., 0]
     assert float(losses.policy_loss) == pytest.approx(-(picked * advantages).mean(), rel=1e-5)
     assert float(losses.value_loss) == pytest.approx((advantages**2).mean(), rel=1e-5)
@@ -107,9 +107,9 @@ def test_a_step_on_discrete_actions(clip, key):
 def test_a_step_on_continuous_actions(key):
     """For a normal: d log p / d mean = (a - m) / s^2, d log p / d log s = ((a - m) / s)^2 - 1."""
     agent, hyper, state = linear(SPEC, lr=0.1, entropy_weight=0.2, max_grad_norm=1e9)
-    policy = jax.tree.map(lambda x: jnp.full_like(x, 0.3), state.policy)
+    policy = jax.tree.map(lambda x: jnp.full_like(x, 0.3), state.actor)
     policy["log_std"] = jnp.log(jnp.array([2.0]))
-    state = state.replace(policy=policy)
+    state = state.replace(actor=policy)
     action = np.array([[0.0, 1.0], [3.0, -2.0], [0.5, -0.5]])  # some beyond what an environment takes
     rows = a_trajectory(jnp.asarray(action)[..., None])
     obs, advantages = np.asarray(rows.obs)[..., 0], RETURNS - VALUES
@@ -122,7 +122,7 @@ def test_a_step_on_continuous_actions(key):
     gradient["log_std"] = np.array([std_slope])
     gradient = gradient, value_gradient(rows, state.value)
     after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
-    close((after.policy, after.value), first_step((policy, state.value), gradient, 0.1, 1e9))
+    close((after.actor, after.value), first_step((policy, state.value), gradient, 0.1, 1e9))
     expected = stats.norm(0.3 * obs + 0.3, 2.0)
     assert float(losses.policy_loss) == pytest.approx(
         -(expected.logpdf(action) * advantages).mean(), rel=1e-5
@@ -137,7 +137,7 @@ def test_the_moments_of_the_second_step(key):
     learn = jax.jit(agent.learn)
     once = learn(state, rows, hyper, key)[0]
     twice = learn(once, rows, hyper, key)[0]
-    close((twice.policy, twice.value), (state.policy, state.value), atol=0)
+    close((twice.actor, twice.value), (state.actor, state.value), atol=0)
     for first, second in zip(*map(jax.tree.leaves, (once.optimizer, twice.optimizer)), strict=True):
         np.testing.assert_allclose(second - 0.99 * first, first - 0.99, atol=1e-6)
 
@@ -185,23 +185,23 @@ def test_a_gaussian_policy_is_clipped_only_for_the_environment(key):
     agent = a2c.build(SPEC, a2c.Config(hidden=(8,)))
     state = jax.jit(agent.init)(key, as_arrays(a2c.Hyper()))
     obs = jnp.ones(1)
-    played, (sampled, log_prob) = jax.vmap(lambda k: agent.act(k, state.policy, obs, 1.0))(
+    played, (sampled, log_prob) = jax.vmap(lambda k: agent.act(k, state.actor, obs, 1.0))(
         jax.random.split(key, 2000)
     )
-    mean, log_std = agent.actor.apply(state.policy, obs)
+    mean, log_std = agent.actor.apply(state.actor, obs)
     np.testing.assert_array_equal(log_std, [0.0])
     assert stats.kstest(np.asarray(sampled)[:, 0], stats.norm(float(mean[0]), 1).cdf).pvalue > 0.001
     np.testing.assert_array_equal(played, np.clip(sampled, -1, 1))
     assert (played != sampled).mean() > 0.2
     np.testing.assert_allclose(log_prob, stats.norm(mean[0], 1).logpdf(sampled[:, 0]), atol=1e-5)
-    np.testing.assert_array_equal(agent.act(key, state.policy, obs, 0.0)[0], mean)
+    np.testing.assert_array_equal(agent.act(key, state.actor, obs, 0.0)[0], mean)
 
 
 def test_initial_weights_are_orthogonal_with_the_usual_gains(key):
     for spec in (SPEC, DISCRETE):
         spec = spec._replace(obs_shape=(5,))
         state = jax.jit(a2c.build(spec, a2c.Config()).init)(key, as_arrays(a2c.Hyper()))
-        for params, gain in ((state.policy, 0.01), (state.value, 1.0)):
+        for params, gain in ((state.actor, 0.01), (state.value, 1.0)):
             kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2]
             assert [x.shape[0] for x in kernels] == [5, 64, 64]
             for kernel, size in zip(kernels, (2**0.5, 2**0.5, gain), strict=True):
@@ -218,6 +218,61 @@ def test_hidden_layers_are_tanh():
     np.testing.assert_allclose(
         agent.critic.apply(params, obs), (np.tanh(obs @ first) @ last)[:, 0], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("initializer", ["orthogonal", "uniform"])
+def test_hidden_layers_are_relu_where_asked(initializer, key):
+    for spec in (SPEC, DISCRETE):
+        agent = a2c.build(spec, a2c.Config(hidden=(8, 4), activation="relu", initializer=initializer))
+        state = jax.jit(agent.init)(key, as_arrays(a2c.Hyper()))
+        obs = jnp.linspace(-3, 3, 7)[:, None]
+        policy = state.actor if spec.discrete else state.actor["mlp"]
+        outputs = agent.actor.apply(state.actor, obs)
+        close(outputs if spec.discrete else outputs[0], by_hand.forward(policy, obs, by_hand.relu)[0])
+        values = by_hand.forward(state.value["mlp"], obs, by_hand.relu)[0][:, 0]
+        close(agent.critic.apply(state.value, obs), values)
+
+
+def test_uniform_weights_with_biases_in_the_last_layer_of_the_policy_alone(key):
+    for spec in (SPEC, DISCRETE):
+        spec = spec._replace(obs_shape=(5,), action_dim=40)
+        config = a2c.Config(initializer="uniform", activation="relu")
+        state = jax.jit(a2c.build(spec, config).init)(key, as_arrays(a2c.Hyper()))
+        policy = state.actor if spec.discrete else state.actor["mlp"]
+        assert [kernel.shape[0] for kernel, _ in by_hand.layers(policy)] == [5, 64, 64]
+        by_hand.assert_spinning_up_initialises(policy, last_bias=True)
+        by_hand.assert_spinning_up_initialises(state.value["mlp"], last_bias=False)
+        if not spec.discrete:
+            np.testing.assert_array_equal(state.actor["log_std"], np.zeros(40))
+
+
+def test_a_squashed_policy_plays_the_tanh_and_learns_from_what_it_sampled(key):
+    plain, hyper, state = linear(SPEC)
+    agent = a2c.build(SPEC, a2c.Config(hidden=(), squash=True))
+    obs = jnp.ones(1)
+    played, (sampled, log_prob) = jax.vmap(lambda k: agent.act(k, state.actor, obs, 1.0))(
+        jax.random.split(key, 200)
+    )
+    mean, log_std = (float(x[0]) for x in agent.actor.apply(state.actor, obs))
+    np.testing.assert_allclose(played, np.tanh(sampled), rtol=1e-6)
+    assert np.abs(sampled).max() > 1.5
+    expected = stats.norm(mean, np.exp(log_std)).logpdf(sampled[:, 0])
+    np.testing.assert_allclose(log_prob, expected, atol=1e-5)
+    np.testing.assert_allclose(agent.act(key, state.actor, obs, 0.0)[0], np.tanh([mean]), rtol=1e-6)
+    rows = a_trajectory(jnp.array([[0.0, 1.0], [3.0, -2.0], [0.5, -0.5]])[..., None])
+    squashed, clipped = (jax.jit(x.learn)(state, rows, hyper, key) for x in (agent, plain))
+    close(squashed, clipped, atol=0)
+
+
+def test_discrete_actions_are_not_squashed(key):
+    _, _, state = linear(DISCRETE)
+    agent = a2c.build(DISCRETE, a2c.Config(hidden=(), squash=True))
+    played, (sampled, _) = jax.vmap(lambda k: agent.act(k, state.actor, jnp.ones(1), 1.0))(
+        jax.random.split(key, 50)
+    )
+    assert played.dtype == jnp.int32
+    assert set(np.unique(played)) == {0, 1, 2}
+    np.testing.assert_array_equal(played, sampled)
 
 
 def test_images_are_refused():

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from popjax import advantage, distributions
 from popjax.agents import a2c, ppo
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy
-from tests.agents import probes
+from tests.agents import by_hand, probes
 
 
 @lru_cache
@@ -34,7 +35,7 @@ def test_a_rollout_is_spinning_ups_4000_steps_and_a_fresh_policy_has_its_deviati
     env = make("probe/context")
     assert onpolicy.build(env, onpolicy.Config(agent=ppo.Config())).steps_bound == 4000
     assert onpolicy.build(env, onpolicy.Config(agent=a2c.Config())).steps_bound == 20
-    policy, _ = ppo.networks(env.spec, ppo.Config())
+    policy = ppo.build(env.spec).actor
     np.testing.assert_array_equal(policy.apply(policy.init(key), jnp.ones(1))[1], -0.5)
 
 
@@ -102,8 +103,8 @@ def test_the_first_step_of_the_policy_follows_the_policy_gradient(key):
     def gain(params):
         return (family.log_prob(agent.actor.apply(params, rows.obs), rows.action) * advantages).mean()
 
-    moved = jax.tree.map(lambda a, b: a - b, after.policy, state.policy)
-    for step, gradient in zip(*map(jax.tree.leaves, (moved, jax.grad(gain)(state.policy))), strict=True):
+    moved = jax.tree.map(lambda a, b: a - b, after.actor, state.actor)
+    for step, gradient in zip(*map(jax.tree.leaves, (moved, jax.grad(gain)(state.actor))), strict=True):
         clear = np.abs(gradient) > 1e-6
         np.testing.assert_array_equal(np.sign(step)[clear], np.sign(gradient)[clear])
         np.testing.assert_allclose(np.abs(step)[clear], 3e-4, rtol=1e-2)  # Adam's first step
@@ -116,9 +117,47 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
     after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
     assert float(losses.policy_steps) == 1
     np.testing.assert_allclose(after.observations.mean, rows.obs.mean((0, 1)), rtol=1e-5)
-    still = replace(after, policy=state.policy)
+    still = replace(after, actor=state.actor)
     actions = [agent.act(key, agent.params(s), rows.obs[0, 0], 0.0)[0] for s in (state, still)]
     assert float(jnp.abs(actions[0] - actions[1]).max()) > 1e-6
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_uniform_weights_with_biases_in_the_last_layer_of_the_policy_alone(activation, key):
+    spec = make("probe/context").spec._replace(obs_shape=(5,), action_dim=40)
+    for discrete in (False, True):
+        spec = spec._replace(discrete=discrete)
+        agent = ppo.build(spec, ppo.Config(initializer="uniform", activation=activation))
+        state = agent.init(key, as_arrays(ppo.Hyper()))
+        policy = state.actor if discrete else state.actor["mlp"]
+        assert [kernel.shape[0] for kernel, _ in by_hand.layers(policy)] == [5, 64, 64]
+        by_hand.assert_spinning_up_initialises(policy, last_bias=True)
+        by_hand.assert_spinning_up_initialises(state.value["mlp"], last_bias=False)
+
+        function = by_hand.relu if activation == "relu" else jnp.tanh
+        obs = jax.random.normal(key, (4, 5))
+        outputs = agent.actor.apply(state.actor, obs)
+        by_hand.close(outputs if discrete else outputs[0], by_hand.forward(policy, obs, function)[0])
+        values = by_hand.forward(state.value["mlp"], obs, function)[0][:, 0]
+        by_hand.close(agent.critic.apply(state.value, obs), values)
+        if not discrete:
+            np.testing.assert_array_equal(outputs[1], np.full((4, 40), -0.5))
+
+
+def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
+    spec = make("probe/context").spec
+    config = ppo.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)
+    agent = ppo.build(spec, config)
+    params = agent.params(agent.init(key, as_arrays(ppo.Hyper())))
+    act = jax.vmap(lambda k, scale: agent.act(k, params, jnp.ones(1), scale), (0, None))
+    action, (sampled, log_prob) = act(jax.random.split(key, 200), 1.0)
+    outputs = agent.actor.apply(params[0], jnp.ones(1))
+    np.testing.assert_allclose(action, np.tanh(sampled), rtol=1e-6)
+    assert np.abs(sampled).max() > 1
+    gaussian = stats.norm(outputs[0], np.exp(-0.5)).logpdf(sampled)[:, 0]
+    np.testing.assert_allclose(log_prob, gaussian, atol=1e-5)
+    greedy = act(jax.random.split(key, 1), 0.0)[0][0]
+    np.testing.assert_allclose(greedy, np.tanh(outputs[0]), rtol=1e-6)
 
 
 def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does(key):

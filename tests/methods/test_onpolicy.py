@@ -75,7 +75,7 @@ def test_every_agent_is_the_plain_algorithm(probe):
         key, key_learn = jax.random.split(key)
         keys = jax.random.split(key_play, (3, 2))
         for i in range(3):
-            params = learners[i].policy
+            params = learners[i].actor
             played = [play(params, lanes[i][n], jax.random.split(keys[i, n], 5)) for n in range(2)]
             lanes[i], rows = map(list, zip(*played, strict=True))
             rows = jax.tree.map(lambda *x: jnp.stack(x, 1), *rows)  # [T, N]
@@ -129,7 +129,7 @@ def test_what_follows_an_episode_teaches_nothing_about_it(key):
     rows = Trajectory(eye, zero[..., None] + 0.5, zero + 1, jnp.where(done, 0, 0.9), eye, done, zero)
     other = rows.replace(reward=rows.reward.at[2:].add(100.0))
     a, b = (jax.jit(agent.learn)(state, x, hyper, key)[0] for x in (rows, other))
-    for x, y in zip(*map(jax.tree.leaves, ((a.policy, a.value), (b.policy, b.value))), strict=True):
+    for x, y in zip(*map(jax.tree.leaves, ((a.actor, a.value), (b.actor, b.value))), strict=True):
         if x.ndim == 2:
             np.testing.assert_array_equal(x[:2], y[:2])
             assert (x[2:] != y[2:]).all()
@@ -159,7 +159,7 @@ def test_a_number_for_each_agent():
     method = compiled("corridor-discrete")[0]
     states = history("corridor-discrete", 2, hyper=replace(method.hyper, lr=jnp.array([0.0, 1e-3, 1e-2])))
     first, last = states[0].agents, states[-1].agents
-    moved = [not same(tree.take(first.policy, i), tree.take(last.policy, i)) for i in range(3)]
+    moved = [not same(tree.take(first.actor, i), tree.take(last.actor, i)) for i in range(3)]
     assert moved == [False, True, True]
 
 
@@ -167,7 +167,7 @@ def test_the_best_agent_is_deployed_greedily(key):
     method = compiled("corridor-discrete")[0]
     state = history("corridor-discrete", 1)[-1]
     state = state.replace(metrics=replace(state.metrics, fitness=jnp.array([0.0, 3.0, 1.0])))
-    assert same(method.policy(state), tree.take(state.agents.policy, 1))
+    assert same(method.policy(state), tree.take(state.agents.actor, 1))
     actions = [method.act(method.policy(state), (), jnp.ones(1), k)[1] for k in jax.random.split(key)]
     np.testing.assert_array_equal(*actions)
 
@@ -182,13 +182,14 @@ def test_the_command_line_offers_it():
     module, argv = onpolicy, ["--env=probe/context", "--env-steps=9", "--config.agent.hidden", "16"]
     assert cli.METHODS["onpolicy"] == module.__name__
     for given in ([], ["--config.agent", "a2c"]):
-        agent, rest = cli._peel_agent(module, [*argv, *given])
-        arguments = cli._parse_run(parse, "onpolicy", rest, *cli._defaults(module, agent, None))
-        assert agent == "a2c"
+        agents, rest = cli._peel_agents(module, [*argv, *given])
+        defaults = cli._defaults(module, agents, None)
+        arguments = cli._parse_run(parse, "onpolicy", rest, *defaults, ["agent"])
+        assert agents == {"agent": "a2c"}
         assert arguments.config.agent.hidden == (16,)
         assert arguments.hyper == a2c.Hyper()
     with pytest.raises(parse.Fault, match="unknown agent 'sac'"):
-        cli._peel_agent(module, ["--config.agent", "sac"])
+        cli._peel_agents(module, ["--config.agent", "sac"])
 
 
 def test_senseless_configs_are_refused():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets, tree
+from popjax import distributions, nets, tree
 from popjax.agents import sac
 from popjax.core import Key, Params, PyTree, Spec, Transition, continuous_dims
 from popjax.intrinsic import dice
@@ -92,7 +92,7 @@ def _sunrise(parts: sac.Parts) -> Callable[..., tuple[PyTree, sac.Losses]]:
         """[B] standard deviation over all 2P target values, each member with its own next action."""
 
         def one(state: sac.State, key: Key) -> Array:
-            action, _ = sac.squashed_sample(key, *agent.actor.apply(state.actor, next_obs))
+            action, _ = distributions.squashed_sample(key, *agent.actor.apply(state.actor, next_obs))
             return agent.critic.apply(state.target_critics, next_obs, action)
 
         values = jax.vmap(one)(states, keys)  # [P, 2, B]
@@ -223,7 +223,9 @@ def _dice(parts: sac.Parts, spec: Spec, config: sac.Config, population: int) -> 
     def learn_diversity(
         state: DiceState, rows: Transition, bonus: Array, hyper: PyTree, key: Key
     ) -> DiceState:
-        action, log_prob = sac.squashed_sample(key, *agent.actor.apply(state.sac.actor, rows.next_obs))
+        action, log_prob = distributions.squashed_sample(
+            key, *agent.actor.apply(state.sac.actor, rows.next_obs)
+        )
         value = network.apply(state.target_critic, rows.next_obs, action)
         soft = value - jnp.exp(state.sac.log_temperature) * log_prob
         target = bonus + rows.discount * soft

@@ -1,0 +1,155 @@
+"""What cooperation costs: the team of SAC, PPO and CEM beside SAC alone, in one process.
+
+    python benchmarks/cooperation.py --out benchmarks/results/cooperation-cpu.json
+
+Both play as many environment steps in an iteration, are tested after it, and take a gradient step for every
+environment step. Iterations alternate, so that a noisy machine is noisy for both; the ratio is the median of
+ratios of neighbours, in seconds per environment step. Handing over, following episodes and drawing from two
+memories are timed by themselves, as often as they happen in an iteration.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import popjax
+from benchmarks.throughput import Program
+from popjax.core import Env
+from popjax.host import describe
+from popjax.methods import cspc
+from popjax.methods.cspc import exchange, memory
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    env: str = "gym/Hopper-v4"
+    """Environment as SUITE/TASK."""
+    phase: int = 2_000
+    """Environment steps of each agent in an iteration; SAC alone plays three times as many."""
+    repeats: int = 5
+    """Rounds of timed iterations."""
+    capacity: int = 1_000_000
+    """Transitions that the replay holds."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measures and prints; writes ``arguments.out``."""
+    env = popjax.make(arguments.env)
+    team = cspc.Config(
+        phase=arguments.phase, first_phase=arguments.phase, capacity=arguments.capacity, warmup=1000
+    )
+    alone = replace(team, on_policy=None, evolution=None, phase=3 * arguments.phase)
+    programs = {name: program(env, config) for name, config in (("cspc", team), ("sac", alone))}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(arguments.repeats):
+        for name, one in programs.items():
+            before = int(one.state.env_steps)
+            elapsed = one()
+            seconds[name].append(elapsed / (int(one.state.env_steps) - before))
+    ratio = statistics.median(a / b for a, b in zip(seconds["cspc"], seconds["sac"], strict=True))
+    iteration = statistics.median(seconds["cspc"]) * 3 * arguments.phase
+    parts = pieces(env, team, programs["cspc"].state)
+    result = {
+        "env": arguments.env,
+        "cspc_over_sac": ratio,
+        "seconds_per_env_step": {name: statistics.median(s) for name, s in seconds.items()},
+        "seconds_per_iteration": iteration,
+        "seconds_of_cooperation_in_it": parts,
+        "share_of_cooperation": sum(parts.values()) / iteration,
+        "compile_seconds": {name: one.compile_seconds for name, one in programs.items()},
+        "rounds": seconds,
+    }
+    print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
+    if arguments.out:
+        content = {
+            "command": f"python benchmarks/cooperation.py {' '.join(sys.argv[1:])}",
+            "device": describe.device_name(),
+            "versions": describe.versions(),
+            "git_commit": describe.git_commit(),
+            **result,
+        }
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def program(env: Env, config: cspc.Config) -> Program:
+    """The compiled iteration, past the first phase."""
+    method = cspc.build(env, config)
+    made = Program(lambda key: method.init(key, method.hyper), method.step, 1)
+    for _ in range(2):
+        made()
+    return made
+
+
+def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
+    """Seconds that an iteration spends on cooperating, piece by piece."""
+    members, steps = cspc.team_members(env, config), 3 * config.phase
+    gate = memory.Gate(jnp.array(True), jnp.float32(-jnp.inf))
+    thin = replace(state.memory, replay=())
+
+    def hand_over(state: Any) -> Any:
+        return exchange.hand_over(config, members, state.team, state.scores, state.labels, True, state.hyper)
+
+    def follow(thin: Any) -> Any:
+        def one(carry: Any, number: Any) -> Any:
+            kept, lanes = carry
+            end = number % 100 == 99
+            kept, lanes, _ = memory.follow(kept, lanes, number[None], jnp.ones(1), end[None], gate)
+            return (kept, lanes), None
+
+        lanes = state.team[0].underway
+        return jax.lax.scan(one, (thin, lanes), jnp.arange(2 * config.phase))[0]
+
+    def draw(share: float, held: Any) -> Any:
+        """The sum of all batches, so that none is left out."""
+
+        def one(total: Any, key: Any) -> Any:
+            rows = memory.sample(held, key, config.batch, share, config.local_least)
+            return jax.tree.map(lambda t, x: t + x.sum(0), total, rows), None
+
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), held.replay.rows)
+        return jax.lax.scan(one, blank, jax.random.split(jax.random.key(0), steps))[0]
+
+    def draw_plainly(held: Any) -> Any:
+        def one(total: Any, key: Any) -> Any:
+            index = jax.random.randint(key, (config.batch,), 0, held.replay.size)
+            return jax.tree.map(lambda t, x: t + x[index].sum(0), total, held.replay.rows), None
+
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), held.replay.rows)
+        return jax.lax.scan(one, blank, jax.random.split(jax.random.key(0), steps))[0]
+
+    return {
+        "hand over": timed(hand_over, state),
+        "follow episodes": timed(follow, thin),
+        "draw from two memories": timed(lambda m: draw(0.3, m), state.memory)
+        - timed(draw_plainly, state.memory),
+    }
+
+
+def timed(function: Callable[[Any], Any], argument: Any) -> float:
+    """Seconds, median of five calls after the first."""
+    compiled, found = jax.jit(function), []
+    for _ in range(6):
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(argument))
+        found.append(time.perf_counter() - begun)
+    return statistics.median(found[1:])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,187 @@
+"""An agent that learns from the team's memory in every step."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, rollout, tree
+from popjax.core import Env, Key, Params, PyTree, example_transition
+from popjax.methods.cspc import memory as store
+from popjax.methods.cspc.config import Config, Hyper
+from popjax.methods.cspc.members import (
+    NOTHING,
+    Member,
+    Phase,
+    adopter,
+    enter,
+    greedy_of,
+    record_transition,
+    until,
+)
+from popjax.methods.cspc.memory import Gate, Memory
+
+
+@struct.dataclass
+class State:
+    """An agent that learns from the memory.
+
+    agent:    its own State.
+    lanes:    [E]
+    underway: [E]
+    steps:    int32 [] it has played.
+    owed:     int32 [] gradient steps put off.
+    updates:  int32 [] gradient steps taken.
+    losses:   of the last.
+    """
+
+    agent: PyTree
+    lanes: rollout.Lane
+    underway: store.Underway
+    steps: Array
+    owed: Array
+    updates: Array
+    losses: PyTree
+
+
+def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) -> Member:
+    """An agent of a kind; only the global one draws from the local memory, too."""
+    agent = agents.build(env.spec, kind)
+    lanes_env = rollout.autoreset(env)
+    lanes = config.lanes
+
+    def init(key: Key, hyper: Hyper) -> State:
+        key_agent, key_lanes = jax.random.split(key)
+        state = agent.init(key_agent, hyper.off_policy)
+        start = partial(rollout.start, lanes_env, ())
+        batch = tree.repeat(example_transition(env.spec), config.batch)
+        losses = jax.eval_shape(agent.learn, state, batch, hyper.off_policy, key)[1]
+        return State(
+            agent=state,
+            lanes=jax.vmap(start)(jax.random.split(key_lanes, lanes)),
+            underway=tree.repeat(store.underway(env.spec.episode_length), lanes),
+            steps=jnp.int32(0),
+            owed=jnp.int32(0),
+            updates=jnp.int32(0),
+            losses=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses),
+        )
+
+    def study(state: State, memory: Memory, count: Array, hyper: Hyper, key: Key) -> State:
+        share = hyper.local_share if is_global else 0.0
+
+        def update(i: Array, carry: tuple[PyTree, PyTree, Array]) -> tuple[PyTree, PyTree, Array]:
+            learner, _, updates = carry
+            key_sample, key_learn = jax.random.split(jax.random.fold_in(key, i))
+            batch = store.sample(memory, key_sample, config.batch, share, config.local_least)
+            return *agent.learn(learner, batch, hyper.off_policy, key_learn), updates + 1
+
+        before = (state.agent, state.losses, state.updates)
+        learner, losses, updates = jax.lax.fori_loop(0, count, update, before)
+        return replace(state, agent=learner, losses=losses, updates=updates)
+
+    def study_owed(state: State, memory: Memory, more: Array, hyper: Hyper, key: Key) -> State:
+        """``more`` gradient steps and those put off, as soon as there is enough to learn from."""
+        owed = state.owed + more
+        count = jnp.where(memory.replay.size >= max(config.update_after, 1), owed, 0)
+        return replace(study(state, memory, count, hyper, key), owed=owed - count)
+
+    def play(lane: rollout.Lane, state: State, hyper: Hyper, key: Key) -> Any:
+        played, rows = rollout.experience(
+            lanes_env,
+            agent,
+            agent.params(state.agent),
+            lane,
+            key,
+            1,
+            random=state.steps < config.warmup,
+            exploration=hyper.off_policy.exploration,
+            discount=hyper.off_policy.discount,
+        )
+        return played, tree.take(rows, 0)
+
+    def train(
+        state: State, memory: Memory, length: Array, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Memory, Phase]:
+        """Steps and gradient steps in turn. Lanes go on where the last phase left them."""
+
+        def step(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
+            state, memory, phase = carry
+            alive = phase.steps < length
+            key_play, key_study = jax.random.split(jax.random.fold_in(key, phase.steps))
+            played, (rows, done) = jax.vmap(play, (0, None, None, 0))(
+                state.lanes, state, hyper, jax.random.split(key_play, lanes)
+            )
+            more = jnp.where(alive, lanes, 0)
+            if not config.store_first:
+                state = study_owed(state, memory, more, hyper, key_study)
+            memory, number = store.remember(memory, rows, jnp.broadcast_to(alive, (lanes,)))
+            memory, underway, kept = store.follow(
+                memory, state.underway, number, rows.reward, done & alive, gate
+            )
+            state = replace(
+                state,
+                lanes=tree.where(alive, played, state.lanes),
+                underway=tree.where(alive, underway, state.underway),
+                steps=state.steps + more,
+            )
+            if config.store_first:
+                state = study_owed(state, memory, more, hyper, key_study)
+            return state, memory, Phase(phase.steps + more, phase.kept + kept)
+
+        return until(step, (state, memory, NOTHING), length)
+
+    def train_in_bursts(
+        state: State, memory: Memory, length: Array, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Memory, Phase]:
+        """Whole episodes, each followed by as many gradient steps."""
+
+        def episode(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
+            state, memory, phase = carry
+            alive = phase.steps < length
+            key_play, key_study = jax.random.split(jax.random.fold_in(key, phase.steps))
+
+            def policy(step: Array, obs: Array, key: Key) -> tuple[Array, Array]:
+                key_uniform, key_act = jax.random.split(key)
+                uniform = jax.random.uniform(key_uniform, (env.spec.action_dim,), minval=-1.0, maxval=1.0)
+                action = agent.act(key_act, agent.params(state.agent), obs, hyper.off_policy.exploration)
+                return step + 1, jnp.where(step < config.warmup, uniform, action)
+
+            record = partial(record_transition, hyper.off_policy.discount)
+            one = rollout.episode(env, policy, state.steps, key_play, record=record)
+            more = jnp.where(alive, one.length, 0)
+            if not config.store_first:
+                state = study_owed(state, memory, more, hyper, key_study)
+            memory, kept = enter(memory, jax.tree.map(lambda x: x[None], one), alive, gate)
+            if config.store_first:
+                state = study_owed(state, memory, more, hyper, key_study)
+            state = replace(state, steps=state.steps + more)
+            return state, memory, Phase(phase.steps + more, phase.kept + kept)
+
+        return until(episode, (state, memory, NOTHING), length)
+
+    def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
+        return agent.act(key, params, obs, scale * hyper.off_policy.exploration)
+
+    return Member(
+        init=init,
+        train=train_in_bursts if config.burst else train,
+        study=study,
+        mean=lambda state: state.agent.actor["mlp"],
+        value=lambda state: getattr(state.agent, "value", None),
+        adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.off_policy)),
+        tested=lambda state: agent.params(state.agent),
+        act=act,
+        greedy=greedy_of(agent, agents.default_hyper(kind), agent.act),
+    )
+
+
+def copied(state: State, other: State) -> State:
+    """``state`` with all networks of ``other``, but its own moments, lanes and counts."""
+    names = [field.name for field in fields(state.agent) if "optimizer" not in field.name]
+    return replace(state, agent=replace(state.agent, **{name: getattr(other.agent, name) for name in names}))

@@ -1,0 +1,127 @@
+"""An agent that learns from what it has just played, batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, rollout, tree
+from popjax.core import Env, Key, Params, PyTree, transition
+from popjax.methods.cspc import memory as store
+from popjax.methods.cspc.config import Config, Hyper
+from popjax.methods.cspc.members import NOTHING, Member, Phase, adopter, greedy_of, until
+from popjax.methods.cspc.memory import Gate, Memory
+
+
+@struct.dataclass
+class State:
+    """An agent that learns from what it has just played: its own State, lanes [E], underway [E], and the
+    losses of its last update."""
+
+    agent: PyTree
+    lanes: rollout.Lane
+    underway: store.Underway
+    losses: PyTree
+
+
+def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: bool) -> Member:
+    """An agent of a kind; it ``shares`` what it sees, if so."""
+    if getattr(kind, "normalize_obs", False):
+        raise ValueError("an on-policy agent that whitens observations cannot exchange policies")
+    agent = agents.build_on_policy(env.spec, kind)
+    lanes_env = rollout.autoreset(env)
+    lanes, length_of_lane = config.on_policy_lanes, config.on_policy_batch // config.on_policy_lanes
+
+    def start(key: Key) -> tuple[rollout.Lane, store.Underway]:
+        keys = jax.random.split(key, lanes)
+        blank = tree.repeat(store.underway(env.spec.episode_length), lanes)
+        return jax.vmap(partial(rollout.start, lanes_env, ()))(keys), blank
+
+    def play(lane: rollout.Lane, params: Params, hyper: Hyper, key: Key) -> Any:
+        return rollout.trajectory(
+            lanes_env, agent, params, lane, key, length_of_lane, discount=hyper.on_policy.discount
+        )
+
+    def play_all(state: State, hyper: Hyper, key: Key) -> Any:
+        """Lanes [E]; trajectory, timesteps and actions [T, E]."""
+        keys = jax.random.split(key, lanes)
+        return jax.vmap(play, (0, None, None, 0), (0, 1))(state.lanes, agent.params(state.agent), hyper, keys)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        key_agent, key_lanes = jax.random.split(key)
+        state = State(agent.init(key_agent, hyper.on_policy), *start(key_lanes), losses=())
+        rows = jax.eval_shape(play_all, state, hyper, key)[1][0]
+        losses = jax.eval_shape(agent.learn, state.agent, rows, hyper.on_policy, key)[1]
+        return replace(state, losses=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses))
+
+    def share(
+        memory: Memory, underway: store.Underway, rows: Any, alive: Array, gate: Gate, hyper: Hyper
+    ) -> tuple[Memory, store.Underway, Array]:
+        """Everything goes to the memory, and what passes the gate to the local one."""
+        trajectory, timesteps, actions = rows
+        done = timesteps.done
+        if config.reset_at_batch:
+            done = done.at[-1].set(True)
+        # The memory has the global agent's gamma.
+        seen = jax.vmap(jax.vmap(partial(transition, discount=hyper.off_policy.discount)))(
+            trajectory.obs, actions, timesteps
+        )
+        flat = tree.flatten(seen)
+        memory, numbers = store.remember(memory, flat, jnp.broadcast_to(alive, flat.reward.shape))
+
+        def follow(carry: Any, row: Any) -> Any:
+            memory, underway, kept = carry
+            number, reward, done = row
+            memory, underway, more = store.follow(memory, underway, number, reward, done & alive, gate)
+            return (memory, underway, kept + more), None
+
+        # Only the ring of indices changes here: transitions stay outside of the loop.
+        rest, thin = memory.replay, replace(memory, replay=())  # type: ignore[arg-type]
+        steps = (numbers.reshape(done.shape), timesteps.reward, done)
+        (thin, underway, kept), _ = jax.lax.scan(follow, (thin, underway, jnp.int32(0)), steps)
+        return replace(thin, replay=rest), underway, kept
+
+    def train(
+        state: State, memory: Memory, length: Array, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Memory, Phase]:
+        """Whole batches."""
+
+        def batch(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
+            before, memory, phase = carry
+            alive = phase.steps < length
+            keys = jax.random.split(jax.random.fold_in(key, phase.steps), 3)
+            state = before
+            if config.reset_at_batch:
+                lane, underway = start(keys[0])
+                state = replace(state, lanes=lane, underway=underway)
+            played, rows = play_all(state, hyper, keys[1])
+            kept, underway = jnp.int32(0), state.underway
+            if shares:
+                memory, underway, kept = share(memory, underway, rows, alive, gate, hyper)
+            learner, losses = agent.learn(state.agent, rows[0], hyper.on_policy, keys[2])
+            state = tree.where(alive, State(learner, played, underway, losses), before)
+            steps = phase.steps + jnp.where(alive, config.on_policy_batch, 0)
+            return state, memory, Phase(steps, phase.kept + kept)
+
+        return until(batch, (state, memory, NOTHING), length)
+
+    def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
+        return agent.act(key, params, obs, scale)[0]
+
+    return Member(
+        init=init,
+        train=train,
+        study=None,
+        mean=lambda state: state.agent.actor["mlp"],
+        value=lambda state: state.agent.value,
+        adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.on_policy)),
+        tested=lambda state: agent.params(state.agent),
+        act=act,
+        greedy=greedy_of(agent, agents.default_hyper(kind), lambda *known: agent.act(*known)[0]),
+    )

@@ -1,0 +1,139 @@
+"""A population that a search over parameters draws, tests and forgets, generation by generation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from popjax import nets, rollout, tree
+from popjax.core import Env, Key, Params, continuous_dims
+from popjax.evolution import cem
+from popjax.methods.cspc.config import Config, Evolution, Hyper
+from popjax.methods.cspc.members import NOTHING, Member, Phase, enter, record_transition, until
+from popjax.methods.cspc.memory import Gate, Memory
+
+
+@struct.dataclass
+class State:
+    """A search over the parameters of the mean network.
+
+    search:     mean, variance and damp.
+    population: [individuals, n] drawn and not yet evaluated.
+    best:       [n] the fittest of the last generation; the mean before the first.
+    slots:      [2, n] policies of others that enter the first rows: the global's, the on-policy agent's.
+    filled:     bool [2] whether there is one.
+    excess:     int32 [] steps that the last phase was too long.
+    fitness:    [individuals] of the last generation.
+    """
+
+    search: cem.State
+    population: Array
+    best: Array
+    slots: Array
+    filled: Array
+    excess: Array
+    fitness: Array
+
+
+def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
+    """The search; it ``shares`` what its individuals see, if so."""
+    size = how.cem.population
+    actor = nets.tanh_actor(
+        *continuous_dims(env.spec, "cspc"),
+        how.hidden,
+        activation=how.activation,
+        initializer="uniform_zero_bias",
+        final_initializer="uniform_fan_in",
+    )
+    unflatten = ravel_pytree(actor.init(jax.random.key(0))["mlp"])[1]
+
+    def init(key: Key, hyper: Hyper) -> State:
+        key_actor, key_ask = jax.random.split(key)
+        mean = ravel_pytree(actor.init(key_actor)["mlp"])[0]
+        search = cem.init(mean, hyper.cem)
+        return State(
+            search=search,
+            population=cem.ask(search, key_ask, how.cem),
+            best=mean,
+            slots=jnp.zeros((2, mean.size)),
+            filled=jnp.zeros(2, jnp.bool_),
+            excess=jnp.int32(0),
+            fitness=jnp.zeros(size),
+        )
+
+    def play(mean: Array, hyper: Hyper, key: Key) -> rollout.Episode:
+        params = {"mlp": unflatten(mean)}
+        # Nothing is kept of a step that nobody learns from.
+        record = partial(record_transition, hyper.off_policy.discount) if shares else lambda *_: ()
+        return rollout.episode(
+            env, lambda carry, obs, key: (carry, actor.apply(params, obs)), (), key, record=record
+        )
+
+    def train(
+        state: State, memory: Memory, length: Array, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Memory, Phase]:
+        """Whole generations, of which the first has the policies of others among its individuals."""
+        runs = length > 0
+        carries = how.carry and config.schedule == "paper"
+        due = length - jnp.where(runs & carries, state.excess, 0)
+        enters = state.filled & (due > 0)
+        rows = jnp.where(enters[:, None], state.slots, state.population[:2])
+        state = replace(state, population=state.population.at[:2].set(rows))
+        if how.inject == "once":
+            state = replace(state, filled=state.filled & ~enters)
+
+        def generation(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
+            before, memory, phase = carry
+            alive = phase.steps < due
+            key_play, key_ask = jax.random.split(jax.random.fold_in(key, phase.steps))
+            keys = jax.random.split(key_play, size)
+            episodes = jax.vmap(play, (0, None, 0))(before.population, hyper, keys)  # [individuals]
+            kept = jnp.int32(0)
+            if shares:
+                memory, kept = enter(memory, episodes, alive, gate)
+            search = cem.tell(before.search, before.population, episodes.total, hyper.cem, how.cem)
+            state = replace(
+                before,
+                search=search,
+                population=cem.ask(search, key_ask, how.cem),
+                best=before.population[jnp.argmax(episodes.total)],
+                fitness=episodes.total,
+            )
+            steps = phase.steps + jnp.where(alive, episodes.length.sum(), 0)
+            return tree.where(alive, state, before), memory, Phase(steps, phase.kept + kept)
+
+        state, memory, phase = until(generation, (state, memory, NOTHING), due)
+        return replace(state, excess=jnp.where(runs, phase.steps - due, state.excess)), memory, phase
+
+    def act(params: Array, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
+        return actor.apply({"mlp": unflatten(params)}, obs)
+
+    def tested(state: State) -> Array:
+        return state.best if how.score == "best" else state.search.mean
+
+    def adopt(state: State, mean: Params, value: Params, hyper: Hyper, slot: int = 0) -> State:
+        """The policy waits in its slot for the next phase."""
+        flat = ravel_pytree(mean)[0]
+        state = replace(state, slots=state.slots.at[slot].set(flat), filled=state.filled.at[slot].set(True))
+        if not how.reset_mean:
+            return state
+        moved = state.population + flat - state.search.mean
+        return replace(state, search=replace(state.search, mean=flat), population=moved)
+
+    return Member(
+        init=init,
+        train=train,
+        study=None,
+        mean=lambda state: unflatten(tested(state)),
+        value=lambda state: None,
+        adopt=adopt,
+        tested=tested,
+        act=act,
+        greedy=lambda mean, obs: actor.apply({"mlp": mean}, obs),
+    )

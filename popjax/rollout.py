@@ -181,6 +181,15 @@ def collect(
     return jax.lax.scan(one, lane, jax.random.split(key, length))
 
 
+def explore(
+    agent: Agent, params: Params, obs: Array, key: Key, random: Array | bool, exploration: Array | float
+) -> Array:
+    """The agent's action [A] with its ``exploration``, or a uniformly ``random`` one in [-1, 1]."""
+    key_uniform, key_act = jax.random.split(key)
+    action = agent.act(key_act, params, obs, exploration)
+    return jnp.where(random, jax.random.uniform(key_uniform, action.shape, minval=-1.0, maxval=1.0), action)
+
+
 def experience(
     env: Env,
     agent: Agent,
@@ -197,9 +206,7 @@ def experience(
     [T] with gamma ``discount``, and done bool [T]."""
 
     def policy(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
-        key_uniform, key_act = jax.random.split(key)
-        uniform = jax.random.uniform(key_uniform, (env.spec.action_dim,), minval=-1.0, maxval=1.0)
-        return carry, jnp.where(random, uniform, agent.act(key_act, params, obs, exploration))
+        return carry, explore(agent, params, obs, key, random, exploration)
 
     def record(obs: Array, action: Array, timestep: Timestep) -> tuple[Transition, Array]:
         return transition(obs, action, timestep, discount), timestep.done

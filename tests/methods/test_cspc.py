@@ -1,4 +1,8 @@
-"""A cooperating team: accounts, memories, who hands over what to whom, and any agents as members."""
+"""A cooperating team: accounts, memories, who hands over what to whom, and any agents as members.
+
+Compiling a team takes seconds: what one member or a part of a step can tell is asked of that, and the rest of
+the options is marked slow (``pytest -m slow tests/methods/test_cspc.py``).
+"""
 
 from __future__ import annotations
 
@@ -38,8 +42,10 @@ TINY = Config(
     update_after=10,
     on_policy_batch=10,
     trials=2,
+    test="mean",
 )
 DUO = replace(TINY, on_policy=None)  # compiles in half the time
+FUSED = replace(TINY, fused=True, lanes=10, on_policy_lanes=10, on_policy_batch=100, reset_at_batch=False)
 ALONE = {"off_policy": None, "on_policy": None, "evolution": None}
 
 
@@ -70,7 +76,7 @@ def compiled(config=TINY, ends=False):
     return programs(config, ends)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=8)
 def programs(config, ends):
     method = cspc.build(walk(ends=ends), config)
     return method, jax.jit(method.init), jax.jit(method.step)
@@ -124,20 +130,34 @@ def test_every_phase_is_within_the_bound_and_ends_at_a_boundary():
         assert int(states[k].metrics.steps[2]) == 100 - excess[k - 1] + excess[k]
 
 
+def trained(config, name, lengths, edit=lambda state: state, hyper=None, ends=False):
+    """One member's own phases: states, memories and steps after each."""
+    hyper = as_arrays(hyper or compiled(config, ends)[0].hyper)
+    member = cspc.team_members(walk(ends=ends), config)[name]
+    state = edit(jax.jit(member.init)(jax.random.key(0), hyper))
+    memory = store.init(tree.take(example_rows(), 0), config.capacity, config.local_capacity)
+    gate, train, found = store.Gate(jnp.array(False), jnp.float32(0)), jax.jit(member.train), []
+    for i, length in enumerate(lengths):
+        state, memory, phase = train(state, memory, jnp.int32(length), gate, hyper, jax.random.key(i))
+        found.append((state, memory, int(phase.steps)))
+    return found
+
+
 def test_without_carry_every_phase_of_the_search_has_its_full_length():
-    config = replace(DUO, off_policy=None, evolution=replace(TINY.evolution, carry=False))
-    states = history(4, config, ends=True, hyper=varied(config))
-    for s in states[1:]:
-        assert int(s.metrics.steps[0]) == 100 + int(s.team[0].excess)
-    assert any(s.team[0].excess for s in states)
+    config = replace(TINY, evolution=replace(TINY.evolution, carry=False))
+    phases = trained(config, "evolution", [100] * 4, hyper=varied(TINY), ends=True)
+    assert [steps for _, _, steps in phases] == [100 + int(state.excess) for state, _, _ in phases]
+    assert any(state.excess for state, _, _ in phases)
 
 
+@pytest.mark.slow
 def test_the_first_phase_may_come_in_every_iteration():
     states = history(2, replace(DUO, first_phase_always=True))
     assert [int(s.env_steps) for s in states] == [0, 700, 1400]
     np.testing.assert_array_equal(states[1].metrics.steps, [600, 100])
 
 
+@pytest.mark.slow
 def test_the_codes_schedule_follows_the_search():
     """It plays first and half a phase at first; the others as long as it did; then it grows."""
     config = replace(TINY, schedule="code")
@@ -150,34 +170,31 @@ def test_the_codes_schedule_follows_the_search():
 
 
 def test_gradient_steps_wait_for_experience_and_are_made_up_for():
-    config = replace(DUO, update_after=150, first_phase=100)
-    states = history(2, config)
-    assert int(states[1].metrics.gradient_steps) == 0
-    assert int(states[1].team[0].owed) == 100
-    assert int(states[2].metrics.gradient_steps) == 300
-    assert same(states[0].team[0].agent, states[1].team[0].agent)
+    fresh = trained(replace(TINY, update_after=150), "global", [0, 100, 100])
+    assert [int(state.updates) for state, _, _ in fresh] == [0, 0, 200]
+    assert [int(state.owed) for state, _, _ in fresh] == [0, 100, 0]
+    assert same(fresh[0][0].agent, fresh[1][0].agent)
+    assert not same(fresh[1][0].agent, fresh[2][0].agent)
 
 
 def test_bursts_play_whole_episodes_and_then_learn():
-    config = replace(DUO, burst=True, first_phase=495)
-    states = history(2, config)
-    assert [int(s.env_steps) for s in states] == [0, 500, 700]
-    assert [int(s.metrics.gradient_steps) for s in states] == [0, 500, 700]
+    phases = trained(replace(TINY, burst=True), "global", [495, 100])
+    assert [steps for _, _, steps in phases] == [500, 100]
+    assert [int(state.updates) for state, _, _ in phases] == [500, 600]
+    assert [int(memory.written) for _, memory, _ in phases] == [500, 600]
 
 
 def test_warm_up_is_uniform_then_the_policy_plays():
-    def sure(s):
+    def sure(state):
         """A policy that plays 0.9 and nothing else."""
-        params = jax.tree.map(jnp.zeros_like, s.team[0].agent.actor)
+        params = jax.tree.map(jnp.zeros_like, state.agent.actor)
         params["mlp"]["Dense_1"]["linear"]["bias"] += jnp.arctanh(0.9)
         params["log_std"]["linear"]["bias"] -= 100.0
-        agent = replace(s.team[0].agent, actor=params)
-        return replace(s, team=(replace(s.team[0], agent=agent), *s.team[1:]))
+        return replace(state, agent=replace(state.agent, actor=params))
 
-    config = replace(DUO, evolution=None)
-    hyper = compiled(config)[0].hyper
+    hyper = compiled()[0].hyper
     still = hyper.replace(off_policy=hyper.off_policy.replace(actor_lr=0.0))
-    played = history(1, config, edit=sure, hyper=still)[1].memory.replay.rows.action[:500, 0]
+    played = trained(TINY, "global", [500], sure, still)[0][1].replay.rows.action[:500, 0]
     assert (np.abs(played[:100]) < 0.85).mean() > 0.7
     np.testing.assert_allclose(played[100:], 0.9, atol=1e-4)
 
@@ -307,10 +324,16 @@ def test_only_labelled_agents_leave_episodes_and_nobody_before_scores():
     assert int(everybody.metrics.local_size) == 200  # 300 entered, of which the last are kept
     # All 30 episodes are in the replay in any case; the numbers in the local memory are the last 200.
     assert held(everybody.memory) == list(range(100, 300))
+
+
+@pytest.mark.slow
+def test_anybodys_label_may_open_the_gate_for_all():
     config = replace(DUO, labels="any")
 
     def other(s):
-        return replace(low(s), labels=jnp.array([True, False]), scores=jnp.full(2, -100.0))
+        return replace(
+            s, generation=jnp.int32(1), labels=jnp.array([True, False]), scores=jnp.full(2, -100.0)
+        )
 
     np.testing.assert_array_equal(history(1, config, edit=other)[1].metrics.kept, [10, 10])
 
@@ -341,7 +364,7 @@ def handed(scores, config=TINY, labels=(False, False, False), may=True, edit=lam
     after, labels, count = exchange.hand_over(
         config, members, team, jnp.float32(jnp.array(scores)), jnp.array(labels), may, as_arrays(method.hyper)
     )
-    return team, after, [bool(x) for x in labels], int(count)
+    return team, after, [bool(x) for x in labels], int(count.sum())
 
 
 def flat(mean):
@@ -446,19 +469,21 @@ def flat_size():
     return int(jax.eval_shape(init, jax.random.key(0), method.hyper).team[2].search.mean.size)
 
 
+@pytest.mark.slow
 def test_no_transfers_leave_labels_and_policies_alone():
     hyper = compiled()[0].hyper.replace(gap=-1e9)
     eager = history(1, hyper=hyper)[-1]
-    assert int(eager.metrics.handed) == 3
+    np.testing.assert_array_equal(eager.metrics.handed, [0, 1, 2])
     hyper = hyper.replace(on_policy=None)
     states = history(3, replace(DUO, transfer=False), hyper=hyper)
     assert not any(s.labels.any() for s in states)
-    assert all(int(s.metrics.handed) == 0 for s in states)
+    assert not any(s.metrics.handed.any() for s in states)
     assert int(states[-1].metrics.kept[1]) == 0
     later = history(2, replace(DUO, transfer_first=False), hyper=hyper)
-    assert [int(s.metrics.handed) for s in later] == [0, 0, 1]
+    assert [int(s.metrics.handed.sum()) for s in later] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_labels_may_last_one_iteration():
     for reset in (False, True):
         config = replace(DUO, reset_labels=reset)
@@ -470,6 +495,7 @@ def test_labels_may_last_one_iteration():
 # Scores.
 
 
+@pytest.mark.slow
 def test_tests_begin_in_the_same_states_and_are_not_counted():
     """With rates of 0 and mean actions scores repeat to the bit; they are no steps and no data."""
 
@@ -488,8 +514,8 @@ def test_tests_begin_in_the_same_states_and_are_not_counted():
 
 
 def test_a_score_is_the_mean_return_of_the_tested_policy():
-    config = replace(TINY, test="mean", transfer=False)
-    s = history(2, config)[-1]
+    config = TINY
+    s = history(2, hyper=compiled()[0].hyper.replace(gap=1e9))[-1]
     env, members = walk(), list(cspc.team_members(walk(), config).values())
     for index, member in enumerate(members):
         mean, totals = member.mean(s.team[index]), []
@@ -536,11 +562,25 @@ TEAMS = {
     "newer sac": {"off_policy": sac.Config(hidden=(8,))},
     "own experience": {"share": False},
     "learn first": {"store_first": False},
+    "fused without sac": {
+        "off_policy": None,
+        "fused": True,
+        "lanes": 10,
+        "on_policy_lanes": 10,
+        "on_policy_batch": 100,
+        "reset_at_batch": False,
+    },
+    "fused sacs": {"copies": 1, "on_policy": None, "evolution": None, "fused": True},
     "lanes": {"lanes": 2, "on_policy_lanes": 2, "reset_at_batch": False},
 }
 
 
-@pytest.mark.parametrize("team", TEAMS)
+USUAL = ("three sacs", "td3 and a2c", "lanes")
+
+
+@pytest.mark.parametrize(
+    "team", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in TEAMS]
+)
 def test_any_team_keeps_the_accounts_and_learns(team):
     config = replace(TINY, **TEAMS[team])
     states = history(3, config)
@@ -617,18 +657,100 @@ def test_seeds_side_by_side_equal_single_runs():
         )
 
 
-def test_the_replay_is_never_copied():
-    config = replace(TINY, capacity=1_000_000)
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_replay_is_never_copied(fused):
+    config = replace(FUSED if fused else TINY, capacity=1_000_000)
     method = cspc.build(walk(), config)
 
     def two(state):
         return jax.lax.scan(lambda s, _: (method.step(s), None), state, length=2)[0]
 
     state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
-    for lifted, shape in ((two, state), (jax.vmap(two), jax.eval_shape(lambda s: tree.repeat(s, 2), state))):
-        memory = jax.jit(lifted, donate_argnums=0).lower(shape).compile().memory_analysis()
-        assert memory.temp_size_in_bytes < 0.5 * memory.argument_size_in_bytes
-        assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes
+    several = jax.eval_shape(lambda s: tree.repeat(s, 2), state)
+    memory = jax.jit(jax.vmap(two), donate_argnums=0).lower(several).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.5 * memory.argument_size_in_bytes
+    assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes
+
+
+# All at once.
+
+
+def test_fused_play_keeps_the_accounts():
+    """All episodes have ten steps, so that batches and generations end with iterations of 100 steps each."""
+    states = history(4, FUSED)
+    assert [int(s.env_steps) for s in states] == [0, 500, 800, 1100, 1400]
+    assert [int(s.metrics.gradient_steps) for s in states[1:]] == [500, 800, 1100, 1400]
+    assert int(states[-1].memory.written) == 1400
+    for before, after in pairwise(states[1:]):
+        np.testing.assert_array_equal(after.metrics.steps, [100, 100, 100])
+        for x, y in zip(before.team, after.team, strict=True):
+            means = [getattr(s, "search", None) or s.agent.actor for s in (x, y)]
+            assert not same(*means)
+        assert int(after.team[1].losses.policy_steps) >= 1
+
+
+def test_a_fused_generation_is_told_what_its_individuals_earned():
+    """The rewards of the memory's rows, of which each step wrote one of every environment, in order."""
+    never = compiled(FUSED)[0].hyper.replace(gap=1e9)
+    before, after = history(2, FUSED, hyper=never)[1:]
+    written = after.memory.replay.rows.reward[500:800].reshape(10, 3, 10)  # [T, member, environment]
+    fitness = written[:, 2].sum(0)
+    np.testing.assert_allclose(after.team[2].fitness, fitness, atol=1e-5)
+    told = cem.tell(before.team[2].search, before.team[2].population, fitness, never.cem, FUSED.evolution.cem)
+    np.testing.assert_allclose(after.team[2].search.mean, told.mean, atol=1e-5)
+    rows = after.memory.replay.rows
+    np.testing.assert_array_equal(rows.reward[500:800], rows.action[500:800, 0])
+    np.testing.assert_allclose(rows.next_obs[:800, 0], rows.obs[:800, 0] + 0.1, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_fused_individuals_stand_by_and_are_not_counted():
+    """Where an action above 0 ends the task, some episodes are one step long and others ten."""
+    states = history(4, FUSED, ends=True, hyper=varied(FUSED))
+    counted = [int(s.metrics.steps[2]) for s in states[2:]]
+    assert all(0 < steps < 100 for steps in counted)
+    assert int(states[-1].env_steps) == 500 + sum(int(s.metrics.steps.sum()) for s in states[2:])
+    assert int(states[-1].memory.written) == int(states[-1].env_steps)
+    kept = tree.take(states[-1].memory.replay.rows, jnp.arange(int(states[-1].memory.written)))
+    np.testing.assert_allclose(kept.next_obs[:, 0], kept.obs[:, 0] + 0.1, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_fused_batch_is_dropped_with_the_policy_that_played_it():
+    config = replace(FUSED, on_policy_batch=300)
+    for gap, filled in ((1e9, 10), (-1e9, 0)):
+        s = history(2, config, hyper=compiled(config)[0].hyper.replace(gap=gap))[-1]
+        assert int(s.kept[1].filled) == filled
+
+
+@pytest.mark.slow
+def test_a_policy_enters_the_first_generation_that_an_iteration_draws():
+    """Of two generations in an iteration the first is underway; that drawn after it has the policy."""
+    policy = jnp.linspace(-1.0, 1.0, flat_size())
+
+    def give(s):
+        state = s.team[2]
+        slots, filled = state.slots.at[0].set(policy), state.filled.at[0].set(True)
+        state = replace(state, slots=slots, filled=filled)
+        return replace(s, generation=jnp.int32(1), team=(*s.team[:2], state))
+
+    s = history(1, replace(FUSED, transfer=False), edit=give)[-1]
+    np.testing.assert_array_equal(s.team[2].population[0], policy)
+    s = history(1, replace(FUSED, phase=200, transfer=False), edit=give)[-1]
+    assert not (s.team[2].population == policy).all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lanes": 5}, "lanes 5, on_policy_lanes 10, evolution.cem.population 10"),
+        ({"phase": 105}, "phase 105 is not divided by lanes 10"),
+        ({"schedule": "code"}, "play on and on"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(FUSED, **options)
 
 
 # Refusals.

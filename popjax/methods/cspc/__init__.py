@@ -7,7 +7,7 @@ all agents are the same.
 
 An iteration: off_policy -> on_policy -> evolution -> score -> hand over. The first one is the global agent's
 alone. After the phase of a local agent the global one takes as many gradient steps as that had environment
-steps.
+steps. With ``fused`` all play at once, which wastes less of a device.
 
 Any agent of ``popjax.agents`` may be the global one and any on-policy agent the other; either, or the search,
 may be missing. With ``copies`` there are further local agents of the global one's kind. The paper's ablations
@@ -55,7 +55,7 @@ from popjax.core import (
     stacked,
 )
 from popjax.evolution import cem
-from popjax.methods.cspc import exchange, memory, off_policy, on_policy, search
+from popjax.methods.cspc import exchange, fused, memory, off_policy, on_policy, search
 from popjax.methods.cspc.config import Config, Evolution, Hyper, of_team
 from popjax.methods.cspc.members import Member, Phase
 
@@ -79,7 +79,7 @@ class Metrics:
     steps:          int32 [P] environment steps.
     kept:           int32 [P] episodes that entered the local memory.
     labels:         int32 [P] whose episodes may enter it.
-    handed:         int32 policies handed over.
+    handed:         int32 [P] policies that each took over.
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent, since the start.
     losses:         of the last updates of the global and the on-policy agent.
@@ -110,6 +110,7 @@ class State:
     memory: PyTree  # () in a team without a global agent
     test_key: Key  # decides in which states test episodes begin, the same in all iterations
     length: Array  # int32 [] of evolution's next phase, where the schedule is the code's
+    kept: tuple[PyTree, ...]  # what members keep of batches and generations underway, where play is fused
     scores: Array = stacked()  # float32 [P] of the last iteration
     labels: Array = stacked()  # bool [P]
 
@@ -139,7 +140,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
-        key, key_test, *keys = jax.random.split(key, population + 2)
+        key, key_test, key_begin, *keys = jax.random.split(key, population + 3)
         team = tuple(member.init(k, hyper) for member, k in zip(members, keys, strict=True))
         zero, none = jnp.float32(0), jnp.int32(0)
         blank = memory.init(example_transition(env.spec), config.capacity, config.local_capacity)
@@ -155,7 +156,7 @@ def build(env: Env, config: Config = Config()) -> Method:
                 steps=jnp.zeros(population, jnp.int32),
                 kept=jnp.zeros(population, jnp.int32),
                 labels=jnp.zeros(population, jnp.int32),
-                handed=none,
+                handed=jnp.zeros(population, jnp.int32),
                 local_size=none,
                 gradient_steps=none,
                 losses=losses(team),
@@ -164,9 +165,14 @@ def build(env: Env, config: Config = Config()) -> Method:
             memory=blank if has_global else (),
             test_key=key_test,
             length=jnp.int32(config.phase // 2),
+            kept=begun(team, key_begin) if config.fused else (),
             scores=jnp.zeros(population),
             labels=jnp.zeros(population, jnp.bool_),
         )
+
+    def begun(team: tuple[PyTree, ...], key: Key) -> tuple[PyTree, ...]:
+        keys = jax.random.split(key, population)
+        return tuple(m.player.begin(*known) for m, *known in zip(members, team, keys, strict=True))
 
     def losses(team: tuple[PyTree, ...]) -> dict[str, PyTree]:
         return {name: team[names.index(name)].losses for name in ("global", "on_policy") if name in names}
@@ -207,8 +213,24 @@ def build(env: Env, config: Config = Config()) -> Method:
             team = (learned, *team[1:])
         return replace(s, key=key, team=team, memory=seen, env_steps=s.env_steps + done.steps), done
 
-    def train(s: State) -> State:
-        """Everybody's phase."""
+    def together(s: State) -> tuple[State, Array, Array]:
+        """The global agent's first phase or, after it, everybody at once; steps and kept episodes [P]."""
+        steps = kept = jnp.zeros(population, jnp.int32)
+        if has_global:
+            length = jnp.where(alone(s) | config.first_phase_always, config.first_phase, 0)
+            s, done = phase(s, 0, length)
+            steps, kept = steps.at[0].set(done.steps), kept.at[0].set(done.kept)
+        key, key_play = jax.random.split(s.key)
+        length = jnp.where(alone(s), 0, config.phase // config.lanes)
+        gates = [gate(s, index) for index in range(population)]
+        team, keeps, seen, done = fused.play(
+            env, members, s.team, phased(s.kept), s.memory, length, gates, s.hyper, key_play
+        )
+        s = replace(s, key=key, team=team, kept=keeps, memory=seen, env_steps=s.env_steps + done.steps.sum())
+        return s, steps + done.steps, kept + done.kept
+
+    def in_turn(s: State) -> tuple[State, Array, Array]:
+        """Everybody's phase, one after the other; steps and kept episodes [P]."""
         earlier: dict[str, Array] = {}
         steps, kept = [jnp.int32(0)] * population, [jnp.int32(0)] * population
         for index in order:
@@ -220,13 +242,18 @@ def build(env: Env, config: Config = Config()) -> Method:
             played = earlier["evolution"]
             longer = jnp.where(played > config.phase // 2, jnp.minimum(config.phase, played), s.length)
             s = replace(s, length=longer)
+        return s, jnp.stack(steps), jnp.stack(kept)
+
+    def train(s: State) -> State:
+        """Everybody plays, and learns in its own way."""
+        s, steps, kept = (together if config.fused else in_turn)(s)
         return replace(
             s,
             generation=s.generation + 1,
             metrics=replace(
                 s.metrics,
-                steps=jnp.stack(steps),
-                kept=jnp.stack(kept),
+                steps=steps,
+                kept=kept,
                 local_size=memory.local_size(s.memory) if has_global else jnp.int32(0),
                 gradient_steps=s.team[0].updates if has_global else jnp.int32(0),
                 losses=losses(s.team),
@@ -268,13 +295,29 @@ def build(env: Env, config: Config = Config()) -> Method:
         labels = jnp.zeros_like(s.labels) if config.reset_labels else s.labels
         first = (s.generation == 1) & has_global & (not config.first_phase_always)
         may = config.transfer & (config.transfer_first | ~first)
-        team, labels, count = exchange.hand_over(config, named, s.team, s.scores, labels, may, s.hyper)
+        team, labels, taken = exchange.hand_over(config, named, s.team, s.scores, labels, may, s.hyper)
+        if config.fused:
+            s = replace(s, kept=dropped(s.kept, taken))
         return replace(
             s,
             team=team,
             labels=labels,
-            metrics=replace(s.metrics, labels=labels.astype(jnp.int32), handed=count),
+            metrics=replace(s.metrics, labels=labels.astype(jnp.int32), handed=taken),
         )
+
+    def dropped(kept: tuple[PyTree, ...], taken: Array) -> tuple[PyTree, ...]:
+        """A batch begun with another policy than the agent has now is begun anew."""
+        if "on_policy" not in names:
+            return kept
+        index = names.index("on_policy")
+        batch = replace(kept[index], filled=jnp.where(taken[index] > 0, 0, kept[index].filled))
+        return (*kept[:index], batch, *kept[index + 1 :])
+
+    def phased(kept: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """The next generation that is drawn is the first of a phase."""
+        if "evolution" not in names:
+            return kept
+        return (*kept[:-1], replace(kept[-1], expects=jnp.ones_like(kept[-1].expects)))
 
     def policy(s: State) -> Params:
         """The mean network of the agent with the largest score."""
@@ -317,6 +360,8 @@ def _steps_bound(env: Env, config: Config, names: list[str]) -> int:
         longest += generation  # others play as long as evolution did
 
     def most(name: str, length: int) -> int:
+        if config.fused and length == longest:
+            return length
         if name == "evolution":
             return length - 1 + generation
         if name == "on_policy":

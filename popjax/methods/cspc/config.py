@@ -50,6 +50,7 @@ class Config:
     first_phase: int = 50_000  # T_g, environment steps of the global agent before anything else
     phase: int = 10_000  # T, environment steps of each agent in an iteration
     first_phase_always: bool = False  # the first phase comes in every iteration, as Algorithm 1 is printed
+    fused: bool = False  # all agents play at once, see ``fused``; else one after the other
     schedule: Literal["paper", "code"] = (
         "paper"  # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's
     )
@@ -119,6 +120,8 @@ class Config:
                 f"with on_policy_lanes {self.on_policy_lanes} a reset at every batch hides what comes after"
                 f" step {steps}; say no-reset-at-batch, or one lane"
             )
+        if self.fused:
+            self._check_fused()
         if self.burst and self.lanes > 1:
             raise ValueError(f"burst plays one episode after the other; lanes is {self.lanes}")
         if self.evolution is not None and self.evolution.cem.population < 2:
@@ -136,6 +139,23 @@ class Config:
                 raise ValueError(
                     f"update_after {self.update_after} transitions never fit into capacity {self.capacity}"
                 )
+
+    def _check_fused(self) -> None:
+        sizes = {"lanes": self.lanes}
+        if self.on_policy is not None:
+            sizes["on_policy_lanes"] = self.on_policy_lanes
+        if self.evolution is not None:
+            sizes["evolution.cem.population"] = self.evolution.cem.population
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise ValueError(f"fused agents play in as many environments each, got {told}")
+        if self.phase % self.lanes:
+            raise ValueError(f"phase {self.phase} is not divided by lanes {self.lanes}")
+        if self.burst or self.schedule != "paper" or (self.on_policy is not None and self.reset_at_batch):
+            raise ValueError(
+                "fused agents play on and on: burst, schedule code and reset_at_batch have no meaning; "
+                "say no-reset-at-batch"
+            )
 
 
 @struct.dataclass

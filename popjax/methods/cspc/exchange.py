@@ -25,7 +25,7 @@ def hand_over(
     may: Array | bool,
     hyper: Hyper,
 ) -> tuple[tuple[PyTree, ...], Array, Array]:
-    """The team, its labels [P] and how many policies changed hands, int32 []. Algorithm 1, lines 8 to 19.
+    """The team, its labels [P] and how many policies each took over, int32 [P]. Algorithm 1, lines 8 to 19.
 
     The global agent gives to everybody, the on-policy one to the search; only the former labels.
     """
@@ -33,13 +33,12 @@ def hand_over(
     states = dict(zip(names, team, strict=True))
     score = dict(zip(names, scores, strict=True))
     before = states.get("on_policy")
-    count = jnp.int32(0)
+    count = dict.fromkeys(names, jnp.int32(0))
 
     def given(name: str, giver: str, taken: PyTree) -> Array:
-        nonlocal count
         yes = may & (score[giver] - score[name] > hyper.gap)
         states[name] = tree.where(yes, taken, states[name])
-        count += yes
+        count[name] += yes
         return yes
 
     for name in names:
@@ -53,7 +52,7 @@ def hand_over(
         mean = members["on_policy"].mean(source)
         adopt = members["evolution"].adopt
         given("evolution", "on_policy", adopt(states["evolution"], mean, None, hyper, slot=ON_POLICY))
-    return tuple(states[name] for name in names), labels, count
+    return tuple(states[name] for name in names), labels, jnp.stack([count[name] for name in names])
 
 
 def _taken(

@@ -32,6 +32,34 @@ class Phase(NamedTuple):
 NOTHING = Phase(jnp.int32(0), jnp.int32(0))
 
 
+class Seen(NamedTuple):
+    """One step of a member's environments, [n]: the lanes after it, what they answered, the transitions with
+    the memory's gamma, and what ``Player.act`` returned beside the actions."""
+
+    played: rollout.Lane
+    timesteps: Timestep
+    transitions: Transition
+    choice: Any
+
+
+class Player(NamedTuple):
+    """A member that plays step by step beside the others.
+
+    begin: (state, key) -> what it keeps between steps beside its state
+    lanes: (state, kept) -> its environments [n]
+    act:   (state, kept, hyper, key) -> (actions [n, A], choice)
+    take:  (state, kept, memory, Seen, gate, hyper, key) -> (state, kept, memory, Phase)
+    study: (state, memory, gradient steps [], hyper, key) -> state, with those that were put off; None if it
+           has none
+    """
+
+    begin: Callable[..., PyTree]
+    lanes: Callable[..., rollout.Lane]
+    act: Callable[..., tuple[Array, Any]]
+    take: Callable[..., tuple[PyTree, PyTree, Memory, Phase]]
+    study: Callable[..., PyTree] | None
+
+
 class Member(NamedTuple):
     """One agent of the team.
 
@@ -44,6 +72,7 @@ class Member(NamedTuple):
     tested: state -> what ``act`` reads
     act:    (parameters, obs, hyper, key, scale) -> action; ``scale`` multiplies the exploration
     greedy: (mean parameters, obs) -> action
+    player: the same, step by step
     """
 
     init: Callable[..., PyTree]
@@ -55,6 +84,7 @@ class Member(NamedTuple):
     tested: Callable[[PyTree], PyTree]
     act: Callable[..., Array]
     greedy: Callable[[Params, Array], Array]
+    player: Player
 
 
 def until(body: Callable[[Any], Any], carry: Any, length: Array) -> Any:

@@ -19,6 +19,8 @@ from popjax.methods.cspc.members import (
     NOTHING,
     Member,
     Phase,
+    Player,
+    Seen,
     adopter,
     enter,
     greedy_of,
@@ -147,10 +149,8 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             key_play, key_study = jax.random.split(jax.random.fold_in(key, phase.steps))
 
             def policy(step: Array, obs: Array, key: Key) -> tuple[Array, Array]:
-                key_uniform, key_act = jax.random.split(key)
-                uniform = jax.random.uniform(key_uniform, (env.spec.action_dim,), minval=-1.0, maxval=1.0)
-                action = agent.act(key_act, agent.params(state.agent), obs, hyper.off_policy.exploration)
-                return step + 1, jnp.where(step < config.warmup, uniform, action)
+                params, exploration = agent.params(state.agent), hyper.off_policy.exploration
+                return step + 1, rollout.explore(agent, params, obs, key, step < config.warmup, exploration)
 
             record = partial(record_transition, hyper.off_policy.discount)
             one = rollout.episode(env, policy, state.steps, key_play, record=record)
@@ -165,6 +165,23 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
 
         return until(episode, (state, memory, NOTHING), length)
 
+    def act_now(state: State, kept: tuple[()], hyper: Hyper, key: Key) -> tuple[Array, tuple[()]]:
+        def one(obs: Array, key: Key) -> Array:
+            params, random = agent.params(state.agent), state.steps < config.warmup
+            return rollout.explore(agent, params, obs, key, random, hyper.off_policy.exploration)
+
+        return jax.vmap(one)(state.lanes.obs, jax.random.split(key, lanes)), ()
+
+    def take(
+        state: State, kept: tuple[()], memory: Memory, seen: Seen, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, tuple[()], Memory, Phase]:
+        done, everybody = seen.timesteps.done, jnp.ones(lanes, jnp.bool_)
+        memory, number = store.remember(memory, seen.transitions, everybody)
+        reward = seen.timesteps.reward
+        memory, underway, count = store.follow(memory, state.underway, number, reward, done, gate)
+        state = replace(state, lanes=seen.played, underway=underway, steps=state.steps + lanes)
+        return state, (), memory, Phase(jnp.int32(lanes), count)
+
     def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
         return agent.act(key, params, obs, scale * hyper.off_policy.exploration)
 
@@ -177,6 +194,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.off_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
+        player=Player(lambda state, key: (), lambda state, kept: state.lanes, act_now, take, study_owed),
         greedy=greedy_of(agent, agents.default_hyper(kind), agent.act),
     )
 

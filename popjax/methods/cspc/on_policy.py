@@ -12,10 +12,10 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, rollout, tree
-from popjax.core import Env, Key, Params, PyTree, transition
+from popjax.core import Env, Key, Params, PyTree, Trajectory, example_transition, transition
 from popjax.methods.cspc import memory as store
 from popjax.methods.cspc.config import Config, Hyper
-from popjax.methods.cspc.members import NOTHING, Member, Phase, adopter, greedy_of, until
+from popjax.methods.cspc.members import NOTHING, Member, Phase, Player, Seen, adopter, greedy_of, until
 from popjax.methods.cspc.memory import Gate, Memory
 
 
@@ -28,6 +28,14 @@ class State:
     lanes: rollout.Lane
     underway: store.Underway
     losses: PyTree
+
+
+@struct.dataclass
+class Batch:
+    """A batch that is played step by step: rows [T, E], and how many of the T are there, int32 []."""
+
+    rows: Trajectory
+    filled: Array
 
 
 def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: bool) -> Member:
@@ -111,6 +119,46 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
 
         return until(batch, (state, memory, NOTHING), length)
 
+    def begin(state: State, key: Key) -> Batch:
+        blank = Trajectory(
+            **vars(tree.repeat(example_transition(env.spec), lanes)),
+            done=jnp.zeros(lanes, jnp.bool_),
+            log_prob=jnp.zeros(lanes),
+        )
+        return Batch(tree.repeat(blank, length_of_lane), jnp.int32(0))
+
+    def act_now(state: State, kept: Batch, hyper: Hyper, key: Key) -> tuple[Array, Any]:
+        choose = jax.vmap(agent.act, (0, None, 0, None))
+        return choose(jax.random.split(key, lanes), agent.params(state.agent), state.lanes.obs, 1.0)
+
+    def take(
+        state: State, kept: Batch, memory: Memory, seen: Seen, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Batch, Memory, Phase]:
+        done, (action, log_prob) = seen.timesteps.done, seen.choice
+        row = Trajectory(
+            obs=state.lanes.obs,
+            action=action,
+            reward=seen.timesteps.reward,
+            discount=jnp.where(seen.timesteps.terminated, 0.0, hyper.on_policy.discount),
+            next_obs=seen.timesteps.next_obs,
+            done=done,
+            log_prob=log_prob,
+        )
+        rows = tree.put(kept.rows, kept.filled, row)
+        count, underway = jnp.int32(0), state.underway
+        if shares:
+            memory, number = store.remember(memory, seen.transitions, jnp.ones(lanes, jnp.bool_))
+            memory, underway, count = store.follow(memory, underway, number, row.reward, done, gate)
+        full = kept.filled + 1 == length_of_lane
+        before = (state.agent, state.losses)
+        learner, losses = jax.lax.cond(
+            tree.any_lane(full),
+            lambda: tree.where(full, agent.learn(state.agent, rows, hyper.on_policy, key), before),
+            lambda: before,
+        )
+        kept = Batch(rows, jnp.where(full, 0, kept.filled + 1))
+        return State(learner, seen.played, underway, losses), kept, memory, Phase(jnp.int32(lanes), count)
+
     def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
         return agent.act(key, params, obs, scale)[0]
 
@@ -123,5 +171,6 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.on_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
+        player=Player(begin, lambda state, kept: state.lanes, act_now, take, None),
         greedy=greedy_of(agent, agents.default_hyper(kind), lambda *known: agent.act(*known)[0]),
     )

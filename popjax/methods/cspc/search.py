@@ -14,8 +14,9 @@ from jax.flatten_util import ravel_pytree
 from popjax import nets, rollout, tree
 from popjax.core import Env, Key, Params, continuous_dims
 from popjax.evolution import cem
+from popjax.methods.cspc import memory as store
 from popjax.methods.cspc.config import Config, Evolution, Hyper
-from popjax.methods.cspc.members import NOTHING, Member, Phase, enter, record_transition, until
+from popjax.methods.cspc.members import NOTHING, Member, Phase, Player, Seen, enter, record_transition, until
 from popjax.methods.cspc.memory import Gate, Memory
 
 
@@ -39,6 +40,18 @@ class State:
     filled: Array
     excess: Array
     fitness: Array
+
+
+@struct.dataclass
+class Playing:
+    """A generation that is played step by step, [individuals] each: environments, episodes, returns so far,
+    and whose episode is over; ``expects`` [] bool: the next generation is the first of a phase."""
+
+    lanes: rollout.Lane
+    underway: store.Underway
+    total: Array
+    done: Array
+    expects: Array
 
 
 def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
@@ -75,6 +88,19 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
             env, lambda carry, obs, key: (carry, actor.apply(params, obs)), (), key, record=record
         )
 
+    def injected(state: State, now: Array) -> State:
+        """The policies of others take their rows of the population, if ``now``."""
+        enters = state.filled & now
+        rows = jnp.where(enters[:, None], state.slots, state.population[:2])
+        state = replace(state, population=state.population.at[:2].set(rows))
+        return replace(state, filled=state.filled & ~enters) if how.inject == "once" else state
+
+    def told_of(state: State, fitness: Array, hyper: Hyper, key: Key) -> State:
+        """The search after a generation, with the next one drawn."""
+        search = cem.tell(state.search, state.population, fitness, hyper.cem, how.cem)
+        best, population = state.population[jnp.argmax(fitness)], cem.ask(search, key, how.cem)
+        return replace(state, search=search, population=population, best=best, fitness=fitness)
+
     def train(
         state: State, memory: Memory, length: Array, gate: Gate, hyper: Hyper, key: Key
     ) -> tuple[State, Memory, Phase]:
@@ -82,11 +108,7 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
         runs = length > 0
         carries = how.carry and config.schedule == "paper"
         due = length - jnp.where(runs & carries, state.excess, 0)
-        enters = state.filled & (due > 0)
-        rows = jnp.where(enters[:, None], state.slots, state.population[:2])
-        state = replace(state, population=state.population.at[:2].set(rows))
-        if how.inject == "once":
-            state = replace(state, filled=state.filled & ~enters)
+        state = injected(state, due > 0)
 
         def generation(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
             before, memory, phase = carry
@@ -97,19 +119,56 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
             kept = jnp.int32(0)
             if shares:
                 memory, kept = enter(memory, episodes, alive, gate)
-            search = cem.tell(before.search, before.population, episodes.total, hyper.cem, how.cem)
-            state = replace(
-                before,
-                search=search,
-                population=cem.ask(search, key_ask, how.cem),
-                best=before.population[jnp.argmax(episodes.total)],
-                fitness=episodes.total,
-            )
+            state = told_of(before, episodes.total, hyper, key_ask)
             steps = phase.steps + jnp.where(alive, episodes.length.sum(), 0)
             return tree.where(alive, state, before), memory, Phase(steps, phase.kept + kept)
 
         state, memory, phase = until(generation, (state, memory, NOTHING), due)
         return replace(state, excess=jnp.where(runs, phase.steps - due, state.excess)), memory, phase
+
+    def fresh(key: Key) -> Playing:
+        start = partial(rollout.start, rollout.autoreset(env), ())
+        return Playing(
+            lanes=jax.vmap(start)(jax.random.split(key, size)),
+            underway=tree.repeat(store.underway(env.spec.episode_length), size),
+            total=jnp.zeros(size),
+            done=jnp.zeros(size, jnp.bool_),
+            expects=jnp.bool_(True),
+        )
+
+    def act_now(state: State, kept: Playing, hyper: Hyper, key: Key) -> tuple[Array, tuple[()]]:
+        actions = jax.vmap(lambda flat, obs: actor.apply({"mlp": unflatten(flat)}, obs))
+        return actions(state.population, kept.lanes.obs), ()
+
+    def take(
+        state: State, kept: Playing, memory: Memory, seen: Seen, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Playing, Memory, Phase]:
+        """Individuals whose episode is over stand by until the generation is."""
+        alive, reward = ~kept.done, seen.timesteps.reward
+        count, underway = jnp.int32(0), kept.underway
+        if shares:
+            memory, number = store.remember(memory, seen.transitions, alive)
+            ends = seen.timesteps.done & alive
+            memory, followed, count = store.follow(memory, underway, number, reward, ends, gate)
+            underway = tree.where(alive, followed, underway)
+        kept = replace(
+            kept,
+            lanes=seen.played,
+            underway=underway,
+            total=kept.total + jnp.where(alive, reward, 0.0),
+            done=kept.done | seen.timesteps.done,
+        )
+        over = kept.done.all()
+
+        def renewed() -> tuple[State, Playing]:
+            key_ask, key_fresh = jax.random.split(key)
+            told = injected(told_of(state, kept.total, hyper, key_ask), kept.expects)
+            return told, replace(fresh(key_fresh), expects=jnp.bool_(False))
+
+        state, kept = jax.lax.cond(
+            tree.any_lane(over), lambda: tree.where(over, renewed(), (state, kept)), lambda: (state, kept)
+        )
+        return state, kept, memory, Phase(alive.sum(dtype=jnp.int32), count)
 
     def act(params: Array, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
         return actor.apply({"mlp": unflatten(params)}, obs)
@@ -135,5 +194,12 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
         adopt=adopt,
         tested=tested,
         act=act,
+        player=Player(
+            begin=lambda state, key: fresh(key),
+            lanes=lambda state, kept: kept.lanes,
+            act=act_now,
+            take=take,
+            study=None,
+        ),
         greedy=lambda mean, obs: actor.apply({"mlp": mean}, obs),
     )

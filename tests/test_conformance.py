@@ -67,7 +67,7 @@ def _ce(**options):
     return Case(lambda: ce.build(make("probe/delay"), replace(config, **options)), 3)
 
 
-def _cspc():
+def _cspc(**options):
     config = cspc.Config(
         off_policy=sac2018.Config(hidden=(4,)),
         on_policy=ppo.Config(hidden=(4,), activation="relu", squash=True, policy_epochs=2, value_epochs=2),
@@ -83,12 +83,15 @@ def _cspc():
         on_policy_batch=5,
         trials=2,
     )
-    return Case(lambda: cspc.build(make("probe/delay"), config), 3)
+    return Case(lambda: cspc.build(make("probe/delay"), replace(config, **options)), 3)
 
 
 CASES = {
     "ce": _ce(),
     "cspc": _cspc(),
+    "cspc_fused": _cspc(
+        fused=True, phase=12, lanes=4, on_policy_lanes=4, on_policy_batch=8, reset_at_batch=False
+    ),
     "ce_all": _ce(col_unroll=True, col_eval=True, eval_classifier="q", lanes=2),
     "pderl": _pderl(),
     "erl": _pderl(crossover="n_point", mutation="gaussian"),

@@ -708,7 +708,8 @@ def test_fused_individuals_stand_by_and_are_not_counted():
     """Where an action above 0 ends the task, some episodes are one step long and others ten."""
     states = history(4, FUSED, ends=True, hyper=varied(FUSED))
     counted = [int(s.metrics.steps[2]) for s in states[2:]]
-    assert all(0 < steps < 100 for steps in counted)
+    assert all(0 < steps <= 100 for steps in counted)
+    assert any(steps < 100 for steps in counted)
     assert int(states[-1].env_steps) == 500 + sum(int(s.metrics.steps.sum()) for s in states[2:])
     assert int(states[-1].memory.written) == int(states[-1].env_steps)
     kept = tree.take(states[-1].memory.replay.rows, jnp.arange(int(states[-1].memory.written)))

@@ -87,7 +87,10 @@ def _run(argv: list[str]) -> None:
     module = importlib.import_module(METHODS[name])
     task = parse.peel(rest, "--env")[0]
     kinds, rest = _peel_agents(module, rest)
-    config, hyper = _defaults(module, kinds, task)
+    try:
+        config, hyper = _defaults(module, kinds, task)
+    except ValueError as refusal:
+        raise parse.Fault(_one_line(refusal)) from None
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
     _tell_preset(module, task, config)
     _train(name, module, kinds, arguments)

@@ -70,6 +70,14 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         (["pderl", *PENDULUM, "--config.crossover", "magic"], ["'magic'", "distil"]),
         (["pderl", *PENDULUM, "--config.capacity", "10" + "0" * 12], ["needs 360.0 TB", "reduce the replay"]),
         (["pderl", "--env", "gymnax/CartPole-v1", "--env-steps", "9000"], ["continuous", "CartPole-v1"]),
+        (
+            [
+                "cspc",
+                *PENDULUM,
+                *(f"--config.{who}=none" for who in ("off-policy", "on-policy", "evolution")),
+            ],
+            ["a team needs an agent"],
+        ),
         (["independent", *PENDULUM, "--config.agent", "td4"], ["unknown agent 'td4'", "did you mean td3?"]),
         (
             ["independent", *PENDULUM, "--config.batch", "9", "--config.capacity", "8"],
@@ -142,7 +150,7 @@ def test_presets_are_defaults_that_flags_override() -> None:
     config, hyper = cli._defaults(pderl, {}, "brax/hopper")
     assert config == pderl.preset("brax/hopper").config
     argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
-    arguments = cli._parse_run(parse, "pderl", argv, config, hyper)
+    arguments = cli._parse_run(parse, "pderl", argv, config, hyper, [])
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
     assert cli._defaults(pderl, {}, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())

@@ -7,6 +7,7 @@ The actor step uses the critic that the same step has just updated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ class Config:
     hidden: tuple[int, ...] = (128, 128)  # actor's hidden layers, units
     critic_branch: int = 200  # critic's first layer, units for observation and action each
     critic_hidden: int = 300  # critic's second layer, units
+    activation: Literal["tanh", "relu"] = "tanh"  # between the actor's layers
+    norm: bool = True  # whether the actor's layers are normalized
     output_scale: float = 0.1  # multiplies the initial output layers of the learner's actor and critic
 
 
@@ -75,7 +78,12 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
     def make_actor(final_scale: float) -> nets.Network:
         return nets.tanh_actor(
-            obs_dim, action_dim, config.hidden, activation="tanh", norm=True, final_scale=final_scale
+            obs_dim,
+            action_dim,
+            config.hidden,
+            activation=config.activation,
+            norm=config.norm,
+            final_scale=final_scale,
         )
 
     actor = make_actor(1.0)

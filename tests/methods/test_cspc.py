@@ -311,7 +311,8 @@ def test_episodes_of_lanes_enter_when_they_end_and_pass():
 
 def test_only_labelled_agents_leave_episodes_and_nobody_before_scores():
     def low(s):
-        return replace(s, scores=jnp.full(3, -100.0), generation=jnp.int32(1), labels=jnp.zeros(3, bool))
+        scores = jnp.array([1e9, -100, 1e9])  # the least of them is the bound
+        return replace(s, scores=scores, generation=jnp.int32(1), labels=jnp.zeros(3, bool))
 
     first = history(1)[1]
     np.testing.assert_array_equal(first.metrics.kept, [0, 0, 0])
@@ -560,6 +561,7 @@ TEAMS = {
         "on_policy": a2c.Config(hidden=(8,), activation="relu", squash=True),
     },
     "newer sac": {"off_policy": sac.Config(hidden=(8,))},
+    "ddpg": {"off_policy": ddpg.Config(hidden=(8,), activation="relu", norm=False)},
     "own experience": {"share": False},
     "learn first": {"store_first": False},
     "fused without sac": {
@@ -605,6 +607,20 @@ def test_copies_learn_from_their_own_steps_and_the_global_one_from_everybodys():
     states = history(3, replace(TINY, **TEAMS["three sacs"]))
     updates = [int(member.updates) for member in states[-1].team]
     assert updates == [1100, 200, 200]
+
+
+def test_copies_that_take_over_policies_do_not_warm_up():
+    def sure(state):
+        """A policy that plays 0.9 and nothing else."""
+        params = jax.tree.map(jnp.zeros_like, state.agent.actor)
+        params["mlp"]["Dense_1"]["linear"]["bias"] += jnp.arctanh(0.9)
+        params["log_std"]["linear"]["bias"] -= 100.0
+        return replace(state, agent=replace(state.agent, actor=params))
+
+    hyper = compiled()[0].hyper
+    still = hyper.replace(off_policy=hyper.off_policy.replace(actor_lr=0.0))
+    played = trained(replace(TINY, copies=1), "copy1", [50], sure, still)[0][1].replay.rows.action[:50]
+    np.testing.assert_allclose(played, 0.9, atol=1e-4)
 
 
 def test_copies_take_over_everything_or_policy_and_value():
@@ -657,10 +673,18 @@ def test_seeds_side_by_side_equal_single_runs():
         )
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_the_replay_is_never_copied(fused):
-    config = replace(FUSED if fused else TINY, capacity=1_000_000)
-    method = cspc.build(walk(), config)
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        FUSED,
+        replace(DUO, evolution=None, store_first=False),
+        replace(DUO, evolution=None, store_first=False, burst=True),
+    ],
+    ids=["in turn", "fused", "learn first", "learn first in bursts"],
+)
+def test_the_replay_is_never_copied(config):
+    method = cspc.build(walk(), replace(config, capacity=1_000_000))
 
     def two(state):
         return jax.lax.scan(lambda s, _: (method.step(s), None), state, length=2)[0]
@@ -770,6 +794,8 @@ def test_what_cannot_be_fused_is_refused(options, message):
         ({"off_policy": None, "copies": 1}, "copies 1"),
         ({"local_least": 200}, "never holds more than 200"),
         ({"update_after": 50_000}, "update_after 50000"),
+        ({"schedule": "Paper"}, "schedule is one of 'paper', 'code', got 'Paper'"),
+        ({"source": "pre"}, "source is one of 'before', 'after', got 'pre'"),
         ({"evolution": Evolution(cem=cem.Config(population=1, parents=1, antithetic=False))}, "2 at least"),
     ],
 )
@@ -784,6 +810,10 @@ def test_wrong_numbers_are_refused(options, message):
         ({"on_policy": replace(PPO, hidden=(9,))}, r"these differ: Dense_0/linear/bias \(8,\).*\(9,\)"),
         ({"on_policy": replace(PPO, activation="tanh")}, "do not act alike"),
         ({"on_policy": replace(PPO, squash=False)}, "do not act alike"),
+        (
+            {"off_policy": None, "on_policy": replace(PPO, squash=False, initializer="orthogonal")},
+            "do not act alike",
+        ),
         ({"evolution": Evolution(hidden=(8, 8))}, "evolution cannot take over the mean network of global"),
         ({"off_policy": ddpg.Config(hidden=(8,))}, "on_policy cannot take over"),
         ({"on_policy": replace(PPO, normalize_obs=True)}, "whitens observations"),

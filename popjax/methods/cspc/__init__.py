@@ -23,11 +23,12 @@ C3SAC          ``copies=2, on_policy=None, evolution=None``
 SAC, PPO, CEM  two of the three None
 =============  =====================================================
 
-Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
-(``burst``), so a batch may hold transitions of an episode that is not over. Left out, being slips of the
-authors' code: PPO's rewards that are late by a step, and the time limit taken for the end in its transitions;
-individuals' actions that are clipped to the action's bound instead of scaled. PPO does not learn after every
-episode, as Algorithm 2 could be read.
+Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after
+episodes (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not
+over. Left out, being slips of the authors' code: PPO's rewards that are late by a step, and the time limit
+taken for the end in its transitions; individuals' actions that are clipped to the action's bound instead of
+scaled. PPO does not learn after every episode, as Algorithm 2 could be read. A phase of an on-policy agent
+is whole batches, also of several lanes: of 4,000 steps it is 12,000 long where the others' are 10,000.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Metrics:
     best_score:     the largest in any iteration so far.
     steps:          int32 [P] environment steps.
     kept:           int32 [P] episodes that entered the local memory.
-    labels:         int32 [P] whose episodes may enter it.
+    labels:         int32 [P] who has taken over the global agent's policy: besides the global agent's own,
+                    their episodes may enter.
     handed:         int32 [P] policies that each took over.
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent, since the start.
@@ -112,7 +114,7 @@ class State:
     length: Array  # int32 [] of evolution's next phase, where the schedule is the code's
     kept: tuple[PyTree, ...]  # what members keep of batches and generations underway, where play is fused
     scores: Array = stacked()  # float32 [P] of the last iteration
-    labels: Array = stacked()  # bool [P]
+    labels: Array = stacked()  # bool [P] who has taken over the global agent's policy
 
 
 def agent_config(kind: ModuleType) -> Any:
@@ -134,7 +136,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     continuous_dims(env.spec, "cspc")
     named = team_members(env, config)
     names, members = list(named), list(named.values())
-    exchange.check(env.spec, named, default_hyper(config))
+    exchange.check(env.spec, named)
     population, has_global = len(members), config.off_policy is not None
     order = list(range(population)) if config.schedule == "paper" else list(reversed(range(population)))
 
@@ -207,10 +209,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         study = members[0].study
         if index and study is not None:
             learned = study(team[0], seen, done.steps, s.hyper, key_study)
-            # Who writes next must wait until this has been read, or the compiler copies the replay: a
-            # dependency that it cannot see to be none.
-            seen = replace(seen, written=jnp.where(learned.updates < 0, 0, seen.written))
-            team = (learned, *team[1:])
+            seen, team = memory.after(seen, learned.updates), (learned, *team[1:])
         return replace(s, key=key, team=team, memory=seen, env_steps=s.env_steps + done.steps), done
 
     def together(s: State) -> tuple[State, Array, Array]:

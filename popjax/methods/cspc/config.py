@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flax import struct
 
 from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
 from popjax.core import Number, number
 from popjax.evolution import cem
+
+
+def check_choices(config: Any) -> None:
+    """That every field with a choice of words has one of them.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            known = ", ".join(repr(word) for word in get_args(kind))
+            raise ValueError(f"{name} is one of {known}, got {getattr(config, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -25,14 +37,18 @@ class Evolution:
     )
     inject: Literal["sticky", "once"] = "sticky"  # a policy handed over enters every later phase, or one
     carry: bool = True  # steps beyond a phase's length are taken off the next; not in the code's schedule
-    reset_mean: bool = False  # a policy handed over becomes the mean, too
+    reset_mean: bool = False  # a policy handed over becomes the mean, too; of two the on-policy agent's
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def of_team(kind: Any) -> Any:
     """The default Config of a ``kind`` of agent, a module, with the mean network that the team shares."""
-    config, shared = kind.Config(), {"hidden": (400, 300), "activation": "relu", "initializer": "uniform"}
+    config, shared = kind.Config(), {"hidden": (400, 300), "activation": "relu", "norm": False}
+    shared |= {"initializer": "uniform", "squash": True}
     known = {field.name for field in fields(config)}
-    return replace(config, **{name: x for name, x in (shared | {"squash": True}).items() if name in known})
+    return replace(config, **{name: value for name, value in shared.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -73,14 +89,14 @@ class Config:
     share: bool = True  # the global agent learns from what all have seen, else from its own steps alone
 
     batch: int = 100  # transitions per gradient step of off-policy agents
-    warmup: int = 10_000  # environment steps that an off-policy agent plays uniformly at random
-    update_after: int = 1_000  # transitions before the first gradient step; those owed are made up for
+    warmup: int = 10_000  # environment steps that the global agent plays uniformly at random first
+    update_after: int = 1_000  # transitions before the first gradient step; those put off are made up for
     burst: bool = False  # whole episodes, then as many gradient steps, as the paper has it; else in turn
     store_first: bool = True  # experience is stored before it is learned from
 
     lanes: int = 1  # environments of each off-policy agent
     on_policy_lanes: int = 1  # environments of the on-policy agent
-    on_policy_batch: int = 1_000  # environment steps that it learns from at a time
+    on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
     reset_at_batch: bool = True  # its episodes end with the batch
 
     trials: int = 5  # test episodes of each agent in an iteration
@@ -93,6 +109,7 @@ class Config:
         return off_policy + (self.on_policy is not None) + (self.evolution is not None)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         whole = ("phase", "capacity", "local_capacity", "batch", "lanes", "on_policy_lanes", "trials")
         for name in (*whole, "on_policy_batch"):
             if getattr(self, name) < 1:

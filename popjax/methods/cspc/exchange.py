@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from popjax import tree
-from popjax.core import PyTree, Spec, as_arrays
+from popjax.core import Key, PyTree, Spec
 from popjax.methods.cspc import off_policy
 from popjax.methods.cspc.config import Config, Hyper
 from popjax.methods.cspc.members import Member
@@ -66,28 +66,31 @@ def _taken(
     return own.adopt(state, members["global"].mean(giver), members["global"].value(giver), hyper)
 
 
-def check(spec: Spec, members: dict[str, Member], hyper: Hyper) -> None:
+def check(spec: Spec, members: dict[str, Member]) -> None:
     """That all agents have one mean network, and understand it alike.
 
     Raises:
         ValueError: with the parameters that differ, or the agents that act differently with the same ones.
     """
-    hyper = as_arrays(hyper)
-    key, obs = jax.random.key(0), jnp.linspace(-1.0, 1.0, spec.obs_shape[0])
+    key_mean, key_obs = jax.random.split(jax.random.key(0))
     (first, one), *others = members.items()
-    mean = one.mean(one.init(key, hyper))
-    expected = one.greedy(mean, obs)
+
+    def drawn(key: Key, leaf: Array) -> Array:
+        """Weights that make outputs of the order of 1, where squashing and activations show."""
+        return jax.random.normal(key, leaf.shape) * (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 1.0)
+
+    mean = jax.tree.map(drawn, tree.keys_like(key_mean, one.blank), one.blank)
+    obs = jax.random.normal(key_obs, (8, spec.obs_shape[0]))
+    expected = jax.vmap(one.greedy, (None, 0))(mean, obs)
     for name, member in others:
-        state = jax.eval_shape(member.init, key, hyper)
-        own = jax.eval_shape(member.mean, state)
-        differing = sorted(_leaves(mean) ^ _leaves(own))
+        differing = sorted(_leaves(mean) ^ _leaves(member.blank))
         if differing:
             raise ValueError(
                 f"{name} cannot take over the mean network of {first}; these differ: "
                 + ", ".join(differing)
-                + "; give both the same hidden layers"
+                + "; give both the same hidden layers and no layer norm"
             )
-        if not np.allclose(member.greedy(mean, obs), expected, atol=1e-5):
+        if not np.allclose(jax.vmap(member.greedy, (None, 0))(mean, obs), expected, atol=1e-4):
             raise ValueError(
                 f"{name} and {first} do not act alike with the same mean network; "
                 "give both the same activation, and let actions be squashed"

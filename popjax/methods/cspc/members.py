@@ -65,13 +65,15 @@ class Member(NamedTuple):
 
     init:   (key, hyper) -> state
     train:  (state, memory, length [], gate, hyper, key) -> (state, memory, Phase)
-    study:  (state, memory, count [], hyper, key) -> state, after so many gradient steps; None if it has none
+    study:  (state, memory, count [], hyper, key) -> state, after so many gradient steps and those that were
+            put off; None if it has none
     mean:   state -> parameters of its mean network
     value:  state -> parameters of its state-value network, or None
     adopt:  (state, mean parameters, value parameters or None, hyper) -> state
     tested: state -> what ``act`` reads
     act:    (parameters, obs, hyper, key, scale) -> action; ``scale`` multiplies the exploration
     greedy: (mean parameters, obs) -> action
+    blank:  mean parameters, all 0
     player: the same, step by step
     """
 
@@ -84,6 +86,7 @@ class Member(NamedTuple):
     tested: Callable[[PyTree], PyTree]
     act: Callable[..., Array]
     greedy: Callable[[Params, Array], Array]
+    blank: Params
     player: Player
 
 
@@ -117,6 +120,8 @@ def adopter(config: Config, fresh: Callable[[Key, Hyper], PyTree]) -> Callable[.
         agent = replace(state.agent, actor=state.agent.actor | {"mlp": mean})
         if config.values and value is not None and hasattr(agent, "value"):
             agent = replace(agent, value=value)
+        if hasattr(agent, "target_actor"):
+            agent = replace(agent, target_actor=agent.actor)
         if config.reset_optimizers:
             new = fresh(jax.random.key(0), hyper)
             moments = {f.name: getattr(new, f.name) for f in fields(agent) if "optimizer" in f.name}
@@ -126,8 +131,8 @@ def adopter(config: Config, fresh: Callable[[Key, Hyper], PyTree]) -> Callable[.
     return adopt
 
 
-def greedy_of(agent: Any, hyper: PyTree, act: Callable[..., Array]) -> Callable[[Params, Array], Array]:
-    """``Member.greedy`` of an agent, whose ``act`` with scale 0 sees nothing but the mean network."""
+def greedy_of(agent: Any, hyper: PyTree, act: Callable[..., Array]) -> dict[str, Any]:
+    """``greedy`` and ``blank`` of an agent, whose ``act`` with scale 0 sees nothing but the mean network."""
     key = jax.random.key(0)
     blank = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(agent.init, key, as_arrays(hyper))
@@ -136,4 +141,4 @@ def greedy_of(agent: Any, hyper: PyTree, act: Callable[..., Array]) -> Callable[
     def greedy(mean: Params, obs: Array) -> Array:
         return act(key, agent.params(replace(blank, actor=blank.actor | {"mlp": mean})), obs, 0.0)
 
-    return greedy
+    return {"greedy": greedy, "blank": blank.actor["mlp"]}

@@ -67,6 +67,17 @@ def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Ar
     return memory, numbers.astype(jnp.int32)
 
 
+def after(memory: Memory, updates: Array) -> Memory:
+    """The same memory, to be written when a learner that reads it has got to its ``updates`` [].
+
+    The order must follow from data, here of a kind that the compiler cannot see to be none: where it is free,
+    the compiler copies the replay.
+    """
+    never = updates < 0
+    replay = replace(memory.replay, position=jnp.where(never, 0, memory.replay.position))
+    return replace(memory, replay=replay, written=jnp.where(never, 0, memory.written))
+
+
 def treasure(memory: Memory, numbers: Array, valid: Array) -> Memory:
     """Enters the rows with these numbers [B] into the local memory."""
     return replace(memory, local=ring.add(memory.local, numbers, valid))
@@ -90,6 +101,12 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
     draw = jax.random.randint(key_row, (batch,), 0, jnp.where(here, held, stored))
     number = memory.local.rows[(memory.local.position - 1 - draw) % memory.local.capacity]
     return tree.take(memory.replay.rows, jnp.where(here, number % memory.replay.capacity, draw))
+
+
+def sample_all(memory: Memory, key: Key, batch: int) -> Transition:
+    """A batch [B] drawn with replacement from everything."""
+    draw = jax.random.randint(key, (batch,), 0, jnp.maximum(memory.replay.size, 1))
+    return tree.take(memory.replay.rows, draw)
 
 
 @struct.dataclass

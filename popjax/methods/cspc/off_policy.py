@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, rollout, tree
-from popjax.core import Env, Key, Params, PyTree, example_transition
+from popjax.core import Env, Key, Params, PyTree, Transition, example_transition
 from popjax.methods.cspc import memory as store
 from popjax.methods.cspc.config import Config, Hyper
 from popjax.methods.cspc.members import (
@@ -57,6 +57,8 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
     agent = agents.build(env.spec, kind)
     lanes_env = rollout.autoreset(env)
     lanes = config.lanes
+    # A copy that takes over policies has better to do than to play at random.
+    warmup = config.warmup if is_global or not config.transfer else 0
 
     def init(key: Key, hyper: Hyper) -> State:
         key_agent, key_lanes = jax.random.split(key)
@@ -75,13 +77,17 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         )
 
     def study(state: State, memory: Memory, count: Array, hyper: Hyper, key: Key) -> State:
-        share = hyper.local_share if is_global else 0.0
+        """``count`` gradient steps. One that is alone has nobody's good episodes but its own to prefer."""
+
+        def draw(key: Key) -> Transition:
+            if is_global and config.members > 1:
+                return store.sample(memory, key, config.batch, hyper.local_share, config.local_least)
+            return store.sample_all(memory, key, config.batch)
 
         def update(i: Array, carry: tuple[PyTree, PyTree, Array]) -> tuple[PyTree, PyTree, Array]:
             learner, _, updates = carry
             key_sample, key_learn = jax.random.split(jax.random.fold_in(key, i))
-            batch = store.sample(memory, key_sample, config.batch, share, config.local_least)
-            return *agent.learn(learner, batch, hyper.off_policy, key_learn), updates + 1
+            return *agent.learn(learner, draw(key_sample), hyper.off_policy, key_learn), updates + 1
 
         before = (state.agent, state.losses, state.updates)
         learner, losses, updates = jax.lax.fori_loop(0, count, update, before)
@@ -101,7 +107,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             lane,
             key,
             1,
-            random=state.steps < config.warmup,
+            random=state.steps < warmup,
             exploration=hyper.off_policy.exploration,
             discount=hyper.off_policy.discount,
         )
@@ -122,6 +128,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             more = jnp.where(alive, lanes, 0)
             if not config.store_first:
                 state = study_owed(state, memory, more, hyper, key_study)
+                memory = store.after(memory, state.updates)
             memory, number = store.remember(memory, rows, jnp.broadcast_to(alive, (lanes,)))
             memory, underway, kept = store.follow(
                 memory, state.underway, number, rows.reward, done & alive, gate
@@ -150,13 +157,14 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
 
             def policy(step: Array, obs: Array, key: Key) -> tuple[Array, Array]:
                 params, exploration = agent.params(state.agent), hyper.off_policy.exploration
-                return step + 1, rollout.explore(agent, params, obs, key, step < config.warmup, exploration)
+                return step + 1, rollout.explore(agent, params, obs, key, step < warmup, exploration)
 
             record = partial(record_transition, hyper.off_policy.discount)
             one = rollout.episode(env, policy, state.steps, key_play, record=record)
             more = jnp.where(alive, one.length, 0)
             if not config.store_first:
                 state = study_owed(state, memory, more, hyper, key_study)
+                memory = store.after(memory, state.updates)
             memory, kept = enter(memory, jax.tree.map(lambda x: x[None], one), alive, gate)
             if config.store_first:
                 state = study_owed(state, memory, more, hyper, key_study)
@@ -167,7 +175,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
 
     def act_now(state: State, kept: tuple[()], hyper: Hyper, key: Key) -> tuple[Array, tuple[()]]:
         def one(obs: Array, key: Key) -> Array:
-            params, random = agent.params(state.agent), state.steps < config.warmup
+            params, random = agent.params(state.agent), state.steps < warmup
             return rollout.explore(agent, params, obs, key, random, hyper.off_policy.exploration)
 
         return jax.vmap(one)(state.lanes.obs, jax.random.split(key, lanes)), ()
@@ -188,18 +196,19 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
     return Member(
         init=init,
         train=train_in_bursts if config.burst else train,
-        study=study,
+        study=study_owed,
         mean=lambda state: state.agent.actor["mlp"],
         value=lambda state: getattr(state.agent, "value", None),
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.off_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
         player=Player(lambda state, key: (), lambda state, kept: state.lanes, act_now, take, study_owed),
-        greedy=greedy_of(agent, agents.default_hyper(kind), agent.act),
+        **greedy_of(agent, agents.default_hyper(kind), agent.act),
     )
 
 
 def copied(state: State, other: State) -> State:
-    """``state`` with all networks of ``other``, but its own moments, lanes and counts."""
-    names = [field.name for field in fields(state.agent) if "optimizer" not in field.name]
+    """``state`` with all that ``other`` has learned, but its own moments, lanes and counts."""
+    own = ("optimizer", "updates")
+    names = [field.name for field in fields(state.agent) if not any(part in field.name for part in own)]
     return replace(state, agent=replace(state.agent, **{name: getattr(other.agent, name) for name in names}))

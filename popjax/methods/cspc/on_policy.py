@@ -172,5 +172,5 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         tested=lambda state: agent.params(state.agent),
         act=act,
         player=Player(begin, lambda state, kept: state.lanes, act_now, take, None),
-        greedy=greedy_of(agent, agents.default_hyper(kind), lambda *known: agent.act(*known)[0]),
+        **greedy_of(agent, agents.default_hyper(kind), lambda *known: agent.act(*known)[0]),
     )

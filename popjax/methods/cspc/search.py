@@ -64,7 +64,7 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
         initializer="uniform_zero_bias",
         final_initializer="uniform_fan_in",
     )
-    unflatten = ravel_pytree(actor.init(jax.random.key(0))["mlp"])[1]
+    flat, unflatten = ravel_pytree(actor.init(jax.random.key(0))["mlp"])
 
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_ask = jax.random.split(key)
@@ -98,7 +98,9 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
     def told_of(state: State, fitness: Array, hyper: Hyper, key: Key) -> State:
         """The search after a generation, with the next one drawn."""
         search = cem.tell(state.search, state.population, fitness, hyper.cem, how.cem)
-        best, population = state.population[jnp.argmax(fitness)], cem.ask(search, key, how.cem)
+        # By the order of ``tell``, for which a return that is no number is the worst.
+        best = state.population[jnp.argsort(-fitness, stable=True)[0]]
+        population = cem.ask(search, key, how.cem)
         return replace(state, search=search, population=population, best=best, fitness=fitness)
 
     def train(
@@ -201,5 +203,6 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
             take=take,
             study=None,
         ),
+        blank=jax.tree.map(jnp.zeros_like, unflatten(flat)),
         greedy=lambda mean, obs: actor.apply({"mlp": mean}, obs),
     )

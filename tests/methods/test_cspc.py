@@ -184,14 +184,15 @@ def test_bursts_play_whole_episodes_and_then_learn():
     assert [int(memory.written) for _, memory, _ in phases] == [500, 600]
 
 
-def test_warm_up_is_uniform_then_the_policy_plays():
-    def sure(state):
-        """A policy that plays 0.9 and nothing else."""
-        params = jax.tree.map(jnp.zeros_like, state.agent.actor)
-        params["mlp"]["Dense_1"]["linear"]["bias"] += jnp.arctanh(0.9)
-        params["log_std"]["linear"]["bias"] -= 100.0
-        return replace(state, agent=replace(state.agent, actor=params))
+def sure(state):
+    """A policy that plays 0.9 and nothing else."""
+    params = jax.tree.map(jnp.zeros_like, state.agent.actor)
+    params["mlp"]["Dense_1"]["linear"]["bias"] += jnp.arctanh(0.9)
+    params["log_std"]["linear"]["bias"] -= 100.0
+    return replace(state, agent=replace(state.agent, actor=params))
 
+
+def test_warm_up_is_uniform_then_the_policy_plays():
     hyper = compiled()[0].hyper
     still = hyper.replace(off_policy=hyper.off_policy.replace(actor_lr=0.0))
     played = trained(TINY, "global", [500], sure, still)[0][1].replay.rows.action[:500, 0]
@@ -460,6 +461,41 @@ def test_a_policy_enters_the_first_generation_of_phases(inject):
     assert found == [inject == "sticky"] * 2
 
 
+def test_later_generations_of_a_phase_are_as_drawn():
+    """Rows of the memory are those of the individuals, one after the other, ten steps each."""
+    member = cspc.team_members(walk(), TINY)["evolution"]
+    policy = jnp.linspace(-1.0, 1.0, flat_size())
+    unflatten = ravel_pytree(member.blank)[1]
+
+    def give(state):
+        slots, filled = state.slots.at[0].set(policy), state.filled.at[0].set(True)
+        return replace(state, slots=slots, filled=filled)
+
+    rows = trained(TINY, "evolution", [200], give)[0][1].replay.rows
+    would = jax.vmap(member.greedy, (None, 0))(unflatten(policy), rows.obs[:200])
+    np.testing.assert_allclose(rows.action[:10], would[:10], atol=1e-5)
+    assert (np.abs(rows.action[10:200] - would[10:200]).max(1) > 1e-3).all()
+
+
+def test_training_draws_from_the_local_memory():
+    """A share of 0 and of 1 learn from different rows; without enough of them both learn from the same."""
+    member = cspc.team_members(walk(), TINY)["global"]
+    hyper = as_arrays(compiled()[0].hyper)
+    state, study = member.init(jax.random.key(0), hyper), jax.jit(member.study)
+    blank = store.init(tree.take(example_rows(), 0), 1000, TINY.local_capacity)
+    many = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), (500, *x.shape[1:])), example_rows())
+    memory, numbers = store.remember(blank, many, jnp.ones(500, bool))
+    for entries, alike in ((TINY.local_least, True), (TINY.local_least + 1, False)):
+        held = store.treasure(memory, numbers[:entries], jnp.ones(entries, bool))
+        found = [
+            study(
+                state, held, jnp.int32(20), hyper.replace(local_share=jnp.float32(share)), jax.random.key(2)
+            )
+            for share in (0, 1)
+        ]
+        assert same(found[0].agent, found[1].agent) == alike
+
+
 def example_rows():
     one = jnp.zeros((1, 2))
     return Transition(one, jnp.zeros((1, 1)), jnp.zeros(1), jnp.zeros(1), one)
@@ -610,13 +646,6 @@ def test_copies_learn_from_their_own_steps_and_the_global_one_from_everybodys():
 
 
 def test_copies_that_take_over_policies_do_not_warm_up():
-    def sure(state):
-        """A policy that plays 0.9 and nothing else."""
-        params = jax.tree.map(jnp.zeros_like, state.agent.actor)
-        params["mlp"]["Dense_1"]["linear"]["bias"] += jnp.arctanh(0.9)
-        params["log_std"]["linear"]["bias"] -= 100.0
-        return replace(state, agent=replace(state.agent, actor=params))
-
     hyper = compiled()[0].hyper
     still = hyper.replace(off_policy=hyper.off_policy.replace(actor_lr=0.0))
     played = trained(replace(TINY, copies=1), "copy1", [50], sure, still)[0][1].replay.rows.action[:50]

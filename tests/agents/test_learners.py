@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import agents, distributions, nets, rollout, tree
+from popjax import agents, distributions, rollout, tree
 from popjax.agents import ddpg, sac, sac2018, td3
 from popjax.core import Spec, as_arrays, transition
 from popjax.envs import make
+from popjax.nets import layers
 from tests.agents.by_hand import a_batch, blend, close, equal, first_moment, norm, stepped
 from tests.agents.probes import ANSWERS, GAMMA
 
@@ -275,7 +276,7 @@ def test_without_exploration_acting_is_deterministic_and_bounded(name, key):
 
 
 def test_worked_example_5_layer_norm():
-    norm_layer = nets.LayerNorm()
+    norm_layer = layers.LayerNorm()
     x = jnp.arange(1.0, 5.0)
     out = norm_layer.apply(norm_layer.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(out, [-1.161894, -0.387298, 0.387298, 1.161894], rtol=1e-5)

@@ -1,13 +1,13 @@
 """Networks as ``Network(init, apply)`` records over plain dictionaries of parameters.
 
-The only module that knows flax.linen. Every ``apply`` takes one input and lets leading axes through.
+The only package that knows flax.linen. Every ``apply`` takes one input and lets leading axes through.
 Parameters are float32; a weight matrix is a leaf of rank 2, ``kernel [in, out]``, everything else rank 1.
 A policy for continuous actions keeps the network of its mean action under "mlp": what others can take over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,71 +16,11 @@ from flax import linen as nn
 from jax import Array
 
 from popjax.core import Key, Network, Params
+from popjax.nets.layers import MLP, Dense, LayerNorm
 
-Activation = Callable[[Array], Array]
-ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu, "swish": nn.swish}
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
 """Of on-policy networks: as OpenAI Baselines or as OpenAI Spinning Up (2018) begin."""
-
-
-class Dense(nn.Module):
-    """A linear layer.
-
-    initializer: "uniform_fan_in", U(-1/sqrt(fan in), 1/sqrt(fan in)) for weights and bias, PyTorch's default;
-                 "uniform_zero_bias", the same for the weights alone; "orthogonal", gain sqrt(2), zero bias.
-    scale:       multiplies the initial weights and bias.
-    """
-
-    features: int
-    initializer: str = "uniform_fan_in"
-    scale: float = 1.0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        if self.initializer == "orthogonal":
-            kernel_init = nn.initializers.orthogonal(2**0.5 * self.scale)
-            bias_init: Any = nn.initializers.zeros
-        else:
-            kernel_init = bias_init = _uniform(self.scale * x.shape[-1] ** -0.5)
-            if self.initializer == "uniform_zero_bias":
-                bias_init = nn.initializers.zeros
-        return nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init, name="linear")(x)
-
-
-class LayerNorm(nn.Module):
-    """``scale * (x - mean) / (std + 1e-6) + bias`` with the unbiased standard deviation, as in ERL's and
-    PDERL's code; not the common layer norm, which divides by n and adds epsilon under the root."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return scale * (x - x.mean(-1, keepdims=True)) / (x.std(-1, ddof=1, keepdims=True) + 1e-6) + bias
-
-
-class MLP(nn.Module):
-    """Linear layers of widths ``hidden`` with activation (and layer norm before it), then ``out`` units.
-
-    ``final_initializer`` is the last layer's, ``initializer`` if None. ``with_features`` returns
-    what the last layer is given, too.
-    """
-
-    hidden: Sequence[int]
-    out: int
-    activation: str = "relu"
-    norm: bool = False
-    initializer: str = "uniform_fan_in"
-    final_scale: float = 1.0
-    final_initializer: str | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, with_features: bool = False) -> Any:
-        for width in self.hidden:
-            x = Dense(width, self.initializer)(x)
-            x = ACTIVATIONS[self.activation](LayerNorm()(x) if self.norm else x)
-        out = Dense(self.out, self.final_initializer or self.initializer, self.final_scale)(x)
-        return (out, x) if with_features else out
 
 
 class _TanhActor(nn.Module):
@@ -351,10 +291,3 @@ def _network(module: nn.Module, *input_dims: int) -> Network:
         return module.apply({"params": params}, *inputs)
 
     return Network(init, apply)
-
-
-def _uniform(bound: float) -> Callable[..., Array]:
-    def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

@@ -50,6 +50,21 @@ class Transition:
 
 
 @struct.dataclass
+class Weighted(Transition):
+    """Transitions that count differently in a loss.
+
+    weight: float32 [...]  multiplies a transition's error, such as an importance weight.
+    """
+
+    weight: Array
+
+
+def importance(batch: Transition) -> Array | float:
+    """The weights [...] of ``Weighted`` transitions, 1 of others."""
+    return batch.weight if isinstance(batch, Weighted) else 1.0
+
+
+@struct.dataclass
 class Trajectory(Transition):
     """Consecutive steps of one policy, [T, N, ...]: what an on-policy agent learns from.
 
@@ -144,10 +159,16 @@ class Network(NamedTuple):
 class Agent(NamedTuple):
     """One learning individual.
 
-    init:   (key, hyper) -> state
-    act:    (key, params, obs, scale) -> action in [-1, 1]; ``scale`` multiplies the exploration, 0 = greedy
-    learn:  (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...]
-    params: state -> what ``act`` reads
+    init:        (key, hyper) -> state
+    act:         (key, params, obs, scale) -> action in [-1, 1]; ``scale`` multiplies the exploration, 0 =
+                 greedy. A discrete action is uniformly random with probability ``scale``
+    learn:       (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...],
+                 which may be ``Weighted`` where there is a ``td_error``
+    params:      state -> what ``act`` reads
+    td_error:    (state, batch, online=False) -> target minus value [B], the target by the target networks
+                 or, if ``online``, by the online ones; None of an agent without priorities
+    observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
+    exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -156,6 +177,9 @@ class Agent(NamedTuple):
     params: Callable[[PyTree], Params]
     actor: Network
     critic: Network
+    td_error: Callable[..., Array] | None = None
+    observe: Callable[[PyTree, Array, Array], PyTree] = lambda state, obs, valid: state
+    exploration: Callable[[PyTree, Array], Array] = lambda hyper, env_steps: hyper.exploration
 
 
 class OnPolicyAgent(NamedTuple):

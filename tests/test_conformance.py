@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from popjax import tree
-from popjax.agents import a2c, ddpg, ppo, sac, sac2018, td3
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
 from popjax.core import Method, stacked_fields
 from popjax.envs import make
 from popjax.evolution import cem
@@ -44,9 +44,9 @@ def _pderl(**options):
     return Case(lambda: pderl.build(make("probe/delay"), replace(config, **options)), 4)
 
 
-def _independent(agent, **options):
+def _independent(agent, env="probe/delay", **options):
     config = independent.Config(agent=agent, population=3, batch=4, capacity=50, warmup=1)
-    return Case(lambda: independent.build(make("probe/delay"), replace(config, **options)), 3)
+    return Case(lambda: independent.build(make(env), replace(config, **options)), 3)
 
 
 def _onpolicy():
@@ -96,6 +96,8 @@ CASES = {
     "pderl": _pderl(),
     "erl": _pderl(crossover="n_point", mutation="gaussian"),
     "ddpg": _independent(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4)),
+    "ddpg_normalized": _independent(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))),
+    "dqn": _independent(dqn.Config(hidden=(4,)), env="probe/corridor-discrete"),
     "td3": _independent(td3.Config(hidden=(4,)), lanes=2, steps=2),
     "sac": _independent(sac.Config(hidden=(4,))),
     "shared": _independent(sac.Config(hidden=(4,)), shared_replay=True),
@@ -239,7 +241,7 @@ def test_the_policy_acts(name):
     state = started(name)
     memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0))
     assert jax.tree.structure(memory) == jax.tree.structure(method.memory)
-    assert action.shape == (1,)
+    assert (action.shape, action.dtype) in (((1,), jnp.float32), ((), jnp.int32))
     assert np.abs(action).max() <= 1
 
 

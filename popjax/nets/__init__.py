@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax import Array
 
 from popjax.core import Key, Network, Params
-from popjax.nets.layers import MLP, Dense, LayerNorm
+from popjax.nets.layers import MLP, Conv, Dense, LayerNorm, Norm, rectified
 
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
@@ -94,6 +94,47 @@ class _TwoBranchCritic(nn.Module):
         return Dense(1, scale=self.final_scale)(x)[..., 0]
 
 
+class _LateActionCritic(nn.Module):
+    hidden: Sequence[int]
+    action_layer: int
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        x = obs
+        for layer, width in enumerate(self.hidden):
+            x = jnp.concatenate([x, action], -1) if layer == self.action_layer else x
+            x = rectified(Dense(width, "glorot")(x), self.norm)
+        return Dense(1, "small")(x)[..., 0]
+
+
+class _QNetwork(nn.Module):
+    obs_shape: Sequence[int]
+    actions: int
+    convolutions: Sequence[tuple[int, int, int]]
+    hidden: Sequence[int]
+    norm: Norm
+    dueling: bool
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        x = obs.astype(jnp.float32) / (255.0 if obs.dtype == jnp.uint8 else 1.0)
+        for features, side, stride in self.convolutions:
+            x = nn.relu(Conv(features, side, stride)(x))
+        x = x.reshape(*x.shape[: -len(self.obs_shape)], -1)
+
+        def stream(out: int) -> Array:
+            y = x
+            for width in self.hidden:
+                y = rectified(Dense(width, "glorot")(y), self.norm)
+            return Dense(out, "glorot")(y)
+
+        values = stream(self.actions)
+        if not self.dueling:
+            return values
+        return stream(1) + values - values.mean(-1, keepdims=True)
+
+
 def mlp(inputs: int, hidden: Sequence[int], out: int, *, initializer: str = "orthogonal") -> Network:
     """x [..., inputs] -> [..., out]; ReLU between linear layers."""
     return _network(MLP(tuple(hidden), out, initializer=initializer), inputs)
@@ -105,7 +146,7 @@ def tanh_actor(
     hidden: Sequence[int],
     *,
     activation: str = "relu",
-    norm: bool = False,
+    norm: Norm = "none",
     final_scale: float = 1.0,
     initializer: str = "uniform_fan_in",
     final_initializer: str | None = None,
@@ -205,6 +246,40 @@ def critic(
     return _network(_Critic(MLP(tuple(hidden), 1, initializer=initializer)), obs_dim, action_dim)
 
 
+def late_action_critic(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], action_layer: int, *, norm: Norm = "layer"
+) -> Network:
+    """(obs [..., D], action [..., A]) -> value [...]; the action joins the input of hidden layer
+    ``action_layer``, counted from 0. Glorot-uniform, the output layer small."""
+    return _network(_LateActionCritic(tuple(hidden), action_layer, norm), obs_dim, action_dim)
+
+
+def hidden_squares(params: Params) -> Array:
+    """The sum of squares of a value network's hidden weight matrices: neither biases nor the output layer,
+    which is the one of a single unit."""
+    kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2 and x.shape[-1] > 1]
+    return sum((jnp.sum(jnp.square(x)) for x in kernels), jnp.float32(0))
+
+
+def q_network(
+    obs_shape: Sequence[int],
+    actions: int,
+    *,
+    convolutions: Sequence[tuple[int, int, int]] = (),
+    hidden: Sequence[int] = (64, 64),
+    norm: Norm = "layer",
+    dueling: bool = False,
+) -> Network:
+    """obs [..., *obs_shape] -> the value of each action [..., actions].
+
+    ``convolutions`` (features, side of the kernel, stride), without padding, come before the dense ``hidden``
+    layers, and ``norm`` only among these. Images of uint8 are divided by 255. ``dueling`` (Wang et al., ICML
+    2016) gives value and advantage dense layers of their own. Glorot-uniform.
+    """
+    module = _QNetwork(tuple(obs_shape), actions, tuple(convolutions), tuple(hidden), norm, dueling)
+    return _network(module, tuple(obs_shape))
+
+
 def two_branch_critic(
     obs_dim: int, action_dim: int, branch: int, hidden: int, *, final_scale: float = 1.0
 ) -> Network:
@@ -283,7 +358,7 @@ def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -
     return MLP(tuple(hidden), out, activation, initializer="orthogonal", final_scale=gain * 2**-0.5)
 
 
-def _network(module: nn.Module, *input_dims: int) -> Network:
+def _network(module: nn.Module, *input_dims: int | tuple[int, ...]) -> Network:
     def init(key: Key) -> Params:
         return module.init(key, *(jnp.zeros(dim) for dim in input_dims))["params"]
 

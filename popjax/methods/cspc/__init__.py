@@ -63,7 +63,7 @@ from popjax.methods.cspc.members import Member, Phase
 __all__ = ["AGENTS", "Config", "Evolution", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
 AGENTS: dict[str, dict[str, ModuleType | None]] = {
-    "off_policy": {**agents.AGENTS, "none": None},
+    "off_policy": {**{kind: agents.AGENTS[kind] for kind in agents.AGENTS if kind != "dqn"}, "none": None},
     "on_policy": {**agents.ON_POLICY_AGENTS, "none": None},
     "evolution": {"cem": cem, "none": None},
 }

@@ -1,0 +1,212 @@
+"""Proportional prioritized replay: a row is drawn with probability priority^exponent / sum of all of them.
+
+Schaul et al., "Prioritized Experience Replay", ICLR 2016. Rows lie in a ring; what is added here are their
+masses, priority^exponent, and sums of them: a tree with a wide fan-out and thus few levels, each level one
+array. A draw goes down the tree and an update goes up, a constant number of small operations per level.
+
+Exact where it matters:
+- The sum of a touched parent is taken anew from its children, so sums never drift.
+- A draw takes a fresh random number on every level, uniform over that part of the chosen child that lies in
+  the draw's segment. One number for the whole descent would have too few bits: float32 tells 10^6 rows
+  apart, but not how probable each one is. Small masses are summed with their neighbours and not lost in a
+  total.
+- A row without mass, or a slot without a row, is never drawn while any row has mass, whatever the rounding.
+  Where no row has mass the draw is uniform over the stored rows.
+
+Priorities must be finite and not negative; one that is NaN shows as NaN in the probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, PyTree
+from popjax.replay import ring as plain
+from popjax.replay.ring import Ring
+
+FAN_OUT = 16
+"""Children of a node. A matter of speed only."""
+LARGEST_MASS = 1e28
+"""Where masses are cut off, so that the sum of 10^10 of them is still a float32."""
+
+
+@struct.dataclass
+class Prioritized:
+    """State of a prioritized replay.
+
+    ring:     the rows.
+    levels:   float32 [nodes, FAN_OUT] each, from the masses of the slots, in order, to a single node. An
+              entry of a later level is the sum of a node of the level before; entries beyond the last are 0.
+    exponent: float32 []  what a priority is raised to; 0 is uniform replay.
+    """
+
+    ring: Ring
+    levels: tuple[Array, ...]
+    exponent: Array
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots."""
+        return self.ring.capacity
+
+    @property
+    def size(self) -> Array:
+        """int32 [], how many slots hold a row."""
+        return self.ring.size
+
+    @property
+    def masses(self) -> Array:
+        """float32 [capacity], priority^exponent of every slot, 0 where there is no row."""
+        return self.levels[0].reshape(-1)[: self.capacity]
+
+
+class Draw(NamedTuple):
+    """What was drawn: slots int32 [B], for ``update``, and the probability of each, float32 [B]."""
+
+    slots: Array
+    probability: Array
+
+
+class PrioritizedReplay(NamedTuple):
+    """A store of rows (any pytree) with a fixed capacity, the oldest overwritten, drawn by priority.
+
+    init:   (example row, exponent) -> state; the exponent is data, so that it can be swept by ``vmap``
+    add:    (state, rows [B, ...], valid [B], priority [B]) -> state; rows that are not valid leave no trace
+    sample: (state, key, batch size) -> (rows [B, ...], Draw), with replacement
+    update: (state, slots [B], priority [B]) -> state; equal slots must come with equal priorities. It belongs
+            before the next ``add``, which may give a slot to another row
+    """
+
+    init: Callable[[PyTree, Array | float], Prioritized]
+    add: Callable[[Prioritized, PyTree, Array, Array], Prioritized]
+    sample: Callable[[Prioritized, Key, int], tuple[PyTree, Draw]]
+    update: Callable[[Prioritized, Array, Array], Prioritized]
+
+
+def prioritized(capacity: int, *, stratified: bool = True) -> PrioritizedReplay:
+    """A prioritized replay of ``capacity`` rows.
+
+    ``stratified`` divides the total mass into as many equal segments as the batch has rows and draws one row
+    from each, which comes closer to the distribution than independent draws do and has the same mean.
+    """
+    memory = plain.ring(capacity)
+
+    def init(row: PyTree, exponent: Array | float) -> Prioritized:
+        nodes, levels = capacity, []
+        while not levels or nodes > 1:
+            nodes = -(-nodes // FAN_OUT)
+            levels.append(jnp.zeros((nodes, FAN_OUT), jnp.float32))
+        return Prioritized(memory.init(row), tuple(levels), jnp.asarray(exponent, jnp.float32))
+
+    def sample(state: Prioritized, key: Key, batch: int) -> tuple[PyTree, Draw]:
+        draw = draw_slots(state, key, batch, stratified)
+        return tree.take(state.ring.rows, draw.slots), draw
+
+    return PrioritizedReplay(init=init, add=add, sample=sample, update=update)
+
+
+def add(state: Prioritized, rows: PyTree, valid: Array, priority: Array) -> Prioritized:
+    """Writes the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    ring, slots = plain.write(state.ring, rows, valid)
+    return update(replace(state, ring=ring), slots, priority)
+
+
+def update(state: Prioritized, slots: Array, priority: Array) -> Prioritized:
+    """Gives the rows in ``slots`` [B] new priorities [B]; slots without a row are left alone."""
+    mass = jnp.minimum(jnp.asarray(priority, jnp.float32) ** state.exponent, LARGEST_MASS)
+    stored = (slots >= 0) & (slots < state.ring.size)
+    levels = []
+    for level in state.levels:
+        node = jnp.where(stored, slots // FAN_OUT, len(level))  # len(level): dropped by the scatter
+        level = level.at[node, slots % FAN_OUT].set(mass, mode="drop")
+        levels.append(level)
+        slots, mass = node, level.at[node].get(mode="clip").sum(-1)
+    return replace(state, levels=tuple(levels))
+
+
+def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Draw:
+    """A draw of ``batch`` slots; see ``prioritized``."""
+    key_tree, key_uniform = jax.random.split(key)
+    total = state.levels[-1].sum()
+    low, high = jnp.zeros(batch), jnp.full(batch, total)
+    if stratified:
+        edges = total * (jnp.arange(batch + 1) / batch)
+        low, high = edges[:-1], edges[1:]
+    chance = jax.random.uniform(key_tree, (len(state.levels), batch))
+    slots, mass = descend(state.levels, low, high, chance)
+    # Rarely ever entered, and small: all lanes of a vmap take the same branch, and each its own result.
+    uniform = jax.lax.cond(
+        tree.any_lane(total == 0),
+        lambda: jax.random.randint(key_uniform, (batch,), 0, jnp.maximum(state.size, 1)),
+        lambda: slots,
+    )
+    return Draw(
+        slots=jnp.where(total == 0, uniform, slots),
+        probability=jnp.where(total == 0, 1 / jnp.maximum(state.size, 1), mass / total),
+    )
+
+
+def descend(levels: tuple[Array, ...], low: Array, high: Array, chance: Array) -> tuple[Array, Array]:
+    """The slots [B] that lie somewhere between the masses ``low`` and ``high`` [B], and their masses [B].
+
+    ``chance`` [levels, B], uniform in [0, 1), says where in between. With ``low`` equal to ``high`` this is
+    the first slot such that it and all before it sum to more than ``low``.
+    """
+    index, mass = jnp.zeros(low.shape, jnp.int32), low
+    for level, part in zip(reversed(levels), chance, strict=True):
+        target = low + part * (high - low)
+        child, before, mass = choose(level[index], target)
+        low, high = jnp.maximum(low - before, 0.0), jnp.minimum(high - before, mass)
+        index = index * FAN_OUT + child
+    return index, mass
+
+
+def choose(children: Array, target: Array) -> tuple[Array, Array, Array]:
+    """Which of ``children`` [B, FAN_OUT] the ``target`` [B] falls on, the sum before it, and its mass.
+
+    It is the last one with mass that begins at or before the target: never one without mass, also where the
+    target has been rounded to the sum of all of them.
+    """
+    begin = before = mass = jnp.zeros(target.shape)
+    chosen = jnp.zeros(target.shape, jnp.int32)
+    # One kernel of running sums: `cumsum` along so short an axis takes many times as long.
+    for place in range(FAN_OUT):
+        child = children[:, place]
+        here = (child > 0) & (begin <= target)
+        chosen, before, mass = (
+            jnp.where(here, new, old) for new, old in ((place, chosen), (begin, before), (child, mass))
+        )
+        begin = begin + child
+    return chosen, before, mass
+
+
+def importance_weights(
+    probability: Array, size: Array | int, exponent: Array | float, largest: Array | float | None = None
+) -> Array:
+    """Weights [B] that undo the bias of drawing by priority: (N P)^-exponent, divided by the largest.
+
+    probability: float32 [B]  of the rows, from ``Draw``.
+    size:        int32 []     N, rows stored now.
+    exponent:    []           1 undoes the bias wholly, 0 not at all.
+    largest:     []           what to divide by, such as ``largest_weight(state, exponent)`` or 1; without it
+                              the largest of the batch.
+    """
+    weight = (size * jnp.maximum(probability, jnp.finfo(jnp.float32).tiny)) ** -jnp.asarray(exponent)
+    return weight / (jnp.max(weight) if largest is None else largest)
+
+
+def largest_weight(state: Prioritized, exponent: Array | float) -> Array:
+    """The largest (N P)^-exponent of any stored row with mass, []: reads all masses, a call."""
+    masses = state.levels[0]
+    least = jnp.min(masses, where=masses > 0, initial=jnp.inf)
+    uniform = 1 / jnp.maximum(state.size, 1)
+    probability = jnp.where(jnp.isinf(least), uniform, least / state.levels[-1].sum())
+    return importance_weights(probability[None], state.size, exponent, 1.0)[0]

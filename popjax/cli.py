@@ -26,11 +26,14 @@ METHODS = {
     "independent": "popjax.methods.independent",
     "onpolicy": "popjax.methods.onpolicy",
     "cspc": "popjax.methods.cspc",
+    "ca2e": "popjax.methods.ca2e",
 }
 """Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
 a task has constants of its own, ``preset(task)``. One that leaves open which agents it is made of has a table
 ``AGENTS`` of the kinds that a field of its Config may be, with "none" for None, ``default_hyper(config)``
-and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``."""
+and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
+defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
+task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +77,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax import parse
+    from popjax import parse, pretrained
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -86,33 +89,38 @@ def _run(argv: list[str]) -> None:
     _prepare_jax()
     module = importlib.import_module(METHODS[name])
     task = parse.peel(rest, "--env")[0]
-    kinds, rest = _peel_agents(module, rest)
+    runs, rest = pretrained.peel_runs(module, rest)
+    kinds, rest = _peel_agents(module, rest, task)
     try:
         config, hyper = _defaults(module, kinds, task)
     except ValueError as refusal:
         raise parse.Fault(_one_line(refusal)) from None
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
     _tell_preset(module, task, config)
-    _train(name, module, kinds, arguments)
+    _train(name, module, kinds, runs, arguments)
 
 
-def _train(name: str, module: ModuleType, kinds: dict[str, str], arguments: Any) -> None:
-    from popjax import parse, show
+def _train(
+    name: str, module: ModuleType, kinds: dict[str, str], runs: dict[str, list[str]], arguments: Any
+) -> None:
+    from popjax import parse, pretrained, show
     from popjax.host.train import train
 
     common = arguments.common
     env_options = parse.key_values(common.env_option)
     env = _make(common.env, env_options)
     root = Path(common.run_dir or _default_directory(name, common.env, common.options))
+    built_on, kept = pretrained.take(module, env, runs, resumed=root if common.resume else None)
     description = {
         "method": name,
         "agents": kinds,
         "env_options": env_options,
         "config": asdict(arguments.config),
+        "runs": kept,
         "command": shlex.join(["python", *sys.argv]),
     }
     result = train(
-        _build(module, env, arguments.config),
+        _build(module, env, arguments.config, built_on),
         env,
         **asdict(common.options),
         hyper=arguments.hyper,
@@ -141,7 +149,6 @@ def load(run_dir: str | Path) -> Loaded:
     Raises:
         Refused: there is no run, or no whole checkpoint.
     """
-    from popjax import parse
     from popjax.host import checkpoint, rundir
     from popjax.host.errors import Refused
     from popjax.host.run import complain
@@ -150,17 +157,25 @@ def load(run_dir: str | Path) -> Loaded:
     saved = rundir.read_config(root)
     if saved.get("method") not in METHODS or not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
-    module = importlib.import_module(METHODS[saved["method"]])
-    config, hyper = _defaults(module, saved["agents"], None)
-    config = parse.rebuild(config, saved["config"])
-    env = _make(saved["env"], saved["env_options"])
-    method = _build(module, env, config)
-    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), saved["options"]["seeds"])
+    env, method, config, hyper = rebuilt(saved)
+    shapes = _state_shapes(method, hyper, saved["options"]["seeds"])
     found = checkpoint.restore_newest(rundir.RunDirectory(root).checkpoints, shapes, complain)
     if found is None:
         raise Refused(f"{root} has no whole checkpoint")
     _, state, extra = found
     return Loaded(env, method, config, state, saved, extra["env_steps"])
+
+
+def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
+    """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
+    from popjax import parse, pretrained
+
+    module = importlib.import_module(METHODS[saved["method"]])
+    config, hyper = _defaults(module, saved["agents"], None)
+    config = parse.rebuild(config, saved["config"])
+    env = _make(saved["env"], saved["env_options"])
+    built_on = pretrained.rebuild(module, saved.get("runs", {}))
+    return env, _build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -233,13 +248,16 @@ def _prepare_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
-def _peel_agents(module: ModuleType, argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple[dict[str, str], list[str]]:
     """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
-    from popjax.parse import Fault, nearest, peel
+    from popjax.parse import Fault, key_values, nearest, peel, peel_all
 
     kinds = {}
     for field, known in getattr(module, "AGENTS", {}).items():
         kind, argv = peel(argv, f"--config.{field.replace('_', '-')}")
+        if kind is None and task and hasattr(module, "default_kinds"):
+            options = key_values(peel_all(argv, "--env-option")[0])
+            kind = module.default_kinds(_make(task, options).spec)[field]
         if kind is None:
             default = type(getattr(module.Config(), field))
             kind = next(k for k in known if type(_agent_config(module, known[k])) is default)
@@ -260,9 +278,8 @@ def _defaults(module: ModuleType, kinds: dict[str, str], task: str | None) -> tu
     """Default Config and Hyper of a method, for its agents and for a task where it has constants for one."""
     if kinds:
         known = module.AGENTS
-        config = module.Config(
-            **{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()}
-        )
+        make = getattr(module, "default_config", module.Config)
+        config = make(**{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()})
         return config, module.default_hyper(config)
     preset = _preset(module, task)
     return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
@@ -324,11 +341,11 @@ def _make(name: str, options: dict[str, Any]) -> Any:
         raise Fault(f"--env-option: {_one_line(refusal)}") from None
 
 
-def _build(module: ModuleType, env: Any, config: Any) -> Any:
+def _build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
     from popjax.parse import Fault
 
     try:
-        return module.build(env, config)
+        return module.build(env, config, **built_on)
     except ValueError as refusal:
         raise Fault(_one_line(refusal)) from None
 

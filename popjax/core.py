@@ -11,7 +11,7 @@ environment lanes, ``T`` time, ``B`` batch, ``D`` observation, ``A`` action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -245,6 +245,42 @@ class Method(NamedTuple):
     hyper: Any
     steps_bound: int
     memory: PyTree = ()
+
+
+class Pretrained(NamedTuple):
+    """The policy of a finished run, frozen.
+
+    name:      where it comes from, for messages.
+    spec:      the task that it was trained on.
+    act:       as ``Method.act``.
+    params:    what ``act`` reads.
+    memory:    what the policy remembers at the start of an episode.
+    env_steps: what its training cost, environment steps.
+    state:     the State that it comes from, of one seed.
+    config:    the Config of its method.
+    """
+
+    name: str
+    spec: Spec
+    act: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array]]
+    params: Params
+    memory: PyTree = ()
+    env_steps: int = 0
+    state: Any = None
+    config: Any = None
+
+
+class Ingredient(NamedTuple):
+    """What a method makes of finished runs.
+
+    keyword: of ``build``, which takes a tuple of records.
+    make:    (env, policies) -> records, one for each policy; a ValueError where one does not fit.
+    record:  their type, a NamedTuple of the ``Pretrained`` and facts that JSON can hold.
+    """
+
+    keyword: str
+    make: Callable[[Env, Sequence[Pretrained]], Sequence[Any]]
+    record: Any
 
 
 def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:

@@ -162,6 +162,23 @@ def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Takes every ``option VALUE`` out of ``argv``: the values in order, and what remains."""
+    values: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(argv):
+        long = 1 if "=" in argv[position] else 2
+        value, _ = peel(argv[position : position + long], option)
+        if value is None:
+            rest.append(argv[position])
+            position += 1
+        else:
+            values.append(value)
+            position += long
+    return values, rest
+
+
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     """``["backend=spring", "length=200"]`` as a dictionary; values are Python literals, else strings.
 

@@ -145,6 +145,10 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
     summary = {
         "method": run.config["method"],
         "agents": run.config["agents"],
+        "runs": {
+            option: [{name: run[name] for name in run if name != "config"} for run in runs]
+            for option, runs in run.config["runs"].items()
+        },
         "env": run.env.spec.name,
         "seeds": list(run.seeds),
         "env_steps": int(position.env_steps.max()),

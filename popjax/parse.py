@@ -146,36 +146,27 @@ def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     Raises:
         Fault: the option is last and has no value.
     """
-    value, rest, position = None, [], 0
+    values, rest = peel_all(argv, option)
+    return values[-1] if values else None, rest
+
+
+def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """As ``peel``, but all values of an option that may be repeated, in order."""
+    values: list[str] = []
+    rest: list[str] = []
+    position = 0
     while position < len(argv):
         name, equals, attached = argv[position].partition("=")
         if name.replace("_", "-") != option:
             rest.append(argv[position])
         elif equals:
-            value = attached
+            values.append(attached)
         elif position + 1 < len(argv):
             position += 1
-            value = argv[position]
+            values.append(argv[position])
         else:
             raise Fault(f"{option} needs a value")
         position += 1
-    return value, rest
-
-
-def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """Takes every ``option VALUE`` out of ``argv``: the values in order, and what remains."""
-    values: list[str] = []
-    rest: list[str] = []
-    position = 0
-    while position < len(argv):
-        long = 1 if "=" in argv[position] else 2
-        value, _ = peel(argv[position : position + long], option)
-        if value is None:
-            rest.append(argv[position])
-            position += 1
-        else:
-            values.append(value)
-            position += long
     return values, rest
 
 

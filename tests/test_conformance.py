@@ -14,12 +14,12 @@ import pytest
 
 from popjax import tree
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
-from popjax.core import Method, stacked_fields
+from popjax.core import Method, Pretrained, stacked_fields
 from popjax.envs import make
 from popjax.evolution import cem
 from popjax.evolution.crossover import Distillation
 from popjax.intrinsic import contrastive
-from popjax.methods import ce, cspc, independent, onpolicy, pderl
+from popjax.methods import ca2e, ce, cspc, independent, onpolicy, pderl
 
 
 class Case(NamedTuple):
@@ -86,7 +86,31 @@ def _cspc(**options):
     return Case(lambda: cspc.build(make("probe/delay"), replace(config, **options)), 3)
 
 
+def _ca2e():
+    config = replace(
+        ca2e.default_config(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))),
+        nature=2,
+        prior=1,
+        n_step=1,
+        batch=4,
+        capacity=50,
+        local_buffer=1,
+        sync_every=2,
+        learning_starts=0,
+        check_every=3,
+        return_window=2,
+    )
+
+    def build():
+        env = make("probe/delay")
+        policy = Pretrained("constant", env.spec, lambda p, m, obs, key: (m, p), jnp.zeros(1))
+        return ca2e.build(env, config, [ca2e.Prior(policy, 0.5)])
+
+    return Case(build, 3)
+
+
 CASES = {
+    "ca2e": _ca2e(),
     "ce": _ce(),
     "cspc": _cspc(),
     "cspc_fused": _cspc(
@@ -249,12 +273,12 @@ def _bytes(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(bare(state)))
 
 
-@pytest.mark.parametrize(("name", "share"), [("sac", 0.3), ("pderl", 0.3), ("ce", 0.5)])
+@pytest.mark.parametrize(("name", "share"), [("sac", 0.3), ("pderl", 0.3), ("ce", 0.5), ("ca2e", 0.3)])
 def test_a_step_never_copies_the_replay(name, share):
     """With 10^6 transitions of a real task and default networks: the donated State is written in place, and
     all else that a step needs, the batches of four agents in CE, is less than a ``share`` of its size."""
     env = make("gymnax/Pendulum-v1")
-    method = {"sac": independent, "pderl": pderl, "ce": ce}[name].build(env)
+    method = {"sac": independent, "pderl": pderl, "ce": ce, "ca2e": ca2e}[name].build(env)
     state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
     assert max(x.size for x in jax.tree.leaves(state.replay)) >= 3_000_000
     memory = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()

@@ -62,11 +62,12 @@ class Config:
             raise ValueError(f"exploration needs a number >= 0 for each nature actor, got {self.exploration}")
         if self.batch > self.capacity:
             raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}")
-        least = self.actors * self.lanes * (self.local_buffer + self.n_step)
+        least = self.actors * self.lanes * (self.local_buffer + self.n_step - 2)
         if self.learning_starts < least:
             raise ValueError(
-                f"learning_starts {self.learning_starts} is before {least} environment steps, when the first"
-                f" local buffers of {self.actors * self.lanes} lanes are full: nothing could be learned from"
+                f"learning_starts {self.learning_starts} is under {least} environment steps, after which the"
+                f" next one fills the first local buffers of {self.actors * self.lanes} lanes: there is"
+                " nothing yet to learn from"
             )
 
     @property

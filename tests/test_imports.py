@@ -43,6 +43,8 @@ SHARED = {
     "popjax.envs.options",
     "popjax.envs.dmc.parts",
     "popjax.methods.pderl",
+    "popjax.replay.ring",
+    "popjax.nets.images",
     "popjax.nets.layers",
 }
 # What puts the modules of its package together, as the package's `__init__` may.

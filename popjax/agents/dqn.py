@@ -15,17 +15,9 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, importance, number
+from popjax.core import Agent, Key, Network, Number, Params, PyTree, Spec, Transition, importance, number
+from popjax.nets import images
 from popjax.optimize import adam, descend
-
-TORSOS: dict[str, tuple[tuple[tuple[int, int, int], ...], tuple[int, ...]]] = {
-    "dense": ((), (64, 64)),
-    "minatar": (((16, 3, 1),), (128,)),
-    "atari": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
-}
-"""Convolutions (features, side of the kernel, stride) and dense layers: small ones; MinAtar's (Young & Tian,
-2019); those of Mnih et al."""
-_LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one place
 
 
 @dataclass(frozen=True)
@@ -141,15 +133,12 @@ def annealed(hyper: Hyper, env_steps: Array) -> Array:
     return hyper.exploration_start + share * (hyper.exploration - hyper.exploration_start)
 
 
-def _network(spec: Spec, config: Config) -> nets.Network:
-    torso = config.torso
-    if torso == "auto":
-        image = len(spec.obs_shape) == 3
-        large = image and min(spec.obs_shape[:2]) >= _LEAST_ATARI_SIDE
-        torso = ("atari" if large else "minatar") if image else "dense"
-    convolutions, hidden = TORSOS[torso]
-    _check_sides(spec, convolutions)
-    return nets.q_network(
+def _network(spec: Spec, config: Config) -> Network:
+    torso = images.torso_for(spec.obs_shape) if config.torso == "auto" else config.torso
+    convolutions, hidden = images.TORSOS[torso]
+    if convolutions:
+        images.places(spec.obs_shape, convolutions)  # refuses what they cannot see
+    return images.q_network(
         spec.obs_shape,
         spec.action_dim,
         convolutions=convolutions,
@@ -157,16 +146,3 @@ def _network(spec: Spec, config: Config) -> nets.Network:
         norm=config.norm,
         dueling=config.dueling,
     )
-
-
-def _check_sides(spec: Spec, convolutions: tuple[tuple[int, int, int], ...]) -> None:
-    """Raises ValueError where an observation is too small for the convolutions, or no image."""
-    if convolutions and len(spec.obs_shape) != 3:
-        raise ValueError(f"convolutions need images [H, W, C]; {spec.name} shows {spec.obs_shape}")
-    sides = spec.obs_shape[:2] if convolutions else ()
-    for _, side, stride in convolutions:
-        sides = tuple((s - side) // stride + 1 for s in sides)
-        if min(sides) < 1:
-            raise ValueError(
-                f"images of {spec.obs_shape} are too small for the convolutions; take torso minatar or dense"
-            )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from popjax.core import Key
+from popjax.core import Key, Network, Params
 
 Activation = Callable[[Array], Array]
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu, "swish": nn.swish}
@@ -139,3 +139,15 @@ def _uniform(bound: float) -> Callable[..., Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def network(module: nn.Module, *input_dims: int | tuple[int, ...]) -> Network:
+    """A Network of a module whose inputs have these sizes or shapes."""
+
+    def init(key: Key) -> Params:
+        return module.init(key, *(jnp.zeros(dim) for dim in input_dims))["params"]
+
+    def apply(params: Params, *inputs: Array) -> Any:
+        return module.apply({"params": params}, *inputs)
+
+    return Network(init, apply)

@@ -14,6 +14,7 @@ from popjax.agents import dqn
 from popjax.core import Spec, Transition, Weighted, as_arrays
 from popjax.envs import make
 from popjax.methods import independent
+from popjax.nets import images
 from tests.agents.by_hand import close, equal, norm, stepped
 
 SPEC = Spec(name="none", obs_shape=(3,), action_dim=4, episode_length=1, discrete=True)
@@ -48,7 +49,7 @@ def table(values):
 
 
 def test_worked_example_1_double_q_over_three_steps(monkeypatch):
-    monkeypatch.setitem(dqn.TORSOS, "dense", ((), ()))
+    monkeypatch.setitem(images.TORSOS, "dense", ((), ()))
     agent, online = table([[0.0, 5.5, 0.0], [1.0, 3.0, 2.0]])
     _, target = table([[0.0, 0.0, 0.0], [5.0, 4.0, 6.0]])
     hyper = as_arrays(dqn.Hyper())
@@ -158,7 +159,7 @@ def test_what_cannot_be_learned_is_refused():
         dqn.build(make("probe/action").spec)
     with pytest.raises(ValueError, match=r"too small for the convolutions; take torso minatar"):
         dqn.build(SPEC._replace(obs_shape=(10, 10, 4)), dqn.Config(torso="atari"))
-    with pytest.raises(ValueError, match=r"convolutions need images \[H, W, C\]; none shows \(3,\)"):
+    with pytest.raises(ValueError, match=r"convolutions need images \[H, W, C\], got .* \(3,\)"):
         dqn.build(SPEC, dqn.Config(torso="minatar"))
 
 

@@ -106,7 +106,8 @@ class Spec(NamedTuple):
 
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions.
     ``episode_length`` is the time limit in environment steps. ``dt`` is the duration of an environment
-    step in seconds, ``None`` where the task has no clock.
+    step in seconds, ``None`` where the task has no clock. ``highest_return`` is what no policy can exceed,
+    ``None`` where that is not known.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Spec(NamedTuple):
     discrete: bool = False
     obs_dtype: Any = jnp.float32
     dt: float | None = None
+    highest_return: float | None = None
 
 
 def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:

@@ -45,6 +45,7 @@ def make(task: str, **params: Any) -> Env:
         episode_length=int(params_.max_steps_in_episode),
         discrete=discrete,
         dt=float(params_.dt) if "dt" in known else None,
+        highest_return=float(params_.max_steps_in_episode) if task == "CartPole-v1" else None,
     )
     native = (lambda action: action) if discrete else _to_box(action_space)
 

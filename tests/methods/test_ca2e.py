@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import lru_cache
 
@@ -236,6 +237,16 @@ def test_a_policy_s_return_is_measured():
     better, worse = ca2e.measure(env, [constant(env, 0.5), constant(env, 0.0)], jax.random.key(0), episodes=3)
     assert (better.mean_return, worse.mean_return) == (1.0, 0.75)
     assert ca2e.measure(env, [], jax.random.key(0)) == ()
+
+
+def test_a_threshold_out_of_reach_is_told():
+    env = make("gymnax/CartPole-v1")
+    config = ca2e.default_config(dqn.Config())
+    with pytest.warns(UserWarning, match="returns 480, and gymnax/CartPole-v1 at most 500"):
+        ca2e.build(env, config, [ca2e.Prior(constant(env, 1), 480.0)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ca2e.build(env, config, [ca2e.Prior(constant(env, 1), 470.0)])
 
 
 @pytest.mark.parametrize(

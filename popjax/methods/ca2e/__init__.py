@@ -45,7 +45,16 @@ from popjax.core import (
 from popjax.methods.ca2e.actors import check_schedule, first_memories, guide, scales
 from popjax.methods.ca2e.config import AgentConfig, Config, Hyper, default_config, default_hyper
 from popjax.methods.ca2e.experience import Local, empty, flushed, remember
-from popjax.methods.ca2e.priors import Prior, Retirement, beginning, check_fits, compare, measure, threshold
+from popjax.methods.ca2e.priors import (
+    Prior,
+    Retirement,
+    beginning,
+    check_fits,
+    check_reachable,
+    compare,
+    measure,
+    threshold,
+)
 from popjax.replay import ring
 from popjax.replay.prioritized import importance_weights, largest_weight, prioritized
 
@@ -142,6 +151,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     check_schedule(config)
     for prior in priors:
         check_fits(env, prior.policy)
+        check_reachable(env, prior, config.rule)
     lanes_env = rollout.autoreset(env)
     store = prioritized(config.capacity, stratified=config.stratified)
     recent = ring.ring(config.return_window)

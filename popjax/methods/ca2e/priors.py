@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,18 @@ def check_fits(env: Env, policy: Pretrained) -> None:
         raise ValueError(
             f"the prior policy of {policy.name} takes observations {theirs.obs_shape} and gives"
             f" {theirs.action_dim} actions; {ours.name} has {ours.obs_shape} and {ours.action_dim}"
+        )
+
+
+def check_reachable(env: Env, prior: Prior, rule: str) -> None:
+    """Warns if the usual threshold lies above what the task can return."""
+    highest, factor = env.spec.highest_return, 1.05
+    bar = float(threshold(jnp.float32(prior.mean_return), factor, rule))
+    if highest is not None and bar > highest:
+        warnings.warn(
+            f"{prior.policy.name} returns {prior.mean_return:g}, and {env.spec.name} at most {highest:g}: a"
+            f" replacement_factor of {factor} can never be reached",
+            stacklevel=3,
         )
 
 

@@ -1,4 +1,4 @@
-"""Networks with a memory, torso, LSTM and the three heads of a collaborating actor-critic; alignment networks.
+"""Networks with a memory: torso, LSTM and the three heads of a collaborating actor-critic; alignment.
 
 Sizes and initialization as in "Collaborative Deep Reinforcement Learning" (Lin, Wang & Zhou, 2017), whose
 code builds on OpenAI's universe-starter-agent. That is for frames; the torsos for MinAtar's grids and for

@@ -19,7 +19,7 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Key, Network, Params, PyTree
-from popjax.nets.layers import ACTIVATIONS
+from popjax.nets.layers import ACTIVATIONS, Conv, Dense
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
 AlignActivation = Literal["elu", "relu"]
@@ -32,14 +32,14 @@ class Torso(NamedTuple):
 
     filters: tuple[int, ...]
     stride: int
-    padding: str
+    padding: Literal["valid", "same"]
     hidden: tuple[int, ...]
 
 
 TORSOS = {
-    "frames": Torso(filters=(32, 32, 32, 32), stride=2, padding="SAME", hidden=()),
-    "grid": Torso(filters=(16,), stride=1, padding="VALID", hidden=(128,)),
-    "vector": Torso(filters=(), stride=1, padding="VALID", hidden=(64,)),
+    "frames": Torso(filters=(32, 32, 32, 32), stride=2, padding="same", hidden=()),
+    "grid": Torso(filters=(16,), stride=1, padding="valid", hidden=(128,)),
+    "vector": Torso(filters=(), stride=1, padding="valid", hidden=(64,)),
 }
 """The paper's for frames of 42x42x1; the convolution and the dense layer that MinAtar's authors use for its
 grids of 10x10xC; one dense layer for vectors."""
@@ -184,20 +184,12 @@ class _TorsoLayers(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Observations [..., *obs] -> features [..., F]."""
-        stride, convolutions = self.torso.stride, self.torso.filters
-        for width in convolutions:
-            x = nn.Conv(
-                width,
-                (3, 3),
-                (stride, stride),
-                self.torso.padding,
-                kernel_init=nn.initializers.glorot_uniform(),
-            )(x)
-            x = nn.elu(x)
-        if convolutions:
+        for width in self.torso.filters:
+            x = nn.elu(Conv(width, 3, self.torso.stride, self.torso.padding)(x))
+        if self.torso.filters:
             x = x.reshape(*x.shape[:-3], -1)
         for width in self.torso.hidden:
-            x = nn.elu(nn.Dense(width, kernel_init=nn.initializers.glorot_uniform())(x))
+            x = nn.elu(Dense(width, "glorot")(x))
         return x
 
 

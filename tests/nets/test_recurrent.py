@@ -93,7 +93,8 @@ def by_hand(params, obs, done):
     p = jax.tree.map(np.asarray, params)
     c, h, outputs = np.zeros(4), np.zeros(4), []
     for x, ended in zip(np.asarray(obs), np.asarray(done), strict=True):
-        x = elu(x @ p["torso"]["Dense_0"]["kernel"] + p["torso"]["Dense_0"]["bias"])
+        dense = p["torso"]["Dense_0"]["linear"]
+        x = elu(x @ dense["kernel"] + dense["bias"])
         i, g, f, o = np.split(np.concatenate([x, h]) @ p["core"]["kernel"] + p["core"]["bias"], 4)
         c = sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)

@@ -27,13 +27,17 @@ METHODS = {
     "onpolicy": "popjax.methods.onpolicy",
     "cspc": "popjax.methods.cspc",
     "ca2e": "popjax.methods.ca2e",
+    "cdrl": "popjax.methods.cdrl",
+    "align": "popjax.methods.cdrl.offline",
+    "distil": "popjax.methods.distil",
 }
 """Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
 a task has constants of its own, ``preset(task)``. One that leaves open which agents it is made of has a table
 ``AGENTS`` of the kinds that a field of its Config may be, with "none" for None, ``default_hyper(config)``
 and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
 defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
-task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``."""
+task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``; one
+that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +94,7 @@ def _run(argv: list[str]) -> None:
     module = importlib.import_module(METHODS[name])
     task = parse.peel(rest, "--env")[0]
     runs, rest = pretrained.peel_runs(module, rest)
+    tasks, rest = _peel_envs(module, rest)
     kinds, rest = _peel_agents(module, rest, task)
     try:
         config, hyper = _defaults(module, kinds, task)
@@ -97,11 +102,16 @@ def _run(argv: list[str]) -> None:
         raise parse.Fault(_one_line(refusal)) from None
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
     _tell_preset(module, task, config)
-    _train(name, module, kinds, runs, arguments)
+    _train(name, module, kinds, runs, tasks, arguments)
 
 
 def _train(
-    name: str, module: ModuleType, kinds: dict[str, str], runs: dict[str, list[str]], arguments: Any
+    name: str,
+    module: ModuleType,
+    kinds: dict[str, str],
+    runs: dict[str, list[str]],
+    tasks: dict[str, list[str]],
+    arguments: Any,
 ) -> None:
     from popjax import parse, pretrained, show
     from popjax.host.train import train
@@ -117,10 +127,11 @@ def _train(
         "env_options": env_options,
         "config": asdict(arguments.config),
         "runs": kept,
+        "envs": tasks,
         "command": shlex.join(["python", *sys.argv]),
     }
     result = train(
-        _build(module, env, arguments.config, built_on),
+        _build(module, env, arguments.config, built_on | _further_envs(module, tasks)),
         env,
         **asdict(common.options),
         hyper=arguments.hyper,
@@ -175,6 +186,7 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     config = parse.rebuild(config, saved["config"])
     env = _make(saved["env"], saved["env_options"])
     built_on = pretrained.rebuild(module, saved.get("runs", {}))
+    built_on |= _further_envs(module, saved.get("envs", {}))
     return env, _build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
 
 
@@ -246,6 +258,21 @@ def _prepare_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _peel_envs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The tasks of every option in the module's ``ENVS``, out of ``argv``, and what remains."""
+    from popjax.parse import peel_all
+
+    found = {}
+    for option in getattr(module, "ENVS", {}):
+        found[option], argv = peel_all(argv, f"--{option}")
+    return found, argv
+
+
+def _further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, Any]:
+    """What ``build`` is given of further tasks, by keyword."""
+    return {module.ENVS[option]: tuple(_make(name, {}) for name in names) for option, names in tasks.items()}
 
 
 def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple[dict[str, str], list[str]]:

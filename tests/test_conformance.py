@@ -19,7 +19,8 @@ from popjax.envs import make
 from popjax.evolution import cem
 from popjax.evolution.crossover import Distillation
 from popjax.intrinsic import contrastive
-from popjax.methods import ca2e, ce, cspc, independent, onpolicy, pderl
+from popjax.methods import ca2e, cdrl, ce, cspc, independent, onpolicy, pderl
+from popjax.nets import recurrent
 
 
 class Case(NamedTuple):
@@ -109,8 +110,22 @@ def _ca2e():
     return Case(build, 3)
 
 
+def _cdrl(**options):
+    """A student with a teacher that trains beside it; there are discrete probes of two kinds."""
+    network = recurrent.Config(hidden=(4,), units=4)
+    config = cdrl.Config(network=network, lanes=2, steps=3, align_hidden=(4,), **options)
+    here, other = make("probe/context-discrete"), make("probe/corridor-discrete")
+
+    def build():
+        method = cdrl.build(here, config, teacher_envs=[other])
+        return method._replace(hyper=replace(method.hyper, align_from=0.0, distil_from=0.0))
+
+    return Case(build, 2)
+
+
 CASES = {
     "ca2e": _ca2e(),
+    "cdrl": _cdrl(),
     "ce": _ce(),
     "cspc": _cspc(),
     "cspc_fused": _cspc(

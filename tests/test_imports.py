@@ -45,6 +45,7 @@ SHARED = {
     "popjax.methods.pderl",
     "popjax.replay.ring",
     "popjax.nets.images",
+    "popjax.methods.cdrl.teachers",
     "popjax.nets.layers",
 }
 # What puts the modules of its package together, as the package's `__init__` may.

@@ -38,7 +38,8 @@ def configuration(
     """Everything needed to build and repeat a run, and where it ran.
 
     ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agents``,
-    ``env_options``, ``config``, the finished ``runs`` that it builds on and the ``command`` that started it.
+    ``env_options``, ``config``, the finished ``runs`` and further ``envs`` that it builds on and the
+    ``command`` that started it.
     Without a name the method is called after the module that made it.
     """
     return {
@@ -48,6 +49,7 @@ def configuration(
         "env_options": dict(description.get("env_options") or {}),
         "config": dict(description.get("config") or {}),
         "runs": dict(description.get("runs") or {}),
+        "envs": dict(description.get("envs") or {}),
         "hyper": numbers(hyper),
         "options": asdict(options),
         "command": description.get("command"),

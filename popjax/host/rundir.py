@@ -23,7 +23,7 @@ from typing import Any
 from popjax.host.errors import Refused
 from popjax.host.options import option_name
 
-_COMPARED = ("method", "agent", "env", "env_options", "config", "hyper", "options")
+_COMPARED = ("method", "agent", "env", "env_options", "envs", "config", "hyper", "options")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
         before, after = flat_old.get(name), flat_new.get(name)
         if before == after or (name == "options.env_steps" and _larger(after, before)):
             continue
-        yield f"{option_name(name.removeprefix('options.'))} {_spell(before)} -> {_spell(after)}"
+        option = option_name(name.removeprefix("options.").removeprefix("envs."))
+        yield f"{option} {_spell(before)} -> {_spell(after)}"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import nets
 from popjax.nets import recurrent
 
 ACTIONS = 3
@@ -158,4 +157,4 @@ def test_alignment_networks_map_any_number_of_actions():
                 expected = np.where(expected > 0, expected, negative)
         np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="'tanh'"):
-        nets.alignment(3, 5, activation="tanh")
+        recurrent.alignment(3, 5, activation="tanh")

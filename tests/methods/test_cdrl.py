@@ -439,3 +439,14 @@ def test_without_a_teacher_it_learns():
     assert float(state.metrics.score[0]) > 0.9
     for obs, best in ((-1.0, 0), (1.0, 1)):
         assert int(method.act(student(state), method.memory, jnp.array([obs]), None)[1]) == best
+
+
+@pytest.mark.parametrize(("remembers", "low", "high"), [(True, 0.95, 1.0), (False, -0.3, 0.3)])
+def test_what_was_shown_three_steps_ago_is_known_to_those_who_remember(remembers, low, high):
+    """bsuite's memory length: reward 1 for the action that was shown at the beginning, else -1."""
+    network = replace(NET, hidden=(8,), units=16, recurrent=remembers)
+    config = replace(TINY, network=network, lanes=16, steps=10, update_mode="batched")
+    method = cdrl.build(make("gymnax/MemoryChain-bsuite", memory_length=3), config)
+    state = jax.jit(method.init)(jax.random.key(0), replace(method.hyper, lr=5e-3))
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), None), s, length=200)[0])
+    assert low <= float(run(state).metrics.score[0]) <= high

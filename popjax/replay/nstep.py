@@ -90,5 +90,5 @@ def push(
     )
     full = held == n
     kept = tree.where(full, jax.tree.map(lambda x: jnp.roll(x, -1, 0), steps), steps)
-    left = jnp.where(done, 0, held - full).astype(jnp.int32)
-    return Window(*kept, left), transitions, jnp.where(done, place < held, (place == 0) & full)
+    window = Window(kept[0], kept[1], kept[2], jnp.where(done, 0, held - full).astype(jnp.int32))
+    return window, transitions, jnp.where(done, place < held, (place == 0) & full)

@@ -11,6 +11,8 @@ with m = n, or fewer steps where the episode ended: a terminal or a time limit c
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -71,14 +73,13 @@ def push(
     done = jnp.asarray(terminated | truncated, jnp.bool_)
     place = jnp.arange(n)
 
-    def back(later: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[tuple[Array, Array], ...]:
+    def back(later: Any, step: tuple[Array, Array]) -> tuple[Any, Any]:
         """R_j = r_j + gamma R_j+1, and the same for the discount, from the newest step to the oldest."""
-        reward, inside = step
-        total, factor = later
+        (total, factor), (reward, inside) = later, step
         now = tree.where(inside, (reward + discount * total, discount * factor), later)
         return now, now
 
-    end = jnp.float32(0), jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
+    end = jnp.zeros(()), jnp.where(terminated, 0.0, 1.0)
     _, (total, factor) = jax.lax.scan(back, end, (steps[2], place < held), reverse=True, unroll=min(n, 8))
     transitions = Transition(
         obs=steps[0],
@@ -89,5 +90,5 @@ def push(
     )
     full = held == n
     kept = tree.where(full, jax.tree.map(lambda x: jnp.roll(x, -1, 0), steps), steps)
-    window = Window(*kept, count=jnp.where(done, 0, held - full).astype(jnp.int32))
+    window = Window(kept[0], kept[1], kept[2], jnp.where(done, 0, held - full).astype(jnp.int32))
     return window, transitions, jnp.where(done, place < held, (place == 0) & full)

@@ -48,6 +48,12 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _evaluate(arguments), arguments)
 
 
+def report(argv: Sequence[str] | None = None) -> int:
+    """``scripts/report.py``: writes a page about runs. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _report(arguments), arguments)
+
+
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
@@ -201,6 +207,16 @@ def _evaluate(argv: list[str]) -> None:
         show.transfer(run.saved, here, there)
     if video:
         show.film(video)
+
+
+def _report(argv: list[str]) -> None:
+    from popjax import parse
+
+    arguments = parse.parse(parse.ReportArguments, argv, program="report.py")
+    from popjax import show
+    from popjax.host.report import report as write
+
+    show.report(write(arguments.run_dirs, arguments.out, arguments.labels))
 
 
 def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:

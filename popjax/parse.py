@@ -71,6 +71,19 @@ class EvaluateArguments:
     """Print JSON to standard output instead of a table."""
 
 
+@dataclass(frozen=True)
+class ReportArguments:
+    """Writes a page about runs, report.html, and its figures as PNG; runs that differ in nothing but their
+    seeds are pooled."""
+
+    run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
+    """The run directories; they may be going on."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
+    """Directory to write to."""
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Names of the methods, one for each run directory; by default they follow from the configurations."""
+
+
 def parse(
     shape: Any, argv: Sequence[str], *, program: str, default: Any = None, description: str = ""
 ) -> Any:

@@ -34,6 +34,23 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     Console().print(table)
 
 
+def report(written: Any) -> None:
+    """The table of results of a ``Report``, and where its page is."""
+    header, rows = written.table.header, written.table.rows
+    table = _numbers("return, mean ± std over seeds of the last 10 evaluations", *header)
+    table.columns[0].justify = "left"
+    for place, cells in enumerate(rows):
+        table.add_row(
+            *(
+                f"[bold]{escape(c)}" if (place, i) in written.table.best else escape(c)
+                for i, c in enumerate(cells)
+            )
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"{written.page}: {len(written.figures)} figures", highlight=False, soft_wrap=True)
+
+
 class Played(NamedTuple):
     """What policies got: undiscounted returns [S, E], lengths [S, E] in environment steps; ``where`` is the
     device or a library."""

@@ -70,9 +70,7 @@ def evaluations_file(path: Path) -> Iterator[Sink]:
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """What ``evaluations_file`` has written, in its order; nothing if there is no such file."""
-    if not path.exists():
-        return ()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read_lines(path)
     return tuple(
         Evaluation(
             line["seed"],
@@ -83,6 +81,15 @@ def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
         )
         for line in lines
     )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, but for a last one that is being written; none if there is no
+    such file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def drop_after(path: Path, generation: int) -> None:

@@ -62,12 +62,14 @@ def make_run(
 
 
 def population(generations: int = 12, size: int = 4, spacing: int = 1) -> list[dict[str, Any]]:
-    """Metrics of a population with parents, entries and transfers."""
+    """Metrics of a population with parents, outsiders and transfers."""
     rng = np.random.default_rng(0)
     rows = []
     for generation in range(1, 1 + generations):
         parents = np.stack([np.arange(size), np.full(size, -1)], 1)
         parents[0] = [1, 2]
+        if generation % 3 == 0:
+            parents[3] = -1
         transfers = np.zeros((size, size), int)
         transfers[1, 0] = generation % 2
         rows.append(
@@ -77,7 +79,6 @@ def population(generations: int = 12, size: int = 4, spacing: int = 1) -> list[d
                 "env_steps": 10 * spacing * generation,
                 "fitness": rng.normal(generation, 1, size).round(3).tolist(),
                 "parents": parents.tolist(),
-                "entered": 3 if generation % 3 == 0 else -1,
                 "transfers": transfers.tolist(),
             }
         )

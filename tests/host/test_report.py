@@ -106,7 +106,7 @@ def test_a_browser_shows_every_figure(written: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(made.page.read_text().replace("</body>", f"{probe}</body>"))
     picture = tmp_path / "page.png"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,900"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=700,900"]
     command = [browser(), *options, f"--user-data-dir={tmp_path / 'profile'}"]
     shown = subprocess.run(
         [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
@@ -181,15 +181,14 @@ def test_a_lineage_needs_every_generation(tmp_path: Path) -> None:
 
 
 def test_ancestors_are_followed_to_the_beginning(tmp_path: Path) -> None:
-    """Slot 2 is the best at the end; it is a child of 0 and 1, and 1 was cloned from 3."""
-    parents = [[[0, -1], [3, -1], [2, -1], [3, -1]], [[0, -1], [1, -1], [0, 1], [3, -1]], [[0, -1]] * 4]
+    """Slot 2 is the best at the end; it is a child of 0 and 1, and 1 was cloned from 3; 0 was an outsider."""
+    parents = [[[-1, -1], [3, -1], [2, -1], [3, -1]], [[0, -1], [1, -1], [0, 1], [3, -1]], [[0, -1]] * 4]
     found = population.Rows(
         0,
         np.array([1, 2, 3]),
         {
             "fitness": np.array([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0]]),
             "parents": np.array(parents),
-            "entered": np.array([1, -1, -1]),
         },
     )
     axes = population.lineage("who", found).axes[0]
@@ -200,12 +199,11 @@ def test_ancestors_are_followed_to_the_beginning(tmp_path: Path) -> None:
     assert set(drawn["ancestors of the last best"]) == {
         ((2, 0), (3, 2)),
         ((2, 1), (3, 2)),
-        ((1, 0), (2, 0)),
         ((1, 3), (2, 1)),
     }
     assert set(drawn["child of two"]) == {((2, 0), (3, 2)), ((2, 1), (3, 2))}
-    entries = next(line for line in axes.lines if line.get_label() == "the learner enters")
-    assert (entries.get_xdata().tolist(), entries.get_ydata().tolist()) == ([2], [1])
+    entries = next(line for line in axes.lines if line.get_label() == "an outsider enters")
+    assert (entries.get_xdata().tolist(), entries.get_ydata().tolist()) == ([2], [0])
 
 
 def test_many_methods_are_told_apart() -> None:

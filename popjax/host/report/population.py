@@ -3,8 +3,8 @@
 Any method may record these metrics; who records one of them gets its figure:
 
     fitness:   [P]     of each individual, or of each slot where individuals replace one another.
-    parents:   [P, 2]  slots of this generation from which each slot of the next stems; -1 for none.
-    entered:   []      slot of the next generation that an outsider, such as a learner, enters; -1 for none.
+    parents:   [P, 2]  slots of this generation from which each slot of the next stems; -1 for none, as of an
+                       outsider, such as a learner, that enters the slot.
     transfers: [P, P]  policies that each individual (row) took over from each (column) in this generation.
 """
 
@@ -50,7 +50,7 @@ def rows(record: Record) -> Rows | None:
     mine = [line for line in lines if line["seed"] == first]
     if not mine:
         return None
-    names = [name for name in ("fitness", "parents", "entered", "transfers") if name in mine[0]]
+    names = [name for name in ("fitness", "parents", "transfers") if name in mine[0]]
     metrics: dict[str, np.ndarray] = {name: np.array([line[name] for line in mine]) for name in names}
     return Rows(first, np.array([line["generation"] for line in mine]), metrics)
 
@@ -143,7 +143,7 @@ def lineage(who: str, found: Rows) -> Any:
         lines = LineCollection(kinds[kind], colors=colour, linewidths=width, linestyles=dashes, label=text)
         axes.add_collection(lines)
     axes.plot(generation, best, "o", color=_ORANGE, markersize=4, label="best of its generation")
-    _entries(axes, found, start)
+    _entries(axes, parents, generation)
     axes.set(xlabel="generation", ylabel="slot", ylim=(found.population - 0.5, -0.5))
     axes.grid(False)
     _whole(axes.xaxis)
@@ -171,15 +171,12 @@ def transfers(who: str, found: Rows) -> Any:
     return figure
 
 
-def _entries(axes: Any, found: Rows, start: int) -> None:
+def _entries(axes: Any, parents: np.ndarray, generation: np.ndarray) -> None:
     """Where outsiders came in: a generation after it was recorded that they would."""
-    if "entered" not in found.metrics:
-        return
-    entered, generation = found.metrics["entered"][start:-1], found.generation[start + 1 :]
-    here = entered >= 0
-    if here.any():
-        label = "the learner enters"
-        axes.plot(generation[here], entered[here], "*", color="black", markersize=9, label=label)
+    step, slot = np.nonzero((parents[:-1] < 0).all(-1))
+    if step.size:
+        label = "an outsider enters"
+        axes.plot(generation[1:][step], slot, "*", color="black", markersize=9, label=label)
 
 
 def _whole(axis: Any) -> None:

@@ -54,6 +54,12 @@ def report(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _report(arguments), arguments)
 
 
+def export(argv: Sequence[str] | None = None) -> int:
+    """``scripts/export.py``: writes a policy that acts without popjax. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _export(arguments), arguments)
+
+
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
@@ -193,6 +199,7 @@ def _evaluate(argv: list[str]) -> None:
     from popjax.host.evaluate import evaluate as evaluate_state
 
     run, root = load(arguments.run_dir), Path(arguments.run_dir)
+    run = _alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
@@ -207,6 +214,38 @@ def _evaluate(argv: list[str]) -> None:
         show.transfer(run.saved, here, there)
     if video:
         show.film(video)
+
+
+def _export(argv: list[str]) -> None:
+    from popjax import parse
+
+    arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
+    _prepare_jax()
+    from popjax import show
+    from popjax.host.export import export_policy
+
+    run = _alone(load(arguments.run_dir), arguments.individual)
+    shared = {
+        "method": run.saved["method"],
+        "individual": arguments.individual,
+        "git_commit": run.saved.get("git_commit"),
+    }
+    first = run.saved["options"]["seed"]
+    origins = [
+        shared | {"seed": first + place, "env_steps": int(steps)} for place, steps in enumerate(run.env_steps)
+    ]
+    reason = export_policy(run.method, run.env, run.state, arguments.out, arguments.member, origins)
+    show.exported(arguments.out, reason)
+
+
+def _alone(run: Loaded, individual: int | None) -> Loaded:
+    """``--individual``: the run with the policy of one individual."""
+    if individual is None:
+        return run
+    from popjax.host import individuals
+
+    method = individuals.alone(run.method, run.state, individual)
+    return run._replace(method=method, saved=run.saved | {"individual": individual})
 
 
 def _report(argv: list[str]) -> None:

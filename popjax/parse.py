@@ -59,6 +59,8 @@ class EvaluateArguments:
     """Episodes per policy [count]."""
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
+    individual: int | None = None
+    """Evaluate this individual of the population, counted from 0, not the policy that the method chooses."""
     in_: Annotated[
         Literal["gymnasium", "dm_control"] | None,
         tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
@@ -69,6 +71,21 @@ class EvaluateArguments:
     """Film one episode of the first seed's policy: .mp4 or .gif, for brax/ also .html."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON to standard output instead of a table."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Writes the policy in the newest whole checkpoint of a run as files that act without popjax: a program
+    for JAX and, of a plain network, weights for NumPy."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run directory."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Directory to write to."""
+    member: int = 0
+    """Which of the run's seeds, counted from 0."""
+    individual: int | None = None
+    """Export this individual of the population, counted from 0, not the policy that the method chooses."""
 
 
 @dataclass(frozen=True)

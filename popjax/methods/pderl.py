@@ -229,13 +229,14 @@ def build(env: Env, config: Config = Config()) -> Method:
         actors = jax.vmap(agent.actor.init)(jax.random.split(key_actors, population))
         row = example_transition(env.spec)
         empty = memory.init(Memory(row.obs, row.action))
-        zero, none, nobody = jnp.float32(0), jnp.int32(0), jnp.full((population, 2), -1)
+        zero, none, scores = jnp.float32(0), jnp.int32(0), jnp.zeros(population)
+        orphans = jnp.full((population, 2), -1)
         return State(
             key=key,
             hyper=hyper,
             env_steps=none,
             generation=none,
-            metrics=Metrics(jnp.zeros(population), *[zero] * 3, *[none] * 3, nobody, *[zero] * 3),
+            metrics=Metrics(scores, zero, zero, zero, none, none, none, orphans, zero, zero, zero),
             learner=agent.init(key_learner, hyper.ddpg),
             learner_memory=empty,
             replay=replay.init(row),
@@ -395,6 +396,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=Hyper(),
         steps_bound=(players + 1) * env.spec.episode_length,
+        individuals=lambda s: s.actors,
     )
 
 

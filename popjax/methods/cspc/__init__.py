@@ -318,10 +318,13 @@ def build(env: Env, config: Config = Config()) -> Method:
             return kept
         return (*kept[:-1], replace(kept[-1], expects=jnp.ones_like(kept[-1].expects)))
 
+    def individuals(s: State) -> Params:
+        """The mean network of each agent."""
+        return tree.stack([m.mean(state) for m, state in zip(members, s.team, strict=True)])
+
     def policy(s: State) -> Params:
-        """The mean network of the agent with the largest score."""
-        means = [m.mean(state) for m, state in zip(members, s.team, strict=True)]
-        return tree.take(tree.stack(means), jnp.argmax(s.scores))
+        """That of the agent with the largest score."""
+        return tree.take(individuals(s), jnp.argmax(s.scores))
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         return memory, members[0].greedy(params, obs)
@@ -333,6 +336,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=_steps_bound(env, config, names),
+        individuals=individuals,
     )
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -131,16 +132,28 @@ def _train(
         "runs": kept,
         "command": shlex.join(["python", *sys.argv]),
     }
-    result = train(
-        _build(module, env, arguments.config, built_on),
-        env,
-        **asdict(common.options),
-        hyper=arguments.hyper,
-        run_dir=root,
-        resume=common.resume,
-        description=description,
-    )
+    with ExitStack() as stack:
+        result = train(
+            _build(module, env, arguments.config, built_on),
+            env,
+            **asdict(common.options),
+            hyper=arguments.hyper,
+            run_dir=root,
+            resume=common.resume,
+            sinks=_tracking(common, root, description, stack),
+            description=description,
+        )
     show.result(result.summary, root)
+
+
+def _tracking(common: Any, root: Path, description: dict[str, Any], stack: ExitStack) -> list[Any]:
+    """``--wandb``: the sink that sends to a project."""
+    if common.wandb is None:
+        return []
+    from popjax.host.tracking import wandb_runs
+
+    config = {**description, "env": common.env}
+    return [stack.enter_context(wandb_runs(common.wandb, root, config, common.options.seed))]
 
 
 class Loaded(NamedTuple):

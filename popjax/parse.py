@@ -36,6 +36,9 @@ class Common:
     """Option of the environment as KEY=VALUE, such as backend=spring; may be repeated."""
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
+    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
+    """Also send metrics and evaluations to this project of Weights & Biases, one run there per seed; needs
+    popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in the directory; a larger --env-steps prolongs it."""
 

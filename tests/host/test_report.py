@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -120,28 +121,53 @@ def test_a_browser_shows_every_figure(written: Any, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def one(root: Path) -> records.Record:
+    """The only record of a run without swept numbers."""
+    (found,) = records.read(root)
+    return found
+
+
 def test_runs_of_one_configuration_are_pooled(tmp_path: Path) -> None:
     roots = [make_run(tmp_path / "a", seeds=(0, 1)), make_run(tmp_path / "b", seeds=(2,))]
     other = make_run(tmp_path / "c", config={"population": 8})
-    groups = records.grouped([records.read(root) for root in [*roots, other]])
+    groups = records.grouped([one(root) for root in [*roots, other]])
     assert [group.label for group in groups] == ["ours, population 4", "ours, population 8"]
     assert [curve.seed for curve in groups[0].curves] == [0, 1, 2]
     again = make_run(tmp_path / "d", seeds=(1, 2))
     with pytest.raises(Refused, match=r"seed 1 of ours on probe/context is in .*a and .*d"):
-        records.grouped([records.read(root) for root in [*roots, again]])
+        records.grouped([one(root) for root in [*roots, again]])
 
 
 def test_labels_name_methods_and_pool_only_equals(tmp_path: Path) -> None:
-    a = records.read(make_run(tmp_path / "a"))
-    b = records.read(make_run(tmp_path / "b", config={"population": 8}))
+    a = one(make_run(tmp_path / "a"))
+    b = one(make_run(tmp_path / "b", config={"population": 8}))
     assert records.methods(records.grouped([a, b], ["A", "B"])) == ["A", "B"]
     with pytest.raises(Refused, match=r"no seeds of one method 'A': config\.population is 4 and 8"):
         records.grouped([a, b], ["A", "A"])
     with pytest.raises(Refused, match="1 are given for 2 runs"):
-        records.grouped([a, b], ["A"])
+        records.spread([[a], [b]], ["A"])
     many = {f"option{i}": i for i in range(5)}
-    c = records.read(make_run(tmp_path / "c", config={"population": 4} | many))
+    c = one(make_run(tmp_path / "c", config={"population": 4} | many))
     assert records.methods(records.grouped([a, c])) == ["a", "c"]
+
+
+def test_swept_numbers_are_methods_of_their_own(tmp_path: Path) -> None:
+    swept = make_run(tmp_path / "sweep" / "a", seeds=(0, 1))
+    lines = [json.loads(line) for line in (swept / "eval.jsonl").read_text().splitlines()]
+    rows = [line | {"hyper.rate": rate, "member": 0} for line in lines for rate in (0.1, 0.2)]
+    (swept / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_run(tmp_path / "sweep" / "b", config={"population": 8})
+    groups = records.grouped(records.read(swept))
+    assert [group.label for group in groups] == ["ours, rate 0.1", "ours, rate 0.2"]
+    assert [len(group.curves) for group in groups] == [2, 2]
+    found = records.read(tmp_path / "sweep")
+    assert records.spread([found], ["A"]) == [
+        "A, population 4, rate 0.1",
+        "A, population 4, rate 0.2",
+        "A, population 8, rate 0.1",
+    ]
+    page = report([tmp_path / "sweep"], tmp_path / "out").page.read_text()
+    assert "ours, population 4, rate 0.2" in page
 
 
 def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path) -> None:
@@ -149,7 +175,7 @@ def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path)
     going = make_run(tmp_path / "going", "going", evaluations=6, finished=False)
     with (going / "eval.jsonl").open("a") as file:
         file.write('{"seed": 0, "gener')  # being written
-    groups = records.grouped([records.read(done), records.read(going)])
+    groups = records.grouped([one(done), one(going)])
     assert records.budget(groups, "probe/context") == 500
     np.testing.assert_allclose(groups[0].scores(500), 2.5)  # evaluations 0 to 5
     np.testing.assert_allclose(groups[0].scores(450, last=1), 5)  # the first at or beyond
@@ -173,8 +199,8 @@ def test_methods_are_compared_on_common_tasks(tmp_path: Path) -> None:
 
 
 def test_a_lineage_needs_every_generation(tmp_path: Path) -> None:
-    every = records.read(make_run(tmp_path / "a", metrics=runs.population()))
-    some = records.read(make_run(tmp_path / "b", metrics=runs.population(spacing=5)))
+    every = one(make_run(tmp_path / "a", metrics=runs.population()))
+    some = one(make_run(tmp_path / "b", metrics=runs.population(spacing=5)))
     kinds = [[kind for kind, _, _ in population.figures("", population.rows(r))] for r in (every, some)]  # type: ignore[arg-type]
     assert kinds == [["fitness", "lineage", "transfers"], ["fitness", "transfers"]]
     assert "One generation in 5 was recorded" in report([some.root], tmp_path / "out").page.read_text()

@@ -46,8 +46,8 @@ class Rows:
 def rows(record: Record) -> Rows | None:
     """What the first seed of a run recorded of its population; None if that is nothing."""
     lines = log.read_lines(rundir.RunDirectory(record.root).metrics)
-    first = record.config["options"]["seed"]
-    mine = [line for line in lines if line["seed"] == first]
+    first = min(evaluation.seed for evaluation in record.evaluations)
+    mine = [line for line in lines if line["seed"] == first and record.has(line)]
     if not mine:
         return None
     names = [name for name in ("fitness", "parents", "transfers") if name in mine[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,17 @@ _MOST_OPTIONS = 3  # by which a method is told from another one of the same name
 
 @dataclass(frozen=True)
 class Record:
-    """A run directory. ``summary`` is ``None`` while the run goes on or after it was interrupted."""
+    """A run directory, or what is in one of one setting of the numbers that it sweeps.
+
+    summary: ``None`` while the run goes on or after it was interrupted.
+    swept:   the numbers of this setting by name, such as "hyper.actor_lr"; empty where only seeds differ.
+    """
 
     root: Path
     config: dict[str, Any]
     summary: dict[str, Any] | None
     evaluations: tuple[Evaluation, ...]
+    swept: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -45,7 +50,11 @@ class Record:
     def choices(self) -> dict[str, Any]:
         """Everything that makes the method what it is, by its option."""
         chosen = {key: self.config.get(key) or {} for key in ("config", "hyper")}
-        return {name: json.dumps(value) for name, value in rundir.flattened(chosen)}
+        return {name: json.dumps(value) for name, value in [*rundir.flattened(chosen), *self.swept.items()]}
+
+    def has(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line of the run's records is of this setting."""
+        return all(line.get(name) == value for name, value in self.swept.items())
 
 
 @dataclass(frozen=True)
@@ -81,22 +90,50 @@ class Group:
         return min(asked, *(int(curve.env_steps[-1]) for curve in self.curves))
 
 
-def read(root: Path) -> Record:
-    """The run in ``root``, which may be going on.
+def read(root: Path) -> list[Record]:
+    """The run in ``root``, or the runs in its subdirectories, by their settings; they may be going on.
 
     Raises:
         Refused: it holds no run, or one that was never evaluated.
     """
+    within = sorted(path.parent for path in root.glob("*/config.json"))
+    if within and not rundir.RunDirectory(root).config.exists():
+        return [record for run in within for record in _read(run)]
+    return _read(root)
+
+
+def _read(root: Path) -> list[Record]:
     files = rundir.RunDirectory(root)
     config = rundir.read_config(root)
     missing = [key for key in ("method", "env", "options") if key not in config]
     if missing:
         raise Refused(f"{files.config} lacks {', '.join(missing)}: it is not of a run")
-    evaluations = log.read_evaluations(files.evaluations)
-    if not evaluations:
+    lines = log.read_lines(files.evaluations)
+    if not lines:
         raise Refused(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = json.loads(files.summary.read_text()) if files.summary.exists() else None
-    return Record(root, config, summary, evaluations)
+    settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
+    for line in lines:
+        swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))
+        settings.setdefault(swept, []).append(log.evaluation(line))
+    return [Record(root, config, summary, tuple(made), dict(swept)) for swept, made in settings.items()]
+
+
+def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:
+    """``labels``, one for each of the ``found``, as one for each record: with the options in which records of
+    one label differ.
+
+    Raises:
+        Refused: there are more or fewer labels.
+    """
+    if labels and len(labels) != len(found):
+        raise Refused(f"--labels wants one for each run: {len(labels)} are given for {len(found)} runs")
+    spelt = []
+    for label, group in zip(labels, found, strict=bool(labels)):
+        for record in group:
+            told = [f"{_short(name)} {record.choices.get(name, 'unset')}" for name in _different(group)]
+            spelt.append(", ".join([label, *told]))
+    return spelt
 
 
 def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group]:
@@ -107,8 +144,6 @@ def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group
     Raises:
         Refused: one label is given to different methods on a task, or a seed is there twice.
     """
-    if labels and len(labels) != len(records):
-        raise Refused(f"--labels wants one for each run: {len(labels)} are given for {len(records)} runs")
     members: dict[tuple[str, str], list[Record]] = {}
     for record, label in zip(records, labels or _labels(records), strict=True):
         members.setdefault((record.task, label), []).append(record)

@@ -37,14 +37,16 @@ class Report:
 def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = ()) -> Report:
     """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
-    Runs that differ in nothing but their seeds are pooled. labels: names of the methods, one for each run.
+    Runs that differ in nothing but their seeds are pooled. labels: names of the methods, one for each run
+    directory.
 
     Raises:
         Refused: there is no run, one without evaluations, or no task that all methods share.
     """
     if not run_dirs:
         raise Refused("a report needs at least one run directory")
-    groups = records.grouped([records.read(Path(run_dir)) for run_dir in run_dirs], labels)
+    found = [records.read(Path(run_dir)) for run_dir in run_dirs]
+    groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
     common, out = records.common_tasks(groups), Path(out)
     sections = [
         _results(groups),
@@ -114,7 +116,7 @@ def _budgets(groups: Sequence[Group]) -> list[Text]:
         longer = [g.label for g in groups if g.task == task and g.reached > budget]
         if longer:
             told.append(f"What {', '.join(longer)} did after that enters the learning curves alone.")
-    unfinished = [str(r.root) for group in groups for r in group.records if r.summary is None]
+    unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
     if unfinished:
         told.append(f"Unfinished: {', '.join(unfinished)}.")
     return [Text(" ".join(told), note=True)]
@@ -206,18 +208,20 @@ def _costs(groups: Sequence[Group]) -> Section:
     header = ["run", "method", "task", "seeds", "steps per seed", "compile", "wall time", "steps/s", "memory"]
     cells = [_cost(group, record) for group in groups for record in group.records]
     table = Cells([*header, "hardware", "commit"], cells)
-    commands = [
-        Text(f"{record.root.name}: {record.config['command']}", note=True)
+    commands = {
+        f"{record.root.name}: {record.config['command']}": None
         for group in groups
         for record in group.records
         if record.config.get("command")
-    ]
+    }
     note = (
         "Steps/s are environment steps of all seeds together, without compiling and evaluating. Memory is "
         "the most that the process, or on an accelerator the device, held at once; '-' where it was not "
         "recorded."
     )
-    return Section("Cost and origin", [table, Text(note, note=True), *commands])
+    return Section(
+        "Cost and origin", [table, Text(note, note=True), *(Text(command, note=True) for command in commands)]
+    )
 
 
 def _cost(group: Group, record: Record) -> list[str]:

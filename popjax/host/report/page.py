@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; margin: 2rem auto; max-width: 60rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; margin: 2rem auto; max-width: 66rem;
        padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption, .note { color: #57606a; font-size: .9rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #d8dee4; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td, th { white-space: nowrap; }
 thead th { border-bottom: 2px solid #57606a; }
 td.best { font-weight: 700; }
 code { font-size: .85rem; overflow-wrap: anywhere; }

@@ -105,7 +105,7 @@ def fitness(who: str, found: Rows) -> Any:
     charts.legend(above, 3)
     slots = np.arange(found.population)
     image = below.pcolormesh(generation, slots, values.T, shading="nearest", cmap="viridis", rasterized=True)
-    below.set(xlabel="generation", ylabel="individual")
+    below.set(xlabel="generation", ylabel="individual", ylim=(found.population - 0.5, -0.5))
     below.grid(False)
     for axes in (above, below):
         charts.count_axis(axes.xaxis)

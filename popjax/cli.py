@@ -52,13 +52,17 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def report(argv: Sequence[str] | None = None) -> int:
     """``scripts/report.py``: writes a page about runs. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(lambda: _report(arguments), arguments)
+    from popjax import results
+
+    return _guarded(lambda: results.report(arguments), arguments)
 
 
 def export(argv: Sequence[str] | None = None) -> int:
     """``scripts/export.py``: writes a policy that acts without popjax. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(lambda: _export(arguments), arguments)
+    from popjax import results
+
+    return _guarded(lambda: results.export(arguments), arguments)
 
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
@@ -99,7 +103,7 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     if name not in METHODS:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
-    _prepare_jax()
+    prepare_jax()
     module = importlib.import_module(METHODS[name])
     task = parse.peel(rest, "--env")[0]
     runs, rest = pretrained.peel_runs(module, rest)
@@ -116,7 +120,7 @@ def _run(argv: list[str]) -> None:
 def _train(
     name: str, module: ModuleType, kinds: dict[str, str], runs: dict[str, list[str]], arguments: Any
 ) -> None:
-    from popjax import parse, pretrained, show
+    from popjax import parse, pretrained, results, show
     from popjax.host.train import train
 
     common = arguments.common
@@ -140,20 +144,10 @@ def _train(
             hyper=arguments.hyper,
             run_dir=root,
             resume=common.resume,
-            sinks=_tracking(common, root, description, stack),
+            sinks=results.tracking(common, root, description, stack),
             description=description,
         )
     show.result(result.summary, root)
-
-
-def _tracking(common: Any, root: Path, description: dict[str, Any], stack: ExitStack) -> list[Any]:
-    """``--wandb``: the sink that sends to a project."""
-    if common.wandb is None:
-        return []
-    from popjax.host.tracking import wandb_runs
-
-    config = {**description, "env": common.env}
-    return [stack.enter_context(wandb_runs(common.wandb, root, config, common.options.seed))]
 
 
 class Loaded(NamedTuple):
@@ -207,12 +201,12 @@ def _evaluate(argv: list[str]) -> None:
     from popjax import parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
-    _prepare_jax()
-    from popjax import show
+    prepare_jax()
+    from popjax import results, show
     from popjax.host.evaluate import evaluate as evaluate_state
 
     run, root = load(arguments.run_dir), Path(arguments.run_dir)
-    run = _alone(run, arguments.individual)
+    run = results.alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
@@ -227,48 +221,6 @@ def _evaluate(argv: list[str]) -> None:
         show.transfer(run.saved, here, there)
     if video:
         show.film(video)
-
-
-def _export(argv: list[str]) -> None:
-    from popjax import parse
-
-    arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
-    _prepare_jax()
-    from popjax import show
-    from popjax.host.export import export_policy
-
-    run = _alone(load(arguments.run_dir), arguments.individual)
-    shared = {
-        "method": run.saved["method"],
-        "individual": arguments.individual,
-        "git_commit": run.saved.get("git_commit"),
-    }
-    first = run.saved["options"]["seed"]
-    origins = [
-        shared | {"seed": first + place, "env_steps": int(steps)} for place, steps in enumerate(run.env_steps)
-    ]
-    reason = export_policy(run.method, run.env, run.state, arguments.out, arguments.member, origins)
-    show.exported(arguments.out, reason)
-
-
-def _alone(run: Loaded, individual: int | None) -> Loaded:
-    """``--individual``: the run with the policy of one individual."""
-    if individual is None:
-        return run
-    from popjax.host import individuals
-
-    method = individuals.alone(run.method, run.state, individual)
-    return run._replace(method=method, saved=run.saved | {"individual": individual})
-
-
-def _report(argv: list[str]) -> None:
-    from popjax import parse
-
-    arguments = parse.parse(parse.ReportArguments, argv, program="report.py")
-    from popjax import show
-    from popjax.host.report import report as write
-
-    show.report(write(arguments.run_dirs, arguments.out, arguments.labels))
 
 
 def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
@@ -301,7 +253,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     return film
 
 
-def _prepare_jax() -> None:
+def prepare_jax() -> None:
     """Keeps compiled programs between processes and the libraries' remarks off the screen."""
     import logging
     import warnings

@@ -18,7 +18,9 @@ def alone(method: Method, state: Any, index: int) -> Method:
         Refused: there is no such individual, or the individuals of the method do not act alone.
     """
     if method.individuals is None:
-        raise Refused("--individual: this method acts with all individuals at once and has no policy of one")
+        raise Refused(
+            "--individual: in this run nobody acts alone: individuals act together, or with one policy"
+        )
     everybody = method.individuals
     first = jax.eval_shape(lambda s: everybody(tree.take(s, 0)), state)
     size = jax.tree.leaves(first)[0].shape[0]

@@ -49,7 +49,7 @@ class Record:
     @property
     def choices(self) -> dict[str, Any]:
         """Everything that makes the method what it is, by its option."""
-        chosen = {key: self.config.get(key) or {} for key in ("config", "hyper")}
+        chosen = {key: self.config.get(key) or {} for key in ("config", "hyper", "runs")}
         return {name: json.dumps(value) for name, value in [*rundir.flattened(chosen), *self.swept.items()]}
 
     def has(self, line: Mapping[str, Any]) -> bool:

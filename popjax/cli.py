@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,22 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _evaluate(arguments), arguments)
 
 
+def report(argv: Sequence[str] | None = None) -> int:
+    """``scripts/report.py``: writes a page about runs. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    from popjax import results
+
+    return _guarded(lambda: results.report(arguments), arguments)
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """``scripts/export.py``: writes a policy that acts without popjax. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    from popjax import results
+
+    return _guarded(lambda: results.export(arguments), arguments)
+
+
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
@@ -90,7 +107,7 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     if name not in METHODS:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
-    _prepare_jax()
+    prepare_jax()
     module = importlib.import_module(METHODS[name])
     task = parse.peel(rest, "--env")[0]
     runs, rest = pretrained.peel_runs(module, rest)
@@ -113,7 +130,7 @@ def _train(
     tasks: dict[str, list[str]],
     arguments: Any,
 ) -> None:
-    from popjax import parse, pretrained, show
+    from popjax import parse, pretrained, results, show
     from popjax.host.train import train
 
     common = arguments.common
@@ -130,15 +147,17 @@ def _train(
         "envs": tasks,
         "command": shlex.join(["python", *sys.argv]),
     }
-    result = train(
-        _build(module, env, arguments.config, built_on | _further_envs(module, tasks)),
-        env,
-        **asdict(common.options),
-        hyper=arguments.hyper,
-        run_dir=root,
-        resume=common.resume,
-        description=description,
-    )
+    with ExitStack() as stack:
+        result = train(
+            _build(module, env, arguments.config, built_on | _further_envs(module, tasks)),
+            env,
+            **asdict(common.options),
+            hyper=arguments.hyper,
+            run_dir=root,
+            resume=common.resume,
+            sinks=results.tracking(common, root, description, stack),
+            description=description,
+        )
     show.result(result.summary, root)
 
 
@@ -194,11 +213,12 @@ def _evaluate(argv: list[str]) -> None:
     from popjax import parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
-    _prepare_jax()
-    from popjax import show
+    prepare_jax()
+    from popjax import results, show
     from popjax.host.evaluate import evaluate as evaluate_state
 
     run, root = load(arguments.run_dir), Path(arguments.run_dir)
+    run = results.alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
@@ -245,7 +265,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     return film
 
 
-def _prepare_jax() -> None:
+def prepare_jax() -> None:
     """Keeps compiled programs between processes and the libraries' remarks off the screen."""
     import logging
     import warnings

@@ -238,6 +238,8 @@ class Method(NamedTuple):
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
     memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
+    individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
+                 where nobody acts alone
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -247,6 +249,7 @@ class Method(NamedTuple):
     hyper: Any
     steps_bound: int
     memory: PyTree = ()
+    individuals: Callable[[Any], Params] | None = None
 
 
 class Pretrained(NamedTuple):

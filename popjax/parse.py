@@ -36,6 +36,9 @@ class Common:
     """Option of the environment as KEY=VALUE, such as backend=spring; may be repeated."""
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
+    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
+    """Also send metrics and evaluations to this project of Weights & Biases, one run there per seed; needs
+    popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in the directory; a larger --env-steps prolongs it."""
 
@@ -59,6 +62,8 @@ class EvaluateArguments:
     """Episodes per policy [count]."""
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
+    individual: int | None = None
+    """Evaluate this individual of the population, counted from 0, not the policy that the method chooses."""
     in_: Annotated[
         Literal["gymnasium", "dm_control"] | None,
         tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
@@ -69,6 +74,34 @@ class EvaluateArguments:
     """Film one episode of the first seed's policy: .mp4 or .gif, for brax/ also .html."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON to standard output instead of a table."""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Writes the policy in the newest whole checkpoint of a run as files that act without popjax: a program
+    for JAX and, of a plain network, weights for NumPy."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run directory."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Directory to write to."""
+    member: int = 0
+    """Which of the run's seeds, counted from 0."""
+    individual: int | None = None
+    """Export this individual of the population, counted from 0, not the policy that the method chooses."""
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Writes a page about runs, report.html, and its figures as PNG; runs that differ in nothing but their
+    seeds are pooled."""
+
+    run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
+    """The run directories; they may be going on."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
+    """Directory to write to."""
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Names of the methods, one for each run directory; by default they follow from the configurations."""
 
 
 def parse(

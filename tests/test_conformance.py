@@ -284,6 +284,24 @@ def test_the_policy_acts(name):
     assert np.abs(action).max() <= 1
 
 
+@every_method
+def test_every_individual_acts(name):
+    """With its own parameters, of which the policy's are one set; where all vote, nobody acts alone."""
+    method, state = compiled(name)[0], started(name)
+    if name in ("ce_all", "ca2e"):
+        assert method.individuals is None
+        return
+    everybody, policy = method.individuals(state), method.policy(state)
+    assert jax.tree.structure(everybody) == jax.tree.structure(policy)
+    for x, y in zip(jax.tree.leaves(everybody), jax.tree.leaves(policy), strict=True):
+        assert (x.shape, x.dtype) == ((CASES[name].population, *y.shape), y.dtype)
+    act = jax.vmap(method.act, (0, None, None, None))
+    _, actions = act(everybody, method.memory, jnp.ones(1), jax.random.key(0))
+    chosen = method.act(policy, method.memory, jnp.ones(1), jax.random.key(0))[1]
+    assert np.abs(actions - chosen).reshape(len(actions), -1).sum(1).min() < 1e-6
+    assert jnp.issubdtype(actions.dtype, jnp.integer) or len(np.unique(actions)) == CASES[name].population
+
+
 def _bytes(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(bare(state)))
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -70,19 +70,23 @@ def evaluations_file(path: Path) -> Iterator[Sink]:
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """What ``evaluations_file`` has written, in its order; nothing if there is no such file."""
-    if not path.exists():
-        return ()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return tuple(
-        Evaluation(
-            line["seed"],
-            line["generation"],
-            line["env_steps"],
-            tuple(line["returns"]),
-            tuple(line["lengths"]),
-        )
-        for line in lines
+    return tuple(map(evaluation, read_lines(path)))
+
+
+def evaluation(line: Mapping[str, Any]) -> Evaluation:
+    """A record of ``evaluations_file``."""
+    return Evaluation(
+        line["seed"], line["generation"], line["env_steps"], tuple(line["returns"]), tuple(line["lengths"])
     )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, but for a last one that is being written; none if there is no
+    such file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def drop_after(path: Path, generation: int) -> None:
@@ -121,7 +125,7 @@ def tensorboard(directory: Path, seed: int, seeds: int, env_steps: np.ndarray) -
         for name, values in named(history.metrics).items():
             for place, row in np.ndindex(*history.generation.shape):
                 step = int(history.env_steps[place, row])
-                for suffix, scalar in _scalars(values[place, row]):
+                for suffix, scalar in scalars(values[place, row]):
                     writers[place].add_scalar(f"metrics/{name}{suffix}", scalar, step)
         for evaluation in history.evaluations:
             writer = writers[evaluation.seed - seed]
@@ -216,7 +220,8 @@ def _write_lines(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
     file.flush()
 
 
-def _scalars(value: np.ndarray) -> list[tuple[str, float]]:
+def scalars(value: np.ndarray) -> list[tuple[str, float]]:
+    """A metric of one generation as suffix and number: itself, or its mean and maximum if it has axes."""
     if np.ndim(value) == 0:
         return [("", float(value))]
     return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]

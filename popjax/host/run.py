@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, log, report, rundir
+from popjax.host import checkpoint, log, memory, report, rundir
 from popjax.host.history import Evaluation, History, empty
 from popjax.host.options import Options
 
@@ -158,6 +158,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "wall_seconds": round(_wall_seconds(run, position), 3),
         "compile_seconds": round(position.compile_seconds, 3),
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
+        "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
         "hardware": run.config["device"],
         "state_sha256": checkpoint.digest(state),
     }

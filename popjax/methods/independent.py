@@ -211,4 +211,5 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=population * lanes * config.steps,
+        individuals=lambda s: agent.params(s.agents),
     )

@@ -52,7 +52,7 @@ from popjax.core import (
 from popjax.evolution import mutate
 from popjax.evolution.crossover import Distillation, distil
 from popjax.evolution.mating import Mating
-from popjax.evolution.offspring import breed, recombine
+from popjax.evolution.offspring import breed, clones, recombine
 from popjax.evolution.select import Selection, replaceable, select
 from popjax.replay.ring import Ring, add, draw, ring
 
@@ -166,6 +166,8 @@ class Metrics:
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.
     children:        int32 slots filled by crossover.
+    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of
+                     the learner's actor both.
     elite_rate, selected_rate, discarded_rate: what became of the learner's actor in the generation after it
                      entered the population: share of all its entries so far.
     """
@@ -177,6 +179,7 @@ class Metrics:
     steps: Array
     gradient_steps: Array
     children: Array
+    parents: Array
     elite_rate: Array
     selected_rate: Array
     discarded_rate: Array
@@ -226,13 +229,14 @@ def build(env: Env, config: Config = Config()) -> Method:
         actors = jax.vmap(agent.actor.init)(jax.random.split(key_actors, population))
         row = example_transition(env.spec)
         empty = memory.init(Memory(row.obs, row.action))
-        zero, none = jnp.float32(0), jnp.int32(0)
+        zero, none, scores = jnp.float32(0), jnp.int32(0), jnp.zeros(population)
+        orphans = jnp.full((population, 2), -1)
         return State(
             key=key,
             hyper=hyper,
             env_steps=none,
             generation=none,
-            metrics=Metrics(jnp.zeros(population), zero, zero, zero, none, none, none, zero, zero, zero),
+            metrics=Metrics(scores, zero, zero, zero, none, none, none, orphans, zero, zero, zero),
             learner=agent.init(key_learner, hyper.ddpg),
             learner_memory=empty,
             replay=replay.init(row),
@@ -294,8 +298,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
         selection = select(key_select, s.metrics.fitness, elites, config.tournament)
         actors, memories = tree.take((s.actors, s.memories), selection.source)
+        parents = clones(selection)
         if selection.vacant.size:
-            actors, memories = cross(s, selection, actors, memories, key_cross)
+            actors, memories, parents = cross(s, selection, actors, memories, key_cross)
         eligible = jax.random.bernoulli(key_chance, s.hyper.mutation_probability, (population,))
         eligible &= ~jnp.isin(jnp.arange(population), selection.elite_copies)
         mutants = mutated(s.hyper, actors, memories, key_mutate)
@@ -307,6 +312,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             metrics=replace(
                 s.metrics,
                 children=(selection.vacant >= 0).sum(dtype=jnp.int32),
+                parents=parents,
                 elite_rate=rates[0],
                 selected_rate=rates[1],
                 discarded_rate=rates[2],
@@ -319,8 +325,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def cross(
         s: State, selection: Selection, actors: Params, memories: Ring, key: Key
-    ) -> tuple[Params, Ring]:
-        """Children in the vacant slots."""
+    ) -> tuple[Params, Ring, Array]:
+        """Children in the vacant slots, and the slots that everybody stems from."""
         if config.crossover == "n_point":
             return recombine(selection, actors, memories, key)
 
@@ -374,9 +380,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Every ``sync_period`` generations the learner's actor and memory take the least fit slot."""
         due = s.generation % config.sync_period == 0
         slot = replaceable(s.metrics.fitness, s.elite_copy)
-        entry = (s.learner.actor, s.learner_memory)
-        actors, memories = tree.put((s.actors, s.memories), jnp.where(due, slot, population), entry)
-        return replace(s, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
+        slots = (s.actors, s.memories, s.metrics.parents)
+        entry = (s.learner.actor, s.learner_memory, jnp.full(2, -1))
+        actors, memories, parents = tree.put(slots, jnp.where(due, slot, population), entry)
+        metrics = replace(s.metrics, parents=parents)
+        return replace(s, metrics=metrics, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
 
     def act(actor: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         return memory, agent.actor.apply(actor, obs)
@@ -388,6 +396,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=Hyper(),
         steps_bound=(players + 1) * env.spec.episode_length,
+        individuals=lambda s: s.actors,
     )
 
 

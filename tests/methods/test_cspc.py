@@ -562,14 +562,14 @@ def flat_size():
 def test_no_transfers_leave_labels_and_policies_alone():
     hyper = compiled()[0].hyper.replace(gap=-1e9)
     eager = history(1, hyper=hyper)[-1]
-    np.testing.assert_array_equal(eager.metrics.handed, [0, 1, 2])
+    np.testing.assert_array_equal(eager.metrics.transfers, [[0, 0, 0], [1, 0, 0], [1, 1, 0]])
     hyper = hyper.replace(on_policy=None)
     states = history(3, replace(DUO, transfer=False), hyper=hyper)
     assert not any(s.labels.any() for s in states)
-    assert not any(s.metrics.handed.any() for s in states)
+    assert not any(s.metrics.transfers.any() for s in states)
     assert int(states[-1].metrics.kept[1]) == 0
     later = history(2, replace(DUO, transfer_first=False), hyper=hyper)
-    assert [int(s.metrics.handed.sum()) for s in later] == [0, 0, 1]
+    assert [int(s.metrics.transfers.sum()) for s in later] == [0, 0, 1]
 
 
 @pytest.mark.slow

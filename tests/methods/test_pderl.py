@@ -345,3 +345,39 @@ def test_the_champion_is_what_would_be_deployed(key):
     _, action = method.act(method.policy(state), method.memory, jnp.ones(2), key)
     assert action.shape == (2,)
     assert np.abs(action).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["pderl", "perl", "erl"])
+def test_everybodys_parents_are_told(name):
+    """Without mutation a slot of one parent is that parent; the learner's has none, a child has two."""
+    config, children = VARIANTS[name], 0
+    for before, after in generations(name, mutation_probability=0.0):
+        slot = int(after.synced)
+        parents = np.asarray(after.metrics.parents)
+        assert parents[after.elite_copy[0], 0] == int(jnp.argmax(after.metrics.fitness))
+        for heir, (one, other) in enumerate(parents.tolist()):
+            if heir == slot:
+                assert (one, other) == (-1, -1)
+                continue
+            alone = same(tree.take(after.actors, heir), tree.take(before.actors, one))
+            assert alone or other >= 0
+            children += other >= 0
+            assert 0 <= one < config.population
+            assert other < config.population
+    counted = sum(int(s.metrics.children) for s in history(name, mutation_probability=0.0))
+    assert children <= counted
+    assert (children > 0) == (config.population > 2)
+
+
+def test_an_exchange_of_rows_has_two_parents():
+    """Every weight of a child is one of its parents', and some are each's."""
+    found = 0
+    for before, after in generations("perl", mutation_probability=0.0):
+        for heir, (one, other) in enumerate(np.asarray(after.metrics.parents).tolist()):
+            if other < 0 or one == other:
+                continue
+            trees = (tree.take(after.actors, heir), *(tree.take(before.actors, p) for p in (one, other)))
+            for child, x, y in zip(*map(jax.tree.leaves, trees), strict=True):
+                assert ((np.asarray(child) == x) | (np.asarray(child) == y)).all()
+            found += 1
+    assert found

@@ -117,7 +117,7 @@ def _run(argv: list[str]) -> None:
         config, hyper = _defaults(module, kinds, task)
     except ValueError as refusal:
         raise parse.Fault(_one_line(refusal)) from None
-    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
+    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(module))
     _tell_preset(module, task, config)
     _train(name, module, kinds, runs, tasks, arguments)
 
@@ -131,13 +131,20 @@ def _train(
     arguments: Any,
 ) -> None:
     from popjax import parse, pretrained, results, show
+    from popjax.host import rundir
     from popjax.host.train import train
 
     common = arguments.common
     env_options = parse.key_values(common.env_option)
     env = _make(common.env, env_options)
     root = Path(common.run_dir or _default_directory(name, common.env, common.options))
-    built_on, kept = pretrained.take(module, env, runs, resumed=root if common.resume else None)
+    if any(runs.values()) and not common.resume:
+        rundir.check(root, {}, resume=False)  # before anything that takes long
+    built_on, kept = pretrained.take(module, env, env_options, runs, resumed=root if common.resume else None)
+    for remark in getattr(module, "remarks", lambda *_: ())(
+        env, arguments.config, arguments.hyper, *built_on.values()
+    ):
+        _say(remark)
     description = {
         "method": name,
         "agents": kinds,
@@ -343,8 +350,20 @@ def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
         _say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
 
 
+def _beyond(module: ModuleType) -> dict[str, str]:
+    """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
+    found = {f"--{name}": known.help for name, known in getattr(module, "RUNS", {}).items()}
+    return found | {f"--{name}": "A further task, SUITE/TASK." for name in getattr(module, "ENVS", {})}
+
+
 def _parse_run(
-    parse: ModuleType, name: str, argv: list[str], config: Any, hyper: Any, agents: Sequence[str]
+    parse: ModuleType,
+    name: str,
+    argv: list[str],
+    config: Any,
+    hyper: Any,
+    agents: Sequence[str],
+    beyond: dict[str, str],
 ) -> Any:
     import tyro
 
@@ -352,7 +371,15 @@ def _parse_run(
     narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
     default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
     shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
-    arguments = parse.parse(shape, argv, program=f"run.py {name}", default=default)
+    also = [f"{option}: {line} May be repeated." for option, line in beyond.items()]
+    arguments = parse.parse(
+        shape,
+        argv,
+        program=f"run.py {name}",
+        default=default,
+        description="\n\n".join(["Trains a method in an environment and writes a run directory.", *also]),
+        others=list(beyond),
+    )
     return replace(
         arguments,
         config=parse.widened(arguments.config, type(config)),

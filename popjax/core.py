@@ -261,7 +261,6 @@ class Pretrained(NamedTuple):
     params:    what ``act`` reads.
     memory:    what the policy remembers at the start of an episode.
     env_steps: what its training cost, environment steps.
-    state:     the State that it comes from, of one seed.
     config:    the Config of its method.
     """
 
@@ -271,7 +270,6 @@ class Pretrained(NamedTuple):
     params: Params
     memory: PyTree = ()
     env_steps: int = 0
-    state: Any = None
     config: Any = None
 
 
@@ -281,11 +279,13 @@ class Ingredient(NamedTuple):
     keyword: of ``build``, which takes a tuple of records.
     make:    (env, policies) -> records, one for each policy; a ValueError where one does not fit.
     record:  their type, a NamedTuple of the ``Pretrained`` and facts that JSON can hold.
+    help:    the option's line in ``--help``.
     """
 
     keyword: str
     make: Callable[[Env, Sequence[Pretrained]], Sequence[Any]]
     record: Any
+    help: str = ""
 
 
 def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:

@@ -105,9 +105,16 @@ class ReportArguments:
 
 
 def parse(
-    shape: Any, argv: Sequence[str], *, program: str, default: Any = None, description: str = ""
+    shape: Any,
+    argv: Sequence[str],
+    *,
+    program: str,
+    default: Any = None,
+    description: str = "",
+    others: Sequence[str] = (),
 ) -> Any:
-    """``argv`` as an instance of ``shape``; ``default`` is an instance that gives defaults.
+    """``argv`` as an instance of ``shape``; ``default`` is an instance that gives defaults, ``others`` are
+    options that were taken out of ``argv`` before, and may have been misspelt.
 
     Raises:
         Fault: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
@@ -132,7 +139,7 @@ def parse(
         raise Fault(_condensed(printed.getvalue())) from None
     if unknown:
         known = option_names(shape if default is None else default)
-        raise Fault(_unknown(unknown[0], [*known, "--help"]))
+        raise Fault(_unknown(unknown[0], [*known, *others, "--help"]))
     return arguments
 
 

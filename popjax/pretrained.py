@@ -9,13 +9,15 @@ parameters lie in its own State.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from popjax import parse
-from popjax.host import rundir
+from popjax.host import checkpoint, rundir
 from popjax.host.errors import Refused
 
 if TYPE_CHECKING:
@@ -31,7 +33,11 @@ def peel_runs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]]
 
 
 def take(
-    module: ModuleType, env: Env, runs: dict[str, list[str]], resumed: Path | None
+    module: ModuleType,
+    env: Env,
+    env_options: dict[str, Any],
+    runs: dict[str, list[str]],
+    resumed: Path | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads the runs: what ``build`` is given, by keyword, and what config.json keeps of it.
 
@@ -47,26 +53,33 @@ def take(
     kept: dict[str, Any] = {}
     for name, arguments in runs.items():
         ingredient = module.RUNS[name]
-        if before is not None and resumed is not None:
+        if before is None or resumed is None:
+            loaded = [load(*split(argument), name=argument) for argument in arguments]
+            records = _made(name, ingredient, env, env_options, loaded)
+            kept[name] = [
+                {**origin, **_facts(record)} for (_, origin), record in zip(loaded, records, strict=True)
+            ]
+        else:
             kept[name] = _same(name, arguments, before.get(name, []))
-            if any((resumed / "checkpoints").glob("*")):
-                built |= rebuild(module, {name: kept[name]})
-            else:
-                built[ingredient.keyword] = tuple(
-                    _record(ingredient, _policy(f"{entry['run']}:{entry['seed']}")[0], entry)
-                    for entry in kept[name]
-                )
-            continue
-        loaded = [_policy(argument) for argument in arguments]
-        try:
-            records = ingredient.make(env, [policy for policy, _ in loaded])
-        except ValueError as refusal:
-            raise parse.Fault(f"--{name}: {' '.join(str(refusal).split())}") from None
+            whole = checkpoint.generations(rundir.RunDirectory(resumed).checkpoints)
+            again = _shapes if whole else _unchanged
+            records = [_record(ingredient, again(entry), entry) for entry in kept[name]]
         built[ingredient.keyword] = tuple(records)
-        kept[name] = [
-            {**origin, **_facts(record)} for (_, origin), record in zip(loaded, records, strict=True)
-        ]
     return built, kept
+
+
+def _made(
+    name: str, ingredient: Ingredient, env: Env, env_options: dict[str, Any], loaded: Sequence[Any]
+) -> Sequence[Any]:
+    """The records of the loaded policies."""
+    for policy, origin in loaded:
+        theirs = origin["config"]["env_options"]
+        if origin["config"]["env"] == env.spec.name and theirs != env_options:
+            raise parse.Fault(f"--{name}: {policy.name} had other --env-option: {theirs}, not {env_options}")
+    try:
+        return ingredient.make(env, [policy for policy, _ in loaded])
+    except ValueError as refusal:
+        raise parse.Fault(f"--{name}: {' '.join(str(refusal).split())}") from None
 
 
 def rebuild(module: ModuleType, kept: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +99,10 @@ def _record(ingredient: Ingredient, policy: Pretrained, entry: dict[str, Any]) -
 
 def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """``before``, if ``arguments`` name the same runs."""
-    given = [_split(argument) for argument in arguments]
+    given = [split(argument) for argument in arguments]
     known = [(Path(entry["run"]), entry["seed"]) for entry in before]
     if len(given) != len(known) or any(
-        path != old or seed not in (None, number)
+        path.resolve() != old or seed not in (None, number)
         for (path, seed), (old, number) in zip(given, known, strict=True)
     ):
         were = " ".join(f"{path}:{seed}" for path, seed in known) or "none"
@@ -97,35 +110,51 @@ def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list
     return before
 
 
+def _unchanged(entry: dict[str, Any]) -> Pretrained:
+    """The policy of ``entry``, loaded again because no checkpoint holds it yet."""
+    policy, _ = load(Path(entry["run"]), entry["seed"])
+    if policy.env_steps != entry["env_steps"]:
+        raise Refused(
+            f"{entry['run']} has gone on from {entry['env_steps']} to {policy.env_steps} environment steps"
+            " since it was taken; begin the new run again in another --run-dir"
+        )
+    return policy
+
+
 def _facts(record: Any) -> dict[str, Any]:
     """All but the policy, which comes first."""
     return dict(list(record._asdict().items())[1:])
 
 
-def _policy(argument: str) -> tuple[Pretrained, dict[str, Any]]:
-    """The policy in ``RUN_DIR`` or ``RUN_DIR:SEED``, and where it comes from."""
+def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[Pretrained, dict[str, Any]]:
+    """The policy of a finished run, and where it comes from as config.json has it.
+
+    Of a run of several seeds the policy of ``seed``, as the run numbers them, or of the one whose last
+    evaluation returned most. ``name`` is what messages call it.
+
+    Raises:
+        Refused: there is no run, no whole checkpoint, or no such seed.
+    """
     from popjax import cli, tree
     from popjax.core import Pretrained
 
-    path, seed = _split(argument)
+    path = Path(run_dir)
     run = cli.load(path)
     first, count = run.saved["options"]["seed"], run.saved["options"]["seeds"]
     seed = _best_seed(path, first) if seed is None else seed
     if not first <= seed < first + count:
-        raise parse.Fault(f"{path} has the seeds {first} to {first + count - 1}, not {seed}")
-    state = tree.take(run.state, seed - first)
+        raise Refused(f"{path} has the seeds {first} to {first + count - 1}, not {seed}")
     env_steps = run.env_steps[seed - first]
     policy = Pretrained(
-        name=argument,
+        name=name or str(path),
         spec=run.env.spec,
         act=run.method.act,
-        params=run.method.policy(state),
+        params=run.method.policy(tree.take(run.state, seed - first)),
         memory=run.method.memory,
         env_steps=env_steps,
-        state=state,
         config=run.config,
     )
-    return policy, {"run": str(path), "seed": seed, "env_steps": env_steps, "config": run.saved}
+    return policy, {"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved}
 
 
 def _shapes(entry: dict[str, Any]) -> Pretrained:
@@ -149,12 +178,12 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
         params=zeros(jax.eval_shape(method.policy, state)),
         memory=method.memory,
         env_steps=entry["env_steps"],
-        state=state,
         config=config,
     )
 
 
-def _split(argument: str) -> tuple[Path, int | None]:
+def split(argument: str) -> tuple[Path, int | None]:
+    """``RUN_DIR`` or ``RUN_DIR:SEED``."""
     path, colon, seed = argument.rpartition(":")
     if colon and seed.isdecimal() and not Path(argument).exists():
         return Path(path), int(seed)
@@ -165,8 +194,8 @@ def _best_seed(path: Path, first: int) -> int:
     """The seed whose last evaluation returned most; the first where none was evaluated."""
     last = {}
     records = path / "eval.jsonl"
-    if records.exists():
-        for line in records.read_text().splitlines():
+    for line in records.read_text().splitlines() if records.exists() else ():
+        with contextlib.suppress(ValueError):  # the last line of a process that was killed
             row = json.loads(line)
             last[row["seed"]] = row["return"]
     return max(last, key=lambda seed: last[seed]) if last else first

@@ -90,8 +90,8 @@ def _cspc(**options):
 def _ca2e():
     config = replace(
         ca2e.default_config(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))),
-        nature=2,
-        prior=1,
+        nature_actors=2,
+        prior_actors=1,
         n_step=1,
         batch=4,
         capacity=50,

@@ -25,7 +25,16 @@ DQN = [
     *SMALL,
     *OPTIONS,
 ]
-CA2E = ["ca2e", "--env", "probe/corridor-discrete", "--config.nature", "2", "--config.prior", "2", *SMALL]
+CA2E = [
+    "ca2e",
+    "--env",
+    "probe/corridor-discrete",
+    "--config.nature-actors",
+    "2",
+    "--config.prior-actors",
+    "2",
+    *SMALL,
+]
 CA2E += ["--config.local-buffer", "3", "--config.learning-starts", "40", "--config.check-every", "40"]
 CA2E += ["--config.return-window", "2", *OPTIONS]
 
@@ -54,6 +63,7 @@ def test_what_a_run_keeps_of_its_ingredients(runs):
     for line in (runs / "dqn" / "eval.jsonl").read_text().splitlines():
         row = json.loads(line)
         last[row["seed"]] = row["return"]
+    assert explicit["run"] == str(runs / "dqn")
     assert (explicit["seed"], best["seed"]) == (4, max(last, key=last.get))
     assert explicit["env_steps"] == 200
     loaded = cli.load(runs / "whole")
@@ -65,7 +75,8 @@ def test_what_a_run_keeps_of_its_ingredients(runs):
     ]
     summary = json.loads((runs / "whole" / "summary.json").read_text())
     assert [entry["env_steps"] for entry in summary["runs"]["prior"]] == [200, 200]
-    assert "config" not in summary["runs"]["prior"][0]
+    assert set(summary["runs"]["prior"][0]) == {"run", "seed", "env_steps", "mean_return"}
+    assert summary["runs"]["prior"][0]["run"] == "dqn"
 
 
 def test_it_goes_on_where_it_was_although_the_others_are_gone(runs, tmp_path, capsys):
@@ -100,6 +111,48 @@ def test_what_cannot_be_built_on(runs, prior, part, capsys):
     assert part.replace("ROOT", str(runs)) in err
     assert err.count("\n") == 1
     assert not (runs / "new").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_has_its_policies(runs, tmp_path):
+    """A checkpoint that was only begun is none: the policies come from their own run again."""
+    shutil.copytree(runs / "whole", tmp_path / "new")
+    for entry in (tmp_path / "new" / "checkpoints").iterdir():
+        shutil.rmtree(entry)
+    (tmp_path / "new" / "checkpoints" / "partial-25").mkdir()
+    for name in ("summary.json", "eval.jsonl", "metrics.jsonl"):
+        (tmp_path / "new" / name).unlink()
+    command = argv(runs, "whole", 400)
+    command[command.index("--run-dir") + 1] = str(tmp_path / "new")
+    assert cli.run([*command, "--resume"]) == 0
+    digests = [
+        json.loads((folder / "summary.json").read_text())["state_sha256"]
+        for folder in (runs / "whole", tmp_path / "new")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_run_with_other_options_of_the_task_is_refused(runs, capsys):
+    other = [*DQN, "--env", "gymnax/CartPole-v1", "--env-option", "max_steps_in_episode=50"]
+    assert cli.run([*other, "--run-dir", str(runs / "short")]) == 0
+    capsys.readouterr()
+    command = argv(runs, "new", 400, f"{runs}/short")
+    command[command.index("--env") + 1] = "gymnax/CartPole-v1"
+    assert cli.run(command) == 2
+    assert "had other --env-option: {'max_steps_in_episode': 50}, not {}" in capsys.readouterr().err
+
+
+def test_help_and_near_misses_know_of_it(capsys):
+    assert cli.run(["ca2e", "--env", "gymnax/CartPole-v1", "--help"]) == 0
+    assert "--prior: Policy of a finished run" in " ".join(capsys.readouterr().out.split())
+    assert cli.run(["ca2e", "--env", "gymnax/CartPole-v1", "--env-steps", "9", "--priors", "x"]) == 2
+    assert "did you mean --prior?" in capsys.readouterr().err
+
+
+def test_the_best_seed_of_a_run_whose_last_line_is_torn(tmp_path):
+    rows = [{"seed": seed, "return": value} for seed, value in ((3, 1.0), (4, 5.0), (3, 2.0), (4, 1.5))]
+    (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"seed": 4, "ret')
+    assert pretrained._best_seed(tmp_path, 3) == 3
+    assert pretrained._best_seed(tmp_path / "nowhere", 3) == 3
 
 
 def test_options_are_taken_out_of_the_command_line():

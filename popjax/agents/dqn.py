@@ -39,7 +39,7 @@ class Hyper:
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     lr: Number = number(1e-4)  # Adam's rate
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
-    target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target network
+    target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target; inf: never
     exploration_start: Number = number(1.0, high=1.0)  # probability of a random action at the beginning
     exploration: Number = number(0.1, high=1.0)  # the same from ``exploration_steps`` on
     exploration_steps: Number = number(1e6, low=1.0)  # environment steps of linear change between the two
@@ -102,7 +102,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         optimizer = adam(hyper.lr, hyper.max_grad_norm)
         online, moments, total, value = descend(optimizer, loss, state.online, state.optimizer)
         updates = state.updates + 1
-        copy = updates % jnp.asarray(hyper.target_period, jnp.int32) == 0
+        copy = updates % jnp.asarray(hyper.target_period) == 0
         state = State(online, tree.where(copy, online, state.target), moments, updates)
         return state, Losses(loss=total, value=value)
 

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -146,7 +147,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "method": run.config["method"],
         "agents": run.config["agents"],
         "runs": {
-            option: [{name: run[name] for name in run if name != "config"} for run in runs]
+            option: [{**_without_config(run), "run": Path(run["run"]).name} for run in runs]
             for option, runs in run.config["runs"].items()
         },
         "env": run.env.spec.name,
@@ -166,6 +167,10 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         report.learning_curve(position.evaluations, run.files.curve, title=run.title)
         rundir.write_json(run.files.summary, summary)
     return Result(state, returns, position.evaluations, history, summary)
+
+
+def _without_config(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in entry if name != "config"}
 
 
 def finished(run: Run, state: Any, position: Position) -> Result:

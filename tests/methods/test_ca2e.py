@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.agents import ddpg, dqn
+from popjax.agents import ddpg, dqn, td3
 from popjax.core import Pretrained, as_arrays
 from popjax.envs import make
 from popjax.methods import ca2e
@@ -21,8 +20,8 @@ from popjax.methods.ca2e.priors import Retirement, compare, threshold
 DDPG = replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))
 SMALL = replace(
     ca2e.default_config(DDPG),
-    nature=2,
-    prior=2,
+    nature_actors=2,
+    prior_actors=2,
     n_step=3,
     batch=8,
     capacity=300,
@@ -85,7 +84,13 @@ def test_worked_example_6_successes_in_a_row():
 
 def test_worked_example_7_the_first_flush():
     """Three steps make the first return, so that the fiftieth is complete with step 52."""
-    options = {"nature": 1, "prior": 0, "local_buffer": 50, "learning_starts": 1_000, "exploration": (0.1,)}
+    options = {
+        "nature_actors": 1,
+        "prior_actors": 0,
+        "local_buffer": 50,
+        "learning_starts": 1_000,
+        "exploration": (0.1,),
+    }
     stored = played("gymnax/Pendulum-v1", 104, **options).metrics.stored
     assert list(stored[:51]) == [0] * 51
     assert list(stored[51:]) == [50] * 50 + [100] * 3
@@ -137,6 +142,9 @@ def test_retired_actors_count_and_explore():
     last = states.metrics.fitness[-1]
     assert (last != np.float32(1 - (PLAYED - 0.5) ** 2)).all()
     assert (states.metrics.retired_at[-1] == 60).all()  # with the third check: returns are known at once
+    assert (states.guided[15:] == False).all()  # noqa: E712
+    finals = states.recent.rows[-1]
+    assert set(np.asarray(finals)) <= {float(x) for x in states.metrics.fitness[-2:].reshape(-1)}
 
 
 def test_greedy_episodes_can_stand_for_the_return():
@@ -199,19 +207,134 @@ def test_every_step_is_stored_once():
     assert (states.metrics.stored + waiting == states.env_steps).all()
 
 
+def counting(env, sign):
+    """A policy that remembers how many steps its episode has, and plays a tenth of that."""
+
+    def act(params, memory, obs, key):
+        return memory + 1, jnp.full(1, sign * 0.1 * (memory + 1))
+
+    return Pretrained("runs/counting", env.spec, act, (), jnp.int32(0))
+
+
+def test_several_lanes_and_policies_with_a_memory():
+    """Each prior actor plays its own policy, from the beginning of each episode of each of its lanes."""
+    env = make("probe/endless")
+    priors = (ca2e.Prior(counting(env, 1), 1e9), ca2e.Prior(counting(env, -1), 1e9))
+    config = replace(SMALL, lanes=2, prior_actors=3, learning_starts=10_000)
+    method = ca2e.build(env, config, priors)
+
+    @jax.jit
+    def run(key):
+        body = lambda state, _: (method.step(state), state.prior_memories)  # noqa: E731
+        return jax.lax.scan(body, method.init(key, method.hyper), length=23)
+
+    state, memories = run(jax.random.key(0))
+    assert state.guided.shape == (5, 2)
+    np.testing.assert_array_equal(
+        memories[0], np.broadcast_to((np.arange(23) % 5)[:, None, None], (23, 3, 2))
+    )
+    size = int(state.replay.size)
+    actions = np.round(np.asarray(state.replay.ring.rows.action[:size, 0], np.float64), 4)
+    planned = {round(0.1 * k, 4) for k in range(1, 6)}
+    forward = np.isin(actions, list(planned)).mean()
+    backward = np.isin(-actions, list(planned)).mean()
+    np.testing.assert_allclose([forward, backward], [0.4, 0.2], atol=0.05)  # two actors of five, and one
+    waiting = int(state.locals.count.sum()) + int(state.locals.window.count.sum())
+    assert size + waiting == int(state.env_steps) == 23 * 10
+
+
+@lru_cache
+def learned(**options):
+    """A DQN learner's States, with one update in a step of four actors."""
+    env = make("probe/corridor-discrete")
+    config = replace(
+        SMALL,
+        agent=dqn.Config(hidden=(4,)),
+        schedule="anneal",
+        exploration=(1.0, 0.5),
+        env_steps_per_update=4,
+        target_every=20,
+        **options,
+    )
+    method = ca2e.build(env, config, (ca2e.Prior(constant(env, 1), 1e9),))
+    hyper = ca2e.default_hyper(config)
+
+    @jax.jit
+    def run(key):
+        def body(state, _):
+            state = method.step(state)
+            return state, state
+
+        return jax.lax.scan(body, method.init(key, hyper), length=40)[1]
+
+    return run(jax.random.key(0)), config, hyper
+
+
+def at(states, step):
+    return jax.tree.map(lambda x: x[step], states)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"largest_weight": "buffer", "initial_target": "online", "clip_rewards": True, "stratified": False}],
+    ids=["defaults", "options"],
+)
+def test_new_priorities_are_the_errors_before_the_gradient_step(options):
+    states, config, _ = learned(**options)
+    agent = dqn.build(make("probe/corridor-discrete").spec, config.agent)
+    changed = 0
+    for step in range(12, 39):
+        before, after = at(states, step), at(states, step + 1)
+        if int(before.replay.size) != int(after.replay.size):
+            continue  # a flush came between
+        drawn = np.asarray(before.replay.masses != after.replay.masses)
+        rows = jax.tree.map(lambda x, drawn=drawn: x[drawn], before.replay.ring.rows)
+        error = agent.td_error(before.learner, rows)
+        np.testing.assert_allclose(
+            after.replay.masses[drawn], (jnp.abs(error) + 1e-6) ** 0.6, rtol=2e-3, atol=1e-5
+        )
+        changed += drawn.sum()
+    assert changed > 50
+    assert int(states.metrics.updates[-1]) == 30
+
+
+def test_the_target_is_copied_by_environment_steps():
+    """Every 20 of all four actors: in every fifth step, after its gradient step."""
+    states, _, _ = learned()
+    online, target = (
+        np.asarray(x["Dense_0"]["linear"]["kernel"]) for x in (states.learner.online, states.learner.target)
+    )
+    for step in range(1, 40):
+        source = online[step] if (step + 1) % 5 == 0 else target[step - 1]
+        np.testing.assert_array_equal(target[step], source)
+    assert (online[-2] != target[-2]).any()
+
+
+def test_importance_weights_reach_the_loss():
+    env = make("probe/corridor-discrete")
+    _, config, _ = learned()
+    method = ca2e.build(env, config, (ca2e.Prior(constant(env, 1), 1e9),))
+    state = at(learned()[0], 20)
+    step = jax.jit(method.step)
+    without = state.replace(hyper=state.hyper.replace(importance_exponent=jnp.float32(0)))
+    plain, weighted = step(without), step(state)
+    assert float(plain.metrics.losses.loss) > float(weighted.metrics.losses.loss) > 0
+
+
 def test_the_ladders_of_exploration():
     spec = make("probe/action-discrete").spec
     agent, hyper = dqn.build(spec), as_arrays(ca2e.default_hyper(ca2e.Config()))
 
-    def at(steps, **options):
+    def of(steps, **options):
         return np.asarray(scales(agent, replace(ca2e.Config(), **options), hyper, jnp.int32(steps)))
 
-    np.testing.assert_allclose(at(0), [1, 0.8, 0.6, 0.4, 0.2, 1, 1, 1], rtol=1e-6)
-    np.testing.assert_allclose(at(250_000)[[2, 5]], [0.475, 0.775], rtol=1e-6)
-    np.testing.assert_allclose(at(2_000_000), [0.1] * 8, rtol=1e-5)
+    np.testing.assert_allclose(of(0), [1, 0.8, 0.6, 0.4, 0.2, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(of(250_000)[[2, 5]], [0.475, 0.775], rtol=1e-6)
+    np.testing.assert_allclose(of(2_000_000), [0.1] * 8, rtol=1e-5)
     apex = [0.4, 0.080476, 0.016191, 0.003257, 0.000655]
-    np.testing.assert_allclose(at(9, schedule="apex"), apex + apex[:3], rtol=1e-3)
-    np.testing.assert_allclose(at(9, schedule="constant", nature=6, prior=0)[[0, 4]], [1, 0.2])
+    np.testing.assert_allclose(of(9, schedule="apex"), apex + apex[:3], rtol=1e-3)
+    constant_ = of(9e5, schedule="constant", nature_actors=6, prior_actors=0)
+    np.testing.assert_allclose(constant_, [1, 0.8, 0.6, 0.4, 0.2, 1], rtol=1e-6)
     settings = ca2e.default_config(ddpg.BASELINES)
     noise = ddpg.build(make("probe/action").spec, ddpg.BASELINES)
     found = scales(noise, settings, as_arrays(ca2e.default_hyper(settings)), jnp.int32(10**6))
@@ -220,9 +343,15 @@ def test_the_ladders_of_exploration():
 
 def test_the_paper_s_constants():
     config, numbers = ca2e.Config(), ca2e.default_hyper(ca2e.Config())
-    assert (config.nature, config.prior, config.n_step, config.batch, config.capacity) == (5, 3, 3, 32, 10**6)
+    assert (config.nature_actors, config.prior_actors, config.n_step, config.batch, config.capacity) == (
+        5,
+        3,
+        3,
+        32,
+        10**6,
+    )
     assert (config.local_buffer, config.sync_every, config.learning_starts) == (50, 100, 50_000)
-    assert config.env_steps_per_update * numbers.agent.target_period == 10_000
+    assert (config.env_steps_per_update, numbers.agent.target_period) == (4, np.inf)
     assert (numbers.agent.lr, numbers.agent.max_grad_norm, numbers.agent.discount) == (1e-4, 10, 0.99)
     assert (numbers.priority_exponent, numbers.importance_exponent) == (0.6, 0.4)
     other = ca2e.default_config(ddpg.BASELINES)
@@ -239,42 +368,51 @@ def test_a_policy_s_return_is_measured():
     assert ca2e.measure(env, [], jax.random.key(0)) == ()
 
 
-def test_a_threshold_out_of_reach_is_told():
-    env = make("gymnax/CartPole-v1")
-    config = ca2e.default_config(dqn.Config())
-    with pytest.warns(UserWarning, match="returns 480, and gymnax/CartPole-v1 at most 500"):
-        ca2e.build(env, config, [ca2e.Prior(constant(env, 1), 480.0)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ca2e.build(env, config, [ca2e.Prior(constant(env, 1), 470.0)])
+def test_what_is_told_of_prior_policies():
+    env, config = make("gymnax/CartPole-v1"), ca2e.Config()
+    hyper = ca2e.default_hyper(config)
+
+    def told(mean_return, factor=1.05):
+        prior = ca2e.Prior(constant(env, 1), mean_return)
+        return ca2e.remarks(env, config, hyper.replace(replacement_factor=factor), [prior])
+
+    assert told(470) == ["prior policy of runs/constant: mean return 470"]
+    assert told(480) == [
+        "prior policy of runs/constant: mean return 480; it is replaced at 504, and gymnax/CartPole-v1"
+        " returns at most 500"
+    ]
+    assert "at most" in told(470, 1.1)[0]
+    assert "at most" not in told(480, np.inf)[0]
+    assert "no prior policies were given" in ca2e.remarks(env, config, hyper, [])[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"learning_starts": 10}, "learning_starts 10 is under 24 environment steps, after which"),
-        ({"nature": 0}, "nature must be at least 1, got 0"),
+        ({"nature_actors": 0}, "nature_actors must be at least 1, got 0"),
         ({"rule": "paper"}, "rule must be one of signed, literal, got 'paper'"),
         ({"batch": 400}, "batch 400 exceeds the replay's capacity 300"),
         ({"schedule": "apex"}, "schedule apex is for dqn's probabilities; ddpg's noise is constant"),
-        ({"prior": 0}, "1 prior policies for 0 prior actors; raise prior to 1"),
+        ({"agent": td3.Config()}, "the learner of CA2E is dqn or ddpg, not popjax.agents.td3"),
+        ({"prior_actors": 0}, "1 prior policies for 0 prior actors; raise prior_actors to 1"),
     ],
     ids=lambda x: str(x)[:20],
 )
 def test_what_cannot_be_is_refused(changes, message):
     env = make("probe/action")
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(
-            ca2e.build(env, replace(SMALL, **changes), [ca2e.Prior(constant(env), 1.0)]).init,
-            jax.random.key(0),
-            ca2e.default_hyper(SMALL),
-        )
+        ca2e.build(env, replace(SMALL, **changes), [ca2e.Prior(constant(env), 1.0)])
 
 
 def test_policies_of_other_tasks_are_refused():
     env, other = make("probe/action"), make("probe/context")
     with pytest.raises(ValueError, match="runs/constant was trained on probe/context, not on probe/action"):
         ca2e.measure(env, [constant(other)], jax.random.key(0))
+    with pytest.raises(ValueError, match=r"trained where episode_length of probe/action is 9, not 1"):
+        ca2e.measure(
+            env, [constant(env._replace(spec=env.spec._replace(episode_length=9)))], jax.random.key(0)
+        )
     with pytest.raises(ValueError, match="was trained on probe/context"):
         ca2e.build(env, SMALL, [ca2e.Prior(constant(other), 1.0)])
     with pytest.raises(ValueError, match="dqn needs discrete actions"):

@@ -10,7 +10,9 @@ act -> refresh -> flush -> learn -> retire. Asynchrony is what the copies of the
 Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
 all; a critic that ends in a softmax is impossible and has a linear output; what it prints no constant for is
 an option of ``Config`` or a number of ``Hyper``. A replay drops its oldest rows when it adds new ones, where
-Ape-X trims it now and then.
+Ape-X trims it now and then. Rewards are learned from as they are unless ``clip_rewards``, since tasks on the
+device stand in for Atari. DDPG's critic loss, penalty included, is twice the specification's, which Adam does
+not see. The environment steps of greedy episodes are not counted.
 """
 
 from __future__ import annotations
@@ -42,17 +44,17 @@ from popjax.core import (
     example_transition,
     stacked,
 )
-from popjax.methods.ca2e.actors import check_schedule, first_memories, guide, scales
+from popjax.methods.ca2e.actors import check_choices, first_memories, guide, scales
 from popjax.methods.ca2e.config import AgentConfig, Config, Hyper, default_config, default_hyper
-from popjax.methods.ca2e.experience import Local, empty, flushed, remember
+from popjax.methods.ca2e.experience import Local, contents, emptied, empty, remember
 from popjax.methods.ca2e.priors import (
     Prior,
     Retirement,
-    beginning,
     check_fits,
-    check_reachable,
     compare,
+    initial_retirement,
     measure,
+    remarks,
     threshold,
 )
 from popjax.replay import ring
@@ -69,13 +71,21 @@ __all__ = [
     "default_config",
     "default_hyper",
     "measure",
+    "remarks",
 ]
 
 AGENTS: dict[str, dict[str, ModuleType]] = {"agent": {"dqn": dqn, "ddpg": ddpg}}
 """The kinds of agent that a field of Config may be, by their names on the command line."""
 
 
-RUNS = {"prior": Ingredient("priors", lambda env, policies: measure(env, policies, jax.random.key(0)), Prior)}
+RUNS = {
+    "prior": Ingredient(
+        "priors",
+        lambda env, policies: measure(env, policies, jax.random.key(0)),
+        Prior,
+        "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor",
+    )
+}
 """The finished runs that this method builds on, by their option on the command line."""
 
 
@@ -97,6 +107,7 @@ class Metrics:
     fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
     episodes:       int32 [P]   finished episodes.
     average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
+    compared:       float32 []  what was compared with the prior policies last, 0 before that.
     losses:         [] each     the learner's in the last gradient step, 0 before the first.
     updates:        int32 []    gradient steps.
     exploration:    float32 [P] scale of each actor's exploration; that of prior actors is for later.
@@ -108,6 +119,7 @@ class Metrics:
     fitness: Array
     episodes: Array
     average_return: Array
+    compared: Array
     losses: PyTree
     updates: Array
     exploration: Array
@@ -143,15 +155,19 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     """A learner of the kind ``config.agent``, by default the one that fits ``env``, and its actors.
 
     ``priors``, from ``measure``, are dealt to the prior actors in turn. Without any, prior actors are retired
-    from the beginning, which is Ape-X with the paper's learner.
+    from the initial_retirement, which is Ape-X with the paper's learner.
     """
     if config is None:
         config = default_config(agent_config(AGENTS["agent"][default_kinds(env.spec)["agent"]]))
+    check_choices(config)
     agent: Any = agents.build(env.spec, config.agent)
-    check_schedule(config)
+    if len(priors) > config.prior_actors:
+        raise ValueError(
+            f"{len(priors)} prior policies for {config.prior_actors} prior actors; raise prior_actors to"
+            f" {len(priors)}"
+        )
     for prior in priors:
         check_fits(env, prior.policy)
-        check_reachable(env, prior, config.rule)
     lanes_env = rollout.autoreset(env)
     store = prioritized(config.capacity, stratified=config.stratified)
     recent = ring.ring(config.return_window)
@@ -164,7 +180,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         learner = agent.init(key_learner, hyper.agent)
         example = example_transition(env.spec)
         replay = store.init(example, hyper.priority_exponent)
-        retirement = beginning(config, priors)
+        retirement = initial_retirement(config, priors)
         losses = jax.eval_shape(update, learner, replay, hyper, key)[2]
         return State(
             key=key,
@@ -175,6 +191,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
                 fitness=jnp.zeros(config.actors),
                 episodes=jnp.zeros(config.actors, jnp.int32),
                 average_return=jnp.float32(0),
+                compared=jnp.float32(0),
                 losses=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses),
                 updates=jnp.int32(0),
                 exploration=jnp.zeros(config.actors),
@@ -200,7 +217,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
 
     def _by_actor(of_priors: Array) -> Array:
         """[P] from [prior], False for nature actors."""
-        return jnp.concatenate([jnp.zeros(config.nature, of_priors.dtype), of_priors])
+        return jnp.concatenate([jnp.zeros(config.nature_actors, of_priors.dtype), of_priors])
 
     def choose(s: State, key: Key) -> tuple[Array, PyTree]:
         """The actions of all lanes [P, N, ...], and what the prior policies remember then."""
@@ -211,10 +228,10 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         actions = over_actors(jax.random.split(key_nature, shape), s.copy, s.lanes.obs, scale)
         if not priors:
             return actions, s.prior_memories
-        obs, guided = s.lanes.obs[config.nature :], s.guided[config.nature :]
+        obs, guided = s.lanes.obs[config.nature_actors :], s.guided[config.nature_actors :]
         memories, played = guide(env, priors, s.prior_params, s.prior_memories, obs, key_prior)
-        played = tree.where(guided, played, actions[config.nature :])
-        return actions.at[config.nature :].set(played), memories
+        played = tree.where(guided, played, actions[config.nature_actors :])
+        return actions.at[config.nature_actors :].set(played), memories
 
     def act(s: State) -> State:
         """Every actor plays one step in its lanes, and what is complete joins the local buffers."""
@@ -237,7 +254,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             locals=jax.vmap(jax.vmap(into_local))(s.locals, s.lanes.obs, actions, timestep),
             returns=returns,
             recent=recent.add(s.recent, total.reshape(-1), own.reshape(-1)),
-            prior_memories=tree.where(done[config.nature :], fresh, memories),
+            prior_memories=tree.where(done[config.nature_actors :], fresh, memories),
             guided=jnp.where(done, _by_actor(s.retirement.active)[:, None], s.guided),
             metrics=replace(
                 s.metrics,
@@ -255,19 +272,19 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:
-        """Full local buffers get their first priorities and go to the replay."""
+        """Full local buffers get their first priorities and go to the replay, one after the other."""
+        locals_, order, full = emptied(s.locals, config)
 
-        def store_full() -> tuple[PyTree, PyTree, PyTree]:
-            locals_, rows, valid = flushed(s.locals, config)
-            learner = agent.observe(s.learner, rows.obs, valid)
+        def one(loop: Any) -> Any:
+            done, learner, replay = loop
+            rows, valid = contents(s.locals, order[done], done < full)
+            learner = agent.observe(learner, rows.obs, valid)
             error = agent.td_error(learner, rows, online=config.initial_target == "online")
-            priority = jnp.abs(error) + s.hyper.priority_offset
-            return learner, store.add(s.replay, rows, valid, priority), locals_
+            replay = store.add(replay, rows, valid, jnp.abs(error) + s.hyper.priority_offset)
+            return done + 1, learner, replay
 
-        full = (s.locals.count >= config.local_buffer).any()
-        learner, replay, locals_ = jax.lax.cond(
-            tree.any_lane(full), store_full, lambda: (s.learner, s.replay, s.locals)
-        )
+        loop = (jnp.int32(0), s.learner, s.replay)
+        _, learner, replay = jax.lax.while_loop(lambda loop: tree.any_lane(loop[0] < full), one, loop)
         metrics = replace(s.metrics, stored=replay.size)
         return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
 
@@ -282,6 +299,10 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         rows = Weighted(**vars(rows), weight=weight)
         learner, losses = agent.learn(learner, rows, hyper.agent, key_learn)
         return learner, store.update(replay, draw.slots, jnp.abs(error) + hyper.priority_offset), losses
+
+    def passed(env_steps: Array, period: int) -> Array:
+        """Whether the actors' last step reached or passed a multiple of ``period`` environment steps."""
+        return env_steps // period > (env_steps - per_step) // period
 
     def owed(env_steps: Array) -> Array:
         """Gradient steps that belong to the first ``env_steps`` of all actors."""
@@ -299,6 +320,9 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
 
         loop = (jnp.int32(0), s.learner, s.replay, s.metrics.losses)
         _, learner, replay, losses = jax.lax.while_loop(lambda loop: tree.any_lane(loop[0] < due), one, loop)
+        if isinstance(config.agent, dqn.Config):
+            copy = passed(s.env_steps, config.target_every)
+            learner = replace(learner, target=tree.where(copy, learner.online, learner.target))
         metrics = replace(s.metrics, losses=losses, updates=s.metrics.updates + due)
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 
@@ -322,7 +346,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         metrics = replace(s.metrics, average_return=average)
         if not priors:
             return replace(s, key=key, metrics=metrics)
-        due = s.env_steps // config.check_every > (s.env_steps - per_step) // config.check_every
+        due = passed(s.env_steps, config.check_every)
         if config.return_source == "greedy":
             here = tree.any_lane(due)
             average = jax.lax.cond(here, lambda: greedy_return(s.learner, key_play), lambda: jnp.float32(0))
@@ -334,7 +358,8 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             over = retirement.active & (s.env_steps >= config.prior_until)
             retired_at = jnp.where(over, s.env_steps, retirement.retired_at)
             retirement = replace(retirement, retired_at=retired_at)
-        metrics = replace(metrics, retired_at=retirement.retired_at)
+        last = jnp.where(due, average, metrics.compared)
+        metrics = replace(metrics, retired_at=retirement.retired_at, compared=last)
         return replace(s, key=key, retirement=retirement, metrics=metrics)
 
     def play(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:

@@ -10,21 +10,25 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.agents import dqn
+from popjax.agents import ddpg, dqn
 from popjax.core import Agent, Env, Key, Params, PyTree
 from popjax.methods.ca2e.config import Config, Hyper
 from popjax.methods.ca2e.priors import Prior, chooser
 
 
 def scales(agent: Agent, config: Config, hyper: Hyper, env_steps: Array) -> Array:
-    """[P] the scale of each actor's exploration after ``env_steps`` of all; that of prior actors is what they
-    explore with once they have retired, and that of nature actors beyond ``config.exploration``, too."""
-    count, retired = config.nature, agent.exploration(hyper.agent, env_steps)
+    """[P] the scale of each actor's exploration after ``env_steps`` of all.
+
+    That of prior actors, and of nature actors beyond ``config.exploration``, is what retired actors explore
+    with: what the numbers of the agent say, at the beginning of time unless the schedule is to anneal.
+    """
+    count, annealing = config.nature_actors, config.schedule == "anneal"
+    retired = agent.exploration(hyper.agent, env_steps if annealing else jnp.int32(0))
     if config.schedule == "apex":
-        places = jnp.concatenate([jnp.arange(count), jnp.arange(config.prior)])
+        places = jnp.concatenate([jnp.arange(count), jnp.arange(config.prior_actors)])
         return ladder(places, count)
     given = jnp.array(config.exploration[:count], jnp.float32)
-    if config.schedule == "anneal":
+    if annealing:
         at = jax.vmap(
             lambda start: agent.exploration(replace(hyper.agent, exploration_start=start), env_steps)
         )
@@ -38,8 +42,10 @@ def ladder(place: Array, count: int) -> Array:
     return jnp.asarray(0.4 ** (1 + 7 * place / max(count - 1, 1)), jnp.float32)
 
 
-def check_schedule(config: Config) -> None:
-    """Raises a ValueError where the learner has no numbers for the schedule of exploration."""
+def check_choices(config: Config) -> None:
+    """Raises a ValueError where the learner cannot be had, or has no numbers for the schedule."""
+    if not isinstance(config.agent, dqn.Config | ddpg.Config):
+        raise ValueError(f"the learner of CA2E is dqn or ddpg, not {type(config.agent).__module__}")
     if config.schedule != "constant" and not isinstance(config.agent, dqn.Config):
         raise ValueError(f"schedule {config.schedule} is for dqn's probabilities; ddpg's noise is constant")
 
@@ -47,7 +53,7 @@ def check_schedule(config: Config) -> None:
 def first_memories(priors: Sequence[Prior], config: Config) -> PyTree:
     """What the prior policies remember at the beginning of an episode, in every lane [prior, N]."""
     start = tuple(prior.policy.memory for prior in priors)
-    return tree.repeat(tree.repeat(start, config.lanes), config.prior)
+    return tree.repeat(tree.repeat(start, config.lanes), config.prior_actors)
 
 
 def guide(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
@@ -18,8 +19,8 @@ class Config:
     """Actors, their experience and the learner's share of it; the defaults are for DQN."""
 
     agent: AgentConfig = field(default_factory=dqn.Config)  # the learner, and its networks
-    nature: int = 5  # actors that explore with a copy of the learner's policy
-    prior: int = 3  # actors that play prior policies; without any they are retired from the beginning
+    nature_actors: int = 5  # actors that explore with a copy of the learner's policy
+    prior_actors: int = 3  # actors that play prior policies; without any they are retired from the beginning
     lanes: int = 1  # environments of each actor
     n_step: int = 3  # rewards in a stored return
     batch: int = 32  # transitions per gradient step
@@ -28,7 +29,13 @@ class Config:
     sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
-    exploration: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)  # of each nature actor at the beginning
+    exploration: tuple[float, ...] = (
+        1.0,
+        0.8,
+        0.6,
+        0.4,
+        0.2,
+    )  # of nature actors at first
     schedule: Literal["anneal", "constant", "apex"] = (
         "anneal"  # of exploration; "apex": 0.4^(1 + 7i / (N - 1))
     )
@@ -45,13 +52,23 @@ class Config:
         "signed"  # threshold: r + (a - 1) |r|, or a r, which negative r lowers
     )
     prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
+    target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 
     def __post_init__(self) -> None:
         positive = (
-            *("nature", "lanes", "n_step", "batch", "capacity", "local_buffer", "sync_every", "checks"),
-            *("env_steps_per_update", "check_every", "return_window", "greedy_episodes"),
+            *(
+                "nature_actors",
+                "lanes",
+                "n_step",
+                "batch",
+                "capacity",
+                "local_buffer",
+                "sync_every",
+                "checks",
+            ),
+            *("env_steps_per_update", "check_every", "target_every", "return_window", "greedy_episodes"),
         )
-        for name, least in [(name, 1) for name in positive] + [("prior", 0), ("prior_until", 0)]:
+        for name, least in [(name, 1) for name in positive] + [("prior_actors", 0), ("prior_until", 0)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("schedule", "largest_weight", "initial_target", "return_source", "rule"):
@@ -73,7 +90,7 @@ class Config:
     @property
     def actors(self) -> int:
         """How many there are of both kinds."""
-        return self.nature + self.prior
+        return self.nature_actors + self.prior_actors
 
 
 @struct.dataclass
@@ -104,7 +121,7 @@ def default_config(agent: AgentConfig) -> Config:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """The numbers that belong to a Config. DQN's target is copied every 10,000 environment steps."""
+    """The numbers that belong to a Config. DQN's target is copied by environment steps: ``target_every``."""
     if isinstance(config.agent, dqn.Config):
-        return Hyper(agent=dqn.Hyper(target_period=max(1.0, 10_000 / config.env_steps_per_update)))
+        return Hyper(agent=dqn.Hyper(target_period=math.inf))
     return Hyper(agent=replace(ddpg.baselines_hyper(), exploration=0.2))

@@ -50,11 +50,15 @@ def remember(
     )
 
 
-def flushed(locals_: Local, config: Config) -> tuple[Local, Transition, Array]:
-    """Lanes [P, N] with the full buffers emptied; all rows [P * N * L], and which of them were in those."""
-    full = locals_.count >= config.local_buffer  # [P, N]
-    room = locals_.rows.reward.shape[-1]
-    valid = full[..., None] & (jnp.arange(room) < locals_.count[..., None])
-    rows = tree.flatten(locals_.rows, 3)
-    emptied = replace(locals_, count=jnp.where(full, 0, locals_.count))
-    return emptied, rows, valid.reshape(-1)
+def emptied(locals_: Local, config: Config) -> tuple[Local, Array, Array]:
+    """Lanes [P, N] with the full buffers emptied; the places int32 [P * N] of all lanes, full ones first; and
+    how many these are, int32 []."""
+    full = locals_.count >= config.local_buffer
+    order = jnp.argsort(~full.reshape(-1), stable=True)
+    return replace(locals_, count=jnp.where(full, 0, locals_.count)), order, full.sum(dtype=jnp.int32)
+
+
+def contents(locals_: Local, place: Array, wanted: Array) -> tuple[Transition, Array]:
+    """The rows [L] of the lane at ``place``, and which are valid: none if it is not ``wanted``."""
+    lane = tree.take(tree.flatten(replace(locals_, window=())), place)  # type: ignore[arg-type]
+    return lane.rows, wanted & (jnp.arange(lane.rows.reward.shape[0]) < lane.count)

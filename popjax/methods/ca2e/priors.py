@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 from popjax import rollout
 from popjax.core import Env, Key, Params, Pretrained, PyTree
-from popjax.methods.ca2e.config import Config
+from popjax.methods.ca2e.config import Config, Hyper
 
 
 class Prior(NamedTuple):
@@ -77,23 +78,26 @@ def check_fits(env: Env, policy: Pretrained) -> None:
         raise ValueError(
             f"the prior policy of {policy.name} was trained on {theirs.name}, not on {ours.name}"
         )
-    if (ours.obs_shape, ours.action_dim) != (theirs.obs_shape, theirs.action_dim):
-        raise ValueError(
-            f"the prior policy of {policy.name} takes observations {theirs.obs_shape} and gives"
-            f" {theirs.action_dim} actions; {ours.name} has {ours.obs_shape} and {ours.action_dim}"
-        )
+    for field, here, there in zip(ours._fields, ours, theirs, strict=True):
+        if here != there:
+            raise ValueError(
+                f"the prior policy of {policy.name} was trained where {field} of {ours.name} is {there},"
+                f" not {here}"
+            )
 
 
-def check_reachable(env: Env, prior: Prior, rule: str) -> None:
-    """Warns if the usual threshold lies above what the task can return."""
-    highest, factor = env.spec.highest_return, 1.05
-    bar = float(threshold(jnp.float32(prior.mean_return), factor, rule))
-    if highest is not None and bar > highest:
-        warnings.warn(
-            f"{prior.policy.name} returns {prior.mean_return:g}, and {env.spec.name} at most {highest:g}: a"
-            f" replacement_factor of {factor} can never be reached",
-            stacklevel=3,
-        )
+def remarks(env: Env, config: Config, hyper: Hyper, priors: Sequence[Prior]) -> list[str]:
+    """What somebody who starts a run should know of its prior policies, a line each."""
+    if config.prior_actors and not priors:
+        return ["no prior policies were given: the prior actors explore, as nature actors do"]
+    highest, factor = env.spec.highest_return, float(np.max(hyper.replacement_factor))
+    told = []
+    for prior in priors:
+        bar = float(threshold(jnp.float32(prior.mean_return), factor, config.rule))
+        told.append(f"prior policy of {prior.policy.name}: mean return {prior.mean_return:g}")
+        if highest is not None and highest < bar < math.inf:
+            told[-1] += f"; it is replaced at {bar:g}, and {env.spec.name} returns at most {highest:g}"
+    return told
 
 
 def chooser(env: Env, policies: Sequence[Pretrained]) -> Any:
@@ -135,13 +139,9 @@ def compare(state: Retirement, surpassed: Array, env_steps: Array, checks: int) 
     )
 
 
-def beginning(config: Config, priors: Sequence[Prior]) -> Retirement:
+def initial_retirement(config: Config, priors: Sequence[Prior]) -> Retirement:
     """Before the first comparison. Prior actors without a policy are retired."""
-    count = config.prior
-    if len(priors) > count:
-        raise ValueError(
-            f"{len(priors)} prior policies for {count} prior actors; raise prior to {len(priors)}"
-        )
+    count = config.prior_actors
     given = [priors[j % len(priors)].mean_return for j in range(count)] if priors else [0.0] * count
     return Retirement(
         baseline=jnp.array(given, jnp.float32),

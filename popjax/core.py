@@ -239,7 +239,7 @@ class Method(NamedTuple):
     steps_bound: the most environment steps that one ``step`` can count
     memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
     individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
-                 where nobody acts alone
+                 where they act together, share one or play different tasks
     """
 
     init: Callable[[Key, PyTree], Any]

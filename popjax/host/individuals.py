@@ -19,7 +19,8 @@ def alone(method: Method, state: Any, index: int) -> Method:
     """
     if method.individuals is None:
         raise Refused(
-            "--individual: in this run nobody acts alone: individuals act together, or with one policy"
+            "--individual: this method offers no policies of individuals: they act together, share one policy"
+            " or play different tasks"
         )
     everybody = method.individuals
     first = jax.eval_shape(lambda s: everybody(tree.take(s, 0)), state)

@@ -230,7 +230,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         row = example_transition(env.spec)
         empty = memory.init(Memory(row.obs, row.action))
         zero, none, scores = jnp.float32(0), jnp.int32(0), jnp.zeros(population)
-        orphans = jnp.full((population, 2), -1)
+        orphans = jnp.full((population, 2), -1, jnp.int32)
         return State(
             key=key,
             hyper=hyper,
@@ -381,7 +381,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         due = s.generation % config.sync_period == 0
         slot = replaceable(s.metrics.fitness, s.elite_copy)
         slots = (s.actors, s.memories, s.metrics.parents)
-        entry = (s.learner.actor, s.learner_memory, jnp.full(2, -1))
+        entry = (s.learner.actor, s.learner_memory, jnp.full(2, -1, jnp.int32))
         actors, memories, parents = tree.put(slots, jnp.where(due, slot, population), entry)
         metrics = replace(s.metrics, parents=parents)
         return replace(s, metrics=metrics, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)

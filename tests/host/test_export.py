@@ -186,7 +186,7 @@ def test_one_individual_takes_the_policys_place() -> None:
         with pytest.raises(Refused, match=rf"in 0 to 3, the population's size being 4, got {index}"):
             individuals.alone(method, state, index)
     _, method, state = built("votes")
-    with pytest.raises(Refused, match="nobody acts alone"):
+    with pytest.raises(Refused, match="offers no policies of individuals"):
         individuals.alone(method, state, 0)
 
 

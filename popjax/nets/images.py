@@ -20,12 +20,13 @@ TORSOS: dict[str, tuple[Convolutions, tuple[int, ...]]] = {
     "atari": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
 }
 """Convolutions and dense layers: small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al., 2015."""
+_LEAST_SIDE = 3  # pixels that MinAtar's convolution covers
 _LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one place
 
 
 def torso_for(obs_shape: Sequence[int]) -> str:
-    """The torso that fits observations [H, W, C], or of another rank: a name in ``TORSOS``."""
-    if len(obs_shape) != 3:
+    """The torso that fits observations [H, W, C], or small ones or of another rank: a name in ``TORSOS``."""
+    if len(obs_shape) != 3 or min(obs_shape[:2]) < _LEAST_SIDE:
         return "dense"
     return "atari" if min(obs_shape[:2]) >= _LEAST_ATARI_SIDE else "minatar"
 
@@ -43,8 +44,7 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
         height, width = ((n - side) // stride + 1 for n in (height, width))
         if min(height, width) < 1:
             raise ValueError(
-                f"images of {tuple(obs_shape)} are too small for the convolutions; take torso minatar or"
-                " dense"
+                f"images of {tuple(obs_shape)} are too small for the convolutions; take another torso"
             )
     return height * width * (convolutions[-1][0] if convolutions else obs_shape[2])
 
@@ -70,6 +70,10 @@ def behind_convolutions(obs_shape: Sequence[int], make: Callable[[int], Network]
     vectors ``make(size)`` itself."""
     if len(obs_shape) == 1:
         return make(obs_shape[0])
+    if len(obs_shape) != 3:
+        raise ValueError(
+            f"observations must be vectors or images [H, W, C]; they have shape {tuple(obs_shape)}"
+        )
     convolutions = TORSOS[torso_for(obs_shape)][0]
     rest = make(places(obs_shape, convolutions))
     eyes = network(_Convolutions(tuple(convolutions)), tuple(obs_shape))

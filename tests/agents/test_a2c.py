@@ -290,5 +290,5 @@ def test_images_pass_convolutions_first(module):
 
 
 def test_what_is_no_image_is_refused():
-    with pytest.raises(ValueError, match="convolutions need images"):
+    with pytest.raises(ValueError, match=r"must be vectors or images \[H, W, C\]; they have shape \(8, 8\)"):
         a2c.build(SPEC._replace(obs_shape=(8, 8)))

@@ -142,6 +142,7 @@ def test_the_torso_follows_from_the_observations():
     assert sizes(atari) == [(8 * 8 * 4, 32), (4 * 4 * 32, 64), (3 * 3 * 64, 64), (3136, 512), (512, 4)]
     assert sizes(make("gymnax/Breakout-MinAtar").spec) == [(3 * 3 * 4, 16), (8 * 8 * 16, 128), (128, 3)]
     assert sizes(SPEC) == [(3, 64), (64, 64), (64, 4)]
+    assert sizes(SPEC._replace(obs_shape=(2, 9, 1)))[0] == (18, 64)
     assert sizes(SPEC._replace(obs_shape=(10, 5))) == [(50, 64), (64, 64), (64, 4)]
     assert sizes(SPEC, dqn.Config(hidden=(5,), dueling=True)) == [(3, 5), (5, 4), (3, 5), (5, 1)]
 
@@ -157,7 +158,7 @@ def test_bytes_are_scaled_and_truth_values_are_not():
 def test_what_cannot_be_learned_is_refused():
     with pytest.raises(ValueError, match="dqn needs discrete actions; probe/action has 1 continuous"):
         dqn.build(make("probe/action").spec)
-    with pytest.raises(ValueError, match=r"too small for the convolutions; take torso minatar"):
+    with pytest.raises(ValueError, match=r"too small for the convolutions; take another"):
         dqn.build(SPEC._replace(obs_shape=(10, 10, 4)), dqn.Config(torso="atari"))
     with pytest.raises(ValueError, match=r"convolutions need images \[H, W, C\], got .* \(3,\)"):
         dqn.build(SPEC, dqn.Config(torso="minatar"))

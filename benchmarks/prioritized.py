@@ -1,0 +1,201 @@
+"""What prioritized replay costs beside a gradient step: popjax, flashbax and DDPG updates, in one process.
+
+    NPROC=1 taskset -c 1 python benchmarks/prioritized.py --out benchmarks/results/prioritized-cpu.json
+
+One iteration draws a batch, with rows and probabilities, and gives its rows new priorities; a hundred of them
+are one compiled scan, so that no dispatch is measured. The replays are full. ``uniform`` is the draw alone
+from a plain ring, ``ddpg`` the gradient step alone (``popjax.agents.ddpg``, networks of ERL and, ``ddpg-64``,
+of OpenAI Baselines, 64-64). All programs take turns, so that a noisy machine is noisy for all; figures are
+medians over rounds, ratios medians of ratios within a round. Processor time is given beside the clock's: on
+a core that others use too it is the steadier of the two. Kernels of a few microseconds are also what XLA may
+hand from thread to thread, which takes longer than they do; hence the one thread above.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.peers import flashbax_prioritised
+from benchmarks.throughput import Program
+from popjax import tree
+from popjax.agents import ddpg
+from popjax.core import Spec, Transition, as_arrays, example_transition
+from popjax.host import describe
+from popjax.replay.prioritized import prioritized
+from popjax.replay.ring import ring
+
+EXPONENT = 0.6
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    batches: tuple[int, ...] = (256, 32)
+    """Rows of a draw, and of a gradient step."""
+    capacity: int = 1_000_000
+    """Rows that the replays hold, a multiple of 10 000."""
+    obs: int = 11
+    """Observation size; the action has three components, as Hopper's."""
+    iterations: int = 100
+    """Iterations of a timed chunk."""
+    repeats: int = 21
+    """Rounds of timed chunks."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measures and prints; writes ``arguments.out``."""
+    rows = [measure(batch, arguments) for batch in arguments.batches]
+    show(rows)
+    if arguments.out:
+        content = {
+            "command": f"python benchmarks/prioritized.py {' '.join(sys.argv[1:])}",
+            "threads": int(os.environ["NPROC"]),
+            "cores": len(os.sched_getaffinity(0)),
+            "device": describe.device_name(),
+            "versions": describe.versions(),
+            "git_commit": describe.git_commit(),
+            "rows": rows,
+        }
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
+    """Seconds of an iteration of every program, and ratios."""
+    spec = Spec("hopper", (arguments.obs,), 3, 1000)
+    example, capacity = example_transition(spec), arguments.capacity
+    sources = {
+        "popjax": of_replay(example, batch, capacity, prioritized(capacity)),
+        "flashbax": flashbax_prioritised.build(capacity, batch, example, new_priority, EXPONENT),
+        "uniform": of_ring(example, batch, capacity),
+        "ddpg": of_agent(spec, batch, ddpg.Config(), ddpg.Hyper()),
+        "ddpg-64": of_agent(spec, batch, ddpg.BASELINES, ddpg.baselines_hyper()),
+    }
+    programs = {name: Program(*pair, arguments.iterations) for name, pair in sources.items()}
+    clock: dict[str, list[float]] = {name: [] for name in programs}
+    processor: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(arguments.repeats + 1):
+        for name, program in programs.items():
+            begun = time.process_time()
+            seconds = program()
+            if turn:  # the first round is for the caches
+                clock[name].append(seconds / arguments.iterations)
+                processor[name].append((time.process_time() - begun) / arguments.iterations)
+
+    def over(times: dict[str, list[float]], a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    figures: dict[str, Any] = {"batch": batch, "capacity": capacity}
+    for kind, times in (("clock", clock), ("processor", processor)):
+        figures[kind] = {
+            "seconds": {name: statistics.median(values) for name, values in times.items()},
+            "flashbax_over_popjax": over(times, "flashbax", "popjax"),
+            "popjax_over_ddpg": over(times, "popjax", "ddpg"),
+            "popjax_over_ddpg_64": over(times, "popjax", "ddpg-64"),
+        }
+    figures["temporary_bytes"] = {
+        name: program.compiled.memory_analysis().temp_size_in_bytes for name, program in programs.items()
+    }
+    return figures
+
+
+def new_priority(key: Any, drawn: Any) -> jax.Array:
+    """Priorities [B] that need every leaf of the ``drawn`` rows, so that none is left unread."""
+    read = [jnp.sum(x.reshape(x.shape[0], -1), 1) for x in jax.tree.leaves(drawn)]
+    return jax.random.exponential(key, read[0].shape) + jnp.abs(sum(read)) * 1e-6
+
+
+def filled_rows(example: Transition, capacity: int) -> Transition:
+    return jax.tree.map(lambda x: jnp.ones((capacity, *x.shape), x.dtype), example)
+
+
+def of_replay(example: Transition, batch: int, capacity: int, memory: Any) -> tuple[Callable, Callable]:
+    """A full prioritized replay of popjax: draw, update."""
+
+    def init(key: Any) -> Any:
+        state = memory.init(example, EXPONENT)
+        priority = jax.random.exponential(key, (capacity,))
+        return memory.add(state, filled_rows(example, capacity), jnp.ones(capacity, bool), priority), key
+
+    def step(carry: Any) -> Any:
+        state, key = carry
+        key, key_sample, key_priority = jax.random.split(key, 3)
+        rows, draw = memory.sample(state, key_sample, batch)
+        return memory.update(state, draw.slots, new_priority(key_priority, (rows, draw.probability))), key
+
+    return init, step
+
+
+def of_ring(example: Transition, batch: int, capacity: int) -> tuple[Callable, Callable]:
+    """A full ring of popjax: the draw alone."""
+    memory = ring(capacity)
+
+    def init(key: Any) -> Any:
+        full = memory.add(memory.init(example), filled_rows(example, capacity), jnp.ones(capacity, bool))
+        return full, key, jnp.zeros(batch)
+
+    def step(carry: Any) -> Any:
+        state, key, read = carry
+        key, key_sample, key_priority = jax.random.split(key, 3)
+        return state, key, read + new_priority(key_priority, memory.sample(state, key_sample, batch))
+
+    return init, step
+
+
+def of_agent(spec: Spec, batch: int, config: Any, hyper: Any) -> tuple[Callable, Callable]:
+    """A gradient step; its batch is a window that moves over a thousand random transitions."""
+    agent, hyper = ddpg.build(spec, config), as_arrays(hyper)
+
+    def init(key: Any) -> Any:
+        rows = jax.tree.map(lambda x: jnp.zeros((1000 + batch, *x.shape)), example_transition(spec))
+        rows = tree.normal_like(key, rows)
+        return agent.init(key, hyper), rows, jnp.int32(0)
+
+    def step(carry: Any) -> Any:
+        state, rows, start = carry
+        window = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch), rows)
+        state, _ = agent.learn(state, window, hyper, jax.random.key(0))
+        return state, rows, (start + 7) % 1000
+
+    return init, step
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table on standard output."""
+    table = Table(title=f"Microseconds of an iteration on {jax.devices()[0].device_kind}")
+    names = list(rows[0]["clock"]["seconds"])
+    for header in ("batch", "time", *names, "flashbax / popjax", "popjax / ddpg", "popjax / ddpg-64"):
+        table.add_column(header, justify="right")
+    for row in rows:
+        for kind in ("clock", "processor"):
+            found = row[kind]
+            table.add_row(
+                str(row["batch"]),
+                kind,
+                *(f"{found['seconds'][name] * 1e6:,.0f}" for name in names),
+                f"{found['flashbax_over_popjax']:.1f}",
+                f"{found['popjax_over_ddpg']:.1%}",
+                f"{found['popjax_over_ddpg_64']:.1%}",
+            )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -5,7 +5,8 @@
 One iteration draws a batch, with rows and probabilities, and gives its rows new priorities; a hundred of them
 are one compiled scan, so that no dispatch is measured. The replays are full. ``uniform`` is the draw alone
 from a plain ring, ``ddpg`` the gradient step alone (``popjax.agents.ddpg``, networks of ERL and, ``ddpg-64``,
-of OpenAI Baselines, 64-64). All programs take turns, so that a noisy machine is noisy for all; figures are
+of OpenAI Baselines, 64-64); what prioritized replay takes beyond a uniform draw is also given as a share of
+the latter. All programs take turns, so that a noisy machine is noisy for all; figures are
 medians over rounds, ratios medians of ratios within a round. Processor time is given beside the clock's: on
 a core that others use too it is the steadier of the two. Kernels of a few microseconds are also what XLA may
 hand from thread to thread, which takes longer than they do; hence the one thread above.
@@ -99,16 +100,16 @@ def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
                 clock[name].append(seconds / arguments.iterations)
                 processor[name].append((time.process_time() - begun) / arguments.iterations)
 
-    def over(times: dict[str, list[float]], a: str, b: str) -> float:
-        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
-
     figures: dict[str, Any] = {"batch": batch, "capacity": capacity}
     for kind, times in (("clock", clock), ("processor", processor)):
         figures[kind] = {
             "seconds": {name: statistics.median(values) for name, values in times.items()},
-            "flashbax_over_popjax": over(times, "flashbax", "popjax"),
-            "popjax_over_ddpg": over(times, "popjax", "ddpg"),
-            "popjax_over_ddpg_64": over(times, "popjax", "ddpg-64"),
+            "flashbax_over_popjax": typical(times, lambda t: t["flashbax"] / t["popjax"]),
+            "popjax_over_ddpg": typical(times, lambda t: t["popjax"] / t["ddpg"]),
+            "popjax_over_ddpg_64": typical(times, lambda t: t["popjax"] / t["ddpg-64"]),
+            "beyond_uniform_over_ddpg_64": typical(
+                times, lambda t: (t["popjax"] - t["uniform"]) / t["ddpg-64"]
+            ),
         }
     figures["temporary_bytes"] = {
         name: program.compiled.memory_analysis().temp_size_in_bytes for name, program in programs.items()
@@ -116,14 +117,21 @@ def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
     return figures
 
 
-def new_priority(key: Any, drawn: Any) -> jax.Array:
+def typical(times: dict[str, list[float]], figure: Callable[[dict[str, float]], float]) -> float:
+    """The median over rounds of a figure made of one round's times."""
+    rounds = zip(*times.values(), strict=True)
+    return statistics.median(figure(dict(zip(times, one, strict=True))) for one in rounds)
+
+
+def new_priority(drawn: Any) -> jax.Array:
     """Priorities [B] that need every leaf of the ``drawn`` rows, so that none is left unread."""
-    read = [jnp.sum(x.reshape(x.shape[0], -1), 1) for x in jax.tree.leaves(drawn)]
-    return jax.random.exponential(key, read[0].shape) + jnp.abs(sum(read)) * 1e-6
+    read = sum(jnp.sum(x.reshape(x.shape[0], -1), 1) for x in jax.tree.leaves(drawn))
+    return jnp.abs(jnp.sin(read))
 
 
-def filled_rows(example: Transition, capacity: int) -> Transition:
-    return jax.tree.map(lambda x: jnp.ones((capacity, *x.shape), x.dtype), example)
+def random_rows(key: Any, example: Transition, count: int) -> Transition:
+    """[count] transitions of normal numbers."""
+    return tree.normal_like(key, jax.tree.map(lambda x: jnp.zeros((count, *x.shape)), example))
 
 
 def of_replay(example: Transition, batch: int, capacity: int, memory: Any) -> tuple[Callable, Callable]:
@@ -131,14 +139,14 @@ def of_replay(example: Transition, batch: int, capacity: int, memory: Any) -> tu
 
     def init(key: Any) -> Any:
         state = memory.init(example, EXPONENT)
-        priority = jax.random.exponential(key, (capacity,))
-        return memory.add(state, filled_rows(example, capacity), jnp.ones(capacity, bool), priority), key
+        rows, priority = random_rows(key, example, capacity), jax.random.exponential(key, (capacity,))
+        return memory.add(state, rows, jnp.ones(capacity, bool), priority), key
 
     def step(carry: Any) -> Any:
         state, key = carry
-        key, key_sample, key_priority = jax.random.split(key, 3)
+        key, key_sample = jax.random.split(key)
         rows, draw = memory.sample(state, key_sample, batch)
-        return memory.update(state, draw.slots, new_priority(key_priority, (rows, draw.probability))), key
+        return memory.update(state, draw.slots, new_priority((rows, draw.probability))), key
 
     return init, step
 
@@ -148,13 +156,13 @@ def of_ring(example: Transition, batch: int, capacity: int) -> tuple[Callable, C
     memory = ring(capacity)
 
     def init(key: Any) -> Any:
-        full = memory.add(memory.init(example), filled_rows(example, capacity), jnp.ones(capacity, bool))
-        return full, key, jnp.zeros(batch)
+        rows = random_rows(key, example, capacity)
+        return memory.add(memory.init(example), rows, jnp.ones(capacity, bool)), key, jnp.zeros(batch)
 
     def step(carry: Any) -> Any:
         state, key, read = carry
-        key, key_sample, key_priority = jax.random.split(key, 3)
-        return state, key, read + new_priority(key_priority, memory.sample(state, key_sample, batch))
+        key, key_sample = jax.random.split(key)
+        return state, key, read + new_priority(memory.sample(state, key_sample, batch))
 
     return init, step
 
@@ -164,9 +172,7 @@ def of_agent(spec: Spec, batch: int, config: Any, hyper: Any) -> tuple[Callable,
     agent, hyper = ddpg.build(spec, config), as_arrays(hyper)
 
     def init(key: Any) -> Any:
-        rows = jax.tree.map(lambda x: jnp.zeros((1000 + batch, *x.shape)), example_transition(spec))
-        rows = tree.normal_like(key, rows)
-        return agent.init(key, hyper), rows, jnp.int32(0)
+        return agent.init(key, hyper), random_rows(key, example_transition(spec), 1000 + batch), jnp.int32(0)
 
     def step(carry: Any) -> Any:
         state, rows, start = carry
@@ -181,19 +187,14 @@ def show(rows: list[dict[str, Any]]) -> None:
     """The table on standard output."""
     table = Table(title=f"Microseconds of an iteration on {jax.devices()[0].device_kind}")
     names = list(rows[0]["clock"]["seconds"])
-    for header in ("batch", "time", *names, "flashbax / popjax", "popjax / ddpg", "popjax / ddpg-64"):
+    ratios = [name for name in rows[0]["clock"] if name != "seconds"]
+    for header in ("batch", "time", *names, *(name.replace("_", " ") for name in ratios)):
         table.add_column(header, justify="right")
     for row in rows:
         for kind in ("clock", "processor"):
             found = row[kind]
-            table.add_row(
-                str(row["batch"]),
-                kind,
-                *(f"{found['seconds'][name] * 1e6:,.0f}" for name in names),
-                f"{found['flashbax_over_popjax']:.1f}",
-                f"{found['popjax_over_ddpg']:.1%}",
-                f"{found['popjax_over_ddpg_64']:.1%}",
-            )
+            seconds = (f"{found['seconds'][name] * 1e6:,.0f}" for name in names)
+            table.add_row(str(row["batch"]), kind, *seconds, *(f"{found[name]:.3f}" for name in ratios))
     Console(width=160).print(table)
 
 

@@ -9,6 +9,7 @@ import flashbax
 import jax
 import jax.numpy as jnp
 
+from popjax import tree
 from popjax.core import Transition
 
 
@@ -18,7 +19,7 @@ def build(
     """(init, iterate) of a full buffer: ``init(key)`` fills it, one iteration draws and sets priorities.
 
     It stores steps and draws pairs of neighbours, so that what is read is as much as a ``Transition``.
-    ``priority(key, rows)`` [batch] gives the new priorities.
+    ``priority(drawn)`` [batch] gives the new priorities.
     """
     if capacity % added:
         raise ValueError(f"capacity {capacity} is not a multiple of the {added} steps added at once")
@@ -33,16 +34,16 @@ def build(
     step = {"obs": example.obs, "action": example.action, "reward": example.reward, "done": example.discount}
 
     def init(key: Any) -> Any:
-        rows = jax.tree.map(lambda x: jnp.ones((added, *x.shape), x.dtype), step)
+        rows = tree.normal_like(key, jax.tree.map(lambda x: jnp.zeros((added, *x.shape)), step))
         state = buffer.init(step)
         state = jax.lax.fori_loop(0, capacity // added, lambda _, state: buffer.add(state, rows), state)
         return state, key
 
     def iterate(carry: Any) -> Any:
         state, key = carry
-        key, key_sample, key_priority = jax.random.split(key, 3)
+        key, key_sample = jax.random.split(key)
         drawn = buffer.sample(state, key_sample)
-        new = priority(key_priority, (drawn.experience, drawn.probabilities))
+        new = priority((drawn.experience, drawn.probabilities))
         return buffer.set_priorities(state, drawn.indices, new), key
 
     return init, iterate

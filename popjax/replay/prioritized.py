@@ -176,40 +176,40 @@ def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Arra
 
     Where ``low`` equals ``high`` that is the first slot that sums to more than it with all before it.
     """
-    first = first_nodes(state.capacity)
+    levels = first_nodes(state.capacity)
 
     # A loop and not its unrolled body: fused with the next level, which gathers FAN_OUT children for every
     # draw, all the work above would be done again for each of them.
     def level(carry: Any, now: tuple[Array, Array]) -> tuple[Any, None]:
-        (index, _, low, high), (first, part) = carry, now
+        (index, low, high), (first, part) = carry, now
         children = state.nodes.at[first + index].get(mode="promise_in_bounds")
-        child, before, mass = choose(children, low + part * (high - low))
-        low = jnp.maximum(low - before, 0.0)
-        high = jnp.maximum(jnp.minimum(high - before, mass), low)  # rounding may have crossed them
-        return (index * FAN_OUT + child, mass, low, high), None
+        chosen, before = choose(children, low, high, part)
+        return (index * FAN_OUT + chosen, jnp.maximum(low - before, 0.0), high - before), None
 
-    top = jnp.zeros(low.shape, jnp.int32), low, low, high
-    parts = jax.random.uniform(key, (len(first), *low.shape))
-    (slots, mass, _, _), _ = jax.lax.scan(level, top, (jnp.asarray(first), parts))
-    return slots, mass
+    top = jnp.zeros(low.shape, jnp.int32), low, high
+    parts = jax.random.uniform(key, (len(levels), *low.shape))
+    (slots, _, _), _ = jax.lax.scan(level, top, (jnp.asarray(levels), parts))
+    return slots, state.nodes[levels[-1] + slots // FAN_OUT, slots % FAN_OUT]
 
 
-def choose(children: Array, target: Array) -> tuple[Array, Array, Array]:
-    """Which of ``children`` [B, FAN_OUT] the ``target`` [B] falls on, the sum before it, and its mass.
+def choose(children: Array, low: Array, high: Array, part: Array) -> tuple[Array, Array]:
+    """A child, and the sum before it, for each row of ``children`` [B, FAN_OUT].
 
-    It is the last one with mass that begins at or before the target: never one without mass, also where the
-    target has been rounded to the sum of all of them.
+    The target is ``part`` [B] of the way from ``low`` [B] to ``high`` [B], or to the sum of all where that is
+    less. The child is the last one with mass that begins at or before it: never one without mass, however
+    sums are rounded.
     """
-    begin = before = mass = jnp.zeros(target.shape)
-    chosen = jnp.zeros(target.shape, jnp.int32)
+    end = begin = before = jnp.zeros(low.shape)
+    chosen = jnp.zeros(low.shape, jnp.int32)
     # Written out, a running sum of a few numbers is one kernel; `cumsum` takes several times as long.
     for place in range(FAN_OUT):
-        child = children[:, place]
-        here = (child > 0) & (begin <= target)
-        chosen = jnp.where(here, place, chosen)
-        before, mass = jnp.where(here, begin, before), jnp.where(here, child, mass)
-        begin = begin + child
-    return chosen, before, mass
+        end = end + children[:, place]
+    target = low + part * jnp.maximum(jnp.minimum(high, end) - low, 0.0)
+    for place in range(FAN_OUT):
+        here = (children[:, place] > 0) & (begin <= target)
+        chosen, before = jnp.where(here, place, chosen), jnp.where(here, begin, before)
+        begin = begin + children[:, place]
+    return chosen, before
 
 
 def importance_weights(

@@ -62,9 +62,8 @@ class Config:
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
     align_act: AlignActivation = "elu"  # between them; "relu" in the paper's text
     align_kl: Direction = "code"  # KL(aligned || expert), or the other way about
-    pad_observations: bool = (
-        False  # teachers see observations with other channels or components padded with zeros or cropped
-    )
+    # teachers see observations with other channels or components padded with zeros or cropped
+    pad_observations: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self)

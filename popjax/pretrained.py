@@ -146,11 +146,12 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
     if not first <= seed < first + count:
         raise Refused(f"{path} has the seeds {first} to {first + count - 1}, not {seed}")
     env_steps = run.env_steps[seed - first]
+    state = tree.take(run.state, seed - first)
     policy = Pretrained(
         name=name or str(path),
         spec=run.env.spec,
         act=run.method.act,
-        params=run.method.policy(tree.take(run.state, seed - first)),
+        params=run.method.policy(state),
         memory=run.method.memory,
         env_steps=env_steps,
         config=run.config,

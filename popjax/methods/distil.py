@@ -59,7 +59,14 @@ class Graded(NamedTuple):
         return self.policy._replace(params=tree.take(self.policy.individuals, self.individual))
 
 
-RUNS = {"teacher": Ingredient("teachers", lambda env, policies: grade(env, policies), Graded)}
+RUNS = {
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: grade(env, policies),
+        Graded,
+        "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several.",
+    )
+}
 """Finished runs of the task, of any method."""
 
 

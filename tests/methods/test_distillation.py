@@ -238,5 +238,5 @@ def test_a_teacher_of_another_shape_is_refused_in_one_line(tmp_path, capsys):
 def test_the_help_names_what_a_method_builds_on(capsys):
     assert cli.run(["cdrl", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--teacher RUN_DIR" in shown
-    assert "--teacher-env SUITE/TASK" in shown
+    assert "--teacher: A finished run of cdrl" in shown
+    assert "--teacher-env: A further task, SUITE/TASK" in shown

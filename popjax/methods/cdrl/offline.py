@@ -44,8 +44,18 @@ from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, ring
 
 RUNS = {
-    "teacher": Ingredient("teachers", lambda env, policies: finished(policies), Finished),
-    "expert": Ingredient("experts", lambda env, policies: finished(policies), Finished),
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of another task, RUN_DIR or RUN_DIR:SEED, whose actions are aligned.",
+    ),
+    "expert": Ingredient(
+        "experts",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of this task, which plays.",
+    ),
 }
 """A finished run of another task, and one of this task."""
 

@@ -1,6 +1,6 @@
 """Distillation across tasks: every protocol of CDRL for a pair of tasks with different actions.
 
-    python benchmarks/distillation.py --pair control --env-steps 400000
+    python benchmarks/distillation.py --pair cartpole --env-steps 300000
     python benchmarks/distillation.py --pair minatar --env-steps 5000000
 
 A teacher learns the source task; then the target task is learned without it, with its logits on the policy
@@ -37,8 +37,8 @@ from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
 
 PAIRS = {
-    "control": ("gymnax/CartPole-v1", "gymnax/Acrobot-v1"),
-    "control-back": ("gymnax/Acrobot-v1", "gymnax/CartPole-v1"),
+    "rooms": ("gymnax/CartPole-v1", "gymnax/FourRooms-misc"),
+    "cartpole": ("gymnax/FourRooms-misc", "gymnax/CartPole-v1"),
     "minatar": ("gymnax/Breakout-MinAtar", "gymnax/Asterix-MinAtar"),
 }
 POINTS = 100  # of a curve
@@ -49,8 +49,8 @@ RESULTS = Path(__file__).parent / "results"
 class Arguments:
     """What is run."""
 
-    pair: Literal["control", "control-back", "minatar"] = "control"
-    env_steps: int = 400_000
+    pair: Literal["rooms", "cartpole", "minatar"] = "cartpole"
+    env_steps: int = 300_000
     """Budget of the student, and of the teacher before it [environment steps]."""
     align_steps: int = 100_000
     """States on which an offline alignment is trained [environment steps]."""

@@ -255,13 +255,14 @@ class Method(NamedTuple):
 class Pretrained(NamedTuple):
     """The policy of a finished run, frozen.
 
-    name:      where it comes from, for messages.
-    spec:      the task that it was trained on.
-    act:       as ``Method.act``.
-    params:    what ``act`` reads.
-    memory:    what the policy remembers at the start of an episode.
-    env_steps: what its training cost, environment steps.
-    config:    the Config of its method.
+    name:        where it comes from, for messages.
+    spec:        the task that it was trained on.
+    act:         as ``Method.act``.
+    params:      what ``act`` reads.
+    memory:      what the policy remembers at the start of an episode.
+    env_steps:   what its training cost, environment steps.
+    config:      the Config of its method.
+    individuals: parameters [P] of all policies of the population; None where nobody acts alone.
     """
 
     name: str
@@ -271,6 +272,7 @@ class Pretrained(NamedTuple):
     memory: PyTree = ()
     env_steps: int = 0
     config: Any = None
+    individuals: Params | None = None
 
 
 class Ingredient(NamedTuple):

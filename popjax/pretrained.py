@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from popjax.host import checkpoint, rundir
 from popjax.host.errors import Refused
 
 if TYPE_CHECKING:
-    from popjax.core import Env, Ingredient, Pretrained
+    from popjax.core import Env, Ingredient, Method, Pretrained
 
 
 def peel_runs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -145,16 +146,22 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
     if not first <= seed < first + count:
         raise Refused(f"{path} has the seeds {first} to {first + count - 1}, not {seed}")
     env_steps = run.env_steps[seed - first]
+    state = tree.take(run.state, seed - first)
     policy = Pretrained(
         name=name or str(path),
         spec=run.env.spec,
         act=run.method.act,
-        params=run.method.policy(tree.take(run.state, seed - first)),
+        params=run.method.policy(state),
         memory=run.method.memory,
         env_steps=env_steps,
         config=run.config,
+        individuals=_individuals(run.method, state),
     )
     return policy, {"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved}
+
+
+def _individuals(method: Method, state: Any) -> Any:
+    return None if method.individuals is None else method.individuals(state)
 
 
 def _shapes(entry: dict[str, Any]) -> Pretrained:
@@ -179,6 +186,7 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
         memory=method.memory,
         env_steps=entry["env_steps"],
         config=config,
+        individuals=zeros(jax.eval_shape(partial(_individuals, method), state)),
     )
 
 

@@ -2,9 +2,9 @@
 
 A student plays and a teacher says of every state what it would do: DAgger (Ross, Gordon & Bagnell, 2011),
 without keeping what was seen. Lanes are played by the teacher at first and by the student later, so that the
-student learns where it goes itself. The teacher is the policy that the run would deploy: the best individual
-of a population, or all of them with what chooses among them where a method deploys them together. Of several
-runs the one is distilled that returns most.
+student learns where it goes itself. The teacher is the individual of the population that returns most in
+episodes before the run or, where a method deploys all of them together with what chooses among them, all of
+them. Of several runs the one is distilled that returns most.
 
 Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's
 action or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
@@ -44,13 +44,29 @@ from popjax.optimize import adam, descend
 
 
 class Graded(NamedTuple):
-    """The policy of a finished run, and its mean return over episodes played before this run."""
+    """A finished run, the individual in it that returned most over episodes played before this run (-1: the
+    policy that the run would deploy), and the mean of its returns."""
 
     policy: Pretrained
+    individual: int
     mean_return: float
 
+    @property
+    def teacher(self) -> Pretrained:
+        """The policy of that individual."""
+        if self.individual < 0:
+            return self.policy
+        return self.policy._replace(params=tree.take(self.policy.individuals, self.individual))
 
-RUNS = {"teacher": Ingredient("teachers", lambda env, policies: grade(env, policies), Graded)}
+
+RUNS = {
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: grade(env, policies),
+        Graded,
+        "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several.",
+    )
+}
 """Finished runs of the task, of any method."""
 
 
@@ -131,7 +147,7 @@ class State:
 
 
 def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple[Graded, ...]:
-    """Plays ``episodes`` greedy episodes with each policy.
+    """Plays ``episodes`` greedy episodes with every individual of each run, the same for all.
 
     Raises:
         ValueError: a policy is for other observations or actions.
@@ -140,12 +156,17 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
     for policy in policies:
         _require_fit(env, policy)
 
-        def play(key: Key, policy: Pretrained = policy) -> Array:
-            act = partial(policy.act, policy.params)
+        def play(params: Params, key: Key, policy: Pretrained = policy) -> Array:
+            act = partial(policy.act, params)
             return rollout.episode(env, act, policy.memory, key, record=lambda *_: ()).total
 
+        over_episodes = jax.vmap(play, (None, 0))
         keys = jax.random.split(jax.random.key(0), episodes)
-        graded.append(Graded(policy, float(jax.jit(jax.vmap(play))(keys).mean())))
+        if policy.individuals is None:
+            graded.append(Graded(policy, -1, float(jax.jit(over_episodes)(policy.params, keys).mean())))
+            continue
+        returns = jax.jit(jax.vmap(over_episodes, (0, None)))(policy.individuals, keys).mean(1)
+        graded.append(Graded(policy, int(returns.argmax()), float(returns.max())))
     return tuple(graded)
 
 
@@ -157,7 +178,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     """
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")
-    teacher = max(teachers, key=lambda t: t.mean_return).policy
+    teacher = max(teachers, key=lambda t: t.mean_return).teacher
     _require_fit(env, teacher)
     network = recurrent.recurrent_actor_critic(env.spec.obs_shape, env.spec.action_dim, config.network)
     advise, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)

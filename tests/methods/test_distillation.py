@@ -74,6 +74,16 @@ def test_a_policy_with_discrete_actions_is_copied_and_the_best_of_several():
         assert int(method.act(method.policy(state), (), jnp.array([obs]), jax.random.key(0))[1]) == best
 
 
+def test_the_best_individual_of_a_population_is_the_teacher():
+    """Not the one that the run would deploy."""
+    env, gains = make("probe/context"), jnp.array([-1.0, 1.0, 0.0])
+    run = taught(mirrored, "probe/context", params=gains[0])._replace(individuals=gains)
+    (graded,) = distil.grade(env, [run], episodes=4)
+    assert (graded.individual, graded.mean_return) == (1, 1.0)
+    assert graded.teacher.params == 1
+    assert distil.build(env, SMALL, [graded]).init(jax.random.key(0), distil.Hyper()).frozen == 1
+
+
 def test_a_teachers_logits_say_more_than_its_actions():
     """The student takes over the probabilities and not only which is the largest."""
     env = make("probe/context-discrete")
@@ -83,7 +93,7 @@ def test_a_teachers_logits_say_more_than_its_actions():
     params["policy"]["kernel"] *= 50
     run = taught(None, "probe/context-discrete", params=params, config=cdrl.Config(network=FORWARD))
     config = replace(SMALL, labels="logits")
-    method, state, _ = run_distil("probe/context-discrete", config, 80, (distil.Graded(run, 0.0),))
+    method, state, _ = run_distil("probe/context-discrete", config, 80, (distil.Graded(run, -1, 0.0),))
     for obs in (-1.0, 1.0):
         theirs, mine = (
             jax.nn.softmax(network.step(p, (), jnp.array([obs]))[1].policy)
@@ -92,12 +102,12 @@ def test_a_teachers_logits_say_more_than_its_actions():
         np.testing.assert_allclose(mine, theirs, atol=0.05)
         assert 0.1 < theirs[0] < 0.9
     with pytest.raises(ValueError, match="a run is not"):
-        distil.build(env, config, (distil.Graded(run._replace(config=None), 0.0),))
+        distil.build(env, config, (distil.Graded(run._replace(config=None), -1, 0.0),))
 
 
 def test_the_teacher_plays_first_and_the_student_later():
     env = make("probe/context")
-    graded = (distil.Graded(taught(mirrored, "probe/context", params=jnp.float32(1)), 1.0),)
+    graded = (distil.Graded(taught(mirrored, "probe/context", params=jnp.float32(1)), -1, 1.0),)
     method = distil.build(env, SMALL, graded)
     step = jax.jit(method.step)
 
@@ -118,7 +128,7 @@ def test_what_cannot_be_distilled_is_refused():
         distil.grade(make("probe/context-discrete"), [taught(mirrored, "probe/context")])
     config = replace(SMALL, labels="logits")
     with pytest.raises(ValueError, match="discrete actions, which probe/context has not"):
-        distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), 0.0)])
+        distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), -1, 0.0)])
 
 
 # Offline alignment.
@@ -223,3 +233,10 @@ def test_a_teacher_of_another_shape_is_refused_in_one_line(tmp_path, capsys):
     assert "(4,)" in error
     assert "(1,)" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_help_names_what_a_method_builds_on(capsys):
+    assert cli.run(["cdrl", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--teacher: A finished run of cdrl" in shown
+    assert "--teacher-env: A further task, SUITE/TASK" in shown

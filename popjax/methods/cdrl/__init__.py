@@ -61,8 +61,18 @@ __all__ = [
 ]  # fmt: skip
 
 RUNS = {
-    "teacher": Ingredient("teachers", lambda env, policies: finished(policies), Finished),
-    "alignment": Ingredient("alignments", lambda env, policies: tuple(map(Finished, policies)), Finished),
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of cdrl or onpolicy, RUN_DIR or RUN_DIR:SEED, that teaches.",
+    ),
+    "alignment": Ingredient(
+        "alignments",
+        lambda env, policies: tuple(map(Finished, policies)),
+        Finished,
+        "For --config.align offline, a finished run of align; one for each teacher, in this order.",
+    ),
 }
 """Finished runs that teach, and runs of ``align`` whose networks align them, one for each, in this order."""
 ENVS = {"teacher-env": "teacher_envs"}

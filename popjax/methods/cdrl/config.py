@@ -24,28 +24,23 @@ class Config:
     network: recurrent.Config = field(default_factory=recurrent.Config)  # of the student and those teachers
     lanes: int = 8  # environments of each task, the workers of A3C
     steps: int = 20  # environment steps of each lane in a rollout
-    update_mode: Literal["sequential", "batched"] = (
-        "sequential"  # a gradient step for each lane, one after the other, or one for the mean over lanes
-    )
-    grad_at: Literal["current", "behaviour"] = (
-        "current"  # where a lane's gradients are taken: the parameters so far, or those that acted
-    )
+    # a gradient step for each lane, one after the other, or one for the mean over lanes
+    update_mode: Literal["sequential", "batched"] = "sequential"
+    # where a lane's gradients are taken: the parameters so far, or those that acted
+    grad_at: Literal["current", "behaviour"] = "current"
     student_gae: bool = True  # the student learns from its own rewards, too
     timeout_bootstrap: bool = False  # the value behind a time limit counts, else a time limit is an end
 
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
-    teacher_state: Literal["own", "student"] = (
-        "own"  # whose memory a teacher reads a rollout with; "student" as in the authors' code
-    )
-    align: Literal["none", "offline", "online"] = (
-        "online"  # no alignment of logits, by a network trained before, or by one that is trained meanwhile
-    )
+    # whose memory a teacher reads a rollout with; "student" as in the authors' code
+    teacher_state: Literal["own", "student"] = "own"
+    # no alignment of logits, by a network trained before, or by one that is trained meanwhile
+    align: Literal["none", "offline", "online"] = "online"
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
     align_act: recurrent.AlignActivation = "elu"  # between them; "relu" in the paper's text
     align_kl: Literal["code", "paper"] = "code"  # KL(aligned || student), or the other way about
-    pad_observations: bool = (
-        False  # teachers see observations with other channels or components padded with zeros or cropped
-    )
+    # teachers see observations with other channels or components padded with zeros or cropped
+    pad_observations: bool = False
     pad_actions: bool = False  # without alignment, a teacher's logits are padded with -inf or cropped
 
     def __post_init__(self) -> None:

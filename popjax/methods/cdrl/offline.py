@@ -44,8 +44,18 @@ from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, ring
 
 RUNS = {
-    "teacher": Ingredient("teachers", lambda env, policies: finished(policies), Finished),
-    "expert": Ingredient("experts", lambda env, policies: finished(policies), Finished),
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of another task, RUN_DIR or RUN_DIR:SEED, whose actions are aligned.",
+    ),
+    "expert": Ingredient(
+        "experts",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of this task, which plays.",
+    ),
 }
 """A finished run of another task, and one of this task."""
 
@@ -62,9 +72,8 @@ class Config:
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
     align_act: AlignActivation = "elu"  # between them; "relu" in the paper's text
     align_kl: Direction = "code"  # KL(aligned || expert), or the other way about
-    pad_observations: bool = (
-        False  # teachers see observations with other channels or components padded with zeros or cropped
-    )
+    # teachers see observations with other channels or components padded with zeros or cropped
+    pad_observations: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -6,8 +6,10 @@
 A teacher learns the source task; then the target task is learned without it, with its logits on the policy
 head (KD-policy), on the distillation head (KD-distill), through an alignment network that was trained before
 (offline) or is trained meanwhile (online), and with a teacher that learns its own task meanwhile
-(concurrent). All seeds of a protocol are one program. Times are the paper's as fractions of the budget. What
-is reported is the paper's measure: mean return of the last 100 training episodes of the policy that samples.
+(concurrent). The protocol "untrained" is KD-distill with a teacher that has learned nothing: what a second
+gradient does to the layers that the heads share, whatever it says. All seeds of a protocol are one program.
+Times are the paper's as fractions of the budget. What is reported is the paper's measure: mean return of the
+last 100 training episodes of the policy that samples.
 
 Writes ``distillation-PAIR.json`` and ``.png`` to --out. Atari is not among these tasks: the results are
 labelled with those that stand in for it.
@@ -79,6 +81,7 @@ PROTOCOLS = {
     "a3c": Protocol({"align": "none"}, distil_from=cdrl.NEVER),
     "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}),
     "kd-distill": Protocol({"align": "none", "pad_actions": True}),
+    "untrained": Protocol({"align": "none", "pad_actions": True}),
     "offline": Protocol({"align": "offline"}),
     "online": Protocol({"align": "online"}, align_from=0.2, distil_from=0.3),
     "concurrent": Protocol({"align": "online"}, align_from=0.15, distil_from=0.2, distil_until=0.75),
@@ -157,11 +160,20 @@ def main(arguments: Arguments) -> None:
             given = {}
         elif name == "concurrent":
             given = {"teacher_envs": [source]}
+        elif name == "untrained":
+            given = {"teachers": [_untrained(source, plain)]}
         elif name == "offline":
             expert = _finished(target, plain, ran["a3c"])
             given["alignments"] = [_align(arguments, target, teacher, expert, ran)]
         ran[name] = train(target, config, replace(hyper, **times), name, **given)
         _write(arguments, _record(arguments, ran), ran)
+
+
+def _untrained(env, config: cdrl.Config) -> cdrl.Finished:
+    """A policy at the beginning of its training."""
+    method = cdrl.build(env, config)
+    params = method.policy(method.init(jax.random.key(100), cdrl.Hyper()))
+    return cdrl.Finished(Pretrained(env.spec.name, env.spec, None, params, config=config))
 
 
 def _finished(env, config: cdrl.Config, ran: Ran) -> cdrl.Finished:
@@ -194,17 +206,25 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
             "curve": np.column_stack([each.env_steps, each.scores.T.round(2)]).tolist(),
         }
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_without_out(sys.argv)]),
         "source": source,
         "target": target,
         "measure": "mean return of the last 100 training episodes; align: return of the expert",
-        "arguments": {name: str(value) for name, value in asdict(arguments).items()},
+        "arguments": {name: str(value) for name, value in asdict(arguments).items() if name != "out"},
         "git_commit": describe.git_commit(),
         "device": describe.device_name(),
         "versions": describe.versions(),
         "curve_columns": ["env_steps", "score of each seed"],
         "protocols": found,
     }
+
+
+def _without_out(argv: list[str]) -> list[str]:
+    """The command without the directory, which differs from machine to machine."""
+    if "--out" not in argv:
+        return argv
+    place = argv.index("--out")
+    return argv[:place] + argv[place + 2 :]
 
 
 def _write(arguments: Arguments, record: dict[str, object], ran: dict[str, Ran]) -> None:

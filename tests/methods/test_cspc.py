@@ -898,6 +898,7 @@ def test_wrong_numbers_are_refused(options, message):
         ({"evolution": Evolution(hidden=(8, 8))}, "evolution cannot take over the mean network of global"),
         ({"off_policy": ddpg.Config(hidden=(8,))}, "on_policy cannot take over"),
         ({"on_policy": replace(PPO, normalize_obs=True)}, "whitens observations"),
+        ({"off_policy": ddpg.Config(hidden=(8,), normalize=True)}, "normalizes observations"),
     ],
 )
 def test_policies_that_cannot_be_exchanged_are_refused(options, message):

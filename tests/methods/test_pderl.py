@@ -166,6 +166,7 @@ def test_the_defaults_are_the_papers():
     [
         ({"population": 3, "elite_fraction": 0.7}, "elites 2 exceed half of population 3"),
         ({"population": 1}, "elites 1 exceed half of population 1"),
+        ({"ddpg": ddpg.Config(normalize=True)}, "cannot normalize observations"),
         ({"capacity": 640}, "5 batches of 128, which a replay of capacity 640"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"sync_period": -1}, "sync_period must be at least 1, got -1"),

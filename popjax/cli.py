@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,7 +48,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
-    from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
+    from popjax.host.errors import Interrupted, NonFiniteMetric, NotSaved, Refused
     from popjax.parse import Fault
 
     try:
@@ -56,7 +57,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return _fail(str(fault), 2)
-    except NonFiniteMetric as failure:
+    except (NonFiniteMetric, NotSaved) as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
@@ -74,7 +75,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax import parse
+    from popjax import grid, parse, several
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -84,48 +85,130 @@ def _run(argv: list[str]) -> None:
     if name not in METHODS:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
     _prepare_jax()
+    control, rest = grid.control(_join_processes(rest))
+    programs: dict[tuple[str, ...], _Program] = {}
+
+    def understand(arguments: Sequence[str]) -> Any:
+        programs[tuple(arguments)] = program = _understand(name, list(arguments))
+        return program.arguments.common
+
+    entries = grid.programs(rest, understand)
+    commons = [program.arguments.common for program in programs.values()]
+    root = Path(control.run_dir or grid.default_directory(name, commons))
+    tools = several.Tools(name, commons[0], partial(_train_as, name), _run_within, run, _say)
+    if len(entries) == 1 and control.launcher == "local":
+        several.run_one(tools, entries[0].argv, root, control)
+    else:
+        for program in programs.values():
+            _built(program)  # so that what cannot be built is known before the first is trained
+        grid.open_index(root, entries, resume=control.resume)
+        several.run_all(tools, entries, root, control)
+
+
+class _Program(NamedTuple):
+    """One program, understood: method, module, kinds of agents, task as it was asked for, arguments."""
+
+    name: str
+    module: ModuleType
+    kinds: dict[str, str]
+    arguments: Any
+
+
+def _understand(name: str, argv: list[str]) -> _Program:
+    from popjax import parse
+
     module = importlib.import_module(METHODS[name])
-    task = parse.peel(rest, "--env")[0]
-    kinds, rest = _peel_agents(module, rest)
+    task = parse.peel(argv, "--env")[0]
+    kinds, rest = _peel_agents(module, argv)
     try:
         config, hyper = _defaults(module, kinds, task)
     except ValueError as refusal:
         raise parse.Fault(_one_line(refusal)) from None
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
-    _tell_preset(module, task, config)
-    _train(name, module, kinds, arguments)
+    return _Program(name, module, kinds, arguments)
 
 
-def _train(name: str, module: ModuleType, kinds: dict[str, str], arguments: Any) -> None:
-    from popjax import parse, show
+def _join_processes(argv: list[str]) -> list[str]:
+    """Starts the processes that the arguments speak of, which must come before anything else of JAX."""
+    from popjax import parse
+    from popjax.host import processes
+
+    coordinator, argv = parse.peel(argv, "--coordinator")
+    numbers: list[int | None] = []
+    for option in ("--processes", "--process"):
+        text, argv = parse.peel(argv, option)
+        if text is not None and not text.isdigit():
+            raise parse.Fault(f"{option} must be a number from 0, got {text!r}")
+        numbers.append(None if text is None else int(text))
+    processes.start(coordinator, *numbers)
+    return argv
+
+
+def _run_within(argv: Sequence[str]) -> int:
+    """One of several runs in this process: a failure is told and leaves the others alone, Ctrl-C does not."""
+    from popjax.host.errors import NonFiniteMetric, NotSaved, Refused
+    from popjax.parse import Fault
+
+    try:
+        _run(list(argv))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except (Fault, Refused) as fault:
+        return _fail(str(fault), 2)
+    except (NonFiniteMetric, NotSaved, OSError) as failure:
+        return _fail(str(failure), 1)
+    return 0
+
+
+def _train_as(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
+    return _train(_understand(name, list(argv)), root, resume)
+
+
+def _built(program: _Program) -> tuple[Env, Method]:
+    from popjax import parse
+
+    common = program.arguments.common
+    env = _make(common.env, parse.key_values(common.env_option))
+    return env, _build(program.module, env, program.arguments.config)
+
+
+def _train(program: _Program, root: Path, resume: bool) -> Any:
+    from popjax import parse
+    from popjax.host import detach
     from popjax.host.train import train
 
-    common = arguments.common
-    env_options = parse.key_values(common.env_option)
-    env = _make(common.env, env_options)
-    root = Path(common.run_dir or _default_directory(name, common.env, common.options))
+    common, config = program.arguments.common, program.arguments.config
+    members, swept = parse.bounds(common.members), parse.swept_numbers(common.sweep)
+    env, method = _built(program)
+    _tell_preset(program.module, common.env, config)
     description = {
-        "method": name,
-        "agents": kinds,
-        "env_options": env_options,
-        "config": asdict(arguments.config),
+        "method": program.name,
+        "agents": program.kinds,
+        "env_options": parse.key_values(common.env_option),
+        "config": asdict(config),
         "command": shlex.join(["python", *sys.argv]),
     }
-    result = train(
-        _build(module, env, arguments.config),
+    if common.from_ is not None and not resume:
+        detach.detach(Path(common.from_), root, members)
+        resume = True
+    return train(
+        method,
         env,
         **asdict(common.options),
-        hyper=arguments.hyper,
+        hyper=program.arguments.hyper,
+        swept=swept,
+        members=members,
+        devices=common.devices,
         run_dir=root,
-        resume=common.resume,
+        resume=resume,
         description=description,
     )
-    show.result(result.summary, root)
 
 
 class Loaded(NamedTuple):
     """A run read back: its environment, method and ``Config``, the State of its newest whole checkpoint with
-    a leading seed axis, the content of ``config.json`` and the environment steps of each seed."""
+    a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
+    Of a single member that was asked for, all of that is its own."""
 
     env: Env
     method: Method
@@ -135,18 +218,19 @@ class Loaded(NamedTuple):
     env_steps: list[int]
 
 
-def load(run_dir: str | Path) -> Loaded:
-    """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon.
+def load(run_dir: str | Path, member: int | None = None) -> Loaded:
+    """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon; with
+    ``member`` only that one of a sweep.
 
     Raises:
-        Refused: there is no run, or no whole checkpoint.
+        Refused: there is no run, no whole checkpoint or no such member.
     """
     from popjax import parse
-    from popjax.host import checkpoint, rundir
+    from popjax.host import checkpoint, index, rundir, sweep
     from popjax.host.errors import Refused
     from popjax.host.run import complain
 
-    root = Path(run_dir)
+    root = index.run_of(Path(run_dir), member)
     saved = rundir.read_config(root)
     if saved.get("method") not in METHODS or not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
@@ -155,12 +239,21 @@ def load(run_dir: str | Path) -> Loaded:
     config = parse.rebuild(config, saved["config"])
     env = _make(saved["env"], saved["env_options"])
     method = _build(module, env, config)
-    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), saved["options"]["seeds"])
-    found = checkpoint.restore_newest(rundir.RunDirectory(root).checkpoints, shapes, complain)
+    members = sweep.of_config(saved)
+    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), members)
+    directory = rundir.RunDirectory(root).checkpoints
+    if member is None:
+        found = checkpoint.restore_newest(directory, shapes, complain)
+    else:
+        place = index.place_of(root, members, member)
+        found = checkpoint.member_of_newest(directory, shapes, complain, place)
     if found is None:
         raise Refused(f"{root} has no whole checkpoint")
     _, state, extra = found
-    return Loaded(env, method, config, state, saved, extra["env_steps"])
+    steps = extra["env_steps"]
+    if member is not None:
+        saved, steps = saved | {"members": [member, member + 1]}, [steps[place]]
+    return Loaded(env, method, config, state, saved, steps)
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -171,7 +264,7 @@ def _evaluate(argv: list[str]) -> None:
     from popjax import show
     from popjax.host.evaluate import evaluate as evaluate_state
 
-    run, root = load(arguments.run_dir), Path(arguments.run_dir)
+    run, root = load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
@@ -201,17 +294,17 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
-    """``--video``: what films an episode of the first seed, and says what it shows."""
+    """``--video``: what films an episode of the first member, and says what it shows."""
     if arguments.video is None:
         return None
-    from popjax.host import video
+    from popjax.host import sweep, video
 
     path = Path(arguments.video)
     subject = video.subject(run.env, run.saved["env_options"], path)
 
     def film() -> dict[str, Any]:
         shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)
-        first = run.saved["options"]["seed"]
+        first = sweep.of_config(run.saved)[0].seed
         episode = {"return": shown.total, "length": shown.length, "frames_per_second": shown.fps}
         return {"file": str(path), "seed": first, **episode}
 
@@ -333,20 +426,13 @@ def _build(module: ModuleType, env: Any, config: Any) -> Any:
         raise Fault(_one_line(refusal)) from None
 
 
-def _state_shapes(method: Any, hyper: Any, seeds: int) -> Any:
+def _state_shapes(method: Any, hyper: Any, members: Any) -> Any:
     import jax
 
-    from popjax.core import as_arrays
     from popjax.host import sweep
-    from popjax.host.programs import init_function
 
-    return jax.eval_shape(init_function(method, seeds), sweep.keys(0, seeds), as_arrays(hyper))
-
-
-def _default_directory(method: str, env: str, options: Any) -> str:
-    first, count = options.seed, options.seeds
-    seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
-    return f"runs/{method}-{env.replace('/', '-')}-{seeds}"
+    start = sweep.keys(members), sweep.hypers(hyper, members)
+    return jax.eval_shape(sweep.lift(method.init, len(members)), *start)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import re
 import shutil
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +135,31 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
 
     together(prepare)
     stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
-    orbax.PyTreeCheckpointer().save(partial.absolute() / _ARRAYS, stored)
+    with _remarks_held():
+        orbax.PyTreeCheckpointer().save(partial.absolute() / _ARRAYS, stored)
+
+
+@contextmanager
+def _remarks_held() -> Iterator[None]:
+    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it."""
+    logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
+    level = logger.level
+
+    def unraisable(event: Any) -> None:
+        if "Event loop is closed" not in str(event.exc_value):
+            before[0](event)
+
+    def exception(kind: Any, value: Any, trace: Any) -> None:
+        if "Event loop is closed" not in str(value):
+            before[1](kind, value, trace)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook, sys.excepthook = unraisable, exception
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook, sys.excepthook = before
 
 
 def _complete(directory: Path, generation: int, content: str) -> None:
@@ -347,6 +376,8 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        if code := re.search(r"os_error_code='(\d+)'", str(cause)):  # as tensorstore tells it
+            return os.strerror(int(code[1]))
         cause = cause.__cause__ or cause.__context__
     return _first_line(error)
 

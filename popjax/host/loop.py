@@ -17,7 +17,7 @@ from popjax.host.errors import Interrupted, NonFiniteMetric
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
 from popjax.host.run import Position, Result, Run, complain, extra, finish
-from popjax.host.shard import Placement
+from popjax.host.shard import Placement, spread
 
 
 class Trained(NamedTuple):
@@ -145,7 +145,8 @@ def _freeze(
         raise NonFiniteMetric(_all_failed(run, failures, saved))
     lanes, steps, reasons = {}, position.env_steps.copy(), dict(position.frozen)
     for place, (generation, metric) in sorted(failures.items()):
-        lanes[place] = lane = _last_good(trained, place)
+        lane = _last_good(trained, place)
+        lanes[place] = spread(lane, trained.placement.everywhere())
         stands, steps[place] = (int(x[0]) for x in processes.fetch((lane.generation, lane.env_steps)))
         reasons[place] = f"metric {metric} became NaN or infinite in generation {generation}"
         member = run.members[place]

@@ -106,6 +106,11 @@ def largest(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(jnp.int32(number))))
 
 
+def smallest_size(count: int) -> int:
+    """The smallest of the processes' numbers of bytes, to the megabyte; exactly ``count`` of one alone."""
+    return count if jax.process_count() == 1 else -largest(-(count // 10**6)) * 10**6
+
+
 def together(action: Callable[[], None], *, everyone: bool = False) -> None:
     """Does ``action`` on the first process, or on everyone, and waits for all to be done.
 

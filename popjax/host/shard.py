@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
@@ -56,6 +57,10 @@ class Placement(NamedTuple):
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, PartitionSpec(*[SWEEP] if self.axis == SWEEP else []))
 
+    def everywhere(self) -> Sharding:
+        """Of arrays that every device has in full."""
+        return self.members() if self.axis is None else NamedSharding(self.mesh, PartitionSpec())
+
     def state(self, shapes: Any) -> Any:
         """Of every leaf of a State [S, ...], in its structure."""
         everywhere = jax.tree.map(lambda _: self.members(), shapes)
@@ -65,6 +70,19 @@ class Placement(NamedTuple):
         return everywhere.replace(
             **{name: jax.tree.map(lambda _: spread, field) for name, field in stacked_fields(shapes).items()}
         )
+
+
+def spread(arrays: Any, sharding: Sharding) -> Any:
+    """A pytree that every process has in full, such as keys and hypers, as arrays that lie as ``sharding``
+    says."""
+
+    def put(array: Any) -> jax.Array:
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    return jax.tree.map(put, arrays)
 
 
 def place(shapes: Any, devices: int | str) -> Placement:
@@ -91,7 +109,7 @@ def place(shapes: Any, devices: int | str) -> Placement:
 def _count(devices: int | str, present: int) -> int:
     if jax.process_count() > 1:
         if devices not in ("all", present):
-            raise Refused(f"--devices {devices}: processes that train together use all {present} devices")
+            raise Refused(f"processes that train together use all {present} devices: add --devices all")
         return present
     if devices == "all":
         return present

@@ -99,9 +99,10 @@ def _start(
     start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
     shapes = jax.eval_shape(sweep.lift(run.method.init, count), *start)
     placement = shard.place(shapes, devices)
-    device, available = placement.devices[0], memory.available_bytes(placement.devices[0])
+    device = jax.local_devices()[0]
+    available = processes.smallest_size(memory.available_bytes(device))
     memory.check(_least_bytes(shapes, placement), available, shapes, device, count)
-    start = jax.device_put(start, placement.members())
+    start = shard.spread(start, placement.members())
     restored = None
     if resume:
         run = replace(run, files=stack.enter_context(directory))

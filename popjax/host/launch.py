@@ -6,6 +6,7 @@ directory says how far it has come, so a job that died is simply run again with 
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ def ray(
     any. A job whose worker dies or is preempted continues from its checkpoint, ``retries`` times.
     """
     cluster = _imported("ray")
-    cluster.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
+    # Nothing large passes through a cluster that is started here: runs write to their own directories.
+    ours = {} if os.environ.get("RAY_ADDRESS") else {"object_store_memory": 10**8, "include_dashboard": False}
+    cluster.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False, **ours)
     resources = {"num_gpus": 1 if cluster.cluster_resources().get("GPU") else 0} | dict(options)
     # A process of its own for every job: JAX gives its memory back only when a process ends.
     remote = cluster.remote(max_retries=0, max_calls=1, **resources)(_run)

@@ -1,4 +1,4 @@
-"""A population whose individuals speak to each other: the worse half takes over what the better half knows."""
+"""A population whose individuals speak to each other: the worse half learns from the better half."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, a directory that cannot be written, files that are gone: one line, and nothing is lost."""
+"""A full disk, a directory that cannot be written, files that are gone: one line, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path:
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     script = f"""mount -t tmpfs -o size=4m none {disk}
-        (until ls {disk}/run/checkpoints/[1-9]*; do sleep 0.05; done; cat /dev/zero > {disk}/filler) >/dev/null 2>&1 &
+        saved="{disk}/run/checkpoints/[1-9]*"
+        (until ls $saved; do sleep 0.05; done; cat /dev/zero > {disk}/filler) >/dev/null 2>&1 &
         eval $RUN '"$@"'; code=$?; cp -r {disk}/run {kept}; exit $code"""
     options = {"env_steps": 18_000, "eval_every": 18_000, "log_every": 18_000, "checkpoint_every": 120}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]

@@ -19,7 +19,8 @@ from popjax.host.errors import Refused
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (
-    "from popjax import cli; cli.METHODS |= {'tiny': 'tests.host.tiny', 'crowd': 'tests.host.crowd_of_eight'};"
+    "from popjax import cli;"
+    "cli.METHODS |= {'tiny': 'tests.host.tiny', 'crowd': 'tests.host.crowd_of_eight'};"
     "raise SystemExit(cli.run())"
 )
 OPTIONS = ["--env", "probe/context", "--eval-every", "600", "--log-every", "120", "--checkpoint-every", "600"]

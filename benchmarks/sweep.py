@@ -3,8 +3,8 @@
     taskset -c 1 python benchmarks/sweep.py --out benchmarks/results/sweep-cpu.json
 
 Chunks of one seed and of all alternate in one process, so that a noisy machine is noisy for both; a figure is
-the median of ``--repeats``. For checkpoints a State with a replay of random numbers is trained for as many
-chunks with and without saving after each.
+the median of ``--repeats``. A checkpoint is counted in processor time, with what is spent in the background,
+of a State with a replay of random numbers, against that of training for the default interval.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Arguments:
     """Timed chunks."""
     state_bytes: int = 1_000_000_000
     """Size of the State that is saved; 0 leaves checkpoints out."""
-    saved_steps: int = 4_000
-    """Environment steps of a chunk after which it is saved."""
-    saves: int = 3
-    """Chunks with, and as many without."""
+    saved_steps: int = 1_000
+    """Environment steps of the chunks that are trained between saves."""
+    saves: int = 6
+    """Saves."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -111,30 +111,28 @@ def saving(arguments: Arguments) -> dict[str, Any]:
         return jnp.asarray(random.standard_normal(leaf.shape, np.float32), leaf.dtype)
 
     state = state.replace(replay=jax.tree.map(filled, state.replay))
-    plain, chunks, blocked = 0.0, 0.0, []
+    training, blocked, whole = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as directory:
         writer = checkpoint.Writer(Path(directory), background=True)
         for number in range(arguments.saves):
-            state, seconds = timed(programs, state)
-            plain += seconds
-        begun = time.perf_counter()
-        for number in range(arguments.saves):
-            before = time.perf_counter()
+            begun = time.process_time()
+            state, _ = timed(programs, state)
+            training.append((time.process_time() - begun) / arguments.saved_steps)
+            begun = time.process_time()
             writer.save(number, state, {})
-            blocked.append(time.perf_counter() - before)
-            state, seconds = timed(programs, state)
-            chunks += seconds
-        before = time.perf_counter()
-        writer.wait()
-        rest = time.perf_counter() - before
-        with_saving = time.perf_counter() - begun
+            blocked.append(time.process_time() - begun)
+            writer.wait()
+            whole.append(time.process_time() - begun)
+    step, save = statistics.median(training), statistics.median(whole)
+    interval = Options(1).checkpoint_every
     return {
         "state_bytes": memory.tree_bytes(shapes),
-        "chunk_seconds": plain / arguments.saves,
-        "blocked_seconds": statistics.median(blocked),
-        "last_wait_seconds": rest,
-        "slower_percent": 100 * (with_saving - plain) / plain,
-        "slower_percent_without_last_wait": 100 * (with_saving - rest - plain) / plain,
+        "interval_steps": interval,
+        "step_cpu_seconds": step,
+        "save_cpu_seconds": save,
+        "save_cpu_seconds_in_which_training_waits": statistics.median(blocked),
+        "percent_of_training": 100 * save / (step * interval),
+        "steps_between_saves_for_five_percent": round(save / step / 0.05),
     }
 
 

@@ -74,6 +74,7 @@ class Writer:
         self.directory, self.background = directory, background and jax.process_count() == 1
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._copies: dict[str, np.ndarray] = {}
 
     def save(self, generation: int, state: Any, extra: dict[str, Any]) -> None:
         """As the function ``save``; a generation that has a checkpoint already keeps it."""
@@ -83,8 +84,12 @@ class Writer:
         if not self.background:
             save(self.directory, generation, state, extra)
             return
-        copies = {path: np.array(_data(leaf)) for path, leaf in _leaves(state)}
-        self._thread = threading.Thread(target=self._run, args=(generation, copies, extra))
+        for path, leaf in _leaves(state):
+            array = np.asarray(_data(leaf))
+            if path not in self._copies:  # kept, because fresh memory costs more than the copying
+                self._copies[path] = np.empty_like(array, order="C")
+            np.copyto(self._copies[path], array)
+        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra))
         self._thread.start()
 
     def wait(self) -> None:
@@ -135,8 +140,10 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
 
     together(prepare)
     stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
+    # Compressing takes several times as long as writing, and weights and experience hardly shrink.
+    writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
     with _remarks_held():
-        orbax.PyTreeCheckpointer().save(partial.absolute() / _ARRAYS, stored)
+        writer.save(partial.absolute() / _ARRAYS, stored)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
     from popjax.host.evaluate import evaluate
     from popjax.host.history import Evaluation, History
-    from popjax.host.report import learning_curve
+    from popjax.host.report import learning_curve, report
     from popjax.host.run import Result
     from popjax.host.train import train
     from popjax.methods import independent, pderl
@@ -62,7 +62,7 @@ _NAMES = {
     "popjax.host.errors": ("Interrupted", "NonFiniteMetric", "Refused"),
     "popjax.host.evaluate": ("evaluate",),
     "popjax.host.history": ("Evaluation", "History"),
-    "popjax.host.report": ("learning_curve",),
+    "popjax.host.report": ("learning_curve", "report"),
     "popjax.host.run": ("Result",),
     "popjax.host.train": ("train",),
     "popjax.methods": ("independent", "pderl"),
@@ -98,6 +98,7 @@ __all__ = [  # noqa: RUF022 - in the order of _NAMES
     "Evaluation",
     "History",
     "learning_curve",
+    "report",
     "Result",
     "train",
     "independent",

@@ -17,6 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from popjax import training
+from popjax.training import Program
+
 if TYPE_CHECKING:
     from popjax.core import Env, Method
 
@@ -27,11 +30,18 @@ METHODS = {
     "independent": "popjax.methods.independent",
     "onpolicy": "popjax.methods.onpolicy",
     "cspc": "popjax.methods.cspc",
+    "ca2e": "popjax.methods.ca2e",
+    "cdrl": "popjax.methods.cdrl",
+    "align": "popjax.methods.cdrl.offline",
+    "distil": "popjax.methods.distil",
 }
 """Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
 a task has constants of its own, ``preset(task)``. One that leaves open which agents it is made of has a table
 ``AGENTS`` of the kinds that a field of its Config may be, with "none" for None, ``default_hyper(config)``
-and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``."""
+and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
+defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
+task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``; one
+that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +54,22 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     """``scripts/evaluate.py``: evaluates what a run has left. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _evaluate(arguments), arguments)
+
+
+def report(argv: Sequence[str] | None = None) -> int:
+    """``scripts/report.py``: writes a page about runs. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    from popjax import results
+
+    return _guarded(lambda: results.report(arguments), arguments)
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """``scripts/export.py``: writes a policy that acts without popjax. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    from popjax import results
+
+    return _guarded(lambda: results.export(arguments), arguments)
 
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
@@ -61,10 +87,10 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
-        _say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
+        say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
         return 128 + interrupted.signal_number
     except KeyboardInterrupt:
-        _say("interrupted; what was not saved is lost")
+        say("interrupted; what was not saved is lost")
         os._exit(130)  # a chunk may still be computed in the background: nobody wants to wait for it
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,125 +110,51 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     if name not in METHODS:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
-    _prepare_jax()
-    control, rest = grid.control(_join_processes(rest))
-    programs: dict[tuple[str, ...], _Program] = {}
+    prepare_jax()
+    control, rest = grid.control(training.join_processes(rest))
+    programs: dict[tuple[str, ...], Program] = {}
 
-    def understand(arguments: Sequence[str]) -> Any:
-        programs[tuple(arguments)] = program = _understand(name, list(arguments))
+    def common(arguments: Sequence[str]) -> Any:
+        programs[tuple(arguments)] = program = understand(name, list(arguments))
         return program.arguments.common
 
-    entries = grid.programs(rest, understand)
+    entries = grid.programs(rest, common)
     commons = [program.arguments.common for program in programs.values()]
     root = Path(control.run_dir or grid.default_directory(name, commons))
-    tools = several.Tools(name, commons[0], partial(_train_as, name), _run_within, run, _say)
+    tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run, say)
     if len(entries) == 1 and control.launcher == "local":
         several.run_one(tools, entries[0].argv, root, control)
-    else:
-        for program in programs.values():
-            _built(program)  # so that what cannot be built is known before the first is trained
-        grid.open_index(root, entries, resume=control.resume)
-        several.run_all(tools, entries, root, control)
+        return
+    for program in programs.values():
+        training.check_build(program)
+    grid.open_index(root, entries, resume=control.resume)
+    several.run_all(tools, entries, root, control)
 
 
-class _Program(NamedTuple):
-    """One program, understood: method, module, kinds of agents, task as it was asked for, arguments."""
-
-    name: str
-    module: ModuleType
-    kinds: dict[str, str]
-    arguments: Any
-
-
-def _understand(name: str, argv: list[str]) -> _Program:
-    from popjax import parse
-
-    module = importlib.import_module(METHODS[name])
-    task = parse.peel(argv, "--env")[0]
-    kinds, rest = _peel_agents(module, argv)
-    try:
-        config, hyper = _defaults(module, kinds, task)
-    except ValueError as refusal:
-        raise parse.Fault(_one_line(refusal)) from None
-    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds))
-    return _Program(name, module, kinds, arguments)
-
-
-def _join_processes(argv: list[str]) -> list[str]:
-    """Starts the processes that the arguments speak of, which must come before anything else of JAX."""
-    from popjax import parse
-    from popjax.host import processes
-
-    coordinator, argv = parse.peel(argv, "--coordinator")
-    numbers: list[int | None] = []
-    for option in ("--processes", "--process"):
-        text, argv = parse.peel(argv, option)
-        if text is not None and not text.isdigit():
-            raise parse.Fault(f"{option} must be a number from 0, got {text!r}")
-        numbers.append(None if text is None else int(text))
-    processes.start(coordinator, *numbers)
-    return argv
+def _train(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
+    return training.train_program(understand(name, list(argv)), root, resume)
 
 
 def _run_within(argv: Sequence[str]) -> int:
     """One of several runs in this process: a failure is told and leaves the others alone, Ctrl-C does not."""
-    from popjax.host.errors import NonFiniteMetric, NotSaved, Refused
-    from popjax.parse import Fault
+    return training.told(lambda: _run(list(argv)), _fail)
 
+
+def understand(name: str, argv: list[str]) -> Program:
+    """The arguments of one program, after those that several share are taken out."""
+    from popjax import parse, pretrained
+
+    module = importlib.import_module(METHODS[name])
+    task = parse.peel(argv, "--env")[0]
+    runs, rest = pretrained.peel_runs(module, argv)
+    tasks, rest = _peel_envs(module, rest)
+    kinds, rest = _peel_agents(module, rest, task)
     try:
-        _run(list(argv))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except (Fault, Refused) as fault:
-        return _fail(str(fault), 2)
-    except (NonFiniteMetric, NotSaved, OSError) as failure:
-        return _fail(str(failure), 1)
-    return 0
-
-
-def _train_as(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
-    return _train(_understand(name, list(argv)), root, resume)
-
-
-def _built(program: _Program) -> tuple[Env, Method]:
-    from popjax import parse
-
-    common = program.arguments.common
-    env = _make(common.env, parse.key_values(common.env_option))
-    return env, _build(program.module, env, program.arguments.config)
-
-
-def _train(program: _Program, root: Path, resume: bool) -> Any:
-    from popjax import parse
-    from popjax.host import detach
-    from popjax.host.train import train
-
-    common, config = program.arguments.common, program.arguments.config
-    members, swept = parse.bounds(common.members), parse.swept_numbers(common.sweep)
-    env, method = _built(program)
-    _tell_preset(program.module, common.env, config)
-    description = {
-        "method": program.name,
-        "agents": program.kinds,
-        "env_options": parse.key_values(common.env_option),
-        "config": asdict(config),
-        "command": shlex.join(["python", *sys.argv]),
-    }
-    if common.from_ is not None and not resume:
-        detach.detach(Path(common.from_), root, members)
-        resume = True
-    return train(
-        method,
-        env,
-        **asdict(common.options),
-        hyper=program.arguments.hyper,
-        swept=swept,
-        members=members,
-        devices=common.devices,
-        run_dir=root,
-        resume=resume,
-        description=description,
-    )
+        config, hyper = _defaults(module, kinds, task)
+    except ValueError as refusal:
+        raise parse.Fault(_one_line(refusal)) from None
+    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(module))
+    return Program(name, module, kinds, runs, tasks, arguments)
 
 
 class Loaded(NamedTuple):
@@ -225,7 +177,6 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
     Raises:
         Refused: there is no run, no whole checkpoint or no such member.
     """
-    from popjax import parse
     from popjax.host import checkpoint, index, rundir, sweep
     from popjax.host.errors import Refused
     from popjax.host.run import complain
@@ -234,13 +185,9 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
     saved = rundir.read_config(root)
     if saved.get("method") not in METHODS or not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
-    module = importlib.import_module(METHODS[saved["method"]])
-    config, hyper = _defaults(module, saved["agents"], None)
-    config = parse.rebuild(config, saved["config"])
-    env = _make(saved["env"], saved["env_options"])
-    method = _build(module, env, config)
+    env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
-    shapes = _state_shapes(method, parse.rebuild(hyper, saved["hyper"]), members)
+    shapes = _state_shapes(method, hyper, members)
     directory = rundir.RunDirectory(root).checkpoints
     if member is None:
         found = checkpoint.restore_newest(directory, shapes, complain)
@@ -256,15 +203,29 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
     return Loaded(env, method, config, state, saved, steps)
 
 
+def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
+    """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
+    from popjax import parse, pretrained
+
+    module = importlib.import_module(METHODS[saved["method"]])
+    config, hyper = _defaults(module, saved["agents"], None)
+    config = parse.rebuild(config, saved["config"])
+    env = make_env(saved["env"], saved["env_options"])
+    built_on = pretrained.rebuild(module, saved.get("runs", {}))
+    built_on |= further_envs(module, saved.get("envs", {}))
+    return env, build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
+
+
 def _evaluate(argv: list[str]) -> None:
     from popjax import parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
-    _prepare_jax()
-    from popjax import show
+    prepare_jax()
+    from popjax import results, show
     from popjax.host.evaluate import evaluate as evaluate_state
 
     run, root = load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
+    run = results.alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
@@ -311,7 +272,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     return film
 
 
-def _prepare_jax() -> None:
+def prepare_jax() -> None:
     """Keeps compiled programs between processes and the libraries' remarks off the screen."""
     import logging
     import warnings
@@ -326,13 +287,33 @@ def _prepare_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
-def _peel_agents(module: ModuleType, argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def _peel_envs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The tasks of every option in the module's ``ENVS``, out of ``argv``, and what remains."""
+    from popjax.parse import peel_all
+
+    found = {}
+    for option in getattr(module, "ENVS", {}):
+        found[option], argv = peel_all(argv, f"--{option}")
+    return found, argv
+
+
+def further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, Any]:
+    """What ``build`` is given of further tasks, by keyword."""
+    return {
+        module.ENVS[option]: tuple(make_env(name, {}) for name in names) for option, names in tasks.items()
+    }
+
+
+def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple[dict[str, str], list[str]]:
     """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
-    from popjax.parse import Fault, nearest, peel
+    from popjax.parse import Fault, key_values, nearest, peel, peel_all
 
     kinds = {}
     for field, known in getattr(module, "AGENTS", {}).items():
         kind, argv = peel(argv, f"--config.{field.replace('_', '-')}")
+        if kind is None and task and hasattr(module, "default_kinds"):
+            options = key_values(peel_all(argv, "--env-option")[0])
+            kind = module.default_kinds(make_env(task, options).spec)[field]
         if kind is None:
             default = type(getattr(module.Config(), field))
             kind = next(k for k in known if type(_agent_config(module, known[k])) is default)
@@ -353,9 +334,8 @@ def _defaults(module: ModuleType, kinds: dict[str, str], task: str | None) -> tu
     """Default Config and Hyper of a method, for its agents and for a task where it has constants for one."""
     if kinds:
         known = module.AGENTS
-        config = module.Config(
-            **{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()}
-        )
+        make = getattr(module, "default_config", module.Config)
+        config = make(**{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()})
         return config, module.default_hyper(config)
     preset = _preset(module, task)
     return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
@@ -365,15 +345,28 @@ def _preset(module: ModuleType, task: str | None) -> Any:
     return module.preset(task) if task and hasattr(module, "preset") else None
 
 
-def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+def tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+    """Says what a method's preset for a task has changed, where there is one."""
     if _preset(module, task):
         plain = asdict(module.Config())
         changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
-        _say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
+        say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
+
+
+def _beyond(module: ModuleType) -> dict[str, str]:
+    """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
+    found = {f"--{name}": known.help for name, known in getattr(module, "RUNS", {}).items()}
+    return found | {f"--{name}": "A further task, SUITE/TASK." for name in getattr(module, "ENVS", {})}
 
 
 def _parse_run(
-    parse: ModuleType, name: str, argv: list[str], config: Any, hyper: Any, agents: Sequence[str]
+    parse: ModuleType,
+    name: str,
+    argv: list[str],
+    config: Any,
+    hyper: Any,
+    agents: Sequence[str],
+    beyond: dict[str, str],
 ) -> Any:
     import tyro
 
@@ -381,7 +374,15 @@ def _parse_run(
     narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
     default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
     shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
-    arguments = parse.parse(shape, argv, program=f"run.py {name}", default=default)
+    also = [f"{option}: {line} May be repeated." for option, line in beyond.items()]
+    arguments = parse.parse(
+        shape,
+        argv,
+        program=f"run.py {name}",
+        default=default,
+        description="\n\n".join(["Trains a method in an environment and writes a run directory.", *also]),
+        others=list(beyond),
+    )
     return replace(
         arguments,
         config=parse.widened(arguments.config, type(config)),
@@ -403,7 +404,8 @@ def _help(parse: ModuleType) -> None:
     )
 
 
-def _make(name: str, options: dict[str, Any]) -> Any:
+def make_env(name: str, options: dict[str, Any]) -> Any:
+    """The environment; a Fault where there is none."""
     from popjax.envs import make
     from popjax.parse import Fault
 
@@ -417,11 +419,12 @@ def _make(name: str, options: dict[str, Any]) -> Any:
         raise Fault(f"--env-option: {_one_line(refusal)}") from None
 
 
-def _build(module: ModuleType, env: Any, config: Any) -> Any:
+def build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
+    """The method; a Fault where it cannot be built."""
     from popjax.parse import Fault
 
     try:
-        return module.build(env, config)
+        return module.build(env, config, **built_on)
     except ValueError as refusal:
         raise Fault(_one_line(refusal)) from None
 
@@ -439,10 +442,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _fail(text: str, code: int) -> int:
-    _say(f"error: {text}")
+    say(f"error: {text}")
     return code

@@ -11,7 +11,7 @@ environment lanes, ``T`` time, ``B`` batch, ``D`` observation, ``A`` action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -47,6 +47,21 @@ class Transition:
     reward: Array
     discount: Array
     next_obs: Array
+
+
+@struct.dataclass
+class Weighted(Transition):
+    """Transitions that count differently in a loss.
+
+    weight: float32 [...]  multiplies a transition's error, such as an importance weight.
+    """
+
+    weight: Array
+
+
+def importance(batch: Transition) -> Array | float:
+    """The weights [...] of ``Weighted`` transitions, 1 of others."""
+    return batch.weight if isinstance(batch, Weighted) else 1.0
 
 
 @struct.dataclass
@@ -91,7 +106,8 @@ class Spec(NamedTuple):
 
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions.
     ``episode_length`` is the time limit in environment steps. ``dt`` is the duration of an environment
-    step in seconds, ``None`` where the task has no clock.
+    step in seconds, ``None`` where the task has no clock. ``highest_return`` is what no policy can exceed,
+    ``None`` where that is not known.
     """
 
     name: str
@@ -101,6 +117,7 @@ class Spec(NamedTuple):
     discrete: bool = False
     obs_dtype: Any = jnp.float32
     dt: float | None = None
+    highest_return: float | None = None
 
 
 def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
@@ -144,10 +161,16 @@ class Network(NamedTuple):
 class Agent(NamedTuple):
     """One learning individual.
 
-    init:   (key, hyper) -> state
-    act:    (key, params, obs, scale) -> action in [-1, 1]; ``scale`` multiplies the exploration, 0 = greedy
-    learn:  (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...]
-    params: state -> what ``act`` reads
+    init:        (key, hyper) -> state
+    act:         (key, params, obs, scale) -> action in [-1, 1]; ``scale`` multiplies the exploration, 0 =
+                 greedy. A discrete action is uniformly random with probability ``scale``
+    learn:       (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...],
+                 which may be ``Weighted`` where there is a ``td_error``
+    params:      state -> what ``act`` reads
+    td_error:    (state, batch, online=False) -> target minus value [B], the target by the target networks
+                 or, if ``online``, by the online ones; None of an agent without priorities
+    observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
+    exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -156,6 +179,9 @@ class Agent(NamedTuple):
     params: Callable[[PyTree], Params]
     actor: Network
     critic: Network
+    td_error: Callable[..., Array] | None = None
+    observe: Callable[[PyTree, Array, Array], PyTree] = lambda state, obs, valid: state
+    exploration: Callable[[PyTree, Array], Array] = lambda hyper, env_steps: hyper.exploration
 
 
 class OnPolicyAgent(NamedTuple):
@@ -212,6 +238,8 @@ class Method(NamedTuple):
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
     memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
+    individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
+                 where they act together, share one or play different tasks
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -221,6 +249,45 @@ class Method(NamedTuple):
     hyper: Any
     steps_bound: int
     memory: PyTree = ()
+    individuals: Callable[[Any], Params] | None = None
+
+
+class Pretrained(NamedTuple):
+    """The policy of a finished run, frozen.
+
+    name:        where it comes from, for messages.
+    spec:        the task that it was trained on.
+    act:         as ``Method.act``.
+    params:      what ``act`` reads.
+    memory:      what the policy remembers at the start of an episode.
+    env_steps:   what its training cost, environment steps.
+    config:      the Config of its method.
+    individuals: parameters [P] of all policies of the population; None where nobody acts alone.
+    """
+
+    name: str
+    spec: Spec
+    act: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array]]
+    params: Params
+    memory: PyTree = ()
+    env_steps: int = 0
+    config: Any = None
+    individuals: Params | None = None
+
+
+class Ingredient(NamedTuple):
+    """What a method makes of finished runs.
+
+    keyword: of ``build``, which takes a tuple of records.
+    make:    (env, policies) -> records, one for each policy; a ValueError where one does not fit.
+    record:  their type, a NamedTuple of the ``Pretrained`` and facts that JSON can hold.
+    help:    the option's line in ``--help``.
+    """
+
+    keyword: str
+    make: Callable[[Env, Sequence[Pretrained]], Sequence[Any]]
+    record: Any
+    help: str = ""
 
 
 def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:

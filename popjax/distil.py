@@ -76,10 +76,16 @@ def softened_kl(
     logits:         [..., A]  ``q = softmax(logits)``; the temperature is the teacher's only.
     valid:          bool [...]  rows that count in the mean; all if not given.
 
-    Returns []. The gradient with respect to ``logits`` is ``(q - p) / rows``. CDRL, equation 3.
+    Returns []. The gradient with respect to ``logits`` is ``(q - p) / rows``, computed as written: it is 0 to
+    the last bit where the policies are equal, and an Adam, to which scale means nothing, stays where it is.
+    CDRL, equation 3.
     """
-    teacher = jax.lax.stop_gradient(_masked(teacher_logits, valid) / temperature)
-    return _mean(_kl(jax.nn.log_softmax(teacher), jax.nn.log_softmax(_masked(logits, valid))), valid)
+    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(teacher_logits, valid) / temperature))
+    logits = _masked(logits, valid)
+    log_q = jax.lax.stop_gradient(jax.nn.log_softmax(logits))
+    # A term of value 0 that carries the gradient.
+    pull = ((jnp.exp(log_q) - jnp.exp(log_p)) * jnp.where(logits > -jnp.inf, logits, 0.0)).sum(-1)
+    return _mean(_kl(log_p, log_q) + pull - jax.lax.stop_gradient(pull), valid)
 
 
 def alignment_loss(

@@ -36,6 +36,9 @@ class Common:
     """Option of the environment as KEY=VALUE, such as backend=spring; may be repeated."""
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
+    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
+    """Also send metrics and evaluations to this project of Weights & Biases, one run there per seed; needs
+    popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in the directory; a larger --env-steps prolongs it."""
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
@@ -86,6 +89,8 @@ class EvaluateArguments:
     """Episodes per policy [count]."""
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
+    individual: int | None = None
+    """Evaluate this individual of the population, counted from 0, not the policy that the method chooses."""
     in_: Annotated[
         Literal["gymnasium", "dm_control"] | None,
         tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
@@ -98,10 +103,45 @@ class EvaluateArguments:
     """Print JSON to standard output instead of a table."""
 
 
+@dataclass(frozen=True)
+class ExportArguments:
+    """Writes the policy in the newest whole checkpoint of a run as files that act without popjax: a program
+    for JAX and, of a plain network, weights for NumPy."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run directory."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Directory to write to."""
+    member: int = 0
+    """Which member of the sweep, by its number; of a run of seeds alone, which seed, counted from 0."""
+    individual: int | None = None
+    """Export this individual of the population, counted from 0, not the policy that the method chooses."""
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Writes a page about runs, report.html, and its figures as PNG; runs that differ in nothing but their
+    seeds are pooled."""
+
+    run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
+    """The run directories; they may be going on."""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
+    """Directory to write to."""
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Names of the methods, one for each run directory; by default they follow from the configurations."""
+
+
 def parse(
-    shape: Any, argv: Sequence[str], *, program: str, default: Any = None, description: str = ""
+    shape: Any,
+    argv: Sequence[str],
+    *,
+    program: str,
+    default: Any = None,
+    description: str = "",
+    others: Sequence[str] = (),
 ) -> Any:
-    """``argv`` as an instance of ``shape``; ``default`` is an instance that gives defaults.
+    """``argv`` as an instance of ``shape``; ``default`` is an instance that gives defaults, ``others`` are
+    options that were taken out of ``argv`` before, and may have been misspelt.
 
     Raises:
         Fault: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
@@ -126,7 +166,7 @@ def parse(
         raise Fault(_condensed(printed.getvalue())) from None
     if unknown:
         known = option_names(shape if default is None else default)
-        raise Fault(_unknown(unknown[0], [*known, "--help"]))
+        raise Fault(_unknown(unknown[0], [*known, *others, "--help"]))
     return arguments
 
 
@@ -178,9 +218,10 @@ def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
 
 
 def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """``peel`` with all the values of an option that may be repeated."""
+    """As ``peel``, but all values of an option that may be repeated, in order."""
     values: list[str] = []
-    rest, position = [], 0
+    rest: list[str] = []
+    position = 0
     while position < len(argv):
         name, equals, attached = argv[position].partition("=")
         if name.replace("_", "-") != option:

@@ -184,9 +184,11 @@ def collect(
 def explore(
     agent: Agent, params: Params, obs: Array, key: Key, random: Array | bool, exploration: Array | float
 ) -> Array:
-    """The agent's action [A] with its ``exploration``, or a uniformly ``random`` one in [-1, 1]."""
+    """The agent's action with its ``exploration``, or a uniformly ``random`` one, in [-1, 1] or discrete."""
     key_uniform, key_act = jax.random.split(key)
-    action = agent.act(key_act, params, obs, exploration)
+    action = agent.act(key_act, params, obs, jnp.where(random, 1.0, exploration))
+    if jnp.issubdtype(action.dtype, jnp.integer):
+        return action
     return jnp.where(random, jax.random.uniform(key_uniform, action.shape, minval=-1.0, maxval=1.0), action)
 
 
@@ -202,8 +204,8 @@ def experience(
     exploration: Array | float,
     discount: Array | float,
 ) -> tuple[Lane, tuple[Transition, Array]]:
-    """``collect`` by an agent with continuous actions, uniformly ``random`` ones if so: the lane, transitions
-    [T] with gamma ``discount``, and done bool [T]."""
+    """``collect`` by an agent, with uniformly ``random`` actions if so: the lane, transitions [T] with gamma
+    ``discount``, and done bool [T]."""
 
     def policy(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
         return carry, explore(agent, params, obs, key, random, exploration)

@@ -60,6 +60,32 @@ def _setting(member: Mapping[str, Any]) -> str:
     return "".join(f"{name} {value:g}, " for name, value in member["numbers"].items())
 
 
+def report(written: Any) -> None:
+    """The table of results of a ``Report``, and where its page is."""
+    header, rows = written.table.header, written.table.rows
+    table = _numbers("return, mean ± std over seeds of the last 10 evaluations", *header)
+    table.columns[0].justify = "left"
+    for place, cells in enumerate(rows):
+        table.add_row(
+            *(
+                f"[bold]{escape(c)}" if (place, i) in written.table.best else escape(c)
+                for i, c in enumerate(cells)
+            )
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"{written.page}: {len(written.figures)} figures", highlight=False, soft_wrap=True)
+
+
+def exported(directory: str, reason: str | None) -> None:
+    """What an export has written."""
+    console = Console()
+    files = "policy.stablehlo" + ("" if reason else ", policy.npz, policy.py")
+    console.print(f"{directory}: {files}, policy.json, README.md", highlight=False, soft_wrap=True)
+    if reason:
+        console.print(f"no policy.npz: {reason}", highlight=False, soft_wrap=True)
+
+
 class Played(NamedTuple):
     """What policies got: undiscounted returns [S, E], lengths [S, E] in environment steps; ``where`` is the
     device or a library."""
@@ -72,7 +98,8 @@ class Played(NamedTuple):
 def evaluation(root: Path, config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
     """One row per member."""
     returns, lengths, members = here.returns, here.lengths, sweep.of_config(config)
-    title = f"{config['method']} on {config['env']}, {returns.shape[1]} episodes per seed"
+    who = config["method"] + (f" (individual {config['individual']})" if "individual" in config else "")
+    title = f"{who} on {config['env']}, {returns.shape[1]} episodes per seed"
     table = _numbers(title, "seed", "env steps", "return", "std", "min", "max", "length [steps]")
     for place, row in enumerate(returns):
         numbers = (row.mean(), row.std(), row.min(), row.max())
@@ -139,6 +166,8 @@ def evaluation_json(
         "mean": float(here.returns.mean()),
         "seeds": seeds,
     }
+    if "individual" in config:
+        report["individual"] = config["individual"]
     if there is not None:
         report["original"] = {
             "library": there.where,

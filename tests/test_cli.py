@@ -158,7 +158,7 @@ def test_presets_are_defaults_that_flags_override() -> None:
 
 def test_an_agent_brings_its_own_options() -> None:
     argv = ["--env=probe/context", "--config.agent=td3", "--config.agent.hidden", "64", "32", "--env_steps=9"]
-    agents, rest = cli._peel_agents(independent, argv)
+    agents, rest = cli._peel_agents(independent, argv, None)
     config, hyper = cli._defaults(independent, agents, None)
     rest += ["--hyper.target_noise", "0.3"]
     arguments = cli._parse_run(parse, "independent", rest, config, hyper, list(agents))
@@ -171,7 +171,7 @@ def test_an_agent_brings_its_own_options() -> None:
 
 def test_members_of_a_team_are_chosen_or_left_out() -> None:
     argv = ["--env=probe/context", "--env-steps=9", "--config.on-policy", "a2c", "--config.evolution=none"]
-    agents, rest = cli._peel_agents(cspc, [*argv, "--config.off_policy", "td3"])
+    agents, rest = cli._peel_agents(cspc, [*argv, "--config.off_policy", "td3"], None)
     assert agents == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none"}
     config, hyper = cli._defaults(cspc, agents, None)
     rest += [
@@ -191,7 +191,7 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
     assert type(arguments.hyper) is cspc.Hyper
     assert arguments.hyper.off_policy.target_noise == 0.3
     assert arguments.hyper.cem is None
-    unchanged = cli._defaults(cspc, cli._peel_agents(cspc, [])[0], None)
+    unchanged = cli._defaults(cspc, cli._peel_agents(cspc, [], None)[0], None)
     assert unchanged == (cspc.Config(), cspc.default_hyper(cspc.Config()))
     with pytest.raises(parse.Fault, match="unknown option"):
         cli._parse_run(

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from popjax import tree
-from popjax.agents import a2c, ddpg, ppo, sac, sac2018, td3
-from popjax.core import Method, stacked_fields
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.core import Method, Pretrained, stacked_fields
 from popjax.envs import make
 from popjax.evolution import cem
 from popjax.evolution.crossover import Distillation
 from popjax.intrinsic import contrastive
-from popjax.methods import ce, cspc, independent, onpolicy, pderl
+from popjax.methods import ca2e, cdrl, ce, cspc, independent, onpolicy, pderl
+from popjax.nets import recurrent
 
 
 class Case(NamedTuple):
@@ -44,9 +45,9 @@ def _pderl(**options):
     return Case(lambda: pderl.build(make("probe/delay"), replace(config, **options)), 4)
 
 
-def _independent(agent, **options):
+def _independent(agent, env="probe/delay", **options):
     config = independent.Config(agent=agent, population=3, batch=4, capacity=50, warmup=1)
-    return Case(lambda: independent.build(make("probe/delay"), replace(config, **options)), 3)
+    return Case(lambda: independent.build(make(env), replace(config, **options)), 3)
 
 
 def _onpolicy():
@@ -86,7 +87,45 @@ def _cspc(**options):
     return Case(lambda: cspc.build(make("probe/delay"), replace(config, **options)), 3)
 
 
+def _ca2e():
+    config = replace(
+        ca2e.default_config(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))),
+        nature_actors=2,
+        prior_actors=1,
+        n_step=1,
+        batch=4,
+        capacity=50,
+        local_buffer=1,
+        sync_every=2,
+        learning_starts=0,
+        check_every=3,
+        return_window=2,
+    )
+
+    def build():
+        env = make("probe/delay")
+        policy = Pretrained("constant", env.spec, lambda p, m, obs, key: (m, p), jnp.zeros(1))
+        return ca2e.build(env, config, [ca2e.Prior(policy, 0.5)])
+
+    return Case(build, 3)
+
+
+def _cdrl(**options):
+    """A student with a teacher that trains beside it; there are discrete probes of two kinds."""
+    network = recurrent.Config(hidden=(4,), units=4)
+    config = cdrl.Config(network=network, lanes=2, steps=3, align_hidden=(4,), **options)
+    here, other = make("probe/context-discrete"), make("probe/corridor-discrete")
+
+    def build():
+        method = cdrl.build(here, config, teacher_envs=[other])
+        return method._replace(hyper=replace(method.hyper, align_from=0.0, distil_from=0.0))
+
+    return Case(build, 2)
+
+
 CASES = {
+    "ca2e": _ca2e(),
+    "cdrl": _cdrl(),
     "ce": _ce(),
     "cspc": _cspc(),
     "cspc_fused": _cspc(
@@ -96,6 +135,8 @@ CASES = {
     "pderl": _pderl(),
     "erl": _pderl(crossover="n_point", mutation="gaussian"),
     "ddpg": _independent(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4)),
+    "ddpg_normalized": _independent(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))),
+    "dqn": _independent(dqn.Config(hidden=(4,)), env="probe/corridor-discrete"),
     "td3": _independent(td3.Config(hidden=(4,)), lanes=2, steps=2),
     "sac": _independent(sac.Config(hidden=(4,))),
     "shared": _independent(sac.Config(hidden=(4,)), shared_replay=True),
@@ -239,20 +280,38 @@ def test_the_policy_acts(name):
     state = started(name)
     memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0))
     assert jax.tree.structure(memory) == jax.tree.structure(method.memory)
-    assert action.shape == (1,)
+    assert (action.shape, action.dtype) in (((1,), jnp.float32), ((), jnp.int32))
     assert np.abs(action).max() <= 1
+
+
+@every_method
+def test_every_individual_acts(name):
+    """With its own parameters, of which the policy's are one set; where all vote, nobody acts alone."""
+    method, state = compiled(name)[0], started(name)
+    if name in ("ce_all", "ca2e", "cdrl"):
+        assert method.individuals is None
+        return
+    everybody, policy = method.individuals(state), method.policy(state)
+    assert jax.tree.structure(everybody) == jax.tree.structure(policy)
+    for x, y in zip(jax.tree.leaves(everybody), jax.tree.leaves(policy), strict=True):
+        assert (x.shape, x.dtype) == ((CASES[name].population, *y.shape), y.dtype)
+    act = jax.vmap(method.act, (0, None, None, None))
+    _, actions = act(everybody, method.memory, jnp.ones(1), jax.random.key(0))
+    chosen = method.act(policy, method.memory, jnp.ones(1), jax.random.key(0))[1]
+    assert np.abs(actions - chosen).reshape(len(actions), -1).sum(1).min() < 1e-6
+    assert jnp.issubdtype(actions.dtype, jnp.integer) or len(np.unique(actions)) == CASES[name].population
 
 
 def _bytes(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(bare(state)))
 
 
-@pytest.mark.parametrize(("name", "share"), [("sac", 0.3), ("pderl", 0.3), ("ce", 0.5)])
+@pytest.mark.parametrize(("name", "share"), [("sac", 0.3), ("pderl", 0.3), ("ce", 0.5), ("ca2e", 0.3)])
 def test_a_step_never_copies_the_replay(name, share):
     """With 10^6 transitions of a real task and default networks: the donated State is written in place, and
     all else that a step needs, the batches of four agents in CE, is less than a ``share`` of its size."""
     env = make("gymnax/Pendulum-v1")
-    method = {"sac": independent, "pderl": pderl, "ce": ce}[name].build(env)
+    method = {"sac": independent, "pderl": pderl, "ce": ce, "ca2e": ca2e}[name].build(env)
     state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
     assert max(x.size for x in jax.tree.leaves(state.replay)) >= 3_000_000
     memory = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()

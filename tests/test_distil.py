@@ -85,6 +85,14 @@ def test_softened_kl_pulls_the_student_and_leaves_the_teacher():
     np.testing.assert_allclose(rows, np.tile(gradient / 4, (4, 1)), rtol=1e-5)
 
 
+def test_an_equal_teacher_pulls_by_nothing_at_all():
+    """Not by rounding either: an Adam would make a whole step of 1e-9."""
+    logits = jax.random.normal(jax.random.key(0), (50, 7))
+    loss, gradient = jax.jit(jax.value_and_grad(softened_kl, 1))(logits, logits)
+    assert float(loss) == 0
+    assert not np.any(gradient)
+
+
 @pytest.mark.parametrize(
     ("direction", "loss", "gradient"),
     [

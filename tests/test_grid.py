@@ -161,11 +161,11 @@ def test_a_directory_of_runs_is_resumed_where_it_was_left(
     done: list[Path] = []
     train_one = cli._train
 
-    def interrupted(program, root, resume):  # type: ignore[no-untyped-def]
+    def interrupted(name, argv, root, resume):  # type: ignore[no-untyped-def]
         if len(done) == 1:
             raise KeyboardInterrupt
         done.append(root)
-        return train_one(program, root, resume)
+        return train_one(name, argv, root, resume)
 
     def leave(code: int) -> None:
         raise SystemExit(code)

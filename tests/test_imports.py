@@ -32,7 +32,7 @@ LAYERS = (
     {"agents", "evolution", "intrinsic"},
     {"methods"},
 )
-COMMAND_LINE = {"cli", "grid", "parse", "several", "show"}
+COMMAND_LINE = {"cli", "grid", "parse", "pretrained", "results", "several", "show", "training"}
 ABOVE = {"host"} | COMMAND_LINE
 # The host sees a method through the record `Method`, whatever it is made of.
 HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods"} | COMMAND_LINE
@@ -43,6 +43,9 @@ SHARED = {
     "popjax.envs.options",
     "popjax.envs.dmc.parts",
     "popjax.methods.pderl",
+    "popjax.replay.ring",
+    "popjax.nets.images",
+    "popjax.methods.cdrl.teachers",
     "popjax.nets.layers",
 }
 # What puts the modules of its package together, as the package's `__init__` may.

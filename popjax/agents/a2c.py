@@ -26,7 +26,6 @@ from popjax.core import (
     Spec,
     Trajectory,
     number,
-    vector_size,
 )
 from popjax.optimize import descend
 
@@ -99,7 +98,7 @@ def annealed(rate: Number, updates: Array, length: Number) -> Array:
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """An A2C learner for discrete or continuous actions."""
     policy, value = nets.policy_and_value(
-        vector_size(spec, "a2c"),
+        spec.obs_shape,
         spec.action_dim,
         config.hidden,
         discrete=spec.discrete,

@@ -1,12 +1,15 @@
 """Deep deterministic policy gradient, in the form that ERL and PDERL train beside their populations.
 
 Lillicrap et al., ICLR 2016; networks, clipping and constants of Bodnar, Day & Lio, AAAI 2020, and its code.
-The actor step uses the critic that the same step has just updated.
+The actor step uses the critic that the same step has just updated. ``BASELINES`` and ``baselines_hyper`` are
+the other common form, with layer norm in both networks, normalized observations and a penalty on the critic's
+weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -14,8 +17,20 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets, tree
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
+from popjax import nets, normalize, tree
+from popjax.core import (
+    Agent,
+    Key,
+    Network,
+    Number,
+    Params,
+    PyTree,
+    Spec,
+    Transition,
+    continuous_dims,
+    importance,
+    number,
+)
 from popjax.optimize import adam, descend
 
 
@@ -24,11 +39,30 @@ class Config:
     """Shapes of the networks."""
 
     hidden: tuple[int, ...] = (128, 128)  # actor's hidden layers, units
-    critic_branch: int = 200  # critic's first layer, units for observation and action each
-    critic_hidden: int = 300  # critic's second layer, units
+    critic: Literal["branches", "layers"] = "branches"  # critic: ERL's, or plain hidden layers
+    critic_branch: int = 200  # "branches": first layer, units for observation and action each
+    critic_hidden: int = 300  # "branches": second layer, units
+    critic_layers: tuple[int, ...] = (64, 64)  # "layers": units, with ReLU and the common layer norm
+    action_layer: int = 1  # "layers": the hidden layer that the action joins; 0: with the observation
     activation: Literal["tanh", "relu"] = "tanh"  # between the actor's layers
-    norm: bool = True  # whether the actor's layers are normalized
-    output_scale: float = 0.1  # multiplies the initial output layers of the learner's actor and critic
+    norm: nets.Norm = "erl"  # of the actor's layers; "erl" is ERL's own layer norm
+    first_weights: Literal["torch", "glorot"] = "torch"  # actor: PyTorch's, or Glorot and a small output
+    normalize: bool = False  # whether observations are normalized by running statistics and cut to [-5, 5]
+    output_scale: float = 0.1  # "torch", "branches": multiplies the learner's initial output layers
+
+    def __post_init__(self) -> None:
+        if self.critic == "layers" and not 0 <= self.action_layer < len(self.critic_layers):
+            raise ValueError(
+                f"action_layer {self.action_layer} is none of the {len(self.critic_layers)} critic_layers,"
+                " counted from 0"
+            )
+
+
+BASELINES = Config(
+    hidden=(64, 64), critic="layers", activation="relu", norm="layer", first_weights="glorot", normalize=True
+)
+"""The networks of OpenAI Baselines as Plappert et al. (ICLR 2018) describe them, appendix A: actions join at
+the second hidden layer."""
 
 
 @struct.dataclass
@@ -40,12 +74,18 @@ class Hyper:
     actor_lr: Number = number(5e-5)  # Adam's rate for the actor
     critic_lr: Number = number(5e-4)  # Adam's rate for the critic
     max_grad_norm: Number = number(10.0)  # global norm to which each network's gradient is clipped
+    critic_l2: Number = number(0.0)  # weight of the critic's squared hidden matrices beside the squared error
     exploration: Number = number(0.1)  # standard deviation of Gaussian action noise while collecting
+
+
+def baselines_hyper() -> Hyper:
+    """The numbers that belong to ``BASELINES``."""
+    return Hyper(polyak=1e-3, actor_lr=1e-4, critic_lr=1e-3, max_grad_norm=math.inf, critic_l2=1e-2)
 
 
 @struct.dataclass
 class State:
-    """Online and target networks, and Adam's moments."""
+    """Online and target networks, Adam's moments, and statistics [D] of observations or ()."""
 
     actor: Params
     critic: Params
@@ -53,11 +93,13 @@ class State:
     target_critic: Params
     actor_optimizer: PyTree
     critic_optimizer: PyTree
+    statistics: PyTree
 
 
 @struct.dataclass
 class Losses:
-    """critic_loss: mean squared TD error; actor_loss: minus the mean value of its actions; [] each."""
+    """critic_loss: mean of the weighted squared TD error, and the penalty; actor_loss: minus the mean value
+    of its actions; [] each."""
 
     critic_loss: Array
     actor_loss: Array
@@ -75,25 +117,16 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     the learner's own actor and of its critic are multiplied by ``config.output_scale``.
     """
     obs_dim, action_dim = continuous_dims(spec, "ddpg")
+    actor, critic = _actor(obs_dim, action_dim, config, 1.0), _critic(obs_dim, action_dim, config)
+    first_actor = _actor(obs_dim, action_dim, config, config.output_scale)
 
-    def make_actor(final_scale: float) -> nets.Network:
-        return nets.tanh_actor(
-            obs_dim,
-            action_dim,
-            config.hidden,
-            activation=config.activation,
-            norm=config.norm,
-            final_scale=final_scale,
-        )
-
-    actor = make_actor(1.0)
-    critic = nets.two_branch_critic(
-        obs_dim, action_dim, config.critic_branch, config.critic_hidden, final_scale=config.output_scale
-    )
+    def seen(statistics: PyTree, obs: Array) -> Array:
+        """Observations as the networks are given them."""
+        return normalize.normalize(statistics, obs, clip=5.0) if config.normalize else obs
 
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
-        actor_params = make_actor(config.output_scale).init(key_actor)
+        actor_params = first_actor.init(key_actor)
         critic_params = critic.init(key_critic)
         return State(
             actor=actor_params,
@@ -102,26 +135,45 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             target_critic=critic_params,
             actor_optimizer=adam(hyper.actor_lr, hyper.max_grad_norm).init(actor_params),
             critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init(critic_params),
+            statistics=normalize.init((obs_dim,)) if config.normalize else (),
         )
 
+    def params_of(state: State) -> Params:
+        return (state.actor, state.statistics) if config.normalize else state.actor
+
     def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        action = actor.apply(params, obs)
+        network, statistics = params if config.normalize else (params, ())
+        action = actor.apply(network, seen(statistics, obs))
         return jnp.clip(action + scale * jax.random.normal(key, action.shape), -1.0, 1.0)
 
+    def observe(state: State, obs: Array, valid: Array) -> State:
+        return replace(state, statistics=normalize.update(state.statistics, obs, valid))
+
+    def targets(state: State, batch: Transition, online: bool) -> Array:
+        """[B] what the value of a transition should be, by the target networks or the online ones."""
+        networks = (state.actor, state.critic) if online else (state.target_actor, state.target_critic)
+        next_obs = seen(state.statistics, batch.next_obs)
+        next_value = critic.apply(networks[1], next_obs, actor.apply(networks[0], next_obs))
+        return batch.reward + batch.discount * next_value
+
+    def td_error(state: State, batch: Transition, online: bool = False) -> Array:
+        value = critic.apply(state.critic, seen(state.statistics, batch.obs), batch.action)
+        return targets(state, batch, online) - value
+
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
-        next_action = actor.apply(state.target_actor, batch.next_obs)
-        next_value = critic.apply(state.target_critic, batch.next_obs, next_action)
-        target = batch.reward + batch.discount * next_value  # [B]
+        target = targets(state, batch, False)
+        obs, weight = seen(state.statistics, batch.obs), importance(batch)
 
         def critic_loss(params: Params) -> tuple[Array, None]:
-            return jnp.mean((critic.apply(params, batch.obs, batch.action) - target) ** 2), None
+            error = jnp.mean(weight * (critic.apply(params, obs, batch.action) - target) ** 2)
+            return error + hyper.critic_l2 * nets.hidden_squares(params), None
 
         critic_params, critic_optimizer, critic_value, _ = descend(
             adam(hyper.critic_lr, hyper.max_grad_norm), critic_loss, state.critic, state.critic_optimizer
         )
 
         def actor_loss(params: Params) -> tuple[Array, None]:
-            return -jnp.mean(critic.apply(critic_params, batch.obs, actor.apply(params, batch.obs))), None
+            return -jnp.mean(critic.apply(critic_params, obs, actor.apply(params, obs))), None
 
         actor_params, actor_optimizer, actor_value, _ = descend(
             adam(hyper.actor_lr, hyper.max_grad_norm), actor_loss, state.actor, state.actor_optimizer
@@ -133,9 +185,39 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             target_critic=tree.polyak(state.target_critic, critic_params, hyper.polyak),
             actor_optimizer=actor_optimizer,
             critic_optimizer=critic_optimizer,
+            statistics=state.statistics,
         )
         return state, Losses(critic_loss=critic_value, actor_loss=actor_value)
 
-    return Agent(
-        init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=critic
+    agent = Agent(
+        init=init,
+        act=act,
+        learn=learn,
+        params=params_of,
+        actor=actor,
+        critic=critic,
+        td_error=td_error,
+    )
+    return agent._replace(observe=observe) if config.normalize else agent
+
+
+def _actor(obs_dim: int, action_dim: int, config: Config, output_scale: float) -> Network:
+    glorot = config.first_weights == "glorot"
+    return nets.tanh_actor(
+        obs_dim,
+        action_dim,
+        config.hidden,
+        activation=config.activation,
+        norm=config.norm,
+        final_scale=1.0 if glorot else output_scale,
+        initializer="glorot" if glorot else "uniform_fan_in",
+        final_initializer="small" if glorot else None,
+    )
+
+
+def _critic(obs_dim: int, action_dim: int, config: Config) -> Network:
+    if config.critic == "layers":
+        return nets.late_action_critic(obs_dim, action_dim, config.critic_layers, config.action_layer)
+    return nets.two_branch_critic(
+        obs_dim, action_dim, config.critic_branch, config.critic_hidden, final_scale=config.output_scale
     )

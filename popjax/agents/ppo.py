@@ -30,7 +30,6 @@ from popjax.core import (
     Spec,
     Trajectory,
     number,
-    vector_size,
 )
 from popjax.optimize import adam, descend
 
@@ -112,7 +111,7 @@ def standardized(x: Array) -> Array:
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """A PPO learner for discrete or continuous actions."""
     policy, value = nets.policy_and_value(
-        vector_size(spec, "ppo"),
+        spec.obs_shape,
         spec.action_dim,
         config.hidden,
         discrete=spec.discrete,

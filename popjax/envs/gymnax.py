@@ -23,7 +23,8 @@ def tasks() -> Sequence[str]:
 def make(task: str, **params: Any) -> Env:
     """A gymnax task; ``params`` replace fields of its ``EnvParams``, such as ``max_steps_in_episode``.
 
-    The task's own automatic reset is not used. Observations are float32; continuous actions in [-1, 1] are
+    The task's own automatic reset is not used. Observations are float32, and bool in MinAtar, whose frames
+    are 0 and 1: a replay of them is a quarter the size; continuous actions in [-1, 1] are
     rescaled to the task's bounds.
     """
     env, defaults = gymnax.make(task)
@@ -39,10 +40,12 @@ def make(task: str, **params: Any) -> Env:
     spec = Spec(
         name=f"gymnax/{task}",
         obs_shape=tuple(env.observation_space(params_).shape),
+        obs_dtype=jnp.bool_ if task.endswith("-MinAtar") else jnp.float32,
         action_dim=int(action_space.n) if discrete else int(action_space.shape[0]),
         episode_length=int(params_.max_steps_in_episode),
         discrete=discrete,
         dt=float(params_.dt) if "dt" in known else None,
+        highest_return=float(params_.max_steps_in_episode) if task == "CartPole-v1" else None,
     )
     native = (lambda action: action) if discrete else _to_box(action_space)
 

@@ -37,7 +37,7 @@ class _Probe(NamedTuple):
 
 
 def _sign(key: Key) -> Array:
-    return jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
+    return jnp.where(jax.random.bernoulli(key), jnp.float32(1), jnp.float32(-1))
 
 
 def _at(value: float) -> Callable[[Key], Array]:

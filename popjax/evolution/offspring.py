@@ -1,7 +1,8 @@
 """Filling the slots that selection left vacant: distilled children, or ERL's exchange of rows.
 
 Populations are stacked parameters ``actors`` [P] and genetic memories ``memories`` [P]. Children read only
-elite copies and winners and write only vacant slots, so all are made at once.
+elite copies and winners and write only vacant slots, so all are made at once. ``stems`` int32 [P, 2] are the
+slots of the old population that each slot's genome is made of, -1 where there is no second one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def breed(
     fitness: Array,
     config: Mating,
     key: Key,
-) -> tuple[Params, Ring]:
+) -> tuple[Params, Ring, Array]:
     """Vacant slots take a child of the pairs that mate best, and half of each parent's memory.
 
     fitness: float [P] of each slot before elites were cloned.
@@ -49,10 +50,16 @@ def breed(
     active = selection.vacant >= 0
     born = jax.vmap(child)(actors_x, actors_y, inherited, jax.random.split(key_child, children), active)
     slot = jnp.where(active, selection.vacant, fitness.shape[0])
-    return tree.put((actors, memories), slot, (born, inherited))
+    stems = clones(selection).at[slot].set(selection.source[jnp.stack([x, y], 1)], mode="drop")
+    return *tree.put((actors, memories), slot, (born, inherited)), stems
 
 
-def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) -> tuple[Params, Ring]:
+def clones(selection: Selection) -> Array:
+    """The stems of a population in which elites were cloned and no children are born."""
+    return jnp.stack([selection.source, jnp.full_like(selection.source, -1)], 1)
+
+
+def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) -> tuple[Params, Ring, Array]:
     """ERL: vacant slots, two by two, take an elite's copy and a winner, then exchange rows.
 
     An odd slot is paired with a random vacant one, which is thereby written again. Memories follow the
@@ -74,7 +81,15 @@ def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) ->
         a, b = tree.take(((crossed_a, memory_a), (crossed_b, memory_b)), pair)
         actors, memories = tree.put((actors, memories), first[pair], a)
         actors, memories = tree.put((actors, memories), second[pair], b)
-    return actors, memories
+    both = jnp.stack([elite, winner], 1)
+    alone = jnp.stack([winner, jnp.full_like(winner, -1)], 1)
+    both = jnp.where((first == second)[:, None], alone, both)
+    made = jnp.where(both < 0, -1, selection.source[both])
+    stems = clones(selection)
+    for pair in range(pairs):  # as above
+        stems = stems.at[first[pair]].set(made[pair], mode="drop")
+        stems = stems.at[second[pair]].set(made[pair], mode="drop")
+    return actors, memories, stems
 
 
 def _pairs(vacant: Array, population: int, key: Key) -> tuple[Array, Array]:

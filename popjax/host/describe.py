@@ -44,8 +44,10 @@ def configuration(
     """Everything needed to build and repeat a run, and where it ran.
 
     ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agents``,
-    ``env_options``, ``config`` and the ``command`` that started the run. Without a name the method is called
-    after the module that made it. ``sweep`` are the swept numbers, ``members`` the part of the sweep.
+    ``env_options``, ``config``, the finished ``runs`` and further ``envs`` that it builds on and the
+    ``command`` that started it.
+    Without a name the method is called after the module that made it.
+    ``sweep`` are the swept numbers, ``members`` the part of the sweep.
     """
     return {
         "method": description.get("method") or method.init.__module__.rpartition(".")[2],
@@ -53,6 +55,8 @@ def configuration(
         "env": env.spec.name,
         "env_options": dict(description.get("env_options") or {}),
         "config": dict(description.get("config") or {}),
+        "runs": dict(description.get("runs") or {}),
+        "envs": dict(description.get("envs") or {}),
         "hyper": numbers(hyper),
         "options": asdict(options),
         "sweep": {name: list(values) for name, values in sweep.items()},

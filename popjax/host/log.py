@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -74,21 +74,30 @@ def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """What ``evaluations_file`` has written, in its order; nothing if there is no such file."""
-    if not path.exists():
-        return ()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = list(read_lines(path))
     first = min((line["seed"] for line in lines), default=0)
-    return tuple(
-        Evaluation(
-            line["seed"],
-            line["generation"],
-            line["env_steps"],
-            tuple(line["returns"]),
-            tuple(line["lengths"]),
-            line.get("member", line["seed"] - first),  # absent from files that knew of seeds only
-        )
-        for line in lines
+    return tuple(evaluation(line, first) for line in lines)
+
+
+def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
+    """A record of ``evaluations_file``; in one that knew of seeds only, ``first`` is the lowest of them."""
+    return Evaluation(
+        line["seed"],
+        line["generation"],
+        line["env_steps"],
+        tuple(line["returns"]),
+        tuple(line["lengths"]),
+        line.get("member", line["seed"] - first),
     )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, but for a last one that is being written; none if there is no
+    such file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def drop_after(path: Path, generation: int) -> None:
@@ -128,7 +137,7 @@ def tensorboard(directory: Path, members: Sequence[Member], env_steps: np.ndarra
         for name, values in named(history.metrics).items():
             for place, row in itertools.product(history.living, range(history.generation.shape[1])):
                 step = int(history.env_steps[place, row])
-                for suffix, scalar in _scalars(values[place, row]):
+                for suffix, scalar in scalars(values[place, row]):
                     writers[place].add_scalar(f"metrics/{name}{suffix}", scalar, step)
         for evaluation in history.evaluations:
             writer = numbered[evaluation.member]
@@ -227,7 +236,8 @@ def _identity(member: Member) -> dict[str, Any]:
     return {"member": member.number, "seed": member.seed, **member.numbers}
 
 
-def _scalars(value: np.ndarray) -> list[tuple[str, float]]:
+def scalars(value: np.ndarray) -> list[tuple[str, float]]:
+    """A metric of one generation as suffix and number: itself, or its mean and maximum if it has axes."""
     if np.ndim(value) == 0:
         return [("", float(value))]
     return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]

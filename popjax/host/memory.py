@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ def available_bytes(device: jax.Device) -> int:
     import psutil
 
     return min(int(psutil.virtual_memory().available), _control_group_bytes())
+
+
+def peak_bytes(device: jax.Device) -> int:
+    """The most that ``device`` has held at once in this process: by its own account where it keeps one, else
+    what the whole process has."""
+    statistics = device.memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def spare_for_copies(total: int, available: int, device: jax.Device) -> int:

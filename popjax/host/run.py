@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, log, processes, report, rundir
+from popjax.host import checkpoint, log, memory, processes, report, rundir
 from popjax.host.history import Evaluation, History, empty
 from popjax.host.options import Options
 from popjax.host.sweep import Member
@@ -163,6 +164,10 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
     summary = {
         "method": run.config["method"],
         "agents": run.config["agents"],
+        "runs": {
+            option: [{**_without_config(run), "run": Path(run["run"]).name} for run in runs]
+            for option, runs in run.config["runs"].items()
+        },
         "env": run.env.spec.name,
         "seeds": [member.seed for member in run.members],
         "env_steps": int(position.env_steps.max()),
@@ -172,6 +177,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "wall_seconds": round(_wall_seconds(run, position), 3),
         "compile_seconds": round(position.compile_seconds, 3),
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
+        "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
         "hardware": run.config["device"],
         "state_sha256": checkpoint.digest(state),
         "members": [_member(run, state, position, place, finals[place]) for place in range(len(finals))],
@@ -209,6 +215,10 @@ def _write_results(run: Run, files: rundir.RunDirectory, position: Position, sum
         files.curve(setting).parent.mkdir(exist_ok=True)
         report.learning_curve(evaluations, files.curve(setting), title=title)
     rundir.write_json(files.summary, summary)
+
+
+def _without_config(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in entry if name != "config"}
 
 
 def finished(run: Run, state: Any, position: Position) -> Result:

@@ -26,7 +26,18 @@ from popjax.host import processes
 from popjax.host.errors import Refused
 from popjax.host.options import option_name
 
-_COMPARED = ("method", "agent", "env", "env_options", "config", "hyper", "options", "sweep", "members")
+_COMPARED = (
+    "method",
+    "agent",
+    "env",
+    "env_options",
+    "envs",
+    "config",
+    "hyper",
+    "options",
+    "sweep",
+    "members",
+)
 
 
 @dataclass(frozen=True)
@@ -144,12 +155,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
     A larger budget of environment steps is no difference: it continues the same run. Versions, device and
     commit are not options.
     """
-    flat_old, flat_new = (dict(_flatten(_plain({k: c.get(k) for k in _COMPARED}))) for c in (old, new))
+    flat_old, flat_new = (dict(flattened(_plain({k: c.get(k) for k in _COMPARED}))) for c in (old, new))
     for name in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(name), flat_new.get(name)
         if before == after or (name == "options.env_steps" and _larger(after, before)):
             continue
-        yield f"{option_name(name.removeprefix('options.'))} {_spell(before)} -> {_spell(after)}"
+        option = option_name(name.removeprefix("options.").removeprefix("envs."))
+        yield f"{option} {_spell(before)} -> {_spell(after)}"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -170,10 +182,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option in nested dictionaries by its dotted name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else key)
+            yield from flattened(item, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, value
 

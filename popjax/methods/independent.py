@@ -134,9 +134,10 @@ def build(env: Env, config: Config = Config()) -> Method:
             replay=store,
         )
 
-    def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, random: Array, key: Key) -> Any:
+    def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, env_steps: Array, key: Key) -> Any:
         """One lane of one agent plays ``steps`` steps: the lane, transitions [T], done [T]."""
-        noise = {"random": random, "exploration": hyper.exploration}
+        exploration = agent.exploration(hyper, env_steps // population)
+        noise = {"random": env_steps < warmup, "exploration": exploration}
         lane, (rows, done) = rollout.experience(
             lanes_env, agent, params, lane, key, config.steps, **noise, discount=hyper.discount
         )
@@ -149,21 +150,23 @@ def build(env: Env, config: Config = Config()) -> Method:
         over_lanes = jax.vmap(collect_one, (0, None, None, None, 0))
         over_agents = jax.vmap(over_lanes, (0, 0, tree.axes(s.hyper), None, 0))
         played, rows, done = over_agents(
-            s.lanes, agent.params(s.agents), s.hyper, s.env_steps < warmup, keys
+            s.lanes, agent.params(s.agents), s.hyper, s.env_steps, keys
         )  # rows [P, N, T]
         returns = jax.vmap(jax.vmap(rollout.track))(s.returns, rows.reward, done)
+        rows = jax.vmap(tree.flatten)(rows)  # [P, N * T]
+        valid = jnp.ones(rows.reward.shape, jnp.bool_)
+        observed = jax.vmap(agent.observe)(s.agents, rows.obs, valid)
         if config.shared_replay:
-            rows = tree.flatten(rows, 3)
-            store = replay.add(s.replay, rows, jnp.ones(rows.reward.shape, jnp.bool_))
+            store = replay.add(s.replay, tree.flatten(rows), valid.reshape(-1))
         else:
-            rows = jax.vmap(tree.flatten)(rows)
-            store = jax.vmap(replay.add)(s.replay, rows, jnp.ones(rows.reward.shape, jnp.bool_))
+            store = jax.vmap(replay.add)(s.replay, rows, valid)
         return replace(
             s,
             key=key,
             env_steps=s.env_steps + population * lanes * config.steps,
             generation=s.generation + 1,
             metrics=replace(s.metrics, fitness=returns.latest.mean(1), episodes=returns.episodes.sum(1)),
+            agents=observed,
             lanes=played,
             returns=returns,
             replay=store,
@@ -208,4 +211,5 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=population * lanes * config.steps,
+        individuals=lambda s: agent.params(s.agents),
     )

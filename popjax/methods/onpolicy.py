@@ -178,6 +178,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=population * lanes * length,
+        individuals=lambda s: agent.params(s.agents),
     )
 
 

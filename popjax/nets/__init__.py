@@ -16,7 +16,8 @@ from flax import linen as nn
 from jax import Array
 
 from popjax.core import Key, Network, Params
-from popjax.nets.layers import MLP, Dense, LayerNorm
+from popjax.nets import images
+from popjax.nets.layers import MLP, Dense, LayerNorm, Norm, network, rectified
 
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
@@ -94,9 +95,23 @@ class _TwoBranchCritic(nn.Module):
         return Dense(1, scale=self.final_scale)(x)[..., 0]
 
 
+class _LateActionCritic(nn.Module):
+    hidden: Sequence[int]
+    action_layer: int
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        x = obs
+        for layer, width in enumerate(self.hidden):
+            x = jnp.concatenate([x, action], -1) if layer == self.action_layer else x
+            x = rectified(Dense(width, "glorot")(x), self.norm)
+        return Dense(1, "small")(x)[..., 0]
+
+
 def mlp(inputs: int, hidden: Sequence[int], out: int, *, initializer: str = "orthogonal") -> Network:
     """x [..., inputs] -> [..., out]; ReLU between linear layers."""
-    return _network(MLP(tuple(hidden), out, initializer=initializer), inputs)
+    return network(MLP(tuple(hidden), out, initializer=initializer), inputs)
 
 
 def tanh_actor(
@@ -105,14 +120,14 @@ def tanh_actor(
     hidden: Sequence[int],
     *,
     activation: str = "relu",
-    norm: bool = False,
+    norm: Norm = "none",
     final_scale: float = 1.0,
     initializer: str = "uniform_fan_in",
     final_initializer: str | None = None,
 ) -> Network:
     """A deterministic policy: obs [..., D] -> action [..., A] in [-1, 1]."""
     mlp = MLP(tuple(hidden), action_dim, activation, norm, initializer, final_scale, final_initializer)
-    return _network(_TanhActor(mlp), obs_dim)
+    return network(_TanhActor(mlp), obs_dim)
 
 
 def gaussian_actor(
@@ -128,7 +143,7 @@ def gaussian_actor(
 
     The log std is clipped to its range or, with ``soft_range``, scaled into it by a tanh."""
     mlp = MLP(tuple(hidden), action_dim, initializer=initializer, final_initializer=final_initializer)
-    return _network(_GaussianActor(mlp, soft_range), obs_dim)
+    return network(_GaussianActor(mlp, soft_range), obs_dim)
 
 
 def categorical_actor(
@@ -141,7 +156,7 @@ def categorical_actor(
     initializer: Initializer = "orthogonal",
 ) -> Network:
     """obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or "uniform"."""
-    return _network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
+    return network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
 
 
 def gaussian_policy(
@@ -158,7 +173,7 @@ def gaussian_policy(
     policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same for all
     observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer alone is
     not 0."""
-    return _network(
+    return network(
         _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
     )
 
@@ -173,12 +188,12 @@ def state_value(
 ) -> Network:
     """obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform" without biases."""
     if initializer == "uniform":
-        return _network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
-    return _network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
+        return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
+    return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
 
 
 def policy_and_value(
-    obs_dim: int,
+    obs_shape: Sequence[int],
     action_dim: int,
     hidden: Sequence[int],
     *,
@@ -188,21 +203,40 @@ def policy_and_value(
     log_std: float = 0.0,
 ) -> tuple[Network, Network]:
     """The separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
-    ``state_value``."""
-    sizes = (obs_dim, action_dim, hidden)
+    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``."""
     options: Any = {"activation": activation, "initializer": initializer}
-    if discrete:
-        policy = categorical_actor(*sizes, **options)
-    else:
-        policy = gaussian_policy(*sizes, **options, log_std=log_std)
-    return policy, state_value(obs_dim, hidden, **options)
+
+    def policy(inputs: int) -> Network:
+        if discrete:
+            return categorical_actor(inputs, action_dim, hidden, **options)
+        return gaussian_policy(inputs, action_dim, hidden, **options, log_std=log_std)
+
+    def value(inputs: int) -> Network:
+        return state_value(inputs, hidden, **options)
+
+    return images.behind_convolutions(obs_shape, policy), images.behind_convolutions(obs_shape, value)
 
 
 def critic(
     obs_dim: int, action_dim: int, hidden: Sequence[int], *, initializer: str = "uniform_fan_in"
 ) -> Network:
     """(obs [..., D], action [..., A]) -> value [...]; observation and action are concatenated."""
-    return _network(_Critic(MLP(tuple(hidden), 1, initializer=initializer)), obs_dim, action_dim)
+    return network(_Critic(MLP(tuple(hidden), 1, initializer=initializer)), obs_dim, action_dim)
+
+
+def late_action_critic(
+    obs_dim: int, action_dim: int, hidden: Sequence[int], action_layer: int, *, norm: Norm = "layer"
+) -> Network:
+    """(obs [..., D], action [..., A]) -> value [...]; the action joins the input of hidden layer
+    ``action_layer``, counted from 0. Glorot-uniform, the output layer small."""
+    return network(_LateActionCritic(tuple(hidden), action_layer, norm), obs_dim, action_dim)
+
+
+def hidden_squares(params: Params) -> Array:
+    """The sum of squares of a value network's hidden weight matrices: neither biases nor the output layer,
+    which is the one of a single unit."""
+    kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2 and x.shape[-1] > 1]
+    return sum((jnp.sum(jnp.square(x)) for x in kernels), jnp.float32(0))
 
 
 def two_branch_critic(
@@ -210,14 +244,14 @@ def two_branch_critic(
 ) -> Network:
     """(obs [..., D], action [..., A]) -> value [...]; observation and action meet after a layer each.
     ERL's critic."""
-    return _network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
+    return network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
 
 
 def multihead_gaussian_actor(
     obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
 ) -> Network:
     """``heads`` Gaussian policies on one torso: obs [..., D] -> (mean [heads, ..., A], log std alike)."""
-    torso = _network(_Torso(tuple(hidden), initializer), obs_dim)
+    torso = network(_Torso(tuple(hidden), initializer), obs_dim)
     head = ensemble(gaussian_actor(hidden[-1], action_dim, (), initializer=initializer), heads)
 
     def init(key: Key) -> Params:
@@ -238,8 +272,8 @@ def multihead_critic(
     (obs [..., D], action [..., A]) values one action by all heads; an action with one more leading axis,
     [heads, ..., A], gives each head its own.
     """
-    torso = _network(_Torso(tuple(hidden), initializer), obs_dim, action_dim)
-    head = _network(MLP((), 1, initializer=initializer), hidden[-1])
+    torso = network(_Torso(tuple(hidden), initializer), obs_dim, action_dim)
+    head = network(MLP((), 1, initializer=initializer), hidden[-1])
 
     def init(key: Key) -> Params:
         key_torso, key_heads = jax.random.split(key)
@@ -281,13 +315,3 @@ def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initi
 def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -> MLP:
     """An MLP with gain sqrt(2) in the hidden layers and ``gain`` in the last."""
     return MLP(tuple(hidden), out, activation, initializer="orthogonal", final_scale=gain * 2**-0.5)
-
-
-def _network(module: nn.Module, *input_dims: int) -> Network:
-    def init(key: Key) -> Params:
-        return module.init(key, *(jnp.zeros(dim) for dim in input_dims))["params"]
-
-    def apply(params: Params, *inputs: Array) -> Any:
-        return module.apply({"params": params}, *inputs)
-
-    return Network(init, apply)

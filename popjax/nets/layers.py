@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from popjax.core import Key
+from popjax.core import Key, Network, Params
 
 Activation = Callable[[Array], Array]
 ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu, "swish": nn.swish}
@@ -20,19 +20,26 @@ class Dense(nn.Module):
     """A linear layer.
 
     initializer: "uniform_fan_in", U(-1/sqrt(fan in), 1/sqrt(fan in)) for weights and bias, PyTorch's default;
-                 "uniform_zero_bias", the same for the weights alone; "orthogonal", gain sqrt(2), zero bias.
+                 "uniform_zero_bias", the same for the weights alone; "orthogonal", gain sqrt(2), zero bias;
+                 "glorot", U(-sqrt(6/(fan in + fan out)), ...), zero bias; "small", U(-3e-3, 3e-3), zero bias.
     scale:       multiplies the initial weights and bias.
+    positions:   inputs that an output unit is connected to by weights of its own: > 1 in a convolution.
     """
 
     features: int
     initializer: str = "uniform_fan_in"
     scale: float = 1.0
+    positions: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.initializer == "orthogonal":
             kernel_init = nn.initializers.orthogonal(2**0.5 * self.scale)
             bias_init: Any = nn.initializers.zeros
+        elif self.initializer in ("glorot", "small"):
+            fans = x.shape[-1] + self.positions * self.features
+            bound = (6 / fans) ** 0.5 if self.initializer == "glorot" else 3e-3
+            kernel_init, bias_init = _uniform(self.scale * bound), nn.initializers.zeros
         else:
             kernel_init = bias_init = _uniform(self.scale * x.shape[-1] ** -0.5)
             if self.initializer == "uniform_zero_bias":
@@ -51,8 +58,59 @@ class LayerNorm(nn.Module):
         return scale * (x - x.mean(-1, keepdims=True)) / (x.std(-1, ddof=1, keepdims=True) + 1e-6) + bias
 
 
+NORMS: dict[str, type[nn.Module] | None] = {"none": None, "erl": LayerNorm, "layer": nn.LayerNorm}
+"""What may stand between a linear layer and its activation; "layer" is the common layer norm."""
+Norm = Literal["none", "erl", "layer"]
+
+
+class Conv(nn.Module):
+    """A convolution of square kernels: x [..., H, W, C] -> [..., H', W', features].
+
+    A linear layer over patches, whose kernel [side * side * C, features] is a matrix like any other. Stacked
+    over a population that is one batched matrix product, where a convolution with a kernel of its own for
+    each individual is lowered to a grouped one, which is slow: ``benchmarks/convolutions.py``.
+    """
+
+    features: int
+    side: int
+    stride: int = 1
+    padding: Literal["valid", "same"] = "valid"
+    initializer: str = "glorot"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        positions = self.side**2
+        layer = Dense(self.features, self.initializer, positions=positions)
+        return layer(patches(x, self.side, self.stride, self.padding))
+
+
+def rectified(x: Array, norm: Norm) -> Array:
+    """ReLU after a norm; to be called in a module's ``__call__``, to which the norm's parameters belong."""
+    layer = NORMS[norm]
+    return nn.relu(layer()(x) if layer else x)
+
+
+def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
+    """x [..., H, W, C] -> [..., H', W', side * side * C]: what a convolution sees at each of its places.
+
+    Ordered by row, column, channel. "same" pads with zeros so that H' is H / stride, rounded up, one more
+    row below than above where the number is odd.
+    """
+    height, width = x.shape[-3:-1]
+    if padding == "same":
+        missing = [max((-(-n // stride) - 1) * stride + side - n, 0) for n in (height, width)]
+        edges = [(0, 0)] * (x.ndim - 3) + [(m // 2, m - m // 2) for m in missing] + [(0, 0)]
+        x = jnp.pad(x, edges)
+        height, width = x.shape[-3:-1]
+    rows, columns = height - side + 1, width - side + 1
+    shifted = [
+        x[..., i : i + rows : stride, j : j + columns : stride, :] for i in range(side) for j in range(side)
+    ]
+    return jnp.concatenate(shifted, -1)
+
+
 class MLP(nn.Module):
-    """Linear layers of widths ``hidden`` with activation (and layer norm before it), then ``out`` units.
+    """Linear layers of widths ``hidden`` with activation (and a norm before it), then ``out`` units.
 
     ``final_initializer`` is the last layer's, ``initializer`` if None. ``with_features`` returns
     what the last layer is given, too.
@@ -61,7 +119,7 @@ class MLP(nn.Module):
     hidden: Sequence[int]
     out: int
     activation: str = "relu"
-    norm: bool = False
+    norm: Norm = "none"
     initializer: str = "uniform_fan_in"
     final_scale: float = 1.0
     final_initializer: str | None = None
@@ -70,7 +128,8 @@ class MLP(nn.Module):
     def __call__(self, x: Array, with_features: bool = False) -> Any:
         for width in self.hidden:
             x = Dense(width, self.initializer)(x)
-            x = ACTIVATIONS[self.activation](LayerNorm()(x) if self.norm else x)
+            norm = NORMS[self.norm]
+            x = ACTIVATIONS[self.activation](norm()(x) if norm else x)
         out = Dense(self.out, self.final_initializer or self.initializer, self.final_scale)(x)
         return (out, x) if with_features else out
 
@@ -80,3 +139,15 @@ def _uniform(bound: float) -> Callable[..., Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def network(module: nn.Module, *input_dims: int | tuple[int, ...]) -> Network:
+    """A Network of a module whose inputs have these sizes or shapes."""
+
+    def init(key: Key) -> Params:
+        return module.init(key, *(jnp.zeros(dim) for dim in input_dims))["params"]
+
+    def apply(params: Params, *inputs: Array) -> Any:
+        return module.apply({"params": params}, *inputs)
+
+    return Network(init, apply)

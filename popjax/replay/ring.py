@@ -63,17 +63,23 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
 
 def add(state: Ring, rows: PyTree, valid: Array) -> Ring:
     """Writes the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    return write(state, rows, valid)[0]
+
+
+def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
+    """As ``add``, with the slots that were written: int32 [B], ``capacity`` for a row that was not kept."""
     capacity = state.capacity
     valid = jnp.asarray(valid, jnp.bool_)
     rank = jnp.cumsum(valid) - 1  # [B] how many valid rows come before
     count = valid.sum(dtype=jnp.int32)
     kept = valid & (rank >= count - capacity)
-    slot = jnp.where(kept, (state.position + rank) % capacity, capacity)  # capacity: dropped by the scatter
-    return Ring(
-        rows=jax.tree.map(lambda x, row: x.at[slot].set(row.astype(x.dtype), mode="drop"), state.rows, rows),
+    slots = jnp.where(kept, (state.position + rank) % capacity, capacity)  # capacity: dropped by the scatter
+    state = Ring(
+        rows=jax.tree.map(lambda x, row: x.at[slots].set(row.astype(x.dtype), mode="drop"), state.rows, rows),
         position=(state.position + count) % capacity,
         size=jnp.minimum(state.size + count, capacity),
     )
+    return state, slots
 
 
 def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tuple[PyTree, Array]:

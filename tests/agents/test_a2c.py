@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from popjax import distributions
-from popjax.agents import a2c
+from popjax.agents import a2c, ppo
 from popjax.core import Spec, Trajectory, as_arrays
 from tests.agents import by_hand, probes
 
@@ -275,6 +275,20 @@ def test_discrete_actions_are_not_squashed(key):
     np.testing.assert_array_equal(played, sampled)
 
 
-def test_images_are_refused():
-    with pytest.raises(ValueError, match="a2c needs vector observations"):
+@pytest.mark.parametrize("module", [a2c, ppo])
+def test_images_pass_convolutions_first(module):
+    """3 x 3 x 2 -> 16 features at 4 x 4 places -> the dense layers, for policy and value alike."""
+    agent = module.build(SPEC._replace(obs_shape=(6, 6, 2)), module.Config(hidden=(5,)))
+    state = agent.init(jax.random.key(0), module.Hyper())
+    image = jax.random.bernoulli(jax.random.key(1), 0.5, (7, 6, 6, 2))
+    for network, params in ((agent.actor, state.actor), (agent.critic, state.value)):
+        shapes = sorted(x.shape for x in jax.tree.leaves(params) if x.ndim == 2)
+        assert shapes[1:] == [(18, 16), (16 * 4 * 4, 5)]
+        out, single = network.apply(params, image), network.apply(params, image[3])
+        by_hand.close(jax.tree.map(lambda x: x[3], out), single)
+    assert agent.critic.apply(state.value, image).shape == (7,)
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(ValueError, match=r"must be vectors or images \[H, W, C\]; they have shape \(8, 8\)"):
         a2c.build(SPEC._replace(obs_shape=(8, 8)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from popjax import agents, distributions, rollout, tree
 from popjax.agents import ddpg, sac, sac2018, td3
-from popjax.core import Spec, as_arrays, transition
+from popjax.core import Spec, Weighted, as_arrays, transition
 from popjax.envs import make
 from popjax.nets import layers
 from tests.agents.by_hand import a_batch, blend, close, equal, first_moment, norm, stepped
@@ -121,6 +122,52 @@ def test_a_step_of_ddpg(scale, key):
     close(first_moment(after.actor_optimizer), jax.tree.map(lambda g: 0.1 * g, gradient), atol=1e-7)
     close(after.target_actor, blend(state.target_actor, after.actor, 0.001), atol=1e-7)
     close(after.target_critic, blend(state.target_critic, after.critic, 0.001), atol=1e-7)
+
+
+def test_a_step_of_baselines_ddpg(key):
+    """Weighted errors, penalized hidden matrices of the critic, observations normalized and cut at 5."""
+    hyper = as_arrays(ddpg.baselines_hyper())
+    agent = agents.build(SPEC, replace(ddpg.BASELINES, hidden=(8, 8), critic_layers=(8, 8)))
+    state, other = agent.init(jax.random.key(5), hyper), agent.init(jax.random.key(6), hyper)
+    state = state.replace(target_actor=other.actor, target_critic=other.critic)
+    batch, weight = a_batch(), jnp.linspace(0.1, 1.0, 16)
+    state = agent.observe(state, 3 + 0.1 * batch.obs, jnp.arange(16) < 12)
+    seen = np.asarray(3 + 0.1 * batch.obs)[:12]
+
+    def normal(obs):
+        return jnp.clip((obs - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -5, 5)
+
+    mu, q = agent.actor.apply, agent.critic.apply
+    after = normal(batch.next_obs)
+    y = batch.reward + batch.discount * q(state.target_critic, after, mu(state.target_actor, after))
+
+    def loss(p):
+        kernels = [p[f"Dense_{i}"]["linear"]["kernel"] for i in range(2)]
+        half = (weight * (q(p, normal(batch.obs), batch.action) - y) ** 2).mean() / 2
+        return half + 1e-2 * sum((k**2).sum() for k in kernels) / 2
+
+    value, gradient = jax.value_and_grad(loss)(state.critic)
+    weighted = Weighted(**vars(batch), weight=weight)
+    learned, losses = jax.jit(agent.learn)(state, weighted, hyper, key)
+    close(losses.critic_loss, 2 * value, rtol=1e-3)
+    close(first_moment(learned.critic_optimizer), jax.tree.map(lambda g: 0.2 * g, gradient), atol=1e-4)
+    error = y - q(state.critic, normal(batch.obs), batch.action)
+    close(agent.td_error(state, batch), error, rtol=1e-3, atol=1e-4)
+    action = agent.act(key, agent.params(state), batch.obs[0], 0.0)
+    close(action, mu(state.actor, normal(batch.obs[0])), rtol=1e-3, atol=1e-5)
+    assert (jnp.abs(normal(batch.obs)) == 5).any()
+
+
+def test_the_networks_of_baselines_ddpg():
+    agent = agents.build(SPEC, ddpg.BASELINES)
+    state = agent.init(jax.random.key(0), ddpg.baselines_hyper())
+    assert [x.shape for x in jax.tree.leaves(state.critic) if x.ndim == 2] == [(3, 64), (66, 64), (64, 1)]
+    assert state.actor["mlp"]["LayerNorm_1"]["bias"].shape == (64,)
+    for network in (state.actor["mlp"], state.critic):
+        assert float(jnp.abs(network["Dense_2"]["linear"]["kernel"]).max()) <= 3e-3
+        assert float(jnp.abs(network["Dense_1"]["linear"]["kernel"]).max()) > 0.1
+    with pytest.raises(ValueError, match="action_layer 2 is none of the 2 critic_layers, counted from 0"):
+        ddpg.Config(critic="layers", action_layer=2)
 
 
 def test_targets_start_as_copies():

@@ -1,79 +1,268 @@
-"""Learning curves, memory estimates and the search for broken metrics."""
+"""The page about runs: what is on it, and the one line that senseless input gets."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.host import memory
+from popjax import cli
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation, History, first_non_finite, join
-from popjax.host.report import learning_curve, moving_average
+from popjax.host.report import charts, population, records, report, write
+from tests.host import runs
+from tests.host.runs import make_run
+
+METHODS = ("alpha", "beta", "gamma")
 
 
-def test_moving_average() -> None:
-    values = np.array([1.0, 2.0, 3.0, 10.0])
-    np.testing.assert_allclose(moving_average(values, 2), [1, 1.5, 2.5, 6.5])
-    np.testing.assert_allclose(moving_average(values, 1), values)
-    np.testing.assert_allclose(moving_average(values, 10), [1, 1.5, 2, 4])
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float, list[Any]]:
+    """A report on three methods with five seeds each, the seconds it took, and its figures."""
+    root, figures = tmp_path_factory.mktemp("runs"), []
+    for place, method in enumerate(METHODS):
+        rows = runs.population() if method == "alpha" else []
+        level = lambda seed, at, place=place: at * (1 + place) + seed  # noqa: E731
+        make_run(root / method, method, level=level, metrics=rows)
+    plain = write._picture
+
+    def kept(name: str, figure: Any, caption: str) -> Any:
+        figures.append(figure)
+        return plain(name, figure, caption)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "_picture", kept)
+        begun = time.perf_counter()
+        made = report([root / method for method in METHODS], root / "out")
+        return made, time.perf_counter() - begun, figures
 
 
-@pytest.mark.parametrize("seeds", [0, 1, 3])
-@pytest.mark.parametrize("window", [1, 10])
-def test_a_curve_is_drawn_for_any_number_of_seeds(seeds: int, window: int, tmp_path: Path) -> None:
-    evaluations = [
-        Evaluation(seed, step, 100 * step + seed, (float(step), float(seed)), (1, 1))
-        for step in range(4)
-        for seed in range(seeds)
+def test_every_figure_is_there(written: Any) -> None:
+    made, seconds, _ = written
+    views = [f"{view}-alpha-probe-context" for view in ("fitness", "lineage", "transfers")]
+    names = ["curves-probe-context", "interquartile-mean", "improvement", "profiles"]
+    assert list(made.figures) == [*names, *views]
+    page = made.page.read_text()
+    for name in made.figures:
+        assert (made.page.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f'id="{name}"' in page
+    assert seconds < 30
+
+
+def test_the_page_needs_nothing_beside_it(written: Any) -> None:
+    page = written[0].page.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == len(written[0].figures)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "&lt;&amp;&gt;" in page  # a command is shown, not interpreted
+    for fact in ("1.5 s", "1 min 15 s", "1,234", "500.0 MB", "cpu (x86_64, 2 cores)", "0123456789"):
+        assert fact in page
+
+
+def test_every_axis_is_labelled_and_every_comparison_has_a_legend(written: Any) -> None:
+    assert len(written[2]) == len(written[0].figures)
+    for figure in written[2]:
+        for axes in figure.axes:
+            assert axes.get_ylabel()
+            assert axes.get_xlabel() or axes.get_label() == "<colorbar>"
+        assert figure.axes[0].get_title(loc="left")
+    for figure in written[2][:4]:
+        assert len(figure.legends[0].get_texts()) >= 2
+    labels = [text.get_text() for text in written[2][0].legends[0].get_texts()]
+    assert labels == [f"{method} (5 seeds)" for method in METHODS]
+
+
+def test_the_tables_say_what_the_runs_did(written: Any) -> None:
+    """Scores are 14.5 (1 + place) + seed, over the last ten of 20 evaluations."""
+    cells = written[0].table
+    assert cells.rows == [["probe/context", "16.5 ± 1.6 (5)", "31.0 ± 1.6 (5)", "45.5 ± 1.6 (5)"]]
+    assert cells.best == {(0, 3)}
+    page = written[0].page.read_text()
+    assert "21.0 ± 1.6 (5)" in page  # the last evaluation of alpha
+    assert "<td>alpha &gt; beta</td><td>0.00</td><td>[0.00, 0.00]</td>" in page
+
+
+def browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if shutil.which(name):
+            return name
+    pytest.skip("no Chromium on this machine")
+
+
+def test_a_browser_shows_every_figure(written: Any, tmp_path: Path) -> None:
+    made = written[0]
+    probe = (
+        "<script>addEventListener('load', () => { document.body.dataset.found = [...document.images]"
+        ".filter(i => i.complete && i.naturalWidth > 300 && i.getBoundingClientRect().width > 300)"
+        ".map(i => i.id).join(' ') + ';' + (document.documentElement.scrollWidth <= innerWidth); })</script>"
+    )
+    page = tmp_path / "page.html"
+    page.write_text(made.page.read_text().replace("</body>", f"{probe}</body>"))
+    picture = tmp_path / "page.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=700,900"]
+    command = [browser(), *options, f"--user-data-dir={tmp_path / 'profile'}"]
+    shown = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    found, fits = re.search(r'data-found="([^"]*)"', shown.stdout)[1].split(";")  # type: ignore[index]
+    assert found.split() == list(made.figures)
+    assert fits == "true"
+    subprocess.run(
+        [*command, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120, check=True
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def one(root: Path) -> records.Record:
+    """The only record of a run without swept numbers."""
+    (found,) = records.read(root)
+    return found
+
+
+def test_runs_of_one_configuration_are_pooled(tmp_path: Path) -> None:
+    roots = [make_run(tmp_path / "a", seeds=(0, 1)), make_run(tmp_path / "b", seeds=(2,))]
+    other = make_run(tmp_path / "c", config={"population": 8})
+    groups = records.grouped([one(root) for root in [*roots, other]])
+    assert [group.label for group in groups] == ["ours, population 4", "ours, population 8"]
+    assert [curve.seed for curve in groups[0].curves] == [0, 1, 2]
+    again = make_run(tmp_path / "d", seeds=(1, 2))
+    with pytest.raises(Refused, match=r"seed 1 of ours on probe/context is in .*a and .*d"):
+        records.grouped([one(root) for root in [*roots, again]])
+
+
+def test_labels_name_methods_and_pool_only_equals(tmp_path: Path) -> None:
+    a = one(make_run(tmp_path / "a"))
+    b = one(make_run(tmp_path / "b", config={"population": 8}))
+    assert records.methods(records.grouped([a, b], ["A", "B"])) == ["A", "B"]
+    with pytest.raises(Refused, match=r"no seeds of one method 'A': config\.population is 4 and 8"):
+        records.grouped([a, b], ["A", "A"])
+    with pytest.raises(Refused, match="1 are given for 2 runs"):
+        records.spread([[a], [b]], ["A"])
+    many = {f"option{i}": i for i in range(5)}
+    c = one(make_run(tmp_path / "c", config={"population": 4} | many))
+    assert records.methods(records.grouped([a, c])) == ["a", "c"]
+
+
+def test_swept_numbers_are_methods_of_their_own(tmp_path: Path) -> None:
+    swept = make_run(tmp_path / "sweep" / "a", seeds=(0, 1))
+    lines = [json.loads(line) for line in (swept / "eval.jsonl").read_text().splitlines()]
+    rows = [line | {"hyper.rate": rate, "member": 0} for line in lines for rate in (0.1, 0.2)]
+    (swept / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_run(tmp_path / "sweep" / "b", config={"population": 8})
+    groups = records.grouped(records.read(swept))
+    assert [group.label for group in groups] == ["ours, rate 0.1", "ours, rate 0.2"]
+    assert [len(group.curves) for group in groups] == [2, 2]
+    found = records.read(tmp_path / "sweep")
+    assert records.spread([found], ["A"]) == [
+        "A, population 4, rate 0.1",
+        "A, population 4, rate 0.2",
+        "A, population 8, rate 0.1",
     ]
-    learning_curve(evaluations, tmp_path / "curve.png", title="a title", window=window)
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 1
+    page = report([tmp_path / "sweep"], tmp_path / "out").page.read_text()
+    assert "ours, population 4, rate 0.2" in page
 
 
-def test_a_curve_needs_a_window(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="at least 1 evaluation, got 0"):
-        learning_curve([], tmp_path / "curve.png", title="", window=0)
+def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path) -> None:
+    done = make_run(tmp_path / "done", "done", level=lambda seed, place: place)
+    going = make_run(tmp_path / "going", "going", evaluations=6, finished=False)
+    with (going / "eval.jsonl").open("a") as file:
+        file.write('{"seed": 0, "gener')  # being written
+    groups = records.grouped([one(done), one(going)])
+    assert records.budget(groups, "probe/context") == 500
+    np.testing.assert_allclose(groups[0].scores(500), 2.5)  # evaluations 0 to 5
+    np.testing.assert_allclose(groups[0].scores(450, last=1), 5)  # the first at or beyond
+    page = report([done, going], tmp_path / "out").page.read_text()
+    assert "those at 500 environment steps" in page
+    assert "What done did after that" in page
+    assert f"Unfinished: {going}" in page
 
 
-def history(loss: list[list[float]]) -> History:
-    generation = np.tile(np.arange(1, 1 + len(loss[0])), (len(loss), 1))
-    fitness = np.zeros((*generation.shape, 4), np.float32)
-    return History(generation, 10 * generation, {"a": {"loss": np.array(loss)}, "fitness": fitness})
+def test_methods_are_compared_on_common_tasks(tmp_path: Path) -> None:
+    here = [make_run(tmp_path / name, name, task="probe/a", seeds=(0,)) for name in ("x", "y")]
+    there = [make_run(tmp_path / f"{name}2", name, task="probe/b") for name in ("x", "y")]
+    lonely = make_run(tmp_path / "x3", "x", task="probe/c")
+    page = report([*here, *there, lonely], tmp_path / "out").page.read_text()
+    assert (
+        "Scores are scaled from 0 to 1 within each task: probe/a 14.5 to 14.5; probe/b 14.5 to 18.5." in page
+    )
+    assert "Left out, as not all methods are on them: probe/c." in page
+    with pytest.raises(Refused, match=r"different tasks .*: x on probe/a; y on probe/b; report them apart"):
+        report([here[0], there[1]], tmp_path / "out")
 
 
-def test_the_earliest_broken_metric_is_found() -> None:
-    assert first_non_finite(history([[1, 2, 3], [1, 2, 3]])) is None
-    nan, inf = np.nan, np.inf
-    assert first_non_finite(history([[1, 2, nan], [1, inf, 3]])) == ("a.loss", 1, 2)
-    broken = history([[1, 2, 3]])
-    broken.metrics["fitness"][0, 1, 3] = nan
-    assert first_non_finite(broken) == ("fitness", 0, 2)
+def test_a_lineage_needs_every_generation(tmp_path: Path) -> None:
+    every = one(make_run(tmp_path / "a", metrics=runs.population()))
+    some = one(make_run(tmp_path / "b", metrics=runs.population(spacing=5)))
+    kinds = [[kind for kind, _, _ in population.figures("", population.rows(r))] for r in (every, some)]  # type: ignore[arg-type]
+    assert kinds == [["fitness", "lineage", "transfers"], ["fitness", "transfers"]]
+    assert "One generation in 5 was recorded" in report([some.root], tmp_path / "out").page.read_text()
 
 
-def test_histories_are_joined_and_thinned() -> None:
-    both = join([history([[1, 2, 3]]), history([[4, 5]])])
-    assert both.metrics["a"]["loss"].tolist() == [[1, 2, 3, 4, 5]]
-    thin = history([[1, 2, 3, 4, 5]]).every(2)
-    assert thin.generation.tolist() == [[2, 4]]
-    assert thin.metrics["fitness"].shape == (1, 2, 4)
+def test_ancestors_are_followed_to_the_beginning(tmp_path: Path) -> None:
+    """Slot 2 is the best at the end; it is a child of 0 and 1, and 1 was cloned from 3; 0 was an outsider."""
+    parents = [[[-1, -1], [3, -1], [2, -1], [3, -1]], [[0, -1], [1, -1], [0, 1], [3, -1]], [[0, -1]] * 4]
+    found = population.Rows(
+        0,
+        np.array([1, 2, 3]),
+        {
+            "fitness": np.array([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0]]),
+            "parents": np.array(parents),
+        },
+    )
+    axes = population.lineage("who", found).axes[0]
+    drawn = {
+        c.get_label(): [tuple(map(tuple, p.vertices.astype(int))) for p in c.get_paths()]
+        for c in axes.collections
+    }
+    assert set(drawn["ancestors of the last best"]) == {
+        ((2, 0), (3, 2)),
+        ((2, 1), (3, 2)),
+        ((1, 3), (2, 1)),
+    }
+    assert set(drawn["child of two"]) == {((2, 0), (3, 2)), ((2, 1), (3, 2))}
+    entries = next(line for line in axes.lines if line.get_label() == "an outsider enters")
+    assert (entries.get_xdata().tolist(), entries.get_ydata().tolist()) == ([2], [0])
 
 
-def test_bytes_of_a_tree_count_keys_as_their_data() -> None:
-    tree = {"key": jax.random.key(0), "x": jnp.zeros((3, 5)), "flag": jnp.bool_(True)}
-    assert memory.tree_bytes(tree) == 8 + 60 + 1
-    assert [memory.human(n) for n in (0, 999, 1000, 1_234_567, 36 * 10**12)] == [
-        "0 B",
-        "999 B",
-        "1.0 kB",
-        "1.2 MB",
-        "36.0 TB",
+def test_many_methods_are_told_apart() -> None:
+    look = charts.styles([str(i) for i in range(20)])
+    assert len(set(look.values())) == 20
+
+
+def test_bad_input_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = make_run(tmp_path / "young", evaluations=1)
+    (empty / "eval.jsonl").unlink()
+    alien = tmp_path / "alien"
+    alien.mkdir()
+    (alien / "config.json").write_text("{}")
+    cases = [
+        ([], "at least one run directory"),
+        ([str(tmp_path / "nowhere")], "holds no run"),
+        ([str(alien)], "lacks method, env, options"),
+        ([str(empty)], "has no evaluations yet"),
+        (["--oot", "x"], "did you mean --out?"),
     ]
+    for argv, part in cases:
+        assert cli.report([*argv, "--out", str(tmp_path / "out")]) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.count("\n") == 1
+        assert part in error
+    assert not (tmp_path / "out").exists()
 
 
-def test_something_is_available() -> None:
-    assert memory.available_bytes(jax.local_devices()[0]) > 10**8
+def test_the_command_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_run(tmp_path / "a")
+    assert cli.report([str(root), "--out", str(tmp_path / "out"), "--labels", "Ours"]) == 0
+    shown = capsys.readouterr().out
+    assert "16.5 ± 1.6 (5)" in shown
+    assert "Ours" in shown
+    assert f"{tmp_path / 'out' / 'report.html'}: 3 figures" in shown

@@ -117,4 +117,5 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=Hyper(),
         steps_bound=STEPS_BOUND,
+        individuals=lambda s: s.weight + jnp.arange(3.0)[:, None],
     )

@@ -130,13 +130,16 @@ def test_every_phase_is_within_the_bound_and_ends_at_a_boundary():
         assert int(states[k].metrics.steps[2]) == 100 - excess[k - 1] + excess[k]
 
 
-def trained(config, name, lengths, edit=lambda state: state, hyper=None, ends=False):
+NOBODY = store.Gate(jnp.array(False), jnp.float32(0))
+
+
+def trained(config, name, lengths, edit=lambda state: state, hyper=None, ends=False, episode=10, gate=NOBODY):
     """One member's own phases: states, memories and steps after each."""
     hyper = as_arrays(hyper or compiled(config, ends)[0].hyper)
-    member = cspc.team_members(walk(ends=ends), config)[name]
+    member = cspc.team_members(walk(episode, ends), config)[name]
     state = edit(jax.jit(member.init)(jax.random.key(0), hyper))
     memory = store.init(tree.take(example_rows(), 0), config.capacity, config.local_capacity)
-    gate, train, found = store.Gate(jnp.array(False), jnp.float32(0)), jax.jit(member.train), []
+    train, found = jax.jit(member.train), []
     for i, length in enumerate(lengths):
         state, memory, phase = train(state, memory, jnp.int32(length), gate, hyper, jax.random.key(i))
         found.append((state, memory, int(phase.steps)))
@@ -169,12 +172,61 @@ def test_the_codes_schedule_follows_the_search():
     assert compiled(config)[1](jax.random.key(0), compiled(config)[0].hyper).length == 50
 
 
+@pytest.mark.slow
+def test_the_codes_schedule_follows_a_search_of_any_length():
+    """Episodes end early, so that a generation is not a multiple of anything: the agents play as long as it,
+    the on-policy one in whole batches of ten."""
+    config = replace(TINY, schedule="code")
+    states = history(
+        4, config, edit=lambda s: replace(s, length=jnp.int32(30)), ends=True, hyper=varied(config)
+    )
+    lengths = [s.metrics.steps for s in states[2:]]
+    assert any(int(steps[2]) % 10 for steps in lengths)
+    for off_policy, on_policy, search in lengths:
+        assert int(off_policy) == int(search)
+        assert int(on_policy) == -(-int(search) // 10) * 10
+
+
 def test_gradient_steps_wait_for_experience_and_are_made_up_for():
     fresh = trained(replace(TINY, update_after=150), "global", [0, 100, 100])
     assert [int(state.updates) for state, _, _ in fresh] == [0, 0, 200]
     assert [int(state.owed) for state, _, _ in fresh] == [0, 100, 0]
     assert same(fresh[0][0].agent, fresh[1][0].agent)
     assert not same(fresh[1][0].agent, fresh[2][0].agent)
+
+
+@pytest.mark.parametrize(("first", "updates"), [(True, [1, 2]), (False, [0, 2])])
+def test_experience_is_stored_before_it_is_learned_from_or_after(first, updates):
+    """With nothing stored yet, the gradient step of the first environment step has to wait for the second."""
+    config = replace(TINY, update_after=1, store_first=first)
+    assert [int(state.updates) for state, _, _ in trained(config, "global", [1, 1])] == updates
+
+
+@pytest.mark.parametrize(("reset", "clocks"), [(True, [0, 1, 2] * 2), (False, [0, 1, 2, 3, 4, 5])])
+def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
+    """Batches of ten steps of episodes of seven: the rest of three is an episode, or goes on."""
+    config = replace(TINY, reset_at_batch=reset)
+    everything = store.Gate(jnp.array(True), jnp.float32(-1e9))
+    phases = trained(config, "on_policy", [20], episode=7, gate=everything)
+    memory = phases[0][1]
+    played = np.round(7 * np.asarray(memory.replay.rows.obs[:20, 0])).astype(int)
+    assert list(played[:7]) == list(range(7))
+    assert list(played[[7, 8, 9, 10, 11, 12]]) == clocks
+    # All rows are of finished episodes, or the last six are still under way.
+    assert int(store.local_size(memory)) == (20 if reset else 14)
+    begun = np.asarray(memory.replay.rows.obs[:20, 1])
+    assert (begun[9] == begun[10]) == (not reset)
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(8.9, 50), (9.1, 0)])
+def test_whole_episodes_of_bursts_pass_the_gate(bound, kept):
+    """A policy that plays 0.9 ten times returns 9."""
+    hyper = compiled()[0].hyper
+    still = hyper.replace(off_policy=hyper.off_policy.replace(actor_lr=0.0))
+    config = replace(TINY, burst=True, warmup=0)
+    gate = store.Gate(jnp.array(True), jnp.float32(bound))
+    ((_, memory, _),) = trained(config, "global", [50], sure, still, gate=gate)
+    assert int(store.local_size(memory)) == kept
 
 
 def test_bursts_play_whole_episodes_and_then_learn():
@@ -510,14 +562,14 @@ def flat_size():
 def test_no_transfers_leave_labels_and_policies_alone():
     hyper = compiled()[0].hyper.replace(gap=-1e9)
     eager = history(1, hyper=hyper)[-1]
-    np.testing.assert_array_equal(eager.metrics.handed, [0, 1, 2])
+    np.testing.assert_array_equal(eager.metrics.transfers, [[0, 0, 0], [1, 0, 0], [1, 1, 0]])
     hyper = hyper.replace(on_policy=None)
     states = history(3, replace(DUO, transfer=False), hyper=hyper)
     assert not any(s.labels.any() for s in states)
-    assert not any(s.metrics.handed.any() for s in states)
+    assert not any(s.metrics.transfers.any() for s in states)
     assert int(states[-1].metrics.kept[1]) == 0
     later = history(2, replace(DUO, transfer_first=False), hyper=hyper)
-    assert [int(s.metrics.handed.sum()) for s in later] == [0, 0, 1]
+    assert [int(s.metrics.transfers.sum()) for s in later] == [0, 0, 1]
 
 
 @pytest.mark.slow
@@ -846,6 +898,7 @@ def test_wrong_numbers_are_refused(options, message):
         ({"evolution": Evolution(hidden=(8, 8))}, "evolution cannot take over the mean network of global"),
         ({"off_policy": ddpg.Config(hidden=(8,))}, "on_policy cannot take over"),
         ({"on_policy": replace(PPO, normalize_obs=True)}, "whitens observations"),
+        ({"off_policy": ddpg.Config(hidden=(8,), normalize=True)}, "normalizes observations"),
     ],
 )
 def test_policies_that_cannot_be_exchanged_are_refused(options, message):

@@ -166,6 +166,7 @@ def test_the_defaults_are_the_papers():
     [
         ({"population": 3, "elite_fraction": 0.7}, "elites 2 exceed half of population 3"),
         ({"population": 1}, "elites 1 exceed half of population 1"),
+        ({"ddpg": ddpg.Config(normalize=True)}, "cannot normalize observations"),
         ({"capacity": 640}, "5 batches of 128, which a replay of capacity 640"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"sync_period": -1}, "sync_period must be at least 1, got -1"),
@@ -345,3 +346,39 @@ def test_the_champion_is_what_would_be_deployed(key):
     _, action = method.act(method.policy(state), method.memory, jnp.ones(2), key)
     assert action.shape == (2,)
     assert np.abs(action).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["pderl", "perl", "erl"])
+def test_everybodys_parents_are_told(name):
+    """Without mutation a slot of one parent is that parent; the learner's has none, a child has two."""
+    config, children = VARIANTS[name], 0
+    for before, after in generations(name, mutation_probability=0.0):
+        slot = int(after.synced)
+        parents = np.asarray(after.metrics.parents)
+        assert parents[after.elite_copy[0], 0] == int(jnp.argmax(after.metrics.fitness))
+        for heir, (one, other) in enumerate(parents.tolist()):
+            if heir == slot:
+                assert (one, other) == (-1, -1)
+                continue
+            alone = same(tree.take(after.actors, heir), tree.take(before.actors, one))
+            assert alone or other >= 0
+            children += other >= 0
+            assert 0 <= one < config.population
+            assert other < config.population
+    counted = sum(int(s.metrics.children) for s in history(name, mutation_probability=0.0))
+    assert children <= counted
+    assert (children > 0) == (config.population > 2)
+
+
+def test_an_exchange_of_rows_has_two_parents():
+    """Every weight of a child is one of its parents', and some are each's."""
+    found = 0
+    for before, after in generations("perl", mutation_probability=0.0):
+        for heir, (one, other) in enumerate(np.asarray(after.metrics.parents).tolist()):
+            if other < 0 or one == other:
+                continue
+            trees = (tree.take(after.actors, heir), *(tree.take(before.actors, p) for p in (one, other)))
+            for child, x, y in zip(*map(jax.tree.leaves, trees), strict=True):
+                assert ((np.asarray(child) == x) | (np.asarray(child) == y)).all()
+            found += 1
+    assert found

@@ -52,7 +52,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     name, _, kind = task.partition("-")
     original = _original(task)
     model, domain = original.physics.model.ptr, DOMAINS[name]
-    return simulation(
+    env = simulation(
         f"dmc/{task}",
         model,
         domain.task(model, kind)._replace(synced=True),
@@ -60,6 +60,8 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         frame_skip=round(original.control_timestep() / model.opt.timestep),
         episode_length=round(original._step_limit) if episode_length is None else episode_length,
     )
+    # A reward is at most 1.
+    return env._replace(spec=env.spec._replace(highest_return=float(env.spec.episode_length)))
 
 
 def load(task: str) -> Any:

@@ -277,18 +277,25 @@ def build(env: Env, config: Config = Config()) -> Method:
         metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=drive_losses, gradient_steps=steps)
         return replace(s, key=key, agents=agents, drive=drive_state, classifier=held, metrics=metrics)
 
+    def alone(s: State, index: Array | int) -> Params:
+        """One agent, and the skill that it shows."""
+        index = jnp.asarray(index, jnp.int32)
+        return learner.deploy(s.agents, index), index, jnp.argmax(s.skill_returns) if skilled else ()
+
+    def individuals(s: State) -> Params:
+        return jax.vmap(partial(alone, s))(jnp.arange(population))
+
     def policy(s: State) -> Params:
         """One agent, or all with what chooses among them."""
         if config.evaluation is None:
-            best = jnp.argmax(s.skill_returns) if skilled else ()
-            return learner.deploy(s.agents, config.eval_agent), best
+            return alone(s, config.eval_agent)
         numbers = (s.hyper.eval_softmax_inv_temp, s.hyper.eval_softmax_eps)
         return s.agents, s.classifier[0] if classifies else (), numbers
 
     def greedy(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         if config.evaluation is None:
-            params, best = params
-            return memory, learner.greedy(params, config.eval_agent, view(obs, best))
+            params, index, best = params
+            return memory, learner.greedy(params, index, view(obs, best))
         agents, opinion, (inverse, explore) = params
         actions = jnp.tanh(learner.policies(agents, obs)[0])  # [P, A]
         if config.evaluation == "mean":
@@ -311,6 +318,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper=Hyper(),
         steps_bound=stride,
         memory=(jnp.int32(0), jnp.int32(0)) if classifies else (),
+        individuals=individuals if config.evaluation is None else None,
     )
 
 

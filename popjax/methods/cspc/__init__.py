@@ -63,7 +63,7 @@ from popjax.methods.cspc.members import Member, Phase
 __all__ = ["AGENTS", "Config", "Evolution", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
 AGENTS: dict[str, dict[str, ModuleType | None]] = {
-    "off_policy": {**agents.AGENTS, "none": None},
+    "off_policy": {**{kind: agents.AGENTS[kind] for kind in agents.AGENTS if kind != "dqn"}, "none": None},
     "on_policy": {**agents.ON_POLICY_AGENTS, "none": None},
     "evolution": {"cem": cem, "none": None},
 }
@@ -81,7 +81,7 @@ class Metrics:
     kept:           int32 [P] episodes that entered the local memory.
     labels:         int32 [P] who has taken over the global agent's policy: besides the global agent's own,
                     their episodes may enter.
-    handed:         int32 [P] policies that each took over.
+    transfers:      int32 [P, P] policies that each (row) took over from each (column).
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent, since the start.
     losses:         of the last updates of the global and the on-policy agent.
@@ -93,7 +93,7 @@ class Metrics:
     steps: Array
     kept: Array
     labels: Array
-    handed: Array
+    transfers: Array
     local_size: Array
     gradient_steps: Array
     losses: PyTree
@@ -158,7 +158,7 @@ def build(env: Env, config: Config = Config()) -> Method:
                 steps=jnp.zeros(population, jnp.int32),
                 kept=jnp.zeros(population, jnp.int32),
                 labels=jnp.zeros(population, jnp.int32),
-                handed=jnp.zeros(population, jnp.int32),
+                transfers=jnp.zeros((population, population), jnp.int32),
                 local_size=none,
                 gradient_steps=none,
                 losses=losses(team),
@@ -296,12 +296,12 @@ def build(env: Env, config: Config = Config()) -> Method:
         may = config.transfer & (config.transfer_first | ~first)
         team, labels, taken = exchange.hand_over(config, named, s.team, s.scores, labels, may, s.hyper)
         if config.fused:
-            s = replace(s, kept=dropped(s.kept, taken))
+            s = replace(s, kept=dropped(s.kept, taken.sum(1)))
         return replace(
             s,
             team=team,
             labels=labels,
-            metrics=replace(s.metrics, labels=labels.astype(jnp.int32), handed=taken),
+            metrics=replace(s.metrics, labels=labels.astype(jnp.int32), transfers=taken),
         )
 
     def dropped(kept: tuple[PyTree, ...], taken: Array) -> tuple[PyTree, ...]:
@@ -318,10 +318,13 @@ def build(env: Env, config: Config = Config()) -> Method:
             return kept
         return (*kept[:-1], replace(kept[-1], expects=jnp.ones_like(kept[-1].expects)))
 
+    def individuals(s: State) -> Params:
+        """The mean network of each agent."""
+        return tree.stack([m.mean(state) for m, state in zip(members, s.team, strict=True)])
+
     def policy(s: State) -> Params:
-        """The mean network of the agent with the largest score."""
-        means = [m.mean(state) for m, state in zip(members, s.team, strict=True)]
-        return tree.take(tree.stack(means), jnp.argmax(s.scores))
+        """That of the agent with the largest score."""
+        return tree.take(individuals(s), jnp.argmax(s.scores))
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         return memory, members[0].greedy(params, obs)
@@ -333,6 +336,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=_steps_bound(env, config, names),
+        individuals=individuals,
     )
 
 

@@ -45,7 +45,8 @@ class Evolution:
 
 def of_team(kind: Any) -> Any:
     """The default Config of a ``kind`` of agent, a module, with the mean network that the team shares."""
-    config, shared = kind.Config(), {"hidden": (400, 300), "activation": "relu", "norm": False}
+    config = kind.Config()
+    shared: dict[str, Any] = {"hidden": (400, 300), "activation": "relu", "norm": "none"}
     shared |= {"initializer": "uniform", "squash": True}
     known = {field.name for field in fields(config)}
     return replace(config, **{name: value for name, value in shared.items() if name in known})

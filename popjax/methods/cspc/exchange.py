@@ -25,20 +25,22 @@ def hand_over(
     may: Array | bool,
     hyper: Hyper,
 ) -> tuple[tuple[PyTree, ...], Array, Array]:
-    """The team, its labels [P] and how many policies each took over, int32 [P]. Algorithm 1, lines 8 to 19.
+    """The team, its labels [P] and how many policies each (row) took over from each, int32 [P, P].
 
-    The global agent gives to everybody, the on-policy one to the search; only the former labels.
+    Algorithm 1, lines 8 to 19. The global agent gives to everybody, the on-policy one to the search; only the
+    former labels.
     """
     names = list(members)
     states = dict(zip(names, team, strict=True))
     score = dict(zip(names, scores, strict=True))
     before = states.get("on_policy")
-    count = dict.fromkeys(names, jnp.int32(0))
+    count = jnp.zeros((len(names), len(names)), jnp.int32)
 
     def given(name: str, giver: str, taken: PyTree) -> Array:
+        nonlocal count
         yes = may & (score[giver] - score[name] > hyper.gap)
         states[name] = tree.where(yes, taken, states[name])
-        count[name] += yes
+        count = count.at[names.index(name), names.index(giver)].add(yes)
         return yes
 
     for name in names:
@@ -52,7 +54,7 @@ def hand_over(
         mean = members["on_policy"].mean(source)
         adopt = members["evolution"].adopt
         given("evolution", "on_policy", adopt(states["evolution"], mean, None, hyper, slot=ON_POLICY))
-    return tuple(states[name] for name in names), labels, jnp.stack([count[name] for name in names])
+    return tuple(states[name] for name in names), labels, count
 
 
 def _taken(

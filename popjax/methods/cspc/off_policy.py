@@ -54,6 +54,8 @@ class State:
 
 def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) -> Member:
     """An agent of a kind; only the global one draws from the local memory, too."""
+    if getattr(kind, "normalize", False):
+        raise ValueError("an off-policy agent that normalizes observations cannot exchange policies")
     agent = agents.build(env.spec, kind)
     lanes_env = rollout.autoreset(env)
     lanes = config.lanes

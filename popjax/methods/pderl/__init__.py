@@ -21,9 +21,7 @@ games. For distances an individual's states are drawn once, not anew for every p
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +34,6 @@ from popjax.core import (
     Env,
     Key,
     Method,
-    Number,
     Params,
     PyTree,
     Timestep,
@@ -45,115 +42,17 @@ from popjax.core import (
     chain,
     continuous_dims,
     example_transition,
-    number,
     stacked,
     transition,
 )
 from popjax.evolution import mutate
-from popjax.evolution.crossover import Distillation, distil
-from popjax.evolution.mating import Mating
-from popjax.evolution.offspring import breed, recombine
+from popjax.evolution.crossover import distil
+from popjax.evolution.offspring import breed, clones, recombine
 from popjax.evolution.select import Selection, replaceable, select
+from popjax.methods.pderl.config import Config, Hyper, Preset, family, preset
 from popjax.replay.ring import Ring, add, draw, ring
 
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and choices; those that the paper sets by task are its HalfCheetah's, see ``preset``."""
-
-    population: int = 10  # actors
-    elite_fraction: float = 0.1  # share of the population that is elite; at least one individual is
-    trials: int = 1  # episodes whose mean return is an actor's fitness
-    sync_period: int = 10  # generations between two entries of the learner's actor into the population
-    tournament: int = 3  # individuals drawn for each tournament
-    crossover: Literal["distil", "n_point"] = "distil"  # how children are made: PDERL's operator or ERL's
-    mutation: Literal["proximal", "gaussian"] = "proximal"  # how slots are mutated: PDERL's operator or ERL's
-    distillation: Distillation = field(default_factory=Distillation)  # of children
-    mating: Mating = field(default_factory=Mating)  # which pairs have children
-    memory: int = 8_000  # newest states that an individual and its heirs remember
-    mutation_batch: int = 256  # states of the memory on which sensitivities are measured
-    capacity: int = 1_000_000  # transitions that the learner's replay holds
-    batch: int = 128  # transitions per gradient step of the learner
-    start_batches: int = 5  # the learner starts once replay holds more than so many batches
-    sample_replace: bool = False  # whether a batch of the learner may hold a transition twice
-    timeout_is_terminal: bool = True  # whether the learner takes the time limit for the end of the task
-    noise_reset: bool = False  # whether the learner's action noise restarts with every episode
-    protect_all_elites: bool = False  # whether sync spares all elites' copies, not only the best one's
-    ddpg: ddpg.Config = field(default_factory=ddpg.Config)  # networks of actors and critic
-
-    @property
-    def elites(self) -> int:
-        """How many individuals are elite."""
-        return max(1, int(self.elite_fraction * self.population + 1e-9))
-
-    def __post_init__(self) -> None:
-        for name in ("trials", "sync_period", "tournament", "mutation_batch", "batch", "start_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in (("crossover", ("distil", "n_point")), ("mutation", ("proximal", "gaussian"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}")
-        if self.population < 2 * self.elites:
-            raise ValueError(
-                f"elites {self.elites} exceed half of population {self.population}: "
-                "each needs a slot of its own for its copy; lower elite_fraction"
-            )
-        if self.start_batches * self.batch >= self.capacity:
-            raise ValueError(
-                f"learning starts beyond {self.start_batches} batches of {self.batch}, "
-                f"which a replay of capacity {self.capacity} never holds"
-            )
-        if self.memory < 2:
-            raise ValueError(f"memory must hold at least 2 states, one of each parent, got {self.memory}")
-
-
-@struct.dataclass
-class Hyper:
-    """Numbers, all sweepable."""
-
-    ddpg: ddpg.Hyper = field(default_factory=ddpg.Hyper)  # the learner's
-    updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
-    crossover_lr: Number = number(1e-3)  # Adam's rate for children
-    mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
-    mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
-    mutation_std_noise: Number = number(0.0)  # standard deviation of mutation_std, drawn for each mutation
-    sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
-    noise_theta: Number = number(0.15, high=2.0)  # pull of the learner's action noise to 0, per step
-    noise_sigma: Number = number(0.2)  # its standard deviation per step
-    noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
-
-
-class Preset(NamedTuple):
-    """Constants of one task; ``env_steps`` is the paper's budget."""
-
-    config: Config
-    hyper: Hyper
-    env_steps: int
-
-
-# Elite fraction, trials, sync period, mutation std, env steps.
-_TASKS = {
-    "swimmer": (0.1, 1, 10, 0.1, 2_000_000),
-    "halfcheetah": (0.1, 1, 10, 0.1, 6_000_000),
-    "hopper": (0.2, 3, 1, 0.1, 4_000_000),
-    "walker2d": (0.2, 5, 1, 0.1, 6_000_000),
-    "ant": (0.2, 1, 1, 0.01, 6_000_000),
-}
-
-
-def preset(task: str) -> Preset | None:
-    """The paper's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
-    row = _TASKS.get(family(task))
-    if row is None:
-        return None
-    elite_fraction, trials, sync_period, mutation_std, env_steps = row
-    config = Config(elite_fraction=elite_fraction, trials=trials, sync_period=sync_period)
-    return Preset(config, Hyper(mutation_std=mutation_std), env_steps)
-
-
-def family(task: str) -> str:
-    """What the versions of a task in all suites have in common: "gym/Hopper-v4" -> "hopper"."""
-    return re.sub(r"-v\d+$", "", task.rpartition("/")[2].lower())
+__all__ = ["Config", "Hyper", "Metrics", "Preset", "State", "build", "family", "preset"]
 
 
 @struct.dataclass
@@ -166,6 +65,8 @@ class Metrics:
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.
     children:        int32 slots filled by crossover.
+    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of
+                     the learner's actor both.
     elite_rate, selected_rate, discarded_rate: what became of the learner's actor in the generation after it
                      entered the population: share of all its entries so far.
     """
@@ -177,6 +78,7 @@ class Metrics:
     steps: Array
     gradient_steps: Array
     children: Array
+    parents: Array
     elite_rate: Array
     selected_rate: Array
     discarded_rate: Array
@@ -226,13 +128,14 @@ def build(env: Env, config: Config = Config()) -> Method:
         actors = jax.vmap(agent.actor.init)(jax.random.split(key_actors, population))
         row = example_transition(env.spec)
         empty = memory.init(Memory(row.obs, row.action))
-        zero, none = jnp.float32(0), jnp.int32(0)
+        zero, none, scores = jnp.float32(0), jnp.int32(0), jnp.zeros(population)
+        orphans = jnp.full((population, 2), -1, jnp.int32)
         return State(
             key=key,
             hyper=hyper,
             env_steps=none,
             generation=none,
-            metrics=Metrics(jnp.zeros(population), zero, zero, zero, none, none, none, zero, zero, zero),
+            metrics=Metrics(scores, zero, zero, zero, none, none, none, orphans, zero, zero, zero),
             learner=agent.init(key_learner, hyper.ddpg),
             learner_memory=empty,
             replay=replay.init(row),
@@ -294,8 +197,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
         selection = select(key_select, s.metrics.fitness, elites, config.tournament)
         actors, memories = tree.take((s.actors, s.memories), selection.source)
+        parents = clones(selection)
         if selection.vacant.size:
-            actors, memories = cross(s, selection, actors, memories, key_cross)
+            actors, memories, parents = cross(s, selection, actors, memories, key_cross)
         eligible = jax.random.bernoulli(key_chance, s.hyper.mutation_probability, (population,))
         eligible &= ~jnp.isin(jnp.arange(population), selection.elite_copies)
         mutants = mutated(s.hyper, actors, memories, key_mutate)
@@ -307,6 +211,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             metrics=replace(
                 s.metrics,
                 children=(selection.vacant >= 0).sum(dtype=jnp.int32),
+                parents=parents,
                 elite_rate=rates[0],
                 selected_rate=rates[1],
                 discarded_rate=rates[2],
@@ -319,8 +224,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def cross(
         s: State, selection: Selection, actors: Params, memories: Ring, key: Key
-    ) -> tuple[Params, Ring]:
-        """Children in the vacant slots."""
+    ) -> tuple[Params, Ring, Array]:
+        """Children in the vacant slots, and the slots that everybody stems from."""
         if config.crossover == "n_point":
             return recombine(selection, actors, memories, key)
 
@@ -374,9 +279,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Every ``sync_period`` generations the learner's actor and memory take the least fit slot."""
         due = s.generation % config.sync_period == 0
         slot = replaceable(s.metrics.fitness, s.elite_copy)
-        entry = (s.learner.actor, s.learner_memory)
-        actors, memories = tree.put((s.actors, s.memories), jnp.where(due, slot, population), entry)
-        return replace(s, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
+        slots = (s.actors, s.memories, s.metrics.parents)
+        entry = (s.learner.actor, s.learner_memory, jnp.full(2, -1, jnp.int32))
+        actors, memories, parents = tree.put(slots, jnp.where(due, slot, population), entry)
+        metrics = replace(s.metrics, parents=parents)
+        return replace(s, metrics=metrics, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
 
     def act(actor: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         return memory, agent.actor.apply(actor, obs)
@@ -388,6 +295,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=Hyper(),
         steps_bound=(players + 1) * env.spec.episode_length,
+        individuals=lambda s: s.actors,
     )
 
 

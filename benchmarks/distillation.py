@@ -1,0 +1,249 @@
+"""Distillation across tasks: every protocol of CDRL for a pair of tasks with different actions.
+
+    python benchmarks/distillation.py --pair cartpole --env-steps 300000
+    python benchmarks/distillation.py --pair minatar --env-steps 5000000
+
+A teacher learns the source task; then the target task is learned without it, with its logits on the policy
+head (KD-policy), on the distillation head (KD-distill), through an alignment network that was trained before
+(offline) or is trained meanwhile (online), and with a teacher that learns its own task meanwhile
+(concurrent). The protocol "untrained" is KD-distill with a teacher that has learned nothing: what a second
+gradient does to the layers that the heads share, whatever it says. All seeds of a protocol are one program.
+Times are the paper's as fractions of the budget. What is reported is the paper's measure: mean return of the
+last 100 training episodes of the policy that samples.
+
+Writes ``distillation-PAIR.json`` and ``.png`` to --out. Atari is not among these tasks: the results are
+labelled with those that stand in for it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from popjax.core import Method, Pretrained, as_arrays
+from popjax.envs import make
+from popjax.host import describe
+from popjax.methods import cdrl
+from popjax.methods.cdrl import offline
+from popjax.nets import recurrent
+
+PAIRS = {
+    "rooms": ("gymnax/CartPole-v1", "gymnax/FourRooms-misc"),
+    "cartpole": ("gymnax/FourRooms-misc", "gymnax/CartPole-v1"),
+    "minatar": ("gymnax/Breakout-MinAtar", "gymnax/Asterix-MinAtar"),
+}
+POINTS = 100  # of a curve
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is run."""
+
+    pair: Literal["rooms", "cartpole", "minatar"] = "cartpole"
+    env_steps: int = 300_000
+    """Budget of the student, and of the teacher before it [environment steps]."""
+    align_steps: int = 100_000
+    """States on which an offline alignment is trained [environment steps]."""
+    seeds: int = 3
+    lr: float = 1e-4
+    """Adam's rate, all three."""
+    update_mode: Literal["sequential", "batched"] = "sequential"
+    units: int = 256
+    """Of the LSTM."""
+    align_hidden: tuple[int, ...] = (512, 512, 512, 512)
+    protocols: tuple[str, ...] = ("a3c", "kd-policy", "kd-distill", "offline", "online", "concurrent")
+    out: Path = field(default=RESULTS)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A row of the paper's table: choices, and times as fractions of the budget."""
+
+    config: dict[str, object]
+    align_from: float = cdrl.NEVER
+    distil_from: float = 0.0
+    distil_until: float = cdrl.NEVER
+
+
+PROTOCOLS = {
+    "a3c": Protocol({"align": "none"}, distil_from=cdrl.NEVER),
+    "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}),
+    "kd-distill": Protocol({"align": "none", "pad_actions": True}),
+    "untrained": Protocol({"align": "none", "pad_actions": True}),
+    "offline": Protocol({"align": "offline"}),
+    "online": Protocol({"align": "online"}, align_from=0.2, distil_from=0.3),
+    "concurrent": Protocol({"align": "online"}, align_from=0.15, distil_from=0.2, distil_until=0.75),
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Scores [S, points] of the student at ``env_steps`` [points], the State [S, ...], and seconds."""
+
+    scores: np.ndarray
+    env_steps: np.ndarray
+    state: object
+    seconds: float
+
+
+def run(method: Method, hyper: object, seeds: int, env_steps: int, name: str) -> Ran:
+    """All seeds of a method side by side, the compilation among the seconds."""
+    iterations = max(env_steps // method.steps_bound, POINTS)
+    begun = time.perf_counter()
+
+    def chunk(state: object) -> tuple[object, object]:
+        def one(state: object, _: None) -> tuple[object, None]:
+            return method.step(state), None
+
+        state, _ = jax.lax.scan(one, state, length=iterations // POINTS)
+        return state, (state.metrics, state.env_steps)
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    state = jax.jit(jax.vmap(lambda key: method.init(key, as_arrays(hyper))))(keys)
+    step, rows = jax.jit(jax.vmap(chunk), donate_argnums=0), []
+    for point in range(POINTS):
+        state, row = step(state)
+        rows.append(jax.tree.map(np.asarray, row))
+        if point % 10 == 9:
+            said = getattr(row[0], "score", row[0].fitness)[:, 0]
+            print(
+                f"{name}: {int(row[1][0]):,} steps, {np.round(np.asarray(said), 1)}",
+                file=sys.stderr,
+                flush=True,
+            )
+    scores = np.stack([_score(metrics) for metrics, _ in rows], 1)
+    return Ran(scores, np.array([t[0] for _, t in rows]), state, time.perf_counter() - begun)
+
+
+def _score(metrics: object) -> np.ndarray:
+    """[S] of the student; of an alignment the return of the expert."""
+    return getattr(metrics, "score", metrics.fitness)[:, 0]
+
+
+def main(arguments: Arguments) -> None:
+    if "offline" in arguments.protocols and "a3c" not in arguments.protocols:
+        raise SystemExit("offline needs a3c before it: that is the expert")
+    source, target = map(make, PAIRS[arguments.pair])
+    network = recurrent.Config(units=arguments.units)
+    base = cdrl.Config(
+        network=network,
+        update_mode=arguments.update_mode,
+        align_hidden=arguments.align_hidden,
+        pad_observations=True,
+    )
+    rates = dict.fromkeys(("lr", "distil_lr", "align_lr"), arguments.lr)
+    hyper = replace(cdrl.Hyper(), budget=float(arguments.env_steps), **rates)
+    plain = replace(base, align="none")
+
+    def train(env, config, hyper, name, **teachers):
+        return run(cdrl.build(env, config, **teachers), hyper, arguments.seeds, arguments.env_steps, name)
+
+    ran = {"source": train(source, plain, hyper, "source")}
+    teacher = _finished(source, plain, ran["source"])
+    for name in arguments.protocols:
+        protocol = PROTOCOLS[name]
+        times = {t: getattr(protocol, t) for t in ("align_from", "distil_from", "distil_until")}
+        config, given = replace(base, **protocol.config), {"teachers": [teacher]}
+        if name == "a3c":
+            given = {}
+        elif name == "concurrent":
+            given = {"teacher_envs": [source]}
+        elif name == "untrained":
+            given = {"teachers": [_untrained(source, plain)]}
+        elif name == "offline":
+            expert = _finished(target, plain, ran["a3c"])
+            given["alignments"] = [_align(arguments, target, teacher, expert, ran)]
+        ran[name] = train(target, config, replace(hyper, **times), name, **given)
+        _write(arguments, _record(arguments, ran), ran)
+
+
+def _untrained(env, config: cdrl.Config) -> cdrl.Finished:
+    """A policy at the beginning of its training."""
+    method = cdrl.build(env, config)
+    params = method.policy(method.init(jax.random.key(100), cdrl.Hyper()))
+    return cdrl.Finished(Pretrained(env.spec.name, env.spec, None, params, config=config))
+
+
+def _finished(env, config: cdrl.Config, ran: Ran) -> cdrl.Finished:
+    """The policy of the seed that ended best."""
+    best = int(np.argmax(ran.scores[:, -1]))
+    params = jax.tree.map(lambda x: x[best], ran.state.team[0].learner.params)
+    return cdrl.Finished(Pretrained(env.spec.name, env.spec, None, params, config=config))
+
+
+def _align(arguments: Arguments, target, teacher: cdrl.Finished, expert: cdrl.Finished, ran: dict[str, Ran]):
+    """The parameters of an alignment network that was trained on the expert's states."""
+    config = offline.Config(align_hidden=arguments.align_hidden, pad_observations=True)
+    method = offline.build(target, config, [teacher], [expert])
+    ran["align"] = run(method, offline.Hyper(), 1, arguments.align_steps, "align")
+    return jax.tree.map(lambda x: x[0], ran["align"].state.learner.params)
+
+
+def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
+    """What is kept: where and how it ran, the final scores, and the curves."""
+    source, target = PAIRS[arguments.pair]
+    found = {}
+    for name, each in ran.items():
+        final = each.scores[:, -1]
+        found[name] = {
+            "final": final.round(2).tolist(),
+            "mean": round(float(final.mean()), 2),
+            "std": round(float(final.std()), 2),
+            "mean_over_run": round(float(each.scores.mean()), 2),
+            "seconds": round(each.seconds, 1),
+            "curve": np.column_stack([each.env_steps, each.scores.T.round(2)]).tolist(),
+        }
+    return {
+        "command": shlex.join(["python", *_without_out(sys.argv)]),
+        "source": source,
+        "target": target,
+        "measure": "mean return of the last 100 training episodes; align: return of the expert",
+        "arguments": {name: str(value) for name, value in asdict(arguments).items() if name != "out"},
+        "git_commit": describe.git_commit(),
+        "device": describe.device_name(),
+        "versions": describe.versions(),
+        "curve_columns": ["env_steps", "score of each seed"],
+        "protocols": found,
+    }
+
+
+def _without_out(argv: list[str]) -> list[str]:
+    """The command without the directory, which differs from machine to machine."""
+    if "--out" not in argv:
+        return argv
+    place = argv.index("--out")
+    return argv[:place] + argv[place + 2 :]
+
+
+def _write(arguments: Arguments, record: dict[str, object], ran: dict[str, Ran]) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"distillation-{arguments.pair}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for name in arguments.protocols:
+        if name in ran:
+            mean = ran[name].scores.mean(0)
+            (line,) = axes.plot(ran[name].env_steps, mean, label=name)
+            low, high = ran[name].scores.min(0), ran[name].scores.max(0)
+            axes.fill_between(ran[name].env_steps, low, high, color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="environment steps of the student", ylabel="return, last 100 training episodes")
+    axes.set_title(f"{record['target']} with a teacher of {record['source']}, {arguments.seeds} seeds")
+    axes.legend()
+    figure.savefig(path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

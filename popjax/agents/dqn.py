@@ -1,0 +1,148 @@
+"""Deep Q-learning for discrete actions, with the improvements that are options here.
+
+Mnih et al., Nature 2015; double Q: van Hasselt et al., AAAI 2016; dueling: Wang et al., ICML 2016. Learns
+from n-step transitions as from plain ones, since a transition carries its own discount.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import nets, tree
+from popjax.core import Agent, Key, Network, Number, Params, PyTree, Spec, Transition, importance, number
+from popjax.nets import images
+from popjax.optimize import adam, descend
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of the network and form of the target."""
+
+    torso: Literal["auto", "dense", "minatar", "atari"] = "auto"  # convolutions; "auto": by the observations
+    hidden: tuple[int, ...] = ()  # dense layers, units; none: the torso's own
+    norm: nets.Norm = "layer"  # before the activations of the dense layers
+    dueling: bool = False  # whether value and advantage have dense layers of their own
+    double: bool = True  # whether the online network chooses the action that the target network values
+    huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of one DQN learner."""
+
+    discount: Number = number(0.99, high=1.0)  # gamma, per environment step
+    lr: Number = number(1e-4)  # Adam's rate
+    max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
+    target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target; inf: never
+    exploration_start: Number = number(1.0, high=1.0)  # probability of a random action at the beginning
+    exploration: Number = number(0.1, high=1.0)  # the same from ``exploration_steps`` on
+    exploration_steps: Number = number(1e6, low=1.0)  # environment steps of linear change between the two
+
+
+@struct.dataclass
+class State:
+    """Online and target network, Adam's moments, and gradient steps taken, int32 []."""
+
+    online: Params
+    target: Params
+    optimizer: PyTree
+    updates: Array
+
+
+@struct.dataclass
+class Losses:
+    """loss: mean of half the squared TD error or of Huber's, weighted; value: mean value of the actions
+    taken; [] each."""
+
+    loss: Array
+    value: Array
+
+
+def build(spec: Spec, config: Config = Config()) -> Agent:
+    """A DQN learner. ``learn`` takes a gradient step; every ``target_period``-th copies the network, too."""
+    if not spec.discrete:
+        raise ValueError(
+            f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: ddpg takes those"
+        )
+    network = _network(spec, config)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        params = network.init(key)
+        return State(params, params, adam(hyper.lr, hyper.max_grad_norm).init(params), jnp.int32(0))
+
+    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
+        key_random, key_action = jax.random.split(key)
+        best = jnp.argmax(network.apply(params, obs), -1).astype(jnp.int32)
+        action = jax.random.randint(key_action, best.shape, 0, spec.action_dim)
+        return jnp.where(jax.random.uniform(key_random, best.shape) < scale, action, best)
+
+    def targets(state: State, batch: Transition, online: bool) -> Array:
+        """[B] what the value of a transition should be."""
+        values = network.apply(state.online if online else state.target, batch.next_obs)  # [B, A]
+        chooser = network.apply(state.online, batch.next_obs) if config.double and not online else values
+        return batch.reward + batch.discount * chosen(values, jnp.argmax(chooser, -1))
+
+    def td_error(state: State, batch: Transition, online: bool = False) -> Array:
+        value = chosen(network.apply(state.online, batch.obs), batch.action)
+        return targets(state, batch, online) - value
+
+    def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
+        target, weight = targets(state, batch, False), importance(batch)
+
+        def loss(params: Params) -> tuple[Array, Array]:
+            value = chosen(network.apply(params, batch.obs), batch.action)
+            return jnp.mean(weight * error(target - value)), jnp.mean(value)
+
+        optimizer = adam(hyper.lr, hyper.max_grad_norm)
+        online, moments, total, value = descend(optimizer, loss, state.online, state.optimizer)
+        updates = state.updates + 1
+        copy = updates % jnp.asarray(hyper.target_period) == 0
+        state = State(online, tree.where(copy, online, state.target), moments, updates)
+        return state, Losses(loss=total, value=value)
+
+    def error(difference: Array) -> Array:
+        half = 0.5 * jnp.square(difference)
+        return jnp.where(jnp.abs(difference) <= 1, half, jnp.abs(difference) - 0.5) if config.huber else half
+
+    return Agent(
+        init=init,
+        act=act,
+        learn=learn,
+        params=lambda state: state.online,
+        actor=network,
+        critic=network,
+        td_error=td_error,
+        exploration=annealed,
+    )
+
+
+def chosen(values: Array, action: Array) -> Array:
+    """The entries [...] of ``values`` [..., A] at ``action`` [...]."""
+    return jnp.take_along_axis(values, action[..., None], -1)[..., 0]
+
+
+def annealed(hyper: Hyper, env_steps: Array) -> Array:
+    """[] the probability of a random action after ``env_steps`` of this agent."""
+    share = jnp.minimum(1.0, env_steps / hyper.exploration_steps)
+    return hyper.exploration_start + share * (hyper.exploration - hyper.exploration_start)
+
+
+def _network(spec: Spec, config: Config) -> Network:
+    torso = images.torso_for(spec.obs_shape) if config.torso == "auto" else config.torso
+    convolutions, hidden = images.TORSOS[torso]
+    if convolutions:
+        images.places(spec.obs_shape, convolutions)  # refuses what they cannot see
+    return images.q_network(
+        spec.obs_shape,
+        spec.action_dim,
+        convolutions=convolutions,
+        hidden=config.hidden or hidden,
+        norm=config.norm,
+        dueling=config.dueling,
+    )

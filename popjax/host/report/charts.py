@@ -1,0 +1,160 @@
+"""The comparison of methods as figures: every axis has its label, every method its colour."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from popjax.host.report import statistics
+from popjax.host.report.records import Curve, Group
+from popjax.host.report.statistics import Estimate, Scores
+
+# Okabe and Ito's, which colour-blind readers can tell apart, without its yellow; dashes when they run out.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+STEPS = "environment steps per seed"
+RETURN = "evaluation return (sum of rewards)"
+
+
+class Style(NamedTuple):
+    """How a method is drawn."""
+
+    color: str
+    linestyle: str
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """A style for each method, the same in all figures."""
+    count = len(_COLOURS)
+    return {
+        label: Style(_COLOURS[place % count], _DASHES[place // count % len(_DASHES)])
+        for place, label in enumerate(labels)
+    }
+
+
+def learning_curves(task: str, groups: Sequence[Group], look: Mapping[str, Style]) -> Any:
+    """Mean over seeds against environment steps, within one standard deviation; one line for each method."""
+    figure, axes = canvas(f"{task}: learning curves")
+    for group in groups:
+        steps, returns = _aligned(group.curves)
+        mean, style = returns.mean(0), look[group.label]
+        seeds = f"{len(returns)} seed" + "s" * (len(returns) > 1)
+        axes.plot(steps, mean, linewidth=2, label=f"{group.label} ({seeds})", **style._asdict())
+        if len(returns) > 1:
+            std = returns.std(0, ddof=1)
+            axes.fill_between(steps, mean - std, mean + std, color=style.color, alpha=0.18, linewidth=0)
+    count_axis(axes.xaxis)
+    axes.set(xlabel=STEPS, ylabel=RETURN)
+    axes.margins(x=0.01)
+    legend(axes, _columns(groups))
+    return figure
+
+
+def interquartile_means(found: Mapping[str, Estimate], look: Mapping[str, Style], unit: str) -> Any:
+    """Point and interval of each method."""
+    figure, axes = canvas("Interquartile mean of the scores", height=1.7 + 0.45 * len(found))
+    _points(axes, list(found.values()), [_wrapped(x) for x in found], [look[label].color for label in found])
+    axes.set(xlabel=unit, ylabel="method")
+    legend(axes, 2)
+    return figure
+
+
+def improvements(found: Mapping[tuple[str, str], Estimate], look: Mapping[str, Style]) -> Any:
+    """Point and interval of the probability that one method beats another, for each pair."""
+    figure, axes = canvas("Probability of improvement", height=1.7 + 0.7 * len(found))
+    names = [f"{_wrapped(x)}\n> {_wrapped(y)}" for x, y in found]
+    _points(axes, list(found.values()), names, [look[x].color for x, _ in found])
+    axes.axvline(0.5, color="#777777", linewidth=1, linestyle="--", label="no difference")
+    axes.set(xlabel="probability that a run of the first scores higher", ylabel="pair of methods")
+    axes.set_xlim(-0.02, 1.02)
+    legend(axes, 3)
+    return figure
+
+
+def profiles(scores: Mapping[str, Scores], look: Mapping[str, Style], unit: str) -> Any:
+    """Share of runs above each score, one curve for each method."""
+    figure, axes = canvas("Performance profiles")
+    runs = np.concatenate([x for found in scores.values() for x in found])
+    margin = 0.05 * (np.ptp(runs) or 1.0)
+    thresholds = np.linspace(runs.min() - margin, runs.max() + margin, 201)
+    for label, found in scores.items():
+        shares, style = statistics.estimate(lambda x: statistics.profile(x, thresholds), found), look[label]
+        axes.plot(
+            thresholds, shares.value, linewidth=2, label=label, drawstyle="steps-pre", **style._asdict()
+        )
+        if shares.low is not None:
+            band = (thresholds, shares.low, shares.high)
+            axes.fill_between(*band, color=style.color, alpha=0.18, linewidth=0, step="pre")
+    axes.set(xlabel=unit, ylabel="share of runs above the score")
+    axes.set_ylim(-0.02, 1.02)
+    legend(axes, _columns(scores))
+    return figure
+
+
+def canvas(title: str, height: float = 4.2, rows: int = 1) -> Any:
+    """A figure and its axes in the style of all."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
+    axes = figure.subplots(rows, squeeze=False)[:, 0]
+    axes[0].set_title(title, loc="left", fontsize=11)
+    for one in axes:
+        one.grid(alpha=0.25, linewidth=0.6)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0] if rows == 1 else axes
+
+
+def count_axis(axis: Any) -> None:
+    """Large numbers as 20k and 1M."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_major_formatter(EngFormatter(sep=""))
+
+
+def legend(axes: Any, columns: int) -> None:
+    """The legend of one or all axes of a figure, below them, where it covers nothing."""
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        loc="outside lower center",
+        ncols=columns,
+    )
+
+
+def _points(axes: Any, found: Sequence[Estimate], names: Sequence[str], colours: Sequence[str]) -> None:
+    """One row for each estimate, the first on top."""
+    rows = np.arange(len(found))[::-1]
+    for row, (value, low, high), colour in zip(rows, found, colours, strict=True):
+        if low is not None:
+            label = f"{statistics.LEVEL:.0%} bootstrap interval" if row == rows[0] else None
+            axes.barh(row, high - low, left=low, height=0.5, color=colour, alpha=0.3, label=label)
+        axes.plot(value, row, "o", color=colour, label="estimate" if row == rows[0] else None)
+    axes.set_yticks(rows, names, fontsize=9)
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.use_sticky_edges = False  # a bar that ends at the edge of the axes looks cut off
+    axes.autoscale(axis="x")
+    axes.grid(False, axis="y")
+
+
+def _columns(labels: Sized) -> int:
+    """Of a legend of methods, whose names may be long."""
+    return min(len(labels), 2)
+
+
+def _wrapped(label: str) -> str:
+    """A label in lines that leave room for the axes."""
+    return textwrap.fill(label, 36)
+
+
+def _aligned(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps [N] that all seeds have in their range and their returns there [seeds, N], linear
+    between evaluations; all of a curve's own if it is alone."""
+    start = max(curve.env_steps[0] for curve in curves)
+    end = min(curve.env_steps[-1] for curve in curves)
+    steps = np.unique(np.concatenate([curve.env_steps for curve in curves]))
+    steps = steps[(steps >= start) & (steps <= end)]
+    return steps, np.array([np.interp(steps, curve.env_steps, curve.returns) for curve in curves])

@@ -1,0 +1,185 @@
+"""A population as figures, from what its method records in ``metrics.jsonl``.
+
+Any method may record these metrics; who records one of them gets its figure:
+
+    fitness:   [P]     of each individual, or of each slot where individuals replace one another.
+    parents:   [P, 2]  slots of this generation from which each slot of the next stems; -1 for none, as of an
+                       outsider, such as a learner, that enters the slot.
+    transfers: [P, P]  policies that each individual (row) took over from each (column) in this generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from popjax.host import log, rundir
+from popjax.host.report import charts
+from popjax.host.report.records import Record
+
+_GENERATIONS = 40  # the most that a lineage shows
+_GREY, _BLUE, _ORANGE, _GREEN = "#BBBBBB", "#0072B2", "#D55E00", "#009E73"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one seed recorded: generation int [C], ascending, and each metric [C, ...] by its name."""
+
+    seed: int
+    generation: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+    @property
+    def population(self) -> int:
+        """Individuals; 0 where no fitness was recorded."""
+        return self.metrics["fitness"].shape[1] if "fitness" in self.metrics else 0
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether every generation from the first to the last was recorded."""
+        return bool((np.diff(self.generation) == 1).all())
+
+
+def rows(record: Record) -> Rows | None:
+    """What the first seed of a run recorded of its population; None if that is nothing."""
+    lines = log.read_lines(rundir.RunDirectory(record.root).metrics)
+    first = min(evaluation.seed for evaluation in record.evaluations)
+    mine = [line for line in lines if line["seed"] == first and record.has(line)]
+    if not mine:
+        return None
+    names = [name for name in ("fitness", "parents", "transfers") if name in mine[0]]
+    metrics: dict[str, np.ndarray] = {name: np.array([line[name] for line in mine]) for name in names}
+    return Rows(first, np.array([line["generation"] for line in mine]), metrics)
+
+
+def figures(label: str, found: Rows) -> Iterator[tuple[str, Any, str]]:
+    """(what it is, figure, caption) for each view that was recorded; none of a population of one."""
+    who = f"{label}, seed {found.seed}"
+    if found.population < 2 or len(found.generation) < 2:
+        return
+    yield (
+        "fitness",
+        fitness(who, found),
+        f"Fitness of each of the {found.population} individuals of {who}: above, the best, the mean and the "
+        "worst; below, all of them. Where a method replaces individuals, a row is a slot of the population.",
+    )
+    if "parents" in found.metrics and found.consecutive:
+        yield (
+            "lineage",
+            lineage(who, found),
+            f"Who stems from whom in {who}, in the last {min(len(found.generation), _GENERATIONS)} "
+            "generations: a line joins a slot with the slots that its individual came from.",
+        )
+    if "transfers" in found.metrics:
+        some = "all" if found.consecutive else "the recorded"
+        yield (
+            "transfers",
+            transfers(who, found),
+            f"Policies that individuals of {who} took over from one another, summed over {some} generations.",
+        )
+
+
+def missing(found: Rows | None) -> str | None:
+    """Why there is no lineage where one might be looked for."""
+    if found is not None and "parents" in found.metrics and not found.consecutive:
+        spacing = int(np.diff(found.generation).max())
+        return (
+            f"One generation in {spacing} was recorded, so that no lineage can be followed: a smaller "
+            "--log-every records them all."
+        )
+    return None
+
+
+def fitness(who: str, found: Rows) -> Any:
+    """Best, mean and worst of the population, and everybody in colour, over generations."""
+    values, generation = found.metrics["fitness"], found.generation
+    height = 4.2 + min(0.12 * found.population, 3.0)
+    figure, (above, below) = charts.canvas(f"{who}: fitness", height=height, rows=2)
+    above.plot(generation, values.max(1), color=_ORANGE, linewidth=1.6, label="best")
+    above.plot(generation, values.mean(1), color=_BLUE, linewidth=1.6, linestyle="--", label="mean")
+    above.plot(generation, values.min(1), color="#000000", linewidth=1.2, linestyle=":", label="worst")
+    above.set(xlabel="generation", ylabel="fitness (return)", xlim=(generation[0], generation[-1]))
+    charts.legend(above, 3)
+    slots = np.arange(found.population)
+    image = below.pcolormesh(generation, slots, values.T, shading="nearest", cmap="viridis", rasterized=True)
+    below.set(xlabel="generation", ylabel="individual", ylim=(found.population - 0.5, -0.5))
+    below.grid(False)
+    for axes in (above, below):
+        charts.count_axis(axes.xaxis)
+    _whole(below.yaxis)
+    figure.colorbar(image, ax=below, label="fitness (return)")
+    return figure
+
+
+def lineage(who: str, found: Rows) -> Any:
+    """Slots over generations, joined with their parents; the ancestors of the last generation's best."""
+    from matplotlib.collections import LineCollection
+
+    start = max(len(found.generation) - _GENERATIONS, 0)
+    parents, generation = found.metrics["parents"][start:], found.generation[start:]
+    best = found.metrics["fitness"][start:].argmax(1)
+    figure, axes = charts.canvas(f"{who}: lineage", height=2.4 + min(0.25 * found.population, 5.0))
+    kinds: dict[str, list[Any]] = {"clone": [], "child": [], "ancestor": []}
+    traced = {int(best[-1])}
+    for step in reversed(range(len(generation) - 1)):
+        ancestors = set()
+        for slot, (one, other) in enumerate(parents[step]):
+            for parent in {int(one), int(other)} - {-1}:
+                line = [(generation[step], parent), (generation[step + 1], slot)]
+                kinds["clone" if other < 0 else "child"].append(line)
+                if slot in traced:
+                    kinds["ancestor"].append(line)
+                    ancestors.add(parent)
+        traced = ancestors
+    looks = {
+        "clone": (_GREY, 0.8, "-", "survived or cloned"),
+        "child": (_GREEN, 0.8, "--", "child of two"),
+        "ancestor": (_BLUE, 2.4, "-", "ancestors of the last best"),
+    }
+    for kind, (colour, width, dashes, text) in looks.items():
+        lines = LineCollection(kinds[kind], colors=colour, linewidths=width, linestyles=dashes, label=text)
+        axes.add_collection(lines)
+    axes.plot(generation, best, "o", color=_ORANGE, markersize=4, label="best of its generation")
+    _entries(axes, parents, generation)
+    axes.set(xlabel="generation", ylabel="slot", ylim=(found.population - 0.5, -0.5))
+    axes.grid(False)
+    _whole(axes.xaxis)
+    _whole(axes.yaxis)
+    charts.legend(axes, 3)
+    return figure
+
+
+def transfers(who: str, found: Rows) -> Any:
+    """How many policies each individual gave to each, all recorded generations together."""
+    count = found.metrics["transfers"].sum(0).T  # [giver, taker]
+    size = len(count)
+    figure, axes = charts.canvas(f"{who}: transfers", height=2.4 + min(0.4 * size, 5.0))
+    image = axes.imshow(count, cmap="viridis", aspect="auto", vmin=0, vmax=max(count.max(), 1))
+    for giver, taker in np.ndindex(*count.shape):
+        dark = count[giver, taker] < 0.6 * count.max() or not count.max()
+        text = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
+        axes.text(taker, giver, str(count[giver, taker]), **text)
+    axes.set(xlabel="individual that took over", ylabel="individual that gave")
+    axes.grid(False)
+    _whole(axes.xaxis)
+    _whole(axes.yaxis)
+    bar = figure.colorbar(image, ax=axes, label="policies (count)")
+    _whole(bar.ax.yaxis)
+    return figure
+
+
+def _entries(axes: Any, parents: np.ndarray, generation: np.ndarray) -> None:
+    """Where outsiders came in: a generation after it was recorded that they would."""
+    step, slot = np.nonzero((parents[:-1] < 0).all(-1))
+    if step.size:
+        label = "an outsider enters"
+        axes.plot(generation[1:][step], slot, "*", color="black", markersize=9, label=label)
+
+
+def _whole(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))

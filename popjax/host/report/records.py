@@ -1,0 +1,234 @@
+"""Run directories read back, and grouped: by task, by method, by seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from popjax.host import log, rundir
+from popjax.host.errors import Refused
+from popjax.host.history import Evaluation
+
+LAST = 10
+"""Evaluations whose mean is the score of a run."""
+_MOST_OPTIONS = 3  # by which a method is told from another one of the same name, in its label
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run directory, or what is in one of one setting of the numbers that it sweeps.
+
+    summary: ``None`` while the run goes on or after it was interrupted.
+    swept:   the numbers of this setting by name, such as "hyper.actor_lr"; empty where only seeds differ.
+    """
+
+    root: Path
+    config: dict[str, Any]
+    summary: dict[str, Any] | None
+    evaluations: tuple[Evaluation, ...]
+    swept: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The environment, and its options if there are any."""
+        options = ", ".join(f"{k}={v}" for k, v in self.config.get("env_options", {}).items())
+        return self.config["env"] + (f" ({options})" if options else "")
+
+    @property
+    def name(self) -> str:
+        """The method, and its agents if it leaves them open."""
+        agents = self.config.get("agents") or {"agent": self.config.get("agent")}
+        kinds = [kind for kind in agents.values() if kind and kind != "none"]
+        return self.config["method"] + (f" ({', '.join(kinds)})" if kinds else "")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Everything that makes the method what it is, by its option."""
+        chosen = {key: self.config.get(key) or {} for key in ("config", "hyper", "runs")}
+        return {name: json.dumps(value) for name, value in [*rundir.flattened(chosen), *self.swept.items()]}
+
+    def has(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line of the run's records is of this setting."""
+        return all(line.get(name) == value for name, value in self.swept.items())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of one seed: env_steps int [N], ascending; returns float [N], means over episodes."""
+
+    seed: int
+    env_steps: np.ndarray
+    returns: np.ndarray
+
+    def until(self, budget: int) -> np.ndarray:
+        """The returns up to the first evaluation at or beyond ``budget`` environment steps."""
+        return self.returns[: int(np.searchsorted(self.env_steps, budget)) + 1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A method on a task: run directories that differ in nothing but their seeds."""
+
+    label: str
+    task: str
+    records: tuple[Record, ...]
+    curves: tuple[Curve, ...]
+
+    def scores(self, budget: int, last: int = LAST) -> np.ndarray:
+        """[seeds] mean return of each seed's last evaluations, as of ``budget`` environment steps."""
+        return np.array([curve.until(budget)[-last:].mean() for curve in self.curves])
+
+    @property
+    def reached(self) -> int:
+        """Environment steps that every seed has trained for, at most the budget that was asked for."""
+        asked = min(record.config["options"]["env_steps"] for record in self.records)
+        return min(asked, *(int(curve.env_steps[-1]) for curve in self.curves))
+
+
+def read(root: Path) -> list[Record]:
+    """The run in ``root``, or the runs in its subdirectories, by their settings; they may be going on.
+
+    Raises:
+        Refused: it holds no run, or one that was never evaluated.
+    """
+    within = sorted(path.parent for path in root.glob("*/config.json"))
+    if within and not rundir.RunDirectory(root).config.exists():
+        return [record for run in within for record in _read(run)]
+    return _read(root)
+
+
+def _read(root: Path) -> list[Record]:
+    files = rundir.RunDirectory(root)
+    config = rundir.read_config(root)
+    missing = [key for key in ("method", "env", "options") if key not in config]
+    if missing:
+        raise Refused(f"{files.config} lacks {', '.join(missing)}: it is not of a run")
+    lines = log.read_lines(files.evaluations)
+    if not lines:
+        raise Refused(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
+    summary = json.loads(files.summary.read_text()) if files.summary.exists() else None
+    settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
+    for line in lines:
+        swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))
+        settings.setdefault(swept, []).append(log.evaluation(line))
+    return [Record(root, config, summary, tuple(made), dict(swept)) for swept, made in settings.items()]
+
+
+def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:
+    """``labels``, one for each of the ``found``, as one for each record: with the options in which records of
+    one label differ.
+
+    Raises:
+        Refused: there are more or fewer labels.
+    """
+    if labels and len(labels) != len(found):
+        raise Refused(f"--labels wants one for each run: {len(labels)} are given for {len(found)} runs")
+    spelt = []
+    for label, group in zip(labels, found, strict=bool(labels)):
+        for record in group:
+            told = [f"{_short(name)} {record.choices.get(name, 'unset')}" for name in _different(group)]
+            spelt.append(", ".join([label, *told]))
+    return spelt
+
+
+def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group]:
+    """Records by task and method, in the order in which they are given.
+
+    labels: one for each record; without any a method is called by its name and what tells it from others.
+
+    Raises:
+        Refused: one label is given to different methods on a task, or a seed is there twice.
+    """
+    members: dict[tuple[str, str], list[Record]] = {}
+    for record, label in zip(records, labels or _labels(records), strict=True):
+        members.setdefault((record.task, label), []).append(record)
+    return [
+        Group(label, task, tuple(found), _pooled(label, found)) for (task, label), found in members.items()
+    ]
+
+
+def tasks(groups: Sequence[Group]) -> list[str]:
+    """Every task once, in order."""
+    return list(dict.fromkeys(group.task for group in groups))
+
+
+def methods(groups: Sequence[Group]) -> list[str]:
+    """Every label once, in order."""
+    return list(dict.fromkeys(group.label for group in groups))
+
+
+def common_tasks(groups: Sequence[Group]) -> list[str]:
+    """The tasks on which there are all methods.
+
+    Raises:
+        Refused: there is none.
+    """
+    on = {label: [group.task for group in groups if group.label == label] for label in methods(groups)}
+    common = [task for task in tasks(groups) if all(task in found for found in on.values())]
+    if not common:
+        told = "; ".join(f"{label} on {', '.join(found)}" for label, found in on.items())
+        raise Refused(f"the runs are on different tasks and cannot be compared: {told}; report them apart")
+    return common
+
+
+def budget(groups: Sequence[Group], task: str) -> int:
+    """The environment steps at which methods are compared on a task: the most that all have reached."""
+    return min(group.reached for group in groups if group.task == task)
+
+
+def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
+    curves: dict[int, Curve] = {}
+    home: dict[int, Path] = {}
+    first = records[0]
+    for record in records:
+        different = _different([first, record])
+        if different:
+            name = different[0]
+            values = f"{first.choices.get(name, 'unset')} and {record.choices.get(name, 'unset')}"
+            raise Refused(
+                f"{first.root} and {record.root} are no seeds of one method {label!r}: {name} is {values}"
+            )
+        for seed in sorted({evaluation.seed for evaluation in record.evaluations}):
+            if seed in curves:
+                raise Refused(f"seed {seed} of {label} on {record.task} is in {home[seed]} and {record.root}")
+            mine = [evaluation for evaluation in record.evaluations if evaluation.seed == seed]
+            steps = np.array([evaluation.env_steps for evaluation in mine])
+            curves[seed] = Curve(seed, steps, np.array([evaluation.mean for evaluation in mine]))
+            home[seed] = record.root
+    return tuple(curves[seed] for seed in sorted(curves))
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    """The name of the method, and the options that differ among methods of that name on one task; if they
+    are many, the run directory's name."""
+    found = []
+    for record in records:
+        rivals = [other for other in records if other.name == record.name]
+        told: dict[str, None] = {}
+        for task in dict.fromkeys(rival.task for rival in rivals):
+            told |= dict.fromkeys(_different([rival for rival in rivals if rival.task == task]))
+        if not told:
+            found.append(record.name)
+        elif len(told) > _MOST_OPTIONS:
+            twins = (r for r in rivals if r.task == record.task and r.choices == record.choices)
+            found.append(next(twins).root.name)
+        else:
+            options = (f"{_short(name)} {record.choices.get(name, 'unset')}" for name in told)
+            found.append(f"{record.name}, {', '.join(options)}")
+    return found
+
+
+def _different(records: Sequence[Record]) -> list[str]:
+    """The options in which records differ."""
+    choices: list[Mapping[str, Any]] = [record.choices for record in records]
+    names = sorted({name for chosen in choices for name in chosen})
+    return [name for name in names if len({chosen.get(name) for chosen in choices}) > 1]
+
+
+def _short(option: str) -> str:
+    return option.rpartition(".")[2].replace("_", " ")

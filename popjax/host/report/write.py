@@ -1,0 +1,259 @@
+"""From run directories to a report: which figures and tables there are, and what is said about them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from popjax.host.errors import Refused
+from popjax.host.memory import human
+from popjax.host.report import charts, population, records, statistics
+from popjax.host.report.page import Cells, Picture, Section, Text, render
+from popjax.host.report.records import LAST, Group, Record
+
+PAGE = "report.html"
+_TITLE = 60  # the most characters that a title spends on the names of methods, or of tasks
+_INTERVAL = (
+    f"{statistics.LEVEL:.0%} percentile-bootstrap interval, {statistics.RESAMPLES:,} resamples of the seeds "
+    "within each task"
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the page, and the name of every figure, which lies beside it as PNG."""
+
+    page: Path
+    figures: tuple[str, ...]
+    table: Cells
+
+
+def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = ()) -> Report:
+    """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
+
+    Runs that differ in nothing but their seeds are pooled. labels: names of the methods, one for each run
+    directory.
+
+    Raises:
+        Refused: there is no run, one without evaluations, or no task that all methods share.
+    """
+    if not run_dirs:
+        raise Refused("a report needs at least one run directory")
+    found = [records.read(Path(run_dir)) for run_dir in run_dirs]
+    groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
+    common, out = records.common_tasks(groups), Path(out)
+    sections = [
+        _results(groups),
+        _curves(groups),
+        _comparison(groups, common),
+        _populations(groups),
+        _costs(groups),
+    ]
+    pictures = [part for section in sections for part in section.parts if isinstance(part, Picture)]
+    out.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        (out / f"{picture.name}.png").write_bytes(picture.png)
+    (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
+    table = next(part for part in sections[0].parts if isinstance(part, Cells))
+    return Report(out / PAGE, tuple(picture.name for picture in pictures), table)
+
+
+def _title(groups: Sequence[Group]) -> str:
+    """Methods and tasks by name, or how many there are of them where the names would fill lines."""
+    told = []
+    for what, names in (("methods", records.methods(groups)), ("tasks", records.tasks(groups))):
+        text = ", ".join(names)
+        told.append(text if len(text) <= _TITLE or len(names) == 1 else f"{len(names)} {what}")
+    return " on ".join(told)
+
+
+def _results(groups: Sequence[Group]) -> Section:
+    return Section(
+        "Results",
+        [
+            Text(
+                f"Return, mean ± standard deviation over seeds; a seed counts by its last {LAST} evaluations:"
+            ),
+            _table(groups, LAST),
+            Text("and by its last evaluation alone:"),
+            _table(groups, 1),
+            *_budgets(groups),
+        ],
+    )
+
+
+def _table(groups: Sequence[Group], last: int) -> Cells:
+    """A row for each task and a column for each method; the highest mean is bold."""
+    labels, rows, best = records.methods(groups), [], set()
+    for place, task in enumerate(records.tasks(groups)):
+        budget = records.budget(groups, task)
+        here = {group.label: group.scores(budget, last) for group in groups if group.task == task}
+        rows.append([task, *(_mean_std(here.get(label)) for label in labels)])
+        if len(here) > 1:
+            best.add((place, 1 + labels.index(max(here, key=lambda label: here[label].mean()))))
+    return Cells(["task", *labels], rows, frozenset(best))
+
+
+def _mean_std(scores: np.ndarray | None) -> str:
+    if scores is None:
+        return ""
+    spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.1f}{spread} ({len(scores)})"
+
+
+def _budgets(groups: Sequence[Group]) -> list[Text]:
+    """Up to which step methods are compared, and who has gone further or has not ended."""
+    told = ["In brackets, the number of seeds. Standard deviations divide by one less than that."]
+    for task in records.tasks(groups):
+        budget = records.budget(groups, task)
+        told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
+        longer = [g.label for g in groups if g.task == task and g.reached > budget]
+        if longer:
+            told.append(f"What {', '.join(longer)} did after that enters the learning curves alone.")
+    unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
+    if unfinished:
+        told.append(f"Unfinished: {', '.join(unfinished)}.")
+    return [Text(" ".join(told), note=True)]
+
+
+def _curves(groups: Sequence[Group]) -> Section:
+    look, parts = charts.styles(records.methods(groups)), []
+    caption = (
+        "Return of the evaluations on {task} against the environment steps that a seed has trained for. "
+        "Lines are means over seeds, linear between evaluations; bands are one standard deviation over seeds "
+        "on either side, and there is none for a single seed."
+    )
+    for task in records.tasks(groups):
+        figure = charts.learning_curves(task, [group for group in groups if group.task == task], look)
+        parts.append(_picture(f"curves-{task}", figure, caption.format(task=task)))
+    return Section("Learning curves", parts)
+
+
+def _comparison(groups: Sequence[Group], common: Sequence[str]) -> Section:
+    labels = records.methods(groups)
+    look, by_place = charts.styles(labels), {(group.label, group.task): group for group in groups}
+    scores: Any = {
+        label: [by_place[label, task].scores(records.budget(groups, task)) for task in common]
+        for label in labels
+    }
+    unit = "return (sum of rewards)"
+    parts: list[Text | Picture | Cells] = []
+    if len(common) > 1:
+        scores, ends = statistics.normalised(scores)
+        unit = "normalised score (0: lowest, 1: highest run of a task)"
+        scale = (f"{task} {low:.1f} to {high:.1f}" for task, (low, high) in zip(common, ends, strict=True))
+        parts.append(Text(f"Scores are scaled from 0 to 1 within each task: {'; '.join(scale)}."))
+    means = {
+        label: statistics.estimate(statistics.interquartile_mean, found) for label, found in scores.items()
+    }
+    caption = f"The mean of the middle half of all runs on {', '.join(common)}; bars are the {_INTERVAL}."
+    parts.append(_picture("interquartile-mean", charts.interquartile_means(means, look, unit), caption))
+    parts.append(Cells(["method", "interquartile mean", "interval"], [_row(k, v) for k, v in means.items()]))
+    if len(labels) > 1:
+        parts += _pairs(scores, look)
+    caption = (
+        f"Share of runs that score above the number on the axis; bands are the {_INTERVAL}, point by point."
+    )
+    parts.append(_picture("profiles", charts.profiles(scores, look, unit), caption))
+    left_out = [task for task in records.tasks(groups) if task not in common]
+    if left_out:
+        parts.append(Text(f"Left out, as not all methods are on them: {', '.join(left_out)}.", note=True))
+    return Section("Comparison", parts)
+
+
+def _pairs(scores: Any, look: Any) -> list[Picture | Cells]:
+    labels = list(scores)
+    found = {
+        (x, y): statistics.estimate(statistics.improvement, scores[x], scores[y])
+        for place, x in enumerate(labels)
+        for y in labels[place + 1 :]
+    }
+    caption = (
+        "The probability that a run of the first method scores higher than one of the second on a task drawn "
+        f"at random; bars are the {_INTERVAL}. An interval that holds one half leaves it open who is better."
+    )
+    rows = [_row(f"{x} > {y}", value) for (x, y), value in found.items()]
+    table = Cells(["pair", "probability of improvement", "interval"], rows)
+    return [_picture("improvement", charts.improvements(found, look), caption), table]
+
+
+def _row(name: str, found: statistics.Estimate) -> list[str]:
+    value = f"{float(found.value):.2f}"
+    if found.low is None or found.high is None:
+        return [name, value, "needs two seeds"]
+    return [name, value, f"[{float(found.low):.2f}, {float(found.high):.2f}]"]
+
+
+def _populations(groups: Sequence[Group]) -> Section:
+    parts: list[Text | Picture | Cells] = []
+    for group in groups:
+        found = population.rows(group.records[0])
+        if found is None:
+            continue
+        for kind, figure, caption in population.figures(f"{group.label} on {group.task}", found):
+            parts.append(_picture(f"{kind}-{group.label}-{group.task}", figure, caption))
+        absent = population.missing(found)
+        if absent:
+            parts.append(Text(f"{group.label} on {group.task}: {absent}", note=True))
+    return Section("Populations", parts or [Text("No run has a population of more than one.")])
+
+
+def _costs(groups: Sequence[Group]) -> Section:
+    header = ["run", "method", "task", "seeds", "steps per seed", "compile", "wall time", "steps/s", "memory"]
+    cells = [_cost(group, record) for group in groups for record in group.records]
+    table = Cells([*header, "hardware", "commit"], cells)
+    commands = {
+        f"{record.root.name}: {record.config['command']}": None
+        for group in groups
+        for record in group.records
+        if record.config.get("command")
+    }
+    note = (
+        "Steps/s are environment steps of all seeds together, without compiling and evaluating. Memory is "
+        "the most that the process, or on an accelerator the device, held at once; '-' where it was not "
+        "recorded."
+    )
+    return Section(
+        "Cost and origin", [table, Text(note, note=True), *(Text(command, note=True) for command in commands)]
+    )
+
+
+def _cost(group: Group, record: Record) -> list[str]:
+    summary, config = record.summary or {}, record.config
+    done = max(evaluation.env_steps for evaluation in record.evaluations)
+    seeds = len({evaluation.seed for evaluation in record.evaluations})
+    return [
+        record.root.name + ("" if record.summary else " (unfinished)"),
+        group.label,
+        group.task,
+        str(seeds),
+        f"{summary.get('env_steps', done):,}",
+        _shown(summary.get("compile_seconds"), lambda x: f"{x:.1f} s"),
+        _shown(summary.get("wall_seconds"), _duration),
+        _shown(summary.get("steps_per_second"), lambda x: f"{x:,.0f}"),
+        _shown(summary.get("peak_memory_bytes"), human),
+        config.get("device") or "-",
+        (config.get("git_commit") or "-")[:10],
+    ]
+
+
+def _shown(value: Any, text: Any) -> str:
+    return "-" if value is None else text(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute:02} min" if hours else f"{minute} min {second:02} s"
+
+
+def _picture(name: str, figure: Any, caption: str) -> Picture:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return Picture(re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-").lower(), png.getvalue(), caption)

@@ -1,0 +1,127 @@
+"""Sizes and numbers of CA2E, and the paper's constants for each of its two learners."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+
+from flax import struct
+
+from popjax.agents import ddpg, dqn
+from popjax.core import Number, number
+
+AgentConfig: TypeAlias = dqn.Config | ddpg.Config
+
+
+@dataclass(frozen=True)
+class Config:
+    """Actors, their experience and the learner's share of it; the defaults are for DQN."""
+
+    agent: AgentConfig = field(default_factory=dqn.Config)  # the learner, and its networks
+    nature_actors: int = 5  # actors that explore with a copy of the learner's policy
+    prior_actors: int = 3  # actors that play prior policies; without any they are retired from the beginning
+    lanes: int = 1  # environments of each actor
+    n_step: int = 3  # rewards in a stored return
+    batch: int = 32  # transitions per gradient step
+    capacity: int = 1_000_000  # transitions that the replay holds
+    local_buffer: int = 50  # transitions that a lane gathers before they get priorities and are stored
+    sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
+    learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
+    env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
+    exploration: tuple[float, ...] = (
+        1.0,
+        0.8,
+        0.6,
+        0.4,
+        0.2,
+    )  # of nature actors at first
+    schedule: Literal["anneal", "constant", "apex"] = (
+        "anneal"  # of exploration; "apex": 0.4^(1 + 7i / (N - 1))
+    )
+    clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
+    stratified: bool = True  # one draw from each of equal masses of priority, or independent draws
+    largest_weight: Literal["batch", "buffer"] = "batch"  # among which importance weights reach 1
+    initial_target: Literal["target", "online"] = "target"  # network that values what gets its first priority
+    check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
+    checks: int = 3  # comparisons in a row that the learner must win
+    return_window: int = 100  # finished episodes of nature actors whose mean is the learner's return
+    return_source: Literal["nature", "greedy"] = "nature"  # or greedy episodes, played at each comparison
+    greedy_episodes: int = 10  # how many of those
+    rule: Literal["signed", "literal"] = (
+        "signed"  # threshold: r + (a - 1) |r|, or a r, which negative r lowers
+    )
+    prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
+    target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
+
+    def __post_init__(self) -> None:
+        positive = (
+            *(
+                "nature_actors",
+                "lanes",
+                "n_step",
+                "batch",
+                "capacity",
+                "local_buffer",
+                "sync_every",
+                "checks",
+            ),
+            *("env_steps_per_update", "check_every", "target_every", "return_window", "greedy_episodes"),
+        )
+        for name, least in [(name, 1) for name in positive] + [("prior_actors", 0), ("prior_until", 0)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("schedule", "largest_weight", "initial_target", "return_source", "rule"):
+            known = get_args(get_type_hints(type(self))[name])
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not self.exploration or min(self.exploration) < 0:
+            raise ValueError(f"exploration needs a number >= 0 for each nature actor, got {self.exploration}")
+        if self.batch > self.capacity:
+            raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}")
+        least = self.actors * self.lanes * (self.local_buffer + self.n_step - 2)
+        if self.learning_starts < least:
+            raise ValueError(
+                f"learning_starts {self.learning_starts} is under {least} environment steps, after which the"
+                f" next one fills the first local buffers of {self.actors * self.lanes} lanes: there is"
+                " nothing yet to learn from"
+            )
+
+    @property
+    def actors(self) -> int:
+        """How many there are of both kinds."""
+        return self.nature_actors + self.prior_actors
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of CA2E and of its learner."""
+
+    agent: Any  # the learner's; ``agent.exploration`` is what a retired prior actor explores with
+    priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
+    importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
+    priority_offset: Number = number(1e-6)  # added to every absolute TD error
+    replacement_factor: Number = number(
+        1.05, low=1.0
+    )  # how far the learner must surpass; inf: never replaced
+
+
+def default_config(agent: AgentConfig) -> Config:
+    """The paper's constants for a learner of this kind; what it does not state is of the specification."""
+    if isinstance(agent, dqn.Config):
+        return Config(agent=agent)
+    return Config(
+        agent=agent,
+        batch=128,
+        learning_starts=10_000,
+        env_steps_per_update=1,
+        exploration=(0.1, 0.2, 0.3, 0.4, 0.5),
+        schedule="constant",
+    )
+
+
+def default_hyper(config: Config) -> Hyper:
+    """The numbers that belong to a Config. DQN's target is copied by environment steps: ``target_every``."""
+    if isinstance(config.agent, dqn.Config):
+        return Hyper(agent=dqn.Hyper(target_period=math.inf))
+    return Hyper(agent=replace(ddpg.baselines_hyper(), exploration=0.2))

@@ -1,0 +1,252 @@
+"""Alignment before distillation: a network learns to say a teacher's logits as an expert of the student's
+task would, on the states of that expert's play. CDRL, section 4.2 and experiment 5.3, offline.
+
+A step: the expert plays a rollout, the teacher is asked about the same states, and the alignment network
+takes gradient steps on pairs of logits drawn from all that were seen. The paper says neither how many states
+nor when to stop: a run is as long as its environment steps, and ``fresh_loss`` shows when it no longer gains.
+The policy of a run is the aligned teacher in the student's task; the method ``cdrl`` takes the network with
+--alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import distributions, rollout, tree
+from popjax.core import (
+    Env,
+    Ingredient,
+    Key,
+    Method,
+    Number,
+    Params,
+    PyTree,
+    as_arrays,
+    chain,
+    number,
+    stacked,
+)
+from popjax.distil import Direction, alignment_loss
+from popjax.methods.cdrl import teachers as teaching
+from popjax.methods.cdrl.config import check_choices
+from popjax.methods.cdrl.learning import Aligner
+from popjax.methods.cdrl.teachers import Finished, Teacher, finished, of_run
+from popjax.nets.recurrent import AlignActivation, alignment
+from popjax.optimize import adam, descend
+from popjax.replay.ring import Ring, ring
+
+RUNS = {
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of another task, RUN_DIR or RUN_DIR:SEED, whose actions are aligned.",
+    ),
+    "expert": Ingredient(
+        "experts",
+        lambda env, policies: finished(policies),
+        Finished,
+        "A finished run of this task, which plays.",
+    ),
+}
+"""A finished run of another task, and one of this task."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the alignment network, and of what it learns from."""
+
+    lanes: int = 8  # environments
+    steps: int = 20  # environment steps of each lane per iteration
+    updates: int = 8  # gradient steps per iteration
+    batch: int = 160  # pairs of logits per gradient step
+    capacity: int = 100_000  # pairs that are kept
+    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
+    align_act: AlignActivation = "elu"  # between them; "relu" in the paper's text
+    align_kl: Direction = "code"  # KL(aligned || expert), or the other way about
+    # teachers see observations with other channels or components padded with zeros or cropped
+    pad_observations: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("lanes", "steps", "updates", "batch", "capacity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of the alignment network's learning."""
+
+    align_lr: Number = number(1e-4)  # Adam's rate
+    max_grad_norm: Number = number(40.0)  # global norm to which the gradient is clipped
+
+
+@struct.dataclass
+class Metrics:
+    """What an iteration shows.
+
+    fitness:    float32 [1] return of the expert's last finished episode, mean over lanes.
+    fresh_loss: []          alignment loss on this iteration's states, before anything was learned from them.
+    align_loss: []          that of the last gradient step.
+    expert:     [A]         mean probabilities of the expert's actions on this iteration's states.
+    teacher:    [A']        of the teacher's.
+    aligned:    [A]         of the aligned teacher's.
+    """
+
+    fitness: Array
+    fresh_loss: Array
+    align_loss: Array
+    expert: Array
+    teacher: Array
+    aligned: Array
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries; the lanes carry the memories of expert and teacher."""
+
+    key: Key
+    hyper: Hyper
+    env_steps: Array  # int32 []
+    generation: Array  # int32 []
+    metrics: Metrics
+    learner: Aligner
+    frozen: tuple[Params, Params]  # of expert and teacher
+    lanes: rollout.Lane  # [N]
+    pairs: Ring  # (teacher's logits, expert's logits)
+    returns: rollout.Returns = stacked()  # [1, N]
+
+
+def build(
+    env: Env,
+    config: Config = Config(),
+    teachers: Sequence[Teacher | Finished] = (),
+    experts: Sequence[Teacher | Finished] = (),
+) -> Method:
+    """Aligns the one of ``teachers`` with the one of ``experts``, who knows ``env``.
+
+    Raises:
+        ValueError: there is not one of each, or one cannot read the task's observations.
+    """
+    if (len(teachers), len(experts)) != (1, 1):
+        raise ValueError(
+            f"align takes one teacher and one expert of the task, got {len(teachers)} and {len(experts)}:"
+            " --teacher RUN_DIR --expert RUN_DIR"
+        )
+    teacher, expert = (x if isinstance(x, Teacher) else of_run(x) for x in (*teachers, *experts))
+    _require_expert(env, expert)
+    view = teaching.view(env.spec, teacher.spec, config.pad_observations)
+    network = alignment(teacher.spec.action_dim, env.spec.action_dim, config.align_hidden, config.align_act)
+    lanes_env, store, seen = rollout.autoreset(env), ring(config.capacity), config.lanes * config.steps
+    memories = expert.memory, teacher.memory
+
+    def init(key: Key, hyper: Hyper) -> State:
+        hyper = as_arrays(hyper)
+        key, key_network, key_lanes = jax.random.split(key, 3)
+        params = network.init(key_network)
+        pair = jnp.zeros(teacher.spec.action_dim), jnp.zeros(env.spec.action_dim)
+        nothing = jnp.float32(0)
+        start = jax.vmap(partial(rollout.start, lanes_env, memories))
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=jnp.int32(0),
+            generation=jnp.int32(0),
+            metrics=Metrics(jnp.zeros(1), nothing, nothing, pair[1], pair[0], pair[1]),
+            learner=Aligner(params, adam(hyper.align_lr, hyper.max_grad_norm).init(params)),
+            frozen=jax.tree.map(jnp.asarray, (expert.params, teacher.params)),
+            lanes=start(jax.random.split(key_lanes, config.lanes)),
+            pairs=store.init(pair),
+            returns=tree.repeat(tree.repeat(rollout.no_returns(), config.lanes), 1),
+        )
+
+    def play(frozen: tuple[Params, Params], lane: rollout.Lane, key: Key) -> Any:
+        """A lane's rollout by the expert: rows of (teacher's logits, expert's logits, reward, done)."""
+
+        def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
+            after_expert, logits = _ask(expert, frozen[0], lane.carry[0], lane.obs)
+            after_teacher, opinion = _ask(teacher, frozen[1], lane.carry[1], view(lane.obs))
+            action = distributions.categorical().sample(key, logits, 1.0)
+            env_state, timestep = lanes_env.step(lane.env, action)
+            carry = tree.where(timestep.done, memories, (after_expert, after_teacher))
+            row = opinion, logits, timestep.reward, timestep.done
+            return rollout.Lane(env_state, timestep.obs, carry), row
+
+        return jax.lax.scan(one, lane, jax.random.split(key, config.steps))
+
+    def collect(s: State) -> State:
+        """The expert plays, the teacher looks on."""
+        key, key_play = jax.random.split(s.key)
+        keys = jax.random.split(key_play, config.lanes)
+        lanes, (opinion, logits, reward, done) = jax.vmap(partial(play, s.frozen))(s.lanes, keys)
+        returns = jax.vmap(jax.vmap(rollout.track))(s.returns, reward[None], done[None])
+        aligned = network.apply(s.learner.params, opinion)
+        histograms = (jax.nn.softmax(x).mean((0, 1)) for x in (logits, opinion, aligned))
+        loss = alignment_loss(aligned, logits, config.align_kl)
+        metrics = Metrics(returns.latest.mean(1), loss, s.metrics.align_loss, *histograms)
+        pairs = store.add(s.pairs, tree.flatten((opinion, logits)), jnp.ones(seen, jnp.bool_))
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + seen,
+            generation=s.generation + 1,
+            metrics=metrics,
+            lanes=lanes,
+            pairs=pairs,
+            returns=returns,
+        )
+
+    def learn(s: State) -> State:
+        """The alignment network learns from pairs of logits."""
+        key, key_learn = jax.random.split(s.key)
+
+        def one(learner: Aligner, key: Key) -> tuple[Aligner, Array]:
+            opinion, logits = store.sample(s.pairs, key, config.batch)
+
+            def loss(params: Params) -> tuple[Array, None]:
+                return alignment_loss(network.apply(params, opinion), logits, config.align_kl), None
+
+            optimizer = adam(s.hyper.align_lr, s.hyper.max_grad_norm)
+            params, moments, value, _ = descend(optimizer, loss, learner.params, learner.optimizer)
+            return Aligner(params, moments), value
+
+        learner, losses = jax.lax.scan(one, s.learner, jax.random.split(key_learn, config.updates))
+        return replace(s, key=key, learner=learner, metrics=replace(s.metrics, align_loss=losses[-1]))
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+        memory, logits = _ask(teacher, params["teacher"], memory, view(obs))
+        return memory, jnp.argmax(network.apply(params["alignment"], logits)).astype(jnp.int32)
+
+    return Method(
+        init=init,
+        step=chain(collect, learn),
+        policy=lambda s: {"alignment": s.learner.params, "teacher": s.frozen[1]},
+        act=act,
+        hyper=Hyper(),
+        steps_bound=seen,
+        memory=teacher.memory,
+    )
+
+
+def _ask(teacher: Teacher, params: Params, memory: PyTree, obs: Array) -> tuple[PyTree, Array]:
+    """What a teacher says of one observation: its memory, logits [A]."""
+    memory, logits = teacher.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
+    return memory, logits[0]
+
+
+def _require_expert(env: Env, expert: Teacher) -> None:
+    here, there = ((tuple(s.obs_shape), s.action_dim) for s in (env.spec, expert.spec))
+    if here != there:
+        raise ValueError(
+            f"an expert of {expert.spec.name} has observations and actions {there}; those of"
+            f" {env.spec.name} are {here}"
+        )

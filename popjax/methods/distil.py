@@ -1,0 +1,320 @@
+"""Any finished run, whatever its population and its networks, as one policy that can be deployed.
+
+A student plays and a teacher says of every state what it would do: DAgger (Ross, Gordon & Bagnell, 2011),
+without keeping what was seen. Lanes are played by the teacher at first and by the student later, so that the
+student learns where it goes itself. The teacher is the individual of the population that returns most in
+episodes before the run or, where a method deploys all of them together with what chooses among them, all of
+them. Of several runs the one is distilled that returns most.
+
+Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's
+action or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import rollout, tree
+from popjax.core import (
+    Env,
+    Ingredient,
+    Key,
+    Method,
+    Number,
+    Params,
+    Pretrained,
+    PyTree,
+    as_arrays,
+    chain,
+    number,
+    stacked,
+)
+from popjax.distil import softened_kl
+from popjax.methods.cdrl.teachers import Finished, of_run
+from popjax.nets import recurrent
+from popjax.optimize import adam, descend
+
+
+class Graded(NamedTuple):
+    """A finished run, the individual in it that returned most over episodes played before this run (-1: the
+    policy that the run would deploy), and the mean of its returns."""
+
+    policy: Pretrained
+    individual: int
+    mean_return: float
+
+    @property
+    def teacher(self) -> Pretrained:
+        """The policy of that individual."""
+        if self.individual < 0:
+            return self.policy
+        return self.policy._replace(params=tree.take(self.policy.individuals, self.individual))
+
+
+RUNS = {
+    "teacher": Ingredient(
+        "teachers",
+        lambda env, policies: grade(env, policies),
+        Graded,
+        "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several.",
+    )
+}
+"""Finished runs of the task, of any method."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The student's network, and how much it sees."""
+
+    network: recurrent.Config = field(default_factory=partial(recurrent.Config, recurrent=False))  # student's
+    lanes: int = 32  # environments
+    steps: int = 20  # environment steps of each lane in a rollout
+    epochs: int = 8  # gradient steps on each rollout
+    labels: Literal["actions", "logits"] = "actions"  # what a teacher of discrete actions says
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.labels not in ("actions", "logits"):
+            raise ValueError(f"labels is 'actions' or 'logits', got {self.labels!r}")
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of the student's learning."""
+
+    lr: Number = number(1e-3)  # Adam's rate
+    max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
+    temperature: Number = number(1.0, low=1e-6)  # by which a teacher's logits are divided
+    teacher_share: Number = number(1.0, high=1.0)  # of lanes that the teacher plays, at the start
+    teacher_steps: Number = number(20_000.0)  # environment steps over which that falls linearly to 0
+
+
+@struct.dataclass
+class Metrics:
+    """What an iteration shows.
+
+    fitness:     float32 [1] return of the last finished episode, mean over lanes, whoever played.
+    distil_loss: []          how far the student is from the teacher, before the last gradient step.
+    """
+
+    fitness: Array
+    distil_loss: Array
+
+
+@struct.dataclass
+class Learner:
+    """The student's network and Adam's moments."""
+
+    params: Params
+    optimizer: PyTree
+
+
+@struct.dataclass
+class Seen:
+    """A lane's rollout [T]: the student's memory before it, observations, what the teacher said of them."""
+
+    memory: PyTree
+    obs: Array
+    label: Array
+    reward: Array
+    done: Array
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries; the lanes carry the memories of student and teacher."""
+
+    key: Key
+    hyper: Hyper
+    env_steps: Array  # int32 []
+    generation: Array  # int32 []
+    metrics: Metrics
+    learner: Learner
+    frozen: Params  # of the teacher
+    lanes: rollout.Lane  # [N]
+    seen: Seen  # [N, T] in this iteration
+    returns: rollout.Returns = stacked()  # [1, N]
+
+
+def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple[Graded, ...]:
+    """Plays ``episodes`` greedy episodes with every individual of each run, the same for all.
+
+    Raises:
+        ValueError: a policy is for other observations or actions.
+    """
+    graded = []
+    for policy in policies:
+        _require_fit(env, policy)
+
+        def play(params: Params, key: Key, policy: Pretrained = policy) -> Array:
+            act = partial(policy.act, params)
+            return rollout.episode(env, act, policy.memory, key, record=lambda *_: ()).total
+
+        over_episodes = jax.vmap(play, (None, 0))
+        keys = jax.random.split(jax.random.key(0), episodes)
+        if policy.individuals is None:
+            graded.append(Graded(policy, -1, float(jax.jit(over_episodes)(policy.params, keys).mean())))
+            continue
+        returns = jax.jit(jax.vmap(over_episodes, (0, None)))(policy.individuals, keys).mean(1)
+        graded.append(Graded(policy, int(returns.argmax()), float(returns.max())))
+    return tuple(graded)
+
+
+def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) -> Method:
+    """A student of the best of ``teachers``, which ``grade`` makes of finished runs.
+
+    Raises:
+        ValueError: there is no teacher, or it has no logits where they are asked for.
+    """
+    if not teachers:
+        raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")
+    teacher = max(teachers, key=lambda t: t.mean_return).teacher
+    _require_fit(env, teacher)
+    network = recurrent.recurrent_actor_critic(env.spec.obs_shape, env.spec.action_dim, config.network)
+    advise, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)
+    lanes_env, taken = rollout.autoreset(env), config.lanes * config.steps
+    memories = network.memory, teacher.memory
+
+    def init(key: Key, hyper: Hyper) -> State:
+        hyper = as_arrays(hyper)
+        key, key_network, key_lanes = jax.random.split(key, 3)
+        params = network.init(key_network)
+        start = jax.vmap(partial(rollout.start, lanes_env, memories))
+        lanes = start(jax.random.split(key_lanes, config.lanes))
+        frozen = jax.tree.map(jnp.asarray, teacher.params)
+        seen = jax.eval_shape(play_all, params, frozen, lanes, jnp.float32(0), key)[1]
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=jnp.int32(0),
+            generation=jnp.int32(0),
+            metrics=Metrics(jnp.zeros(1), jnp.float32(0)),
+            learner=Learner(params, adam(hyper.lr, hyper.max_grad_norm).init(params)),
+            frozen=frozen,
+            lanes=lanes,
+            seen=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen),
+            returns=tree.repeat(tree.repeat(rollout.no_returns(), config.lanes), 1),
+        )
+
+    def play(params: Params, frozen: Params, lane: rollout.Lane, share: Array, key: Key) -> Any:
+        """One lane's rollout, which the teacher plays with probability ``share`` and the student else."""
+        key_who, key_steps = jax.random.split(key)
+        guided = jax.random.bernoulli(key_who, share)
+
+        def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
+            mine, action = act(params, lane.carry[0], lane.obs, key)
+            its, label, played = advise(frozen, lane.carry[1], lane.obs, key)
+            env_state, timestep = lanes_env.step(lane.env, jnp.where(guided, played, action))
+            carry = tree.where(timestep.done, memories, (mine, its))
+            row = lane.obs, label, timestep.reward, timestep.done
+            return rollout.Lane(env_state, timestep.obs, carry), row
+
+        after, rows = jax.lax.scan(one, lane, jax.random.split(key_steps, config.steps))
+        return after, Seen(lane.carry[0], *rows)
+
+    def play_all(params: Params, frozen: Params, lanes: rollout.Lane, share: Array, key: Key) -> Any:
+        keys = jax.random.split(key, config.lanes)
+        return jax.vmap(play, (None, None, 0, None, 0))(params, frozen, lanes, share, keys)
+
+    def collect(s: State) -> State:
+        """Student or teacher play, the teacher says what it would do."""
+        key, key_play = jax.random.split(s.key)
+        left = 1 - s.env_steps / jnp.maximum(s.hyper.teacher_steps, 1)
+        share = s.hyper.teacher_share * jnp.maximum(left, 0)
+        lanes, seen = play_all(s.learner.params, s.frozen, s.lanes, share, key_play)
+        returns = jax.vmap(jax.vmap(rollout.track))(s.returns, seen.reward[None], seen.done[None])
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + taken,
+            generation=s.generation + 1,
+            metrics=replace(s.metrics, fitness=returns.latest.mean(1)),
+            lanes=lanes,
+            seen=seen,
+            returns=returns,
+        )
+
+    def learn(s: State) -> State:
+        """The student takes ``epochs`` gradient steps towards what the teacher said."""
+        unroll = jax.vmap(network.unroll, (None, 0, 0, 0))
+
+        def loss(params: Params) -> tuple[Array, None]:
+            heads = unroll(params, s.seen.memory, s.seen.obs, s.seen.done)[1]
+            return loss_of(heads.policy, s.seen.label, s.hyper.temperature), None
+
+        def one(learner: Learner, _: None) -> tuple[Learner, Array]:
+            optimizer = adam(s.hyper.lr, s.hyper.max_grad_norm)
+            params, moments, value, _ = descend(optimizer, loss, learner.params, learner.optimizer)
+            return Learner(params, moments), value
+
+        learner, losses = jax.lax.scan(one, s.learner, length=config.epochs)
+        return replace(s, learner=learner, metrics=replace(s.metrics, distil_loss=losses[-1]))
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+        memory, heads = network.step(params, memory, obs)
+        if env.spec.discrete:
+            return memory, jnp.argmax(heads.policy, -1).astype(jnp.int32)
+        return memory, jnp.tanh(heads.policy)
+
+    return Method(
+        init=init,
+        step=chain(collect, learn),
+        policy=lambda s: s.learner.params,
+        act=act,
+        hyper=Hyper(),
+        steps_bound=taken,
+        memory=network.memory,
+    )
+
+
+def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
+    """(params, memory, obs, key) -> memory, what the student is told, the action: of a teacher.
+
+    A student is told an action, or logits [A]; the teacher's greedy action as logits of 0 and minus infinity.
+    """
+    if config.labels == "logits":
+        if not env.spec.discrete:
+            raise ValueError(f"labels logits is for discrete actions, which {env.spec.name} has not")
+        asked = of_run(Finished(teacher))
+
+        def with_logits(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array, Array]:
+            memory, logits = asked.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
+            return memory, logits[0], jnp.argmax(logits[0]).astype(jnp.int32)
+
+        return with_logits
+
+    def with_action(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array, Array]:
+        memory, action = teacher.act(params, memory, obs, key)
+        if not env.spec.discrete:
+            return memory, action, action
+        chosen = jnp.arange(env.spec.action_dim) == action
+        return memory, jnp.where(chosen, 0.0, -jnp.inf), action
+
+    return with_action
+
+
+def _loss(discrete: bool, outputs: Array, label: Array, temperature: Number) -> Array:
+    """How far the student's ``outputs`` [..., A] are from what it was told, [..., A]."""
+    if discrete:
+        return softened_kl(label, outputs, temperature)
+    return jnp.square(jnp.tanh(outputs) - label).mean()
+
+
+def _require_fit(env: Env, policy: Pretrained) -> None:
+    here, there = ((tuple(s.obs_shape), s.action_dim, s.discrete) for s in (env.spec, policy.spec))
+    if here != there:
+        kind = {True: "discrete", False: "continuous"}
+        raise ValueError(
+            f"{policy.name} has observations {there[0]} and {there[1]} {kind[there[2]]} actions;"
+            f" {env.spec.name} has {here[0]} and {here[1]} {kind[here[2]]}"
+        )

@@ -1,0 +1,115 @@
+"""Sizes and numbers of PDERL, and the paper's constants by task."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from flax import struct
+
+from popjax.agents import ddpg
+from popjax.core import Number, number
+from popjax.evolution.crossover import Distillation
+from popjax.evolution.mating import Mating
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and choices; those that the paper sets by task are its HalfCheetah's, see ``preset``."""
+
+    population: int = 10  # actors
+    elite_fraction: float = 0.1  # share of the population that is elite; at least one individual is
+    trials: int = 1  # episodes whose mean return is an actor's fitness
+    sync_period: int = 10  # generations between two entries of the learner's actor into the population
+    tournament: int = 3  # individuals drawn for each tournament
+    crossover: Literal["distil", "n_point"] = "distil"  # how children are made: PDERL's operator or ERL's
+    mutation: Literal["proximal", "gaussian"] = "proximal"  # how slots are mutated: PDERL's operator or ERL's
+    distillation: Distillation = field(default_factory=Distillation)  # of children
+    mating: Mating = field(default_factory=Mating)  # which pairs have children
+    memory: int = 8_000  # newest states that an individual and its heirs remember
+    mutation_batch: int = 256  # states of the memory on which sensitivities are measured
+    capacity: int = 1_000_000  # transitions that the learner's replay holds
+    batch: int = 128  # transitions per gradient step of the learner
+    start_batches: int = 5  # the learner starts once replay holds more than so many batches
+    sample_replace: bool = False  # whether a batch of the learner may hold a transition twice
+    timeout_is_terminal: bool = True  # whether the learner takes the time limit for the end of the task
+    noise_reset: bool = False  # whether the learner's action noise restarts with every episode
+    protect_all_elites: bool = False  # whether sync spares all elites' copies, not only the best one's
+    ddpg: ddpg.Config = field(default_factory=ddpg.Config)  # networks of actors and critic
+
+    @property
+    def elites(self) -> int:
+        """How many individuals are elite."""
+        return max(1, int(self.elite_fraction * self.population + 1e-9))
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "sync_period", "tournament", "mutation_batch", "batch", "start_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (("crossover", ("distil", "n_point")), ("mutation", ("proximal", "gaussian"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}")
+        if self.population < 2 * self.elites:
+            raise ValueError(
+                f"elites {self.elites} exceed half of population {self.population}: "
+                "each needs a slot of its own for its copy; lower elite_fraction"
+            )
+        if self.start_batches * self.batch >= self.capacity:
+            raise ValueError(
+                f"learning starts beyond {self.start_batches} batches of {self.batch}, "
+                f"which a replay of capacity {self.capacity} never holds"
+            )
+        if self.ddpg.normalize:
+            raise ValueError("individuals and learner share actors, which cannot normalize observations")
+        if self.memory < 2:
+            raise ValueError(f"memory must hold at least 2 states, one of each parent, got {self.memory}")
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers, all sweepable."""
+
+    ddpg: ddpg.Hyper = field(default_factory=ddpg.Hyper)  # the learner's
+    updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
+    crossover_lr: Number = number(1e-3)  # Adam's rate for children
+    mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
+    mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
+    mutation_std_noise: Number = number(0.0)  # standard deviation of mutation_std, drawn for each mutation
+    sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
+    noise_theta: Number = number(0.15, high=2.0)  # pull of the learner's action noise to 0, per step
+    noise_sigma: Number = number(0.2)  # its standard deviation per step
+    noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
+
+
+class Preset(NamedTuple):
+    """Constants of one task; ``env_steps`` is the paper's budget."""
+
+    config: Config
+    hyper: Hyper
+    env_steps: int
+
+
+# Elite fraction, trials, sync period, mutation std, env steps.
+_TASKS = {
+    "swimmer": (0.1, 1, 10, 0.1, 2_000_000),
+    "halfcheetah": (0.1, 1, 10, 0.1, 6_000_000),
+    "hopper": (0.2, 3, 1, 0.1, 4_000_000),
+    "walker2d": (0.2, 5, 1, 0.1, 6_000_000),
+    "ant": (0.2, 1, 1, 0.01, 6_000_000),
+}
+
+
+def preset(task: str) -> Preset | None:
+    """The paper's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
+    row = _TASKS.get(family(task))
+    if row is None:
+        return None
+    elite_fraction, trials, sync_period, mutation_std, env_steps = row
+    config = Config(elite_fraction=elite_fraction, trials=trials, sync_period=sync_period)
+    return Preset(config, Hyper(mutation_std=mutation_std), env_steps)
+
+
+def family(task: str) -> str:
+    """What the versions of a task in all suites have in common: "gym/Hopper-v4" -> "hopper"."""
+    return re.sub(r"-v\d+$", "", task.rpartition("/")[2].lower())

@@ -1,0 +1,134 @@
+"""Networks that look at images: convolutions in front of dense layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from popjax.core import Key, Network, Params
+from popjax.nets.layers import Conv, Dense, Norm, network, rectified
+
+Convolutions = Sequence[tuple[int, int, int]]
+"""Features, side of the kernel and stride of each; without padding."""
+TORSOS: dict[str, tuple[Convolutions, tuple[int, ...]]] = {
+    "dense": ((), (64, 64)),
+    "minatar": (((16, 3, 1),), (128,)),
+    "atari": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
+}
+"""Convolutions and dense layers: small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al., 2015."""
+_LEAST_SIDE = 3  # pixels that MinAtar's convolution covers
+_LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one place
+
+
+def torso_for(obs_shape: Sequence[int]) -> str:
+    """The torso that fits observations [H, W, C], or small ones or of another rank: a name in ``TORSOS``."""
+    if len(obs_shape) != 3 or min(obs_shape[:2]) < _LEAST_SIDE:
+        return "dense"
+    return "atari" if min(obs_shape[:2]) >= _LEAST_ATARI_SIDE else "minatar"
+
+
+def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
+    """How many numbers the convolutions give.
+
+    Raises:
+        ValueError: an observation is no image, or too small.
+    """
+    if len(obs_shape) != 3:
+        raise ValueError(f"convolutions need images [H, W, C], got observations of shape {tuple(obs_shape)}")
+    height, width = obs_shape[:2]
+    for _, side, stride in convolutions:
+        height, width = ((n - side) // stride + 1 for n in (height, width))
+        if min(height, width) < 1:
+            raise ValueError(
+                f"images of {tuple(obs_shape)} are too small for the convolutions; take another torso"
+            )
+    return height * width * (convolutions[-1][0] if convolutions else obs_shape[2])
+
+
+def as_floats(obs: Array) -> Array:
+    """float32; bytes, of which images are made, are divided by 255."""
+    return obs.astype(jnp.float32) / (255.0 if obs.dtype == jnp.uint8 else 1.0)
+
+
+class _Convolutions(nn.Module):
+    convolutions: Convolutions
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        x = as_floats(obs)
+        for features, side, stride in self.convolutions:
+            x = nn.relu(Conv(features, side, stride)(x))
+        return x.reshape(*x.shape[:-3], -1)
+
+
+def behind_convolutions(obs_shape: Sequence[int], make: Callable[[int], Network]) -> Network:
+    """``make(features)``, fed by the convolutions that fit images of ``obs_shape``, each with its own; of
+    vectors ``make(size)`` itself."""
+    if len(obs_shape) == 1:
+        return make(obs_shape[0])
+    if len(obs_shape) != 3:
+        raise ValueError(
+            f"observations must be vectors or images [H, W, C]; they have shape {tuple(obs_shape)}"
+        )
+    convolutions = TORSOS[torso_for(obs_shape)][0]
+    rest = make(places(obs_shape, convolutions))
+    eyes = network(_Convolutions(tuple(convolutions)), tuple(obs_shape))
+
+    def init(key: Key) -> Params:
+        key_eyes, key_rest = jax.random.split(key)
+        return {"convolutions": eyes.init(key_eyes), **rest.init(key_rest)}
+
+    def apply(params: Params, obs: Array) -> Array:
+        features = eyes.apply(params["convolutions"], obs)
+        return rest.apply({name: params[name] for name in params if name != "convolutions"}, features)
+
+    return Network(init, apply)
+
+
+class _QNetwork(nn.Module):
+    obs_shape: Sequence[int]
+    actions: int
+    convolutions: Sequence[tuple[int, int, int]]
+    hidden: Sequence[int]
+    norm: Norm
+    dueling: bool
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        x = as_floats(obs)
+        for features, side, stride in self.convolutions:
+            x = nn.relu(Conv(features, side, stride)(x))
+        x = x.reshape(*x.shape[: -len(self.obs_shape)], -1)
+
+        def stream(out: int) -> Array:
+            y = x
+            for width in self.hidden:
+                y = rectified(Dense(width, "glorot")(y), self.norm)
+            return Dense(out, "glorot")(y)
+
+        values = stream(self.actions)
+        if not self.dueling:
+            return values
+        return stream(1) + values - values.mean(-1, keepdims=True)
+
+
+def q_network(
+    obs_shape: Sequence[int],
+    actions: int,
+    *,
+    convolutions: Convolutions = (),
+    hidden: Sequence[int] = (64, 64),
+    norm: Norm = "layer",
+    dueling: bool = False,
+) -> Network:
+    """obs [..., *obs_shape] -> the value of each action [..., actions].
+
+    ``convolutions`` come before the dense ``hidden`` layers, and ``norm`` only among these. ``dueling`` (Wang
+    et al., ICML 2016) gives value and advantage dense layers of their own. Glorot-uniform.
+    """
+    module = _QNetwork(tuple(obs_shape), actions, tuple(convolutions), tuple(hidden), norm, dueling)
+    return network(module, tuple(obs_shape))

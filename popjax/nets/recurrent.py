@@ -1,0 +1,235 @@
+"""Networks with a memory: torso, LSTM and the three heads of a collaborating actor-critic; alignment.
+
+Sizes and initialization as in "Collaborative Deep Reinforcement Learning" (Lin, Wang & Zhou, 2017), whose
+code builds on OpenAI's universe-starter-agent. That is for frames; the torsos for MinAtar's grids and for
+vectors are counterparts of our own choice. Parameters are a dictionary "torso", "core", "policy", "distil",
+"value".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from popjax.core import Key, Network, Params, PyTree
+from popjax.nets.layers import ACTIVATIONS, Conv, Dense
+
+TorsoKind = Literal["auto", "frames", "grid", "vector"]
+AlignActivation = Literal["elu", "relu"]
+Memory: TypeAlias = PyTree
+"""(c, h) [units] each of an LSTM; () of a network without memory."""
+
+
+class Torso(NamedTuple):
+    """Convolutions of 3x3 with ``filters``, then dense layers of ``hidden`` units; ELU after each."""
+
+    filters: tuple[int, ...]
+    stride: int
+    padding: Literal["valid", "same"]
+    hidden: tuple[int, ...]
+
+
+TORSOS = {
+    "frames": Torso(filters=(32, 32, 32, 32), stride=2, padding="same", hidden=()),
+    "grid": Torso(filters=(16,), stride=1, padding="valid", hidden=(128,)),
+    "vector": Torso(filters=(), stride=1, padding="valid", hidden=(64,)),
+}
+"""The paper's for frames of 42x42x1; the convolution and the dense layer that MinAtar's authors use for its
+grids of 10x10xC; one dense layer for vectors."""
+SMALLEST_FRAME = 32
+"""Height and width from which "auto" takes an image for a frame, below it for a grid, pixels."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shapes of an actor-critic with memory."""
+
+    torso: TorsoKind = "auto"  # by the observation's shape, or one of the three
+    filters: tuple[int, ...] = ()  # of the convolutions; (): the torso's own
+    hidden: tuple[int, ...] = ()  # units of the dense layers behind them; (): the torso's own
+    recurrent: bool = True  # an LSTM behind the torso, or a dense layer of as many units
+    units: int = 256  # of either
+
+    def __post_init__(self) -> None:
+        if self.torso not in ("auto", *TORSOS):
+            raise ValueError(f"torso is one of 'auto', {', '.join(map(repr, TORSOS))}, got {self.torso!r}")
+        if min((self.units, *self.filters, *self.hidden)) < 1:
+            raise ValueError(f"layers need units, got {self.filters}, {self.hidden}, {self.units}")
+
+
+@struct.dataclass
+class Heads:
+    """What the network says of an observation.
+
+    policy: [..., A] logits that act.
+    distil: [..., A] logits that learn from a teacher and never act.
+    value:  [...]    V.
+    """
+
+    policy: Array
+    distil: Array
+    value: Array
+
+
+class RecurrentNetwork(NamedTuple):
+    """An actor-critic with a memory, for one lane.
+
+    init:   key -> params
+    memory: what it remembers at the start of an episode, zeros
+    step:   (params, memory, obs) -> (memory, Heads)
+    unroll: (params, memory, obs [T, ...], done bool [T]) -> (memory, Heads [T]); the memory starts anew
+            behind every row in which an episode ended, the last one included
+    """
+
+    init: Callable[[Key], Params]
+    memory: Memory
+    step: Callable[[Params, Memory, Array], tuple[Memory, Heads]]
+    unroll: Callable[[Params, Memory, Array, Array], tuple[Memory, Heads]]
+
+
+def recurrent_actor_critic(
+    obs_shape: Sequence[int], actions: int, config: Config = Config()
+) -> RecurrentNetwork:
+    """The three-headed network for observations ``obs_shape`` and ``actions`` discrete actions.
+
+    Raises:
+        ValueError: the torso cannot read observations of this shape.
+    """
+    torso = _TorsoLayers(torso_for(obs_shape, config))
+    features = jax.eval_shape(lambda: torso.init_with_output(jax.random.key(0), jnp.zeros(obs_shape))[0])
+    units, recurrent = config.units, config.recurrent
+
+    def init(key: Key) -> Params:
+        keys = jax.random.split(key, 5)
+        core = _lstm_init if recurrent else _glorot_init
+        return {
+            "torso": torso.init(keys[0], jnp.zeros(obs_shape)).get("params", {}),
+            "core": core(keys[1], features.shape[0], units),
+            "policy": _head_init(keys[2], units, actions, 0.01),
+            "distil": _head_init(keys[3], units, actions, 0.01),
+            "value": _head_init(keys[4], units, 1, 1.0),
+        }
+
+    def unroll(params: Params, memory: Memory, obs: Array, done: Array) -> tuple[Memory, Heads]:
+        x: Any = torso.apply({"params": params["torso"]}, obs)
+        if recurrent:
+            memory, x = _lstm(params["core"], memory, x, done)
+        else:
+            x = nn.elu(_linear(params["core"], x))
+        value = _linear(params["value"], x)[..., 0]
+        return memory, Heads(_linear(params["policy"], x), _linear(params["distil"], x), value)
+
+    def step(params: Params, memory: Memory, obs: Array) -> tuple[Memory, Heads]:
+        memory, heads = unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
+        return memory, jax.tree.map(lambda x: x[0], heads)
+
+    memory = (jnp.zeros(units), jnp.zeros(units)) if recurrent else ()
+    return RecurrentNetwork(init, memory, step, unroll)
+
+
+def alignment(
+    inputs: int, out: int, hidden: Sequence[int] = (512,) * 4, activation: AlignActivation = "elu"
+) -> Network:
+    """A teacher's logits [..., inputs] -> logits over a student's actions [..., out]. Glorot's uniform
+    initialization, zero biases, a linear last layer. CDRL, section 4.2.
+
+    Raises:
+        ValueError: the activation is another.
+    """
+    if activation not in ("elu", "relu"):
+        raise ValueError(f"the alignment network's activation is 'elu' or 'relu', got {activation!r}")
+    sizes = (inputs, *hidden, out)
+
+    def init(key: Key) -> Params:
+        keys = jax.random.split(key, len(sizes) - 1)
+        pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
+        return {f"layer_{i}": _glorot_init(*pair) for i, pair in enumerate(pairs)}
+
+    def apply(params: Params, logits: Array) -> Array:
+        x = logits
+        for i in range(len(hidden)):
+            x = ACTIVATIONS[activation](_linear(params[f"layer_{i}"], x))
+        return _linear(params[f"layer_{len(hidden)}"], x)
+
+    return Network(init, apply)
+
+
+def torso_for(obs_shape: Sequence[int], config: Config) -> Torso:
+    """The torso that ``config`` asks for.
+
+    Raises:
+        ValueError: it cannot read observations of this shape.
+    """
+    shape, kind = tuple(obs_shape), config.torso
+    if kind == "auto":
+        kind = "vector" if len(shape) == 1 else "frames" if min(shape[:2]) >= SMALLEST_FRAME else "grid"
+    rank = 1 if kind == "vector" else 3
+    if len(shape) != rank:
+        needed = "vectors" if rank == 1 else "images [H, W, C]"
+        raise ValueError(f"the torso {kind!r} reads {needed}; observations here have shape {shape}")
+    torso = TORSOS[kind]
+    return torso._replace(filters=config.filters or torso.filters, hidden=config.hidden or torso.hidden)
+
+
+class _TorsoLayers(nn.Module):
+    torso: Torso
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Observations [..., *obs] -> features [..., F]."""
+        for width in self.torso.filters:
+            x = nn.elu(Conv(width, 3, self.torso.stride, self.torso.padding)(x))
+        if self.torso.filters:
+            x = x.reshape(*x.shape[:-3], -1)
+        for width in self.torso.hidden:
+            x = nn.elu(Dense(width, "glorot")(x))
+        return x
+
+
+def _lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, Array]:
+    """An LSTM over ``inputs`` [T, F] -> outputs [T, units]; it starts from zeros behind every ``done``.
+
+    Gates in the order input, candidate, forget, output, the forget gate with a bias of 1 beside its own.
+    """
+    units = params["kernel"].shape[1] // 4
+    features = params["kernel"].shape[0] - units
+    # What the inputs add to the gates needs no recurrence: one product for all rows.
+    given = inputs @ params["kernel"][:features] + params["bias"]
+
+    def one(memory: Memory, row: tuple[Array, Array]) -> tuple[Memory, Array]:
+        (c, h), (given, done) = memory, row
+        i, g, f, o = jnp.split(given + h @ params["kernel"][features:], 4)
+        c = jax.nn.sigmoid(f + 1.0) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (jnp.where(done, 0.0, c), jnp.where(done, 0.0, h)), h
+
+    return jax.lax.scan(one, memory, (given, done))
+
+
+def _linear(params: Params, x: Array) -> Array:
+    return x @ params["kernel"] + params["bias"]
+
+
+def _lstm_init(key: Key, features: int, units: int) -> Params:
+    """U(+-sqrt(3 / rows)), the default of TensorFlow 0.11; zero biases."""
+    bound = (3 / (features + units)) ** 0.5
+    kernel = jax.random.uniform(key, (features + units, 4 * units), minval=-bound, maxval=bound)
+    return {"kernel": kernel, "bias": jnp.zeros(4 * units)}
+
+
+def _glorot_init(key: Key, inputs: int, out: int) -> Params:
+    return {"kernel": nn.initializers.glorot_uniform()(key, (inputs, out)), "bias": jnp.zeros(out)}
+
+
+def _head_init(key: Key, inputs: int, out: int, norm: float) -> Params:
+    """Normal columns, each rescaled to the length ``norm``; zero biases."""
+    kernel = jax.random.normal(key, (inputs, out))
+    kernel *= norm / jnp.linalg.norm(kernel, axis=0, keepdims=True)
+    return {"kernel": kernel, "bias": jnp.zeros(out)}

@@ -1,0 +1,209 @@
+"""Finished runs as ingredients of a new one: their policies, from the command line and from config.json.
+
+A method that builds on finished runs has a table ``RUNS``: option -> ``Ingredient``. ``--prior RUN_DIR`` once
+for each run, gives it their policies; ``RUN_DIR:SEED`` that of one seed, otherwise of the seed that was last
+evaluated best. What the method makes of them goes to its ``build`` and, but for the policies themselves, into
+config.json, from which the method can be built again when the runs that it came from are gone: the policies'
+parameters lie in its own State.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from popjax import parse
+from popjax.host import checkpoint, rundir
+from popjax.host.errors import Refused
+
+if TYPE_CHECKING:
+    from popjax.core import Env, Ingredient, Method, Pretrained
+
+
+def peel_runs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The run directories of every option in the module's ``RUNS``, out of ``argv``, and what remains."""
+    found = {}
+    for name in getattr(module, "RUNS", {}):
+        found[name], argv = parse.peel_all(argv, f"--{name}")
+    return found, argv
+
+
+def take(
+    module: ModuleType,
+    env: Env,
+    env_options: dict[str, Any],
+    runs: dict[str, list[str]],
+    resumed: Path | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Loads the runs: what ``build`` is given, by keyword, and what config.json keeps of it.
+
+    Of a run that is ``resumed`` the facts come from its directory, and the policies, too, where a checkpoint
+    of it holds them.
+
+    Raises:
+        Refused: a directory holds no whole run, or the resumed run was given others.
+        Fault: a run does not fit the task.
+    """
+    before = rundir.read_config(resumed).get("runs", {}) if resumed and runs else None
+    built: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    for name, arguments in runs.items():
+        ingredient = module.RUNS[name]
+        if before is None or resumed is None:
+            loaded = [load(*split(argument), name=argument) for argument in arguments]
+            records = _made(name, ingredient, env, env_options, loaded)
+            kept[name] = [
+                {**origin, **_facts(record)} for (_, origin), record in zip(loaded, records, strict=True)
+            ]
+        else:
+            kept[name] = _same(name, arguments, before.get(name, []))
+            whole = checkpoint.generations(rundir.RunDirectory(resumed).checkpoints)
+            again = _shapes if whole else _unchanged
+            records = [_record(ingredient, again(entry), entry) for entry in kept[name]]
+        built[ingredient.keyword] = tuple(records)
+    return built, kept
+
+
+def _made(
+    name: str, ingredient: Ingredient, env: Env, env_options: dict[str, Any], loaded: Sequence[Any]
+) -> Sequence[Any]:
+    """The records of the loaded policies."""
+    for policy, origin in loaded:
+        theirs = origin["config"]["env_options"]
+        if origin["config"]["env"] == env.spec.name and theirs != env_options:
+            raise parse.Fault(f"--{name}: {policy.name} had other --env-option: {theirs}, not {env_options}")
+    try:
+        return ingredient.make(env, [policy for policy, _ in loaded])
+    except ValueError as refusal:
+        raise parse.Fault(f"--{name}: {' '.join(str(refusal).split())}") from None
+
+
+def rebuild(module: ModuleType, kept: dict[str, Any]) -> dict[str, Any]:
+    """What ``build`` was given, from ``kept``; the policies' parameters are zeros in the right shapes, to be
+    replaced by those in a checkpoint."""
+    built = {}
+    for name, entries in kept.items():
+        ingredient = module.RUNS[name]
+        built[ingredient.keyword] = tuple(_record(ingredient, _shapes(entry), entry) for entry in entries)
+    return built
+
+
+def _record(ingredient: Ingredient, policy: Pretrained, entry: dict[str, Any]) -> Any:
+    """What ``ingredient.make`` made of the policy before."""
+    return ingredient.record(policy, **{fact: entry[fact] for fact in ingredient.record._fields[1:]})
+
+
+def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``before``, if ``arguments`` name the same runs."""
+    given = [split(argument) for argument in arguments]
+    known = [(Path(entry["run"]), entry["seed"]) for entry in before]
+    if len(given) != len(known) or any(
+        path.resolve() != old or seed not in (None, number)
+        for (path, seed), (old, number) in zip(given, known, strict=True)
+    ):
+        were = " ".join(f"{path}:{seed}" for path, seed in known) or "none"
+        raise Refused(f"the run was begun with other runs; --{name} was {were}")
+    return before
+
+
+def _unchanged(entry: dict[str, Any]) -> Pretrained:
+    """The policy of ``entry``, loaded again because no checkpoint holds it yet."""
+    policy, _ = load(Path(entry["run"]), entry["seed"])
+    if policy.env_steps != entry["env_steps"]:
+        raise Refused(
+            f"{entry['run']} has gone on from {entry['env_steps']} to {policy.env_steps} environment steps"
+            " since it was taken; begin the new run again in another --run-dir"
+        )
+    return policy
+
+
+def _facts(record: Any) -> dict[str, Any]:
+    """All but the policy, which comes first."""
+    return dict(list(record._asdict().items())[1:])
+
+
+def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[Pretrained, dict[str, Any]]:
+    """The policy of a finished run, and where it comes from as config.json has it.
+
+    Of a run of several seeds the policy of ``seed``, as the run numbers them, or of the one whose last
+    evaluation returned most. ``name`` is what messages call it.
+
+    Raises:
+        Refused: there is no run, no whole checkpoint, or no such seed.
+    """
+    from popjax import cli, tree
+    from popjax.core import Pretrained
+
+    path = Path(run_dir)
+    run = cli.load(path)
+    first, count = run.saved["options"]["seed"], run.saved["options"]["seeds"]
+    seed = _best_seed(path, first) if seed is None else seed
+    if not first <= seed < first + count:
+        raise Refused(f"{path} has the seeds {first} to {first + count - 1}, not {seed}")
+    env_steps = run.env_steps[seed - first]
+    state = tree.take(run.state, seed - first)
+    policy = Pretrained(
+        name=name or str(path),
+        spec=run.env.spec,
+        act=run.method.act,
+        params=run.method.policy(state),
+        memory=run.method.memory,
+        env_steps=env_steps,
+        config=run.config,
+        individuals=_individuals(run.method, state),
+    )
+    return policy, {"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved}
+
+
+def _individuals(method: Method, state: Any) -> Any:
+    return None if method.individuals is None else method.individuals(state)
+
+
+def _shapes(entry: dict[str, Any]) -> Pretrained:
+    """The policy that ``entry`` tells of, with zeros for numbers."""
+    import jax
+    import jax.numpy as jnp
+
+    from popjax import cli
+    from popjax.core import Pretrained
+
+    env, method, config, hyper = cli.rebuilt(entry["config"])
+    state = jax.eval_shape(method.init, jax.random.key(0), hyper)
+
+    def zeros(shapes: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return Pretrained(
+        name=entry["run"],
+        spec=env.spec,
+        act=method.act,
+        params=zeros(jax.eval_shape(method.policy, state)),
+        memory=method.memory,
+        env_steps=entry["env_steps"],
+        config=config,
+        individuals=zeros(jax.eval_shape(partial(_individuals, method), state)),
+    )
+
+
+def split(argument: str) -> tuple[Path, int | None]:
+    """``RUN_DIR`` or ``RUN_DIR:SEED``."""
+    path, colon, seed = argument.rpartition(":")
+    if colon and seed.isdecimal() and not Path(argument).exists():
+        return Path(path), int(seed)
+    return Path(argument), None
+
+
+def _best_seed(path: Path, first: int) -> int:
+    """The seed whose last evaluation returned most; the first where none was evaluated."""
+    last = {}
+    records = path / "eval.jsonl"
+    for line in records.read_text().splitlines() if records.exists() else ():
+        with contextlib.suppress(ValueError):  # the last line of a process that was killed
+            row = json.loads(line)
+            last[row["seed"]] = row["return"]
+    return max(last, key=lambda seed: last[seed]) if last else first

@@ -1,0 +1,236 @@
+"""Proportional prioritized replay: a row is drawn with probability priority^exponent / sum of all of them.
+
+Schaul et al., "Prioritized Experience Replay", ICLR 2016. Rows lie in a ring; what is added here are their
+masses, priority^exponent, and sums of them: a tree with a wide fan-out and thus few levels, each level one
+array. A draw goes down the tree and an update goes up, a constant number of small operations per level.
+
+Exact where it matters:
+- The sum of a touched parent is taken anew from its children, so sums never drift.
+- A draw takes a fresh random number on every level, uniform over that part of the chosen child that lies in
+  the draw's segment. One number for the whole descent would have too few bits: float32 tells 10^6 rows
+  apart, but not how probable each one is. Small masses are summed with their neighbours and not lost in a
+  total.
+- A row without mass, or a slot without a row, is never drawn while any row has mass, whatever the rounding.
+  Where no row has mass the draw is uniform over the stored rows.
+
+Priorities must be finite and not negative; one that is NaN shows as NaN in the probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, PyTree
+from popjax.replay import ring as plain
+from popjax.replay.ring import Ring
+
+FAN_OUT = 8
+"""Children of a node: a matter of speed only, found on a CPU among 4, 8, 16, 32 and 100."""
+LARGEST_MASS = 1e28
+"""Where masses are cut off, so that the sum of 10^10 of them is still a float32."""
+
+
+@struct.dataclass
+class Prioritized:
+    """State of a prioritized replay.
+
+    ring:     the rows.
+    nodes:    float32 [nodes, FAN_OUT]  the tree, level after level from the single node at the top. An entry
+              of the last level is the mass of a slot, one of another level the sum of a node of the next;
+              those beyond the last slot are 0.
+    exponent: float32 []  what a priority is raised to; 0 is uniform replay.
+    """
+
+    ring: Ring
+    nodes: Array
+    exponent: Array
+
+    @property
+    def capacity(self) -> int:
+        """The number of slots."""
+        return self.ring.capacity
+
+    @property
+    def size(self) -> Array:
+        """int32 [], how many slots hold a row."""
+        return self.ring.size
+
+    @property
+    def total(self) -> Array:
+        """float32 [], the sum of all masses."""
+        return self.nodes[0].sum()
+
+    @property
+    def masses(self) -> Array:
+        """float32 [capacity], priority^exponent of every slot, 0 where there is no row."""
+        return self.nodes[first_nodes(self.capacity)[-1] :].reshape(-1)[: self.capacity]
+
+
+class Draw(NamedTuple):
+    """What was drawn: slots int32 [B], for ``update``, and the probability of each, float32 [B]."""
+
+    slots: Array
+    probability: Array
+
+
+class PrioritizedReplay(NamedTuple):
+    """A store of rows (any pytree) with a fixed capacity, the oldest overwritten, drawn by priority.
+
+    init:   (example row, exponent) -> state; the exponent is data, so that it can be swept by ``vmap``
+    add:    (state, rows [B, ...], valid [B], priority [B]) -> state; rows that are not valid leave no trace
+    sample: (state, key, batch size) -> (rows [B, ...], Draw), with replacement
+    update: (state, slots [B], priority [B]) -> state; equal slots must come with equal priorities, and a slot
+            without a row, such as -1, is left alone. It belongs before the next ``add``, which may give a
+            slot to another row
+    """
+
+    init: Callable[[PyTree, Array | float], Prioritized]
+    add: Callable[[Prioritized, PyTree, Array, Array], Prioritized]
+    sample: Callable[[Prioritized, Key, int], tuple[PyTree, Draw]]
+    update: Callable[[Prioritized, Array, Array], Prioritized]
+
+
+def prioritized(capacity: int, *, stratified: bool = True) -> PrioritizedReplay:
+    """A prioritized replay of ``capacity`` rows.
+
+    ``stratified`` divides the total mass into as many equal segments as the batch has rows and draws one row
+    from each, which comes closer to the distribution than independent draws do and has the same mean.
+    """
+    memory = plain.ring(capacity)
+
+    def init(row: PyTree, exponent: Array | float) -> Prioritized:
+        nodes = first_nodes(capacity)[-1] - (-capacity // FAN_OUT)
+        empty = jnp.zeros((nodes, FAN_OUT), jnp.float32)
+        return Prioritized(memory.init(row), empty, jnp.asarray(exponent, jnp.float32))
+
+    def sample(state: Prioritized, key: Key, batch: int) -> tuple[PyTree, Draw]:
+        draw = draw_slots(state, key, batch, stratified)
+        return tree.take(state.ring.rows, draw.slots), draw
+
+    return PrioritizedReplay(init=init, add=add, sample=sample, update=update)
+
+
+def add(state: Prioritized, rows: PyTree, valid: Array, priority: Array) -> Prioritized:
+    """Writes the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    ring, slots = plain.write(state.ring, rows, valid)
+    return update(replace(state, ring=ring), slots, priority)
+
+
+def update(state: Prioritized, slots: Array, priority: Array) -> Prioritized:
+    """Gives the rows in ``slots`` [B] new priorities [B]; slots without a row are left alone."""
+    mass = jnp.minimum(jnp.asarray(priority, jnp.float32) ** state.exponent, LARGEST_MASS)
+    stored = (slots >= 0) & (slots < state.size)
+
+    def level(carry: Any, first: Array) -> tuple[Any, None]:
+        nodes, index, mass = carry
+        node = jnp.where(stored, first + index // FAN_OUT, len(nodes))  # len(nodes): dropped by the scatter
+        nodes = nodes.at[node, index % FAN_OUT].set(mass, mode="drop")
+        children = nodes.at[node].get(mode="clip")
+        return (nodes, index // FAN_OUT, sum(children[:, place] for place in range(FAN_OUT))), None
+
+    upwards = jnp.asarray(first_nodes(state.capacity)[::-1])
+    (nodes, _, _), _ = jax.lax.scan(level, (state.nodes, slots, mass), upwards)
+    return replace(state, nodes=nodes)
+
+
+def first_nodes(capacity: int) -> np.ndarray:
+    """Where each level of the tree begins, int32 [levels], from the top down to the masses."""
+    counts = [-(-capacity // FAN_OUT)]
+    while counts[0] > 1:
+        counts.insert(0, -(-counts[0] // FAN_OUT))
+    return np.cumsum([0, *counts[:-1]], dtype=np.int32)
+
+
+def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Draw:
+    """A draw of ``batch`` slots; see ``prioritized``."""
+    total = state.total
+    low, high = jnp.zeros(batch), jnp.full(batch, total)
+    if stratified:
+        edges = total * (jnp.arange(batch + 1) / batch)
+        low, high = edges[:-1], edges[1:]
+    slots, mass = descend(state, low, high, key)
+    # Hardly ever entered. All lanes of a vmap take the same branch, and from it each its own result. One of
+    # the two draws is thrown away, so they may share the key.
+    uniform = jax.lax.cond(
+        tree.any_lane(total == 0),
+        lambda: jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)),
+        lambda: slots,
+    )
+    return Draw(
+        slots=jnp.where(total == 0, uniform, slots),
+        probability=jnp.where(total == 0, 1 / jnp.maximum(state.size, 1), mass / total),
+    )
+
+
+def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Array, Array]:
+    """Slots [B] drawn by mass from between the cumulative masses ``low`` and ``high`` [B], and their masses.
+
+    Where ``low`` equals ``high`` that is the first slot that sums to more than it with all before it.
+    """
+    levels = first_nodes(state.capacity)
+
+    # A loop and not its unrolled body: fused with the next level, which gathers FAN_OUT children for every
+    # draw, all the work above would be done again for each of them.
+    def level(carry: Any, now: tuple[Array, Array]) -> tuple[Any, None]:
+        (index, low, high), (first, part) = carry, now
+        children = state.nodes.at[first + index].get(mode="promise_in_bounds")
+        chosen, before = choose(children, low, high, part)
+        return (index * FAN_OUT + chosen, jnp.maximum(low - before, 0.0), high - before), None
+
+    top = jnp.zeros(low.shape, jnp.int32), low, high
+    parts = jax.random.uniform(key, (len(levels), *low.shape))
+    (slots, _, _), _ = jax.lax.scan(level, top, (jnp.asarray(levels), parts))
+    return slots, state.nodes[levels[-1] + slots // FAN_OUT, slots % FAN_OUT]
+
+
+def choose(children: Array, low: Array, high: Array, part: Array) -> tuple[Array, Array]:
+    """A child, and the sum before it, for each row of ``children`` [B, FAN_OUT].
+
+    The target is ``part`` [B] of the way from ``low`` [B] to ``high`` [B], or to the sum of all where that is
+    less. The child is the last one with mass that begins at or before it: never one without mass, however
+    sums are rounded.
+    """
+    end = begin = before = jnp.zeros(low.shape)
+    chosen = jnp.zeros(low.shape, jnp.int32)
+    # Written out, a running sum of a few numbers is one kernel; `cumsum` takes several times as long.
+    for place in range(FAN_OUT):
+        end = end + children[:, place]
+    target = low + part * jnp.maximum(jnp.minimum(high, end) - low, 0.0)
+    for place in range(FAN_OUT):
+        here = (children[:, place] > 0) & (begin <= target)
+        chosen, before = jnp.where(here, place, chosen), jnp.where(here, begin, before)
+        begin = begin + children[:, place]
+    return chosen, before
+
+
+def importance_weights(
+    probability: Array, size: Array | int, exponent: Array | float, largest: Array | float | None = None
+) -> Array:
+    """Weights [B] that undo the bias of drawing by priority: (N P)^-exponent, divided by the largest.
+
+    probability: float32 [B]  of the rows, from ``Draw``.
+    size:        int32 []     N, rows stored now.
+    exponent:    []           1 undoes the bias wholly, 0 not at all.
+    largest:     []           what to divide by, such as ``largest_weight(state, exponent)`` or 1; without it
+                              the largest of the batch.
+    """
+    weight = (size * jnp.maximum(probability, jnp.finfo(jnp.float32).tiny)) ** -jnp.asarray(exponent)
+    return weight / (jnp.max(weight) if largest is None else largest)
+
+
+def largest_weight(state: Prioritized, exponent: Array | float) -> Array:
+    """The largest (N P)^-exponent of any stored row with mass, []. Every call reads all masses."""
+    masses = state.masses
+    least = jnp.min(masses, where=masses > 0, initial=jnp.inf)
+    uniform = 1 / jnp.maximum(state.size, 1)
+    probability = jnp.where(jnp.isinf(least), uniform, least / state.total)
+    return importance_weights(probability[None], state.size, exponent, 1.0)[0]

@@ -1,0 +1,3 @@
+from popjax.cli import export
+
+raise SystemExit(export())

@@ -1,0 +1,3 @@
+from popjax.cli import report
+
+raise SystemExit(report())

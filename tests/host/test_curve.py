@@ -1,0 +1,82 @@
+"""Learning curves, memory estimates and the search for broken metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax.host import memory
+from popjax.host.errors import Refused
+from popjax.host.history import Evaluation, History, join, non_finite
+from popjax.host.report import learning_curve, moving_average
+
+
+def test_moving_average() -> None:
+    values = np.array([1.0, 2.0, 3.0, 10.0])
+    np.testing.assert_allclose(moving_average(values, 2), [1, 1.5, 2.5, 6.5])
+    np.testing.assert_allclose(moving_average(values, 1), values)
+    np.testing.assert_allclose(moving_average(values, 10), [1, 1.5, 2, 4])
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 3])
+@pytest.mark.parametrize("window", [1, 10])
+def test_a_curve_is_drawn_for_any_number_of_seeds(seeds: int, window: int, tmp_path: Path) -> None:
+    evaluations = [
+        Evaluation(seed, step, 100 * step + seed, (float(step), float(seed)), (1, 1))
+        for step in range(4)
+        for seed in range(seeds)
+    ]
+    learning_curve(evaluations, tmp_path / "curve.png", title="a title", window=window)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_curve_needs_a_window(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="at least 1 evaluation, got 0"):
+        learning_curve([], tmp_path / "curve.png", title="", window=0)
+
+
+def history(loss: list[list[float]]) -> History:
+    generation = np.tile(np.arange(1, 1 + len(loss[0])), (len(loss), 1))
+    fitness = np.zeros((*generation.shape, 4), np.float32)
+    return History(generation, 10 * generation, {"a": {"loss": np.array(loss)}, "fitness": fitness})
+
+
+def test_the_earliest_broken_metric_of_each_member_is_found() -> None:
+    assert non_finite(history([[1, 2, 3], [1, 2, 3]])) == {}
+    nan, inf = np.nan, np.inf
+    both = history([[1, 2, nan], [1, inf, 3]])
+    assert non_finite(both) == {0: (3, "a.loss"), 1: (2, "a.loss")}
+    assert non_finite(both.freeze(np.array([10, 20]), [1])) == {0: (3, "a.loss")}
+    broken = history([[1, 2, 3]])
+    broken.metrics["fitness"][0, 1, 3] = nan
+    assert non_finite(broken) == {0: (2, "fitness")}
+
+
+def test_histories_are_joined_and_thinned() -> None:
+    both = join([history([[1, 2, 3]]), history([[4, 5]])])
+    assert both.metrics["a"]["loss"].tolist() == [[1, 2, 3, 4, 5]]
+    thin = history([[1, 2, 3, 4, 5]]).every(2)
+    assert thin.generation.tolist() == [[2, 4]]
+    assert thin.metrics["fitness"].shape == (1, 2, 4)
+
+
+def test_bytes_of_a_tree_count_keys_as_their_data() -> None:
+    tree = {"key": jax.random.key(0), "x": jnp.zeros((3, 5)), "flag": jnp.bool_(True)}
+    assert memory.tree_bytes(tree) == 8 + 60 + 1
+    assert [memory.human(n) for n in (0, 999, 1000, 1_234_567, 36 * 10**12)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.2 MB",
+        "36.0 TB",
+    ]
+
+
+def test_something_is_available_and_something_was_held() -> None:
+    assert 10**7 < memory.peak_bytes(jax.local_devices()[0]) < 10**12
+    assert memory.available_bytes(jax.local_devices()[0]) > 10**8

@@ -1,0 +1,218 @@
+"""Policies as files: they act without popjax as they did with it, or say why they cannot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import cli, tree
+from popjax.agents import a2c, ddpg, ppo, sac, td3
+from popjax.core import Spec
+from popjax.envs.episodic import episodic
+from popjax.host import individuals
+from popjax.host.errors import Refused
+from popjax.host.export import export_policy
+from popjax.host.plain import NotPlain, plain_network
+from popjax.methods import ce, independent, onpolicy, pderl
+
+
+def task(discrete: bool = False) -> Any:
+    """Observations of four numbers, two components of an action or three discrete ones."""
+
+    def reset(key: Any) -> Any:
+        place = jax.random.normal(key, (4,))
+        return place, place
+
+    def step(place: Any, action: Any) -> Any:
+        return place, place, jnp.float32(0), jnp.bool_(False)
+
+    return episodic(Spec("probe/four", (4,), 3 if discrete else 2, 5, discrete=discrete), reset, step)
+
+
+@lru_cache
+def built(kind: str) -> tuple[Any, Any, Any]:
+    """Environment, method and State [2, ...] of two untrained members, with weights as of trained ones."""
+    env = task(discrete=kind == "categorical")
+    match kind:
+        case "td3":
+            method = independent.build(env, independent.Config(agent=td3.Config(hidden=(8, 8)), capacity=300))
+        case "sac":
+            method = independent.build(env, independent.Config(agent=sac.Config(hidden=(8,)), capacity=300))
+        case "categorical":
+            method = onpolicy.build(env, onpolicy.Config(agent=a2c.Config(hidden=(8, 8))))
+        case "ppo":
+            config = ppo.Config(hidden=(8, 8), normalize_obs=True)
+            method = onpolicy.build(env, onpolicy.Config(agent=config, steps=8))
+        case "pderl":
+            small = ddpg.Config(hidden=(8, 8), critic_branch=4, critic_hidden=4)
+            config = pderl.Config(population=4, capacity=1000, memory=9, batch=8, ddpg=small)
+            method = pderl.build(env, config)
+        case _:
+            config = ce.Config(capacity=1000, batch=8, sac=sac.Config(hidden=(8,)), **CE[kind])
+            method = ce.build(env, config)
+    state = jax.jit(jax.vmap(method.init, (0, None)))(jax.random.split(jax.random.key(0)), method.hyper)
+    state = jax.tree.map(lambda x: 4 * x if x.dtype == jnp.float32 and x.ndim > 2 else x, state)
+    if kind == "ppo":
+        seen = state.agents.observations
+        seen = replace(seen, mean=seen.mean + 0.5, low=seen.low + 1e-6, variance=seen.variance * 0.1)
+        state = replace(state, agents=replace(state.agents, observations=seen))
+    return env, method, state
+
+
+CE: dict[str, Any] = {
+    "multihead": {"learner": "multihead"},
+    "votes": {"col_eval": True, "eval_classifier": "q"},
+}
+ORIGINS = [{"method": "ours", "seed": seed, "env_steps": 10} for seed in (5, 6)]
+PLAIN = ("td3", "sac", "categorical", "ppo", "pderl")
+
+SCRIPT = """
+import importlib.util, sys
+import numpy as np
+from functools import lru_cache
+from pathlib import Path
+sys.modules["popjax"] = None  # importing it fails, as where it is not installed
+observations = np.load("observations.npy")
+for name in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location(name, Path(name) / "policy.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    np.save(name + ".numpy.npy", module.act(observations))
+    assert module.act(observations[0]).shape == module.act(observations)[0].shape
+assert "jax" not in sys.modules
+from jax import export
+for name in sys.argv[1:]:
+    policy = export.deserialize(bytearray((Path(name) / "policy.stablehlo").read_bytes()))
+    assert policy.platforms == ("cpu", "cuda", "tpu")
+    assert policy.call(observations[:7]).shape[0] == 7
+    np.save(name + ".jax.npy", policy.call(observations))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A directory of policies that another process has acted with, and what they do in popjax."""
+    root, actions = tmp_path_factory.mktemp("policies"), {}
+    observations = np.asarray(3 * jax.random.normal(jax.random.key(1), (100, 4)))
+    np.save(root / "observations.npy", observations)
+    for kind in PLAIN:
+        env, method, state = built(kind)
+        assert export_policy(method, env, state, root / kind, 1, ORIGINS) is None
+        params = method.policy(tree.take(state, 1))
+        act = jax.vmap(lambda obs, m=method, p=params: m.act(p, m.memory, obs, jax.random.key(9))[1])
+        actions[kind] = np.asarray(act(observations))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *PLAIN], cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return root, actions
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("library", ["numpy", "jax"])
+def test_a_policy_acts_alike_without_popjax(exported: Any, kind: str, library: str) -> None:
+    root, actions = exported
+    found = np.load(root / f"{kind}.{library}.npy")
+    np.testing.assert_allclose(found, actions[kind], atol=1e-5)
+    assert found.shape == ((100,) if kind == "categorical" else (100, 2))
+    assert len(np.unique(found.round(4), axis=0)) > 2  # it acts by what it sees
+
+
+def test_the_conventions_are_told(exported: Any) -> None:
+    root = exported[0]
+    facts = json.loads((root / "td3" / "policy.json").read_text())
+    assert facts["observation"] == {"shape": [4], "dtype": "float32"}
+    assert facts["action"] == {"kind": "continuous", "components": 2, "low": -1.0, "high": 1.0}
+    assert (facts["seed"], facts["env_steps"]) == (6, 10)
+    assert json.loads((root / "categorical" / "policy.json").read_text())["action"]["count"] == 3
+    assert "[batch, 4] -> [batch, 2]" in (root / "sac" / "README.md").read_text()
+    assert "numbers from 0" in (root / "categorical" / "README.md").read_text()
+    assert str(np.load(root / "td3" / "policy.npz")["output"]) in ("tanh", "clip")
+
+
+def test_a_policy_that_is_no_plain_network_has_no_weights_for_numpy(tmp_path: Path) -> None:
+    env, method, state = built("multihead")
+    (tmp_path / "policy.npz").write_bytes(b"of another policy")
+    reason = export_policy(method, env, state, tmp_path, 0, ORIGINS)
+    assert "sequences of layers" in reason
+    assert reason in (tmp_path / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "policy.json", "policy.stablehlo"]
+
+
+def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
+    env, method, state = built("votes")
+    with pytest.raises(Refused, match="by what it remembers"):
+        export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
+    env, method, state = built("td3")
+    method = method._replace(act=lambda p, m, obs, key: (m, jax.random.uniform(key, (2,))))
+    with pytest.raises(Refused, match="draws its actions at random"):
+        export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
+    with pytest.raises(Refused, match=r"--member must be in 0 to 1, .*got 2"):
+        export_policy(method, env, state, tmp_path / "out", 2, ORIGINS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_acts_otherwise_is_not_taken_for_plain() -> None:
+    rng = np.random.default_rng(0)
+    layer = {"linear": {"kernel": rng.normal(size=(4, 2)), "bias": np.zeros(2)}}
+    observations = rng.normal(size=(50, 4))
+    outputs = observations @ layer["linear"]["kernel"]
+    assert str(plain_network({"mlp": {"Dense_0": layer}}, observations, np.tanh(outputs))["output"]) == "tanh"
+    with pytest.raises(NotPlain, match="no network of its layers acts like it; the nearest is"):
+        plain_network({"mlp": {"Dense_0": layer}}, observations, np.sin(outputs))
+    with pytest.raises(NotPlain, match="reads 4 numbers of observations that have 5"):
+        plain_network({"mlp": {"Dense_0": layer}}, rng.normal(size=(50, 5)), outputs)
+    with pytest.raises(NotPlain, match="2 sequences"):
+        plain_network(({"Dense_0": layer}, {"Dense_0": layer}), observations, outputs)
+
+
+def test_one_individual_takes_the_policys_place() -> None:
+    _, method, state = built("pderl")
+    for index in (0, 3):
+        alone = individuals.alone(method, state, index)
+        chosen = alone.policy(tree.take(state, 1))
+        jax.tree.map(np.testing.assert_array_equal, chosen, tree.take(tree.take(state, 1).actors, index))
+    for index in (-1, 4):
+        with pytest.raises(Refused, match=rf"in 0 to 3, the population's size being 4, got {index}"):
+            individuals.alone(method, state, index)
+    _, method, state = built("votes")
+    with pytest.raises(Refused, match="offers no policies of individuals"):
+        individuals.alone(method, state, 0)
+
+
+def test_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    root = tmp_path / "run"
+    train = ["tiny", "--env", "probe/context", "--env-steps", "24", "--seeds", "2", "--run-dir", str(root)]
+    assert cli.run(train) == 0
+    capsys.readouterr()
+    assert cli.evaluate([str(root), "--individual", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["individual"] == 2
+    assert cli.evaluate([str(root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] != shown["mean"]
+    assert cli.evaluate([str(root), "--individual", "2"]) == 0
+    assert "(individual 2)" in capsys.readouterr().out
+    assert cli.evaluate([str(root), "--individual", "3"]) == 2
+    assert "in 0 to 2, the population's size being 3, got 3" in capsys.readouterr().err
+
+    out = tmp_path / "policy"
+    assert cli.export([str(root), "--out", str(out), "--member", "1", "--individual", "2"]) == 0
+    assert "no policy.npz" in capsys.readouterr().out
+    facts = json.loads((out / "policy.json").read_text())
+    assert (facts["method"], facts["seed"], facts["individual"], facts["env_steps"]) == ("tiny", 1, 2, 24)
+    assert cli.export([str(root), "--out", str(out), "--member", "2"]) == 2
+    assert cli.export([str(root)]) == 2
+    assert "--out" in capsys.readouterr().err

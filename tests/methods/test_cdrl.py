@@ -1,0 +1,452 @@
+"""Collaborative deep RL: the worked examples, who learns from what and when, and who may teach whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import rollout, tree
+from popjax.agents import a2c
+from popjax.core import Pretrained, as_arrays
+from popjax.envs import make
+from popjax.methods import cdrl, onpolicy
+from popjax.methods.cdrl import acting, learning
+from popjax.methods.cdrl.config import reached
+from popjax.nets import recurrent
+from popjax.nets.recurrent import Heads, recurrent_actor_critic
+
+NET = recurrent.Config(hidden=(4,), units=4)
+TINY = cdrl.Config(network=NET, lanes=2, steps=3, align_hidden=(4,))
+ALWAYS = {"align_from": 0.0, "distil_from": 0.0, "distil_until": cdrl.NEVER}
+HYPER = as_arrays(cdrl.Hyper())
+
+
+def env(task="context-discrete"):
+    return make(f"probe/{task}")
+
+
+def frozen(spec=None, seed=5, network=NET):
+    """A teacher with opinions: nothing that it says is nearly uniform."""
+    spec = spec or env().spec
+    net = recurrent_actor_critic(spec.obs_shape, spec.action_dim, network)
+    params = net.init(jax.random.key(seed))
+    params = jax.tree.map(jnp.add, params, tree.normal_like(jax.random.key(seed), params))
+    return cdrl.of_network(spec, net, params)
+
+
+@lru_cache
+def compiled(task="context-discrete", **options):
+    """(method, init, step) with a teacher that no longer learns, one that does, or none."""
+    who = options.pop("teacher", "frozen")
+    teachers = [] if who == "none" else [frozen(env(task).spec)]
+    beside = [env("corridor-discrete")] if who == "both" else []
+    method = cdrl.build(env(task), replace(TINY, **options), teachers, beside)
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
+def after(iterations, hyper, **options):
+    """The State before the first and after each of so many iterations."""
+    method, init, step = compiled(**options)
+    states = [init(jax.random.key(0), replace(method.hyper, **hyper))]
+    for _ in range(iterations):
+        states.append(step(states[-1]))
+    return states
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def student(state):
+    return state.team[0].learner.params
+
+
+def rollouts(state, config, task="context-discrete"):
+    """What the student's lanes play in the step that begins with ``state``, [N, T]; a lone student's."""
+    played_in, network = rollout.autoreset(env(task)), recurrent_actor_critic((1,), 2, NET)
+    key = jax.random.split(jax.random.split(state.key)[1], 1)[0]
+
+    def one(lane, key):
+        return acting.play(played_in, network, student(state), lane, key, state.hyper, config)[1]
+
+    return jax.vmap(one)(state.team[0].lanes, jax.random.split(key, config.lanes))
+
+
+# Worked examples 1 and 2.
+
+
+def test_advantages_and_returns_of_the_worked_example():
+    reward, values = jnp.array([0.0, 1, 0]), jnp.array([0.5, 0.6, 0.4])
+    no, end = jnp.zeros(3, bool), jnp.array([False, False, True])
+    advantages, returns = acting.targets(reward, no, no, values, jnp.array([0.6, 0.4, 0.3]), HYPER)
+    np.testing.assert_allclose(advantages, [0.78109, 0.69403, -0.103], atol=1e-5)
+    np.testing.assert_allclose(returns, [1.28109, 1.29403, 0.297], atol=1e-5)
+    advantages, returns = acting.targets(reward, end, end, values, jnp.array([0.6, 0.4, 9.0]), HYPER)
+    np.testing.assert_allclose(advantages, [0.49, 0.4, -0.4], atol=1e-5)
+    np.testing.assert_allclose(returns, [0.99, 1, 0], atol=1e-5)
+
+
+def test_returns_do_not_depend_on_lambda():
+    reward, values, no = jnp.array([0.0, 1, 0]), jnp.array([0.5, 0.6, 0.4]), jnp.zeros(3, bool)
+    hyper = replace(HYPER, trace_decay=jnp.float32(0))
+    advantages, returns = acting.targets(reward, no, no, values, jnp.array([0.6, 0.4, 0.3]), hyper)
+    np.testing.assert_allclose(advantages, [0.094, 0.796, -0.103], atol=1e-5)
+    np.testing.assert_allclose(returns, [1.28109, 1.29403, 0.297], atol=1e-5)
+
+
+def test_actor_critic_loss_of_the_worked_example():
+    heads = Heads(jnp.array([[0.0, 0, 0], [1, 0, -1]]), jnp.zeros((2, 3)), jnp.array([0.4, 0.1]))
+    zeros = jnp.zeros(2)
+    advantages, returns = jnp.array([0.5, -0.2]), jnp.array([0.9, -0.1])
+    played = acting.Rollout((), zeros, jnp.array([0, 2]), zeros, zeros, zeros, advantages, returns)
+    total, (policy, value, entropy) = acting.actor_critic_loss(heads, played, HYPER)
+    np.testing.assert_allclose(
+        [policy, value, entropy, total], [0.067785, 0.145, 1.931008, 0.120975], atol=1e-5
+    )
+
+
+# Rollouts.
+
+
+@lru_cache
+def played(timeout_bootstrap, length=7):
+    """Two lanes of a task that is cut after five steps, and the network that played them."""
+    task = rollout.autoreset(_endless())
+    network = recurrent_actor_critic((1,), 2, NET)
+    params = frozen(task.spec).params
+    config = replace(TINY, steps=length, timeout_bootstrap=timeout_bootstrap)
+
+    def one(key):
+        lane = rollout.start(task, network.memory, key)
+        return acting.play(task, network, params, lane, key, HYPER, config)
+
+    return network, params, *jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 2))
+
+
+def _endless():
+    """``endless`` with two discrete actions: five steps of reward 1, then the time limit."""
+    original = env("endless")
+    spec = original.spec._replace(discrete=True, action_dim=2)
+    return original._replace(step=lambda state, action: original.step(state, jnp.zeros(1)), spec=spec)
+
+
+def test_a_rollout_runs_across_the_end_of_an_episode_and_memory_starts_anew():
+    network, params, lane, rows = played(True)
+    np.testing.assert_array_equal(rows.done, [[False] * 4 + [True] + [False] * 2] * 2)
+    heads = jax.vmap(network.unroll, (None, 0, 0, 0))(params, rows.memory, rows.obs, rows.done)
+    np.testing.assert_allclose(heads[1].policy, rows.logits, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), heads[0], lane.carry)
+    np.testing.assert_allclose(rows.logits[:, 5], rows.logits[:, 0], rtol=1e-5)  # a beginning, again
+    assert (jnp.abs(rows.logits[:, 3] - rows.logits[:, 0]) > 1e-3).all()
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_what_a_time_limit_is_worth(bootstrap):
+    """0, or the value of the true successor with the memory of the episode that was cut."""
+    network, params, lane, rows = played(bootstrap)
+    memory = jax.tree.map(lambda x: x[0], rows.memory)
+    values = []
+    for _ in range(6):
+        memory, heads = network.step(params, memory, jnp.ones(1))
+        values.append(float(heads.value))
+    beyond = 0.99 * values[5] if bootstrap else 0.0
+    np.testing.assert_allclose(rows.returns[0, 4], 1 + beyond, rtol=1e-4)
+    np.testing.assert_allclose(rows.returns[0, 3], 1 + 0.99 * (1 + beyond), rtol=1e-4)
+    last = 0.99 * float(network.step(params, jax.tree.map(lambda x: x[0], lane.carry), jnp.ones(1))[1].value)
+    np.testing.assert_allclose(rows.returns[0, 6], 1 + last, rtol=1e-4)
+    assert abs(values[5]) > 0.1
+
+
+# Who learns from what (worked example 6), bit for bit.
+
+
+def heads_moved(before, now):
+    return {name for name in before if not same(before[name], now[name])}
+
+
+def test_rewards_never_touch_the_distillation_head():
+    first, second = after(1, {}, teacher="none")
+    assert heads_moved(student(first), student(second)) == {"torso", "core", "policy", "value"}
+
+
+@pytest.mark.parametrize("head", ["distil", "policy"])
+def test_teachers_touch_what_is_below_their_head_only(head):
+    first, second = after(1, ALWAYS, student_gae=False, align="none", distil_head=head)
+    assert heads_moved(student(first), student(second)) == {"torso", "core", head}
+    assert second.metrics.lessons[0].distil_loss > 0
+
+
+def test_alignment_alone_does_not_touch_the_student():
+    times = ALWAYS | {"distil_from": cdrl.NEVER}
+    first, second = after(1, times, student_gae=False)
+    assert same(student(first), student(second))
+    assert not same(first.aligners[0].params, second.aligners[0].params)
+    assert second.metrics.lessons[0].align_loss > 0
+    assert second.metrics.lessons[0].distil_loss == 0
+
+
+def test_teachers_receive_nothing():
+    """One that no longer learns, and one that trains beside the student, whether it teaches or not."""
+    (first, second), (_, beside) = (
+        after(1, times, teacher="both") for times in (ALWAYS, {"distil_until": 0.0})
+    )
+    assert same(first.frozen, second.frozen)
+    assert first.frozen[1] == ()
+    assert same(second.team[1], beside.team[1])
+    assert not same(second.team[0], beside.team[0])
+    learned = heads_moved(first.team[1].learner.params, second.team[1].learner.params)
+    assert learned == {"torso", "core", "policy", "value"}
+    assert second.metrics.fitness.shape == (2,)
+    assert all(not same(a.params, b.params) for a, b in zip(first.aligners, second.aligners, strict=True))
+
+
+def test_an_offline_alignment_stays_as_it_is():
+    network = recurrent.alignment(2, 2, (4,))
+    trained = network.init(jax.random.key(3))
+    method = cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[trained])
+    first = method.init(jax.random.key(0), replace(method.hyper, **ALWAYS))
+    second = jax.jit(method.step)(first)
+    assert same(first.aligners, second.aligners)
+    assert same(first.aligners[0].params, trained)
+    assert not same(student(first)["distil"], student(second)["distil"])
+
+
+# When (worked example 7).
+
+
+def test_times_are_steps_or_fractions_of_the_budget():
+    hyper = as_arrays(cdrl.Hyper(budget=200))
+    for when, first in ((0.0, 0), (0.25, 50), (1.0, 1), (60.0, 60), (cdrl.NEVER, None)):
+        due = [bool(reached(jnp.int32(t), jnp.float32(when), hyper)) for t in range(100)]
+        assert due.index(True) == first if first is not None else not any(due)
+
+
+def test_the_schedule_of_the_worked_example():
+    """20-step rollouts of one lane; T1 60, T2 120, and the end at 160: alignment trains from the third update
+    to the seventh, distillation from the sixth."""
+    times = {"align_from": 60.0, "distil_from": 120.0, "distil_until": 160.0}
+    states = after(9, times, lanes=1, steps=20, student_gae=False)
+    moved = [not same(a.aligners, b.aligners) for a, b in pairwise(states)]
+    learned = [not same(student(a), student(b)) for a, b in pairwise(states)]
+    assert moved == [False] * 2 + [True] * 5 + [False] * 2
+    assert learned == [False] * 5 + [True] * 2 + [False] * 2
+    assert [int(s.env_steps) for s in states] == list(range(0, 200, 20))
+    assert states[6].metrics.lessons[0].teacher.sum() == pytest.approx(1, abs=1e-5)
+    assert not states[9].metrics.lessons[0].teacher.any()  # over: the teacher is not even asked
+
+
+def test_lanes_count_one_after_the_other():
+    """Two lanes of 3 steps: with T1 at 6 the first lane's steps are 3, the second's 6."""
+    times = {"align_from": 6.0, "distil_from": cdrl.NEVER, "distil_until": cdrl.NEVER}
+    one, both = (after(1, times | {"align_from": t})[-1].aligners[0].optimizer for t in (6.0, 3.0))
+    count = [int(x) for x in jax.tree.leaves(one) if x.dtype == jnp.int32]
+    assert set(count) == {1}
+    assert {int(x) for x in jax.tree.leaves(both) if x.dtype == jnp.int32} == {2}
+
+
+# Identity (worked example 8).
+
+
+@pytest.mark.parametrize("mode", ["sequential", "batched"])
+def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
+    """Same task, same parameters, its own memory, no alignment, the policy head: for several rollouts with
+    the ends of episodes in them the loss is 0, and its gradient, kept by Adam, too."""
+    options = {"student_gae": False, "align": "none", "distil_head": "policy", "update_mode": mode}
+    method, init, step = compiled("corridor-discrete", steps=20, **options)
+    state = init(jax.random.key(0), replace(method.hyper, distil_lr=0.0, **ALWAYS))
+    first = replace(state.team[0], learner=replace(state.team[0].learner, params=state.frozen[0]))
+    state = replace(state, team=(first,))
+    for _ in range(3):
+        state = step(state)
+        lesson = state.metrics.lessons[0]
+        assert float(lesson.distil_loss) == pytest.approx(0, abs=1e-7)
+        np.testing.assert_allclose(lesson.aligned, state.metrics.actions, atol=1e-6)
+        moments = state.team[0].learner.distil_optimizer
+        assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moments) if x.dtype == jnp.float32) < 1e-7
+    assert int(state.metrics.episodes[0]) >= 2
+
+
+# Update modes.
+
+
+def test_with_one_lane_the_update_modes_agree():
+    one, other = (
+        student(after(2, ALWAYS, lanes=1, update_mode=mode)[-1]) for mode in ("sequential", "batched")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
+
+
+def test_gradient_points_and_modes_differ_with_several_lanes():
+    ends = [
+        student(after(1, ALWAYS | {"lr": 1e-2}, update_mode=mode, grad_at=point)[-1])
+        for mode, point in (("sequential", "current"), ("sequential", "behaviour"), ("batched", "current"))
+    ]
+    assert not same(ends[0], ends[1])
+    assert not same(ends[0], ends[2])
+
+
+def by_hand(state, config, teacher, hyper):
+    """One sequential step of the learners, written down from section 6 for lane after lane."""
+    network = recurrent_actor_critic((1,), 2, NET)
+    align = recurrent.alignment(2, 2, (4,))
+    learner, aligner = state.team[0].learner, state.aligners[0]
+    start, rows = learner.params, rollouts(state, config)
+    adam = learning.adam(hyper.lr, hyper.max_grad_norm)  # the three rates are equal
+    params, moments, distil_moments = start, learner.optimizer, learner.distil_optimizer
+    for lane in range(config.lanes):
+        row, memory = tree.take(rows, lane), tree.take(state.memories[0], lane)
+        point = params if config.grad_at == "current" else start
+
+        def heads(p):
+            return network.unroll(p, row.memory, row.obs, row.done)[1]
+
+        gradient = jax.grad(lambda p: acting.actor_critic_loss(heads(p), row, hyper)[0])(point)
+        updates, moments = adam.update(gradient, moments)
+        params = jax.tree.map(jnp.add, params, updates)
+        logits = teacher.unroll(teacher.params, memory, row.obs, row.done)[1]
+        target = align.apply(aligner.params, logits)
+        gradient = jax.grad(lambda f: learning.alignment_loss(align.apply(f, logits), row.logits, "code"))(
+            aligner.params
+        )
+        updates, optimizer = adam.update(gradient, aligner.optimizer)
+        aligner = learning.Aligner(jax.tree.map(jnp.add, aligner.params, updates), optimizer)
+        gradient = jax.grad(lambda p: learning.softened_kl(target, heads(p).distil, hyper.temperature))(point)
+        updates, distil_moments = adam.update(gradient, distil_moments)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params, aligner.params
+
+
+@pytest.mark.parametrize("point", ["current", "behaviour"])
+def test_a_step_is_the_papers_lane_after_lane(point):
+    rates = {"lr": 1e-2, "distil_lr": 1e-2, "align_lr": 1e-2}
+    before, now = after(1, ALWAYS | rates, grad_at=point)
+    config = replace(TINY, grad_at=point)
+    expected = by_hand(before, config, frozen(), before.hyper)
+    found = student(now), now.aligners[0].params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), found, expected)
+
+
+# Memories of teachers.
+
+
+def test_a_teacher_remembers_along_the_students_episodes():
+    """From the first step on, long before it teaches."""
+    states = after(3, {"distil_from": cdrl.NEVER, "align_from": cdrl.NEVER}, task="corridor-discrete")
+    teacher = frozen(env("corridor-discrete").spec)
+    memory = tree.repeat(teacher.memory, TINY.lanes)
+    for before, now in pairwise(states):
+        rows = rollouts(before, TINY, "corridor-discrete")
+        memory, _ = jax.vmap(teacher.unroll, (None, 0, 0, 0))(teacher.params, memory, rows.obs, rows.done)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), now.memories[0], memory)
+
+
+def test_a_teacher_with_the_students_memory():
+    """As in the authors' code; it says something else, and keeps nothing."""
+    own, students = (
+        after(3, ALWAYS, task="corridor-discrete", teacher_state=state)[-1] for state in ("own", "student")
+    )
+    assert students.memories == ((),)
+    assert not same(own.metrics.lessons, students.metrics.lessons)
+    other = recurrent.Config(hidden=(4,), units=6)
+    with pytest.raises(ValueError, match=r"\(4,\).*\(6,\).*as many units"):
+        cdrl.build(env(), replace(TINY, teacher_state="student"), [frozen(network=other)])
+
+
+# Who may teach.
+
+
+def test_teachers_of_other_tasks_are_refused_with_the_numbers():
+    here = env().spec
+    wide = here._replace(name="wide", obs_shape=(3,), action_dim=4)
+    with pytest.raises(ValueError, match=r"wide reads observations \(3,\).*\(1,\).*pad_observations"):
+        cdrl.build(env(), TINY, [frozen(wide)])
+    image = here._replace(name="image", obs_shape=(10, 10, 1))
+    with pytest.raises(ValueError, match=r"\(10, 10, 1\).*\(1,\).*no adapter"):
+        cdrl.build(env(), replace(TINY, pad_observations=True), [frozen(image)])
+    padded = replace(TINY, pad_observations=True, align="none")
+    with pytest.raises(ValueError, match=r"wide has 4 actions.* has 2.*pad_actions"):
+        cdrl.build(env(), padded, [frozen(wide)])
+    with pytest.raises(ValueError, match="0 trained alignment networks for align offline with 1"):
+        cdrl.build(env(), replace(TINY, align="offline"), [frozen()])
+    other = recurrent.alignment(2, 2, (5,)).init(jax.random.key(0))
+    with pytest.raises(ValueError, match="alignment network has shapes"):
+        cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[other])
+    with pytest.raises(ValueError, match="continuous"):
+        cdrl.build(env("delay"), TINY)
+    with pytest.raises(ValueError, match=r"align none; align online"):
+        cdrl.Config(pad_actions=True)
+    with pytest.raises(ValueError, match="'both'"):
+        cdrl.Config(align_kl="both")
+
+
+@pytest.mark.parametrize("actions", [1, 4])
+def test_a_wider_teacher_through_adapters(actions):
+    """It sees zeros where the student's task has no component; probabilities stay those of a policy."""
+    wide = env().spec._replace(name="wide", obs_shape=(3,), action_dim=actions)
+    config = replace(TINY, pad_observations=True, pad_actions=True, align="none")
+    method = cdrl.build(env(), config, [frozen(wide)])
+    state = jax.jit(method.step)(method.init(jax.random.key(0), replace(method.hyper, **ALWAYS)))
+    lesson = state.metrics.lessons[0]
+    assert lesson.teacher.shape == (actions,)
+    assert lesson.aligned.shape == (2,)
+    np.testing.assert_allclose([lesson.teacher.sum(), lesson.aligned.sum()], 1, rtol=1e-5)
+    assert np.isfinite(lesson.distil_loss)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.team[0].learner.params))
+
+
+def test_an_on_policy_agent_teaches():
+    spec, config = env().spec, a2c.Config(hidden=(4,))
+    actor = a2c.build(spec, config).actor
+    params = actor.init(jax.random.key(0))
+    teacher = cdrl.of_agent(spec, config, params)
+    obs = jax.random.normal(jax.random.key(1), (5, 1))
+    assert same(teacher.unroll(params, (), obs, jnp.zeros(5, bool)), ((), actor.apply(params, obs)))
+    state = cdrl.build(env(), TINY, [teacher]).init(jax.random.key(0), cdrl.Hyper())
+    assert same(state.frozen[0], params)
+    run = Pretrained("a run", spec, None, params, config=onpolicy.Config(agent=config))
+    assert same(cdrl.of_run(cdrl.Finished(run)).params, params)
+    with pytest.raises(ValueError, match=r"a run is not.*Config"):
+        cdrl.of_run(cdrl.Finished(run._replace(config=TINY.network)))
+
+
+# Learning.
+
+
+def test_scores_are_those_of_the_last_hundred_episodes():
+    """``context-discrete`` has episodes of one step, with rewards 1 and 0."""
+    _, init, step = compiled(teacher="none", lanes=2, steps=20)
+    state, rewards = init(jax.random.key(0), cdrl.Hyper()), []
+    for _ in range(4):
+        rows = rollouts(state, replace(TINY, steps=20))
+        state = step(state)
+        rewards += np.asarray(rows.reward).T.ravel().tolist()
+        assert float(state.metrics.score[0]) == pytest.approx(np.mean(rewards[-100:]), abs=1e-6)
+    assert int(state.metrics.episodes[0]) == 160
+
+
+def test_without_a_teacher_it_learns():
+    method = cdrl.build(env(), replace(TINY, lanes=8, steps=5))
+    hyper = replace(method.hyper, lr=1e-2)
+    state = jax.jit(method.init)(jax.random.key(0), hyper)
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics.score), s, length=200)[0])
+    state = run(state)
+    assert float(state.metrics.score[0]) > 0.9
+    for obs, best in ((-1.0, 0), (1.0, 1)):
+        assert int(method.act(student(state), method.memory, jnp.array([obs]), None)[1]) == best
+
+
+@pytest.mark.parametrize(("remembers", "low", "high"), [(True, 0.95, 1.0), (False, -0.3, 0.3)])
+def test_what_was_shown_three_steps_ago_is_known_to_those_who_remember(remembers, low, high):
+    """bsuite's memory length: reward 1 for the action that was shown at the beginning, else -1."""
+    network = replace(NET, hidden=(8,), units=16, recurrent=remembers)
+    config = replace(TINY, network=network, lanes=16, steps=10, update_mode="batched")
+    method = cdrl.build(make("gymnax/MemoryChain-bsuite", memory_length=3), config)
+    state = jax.jit(method.init)(jax.random.key(0), replace(method.hyper, lr=5e-3))
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), None), s, length=200)[0])
+    assert low <= float(run(state).metrics.score[0]) <= high

@@ -1,0 +1,242 @@
+"""Alignment before distillation, any finished run as one policy, and runs that build on runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import cli
+from popjax.core import Pretrained
+from popjax.envs import make
+from popjax.methods import cdrl, distil
+from popjax.methods.cdrl import offline
+from popjax.nets import recurrent
+from popjax.nets.recurrent import recurrent_actor_critic
+
+NET = recurrent.Config(hidden=(8,), units=8)
+FORWARD = replace(NET, recurrent=False)
+
+
+def taught(act, task, memory=(), params=(), config=None):
+    """A finished run of a task, written by hand."""
+    return Pretrained("a run", make(task).spec, act, params, memory, config=config)
+
+
+def mirrored(params, memory, obs, key):
+    """The best action of ``context``; ``params`` is a gain of 1."""
+    return memory, params * obs / 2
+
+
+def mirrored_discrete(params, memory, obs, key):
+    return memory, (obs[0] > 0).astype(jnp.int32)
+
+
+def run_distil(task, config, iterations, teachers):
+    env = make(task)
+    method = distil.build(env, config, teachers)
+    hyper = replace(method.hyper, lr=1e-2, teacher_steps=200.0)
+    state = jax.jit(method.init)(jax.random.key(0), hyper)
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics), s, length=iterations))
+    return method, *run(state)
+
+
+SMALL = distil.Config(network=FORWARD, lanes=4, steps=4)
+
+
+def test_a_policy_with_continuous_actions_is_copied():
+    env = make("probe/context")
+    graded = distil.grade(env, [taught(mirrored, "probe/context", params=jnp.float32(1))], episodes=4)
+    assert graded[0].mean_return == pytest.approx(1, abs=1e-5)
+    method, state, rows = run_distil("probe/context", SMALL, 60, graded)
+    assert rows.distil_loss[1] > 0.01 > 100 * rows.distil_loss[-1]
+    for obs in (-1.0, 1.0):
+        action = method.act(method.policy(state), method.memory, jnp.array([obs]), jax.random.key(0))[1]
+        np.testing.assert_allclose(action, [obs / 2], atol=0.03)
+    assert int(state.env_steps) == 60 * 16
+
+
+def test_a_policy_with_discrete_actions_is_copied_and_the_best_of_several():
+    env = make("probe/context-discrete")
+    good, bad = (
+        taught(act, "probe/context-discrete")
+        for act in (mirrored_discrete, lambda p, m, obs, key: (m, (obs[0] < 0).astype(jnp.int32)))
+    )
+    graded = distil.grade(env, [bad, good], episodes=4)
+    assert [g.mean_return for g in graded] == [0, 1]
+    method, state, _ = run_distil("probe/context-discrete", SMALL, 40, graded)
+    for obs, best in ((-1.0, 0), (1.0, 1)):
+        assert int(method.act(method.policy(state), (), jnp.array([obs]), jax.random.key(0))[1]) == best
+
+
+def test_the_best_individual_of_a_population_is_the_teacher():
+    """Not the one that the run would deploy."""
+    env, gains = make("probe/context"), jnp.array([-1.0, 1.0, 0.0])
+    run = taught(mirrored, "probe/context", params=gains[0])._replace(individuals=gains)
+    (graded,) = distil.grade(env, [run], episodes=4)
+    assert (graded.individual, graded.mean_return) == (1, 1.0)
+    assert graded.teacher.params == 1
+    assert distil.build(env, SMALL, [graded]).init(jax.random.key(0), distil.Hyper()).frozen == 1
+
+
+def test_a_teachers_logits_say_more_than_its_actions():
+    """The student takes over the probabilities and not only which is the largest."""
+    env = make("probe/context-discrete")
+    network = recurrent_actor_critic((1,), 2, FORWARD)
+    params = network.init(jax.random.key(3))
+    params["policy"]["bias"] = jnp.array([0.4, 0.0])
+    params["policy"]["kernel"] *= 50
+    run = taught(None, "probe/context-discrete", params=params, config=cdrl.Config(network=FORWARD))
+    config = replace(SMALL, labels="logits")
+    method, state, _ = run_distil("probe/context-discrete", config, 80, (distil.Graded(run, -1, 0.0),))
+    for obs in (-1.0, 1.0):
+        theirs, mine = (
+            jax.nn.softmax(network.step(p, (), jnp.array([obs]))[1].policy)
+            for p in (params, method.policy(state))
+        )
+        np.testing.assert_allclose(mine, theirs, atol=0.05)
+        assert 0.1 < theirs[0] < 0.9
+    with pytest.raises(ValueError, match="a run is not"):
+        distil.build(env, config, (distil.Graded(run._replace(config=None), -1, 0.0),))
+
+
+def test_the_teacher_plays_first_and_the_student_later():
+    env = make("probe/context")
+    graded = (distil.Graded(taught(mirrored, "probe/context", params=jnp.float32(1)), -1, 1.0),)
+    method = distil.build(env, SMALL, graded)
+    step = jax.jit(method.step)
+
+    def fitness(**numbers):
+        return float(
+            step(method.init(jax.random.key(0), replace(method.hyper, **numbers))).metrics.fitness[0]
+        )
+
+    assert fitness(teacher_share=1.0) == pytest.approx(1, abs=1e-6)
+    assert fitness(teacher_share=0.0) < 0.99
+
+
+def test_what_cannot_be_distilled_is_refused():
+    env = make("probe/context")
+    with pytest.raises(ValueError, match="--teacher RUN_DIR"):
+        distil.build(env)
+    with pytest.raises(ValueError, match=r"1 continuous actions; probe/context-discrete has .*2 discrete"):
+        distil.grade(make("probe/context-discrete"), [taught(mirrored, "probe/context")])
+    config = replace(SMALL, labels="logits")
+    with pytest.raises(ValueError, match="discrete actions, which probe/context has not"):
+        distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), -1, 0.0)])
+
+
+# Offline alignment.
+
+
+def opinionated(task, seed):
+    env = make(task)
+    network = recurrent_actor_critic((1,), 2, NET)
+    params = network.init(jax.random.key(seed))
+    params["policy"]["kernel"] *= 200
+    params["policy"]["bias"] = jnp.array([0.0, 1.5])
+    return env, cdrl.of_network(env.spec, network, params)
+
+
+@lru_cache
+def aligned():
+    """The teacher knows the wrong way about what the expert does."""
+    env, expert = opinionated("probe/corridor-discrete", 1)
+    unroll = expert.unroll
+
+    def other(params, memory, obs, done):
+        memory, logits = unroll(params, memory, obs, done)
+        return memory, logits[..., ::-1]
+
+    teacher = expert._replace(unroll=other)
+    config = offline.Config(lanes=2, steps=10, updates=4, batch=20, capacity=400, align_hidden=(16,))
+    method = offline.build(env, config, [teacher], [expert])
+    hyper = replace(method.hyper, align_lr=1e-2)
+    state = jax.jit(method.init)(jax.random.key(3), hyper)  # a network that begins far off
+    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics), s, length=60))
+    return method, expert, *run(state)
+
+
+def test_an_alignment_network_turns_a_teacher_into_the_expert():
+    method, expert, state, rows = aligned()
+    assert rows.fresh_loss[1] > 0.1 > 20 * rows.fresh_loss[-1]
+    np.testing.assert_allclose(rows.aligned[-1], rows.expert[-1], atol=0.03)
+    assert np.abs(rows.teacher[-1] - rows.expert[-1]).max() > 0.1
+    assert int(state.env_steps) == 60 * 20
+    assert rows.fitness[-1, 0] > 0
+    memory, own = method.memory, method.memory
+    for obs in (0.0, 0.5, 0.0):
+        memory, action = method.act(method.policy(state), memory, jnp.array([obs]), jax.random.key(0))
+        own, logits = expert.unroll(expert.params, own, jnp.array([[obs]]), jnp.zeros(1, bool))
+        assert int(action) == int(jnp.argmax(logits))
+
+
+def test_alignment_needs_one_of_each():
+    env, expert = opinionated("probe/corridor-discrete", 1)
+    with pytest.raises(ValueError, match=r"got 1 and 0.*--expert"):
+        offline.build(env, offline.Config(), [expert])
+    wide = expert._replace(spec=expert.spec._replace(action_dim=3))
+    with pytest.raises(ValueError, match=r"\(\(1,\), 3\).*\(\(1,\), 2\)"):
+        offline.build(env, offline.Config(), [expert], [wide])
+
+
+# The command line.
+
+
+def run(*arguments):
+    return cli.run([*map(str, arguments), "--eval-episodes", "1"])
+
+
+TINY = ("--config.network.hidden", 4, "--config.network.units", 4, "--config.lanes", 2, "--config.steps", 4)
+
+
+def test_runs_that_build_on_runs(tmp_path, capsys):
+    """A baseline; with its policy as a teacher; an alignment trained with both; distillation through it; and
+    the first as one deployable policy. Each can be loaded again."""
+    here, there = "probe/context-discrete", "probe/corridor-discrete"
+    budget, thin = ("--env-steps", 24), ("--config.align-hidden", 4)
+    paths = {name: tmp_path / name for name in ("expert", "beside", "align", "offline", "one")}
+
+    def start(method, env, name, *options):
+        assert run(method, "--env", env, *budget, "--run-dir", paths[name], *options) == 0, (
+            capsys.readouterr()
+        )
+
+    start("cdrl", here, "expert", *TINY)
+    start("cdrl", here, "beside", *TINY, *thin, "--teacher-env", there, "--teacher", paths["expert"])
+    start("align", here, "align", *thin, "--config.lanes", 2, "--config.steps", 4,
+          "--teacher", paths["beside"], "--expert", paths["expert"])  # fmt: skip
+    start("cdrl", here, "offline", *TINY, *thin, "--config.align", "offline",
+          "--teacher", paths["beside"], "--alignment", paths["align"])  # fmt: skip
+    start("distil", here, "one", "--teacher", paths["expert"], *TINY, "--config.labels", "logits")
+    config = json.loads((paths["beside"] / "config.json").read_text())
+    assert config["envs"] == {"teacher-env": [there]}
+    loaded = cli.load(paths["offline"])
+    trained = cli.load(paths["align"]).state.learner.params
+    jax.tree.map(np.testing.assert_array_equal, loaded.state.aligners[0].params, trained)
+    assert len(cli.load(paths["beside"]).state.team) == 2
+    assert run("cdrl", "--env", here, *budget, *TINY, *thin, "--run-dir", paths["beside"], "--resume",
+               "--teacher", paths["expert"]) == 2  # fmt: skip
+    assert "--teacher-env" in capsys.readouterr().err
+
+
+def test_a_teacher_of_another_shape_is_refused_in_one_line(tmp_path, capsys):
+    tasks = ("--env", "probe/context-discrete", "--teacher-env", "gymnax/CartPole-v1")
+    assert run("cdrl", *tasks, "--env-steps", 999, "--run-dir", tmp_path / "run") == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert "(4,)" in error
+    assert "(1,)" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_names_what_a_method_builds_on(capsys):
+    assert cli.run(["cdrl", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--teacher: A finished run of cdrl" in shown
+    assert "--teacher-env: A further task, SUITE/TASK" in shown

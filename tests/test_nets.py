@@ -1,0 +1,70 @@
+"""Layers that other tests do not reach through an agent."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from popjax import nets
+from popjax.nets.layers import Conv, Dense, patches
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"), [(3, 1, "valid"), (4, 2, "valid"), (3, 2, "same"), (8, 4, "same")]
+)
+@pytest.mark.parametrize("height", [9, 12])
+def test_a_convolution_is_the_one_of_xla(side, stride, padding, height):
+    conv = Conv(5, side, stride, padding)
+    x = jax.random.normal(jax.random.key(0), (2, height, 11, 3))
+    params = conv.init(jax.random.key(1), x)
+    kernel = params["params"]["Dense_0"]["linear"]["kernel"]
+    assert kernel.shape == (side * side * 3, 5)
+    expected = lax.conv_general_dilated(
+        x,
+        kernel.reshape(side, side, 3, 5),
+        (stride, stride),
+        padding.upper(),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(conv.apply(params, x), expected, atol=1e-5)
+    np.testing.assert_allclose(conv.apply(params, x[0]), expected[0], atol=1e-5)
+
+
+def test_patches_are_ordered_by_row_column_channel():
+    x = jnp.arange(3 * 3 * 2.0).reshape(3, 3, 2)
+    np.testing.assert_array_equal(patches(x, 2, 1)[0, 0], [0, 1, 2, 3, 6, 7, 8, 9])
+
+
+def test_glorot_counts_the_places_of_a_kernel():
+    """fan in 3 * 3 * 4, fan out 3 * 3 * 16; a linear layer has the plain ones."""
+    kernel = Conv(16, 3).init(jax.random.key(0), jnp.zeros((10, 10, 4)))["params"]["Dense_0"]["linear"][
+        "kernel"
+    ]
+    bound = (6 / (9 * 4 + 9 * 16)) ** 0.5
+    assert 0.97 * bound < float(jnp.abs(kernel).max()) <= bound
+    linear = Dense(50, "glorot").init(jax.random.key(0), jnp.zeros(30))["params"]["linear"]
+    assert 0.97 * (6 / 80) ** 0.5 < float(jnp.abs(linear["kernel"]).max()) <= (6 / 80) ** 0.5
+    assert not linear["bias"].any()
+    small = Dense(50, "small").init(jax.random.key(0), jnp.zeros(30))["params"]["linear"]["kernel"]
+    assert 2.9e-3 < float(jnp.abs(small).max()) <= 3e-3
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_where_the_action_joins_a_critic(layer):
+    critic = nets.late_action_critic(3, 2, (8, 6), layer)
+    params = critic.init(jax.random.key(0))
+    kernels = [params[f"Dense_{i}"]["linear"]["kernel"].shape for i in range(3)]
+    assert kernels == [(3 + 2 * (layer == 0), 8), (8 + 2 * (layer == 1), 6), (6, 1)]
+    assert critic.apply(params, jnp.ones((4, 3)), jnp.ones((4, 2))).shape == (4,)
+
+
+def test_the_penalty_sees_hidden_matrices_alone():
+    """CA2E, worked example 9: 1e-2 of half of 9."""
+    params = {
+        "hidden": {"kernel": jnp.array([[1.0, 2.0], [0.0, 2.0]]), "bias": jnp.array([7.0, 7.0])},
+        "output": {"kernel": jnp.array([[7.0], [7.0]]), "bias": jnp.array([7.0])},
+    }
+    assert 1e-2 * nets.hidden_squares(params) / 2 == pytest.approx(0.045)

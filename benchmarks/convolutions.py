@@ -2,7 +2,7 @@
 
     python benchmarks/convolutions.py
 
-times the gradient of DQN's network (MinAtar's and Atari's, batch 32) for populations of 1, 4 and 16:
+times the gradient of DQN's network (MinAtar's and Atari's, batch 32) for populations of 1, 4 and, of MinAtar, 16:
 ``vmap`` of XLA's convolution, which becomes a grouped one; ``lax.map`` over it; and ``popjax.nets``' matrix
 product over patches, under ``vmap`` and under ``lax.map``. Milliseconds a gradient of the whole population,
 the least of several rounds, in which the ways take turns. Writes ``convolutions-BACKEND.json`` to
@@ -28,7 +28,7 @@ from popjax.nets.layers import patches
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {"minatar": (10, 10, 4), "atari": (84, 84, 4)}
-POPULATIONS = {"minatar": (1, 4, 16), "atari": (1, 4, 16)}
+POPULATIONS = {"minatar": (1, 4, 16), "atari": (1, 4)}
 BATCH, ACTIONS, ROUNDS = 32, 4, 5
 
 

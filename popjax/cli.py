@@ -11,11 +11,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from popjax import training
+from popjax.training import Program
 
 if TYPE_CHECKING:
     from popjax.core import Env, Method
@@ -71,7 +74,7 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
-    from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
+    from popjax.host.errors import Interrupted, NonFiniteMetric, NotSaved, Refused
     from popjax.parse import Fault
 
     try:
@@ -80,14 +83,14 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return _fail(str(fault), 2)
-    except NonFiniteMetric as failure:
+    except (NonFiniteMetric, NotSaved) as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
-        _say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
+        say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
         return 128 + interrupted.signal_number
     except KeyboardInterrupt:
-        _say("interrupted; what was not saved is lost")
+        say("interrupted; what was not saved is lost")
         os._exit(130)  # a chunk may still be computed in the background: nobody wants to wait for it
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,7 +101,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax import parse, pretrained
+    from popjax import grid, parse, several
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -108,9 +111,42 @@ def _run(argv: list[str]) -> None:
     if name not in METHODS:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
     prepare_jax()
+    control, rest = grid.control(training.join_processes(rest))
+    programs: dict[tuple[str, ...], Program] = {}
+
+    def common(arguments: Sequence[str]) -> Any:
+        programs[tuple(arguments)] = program = understand(name, list(arguments))
+        return program.arguments.common
+
+    entries = grid.programs(rest, common)
+    commons = [program.arguments.common for program in programs.values()]
+    root = Path(control.run_dir or grid.default_directory(name, commons))
+    tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run, say)
+    if len(entries) == 1 and control.launcher == "local":
+        several.run_one(tools, entries[0].argv, root, control)
+        return
+    for program in programs.values():
+        training.check_build(program)
+    grid.open_index(root, entries, resume=control.resume)
+    several.run_all(tools, entries, root, control)
+
+
+def _train(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
+    return training.train_program(understand(name, list(argv)), root, resume)
+
+
+def _run_within(argv: Sequence[str]) -> int:
+    """One of several runs in this process: a failure is told and leaves the others alone, Ctrl-C does not."""
+    return training.told(lambda: _run(list(argv)), _fail)
+
+
+def understand(name: str, argv: list[str]) -> Program:
+    """The arguments of one program, after those that several share are taken out."""
+    from popjax import parse, pretrained
+
     module = importlib.import_module(METHODS[name])
-    task = parse.peel(rest, "--env")[0]
-    runs, rest = pretrained.peel_runs(module, rest)
+    task = parse.peel(argv, "--env")[0]
+    runs, rest = pretrained.peel_runs(module, argv)
     tasks, rest = _peel_envs(module, rest)
     kinds, rest = _peel_agents(module, rest, task)
     try:
@@ -118,59 +154,13 @@ def _run(argv: list[str]) -> None:
     except ValueError as refusal:
         raise parse.Fault(_one_line(refusal)) from None
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(module))
-    _tell_preset(module, task, config)
-    _train(name, module, kinds, runs, tasks, arguments)
-
-
-def _train(
-    name: str,
-    module: ModuleType,
-    kinds: dict[str, str],
-    runs: dict[str, list[str]],
-    tasks: dict[str, list[str]],
-    arguments: Any,
-) -> None:
-    from popjax import parse, pretrained, results, show
-    from popjax.host import rundir
-    from popjax.host.train import train
-
-    common = arguments.common
-    env_options = parse.key_values(common.env_option)
-    env = _make(common.env, env_options)
-    root = Path(common.run_dir or _default_directory(name, common.env, common.options))
-    if any(runs.values()) and not common.resume:
-        rundir.check(root, {}, resume=False)  # before anything that takes long
-    built_on, kept = pretrained.take(module, env, env_options, runs, resumed=root if common.resume else None)
-    for remark in getattr(module, "remarks", lambda *_: ())(
-        env, arguments.config, arguments.hyper, *built_on.values()
-    ):
-        _say(remark)
-    description = {
-        "method": name,
-        "agents": kinds,
-        "env_options": env_options,
-        "config": asdict(arguments.config),
-        "runs": kept,
-        "envs": tasks,
-        "command": shlex.join(["python", *sys.argv]),
-    }
-    with ExitStack() as stack:
-        result = train(
-            _build(module, env, arguments.config, built_on | _further_envs(module, tasks)),
-            env,
-            **asdict(common.options),
-            hyper=arguments.hyper,
-            run_dir=root,
-            resume=common.resume,
-            sinks=results.tracking(common, root, description, stack),
-            description=description,
-        )
-    show.result(result.summary, root)
+    return Program(name, module, kinds, runs, tasks, arguments)
 
 
 class Loaded(NamedTuple):
     """A run read back: its environment, method and ``Config``, the State of its newest whole checkpoint with
-    a leading seed axis, the content of ``config.json`` and the environment steps of each seed."""
+    a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
+    Of a single member that was asked for, all of that is its own."""
 
     env: Env
     method: Method
@@ -180,27 +170,37 @@ class Loaded(NamedTuple):
     env_steps: list[int]
 
 
-def load(run_dir: str | Path) -> Loaded:
-    """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon.
+def load(run_dir: str | Path, member: int | None = None) -> Loaded:
+    """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon; with
+    ``member`` only that one of a sweep.
 
     Raises:
-        Refused: there is no run, or no whole checkpoint.
+        Refused: there is no run, no whole checkpoint or no such member.
     """
-    from popjax.host import checkpoint, rundir
+    from popjax.host import checkpoint, index, rundir, sweep
     from popjax.host.errors import Refused
     from popjax.host.run import complain
 
-    root = Path(run_dir)
+    root = index.run_of(Path(run_dir), member)
     saved = rundir.read_config(root)
     if saved.get("method") not in METHODS or not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
     env, method, config, hyper = rebuilt(saved)
-    shapes = _state_shapes(method, hyper, saved["options"]["seeds"])
-    found = checkpoint.restore_newest(rundir.RunDirectory(root).checkpoints, shapes, complain)
+    members = sweep.of_config(saved)
+    shapes = _state_shapes(method, hyper, members)
+    directory = rundir.RunDirectory(root).checkpoints
+    if member is None:
+        found = checkpoint.restore_newest(directory, shapes, complain)
+    else:
+        place = index.place_of(root, members, member)
+        found = checkpoint.member_of_newest(directory, shapes, complain, place)
     if found is None:
         raise Refused(f"{root} has no whole checkpoint")
     _, state, extra = found
-    return Loaded(env, method, config, state, saved, extra["env_steps"])
+    steps = extra["env_steps"]
+    if member is not None:
+        saved, steps = saved | {"members": [member, member + 1]}, [steps[place]]
+    return Loaded(env, method, config, state, saved, steps)
 
 
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
@@ -210,10 +210,10 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     module = importlib.import_module(METHODS[saved["method"]])
     config, hyper = _defaults(module, saved["agents"], None)
     config = parse.rebuild(config, saved["config"])
-    env = _make(saved["env"], saved["env_options"])
+    env = make_env(saved["env"], saved["env_options"])
     built_on = pretrained.rebuild(module, saved.get("runs", {}))
-    built_on |= _further_envs(module, saved.get("envs", {}))
-    return env, _build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
+    built_on |= further_envs(module, saved.get("envs", {}))
+    return env, build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -224,7 +224,7 @@ def _evaluate(argv: list[str]) -> None:
     from popjax import results, show
     from popjax.host.evaluate import evaluate as evaluate_state
 
-    run, root = load(arguments.run_dir), Path(arguments.run_dir)
+    run, root = load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
     run = results.alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
@@ -255,17 +255,17 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
-    """``--video``: what films an episode of the first seed, and says what it shows."""
+    """``--video``: what films an episode of the first member, and says what it shows."""
     if arguments.video is None:
         return None
-    from popjax.host import video
+    from popjax.host import sweep, video
 
     path = Path(arguments.video)
     subject = video.subject(run.env, run.saved["env_options"], path)
 
     def film() -> dict[str, Any]:
         shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)
-        first = run.saved["options"]["seed"]
+        first = sweep.of_config(run.saved)[0].seed
         episode = {"return": shown.total, "length": shown.length, "frames_per_second": shown.fps}
         return {"file": str(path), "seed": first, **episode}
 
@@ -297,9 +297,11 @@ def _peel_envs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]
     return found, argv
 
 
-def _further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, Any]:
+def further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, Any]:
     """What ``build`` is given of further tasks, by keyword."""
-    return {module.ENVS[option]: tuple(_make(name, {}) for name in names) for option, names in tasks.items()}
+    return {
+        module.ENVS[option]: tuple(make_env(name, {}) for name in names) for option, names in tasks.items()
+    }
 
 
 def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple[dict[str, str], list[str]]:
@@ -311,7 +313,7 @@ def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple
         kind, argv = peel(argv, f"--config.{field.replace('_', '-')}")
         if kind is None and task and hasattr(module, "default_kinds"):
             options = key_values(peel_all(argv, "--env-option")[0])
-            kind = module.default_kinds(_make(task, options).spec)[field]
+            kind = module.default_kinds(make_env(task, options).spec)[field]
         if kind is None:
             default = type(getattr(module.Config(), field))
             kind = next(k for k in known if type(_agent_config(module, known[k])) is default)
@@ -343,11 +345,12 @@ def _preset(module: ModuleType, task: str | None) -> Any:
     return module.preset(task) if task and hasattr(module, "preset") else None
 
 
-def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+def tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+    """Says what a method's preset for a task has changed, where there is one."""
     if _preset(module, task):
         plain = asdict(module.Config())
         changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
-        _say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
+        say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
 
 
 def _beyond(module: ModuleType) -> dict[str, str]:
@@ -401,7 +404,8 @@ def _help(parse: ModuleType) -> None:
     )
 
 
-def _make(name: str, options: dict[str, Any]) -> Any:
+def make_env(name: str, options: dict[str, Any]) -> Any:
+    """The environment; a Fault where there is none."""
     from popjax.envs import make
     from popjax.parse import Fault
 
@@ -415,7 +419,8 @@ def _make(name: str, options: dict[str, Any]) -> Any:
         raise Fault(f"--env-option: {_one_line(refusal)}") from None
 
 
-def _build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
+def build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
+    """The method; a Fault where it cannot be built."""
     from popjax.parse import Fault
 
     try:
@@ -424,30 +429,24 @@ def _build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) 
         raise Fault(_one_line(refusal)) from None
 
 
-def _state_shapes(method: Any, hyper: Any, seeds: int) -> Any:
+def _state_shapes(method: Any, hyper: Any, members: Any) -> Any:
     import jax
 
-    from popjax.core import as_arrays
     from popjax.host import sweep
-    from popjax.host.programs import init_function
 
-    return jax.eval_shape(init_function(method, seeds), sweep.keys(0, seeds), as_arrays(hyper))
-
-
-def _default_directory(method: str, env: str, options: Any) -> str:
-    first, count = options.seed, options.seeds
-    seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
-    return f"runs/{method}-{env.replace('/', '-')}-{seeds}"
+    start = sweep.keys(members), sweep.hypers(hyper, members)
+    return jax.eval_shape(sweep.lift(method.init, len(members)), *start)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _fail(text: str, code: int) -> int:
-    _say(f"error: {text}")
+    say(f"error: {text}")
     return code

@@ -41,6 +41,31 @@ class Common:
     popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in the directory; a larger --env-steps prolongs it."""
+    sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
+    """Train with each of these values, and every combination where this is repeated. hyper.NAME: all on one
+    vmapped axis with the seeds; config.NAME: one program after the other, as with several --env."""
+    members: Annotated[str | None, tyro.conf.arg(metavar="FIRST:END")] = None
+    """Only this part of the sweep, such as 0:8; members are numbered with the seeds running fastest."""
+    slice: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Most members in one program [count]; the others follow. By default as many as fit into memory."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR")] = None
+    """Begin with what the same members have come to in the run in DIR."""
+    devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
+    """Devices to spread the members over or, where there is only one, its population."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
+    """Train with other processes: where the first one listens, or auto for what SLURM or Kubernetes say."""
+    processes: int | None = None
+    """How many processes train together; with --coordinator."""
+    process: int | None = None
+    """Which of them this is, from 0; with --coordinator."""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """Who runs the programs of a sweep: this process one after the other, or jobs of a cluster."""
+    launcher_option: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
+    ] = ()
+    """Of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
+    retries: int = 3
+    """How often a job that died or was preempted is continued from its checkpoint [count]."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,8 @@ class EvaluateArguments:
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""
+    member: int | None = None
+    """Only this member of a sweep, by its number; by default all of them."""
     episodes: int = 10
     """Episodes per policy [count]."""
     seed: int = 0
@@ -86,7 +113,7 @@ class ExportArguments:
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Directory to write to."""
     member: int = 0
-    """Which of the run's seeds, counted from 0."""
+    """Which member of the sweep, by its number; of a run of seeds alone, which seed, counted from 0."""
     individual: int | None = None
     """Export this individual of the population, counted from 0, not the policy that the method chooses."""
 
@@ -210,7 +237,58 @@ def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+def swept(texts: Sequence[str]) -> dict[str, list[str]]:
+    """``["hyper.rate=0.1,0.2"]`` as a dictionary of the texts between the commas.
+
+    Raises:
+        Fault: one has no "=" or no value, or a name comes twice.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.startswith(("hyper.", "config.")):
+            raise Fault(
+                f"--sweep wants hyper.NAME=V1,V2 or config.NAME=V1,V2, got {text!r}; seeds are --seeds"
+            )
+        if name in found:
+            raise Fault(f"--sweep {name} is given twice: list all its values in one")
+        found[name] = [value.strip() for value in values.split(",")]
+        if not all(found[name]):
+            raise Fault(f"--sweep {name} needs values with commas between them, got {values!r}")
+    return found
+
+
+def swept_numbers(texts: Sequence[str]) -> dict[str, list[float]]:
+    """``swept`` of numbers.
+
+    Raises:
+        Fault: as ``swept``, or a value is no number.
+    """
+    numbers = {}
+    for name, values in swept(texts).items():
+        try:
+            numbers[name] = [float(value) for value in values]
+        except ValueError as fault:
+            raise Fault(f"--sweep {name}: {fault}") from None
+    return numbers
+
+
+def bounds(text: str | None) -> tuple[int, int] | None:
+    """``"4:8"`` as two numbers.
+
+    Raises:
+        Fault: it does not look like that.
+    """
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not colon or not first.isdigit() or not last.isdigit():
+        raise Fault(f"--members wants FIRST:END such as 0:8, got {text!r}")
+    return int(first), int(last)
+
+
+def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, Any]:
     """``["backend=spring", "length=200"]`` as a dictionary; values are Python literals, else strings.
 
     Raises:
@@ -220,7 +298,7 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise Fault(f"--env-option wants KEY=VALUE, got {pair!r}")
+            raise Fault(f"{option} wants KEY=VALUE, got {pair!r}")
         try:
             found[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -28,19 +28,22 @@ def export(argv: list[str]) -> None:
     arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
     cli.prepare_jax()
     from popjax import show
+    from popjax.host import sweep
     from popjax.host.export import export_policy
 
-    run = alone(cli.load(arguments.run_dir), arguments.individual)
-    shared = {
-        "method": run.saved["method"],
-        "individual": arguments.individual,
-        "git_commit": run.saved.get("git_commit"),
-    }
-    first = run.saved["options"]["seed"]
+    run = alone(cli.load(arguments.run_dir, arguments.member), arguments.individual)
     origins = [
-        shared | {"seed": first + place, "env_steps": int(steps)} for place, steps in enumerate(run.env_steps)
+        {
+            "method": run.saved["method"],
+            "individual": arguments.individual,
+            "git_commit": run.saved.get("git_commit"),
+            "seed": member.seed,
+            **member.numbers,
+            "env_steps": int(steps),
+        }
+        for member, steps in zip(sweep.of_config(run.saved), run.env_steps, strict=True)
     ]
-    reason = export_policy(run.method, run.env, run.state, arguments.out, arguments.member, origins)
+    reason = export_policy(run.method, run.env, run.state, arguments.out, 0, origins)
     show.exported(arguments.out, reason)
 
 
@@ -58,7 +61,11 @@ def tracking(common: Any, root: Path, description: dict[str, Any], stack: ExitSt
     """``--wandb``: the sink that sends to a project."""
     if common.wandb is None:
         return []
+    from popjax import grid
+    from popjax.host import processes
     from popjax.host.tracking import wandb_runs
 
+    if not processes.first():
+        return []
     config = {**description, "env": common.env}
-    return [stack.enter_context(wandb_runs(common.wandb, root, config, common.options.seed))]
+    return [stack.enter_context(wandb_runs(common.wandb, root, config, grid.chosen(common)))]

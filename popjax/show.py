@@ -12,17 +12,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from popjax.host import sweep
+
 
 def result(summary: Mapping[str, Any], root: Path) -> None:
     """The end of a run: final return of each seed, cost, and where the files are."""
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    finals = summary["final_return"]
-    for seed, value in zip(summary["seeds"], finals, strict=True):
-        table.add_row(f"final return, seed {seed}", f"{value:.2f}")
-    if len(finals) > 1:
-        table.add_row("final return, mean", f"{np.mean(finals):.2f}")
+    # Summaries from before numbers could be swept have no rows of their own.
+    finals = zip(summary["seeds"], summary["final_return"], strict=True)
+    plain = [{"seed": seed, "numbers": {}, "final_return": final} for seed, final in finals]
+    members = summary.get("members", plain)
+    settings: dict[str, list[float]] = {}
+    for member in members:
+        value, setting = member["final_return"], _setting(member)
+        text = f"{value:.2f}" if value is not None else member["status"]
+        table.add_row(f"final return, {setting}seed {member['seed']}", text)
+        settings.setdefault(setting, []).extend([] if value is None else [value])
+    for setting, values in settings.items():
+        if len(values) > 1:
+            table.add_row(f"final return, {setting}mean", f"{np.mean(values):.2f}")
     table.add_row("environment steps per seed", f"{summary['env_steps']:,}")
     table.add_row("generations", f"{summary['generations']:,}")
     if summary["steps_per_second"]:
@@ -32,6 +42,22 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     table.add_row("hardware", summary["hardware"])
     table.add_row("files", str(root))
     Console().print(table)
+
+
+def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
+    """The end of several runs: one row per member, as ``summary.json`` of their directory has them."""
+    table = _numbers(f"runs in {root}", "run", "member", "seed", "env steps", "final return")
+    for row in rows:
+        value = row["final_return"]
+        final = f"{value:.2f}" if value is not None else row["status"]
+        name = row["run"] + (f" {_setting(row)}" if row["numbers"] else "")
+        steps = f"{row['env_steps']:,}" if row["env_steps"] is not None else ""
+        table.add_row(escape(name), str(row["member"]), str(row["seed"]), steps, final)
+    Console().print(table)
+
+
+def _setting(member: Mapping[str, Any]) -> str:
+    return "".join(f"{name} {value:g}, " for name, value in member["numbers"].items())
 
 
 def report(written: Any) -> None:
@@ -70,15 +96,15 @@ class Played(NamedTuple):
 
 
 def evaluation(root: Path, config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
-    """One row per seed."""
-    returns, lengths = here.returns, here.lengths
+    """One row per member."""
+    returns, lengths, members = here.returns, here.lengths, sweep.of_config(config)
     who = config["method"] + (f" (individual {config['individual']})" if "individual" in config else "")
     title = f"{who} on {config['env']}, {returns.shape[1]} episodes per seed"
     table = _numbers(title, "seed", "env steps", "return", "std", "min", "max", "length [steps]")
     for place, row in enumerate(returns):
         numbers = (row.mean(), row.std(), row.min(), row.max())
         table.add_row(
-            str(config["options"]["seed"] + place),
+            members[place].name.removeprefix("seed"),
             f"{env_steps[place]:,}",
             *(f"{number:.2f}" for number in numbers),
             f"{lengths[place].mean():.1f}",
@@ -90,11 +116,12 @@ def evaluation(root: Path, config: Mapping[str, Any], env_steps: Sequence[int], 
 
 def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
     """The same policies on the device and in the original, one row per seed."""
+    members = sweep.of_config(config)
     columns = ("seed", "on device", "std", f"in {there.where}", "std", "difference")
     table = _numbers(f"{config['env']} beside its original, {here.returns.shape[1]} episodes each", *columns)
     for place, (ours, theirs) in enumerate(zip(here.returns, there.returns, strict=True)):
         numbers = (ours.mean(), ours.std(), theirs.mean(), theirs.std())
-        seed = str(config["options"]["seed"] + place)
+        seed = members[place].name.removeprefix("seed")
         table.add_row(seed, *(f"{number:.2f}" for number in numbers), _signed(_difference(ours, theirs)))
     if len(here.returns) > 1:
         means = (f"{here.returns.mean():.2f}", "", f"{there.returns.mean():.2f}", "")
@@ -123,11 +150,13 @@ def evaluation_json(
     """All of it as one JSON object, with the return and length of every episode."""
     seeds: list[dict[str, Any]] = [
         {
-            "seed": config["options"]["seed"] + place,
+            "member": member.number,
+            "seed": member.seed,
+            "numbers": dict(member.numbers),
             "env_steps": int(env_steps[place]),
             **_episodes(here, place),
         }
-        for place in range(len(here.returns))
+        for place, member in enumerate(sweep.of_config(config))
     ]
     report = {
         "run_dir": str(root),

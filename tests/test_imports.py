@@ -32,7 +32,7 @@ LAYERS = (
     {"agents", "evolution", "intrinsic"},
     {"methods"},
 )
-COMMAND_LINE = {"cli", "parse", "pretrained", "results", "show"}
+COMMAND_LINE = {"cli", "grid", "parse", "pretrained", "results", "several", "show", "training"}
 ABOVE = {"host"} | COMMAND_LINE
 # The host sees a method through the record `Method`, whatever it is made of.
 HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods"} | COMMAND_LINE

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import re
 import shutil
+import sys
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from popjax.host.errors import Refused
+from popjax.host.errors import NotSaved, Refused
+from popjax.host.processes import fetch, largest, together
 
 KEPT = 2
 """How many checkpoints stay: the newest, and the one to fall back on."""
@@ -37,7 +44,7 @@ def digest(state: Any) -> str:
     """SHA-256 over path, dtype, shape and bytes of every leaf."""
     total = hashlib.sha256()
     for path, leaf in _leaves(state):
-        array = np.asarray(_data(leaf))
+        array = fetch(_data(leaf))
         total.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
         total.update(_bytes(array))
     return total.hexdigest()
@@ -46,24 +53,126 @@ def digest(state: Any) -> str:
 def save(directory: Path, generation: int, state: Any, extra: dict[str, Any]) -> None:
     """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
 
-    The older checkpoints beyond ``KEPT`` are removed once the new one is complete.
+    The older checkpoints beyond ``KEPT`` are removed once the new one is complete. Every process of a run
+    calls this; each writes what lies on its own devices.
+
+    Raises:
+        NotSaved: it could not be written; the older ones are as they were.
     """
+    _write(directory, generation, {path: _data(leaf) for path, leaf in _leaves(state)}, extra)
+
+
+class Writer:
+    """Saves in the background: ``save`` returns when the State is copied, so that training may overwrite it,
+    and a thread writes the copy. At most one checkpoint is being written at a time.
+
+    Without ``background``, or where several processes write together, ``save`` returns when all is written.
+    What goes wrong in the thread is raised by the next call.
+    """
+
+    def __init__(self, directory: Path, background: bool):
+        self.directory, self.background = directory, background and jax.process_count() == 1
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._copies: dict[str, np.ndarray] = {}
+
+    def save(self, generation: int, state: Any, extra: dict[str, Any]) -> None:
+        """As the function ``save``; a generation that has a checkpoint already keeps it."""
+        self.wait()
+        if generation in generations(self.directory):
+            return
+        if not self.background:
+            save(self.directory, generation, state, extra)
+            return
+        for path, leaf in _leaves(state):
+            array = np.asarray(_data(leaf))
+            if path not in self._copies:  # kept, because fresh memory costs more than the copying
+                self._copies[path] = np.empty_like(array, order="C")
+            np.copyto(self._copies[path], array)
+        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more.
+
+        Raises:
+            NotSaved: what was being written could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, failure, self._failure = None, self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+        try:
+            _write(self.directory, generation, arrays, extra)
+        except BaseException as failure:
+            self._failure = failure
+
+
+def _write(directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+    partial = directory / f"{_PARTIAL}{generation}"
+    try:
+        _write_arrays(directory, partial, arrays)
+        content = {
+            "generation": generation,
+            "extra": extra,
+            "leaves": {path: _describe(fetch(array)) for path, array in arrays.items()},
+        }
+        together(lambda: _complete(directory, generation, json.dumps(content)))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        older = generations(directory)
+        rest = f"that of generation {older[0]} is whole" if older else "there is none before it"
+        raise NotSaved(
+            f"the checkpoint of generation {generation} could not be written to {directory}"
+            f" ({_reason(error)}); {rest}; --resume continues from there"
+        ) from error
+
+
+def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> None:
     import orbax.checkpoint as orbax
 
-    directory.mkdir(parents=True, exist_ok=True)
-    discard_partial(directory)
-    partial = directory / f"{_PARTIAL}{generation}"
-    arrays = {path: _data(leaf) for path, leaf in _leaves(state)}
+    def prepare() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        discard_partial(directory)
+
+    together(prepare)
     stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
-    # Synchronous on purpose: the next chunk is going to overwrite these buffers in place.
-    orbax.PyTreeCheckpointer().save(partial.absolute() / _ARRAYS, stored)
-    content = {
-        "generation": generation,
-        "extra": extra,
-        "leaves": {path: _describe(np.asarray(array)) for path, array in arrays.items()},
-    }
-    text = json.dumps(content)
-    (partial / _MANIFEST).write_text(json.dumps({"crc32": zlib.crc32(text.encode()), "content": text}))
+    # Compressing takes several times as long as writing, and weights and experience hardly shrink.
+    writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
+    with _remarks_held():
+        writer.save(partial.absolute() / _ARRAYS, stored)
+
+
+@contextmanager
+def _remarks_held() -> Iterator[None]:
+    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it."""
+    logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
+    level = logger.level
+
+    def unraisable(event: Any) -> None:
+        if "Event loop is closed" not in str(event.exc_value):
+            before[0](event)
+
+    def exception(kind: Any, value: Any, trace: Any) -> None:
+        if "Event loop is closed" not in str(value):
+            before[1](kind, value, trace)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook, sys.excepthook = unraisable, exception
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook, sys.excepthook = before
+
+
+def _complete(directory: Path, generation: int, content: str) -> None:
+    partial = directory / f"{_PARTIAL}{generation}"
+    envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
+    (partial / _MANIFEST).write_text(json.dumps(envelope))
     partial.rename(directory / str(generation))
     for old in generations(directory)[KEPT:]:
         shutil.rmtree(directory / str(old))
@@ -92,20 +201,62 @@ def set_aside_newer(directory: Path, generation: int) -> None:
 
 
 def restore_newest(
-    directory: Path, shapes: Any, complain: Callable[[str], None]
+    directory: Path, shapes: Any, complain: Callable[[str], None], shardings: Any = None
 ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest checkpoint that is whole: ``(generation, state, extra)``; ``None`` if there is none.
 
-    ``shapes`` is the State as ``jax.eval_shape`` gives it. Each damaged checkpoint is named to ``complain``,
-    in one line, and passed over.
+    ``shapes`` is the State as ``jax.eval_shape`` gives it; ``shardings`` says where its leaves are to lie.
+    Each damaged checkpoint is named to ``complain``, in one line, and passed over.
 
     Raises:
         Refused: the checkpoint is whole but of a State of another structure.
     """
+    return _newest(directory, complain, lambda path: restore(path, shapes, shardings))
+
+
+def member_of_newest(
+    directory: Path, shapes: Any, complain: Callable[[str], None], place: int
+) -> tuple[int, Any, dict[str, Any]] | None:
+    """``restore_newest`` of one member: its State [1, ...]; the others take no room on the device."""
+
+    def read(path: Path) -> tuple[Any, dict[str, Any]]:
+        arrays, extra = _read(path, shapes, None)
+        return _state({name: array[place : place + 1] for name, array in arrays.items()}, shapes), extra
+
+    return _newest(directory, complain, read)
+
+
+def slice_of_newest(
+    directory: Path, places: Sequence[int], complain: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The rows ``places`` of the leading axis of every leaf of the newest whole checkpoint, by name, and the
+    extra; keys are their data. For who does not know the method."""
+
+    def read(path: Path) -> tuple[Any, dict[str, Any]]:
+        leaves = _read_manifest(path)["leaves"]
+        shapes = {
+            name: jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"]))
+            for name, leaf in leaves.items()
+        }
+        arrays, extra = _read(path, shapes, None)
+        return {name: array[list(places)] for name, array in arrays.items()}, extra
+
+    found = _newest(directory, complain, read)
+    return found[1:] if found else None
+
+
+def write_arrays(directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+    """``save`` of what ``slice_of_newest`` has read."""
+    _write(directory, generation, arrays, extra)
+
+
+def _newest(
+    directory: Path, complain: Callable[[str], None], read: Callable[[Path], tuple[Any, dict[str, Any]]]
+) -> tuple[int, Any, dict[str, Any]] | None:
     available = generations(directory)
     for place, generation in enumerate(available):
         try:
-            return generation, *restore(directory / str(generation), shapes)
+            return generation, *read(directory / str(generation))
         except Damaged as damage:
             older = available[place + 1 :]
             instead = f"the one of generation {older[0]}" if older else "the beginning"
@@ -114,22 +265,43 @@ def restore_newest(
     return None
 
 
-def restore(path: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads one checkpoint into new arrays on the default device, bitwise as it was saved.
+def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Reads one checkpoint into new arrays, bitwise as it was saved, on the default device unless
+    ``shardings``, in the structure of ``shapes``, says otherwise.
 
     Raises:
         Damaged: something is missing, unreadable or fails its checksum.
         Refused: it is whole but of a State of another structure than ``shapes``.
     """
+    if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: here, shapes)
+    arrays, extra = _read(path, shapes, shardings)
+    return _state(arrays, shapes), extra
+
+
+def _state(arrays: dict[str, Any], shapes: Any) -> Any:
+    leaves = [_undata(arrays[name], leaf) for name, leaf in _leaves(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The leaves by name, keys as their data, and the extra; NumPy arrays without ``shardings``."""
     manifest = _read_manifest(path)
     target = {name: jax.eval_shape(_data, leaf) for name, leaf in _leaves(shapes)}
     _require_equal_structure(path, manifest["leaves"], target)
-    arrays = _read_arrays(path, target)
+    where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
+    arrays, failure = {}, None
+    try:
+        arrays = _read_arrays(path, target, where)
+    except Exception as error:  # whatever orbax and tensorstore make of broken files
+        failure = _first_line(error)
+    if largest(int(failure is not None)):
+        raise Damaged(failure or "another process cannot read it")
     for name, described in manifest["leaves"].items():
-        if zlib.crc32(_bytes(np.asarray(arrays[name]))) != described["crc32"]:
+        if zlib.crc32(_bytes(fetch(arrays[name]))) != described["crc32"]:
             raise Damaged(f"the checksum of {name} differs")
-    leaves = [_undata(arrays[name], leaf) for name, leaf in _leaves(shapes)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves), manifest["extra"]
+    return arrays, manifest["extra"]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -142,22 +314,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"its manifest is unreadable: {_first_line(error)}") from error
 
 
-def _read_arrays(path: Path, target: dict[str, Any]) -> dict[str, Any]:
+def _read_arrays(path: Path, target: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
     import orbax.checkpoint as orbax
 
+    def arguments(name: str, leaf: Any) -> Any:
+        if not shardings:
+            return orbax.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return orbax.ArrayRestoreArgs(sharding=shardings[name], dtype=leaf.dtype, global_shape=leaf.shape)
+
     stored = {name: leaf for name, leaf in target.items() if 0 not in leaf.shape}
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    arguments = {
-        name: orbax.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype, global_shape=leaf.shape)
-        for name, leaf in stored.items()
-    }
-    try:
-        arrays = orbax.PyTreeCheckpointer().restore(
-            path.absolute() / _ARRAYS, item=stored, restore_args=arguments
-        )
-    except Exception as error:  # whatever orbax and tensorstore make of broken files
-        raise Damaged(_first_line(error)) from error
-    return {name: arrays.get(name, np.zeros(leaf.shape, leaf.dtype)) for name, leaf in target.items()}
+    arrays = orbax.PyTreeCheckpointer().restore(
+        path.absolute() / _ARRAYS,
+        item=stored,
+        restore_args={name: arguments(name, leaf) for name, leaf in stored.items()},
+    )
+    empty = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in target.items() if name not in stored}
+    if shardings:
+        empty = {name: jax.device_put(array, shardings[name]) for name, array in empty.items()}
+    return arrays | empty
 
 
 def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str, Any]) -> None:
@@ -189,7 +363,7 @@ def _data(leaf: Any) -> Any:
 
 def _undata(array: Any, shape: Any) -> Any:
     if not _is_key(shape):
-        return array
+        return array if isinstance(array, jax.Array) else jnp.array(array)
     implementations: list[Any] = []
     jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), shape)
     return jax.random.wrap_key_data(array, impl=implementations[0])
@@ -203,6 +377,18 @@ def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """What the operating system said, if it is at the bottom of this."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if code := re.search(r"os_error_code='(\d+)'", str(cause)):  # as tensorstore tells it
+            return os.strerror(int(code[1]))
+        cause = cause.__cause__ or cause.__context__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,13 @@ _PACKAGES = (
 
 
 def configuration(
-    method: Method, env: Env, hyper: Any, options: Options, description: Mapping[str, Any]
+    method: Method,
+    env: Env,
+    hyper: Any,
+    options: Options,
+    description: Mapping[str, Any],
+    sweep: Mapping[str, Sequence[float]],
+    members: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Everything needed to build and repeat a run, and where it ran.
 
@@ -41,6 +47,7 @@ def configuration(
     ``env_options``, ``config``, the finished ``runs`` and further ``envs`` that it builds on and the
     ``command`` that started it.
     Without a name the method is called after the module that made it.
+    ``sweep`` are the swept numbers, ``members`` the part of the sweep.
     """
     return {
         "method": description.get("method") or method.init.__module__.rpartition(".")[2],
@@ -52,6 +59,8 @@ def configuration(
         "envs": dict(description.get("envs") or {}),
         "hyper": numbers(hyper),
         "options": asdict(options),
+        "sweep": {name: list(values) for name, values in sweep.items()},
+        "members": None if members is None else list(members),
         "command": description.get("command"),
         "versions": versions(),
         "device": device_name(),

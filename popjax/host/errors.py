@@ -7,6 +7,18 @@ class Refused(ValueError):
     """The run asked for cannot be made: a number out of range, no room in memory, a directory in use."""
 
 
+class TooLarge(Refused):
+    """There is no room in memory; ``fitting`` members of the sweep would fit."""
+
+    def __init__(self, message: str, fitting: int):
+        super().__init__(message)
+        self.fitting = fitting
+
+
+class NotSaved(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
 class NonFiniteMetric(RuntimeError):
     """A metric became NaN or infinite; the State it came from was not saved."""
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from popjax import rollout, tree
+from popjax import rollout
 from popjax.core import Env, Key, Method, Params
 from popjax.host import sweep
 from popjax.host.errors import Refused
@@ -42,16 +42,11 @@ def training_key(seed_key: Key, generation: Array) -> Key:
     return jax.random.fold_in(jax.random.fold_in(seed_key, _DURING_TRAINING), generation)
 
 
-def evaluator(method: Method, env: Env, seeds: int, episodes: int) -> Callable[..., tuple[Array, Array]]:
-    """``(state [S, ...], seed keys [S], generation [], which [n]) -> returns [n, E], lengths [n, E]``:
-    evaluates the policies of the seeds ``which``."""
+def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Array, Array]]:
+    """``(state, seed key, generation []) -> returns [E], lengths [E]``: plays the policy of one member."""
 
-    def one(params: Params, key: Key, generation: Array) -> tuple[Array, Array]:
-        return play(env, method, params, training_key(key, generation), episodes)
-
-    def evaluation(state: Any, keys: Array, generation: Array, which: Array) -> tuple[Array, Array]:
-        params = sweep.lift(method.policy, seeds)(state)
-        return jax.vmap(one, in_axes=(0, 0, None))(tree.take(params, which), keys[which], generation)
+    def evaluation(state: Any, key: Key, generation: Array) -> tuple[Array, Array]:
+        return play(env, method, method.policy(state), training_key(key, generation), episodes)
 
     return evaluation
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,13 +12,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one seed's policy.
+    """One evaluation of one member's policy.
 
-    seed:       the seed, not its place in the sweep.
+    seed:       the member's seed.
     generation: generations done.
-    env_steps:  environment steps that seed had trained for.
+    env_steps:  environment steps that the member had trained for.
     returns:    undiscounted return of each episode.
     lengths:    environment steps of each episode.
+    member:     its number in the sweep.
     """
 
     seed: int
@@ -26,6 +27,7 @@ class Evaluation:
     env_steps: int
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    member: int = 0
 
     @property
     def mean(self) -> float:
@@ -41,12 +43,41 @@ class History:
     env_steps:   int [S, C]       environment steps done.
     metrics:     [S, C, ...]      the method's Metrics, same structure.
     evaluations: those made at the end of the last of these generations.
+    frozen:      places [S] of members that stand still: their steps do not grow, their metrics are void.
     """
 
     generation: np.ndarray
     env_steps: np.ndarray
     metrics: Any
     evaluations: tuple[Evaluation, ...] = ()
+    frozen: frozenset[int] = frozenset()
+
+    @property
+    def living(self) -> list[int]:
+        """Places of the members that go on."""
+        return [place for place in range(len(self.generation)) if place not in self.frozen]
+
+    def freeze(self, env_steps: np.ndarray, places: Iterable[int]) -> History:
+        """This history with the members at ``places`` standing still at ``env_steps`` [S]."""
+        frozen = self.frozen | frozenset(places)
+        if not frozen:
+            return self
+        still, living = (
+            np.isin(np.arange(len(self.generation)), list(frozen)),
+            replace(self, frozen=frozen).living,
+        )
+
+        def void(values: np.ndarray) -> np.ndarray:
+            nothing = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+            return np.where(still.reshape(-1, *[1] * (values.ndim - 1)), nothing, values).astype(values.dtype)
+
+        return History(
+            np.repeat(self.generation[living[:1]], len(still), axis=0),
+            np.where(still[:, None], env_steps[:, None], self.env_steps),
+            jax.tree.map(void, self.metrics),
+            self.evaluations,
+            frozen,
+        )
 
     def every(self, spacing: int) -> History:
         """Only the generations whose number is a multiple of ``spacing``."""
@@ -56,6 +87,7 @@ class History:
             self.env_steps[:, kept],
             jax.tree.map(lambda x: x[:, kept], self.metrics),
             self.evaluations,
+            self.frozen,
         )
 
 
@@ -66,6 +98,7 @@ def join(parts: Sequence[History]) -> History:
         np.concatenate([part.env_steps for part in parts], axis=1),
         jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(part.metrics for part in parts)),
         tuple(evaluation for part in parts for evaluation in part.evaluations),
+        frozenset().union(*(part.frozen for part in parts)),
     )
 
 
@@ -84,16 +117,17 @@ def named(metrics: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def first_non_finite(history: History) -> tuple[str, int, int] | None:
-    """Name, place in the sweep and generation of the earliest metric that is NaN or infinite."""
-    found = []
+def non_finite(history: History) -> dict[int, tuple[int, str]]:
+    """The living members of which a metric is NaN or infinite: generation and metric, earliest first, by
+    place."""
+    found: dict[int, tuple[int, str]] = {}
     for name, values in named(history.metrics).items():
         if not np.issubdtype(values.dtype, np.floating):
             continue
         broken = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)  # [S, C]
-        for row, place in np.argwhere(broken.T)[:1]:
-            found.append((int(history.generation[place, row]), int(place), name))
-    if not found:
-        return None
-    generation, place, name = min(found)
-    return name, place, generation
+        for place in history.living:
+            rows = np.flatnonzero(broken[place])
+            if len(rows):
+                first = int(history.generation[place, rows[0]]), name
+                found[place] = min(found.get(place, first), first)
+    return found

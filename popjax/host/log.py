@@ -7,11 +7,12 @@ that yield their sink.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -19,6 +20,7 @@ from typing import Any, TextIO, TypeAlias
 import numpy as np
 
 from popjax.host.history import Evaluation, History, named
+from popjax.host.sweep import Member
 
 Sink: TypeAlias = Callable[[int, History], None]
 
@@ -26,20 +28,20 @@ _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 
 
 @contextmanager
-def metrics_file(path: Path, seed: int) -> Iterator[Sink]:
-    """Appends to ``path`` one JSON line per recorded generation and seed: ``seed``, ``generation``,
-    ``env_steps`` and every metric by its dotted name, ``[P]`` metrics as lists.
+def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
+    """Appends to ``path`` one JSON line per recorded generation and member: ``member``, ``seed``, the swept
+    numbers by name, ``generation``, ``env_steps`` and every metric by its dotted name, ``[P]`` metrics as
+    lists.
 
-    ``pandas.read_json(path, lines=True)`` reads it. ``seed`` is the first seed.
+    ``pandas.read_json(path, lines=True)`` reads it.
     """
 
     def rows(history: History) -> Iterator[dict[str, Any]]:
         metrics = named(history.metrics)
-        seeds, count = history.generation.shape
-        for row in range(count):
-            for place in range(seeds):
+        for row in range(history.generation.shape[1]):
+            for place in history.living:
                 yield {
-                    "seed": seed + place,
+                    **_identity(members[place]),
                     "generation": int(history.generation[place, row]),
                     "env_steps": int(history.env_steps[place, row]),
                     **{name: _plain(values[place, row]) for name, values in metrics.items()},
@@ -50,13 +52,15 @@ def metrics_file(path: Path, seed: int) -> Iterator[Sink]:
 
 
 @contextmanager
-def evaluations_file(path: Path) -> Iterator[Sink]:
-    """Appends to ``path`` one JSON line per evaluation and seed: ``seed``, ``generation``, ``env_steps``,
-    ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one per episode)."""
+def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
+    """Appends to ``path`` one JSON line per evaluation and member: ``member``, ``seed``, the swept numbers by
+    name, ``generation``, ``env_steps``, ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one
+    per episode)."""
+    numbered = {member.number: member for member in members}
 
     def row(evaluation: Evaluation) -> dict[str, Any]:
         return {
-            "seed": evaluation.seed,
+            **_identity(numbered[evaluation.member]),
             "generation": evaluation.generation,
             "env_steps": evaluation.env_steps,
             "return": evaluation.mean,
@@ -70,13 +74,20 @@ def evaluations_file(path: Path) -> Iterator[Sink]:
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
     """What ``evaluations_file`` has written, in its order; nothing if there is no such file."""
-    return tuple(map(evaluation, read_lines(path)))
+    lines = list(read_lines(path))
+    first = min((line["seed"] for line in lines), default=0)
+    return tuple(evaluation(line, first) for line in lines)
 
 
-def evaluation(line: Mapping[str, Any]) -> Evaluation:
-    """A record of ``evaluations_file``."""
+def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
+    """A record of ``evaluations_file``; in one that knew of seeds only, ``first`` is the lowest of them."""
     return Evaluation(
-        line["seed"], line["generation"], line["env_steps"], tuple(line["returns"]), tuple(line["lengths"])
+        line["seed"],
+        line["generation"],
+        line["env_steps"],
+        tuple(line["returns"]),
+        tuple(line["lengths"]),
+        line.get("member", line["seed"] - first),
     )
 
 
@@ -108,8 +119,8 @@ def drop_after(path: Path, generation: int) -> None:
 
 
 @contextmanager
-def tensorboard(directory: Path, seed: int, seeds: int, env_steps: np.ndarray) -> Iterator[Sink]:
-    """TensorBoard scalars over environment steps, one run per seed: a metric that has axes beyond the
+def tensorboard(directory: Path, members: Sequence[Member], env_steps: np.ndarray) -> Iterator[Sink]:
+    """TensorBoard scalars over environment steps, one run per member: a metric that has axes beyond the
     generation as its mean and maximum, evaluations as ``eval/return`` and ``eval/length``.
 
     What was written beyond ``env_steps`` [S] is hidden: those steps are about to be done again.
@@ -117,18 +128,19 @@ def tensorboard(directory: Path, seed: int, seeds: int, env_steps: np.ndarray) -
     from tensorboardX import SummaryWriter
 
     writers = [
-        SummaryWriter(str(directory / f"seed{seed + s}"), purge_step=int(env_steps[s]) + 1)
-        for s in range(seeds)
+        SummaryWriter(str(directory / member.name), purge_step=int(steps) + 1)
+        for member, steps in zip(members, env_steps, strict=True)
     ]
+    numbered = dict(zip((member.number for member in members), writers, strict=True))
 
     def sink(_: int, history: History) -> None:
         for name, values in named(history.metrics).items():
-            for place, row in np.ndindex(*history.generation.shape):
+            for place, row in itertools.product(history.living, range(history.generation.shape[1])):
                 step = int(history.env_steps[place, row])
                 for suffix, scalar in scalars(values[place, row]):
                     writers[place].add_scalar(f"metrics/{name}{suffix}", scalar, step)
         for evaluation in history.evaluations:
-            writer = writers[evaluation.seed - seed]
+            writer = numbered[evaluation.member]
             writer.add_scalar("eval/return", evaluation.mean, evaluation.env_steps)
             writer.add_scalar("eval/length", float(np.mean(evaluation.lengths)), evaluation.env_steps)
         for writer in writers:
@@ -143,19 +155,19 @@ def tensorboard(directory: Path, seed: int, seeds: int, env_steps: np.ndarray) -
 
 @contextmanager
 def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
-    """Environment steps per second over all seeds, latest mean return and time left, on standard error: a
+    """Environment steps per second over all members, latest mean return and time left, on standard error: a
     bar on a terminal, elsewhere a plain line now and then. ``env_steps`` [S] are those already done."""
     begun, first = time.perf_counter(), env_steps.astype(np.int64)
     now = first
     latest: dict[int, float] = {}
 
     def measure(history: History) -> tuple[int, float, float]:
-        """Steps of the slowest seed, steps per second of all, seconds left."""
+        """Steps of the slowest member that goes on, steps per second of all, seconds left."""
         nonlocal now
-        latest.update({evaluation.seed: evaluation.mean for evaluation in history.evaluations})
+        latest.update({evaluation.member: evaluation.mean for evaluation in history.evaluations})
         now = history.env_steps[:, -1] if history.env_steps.size else now
         seconds = max(time.perf_counter() - begun, 1e-9)
-        slowest = int(now.argmin())
+        slowest = min(history.living, key=lambda place: int(now[place]))
         rate = (now - first)[slowest] / seconds
         left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")
         return int(now[slowest]), float((now - first).sum()) / seconds, left
@@ -218,6 +230,10 @@ def _clock(seconds: float) -> str:
 def _write_lines(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
     file.writelines(json.dumps(row) + "\n" for row in rows)
     file.flush()
+
+
+def _identity(member: Member) -> dict[str, Any]:
+    return {"member": member.number, "seed": member.seed, **member.numbers}
 
 
 def scalars(value: np.ndarray) -> list[tuple[str, float]]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from popjax.host.errors import Refused
+from popjax.host.errors import TooLarge
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -33,6 +33,12 @@ def compiled_bytes(compiled: Any) -> int:
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
+
+
+def argument_bytes(compiled: Any) -> int:
+    """Bytes of the arguments that a compiled program reads, on each device."""
+    analysis = compiled.memory_analysis()
+    return int(analysis.argument_size_in_bytes) if analysis else 0
 
 
 def largest_field(state: Any) -> tuple[str, int]:
@@ -70,18 +76,29 @@ def peak_bytes(device: jax.Device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def check(total: int, available: int, state: Any, device: jax.Device) -> None:
-    """Refuses a run that needs ``total`` bytes where ``available`` are left.
+def spare_for_copies(total: int, available: int, device: jax.Device) -> int:
+    """Bytes left on the host for a copy of the State while ``total`` of ``available`` are in use on
+    ``device``."""
+    if device.platform == "cpu":
+        return available - total
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), _control_group_bytes())
+
+
+def check(total: int, available: int, state: Any, device: jax.Device, members: int = 1) -> None:
+    """Refuses a run of so many ``members`` that needs ``total`` bytes where ``available`` are left.
 
     Raises:
-        Refused: it does not fit; the message names the largest field of ``state`` and what to reduce.
+        TooLarge: it does not fit; the message names the largest field of ``state`` and what to reduce.
     """
     if total <= available:
         return
     name, size = largest_field(state)
-    raise Refused(
+    raise TooLarge(
         f"the run needs {human(total)} and {device} has {human(available)} available; the largest part of"
-        f" the State is {name!r} with {human(size)}: reduce the replay capacity, the population or the seeds"
+        f" the State is {name!r} with {human(size)}: reduce the replay capacity, the population or the seeds",
+        fitting=available * members // total,
     )
 
 

@@ -8,80 +8,128 @@ from those of training, and so is the memory it will take.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
 
+from popjax import tree
 from popjax.core import Env, Method
-from popjax.host import memory, sweep
+from popjax.host import memory
 from popjax.host.evaluate import evaluator
 from popjax.host.options import Options, chunk_length
+from popjax.host.processes import fetch
+from popjax.host.shard import SWEEP, Placement
 
 
 class Programs(NamedTuple):
     """Compiled for the shapes of one run.
 
-    init:            (keys [S], hyper) -> State [S, ...]; ``None`` where a State is going to be restored
+    init:            (keys [S], hypers [S, ...]) -> State [S, ...]; ``None`` where a State is going to be
+                     restored
     chunk:           State -> (State, rows); donates its argument. Rows are the generation [S, C], env_steps
                      [S, C] and metrics [S, C, ...] after each of its generations
-    evaluate:        (State, keys [S], generation [], which [n]) -> returns [n, E], lengths [n, E]
+    evaluate:        (State, keys [S], generation, places [n]) -> returns [n, E], lengths [n, E], in NumPy
     compile_seconds: time it took to trace and compile them
     total_bytes:     the most memory that any of them needs, with the State
     """
 
     init: Callable[..., Any] | None
     chunk: Callable[[Any], tuple[Any, Any]]
-    evaluate: Callable[..., tuple[Array, Array]]
+    evaluate: Callable[..., tuple[np.ndarray, np.ndarray]]
     compile_seconds: float
     total_bytes: int
 
 
-def init_function(method: Method, seeds: int) -> Callable[[Array, Any], Any]:
-    """``(keys [S], hyper) -> State [S, ...]``."""
-
-    def init(keys: Array, hyper: Any) -> Any:
-        return sweep.lift(lambda key: method.init(key, hyper), seeds)(keys)
-
-    return init
-
-
-def chunk_function(method: Method, length: int, seeds: int) -> Callable[[Any], tuple[Any, Any]]:
-    """``State [S, ...] -> (State, (generation [S, C], env_steps [S, C], metrics [S, C, ...]))``: ``length``
-    generations of every seed."""
+def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, Any]]:
+    """``State -> (State, (generation [C], env_steps [C], metrics [C, ...]))``: ``length`` generations of one
+    member."""
 
     def one(state: Any, _: None) -> tuple[Any, Any]:
         state = method.step(state)
         return state, (state.generation, state.env_steps, state.metrics)
 
-    return sweep.lift(lambda state: jax.lax.scan(one, state, length=length), seeds)
+    return lambda state: jax.lax.scan(one, state, length=length)
 
 
 def compile_programs(
-    method: Method, env: Env, keys: Array, hyper: Any, state: Any, options: Options, *, fresh: bool
+    method: Method,
+    env: Env,
+    start: tuple[Any, Any],
+    state: Any,
+    options: Options,
+    placement: Placement,
+    *,
+    fresh: bool,
 ) -> Programs:
-    """Compiles what a run needs; ``state`` is the State's shapes, ``fresh`` if it is not restored."""
+    """Compiles what a run needs. ``start`` are the keys [S] and hypers [S, ...], ``state`` is the State's
+    shapes, ``fresh`` if it is not restored."""
     begun = time.perf_counter()
-    length = chunk_length(options, method.steps_bound)
-    init = jax.jit(init_function(method, options.seeds)).lower(keys, hyper).compile() if fresh else None
-    chunk = jax.jit(chunk_function(method, length, options.seeds), donate_argnums=0).lower(state).compile()
-    evaluate = jax.jit(evaluator(method, env, options.seeds, options.eval_episodes))
-    all_seeds = evaluate.lower(state, keys, jnp.int32(0), jnp.arange(options.seeds)).compile()
+    members, length = len(start[0]), chunk_length(options, method.steps_bound)
+    by_member, by_state = placement.members(), placement.state(state)
+    init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
+    chunk = jax.jit(
+        placement.lift(chunk_function(method, length), members),
+        in_shardings=(by_state,),
+        out_shardings=(by_state, by_member),
+        donate_argnums=0,
+    )
+    first = compiled(init.lower(*start)) if fresh else None
+    step = compiled(chunk.lower(state))
+    play = _evaluation(method, env, start[0], state, options, placement)
     needed = [
-        memory.compiled_bytes(chunk),
-        memory.tree_bytes(state) + _beyond_arguments(all_seeds),
-        memory.compiled_bytes(init) if init is not None else 0,
+        memory.compiled_bytes(step),
+        # Of the arguments, a program counts only what it reads.
+        memory.argument_bytes(step) + memory.compiled_bytes(play.whole) - memory.argument_bytes(play.whole),
+        memory.compiled_bytes(first) if first is not None else 0,
     ]
-
-    def evaluate_some(state: Any, keys: Array, generation: Array, which: Array) -> tuple[Array, Array]:
-        # Seeds that count steps at different rates are due at different times, one by one.
-        return (all_seeds if len(which) == options.seeds else evaluate)(state, keys, generation, which)
-
-    return Programs(init, chunk, evaluate_some, time.perf_counter() - begun, max(needed))
+    copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
+    return Programs(first, step, play.some, time.perf_counter() - begun, copies * max(needed))
 
 
-def _beyond_arguments(compiled: Any) -> int:
-    analysis = compiled.memory_analysis()
-    return memory.compiled_bytes(compiled) - (analysis.argument_size_in_bytes if analysis else 0)
+def compiled(lowered: Any) -> Any:
+    """A lowered program, compiled so that a member comes out alike whatever members are beside it.
+
+    On a CPU, XLA hands reductions to a library that sums in another order for every size of the axis; its own
+    loops do not, and were faster on small networks.
+    """
+    if jax.default_backend() != "cpu":
+        return lowered.compile()
+    try:
+        return lowered.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+    except jax.errors.JaxRuntimeError as error:
+        if "ynn" not in str(error):  # not known to every version
+            raise
+        return lowered.compile()
+
+
+class _Evaluation(NamedTuple):
+    whole: Any
+    some: Callable[..., tuple[np.ndarray, np.ndarray]]
+
+
+def _evaluation(
+    method: Method, env: Env, keys: Any, state: Any, options: Options, placement: Placement
+) -> _Evaluation:
+    """The program that evaluates all members, and the function that evaluates those that are due."""
+    members, one = len(keys), evaluator(method, env, options.eval_episodes)
+    function = jax.jit(
+        placement.lift(one, members),
+        in_shardings=(placement.state(state), placement.members(), placement.members()),
+        out_shardings=placement.members(),
+    )
+    whole = compiled(function.lower(state, keys, jnp.zeros(members, jnp.int32)))
+    single = jax.jit(lambda state, keys, generation, place: one(*tree.take((state, keys), place), generation))
+
+    def some(state: Any, keys: Any, generation: int, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        if len(places) == members or placement.axis == SWEEP:
+            generations = jax.device_put(np.full(members, generation, np.int32), placement.members())
+            returns, lengths = fetch(whole(state, keys, generations))
+            return returns[list(places)], lengths[list(places)]
+        # Members that count steps at different rates are due at different times, one by one.
+        each = [fetch(single(state, keys, jnp.int32(generation), jnp.int32(place))) for place in places]
+        return np.stack([returns for returns, _ in each]), np.stack([lengths for _, lengths in each])
+
+    return _Evaluation(whole, some)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, log, memory, report, rundir
+from popjax.host import checkpoint, log, memory, processes, report, rundir
 from popjax.host.history import Evaluation, History, empty
 from popjax.host.options import Options
+from popjax.host.sweep import Member
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Result:
     """What a run gives back.
 
     state:       the final State, every leaf [S, ...].
-    returns:     float [S] mean return of each seed's evaluation on reaching the budget.
+    returns:     float [S] mean return of each member's evaluation on reaching the budget; NaN of one that
+                 was frozen.
     evaluations: all of them, oldest first, those before a resume included.
     history:     recorded generations since the start or the resume.
     summary:     the content of ``summary.json``.
+    members:     what the axis S stands for.
     """
 
     state: Any
@@ -34,29 +38,27 @@ class Result:
     evaluations: tuple[Evaluation, ...]
     history: History
     summary: dict[str, Any]
+    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True)
 class Run:
     """What does not change while a run goes on.
 
-    config: the content of ``config.json``. keys: [S]. begun: ``time.perf_counter()`` at its beginning.
-    files:  ``None`` for a run without a directory.
+    config:  the content of ``config.json``.
+    members: those that are trained here.
+    begun:   ``time.perf_counter()`` at its beginning.
+    files:   ``None`` for a run without a directory.
     """
 
     method: Method
     env: Env
     options: Options
     config: dict[str, Any]
-    keys: jax.Array
+    members: tuple[Member, ...]
     begun: float
     quiet: bool = False
     files: rundir.RunDirectory | None = None
-
-    @property
-    def seeds(self) -> range:
-        """The seeds, as the user numbers them."""
-        return range(self.options.seed, self.options.seed + self.options.seeds)
 
     @property
     def title(self) -> str:
@@ -66,8 +68,8 @@ class Run:
         return f"{self.config['method']}{agents} on {self.env.spec.name}"
 
     def say(self, line: str) -> None:
-        """A remark on standard error, unless the run is quiet."""
-        if not self.quiet:
+        """A remark on standard error, unless the run is quiet or another process makes it."""
+        if not self.quiet and processes.first():
             complain(line)
 
 
@@ -81,6 +83,7 @@ class Position:
     wall_seconds:    seconds spent by earlier processes of the same run.
     compile_seconds: seconds spent compiling, by all processes.
     chunk_seconds:   seconds spent in chunks, by all processes.
+    frozen:          why the members at these places [S] stand still.
     """
 
     generation: int
@@ -89,6 +92,17 @@ class Position:
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     chunk_seconds: float = 0.0
+    frozen: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def living(self) -> list[int]:
+        """Places of the members that go on."""
+        return [place for place in range(len(self.env_steps)) if place not in self.frozen]
+
+    @property
+    def least(self) -> int:
+        """Environment steps of the slowest member that goes on."""
+        return int(self.env_steps[self.living].min())
 
 
 def complain(line: str) -> None:
@@ -96,53 +110,57 @@ def complain(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def save(run: Run, state: Any, position: Position) -> None:
-    """Makes a checkpoint, unless there is one of this generation already."""
-    assert run.files is not None
-    if position.generation in checkpoint.generations(run.files.checkpoints):
-        return
-    extra = {
+def extra(run: Run, position: Position) -> dict[str, Any]:
+    """What goes into a checkpoint beside the State."""
+    return {
         "env_steps": position.env_steps.tolist(),
         "wall_seconds": _wall_seconds(run, position),
         "compile_seconds": position.compile_seconds,
         "chunk_seconds": position.chunk_seconds,
+        "frozen": {str(place): why for place, why in position.frozen.items()},
     }
-    checkpoint.save(run.files.checkpoints, position.generation, state, extra)
 
 
-def restore(run: Run, shapes: Any) -> tuple[Any, Position] | None:
+def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | None:
     """State and position of the newest whole checkpoint, ``None`` if the run must begin again.
 
     Records beyond it are removed, as those generations are about to be done again; checkpoints beyond it are
     set aside.
     """
-    assert run.files is not None
-    checkpoint.discard_partial(run.files.checkpoints)
-    found = checkpoint.restore_newest(run.files.checkpoints, shapes, complain)
+    files = run.files
+    assert files is not None
+    processes.together(lambda: checkpoint.discard_partial(files.checkpoints))
+    found = checkpoint.restore_newest(files.checkpoints, shapes, complain, shardings)
     generation = found[0] if found else -1
-    checkpoint.set_aside_newer(run.files.checkpoints, generation)
-    log.drop_after(run.files.metrics, generation)
-    log.drop_after(run.files.evaluations, generation)
+    processes.together(lambda: _forget_beyond(files, generation))
     if found is None:
-        run.say(f"{run.files.root} has no checkpoint yet: starting from the beginning")
+        run.say(f"{files.root} has no checkpoint yet: starting from the beginning")
         return None
     _, state, extra = found
     position = Position(
         generation=generation,
         env_steps=np.array(extra["env_steps"]),
-        evaluations=log.read_evaluations(run.files.evaluations),
+        evaluations=log.read_evaluations(files.evaluations),
         wall_seconds=extra["wall_seconds"],
         compile_seconds=extra["compile_seconds"],
         chunk_seconds=extra["chunk_seconds"],
+        frozen={int(place): why for place, why in extra.get("frozen", {}).items()},
     )
-    run.say(f"resuming at generation {generation}, {int(position.env_steps.min()):,} environment steps")
+    run.say(f"resuming at generation {generation}, {position.least:,} environment steps")
     return state, position
 
 
+def _forget_beyond(files: rundir.RunDirectory, generation: int) -> None:
+    checkpoint.set_aside_newer(files.checkpoints, generation)
+    log.drop_after(files.metrics, generation)
+    log.drop_after(files.evaluations, generation)
+
+
 def finish(run: Run, state: Any, position: Position, history: History) -> Result:
-    """The result of a run that has spent its budget; writes curve and summary if it has a directory."""
+    """The result of a run that has spent its budget; writes curves and summary if it has a directory."""
     returns = _final_returns(run, position)
     steps = int(position.env_steps.astype(np.int64).sum())
+    finals = [None if np.isnan(value) else value for value in returns.tolist()]
     summary = {
         "method": run.config["method"],
         "agents": run.config["agents"],
@@ -151,22 +169,52 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
             for option, runs in run.config["runs"].items()
         },
         "env": run.env.spec.name,
-        "seeds": list(run.seeds),
+        "seeds": [member.seed for member in run.members],
         "env_steps": int(position.env_steps.max()),
         "env_steps_per_seed": position.env_steps.tolist(),
         "generations": position.generation,
-        "final_return": returns.tolist(),
+        "final_return": finals,
         "wall_seconds": round(_wall_seconds(run, position), 3),
         "compile_seconds": round(position.compile_seconds, 3),
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
         "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
         "hardware": run.config["device"],
         "state_sha256": checkpoint.digest(state),
+        "members": [_member(run, state, position, place, finals[place]) for place in range(len(finals))],
     }
     if run.files is not None:
-        report.learning_curve(position.evaluations, run.files.curve, title=run.title)
-        rundir.write_json(run.files.summary, summary)
-    return Result(state, returns, position.evaluations, history, summary)
+        files = run.files
+        processes.together(lambda: _write_results(run, files, position, summary))
+    return Result(state, returns, position.evaluations, history, summary, run.members)
+
+
+def _member(run: Run, state: Any, position: Position, place: int, final: float | None) -> dict[str, Any]:
+    """A member's line in the summary; its digest is what a run of it alone would have."""
+    member = run.members[place]
+    alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
+    return {
+        "member": member.number,
+        "seed": member.seed,
+        "numbers": dict(member.numbers),
+        "status": "frozen" if place in position.frozen else "finished",
+        "reason": position.frozen.get(place),
+        "env_steps": int(position.env_steps[place]),
+        "final_return": final,
+        "state_sha256": checkpoint.digest(alone),
+    }
+
+
+def _write_results(run: Run, files: rundir.RunDirectory, position: Position, summary: dict[str, Any]) -> None:
+    settings = {
+        member.setting: [m for m in run.members if m.setting == member.setting] for member in run.members
+    }
+    for setting, members in settings.items():
+        numbers = {member.number for member in members}
+        evaluations = [e for e in position.evaluations if e.member in numbers]
+        title = f"{run.title}, {setting}" if setting else run.title
+        files.curve(setting).parent.mkdir(exist_ok=True)
+        report.learning_curve(evaluations, files.curve(setting), title=title)
+    rundir.write_json(files.summary, summary)
 
 
 def _without_config(entry: dict[str, Any]) -> dict[str, Any]:
@@ -177,19 +225,25 @@ def finished(run: Run, state: Any, position: Position) -> Result:
     """The result of a run that had spent its budget before it was resumed; nothing is trained."""
     assert run.files is not None
     run.say(
-        f"{run.files.root} has finished at {int(position.env_steps.min()):,} environment steps already;"
+        f"{run.files.root} has finished at {position.least:,} environment steps already;"
         " a larger --env-steps would continue it"
     )
     if not run.files.summary.exists():  # killed after the last checkpoint
         return finish(run, state, position, empty(state))
     summary = json.loads(run.files.summary.read_text())
-    return Result(state, _final_returns(run, position), position.evaluations, empty(state), summary)
+    returns = _final_returns(run, position)
+    return Result(state, returns, position.evaluations, empty(state), summary, run.members)
 
 
 def _final_returns(run: Run, position: Position) -> np.ndarray:
-    """[S] mean return of the last evaluation of each seed; NaN where the records of it were lost."""
-    last = {evaluation.seed: evaluation.mean for evaluation in position.evaluations}
-    return np.array([last.get(seed, np.nan) for seed in run.seeds])
+    """[S] mean return of the last evaluation of each member; NaN of the frozen or where records are lost."""
+    last = {evaluation.member: evaluation.mean for evaluation in position.evaluations}
+    return np.array(
+        [
+            np.nan if place in position.frozen else last.get(member.number, np.nan)
+            for place, member in enumerate(run.members)
+        ]
+    )
 
 
 def _wall_seconds(run: Run, position: Position) -> float:

@@ -1,12 +1,14 @@
 """The run directory: what lies where, and who may write there.
 
 config.json     what was run: method, environment, every option and number, versions, device, commit
-metrics.jsonl   one line per recorded generation and seed
-eval.jsonl      one line per evaluation and seed
+metrics.jsonl   one line per recorded generation and member: its number, seed and swept numbers in each
+eval.jsonl      one line per evaluation and member
 checkpoints/    the newest States
-tensorboard/    scalars, one run per seed
-curve.png       learning curve, at the end
-summary.json    results, at the end
+tensorboard/    scalars, one run per member
+curve.png       learning curve, at the end; curves/NUMBERS.png where numbers were swept
+summary.json    results, at the end, with a row per member
+
+A sweep that takes several programs has one such directory for each, in one that ``index`` describes.
 """
 
 from __future__ import annotations
@@ -15,15 +17,27 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from popjax.host import processes
 from popjax.host.errors import Refused
 from popjax.host.options import option_name
 
-_COMPARED = ("method", "agent", "env", "env_options", "envs", "config", "hyper", "options")
+_COMPARED = (
+    "method",
+    "agent",
+    "env",
+    "env_options",
+    "envs",
+    "config",
+    "hyper",
+    "options",
+    "sweep",
+    "members",
+)
 
 
 @dataclass(frozen=True)
@@ -52,17 +66,29 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
-    @property
-    def curve(self) -> Path:
-        return self.root / "curve.png"
+    def curve(self, setting: str = "") -> Path:
+        """Where the curve of a setting of the swept numbers lies."""
+        return self.root / "curves" / f"{setting}.png" if setting else self.root / "curve.png"
 
     @property
     def summary(self) -> Path:
         return self.root / "summary.json"
 
+    @property
+    def index(self) -> Path:
+        return self.root / "index.json"
+
     def holds_a_run(self) -> bool:
-        """Whether any file of a run is here."""
-        ours = (self.config, self.metrics, self.evaluations, self.checkpoints, self.tensorboard, self.summary)
+        """Whether any file of a run is here, or of a directory of runs."""
+        ours = (
+            self.index,
+            self.config,
+            self.metrics,
+            self.evaluations,
+            self.checkpoints,
+            self.tensorboard,
+            self.summary,
+        )
         return any(path.exists() for path in ours)
 
 
@@ -76,14 +102,23 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
     """
     files = RunDirectory(root)
     check(root, config, resume)
-    root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
-        write_json(files.config, config)
+    processes.together(lambda: root.mkdir(parents=True, exist_ok=True))
+    with ExitStack() as stack:
+
+        def own() -> None:
+            stack.enter_context(_locked(root))
+            write_json(files.config, config)
+
+        processes.together(own)
         yield files
 
 
 def check(root: Path, config: dict[str, Any], resume: bool) -> None:
     """Whether ``config`` may be run in ``root``; touches nothing. Raises as ``opened`` does."""
+    processes.together(lambda: _check(root, config, resume))
+
+
+def _check(root: Path, config: dict[str, Any], resume: bool) -> None:
     files = RunDirectory(root)
     if root.exists() and not root.is_dir():
         raise Refused(f"{root} is not a directory")

@@ -1,22 +1,126 @@
-"""Seeds as one more vmapped axis.
+"""Seeds and numbers as one more vmapped axis.
 
-On the host a State always leads with the seed axis ``S``. For one seed the axis is squeezed away and put
-back, which costs nothing; for several it is a ``vmap``.
+A sweep is a grid: every combination of the swept numbers of a ``Hyper``, each with every seed. One point of
+it is a member; members are numbered with the seeds running fastest. On the host a State always leads with
+the axis ``S`` of the members. For one member the axis is squeezed away and put back, which costs nothing;
+for several it is a ``vmap``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from popjax.core import as_arrays, check_numbers
+from popjax.host.errors import Refused
 
-def lift(function: Callable[..., Any], seeds: int) -> Callable[..., Any]:
-    """``function`` of single-seed arguments, as a function of arguments [S, ...] to results [S, ...]."""
-    if seeds > 1:
+_PREFIX = "hyper."
+
+
+@dataclass(frozen=True)
+class Member:
+    """One point of a sweep: what a run of it alone would be started with.
+
+    number:  its place in the whole grid, also where only a part of the grid is run.
+    seed:    its seed.
+    numbers: the swept numbers by name, such as "hyper.actor_lr"; empty where only seeds differ.
+    """
+
+    number: int
+    seed: int
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> str:
+        """The swept numbers in words, such as "hyper.actor_lr=0.001,hyper.polyak=0.01"."""
+        return ",".join(f"{name}={value:g}" for name, value in self.numbers.items())
+
+    @property
+    def name(self) -> str:
+        """Setting and seed in words; also the name of a directory."""
+        return ",".join(filter(None, (self.setting, f"seed{self.seed}")))
+
+
+def grid(seed: int, seeds: int, swept: Mapping[str, Sequence[float]]) -> tuple[Member, ...]:
+    """Every combination of ``swept`` numbers with each of ``seeds`` seeds from ``seed`` on."""
+    points = itertools.product(itertools.product(*swept.values()), range(seed, seed + seeds))
+    return tuple(
+        Member(number, own, dict(zip(swept, values, strict=True)))
+        for number, (values, own) in enumerate(points)
+    )
+
+
+def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
+    """The members of the run whose ``config.json`` this is."""
+    options, bounds = config["options"], config.get("members")
+    whole = grid(options["seed"], options["seeds"], config.get("sweep") or {})
+    return part(whole, None if bounds is None else (bounds[0], bounds[1]))
+
+
+def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Member, ...]:
+    """Members ``first`` to ``last - 1`` of a grid; all of it without ``bounds``.
+
+    Raises:
+        Refused: there are no such members.
+    """
+    first, last = bounds or (0, len(members))
+    if not 0 <= first < last <= len(members):
+        raise Refused(f"--members {first}:{last} is no part of the members 0:{len(members)}")
+    return tuple(members[first:last])
+
+
+def check(hyper: Any, swept: Mapping[str, Sequence[float]]) -> None:
+    """Compares a sweep with the ``Hyper`` that it varies, before anything is built.
+
+    Raises:
+        Refused: a name is no number of ``hyper``, a list is empty or repeats a value, or one is out of range.
+    """
+    _check_ranges(hyper)
+    for name, values in swept.items():
+        known = sorted(names(hyper))
+        if name not in known:
+            raise Refused(f"--sweep {name}: there is no such number; there is {', '.join(known)}")
+        if not values:
+            raise Refused(f"--sweep {name} needs at least one value, as in {name}=1e-4,3e-4")
+        if len({float(jnp.float32(value)) for value in values}) < len(values):
+            spelt = ",".join(f"{value:g}" for value in values)
+            raise Refused(f"--sweep {name}={spelt} has a value twice: they would be the same runs")
+        for value in values:
+            _check_ranges(_with_number(hyper, name.removeprefix(_PREFIX), value))
+
+
+def hypers(hyper: Any, members: Sequence[Member]) -> Any:
+    """The ``Hyper`` of every member as one, every leaf [S, ...] float32."""
+    each = [as_arrays(hyper_of(hyper, member)) for member in members]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+
+def hyper_of(hyper: Any, member: Member) -> Any:
+    """The ``Hyper`` that a run of ``member`` alone would have."""
+    for name, value in member.numbers.items():
+        hyper = _with_number(hyper, name.removeprefix(_PREFIX), value)
+    return hyper
+
+
+def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
+    """Every number of a ``Hyper`` by the name that a sweep calls it."""
+    for entry in fields(hyper):
+        value = getattr(hyper, entry.name)
+        if is_dataclass(value):
+            yield from names(value, f"{prefix}{entry.name}.")
+        elif value is not None:
+            yield prefix + entry.name
+
+
+def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
+    """``function`` of one member's arguments, as a function of arguments [S, ...] to results [S, ...]."""
+    if members > 1:
         return jax.vmap(function)
 
     def single(*arguments: Any) -> Any:
@@ -26,6 +130,22 @@ def lift(function: Callable[..., Any], seeds: int) -> Callable[..., Any]:
     return single
 
 
-def keys(seed: int, seeds: int) -> Array:
-    """[S] typed keys: seed ``s`` of a sweep has the key that a run of that seed alone would have."""
-    return jnp.stack([jax.random.key(seed + s) for s in range(seeds)])
+def keys(members: Sequence[Member]) -> Array:
+    """[S] typed keys: a member has the key that a run of its seed alone would have."""
+    return jnp.stack([jax.random.key(member.seed) for member in members])
+
+
+def _with_number(hyper: Any, path: str, value: float) -> Any:
+    """``hyper`` with one number replaced; one that every individual has of its own gets ``value`` for all."""
+    name, _, rest = path.partition(".")
+    before = getattr(hyper, name)
+    if rest:
+        return replace(hyper, **{name: _with_number(before, rest, value)})
+    return replace(hyper, **{name: jnp.full_like(before, value) if jnp.ndim(before) else float(value)})
+
+
+def _check_ranges(hyper: Any) -> None:
+    try:
+        check_numbers(hyper)
+    except ValueError as fault:
+        raise Refused(str(fault)) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ import numpy as np
 from popjax.host.errors import Refused
 from popjax.host.history import History, named
 from popjax.host.log import Sink, scalars
+from popjax.host.sweep import Member
 
 
 @contextmanager
-def wandb_runs(project: str, root: Path, config: Mapping[str, Any], seed: int) -> Iterator[Sink]:
-    """One W&B run per seed in ``project``, all in a group named after the run directory ``root``: metrics and
-    evaluations over environment steps, named as in TensorBoard.
+def wandb_runs(
+    project: str, root: Path, config: Mapping[str, Any], members: Sequence[Member]
+) -> Iterator[Sink]:
+    """One W&B run per member in ``project``, all in a group named after the run directory ``root``: metrics
+    and evaluations over environment steps, named as in TensorBoard.
 
-    seed: the first one. A resumed run goes on in the same W&B runs. Nothing is sent before training begins;
+    A resumed run goes on in the same W&B runs. Nothing is sent before training begins;
     with ``WANDB_MODE=offline`` all stays in ``root/wandb``.
 
     Raises:
@@ -50,10 +53,10 @@ def wandb_runs(project: str, root: Path, config: Mapping[str, Any], seed: int) -
 
     def sink(_: int, history: History) -> None:
         if not runs:
-            runs.extend(begin(f"seed{seed + place}") for place in range(len(history.generation)))
-        for place, run in enumerate(runs):
-            for row in rows(history, place, seed + place):
-                run.log(row)
+            runs.extend(begin(member.name) for member in members)
+        for place in history.living:
+            for row in rows(history, place, members[place].number):
+                runs[place].log(row)
 
     failed = True
     try:
@@ -64,8 +67,8 @@ def wandb_runs(project: str, root: Path, config: Mapping[str, Any], seed: int) -
             run.finish(exit_code=int(failed))
 
 
-def rows(history: History, place: int, seed: int) -> Iterator[dict[str, Any]]:
-    """What is logged of ``seed``, which is at ``place``: each generation, then each evaluation."""
+def rows(history: History, place: int, member: int) -> Iterator[dict[str, Any]]:
+    """What is logged of the member of this number, at ``place``: each generation, then each evaluation."""
     metrics = named(history.metrics)
     for row in range(history.generation.shape[1]):
         found: dict[str, Any] = {"env_steps": int(history.env_steps[place, row])}
@@ -74,7 +77,7 @@ def rows(history: History, place: int, seed: int) -> Iterator[dict[str, Any]]:
                 found[f"metrics/{name}{suffix}"] = value
         yield found
     for evaluation in history.evaluations:
-        if evaluation.seed == seed:
+        if evaluation.member == member:
             yield {
                 "env_steps": evaluation.env_steps,
                 "eval/return": evaluation.mean,

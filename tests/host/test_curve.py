@@ -11,7 +11,7 @@ import pytest
 
 from popjax.host import memory
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation, History, first_non_finite, join
+from popjax.host.history import Evaluation, History, join, non_finite
 from popjax.host.report import learning_curve, moving_average
 
 
@@ -46,13 +46,15 @@ def history(loss: list[list[float]]) -> History:
     return History(generation, 10 * generation, {"a": {"loss": np.array(loss)}, "fitness": fitness})
 
 
-def test_the_earliest_broken_metric_is_found() -> None:
-    assert first_non_finite(history([[1, 2, 3], [1, 2, 3]])) is None
+def test_the_earliest_broken_metric_of_each_member_is_found() -> None:
+    assert non_finite(history([[1, 2, 3], [1, 2, 3]])) == {}
     nan, inf = np.nan, np.inf
-    assert first_non_finite(history([[1, 2, nan], [1, inf, 3]])) == ("a.loss", 1, 2)
+    both = history([[1, 2, nan], [1, inf, 3]])
+    assert non_finite(both) == {0: (3, "a.loss"), 1: (2, "a.loss")}
+    assert non_finite(both.freeze(np.array([10, 20]), [1])) == {0: (3, "a.loss")}
     broken = history([[1, 2, 3]])
     broken.metrics["fitness"][0, 1, 3] = nan
-    assert first_non_finite(broken) == ("fitness", 0, 2)
+    assert non_finite(broken) == {0: (2, "fitness")}
 
 
 def test_histories_are_joined_and_thinned() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from popjax.envs import make
@@ -32,7 +33,7 @@ def straight() -> str:
     return checkpoint.digest(train(tiny.build(ENV), ENV, quiet=True, **OPTIONS).state)
 
 
-def start(run: Path) -> subprocess.Popen[str]:
+def start(run: Path, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-c",
@@ -42,6 +43,7 @@ def start(run: Path) -> subprocess.Popen[str]:
         "probe/context",
         f"--run-dir={run}",
         *ARGUMENTS,
+        *more,
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -98,6 +100,39 @@ def test_a_kill_loses_at_most_what_follows_the_last_checkpoint(tmp_path: Path, s
     assert resume(run) == straight
     assert generations(run) == list(range(1, 2_001))
     assert not list((run / "checkpoints").glob("partial-*"))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_state(
+    kills: int, tmp_path: Path, straight: str
+) -> None:
+    """Half of the kills strike while a checkpoint is being written."""
+    run, choose, struck = tmp_path / "run", np.random.default_rng(kills), 0
+    often = f"--checkpoint-every={24_000 // (4 * kills)}"
+    for number in range(kills):
+        reached = newest(run)
+        process = start(run, often, *(["--resume"] if number else []))
+        wait_until(lambda: newest(run) > reached, process)
+        if number % 2:
+            wait_until(lambda: list((run / "checkpoints").glob("partial-*")), process)
+        else:
+            time.sleep(choose.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        struck += bool(list((run / "checkpoints").glob("partial-*")))
+        assert process.stderr is not None
+        process.stderr.close()
+    assert newest(run) < 2_000, "the kills came too late to mean anything"
+    assert struck
+    final = start(run, often, "--resume")
+    assert final.wait(timeout=60) == 0
+    assert json.loads((run / "summary.json").read_text())["state_sha256"] == straight
+    assert generations(run) == list(range(1, 2_001))
+
+
+def newest(run: Path) -> int:
+    """Generation of the newest checkpoint, 0 without one."""
+    return next(iter(checkpoint.generations(run / "checkpoints")), 0)
 
 
 def test_the_second_signal_stops_at_once_and_handlers_return() -> None:

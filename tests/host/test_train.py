@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.host import memory, sweep
 from popjax.host.checkpoint import digest
 from popjax.host.errors import NonFiniteMetric, Refused
 from popjax.host.evaluate import evaluate
-from popjax.host.programs import chunk_function, init_function
+from popjax.host.programs import chunk_function
 from popjax.host.train import train
 from tests.host import tiny
 
@@ -65,9 +64,11 @@ def test_a_sweep_of_seeds_equals_single_runs() -> None:
 def test_the_state_is_updated_in_place() -> None:
     method = tiny.build(ENV, tiny.Config(capacity=1_000_000))
     for seeds in (1, 2):
-        keys, hyper = sweep.keys(0, seeds), as_arrays(method.hyper)
-        shapes = jax.eval_shape(init_function(method, seeds), keys, hyper)
-        compiled = jax.jit(chunk_function(method, 10, seeds), donate_argnums=0).lower(shapes).compile()
+        members = sweep.grid(0, seeds, {})
+        start = sweep.keys(members), sweep.hypers(method.hyper, members)
+        shapes = jax.eval_shape(sweep.lift(method.init, seeds), *start)
+        chunk = sweep.lift(chunk_function(method, 10), seeds)
+        compiled = jax.jit(chunk, donate_argnums=0).lower(shapes).compile()
         analysis, size = compiled.memory_analysis(), memory.tree_bytes(shapes)
         assert size > seeds * 8_000_000
         assert analysis.alias_size_in_bytes > 0.99 * size
@@ -87,7 +88,8 @@ def test_the_run_directory_holds_everything(tmp_path: Path) -> None:
     assert summary["wall_seconds"] > summary["compile_seconds"] > 0
     rows = lines(tmp_path / "metrics.jsonl")
     assert [row["seed"] for row in rows[:2]] == [3, 4]
-    assert set(rows[0]) == {"seed", "generation", "env_steps", "fitness", "losses.loss", "count"}
+    assert [row["member"] for row in rows[:2]] == [0, 1]
+    assert set(rows[0]) == {"member", "seed", "generation", "env_steps", "fitness", "losses.loss", "count"}
     assert len(rows[0]["fitness"]) == 3
     assert len(rows) == 2 * result.history.generation.shape[1]
     config = json.loads((tmp_path / "config.json").read_text())

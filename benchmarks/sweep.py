@@ -1,0 +1,157 @@
+"""What sweeps and checkpoints cost: seeds beside each other against one alone, and saving while training.
+
+    taskset -c 1 python benchmarks/sweep.py --out benchmarks/results/sweep-cpu.json
+
+Chunks of one seed and of all alternate in one process, so that a noisy machine is noisy for both; a figure is
+the median of ``--repeats``. A checkpoint is counted in processor time, with what is spent in the background,
+of a State with a replay of random numbers, against that of training for the default interval.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import popjax
+from popjax.agents import sac
+from popjax.host import checkpoint, describe, memory, shard, sweep
+from popjax.host.options import Options
+from popjax.host.programs import Programs, compile_programs
+from popjax.methods import independent
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    env: str = "gymnax/Pendulum-v1"
+    """Environment as SUITE/TASK."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Hidden layers of SAC."""
+    seeds: int = 5
+    """Members beside each other [count]."""
+    steps: int = 200
+    """Environment steps, each with one update, of a timed chunk."""
+    repeats: int = 7
+    """Timed chunks."""
+    state_bytes: int = 1_000_000_000
+    """Size of the State that is saved; 0 leaves checkpoints out."""
+    saved_steps: int = 1_000
+    """Environment steps of the chunks that are trained between saves."""
+    saves: int = 6
+    """Saves."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def prepared(arguments: Arguments, seeds: int, steps: int, capacity: int) -> tuple[Programs, Any, Any]:
+    """Programs, State after its first chunk, and shapes of SAC with so many seeds."""
+    env = popjax.make(arguments.env)
+    config = independent.Config(
+        agent=sac.Config(hidden=arguments.hidden), population=1, capacity=capacity, warmup=0
+    )
+    method = independent.build(env, config)
+    members = sweep.grid(0, seeds, {})
+    start = sweep.keys(members), sweep.hypers(method.hyper, members)
+    shapes = jax.eval_shape(sweep.lift(method.init, seeds), *start)
+    options = Options(steps, seeds, eval_every=steps, checkpoint_every=steps, log_every=steps)
+    programs = compile_programs(method, env, start, shapes, options, shard.place(shapes, 1), fresh=True)
+    assert programs.init is not None
+    return programs, timed(programs, programs.init(*start))[0], shapes
+
+
+def timed(programs: Programs, state: Any) -> tuple[Any, float]:
+    """One chunk and its seconds."""
+    begun = time.perf_counter()
+    state, _ = jax.block_until_ready(programs.chunk(state))
+    return state, time.perf_counter() - begun
+
+
+def beside_each_other(arguments: Arguments) -> dict[str, Any]:
+    """Run time and compile time of all seeds against one."""
+    one, one_state, _ = prepared(arguments, 1, arguments.steps, 10_000)
+    all_, all_state, _ = prepared(arguments, arguments.seeds, arguments.steps, 10_000)
+    seconds: list[tuple[float, float]] = []
+    for _ in range(arguments.repeats):
+        one_state, alone = timed(one, one_state)
+        all_state, together = timed(all_, all_state)
+        seconds.append((alone, together))
+    return {
+        "seeds": arguments.seeds,
+        "seconds_one": statistics.median(alone for alone, _ in seconds),
+        "seconds_all": statistics.median(together for _, together in seconds),
+        "ratio": statistics.median(together / alone for alone, together in seconds),
+        "compile_seconds_one": one.compile_seconds,
+        "compile_seconds_all": all_.compile_seconds,
+    }
+
+
+def saving(arguments: Arguments) -> dict[str, Any]:
+    """What a checkpoint after every chunk adds to training."""
+    _, _, small = prepared(arguments, 1, arguments.saved_steps, 1_000)
+    row = memory.tree_bytes(small.replay) / 1_000
+    programs, state, shapes = prepared(arguments, 1, arguments.saved_steps, int(arguments.state_bytes / row))
+    random = np.random.default_rng(0)
+
+    def filled(leaf: Any) -> Any:  # what does not compress
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.asarray(random.standard_normal(leaf.shape, np.float32), leaf.dtype)
+
+    state = state.replace(replay=jax.tree.map(filled, state.replay))
+    training, blocked, whole = [], [], []
+    with tempfile.TemporaryDirectory(dir=".") as directory:
+        writer = checkpoint.Writer(Path(directory), background=True)
+        for number in range(arguments.saves):
+            begun = time.process_time()
+            state, _ = timed(programs, state)
+            training.append((time.process_time() - begun) / arguments.saved_steps)
+            begun = time.process_time()
+            writer.save(number, state, {})
+            blocked.append(time.process_time() - begun)
+            writer.wait()
+            whole.append(time.process_time() - begun)
+    step, save = statistics.median(training), statistics.median(whole)
+    interval = Options(1).checkpoint_every
+    return {
+        "state_bytes": memory.tree_bytes(shapes),
+        "interval_steps": interval,
+        "step_cpu_seconds": step,
+        "save_cpu_seconds": save,
+        "save_cpu_seconds_in_which_training_waits": statistics.median(blocked),
+        "percent_of_training": 100 * save / (step * interval),
+        "steps_between_saves_for_five_percent": round(save / step / 0.05),
+    }
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    results: dict[str, Any] = {"beside_each_other": beside_each_other(arguments)}
+    if arguments.state_bytes:
+        results["saving"] = saving(arguments)
+    results |= {
+        "arguments": asdict(arguments) | {"out": None},
+        "command": "python " + " ".join(sys.argv),
+        "device": describe.device_name(),
+        "versions": describe.versions(),
+        "commit": describe.git_commit(),
+    }
+    print(json.dumps(results, indent=2))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""From one command to several programs: more than one environment, swept Configs, slices of a large sweep."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from popjax import parse
+from popjax.host import index, processes, rundir, sweep
+from popjax.host.errors import Refused
+from popjax.host.index import Entry
+
+Understand = Callable[[Sequence[str]], Any]
+"""Parses the arguments of one program; returns those that all methods have."""
+
+
+class Control(NamedTuple):
+    """What is said to the directory of runs and not to each of them."""
+
+    run_dir: str | None
+    resume: bool
+    launcher: str
+    launcher_option: dict[str, Any]
+    retries: int
+
+
+def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
+    """Takes the ``Control`` out of the arguments."""
+    run_dir, rest = parse.peel(argv, "--run-dir")
+    launcher, rest = parse.peel(rest, "--launcher")
+    options, rest = parse.peel_all(rest, "--launcher-option")
+    retries, rest = parse.peel(rest, "--retries")
+    resume = "--resume" in rest
+    rest = [argument for argument in rest if argument != "--resume"]
+    if launcher not in (None, "local", "slurm", "ray"):
+        raise parse.Fault(f"--launcher must be local, slurm or ray, got {launcher!r}")
+    if retries is not None and not retries.isdigit():
+        raise parse.Fault(f"--retries must be a number from 0, got {retries!r}")
+    values = parse.key_values(options, "--launcher-option")
+    return Control(run_dir, resume, launcher or "local", values, int(retries or 3)), rest
+
+
+def programs(argv: Sequence[str], understand: Understand) -> list[Entry]:
+    """The programs that a command asks for, each understood before the first is run; one that needs no name
+    has the name ""."""
+    axes, rest = _axes(argv)
+    entries = []
+    for choice in itertools.product(*axes.values()):
+        label = ",".join(f"{_short(axis)}{name}" for axis, (name, _) in zip(axes, choice, strict=True))
+        own = [*rest, *(token for _, tokens in choice for token in tokens)]
+        common = understand(own)
+        if common.slice is None:
+            entries.append(Entry(label, tuple(own)))
+        else:
+            parts = slices(own, common, common.slice)
+            prefix = f"{label}," if label else ""
+            alone = len(parts) == 1
+            entries += [Entry(label if alone else prefix + part.directory, part.argv) for part in parts]
+    names = [entry.directory for entry in entries]
+    if len(set(names)) < len(names):
+        raise parse.Fault(f"{next(n for n in names if names.count(n) > 1)} is asked for twice")
+    return entries
+
+
+def slices(argv: Sequence[str], common: Any, size: int) -> list[Entry]:
+    """The members of one program as several, of ``size`` members each; the last may have fewer."""
+    if size < 1:
+        raise Refused(f"--slice must be at least 1, got {size}")
+    members = chosen(common)
+    _, bare = parse.peel(parse.peel(argv, "--members")[1], "--slice")
+    entries = []
+    for start in range(members[0].number, members[-1].number + 1, size):
+        end = min(start + size, members[-1].number + 1)
+        entries.append(Entry(f"members{start}to{end - 1}", (*bare, "--members", f"{start}:{end}")))
+    return entries
+
+
+def default_directory(method: str, programs: Sequence[Any]) -> str:
+    """Where the programs of a command are trained if it does not say; ``programs`` are what all methods have
+    of their arguments."""
+    options = programs[0].options
+    first, count = options.seed, options.seeds
+    seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
+    envs = "+".join(dict.fromkeys(program.env.replace("/", "-") for program in programs))
+    swept = "sweep-" if len(programs) > 1 or programs[0].sweep else ""
+    return f"runs/{method}-{envs}-{swept}{seeds}"
+
+
+def chosen(common: Any) -> tuple[sweep.Member, ...]:
+    """The members that a command trains."""
+    options = common.options
+    whole = sweep.grid(options.seed, options.seeds, parse.swept_numbers(common.sweep))
+    return sweep.part(whole, parse.bounds(common.members))
+
+
+def slices_again(argv: Sequence[str], root: Path) -> list[Entry]:
+    """The slices in which ``root`` has the members of one program, whatever fits into memory today.
+
+    Raises:
+        Refused: it holds runs of another kind.
+    """
+    before = index.read(root)
+    parts = [parse.peel(entry.argv, "--members")[0] for entry in before]
+    if None in parts:
+        raise Refused(f"{root} was made by another command: it has {before[0].directory}")
+    bare = parse.peel(argv, "--members")[1]
+    both = zip(before, parts, strict=True)
+    return [Entry(entry.directory, (*bare, "--members", str(bounds))) for entry, bounds in both]
+
+
+def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
+    """Makes ``root`` a directory of these runs, or makes sure that it is.
+
+    Raises:
+        Refused: it holds something else, or holds them already and ``resume`` is false.
+    """
+
+    def make() -> None:
+        if index.holds(root) and resume:
+            if any(index.started(root / entry.directory) for entry in index.read(root)):
+                require_same(root, index.read(root), entries)
+        elif rundir.RunDirectory(root).holds_a_run():
+            what = "runs: add --resume to continue them" if index.holds(root) else "a run"
+            raise Refused(f"{root} already holds {what}, or name another --run-dir")
+        elif resume:
+            raise Refused(f"{root} holds no runs")
+        index.write(root, shlex.join(["python", *sys.argv]), entries)
+
+    processes.together(make)
+
+
+def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> None:
+    """Raises Refused where a command does not ask for the runs that a directory has."""
+    old, new = ({entry.directory for entry in entries} for entries in (before, now))
+    if old != new:
+        parts = [
+            f"{word} {', '.join(sorted(names))}" for word, names in (("lacks", new - old), ("has", old - new))
+        ]
+        raise Refused(
+            f"{root} was made by another command: it {' and '.join(p for p in parts if p[-1] != ' ')}"
+        )
+
+
+def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], list[str]]:
+    """What separates programs, by name: for each choice its name and arguments; and all other arguments."""
+    envs, rest = _environments(argv)
+    texts, rest = parse.peel_all(rest, "--sweep")
+    axes = {"env": [(env.replace("/", "-"), ["--env", env]) for env in envs]} if len(envs) > 1 else {}
+    if len(envs) == 1:
+        rest += ["--env", envs[0]]
+    for name, values in parse.swept(texts).items():
+        if name.startswith("hyper."):
+            rest += ["--sweep", f"{name}={','.join(values)}"]
+        elif len(values) == 1:
+            rest += _option(name, values[0])
+        else:
+            axes[name] = [
+                (value.replace("/", "-").replace(" ", "x"), _option(name, value)) for value in values
+            ]
+    return axes, rest
+
+
+def _environments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of ``--env A B --env C``, and all other arguments."""
+    found: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for argument in argv:
+        name, equals, attached = argument.partition("=")
+        if name == "--env":
+            taking, missing = not equals, not equals
+            found += [attached] if equals else []
+        elif taking and (missing or not argument.startswith("-")) and not argument.startswith("--"):
+            found.append(argument)
+            missing = False
+        else:
+            taking = False
+            rest.append(argument)
+    return found, rest
+
+
+def _option(name: str, value: str) -> list[str]:
+    """``config.NAME=value`` as it is typed: "64 64" is two values, true and false are flags."""
+    group, _, field = name.replace("_", "-").partition(".")
+    if value.lower() in ("true", "false"):
+        path, _, last = field.rpartition(".")
+        no = "" if value.lower() == "true" else "no-"
+        return [f"--{group}.{path + '.' if path else ''}{no}{last}"]
+    return [f"--{group}.{field}", *value.split()]
+
+
+def _short(axis: str) -> str:
+    return "" if axis == "env" else f"{axis}="

@@ -1,0 +1,77 @@
+"""A part of a sweep as a run of its own: its States, records and numbers, to be continued without the others.
+
+Nothing of a method is needed for it: a checkpoint is arrays that lead with the members, by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from popjax.host import checkpoint, index, processes, rundir
+from popjax.host.errors import Refused
+from popjax.host.run import complain
+from popjax.host.sweep import of_config
+
+
+def detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:
+    """Copies the members ``bounds``, all of them without, of the run in ``source`` into a new run.
+
+    What was frozen is no longer: continued with the same numbers it fails again.
+
+    Raises:
+        Refused: ``source`` has no such members or no whole checkpoint, or ``destination`` holds a run.
+    """
+    processes.together(lambda: _detach(source, destination, bounds))
+
+
+def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:
+    source = index.run_of(source, bounds[0] if bounds else None)
+    config = rundir.read_config(source)
+    old, new = rundir.RunDirectory(source), rundir.RunDirectory(destination)
+    if new.holds_a_run():
+        raise Refused(f"{destination} already holds a run: name another --run-dir")
+    members = of_config(config)
+    numbers = [member.number for member in members]
+    first, last = bounds or (numbers[0], numbers[-1] + 1)
+    if first not in numbers or last - 1 not in numbers or first >= last:
+        raise Refused(f"--members {first}:{last} is no part of the members {numbers[0]}:{numbers[-1] + 1}")
+    places = [numbers.index(number) for number in range(first, last)]
+    found = checkpoint.slice_of_newest(old.checkpoints, places, complain)
+    if found is None:
+        raise Refused(f"{source} has no whole checkpoint")
+    arrays, extra = found
+    generation = _common_generation(arrays, source)
+    kept = {key: value for key, value in extra.items() if key != "frozen"}
+    kept["env_steps"] = np.asarray(arrays["env_steps"]).tolist()
+    for file in ("metrics", "evaluations"):
+        _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)
+    checkpoint.write_arrays(new.checkpoints, generation, arrays, kept)
+    rundir.write_json(
+        new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
+    )
+
+
+def _common_generation(arrays: dict[str, Any], source: Path) -> int:
+    generations = sorted({int(generation) for generation in arrays["generation"]})
+    if len(generations) > 1:
+        raise Refused(f"members of {source} stand at the generations {generations}: take those that agree")
+    return generations[0]
+
+
+def _copy_lines(source: Path, destination: Path, members: set[int], first_seed: int) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        return
+    with source.open(errors="replace") as old, destination.open("w") as new:
+        for line in old:
+            try:
+                row = json.loads(line)
+                member = row.get("member", row["seed"] - first_seed)
+            except (ValueError, KeyError):
+                continue  # half written by a process that was killed
+            if member in members:
+                new.write(line)

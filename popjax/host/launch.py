@@ -1,0 +1,170 @@
+"""Who runs the programs of a sweep: this process, Ray or SLURM.
+
+A job is a command line and the directory that it trains in. Whatever happens to the process that runs it, the
+directory says how far it has come, so a job that died is simply run again with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from popjax.host import index
+from popjax.host.errors import Refused
+
+Execute = Callable[[Sequence[str]], int]
+"""Runs a command line and returns its exit code; on another machine it is imported by its name."""
+PREEMPTED = frozenset(128 + number for number in (signal.SIGINT, signal.SIGTERM))
+"""Exit codes of a run that was asked to end and has saved its State."""
+_DIED = -1  # the process is gone and left no exit code
+
+
+class Job(NamedTuple):
+    """argv makes the run in ``directory``, but for --run-dir and --resume."""
+
+    argv: tuple[str, ...]
+    directory: Path
+
+
+def arguments(job: Job) -> list[str]:
+    """The job's command line as it is to be run now: from the beginning or from its last checkpoint."""
+    resume = ["--resume"] if index.started(job.directory) else []
+    return [*job.argv, "--run-dir", str(job.directory.absolute()), *resume]
+
+
+def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> list[int]:
+    """Runs one job after the other in this process; returns their exit codes."""
+    codes = []
+    for number, job in enumerate(jobs, 1):
+        say(f"run {number} of {len(jobs)}: {job.directory}")
+        codes.append(execute(arguments(job)))
+    return codes
+
+
+def ray(
+    jobs: Sequence[Job],
+    execute: Execute,
+    say: Callable[[str], None],
+    options: Mapping[str, Any],
+    retries: int,
+) -> list[int]:
+    """Runs jobs on a Ray cluster, the one that RAY_ADDRESS names or one started here; returns exit codes.
+
+    ``options`` are those of a Ray task, such as ``num_gpus``; by default a job takes one GPU where there is
+    any. A job whose worker dies or is preempted continues from its checkpoint, ``retries`` times.
+    """
+    cluster = _imported("ray")
+    # Nothing large passes through a cluster that is started here: runs write to their own directories.
+    ours = {} if os.environ.get("RAY_ADDRESS") else {"object_store_memory": 10**8, "include_dashboard": False}
+    cluster.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False, **ours)
+    resources = {"num_gpus": 1 if cluster.cluster_resources().get("GPU") else 0} | dict(options)
+    # A process of its own for every job: JAX gives its memory back only when a process ends.
+    remote = cluster.remote(max_retries=0, max_calls=1, **resources)(_run)
+    lost = (cluster.exceptions.WorkerCrashedError, cluster.exceptions.NodeDiedError)
+
+    def submit(job: Job) -> Any:
+        return remote.remote(execute, job)
+
+    def result(task: Any) -> int:
+        try:
+            return cluster.get(task)
+        except lost:
+            return _DIED
+
+    def wait(tasks: Sequence[Any]) -> Any:
+        return cluster.wait(list(tasks), num_returns=1)[0][0]
+
+    return _supervise(jobs, submit, wait, result, cluster.cancel, say, retries)
+
+
+def slurm(
+    jobs: Sequence[Job],
+    execute: Execute,
+    say: Callable[[str], None],
+    options: Mapping[str, Any],
+    retries: int,
+) -> list[int]:
+    """Submits jobs to SLURM through submitit and waits for them; returns their exit codes.
+
+    ``options`` are submitit's, such as ``slurm_partition``, ``gpus_per_node`` and ``timeout_min``;
+    ``cluster`` may be "local", which runs jobs on this machine. Its files go to ``slurm`` beside the runs. A
+    job that dies or is preempted continues from its checkpoint, ``retries`` times.
+    """
+    submitit = _imported("submitit")
+    given = dict(options)
+    folder = jobs[0].directory.parent / "slurm"
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=given.pop("cluster", None))
+        executor.update_parameters(**given)
+    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        raise Refused(f"--launcher slurm: {' '.join(str(error).split())}") from None
+
+    def submit(job: Job) -> Any:
+        return executor.submit(_run, execute, job)
+
+    def wait(tasks: Sequence[Any]) -> Any:
+        return next(iter(submitit.helpers.as_completed(tasks, poll_frequency=_POLL)))
+
+    def result(task: Any) -> int:
+        try:
+            return task.result()
+        except submitit.core.utils.UncompletedJobError:
+            return _DIED
+
+    return _supervise(jobs, submit, wait, result, lambda task: task.cancel(), say, retries)
+
+
+_POLL = 1.0  # seconds between looks at the queue
+
+
+def _supervise(
+    jobs: Sequence[Job],
+    submit: Callable[[Job], Any],
+    wait: Callable[[Sequence[Any]], Any],
+    result: Callable[[Any], int],
+    cancel: Callable[[Any], object],
+    say: Callable[[str], None],
+    retries: int,
+) -> list[int]:
+    """Submits all jobs, and again those that died; on Ctrl-C cancels what still runs."""
+    codes, tries = [_DIED] * len(jobs), [0] * len(jobs)
+    running = {submit(job): place for place, job in enumerate(jobs)}
+    say(f"{len(jobs)} jobs submitted")
+    try:
+        while running:
+            task = wait(list(running))
+            place = running.pop(task)
+            codes[place] = code = result(task)
+            tries[place] += 1
+            name = jobs[place].directory
+            if code == 0:
+                say(f"{name} has finished; {len(running)} jobs left")
+            elif (code == _DIED or code in PREEMPTED) and tries[place] <= retries:
+                how = "died" if code == _DIED else "was preempted"
+                say(f"{name} {how}; continuing it, {tries[place]} of {retries} retries")
+                running[submit(jobs[place])] = place
+            else:
+                say(f"{name} ended with {'no exit code' if code == _DIED else f'exit code {code}'}")
+    except KeyboardInterrupt:
+        for task in running:
+            cancel(task)
+        raise
+    return codes
+
+
+def _run(execute: Execute, job: Job) -> int:
+    """What a worker does."""
+    return execute(arguments(job))
+
+
+def _imported(library: str) -> Any:
+    import importlib
+
+    extra = {"ray": "ray", "submitit": "slurm"}[library]
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise Refused(f"--launcher {extra} needs {library}: pip install 'popjax[{extra}]'") from None

@@ -1,0 +1,134 @@
+"""A run on several devices: its members, or the population of its only member, spread over a mesh.
+
+Members never speak to each other, so each device is given its own share of them and its own program, with its
+own loops: an episode that is long for one device keeps no other waiting, and the compiled program holds no
+collective. The individuals of one population do speak to each other; there the compiler is told where the
+``stacked()`` fields of the State lie and derives the rest. A method knows of neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from popjax.core import stacked_fields
+from popjax.host import sweep
+from popjax.host.errors import Refused
+
+SWEEP, POPULATION = "sweep", "population"
+
+
+class Placement(NamedTuple):
+    """Where the arrays of a run lie.
+
+    devices: those in use, of all processes.
+    axis:    what is spread over them: ``SWEEP`` [S] or ``POPULATION`` [P]; ``None`` on a single device.
+    """
+
+    devices: tuple[jax.Device, ...]
+    axis: str | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices in a row."""
+        return Mesh(np.array(self.devices), (self.axis or SWEEP,))
+
+    @property
+    def local(self) -> int:
+        """How many of the devices are this process's own."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
+    def lift(self, function: Callable[..., Any], members: int) -> Callable[..., Any]:
+        """``sweep.lift`` with every device working on its own members."""
+        if self.axis != SWEEP:
+            return sweep.lift(function, members)
+        share = sweep.lift(function, members // len(self.devices))
+        spec = PartitionSpec(SWEEP)
+        return jax.shard_map(share, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+    def members(self) -> Sharding:
+        """Of arrays [S, ...] that are not a State."""
+        if self.axis is None:
+            return SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self.mesh, PartitionSpec(*[SWEEP] if self.axis == SWEEP else []))
+
+    def everywhere(self) -> Sharding:
+        """Of arrays that every device has in full."""
+        return self.members() if self.axis is None else NamedSharding(self.mesh, PartitionSpec())
+
+    def state(self, shapes: Any) -> Any:
+        """Of every leaf of a State [S, ...], in its structure."""
+        everywhere = jax.tree.map(lambda _: self.members(), shapes)
+        if self.axis != POPULATION:
+            return everywhere
+        spread = NamedSharding(self.mesh, PartitionSpec(None, POPULATION))
+        return everywhere.replace(
+            **{name: jax.tree.map(lambda _: spread, field) for name, field in stacked_fields(shapes).items()}
+        )
+
+
+def spread(arrays: Any, sharding: Sharding) -> Any:
+    """A pytree that every process has in full, such as keys and hypers, as arrays that lie as ``sharding``
+    says."""
+
+    def put(array: Any) -> jax.Array:
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    return jax.tree.map(put, arrays)
+
+
+def place(shapes: Any, devices: int | str) -> Placement:
+    """The placement of a State of these ``shapes`` [S, ...] on so many ``devices``, or on "all".
+
+    Raises:
+        Refused: there are fewer devices, or what is to be spread does not divide over them.
+    """
+    present = jax.devices()
+    count = _count(devices, len(present))
+    if count == 1:
+        return Placement((jax.local_devices()[0],))
+    members = shapes.generation.shape[0]
+    if members > 1:
+        _require_divisible(members, count, "members of the sweep")
+        return Placement(tuple(present[:count]), SWEEP)
+    sizes = {leaf.shape[1] for leaf in jax.tree.leaves(stacked_fields(shapes))}
+    if len(sizes) != 1:
+        raise Refused(f"--devices {count}: there is one member and no population to spread; use --devices 1")
+    _require_divisible(sizes.pop(), count, "individuals of the population")
+    return Placement(tuple(present[:count]), POPULATION)
+
+
+def _count(devices: int | str, present: int) -> int:
+    if jax.process_count() > 1:
+        if devices not in ("all", present):
+            raise Refused(f"processes that train together use all {present} devices: add --devices all")
+        return present
+    if devices == "all":
+        return present
+    try:
+        count = int(devices)
+    except ValueError:
+        raise Refused(f"--devices must be a number or all, got {devices!r}") from None
+    if not 1 <= count <= present:
+        raise Refused(f"--devices must be in 1 to {present}, which is what there is, got {count}")
+    return count
+
+
+def _require_divisible(size: int, devices: int, what: str) -> None:
+    if size % devices == 0:
+        return
+    fitting = [n for n in range(1, min(size, len(jax.devices())) + 1) if size % n == 0]
+    below, above = size // devices * devices, -(-size // devices) * devices
+    others = " or ".join(str(n) for n in (below, above) if n)
+    raise Refused(
+        f"{size} {what} do not divide over {devices} devices: use --devices"
+        f" {' or '.join(map(str, fitting))}, or {others} of them"
+    )

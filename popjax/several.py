@@ -1,0 +1,91 @@
+"""Runs what a command asks for: one program here, or several, here or by a launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from popjax import grid, show
+from popjax.host import index, launch, processes
+from popjax.host.errors import NonFiniteMetric, NotSaved, TooLarge
+from popjax.host.index import Entry
+
+
+class Tools(NamedTuple):
+    """What the command line lends.
+
+    method: its name, the first argument of every program.
+    common: the arguments that all methods have, of the first program.
+    train:  (arguments, directory, resume) -> Result; trains one program in this process.
+    within: runs a whole command line in this process, except that Ctrl-C ends the caller too.
+    run:    runs a whole command line in a process of its own.
+    say:    a line to the user.
+    """
+
+    method: str
+    common: Any
+    train: Callable[[Sequence[str], Path, bool], Any]
+    within: launch.Execute
+    run: launch.Execute
+    say: Callable[[str], None]
+
+
+def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
+    """Trains one program here; a sweep that is too large for memory becomes several."""
+    if control.resume and index.holds(root):
+        entries = grid.slices_again(argv, root)
+        grid.open_index(root, entries, resume=True)
+        run_all(tools, entries, root, control)
+        return
+    try:
+        result = tools.train(argv, root, control.resume)
+        if processes.first():
+            show.result(result.summary, root)
+    except TooLarge as fault:
+        if not 0 < fault.fitting < len(grid.chosen(tools.common)):
+            raise
+        _run_in_slices(tools, argv, root, control, fault)
+
+
+def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:
+    """Runs the programs of a directory of runs, and puts their results together."""
+    jobs = [launch.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
+    due = [job for job in jobs if not index.finished(job.directory, tools.common.options.env_steps)]
+    if control.launcher == "local":
+        codes = launch.local(due, tools.within, tools.say)
+    else:
+        start = launch.ray if control.launcher == "ray" else launch.slurm
+        codes = start(due, tools.run, tools.say, control.launcher_option, control.retries)
+    processes.together(lambda: index.summarize(root))
+    if processes.first():
+        show.results(list(index.results(root)), root)
+    failed = [job.directory.name for job, code in zip(due, codes, strict=True) if code]
+    if failed:
+        tools.say(
+            f"error: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; --resume tries again"
+        )
+        raise SystemExit(1)
+
+
+def _run_in_slices(
+    tools: Tools, argv: Sequence[str], root: Path, control: grid.Control, fault: TooLarge
+) -> None:
+    """Trains a sweep in the largest slices that fit into memory; ``fault`` says what the whole needs."""
+    members = len(grid.chosen(tools.common))
+    while True:
+        entries = grid.slices(argv, tools.common, fault.fitting)
+        tools.say(f"{fault}; training {fault.fitting} of {members} members at a time instead")
+        grid.open_index(root, entries, resume=control.resume)
+        control = control._replace(resume=True)
+        try:
+            # What the State needs is known at once, what the programs need only when they are compiled.
+            tools.train(entries[0].argv, root / entries[0].directory, False)
+            break
+        except TooLarge as smaller:
+            if smaller.fitting < 1:
+                raise
+            fault = smaller
+        except (NonFiniteMetric, NotSaved):
+            break  # it is told with the others
+    run_all(tools, entries, root, control)

@@ -1,0 +1,114 @@
+"""One program of the command line: what it is made of, and its training."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class Program(NamedTuple):
+    """One program, understood: name and module of the method, kinds of its agents, runs and further tasks
+    that it builds on, arguments."""
+
+    name: str
+    module: ModuleType
+    kinds: dict[str, str]
+    runs: dict[str, list[str]]
+    tasks: dict[str, list[str]]
+    arguments: Any
+
+
+def train_program(program: Program, root: Path, resume: bool) -> Any:
+    """Trains one program in this process; returns its ``Result``."""
+    from popjax import cli, parse, pretrained, results
+    from popjax.host import detach, rundir
+    from popjax.host.train import train
+
+    module, arguments = program.module, program.arguments
+    common = arguments.common
+    members = parse.bounds(common.members)
+    env_options = parse.key_values(common.env_option)
+    env = cli.make_env(common.env, env_options)
+    cli.tell_preset(module, common.env, arguments.config)
+    if any(program.runs.values()) and not resume:
+        rundir.check(root, {}, resume=False)  # before anything that takes long
+    built_on, kept = pretrained.take(module, env, env_options, program.runs, resumed=root if resume else None)
+    remarks = getattr(module, "remarks", lambda *_: ())
+    for remark in remarks(env, arguments.config, arguments.hyper, *built_on.values()):
+        cli.say(remark)
+    description = {
+        "method": program.name,
+        "agents": program.kinds,
+        "env_options": env_options,
+        "config": asdict(arguments.config),
+        "runs": kept,
+        "envs": program.tasks,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    method = cli.build(module, env, arguments.config, built_on | cli.further_envs(module, program.tasks))
+    if common.from_ is not None and not resume:
+        detach.detach(Path(common.from_), root, members)
+        resume = True
+    with ExitStack() as stack:
+        return train(
+            method,
+            env,
+            **asdict(common.options),
+            hyper=arguments.hyper,
+            swept=parse.swept_numbers(common.sweep),
+            members=members,
+            devices=common.devices,
+            run_dir=root,
+            resume=resume,
+            sinks=results.tracking(common, root, description, stack),
+            description=description,
+        )
+
+
+def check_build(program: Program) -> None:
+    """Builds one of several programs, so that what cannot be built is known before the first is trained."""
+    from popjax import cli, parse
+
+    if any(program.runs.values()):
+        return  # what these have learned may take long to read
+    common = program.arguments.common
+    env = cli.make_env(common.env, parse.key_values(common.env_option))
+    cli.build(program.module, env, program.arguments.config, cli.further_envs(program.module, program.tasks))
+
+
+def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
+    """Runs ``command``; what goes wrong in it is told with an exit code, which is returned. Ctrl-C is not."""
+    from popjax.host.errors import NonFiniteMetric, NotSaved, Refused
+    from popjax.parse import Fault
+
+    try:
+        command()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except (Fault, Refused) as fault:
+        return tell(str(fault), 2)
+    except (NonFiniteMetric, NotSaved, OSError) as failure:
+        return tell(str(failure), 1)
+    return 0
+
+
+def join_processes(argv: list[str]) -> list[str]:
+    """Starts the processes that the arguments speak of, which must come before anything else of JAX."""
+    from popjax import parse
+    from popjax.host import processes
+
+    coordinator, argv = parse.peel(argv, "--coordinator")
+    numbers: list[int | None] = []
+    for option in ("--processes", "--process"):
+        text, argv = parse.peel(argv, option)
+        if text is not None and not text.isdigit():
+            raise parse.Fault(f"{option} must be a number from 0, got {text!r}")
+        numbers.append(None if text is None else int(text))
+    processes.start(coordinator, *numbers)
+    return argv

@@ -1,0 +1,95 @@
+"""Run by ``test_shard`` in a process that has four devices; prints what it finds as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.envs import make
+from popjax.host import shard, sweep
+from popjax.host.options import Options
+from popjax.host.programs import compile_programs
+from popjax.host.train import train
+from tests.host import crowd, tiny
+from tests.host.test_train import OPTIONS
+
+ENV = make("probe/context")
+COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)")
+
+
+def collectives(method: Any, seeds: int, devices: int) -> int:
+    """How many the compiled chunk has."""
+    members = sweep.grid(0, seeds, {})
+    start = sweep.keys(members), sweep.hypers(method.hyper, members)
+    shapes = jax.eval_shape(sweep.lift(method.init, seeds), *start)
+    placement = shard.place(shapes, devices)
+    start = jax.device_put(start, placement.members())
+    programs = compile_programs(method, ENV, start, shapes, Options(100), placement, fresh=False)
+    return len(COLLECTIVE.findall(programs.chunk.as_text()))
+
+
+def members(directory: Path) -> dict[str, Any]:
+    """Eight members, one of which is frozen, on 1, 2 and 4 devices, and across two numbers of devices."""
+    method = tiny.build(ENV, tiny.Config(uneven=True))
+    swept = {"hyper.poison_at": [-1.0, 25.0], "hyper.rate": [0.1, 0.2]}
+    options: Any = OPTIONS | {"seeds": 2, "swept": swept}
+    found = {
+        str(n): train(method, ENV, env_steps=600, devices=n, run_dir=directory / str(n), **options).summary
+        for n in (1, 2, 4)
+    }
+    train(method, ENV, env_steps=300, devices=4, run_dir=directory / "moved", **options)
+    moved = train(method, ENV, env_steps=600, devices=2, run_dir=directory / "moved", resume=True, **options)
+    return found | {"moved": moved.summary}
+
+
+def population(directory: Path) -> dict[str, Any]:
+    """Eight individuals on 1, 2 and 4 devices."""
+    method, found = crowd.build(8), {}
+    for n in (1, 2, 4):
+        state = train(method, ENV, env_steps=200, devices=n, run_dir=directory / f"p{n}", **OPTIONS).state
+        on = (
+            len(state.weights.sharding.device_set),
+            len({str(shard.index) for shard in state.weights.addressable_shards}),
+        )
+        found[str(n)] = {"weights": np.asarray(state.weights).tolist(), "devices": on}
+    resumed = train(method, ENV, env_steps=400, devices=4, run_dir=directory / "p2", resume=True, **OPTIONS)
+    straight = train(method, ENV, env_steps=400, devices=1, **OPTIONS)
+    found["resumed"] = np.asarray(resumed.state.weights).tolist()
+    found["straight"] = np.asarray(straight.state.weights).tolist()
+    return found
+
+
+def refusals() -> list[str]:
+    """What does not divide, or is too many."""
+    said = []
+    for method, seeds, devices in (
+        (tiny.build(ENV), 6, 4),
+        (crowd.build(6), 1, 4),
+        (tiny.build(ENV), 1, 2),
+        (tiny.build(ENV), 8, 8),
+    ):
+        try:
+            train(method, ENV, env_steps=200, seeds=seeds, devices=devices, **OPTIONS)
+        except ValueError as refusal:
+            said.append(str(refusal))
+    return said
+
+
+if __name__ == "__main__":
+    directory = Path(tempfile.mkdtemp(dir=sys.argv[1]))
+    answer = {
+        "devices": len(jax.devices()),
+        "members": members(directory),
+        "population": population(directory),
+        "refusals": refusals(),
+        "sweep_collectives": collectives(tiny.build(ENV), 8, 4),
+        "population_collectives": collectives(crowd.build(8), 1, 4),
+    }
+    print(json.dumps(answer))

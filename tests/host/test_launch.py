@@ -1,0 +1,153 @@
+"""Launchers, for real: a Ray of our own and submitit's executor for one machine. Workers are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from popjax.envs import make
+from popjax.host import checkpoint, launch
+from popjax.host.errors import Refused
+from popjax.host.train import train
+from tests.host import tiny, worker
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {"env_steps": 36_000, "eval_every": 18_000, "log_every": 1_200, "checkpoint_every": 600}
+ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+
+
+@pytest.fixture(scope="module")
+def straight() -> list[str]:
+    """The digests of the runs of two seeds that nothing disturbed."""
+    env = make("probe/context")
+    return [
+        train(tiny.build(env), env, seed=seed, quiet=True, **OPTIONS).summary["state_sha256"]
+        for seed in (0, 1)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def jobs(root: Path) -> list[launch.Job]:
+    common = ("tiny", "--env", "probe/context", *ARGUMENTS)
+    return [launch.Job((*common, "--seed", str(seed)), root / f"seed{seed}") for seed in (0, 1)]
+
+
+def pids(directory: Path) -> list[int]:
+    file = directory.parent / f"{directory.name}.pids"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def signal_when_saved(directory: Path, number: signal.Signals) -> threading.Thread:
+    """Sends a signal to the process that trains in ``directory`` after its first checkpoint."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while not checkpoint.generations(directory / "checkpoints") and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(pids(directory)[0], number)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def digests(root: Path) -> list[str]:
+    return [json.loads((job.directory / "summary.json").read_text())["state_sha256"] for job in jobs(root)]
+
+
+@pytest.fixture
+def _ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.usefixtures("_ray")
+def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
+    number: signal.Signals, tmp_path: Path, straight: list[str]
+) -> None:
+    said: list[str] = []
+    killer = signal_when_saved(tmp_path / "seed1", number)
+    codes = launch.ray(jobs(tmp_path), worker.run, said.append, {"num_cpus": 1}, retries=2)
+    killer.join()
+    assert codes == [0, 0], said
+    assert digests(tmp_path) == straight
+    assert len(pids(tmp_path / "seed0")) == 1
+    assert len(pids(tmp_path / "seed1")) == 2
+    how = "died" if number == signal.SIGKILL else "was preempted"
+    assert [line for line in said if how in line] == [
+        f"{tmp_path / 'seed1'} {how}; continuing it, 1 of 2 retries"
+    ]
+
+
+def test_a_job_of_slurm_that_is_preempted_finishes_in_the_same_state(
+    tmp_path: Path, straight: list[str]
+) -> None:
+    pytest.importorskip("submitit")
+    said: list[str] = []
+    killer = signal_when_saved(tmp_path / "seed1", signal.SIGTERM)
+    options = {"cluster": "local", "timeout_min": 5}
+    codes = launch.slurm(jobs(tmp_path), worker.run, said.append, options, retries=2)
+    killer.join()
+    assert codes == [0, 0], said
+    assert digests(tmp_path) == straight
+    assert any("was preempted; continuing it, 1 of 2" in line for line in said)
+
+
+def test_slurm_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(Refused, match=r"--launcher slurm: .*colour"):
+        launch.slurm(jobs(tmp_path), worker.run, print, {"cluster": "local", "colour": 1}, retries=0)
+
+
+class Clock:
+    """A scheduler in this process: tasks end in the order in which they were submitted."""
+
+    def __init__(self, codes: dict[str, list[int]]):
+        self.codes, self.submitted, self.cancelled = codes, [], []  # type: ignore[var-annotated]
+
+    def submit(self, job: launch.Job) -> object:
+        self.submitted.append(job.directory.name)
+        return (job.directory.name, len(self.submitted))
+
+    def run(self, jobs: list[launch.Job], retries: int, wait: Callable | None = None) -> list[int]:
+        return launch._supervise(
+            jobs,
+            self.submit,
+            wait or (lambda tasks: min(tasks, key=lambda task: task[1])),
+            lambda task: self.codes[task[0]].pop(0),
+            self.cancelled.append,
+            lambda line: None,
+            retries,
+        )
+
+
+def test_what_is_retried_and_what_is_not(tmp_path: Path) -> None:
+    """Who died or was preempted is, until there are no retries left; who failed or was refused is not."""
+    clock = Clock({"seed0": [143, launch._DIED, 0], "seed1": [1]})
+    assert clock.run(jobs(tmp_path), retries=2) == [0, 1]
+    assert clock.submitted == ["seed0", "seed1", "seed0", "seed0"]
+    clock = Clock({"seed0": [143, 143], "seed1": [2]})
+    assert clock.run(jobs(tmp_path), retries=1) == [143, 2]
+
+
+def test_ctrl_c_cancels_what_still_runs(tmp_path: Path) -> None:
+    def wait(tasks: list) -> object:
+        raise KeyboardInterrupt
+
+    clock = Clock({})
+    with pytest.raises(KeyboardInterrupt):
+        clock.run(jobs(tmp_path), 1, wait)
+    assert [name for name, _ in clock.cancelled] == ["seed0", "seed1"]

@@ -1,0 +1,73 @@
+"""Several devices: the same results, and nothing that keeps one device waiting for another."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``on_devices`` finds in a process with four devices."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.host.on_devices", str(tmp_path_factory.mktemp("devices"))],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["devices"] == 4
+    return found
+
+
+def test_members_are_bitwise_the_same_on_any_number_of_devices(answer: dict[str, Any]) -> None:
+    one = answer["members"]["1"]
+    assert [row["status"] for row in one["members"]].count("frozen") == 4
+    for name in ("2", "4", "moved"):
+        other = answer["members"][name]
+        assert [row["state_sha256"] for row in other["members"]] == [
+            row["state_sha256"] for row in one["members"]
+        ]
+        assert other["final_return"] == one["final_return"]
+
+
+def test_a_program_of_members_holds_no_collective_and_one_of_a_population_does(
+    answer: dict[str, Any],
+) -> None:
+    assert answer["sweep_collectives"] == 0
+    assert answer["population_collectives"] > 0  # so that the search finds them
+
+
+def test_a_population_is_the_same_on_any_number_of_devices(answer: dict[str, Any]) -> None:
+    found = answer["population"]
+    for n in (1, 2, 4):
+        assert found[str(n)]["devices"] == [n, n]
+        np.testing.assert_allclose(found[str(n)]["weights"], found["1"]["weights"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["resumed"], found["straight"], rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_divide_is_refused_with_the_sizes_that_would(answer: dict[str, Any]) -> None:
+    members, individuals, nothing, many = answer["refusals"]
+    assert members == (
+        "6 members of the sweep do not divide over 4 devices: use --devices 1 or 2 or 3, or 4 or 8 of them"
+    )
+    assert "6 individuals of the population do not divide over 4 devices" in individuals
+    assert "no population to spread; use --devices 1" in nothing
+    assert "--devices must be in 1 to 4" in many

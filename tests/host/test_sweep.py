@@ -1,0 +1,139 @@
+"""Sweeps: each member is what a run of it alone would be, and one that fails leaves the others alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from popjax.envs import make
+from popjax.host import checkpoint, memory, sweep
+from popjax.host.errors import NonFiniteMetric, Refused, TooLarge
+from popjax.host.train import train
+from tests.host import tiny
+from tests.host.test_train import OPTIONS, lines
+
+ENV = make("probe/context")
+METHOD = tiny.build(ENV, tiny.Config(uneven=True))
+SWEPT = {"hyper.rate": [0.1, 0.4]}
+
+
+def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
+    members = sweep.grid(7, 2, {"hyper.a": [1.0, 2.0], "hyper.b": [3.0]})
+    assert [(m.number, m.seed, dict(m.numbers)) for m in members] == [
+        (0, 7, {"hyper.a": 1.0, "hyper.b": 3.0}),
+        (1, 8, {"hyper.a": 1.0, "hyper.b": 3.0}),
+        (2, 7, {"hyper.a": 2.0, "hyper.b": 3.0}),
+        (3, 8, {"hyper.a": 2.0, "hyper.b": 3.0}),
+    ]
+    assert members[3].name == "hyper.a=2,hyper.b=3,seed8"
+    assert [m.number for m in sweep.part(members, (1, 3))] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"swept": {"hyper.rat": [1.0]}}, "hyper.rat: there is no such number; there is hyper.poison_at"),
+        ({"swept": {"hyper.rate": []}}, "--sweep hyper.rate needs at least one value"),
+        ({"swept": {"hyper.rate": [0.1, 0.2, 0.1]}}, "hyper.rate=0.1,0.2,0.1 has a value twice"),
+        ({"swept": SWEPT, "members": (1, 3)}, "--members 1:3 is no part of the members 0:2"),
+        ({"members": (1, 1), "seeds": 3}, "--members 1:1 is no part"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        train(METHOD, ENV, env_steps=100, **options)
+
+
+def test_members_equal_single_runs(tmp_path: Path) -> None:
+    together = train(METHOD, ENV, env_steps=400, seeds=2, seed=5, swept=SWEPT, run_dir=tmp_path, **OPTIONS)
+    rows, evaluations = lines(tmp_path / "metrics.jsonl"), lines(tmp_path / "eval.jsonl")
+    finals = json.loads((tmp_path / "summary.json").read_text())["members"]
+    for place, member in enumerate(together.members):
+        hyper = tiny.Hyper(rate=member.numbers["hyper.rate"])
+        alone = train(METHOD, ENV, env_steps=400, seed=member.seed, hyper=hyper, **OPTIONS)
+        mine = [row for row in rows if row["member"] == member.number]
+        assert {(row["seed"], row["hyper.rate"]) for row in mine} == {(member.seed, hyper.rate)}
+        count = alone.history.generation.shape[1]
+        np.testing.assert_allclose(
+            [row["fitness"] for row in mine[:count]], alone.history.metrics.fitness[0], rtol=1e-5
+        )
+        shown = [row["return"] for row in evaluations if row["member"] == member.number]
+        np.testing.assert_allclose(shown, [e.mean for e in alone.evaluations], rtol=1e-5)
+        assert finals[place]["numbers"] == member.numbers
+        np.testing.assert_allclose(finals[place]["final_return"], alone.returns[0], rtol=1e-5)
+        lane = jax.tree.map(lambda x: x[place : place + 1], together.state)
+        assert finals[place]["state_sha256"] == checkpoint.digest(lane)
+    assert len({row["final_return"] for row in finals}) == 4
+    assert {path.name for path in (tmp_path / "curves").iterdir()} == {
+        "hyper.rate=0.1.png",
+        "hyper.rate=0.4.png",
+    }
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 4
+
+
+def test_a_part_of_a_sweep_equals_that_part_of_the_whole() -> None:
+    whole = train(METHOD, ENV, env_steps=240, seeds=2, swept=SWEPT, **OPTIONS)
+    part = train(METHOD, ENV, env_steps=240, seeds=2, swept=SWEPT, members=(1, 3), **OPTIONS)
+    assert [row["member"] for row in part.summary["members"]] == [1, 2]
+    for mine, theirs in zip(part.summary["members"], whole.summary["members"][1:3], strict=True):
+        assert mine["numbers"] == theirs["numbers"]
+        np.testing.assert_allclose(mine["final_return"], theirs["final_return"], rtol=1e-5)
+
+
+POISON = {"hyper.poison_at": [-1.0, 25.0, -2.0]}
+
+
+def test_a_member_that_fails_is_frozen_while_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method, options = tiny.build(ENV), OPTIONS | {"quiet": False}
+    result = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path, **options)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is frozen" in line]
+    assert len(said) == 1
+    assert "member 1 (hyper.poison_at=25,seed0) is frozen at generation 21" in said[0]
+    assert "losses.loss became NaN or infinite in generation 25; 2 others go on" in said[0]
+    rows = result.summary["members"]
+    assert [row["status"] for row in rows] == ["finished", "frozen", "finished"]
+    assert [row["env_steps"] for row in rows] == [612, 252, 612]  # 21 generations of 12
+    assert rows[1]["final_return"] is None
+    assert np.isnan(result.returns[1])
+    assert not np.isnan(result.returns[[0, 2]]).any()
+    np.testing.assert_array_equal(result.state.generation, [51, 21, 51])
+    undisturbed = train(method, ENV, env_steps=600, swept={"hyper.poison_at": [-1.0, -3.0, -2.0]}, **OPTIONS)
+    for place in (0, 2):
+        assert rows[place]["state_sha256"] == undisturbed.summary["members"][place]["state_sha256"]
+    recorded = [row["generation"] for row in lines(tmp_path / "metrics.jsonl") if row["member"] == 1]
+    assert recorded[-1] == 24  # what was finite stays on record
+    assert max(row["generation"] for row in lines(tmp_path / "eval.jsonl") if row["member"] == 1) <= 24
+    good = train(method, ENV, env_steps=252, hyper=tiny.Hyper(poison_at=25.0), **OPTIONS)
+    np.testing.assert_allclose(result.state.weight[1], good.state.weight[0], rtol=1e-5)
+
+
+def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:
+    method = tiny.build(ENV)
+    straight = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path / "a", **OPTIONS)
+    train(method, ENV, env_steps=400, swept=POISON, run_dir=tmp_path / "b", **OPTIONS)
+    resumed = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path / "b", resume=True, **OPTIONS)
+    assert resumed.summary["members"] == straight.summary["members"]
+    assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
+
+
+def test_without_a_checkpoint_a_member_is_frozen_at_its_beginning() -> None:
+    swept = {"hyper.poison_at": [-1.0, 3.0]}
+    result = train(tiny.build(ENV), ENV, env_steps=240, swept=swept, **OPTIONS)
+    np.testing.assert_array_equal(result.state.generation, [21, 0])
+    with pytest.raises(NonFiniteMetric, match="generation 10"):
+        train(tiny.build(ENV), ENV, env_steps=240, swept={"hyper.poison_at": [4.0, 10.0]}, **OPTIONS)
+
+
+def test_a_sweep_that_cannot_fit_says_how_many_members_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = tiny.build(ENV, tiny.Config(capacity=100_000))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_000_000)
+    with pytest.raises(TooLarge) as fault:
+        train(method, ENV, env_steps=240, seeds=8, **OPTIONS)
+    assert fault.value.fitting == 3
+    train(method, ENV, env_steps=240, seeds=8, members=(0, 3), **OPTIONS)

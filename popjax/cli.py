@@ -10,11 +10,11 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from popjax import training
@@ -250,7 +250,9 @@ def further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, A
     }
 
 
-def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple[dict[str, str], list[str]]:
+def _peel_agents(
+    module: ModuleType, argv: list[str], task: str | None = None
+) -> tuple[dict[str, str], list[str]]:
     """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
     from popjax.parse import Fault, key_values, nearest, peel, peel_all
 
@@ -312,7 +314,7 @@ def _parse_run(
     config: Any,
     hyper: Any,
     agents: Sequence[str],
-    beyond: dict[str, str],
+    beyond: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     import tyro
 

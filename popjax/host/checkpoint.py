@@ -98,11 +98,16 @@ class Writer:
         Raises:
             NotSaved: what was being written could not be.
         """
-        if self._thread is not None:
-            self._thread.join()
-        self._thread, failure, self._failure = None, self._failure, None
+        self.settle()
+        failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def settle(self) -> None:
+        """Returns when nothing is being written any more, however that went."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
 
     def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
         try:

@@ -127,6 +127,8 @@ def _start(
     position = replace(position, compile_seconds=position.compile_seconds + programs.compile_seconds)
     del restored  # a second reference to the State would keep its donated arrays from being reused
     writer = checkpoint.Writer(run.files.checkpoints, background) if run.files else None
+    if writer:
+        stack.callback(writer.settle)  # before the directory is given to another process
     return train_on(Trained(run, programs, placement, start, shapes, writer), state, position, sinks, stack)
 
 

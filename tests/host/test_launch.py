@@ -73,7 +73,7 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("_ray")
 def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
     number: signal.Signals, tmp_path: Path, straight: list[str]

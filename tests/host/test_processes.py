@@ -93,6 +93,7 @@ def test_two_processes_train_one_run_and_one_signal_stops_both(tmp_path: Path) -
     assert len(records[0]) == len(records[1]) == len(set(records[0]))
 
 
+@pytest.mark.slow
 def test_a_population_over_two_processes(tmp_path: Path) -> None:
     argv = ["crowd", *OPTIONS, "--env-steps", "1200", "--run-dir"]
     end([start([*argv, str(tmp_path / "alone")])])

@@ -38,7 +38,8 @@ a task has constants of its own, ``preset(task)``. One that leaves open which ag
 and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
 defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
 task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``; one
-that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple."""
+that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple. One
+that has something to say before a run has ``remarks(env, config, hyper, env_steps, **built_on)``: lines."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -141,9 +142,10 @@ def _train(
     if any(runs.values()) and not common.resume:
         rundir.check(root, {}, resume=False)  # before anything that takes long
     built_on, kept = pretrained.take(module, env, env_options, runs, resumed=root if common.resume else None)
-    for remark in getattr(module, "remarks", lambda *_: ())(
-        env, arguments.config, arguments.hyper, *built_on.values()
-    ):
+    _refuse_other_options(common, tasks)
+    built_on |= _further_envs(module, tasks)
+    remarks = getattr(module, "remarks", lambda *_, **__: ())
+    for remark in remarks(env, arguments.config, arguments.hyper, common.options.env_steps, **built_on):
         _say(remark)
     description = {
         "method": name,
@@ -156,7 +158,7 @@ def _train(
     }
     with ExitStack() as stack:
         result = train(
-            _build(module, env, arguments.config, built_on | _further_envs(module, tasks)),
+            _build(module, env, arguments.config, built_on),
             env,
             **asdict(common.options),
             hyper=arguments.hyper,
@@ -302,6 +304,19 @@ def _further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, 
     return {module.ENVS[option]: tuple(_make(name, {}) for name in names) for option, names in tasks.items()}
 
 
+def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
+    """A further task has the defaults of its task; as the run's own task with other options it would be
+    another."""
+    from popjax.parse import Fault
+
+    for option, names in tasks.items():
+        if common.env_option and common.env in names:
+            raise Fault(
+                f"--{option} {common.env}: --env-option is for --env alone, a further task has its defaults;"
+                " leave out --env-option"
+            )
+
+
 def _peel_agents(module: ModuleType, argv: list[str], task: str | None) -> tuple[dict[str, str], list[str]]:
     """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
     from popjax.parse import Fault, key_values, nearest, peel, peel_all
@@ -353,7 +368,10 @@ def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
 def _beyond(module: ModuleType) -> dict[str, str]:
     """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
     found = {f"--{name}": known.help for name, known in getattr(module, "RUNS", {}).items()}
-    return found | {f"--{name}": "A further task, SUITE/TASK." for name in getattr(module, "ENVS", {})}
+    return found | {
+        f"--{name}": "A further task, SUITE/TASK, with its defaults: --env-option is for --env alone."
+        for name in getattr(module, "ENVS", {})
+    }
 
 
 def _parse_run(

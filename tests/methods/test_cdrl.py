@@ -255,20 +255,21 @@ def test_lanes_count_one_after_the_other():
 
 @pytest.mark.parametrize("mode", ["sequential", "batched"])
 def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
-    """Same task, same parameters, its own memory, no alignment, the policy head: for several rollouts with
-    the ends of episodes in them the loss is 0, and its gradient, kept by Adam, too."""
+    """Same task, same parameters, its own memory, no alignment, the policy head: for many rollouts with the
+    ends of episodes in them the loss is 0 and the student stays as it is, bit for bit."""
     options = {"student_gae": False, "align": "none", "distil_head": "policy", "update_mode": mode}
     method, init, step = compiled("corridor-discrete", steps=20, **options)
-    state = init(jax.random.key(0), replace(method.hyper, distil_lr=0.0, **ALWAYS))
+    state = init(jax.random.key(0), replace(method.hyper, **ALWAYS))
     first = replace(state.team[0], learner=replace(state.team[0].learner, params=state.frozen[0]))
     state = replace(state, team=(first,))
-    for _ in range(3):
+    for _ in range(20):
         state = step(state)
+        assert same(student(state), state.frozen[0])
+        assert same(state.memories[0], state.team[0].lanes.carry)
         lesson = state.metrics.lessons[0]
-        assert float(lesson.distil_loss) == pytest.approx(0, abs=1e-7)
+        assert float(lesson.distil_loss) == 0
         np.testing.assert_allclose(lesson.aligned, state.metrics.actions, atol=1e-6)
-        moments = state.team[0].learner.distil_optimizer
-        assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moments) if x.dtype == jnp.float32) < 1e-7
+    assert lesson.aligned.any()
     assert int(state.metrics.episodes[0]) >= 2
 
 

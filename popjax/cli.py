@@ -144,6 +144,7 @@ def _train(
     built_on, kept = pretrained.take(module, env, env_options, runs, resumed=root if common.resume else None)
     _refuse_other_options(common, tasks)
     built_on |= _further_envs(module, tasks)
+    method = _build(module, env, arguments.config, built_on)
     remarks = getattr(module, "remarks", lambda *_, **__: ())
     for remark in remarks(env, arguments.config, arguments.hyper, common.options.env_steps, **built_on):
         _say(remark)
@@ -158,7 +159,7 @@ def _train(
     }
     with ExitStack() as stack:
         result = train(
-            _build(module, env, arguments.config, built_on),
+            method,
             env,
             **asdict(common.options),
             hyper=arguments.hyper,

@@ -235,6 +235,16 @@ def test_a_teacher_of_another_shape_is_refused_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_options_of_the_task_do_not_reach_a_further_one(tmp_path, capsys):
+    task = "gymnax/CartPole-v1"
+    options = ("--env", task, "--env-option", "max_steps_in_episode=50", "--teacher-env", task)
+    assert run("cdrl", *options, "--env-steps", 999, "--run-dir", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert f"--teacher-env {task}: --env-option is for --env alone" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_help_names_what_a_method_builds_on(capsys):
     assert cli.run(["cdrl", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -11,6 +11,8 @@ parameters (``grad_at``); rollouts of one episode are not merged; KL divergences
 1e-10 inside of the logarithm. A teacher carries its own memory along the student's episodes, advanced as the
 student's is when it acts, where the code gives it the student's (``teacher_state``). Several teachers
 have an alignment network each and share the student's Adam for distillation.
+
+The paper's measure is ``Metrics.score``, of the policy that samples; a run's evaluations play it greedily.
 """
 
 from __future__ import annotations

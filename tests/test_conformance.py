@@ -130,8 +130,9 @@ SMALL = recurrent.Config(hidden=(4,), units=4)
 def _finished(task):
     """A finished run of ``cdrl`` with a memory, whose network has learned nothing."""
     spec = make(task).spec
-    params = recurrent.recurrent_actor_critic((1,), spec.action_dim, SMALL).init(jax.random.key(7))
-    return Pretrained("a run", spec, None, params, config=cdrl.Config(network=SMALL))
+    network = recurrent.recurrent_actor_critic((1,), spec.action_dim, SMALL)
+    params = network.init(jax.random.key(7))
+    return Pretrained("a run", spec, None, params, network.memory, config=cdrl.Config(network=SMALL))
 
 
 def _cdrl_finished():

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -41,7 +41,8 @@ a task has constants of its own, ``preset(task)``. One that leaves open which ag
 and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
 defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
 task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``; one
-that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple."""
+that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple. One
+that has something to say before a run has ``remarks(env, config, hyper, env_steps, **built_on)``: lines."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -285,26 +286,22 @@ def _defaults(module: ModuleType, kinds: dict[str, str], task: str | None) -> tu
         make = getattr(module, "default_config", module.Config)
         config = make(**{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()})
         return config, module.default_hyper(config)
-    preset = _preset(module, task)
-    return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
+    found = preset(module, task)
+    return (found.config, found.hyper) if found else (module.Config(), module.Hyper())
 
 
-def _preset(module: ModuleType, task: str | None) -> Any:
+def preset(module: ModuleType, task: str | None) -> Any:
+    """The method's constants for a task, ``None`` where it has none."""
     return module.preset(task) if task and hasattr(module, "preset") else None
-
-
-def tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
-    """Says what a method's preset for a task has changed, where there is one."""
-    if _preset(module, task):
-        plain = asdict(module.Config())
-        changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
-        say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
 
 
 def _beyond(module: ModuleType) -> dict[str, str]:
     """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
     found = {f"--{name}": known.help for name, known in getattr(module, "RUNS", {}).items()}
-    return found | {f"--{name}": "A further task, SUITE/TASK." for name in getattr(module, "ENVS", {})}
+    return found | {
+        f"--{name}": "A further task, SUITE/TASK, with its defaults: --env-option is for --env alone."
+        for name in getattr(module, "ENVS", {})
+    }
 
 
 def _parse_run(

@@ -230,7 +230,8 @@ def test_runs_that_build_on_runs(tmp_path, capsys):
 def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(tmp_path, capsys):
     """The same State as without the break, of a student that is taught through an alignment before and
     after it; another teacher than that is refused."""
-    here = ("cdrl", "--env", "probe/corridor-discrete", *TINY, "--config.align-hidden", 4)
+    # A chunk follows from the intervals, and the budgets differ.
+    here = ("cdrl", "--env", "probe/corridor-discrete", *TINY, "--config.align-hidden", 4, "--log-every", 16)
     times = ("--hyper.align-from", 0, "--hyper.distil-from", 0, "--hyper.distil-until", "inf")
     teacher = tmp_path / "teacher"
     assert run(*here, "--env-steps", 16, "--run-dir", teacher) == 0

@@ -2,10 +2,10 @@
 
     python benchmarks/convolutions.py
 
-times the gradient of DQN's network (MinAtar's and Atari's, batch 32) for populations of 1, 4 and, of MinAtar, 16:
-``vmap`` of XLA's convolution, which becomes a grouped one; ``lax.map`` over it; and ``popjax.nets``' matrix
-product over patches, under ``vmap`` and under ``lax.map``. Milliseconds a gradient of the whole population,
-the least of several rounds, in which the ways take turns. Writes ``convolutions-BACKEND.json`` to
+times the gradient of DQN's network (MinAtar's and Atari's, batch 32) for populations of 1, 4 and, of MinAtar,
+16: ``vmap`` of XLA's convolution, which becomes a grouped one; ``lax.map`` over it; and the matrix product of
+``popjax.nets`` over patches, under ``vmap`` and under ``lax.map``. Milliseconds a gradient of the whole
+population, the least of several rounds, in which the ways take turns. Writes ``convolutions-BACKEND.json`` to
 ``benchmarks/results``.
 """
 

@@ -7,9 +7,11 @@ A teacher learns the source task; then the target task is learned without it, wi
 head (KD-policy), on the distillation head (KD-distill), through an alignment network that was trained before
 (offline) or is trained meanwhile (online), and with a teacher that learns its own task meanwhile
 (concurrent). The protocol "untrained" is KD-distill with a teacher that has learned nothing: what a second
-gradient does to the layers that the heads share, whatever it says. All seeds of a protocol are one program.
-Times are the paper's as fractions of the budget. What is reported is the paper's measure: mean return of the
-last 100 training episodes of the policy that samples.
+gradient does to the layers that the heads share, whatever it says. The homogeneous ones have a teacher of the
+target task itself, which trains beside the student (kd-only) or has learned it before (kd-gae).
+
+All seeds of a protocol are one program. Times are the paper's as fractions of the budget. What is reported is
+the paper's measure: mean return of the last 100 training episodes of the policy that samples.
 
 Writes ``distillation-PAIR.json`` and ``.png`` to --out. Atari is not among these tasks: the results are
 labelled with those that stand in for it.
@@ -58,7 +60,9 @@ class Arguments:
     """States on which an offline alignment is trained [environment steps]."""
     seeds: int = 3
     lr: float = 1e-4
-    """Adam's rate, all three."""
+    """Adam's rate, all three: for rewards, distillation, and alignment that trains meanwhile."""
+    align_lr: float = 1e-4
+    """That of an alignment which is trained before."""
     update_mode: Literal["sequential", "batched"] = "sequential"
     units: int = 256
     """Of the LSTM."""
@@ -69,9 +73,12 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A row of the paper's table: choices, and times as fractions of the budget."""
+    """A row of the paper's table: choices, times as fractions of the budget, the runs that it builds on, and
+    the task ("source" or "target") that a teacher learns beside the student."""
 
     config: dict[str, object]
+    built_on: tuple[str, ...] = ()
+    beside: str = ""
     align_from: float = cdrl.NEVER
     distil_from: float = 0.0
     distil_until: float = cdrl.NEVER
@@ -79,12 +86,17 @@ class Protocol:
 
 PROTOCOLS = {
     "a3c": Protocol({"align": "none"}, distil_from=cdrl.NEVER),
-    "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}),
-    "kd-distill": Protocol({"align": "none", "pad_actions": True}),
+    "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}, ("source",)),
+    "kd-distill": Protocol({"align": "none", "pad_actions": True}, ("source",)),
     "untrained": Protocol({"align": "none", "pad_actions": True}),
-    "offline": Protocol({"align": "offline"}),
-    "online": Protocol({"align": "online"}, align_from=0.2, distil_from=0.3),
-    "concurrent": Protocol({"align": "online"}, align_from=0.15, distil_from=0.2, distil_until=0.75),
+    "offline": Protocol({"align": "offline"}, ("source", "a3c", "align")),
+    "online": Protocol({"align": "online"}, ("source",), align_from=0.2, distil_from=0.3),
+    "online2": Protocol({"align": "online"}, ("source",), align_from=0.005, distil_from=0.05),
+    "concurrent": Protocol(
+        {"align": "online"}, beside="source", align_from=0.15, distil_from=0.2, distil_until=0.75
+    ),
+    "kd-only": Protocol({"align": "none", "distil_head": "policy", "student_gae": False}, beside="target"),
+    "kd-gae": Protocol({"align": "none", "distil_head": "policy"}, ("a3c",), distil_until=0.05),
 }
 
 
@@ -99,15 +111,16 @@ class Ran:
 
 
 def run(method: Method, hyper: object, seeds: int, env_steps: int, name: str) -> Ran:
-    """All seeds of a method side by side, the compilation among the seconds."""
-    iterations = max(env_steps // method.steps_bound, POINTS)
+    """All seeds of a method side by side for at least ``env_steps``, in ``POINTS`` equal parts; compiling
+    is among the seconds."""
+    iterations = -(-env_steps // (method.steps_bound * POINTS))  # of a part
     begun = time.perf_counter()
 
     def chunk(state: object) -> tuple[object, object]:
         def one(state: object, _: None) -> tuple[object, None]:
             return method.step(state), None
 
-        state, _ = jax.lax.scan(one, state, length=iterations // POINTS)
+        state, _ = jax.lax.scan(one, state, length=iterations)
         return state, (state.metrics, state.env_steps)
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
@@ -133,12 +146,10 @@ def _score(metrics: object) -> np.ndarray:
 
 
 def main(arguments: Arguments) -> None:
-    if "offline" in arguments.protocols and "a3c" not in arguments.protocols:
-        raise SystemExit("offline needs a3c before it: that is the expert")
-    source, target = map(make, PAIRS[arguments.pair])
-    network = recurrent.Config(units=arguments.units)
+    check(arguments.protocols)
+    source, target = tasks = [make(name) for name in PAIRS[arguments.pair]]
     base = cdrl.Config(
-        network=network,
+        network=recurrent.Config(units=arguments.units),
         update_mode=arguments.update_mode,
         align_hidden=arguments.align_hidden,
         pad_observations=True,
@@ -150,23 +161,40 @@ def main(arguments: Arguments) -> None:
     def train(env, config, hyper, name, **teachers):
         return run(cdrl.build(env, config, **teachers), hyper, arguments.seeds, arguments.env_steps, name)
 
-    ran = {"source": train(source, plain, hyper, "source")}
-    teacher = _finished(source, plain, ran["source"])
+    ran = {}
+    if any("source" in PROTOCOLS[name].built_on for name in arguments.protocols):
+        ran["source"] = train(source, plain, hyper, "source")
     for name in arguments.protocols:
         protocol = PROTOCOLS[name]
         times = {t: getattr(protocol, t) for t in ("align_from", "distil_from", "distil_until")}
-        config, given = replace(base, **protocol.config), {"teachers": [teacher]}
-        if name == "a3c":
-            given = {}
-        elif name == "concurrent":
-            given = {"teacher_envs": [source]}
-        elif name == "untrained":
-            given = {"teachers": [_untrained(source, plain)]}
-        elif name == "offline":
-            expert = _finished(target, plain, ran["a3c"])
-            given["alignments"] = [_align(arguments, target, teacher, expert, ran)]
+        config, given = replace(base, **protocol.config), _teachers(name, arguments, tasks, plain, ran)
         ran[name] = train(target, config, replace(hyper, **times), name, **given)
         _write(arguments, _record(arguments, ran), ran)
+
+
+def check(protocols: tuple[str, ...]) -> None:
+    """That all protocols are known, and come behind those that they build on."""
+    for i, name in enumerate(protocols):
+        if name not in PROTOCOLS:
+            raise SystemExit(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
+        if "a3c" in PROTOCOLS[name].built_on and "a3c" not in protocols[:i]:
+            raise SystemExit(f"{name} needs a3c before it in --protocols: that is the expert")
+
+
+def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: dict[str, Ran]) -> dict:
+    """What ``cdrl.build`` is given for a protocol; trains the alignment that comes before."""
+    protocol, (source, target) = PROTOCOLS[name], tasks
+    if protocol.beside:
+        return {"teacher_envs": [source if protocol.beside == "source" else target]}
+    if name == "untrained":
+        return {"teachers": [_untrained(source, plain)]}
+    if "source" not in protocol.built_on:
+        return {"teachers": [_finished(target, plain, ran["a3c"])] if protocol.built_on else []}
+    teacher = _finished(source, plain, ran["source"])
+    if name != "offline":
+        return {"teachers": [teacher]}
+    expert = _finished(target, plain, ran["a3c"])
+    return {"teachers": [teacher], "alignments": [_align(arguments, target, teacher, expert, ran)]}
 
 
 def _untrained(env, config: cdrl.Config) -> cdrl.Finished:
@@ -187,7 +215,7 @@ def _align(arguments: Arguments, target, teacher: cdrl.Finished, expert: cdrl.Fi
     """The parameters of an alignment network that was trained on the expert's states."""
     config = offline.Config(align_hidden=arguments.align_hidden, pad_observations=True)
     method = offline.build(target, config, [teacher], [expert])
-    ran["align"] = run(method, offline.Hyper(), 1, arguments.align_steps, "align")
+    ran["align"] = run(method, offline.Hyper(align_lr=arguments.align_lr), 1, arguments.align_steps, "align")
     return jax.tree.map(lambda x: x[0], ran["align"].state.learner.params)
 
 
@@ -203,6 +231,7 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
             "std": round(float(final.std()), 2),
             "mean_over_run": round(float(each.scores.mean()), 2),
             "seconds": round(each.seconds, 1),
+            "costs_beyond": _costs_beyond(name, ran),
             "curve": np.column_stack([each.env_steps, each.scores.T.round(2)]).tolist(),
         }
     return {
@@ -217,6 +246,18 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
         "curve_columns": ["env_steps", "score of each seed"],
         "protocols": found,
     }
+
+
+def _costs_beyond(name: str, ran: dict[str, Ran]) -> dict[str, int]:
+    """Environment steps of all seeds that others took for a protocol: those that came before, of whose seeds
+    the best one is taken, and teachers beside the student."""
+    protocol = PROTOCOLS.get(name, Protocol({}))
+    costs = {each: _steps(ran[each]) for each in protocol.built_on}
+    return costs | ({"beside": _steps(ran[name])} if protocol.beside else {})
+
+
+def _steps(ran: Ran) -> int:
+    return int(ran.env_steps[-1]) * len(ran.scores)
 
 
 def _without_out(argv: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -41,7 +41,8 @@ a task has constants of its own, ``preset(task)``. One that leaves open which ag
 and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
 defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
 task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``; one
-that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple."""
+that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple. One
+that has something to say before a run has ``remarks(env, config, hyper, env_steps, **built_on)``: lines."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """``scripts/evaluate.py``: evaluates what a run has left. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(lambda: _evaluate(arguments), arguments)
+    from popjax import results
+
+    return _guarded(lambda: results.evaluate(arguments), arguments)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
@@ -216,62 +219,6 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     return env, build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
 
 
-def _evaluate(argv: list[str]) -> None:
-    from popjax import parse
-
-    arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
-    prepare_jax()
-    from popjax import results, show
-    from popjax.host.evaluate import evaluate as evaluate_state
-
-    run, root = load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
-    run = results.alone(run, arguments.individual)
-    transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
-    here = show.Played(
-        *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
-    )
-    there = transfer() if transfer else None
-    video = film() if film else None
-    if arguments.json:
-        show.evaluation_json(root, run.saved, run.env_steps, here, there, video)
-        return
-    show.evaluation(root, run.saved, run.env_steps, here)
-    if there:
-        show.transfer(run.saved, here, there)
-    if video:
-        show.film(video)
-
-
-def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
-    """``--in``: what plays the policies in the original environment."""
-    library = arguments.in_
-    if library is None:
-        return None
-    from popjax.host import original
-    from popjax.show import Played
-
-    copies = [original.make(library, run.env, run.saved["env_options"]) for _ in range(arguments.episodes)]
-    return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
-
-
-def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
-    """``--video``: what films an episode of the first member, and says what it shows."""
-    if arguments.video is None:
-        return None
-    from popjax.host import sweep, video
-
-    path = Path(arguments.video)
-    subject = video.subject(run.env, run.saved["env_options"], path)
-
-    def film() -> dict[str, Any]:
-        shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)
-        first = sweep.of_config(run.saved)[0].seed
-        episode = {"return": shown.total, "length": shown.length, "frames_per_second": shown.fps}
-        return {"file": str(path), "seed": first, **episode}
-
-    return film
-
-
 def prepare_jax() -> None:
     """Keeps compiled programs between processes and the libraries' remarks off the screen."""
     import logging
@@ -339,26 +286,22 @@ def _defaults(module: ModuleType, kinds: dict[str, str], task: str | None) -> tu
         make = getattr(module, "default_config", module.Config)
         config = make(**{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()})
         return config, module.default_hyper(config)
-    preset = _preset(module, task)
-    return (preset.config, preset.hyper) if preset else (module.Config(), module.Hyper())
+    found = preset(module, task)
+    return (found.config, found.hyper) if found else (module.Config(), module.Hyper())
 
 
-def _preset(module: ModuleType, task: str | None) -> Any:
+def preset(module: ModuleType, task: str | None) -> Any:
+    """The method's constants for a task, ``None`` where it has none."""
     return module.preset(task) if task and hasattr(module, "preset") else None
-
-
-def tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
-    """Says what a method's preset for a task has changed, where there is one."""
-    if _preset(module, task):
-        plain = asdict(module.Config())
-        changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
-        say(f"preset for {task}: {', '.join(changed) or 'the defaults'}; --config and --hyper override it")
 
 
 def _beyond(module: ModuleType) -> dict[str, str]:
     """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
     found = {f"--{name}": known.help for name, known in getattr(module, "RUNS", {}).items()}
-    return found | {f"--{name}": "A further task, SUITE/TASK." for name in getattr(module, "ENVS", {})}
+    return found | {
+        f"--{name}": "A further task, SUITE/TASK, with its defaults: --env-option is for --env alone."
+        for name in getattr(module, "ENVS", {})
+    }
 
 
 def _parse_run(

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from popjax import parse
-from popjax.host import checkpoint, rundir
+from popjax.host import checkpoint, rundir, sweep
 from popjax.host.errors import Refused
 
 if TYPE_CHECKING:
@@ -141,12 +141,14 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
 
     path = Path(run_dir)
     run = cli.load(path)
-    first, count = run.saved["options"]["seed"], run.saved["options"]["seeds"]
-    seed = _best_seed(path, first) if seed is None else seed
-    if not first <= seed < first + count:
-        raise Refused(f"{path} has the seeds {first} to {first + count - 1}, not {seed}")
-    env_steps = run.env_steps[seed - first]
-    state = tree.take(run.state, seed - first)
+    seeds = [member.seed for member in sweep.of_config(run.saved)]
+    if len(set(seeds)) < len(seeds):
+        raise Refused(f"{path} is a sweep over numbers; build on a run of one setting")
+    seed = _best_seed(path, seeds[0]) if seed is None else seed
+    if seed not in seeds:
+        raise Refused(f"{path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed}")
+    place = seeds.index(seed)
+    env_steps, state = run.env_steps[place], tree.take(run.state, place)
     policy = Pretrained(
         name=name or str(path),
         spec=run.env.spec,

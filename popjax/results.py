@@ -1,13 +1,71 @@
-"""What becomes of runs: reports, policies of their own, and what is told to others meanwhile."""
+"""What becomes of runs: evaluations, reports, policies of their own, and what is told to others meanwhile."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from popjax.cli import Loaded
+
+
+def evaluate(argv: list[str]) -> None:
+    """``scripts/evaluate.py``."""
+    from popjax import cli, parse
+
+    arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
+    cli.prepare_jax()
+    from popjax import show
+    from popjax.host.evaluate import evaluate as evaluate_state
+
+    run, root = cli.load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
+    run = alone(run, arguments.individual)
+    transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
+    here = show.Played(
+        *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
+    )
+    there = transfer() if transfer else None
+    video = film() if film else None
+    if arguments.json:
+        show.evaluation_json(root, run.saved, run.env_steps, here, there, video)
+        return
+    show.evaluation(root, run.saved, run.env_steps, here)
+    if there:
+        show.transfer(run.saved, here, there)
+    if video:
+        show.film(video)
+
+
+def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
+    """``--in``: what plays the policies in the original environment."""
+    library = arguments.in_
+    if library is None:
+        return None
+    from popjax.host import original
+    from popjax.show import Played
+
+    copies = [original.make(library, run.env, run.saved["env_options"]) for _ in range(arguments.episodes)]
+    return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
+
+
+def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
+    """``--video``: what films an episode of the first member, and says what it shows."""
+    if arguments.video is None:
+        return None
+    from popjax.host import sweep, video
+
+    path = Path(arguments.video)
+    subject = video.subject(run.env, run.saved["env_options"], path)
+
+    def film() -> dict[str, Any]:
+        shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)
+        first = sweep.of_config(run.saved)[0].seed
+        episode = {"return": shown.total, "length": shown.length, "frames_per_second": shown.fps}
+        return {"file": str(path), "seed": first, **episode}
+
+    return film
 
 
 def report(argv: list[str]) -> None:

@@ -35,12 +35,15 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     members = parse.bounds(common.members)
     env_options = parse.key_values(common.env_option)
     env = cli.make_env(common.env, env_options)
-    cli.tell_preset(module, common.env, arguments.config)
+    _tell_preset(module, common.env, arguments.config)
     if any(program.runs.values()) and not resume:
         rundir.check(root, {}, resume=False)  # before anything that takes long
     built_on, kept = pretrained.take(module, env, env_options, program.runs, resumed=root if resume else None)
-    remarks = getattr(module, "remarks", lambda *_: ())
-    for remark in remarks(env, arguments.config, arguments.hyper, *built_on.values()):
+    _refuse_other_options(common, program.tasks)
+    built_on |= cli.further_envs(module, program.tasks)
+    method = cli.build(module, env, arguments.config, built_on)
+    remarks = getattr(module, "remarks", lambda *_, **__: ())
+    for remark in remarks(env, arguments.config, arguments.hyper, common.options.env_steps, **built_on):
         cli.say(remark)
     description = {
         "method": program.name,
@@ -51,7 +54,6 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
         "envs": program.tasks,
         "command": shlex.join(["python", *sys.argv]),
     }
-    method = cli.build(module, env, arguments.config, built_on | cli.further_envs(module, program.tasks))
     if common.from_ is not None and not resume:
         detach.detach(Path(common.from_), root, members)
         resume = True
@@ -69,6 +71,30 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
             sinks=results.tracking(common, root, description, stack),
             description=description,
         )
+
+
+def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+    """Says what a method's preset for a task has changed, where there is one."""
+    from popjax import cli
+
+    if cli.preset(module, task):
+        plain = asdict(module.Config())
+        changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
+        what = ", ".join(changed) or "the defaults"
+        cli.say(f"preset for {task}: {what}; --config and --hyper override it")
+
+
+def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
+    """A further task has the defaults of its task; as the run's own task with other options it would be
+    another."""
+    from popjax.parse import Fault
+
+    for option, names in tasks.items():
+        if common.env_option and common.env in names:
+            raise Fault(
+                f"--{option} {common.env}: --env-option is for --env alone, a further task has its defaults;"
+                " leave out --env-option"
+            )
 
 
 def check_build(program: Program) -> None:

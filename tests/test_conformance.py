@@ -19,7 +19,8 @@ from popjax.envs import make
 from popjax.evolution import cem
 from popjax.evolution.crossover import Distillation
 from popjax.intrinsic import contrastive
-from popjax.methods import ca2e, cdrl, ce, cspc, independent, onpolicy, pderl
+from popjax.methods import ca2e, cdrl, ce, cspc, distil, independent, onpolicy, pderl
+from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
 
 
@@ -123,11 +124,48 @@ def _cdrl(**options):
     return Case(build, 2)
 
 
+SMALL = recurrent.Config(hidden=(4,), units=4)
+
+
+def _finished(task):
+    """A finished run of ``cdrl`` with a memory, whose network has learned nothing."""
+    spec = make(task).spec
+    network = recurrent.recurrent_actor_critic((1,), spec.action_dim, SMALL)
+    params = network.init(jax.random.key(7))
+    return Pretrained("a run", spec, None, params, network.memory, config=cdrl.Config(network=SMALL))
+
+
+def _cdrl_finished():
+    config = cdrl.Config(network=SMALL, lanes=2, steps=3, align_hidden=(4,))
+
+    def build():
+        teachers = [cdrl.Finished(_finished("probe/corridor-discrete"))]
+        method = cdrl.build(make("probe/context-discrete"), config, teachers)
+        return method._replace(hyper=replace(method.hyper, align_from=0.0, distil_from=0.0))
+
+    return Case(build, 1)
+
+
+def _align():
+    config = offline.Config(lanes=2, steps=3, updates=2, batch=4, capacity=20, align_hidden=(4,))
+    runs = [cdrl.Finished(_finished(f"probe/{task}")) for task in ("context-discrete", "corridor-discrete")]
+    return Case(lambda: offline.build(make("probe/corridor-discrete"), config, runs[:1], runs[1:]), 1)
+
+
+def _distil():
+    config = distil.Config(network=SMALL, lanes=2, steps=3, epochs=2, labels="logits")
+    run = distil.Graded(_finished("probe/corridor-discrete"), -1, 0.0)
+    return Case(lambda: distil.build(make("probe/corridor-discrete"), config, [run]), 1)
+
+
 CASES = {
+    "align": _align(),
     "ca2e": _ca2e(),
     "cdrl": _cdrl(),
+    "cdrl_finished": _cdrl_finished(),
     "ce": _ce(),
     "cspc": _cspc(),
+    "distil": _distil(),
     "cspc_fused": _cspc(
         fused=True, phase=12, lanes=4, on_policy_lanes=4, on_policy_batch=8, reset_at_batch=False
     ),
@@ -142,7 +180,10 @@ CASES = {
     "shared": _independent(sac.Config(hidden=(4,)), shared_replay=True),
     "onpolicy": _onpolicy(),
 }
-every_method = pytest.mark.parametrize("name", CASES)
+SLOW = ("cdrl_finished",)  # a second case of its method
+every_method = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
+)
 
 
 @lru_cache
@@ -288,7 +329,7 @@ def test_the_policy_acts(name):
 def test_every_individual_acts(name):
     """With its own parameters, of which the policy's are one set; where all vote, nobody acts alone."""
     method, state = compiled(name)[0], started(name)
-    if name in ("ce_all", "ca2e", "cdrl"):
+    if name in ("align", "ca2e", "cdrl", "cdrl_finished", "ce_all", "distil"):
         assert method.individuals is None
         return
     everybody, policy = method.individuals(state), method.policy(state)

@@ -38,7 +38,7 @@ from popjax.core import (
     stacked,
 )
 from popjax.distil import softened_kl
-from popjax.methods.cdrl.teachers import Finished, of_run
+from popjax.methods.cdrl.teachers import Finished, ask, of_run
 from popjax.nets import recurrent
 from popjax.optimize import adam, descend
 
@@ -94,7 +94,8 @@ class Hyper:
 
     lr: Number = number(1e-3)  # Adam's rate
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
-    temperature: Number = number(1.0, low=1e-6)  # by which a teacher's logits are divided
+    # by which a teacher's logits are divided; without effect on labels "actions" and continuous actions
+    temperature: Number = number(1.0, low=1e-6)
     teacher_share: Number = number(1.0, high=1.0)  # of lanes that the teacher plays, at the start
     teacher_steps: Number = number(20_000.0)  # environment steps over which that falls linearly to 0
 
@@ -288,8 +289,8 @@ def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
         asked = of_run(Finished(teacher))
 
         def with_logits(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array, Array]:
-            memory, logits = asked.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
-            return memory, logits[0], jnp.argmax(logits[0]).astype(jnp.int32)
+            memory, logits = ask(asked, params, memory, obs)
+            return memory, logits, jnp.argmax(logits).astype(jnp.int32)
 
         return with_logits
 

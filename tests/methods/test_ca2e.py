@@ -374,7 +374,7 @@ def test_what_is_told_of_prior_policies():
 
     def told(mean_return, factor=1.05):
         prior = ca2e.Prior(constant(env, 1), mean_return)
-        return ca2e.remarks(env, config, hyper.replace(replacement_factor=factor), [prior])
+        return ca2e.remarks(env, config, hyper.replace(replacement_factor=factor), 999, [prior])
 
     assert told(470) == ["prior policy of runs/constant: mean return 470"]
     assert told(480) == [
@@ -383,7 +383,7 @@ def test_what_is_told_of_prior_policies():
     ]
     assert "at most" in told(470, 1.1)[0]
     assert "at most" not in told(480, np.inf)[0]
-    assert "no prior policies were given" in ca2e.remarks(env, config, hyper, [])[0]
+    assert "no prior policies were given" in ca2e.remarks(env, config, hyper, 999)[0]
 
 
 @pytest.mark.parametrize(

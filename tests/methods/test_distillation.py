@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 
@@ -225,6 +226,40 @@ def test_runs_that_build_on_runs(tmp_path, capsys):
     assert "--teacher-env" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(tmp_path, capsys):
+    """The same State as without the break, of a student that is taught through an alignment before and
+    after it; another teacher than that is refused."""
+    # A chunk follows from the intervals, and the budgets differ.
+    here = ("cdrl", "--env", "probe/corridor-discrete", *TINY, "--config.align-hidden", 4, "--log-every", 16)
+    times = ("--hyper.align-from", 0, "--hyper.distil-from", 0, "--hyper.distil-until", "inf")
+    teacher = tmp_path / "teacher"
+    assert run(*here, "--env-steps", 16, "--run-dir", teacher) == 0
+
+    def taught(name, steps, *options):
+        return run(*here, *times, "--teacher", teacher, "--env-steps", steps, "--run-dir", tmp_path / name,
+                   *options)  # fmt: skip
+
+    assert taught("whole", 64) == 0
+    assert taught("half", 32) == 0
+    before = cli.load(tmp_path / "half").state
+    assert np.abs(before.memories[0][1]).max() > 0
+    shutil.rmtree(teacher)
+    assert taught("half", 64, "--resume") == 0
+    digests = [
+        json.loads((tmp_path / name / "summary.json").read_text())["state_sha256"]
+        for name in ("whole", "half")
+    ]
+    assert digests[0] == digests[1]
+    after = cli.load(tmp_path / "half").state
+    assert not np.array_equal(before.team[0].learner.params["distil"]["bias"],
+                              after.team[0].learner.params["distil"]["bias"])  # fmt: skip
+    capsys.readouterr()
+    teacher = tmp_path / "whole"
+    assert taught("half", 96, "--resume") == 2
+    assert "was begun with other runs" in capsys.readouterr().err
+
+
 def test_a_teacher_of_another_shape_is_refused_in_one_line(tmp_path, capsys):
     tasks = ("--env", "probe/context-discrete", "--teacher-env", "gymnax/CartPole-v1")
     assert run("cdrl", *tasks, "--env-steps", 999, "--run-dir", tmp_path / "run") == 2
@@ -232,6 +267,16 @@ def test_a_teacher_of_another_shape_is_refused_in_one_line(tmp_path, capsys):
     assert "\n" not in error
     assert "(4,)" in error
     assert "(1,)" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_the_task_do_not_reach_a_further_one(tmp_path, capsys):
+    task = "gymnax/CartPole-v1"
+    options = ("--env", task, "--env-option", "max_steps_in_episode=50", "--teacher-env", task)
+    assert run("cdrl", *options, "--env-steps", 999, "--run-dir", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert f"--teacher-env {task}: --env-option is for --env alone" in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -86,7 +86,9 @@ def check_fits(env: Env, policy: Pretrained) -> None:
             )
 
 
-def remarks(env: Env, config: Config, hyper: Hyper, priors: Sequence[Prior]) -> list[str]:
+def remarks(
+    env: Env, config: Config, hyper: Hyper, env_steps: int, priors: Sequence[Prior] = ()
+) -> list[str]:
     """What somebody who starts a run should know of its prior policies, a line each."""
     if config.prior_actors and not priors:
         return ["no prior policies were given: the prior actors explore, as nature actors do"]

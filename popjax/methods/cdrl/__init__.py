@@ -8,9 +8,11 @@ of them; teachers that train learn from their rewards. Without a teacher it is A
 Differs from the paper and its code: workers are lanes of one program, so that rollouts run across the ends of
 episodes and nothing is asynchronous; a lane's gradients are taken where the lanes before it have brought the
 parameters (``grad_at``); rollouts of one episode are not merged; KL divergences are exact where the code adds
-1e-10 inside of the logarithm. A teacher carries its own memory along the student's episodes, where the code
-gives it the student's (``teacher_state``). Several teachers have an alignment network each and share the
-student's Adam for distillation.
+1e-10 inside of the logarithm. A teacher carries its own memory along the student's episodes, advanced as the
+student's is when it acts, where the code gives it the student's (``teacher_state``). Several teachers
+have an alignment network each and share the student's Adam for distillation.
+
+The paper's measure is ``Metrics.score``, of the policy that samples; a run's evaluations play it greedily.
 """
 
 from __future__ import annotations
@@ -37,27 +39,30 @@ from popjax.core import (
     as_arrays,
     stacked,
 )
+from popjax.methods.cdrl import alignments as trained
 from popjax.methods.cdrl import teachers as teaching
 from popjax.methods.cdrl.acting import Rollout, play
-from popjax.methods.cdrl.config import NEVER, Config, Hyper
+from popjax.methods.cdrl.config import NEVER, Config, Hyper, reached
 from popjax.methods.cdrl.learning import (
     Aligner,
     Learner,
     Lesson,
     Losses,
     Tutor,
+    if_due,
     learn,
     learn_alone,
     start,
     start_aligner,
 )
 from popjax.methods.cdrl.teachers import Finished, Teacher, finished, of_agent, of_network, of_run
+from popjax.methods.cdrl.times import remarks
 from popjax.nets.recurrent import RecurrentNetwork, alignment, recurrent_actor_critic
 from popjax.replay.ring import Ring, ring
 
 __all__ = [
     "ENVS", "NEVER", "RUNS", "Config", "Finished", "Hyper", "Lesson", "Losses", "Metrics", "State", "Teacher",
-    "build", "of_agent", "of_network", "of_run",
+    "build", "of_agent", "of_network", "of_run", "remarks",
 ]  # fmt: skip
 
 RUNS = {
@@ -69,7 +74,7 @@ RUNS = {
     ),
     "alignment": Ingredient(
         "alignments",
-        lambda env, policies: tuple(map(Finished, policies)),
+        lambda env, policies: trained.of_runs(env.spec, policies),
         Finished,
         "For --config.align offline, a finished run of align; one for each teacher, in this order.",
     ),
@@ -147,17 +152,26 @@ def build(
     in ``teacher_envs``. ``alignments`` are the networks of align offline, one for each teacher in this order.
 
     Raises:
-        ValueError: actions are continuous, a teacher cannot read the student's observations or has other
-            actions and no alignment, or an offline alignment is missing.
+        ValueError: actions are continuous; a teacher has no parameters, cannot read the student's
+            observations, or has other actions and no alignment; an offline alignment is missing or was
+            made for something else; the student has nothing to learn from.
     """
     envs = [env, *teacher_envs]
     for each in envs:
         teaching.require_readable(each.spec, config.network)
     networks = [_network(each.spec, config) for each in envs]
     records = [t if isinstance(t, Teacher) else of_run(t) for t in teachers]
+    for record in records:
+        if record.params is None:
+            raise ValueError(
+                f"a teacher of {record.spec.name} has no params: give of_network some, or its task to"
+                " teacher_envs, where one trains"
+            )
     records += [of_network(each.spec, _network(each.spec, config)) for each in teacher_envs]
     tutors = [_tutor(env.spec, record, config) for record in records]
-    aligned_before = _alignments(tutors, alignments, config)
+    if not (tutors or config.student_gae):
+        raise ValueError("student_gae False without a teacher: the student would learn from nothing")
+    aligned_before = trained.initial(env.spec, tutors, alignments, config)
     if config.teacher_state == "student":
         for record in records:
             teaching.require_same_memory(networks[0], record)
@@ -214,12 +228,27 @@ def build(
             played.append(rows)
         return replace(s, team=tuple(team)), played
 
+    def follow(s: State, params: Sequence[Params], played: Rollout) -> tuple[PyTree, ...]:
+        """The teachers' own memories behind the rollouts, as long as there is anything to distil."""
+
+        def remember() -> tuple[PyTree, ...]:
+            return tuple(
+                jax.vmap(partial(teaching.follow, tutor.teacher, its))(
+                    memory, tutor.view(played.obs), played.done
+                )
+                for tutor, its, memory in zip(tutors, params, s.memories, strict=True)
+            )
+
+        going_on = ~reached(s.env_steps, s.hyper.distil_until, s.hyper)
+        return if_due(going_on, remember, s.memories) if jax.tree.leaves(s.memories) else s.memories
+
     def step(s: State) -> State:
         key, key_play = jax.random.split(s.key)
         params = teachers_params(s)
         s, played = collect(s, key_play)
         first, others = s.team[0], s.team[1:]
-        learner, aligners, memories, loss, lessons = learn(
+        memories = follow(s, params, played[0])
+        learner, aligners, loss, lessons = learn(
             networks[0],
             tutors,
             config,
@@ -282,31 +311,6 @@ def _tutor(spec: Spec, teacher: Teacher, config: Config) -> Tutor:
         return Tutor(teacher, view, Network(lambda key: (), lambda params, logits: translate(logits)))
     network = alignment(teacher.spec.action_dim, spec.action_dim, config.align_hidden, config.align_act)
     return Tutor(teacher, view, network)
-
-
-def _alignments(
-    tutors: Sequence[Tutor], given: Sequence[Finished | Params], config: Config
-) -> Sequence[Params | None]:
-    """The alignment network that each teacher begins with; None: a fresh one, or none at all.
-
-    Raises:
-        ValueError: there are too many or too few, or one is for other actions or of another shape.
-    """
-    needed = len(tutors) if config.align == "offline" else 0
-    if len(given) != needed:
-        raise ValueError(
-            f"{len(given)} trained alignment networks for align {config.align} with {len(tutors)} teachers:"
-            " offline takes one from a run of align for each teacher, in order; the others take none"
-        )
-    if not needed:
-        return [None] * len(tutors)
-    found = [x.policy.params["alignment"] if isinstance(x, Finished) else x for x in given]
-    for tutor, params in zip(tutors, found, strict=True):
-        shapes = jax.eval_shape(tutor.alignment.init, jax.random.key(0))
-        here, there = (jax.tree.map(jnp.shape, x) for x in (shapes, params))
-        if here != there:
-            raise ValueError(f"the alignment network has shapes {there}; align_hidden and tasks need {here}")
-    return [jax.tree.map(jnp.asarray, params) for params in found]
 
 
 def _keep_accounts(s: State, played: Sequence[Rollout]) -> State:

@@ -59,8 +59,10 @@ class Hyper:
     """Numbers of a student and its teachers.
 
     ``align_from``, ``distil_from`` and ``distil_until`` are counted in the student's environment steps: below
-    1 as a fraction of ``budget``, else as a number of steps; infinity is never. The defaults are those of two
-    tasks that both start from scratch.
+    1 as a fraction of ``budget``, else as a number of steps, so that 1 is the first step and not the whole
+    budget; infinity is never. The defaults are those of two tasks that both start from scratch, with the
+    paper's budget: a shorter run needs a smaller one, else it ends before anything is distilled. Where
+    alignment networks train online, ``distil_from`` is to be after ``align_from``.
     """
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step

@@ -58,7 +58,7 @@ class Losses:
 
 @struct.dataclass
 class Lesson:
-    """Of one teacher, means over rows; 0 once distillation is over.
+    """Of one teacher, means over rows; 0 while neither it nor its alignment network teaches anything.
 
     align_loss:  []   what the alignment network is trained to reduce; 0 while it is not.
     distil_loss: []   what the student is trained to reduce; 0 while it is not.
@@ -111,14 +111,14 @@ def learn(
     params: tuple[Params, ...],
     taken: Array,
     hyper: Hyper,
-) -> tuple[Learner, tuple[Aligner, ...], tuple[PyTree, ...], Losses, tuple[Lesson, ...]]:
+) -> tuple[Learner, tuple[Aligner, ...], Losses, tuple[Lesson, ...]]:
     """All gradient steps that the rollouts ``played`` [N, T] of one task are worth.
 
-    memories: [N] of each teacher before the rollouts; () where it reads the student's.
+    memories: [N] of each teacher before the rollouts; () where it has none or reads the student's.
     params:   of each teacher.
     taken:    int32 [] environment steps before the rollouts.
 
-    Returns learner, alignment networks, the teachers' memories after the rollouts, and means over the steps.
+    Returns learner, alignment networks, and means over the steps.
     """
     behaviour, bundle = learner.params, config.lanes if config.update_mode == "batched" else 1
 
@@ -129,21 +129,19 @@ def learn(
         heads, pull = jax.vjp(lambda p: _heads(network, p, played), point)
         learner, losses = _reinforce(learner, heads, pull, played, hyper, config)
         taken = taken + bundle * config.steps
-        aligners, memories, lessons = list(aligners), list(memories), []
+        aligners, lessons = list(aligners), []
         for i, tutor in enumerate(tutors):
-            pupil = learner, aligners[i], memories[i]
-            (learner, aligners[i], memories[i]), lesson = _teach(
-                tutor, config, pupil, params[i], heads, pull, played, taken, hyper
+            pupil, its = (learner, aligners[i]), (params[i], memories[i])
+            (learner, aligners[i]), lesson = _teach(
+                tutor, config, pupil, its, heads, pull, played, taken, hyper
             )
             lessons.append(lesson)
-        return (learner, tuple(aligners), taken), (tuple(memories), losses, tuple(lessons))
+        return (learner, tuple(aligners), taken), (losses, tuple(lessons))
 
     bundles = jax.tree.map(lambda x: x.reshape(-1, bundle, *x.shape[1:]), (played, memories))
-    (learner, aligners, _), (memories, losses, lessons) = jax.lax.scan(
-        one, (learner, aligners, taken), bundles
-    )
-    losses, lessons = jax.tree.map(lambda x: x.mean(0), (losses, lessons))
-    return learner, aligners, tree.flatten(memories), losses, lessons
+    (learner, aligners, _), means = jax.lax.scan(one, (learner, aligners, taken), bundles)
+    losses, lessons = jax.tree.map(lambda x: x.mean(0), means)
+    return learner, aligners, losses, lessons
 
 
 def learn_alone(
@@ -151,7 +149,7 @@ def learn_alone(
 ) -> tuple[Learner, Losses]:
     """The same of a task without teachers, such as a teacher's own, which always learns from its rewards."""
     config = replace(config, student_gae=True)
-    learner, _, _, losses, _ = learn(network, (), config, learner, (), played, (), (), jnp.int32(0), hyper)
+    learner, _, losses, _ = learn(network, (), config, learner, (), played, (), (), jnp.int32(0), hyper)
     return learner, losses
 
 
@@ -184,24 +182,26 @@ def _reinforce(
 def _teach(
     tutor: Tutor,
     config: Config,
-    pupil: tuple[Learner, Aligner, PyTree],
-    params: Params,
+    pupil: tuple[Learner, Aligner],
+    its: tuple[Params, PyTree],
     heads: Heads,
     pull: _Pull,
     played: Rollout,
     taken: Array,
     hyper: Hyper,
-) -> tuple[tuple[Learner, Aligner, PyTree], Lesson]:
-    """One teacher's part: it reads the rollouts, then its alignment network learns, then the student."""
+) -> tuple[tuple[Learner, Aligner], Lesson]:
+    """One teacher's part, with ``its`` parameters and memory [n]: it reads the rollouts, then its alignment
+    network learns, then the student. Where neither is due it is not even asked."""
     going_on = ~reached(taken, hyper.distil_until, hyper)
     aligns = going_on & reached(taken, hyper.align_from, hyper)
     distils = going_on & reached(taken, hyper.distil_from, hyper)
+    due = distils | aligns if config.align == "online" else distils
 
-    def teach() -> tuple[tuple[Learner, Aligner, PyTree], Lesson]:
-        learner, aligner, memory = pupil
-        own = config.teacher_state == "own"
+    def teach() -> tuple[tuple[Learner, Aligner], Lesson]:
+        (learner, aligner), (params, memory) = pupil, its
+        memory = memory if config.teacher_state == "own" else played.memory
         read = jax.vmap(tutor.teacher.unroll, (None, 0, 0, 0))
-        after, logits = read(params, memory if own else played.memory, tutor.view(played.obs), played.done)
+        _, logits = read(params, memory, tutor.view(played.obs), played.done)
         aligned = tutor.alignment.apply(aligner.params, logits)  # before the alignment network's step
         align_loss = distil_loss = jnp.float32(0)
         if config.align == "online":
@@ -209,14 +209,10 @@ def _teach(
             aligner, align_loss = _align(tutor.alignment, config, aligner, pairs, aligns, hyper)
         learner, distil_loss = _distil(config, learner, heads, pull, aligned, distils, hyper)
         histograms = (jax.nn.softmax(x).mean((0, 1)) for x in (logits, aligned))
-        return (learner, aligner, after if own else memory), Lesson(align_loss, distil_loss, *histograms)
+        return (learner, aligner), Lesson(align_loss, distil_loss, *histograms)
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(teach)[1])
-    return jax.lax.cond(
-        tree.any_lane(going_on),
-        lambda: tree.where(going_on, teach(), (pupil, nothing)),
-        lambda: (pupil, nothing),
-    )
+    return if_due(due, teach, (pupil, nothing))
 
 
 def _align(
@@ -238,7 +234,7 @@ def _align(
         value, gradient = jax.value_and_grad(loss)(aligner.params)
         return Aligner(*_step(hyper.align_lr, hyper, gradient, aligner.params, aligner.optimizer)), value
 
-    return _if_due(due, align, (aligner, jnp.float32(0)))
+    return if_due(due, align, (aligner, jnp.float32(0)))
 
 
 def _distil(
@@ -255,10 +251,10 @@ def _distil(
         moved = _step(hyper.distil_lr, hyper, gradient, learner.params, learner.distil_optimizer)
         return replace(learner, params=moved[0], distil_optimizer=moved[1]), value
 
-    return _if_due(due, distil, (learner, jnp.float32(0)))
+    return if_due(due, distil, (learner, jnp.float32(0)))
 
 
-def _if_due(due: Array, act: Callable[[], Any], otherwise: Any) -> Any:
+def if_due(due: Array, act: Callable[[], Any], otherwise: Any) -> Any:
     """``act()`` where ``due``, computed only if it is for some seed."""
     return jax.lax.cond(tree.any_lane(due), lambda: tree.where(due, act(), otherwise), lambda: otherwise)
 

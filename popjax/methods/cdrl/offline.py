@@ -38,7 +38,7 @@ from popjax.distil import Direction, alignment_loss
 from popjax.methods.cdrl import teachers as teaching
 from popjax.methods.cdrl.config import check_choices
 from popjax.methods.cdrl.learning import Aligner
-from popjax.methods.cdrl.teachers import Finished, Teacher, finished, of_run
+from popjax.methods.cdrl.teachers import Finished, Teacher, ask, finished, of_run
 from popjax.nets.recurrent import AlignActivation, alignment
 from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, ring
@@ -173,8 +173,8 @@ def build(
         """A lane's rollout by the expert: rows of (teacher's logits, expert's logits, reward, done)."""
 
         def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
-            after_expert, logits = _ask(expert, frozen[0], lane.carry[0], lane.obs)
-            after_teacher, opinion = _ask(teacher, frozen[1], lane.carry[1], view(lane.obs))
+            after_expert, logits = ask(expert, frozen[0], lane.carry[0], lane.obs)
+            after_teacher, opinion = ask(teacher, frozen[1], lane.carry[1], view(lane.obs))
             action = distributions.categorical().sample(key, logits, 1.0)
             env_state, timestep = lanes_env.step(lane.env, action)
             carry = tree.where(timestep.done, memories, (after_expert, after_teacher))
@@ -223,7 +223,7 @@ def build(
         return replace(s, key=key, learner=learner, metrics=replace(s.metrics, align_loss=losses[-1]))
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        memory, logits = _ask(teacher, params["teacher"], memory, view(obs))
+        memory, logits = ask(teacher, params["teacher"], memory, view(obs))
         return memory, jnp.argmax(network.apply(params["alignment"], logits)).astype(jnp.int32)
 
     return Method(
@@ -235,12 +235,6 @@ def build(
         steps_bound=seen,
         memory=teacher.memory,
     )
-
-
-def _ask(teacher: Teacher, params: Params, memory: PyTree, obs: Array) -> tuple[PyTree, Array]:
-    """What a teacher says of one observation: its memory, logits [A]."""
-    memory, logits = teacher.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
-    return memory, logits[0]
 
 
 def _require_expert(env: Env, expert: Teacher) -> None:

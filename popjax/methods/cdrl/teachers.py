@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax import agents
+from popjax import agents, tree
 from popjax.core import Params, Pretrained, PyTree, Spec
 from popjax.nets import recurrent
 from popjax.nets.recurrent import RecurrentNetwork, recurrent_actor_critic
@@ -47,6 +47,27 @@ def finished(policies: Sequence[Pretrained]) -> tuple[Finished, ...]:
     for record in records:
         of_run(record)
     return records
+
+
+def ask(teacher: Teacher, params: Params, memory: PyTree, obs: Array) -> tuple[PyTree, Array]:
+    """What a teacher says of one observation: its memory, logits [A]."""
+    memory, logits = teacher.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
+    return memory, logits[0]
+
+
+def follow(teacher: Teacher, params: Params, memory: PyTree, obs: Array, done: Array) -> PyTree:
+    """A teacher's memory behind the rows [T] of a lane, observation by observation as the student acted.
+
+    One ``unroll`` of all rows rounds otherwise, so that a teacher equal to its student would soon remember,
+    and say, something else.
+    """
+
+    def one(memory: PyTree, row: tuple[Array, Array]) -> tuple[PyTree, None]:
+        obs, done = row
+        memory, _ = ask(teacher, params, memory, obs)
+        return tree.where(done, teacher.memory, memory), None
+
+    return jax.lax.scan(one, memory, (obs, done))[0]
 
 
 def of_network(spec: Spec, network: RecurrentNetwork, params: Params | None = None) -> Teacher:
@@ -150,6 +171,8 @@ def require_same_memory(network: RecurrentNetwork, teacher: Teacher) -> None:
         ValueError: it cannot.
     """
     mine, its = (jax.tree.map(jnp.shape, x) for x in (network.memory, teacher.memory))
+    if its == ():
+        raise ValueError(f"teacher_state student: a teacher of {teacher.spec.name} has no memory: say own")
     if mine != its:
         raise ValueError(
             f"teacher_state student: the memory of the student is {mine}, that of a teacher of"

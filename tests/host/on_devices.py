@@ -39,7 +39,7 @@ def collectives(method: Any, seeds: int, devices: int) -> int:
 
 
 def playing() -> Method:
-    """``tiny`` that also plays an episode, whose loop ends for a program when it has ended for all members."""
+    """``tiny`` that also plays an episode, the loop of which ends when it has ended for all members."""
     env = make("probe/corridor")
     walk = tiny.build(env)
 

@@ -206,6 +206,7 @@ def _signed(percent: float | None) -> str:
 
 def _numbers(title: str, *columns: str) -> Table:
     table = Table(*map(escape, columns), title=title, title_justify="left")
+    table.columns[0].overflow = "fold"  # the numbers of a sweep may be long
     for column in table.columns:
         column.justify = "right"
     return table

@@ -6,16 +6,19 @@ import json
 import re
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from popjax import rollout
+from popjax.core import Method
 from popjax.envs import make
 from popjax.host import shard, sweep
 from popjax.host.options import Options
-from popjax.host.programs import compile_programs
+from popjax.host.programs import chunk_function, compile_programs
 from popjax.host.train import train
 from tests.host import crowd, tiny
 from tests.host.test_train import OPTIONS
@@ -33,6 +36,31 @@ def collectives(method: Any, seeds: int, devices: int) -> int:
     start = jax.device_put(start, placement.members())
     programs = compile_programs(method, ENV, start, shapes, Options(100), placement, fresh=False)
     return len(COLLECTIVE.findall(programs.chunk.as_text()))
+
+
+def playing() -> Method:
+    """``tiny`` that also plays an episode, the loop of which ends when it has ended for all members."""
+    env = make("probe/corridor")
+    walk = tiny.build(env)
+
+    def step(s: tiny.State) -> tiny.State:
+        act = partial(walk.act, s.weight)
+        played = rollout.episode(env, act, walk.memory, s.key, record=lambda *_: ())
+        return walk.step(s.replace(weight=s.weight + 0.001 * played.total))
+
+    return walk._replace(step=step)
+
+
+def collectives_without_a_mesh_of_its_own() -> int:
+    """As ``collectives``, had the compiler been left to spread a program of all members."""
+    method, members = playing(), sweep.grid(0, 8, {})
+    shapes = jax.eval_shape(
+        sweep.lift(method.init, 8), sweep.keys(members), sweep.hypers(method.hyper, members)
+    )
+    by_state = shard.place(shapes, 4).state(shapes)
+    chunk = sweep.lift(chunk_function(method, 3), 8)
+    compiled = jax.jit(chunk, in_shardings=(by_state,)).lower(shapes).compile()
+    return len(COLLECTIVE.findall(compiled.as_text()))
 
 
 def members(directory: Path) -> dict[str, Any]:
@@ -89,7 +117,8 @@ if __name__ == "__main__":
         "members": members(directory),
         "population": population(directory),
         "refusals": refusals(),
-        "sweep_collectives": collectives(tiny.build(ENV), 8, 4),
+        "sweep_collectives": collectives(playing(), 8, 4),
+        "naive_collectives": collectives_without_a_mesh_of_its_own(),
         "population_collectives": collectives(crowd.build(8), 1, 4),
     }
     print(json.dumps(answer))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,26 +109,30 @@ def test_what_goes_wrong_in_the_background_is_told_by_the_next_call(tmp_path: Pa
 def test_a_checkpoint_in_the_background_holds_what_the_state_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The chunk that follows overwrites the State in place while the thread is still writing."""
+    """The next chunk overwrites the State in place, and the next save comes, while the thread writes."""
     go, write = threading.Event(), checkpoint._write_arrays
 
-    def held(*arguments: object) -> None:
+    def held(*arguments: Any) -> None:
         assert go.wait(30)
         write(*arguments)
 
     monkeypatch.setattr(checkpoint, "_write_arrays", held)
     overwrite = jax.jit(lambda s: {"a": s["a"] * 0 + 7, "b": s["b"] * 0}, donate_argnums=0)
     state = {"a": jax.random.normal(jax.random.key(0), (300_000,)), "b": jnp.arange(5)}
-    before = {name: np.array(leaf) for name, leaf in state.items()}
+    states = [{name: np.array(leaf) for name, leaf in state.items()}]
     writer = checkpoint.Writer(tmp_path, background=True)
     writer.save(3, state, {})
-    state = overwrite(state)
-    jax.block_until_ready(state)
-    go.set()
+    place = state["a"].unsafe_buffer_pointer()
+    state = jax.block_until_ready(overwrite(state))
+    assert state["a"].unsafe_buffer_pointer() == place, "the writer keeps the State from being reused"
+    states.append({name: np.array(leaf) for name, leaf in state.items()})
+    threading.Timer(0.5, go.set).start()
+    writer.save(4, state, {})
     writer.wait()
-    restored, _ = checkpoint.restore(tmp_path / "3", shapes_of(state))
-    for name, leaf in before.items():
-        np.testing.assert_array_equal(restored[name], leaf)
+    for generation, expected in zip((3, 4), states, strict=True):
+        restored, _ = checkpoint.restore(tmp_path / str(generation), shapes_of(state))
+        for name, leaf in expected.items():
+            np.testing.assert_array_equal(restored[name], leaf)
 
 
 def test_saving_in_the_background_does_not_wait_for_the_disk(

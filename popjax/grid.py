@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,6 +144,21 @@ def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> N
         raise Refused(
             f"{root} was made by another command: it {' and '.join(p for p in parts if p[-1] != ' ')}"
         )
+    known = {entry.directory: entry.argv for entry in before}
+    for entry in now:
+        was, asked = _decisive(known[entry.directory]), _decisive(entry.argv)
+        if was != asked:
+            told = [" ".join((a - b).elements()) or "nothing" for a, b in ((was, asked), (asked, was))]
+            raise Refused(f"{root / entry.directory} was begun with other options: {' -> '.join(told)}")
+
+
+def _decisive(argv: Sequence[str]) -> Counter[str]:
+    """The arguments that decide what a run is; more environment steps continue it, anywhere."""
+    rest = list(argv)
+    for option in ("--env-steps", "--devices", "--wandb"):
+        rest = parse.peel_all(rest, option)[1]
+    pairs = [text.split("=", 1) if text.startswith("--") else [text] for text in rest]
+    return Counter(part for pair in pairs for part in pair)
 
 
 def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], list[str]]:

@@ -52,7 +52,9 @@ def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Co
     """Runs the programs of a directory of runs, and puts their results together."""
     jobs = [launch.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
     due = [job for job in jobs if not index.finished(job.directory, tools.common.options.env_steps)]
-    if control.launcher == "local":
+    if not due:
+        codes = []
+    elif control.launcher == "local":
         codes = launch.local(due, tools.within, tools.say)
     else:
         start = launch.ray if control.launcher == "ray" else launch.slurm

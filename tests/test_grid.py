@@ -149,6 +149,18 @@ def test_several_programs_make_a_directory_of_runs(capsys: pytest.CaptureFixture
         "--resume",
     ]
     assert "was made by another command" in refused(fewer, capsys)
+    before = Path("all/index.json").read_text()
+    changed = refused([*argv, "--run-dir", "all", "--resume", "--hyper.rate=0.9"], capsys)
+    assert f"all/{names[0]} was begun with other options: nothing -> --hyper.rate 0.9" in changed
+    assert Path("all/index.json").read_text() == before
+    summary = Path("all") / names[0] / "summary.json"
+    kept = summary.read_text()
+    summary.write_text(kept.replace('"generations": ', '"generations": 1'))  # of a shorter budget, as it were
+    assert cli.run([*argv, "--run-dir", "all", "--resume"]) == 0  # finished all the same: nothing is run
+    assert cli.run([*BASE, "--env", "probe/context", "--config.capacity", "10", "--resume",
+                    "--run-dir", f"all/{names[0]}"]) == 0  # fmt: skip
+    assert read(summary)["generations"] == json.loads(kept)["generations"]
+    capsys.readouterr()
     assert "holds several runs" in refused(["all"], capsys, cli.evaluate)
     assert cli.evaluate([f"all/{names[1]}", "--json"]) == 0
 

@@ -66,7 +66,8 @@ def finished(root: Path, env_steps: int) -> bool:
         return all(finished(root / entry.directory, env_steps) for entry in read(root))
     try:
         summary = json.loads(rundir.RunDirectory(root).summary.read_text())
-        return summary["env_steps"] >= env_steps
+        living = [row["env_steps"] for row in summary["members"] if row["status"] != "frozen"]
+        return all(steps >= env_steps for steps in living)
     except (OSError, ValueError, KeyError):
         return False
 

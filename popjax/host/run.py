@@ -228,9 +228,12 @@ def finished(run: Run, state: Any, position: Position) -> Result:
         f"{run.files.root} has finished at {position.least:,} environment steps already;"
         " a larger --env-steps would continue it"
     )
-    if not run.files.summary.exists():  # killed after the last checkpoint
+    try:
+        summary = json.loads(run.files.summary.read_text())
+    except (OSError, ValueError):
+        summary = {}
+    if summary.get("generations") != position.generation:  # killed after the last checkpoint
         return finish(run, state, position, empty(state))
-    summary = json.loads(run.files.summary.read_text())
     returns = _final_returns(run, position)
     return Result(state, returns, position.evaluations, empty(state), summary, run.members)
 

@@ -185,6 +185,24 @@ def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path)
     assert f"Unfinished: {going}" in page
 
 
+def test_a_frozen_member_cuts_nobody_else_short(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "ours", seeds=(0, 1))
+    lines = [json.loads(line) for line in (root / "eval.jsonl").read_text().splitlines()]
+    kept = [line | {"member": line["seed"]} for line in lines if line["seed"] == 0 or line["generation"] < 3]
+    (root / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    summary = json.loads((root / "summary.json").read_text())
+    rows = [
+        {"member": 0, "seed": 0, "status": "finished", "reason": None},
+        {"member": 1, "seed": 1, "status": "frozen", "reason": "critic_loss is nan in generation 3"},
+    ]
+    (root / "summary.json").write_text(json.dumps(summary | {"members": rows}))
+    (group,) = records.grouped(records.read(root))
+    assert [curve.seed for curve in group.curves] == [0]
+    assert group.reached == summary["env_steps"]
+    page = report([root], tmp_path / "out").page.read_text()
+    assert "having become non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
+
+
 def test_methods_are_compared_on_common_tasks(tmp_path: Path) -> None:
     here = [make_run(tmp_path / name, name, task="probe/a", seeds=(0,)) for name in ("x", "y")]
     there = [make_run(tmp_path / f"{name}2", name, task="probe/b") for name in ("x", "y")]

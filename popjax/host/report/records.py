@@ -34,6 +34,12 @@ class Record:
     swept: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def frozen(self) -> list[dict[str, Any]]:
+        """The summary's rows of members that became non-finite, whose evaluations are left out."""
+        rows = (self.summary or {}).get("members", [])
+        return [row for row in rows if row["status"] == "frozen"]
+
+    @property
     def task(self) -> str:
         """The environment, and its options if there are any."""
         options = ", ".join(f"{k}={v}" for k, v in self.config.get("env_options", {}).items())
@@ -112,6 +118,9 @@ def _read(root: Path) -> list[Record]:
     if not lines:
         raise Refused(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = json.loads(files.summary.read_text()) if files.summary.exists() else None
+    frozen = {row["member"] for row in (summary or {}).get("members", []) if row["status"] == "frozen"}
+    # One that stopped early would cut everybody's curve where it stopped.
+    lines = [line for line in lines if line.get("member") not in frozen] or lines
     settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
     for line in lines:
         swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))

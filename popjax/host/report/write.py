@@ -119,6 +119,10 @@ def _budgets(groups: Sequence[Group]) -> list[Text]:
     unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
     if unfinished:
         told.append(f"Unfinished: {', '.join(unfinished)}.")
+    for record in {str(r.root): r for group in groups for r in group.records}.values():
+        if record.frozen:
+            rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.frozen)
+            told.append(f"Left out of {record.root}, having become non-finite: {'; '.join(rows)}.")
     return [Text(" ".join(told), note=True)]
 
 

@@ -203,6 +203,16 @@ def test_a_frozen_member_cuts_nobody_else_short(tmp_path: Path) -> None:
     assert "having become non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
 
 
+def test_settings_that_differ_in_a_sign_have_files_of_their_own() -> None:
+    names = ["fitness ours, rate 1.0", "fitness ours, rate -1.0", "fitness ours, rate 1e-05", "x 1e+05"]
+    assert [write._slug(name) for name in names] == [
+        "fitness-ours-rate-1-0",
+        "fitness-ours-rate-minus-1-0",
+        "fitness-ours-rate-1e-05",
+        "x-1eplus05",
+    ]
+
+
 def test_methods_are_compared_on_common_tasks(tmp_path: Path) -> None:
     here = [make_run(tmp_path / name, name, task="probe/a", seeds=(0,)) for name in ("x", "y")]
     there = [make_run(tmp_path / f"{name}2", name, task="probe/b") for name in ("x", "y")]

@@ -260,4 +260,10 @@ def _duration(seconds: float) -> str:
 def _picture(name: str, figure: Any, caption: str) -> Picture:
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    return Picture(re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-").lower(), png.getvalue(), caption)
+    return Picture(_slug(name), png.getvalue(), caption)
+
+
+def _slug(name: str) -> str:
+    """A name for a file; the signs of numbers, which tell settings apart, become words."""
+    words = name.replace(" -", " minus ").replace("+", "plus")
+    return re.sub(r"[^a-zA-Z0-9]+", "-", words).strip("-").lower()

@@ -180,7 +180,8 @@ CASES = {
     "shared": _independent(sac.Config(hidden=(4,)), shared_replay=True),
     "onpolicy": _onpolicy(),
 }
-SLOW = ("cdrl_finished",)  # a second case of its method
+# Second cases of their methods.
+SLOW = ("align", "cdrl_finished", "ce_all", "cspc_fused", "ddpg_normalized", "erl", "shared", "td3")
 every_method = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
 )

@@ -147,11 +147,13 @@ def test_retired_actors_count_and_explore():
     assert set(np.asarray(finals)) <= {float(x) for x in states.metrics.fitness[-2:].reshape(-1)}
 
 
+@pytest.mark.slow
 def test_greedy_episodes_can_stand_for_the_return():
     states = played("probe/endless", 20, baseline=4.0, return_source="greedy", greedy_episodes=2)
     assert (states.metrics.retired_at[-1] == 60).all()  # no waiting for episodes to finish
 
 
+@pytest.mark.slow
 def test_prior_data_alone_may_fill_the_replay():
     states = played("probe/endless", 30, baseline=1e9, prior_until=48)
     assert (states.metrics.retired_at[-1] == 48).all()

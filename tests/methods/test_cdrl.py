@@ -556,7 +556,9 @@ def test_without_a_teacher_it_learns():
         assert int(method.act(student(state), method.memory, jnp.array([obs]), None)[1]) == best
 
 
-@pytest.mark.parametrize(("remembers", "low", "high"), [(True, 0.95, 1.0), (False, -0.3, 0.3)])
+@pytest.mark.parametrize(
+    ("remembers", "low", "high"), [(True, 0.95, 1.0), pytest.param(False, -0.3, 0.3, marks=pytest.mark.slow)]
+)
 def test_what_was_shown_three_steps_ago_is_known_to_those_who_remember(remembers, low, high):
     """bsuite's memory length: reward 1 for the action that was shown at the beginning, else -1."""
     network = replace(NET, hidden=(8,), units=16, recurrent=remembers)

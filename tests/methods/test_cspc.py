@@ -146,6 +146,7 @@ def trained(config, name, lengths, edit=lambda state: state, hyper=None, ends=Fa
     return found
 
 
+@pytest.mark.slow
 def test_without_carry_every_phase_of_the_search_has_its_full_length():
     config = replace(TINY, evolution=replace(TINY.evolution, carry=False))
     phases = trained(config, "evolution", [100] * 4, hyper=varied(TINY), ends=True)
@@ -218,7 +219,7 @@ def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
     assert (begun[9] == begun[10]) == (not reset)
 
 
-@pytest.mark.parametrize(("bound", "kept"), [(8.9, 50), (9.1, 0)])
+@pytest.mark.parametrize(("bound", "kept"), [(8.9, 50), pytest.param(9.1, 0, marks=pytest.mark.slow)])
 def test_whole_episodes_of_bursts_pass_the_gate(bound, kept):
     """A policy that plays 0.9 ten times returns 9."""
     hyper = compiled()[0].hyper
@@ -482,7 +483,7 @@ def test_options_of_taking_over():
     np.testing.assert_allclose(moved[2].population - moved[2].search.mean, spread, atol=1e-6)
 
 
-@pytest.mark.parametrize("inject", ["sticky", "once"])
+@pytest.mark.parametrize("inject", ["sticky", pytest.param("once", marks=pytest.mark.slow)])
 def test_a_policy_enters_the_first_generation_of_phases(inject):
     """Generations within a phase, and rows of others, are as drawn."""
     config = replace(TINY, phase=200, evolution=replace(TINY.evolution, inject=inject), transfer=False)
@@ -623,6 +624,7 @@ def test_a_score_is_the_mean_return_of_the_tested_policy():
     assert float(s.metrics.best_score) >= float(s.metrics.elite_score)
 
 
+@pytest.mark.slow
 def test_the_search_is_represented_by_its_best_or_its_mean():
     s = history(2)[-1]
     state = s.team[2]
@@ -665,7 +667,7 @@ TEAMS = {
 }
 
 
-USUAL = ("three sacs", "td3 and a2c", "lanes")
+USUAL = ("three sacs", "td3 and a2c")
 
 
 @pytest.mark.parametrize(
@@ -697,6 +699,7 @@ def test_copies_learn_from_their_own_steps_and_the_global_one_from_everybodys():
     assert updates == [1100, 200, 200]
 
 
+@pytest.mark.slow
 def test_copies_that_take_over_policies_do_not_warm_up():
     hyper = compiled()[0].hyper
     still = hyper.replace(off_policy=hyper.off_policy.replace(actor_lr=0.0))
@@ -704,6 +707,7 @@ def test_copies_that_take_over_policies_do_not_warm_up():
     np.testing.assert_allclose(played, 0.9, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_copies_take_over_everything_or_policy_and_value():
     config = replace(TINY, **TEAMS["three sacs"])
     for copy in ("all", "policy"):
@@ -759,8 +763,8 @@ def test_seeds_side_by_side_equal_single_runs():
     [
         TINY,
         FUSED,
-        replace(DUO, evolution=None, store_first=False),
-        replace(DUO, evolution=None, store_first=False, burst=True),
+        pytest.param(replace(DUO, evolution=None, store_first=False), marks=pytest.mark.slow),
+        pytest.param(replace(DUO, evolution=None, store_first=False, burst=True), marks=pytest.mark.slow),
     ],
     ids=["in turn", "fused", "learn first", "learn first in bursts"],
 )
@@ -794,6 +798,7 @@ def test_fused_play_keeps_the_accounts():
         assert int(after.team[1].losses.policy_steps) >= 1
 
 
+@pytest.mark.slow
 def test_a_fused_generation_is_told_what_its_individuals_earned():
     """The rewards of the memory's rows, of which each step wrote one of every environment, in order."""
     never = compiled(FUSED)[0].hyper.replace(gap=1e9)

@@ -15,7 +15,7 @@ from popjax.distil import better_action, imitation_loss
 from popjax.evolution.crossover import Distillation, distil, distillation_steps, n_point
 from popjax.replay.ring import Ring
 
-ACTOR = nets.tanh_actor(2, 1, (8,), activation="tanh", norm=True)
+ACTOR = nets.tanh_actor(2, 1, (8,), activation="tanh", norm="erl")
 CRITIC = Network(lambda key: jnp.zeros(1), lambda best, obs, action: -((action - best) ** 2).sum(-1))
 SMALL = Distillation(batch=16, epochs=4)
 

@@ -12,7 +12,7 @@ import pytest
 from popjax import nets
 from popjax.evolution.mutate import floored, gaussian, is_weight, proximal, sensitivity
 
-ACTOR = nets.tanh_actor(3, 2, (6, 6), activation="tanh", norm=True)
+ACTOR = nets.tanh_actor(3, 2, (6, 6), activation="tanh", norm="erl")
 
 GAUSSIANS = jax.jit(jax.vmap(gaussian, (None, 0)))
 SENSITIVITY = jax.jit(partial(sensitivity, ACTOR.apply))

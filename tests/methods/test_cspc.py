@@ -651,7 +651,7 @@ TEAMS = {
         "on_policy": a2c.Config(hidden=(8,), activation="relu", squash=True),
     },
     "newer sac": {"off_policy": sac.Config(hidden=(8,))},
-    "ddpg": {"off_policy": ddpg.Config(hidden=(8,), activation="relu", norm=False)},
+    "ddpg": {"off_policy": ddpg.Config(hidden=(8,), activation="relu", norm="none")},
     "own experience": {"share": False},
     "learn first": {"store_first": False},
     "fused without sac": {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -332,6 +332,18 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
             low, high = field.metadata["range"]
             if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def check_choices(config: Any) -> None:
+    """That every field with a choice of words has one of them.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            known = ", ".join(repr(word) for word in get_args(kind))
+            raise ValueError(f"{name} is one of {known}, got {getattr(config, name)!r}")
 
 
 def as_arrays(hyper: S) -> S:

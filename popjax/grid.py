@@ -41,6 +41,8 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
         raise parse.Fault(f"--launcher must be local, slurm or ray, got {launcher!r}")
     if retries is not None and not retries.isdigit():
         raise parse.Fault(f"--retries must be a number from 0, got {retries!r}")
+    if launcher in (None, "local") and (options or retries is not None):
+        raise parse.Fault("--launcher-option and --retries are for --launcher slurm or ray")
     values = parse.key_values(options, "--launcher-option")
     return Control(run_dir, resume, launcher or "local", values, int(retries or 3)), rest
 

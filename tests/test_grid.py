@@ -44,6 +44,7 @@ def read(path: Path) -> dict:
         (["--devices", "two"], ["--devices must be a number or all"]),
         (["--launcher", "cloud"], ["local, slurm or ray", "'cloud'"]),
         (["--processes", "2"], ["--coordinator"]),
+        (["--retries", "2"], ["--retries are for --launcher slurm or ray"]),
         (["--from", "nowhere"], ["nowhere holds no run"]),
     ],
 )

@@ -63,7 +63,6 @@ def ray(
     resources = {"num_gpus": 1 if cluster.cluster_resources().get("GPU") else 0} | dict(options)
     # A process of its own for every job: JAX gives its memory back only when a process ends.
     remote = cluster.remote(max_retries=0, max_calls=1, **resources)(_run)
-    lost = (cluster.exceptions.WorkerCrashedError, cluster.exceptions.NodeDiedError)
 
     def submit(job: Job) -> Any:
         return remote.remote(execute, job)
@@ -71,7 +70,9 @@ def ray(
     def result(task: Any) -> int:
         try:
             return cluster.get(task)
-        except lost:
+        except cluster.exceptions.RayTaskError as failure:  # an error in the program: trying again is no use
+            return _failed(failure, say)
+        except cluster.exceptions.RayError:  # the worker, its node or its memory
             return _DIED
 
     def wait(tasks: Sequence[Any]) -> Any:
@@ -111,6 +112,8 @@ def slurm(
     def result(task: Any) -> int:
         try:
             return task.result()
+        except submitit.core.utils.FailedJobError as failure:
+            return _failed(failure, say)
         except submitit.core.utils.UncompletedJobError:
             return _DIED
 
@@ -153,6 +156,12 @@ def _supervise(
             cancel(task)
         raise
     return codes
+
+
+def _failed(failure: Exception, say: Callable[[str], None]) -> int:
+    """Tells of an error in a job, whose last line says what it was; its exit code."""
+    say(f"a job failed: {str(failure).strip().splitlines()[-1]}")
+    return 1
 
 
 def _run(execute: Execute, job: Job) -> int:

@@ -189,7 +189,8 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
 
 
 def _member(run: Run, state: Any, position: Position, place: int, final: float | None) -> dict[str, Any]:
-    """A member's line in the summary; its digest is what a run of it alone would have."""
+    """A member's line in the summary; its digest is what a run of it alone would have after as many
+    generations: members that reach the budget early go on until the last one does."""
     member = run.members[place]
     alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
     return {

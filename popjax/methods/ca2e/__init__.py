@@ -44,7 +44,7 @@ from popjax.core import (
     example_transition,
     stacked,
 )
-from popjax.methods.ca2e.actors import check_choices, first_memories, guide, scales
+from popjax.methods.ca2e.actors import check_learner, first_memories, guide, scales
 from popjax.methods.ca2e.config import AgentConfig, Config, Hyper, default_config, default_hyper
 from popjax.methods.ca2e.experience import Local, contents, emptied, empty, remember
 from popjax.methods.ca2e.priors import (
@@ -159,7 +159,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     """
     if config is None:
         config = default_config(agent_config(AGENTS["agent"][default_kinds(env.spec)["agent"]]))
-    check_choices(config)
+    check_learner(config)
     agent: Any = agents.build(env.spec, config.agent)
     if len(priors) > config.prior_actors:
         raise ValueError(

@@ -42,7 +42,7 @@ def ladder(place: Array, count: int) -> Array:
     return jnp.asarray(0.4 ** (1 + 7 * place / max(count - 1, 1)), jnp.float32)
 
 
-def check_choices(config: Config) -> None:
+def check_learner(config: Config) -> None:
     """Raises a ValueError where the learner cannot be had, or has no numbers for the schedule."""
     if not isinstance(config.agent, dqn.Config | ddpg.Config):
         raise ValueError(f"the learner of CA2E is dqn or ddpg, not {type(config.agent).__module__}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias
 
 from flax import struct
 
 from popjax.agents import ddpg, dqn
-from popjax.core import Number, number
+from popjax.core import Number, check_choices, number
 
 AgentConfig: TypeAlias = dqn.Config | ddpg.Config
 
@@ -71,10 +71,7 @@ class Config:
         for name, least in [(name, 1) for name in positive] + [("prior_actors", 0), ("prior_until", 0)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("schedule", "largest_weight", "initial_target", "return_source", "rule"):
-            known = get_args(get_type_hints(type(self))[name])
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_choices(self)
         if not self.exploration or min(self.exploration) < 0:
             raise ValueError(f"exploration needs a number >= 0 for each nature actor, got {self.exploration}")
         if self.batch > self.capacity:

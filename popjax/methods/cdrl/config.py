@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax.core import Number, number
+from popjax.core import Number, check_choices, number
 from popjax.nets import recurrent
 
 NEVER = math.inf
@@ -83,15 +83,3 @@ class Hyper:
 def reached(taken: Array, when: Number, hyper: Hyper) -> Array:
     """[] bool: whether ``taken`` environment steps are at or beyond the time ``when`` of ``hyper``."""
     return taken.astype(jnp.float32) >= jnp.where(when < 1, when * hyper.budget, when)
-
-
-def check_choices(config: Any) -> None:
-    """That every field with a choice of words has one of them.
-
-    Raises:
-        ValueError: one has not.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            known = ", ".join(repr(word) for word in get_args(kind))
-            raise ValueError(f"{name} is one of {known}, got {getattr(config, name)!r}")

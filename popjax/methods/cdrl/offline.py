@@ -31,12 +31,12 @@ from popjax.core import (
     PyTree,
     as_arrays,
     chain,
+    check_choices,
     number,
     stacked,
 )
 from popjax.distil import Direction, alignment_loss
 from popjax.methods.cdrl import teachers as teaching
-from popjax.methods.cdrl.config import check_choices
 from popjax.methods.cdrl.learning import Aligner
 from popjax.methods.cdrl.teachers import Finished, Teacher, ask, finished, of_run
 from popjax.nets.recurrent import AlignActivation, alignment

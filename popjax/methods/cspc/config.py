@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from flax import struct
 
 from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
-from popjax.core import Number, number
+from popjax.core import Number, check_choices, number
 from popjax.evolution import cem
-
-
-def check_choices(config: Any) -> None:
-    """That every field with a choice of words has one of them.
-
-    Raises:
-        ValueError: one has not.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            known = ", ".join(repr(word) for word in get_args(kind))
-            raise ValueError(f"{name} is one of {known}, got {getattr(config, name)!r}")
 
 
 @dataclass(frozen=True)

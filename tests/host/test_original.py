@@ -115,7 +115,7 @@ def test_a_missing_library_is_named(library: str, name: str, extra: str, monkeyp
 
 
 def test_both_returns_are_shown_side_by_side(tmp_path: Any, capsys: pytest.CaptureFixture[str]):
-    config = {"method": "tiny", "env": "gym/Hopper-v4", "options": {"seed": 5}}
+    config = {"method": "tiny", "env": "gym/Hopper-v4", "options": {"seed": 5, "seeds": 2}}
     here = show.Played(np.array([[100.0, 300], [0, 0]]), np.full((2, 2), 9))
     there = show.Played(np.array([[100.0, 200], [1, 1]]), np.full((2, 2), 8), "gymnasium")
     show.transfer(config, here, there)

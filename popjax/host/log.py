@@ -44,7 +44,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
                     **_identity(members[place]),
                     "generation": int(history.generation[place, row]),
                     "env_steps": int(history.env_steps[place, row]),
-                    **{name: _plain(values[place, row]) for name, values in metrics.items()},
+                    **{name: plain(values[place, row]) for name, values in metrics.items()},
                 }
 
     with path.open("a") as file:
@@ -243,8 +243,8 @@ def scalars(value: np.ndarray) -> list[tuple[str, float]]:
     return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]
 
 
-def _plain(value: np.ndarray) -> Any:
+def plain(value: np.ndarray) -> Any:
     """As JSON has it; a float32 in the fewest digits that give it back."""
     if np.ndim(value):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return float(str(value)) if np.issubdtype(value.dtype, np.floating) else value.item()

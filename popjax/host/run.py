@@ -15,7 +15,7 @@ import numpy as np
 
 from popjax.core import Env, Method
 from popjax.host import checkpoint, log, memory, processes, report, rundir
-from popjax.host.history import Evaluation, History, empty
+from popjax.host.history import Evaluation, History, empty, named
 from popjax.host.options import Options
 from popjax.host.sweep import Member
 
@@ -161,6 +161,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
     returns = _final_returns(run, position)
     steps = int(position.env_steps.astype(np.int64).sum())
     finals = [None if np.isnan(value) else value for value in returns.tolist()]
+    metrics = named(processes.fetch(state.metrics))
     summary = {
         "method": run.config["method"],
         "agents": run.config["agents"],
@@ -180,7 +181,11 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
         "hardware": run.config["device"],
         "state_sha256": checkpoint.digest(state),
-        "members": [_member(run, state, position, place, finals[place]) for place in range(len(finals))],
+        "members": [
+            _member(run, state, position, place, finals[place])
+            | {"metrics": {name: log.plain(values[place]) for name, values in metrics.items()}}
+            for place in range(len(finals))
+        ],
     }
     if run.files is not None:
         files = run.files

@@ -6,7 +6,7 @@ eval.jsonl      one line per evaluation and member
 checkpoints/    the newest States
 tensorboard/    scalars, one run per member
 curve.png       learning curve, at the end; curves/NUMBERS.png where numbers were swept
-summary.json    results, at the end, with a row per member
+summary.json    results, at the end, with a row per member, its last metrics among them
 
 A sweep that takes several programs has one such directory for each, in one that ``index`` describes.
 """

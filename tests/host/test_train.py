@@ -33,7 +33,12 @@ def test_stopped_and_resumed_equals_straight(tmp_path: Path) -> None:
     resumed = train(method, ENV, env_steps=600, seeds=2, run_dir=tmp_path / "b", resume=True, **OPTIONS)
     assert resumed.summary["state_sha256"] == straight.summary["state_sha256"] == digest(straight.state)
     np.testing.assert_array_equal(resumed.returns, straight.returns)
-    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
+    rows = lines(tmp_path / "a/metrics.jsonl")
+    assert rows == lines(tmp_path / "b/metrics.jsonl")
+    for member in straight.summary["members"]:  # the summary ends with what the last row says
+        last = [row for row in rows if row["member"] == member["member"]][-1]
+        assert member["metrics"] == {name: last[name] for name in member["metrics"]}
+        assert "fitness" in member["metrics"]
 
 
 def test_training_does_not_depend_on_files_or_evaluation(tmp_path: Path) -> None:

@@ -72,10 +72,12 @@ class Trajectory(Transition):
 
     done:     bool [T, N]     the episode ended here, for either reason: the next row is of another one.
     log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
+    valid:    bool [T, N]     rows that were played, the others leave no trace; None: all were.
     """
 
     done: Array
     log_prob: Array
+    valid: Array | None = None
 
 
 @struct.dataclass

@@ -8,6 +8,7 @@ layers, and a time limit is not taken for the end of the task.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -124,13 +125,14 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             rollout.reward, rollout.discount, values, next_values, rollout.done, hyper.trace_decay
         )
         returns = advantages + values
+        mean = partial(jnp.mean, where=rollout.valid)
 
         def loss(params: tuple[Params, Params]) -> tuple[Array, Losses]:
             outputs = policy.apply(params[0], rollout.obs)
             losses = Losses(
-                policy_loss=-(actions.log_prob(outputs, rollout.action) * advantages).mean(),
-                value_loss=jnp.square(value.apply(params[1], rollout.obs) - returns).mean(),
-                entropy=actions.entropy(outputs).mean(),
+                policy_loss=-mean(actions.log_prob(outputs, rollout.action) * advantages),
+                value_loss=mean(jnp.square(value.apply(params[1], rollout.obs) - returns)),
+                entropy=mean(actions.entropy(outputs)),
             )
             total = losses.policy_loss + hyper.value_weight * losses.value_loss
             return total - hyper.entropy_weight * losses.entropy, losses

@@ -102,10 +102,10 @@ def surrogate(ratio: Array, advantages: Array, clip: Array | float) -> Array:
     return jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
 
 
-def standardized(x: Array) -> Array:
-    """``(x - mean) / std`` over all, with the population's std; 0 where nothing varies."""
-    std = x.std()
-    return jnp.where(std > 0, (x - x.mean()) / jnp.where(std > 0, std, 1.0), 0.0)
+def standardized(x: Array, valid: Array | None = None) -> Array:
+    """``(x - mean) / std`` over all that is valid, with the population's std; 0 where nothing varies."""
+    std = x.std(where=valid)
+    return jnp.where(std > 0, (x - x.mean(where=valid)) / jnp.where(std > 0, std, 1.0), 0.0)
 
 
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
@@ -150,14 +150,15 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         def loss(params: Params, part: tuple[Trajectory, Array]) -> tuple[Array, None]:
             rows, advantages = part
             if config.normalize_advantage == "minibatch":
-                advantages = standardized(advantages)
+                advantages = standardized(advantages, rows.valid)
             outputs = policy.apply(params, rows.obs)
             ratio = jnp.exp(actions.log_prob(outputs, rows.action) - rows.log_prob)
-            gain = surrogate(ratio, advantages, hyper.clip).mean()
-            return -gain - hyper.entropy_weight * actions.entropy(outputs).mean(), None
+            gain = surrogate(ratio, advantages, hyper.clip).mean(where=rows.valid)
+            return -gain - hyper.entropy_weight * actions.entropy(outputs).mean(where=rows.valid), None
 
         def divergence(params: Params) -> Array:
-            return (rows.log_prob - actions.log_prob(policy.apply(params, rows.obs), rows.action)).mean()
+            now = actions.log_prob(policy.apply(params, rows.obs), rows.action)
+            return (rows.log_prob - now).mean(where=rows.valid)
 
         def epoch(carry: Any) -> Any:
             count, params, moments, _, _ = carry
@@ -176,23 +177,28 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
         start = (jnp.int32(0), state.actor, state.actor_optimizer, jnp.float32(0), jnp.float32(0))
         count, params, moments, last, kl = jax.lax.while_loop(unfinished, epoch, start)
-        entropy = actions.entropy(policy.apply(params, rows.obs)).mean()
+        entropy = actions.entropy(policy.apply(params, rows.obs)).mean(where=rows.valid)
         state = replace(state, actor=params, actor_optimizer=moments)
         return state, (last, kl, entropy, jnp.float32(count * config.minibatches))
 
-    def learn_value(state: State, obs: Array, returns: Array, hyper: Hyper, key: Key) -> tuple[State, Array]:
+    def learn_value(
+        state: State, rows: Trajectory, returns: Array, hyper: Hyper, key: Key
+    ) -> tuple[State, Array]:
         """``value_epochs`` passes towards the returns [B]."""
         optimizer = adam(hyper.value_lr, hyper.max_grad_norm)
 
-        def step(carry: PyTree, part: tuple[Array, Array]) -> tuple[PyTree, Array]:
+        def step(carry: PyTree, part: tuple[Array, Array, Array | None]) -> tuple[PyTree, Array]:
+            obs, returns, valid = part
+
             def loss(params: Params) -> tuple[Array, None]:
-                return jnp.square(value.apply(params, part[0]) - part[1]).mean(), None
+                return jnp.square(value.apply(params, obs) - returns).mean(where=valid), None
 
             params, moments, error, _ = descend(optimizer, loss, *carry)
             return (params, moments), error
 
         def epoch(carry: PyTree, key: Key) -> tuple[PyTree, Array]:
-            carry, errors = jax.lax.scan(step, carry, _parts((obs, returns), key, config.minibatches))
+            parts = _parts((rows.obs, returns, rows.valid), key, config.minibatches)
+            carry, errors = jax.lax.scan(step, carry, parts)
             return carry, errors[-1]
 
         keys = jax.random.split(key, config.value_epochs)
@@ -216,11 +222,11 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         rows = tree.flatten(rollout)
         advantages, returns = tree.flatten((estimates[0], estimates[1] + values))
         if config.normalize_advantage == "rollout":
-            advantages = standardized(advantages)
+            advantages = standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
-        state, value_loss = learn_value(state, rows.obs, returns, hyper, key_value)
+        state, value_loss = learn_value(state, rows, returns, hyper, key_value)
         if config.normalize_obs:
-            state = replace(state, observations=normalize.update(state.observations, raw))
+            state = replace(state, observations=normalize.update(state.observations, raw, rollout.valid))
         return state, Losses(policy_loss, value_loss, kl, entropy, steps)
 
     return OnPolicyAgent(

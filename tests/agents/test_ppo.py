@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from popjax import advantage, distributions
+from popjax import advantage, distributions, tree
 from popjax.agents import a2c, ppo
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
@@ -120,6 +120,36 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
     still = replace(after, actor=state.actor)
     actions = [agent.act(key, agent.params(s), rows.obs[0, 0], 0.0)[0] for s in (state, still)]
     assert float(jnp.abs(actions[0] - actions[1]).max()) > 1e-6
+
+
+@pytest.mark.parametrize("kind", [ppo, a2c])
+def test_rows_that_are_not_valid_leave_no_trace(kind, key):
+    """An episode of six steps teaches the same in a rollout of ten, whatever the other four hold."""
+    config, hyper = kind.Config(hidden=(8,)), kind.Hyper(entropy_weight=0.1)
+    if kind is ppo:
+        config = replace(config, policy_epochs=3, value_epochs=3, normalize_obs=True)
+        hyper = replace(hyper, target_kl=np.inf, clip=10.0)
+    spec = make("probe/context").spec
+    agent, hyper = kind.build(spec, config), as_arrays(hyper)
+    state = agent.init(key, hyper)
+    keys = jax.random.split(key, 6)
+    rows = Trajectory(
+        obs=jax.random.normal(keys[0], (10, 1, *spec.obs_shape)),
+        action=jax.random.normal(keys[1], (10, 1, spec.action_dim)),
+        reward=jax.random.normal(keys[2], (10, 1)),
+        discount=jnp.full((10, 1), 0.9),
+        next_obs=jax.random.normal(keys[3], (10, 1, *spec.obs_shape)),
+        done=(jnp.arange(10) == 5)[:, None],
+        log_prob=-1 + 0.1 * jax.random.normal(keys[4], (10, 1)),
+    )
+    learn = jax.jit(agent.learn)
+    short = learn(state, tree.take(rows, jnp.arange(6)), hyper, key)
+    masked = learn(state, replace(rows, valid=(jnp.arange(10) < 6)[:, None]), hyper, key)
+    for a, b in zip(*map(jax.tree.leaves, (short, masked)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    everything = learn(state, rows, hyper, key)[1]
+    for name in ("policy_loss", "value_loss"):
+        assert abs(getattr(everything, name) - getattr(short[1], name)) > 1e-4
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

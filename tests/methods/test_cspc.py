@@ -219,6 +219,30 @@ def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
     assert (begun[9] == begun[10]) == (not reset)
 
 
+def test_the_on_policy_agent_may_learn_after_every_episode():
+    """Episodes of seven steps: twenty are three, and every one is a gradient step of A2C."""
+    agent = a2c.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)
+    config = replace(TINY, on_policy=agent, on_policy_update="episode")
+    everything = store.Gate(jnp.array(True), jnp.float32(-1e9))
+    phases = trained(config, "on_policy", [20, 1], episode=7, gate=everything)
+    assert [steps for _, _, steps in phases] == [21, 7]
+    assert [int(state.agent.updates) for state, _, _ in phases] == [3, 4]
+    memory = phases[-1][1]
+    played = np.round(7 * np.asarray(memory.replay.rows.obs[:28, 0])).astype(int)
+    assert list(played) == list(range(7)) * 4
+    assert int(memory.written) == int(store.local_size(memory)) == 28
+
+
+@pytest.mark.slow
+def test_a_team_that_learns_after_every_episode_keeps_the_accounts():
+    """Where an action above 0 ends the task, episodes and phases have many lengths."""
+    config = replace(TINY, on_policy_update="episode")
+    states = history(3, config, ends=True)
+    assert int(states[-1].env_steps) == int(states[-1].memory.written)
+    assert int(states[-1].metrics.gradient_steps) == int(states[-1].env_steps)
+    assert all(100 <= int(s.metrics.steps[1]) < 110 for s in states[2:])
+
+
 @pytest.mark.parametrize(("bound", "kept"), [(8.9, 50), pytest.param(9.1, 0, marks=pytest.mark.slow)])
 def test_whole_episodes_of_bursts_pass_the_gate(bound, kept):
     """A policy that plays 0.9 ten times returns 9."""
@@ -880,6 +904,10 @@ def test_what_cannot_be_fused_is_refused(options, message):
         ({"off_policy": None, "copies": 1}, "copies 1"),
         ({"local_least": 200}, "never holds more than 200"),
         ({"update_after": 50_000}, "update_after 50000"),
+        (
+            {"on_policy_update": "episode", "on_policy_lanes": 2, "reset_at_batch": False},
+            "on_policy_lanes is 2",
+        ),
         ({"schedule": "Paper"}, "schedule is one of 'paper', 'code', got 'Paper'"),
         ({"source": "pre"}, "source is one of 'before', 'after', got 'pre'"),
         ({"evolution": Evolution(cem=cem.Config(population=1, parents=1, antithetic=False))}, "2 at least"),
@@ -904,6 +932,7 @@ def test_wrong_numbers_are_refused(options, message):
         ({"off_policy": ddpg.Config(hidden=(8,))}, "on_policy cannot take over"),
         ({"on_policy": replace(PPO, normalize_obs=True)}, "whitens observations"),
         ({"off_policy": ddpg.Config(hidden=(8,), normalize=True)}, "normalizes observations"),
+        ({"on_policy": replace(PPO, minibatches=4), "on_policy_update": "episode"}, "than 4 minibatches"),
     ],
 )
 def test_policies_that_cannot_be_exchanged_are_refused(options, message):

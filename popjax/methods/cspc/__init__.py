@@ -27,8 +27,8 @@ Differs from the paper: gradient steps are taken in turn with environment steps,
 episodes (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not
 over. Left out, being slips of the authors' code: PPO's rewards that are late by a step, and the time limit
 taken for the end in its transitions; individuals' actions that are clipped to the action's bound instead of
-scaled. PPO does not learn after every episode, as Algorithm 2 could be read. A phase of an on-policy agent
-is whole batches, also of several lanes: of 4,000 steps it is 12,000 long where the others' are 10,000.
+scaled. A phase of an on-policy agent is whole batches, also of several lanes: of 4,000 steps it is 12,000
+long where the others' are 10,000.
 """
 
 from __future__ import annotations

@@ -87,6 +87,9 @@ class Config:
     on_policy_lanes: int = 1  # environments of the on-policy agent
     on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
     reset_at_batch: bool = True  # its episodes end with the batch
+    on_policy_update: Literal["batch", "episode"] = (
+        "batch"  # it learns from a batch, or from each whole episode, as Algorithm 2 could be read
+    )
 
     trials: int = 5  # test episodes of each agent in an iteration
     test: Literal["sample", "mean"] = "sample"  # agents act in tests as in training, or by their mean
@@ -130,6 +133,11 @@ class Config:
             self._check_fused()
         if self.burst and self.lanes > 1:
             raise ValueError(f"burst plays one episode after the other; lanes is {self.lanes}")
+        if self.on_policy_update == "episode" and self.on_policy_lanes > 1:
+            raise ValueError(
+                f"on_policy_update episode learns from one episode after the other; on_policy_lanes is"
+                f" {self.on_policy_lanes}"
+            )
         if self.evolution is not None and self.evolution.cem.population < 2:
             raise ValueError("evolution needs a population of 2 at least, to take over two policies")
         if self.off_policy is not None:

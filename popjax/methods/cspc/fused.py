@@ -9,7 +9,6 @@ their generation is; steps in which they stand by do not count. The first phase 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import rollout, tree
-from popjax.core import Env, Key, PyTree, transition
+from popjax.core import Env, Key, PyTree
 from popjax.methods.cspc.config import Hyper
-from popjax.methods.cspc.members import Member, Phase, Seen
+from popjax.methods.cspc.members import Member, Phase, seen
 from popjax.methods.cspc.memory import Gate, Memory
 
 
@@ -38,8 +37,6 @@ def play(
     episodes, int32 [P] each. ``length`` is the same in all lanes of any ``vmap``."""
     players = [member.player for member in members]
     move = jax.vmap(rollout.autoreset(env).step)
-    # The memory has the global agent's gamma; a team without one has no memory.
-    gamma = 0.0 if hyper.off_policy is None else hyper.off_policy.discount
 
     def step(carry: Any) -> Any:
         count, team, kept, memory, phase = carry
@@ -58,10 +55,9 @@ def play(
             own, lanes, chosen, gates, keys, strict=True
         ):
             mine = slice(begin, begin + len(actions))
-            after, answer = jax.tree.map(lambda x, mine=mine: x[mine], (states, timesteps))
-            rows = jax.vmap(partial(transition, discount=gamma))(lane.obs, actions, answer)
-            seen = Seen(rollout.Lane(after, answer.obs, ()), answer, rows, choice)
-            state, keep, memory, what = player.take(state, keep, memory, seen, gate, hyper, k[1])
+            answer = jax.tree.map(lambda x, mine=mine: x[mine], (states, timesteps))
+            what_happened = seen(lane, actions, answer, choice, hyper)
+            state, keep, memory, what = player.take(state, keep, memory, what_happened, gate, hyper, k[1])
             team, kept, done, begin = [*team, state], [*kept, keep], [*done, what], mine.stop
         steps = jnp.stack([what.steps for what in done])
         for i, player in enumerate(players):

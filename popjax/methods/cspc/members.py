@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,17 @@ class Seen(NamedTuple):
     timesteps: Timestep
     transitions: Transition
     choice: Any
+
+
+def seen(
+    lanes: rollout.Lane, actions: Array, answer: tuple[PyTree, Timestep], choice: Any, hyper: Hyper
+) -> Seen:
+    """A step of ``lanes`` [n], in which the environments answered with their states and timesteps."""
+    states, timesteps = answer
+    # The memory has the global agent's gamma; a team without one has no memory.
+    gamma = 0.0 if hyper.off_policy is None else hyper.off_policy.discount
+    rows = jax.vmap(partial(transition, discount=gamma))(lanes.obs, actions, timesteps)
+    return Seen(rollout.Lane(states, timesteps.obs, ()), timesteps, rows, choice)
 
 
 class Player(NamedTuple):

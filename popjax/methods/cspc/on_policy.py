@@ -15,7 +15,17 @@ from popjax import agents, rollout, tree
 from popjax.core import Env, Key, Params, PyTree, Trajectory, example_transition, transition
 from popjax.methods.cspc import memory as store
 from popjax.methods.cspc.config import Config, Hyper
-from popjax.methods.cspc.members import NOTHING, Member, Phase, Player, Seen, adopter, greedy_of, until
+from popjax.methods.cspc.members import (
+    NOTHING,
+    Member,
+    Phase,
+    Player,
+    Seen,
+    adopter,
+    greedy_of,
+    seen,
+    until,
+)
 from popjax.methods.cspc.memory import Gate, Memory
 
 
@@ -32,7 +42,8 @@ class State:
 
 @struct.dataclass
 class Batch:
-    """A batch that is played step by step: rows [T, E], and how many of the T are there, int32 []."""
+    """A batch or an episode that is played step by step: rows [T, E], and how many of the T are there,
+    int32 []."""
 
     rows: Trajectory
     filled: Array
@@ -42,9 +53,15 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
     """An agent of a kind; it ``shares`` what it sees, if so."""
     if getattr(kind, "normalize_obs", False):
         raise ValueError("an on-policy agent that whitens observations cannot exchange policies")
+    by_episode = config.on_policy_update == "episode"
+    parts = getattr(kind, "minibatches", 1)
+    if by_episode and parts > 1:
+        raise ValueError(f"an episode may have fewer steps than {parts} minibatches; 1 would do")
     agent = agents.build_on_policy(env.spec, kind)
     lanes_env = rollout.autoreset(env)
     lanes, length_of_lane = config.on_policy_lanes, config.on_policy_batch // config.on_policy_lanes
+    if by_episode:
+        length_of_lane = env.spec.episode_length
 
     def start(key: Key) -> tuple[rollout.Lane, store.Underway]:
         keys = jax.random.split(key, lanes)
@@ -119,6 +136,33 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
 
         return until(batch, (state, memory, NOTHING), length)
 
+    def train_by_episode(
+        state: State, memory: Memory, length: Array, gate: Gate, hyper: Hyper, key: Key
+    ) -> tuple[State, Memory, Phase]:
+        """Whole episodes, each learned from at its end."""
+
+        def unfinished(carry: Any) -> Array:
+            (_, kept), _, phase = carry
+            return (phase.steps < length) | (kept.filled > 0)
+
+        def step(carry: Any) -> Any:
+            before, memory, phase = carry
+            state, kept = before
+            alive = unfinished(carry)
+            key_act, key_learn = jax.random.split(jax.random.fold_in(key, phase.steps))
+            actions, choice = act_now(state, kept, hyper, key_act)
+            answer = jax.vmap(lanes_env.step)(state.lanes.env, actions)
+            happened = seen(state.lanes, actions, answer, choice, hyper)
+            state, kept, memory, more = taken(state, kept, memory, happened, alive, gate, hyper, key_learn)
+            steps = phase.steps + jnp.where(alive, more.steps, 0)
+            return tree.where(alive, (state, kept), before), memory, Phase(steps, phase.kept + more.kept)
+
+        start = ((state, begin(state, key)), memory, NOTHING)
+        (state, _), memory, phase = jax.lax.while_loop(
+            lambda carry: tree.any_lane(unfinished(carry)), step, start
+        )
+        return state, memory, phase
+
     def begin(state: State, key: Key) -> Batch:
         blank = Trajectory(
             **vars(tree.repeat(example_transition(env.spec), lanes)),
@@ -132,39 +176,56 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         return choose(jax.random.split(key, lanes), agent.params(state.agent), state.lanes.obs, 1.0)
 
     def take(
-        state: State, kept: Batch, memory: Memory, seen: Seen, gate: Gate, hyper: Hyper, key: Key
+        state: State, kept: Batch, memory: Memory, happened: Seen, gate: Gate, hyper: Hyper, key: Key
     ) -> tuple[State, Batch, Memory, Phase]:
-        done, (action, log_prob) = seen.timesteps.done, seen.choice
+        return taken(state, kept, memory, happened, jnp.bool_(True), gate, hyper, key)
+
+    def taken(
+        state: State,
+        kept: Batch,
+        memory: Memory,
+        happened: Seen,
+        alive: Array,
+        gate: Gate,
+        hyper: Hyper,
+        key: Key,
+    ) -> tuple[State, Batch, Memory, Phase]:
+        """What ``take`` does, with no trace in the memory unless ``alive``."""
+        done, (action, log_prob) = happened.timesteps.done, happened.choice
         row = Trajectory(
             obs=state.lanes.obs,
             action=action,
-            reward=seen.timesteps.reward,
-            discount=jnp.where(seen.timesteps.terminated, 0.0, hyper.on_policy.discount),
-            next_obs=seen.timesteps.next_obs,
+            reward=happened.timesteps.reward,
+            discount=jnp.where(happened.timesteps.terminated, 0.0, hyper.on_policy.discount),
+            next_obs=happened.timesteps.next_obs,
             done=done,
             log_prob=log_prob,
         )
         rows = tree.put(kept.rows, kept.filled, row)
         count, underway = jnp.int32(0), state.underway
         if shares:
-            memory, number = store.remember(memory, seen.transitions, jnp.ones(lanes, jnp.bool_))
-            memory, underway, count = store.follow(memory, underway, number, row.reward, done, gate)
+            memory, number = store.remember(memory, happened.transitions, jnp.broadcast_to(alive, lanes))
+            memory, underway, count = store.follow(memory, underway, number, row.reward, done & alive, gate)
         full = kept.filled + 1 == length_of_lane
+        learned = rows
+        if by_episode:
+            full = done[0]
+            learned = replace(rows, valid=(jnp.arange(length_of_lane) <= kept.filled)[:, None])
         before = (state.agent, state.losses)
         learner, losses = jax.lax.cond(
             tree.any_lane(full),
-            lambda: tree.where(full, agent.learn(state.agent, rows, hyper.on_policy, key), before),
+            lambda: tree.where(full, agent.learn(state.agent, learned, hyper.on_policy, key), before),
             lambda: before,
         )
         kept = Batch(rows, jnp.where(full, 0, kept.filled + 1))
-        return State(learner, seen.played, underway, losses), kept, memory, Phase(jnp.int32(lanes), count)
+        return State(learner, happened.played, underway, losses), kept, memory, Phase(jnp.int32(lanes), count)
 
     def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
         return agent.act(key, params, obs, scale)[0]
 
     return Member(
         init=init,
-        train=train,
+        train=train_by_episode if by_episode else train,
         study=None,
         mean=lambda state: state.agent.actor["mlp"],
         value=lambda state: state.agent.value,

@@ -237,9 +237,12 @@ def _identity(member: Member) -> dict[str, Any]:
 
 
 def scalars(value: np.ndarray) -> list[tuple[str, float]]:
-    """A metric of one generation as suffix and number: itself, or its mean and maximum if it has axes."""
+    """A metric of one generation as suffix and number: itself, or its mean and maximum if it has axes; of
+    nothing, as of prior actors where there are none, nothing."""
     if np.ndim(value) == 0:
         return [("", float(value))]
+    if np.size(value) == 0:
+        return []
     return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.host import memory
+from popjax.host import log, memory
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, join, non_finite
 from popjax.host.report import learning_curve, moving_average
@@ -75,6 +75,12 @@ def test_bytes_of_a_tree_count_keys_as_their_data() -> None:
         "1.2 MB",
         "36.0 TB",
     ]
+
+
+def test_a_metric_is_a_scalar_or_a_mean_and_a_maximum_or_nothing() -> None:
+    assert log.scalars(np.float32(2)) == [("", 2.0)]
+    assert log.scalars(np.array([1, 3])) == [("/mean", 2.0), ("/max", 3.0)]
+    assert log.scalars(np.zeros((0,))) == []
 
 
 def test_something_is_available_and_something_was_held() -> None:

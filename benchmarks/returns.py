@@ -6,8 +6,8 @@
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
 summary and every evaluation, and the curve beside it as PNG. A seed's score is the mean of its last ten
 evaluations; the record has every score, their interquartile mean and its bootstrap interval over seeds, and
-the area under each seed's curve, which is its mean return over the whole of training. Of CA2E it has the
-environment steps when prior actors retired (-1: never), too.
+the area under each seed's curve, which is its mean return over the whole of training. The summary has each
+seed's last metrics, such as the environment steps when CA2E's prior actors retired (-1: never).
 With ``--together NAME`` all runs given are also drawn into ``benchmarks/results/NAME.png``: the mean of each
 over its seeds, shaded from worst to best.
 
@@ -49,9 +49,6 @@ def export(run: Path) -> Path:
         "score": score([[e["seed"], e["return"]] for e in evaluations]),
         "area": areas([[e["seed"], e["env_steps"], e["return"]] for e in evaluations]),
     }
-    retired = retirements(run)
-    if retired:
-        record["retired_at"] = retired
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{run.name}.json"
     text = json.dumps(record, indent=1)
@@ -83,16 +80,6 @@ def areas(evaluations: list[list[float]]) -> list[float]:
         by_seed.setdefault(seed, []).append((step, value))
     curves = [np.array(curve).T for curve in by_seed.values()]
     return [round(float(np.trapezoid(value, step) / (step[-1] - step[0])), 2) for step, value in curves]
-
-
-def retirements(run: Path) -> dict[int, list[int]]:
-    """By seed, the environment steps when each prior actor retired, from the last metrics."""
-    last: dict[int, list[int]] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if "retired_at" in row:
-            last[row["seed"]] = row["retired_at"]
-    return last
 
 
 def interquartile_mean(scores: np.ndarray) -> float:

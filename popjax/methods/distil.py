@@ -182,7 +182,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     teacher = max(teachers, key=lambda t: t.mean_return).teacher
     _require_fit(env, teacher)
     network = recurrent.recurrent_actor_critic(env.spec.obs_shape, env.spec.action_dim, config.network)
-    advise, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)
+    advice, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)
     lanes_env, taken = rollout.autoreset(env), config.lanes * config.steps
     memories = network.memory, teacher.memory
 
@@ -214,7 +214,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
 
         def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
             mine, action = act(params, lane.carry[0], lane.obs, key)
-            its, label, played = advise(frozen, lane.carry[1], lane.obs, key)
+            its, label, played = advice(frozen, lane.carry[1], lane.obs, key)
             env_state, timestep = lanes_env.step(lane.env, jnp.where(guided, played, action))
             carry = tree.where(timestep.done, memories, (mine, its))
             row = lane.obs, label, timestep.reward, timestep.done

@@ -180,7 +180,7 @@ def test_rewards_never_touch_the_distillation_head():
 def test_teachers_touch_what_is_below_their_head_only(head):
     first, second = after(1, ALWAYS, student_gae=False, align="none", distil_head=head)
     assert heads_moved(student(first), student(second)) == {"torso", "core", head}
-    assert second.metrics.lessons[0].distil_loss > 0
+    assert second.metrics.distillations[0].distil_loss > 0
 
 
 def test_alignment_alone_does_not_touch_the_student():
@@ -188,8 +188,8 @@ def test_alignment_alone_does_not_touch_the_student():
     first, second = after(1, times, student_gae=False)
     assert same(student(first), student(second))
     assert not same(first.aligners[0].params, second.aligners[0].params)
-    assert second.metrics.lessons[0].align_loss > 0
-    assert second.metrics.lessons[0].distil_loss == 0
+    assert second.metrics.distillations[0].align_loss > 0
+    assert second.metrics.distillations[0].distil_loss == 0
 
 
 def test_teachers_receive_nothing():
@@ -238,8 +238,8 @@ def test_the_schedule_of_the_worked_example():
     assert moved == [False] * 2 + [True] * 5 + [False] * 2
     assert learned == [False] * 5 + [True] * 2 + [False] * 2
     assert [int(s.env_steps) for s in states] == list(range(0, 200, 20))
-    assert states[6].metrics.lessons[0].teacher.sum() == pytest.approx(1, abs=1e-5)
-    asked = [bool(s.metrics.lessons[0].teacher.any()) for s in states[1:]]
+    assert states[6].metrics.distillations[0].teacher.sum() == pytest.approx(1, abs=1e-5)
+    asked = [bool(s.metrics.distillations[0].teacher.any()) for s in states[1:]]
     assert asked == [False] * 2 + [True] * 5 + [False] * 2  # where nothing is due it is not even asked
 
 
@@ -281,10 +281,10 @@ def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
         state = step(state)
         assert same(student(state), state.frozen[0])
         assert same(state.memories[0], state.team[0].lanes.carry)
-        lesson = state.metrics.lessons[0]
-        assert float(lesson.distil_loss) == 0
-        np.testing.assert_allclose(lesson.aligned, state.metrics.actions, atol=1e-6)
-    assert lesson.aligned.any()
+        distillation = state.metrics.distillations[0]
+        assert float(distillation.distil_loss) == 0
+        np.testing.assert_allclose(distillation.aligned, state.metrics.actions, atol=1e-6)
+    assert distillation.aligned.any()
     assert int(state.metrics.episodes[0]) >= 2
 
 
@@ -404,7 +404,7 @@ def test_a_teacher_with_the_students_memory():
     assert now.memories == ((),)
     logits = jax.vmap(teacher.unroll, (None, 0, 0, 0))(teacher.params, rows.memory, rows.obs, rows.done)[1]
     expected = jax.nn.softmax(logits).mean((0, 1))
-    np.testing.assert_allclose(now.metrics.lessons[0].teacher, expected, atol=1e-5)
+    np.testing.assert_allclose(now.metrics.distillations[0].teacher, expected, atol=1e-5)
     nothing = tree.repeat(teacher.memory, TINY.lanes)
     anew = jax.vmap(teacher.unroll, (None, 0, 0, 0))(teacher.params, nothing, rows.obs, rows.done)[1]
     assert jnp.abs(jax.nn.softmax(anew).mean((0, 1)) - expected).max() > 1e-3
@@ -507,11 +507,11 @@ def test_a_wider_teacher_through_adapters(actions):
     config = replace(TINY, pad_observations=True, pad_actions=True, align="none")
     method = cdrl.build(env(), config, [frozen(wide)])
     state = jax.jit(method.step)(method.init(jax.random.key(0), replace(method.hyper, **ALWAYS)))
-    lesson = state.metrics.lessons[0]
-    assert lesson.teacher.shape == (actions,)
-    assert lesson.aligned.shape == (2,)
-    np.testing.assert_allclose([lesson.teacher.sum(), lesson.aligned.sum()], 1, rtol=1e-5)
-    assert np.isfinite(lesson.distil_loss)
+    distillation = state.metrics.distillations[0]
+    assert distillation.teacher.shape == (actions,)
+    assert distillation.aligned.shape == (2,)
+    np.testing.assert_allclose([distillation.teacher.sum(), distillation.aligned.sum()], 1, rtol=1e-5)
+    assert np.isfinite(distillation.distil_loss)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.team[0].learner.params))
 
 

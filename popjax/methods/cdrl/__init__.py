@@ -44,11 +44,11 @@ from popjax.methods.cdrl import teachers as teaching
 from popjax.methods.cdrl.acting import Rollout, play
 from popjax.methods.cdrl.config import NEVER, Config, Hyper, reached
 from popjax.methods.cdrl.learning import (
+    AlignedTeacher,
     Aligner,
+    Distillation,
     Learner,
-    Lesson,
     Losses,
-    Tutor,
     if_due,
     learn,
     learn_alone,
@@ -61,8 +61,22 @@ from popjax.nets.recurrent import RecurrentNetwork, alignment, recurrent_actor_c
 from popjax.replay.ring import Ring, ring
 
 __all__ = [
-    "ENVS", "NEVER", "RUNS", "Config", "Finished", "Hyper", "Lesson", "Losses", "Metrics", "State", "Teacher",
-    "build", "of_agent", "of_network", "of_run", "remarks",
+    "ENVS",
+    "NEVER",
+    "RUNS",
+    "Config",
+    "Distillation",
+    "Finished",
+    "Hyper",
+    "Losses",
+    "Metrics",
+    "State",
+    "Teacher",
+    "build",
+    "of_agent",
+    "of_network",
+    "of_run",
+    "remarks",
 ]  # fmt: skip
 
 RUNS = {
@@ -91,13 +105,13 @@ EPISODES = 100
 class Metrics:
     """What a step shows. P is the student and then the teachers that train, each in its own task.
 
-    fitness:  float32 [P] return of the last finished episode, mean over lanes.
-    score:    float32 [P] mean return of the last 100 episodes; of those there are, 0 before the first.
-    lengths:  float32 [P] environment steps of the last finished episode, mean over lanes.
-    episodes: int32 [P]   finished episodes.
-    losses:   [P] each    see ``Losses``.
-    actions:  [A]         mean probabilities of the student's actions in its rollouts.
-    lessons:  of every teacher, see ``Lesson``.
+    fitness:       float32 [P] return of the last finished episode, mean over lanes.
+    score:         float32 [P] mean return of the last 100 episodes; of those there are, 0 before the first.
+    lengths:       float32 [P] environment steps of the last finished episode, mean over lanes.
+    episodes:      int32 [P]   finished episodes.
+    losses:        [P] each    see ``Losses``.
+    actions:       [A]         mean probabilities of the student's actions in its rollouts.
+    distillations: of every teacher, see ``Distillation``.
     """
 
     fitness: Array
@@ -106,7 +120,7 @@ class Metrics:
     episodes: Array
     losses: Losses
     actions: Array
-    lessons: tuple[Lesson, ...]
+    distillations: tuple[Distillation, ...]
 
 
 @struct.dataclass
@@ -168,10 +182,10 @@ def build(
                 " teacher_envs, where one trains"
             )
     records += [of_network(each.spec, _network(each.spec, config)) for each in teacher_envs]
-    tutors = [_tutor(env.spec, record, config) for record in records]
-    if not (tutors or config.student_gae):
+    sources = [_aligned_teacher(env.spec, record, config) for record in records]
+    if not (sources or config.student_gae):
         raise ValueError("student_gae False without a teacher: the student would learn from nothing")
-    aligned_before = trained.initial(env.spec, tutors, alignments, config)
+    aligned_before = trained.initial(env.spec, sources, alignments, config)
     if config.teacher_state == "student":
         for record in records:
             teaching.require_same_memory(networks[0], record)
@@ -191,10 +205,10 @@ def build(
         key, key_tasks, key_align = jax.random.split(key, 3)
         begin = partial(_start_task, config, hyper)
         team = tuple(map(begin, lanes_envs, networks, jax.random.split(key_tasks, tasks)))
-        keys = jax.random.split(key_align, len(tutors))
+        keys = jax.random.split(key_align, len(sources))
         aligners = tuple(
-            start_aligner(tutor.alignment.init(key) if before is None else before, hyper)
-            for tutor, before, key in zip(tutors, aligned_before, keys, strict=True)
+            start_aligner(source.alignment.init(key) if before is None else before, hyper)
+            for source, before, key in zip(sources, aligned_before, keys, strict=True)
         )
         own = config.teacher_state == "own"
         state = State(
@@ -233,10 +247,10 @@ def build(
 
         def remember() -> tuple[PyTree, ...]:
             return tuple(
-                jax.vmap(partial(teaching.follow, tutor.teacher, its))(
-                    memory, tutor.view(played.obs), played.done
+                jax.vmap(partial(teaching.follow, source.teacher, its))(
+                    memory, source.view(played.obs), played.done
                 )
-                for tutor, its, memory in zip(tutors, params, s.memories, strict=True)
+                for source, its, memory in zip(sources, params, s.memories, strict=True)
             )
 
         going_on = ~reached(s.env_steps, s.hyper.distil_until, s.hyper)
@@ -248,9 +262,9 @@ def build(
         s, played = collect(s, key_play)
         first, others = s.team[0], s.team[1:]
         memories = follow(s, params, played[0])
-        learner, aligners, loss, lessons = learn(
+        learner, aligners, loss, distillations = learn(
             networks[0],
-            tutors,
+            sources,
             config,
             first.learner,
             s.aligners,
@@ -271,7 +285,7 @@ def build(
             key=key,
             env_steps=s.env_steps + taken,
             generation=s.generation + 1,
-            metrics=_metrics(s, played[0], tree.stack(losses), lessons),
+            metrics=_metrics(s, played[0], tree.stack(losses), distillations),
             team=tuple(learned),
             aligners=aligners,
             memories=memories,
@@ -303,14 +317,16 @@ def _start_task(config: Config, hyper: Hyper, env: Env, network: RecurrentNetwor
     return Task(start(network, key_learner, hyper), lanes)
 
 
-def _tutor(spec: Spec, teacher: Teacher, config: Config) -> Tutor:
+def _aligned_teacher(spec: Spec, teacher: Teacher, config: Config) -> AlignedTeacher:
     """``teacher`` as a student of ``spec`` asks it."""
     view = teaching.view(spec, teacher.spec, config.pad_observations)
     if config.align == "none":
         translate = teaching.translation(spec, teacher.spec, config.pad_actions)
-        return Tutor(teacher, view, Network(lambda key: (), lambda params, logits: translate(logits)))
+        return AlignedTeacher(
+            teacher, view, Network(lambda key: (), lambda params, logits: translate(logits))
+        )
     network = alignment(teacher.spec.action_dim, spec.action_dim, config.align_hidden, config.align_act)
-    return Tutor(teacher, view, network)
+    return AlignedTeacher(teacher, view, network)
 
 
 def _keep_accounts(s: State, played: Sequence[Rollout]) -> State:
@@ -335,7 +351,7 @@ def _finish(finished: Ring, returns: rollout.Returns, reward: Array, done: Array
     return ring(EPISODES).add(finished, totals.reshape(-1), done.T.reshape(-1))
 
 
-def _metrics(s: State, played: Rollout, losses: Losses, lessons: tuple[Lesson, ...]) -> Metrics:
+def _metrics(s: State, played: Rollout, losses: Losses, distillations: tuple[Distillation, ...]) -> Metrics:
     stored = jnp.arange(EPISODES) < s.finished.size[:, None]
     score = jnp.where(stored, s.finished.rows, 0.0).sum(1) / jnp.maximum(s.finished.size, 1)
     return Metrics(
@@ -345,5 +361,5 @@ def _metrics(s: State, played: Rollout, losses: Losses, lessons: tuple[Lesson, .
         episodes=s.returns.episodes.sum(1),
         losses=losses,
         actions=jax.nn.softmax(played.logits).mean((0, 1)),
-        lessons=lessons,
+        distillations=distillations,
     )

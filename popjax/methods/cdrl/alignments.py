@@ -12,7 +12,7 @@ import numpy as np
 from popjax.core import Params, Pretrained, PyTree, Spec
 from popjax.methods.cdrl import offline
 from popjax.methods.cdrl.config import Config
-from popjax.methods.cdrl.learning import Tutor
+from popjax.methods.cdrl.learning import AlignedTeacher
 from popjax.methods.cdrl.teachers import Finished
 
 
@@ -44,7 +44,7 @@ def require_of(spec: Spec, policy: Pretrained) -> None:
 
 
 def initial(
-    spec: Spec, tutors: Sequence[Tutor], given: Sequence[Finished | Params], config: Config
+    spec: Spec, sources: Sequence[AlignedTeacher], given: Sequence[Finished | Params], config: Config
 ) -> Sequence[Params | None]:
     """The alignment network that each teacher of a student of ``spec`` begins with; None: a fresh one, or
     none at all.
@@ -52,41 +52,41 @@ def initial(
     Raises:
         ValueError: there are too many or too few, or one is for another task, teacher, activation or shape.
     """
-    needed = len(tutors) if config.align == "offline" else 0
+    needed = len(sources) if config.align == "offline" else 0
     if len(given) != needed:
         raise ValueError(
-            f"{len(given)} trained alignment networks for align {config.align} with {len(tutors)} teachers:"
+            f"{len(given)} trained alignment networks for align {config.align} with {len(sources)} teachers:"
             " offline takes one from a run of align for each teacher, in order; the others take none"
         )
     if not needed:
-        return [None] * len(tutors)
-    return [_one(spec, tutor, x, config) for tutor, x in zip(tutors, given, strict=True)]
+        return [None] * len(sources)
+    return [_one(spec, source, x, config) for source, x in zip(sources, given, strict=True)]
 
 
-def _one(spec: Spec, tutor: Tutor, given: Finished | Params, config: Config) -> Params:
+def _one(spec: Spec, source: AlignedTeacher, given: Finished | Params, config: Config) -> Params:
     params = given
     if isinstance(given, Finished):
         require_of(spec, given.policy)
-        _require_made_for(tutor, given.policy, config)
+        _require_made_for(source, given.policy, config)
         params = given.policy.params["alignment"]
-    shapes = jax.eval_shape(tutor.alignment.init, jax.random.key(0))
+    shapes = jax.eval_shape(source.alignment.init, jax.random.key(0))
     here, there = (jax.tree.map(jnp.shape, x) for x in (shapes, params))
     if here != there:
         raise ValueError(f"the alignment network has shapes {there}; align_hidden and tasks need {here}")
     return jax.tree.map(jnp.asarray, params)
 
 
-def _require_made_for(tutor: Tutor, policy: Pretrained, config: Config) -> None:
+def _require_made_for(source: AlignedTeacher, policy: Pretrained, config: Config) -> None:
     """That a network of a run of ``align`` was trained with this teacher and this activation."""
     if policy.config.align_act != config.align_act:
         raise ValueError(
             f"the alignment network of {policy.name} was trained with align_act {policy.config.align_act},"
             f" not {config.align_act}"
         )
-    if not _same(tutor.teacher.params, policy.params["teacher"]):
+    if not _same(source.teacher.params, policy.params["teacher"]):
         raise ValueError(
             f"the alignment network of {policy.name} was trained with another teacher than that of"
-            f" {tutor.teacher.spec.name} in its place: give the same run and seed, in the same order"
+            f" {source.teacher.spec.name} in its place: give the same run and seed, in the same order"
         )
 
 

@@ -57,7 +57,7 @@ class Losses:
 
 
 @struct.dataclass
-class Lesson:
+class Distillation:
     """Of one teacher, means over rows; 0 while neither it nor its alignment network teaches anything.
 
     align_loss:  []   what the alignment network is trained to reduce; 0 while it is not.
@@ -72,7 +72,7 @@ class Lesson:
     aligned: Array
 
 
-class Tutor(NamedTuple):
+class AlignedTeacher(NamedTuple):
     """A teacher as one student asks it.
 
     teacher:   the record
@@ -102,7 +102,7 @@ def start_aligner(params: Params, hyper: Hyper) -> Aligner:
 
 def learn(
     network: RecurrentNetwork,
-    tutors: Sequence[Tutor],
+    sources: Sequence[AlignedTeacher],
     config: Config,
     learner: Learner,
     aligners: tuple[Aligner, ...],
@@ -111,7 +111,7 @@ def learn(
     params: tuple[Params, ...],
     taken: Array,
     hyper: Hyper,
-) -> tuple[Learner, tuple[Aligner, ...], Losses, tuple[Lesson, ...]]:
+) -> tuple[Learner, tuple[Aligner, ...], Losses, tuple[Distillation, ...]]:
     """All gradient steps that the rollouts ``played`` [N, T] of one task are worth.
 
     memories: [N] of each teacher before the rollouts; () where it has none or reads the student's.
@@ -129,19 +129,19 @@ def learn(
         heads, pull = jax.vjp(lambda p: _heads(network, p, played), point)
         learner, losses = _reinforce(learner, heads, pull, played, hyper, config)
         taken = taken + bundle * config.steps
-        aligners, lessons = list(aligners), []
-        for i, tutor in enumerate(tutors):
-            pupil, its = (learner, aligners[i]), (params[i], memories[i])
-            (learner, aligners[i]), lesson = _teach(
-                tutor, config, pupil, its, heads, pull, played, taken, hyper
+        aligners, distillations = list(aligners), []
+        for i, source in enumerate(sources):
+            student, its = (learner, aligners[i]), (params[i], memories[i])
+            (learner, aligners[i]), distillation = _teach(
+                source, config, student, its, heads, pull, played, taken, hyper
             )
-            lessons.append(lesson)
-        return (learner, tuple(aligners), taken), (losses, tuple(lessons))
+            distillations.append(distillation)
+        return (learner, tuple(aligners), taken), (losses, tuple(distillations))
 
     bundles = jax.tree.map(lambda x: x.reshape(-1, bundle, *x.shape[1:]), (played, memories))
     (learner, aligners, _), means = jax.lax.scan(one, (learner, aligners, taken), bundles)
-    losses, lessons = jax.tree.map(lambda x: x.mean(0), means)
-    return learner, aligners, losses, lessons
+    losses, distillations = jax.tree.map(lambda x: x.mean(0), means)
+    return learner, aligners, losses, distillations
 
 
 def learn_alone(
@@ -180,16 +180,16 @@ def _reinforce(
 
 
 def _teach(
-    tutor: Tutor,
+    source: AlignedTeacher,
     config: Config,
-    pupil: tuple[Learner, Aligner],
+    student: tuple[Learner, Aligner],
     its: tuple[Params, PyTree],
     heads: Heads,
     pull: _Pull,
     played: Rollout,
     taken: Array,
     hyper: Hyper,
-) -> tuple[tuple[Learner, Aligner], Lesson]:
+) -> tuple[tuple[Learner, Aligner], Distillation]:
     """One teacher's part, with ``its`` parameters and memory [n]: it reads the rollouts, then its alignment
     network learns, then the student. Where neither is due it is not even asked."""
     going_on = ~reached(taken, hyper.distil_until, hyper)
@@ -197,22 +197,22 @@ def _teach(
     distils = going_on & reached(taken, hyper.distil_from, hyper)
     due = distils | aligns if config.align == "online" else distils
 
-    def teach() -> tuple[tuple[Learner, Aligner], Lesson]:
-        (learner, aligner), (params, memory) = pupil, its
+    def teach() -> tuple[tuple[Learner, Aligner], Distillation]:
+        (learner, aligner), (params, memory) = student, its
         memory = memory if config.teacher_state == "own" else played.memory
-        read = jax.vmap(tutor.teacher.unroll, (None, 0, 0, 0))
-        _, logits = read(params, memory, tutor.view(played.obs), played.done)
-        aligned = tutor.alignment.apply(aligner.params, logits)  # before the alignment network's step
+        read = jax.vmap(source.teacher.unroll, (None, 0, 0, 0))
+        _, logits = read(params, memory, source.view(played.obs), played.done)
+        aligned = source.alignment.apply(aligner.params, logits)  # before the alignment network's step
         align_loss = distil_loss = jnp.float32(0)
         if config.align == "online":
             pairs = logits, played.logits
-            aligner, align_loss = _align(tutor.alignment, config, aligner, pairs, aligns, hyper)
+            aligner, align_loss = _align(source.alignment, config, aligner, pairs, aligns, hyper)
         learner, distil_loss = _distil(config, learner, heads, pull, aligned, distils, hyper)
         histograms = (jax.nn.softmax(x).mean((0, 1)) for x in (logits, aligned))
-        return (learner, aligner), Lesson(align_loss, distil_loss, *histograms)
+        return (learner, aligner), Distillation(align_loss, distil_loss, *histograms)
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(teach)[1])
-    return if_due(due, teach, (pupil, nothing))
+    return if_due(due, teach, (student, nothing))
 
 
 def _align(

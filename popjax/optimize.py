@@ -1,4 +1,4 @@
-"""One step of Adam on one network, with hyperparameters as data."""
+"""One step of an optimizer on one network, with hyperparameters as data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
-from popjax.core import Params, PyTree
+from popjax.core import Number, Params, PyTree
 
 
 def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
@@ -18,6 +19,12 @@ def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.Gr
     Rebuilt wherever it is used: its state has the same structure whatever the numbers are.
     """
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
+
+
+def annealed(rate: Number, updates: Array, length: Number) -> Array:
+    """``rate`` after ``updates`` of the ``length`` over which it falls linearly to 0; 0: never."""
+    left = 1 - updates / jnp.maximum(length, 1)
+    return rate * jnp.where(length > 0, jnp.maximum(left, 0), 1.0)
 
 
 def descend(

@@ -28,7 +28,7 @@ from popjax.core import (
     Trajectory,
     number,
 )
-from popjax.optimize import descend
+from popjax.optimize import annealed, descend
 
 ROLLOUT = 5
 """Environment steps of each lane that a gradient step is taken from."""
@@ -88,12 +88,6 @@ def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax
         optax.clip_by_global_norm(max_grad_norm),
         optax.rmsprop(learning_rate, decay=0.99, eps=1e-5, initial_scale=1.0, eps_in_sqrt=True),
     )
-
-
-def annealed(rate: Number, updates: Array, length: Number) -> Array:
-    """``rate`` after ``updates`` of the ``length`` steps over which it falls linearly to 0; 0: never."""
-    left = 1 - updates / jnp.maximum(length, 1)
-    return rate * jnp.where(length > 0, jnp.maximum(left, 0), 1.0)
 
 
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:

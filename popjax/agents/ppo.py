@@ -31,7 +31,7 @@ from popjax.core import (
     Trajectory,
     number,
 )
-from popjax.optimize import adam, descend
+from popjax.optimize import adam, annealed, descend
 
 CLIP_OBS = 10.0  # standard deviations
 LOG_STD = -0.5  # of a fresh Gaussian policy
@@ -72,17 +72,20 @@ class Hyper:
     target_kl: Number = number(0.01)  # the policy stops beyond 1.5 times this divergence, nats; inf: never
     entropy_weight: Number = number(0.0)  # of the entropy bonus
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
+    anneal_rollouts: Number = number(0.0)  # rollouts over which both rates fall linearly to 0; 0: never
 
 
 @struct.dataclass
 class State:
-    """Actor and value, Adam's moments of each, statistics of observations (() without whitening)."""
+    """Actor and value, Adam's moments of each, statistics of observations (() without whitening), rollouts
+    learned from (int32 [])."""
 
     actor: Params
     value: Params
     actor_optimizer: PyTree
     value_optimizer: PyTree
     observations: PyTree
+    rollouts: Array
 
 
 @struct.dataclass
@@ -130,6 +133,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             actor_optimizer=adam(hyper.policy_lr, hyper.max_grad_norm).init(policy_params),
             value_optimizer=adam(hyper.value_lr, hyper.max_grad_norm).init(value_params),
             observations=normalize.init(spec.obs_shape) if config.normalize_obs else (),
+            rollouts=jnp.int32(0),
         )
 
     def seen(observations: PyTree, obs: Array) -> Array:
@@ -145,7 +149,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
     ) -> tuple[State, tuple[Array, ...]]:
         """Steps until the divergence is too large or all epochs are done; rows and advantages [B]."""
-        optimizer = adam(hyper.policy_lr, hyper.max_grad_norm)
+        rate = annealed(hyper.policy_lr, state.rollouts, hyper.anneal_rollouts)
+        optimizer = adam(rate, hyper.max_grad_norm)
 
         def loss(params: Params, part: tuple[Trajectory, Array]) -> tuple[Array, None]:
             rows, advantages = part
@@ -185,7 +190,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         state: State, rows: Trajectory, returns: Array, hyper: Hyper, key: Key
     ) -> tuple[State, Array]:
         """``value_epochs`` passes towards the returns [B]."""
-        optimizer = adam(hyper.value_lr, hyper.max_grad_norm)
+        rate = annealed(hyper.value_lr, state.rollouts, hyper.anneal_rollouts)
+        optimizer = adam(rate, hyper.max_grad_norm)
 
         def step(carry: PyTree, part: tuple[Array, Array, Array | None]) -> tuple[PyTree, Array]:
             obs, returns, valid = part
@@ -225,6 +231,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             advantages = standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
         state, value_loss = learn_value(state, rows, returns, hyper, key_value)
+        state = replace(state, rollouts=state.rollouts + 1)
         if config.normalize_obs:
             state = replace(state, observations=normalize.update(state.observations, raw, rollout.valid))
         return state, Losses(policy_loss, value_loss, kl, entropy, steps)

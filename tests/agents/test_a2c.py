@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from popjax import distributions
+from popjax import distributions, optimize
 from popjax.agents import a2c, ppo
 from popjax.core import Spec, Trajectory, as_arrays
 from tests.agents import by_hand, probes
@@ -153,9 +153,9 @@ def test_the_rate_falls_to_zero_and_stays_there(key):
     assert int(state.updates) == 6
     assert all(np.diff(moved[:5]) < 0)
     assert moved[4:] == [0, 0]
-    rates = [float(a2c.annealed(jnp.float32(8), jnp.int32(n), jnp.float32(4))) for n in range(6)]
+    rates = [float(optimize.annealed(jnp.float32(8), jnp.int32(n), jnp.float32(4))) for n in range(6)]
     assert rates == [8, 6, 4, 2, 0, 0]
-    assert float(a2c.annealed(jnp.float32(8), jnp.int32(10**6), jnp.float32(0))) == 8
+    assert float(optimize.annealed(jnp.float32(8), jnp.int32(10**6), jnp.float32(0))) == 8
 
 
 def test_the_log_probability_of_behaviour_does_not_matter(key):

@@ -122,6 +122,23 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
     assert float(jnp.abs(actions[0] - actions[1]).max()) > 1e-6
 
 
+def test_rates_fall_with_the_rollouts(key):
+    """Adam's first step is the rate: half of it after two rollouts of four, and nothing after four."""
+    config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=1)
+    hyper = as_arrays(ppo.Hyper(anneal_rollouts=4.0))
+    agent, state, rows = played(config, hyper, key)
+    learn = jax.jit(agent.learn)
+    for rollouts, rate in ((0, 1.0), (2, 0.5), (4, 0.0), (5, 0.0)):
+        before = replace(state, rollouts=jnp.int32(rollouts))
+        after, _ = learn(before, rows, hyper, key)
+        assert int(after.rollouts) == rollouts + 1
+        for name, full in (("actor", 3e-4), ("value", 1e-3)):
+            moved = jax.tree.map(
+                lambda a, b: jnp.abs(a - b).max(), getattr(after, name), getattr(state, name)
+            )
+            assert max(map(float, jax.tree.leaves(moved))) == pytest.approx(rate * full, rel=1e-2, abs=1e-9)
+
+
 @pytest.mark.parametrize("kind", [ppo, a2c])
 def test_rows_that_are_not_valid_leave_no_trace(kind, key):
     """An episode of six steps teaches the same in a rollout of ten, whatever the other four hold."""

@@ -50,16 +50,18 @@ def digest(state: Any) -> str:
     return total.hexdigest()
 
 
-def save(directory: Path, generation: int, state: Any, extra: dict[str, Any]) -> None:
+def save(
+    directory: Path, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None
+) -> None:
     """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
 
-    The older checkpoints beyond ``KEPT`` are removed once the new one is complete. Every process of a run
-    calls this; each writes what lies on its own devices.
+    The older checkpoints beyond ``KEPT`` are removed once the new one is complete, but for that of generation
+    ``keep``. Every process of a run calls this; each writes what lies on its own devices.
 
     Raises:
         NotSaved: it could not be written; the older ones are as they were.
     """
-    _write(directory, generation, {path: _data(leaf) for path, leaf in _leaves(state)}, extra)
+    _write(directory, generation, {path: _data(leaf) for path, leaf in _leaves(state)}, extra, keep)
 
 
 class Writer:
@@ -76,20 +78,20 @@ class Writer:
         self._failure: BaseException | None = None
         self._copies: dict[str, np.ndarray] = {}
 
-    def save(self, generation: int, state: Any, extra: dict[str, Any]) -> None:
+    def save(self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None) -> None:
         """As the function ``save``; a generation that has a checkpoint already keeps it."""
         self.wait()
         if generation in generations(self.directory):
             return
         if not self.background:
-            save(self.directory, generation, state, extra)
+            save(self.directory, generation, state, extra, keep)
             return
         for path, leaf in _leaves(state):
             array = np.asarray(_data(leaf))
             if path not in self._copies:  # kept, because fresh memory costs more than the copying
                 self._copies[path] = np.empty_like(array, order="C")
             np.copyto(self._copies[path], array)
-        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra))
+        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra, keep))
         self._thread.start()
 
     def wait(self) -> None:
@@ -109,14 +111,16 @@ class Writer:
             self._thread.join()
         self._thread = None
 
-    def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+    def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None) -> None:
         try:
-            _write(self.directory, generation, arrays, extra)
+            _write(self.directory, generation, arrays, extra, keep)
         except BaseException as failure:
             self._failure = failure
 
 
-def _write(directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+def _write(
+    directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None = None
+) -> None:
     partial = directory / f"{_PARTIAL}{generation}"
     try:
         _write_arrays(directory, partial, arrays)
@@ -125,7 +129,7 @@ def _write(directory: Path, generation: int, arrays: dict[str, Any], extra: dict
             "extra": extra,
             "leaves": {path: _describe(fetch(array)) for path, array in arrays.items()},
         }
-        together(lambda: _complete(directory, generation, json.dumps(content)))
+        together(lambda: _complete(directory, generation, json.dumps(content), keep))
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         older = generations(directory)
@@ -174,13 +178,14 @@ def _remarks_held() -> Iterator[None]:
         sys.unraisablehook, sys.excepthook = before
 
 
-def _complete(directory: Path, generation: int, content: str) -> None:
+def _complete(directory: Path, generation: int, content: str, keep: int | None) -> None:
     partial = directory / f"{_PARTIAL}{generation}"
     envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
     (partial / _MANIFEST).write_text(json.dumps(envelope))
     partial.rename(directory / str(generation))
     for old in generations(directory)[KEPT:]:
-        shutil.rmtree(directory / str(old))
+        if old != keep:
+            shutil.rmtree(directory / str(old))
 
 
 def generations(directory: Path) -> list[int]:
@@ -220,15 +225,16 @@ def restore_newest(
 
 
 def member_of_newest(
-    directory: Path, shapes: Any, complain: Callable[[str], None], place: int
+    directory: Path, shapes: Any, complain: Callable[[str], None], place: int, until: int | None = None
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """``restore_newest`` of one member: its State [1, ...]; the others take no room on the device."""
+    """``restore_newest`` of one member, with ``until`` of a checkpoint no newer than that generation: its
+    State [1, ...]; the others take no room on the device."""
 
     def read(path: Path) -> tuple[Any, dict[str, Any]]:
         arrays, extra = _read(path, shapes, None)
-        return _state({name: array[place : place + 1] for name, array in arrays.items()}, shapes), extra
+        return from_arrays({name: array[place : place + 1] for name, array in arrays.items()}, shapes), extra
 
-    return _newest(directory, complain, read)
+    return _newest(directory, complain, read, until)
 
 
 def slice_of_newest(
@@ -256,9 +262,12 @@ def write_arrays(directory: Path, generation: int, arrays: dict[str, Any], extra
 
 
 def _newest(
-    directory: Path, complain: Callable[[str], None], read: Callable[[Path], tuple[Any, dict[str, Any]]]
+    directory: Path,
+    complain: Callable[[str], None],
+    read: Callable[[Path], tuple[Any, dict[str, Any]]],
+    until: int | None = None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    available = generations(directory)
+    available = [generation for generation in generations(directory) if until is None or generation <= until]
     for place, generation in enumerate(available):
         try:
             return generation, *read(directory / str(generation))
@@ -282,10 +291,21 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, shapes)
     arrays, extra = _read(path, shapes, shardings)
-    return _state(arrays, shapes), extra
+    return from_arrays(arrays, shapes), extra
 
 
-def _state(arrays: dict[str, Any], shapes: Any) -> Any:
+def to_arrays(state: Any) -> dict[str, np.ndarray]:
+    """The leaves of a State by name, whole, on the host; keys are their data."""
+    return {name: fetch(_data(leaf)) for name, leaf in _leaves(state)}
+
+
+def data_shapes(shapes: Any) -> dict[str, Any]:
+    """The shapes of what ``to_arrays`` makes of a State of these ``shapes``."""
+    return {name: jax.eval_shape(_data, leaf) for name, leaf in _leaves(shapes)}
+
+
+def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
+    """The State in the structure of ``shapes`` of which ``to_arrays`` has made ``arrays``."""
     leaves = [_undata(arrays[name], leaf) for name, leaf in _leaves(shapes)]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
@@ -293,7 +313,7 @@ def _state(arrays: dict[str, Any], shapes: Any) -> Any:
 def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves by name, keys as their data, and the extra; NumPy arrays without ``shardings``."""
     manifest = _read_manifest(path)
-    target = {name: jax.eval_shape(_data, leaf) for name, leaf in _leaves(shapes)}
+    target = data_shapes(shapes)
     _require_equal_structure(path, manifest["leaves"], target)
     where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
     arrays, failure = {}, None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,22 +43,14 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     if found is None:
         raise Refused(f"{source} has no whole checkpoint")
     arrays, extra = found
-    generation = _common_generation(arrays, source)
-    kept = {key: value for key, value in extra.items() if key != "frozen"}
+    kept = {key: value for key, value in extra.items() if key not in ("frozen", "regular")}
     kept["env_steps"] = np.asarray(arrays["env_steps"]).tolist()
     for file in ("metrics", "evaluations"):
         _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)
-    checkpoint.write_arrays(new.checkpoints, generation, arrays, kept)
+    checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, kept)
     rundir.write_json(
         new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
     )
-
-
-def _common_generation(arrays: dict[str, Any], source: Path) -> int:
-    generations = sorted({int(generation) for generation in arrays["generation"]})
-    if len(generations) > 1:
-        raise Refused(f"members of {source} stand at the generations {generations}: take those that agree")
-    return generations[0]
 
 
 def _copy_lines(source: Path, destination: Path, members: set[int], first_seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -43,51 +43,49 @@ class History:
     env_steps:   int [S, C]       environment steps done.
     metrics:     [S, C, ...]      the method's Metrics, same structure.
     evaluations: those made at the end of the last of these generations.
-    frozen:      places [S] of members that stand still: their steps do not grow, their metrics are void.
+    still:       places [S] of members that stand still: their steps do not grow, their metrics are void.
     """
 
     generation: np.ndarray
     env_steps: np.ndarray
     metrics: Any
     evaluations: tuple[Evaluation, ...] = ()
-    frozen: frozenset[int] = frozenset()
+    still: frozenset[int] = frozenset()
 
     @property
     def living(self) -> list[int]:
         """Places of the members that go on."""
-        return [place for place in range(len(self.generation)) if place not in self.frozen]
+        return [place for place in range(len(self.generation)) if place not in self.still]
 
-    def freeze(self, env_steps: np.ndarray, places: Iterable[int]) -> History:
-        """This history with the members at ``places`` standing still at ``env_steps`` [S]."""
-        frozen = self.frozen | frozenset(places)
-        if not frozen:
+    def freeze(self, generation: np.ndarray, env_steps: np.ndarray, places: Iterable[int]) -> History:
+        """This history with the members at ``places`` standing still at ``generation`` [S] and ``env_steps``
+        [S]."""
+        places = self.still | frozenset(places)
+        if not places:
             return self
-        still, living = (
-            np.isin(np.arange(len(self.generation)), list(frozen)),
-            replace(self, frozen=frozen).living,
-        )
+        still = np.isin(np.arange(len(self.generation)), list(places))
 
         def void(values: np.ndarray) -> np.ndarray:
             nothing = np.nan if np.issubdtype(values.dtype, np.floating) else 0
             return np.where(still.reshape(-1, *[1] * (values.ndim - 1)), nothing, values).astype(values.dtype)
 
         return History(
-            np.repeat(self.generation[living[:1]], len(still), axis=0),
+            np.where(still[:, None], generation[:, None], self.generation),
             np.where(still[:, None], env_steps[:, None], self.env_steps),
             jax.tree.map(void, self.metrics),
             self.evaluations,
-            frozen,
+            places,
         )
 
     def every(self, spacing: int) -> History:
-        """Only the generations whose number is a multiple of ``spacing``."""
-        kept = self.generation[0] % spacing == 0
+        """Only generations whose number, of the first member that goes on, is a multiple of ``spacing``."""
+        kept = (self.generation[self.living[:1]] % spacing == 0).any(0)
         return History(
             self.generation[:, kept],
             self.env_steps[:, kept],
             jax.tree.map(lambda x: x[:, kept], self.metrics),
             self.evaluations,
-            self.frozen,
+            self.still,
         )
 
 
@@ -98,7 +96,7 @@ def join(parts: Sequence[History]) -> History:
         np.concatenate([part.env_steps for part in parts], axis=1),
         jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(part.metrics for part in parts)),
         tuple(evaluation for part in parts for evaluation in part.evaluations),
-        frozenset().union(*(part.frozen for part in parts)),
+        frozenset().union(*(part.still for part in parts)),
     )
 
 

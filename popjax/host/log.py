@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO, TypeAlias
 
 import numpy as np
@@ -100,14 +101,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
-def drop_after(path: Path, generation: int) -> None:
-    """Removes the records of later generations from a file of JSON lines, and a half-written last line."""
+def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:
+    """Removes the records of generations beyond ``generation``, of the ``members`` by number beyond one of
+    their own, from a file of JSON lines, and a half-written last line."""
     if not path.exists():
         return
 
     def stays(line: str) -> bool:
         try:
-            return json.loads(line)["generation"] <= generation
+            row = json.loads(line)
+            return row["generation"] <= members.get(row.get("member"), generation)
         except (ValueError, KeyError, TypeError):
             return False
 
@@ -167,7 +170,8 @@ def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
         latest.update({evaluation.member: evaluation.mean for evaluation in history.evaluations})
         now = history.env_steps[:, -1] if history.env_steps.size else now
         seconds = max(time.perf_counter() - begun, 1e-9)
-        slowest = min(history.living, key=lambda place: int(now[place]))
+        # Where the last one that went on was frozen just now, all others have finished.
+        slowest = min(history.living or range(len(now)), key=lambda place: int(now[place]))
         rate = (now - first)[slowest] / seconds
         left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")
         return int(now[slowest]), float((now - first).sum()) / seconds, left

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from popjax import tree
 from popjax.host import checkpoint, interrupt, log, processes, sweep
 from popjax.host.errors import Interrupted, NonFiniteMetric
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
 from popjax.host.run import Position, Result, Run, complain, extra, finish
-from popjax.host.shard import Placement, spread
+from popjax.host.shard import Placement
+from popjax.host.standing import Standing
 
 
 class Trained(NamedTuple):
@@ -40,23 +40,31 @@ def train_on(
     trained: Trained, state: Any, position: Position, sinks: Sequence[log.Sink], stack: ExitStack
 ) -> Result:
     """Trains from ``state`` on until the budget is spent."""
-    run, programs, writer = trained.run, trained.programs, trained.writer
-    options, spacing = run.options, max(1, run.options.log_every // run.method.steps_bound)
+    run, writer, budget = trained.run, trained.writer, trained.run.options.env_steps
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stopping = stack.enter_context(interrupt.deferred(run.say)) if writer else _never
-    rows, saved, parts = empty(trained.shapes).freeze(position.env_steps, position.frozen), position, []
-    still = {place: _lane(state, place) for place in position.frozen}
-    put_lane = _put_lane(trained.placement.state(trained.shapes))
+    spacing = max(1, run.options.log_every // run.method.steps_bound)
+    standing = Standing(trained.shapes, trained.placement, run.files.root if run.files else None)
+    rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
+        for place in position.standing(budget) - standing.places:
+            standing.keep(state, place)
+        if index:
+            state, position, rows = _advance(trained, state, position, saved, standing)
+        else:
+            rows = rows.freeze(position.generations, position.env_steps, standing.places)
         made = _evaluate(trained, state, position)
         position = replace(position, evaluations=position.evaluations + made)
         parts.append(replace(rows.every(spacing), evaluations=made))
         for sink in sinks:
             sink(index, parts[-1])
-        done, signal_number = position.least >= options.env_steps, processes.largest(stopping() or 0)
-        due = _crossed(saved.env_steps, position.env_steps, options.checkpoint_every).any()
+        done, signal_number = position.least >= budget, processes.largest(stopping() or 0)
+        due = _crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any()
+        if done or (writer and (signal_number or due)):
+            state = standing.put_back(state)
         if writer and (done or signal_number or due):
-            writer.save(position.generation, state, extra(run, position))
+            position = replace(position, regular=position.generation) if due else position
+            writer.save(position.generation, state, extra(run, position), keep=position.regular)
             saved = position
         if writer and (done or signal_number):
             writer.wait()
@@ -64,22 +72,27 @@ def train_on(
             return finish(run, state, position, join(parts))
         if signal_number:
             raise Interrupted(_resumable(run, position), signal_number)
-        state, rows, seconds = _run_chunk(programs, state)
-        rows = rows.freeze(position.env_steps, position.frozen)
-        if failures := non_finite(rows):
-            position, frozen = _freeze(trained, failures, rows, position, saved)
-            still |= frozen
-            rows = rows.freeze(position.env_steps, position.frozen)
-        for place, lane in still.items():
-            state = put_lane(state, lane, place)
-        _require_progress(rows, position)
-        position = replace(
-            position,
-            generation=int(rows.generation[0, -1]),
-            env_steps=rows.env_steps[:, -1],
-            chunk_seconds=position.chunk_seconds + seconds,
-        )
     raise AssertionError("unreachable")
+
+
+def _advance(
+    trained: Trained, state: Any, position: Position, saved: Position, standing: Standing
+) -> tuple[Any, Position, History]:
+    """One chunk: the State and position after it, and what it recorded of the members that went on."""
+    state, rows, seconds = _run_chunk(trained.programs, state)
+    rows = rows.freeze(position.generations, position.env_steps, standing.places)
+    if failures := non_finite(rows):
+        position = _freeze(trained, failures, rows, position, saved, standing)
+        rows = rows.freeze(position.generations, position.env_steps, standing.places)
+    _require_progress(rows, position)
+    position = replace(
+        position,
+        generation=position.generation + rows.generation.shape[1],
+        generations=rows.generation[:, -1],
+        env_steps=rows.env_steps[:, -1],
+        chunk_seconds=position.chunk_seconds + seconds,
+    )
+    return state, position, rows
 
 
 def _run_chunk(programs: Programs, state: Any) -> tuple[Any, History, float]:
@@ -99,11 +112,11 @@ def _evaluate(trained: Trained, state: Any, position: Position) -> tuple[Evaluat
     due = [place for place in position.living if _evaluation_due(run, position, place)]
     if not due:
         return ()
-    answer = trained.programs.evaluate(state, trained.start[0], position.generation, due)
+    answer = trained.programs.evaluate(state, trained.start[0], position.generations, due)
     return tuple(
         Evaluation(
             run.members[place].seed,
-            position.generation,
+            int(position.generations[place]),
             int(position.env_steps[place]),
             tuple(returns.tolist()),
             tuple(lengths.tolist()),
@@ -129,58 +142,49 @@ def _crossed(before: Any, now: Any, every: int) -> Any:
 
 
 def _freeze(
-    trained: Trained, failures: dict[int, tuple[int, str]], rows: History, position: Position, saved: Position
-) -> tuple[Position, dict[int, Any]]:
-    """Stops the members of which a metric is not finite at their last checkpoint, the others go on.
-
-    Returns the position with them standing still, and the State [1, ...] of each by place.
+    trained: Trained,
+    failures: dict[int, tuple[int, str]],
+    rows: History,
+    position: Position,
+    saved: Position,
+    standing: Standing,
+) -> Position:
+    """Stops the members of which a metric is not finite at their last regular checkpoint; where they stand
+    does not depend on when the run was interrupted. Returns the position with them standing still.
 
     Raises:
-        NonFiniteMetric: there are no others.
+        NonFiniteMetric: all others are frozen too.
     """
     run = trained.run
     if trained.writer:
         trained.writer.wait()
-    if len(failures) == len(rows.living):
+    if not set(position.living) - failures.keys():
         raise NonFiniteMetric(_all_failed(run, failures, saved))
-    lanes, steps, reasons = {}, position.env_steps.copy(), dict(position.frozen)
+    reasons = dict(position.frozen)
+    generations, steps = position.generations.copy(), position.env_steps.copy()
     for place, (generation, metric) in sorted(failures.items()):
-        lane = _last_good(trained, place)
-        lanes[place] = spread(lane, trained.placement.everywhere())
-        stands, steps[place] = (int(x[0]) for x in processes.fetch((lane.generation, lane.env_steps)))
+        lane = _last_good(trained, place, position.regular)
+        standing.keep_lane(lane, place)
+        generations[place], steps[place] = (x[0] for x in processes.fetch((lane.generation, lane.env_steps)))
         reasons[place] = f"metric {metric} became NaN or infinite in generation {generation}"
-        member = run.members[place]
+        member, others = run.members[place], len(rows.living) - len(failures)
         run.say(
-            f"member {member.number} ({member.name}) is frozen at generation {stands}: {reasons[place]};"
-            f" {len(rows.living) - len(failures)} others go on"
+            f"member {member.number} ({member.name}) is frozen at generation {generations[place]}:"
+            f" {reasons[place]}; {f'{others} others go on' if others else 'the others have finished'}"
         )
-    return replace(position, env_steps=steps, frozen=reasons), lanes
+    return replace(position, generations=generations, env_steps=steps, frozen=reasons)
 
 
-def _last_good(trained: Trained, place: int) -> Any:
-    """A member's State [1, ...] of the newest checkpoint, else of its beginning."""
-    if trained.writer:
+def _last_good(trained: Trained, place: int, regular: int | None) -> Any:
+    """A member's State [1, ...] of the newest regular checkpoint, else of its beginning."""
+    if trained.writer and regular is not None:
         directory = trained.writer.directory
-        found = checkpoint.member_of_newest(directory, trained.shapes, complain, place)
+        found = checkpoint.member_of_newest(directory, trained.shapes, complain, place, until=regular)
         if found:
             return found[1]
     key = sweep.keys(trained.run.members[place : place + 1])
     hyper = jax.tree.map(lambda x: processes.fetch(x)[place : place + 1], trained.start[1])
     return jax.jit(sweep.lift(trained.run.method.init, 1))(key, hyper)
-
-
-def _lane(state: Any, place: int) -> Any:
-    """One member of a State as a State [1, ...] of its own."""
-    return jax.tree.map(lambda x: x[place : place + 1], state)
-
-
-def _put_lane(shardings: Any) -> Any:
-    """``(state [S, ...], lane [1, ...], place) -> state`` with that member replaced, in place."""
-
-    def put(state: Any, lane: Any, place: Any) -> Any:
-        return tree.put(state, place, tree.take(lane, 0))
-
-    return jax.jit(put, donate_argnums=0, out_shardings=shardings)
 
 
 def _all_failed(run: Run, failures: dict[int, tuple[int, str]], saved: Position) -> str:

@@ -56,6 +56,11 @@ def available_bytes(device: jax.Device) -> int:
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics.get("bytes_in_use", 0))
+    return host_bytes()
+
+
+def host_bytes() -> int:
+    """What this process can still allocate in main memory."""
     import psutil
 
     return min(int(psutil.virtual_memory().available), _control_group_bytes())
@@ -79,11 +84,7 @@ def peak_bytes(device: jax.Device) -> int:
 def spare_for_copies(total: int, available: int, device: jax.Device) -> int:
     """Bytes left on the host for a copy of the State while ``total`` of ``available`` are in use on
     ``device``."""
-    if device.platform == "cpu":
-        return available - total
-    import psutil
-
-    return min(int(psutil.virtual_memory().available), _control_group_bytes())
+    return available - total if device.platform == "cpu" else host_bytes()
 
 
 def check(total: int, available: int, state: Any, device: jax.Device, members: int = 1) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from popjax.host import memory
 from popjax.host.evaluate import evaluator
 from popjax.host.options import Options, chunk_length
 from popjax.host.processes import fetch
-from popjax.host.shard import SWEEP, Placement
+from popjax.host.shard import SWEEP, Placement, spread
 
 
 class Programs(NamedTuple):
@@ -31,7 +32,7 @@ class Programs(NamedTuple):
                      restored
     chunk:           State -> (State, rows); donates its argument. Rows are the generation [S, C], env_steps
                      [S, C] and metrics [S, C, ...] after each of its generations
-    evaluate:        (State, keys [S], generation, places [n]) -> returns [n, E], lengths [n, E], in NumPy
+    evaluate:        (State, keys [S], generations [S], places [n]) -> returns [n, E], lengths [n, E]; NumPy
     compile_seconds: time it took to trace and compile them
     total_bytes:     the most memory that any of them needs, with the State
     """
@@ -121,15 +122,24 @@ def _evaluation(
         out_shardings=placement.members(),
     )
     whole = compiled(function.lower(state, keys, jnp.zeros(members, jnp.int32)))
-    single = jax.jit(lambda state, keys, generation, place: one(*tree.take((state, keys), place), generation))
 
-    def some(state: Any, keys: Any, generation: int, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    @lru_cache(maxsize=1)
+    def single() -> Any:  # few runs need it
+        def chosen(state: Any, keys: Any, generation: Any, place: Any) -> Any:
+            return one(*tree.take((state, keys), place), generation)
+
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        return compiled(jax.jit(chosen).lower(state, keys, number, number))
+
+    def some(
+        state: Any, keys: Any, generations: np.ndarray, places: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        numbers = generations.astype(np.int32)
         if len(places) == members or placement.axis == SWEEP:
-            generations = jax.device_put(np.full(members, generation, np.int32), placement.members())
-            returns, lengths = fetch(whole(state, keys, generations))
+            returns, lengths = fetch(whole(state, keys, spread(numbers, placement.members())))
             return returns[list(places)], lengths[list(places)]
         # Members that count steps at different rates are due at different times, one by one.
-        each = [fetch(single(state, keys, jnp.int32(generation), jnp.int32(place))) for place in places]
+        each = [fetch(single()(state, keys, numbers[place], np.int32(place))) for place in places]
         return np.stack([returns for returns, _ in each]), np.stack([lengths for _, lengths in each])
 
     return _Evaluation(whole, some)

@@ -77,32 +77,41 @@ class Run:
 class Position:
     """How far a run has come.
 
-    generation:      generations done.
+    generation:      generations done by whoever went on; checkpoints are named after it.
+    generations:     int [S] generations done by each member: fewer where it stood still.
     env_steps:       int [S] environment steps done.
     evaluations:     all so far.
     wall_seconds:    seconds spent by earlier processes of the same run.
     compile_seconds: seconds spent compiling, by all processes.
     chunk_seconds:   seconds spent in chunks, by all processes.
-    frozen:          why the members at these places [S] stand still.
+    frozen:          why the members at these places [S] stand still, though they have not finished.
+    regular:         generation of the newest checkpoint that the interval asked for, and neither a signal nor
+                     the end of the budget; None before the first.
     """
 
     generation: int
+    generations: np.ndarray
     env_steps: np.ndarray
     evaluations: tuple[Evaluation, ...] = ()
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     chunk_seconds: float = 0.0
     frozen: Mapping[int, str] = field(default_factory=dict)
+    regular: int | None = None
 
     @property
     def living(self) -> list[int]:
-        """Places of the members that go on."""
+        """Places of the members that are not frozen."""
         return [place for place in range(len(self.env_steps)) if place not in self.frozen]
 
     @property
     def least(self) -> int:
-        """Environment steps of the slowest member that goes on."""
+        """Environment steps of the slowest member that is not frozen."""
         return int(self.env_steps[self.living].min())
+
+    def standing(self, budget: int) -> set[int]:
+        """Places of the members that stand still: frozen, or finished with ``budget`` environment steps."""
+        return {place for place, steps in enumerate(self.env_steps) if steps >= budget} | set(self.frozen)
 
 
 def complain(line: str) -> None:
@@ -118,6 +127,7 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
         "compile_seconds": position.compile_seconds,
         "chunk_seconds": position.chunk_seconds,
         "frozen": {str(place): why for place, why in position.frozen.items()},
+        "regular": position.regular,
     }
 
 
@@ -131,29 +141,36 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
     assert files is not None
     processes.together(lambda: checkpoint.discard_partial(files.checkpoints))
     found = checkpoint.restore_newest(files.checkpoints, shapes, complain, shardings)
-    generation = found[0] if found else -1
-    processes.together(lambda: _forget_beyond(files, generation))
     if found is None:
+        processes.together(lambda: _forget_beyond(files, -1, {}))
         run.say(f"{files.root} has no checkpoint yet: starting from the beginning")
         return None
-    _, state, extra = found
+    generation, state, extra = found
+    generations = processes.fetch(state.generation).copy()
+    frozen = {int(place): why for place, why in extra.get("frozen", {}).items()}
+    going = {m.number: int(generations[i]) for i, m in enumerate(run.members) if i not in frozen}
+    processes.together(lambda: _forget_beyond(files, generation, going))
     position = Position(
         generation=generation,
+        generations=generations,
         env_steps=np.array(extra["env_steps"]),
         evaluations=log.read_evaluations(files.evaluations),
         wall_seconds=extra["wall_seconds"],
         compile_seconds=extra["compile_seconds"],
         chunk_seconds=extra["chunk_seconds"],
-        frozen={int(place): why for place, why in extra.get("frozen", {}).items()},
+        frozen=frozen,
+        regular=extra.get("regular", generation),
     )
     run.say(f"resuming at generation {generation}, {position.least:,} environment steps")
     return state, position
 
 
-def _forget_beyond(files: rundir.RunDirectory, generation: int) -> None:
+def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
+    """Sets checkpoints beyond ``generation`` aside and removes records beyond it or, of the ``members`` by
+    number, beyond a generation of their own: what a frozen one did until it failed stays."""
     checkpoint.set_aside_newer(files.checkpoints, generation)
-    log.drop_after(files.metrics, generation)
-    log.drop_after(files.evaluations, generation)
+    log.drop_after(files.metrics, generation, members)
+    log.drop_after(files.evaluations, generation, members)
 
 
 def finish(run: Run, state: Any, position: Position, history: History) -> Result:
@@ -173,7 +190,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "seeds": [member.seed for member in run.members],
         "env_steps": int(position.env_steps.max()),
         "env_steps_per_seed": position.env_steps.tolist(),
-        "generations": position.generation,
+        "generations": int(position.generations.max()),
         "final_return": finals,
         "wall_seconds": round(_wall_seconds(run, position), 3),
         "compile_seconds": round(position.compile_seconds, 3),
@@ -194,8 +211,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
 
 
 def _member(run: Run, state: Any, position: Position, place: int, final: float | None) -> dict[str, Any]:
-    """A member's line in the summary; its digest is what a run of it alone would have after as many
-    generations: members that reach the budget early go on until the last one does."""
+    """A member's line in the summary; its digest is what a run of it alone would have."""
     member = run.members[place]
     alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
     return {
@@ -238,7 +254,7 @@ def finished(run: Run, state: Any, position: Position) -> Result:
         summary = json.loads(run.files.summary.read_text())
     except (OSError, ValueError):
         summary = {}
-    if summary.get("generations") != position.generation:  # killed after the last checkpoint
+    if summary.get("env_steps_per_seed") != position.env_steps.tolist():  # killed after the last checkpoint
         return finish(run, state, position, empty(state))
     returns = _final_returns(run, position)
     return Result(state, returns, position.evaluations, empty(state), summary, run.members)

@@ -1,8 +1,8 @@
 """Training: one compiled chunk, called until the budget is spent.
 
-Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. All members
-train until the slowest has reached the budget; what is reported of a member is its evaluation at the end of
-the first chunk in which it had reached it, so it does not depend on the members beside it.
+Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member
+stands still from the end of the first chunk in which it has reached the budget, so what becomes of it does
+not depend on the members beside it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _start(
         assert programs.init is not None
         state = programs.init(*start)
         steps = processes.fetch((state.generation, state.env_steps))
-        restored = state, Position(int(steps[0][0]), steps[1].copy())
+        restored = state, Position(int(steps[0].max()), steps[0].copy(), steps[1].copy())
     state, position = restored
     position = replace(position, compile_seconds=position.compile_seconds + programs.compile_seconds)
     del restored  # a second reference to the State would keep its donated arrays from being reused

@@ -51,7 +51,7 @@ def test_the_earliest_broken_metric_of_each_member_is_found() -> None:
     nan, inf = np.nan, np.inf
     both = history([[1, 2, nan], [1, inf, 3]])
     assert non_finite(both) == {0: (3, "a.loss"), 1: (2, "a.loss")}
-    assert non_finite(both.freeze(np.array([10, 20]), [1])) == {0: (3, "a.loss")}
+    assert non_finite(both.freeze(np.array([1, 2]), np.array([10, 20]), [1])) == {0: (3, "a.loss")}
     broken = history([[1, 2, 3]])
     broken.metrics["fitness"][0, 1, 3] = nan
     assert non_finite(broken) == {0: (2, "fitness")}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,13 +15,14 @@ import pytest
 
 from popjax.envs import make
 from popjax.host import checkpoint, memory, sweep
-from popjax.host.errors import NonFiniteMetric, Refused, TooLarge
+from popjax.host.errors import Interrupted, NonFiniteMetric, Refused, TooLarge
 from popjax.host.train import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
 
 ENV = make("probe/context")
 METHOD = tiny.build(ENV, tiny.Config(uneven=True))
+SHORT = OPTIONS | {"log_every": 12}  # chunks of one generation, so that members arrive at different times
 SWEPT = {"hyper.rate": [0.1, 0.4]}
 
 
@@ -75,6 +80,46 @@ def test_members_equal_single_runs(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tensorboard").iterdir())) == 4
 
 
+def test_members_stand_still_from_the_end_of_the_budget_on(tmp_path: Path) -> None:
+    """However long the others take, each is what a run of it alone is; prolonged it goes on from there."""
+    options: Any = SHORT | {"seeds": 4, "run_dir": tmp_path / "sweep"}
+    result = train(METHOD, ENV, env_steps=600, **options)
+    rows = result.summary["members"]
+    assert len(set(result.state.generation.tolist())) > 1
+    for place, row in enumerate(rows):
+        alone = train(METHOD, ENV, env_steps=600, seed=place, **SHORT)
+        assert row["status"] == "finished"
+        assert row["env_steps"] == alone.summary["env_steps"] == int(result.state.env_steps[place])
+        assert row["state_sha256"] == alone.summary["state_sha256"]
+        np.testing.assert_array_equal(result.returns[place], alone.returns[0])
+        recorded = [r for r in lines(tmp_path / "sweep/metrics.jsonl") if r["member"] == place]
+        assert [r["generation"] for r in recorded] == alone.history.generation[0].tolist()
+    # Evaluations of the same generation of a member draw alike, wherever the others stand.
+    longer = train(METHOD, ENV, env_steps=1200, resume=True, **options)
+    straight = train(METHOD, ENV, env_steps=1200, **(options | {"run_dir": None}))
+    assert longer.summary["state_sha256"] == straight.summary["state_sha256"]
+    np.testing.assert_array_equal(longer.returns, straight.returns)
+
+
+def test_a_member_that_stands_still_needs_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none its State is kept in a file."""
+    in_memory = train(METHOD, ENV, env_steps=600, seeds=4, **SHORT)
+    monkeypatch.setattr(memory, "host_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
+    files: list[Any] = []
+    make = tempfile.SpooledTemporaryFile
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        files.append(make(*arguments, **options))
+        return files[-1]
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", seen)
+    on_disk = train(METHOD, ENV, env_steps=600, seeds=4, **SHORT)
+    assert files
+    assert all(file._rolled for file in files)
+    assert on_disk.summary["state_sha256"] == in_memory.summary["state_sha256"]
+
+
 def test_a_part_of_a_sweep_equals_that_part_of_the_whole() -> None:
     whole = train(METHOD, ENV, env_steps=240, seeds=2, swept=SWEPT, **OPTIONS)
     part = train(METHOD, ENV, env_steps=240, seeds=2, swept=SWEPT, members=(1, 3), **OPTIONS)
@@ -120,6 +165,42 @@ def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:
     resumed = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path / "b", resume=True, **OPTIONS)
     assert resumed.summary["members"] == straight.summary["members"]
     assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
+
+
+def test_where_a_member_is_frozen_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+    """Those that a signal makes save are not among the checkpoints that the interval asks for."""
+    method, options = tiny.build(ENV, tiny.Config(uneven=True)), OPTIONS | {"env_steps": 600, "swept": POISON}
+    straight = train(method, ENV, run_dir=tmp_path / "a", **options)
+    regular = int(straight.state.generation[1])
+    assert 0 < regular < 21
+
+    def stop(index: int, history: Any) -> None:
+        if index == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    reached = []
+    while True:  # at the end of every chunk
+        with contextlib.suppress(Interrupted):
+            resumed = train(
+                method, ENV, run_dir=tmp_path / "b", resume=bool(reached), sinks=[stop], **options
+            )
+            break
+        reached.append(checkpoint.generations(tmp_path / "b/checkpoints")[0])
+    assert {21, 24} <= set(reached)  # right before the failure in generation 25
+    assert resumed.summary["members"] == straight.summary["members"]
+    assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
+    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
+    assert lines(tmp_path / "a/eval.jsonl") == lines(tmp_path / "b/eval.jsonl")
+
+
+def test_the_last_member_that_goes_on_may_fail_when_the_others_have_finished(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = SHORT | {"quiet": False, "seeds": 4}
+    slowest = int(train(METHOD, ENV, env_steps=600, **options).state.generation.max())
+    result = train(METHOD, ENV, env_steps=600, hyper=tiny.Hyper(poison_at=float(slowest)), **options)
+    assert "the others have finished" in capsys.readouterr().err
+    assert {row["status"] for row in result.summary["members"]} == {"finished", "frozen"}
 
 
 def test_without_a_checkpoint_a_member_is_frozen_at_its_beginning() -> None:

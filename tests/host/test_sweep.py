@@ -9,14 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
 
+from popjax.agents import ddpg
 from popjax.envs import make
+from popjax.evolution.crossover import Distillation
 from popjax.host import checkpoint, memory, sweep
 from popjax.host.errors import Interrupted, NonFiniteMetric, Refused, TooLarge
 from popjax.host.train import train
+from popjax.methods import pderl
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
 
@@ -218,3 +222,32 @@ def test_a_sweep_that_cannot_fit_says_how_many_members_do(monkeypatch: pytest.Mo
         train(method, ENV, env_steps=240, seeds=8, **OPTIONS)
     assert fault.value.fitting == 3
     train(method, ENV, env_steps=240, seeds=8, members=(0, 3), **OPTIONS)
+
+
+@pytest.mark.slow
+def test_members_whose_episodes_are_of_any_length_do_not_depend_on_those_beside_them() -> None:
+    """A run of one alone is compiled without the axis of the members and rounds otherwise."""
+    config = pderl.Config(
+        population=4,
+        memory=12,
+        mutation_batch=4,
+        capacity=200,
+        batch=4,
+        start_batches=2,
+        distillation=Distillation(batch=4, epochs=1),
+        ddpg=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
+    )
+    env = make("probe/corridor")
+    method = pderl.build(env, config)
+    options: Any = {"eval_every": 200, "log_every": 1, "quiet": True, "env_steps": 300}
+    result = train(method, env, seeds=4, **options)
+    assert len(set(result.state.generation.tolist())) > 1
+    pairs = [train(method, env, seed=seed, seeds=2, **options) for seed in (0, 2)]
+    rows = [row for pair in pairs for row in pair.summary["members"]]
+    for row, theirs in zip(result.summary["members"], rows, strict=True):
+        assert (row["env_steps"], row["state_sha256"]) == (theirs["env_steps"], theirs["state_sha256"])
+    alone = train(method, env, seed=0, **options)
+    assert alone.summary["env_steps"] == rows[0]["env_steps"]
+    first = jax.tree.map(lambda x: x[:1], result.state)
+    for name in ("actors", "learner"):
+        chex.assert_trees_all_close(getattr(first, name), getattr(alone.state, name), rtol=1e-3, atol=1e-4)

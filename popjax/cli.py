@@ -77,7 +77,7 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
-    from popjax.host.errors import Interrupted, NonFiniteMetric, NotSaved, Refused
+    from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused
     from popjax.parse import Fault
 
     try:
@@ -86,7 +86,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return _fail(str(fault), 2)
-    except (NonFiniteMetric, NotSaved) as failure:
+    except (NonFiniteMetric, NotRead, NotSaved) as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
@@ -121,7 +121,7 @@ def _run(argv: list[str]) -> None:
         programs[tuple(arguments)] = program = understand(name, list(arguments))
         return program.arguments.common
 
-    entries = grid.programs(rest, common)
+    entries = grid.programs(rest, common, control.launcher)
     commons = [program.arguments.common for program in programs.values()]
     root = Path(control.run_dir or grid.default_directory(name, commons))
     tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run, say)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from popjax import parse
-from popjax.host import index, processes, rundir, sweep
-from popjax.host.errors import Refused
+from popjax.host import index, processes, rundir, shard, sweep
+from popjax.host.errors import Refused, TooLarge
 from popjax.host.index import Entry
 
 Understand = Callable[[Sequence[str]], Any]
@@ -47,7 +47,7 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
     return Control(run_dir, resume, launcher or "local", values, int(retries or 3)), rest
 
 
-def programs(argv: Sequence[str], understand: Understand) -> list[Entry]:
+def programs(argv: Sequence[str], understand: Understand, launcher: str = "local") -> list[Entry]:
     """The programs that a command asks for, each understood before the first is run; one that needs no name
     has the name ""."""
     axes, rest = _axes(argv)
@@ -59,7 +59,7 @@ def programs(argv: Sequence[str], understand: Understand) -> list[Entry]:
         if common.slice is None:
             entries.append(Entry(label, tuple(own)))
         else:
-            parts = slices(own, common, common.slice)
+            parts = slices(own, common, common.slice, device_count(common, launcher))
             prefix = f"{label}," if label else ""
             alone = len(parts) == 1
             entries += [Entry(label if alone else prefix + part.directory, part.argv) for part in parts]
@@ -69,11 +69,30 @@ def programs(argv: Sequence[str], understand: Understand) -> list[Entry]:
     return entries
 
 
-def slices(argv: Sequence[str], common: Any, size: int) -> list[Entry]:
-    """The members of one program as several, of ``size`` members each; the last may have fewer."""
+def device_count(common: Any, launcher: str) -> int:
+    """Over how many devices each program is spread; 1 where that is for the workers of a cluster to find."""
+    if launcher == "local":
+        return shard.number(common.devices)
+    return int(common.devices) if common.devices.isdigit() else 1
+
+
+def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> list[Entry]:
+    """The members of one program as several, of ``size`` members each; the last may have fewer.
+
+    Raises:
+        Refused: one of them cannot be spread over ``devices``. A member alone is not, but its population.
+    """
     if size < 1:
         raise Refused(f"--slice must be at least 1, got {size}")
     members = chosen(common)
+    if size > 1:
+        shard.require_divisible(len(members), devices, "members of the sweep")
+    if 1 < size < len(members) and size % devices:
+        fitting = sorted({size // devices * devices, -(-size // devices) * devices} - {0})
+        raise Refused(
+            f"--slice {size}: {size} members do not divide over {devices} devices; use --slice"
+            f" {' or '.join(map(str, fitting))}"
+        )
     _, bare = parse.peel(parse.peel(argv, "--members")[1], "--slice")
     entries = []
     for start in range(members[0].number, members[-1].number + 1, size):
@@ -100,16 +119,35 @@ def chosen(common: Any) -> tuple[sweep.Member, ...]:
     return sweep.part(whole, parse.bounds(common.members))
 
 
-def slices_again(argv: Sequence[str], root: Path) -> list[Entry]:
+def largest_slice(common: Any, fault: TooLarge) -> int:
+    """The most members in a program that fits into memory and can be spread over the devices.
+
+    Raises:
+        TooLarge: there are more devices than members that fit.
+    """
+    count = device_count(common, "local")
+    size = fault.fitting // count * count
+    if not size and fault.fitting:
+        members = len(chosen(common))
+        fewer = max(n for n in range(1, fault.fitting + 1) if members % n == 0)
+        raise TooLarge(f"{fault}; {fault.fitting} would fit at a time: use --devices {fewer}", fault.fitting)
+    return size
+
+
+def slices_again(argv: Sequence[str], root: Path, devices: int = 1) -> list[Entry]:
     """The slices in which ``root`` has the members of one program, whatever fits into memory today.
 
     Raises:
-        Refused: it holds runs of another kind.
+        Refused: it holds runs of another kind, or one that cannot be spread over ``devices``.
     """
     before = index.read(root)
     parts = [parse.peel(entry.argv, "--members")[0] for entry in before]
     if None in parts:
         raise Refused(f"{root} was made by another command: it has {before[0].directory}")
+    for text in parts:
+        first, end = parse.bounds(text) or (0, 1)
+        if end - first > 1:
+            shard.require_divisible(end - first, devices, f"members of a slice in {root}")
     bare = parse.peel(argv, "--members")[1]
     both = zip(before, parts, strict=True)
     return [Entry(entry.directory, (*bare, "--members", str(bounds))) for entry, bounds in both]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from popjax import grid, show
 from popjax.host import index, launch, processes
-from popjax.host.errors import NonFiniteMetric, NotSaved, TooLarge
+from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, TooLarge
 from popjax.host.index import Entry
 
 
@@ -34,7 +34,7 @@ class Tools(NamedTuple):
 def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
     """Trains one program here; a sweep that is too large for memory becomes several."""
     if control.resume and index.holds(root):
-        entries = grid.slices_again(argv, root)
+        entries = grid.slices_again(argv, root, grid.device_count(tools.common, "local"))
         grid.open_index(root, entries, resume=True)
         run_all(tools, entries, root, control)
         return
@@ -76,8 +76,9 @@ def _run_in_slices(
     """Trains a sweep in the largest slices that fit into memory; ``fault`` says what the whole needs."""
     members = len(grid.chosen(tools.common))
     while True:
-        entries = grid.slices(argv, tools.common, fault.fitting)
-        tools.say(f"{fault}; training {fault.fitting} of {members} members at a time instead")
+        size = grid.largest_slice(tools.common, fault)
+        entries = grid.slices(argv, tools.common, size, grid.device_count(tools.common, "local"))
+        tools.say(f"{fault}; training {size} of {members} members at a time instead")
         grid.open_index(root, entries, resume=control.resume)
         control = control._replace(resume=True)
         try:
@@ -88,6 +89,6 @@ def _run_in_slices(
             if smaller.fitting < 1:
                 raise
             fault = smaller
-        except (NonFiniteMetric, NotSaved):
+        except (NonFiniteMetric, NotRead, NotSaved):
             break  # it is told with the others
     run_all(tools, entries, root, control)

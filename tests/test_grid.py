@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from popjax import cli, grid
-from popjax.host import memory
+from popjax.host import memory, shard
+from popjax.host.errors import TooLarge
 from tests.test_cli import TINY, refused
 
 BASE = ["tiny", "--env-steps", "240", "--eval-every", "120", "--checkpoint-every", "120"]
@@ -156,7 +158,8 @@ def test_several_programs_make_a_directory_of_runs(capsys: pytest.CaptureFixture
     assert Path("all/index.json").read_text() == before
     summary = Path("all") / names[0] / "summary.json"
     kept = summary.read_text()
-    summary.write_text(kept.replace('"generations": ', '"generations": 1'))  # of a shorter budget, as it were
+    shorter = {"generations": 10, "env_steps_per_seed": [120]}  # of a shorter budget, as it were
+    summary.write_text(json.dumps(json.loads(kept) | shorter))
     assert cli.run([*argv, "--run-dir", "all", "--resume"]) == 0  # finished all the same: nothing is run
     assert cli.run([*BASE, "--env", "probe/context", "--config.capacity", "10", "--resume",
                     "--run-dir", f"all/{names[0]}"]) == 0  # fmt: skip
@@ -212,6 +215,17 @@ def test_what_cannot_be_built_is_known_before_anything_is_trained(capsys: pytest
     assert "continuous" in refused(argv, capsys)
     assert "no task 'value'" in refused([*argv[:-3], "probe/value", *argv[-2:]], capsys)
     assert not Path("all").exists()
+
+
+def test_the_largest_slice_is_one_for_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [*BASE[1:], "--env", "probe/context", "--seeds", "12", "--devices", "4"]
+    common = cli.understand("tiny", argv).arguments.common
+    monkeypatch.setattr(shard, "number", int)
+    assert grid.largest_slice(common, TooLarge("", 11)) == 8
+    with pytest.raises(TooLarge, match="needs 9 GB; 3 would fit at a time: use --devices 3"):
+        grid.largest_slice(common, TooLarge("the run needs 9 GB", 3))
+    assert grid.device_count(common, "ray") == 4
+    assert grid.device_count(replace(common, devices="all"), "ray") == 1  # its workers find out
 
 
 @pytest.mark.parametrize("by_hand", [True, False])

@@ -19,6 +19,10 @@ class NotSaved(RuntimeError):
     """A checkpoint could not be written; those before it are whole."""
 
 
+class NotRead(RuntimeError):
+    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk."""
+
+
 class NonFiniteMetric(RuntimeError):
     """A metric became NaN or infinite; the State it came from was not saved."""
 

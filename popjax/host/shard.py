@@ -91,22 +91,27 @@ def place(shapes: Any, devices: int | str) -> Placement:
     Raises:
         Refused: there are fewer devices, or what is to be spread does not divide over them.
     """
-    present = jax.devices()
-    count = _count(devices, len(present))
+    present, count = jax.devices(), number(devices)
     if count == 1:
         return Placement((jax.local_devices()[0],))
     members = shapes.generation.shape[0]
     if members > 1:
-        _require_divisible(members, count, "members of the sweep")
+        require_divisible(members, count, "members of the sweep")
         return Placement(tuple(present[:count]), SWEEP)
     sizes = {leaf.shape[1] for leaf in jax.tree.leaves(stacked_fields(shapes))}
     if len(sizes) != 1:
         raise Refused(f"--devices {count}: there is one member and no population to spread; use --devices 1")
-    _require_divisible(sizes.pop(), count, "individuals of the population")
+    require_divisible(sizes.pop(), count, "individuals of the population")
     return Placement(tuple(present[:count]), POPULATION)
 
 
-def _count(devices: int | str, present: int) -> int:
+def number(devices: int | str) -> int:
+    """How many ``devices`` are, which may be "all".
+
+    Raises:
+        Refused: it is no number, there are fewer, or processes that train together leave some out.
+    """
+    present = len(jax.devices())
     if jax.process_count() > 1:
         if devices not in ("all", present):
             raise Refused(f"processes that train together use all {present} devices: add --devices all")
@@ -122,7 +127,8 @@ def _count(devices: int | str, present: int) -> int:
     return count
 
 
-def _require_divisible(size: int, devices: int, what: str) -> None:
+def require_divisible(size: int, devices: int, what: str) -> None:
+    """Raises Refused where so many of ``what`` cannot be spread over so many devices, with what could."""
     if size % devices == 0:
         return
     fitting = [n for n in range(1, min(size, len(jax.devices())) + 1) if size % n == 0]

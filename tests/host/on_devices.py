@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import sys
@@ -13,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from popjax import rollout
+from popjax import cli, rollout
 from popjax.core import Method
 from popjax.envs import make
-from popjax.host import shard, sweep
+from popjax.host import memory, shard, sweep
 from popjax.host.options import Options
 from popjax.host.programs import chunk_function, compile_programs
 from popjax.host.train import train
@@ -110,6 +112,35 @@ def refusals() -> list[str]:
     return said
 
 
+def in_slices(directory: Path) -> dict[str, Any]:
+    """A sweep that does not fit into memory as a whole, on two devices; and slices that do not divide."""
+    cli.METHODS["tiny"] = "tests.host.tiny"
+    memory.available_bytes = lambda device: 4_700_000
+    argv = ["tiny", "--env=probe/context", "--env-steps=240", "--seeds=8", "--config.capacity=100000"]
+    codes, found = [], {}
+    for name, more in (
+        ("fits", ["--devices=2"]),
+        ("many", ["--devices=8"]),
+        ("three", ["--devices=2", "--slice=3"]),
+        ("nine", ["--devices=2", "--slice=2", "--seeds=9"]),
+    ):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            codes.append(cli.run([*argv, *more, f"--run-dir={directory / name}"]))
+        found[name] = {"said": said.getvalue(), "made": (directory / name).exists()}
+    runs = json.loads((directory / "fits" / "index.json").read_text())["runs"]
+    again = io.StringIO()
+    with contextlib.redirect_stderr(again):
+        resume = [*argv, "--devices=3", f"--run-dir={directory / 'fits'}", "--resume"]
+        codes.append(cli.run(resume))
+    return {
+        "codes": codes,
+        "runs": [run["directory"] for run in runs],
+        "found": found,
+        "again": again.getvalue(),
+    }
+
+
 if __name__ == "__main__":
     directory = Path(tempfile.mkdtemp(dir=sys.argv[1]))
     answer = {
@@ -117,6 +148,7 @@ if __name__ == "__main__":
         "members": members(directory),
         "population": population(directory),
         "refusals": refusals(),
+        "slices": in_slices(directory),
         "sweep_collectives": collectives(playing(), 8, 4),
         "naive_collectives": collectives_without_a_mesh_of_its_own(),
         "population_collectives": collectives(crowd.build(8), 1, 4),

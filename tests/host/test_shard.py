@@ -64,6 +64,19 @@ def test_a_population_is_the_same_on_any_number_of_devices(answer: dict[str, Any
     np.testing.assert_allclose(found["resumed"], found["straight"], rtol=1e-4, atol=1e-5)
 
 
+def test_slices_of_a_sweep_divide_over_the_devices(answer: dict[str, Any]) -> None:
+    slices = answer["slices"]
+    assert slices["runs"] == ["members0to3", "members4to7"]  # five would fit
+    assert slices["codes"] == [0, 2, 2, 2, 2]
+    found = slices["found"]
+    assert "--devices must be in 1 to 4" in found["many"]["said"]
+    assert "--slice 3: 3 members do not divide over 2 devices; use --slice 2 or 4" in (found["three"]["said"])
+    assert "9 members of the sweep do not divide over 2 devices" in found["nine"]["said"]
+    assert not any(found[name]["made"] for name in ("many", "three", "nine"))
+    assert "4 members of a slice in" in slices["again"]
+    assert "do not divide over 3 devices: use --devices 1 or 2 or 4" in slices["again"]
+
+
 def test_what_does_not_divide_is_refused_with_the_sizes_that_would(answer: dict[str, Any]) -> None:
     members, individuals, nothing, many = answer["refusals"]
     assert members == (

@@ -110,7 +110,7 @@ def check_build(program: Program) -> None:
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
     """Runs ``command``; what goes wrong in it is told with an exit code, which is returned. Ctrl-C is not."""
-    from popjax.host.errors import NonFiniteMetric, NotSaved, Refused
+    from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, Refused
     from popjax.parse import Fault
 
     try:
@@ -119,7 +119,7 @@ def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return tell(str(fault), 2)
-    except (NonFiniteMetric, NotSaved, OSError) as failure:
+    except (NonFiniteMetric, NotRead, NotSaved, OSError) as failure:
         return tell(str(failure), 1)
     return 0
 

@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import re
 import shutil
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from popjax.host.errors import NotSaved, Refused
+from popjax.host import causes
+from popjax.host.errors import NotRead, NotSaved, Refused
 from popjax.host.processes import fetch, largest, together
 
 KEPT = 2
@@ -136,7 +132,7 @@ def _write(
         rest = f"that of generation {older[0]} is whole" if older else "there is none before it"
         raise NotSaved(
             f"the checkpoint of generation {generation} could not be written to {directory}"
-            f" ({_reason(error)}); {rest}; --resume continues from there"
+            f" ({causes.reason(error)}); {rest}; --resume continues from there"
         ) from error
 
 
@@ -151,31 +147,8 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
     stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
     # Compressing takes several times as long as writing, and weights and experience hardly shrink.
     writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
-    with _remarks_held():
+    with causes.remarks_held():
         writer.save(partial.absolute() / _ARRAYS, stored)
-
-
-@contextmanager
-def _remarks_held() -> Iterator[None]:
-    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it."""
-    logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
-    level = logger.level
-
-    def unraisable(event: Any) -> None:
-        if "Event loop is closed" not in str(event.exc_value):
-            before[0](event)
-
-    def exception(kind: Any, value: Any, trace: Any) -> None:
-        if "Event loop is closed" not in str(value):
-            before[1](kind, value, trace)
-
-    logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook, sys.excepthook = unraisable, exception
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        sys.unraisablehook, sys.excepthook = before
 
 
 def _complete(directory: Path, generation: int, content: str, keep: int | None) -> None:
@@ -220,6 +193,7 @@ def restore_newest(
 
     Raises:
         Refused: the checkpoint is whole but of a State of another structure.
+        NotRead: it may be whole, but the machine cannot read it now.
     """
     return _newest(directory, complain, lambda path: restore(path, shapes, shardings))
 
@@ -273,9 +247,10 @@ def _newest(
             return generation, *read(directory / str(generation))
         except Damaged as damage:
             older = available[place + 1 :]
-            instead = f"the one of generation {older[0]}" if older else "the beginning"
-            damaged = directory / str(generation)
-            complain(f"checkpoint {damaged} is damaged ({damage}); going back to {instead}")
+            instead = (
+                f"going back to the one of generation {older[0]}" if older else "there is none before it"
+            )
+            complain(f"checkpoint {directory / str(generation)} is damaged ({damage}); {instead}")
     return None
 
 
@@ -284,7 +259,8 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
     ``shardings``, in the structure of ``shapes``, says otherwise.
 
     Raises:
-        Damaged: something is missing, unreadable or fails its checksum.
+        Damaged: something is missing, cut or fails its checksum.
+        NotRead: there is no memory or no permission for it, or the disk fails.
         Refused: it is whole but of a State of another structure than ``shapes``.
     """
     if shardings is None:
@@ -316,12 +292,15 @@ def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict
     target = data_shapes(shapes)
     _require_equal_structure(path, manifest["leaves"], target)
     where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
-    arrays, failure = {}, None
+    arrays, failure, trouble = {}, None, None
     try:
         arrays = _read_arrays(path, target, where)
     except Exception as error:  # whatever orbax and tensorstore make of broken files
-        failure = _first_line(error)
-    if largest(int(failure is not None)):
+        trouble, failure = causes.trouble(error), causes.first_line(error)
+    worst = largest(2 if trouble else int(failure is not None))
+    if worst == 2:
+        raise _not_read(path, trouble or "another process says why")
+    if worst:
         raise Damaged(failure or "another process cannot read it")
     for name, described in manifest["leaves"].items():
         if zlib.crc32(_bytes(fetch(arrays[name]))) != described["crc32"]:
@@ -335,8 +314,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if zlib.crc32(envelope["content"].encode()) != envelope["crc32"]:
             raise Damaged("the checksum of its manifest differs")
         return json.loads(envelope["content"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its manifest is unreadable: {_first_line(error)}") from error
+    except (OSError, MemoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if trouble := causes.trouble(error):
+            raise _not_read(path, trouble) from error
+        raise Damaged(f"its manifest is unreadable: {causes.first_line(error)}") from error
 
 
 def _read_arrays(path: Path, target: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
@@ -402,18 +383,8 @@ def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _reason(error: BaseException) -> str:
-    """What the operating system said, if it is at the bottom of this."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        if code := re.search(r"os_error_code='(\d+)'", str(cause)):  # as tensorstore tells it
-            return os.strerror(int(code[1]))
-        cause = cause.__cause__ or cause.__context__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+def _not_read(path: Path, trouble: str) -> NotRead:
+    return NotRead(
+        f"checkpoint {path} cannot be read ({trouble}); nothing was changed: mend that and try again, or"
+        " remove the directory to go back to the checkpoint before it"
+    )

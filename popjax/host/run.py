@@ -15,6 +15,7 @@ import numpy as np
 
 from popjax.core import Env, Method
 from popjax.host import checkpoint, log, memory, processes, report, rundir
+from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, empty, named
 from popjax.host.options import Options
 from popjax.host.sweep import Member
@@ -132,15 +133,24 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
 
 
 def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | None:
-    """State and position of the newest whole checkpoint, ``None`` if the run must begin again.
+    """State and position of the newest whole checkpoint, ``None`` if there is no checkpoint yet.
 
     Records beyond it are removed, as those generations are about to be done again; checkpoints beyond it are
     set aside.
+
+    Raises:
+        Refused: there are checkpoints, but none is whole; nothing is removed.
+        NotRead: there may be one, but it cannot be read now.
     """
     files = run.files
     assert files is not None
     processes.together(lambda: checkpoint.discard_partial(files.checkpoints))
     found = checkpoint.restore_newest(files.checkpoints, shapes, complain, shardings)
+    if found is None and checkpoint.generations(files.checkpoints):
+        raise Refused(
+            f"{files.checkpoints} has no whole checkpoint to continue from; its records are as they were:"
+            " remove that directory to begin again with --resume, or name another --run-dir"
+        )
     if found is None:
         processes.together(lambda: _forget_beyond(files, -1, {}))
         run.say(f"{files.root} has no checkpoint yet: starting from the beginning")

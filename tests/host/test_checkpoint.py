@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import pytest
 
 from popjax.envs import make
 from popjax.host import checkpoint
-from popjax.host.errors import Refused
+from popjax.host.errors import NotRead, Refused
 from popjax.host.train import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS
@@ -132,6 +134,54 @@ def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, damage: Calla
     assert "\n" not in said[0]
 
 
+def fail(error: BaseException) -> Callable[..., Any]:
+    def read(*_: Any) -> Any:
+        raise error
+
+    return read
+
+
+DENIED = ValueError("PERMISSION_DENIED: Error opening [source locations='x'] [os_error_code='13']")
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        ("_read_arrays", MemoryError(), "not enough memory"),
+        ("_read_arrays", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "not enough memory"),
+        ("_read_arrays", DENIED, "Permission denied"),
+        ("_read_arrays", OSError(5, "Input/output error"), "Input/output error"),
+        ("read_text", PermissionError(13, "Permission denied"), "Permission denied"),
+        ("read_text", OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_a_checkpoint_that_the_machine_cannot_read_is_not_damaged(
+    function: str, error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and the run is as it was: with more memory, or permission, it goes on from there."""
+    for generation in (1, 2):
+        checkpoint.save(tmp_path, generation, {"a": jnp.arange(3)}, {})
+    with monkeypatch.context() as broken:
+        broken.setattr(Path if function == "read_text" else checkpoint, function, fail(error))
+        with pytest.raises(NotRead) as refusal:
+            checkpoint.restore_newest(tmp_path, {"a": jnp.arange(3)}, pytest.fail)
+    assert said in str(refusal.value)
+    assert str(tmp_path / "2") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    found = checkpoint.restore_newest(tmp_path, {"a": jnp.arange(3)}, pytest.fail)
+    assert found is not None
+    assert found[0] == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_a_checkpoint_without_permission_is_not_damaged(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"a": jnp.arange(3)}, {})
+    data = largest_file(tmp_path / "1")
+    data.chmod(0)
+    with pytest.raises(NotRead, match="Permission denied"):
+        checkpoint.restore_newest(tmp_path, {"a": jnp.arange(3)}, pytest.fail)
+
+
 def test_a_run_continues_from_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method = tiny.build(ENV)
     straight = train(method, ENV, env_steps=600, **OPTIONS)
@@ -148,11 +198,17 @@ def test_a_run_continues_from_the_one_before(tmp_path: Path, capsys: pytest.Capt
     assert rows == straight.history.generation[0].tolist()
 
 
-def test_a_run_without_a_whole_checkpoint_begins_again(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_records(tmp_path: Path) -> None:
+    """It begins again only when it is told to, by removing them."""
     method = tiny.build(ENV)
     first = train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
     for generation in checkpoint.generations(tmp_path / "checkpoints"):
         (tmp_path / "checkpoints" / str(generation) / "manifest.json").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(Refused, match=r"has no whole checkpoint .* remove that directory to begin again"):
+        train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    shutil.rmtree(tmp_path / "checkpoints")
     again = train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)
     assert again.summary["state_sha256"] == first.summary["state_sha256"]
     assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == len(first.evaluations)

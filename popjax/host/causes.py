@@ -1,0 +1,74 @@
+"""What is at the bottom of an exception of the libraries that read and write checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
+"""What the system says of files that are missing or cut, which is damage and no trouble of the machine."""
+
+
+@contextmanager
+def remarks_held() -> Iterator[None]:
+    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it."""
+    logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
+    level = logger.level
+
+    def unraisable(event: Any) -> None:
+        if "Event loop is closed" not in str(event.exc_value):
+            before[0](event)
+
+    def exception(kind: Any, value: Any, trace: Any) -> None:
+        if "Event loop is closed" not in str(value):
+            before[1](kind, value, trace)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook, sys.excepthook = unraisable, exception
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook, sys.excepthook = before
+
+
+def reason(error: BaseException) -> str:
+    """What the operating system said, if it is at the bottom of this."""
+    code = _system_code(error)
+    return first_line(error) if code is None else os.strerror(code)
+
+
+def trouble(error: BaseException) -> str | None:
+    """What keeps the machine from reading files that may be whole; None where they are to blame."""
+    if any(isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause) for cause in _causes(error)):
+        return "not enough memory"
+    code = _system_code(error)
+    return None if code is None or code in _GONE else os.strerror(code)
+
+
+def _system_code(error: BaseException) -> int | None:
+    """The number of the operating system's error, if one is at the bottom of this."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno:
+            return cause.errno
+        if code := re.search(r"os_error_code='(\d+)'", str(cause)):  # as tensorstore tells it
+            return int(code[1])
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an exception."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
@@ -50,6 +51,16 @@ def trouble(error: BaseException) -> str | None:
         return "not enough memory"
     code = _system_code(error)
     return None if code is None or code in _GONE else os.strerror(code)
+
+
+def unreadable(root: Path) -> str | None:
+    """Why something below ``root`` cannot be read though it is there; libraries call that missing."""
+    failures: list[OSError] = []
+    for folder, _, names in os.walk(root, onerror=failures.append):
+        if not all(os.access(os.path.join(folder, name), os.R_OK) for name in names):
+            return os.strerror(errno.EACCES)
+    codes = [failure.errno for failure in failures if failure.errno and failure.errno not in _GONE]
+    return os.strerror(codes[0]) if codes else None
 
 
 def _system_code(error: BaseException) -> int | None:

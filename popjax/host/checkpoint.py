@@ -296,7 +296,8 @@ def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict
     try:
         arrays = _read_arrays(path, target, where)
     except Exception as error:  # whatever orbax and tensorstore make of broken files
-        trouble, failure = causes.trouble(error), causes.first_line(error)
+        trouble = causes.trouble(error) or causes.unreadable(path)
+        failure = causes.first_line(error)
     worst = largest(2 if trouble else int(failure is not None))
     if worst == 2:
         raise _not_read(path, trouble or "another process says why")

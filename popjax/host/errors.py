@@ -28,7 +28,7 @@ class NonFiniteMetric(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; the chunk was finished and the State saved.
+    """A signal arrived, such as Ctrl-C; the chunk was finished and the State saved.
 
     ``signal_number`` is the signal; by convention a program then exits with 128 plus that number.
     """

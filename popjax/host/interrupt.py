@@ -1,4 +1,4 @@
-"""Ctrl-C without loss: the first signal asks the loop to stop, the second stops at once."""
+"""Ctrl-C and preemption without loss: a signal asks the loop to stop, Ctrl-C after it stops at once."""
 
 from __future__ import annotations
 
@@ -6,35 +6,49 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
+"""Ctrl-C, and what clusters send to a job that is to end: SLURM through submitit sends SIGUSR2."""
+
+
+@dataclass
+class Stop:
+    """What signals ask of a loop.
+
+    arrived: the first that came, ``None`` before.
+    saving:  set by the loop when it saves for the last time: no signal interrupts it any more.
+    """
+
+    arrived: int | None = None
+    saving: bool = False
 
 
 @contextmanager
-def deferred(say: Callable[[str], None]) -> Iterator[Callable[[], int | None]]:
-    """Inside, SIGINT and SIGTERM only note that they came; yields a function that tells which, or ``None``.
+def deferred(say: Callable[[str], None], meanwhile: str = "finishing the chunk and saving") -> Iterator[Stop]:
+    """Inside, signals only note that they came; the first is answered with what is done ``meanwhile``.
 
-    A second signal raises ``KeyboardInterrupt`` where it strikes. The handlers that were there before are
-    put back at the end. Outside the main thread, where Python handles no signals, nothing changes.
+    Unless the last saving has begun, Ctrl-C after another signal raises ``KeyboardInterrupt`` where it
+    strikes; of those that a cluster sends several may come. The handlers that were there before are put back
+    at the end. Outside the main thread, where Python handles no signals, nothing changes.
     """
-    arrived: list[int] = []
+    stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if arrived:
+        if stop.arrived is None:
+            stop.arrived = number
+            then = "" if stop.saving else "; Ctrl-C, then, stops at once"
+            say(f"{signal.Signals(number).name}: {meanwhile}{then}")
+        elif number == signal.SIGINT and not stop.saving:
             raise KeyboardInterrupt
-        arrived.append(number)
-        say(f"{signal.Signals(number).name}: finishing the chunk and saving; once more to stop at once")
-
-    def pending() -> int | None:
-        return arrived[0] if arrived else None
 
     if threading.current_thread() is not threading.main_thread():
-        yield pending
+        yield stop
         return
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
-        yield pending
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from popjax.host import index
-from popjax.host.errors import Refused
+from popjax.host import index, interrupt
+from popjax.host.errors import Interrupted, Refused
 
 Execute = Callable[[Sequence[str]], int]
 """Runs a command line and returns its exit code; on another machine it is imported by its name."""
-PREEMPTED = frozenset(128 + number for number in (signal.SIGINT, signal.SIGTERM))
+PREEMPTED = frozenset(128 + number for number in interrupt.SIGNALS)
 """Exit codes of a run that was asked to end and has saved its State."""
 _DIED = -1  # the process is gone and left no exit code
 
@@ -76,7 +77,7 @@ def ray(
             return _DIED
 
     def wait(tasks: Sequence[Any]) -> Any:
-        return cluster.wait(list(tasks), num_returns=1)[0][0]
+        return next(iter(cluster.wait(list(tasks), num_returns=1, timeout=_POLL)[0]), None)
 
     return _supervise(jobs, submit, wait, result, cluster.cancel, say, retries)
 
@@ -107,7 +108,10 @@ def slurm(
         return executor.submit(_run, execute, job)
 
     def wait(tasks: Sequence[Any]) -> Any:
-        return next(iter(submitit.helpers.as_completed(tasks, poll_frequency=_POLL)))
+        ended = next((task for task in tasks if task.done()), None)
+        if ended is None:
+            time.sleep(_POLL)
+        return ended
 
     def result(task: Any) -> int:
         try:
@@ -117,7 +121,16 @@ def slurm(
         except submitit.core.utils.UncompletedJobError:
             return _DIED
 
-    return _supervise(jobs, submit, wait, result, lambda task: task.cancel(), say, retries)
+    def cancel(task: Any) -> None:
+        process = getattr(
+            task, "_process", None
+        )  # of the cluster "local", which would kill it a second later
+        if process is None:
+            task.cancel()
+        else:
+            process.send_signal(signal.SIGTERM)
+
+    return _supervise(jobs, submit, wait, result, cancel, say, retries)
 
 
 _POLL = 1.0  # seconds between looks at the queue
@@ -132,29 +145,42 @@ def _supervise(
     say: Callable[[str], None],
     retries: int,
 ) -> list[int]:
-    """Submits all jobs, and again those that died; on Ctrl-C cancels what still runs."""
-    codes, tries = [_DIED] * len(jobs), [0] * len(jobs)
-    running = {submit(job): place for place, job in enumerate(jobs)}
-    say(f"{len(jobs)} jobs submitted")
-    try:
+    """Submits all jobs, and again those that died. A signal to this process is passed on: what still runs is
+    cancelled, which lets it save, and waited for. ``wait`` returns a task that has ended, None after a while.
+
+    Raises:
+        Interrupted: a signal came; ``--resume`` goes on.
+        KeyboardInterrupt: Ctrl-C came after it, and jobs may still run.
+    """
+    codes, tries, stopped = [_DIED] * len(jobs), [0] * len(jobs), False
+    with interrupt.deferred(say, "asking the jobs to save and to end") as stop:
+        running = {submit(job): place for place, job in enumerate(jobs)}
+        say(f"{len(jobs)} jobs submitted")
         while running:
+            if stop.arrived and not stopped:
+                stopped = True
+                for task in running:
+                    cancel(task)
             task = wait(list(running))
+            if task is None:
+                continue
             place = running.pop(task)
             codes[place] = code = result(task)
             tries[place] += 1
             name = jobs[place].directory
             if code == 0:
                 say(f"{name} has finished; {len(running)} jobs left")
+            elif stop.arrived:
+                say(f"{name} has ended; {len(running)} jobs left")
             elif (code == _DIED or code in PREEMPTED) and tries[place] <= retries:
                 how = "died" if code == _DIED else "was preempted"
                 say(f"{name} {how}; continuing it, {tries[place]} of {retries} retries")
                 running[submit(jobs[place])] = place
             else:
                 say(f"{name} ended with {'no exit code' if code == _DIED else f'exit code {code}'}")
-    except KeyboardInterrupt:
-        for task in running:
-            cancel(task)
-        raise
+    if stop.arrived and any(codes):
+        unfinished = sum(code != 0 for code in codes)
+        raise Interrupted(f"stopped; {unfinished} of {len(jobs)} jobs have not finished", stop.arrived)
     return codes
 
 

@@ -42,7 +42,7 @@ def train_on(
     """Trains from ``state`` on until the budget is spent."""
     run, writer, budget = trained.run, trained.writer, trained.run.options.env_steps
     sinks = [*_own_sinks(run, position, stack), *sinks]
-    stopping = stack.enter_context(interrupt.deferred(run.say)) if writer else _never
+    stop = stack.enter_context(interrupt.deferred(run.say)) if writer else interrupt.Stop()
     spacing = max(1, run.options.log_every // run.method.steps_bound)
     standing = Standing(trained.shapes, trained.placement, run.files.root if run.files else None)
     rows, saved, parts = empty(trained.shapes), position, []
@@ -58,7 +58,8 @@ def train_on(
         parts.append(replace(rows.every(spacing), evaluations=made))
         for sink in sinks:
             sink(index, parts[-1])
-        done, signal_number = position.least >= budget, processes.largest(stopping() or 0)
+        done, signal_number = position.least >= budget, processes.largest(stop.arrived or 0)
+        stop.saving = bool(done or signal_number)
         due = _crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any()
         if done or (writer and (signal_number or due)):
             state = standing.put_back(state)
@@ -227,7 +228,3 @@ def _resumable(run: Run, position: Position) -> str:
         f"stopped at {position.least:,} of {run.options.env_steps:,} environment steps;"
         f" the State is saved in {run.files.root}; --resume continues from there"
     )
-
-
-def _never() -> int | None:
-    return None

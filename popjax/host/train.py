@@ -69,7 +69,7 @@ def train(
         NonFiniteMetric: a metric of the last member that went on became NaN or infinite.
         NotSaved: a checkpoint could not be written.
         NotRead: a checkpoint could not be read, for want of memory or permission.
-        Interrupted: SIGINT or SIGTERM; the state is saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR2 came; the state is saved.
     """
     options = Options(env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every)
     validate(options, method.steps_bound)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from popjax.envs import make
 from popjax.host import checkpoint, launch
-from popjax.host.errors import Refused
+from popjax.host.errors import Interrupted, Refused
 from popjax.host.train import train
 from tests.host import tiny, worker
 
@@ -92,12 +94,15 @@ def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
     ]
 
 
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["USR2", "TERM"]
+)
 def test_a_job_of_slurm_that_is_preempted_finishes_in_the_same_state(
-    tmp_path: Path, straight: list[str]
+    number: signal.Signals, tmp_path: Path, straight: list[str]
 ) -> None:
     pytest.importorskip("submitit")
     said: list[str] = []
-    killer = signal_when_saved(tmp_path / "seed1", signal.SIGTERM)
+    killer = signal_when_saved(tmp_path / "seed1", number)
     options = {"cluster": "local", "timeout_min": 5}
     codes = launch.slurm(jobs(tmp_path), worker.run, said.append, options, retries=2)
     killer.join()
@@ -143,11 +148,65 @@ def test_what_is_retried_and_what_is_not(tmp_path: Path) -> None:
     assert clock.run(jobs(tmp_path), retries=1) == [143, 2]
 
 
-def test_ctrl_c_cancels_what_still_runs(tmp_path: Path) -> None:
-    def wait(tasks: list) -> object:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_cancels_what_still_runs_and_waits_for_it(number: signal.Signals, tmp_path: Path) -> None:
+    waited: list[int] = []
 
-    clock = Clock({})
-    with pytest.raises(KeyboardInterrupt):
+    def wait(tasks: list) -> object:
+        waited.append(len(tasks))
+        if len(waited) == 1:
+            signal.raise_signal(number)
+            return None
+        return tasks[0]
+
+    clock = Clock({"seed0": [143], "seed1": [143]})
+    with pytest.raises(Interrupted, match="2 of 2 jobs have not finished") as stopped:
         clock.run(jobs(tmp_path), 1, wait)
-    assert [name for name, _ in clock.cancelled] == ["seed0", "seed1"]
+    assert stopped.value.signal_number == number
+    assert [name for name, _ in clock.cancelled] == clock.submitted == ["seed0", "seed1"]
+    assert waited == [2, 2, 1]
+
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from popjax.host import launch
+from popjax.host.errors import Interrupted
+from tests.host import test_launch, worker
+
+root, launcher, options = Path(sys.argv[1]), *eval(sys.argv[2])
+jobs = [job._replace(argv=(*job.argv, "--env-steps=200000000", "--checkpoint-every=200000000"))
+        for job in test_launch.jobs(root)]
+try:
+    getattr(launch, launcher)(jobs, worker.run, lambda line: print(line, flush=True), options, 2)
+except Interrupted as stop:
+    print(stop)
+    raise SystemExit(128 + stop.signal_number)
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("slurm", {"cluster": "local", "timeout_min": 5}),
+        pytest.param(("ray", {"num_cpus": 1}), marks=pytest.mark.slow),
+    ],
+    ids=lambda launcher: launcher[0],
+)
+def test_a_signal_to_the_supervisor_lets_its_workers_save(launcher: tuple, tmp_path: Path) -> None:
+    """They would have made no checkpoint for hours."""
+    pytest.importorskip({"slurm": "submitit", "ray": "ray"}[launcher[0]])
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path), repr(launcher)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    records = [job.directory / "metrics.jsonl" for job in jobs(tmp_path)]
+    deadline = time.monotonic() + 120
+    while not all(file.exists() and file.stat().st_size for file in records):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "2 of 2 jobs have not finished" in said
+    for job in jobs(tmp_path):
+        assert len(checkpoint.generations(job.directory / "checkpoints")) == 1, said

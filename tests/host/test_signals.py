@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,9 @@ def generations(run: Path) -> list[int]:
     return [json.loads(line)["generation"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_resume(number: signal.Signals, tmp_path: Path, straight: str) -> None:
     run = tmp_path / "run"
     process = start(run)
@@ -138,11 +141,35 @@ def newest(run: Path) -> int:
 def test_the_second_signal_stops_at_once_and_handlers_return() -> None:
     before = signal.getsignal(signal.SIGINT)
     said: list[str] = []
-    with interrupt.deferred(said.append) as pending:
-        assert pending() is None
+    with interrupt.deferred(said.append) as stop:
+        assert stop.arrived is None
         signal.raise_signal(signal.SIGINT)
-        assert pending() == signal.SIGINT
+        assert stop.arrived == signal.SIGINT
         assert len(said) == 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_cluster_may_ask_twice_and_nothing_interrupts_the_last_saving(tmp_path: Path) -> None:
+    """SLURM sends SIGUSR2 and, a little later, SIGTERM."""
+    with interrupt.deferred(lambda line: None) as stop:
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
+            signal.raise_signal(number)
+        assert stop.arrived == signal.SIGUSR2
+    run, saves, save = tmp_path / "run", [], checkpoint.Writer.save
+
+    def struck(*arguments: Any, **options: Any) -> None:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        save(*arguments, **options)
+        saves.append(arguments[1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.Writer, "save", struck)
+        result = train(
+            tiny.build(ENV), ENV, run_dir=run, quiet=True, **(OPTIONS | {"checkpoint_every": 24_000})
+        )
+    assert saves == checkpoint.generations(run / "checkpoints") == [2_000]
+    assert result.summary["generations"] == 2_000
+    assert json.loads((run / "summary.json").read_text()) == result.summary

@@ -74,6 +74,8 @@ def report(written: Any) -> None:
         )
     console = Console()
     console.print(table)
+    for line in written.missing:
+        console.print(f"not begun yet: {line}", highlight=False, soft_wrap=True)
     console.print(f"{written.page}: {len(written.figures)} figures", highlight=False, soft_wrap=True)
 
 

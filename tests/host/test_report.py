@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from popjax import cli
+from popjax.host import index
 from popjax.host.errors import Refused
+from popjax.host.index import Entry
 from popjax.host.report import charts, population, records, report, write
 from tests.host import runs
 from tests.host.runs import make_run
@@ -123,7 +125,7 @@ def test_a_browser_shows_every_figure(written: Any, tmp_path: Path) -> None:
 
 def one(root: Path) -> records.Record:
     """The only record of a run without swept numbers."""
-    (found,) = records.read(root)
+    (found,), _ = records.read(root)
     return found
 
 
@@ -157,10 +159,10 @@ def test_swept_numbers_are_methods_of_their_own(tmp_path: Path) -> None:
     rows = [line | {"hyper.rate": rate, "member": 0} for line in lines for rate in (0.1, 0.2)]
     (swept / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     make_run(tmp_path / "sweep" / "b", config={"population": 8})
-    groups = records.grouped(records.read(swept))
+    groups = records.grouped(records.read(swept).records)
     assert [group.label for group in groups] == ["ours, rate 0.1", "ours, rate 0.2"]
     assert [len(group.curves) for group in groups] == [2, 2]
-    found = records.read(tmp_path / "sweep")
+    found = records.read(tmp_path / "sweep").records
     assert records.spread([found], ["A"]) == [
         "A, population 4, rate 0.1",
         "A, population 4, rate 0.2",
@@ -196,7 +198,7 @@ def test_a_frozen_member_cuts_nobody_else_short(tmp_path: Path) -> None:
         {"member": 1, "seed": 1, "status": "frozen", "reason": "critic_loss is nan in generation 3"},
     ]
     (root / "summary.json").write_text(json.dumps(summary | {"members": rows}))
-    (group,) = records.grouped(records.read(root))
+    (group,) = records.grouped(records.read(root).records)
     assert [curve.seed for curve in group.curves] == [0]
     assert group.reached == summary["env_steps"]
     page = report([root], tmp_path / "out").page.read_text()
@@ -258,6 +260,49 @@ def test_ancestors_are_followed_to_the_beginning(tmp_path: Path) -> None:
     assert set(drawn["child of two"]) == {((2, 0), (3, 2)), ((2, 1), (3, 2))}
     entries = next(line for line in axes.lines if line.get_label() == "an outsider enters")
     assert (entries.get_xdata().tolist(), entries.get_ydata().tolist()) == ([2], [0])
+
+
+def test_what_has_not_begun_is_named_and_the_others_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a directory of runs all that is below it is taken, whatever its depth."""
+    root = tmp_path / "all"
+    make_run(root / "near", seeds=(0, 1))
+    make_run(root / "deeper" / "far", config={"population": 8})
+    young = make_run(root / "young", config={"population": 16}, finished=False)
+    (young / "eval.jsonl").write_text("")
+    index.write(root, "a command", [Entry(name, ()) for name in ("near", "deeper", "young", "later")])
+    index.write(root / "deeper", "a command", [Entry(name, ()) for name in ("far", "further")])
+    partly = make_run(root / "partly", config={"population": 32}, finished=False)
+    rows = [json.loads(line) for line in (partly / "eval.jsonl").read_text().splitlines()]
+    kept = [row | {"member": row["seed"]} for row in rows if row["seed"] not in (2, 4)]
+    (partly / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert cli.report([str(root), "--out", str(tmp_path / "out")]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not begun yet: ")]
+    assert shown == [
+        f"not begun yet: {line}"
+        for line in (
+            f"run {root}/deeper/further",
+            f"run {root}/later",
+            f"run {root}/young",
+            f"member 2 (seed2) of {root}/partly",
+            f"member 4 (seed4) of {root}/partly",
+        )
+    ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Not begun yet: run {root}/deeper/further; run {root}/later;" in page
+    assert all(f"ours, population {size}" in page for size in (4, 8, 32))
+
+
+def test_a_label_is_one_method_on_tasks_with_constants_of_their_own(tmp_path: Path) -> None:
+    for label, size in (("x", 4), ("y", 8)):
+        for task, batch in (("probe/a", 1), ("probe/b", 2)):
+            config = {"population": size, "batch": batch}
+            make_run(tmp_path / label / task[-1], task=task, config=config)
+    made = report([tmp_path / "x", tmp_path / "y"], tmp_path / "out", ["X", "Y"])
+    assert made.table.header == ["task", "X", "Y"]
+    assert [row[0] for row in made.table.rows] == ["probe/a", "probe/b"]
+    assert all(all(row) for row in made.table.rows)
 
 
 def test_many_methods_are_told_apart() -> None:

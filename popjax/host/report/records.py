@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from popjax.host import log, rundir
+from popjax.host import index, log, rundir, sweep
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation
 
@@ -96,16 +96,47 @@ class Group:
         return min(asked, *(int(curve.env_steps[-1]) for curve in self.curves))
 
 
-def read(root: Path) -> list[Record]:
-    """The run in ``root``, or the runs in its subdirectories, by their settings; they may be going on.
+class Found(NamedTuple):
+    """The records of a directory, and in words what it should have and has not yet."""
+
+    records: list[Record]
+    missing: list[str]
+
+
+def read(root: Path) -> Found:
+    """The run in ``root``, or all runs below it, by their settings; they may be going on.
 
     Raises:
-        Refused: it holds no run, or one that was never evaluated.
+        Refused: it holds no run, or none that was ever evaluated.
     """
-    within = sorted(path.parent for path in root.glob("*/config.json"))
-    if within and not rundir.RunDirectory(root).config.exists():
-        return [record for run in within for record in _read(run)]
-    return _read(root)
+    if rundir.RunDirectory(root).config.exists():
+        return Found(_read(root), _members_missing(root))
+    runs = sorted(path.parent for path in root.rglob("config.json"))
+    begun = [run for run in runs if log.read_lines(rundir.RunDirectory(run).evaluations)]
+    if not begun:
+        return Found(_read(runs[0] if runs else root), [])  # which says what is wrong
+    missing = [f"run {run}" for run in sorted({*runs, *_planned(root)} - set(begun))]
+    missing += [line for run in begun for line in _members_missing(run)]
+    return Found([record for run in begun for record in _read(run)], missing)
+
+
+def _planned(root: Path) -> Iterator[Path]:
+    """The runs that the indices at and below ``root`` speak of, begun or not."""
+    for path in [root / "index.json", *root.glob("*/**/index.json")]:
+        if path.exists():
+            for entry in index.read(path.parent):
+                if not index.holds(path.parent / entry.directory):
+                    yield path.parent / entry.directory
+
+
+def _members_missing(root: Path) -> list[str]:
+    """The members of a run that have not been evaluated yet, in words."""
+    lines = log.read_lines(rundir.RunDirectory(root).evaluations)
+    seen = {line.get("member") for line in lines}
+    if None in seen:  # of a time when there were seeds only
+        return []
+    members = sweep.of_config(rundir.read_config(root))
+    return [f"member {m.number} ({m.name}) of {root}" for m in members if m.number not in seen]
 
 
 def _read(root: Path) -> list[Record]:
@@ -130,7 +161,7 @@ def _read(root: Path) -> list[Record]:
 
 def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:
     """``labels``, one for each of the ``found``, as one for each record: with the options in which records of
-    one label differ.
+    one label differ on a task. Tasks may have constants of their own.
 
     Raises:
         Refused: there are more or fewer labels.
@@ -139,8 +170,9 @@ def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str
         raise Refused(f"--labels wants one for each run: {len(labels)} are given for {len(found)} runs")
     spelt = []
     for label, group in zip(labels, found, strict=bool(labels)):
+        names = _told_apart(group)
         for record in group:
-            told = [f"{_short(name)} {record.choices.get(name, 'unset')}" for name in _different(group)]
+            told = [f"{_short(name)} {record.choices.get(name, 'unset')}" for name in names]
             spelt.append(", ".join([label, *told]))
     return spelt
 
@@ -218,9 +250,7 @@ def _labels(records: Sequence[Record]) -> list[str]:
     found = []
     for record in records:
         rivals = [other for other in records if other.name == record.name]
-        told: dict[str, None] = {}
-        for task in dict.fromkeys(rival.task for rival in rivals):
-            told |= dict.fromkeys(_different([rival for rival in rivals if rival.task == task]))
+        told = _told_apart(rivals)
         if not told:
             found.append(record.name)
         elif len(told) > _MOST_OPTIONS:
@@ -230,6 +260,14 @@ def _labels(records: Sequence[Record]) -> list[str]:
             options = (f"{_short(name)} {record.choices.get(name, 'unset')}" for name in told)
             found.append(f"{record.name}, {', '.join(options)}")
     return found
+
+
+def _told_apart(records: Sequence[Record]) -> list[str]:
+    """The options in which records of one task differ, of all tasks."""
+    told: dict[str, None] = {}
+    for task in dict.fromkeys(record.task for record in records):
+        told |= dict.fromkeys(_different([record for record in records if record.task == task]))
+    return list(told)
 
 
 def _different(records: Sequence[Record]) -> list[str]:

@@ -27,29 +27,33 @@ _INTERVAL = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, and the name of every figure, which lies beside it as PNG."""
+    """What was written: the page, the name of every figure, which lies beside it as PNG, and what had not
+    begun yet."""
 
     page: Path
     figures: tuple[str, ...]
     table: Cells
+    missing: tuple[str, ...] = ()
 
 
 def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = ()) -> Report:
     """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
-    Runs that differ in nothing but their seeds are pooled. labels: names of the methods, one for each run
-    directory.
+    Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
+    those that have not begun yet are named. labels: names of the methods, one for each run directory.
 
     Raises:
-        Refused: there is no run, one without evaluations, or no task that all methods share.
+        Refused: there is no run with evaluations, or no task that all methods share.
     """
     if not run_dirs:
         raise Refused("a report needs at least one run directory")
-    found = [records.read(Path(run_dir)) for run_dir in run_dirs]
+    read = [records.read(Path(run_dir)) for run_dir in run_dirs]
+    found = [each.records for each in read]
+    missing = [line for each in read for line in each.missing]
     groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
     common, out = records.common_tasks(groups), Path(out)
     sections = [
-        _results(groups),
+        _results(groups, missing),
         _curves(groups),
         _comparison(groups, common),
         _populations(groups),
@@ -61,7 +65,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
         (out / f"{picture.name}.png").write_bytes(picture.png)
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
-    return Report(out / PAGE, tuple(picture.name for picture in pictures), table)
+    return Report(out / PAGE, tuple(picture.name for picture in pictures), table, tuple(missing))
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -73,7 +77,7 @@ def _title(groups: Sequence[Group]) -> str:
     return " on ".join(told)
 
 
-def _results(groups: Sequence[Group]) -> Section:
+def _results(groups: Sequence[Group], missing: Sequence[str]) -> Section:
     return Section(
         "Results",
         [
@@ -84,6 +88,7 @@ def _results(groups: Sequence[Group]) -> Section:
             Text("and by its last evaluation alone:"),
             _table(groups, 1),
             *_budgets(groups),
+            *([Text(f"Not begun yet: {'; '.join(missing)}.", note=True)] if missing else []),
         ],
     )
 

@@ -18,13 +18,21 @@ def evaluate(argv: list[str]) -> None:
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
     cli.prepare_jax()
     from popjax import show
+    from popjax.host import sweep
     from popjax.host.evaluate import evaluate as evaluate_state
 
     run, root = cli.load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
     run = alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
-        *evaluate_state(run.method, run.env, run.state, episodes=arguments.episodes, seed=arguments.seed)
+        *evaluate_state(
+            run.method,
+            run.env,
+            run.state,
+            episodes=arguments.episodes,
+            seed=arguments.seed,
+            members=[member.number for member in sweep.of_config(run.saved)],
+        )
     )
     there = transfer() if transfer else None
     video = film() if film else None

@@ -101,6 +101,11 @@ def test_a_sweep_of_numbers_is_one_run(
     assert [(row["member"], row["seed"], row["numbers"]) for row in shown["seeds"]] == [
         (3, 1, {"hyper.rate": 0.4})
     ]
+    assert cli.evaluate([str(root), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["seeds"]
+    for name in ("lengths", "returns"):  # of the same episodes
+        np.testing.assert_allclose(shown["seeds"][0][name], whole[3][name], rtol=1e-5)
+    assert whole[3]["returns"] != whole[2]["returns"]
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.evaluate([str(root), "--member", "3"]) == 0
     assert "hyper.rate=0.4,seed1" in capsys.readouterr().out

@@ -5,7 +5,7 @@ Evaluation draws from its own key stream, so how often it happens never changes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,11 +52,19 @@ def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Ar
 
 
 def evaluate(
-    method: Method, env: Env, state: Any, *, episodes: int = 5, seed: int = 0
+    method: Method,
+    env: Env,
+    state: Any,
+    *,
+    episodes: int = 5,
+    seed: int = 0,
+    members: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Evaluates the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
 
-    Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on.
+    Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on. ``members``
+    are the numbers of the policies in their sweep, 0 to S - 1 without: a policy of the same number plays the
+    same episodes, alone or among others.
     Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
 
     Raises:
@@ -67,11 +75,12 @@ def evaluate(
     if not 0 <= seed < 2**31:
         raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
     seeds = jax.tree.leaves(state)[0].shape[0]
+    numbers = jnp.arange(seeds) if members is None else jnp.array(members)
 
     @jax.jit
     def run(state: Any, key: Key) -> tuple[Array, Array]:
         params = sweep.lift(method.policy, seeds)(state)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(seeds))
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
         return jax.vmap(lambda p, k: play(env, method, p, k, episodes))(params, keys)
 
     returns, lengths = run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS))

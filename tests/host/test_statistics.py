@@ -53,12 +53,24 @@ def test_seeds_are_drawn_within_their_task() -> None:
     """Between tasks that differ by much and seeds that do not differ, chance has no say."""
     found = statistics.estimate(statistics.interquartile_mean, [np.full(4, 0.0), np.full(4, 100.0)])
     assert found == (50.0, 50.0, 50.0)
-    pairs = statistics.estimate(statistics.improvement, [np.array([1.0, 3.0])], [np.array([2.0])])
+    pairs = statistics.estimate(statistics.improvement, [np.array([1.0, 3.0])], [np.array([2.0, 2.0])])
     assert (pairs.value, pairs.low, pairs.high) == (0.5, 0.0, 1.0)
 
 
 def test_one_seed_has_no_interval() -> None:
     assert statistics.estimate(statistics.interquartile_mean, [np.array([3.0])]) == (3.0, None, None)
+
+
+def test_one_task_or_method_with_one_seed_makes_no_interval_that_is_too_narrow() -> None:
+    """Drawn again and again, a single seed does not vary: it would count as if it were certain."""
+    many, one = np.random.default_rng(0).normal(size=10), np.array([0.3])
+    for scores in ([many, one], [one, many]):
+        assert statistics.estimate(statistics.interquartile_mean, scores)[1:] == (None, None)
+    for pair in (([many], [one]), ([one], [many])):
+        assert statistics.estimate(statistics.improvement, *pair)[1:] == (None, None)
+    two = statistics.estimate(statistics.interquartile_mean, [many, np.array([0.3, -1.0])])
+    assert two.low is not None
+    assert two.low < two.value < two.high
 
 
 def test_tasks_may_have_different_numbers_of_seeds() -> None:

@@ -128,9 +128,10 @@ def legend(axes: Any, columns: int) -> None:
 def _points(axes: Any, found: Sequence[Estimate], names: Sequence[str], colours: Sequence[str]) -> None:
     """One row for each estimate, the first on top."""
     rows = np.arange(len(found))[::-1]
+    banded = [row for row, one in zip(rows, found, strict=True) if one.low is not None]
     for row, (value, low, high), colour in zip(rows, found, colours, strict=True):
         if low is not None:
-            label = f"{statistics.LEVEL:.0%} bootstrap interval" if row == rows[0] else None
+            label = f"{statistics.LEVEL:.0%} bootstrap interval" if row == banded[0] else None
             axes.barh(row, high - low, left=low, height=0.5, color=colour, alpha=0.3, label=label)
         axes.plot(value, row, "o", color=colour, label="estimate" if row == rows[0] else None)
     axes.set_yticks(rows, names, fontsize=9)

@@ -18,8 +18,9 @@ LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
-    """A number or curve with the ends of its interval; they are None where no method has two seeds of a
-    task, from which nothing about chance can be learned."""
+    """A number or curve with the ends of its interval; they are None where a method has a single seed of a
+    task, from which nothing about chance can be learned: drawing from it again and again would make the
+    interval too narrow."""
 
     value: np.ndarray
     low: np.ndarray | None
@@ -53,7 +54,7 @@ def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
 def estimate(statistic: Callable[..., np.ndarray], *methods: Scores, seed: int = 0) -> Estimate:
     """``statistic`` of the scores of one or more methods, with its bootstrap interval."""
     value = statistic(*methods)
-    if max(len(x) for scores in methods for x in scores) < 2:
+    if min(len(x) for scores in methods for x in scores) < 2:
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
     drawn = statistic(*([_resampled(rng, x) for x in scores] for scores in methods))

@@ -195,7 +195,7 @@ def _pairs(scores: Any, look: Any) -> list[Picture | Cells]:
 def _row(name: str, found: statistics.Estimate) -> list[str]:
     value = f"{float(found.value):.2f}"
     if found.low is None or found.high is None:
-        return [name, value, "needs two seeds"]
+        return [name, value, "needs two seeds of every task"]
     return [name, value, f"[{float(found.low):.2f}, {float(found.high):.2f}]"]
 
 

@@ -37,7 +37,7 @@ class Common:
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
     wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
-    """Also send metrics and evaluations to this project of Weights & Biases, one run there per seed; needs
+    """Also send metrics and evaluations to this project of Weights & Biases, one run there per member; needs
     popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in the directory; a larger --env-steps prolongs it."""
@@ -79,7 +79,7 @@ class RunArguments(Generic[C, H]):
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Evaluates the policies in the newest whole checkpoint of a run, one per seed."""
+    """Evaluates the policies in the newest whole checkpoint of a run, one per member."""
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""
@@ -98,7 +98,7 @@ class EvaluateArguments:
     """Also play as many episodes in the original environment on the host; --in gymnasium for gym/ tasks,
     --in dm_control for dmc/."""
     video: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Film one episode of the first seed's policy: .mp4 or .gif, for brax/ also .html."""
+    """Film one episode of the first member's policy: .mp4 or .gif, for brax/ also .html."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON to standard output instead of a table."""
 
@@ -113,7 +113,7 @@ class ExportArguments:
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Directory to write to."""
     member: int = 0
-    """Which member of the sweep, by its number; of a run of seeds alone, which seed, counted from 0."""
+    """Which member of the sweep, by its number; members are numbered with the seeds running fastest."""
     individual: int | None = None
     """Export this individual of the population, counted from 0, not the policy that the method chooses."""
 

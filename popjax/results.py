@@ -103,6 +103,7 @@ def export(argv: list[str]) -> None:
             "method": run.saved["method"],
             "individual": arguments.individual,
             "git_commit": run.saved.get("git_commit"),
+            "member": member.number,
             "seed": member.seed,
             **member.numbers,
             "env_steps": int(steps),
@@ -123,7 +124,7 @@ def alone(run: Loaded, individual: int | None) -> Loaded:
     return run._replace(method=method, saved=run.saved | {"individual": individual})
 
 
-def tracking(common: Any, root: Path, description: dict[str, Any], stack: ExitStack) -> list[Any]:
+def tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
     """``--wandb``: the sink that sends to a project."""
     if common.wandb is None:
         return []
@@ -133,5 +134,4 @@ def tracking(common: Any, root: Path, description: dict[str, Any], stack: ExitSt
 
     if not processes.first():
         return []
-    config = {**description, "env": common.env}
-    return [stack.enter_context(wandb_runs(common.wandb, root, config, grid.chosen(common)))]
+    return [stack.enter_context(wandb_runs(common.wandb, root, grid.chosen(common)))]

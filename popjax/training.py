@@ -68,7 +68,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
             devices=common.devices,
             run_dir=root,
             resume=resume,
-            sinks=results.tracking(common, root, description, stack),
+            sinks=results.tracking(common, root, stack),
             description=description,
         )
 

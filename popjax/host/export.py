@@ -154,7 +154,9 @@ def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
         components = f", {action['components']}"
     shape = ", ".join(map(str, observation["shape"]))
     who = ", ".join(
-        f"{key} {facts[key]}" for key in ("seed", "individual", "env_steps") if facts.get(key) is not None
+        f"{key} {facts[key]}"
+        for key in ("member", "seed", "individual", "env_steps")
+        if facts.get(key) is not None
     )
     return _README.format(
         title=f"A policy for {facts['env']}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from popjax.host import rundir
 from popjax.host.errors import Refused
 from popjax.host.history import History, named
 from popjax.host.log import Sink, scalars
@@ -17,11 +18,10 @@ from popjax.host.sweep import Member
 
 
 @contextmanager
-def wandb_runs(
-    project: str, root: Path, config: Mapping[str, Any], members: Sequence[Member]
-) -> Iterator[Sink]:
+def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[Sink]:
     """One W&B run per member in ``project``, all in a group named after the run directory ``root``: metrics
-    and evaluations over environment steps, named as in TensorBoard.
+    and evaluations over environment steps, named as in TensorBoard. Its config is all of the directory's
+    ``config.json`` and ``member``, the member's number, seed and swept numbers.
 
     A resumed run goes on in the same W&B runs. Nothing is sent before training begins;
     with ``WANDB_MODE=offline`` all stays in ``root/wandb``.
@@ -35,14 +35,16 @@ def wandb_runs(
         raise Refused("--wandb needs the package wandb: pip install 'popjax[tracking]'") from None
     runs: list[Any] = []
 
-    def begin(name: str) -> Any:
+    def begin(member: Member) -> Any:
+        own = {"number": member.number, "seed": member.seed, "numbers": dict(member.numbers)}
         run = wandb.init(
             project=project,
             group=root.name,
-            name=f"{root.name} {name}",
-            id=hashlib.sha256(f"{root.resolve()} {name}".encode()).hexdigest()[:16],
+            name=f"{root.name} {member.name}",
+            id=hashlib.sha256(f"{root.resolve()} {member.name}".encode()).hexdigest()[:16],
             resume="allow",
-            config=dict(config),
+            config={**rundir.read_config(root), "member": own},
+            allow_val_change=True,  # a resumed run may have a larger budget
             dir=str(root),
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
@@ -53,7 +55,7 @@ def wandb_runs(
 
     def sink(_: int, history: History) -> None:
         if not runs:
-            runs.extend(begin(member.name) for member in members)
+            runs.extend(map(begin, members))
         for place in history.living:
             for row in rows(history, place, members[place].number):
                 runs[place].log(row)

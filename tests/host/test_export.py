@@ -212,7 +212,9 @@ def test_the_commands(
     assert cli.export([str(root), "--out", str(out), "--member", "1", "--individual", "2"]) == 0
     assert "no policy.npz" in capsys.readouterr().out
     facts = json.loads((out / "policy.json").read_text())
-    assert (facts["method"], facts["seed"], facts["individual"], facts["env_steps"]) == ("tiny", 1, 2, 24)
+    assert (facts["method"], facts["member"], facts["seed"]) == ("tiny", 1, 1)
+    assert (facts["individual"], facts["env_steps"]) == (2, 24)
+    assert "member 1, seed 1, individual 2" in (out / "README.md").read_text()
     assert cli.export([str(root), "--out", str(out), "--member", "2"]) == 2
     assert cli.export([str(root)]) == 2
     assert "--out" in capsys.readouterr().err

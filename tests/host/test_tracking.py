@@ -33,12 +33,14 @@ def test_a_run_is_tracked_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root = tmp_path / "run"
     assert cli.run([*TINY, "--run-dir", str(root), "--wandb", "popjax-tests"]) == 0
     files = sorted((root / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2  # one per seed
+    assert len(files) == 2  # one per member
     content = [file.read_bytes() for file in files]
     for part in (b"popjax-tests", b"eval/return", b"metrics/losses.loss", b"metrics/fitness/max"):
         assert all(part in text for text in content)
     assert {b"run seed0" in text for text in content} == {True, False}
-    # The same seed goes on in the same run of the project.
+    for part in (b"probe/context", b"checkpoint_every", b"poison_at", b"git_commit", b'"number":'):
+        assert all(part in text for text in content), part  # all of config.json, and which member it is
+    # The same member goes on in the same run of the project.
     longer = [argument.replace("24", "48") for argument in TINY]
     assert cli.run([*longer, "--run-dir", str(root), "--wandb", "popjax-tests", "--resume"]) == 0
     names = [file.stem for file in (root / "wandb").glob("offline-run-*/*.wandb")]

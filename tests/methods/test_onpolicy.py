@@ -48,7 +48,7 @@ def single(probe):
         (key_env, env_state), obs = lane.env, lane.obs
         rows = []
         for key in keys:
-            action, (sampled, log_prob) = act(key, params, obs, 1.0)
+            _, action, (sampled, log_prob) = act(key, params, (), obs, 1.0)
             env_state, timestep = step(env_state, action)
             discount = 0.99 * (1 - timestep.terminated)
             row = (obs, sampled, timestep.reward, discount, timestep.next_obs, timestep.done, log_prob)
@@ -103,8 +103,9 @@ def test_steps_and_episodes_are_counted_exactly():
 def test_a_termination_inside_a_rollout_does_not_leak():
     """The rows of five steps of the delay, and of the five that follow: nothing is lost between them."""
     states = history("delay", 2)
-    rows = [np.asarray(getattr(states[1].trajectory, x))[1, :, 0] for x in vars(states[1].trajectory)]
-    obs, _, reward, discount, next_obs, done, _ = rows
+    names = ("obs", "reward", "discount", "next_obs", "done")
+    rows = [np.asarray(getattr(states[1].trajectory, x))[1, :, 0] for x in names]
+    obs, reward, discount, next_obs, done = rows
     assert obs.ravel().tolist() == [0, 1, 0, 1, 0]
     assert reward.tolist() == [0, 1, 0, 1, 0]
     np.testing.assert_allclose(discount, [0.99, 0, 0.99, 0, 0.99])

@@ -173,6 +173,21 @@ def test_the_best_agent_is_deployed_greedily(key):
     np.testing.assert_array_equal(*actions)
 
 
+def test_a_policy_with_a_memory_begins_every_episode_without_any(key):
+    config = replace(TINY, agent=a2c.Config(hidden=(8,), lstm=4))
+    method = onpolicy.build(make("probe/corridor-discrete"), config)
+    state = jax.jit(method.init)(key, method.hyper)
+    assert [x.shape for x in jax.tree.leaves(state.lanes.carry)] == [(3, 2, 4)] * 4
+    assert not any(x.any() for x in jax.tree.leaves((state.lanes.carry, method.memory)))
+    act, params = jax.jit(method.act), method.policy(state)
+    assert same(params, tree.take((state.agents.actor, state.agents.value), 0))
+    once, _ = act(params, method.memory, jnp.ones(1), key)
+    twice, _ = act(params, once, jnp.ones(1), key)
+    assert all(x.all() for x in jax.tree.leaves(once))
+    assert not same(once, twice)
+    assert same(once, act(params, method.memory, jnp.ones(1), key)[0])
+
+
 def test_the_defaults_are_those_of_baselines():
     method = onpolicy.build(make("probe/delay"))
     assert method.steps_bound == 20

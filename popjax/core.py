@@ -73,11 +73,13 @@ class Trajectory(Transition):
     done:     bool [T, N]     the episode ended here, for either reason: the next row is of another one.
     log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
     valid:    bool [T, N]     rows that were played, the others leave no trace; None: all were.
+    memory:   [1, N, ...]     what the policy remembered before the first row; () of one without memory.
     """
 
     done: Array
     log_prob: Array
     valid: Array | None = None
+    memory: PyTree = ()
 
 
 @struct.dataclass
@@ -160,6 +162,22 @@ class Network(NamedTuple):
     apply: Callable[..., Any]
 
 
+class Recurrent(NamedTuple):
+    """A Network with a memory. Axes between time and what is given of one input, such as lanes, are free.
+
+    init:   key -> params
+    memory: what it remembers at the start of an episode; () of one that forgets at once
+    step:   (params, memory, obs) -> (memory, outputs)
+    unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]: the memory
+            starts anew behind every row in which an episode ended, and is told as it was before that
+    """
+
+    init: Callable[[Key], Params]
+    memory: PyTree
+    step: Callable[[Params, PyTree, Array], tuple[PyTree, Any]]
+    unroll: Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
+
+
 class Agent(NamedTuple):
     """One learning individual.
 
@@ -189,18 +207,20 @@ class Agent(NamedTuple):
 class OnPolicyAgent(NamedTuple):
     """An Agent that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
 
-    act:    (key, params, obs, scale) -> (action for the environment, (action as sampled, its log_prob []));
-            ``scale`` multiplies the exploration: 1 is the policy, 0 its mode
+    act:    (key, params, memory, obs, scale) -> (memory, action for the environment, (action as sampled, its
+            log_prob [])); ``scale`` multiplies the exploration: 1 is the policy, 0 its mode
     learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
     params: state -> what ``act`` reads
+    memory: what it remembers at the start of an episode; () of one that acts by what it sees
     """
 
     init: Callable[[Key, PyTree], PyTree]
-    act: Callable[[Key, Params, Array, Array | float], tuple[Array, tuple[Array, Array]]]
+    act: Callable[[Key, Params, PyTree, Array, Array | float], tuple[PyTree, Array, tuple[Array, Array]]]
     learn: Callable[[PyTree, Trajectory, PyTree, Key], tuple[PyTree, PyTree]]
     params: Callable[[PyTree], Params]
-    actor: Network
-    critic: Network
+    actor: Network | Recurrent
+    critic: Network | Recurrent
+    memory: PyTree = ()
 
 
 class Replay(NamedTuple):

@@ -166,16 +166,26 @@ def start(env: Env, carry: PyTree, key: Key) -> Lane:
 
 
 def collect(
-    env: Env, policy: Policy, lane: Lane, key: Key, length: int, *, record: Record = _keep_all
+    env: Env,
+    policy: Policy,
+    lane: Lane,
+    key: Key,
+    length: int,
+    *,
+    record: Record = _keep_all,
+    fresh: PyTree | None = None,
 ) -> tuple[Lane, Any]:
     """Plays ``length`` steps of an ``autoreset`` environment, across episode ends.
 
-    Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is not reset.
+    Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is ``fresh`` behind the end of an
+    episode, and goes on there if that is None.
     """
 
     def one(lane: Lane, key: Key) -> tuple[Lane, PyTree]:
         carry, action = policy(lane.carry, lane.obs, key)
         state, timestep = env.step(lane.env, action)
+        if fresh is not None:
+            carry = tree.where(timestep.done, fresh, carry)
         return Lane(state, timestep.obs, carry), record(lane.obs, action, timestep)
 
     return jax.lax.scan(one, lane, jax.random.split(key, length))
@@ -226,20 +236,23 @@ def trajectory(
     *,
     discount: Array | float,
 ) -> tuple[Lane, tuple[Trajectory, Timestep, Array]]:
-    """``collect`` by an on-policy agent: the lane, its Trajectory [T], and Timesteps [T] and actions [T, A]
-    as the environment had them."""
+    """``collect`` by an on-policy agent, whose memory is the lane's carry: the lane, its Trajectory [T], and
+    Timesteps [T] and actions [T, A] as the environment had them."""
     # The policy's choice carries the sample and its log-probability past the environment, to ``record``.
     chosen = env._replace(step=lambda state, choice: env.step(state, choice[0]))
 
-    def policy(carry: tuple[()], obs: Array, key: Key) -> Any:
-        return carry, agent.act(key, params, obs, 1.0)
+    def policy(memory: PyTree, obs: Array, key: Key) -> Any:
+        memory, action, choice = agent.act(key, params, memory, obs, 1.0)
+        return memory, (action, choice)
 
     def record(obs: Array, choice: Any, timestep: Timestep) -> tuple[Trajectory, Timestep, Array]:
         played, (action, log_prob) = choice
         step = transition(obs, action, timestep, discount)
         return Trajectory(**vars(step), done=timestep.done, log_prob=log_prob), timestep, played
 
-    return collect(chosen, policy, lane, key, length, record=record)
+    before = tree.repeat(lane.carry, 1)
+    lane, (rows, *others) = collect(chosen, policy, lane, key, length, record=record, fresh=agent.memory)
+    return lane, (replace(rows, memory=before), *others)
 
 
 @struct.dataclass

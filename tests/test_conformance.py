@@ -51,8 +51,8 @@ def _independent(agent, env="probe/delay", **options):
     return Case(lambda: independent.build(make(env), replace(config, **options)), 3)
 
 
-def _onpolicy():
-    config = onpolicy.Config(agent=a2c.Config(hidden=(4,)), population=3, lanes=2, steps=3)
+def _onpolicy(**options):
+    config = onpolicy.Config(agent=a2c.Config(hidden=(4,), **options), population=3, lanes=2, steps=3)
     return Case(lambda: onpolicy.build(make("probe/delay"), config), 3)
 
 
@@ -179,9 +179,20 @@ CASES = {
     "sac": _independent(sac.Config(hidden=(4,))),
     "shared": _independent(sac.Config(hidden=(4,)), shared_replay=True),
     "onpolicy": _onpolicy(),
+    "onpolicy_lstm": _onpolicy(lstm=4),
 }
 # Second cases of their methods.
-SLOW = ("align", "cdrl_finished", "ce_all", "cspc_fused", "ddpg_normalized", "erl", "shared", "td3")
+SLOW = (
+    "align",
+    "cdrl_finished",
+    "ce_all",
+    "cspc_fused",
+    "ddpg_normalized",
+    "erl",
+    "onpolicy_lstm",
+    "shared",
+    "td3",
+)
 every_method = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
 )

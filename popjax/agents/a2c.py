@@ -3,13 +3,17 @@
 The default numbers are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5 steps. Two
 things differ from that program: policy and value are separate networks, where its default shares the hidden
 layers, and a time limit is not taken for the end of the task.
+
+With an LSTM each of the two networks has a memory of its own, and both go along while the policy acts: what
+acts is then the pair of networks. Episodes go on from one rollout to the next with the memories that the
+parameters of that time have left; gradients end at the beginning of the rollout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +21,20 @@ import optax
 from flax import struct
 from jax import Array
 
-from popjax import advantage, distributions, nets
+from popjax import advantage, distributions, nets, tree
 from popjax.core import (
     Key,
+    Network,
     Number,
     OnPolicyAgent,
     Params,
     PyTree,
+    Recurrent,
     Spec,
     Trajectory,
     number,
 )
+from popjax.nets.recurrent import forgetful
 from popjax.optimize import annealed, descend
 
 ROLLOUT = 5
@@ -42,6 +49,11 @@ class Config:
     activation: Literal["relu", "tanh"] = "tanh"  # between them
     initializer: nets.Initializer = "orthogonal"  # of both
     squash: bool = False  # whether continuous actions are tanh of a Gaussian's, else they are clipped
+    lstm: int = 0  # units of an LSTM behind the hidden layers of policy and value network; 0: none
+
+    def __post_init__(self) -> None:
+        if self.lstm < 0:
+            raise ValueError(f"lstm must not be negative, got {self.lstm}")
 
 
 @struct.dataclass
@@ -92,14 +104,8 @@ def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax
 
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """An A2C learner for discrete or continuous actions."""
-    policy, value = nets.policy_and_value(
-        spec.obs_shape,
-        spec.action_dim,
-        config.hidden,
-        discrete=spec.discrete,
-        activation=config.activation,
-        initializer=config.initializer,
-    )
+    networks = _networks(spec, config)
+    policy, value = (x if isinstance(x, Recurrent) else forgetful(x) for x in networks)
     actions = distributions.of(spec, squash=config.squash)
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -108,13 +114,21 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         optimizer = rmsprop(hyper.lr, hyper.max_grad_norm).init((policy_params, value_params))
         return State(policy_params, value_params, optimizer, jnp.int32(0))
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> tuple[Array, tuple[Array, Array]]:
-        outputs = policy.apply(params, obs)
+    def act(
+        key: Key, params: Params, memory: PyTree, obs: Array, scale: Array | float
+    ) -> tuple[PyTree, Array, tuple[Array, Array]]:
+        if config.lstm:
+            memories, outputs = policy.step(params[0], memory[0], obs)
+            memory = memories, value.step(params[1], memory[1], obs)[0]
+        else:
+            outputs = policy.step(params, (), obs)[1]
         action = actions.sample(key, outputs, scale)
-        return actions.bounded(action), (action, actions.log_prob(outputs, action))
+        return memory, actions.bounded(action), (action, actions.log_prob(outputs, action))
 
     def learn(state: State, rollout: Trajectory, hyper: Hyper, key: Key) -> tuple[State, Losses]:
-        values, next_values = (value.apply(state.value, obs) for obs in (rollout.obs, rollout.next_obs))
+        remembered = tree.take(rollout.memory, 0) if config.lstm else ((), ())
+        memories, values = value.unroll(state.value, remembered[1], rollout.obs, rollout.done)
+        next_values = value.step(state.value, memories, rollout.next_obs)[1]
         advantages = advantage.generalized(
             rollout.reward, rollout.discount, values, next_values, rollout.done, hyper.trace_decay
         )
@@ -122,10 +136,11 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         mean = partial(jnp.mean, where=rollout.valid)
 
         def loss(params: tuple[Params, Params]) -> tuple[Array, Losses]:
-            outputs = policy.apply(params[0], rollout.obs)
+            outputs = policy.unroll(params[0], remembered[0], rollout.obs, rollout.done)[1]
+            now = value.unroll(params[1], remembered[1], rollout.obs, rollout.done)[1]
             losses = Losses(
                 policy_loss=-mean(actions.log_prob(outputs, rollout.action) * advantages),
-                value_loss=mean(jnp.square(value.apply(params[1], rollout.obs) - returns)),
+                value_loss=mean(jnp.square(now - returns)),
                 entropy=mean(actions.entropy(outputs)),
             )
             total = losses.policy_loss + hyper.value_weight * losses.value_loss
@@ -138,5 +153,21 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         return State(policy_params, value_params, optimizer, state.updates + 1), losses
 
     return OnPolicyAgent(
-        init=init, act=act, learn=learn, params=lambda state: state.actor, actor=policy, critic=value
+        init=init,
+        act=act,
+        learn=learn,
+        params=lambda state: (state.actor, state.value) if config.lstm else state.actor,
+        actor=networks[0],
+        critic=networks[1],
+        memory=(policy.memory, value.memory) if config.lstm else (),
     )
+
+
+def _networks(spec: Spec, config: Config) -> tuple[Network, Network] | tuple[Recurrent, Recurrent]:
+    """Policy and value."""
+    sizes = spec.obs_shape, spec.action_dim, config.hidden
+    options: Any = {"discrete": spec.discrete, "activation": config.activation}
+    options["initializer"] = config.initializer
+    if config.lstm:
+        return nets.recurrent_policy_and_value(*sizes, config.lstm, **options)
+    return nets.policy_and_value(*sizes, **options)

@@ -139,11 +139,13 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def seen(observations: PyTree, obs: Array) -> Array:
         return normalize.normalize(observations, obs, clip=CLIP_OBS) if config.normalize_obs else obs
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> tuple[Array, tuple[Array, Array]]:
+    def act(
+        key: Key, params: Params, memory: PyTree, obs: Array, scale: Array | float
+    ) -> tuple[PyTree, Array, tuple[Array, Array]]:
         policy_params, observations = params
         outputs = policy.apply(policy_params, seen(observations, obs))
         action = actions.sample(key, outputs, scale)
-        return actions.bounded(action), (action, actions.log_prob(outputs, action))
+        return memory, actions.bounded(action), (action, actions.log_prob(outputs, action))
 
     def learn_policy(
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key

@@ -104,7 +104,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper = as_arrays(hyper)
         key, key_agents, key_lanes = jax.random.split(key, 3)
         states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
-        start = jax.vmap(jax.vmap(partial(rollout.start, lanes_env, ())))
+        start = jax.vmap(jax.vmap(partial(rollout.start, lanes_env, agent.memory)))
         played = start(jax.random.split(key_lanes, (population, lanes)))
         trajectory = jax.eval_shape(collect_all, played, agent.params(states), hyper, key)[1]
         losses = jax.eval_shape(learn_all, states, trajectory, hyper, key)[1]
@@ -169,7 +169,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return tree.take(agent.params(s.agents), jnp.argmax(s.metrics.fitness))
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        return memory, agent.act(key, params, obs, 0.0)[0]
+        return agent.act(key, params, memory, obs, 0.0)[:2]
 
     return Method(
         init=init,
@@ -178,6 +178,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=population * lanes * length,
+        memory=agent.memory,
         individuals=lambda s: agent.params(s.agents),
     )
 

@@ -7,7 +7,7 @@ A policy for continuous actions keeps the network of its mean action under "mlp"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from popjax.core import Key, Network, Params
-from popjax.nets import images
-from popjax.nets.layers import MLP, Dense, LayerNorm, Norm, network, rectified
+from popjax.core import Key, Network, Params, Recurrent
+from popjax.nets import images, recurrent
+from popjax.nets.layers import ACTIVATIONS, MLP, Dense, LayerNorm, Norm, network, rectified
 
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
@@ -34,12 +34,13 @@ class _TanhActor(nn.Module):
 class _Torso(nn.Module):
     hidden: Sequence[int]
     initializer: str
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
         x = jnp.concatenate(inputs, -1)
         for width in self.hidden:
-            x = nn.relu(Dense(width, self.initializer)(x))
+            x = ACTIVATIONS[self.activation](Dense(width, self.initializer)(x))
         return x
 
 
@@ -215,6 +216,35 @@ def policy_and_value(
         return state_value(inputs, hidden, **options)
 
     return images.behind_convolutions(obs_shape, policy), images.behind_convolutions(obs_shape, value)
+
+
+def recurrent_policy_and_value(
+    obs_shape: Sequence[int],
+    action_dim: int,
+    hidden: Sequence[int],
+    units: int,
+    *,
+    discrete: bool,
+    activation: str,
+    initializer: Initializer,
+) -> tuple[Recurrent, Recurrent]:
+    """Those of ``policy_and_value`` with an LSTM of ``units`` behind the hidden layers of each."""
+    of_hidden = "uniform_zero_bias" if initializer == "uniform" else initializer
+    torso = images.behind_convolutions(
+        obs_shape, lambda inputs: network(_Torso(tuple(hidden), of_hidden, activation), inputs)
+    )
+    make: Any = categorical_actor if discrete else gaussian_policy
+
+    def policy(inputs: int) -> Network:
+        return make(inputs, action_dim, (), initializer=initializer)
+
+    def value(inputs: int) -> Network:
+        return state_value(inputs, (), initializer=initializer)
+
+    def remembering(head: Callable[[int], Network]) -> Recurrent:
+        return recurrent.with_lstm(obs_shape, torso, units, head)
+
+    return remembering(policy), remembering(value)
 
 
 def critic(

@@ -146,7 +146,7 @@ def network(module: nn.Module, *input_dims: int | tuple[int, ...]) -> Network:
     """A Network of a module whose inputs have these sizes or shapes."""
 
     def init(key: Key) -> Params:
-        return module.init(key, *(jnp.zeros(dim) for dim in input_dims))["params"]
+        return module.init(key, *(jnp.zeros(dim) for dim in input_dims)).get("params", {})
 
     def apply(params: Params, *inputs: Array) -> Any:
         return module.apply({"params": params}, *inputs)

@@ -1,9 +1,10 @@
-"""Networks with a memory: torso, LSTM and the three heads of a collaborating actor-critic; alignment.
+"""Networks with a memory: an LSTM between any torso and any head; torso, LSTM and the three heads of a
+collaborating actor-critic; alignment.
 
-Sizes and initialization as in "Collaborative Deep Reinforcement Learning" (Lin, Wang & Zhou, 2017), whose
-code builds on OpenAI's universe-starter-agent. That is for frames; the torsos for MinAtar's grids and for
-vectors are counterparts of our own choice. Parameters are a dictionary "torso", "core", "policy", "distil",
-"value".
+Sizes and initialization of the latter two, and the LSTM, as in "Collaborative Deep Reinforcement Learning"
+(Lin, Wang & Zhou, 2017), whose code builds on OpenAI's universe-starter-agent. That is for frames; the torsos
+for MinAtar's grids and for vectors are counterparts of our own choice. Parameters of the actor-critic are a
+dictionary "torso", "core", "policy", "distil", "value".
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-from popjax.core import Key, Network, Params, PyTree
+from popjax import tree
+from popjax.core import Key, Network, Params, PyTree, Recurrent
 from popjax.nets.layers import ACTIVATIONS, Conv, Dense
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
@@ -108,7 +110,7 @@ def recurrent_actor_critic(
 
     def init(key: Key) -> Params:
         keys = jax.random.split(key, 5)
-        core = _lstm_init if recurrent else _glorot_init
+        core = lstm_init if recurrent else _glorot_init
         return {
             "torso": torso.init(keys[0], jnp.zeros(obs_shape)).get("params", {}),
             "core": core(keys[1], features.shape[0], units),
@@ -120,7 +122,7 @@ def recurrent_actor_critic(
     def unroll(params: Params, memory: Memory, obs: Array, done: Array) -> tuple[Memory, Heads]:
         x: Any = torso.apply({"params": params["torso"]}, obs)
         if recurrent:
-            memory, x = _lstm(params["core"], memory, x, done)
+            memory, (_, x) = lstm(params["core"], memory, x, done)
         else:
             x = nn.elu(_linear(params["core"], x))
         value = _linear(params["value"], x)[..., 0]
@@ -161,6 +163,45 @@ def alignment(
     return Network(init, apply)
 
 
+def forgetful(network: Network) -> Recurrent:
+    """``network`` as one whose memory is empty."""
+    return Recurrent(
+        init=network.init,
+        memory=(),
+        step=lambda params, memory, obs: (memory, network.apply(params, obs)),
+        unroll=lambda params, memory, obs, done: (memory, network.apply(params, obs)),
+    )
+
+
+def with_lstm(
+    obs_shape: Sequence[int], torso: Network, units: int, head: Callable[[int], Network]
+) -> Recurrent:
+    """``torso``, which makes a vector of an observation, an LSTM of ``units`` behind it, and ``head(units)``.
+    Parameters are a dictionary "torso", "lstm", "head"."""
+    last = head(units)
+
+    def init(key: Key) -> Params:
+        keys = jax.random.split(key, 3)
+        first = torso.init(keys[0])
+        features = jax.eval_shape(torso.apply, first, jnp.zeros(obs_shape))
+        return {
+            "torso": first,
+            "lstm": lstm_init(keys[1], features.shape[-1], units),
+            "head": last.init(keys[2]),
+        }
+
+    def unroll(params: Params, memory: Memory, obs: Array, done: Array) -> tuple[Memory, Any]:
+        features = torso.apply(params["torso"], obs)
+        memories = lstm(params["lstm"], memory, features, done)[1]
+        return memories, last.apply(params["head"], memories[1])
+
+    def step(params: Params, memory: Memory, obs: Array) -> tuple[Memory, Any]:
+        going_on = jnp.zeros((1, *memory[0].shape[:-1]), jnp.bool_)
+        return tree.take(unroll(params, memory, obs[None], going_on), 0)
+
+    return Recurrent(init, (jnp.zeros(units), jnp.zeros(units)), step, unroll)
+
+
 def torso_for(obs_shape: Sequence[int], config: Config) -> Torso:
     """The torso that ``config`` asks for.
 
@@ -193,8 +234,11 @@ class _TorsoLayers(nn.Module):
         return x
 
 
-def _lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, Array]:
-    """An LSTM over ``inputs`` [T, F] -> outputs [T, units]; it starts from zeros behind every ``done``.
+def lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, tuple[Array, Array]]:
+    """An LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], behind which it starts from zeros.
+
+    Returns the memory it goes on with, (c, h) [..., units], and (c, h) [T, ..., units] as each row left them,
+    of which h are the outputs.
 
     Gates in the order input, candidate, forget, output, the forget gate with a bias of 1 beside its own.
     """
@@ -203,12 +247,13 @@ def _lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[M
     # What the inputs add to the gates needs no recurrence: one product for all rows.
     given = inputs @ params["kernel"][:features] + params["bias"]
 
-    def one(memory: Memory, row: tuple[Array, Array]) -> tuple[Memory, Array]:
+    def one(memory: Memory, row: tuple[Array, Array]) -> tuple[Memory, tuple[Array, Array]]:
         (c, h), (given, done) = memory, row
-        i, g, f, o = jnp.split(given + h @ params["kernel"][features:], 4)
+        i, g, f, o = jnp.split(given + h @ params["kernel"][features:], 4, -1)
         c = jax.nn.sigmoid(f + 1.0) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return (jnp.where(done, 0.0, c), jnp.where(done, 0.0, h)), h
+        over = done[..., None]
+        return (jnp.where(over, 0.0, c), jnp.where(over, 0.0, h)), (c, h)
 
     return jax.lax.scan(one, memory, (given, done))
 
@@ -217,7 +262,7 @@ def _linear(params: Params, x: Array) -> Array:
     return x @ params["kernel"] + params["bias"]
 
 
-def _lstm_init(key: Key, features: int, units: int) -> Params:
+def lstm_init(key: Key, features: int, units: int) -> Params:
     """U(+-sqrt(3 / rows)), the default of TensorFlow 0.11; zero biases."""
     bound = (3 / (features + units)) ** 0.5
     kernel = jax.random.uniform(key, (features + units, 4 * units), minval=-bound, maxval=bound)

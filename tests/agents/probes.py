@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from popjax import tree
-from popjax.core import Env
+from popjax.core import Env, Spec
 from popjax.envs import make
+from popjax.envs.episodic import episodic
 from popjax.methods import onpolicy
 
 GAMMA = 0.5
@@ -70,3 +71,23 @@ def assert_knows(found, probe, value_error, action_error):
         np.testing.assert_allclose(values[at], value, atol=value_error)
         if best is not None:
             np.testing.assert_allclose(actions[at], best, atol=action_error)
+
+
+def recall(discrete):
+    """Shows -1 or 1, then 0 twice; the third action alone has a reward, by what was shown first.
+
+    ``1 - (a - shown / 2)^2`` or, where actions are discrete, 1 for action 0 after -1 and action 1 after 1.
+    """
+    name, size = ("recall-discrete", 2) if discrete else ("recall", 1)
+    spec = Spec(name=name, obs_shape=(1,), action_dim=size, episode_length=3, discrete=discrete)
+
+    def reset(key):
+        shown = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
+        return (shown, jnp.int32(0)), shown[None]
+
+    def step(state, action):
+        shown, steps = state
+        reward = (action == (shown > 0)) if discrete else 1 - (action[0] - shown / 2) ** 2
+        return (shown, steps + 1), jnp.zeros(1), jnp.where(steps == 2, reward, 0.0), steps == 2
+
+    return episodic(spec, reset, step)

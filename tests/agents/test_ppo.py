@@ -72,8 +72,8 @@ def played(config, hyper, key, steps=8, lanes=4):
     agent = ppo.build(spec, config)
     state = agent.init(key, hyper)
     obs = 3 + 2 * jax.random.normal(key, (steps, lanes, 1))
-    act = jax.vmap(jax.vmap(lambda k, o: agent.act(k, agent.params(state), o, 1.0)))
-    _, (action, log_prob) = act(jax.random.split(key, (steps, lanes)), obs)
+    act = jax.vmap(jax.vmap(lambda k, o: agent.act(k, agent.params(state), (), o, 1.0)))
+    _, _, (action, log_prob) = act(jax.random.split(key, (steps, lanes)), obs)
     ended = jnp.ones((steps, lanes), bool)
     rows = Trajectory(obs, action, action[..., 0], 0.0 * action[..., 0], obs, ended, log_prob)
     return agent, state, rows
@@ -118,7 +118,7 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
     assert float(losses.policy_steps) == 1
     np.testing.assert_allclose(after.observations.mean, rows.obs.mean((0, 1)), rtol=1e-5)
     still = replace(after, actor=state.actor)
-    actions = [agent.act(key, agent.params(s), rows.obs[0, 0], 0.0)[0] for s in (state, still)]
+    actions = [agent.act(key, agent.params(s), (), rows.obs[0, 0], 0.0)[1] for s in (state, still)]
     assert float(jnp.abs(actions[0] - actions[1]).max()) > 1e-6
 
 
@@ -196,14 +196,14 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
     config = ppo.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)
     agent = ppo.build(spec, config)
     params = agent.params(agent.init(key, as_arrays(ppo.Hyper())))
-    act = jax.vmap(lambda k, scale: agent.act(k, params, jnp.ones(1), scale), (0, None))
-    action, (sampled, log_prob) = act(jax.random.split(key, 200), 1.0)
+    act = jax.vmap(lambda k, scale: agent.act(k, params, (), jnp.ones(1), scale), (0, None))
+    _, action, (sampled, log_prob) = act(jax.random.split(key, 200), 1.0)
     outputs = agent.actor.apply(params[0], jnp.ones(1))
     np.testing.assert_allclose(action, np.tanh(sampled), rtol=1e-6)
     assert np.abs(sampled).max() > 1
     gaussian = stats.norm(outputs[0], np.exp(-0.5)).logpdf(sampled)[:, 0]
     np.testing.assert_allclose(log_prob, gaussian, atol=1e-5)
-    greedy = act(jax.random.split(key, 1), 0.0)[0][0]
+    greedy = act(jax.random.split(key, 1), 0.0)[1][0]
     np.testing.assert_allclose(greedy, np.tanh(outputs[0]), rtol=1e-6)
 
 

@@ -530,6 +530,25 @@ def test_an_on_policy_agent_teaches():
         cdrl.of_run(cdrl.Finished(run._replace(config=TINY.network)))
 
 
+def test_an_on_policy_agent_with_a_memory_teaches():
+    """Its logits along rows in which an episode ends are those by which it acts, step by step."""
+    spec, config = env().spec, a2c.Config(hidden=(4,), lstm=3)
+    agent = a2c.build(spec, config)
+    params = agent.params(agent.init(jax.random.key(0), a2c.Hyper()))
+    teacher = cdrl.of_agent(spec, config, params)
+    obs, done = jax.random.normal(jax.random.key(1), (5, 1)), jnp.arange(5) == 2
+    step, memory, expected = jax.jit(agent.actor.step), agent.memory[0], []
+    for t in range(5):
+        memory, logits = step(params[0], memory, obs[t])
+        expected.append(logits)
+        memory = agent.memory[0] if done[t] else memory
+    behind, logits = jax.jit(teacher.unroll)(teacher.params, teacher.memory, obs, done)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(behind, memory, rtol=1e-5, atol=1e-6)
+    ended = teacher.unroll(teacher.params, teacher.memory, obs, jnp.arange(5) == 4)[0]
+    assert same(ended, agent.memory[0])
+
+
 # Learning.
 
 

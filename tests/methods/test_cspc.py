@@ -931,6 +931,7 @@ def test_wrong_numbers_are_refused(options, message):
         ({"evolution": Evolution(hidden=(8, 8))}, "evolution cannot take over the mean network of global"),
         ({"off_policy": ddpg.Config(hidden=(8,))}, "on_policy cannot take over"),
         ({"on_policy": replace(PPO, normalize_obs=True)}, "whitens observations"),
+        ({"on_policy": a2c.Config(lstm=4)}, "cannot exchange policies: lstm must be 0, got 4"),
         ({"off_policy": ddpg.Config(hidden=(8,), normalize=True)}, "normalizes observations"),
         ({"on_policy": replace(PPO, minibatches=4), "on_policy_update": "episode"}, "than 4 minibatches"),
     ],

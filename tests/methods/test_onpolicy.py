@@ -48,7 +48,7 @@ def single(probe):
         (key_env, env_state), obs = lane.env, lane.obs
         rows = []
         for key in keys:
-            action, (sampled, log_prob) = act(key, params, obs, 1.0)
+            _, action, (sampled, log_prob) = act(key, params, (), obs, 1.0)
             env_state, timestep = step(env_state, action)
             discount = 0.99 * (1 - timestep.terminated)
             row = (obs, sampled, timestep.reward, discount, timestep.next_obs, timestep.done, log_prob)
@@ -103,8 +103,9 @@ def test_steps_and_episodes_are_counted_exactly():
 def test_a_termination_inside_a_rollout_does_not_leak():
     """The rows of five steps of the delay, and of the five that follow: nothing is lost between them."""
     states = history("delay", 2)
-    rows = [np.asarray(getattr(states[1].trajectory, x))[1, :, 0] for x in vars(states[1].trajectory)]
-    obs, _, reward, discount, next_obs, done, _ = rows
+    names = ("obs", "reward", "discount", "next_obs", "done")
+    rows = [np.asarray(getattr(states[1].trajectory, x))[1, :, 0] for x in names]
+    obs, reward, discount, next_obs, done = rows
     assert obs.ravel().tolist() == [0, 1, 0, 1, 0]
     assert reward.tolist() == [0, 1, 0, 1, 0]
     np.testing.assert_allclose(discount, [0.99, 0, 0.99, 0, 0.99])
@@ -170,6 +171,21 @@ def test_the_best_agent_is_deployed_greedily(key):
     assert same(method.policy(state), tree.take(state.agents.actor, 1))
     actions = [method.act(method.policy(state), (), jnp.ones(1), k)[1] for k in jax.random.split(key)]
     np.testing.assert_array_equal(*actions)
+
+
+def test_a_policy_with_a_memory_begins_every_episode_without_any(key):
+    config = replace(TINY, agent=a2c.Config(hidden=(8,), lstm=4))
+    method = onpolicy.build(make("probe/corridor-discrete"), config)
+    state = jax.jit(method.init)(key, method.hyper)
+    assert [x.shape for x in jax.tree.leaves(state.lanes.carry)] == [(3, 2, 4)] * 4
+    assert not any(x.any() for x in jax.tree.leaves((state.lanes.carry, method.memory)))
+    act, params = jax.jit(method.act), method.policy(state)
+    assert same(params, tree.take((state.agents.actor, state.agents.value), 0))
+    once, _ = act(params, method.memory, jnp.ones(1), key)
+    twice, _ = act(params, once, jnp.ones(1), key)
+    assert all(x.all() for x in jax.tree.leaves(once))
+    assert not same(once, twice)
+    assert same(once, act(params, method.memory, jnp.ones(1), key)[0])
 
 
 def test_the_defaults_are_those_of_baselines():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import agents, tree
-from popjax.core import Params, Pretrained, PyTree, Spec
+from popjax.core import Params, Pretrained, PyTree, Recurrent, Spec
 from popjax.nets import recurrent
 from popjax.nets.recurrent import RecurrentNetwork, recurrent_actor_critic
 
@@ -87,8 +87,17 @@ def of_agent(spec: Spec, config: Any, params: Params) -> Teacher:
         ValueError: its actions are continuous.
     """
     _require_discrete(spec, "a teacher")
-    policy = agents.build_on_policy(spec, config).actor
-    return Teacher(spec, lambda params, memory, obs, done: (memory, policy.apply(params, obs)), (), params)
+    agent = agents.build_on_policy(spec, config)
+    policy = agent.actor
+    if not isinstance(policy, Recurrent):
+        apply = policy.apply
+        return Teacher(spec, lambda params, memory, obs, done: (memory, apply(params, obs)), (), params)
+
+    def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Array]:
+        memories, logits = policy.unroll(params, memory, obs, done)
+        return tree.where(done[-1], policy.memory, tree.take(memories, -1)), logits
+
+    return Teacher(spec, unroll, policy.memory, params[0])  # of policy and value, which act together
 
 
 def of_run(run: Finished) -> Teacher:

@@ -53,6 +53,8 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
     """An agent of a kind; it ``shares`` what it sees, if so."""
     if getattr(kind, "normalize_obs", False):
         raise ValueError("an on-policy agent that whitens observations cannot exchange policies")
+    if units := getattr(kind, "lstm", 0):
+        raise ValueError(f"agents with a memory cannot exchange policies: lstm must be 0, got {units}")
     by_episode = config.on_policy_update == "episode"
     parts = getattr(kind, "minibatches", 1)
     if by_episode and parts > 1:
@@ -172,8 +174,9 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         return Batch(tree.repeat(blank, length_of_lane), jnp.int32(0))
 
     def act_now(state: State, kept: Batch, hyper: Hyper, key: Key) -> tuple[Array, Any]:
-        choose = jax.vmap(agent.act, (0, None, 0, None))
-        return choose(jax.random.split(key, lanes), agent.params(state.agent), state.lanes.obs, 1.0)
+        keys, params = jax.random.split(key, lanes), agent.params(state.agent)
+        choose_all = jax.vmap(agent.act, (0, None, None, 0, None))
+        return choose_all(keys, params, (), state.lanes.obs, 1.0)[1:]
 
     def take(
         state: State, kept: Batch, memory: Memory, happened: Seen, gate: Gate, hyper: Hyper, key: Key
@@ -221,7 +224,10 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         return State(learner, happened.played, underway, losses), kept, memory, Phase(jnp.int32(lanes), count)
 
     def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
-        return agent.act(key, params, obs, scale)[0]
+        return choose(key, params, obs, scale)
+
+    def choose(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
+        return agent.act(key, params, (), obs, scale)[1]
 
     return Member(
         init=init,
@@ -233,5 +239,5 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         tested=lambda state: agent.params(state.agent),
         act=act,
         player=Player(begin, lambda state, kept: state.lanes, act_now, take, None),
-        **greedy_of(agent, agents.default_hyper(kind), lambda *known: agent.act(*known)[0]),
+        **greedy_of(agent, agents.default_hyper(kind), choose),
     )

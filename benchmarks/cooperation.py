@@ -109,7 +109,7 @@ def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
         def one(carry: Any, number: Any) -> Any:
             kept, lanes = carry
             end = number % 100 == 99
-            kept, lanes, _ = memory.follow(kept, lanes, number[None], jnp.ones(1), end[None], gate)
+            kept, lanes, _ = memory.track_episodes(kept, lanes, number[None], jnp.ones(1), end[None], gate)
             return (kept, lanes), None
 
         lanes = state.team[0].underway

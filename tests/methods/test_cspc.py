@@ -302,18 +302,18 @@ def held(memory):
 
 def test_the_local_memory_is_first_in_first_out():
     memory, first = written(empty(), 3)
-    memory = store.treasure(memory, first, jnp.ones(3, bool))
+    memory = store.remember_locally(memory, first, jnp.ones(3, bool))
     memory, second = written(memory, 4, 3)
-    memory = store.treasure(memory, second, jnp.ones(4, bool))
+    memory = store.remember_locally(memory, second, jnp.ones(4, bool))
     assert held(memory) == [2, 3, 4, 5, 6]
 
 
 def test_rows_that_were_overwritten_are_gone_with_all_that_entered_before():
     memory, numbers = written(empty(capacity=10, local=8), 4)
-    memory = store.treasure(memory, numbers, jnp.ones(4, bool))
+    memory = store.remember_locally(memory, numbers, jnp.ones(4, bool))
     memory, more = written(memory, 8, 4)  # 12 in all: rows 0 and 1 are overwritten
     assert held(memory) == [2, 3]
-    memory = store.treasure(memory, more[:2], jnp.ones(2, bool))
+    memory = store.remember_locally(memory, more[:2], jnp.ones(2, bool))
     assert held(memory) == [2, 3, 4, 5]
     memory, _ = written(memory, 4, 12)
     assert held(memory) == []
@@ -329,7 +329,7 @@ def test_invalid_rows_are_neither_written_nor_numbered():
 @pytest.mark.parametrize(("entries", "expected"), [(10_001, 0.3), (10_000, 0.0)])
 def test_three_batches_in_ten_come_from_a_local_memory_that_is_full_enough(entries, expected, key):
     memory, _ = written(empty(capacity=20_000, local=20_000), 20_000)
-    memory = store.treasure(memory, jnp.arange(entries), jnp.ones(entries, bool))
+    memory = store.remember_locally(memory, jnp.arange(entries), jnp.ones(entries, bool))
 
     @jax.jit
     @jax.vmap
@@ -344,7 +344,7 @@ def test_three_batches_in_ten_come_from_a_local_memory_that_is_full_enough(entri
 
 def test_a_batch_is_from_one_memory(key):
     memory, _ = written(empty(capacity=1000, local=50), 1000)
-    memory = store.treasure(memory, jnp.arange(900, 920), jnp.ones(20, bool))
+    memory = store.remember_locally(memory, jnp.arange(900, 920), jnp.ones(20, bool))
     drawn = jax.jit(jax.vmap(lambda k: store.sample(memory, k, 16, 0.5, 5).reward))(
         jax.random.split(key, 400)
     )
@@ -378,7 +378,7 @@ def test_episodes_of_lanes_enter_when_they_end_and_pass():
     counts = []
     for reward, ended in zip(rewards, done, strict=True):
         memory, numbers = written(memory, 2, int(memory.written))
-        memory, lanes, count = store.follow(
+        memory, lanes, count = store.track_episodes(
             memory, lanes, numbers, jnp.float32(jnp.array(reward)), jnp.array(ended, bool), gate
         )
         counts.append(int(count))
@@ -558,14 +558,14 @@ def test_training_draws_from_the_local_memory():
     """A share of 0 and of 1 learn from different rows; without enough of them both learn from the same."""
     member = cspc.team_members(walk(), TINY)["global"]
     hyper = as_arrays(compiled()[0].hyper)
-    state, study = member.init(jax.random.key(0), hyper), jax.jit(member.study)
+    state, update = member.init(jax.random.key(0), hyper), jax.jit(member.update)
     blank = store.init(tree.take(example_rows(), 0), 1000, TINY.local_capacity)
     many = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), (500, *x.shape[1:])), example_rows())
     memory, numbers = store.remember(blank, many, jnp.ones(500, bool))
     for entries, alike in ((TINY.local_least, True), (TINY.local_least + 1, False)):
-        held = store.treasure(memory, numbers[:entries], jnp.ones(entries, bool))
+        held = store.remember_locally(memory, numbers[:entries], jnp.ones(entries, bool))
         found = [
-            study(
+            update(
                 state, held, jnp.int32(20), hyper.replace(local_share=jnp.float32(share)), jax.random.key(2)
             )
             for share in (0, 1)

@@ -201,14 +201,14 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def phase(s: State, index: int, length: Array) -> tuple[State, Phase]:
         """One agent plays; the global one then learns as much as another has played."""
-        key, key_train, key_study = jax.random.split(s.key, 3)
+        key, key_train, key_update = jax.random.split(s.key, 3)
         state, seen, done = members[index].train(
             s.team[index], s.memory, length, gate(s, index), s.hyper, key_train
         )
         team = (*s.team[:index], state, *s.team[index + 1 :])
-        study = members[0].study
-        if index and study is not None:
-            learned = study(team[0], seen, done.steps, s.hyper, key_study)
+        update = members[0].update
+        if index and update is not None:
+            learned = update(team[0], seen, done.steps, s.hyper, key_update)
             seen, team = memory.after(seen, learned.updates), (learned, *team[1:])
         return replace(s, key=key, team=team, memory=seen, env_steps=s.env_steps + done.steps), done
 

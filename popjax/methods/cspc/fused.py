@@ -61,9 +61,9 @@ def play(
             team, kept, done, begin = [*team, state], [*kept, keep], [*done, what], mine.stop
         steps = jnp.stack([what.steps for what in done])
         for i, player in enumerate(players):
-            if player.study is not None:
+            if player.update is not None:
                 more = steps[i] if i else steps.sum()  # the first is the global agent
-                team[i] = player.study(team[i], memory, more, hyper, keys[i, 2])
+                team[i] = player.update(team[i], memory, more, hyper, keys[i, 2])
         entered = jnp.stack([what.kept for what in done])
         return count + 1, tuple(team), tuple(kept), memory, Phase(phase.steps + steps, phase.kept + entered)
 

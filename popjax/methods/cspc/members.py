@@ -57,19 +57,19 @@ def seen(
 class Player(NamedTuple):
     """A member that plays step by step beside the others.
 
-    begin: (state, key) -> what it keeps between steps beside its state
-    lanes: (state, kept) -> its environments [n]
-    act:   (state, kept, hyper, key) -> (actions [n, A], choice)
-    take:  (state, kept, memory, Seen, gate, hyper, key) -> (state, kept, memory, Phase)
-    study: (state, memory, gradient steps [], hyper, key) -> state, with those that were put off; None if it
-           has none
+    begin:  (state, key) -> what it keeps between steps beside its state
+    lanes:  (state, kept) -> its environments [n]
+    act:    (state, kept, hyper, key) -> (actions [n, A], choice)
+    take:   (state, kept, memory, Seen, gate, hyper, key) -> (state, kept, memory, Phase)
+    update: (state, memory, gradient steps [], hyper, key) -> state, with those that were put off; None if it
+            has none
     """
 
     begin: Callable[..., PyTree]
     lanes: Callable[..., rollout.Lane]
     act: Callable[..., tuple[Array, Any]]
     take: Callable[..., tuple[PyTree, PyTree, Memory, Phase]]
-    study: Callable[..., PyTree] | None
+    update: Callable[..., PyTree] | None
 
 
 class Member(NamedTuple):
@@ -77,7 +77,7 @@ class Member(NamedTuple):
 
     init:   (key, hyper) -> state
     train:  (state, memory, length [], gate, hyper, key) -> (state, memory, Phase)
-    study:  (state, memory, count [], hyper, key) -> state, after so many gradient steps and those that were
+    update: (state, memory, count [], hyper, key) -> state, after so many gradient steps and those that were
             put off; None if it has none
     mean:   state -> parameters of its mean network
     value:  state -> parameters of its state-value network, or None
@@ -91,7 +91,7 @@ class Member(NamedTuple):
 
     init: Callable[..., PyTree]
     train: Callable[..., tuple[PyTree, Memory, Phase]]
-    study: Callable[..., PyTree] | None
+    update: Callable[..., PyTree] | None
     mean: Callable[[PyTree], Params]
     value: Callable[[PyTree], Params]
     adopt: Callable[..., PyTree]
@@ -122,7 +122,7 @@ def enter(memory: Memory, episodes: rollout.Episode, alive: Array, gate: Gate) -
     memory, numbers = store.remember(memory, tree.flatten(episodes.steps), valid)
     passes = gate.passes(episodes.total) & alive
     worth = jnp.repeat(passes, episodes.valid.shape[1], total_repeat_length=valid.size)
-    return store.treasure(memory, numbers, valid & worth), passes.sum(dtype=jnp.int32)
+    return store.remember_locally(memory, numbers, valid & worth), passes.sum(dtype=jnp.int32)
 
 
 def adopter(config: Config, fresh: Callable[[Key, Hyper], PyTree]) -> Callable[..., Any]:

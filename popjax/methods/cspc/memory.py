@@ -78,7 +78,7 @@ def after(memory: Memory, updates: Array) -> Memory:
     return replace(memory, replay=replay, written=jnp.where(never, 0, memory.written))
 
 
-def treasure(memory: Memory, numbers: Array, valid: Array) -> Memory:
+def remember_locally(memory: Memory, numbers: Array, valid: Array) -> Memory:
     """Enters the rows with these numbers [B] into the local memory."""
     return replace(memory, local=ring.add(memory.local, numbers, valid))
 
@@ -126,7 +126,7 @@ def underway(limit: int) -> Underway:
     return Underway(jnp.zeros(limit, jnp.int32), jnp.int32(0), jnp.float32(0))
 
 
-def follow(
+def track_episodes(
     memory: Memory, lanes: Underway, number: Array, reward: Array, done: Array, gate: Gate
 ) -> tuple[Memory, Underway, Array]:
     """One step of every lane, all [E]; episodes that end and pass the gate enter the local memory.

@@ -78,7 +78,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             losses=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses),
         )
 
-    def study(state: State, memory: Memory, count: Array, hyper: Hyper, key: Key) -> State:
+    def update(state: State, memory: Memory, count: Array, hyper: Hyper, key: Key) -> State:
         """``count`` gradient steps. One that is alone has nobody's good episodes but its own to prefer."""
 
         def draw(key: Key) -> Transition:
@@ -86,20 +86,20 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
                 return store.sample(memory, key, config.batch, hyper.local_share, config.local_least)
             return store.sample_all(memory, key, config.batch)
 
-        def update(i: Array, carry: tuple[PyTree, PyTree, Array]) -> tuple[PyTree, PyTree, Array]:
+        def one(i: Array, carry: tuple[PyTree, PyTree, Array]) -> tuple[PyTree, PyTree, Array]:
             learner, _, updates = carry
             key_sample, key_learn = jax.random.split(jax.random.fold_in(key, i))
             return *agent.learn(learner, draw(key_sample), hyper.off_policy, key_learn), updates + 1
 
         before = (state.agent, state.losses, state.updates)
-        learner, losses, updates = jax.lax.fori_loop(0, count, update, before)
+        learner, losses, updates = jax.lax.fori_loop(0, count, one, before)
         return replace(state, agent=learner, losses=losses, updates=updates)
 
-    def study_owed(state: State, memory: Memory, more: Array, hyper: Hyper, key: Key) -> State:
+    def update_owed(state: State, memory: Memory, more: Array, hyper: Hyper, key: Key) -> State:
         """``more`` gradient steps and those put off, as soon as there is enough to learn from."""
         owed = state.owed + more
         count = jnp.where(memory.replay.size >= max(config.update_after, 1), owed, 0)
-        return replace(study(state, memory, count, hyper, key), owed=owed - count)
+        return replace(update(state, memory, count, hyper, key), owed=owed - count)
 
     def play(lane: rollout.Lane, state: State, hyper: Hyper, key: Key) -> Any:
         played, rows = rollout.experience(
@@ -123,16 +123,16 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         def step(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
             state, memory, phase = carry
             alive = phase.steps < length
-            key_play, key_study = jax.random.split(jax.random.fold_in(key, phase.steps))
+            key_play, key_update = jax.random.split(jax.random.fold_in(key, phase.steps))
             played, (rows, done) = jax.vmap(play, (0, None, None, 0))(
                 state.lanes, state, hyper, jax.random.split(key_play, lanes)
             )
             more = jnp.where(alive, lanes, 0)
             if not config.store_first:
-                state = study_owed(state, memory, more, hyper, key_study)
+                state = update_owed(state, memory, more, hyper, key_update)
                 memory = store.after(memory, state.updates)
             memory, number = store.remember(memory, rows, jnp.broadcast_to(alive, (lanes,)))
-            memory, underway, kept = store.follow(
+            memory, underway, kept = store.track_episodes(
                 memory, state.underway, number, rows.reward, done & alive, gate
             )
             state = replace(
@@ -142,7 +142,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
                 steps=state.steps + more,
             )
             if config.store_first:
-                state = study_owed(state, memory, more, hyper, key_study)
+                state = update_owed(state, memory, more, hyper, key_update)
             return state, memory, Phase(phase.steps + more, phase.kept + kept)
 
         return until(step, (state, memory, NOTHING), length)
@@ -155,7 +155,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         def episode(carry: tuple[State, Memory, Phase]) -> tuple[State, Memory, Phase]:
             state, memory, phase = carry
             alive = phase.steps < length
-            key_play, key_study = jax.random.split(jax.random.fold_in(key, phase.steps))
+            key_play, key_update = jax.random.split(jax.random.fold_in(key, phase.steps))
 
             def policy(step: Array, obs: Array, key: Key) -> tuple[Array, Array]:
                 params, exploration = agent.params(state.agent), hyper.off_policy.exploration
@@ -165,11 +165,11 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             one = rollout.episode(env, policy, state.steps, key_play, record=record)
             more = jnp.where(alive, one.length, 0)
             if not config.store_first:
-                state = study_owed(state, memory, more, hyper, key_study)
+                state = update_owed(state, memory, more, hyper, key_update)
                 memory = store.after(memory, state.updates)
             memory, kept = enter(memory, jax.tree.map(lambda x: x[None], one), alive, gate)
             if config.store_first:
-                state = study_owed(state, memory, more, hyper, key_study)
+                state = update_owed(state, memory, more, hyper, key_update)
             state = replace(state, steps=state.steps + more)
             return state, memory, Phase(phase.steps + more, phase.kept + kept)
 
@@ -188,7 +188,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         done, everybody = seen.timesteps.done, jnp.ones(lanes, jnp.bool_)
         memory, number = store.remember(memory, seen.transitions, everybody)
         reward = seen.timesteps.reward
-        memory, underway, count = store.follow(memory, state.underway, number, reward, done, gate)
+        memory, underway, count = store.track_episodes(memory, state.underway, number, reward, done, gate)
         state = replace(state, lanes=seen.played, underway=underway, steps=state.steps + lanes)
         return state, (), memory, Phase(jnp.int32(lanes), count)
 
@@ -198,13 +198,13 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
     return Member(
         init=init,
         train=train_in_bursts if config.burst else train,
-        study=study_owed,
+        update=update_owed,
         mean=lambda state: state.agent.actor["mlp"],
         value=lambda state: getattr(state.agent, "value", None),
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.off_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
-        player=Player(lambda state, key: (), lambda state, kept: state.lanes, act_now, take, study_owed),
+        player=Player(lambda state, key: (), lambda state, kept: state.lanes, act_now, take, update_owed),
         **greedy_of(agent, agents.default_hyper(kind), agent.act),
     )
 

@@ -105,7 +105,9 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         def follow(carry: Any, row: Any) -> Any:
             memory, underway, kept = carry
             number, reward, done = row
-            memory, underway, more = store.follow(memory, underway, number, reward, done & alive, gate)
+            memory, underway, more = store.track_episodes(
+                memory, underway, number, reward, done & alive, gate
+            )
             return (memory, underway, kept + more), None
 
         # Only the ring of indices changes here: transitions stay outside of the loop.
@@ -208,7 +210,9 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         count, underway = jnp.int32(0), state.underway
         if shares:
             memory, number = store.remember(memory, happened.transitions, jnp.broadcast_to(alive, lanes))
-            memory, underway, count = store.follow(memory, underway, number, row.reward, done & alive, gate)
+            memory, underway, count = store.track_episodes(
+                memory, underway, number, row.reward, done & alive, gate
+            )
         full = kept.filled + 1 == length_of_lane
         learned = rows
         if by_episode:
@@ -232,7 +236,7 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
     return Member(
         init=init,
         train=train_by_episode if by_episode else train,
-        study=None,
+        update=None,
         mean=lambda state: state.agent.actor["mlp"],
         value=lambda state: state.agent.value,
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.on_policy)),

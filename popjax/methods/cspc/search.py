@@ -151,7 +151,7 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
         if shares:
             memory, number = store.remember(memory, seen.transitions, alive)
             ends = seen.timesteps.done & alive
-            memory, followed, count = store.follow(memory, underway, number, reward, ends, gate)
+            memory, followed, count = store.track_episodes(memory, underway, number, reward, ends, gate)
             underway = tree.where(alive, followed, underway)
         kept = replace(
             kept,
@@ -190,7 +190,7 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
     return Member(
         init=init,
         train=train,
-        study=None,
+        update=None,
         mean=lambda state: unflatten(tested(state)),
         value=lambda state: None,
         adopt=adopt,
@@ -201,7 +201,7 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
             lanes=lambda state, kept: kept.lanes,
             act=act_now,
             take=take,
-            study=None,
+            update=None,
         ),
         blank=jax.tree.map(jnp.zeros_like, unflatten(flat)),
         greedy=lambda mean, obs: actor.apply({"mlp": mean}, obs),

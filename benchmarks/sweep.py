@@ -10,10 +10,12 @@ of a State with a replay of random numbers, against that of training for the def
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,10 @@ def saving(arguments: Arguments) -> dict[str, Any]:
     state = state.replace(replay=jax.tree.map(filled, state.replay))
     training, blocked, whole = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as directory:
+        made_of = parts(state, Path(directory))
+        state, after_every_chunk = beside_training(
+            programs, state, Path(directory) / "beside", arguments.saves
+        )
         writer = checkpoint.Writer(Path(directory), background=True)
         for number in range(arguments.saves):
             begun = time.process_time()
@@ -133,6 +139,75 @@ def saving(arguments: Arguments) -> dict[str, Any]:
         "save_cpu_seconds_in_which_training_waits": statistics.median(blocked),
         "percent_of_training": 100 * save / (step * interval),
         "steps_between_saves_for_five_percent": round(save / step / 0.05),
+        "made_of": made_of,
+        "after_every_chunk": after_every_chunk,
+    }
+
+
+def parts(state: Any, directory: Path) -> dict[str, dict[str, float]]:
+    """Seconds on the clock and of the processor that each part of one save takes, and those of writing the
+    same bytes to a file, below which no design comes."""
+    arrays = {name: np.empty_like(array) for name, array in checkpoint.to_arrays(state).items()}
+
+    def copy() -> None:
+        for name, array in checkpoint.to_arrays(state).items():
+            np.copyto(arrays[name], array)
+
+    def checksum() -> None:
+        for array in arrays.values():
+            zlib.crc32(array.reshape(-1).view(np.uint8).data)
+
+    plain = directory / "plain"
+
+    def write() -> None:
+        with plain.open("wb", buffering=0) as file:
+            for array in arrays.values():
+                file.write(array.reshape(-1).view(np.uint8).data)
+
+    def sync() -> None:
+        with plain.open("rb") as file:
+            os.fsync(file.fileno())
+
+    found = {}
+    for name, action in (
+        ("copy", copy),
+        ("checksum", checksum),
+        ("orbax_write", lambda: checkpoint._write_arrays(directory, directory / "partial-0", arrays)),
+        ("plain_write", write),
+        ("plain_fsync", sync),
+    ):
+        clock, processor = time.perf_counter(), time.process_time()
+        action()
+        found[name] = {
+            "seconds": time.perf_counter() - clock,
+            "cpu_seconds": time.process_time() - processor,
+        }
+    return found
+
+
+def beside_training(
+    programs: Programs, state: Any, directory: Path, chunks: int
+) -> tuple[Any, dict[str, float]]:
+    """Seconds on the clock of chunks without a save and with one after each, written beside the next chunk;
+    the last is waited for. Nothing is left out: a save waits until the one before is written."""
+    begun = time.perf_counter()
+    for _ in range(chunks):
+        state, _ = timed(programs, state)
+    without = (time.perf_counter() - begun) / chunks
+    writer, waited = checkpoint.Writer(directory, background=True), 0.0
+    begun = time.perf_counter()
+    for number in range(chunks):
+        state, _ = timed(programs, state)
+        asked = time.perf_counter()
+        writer.save(number, state, {})
+        waited += time.perf_counter() - asked
+    writer.wait()
+    with_saves = (time.perf_counter() - begun) / chunks
+    return state, {
+        "chunk_seconds": without,
+        "chunk_seconds_with_a_save": with_saves,
+        "seconds_in_which_training_waits": waited / chunks,
+        "percent": 100 * (with_saves / without - 1),
     }
 
 

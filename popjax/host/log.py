@@ -20,6 +20,7 @@ from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 
+from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, named
 from popjax.host.sweep import Member
 
@@ -94,11 +95,22 @@ def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines, but for a last one that is being written; none if there is no
-    such file."""
+    such file.
+
+    Raises:
+        Refused: a line cannot be read.
+    """
     if not path.exists():
         return []
-    with path.open() as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    found = []
+    with path.open(errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    raise Refused(f"line {number} of {path} is no JSON: remove that line") from None
+    return found
 
 
 def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:

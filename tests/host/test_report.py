@@ -316,7 +316,13 @@ def test_bad_input_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     alien = tmp_path / "alien"
     alien.mkdir()
     (alien / "config.json").write_text("{}")
+    torn, cut = make_run(tmp_path / "torn"), make_run(tmp_path / "cut")
+    with (torn / "eval.jsonl").open("a") as file:
+        file.write('{"seed": 0, "gener\n')
+    (cut / "summary.json").write_text('{"env_steps": ')
     cases = [
+        ([str(torn)], f"line 101 of {torn / 'eval.jsonl'} is no JSON: remove that line"),
+        ([str(cut)], f"{cut / 'summary.json'} is no JSON: remove it"),
         ([], "at least one run directory"),
         ([str(tmp_path / "nowhere")], "holds no run"),
         ([str(alien)], "lacks method, env, options"),

@@ -148,7 +148,7 @@ def _read(root: Path) -> list[Record]:
     lines = log.read_lines(files.evaluations)
     if not lines:
         raise Refused(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
-    summary = json.loads(files.summary.read_text()) if files.summary.exists() else None
+    summary = _summary(files.summary)
     frozen = {row["member"] for row in (summary or {}).get("members", []) if row["status"] == "frozen"}
     # One that stopped early would cut everybody's curve where it stopped.
     lines = [line for line in lines if line.get("member") not in frozen] or lines
@@ -157,6 +157,13 @@ def _read(root: Path) -> list[Record]:
         swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))
         settings.setdefault(swept, []).append(log.evaluation(line))
     return [Record(root, config, summary, tuple(made), dict(swept)) for swept, made in settings.items()]
+
+
+def _summary(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise Refused(f"{path} is no JSON: remove it, and run.py ... --resume writes it again") from None
 
 
 def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:

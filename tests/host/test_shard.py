@@ -18,23 +18,22 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``on_devices`` finds in a process with four devices."""
+    found = run("tests.host.on_devices", 4, str(tmp_path_factory.mktemp("devices")))
+    assert found["devices"] == 4
+    return found
+
+
+def run(module: str, devices: int, *argv: str) -> dict[str, Any]:
+    """What a module prints in a process with so many devices."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.host.on_devices", str(tmp_path_factory.mktemp("devices"))],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-m", module, *argv]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["devices"] == 4
-    return found
+    return json.loads(done.stdout)
 
 
 def test_members_are_bitwise_the_same_on_any_number_of_devices(answer: dict[str, Any]) -> None:
@@ -54,6 +53,15 @@ def test_a_program_of_members_holds_no_collective_and_one_of_a_population_does(
     assert answer["sweep_collectives"] == 0
     assert answer["naive_collectives"] > 0  # so that the search finds them
     assert answer["population_collectives"] > 0
+
+
+@pytest.mark.slow
+def test_members_of_a_real_method_learn_alike_on_two_devices_which_never_speak() -> None:
+    """For several devices XLA divides where for one it multiplies by the inverse: the last digits differ."""
+    found = run("tests.host.real_on_devices", 2)
+    assert found["devices"] == 2
+    assert found["difference"] < 1e-4
+    assert found["collectives"] == 0
 
 
 def test_a_population_is_the_same_on_any_number_of_devices(answer: dict[str, Any]) -> None:

@@ -222,7 +222,7 @@ def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
 def test_the_on_policy_agent_may_learn_after_every_episode():
     """Episodes of seven steps: twenty are three, and every one is a gradient step of A2C."""
     agent = a2c.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)
-    config = replace(TINY, on_policy=agent, on_policy_update="episode")
+    config = replace(TINY, on_policy=agent, on_policy_update="episode", reset_at_batch=False)
     everything = store.Gate(jnp.array(True), jnp.float32(-1e9))
     phases = trained(config, "on_policy", [20, 1], episode=7, gate=everything)
     assert [steps for _, _, steps in phases] == [21, 7]
@@ -236,8 +236,10 @@ def test_the_on_policy_agent_may_learn_after_every_episode():
 @pytest.mark.slow
 def test_a_team_that_learns_after_every_episode_keeps_the_accounts():
     """Where an action above 0 ends the task, episodes and phases have many lengths."""
-    config = replace(TINY, on_policy_update="episode")
+    config = replace(TINY, on_policy_update="episode", reset_at_batch=False)
     states = history(3, config, ends=True)
+    steps = np.diff([int(s.env_steps) for s in states])
+    assert steps.max() <= compiled(config, True)[0].steps_bound == max(500, 100 + 109 + 199)
     assert int(states[-1].env_steps) == int(states[-1].memory.written)
     assert int(states[-1].metrics.gradient_steps) == int(states[-1].env_steps)
     assert all(100 <= int(s.metrics.steps[1]) < 110 for s in states[2:])
@@ -908,6 +910,7 @@ def test_what_cannot_be_fused_is_refused(options, message):
             {"on_policy_update": "episode", "on_policy_lanes": 2, "reset_at_batch": False},
             "on_policy_lanes is 2",
         ),
+        ({"on_policy_update": "episode"}, "has no batches"),
         ({"schedule": "Paper"}, "schedule is one of 'paper', 'code', got 'Paper'"),
         ({"source": "pre"}, "source is one of 'before', 'after', got 'pre'"),
         ({"evolution": Evolution(cem=cem.Config(population=1, parents=1, antithetic=False))}, "2 at least"),
@@ -933,7 +936,14 @@ def test_wrong_numbers_are_refused(options, message):
         ({"on_policy": replace(PPO, normalize_obs=True)}, "whitens observations"),
         ({"on_policy": a2c.Config(lstm=4)}, "cannot exchange policies: lstm must be 0, got 4"),
         ({"off_policy": ddpg.Config(hidden=(8,), normalize=True)}, "normalizes observations"),
-        ({"on_policy": replace(PPO, minibatches=4), "on_policy_update": "episode"}, "than 4 minibatches"),
+        (
+            {
+                "on_policy": replace(PPO, minibatches=4),
+                "on_policy_update": "episode",
+                "reset_at_batch": False,
+            },
+            "than 4 minibatches",
+        ),
     ],
 )
 def test_policies_that_cannot_be_exchanged_are_refused(options, message):

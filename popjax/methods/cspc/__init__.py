@@ -367,6 +367,8 @@ def _steps_bound(env: Env, config: Config, names: list[str]) -> int:
             return length
         if name == "evolution":
             return length - 1 + generation
+        if name == "on_policy" and config.on_policy_update == "episode":
+            return length - 1 + limit
         if name == "on_policy":
             return -(-length // config.on_policy_batch) * config.on_policy_batch
         return length - 1 + limit if config.burst else -(-length // config.lanes) * config.lanes

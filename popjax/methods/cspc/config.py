@@ -88,7 +88,7 @@ class Config:
     on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
     reset_at_batch: bool = True  # its episodes end with the batch
     on_policy_update: Literal["batch", "episode"] = (
-        "batch"  # it learns from a batch, or from each whole episode, as Algorithm 2 could be read
+        "batch"  # learn from batches; or after every episode, as Algorithm 2 could be read: no batches then
     )
 
     trials: int = 5  # test episodes of each agent in an iteration
@@ -133,11 +133,8 @@ class Config:
             self._check_fused()
         if self.burst and self.lanes > 1:
             raise ValueError(f"burst plays one episode after the other; lanes is {self.lanes}")
-        if self.on_policy_update == "episode" and self.on_policy_lanes > 1:
-            raise ValueError(
-                f"on_policy_update episode learns from one episode after the other; on_policy_lanes is"
-                f" {self.on_policy_lanes}"
-            )
+        if self.on_policy_update == "episode":
+            self._check_by_episode()
         if self.evolution is not None and self.evolution.cem.population < 2:
             raise ValueError("evolution needs a population of 2 at least, to take over two policies")
         if self.off_policy is not None:
@@ -153,6 +150,19 @@ class Config:
                 raise ValueError(
                     f"update_after {self.update_after} transitions never fit into capacity {self.capacity}"
                 )
+
+    def _check_by_episode(self) -> None:
+        if self.on_policy_lanes > 1:
+            raise ValueError(
+                f"on_policy_update episode learns from one episode after the other; on_policy_lanes is"
+                f" {self.on_policy_lanes}"
+            )
+        if self.reset_at_batch:
+            raise ValueError("on_policy_update episode has no batches; say no-reset-at-batch")
+        if self.fused:
+            raise ValueError(
+                "fused agents may lose a batch underway, not an episode; say on_policy_update batch"
+            )
 
     def _check_fused(self) -> None:
         sizes = {"lanes": self.lanes}

@@ -50,6 +50,8 @@ VARIANTS = {
     "softmax": {"col_unroll": True, "unroll_mode": "softmax"},
     "ucb": {"col_unroll": True, "unroll_mode": "ucb"},
 }
+RARE = ("q", "lanes", "rnd_replica", "eps_greedy", "softmax")
+ALL_VARIANTS = [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in VARIANTS]
 
 
 @lru_cache
@@ -76,7 +78,7 @@ def equal(x, y):
 # What every variant does
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL_VARIANTS)
 def test_the_step_that_ends_the_warm_up_and_every_later_one_pay_their_updates(name):
     config = replace(SMALL, **VARIANTS[name])
     per_step = config.actors * config.lanes
@@ -103,7 +105,7 @@ def test_the_papers_numbers_of_updates():
     assert config.encoder_steps == 1
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL_VARIANTS)
 def test_the_deployed_policy_acts(name):
     method, *_ = compiled(name)
     state = played(name, 45)

@@ -4,10 +4,11 @@
     python benchmarks/returns.py runs/pendulum
 
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
-summary and every evaluation, and the curve beside it as PNG. A seed's score is the mean of its last ten
-evaluations; the record has every score, their interquartile mean and its bootstrap interval over seeds, and
-the area under each seed's curve, which is its mean return over the whole of training. The summary has each
-seed's last metrics, such as the environment steps when CA2E's prior actors retired (-1: never).
+summary and every evaluation, and the curve beside it as PNG. Members of the run are its seeds or, where
+numbers were swept, what the summary says of them (and there is no curve of all). A member's score is the mean
+of its last ten evaluations; the record has every score, their interquartile mean and its bootstrap interval,
+and the area under each member's curve, which is its mean return over the whole of training. The summary has
+each member's last metrics, such as the environment steps when CA2E's prior actors retired (-1: never).
 With ``--together NAME`` all runs given are also drawn into ``benchmarks/results/NAME.png``: the mean of each
 over its seeds, shaded from worst to best.
 
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-LAST = 10  # evaluations that make a seed's score
+LAST = 10  # evaluations that make a member's score
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -44,25 +45,26 @@ def export(run: Path) -> Path:
         "git_commit": config["git_commit"],
         "versions": config["versions"],
         "summary": summary,
-        "evaluations": [[e["seed"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
-        "evaluations_columns": ["seed", "env_steps", "mean return"],
-        "score": score([[e["seed"], e["return"]] for e in evaluations]),
-        "area": areas([[e["seed"], e["env_steps"], e["return"]] for e in evaluations]),
+        "evaluations": [[e["member"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
+        "evaluations_columns": ["member", "env_steps", "mean return"],
+        "score": score([[e["member"], e["return"]] for e in evaluations]),
+        "area": areas([[e["member"], e["env_steps"], e["return"]] for e in evaluations]),
     }
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{run.name}.json"
     text = json.dumps(record, indent=1)
     target.write_text(text + "\n")
-    shutil.copy(run / "curve.png", target.with_suffix(".png"))
+    if (run / "curve.png").exists():
+        shutil.copy(run / "curve.png", target.with_suffix(".png"))
     return target
 
 
 def score(evaluations: list[list[float]]) -> dict[str, object]:
-    """Scores by seed, their interquartile mean, and its 95% percentile-bootstrap interval."""
-    by_seed: dict[float, list[float]] = {}
-    for seed, value in evaluations:
-        by_seed.setdefault(seed, []).append(value)
-    scores = np.array([np.mean(values[-LAST:]) for values in by_seed.values()])
+    """Scores by member, their interquartile mean, and its 95% percentile-bootstrap interval."""
+    by_member: dict[float, list[float]] = {}
+    for member, value in evaluations:
+        by_member.setdefault(member, []).append(value)
+    scores = np.array([np.mean(values[-LAST:]) for values in by_member.values()])
     found: dict[str, object] = {
         "scores": scores.round(2).tolist(),
         "iqm": round(interquartile_mean(scores), 2),
@@ -74,11 +76,11 @@ def score(evaluations: list[list[float]]) -> dict[str, object]:
 
 
 def areas(evaluations: list[list[float]]) -> list[float]:
-    """By seed, the area under the curve of evaluations divided by the steps that it spans."""
-    by_seed: dict[float, list[tuple[float, float]]] = {}
-    for seed, step, value in evaluations:
-        by_seed.setdefault(seed, []).append((step, value))
-    curves = [np.array(curve).T for curve in by_seed.values()]
+    """By member, the area under the curve of evaluations divided by the steps that it spans."""
+    by_member: dict[float, list[tuple[float, float]]] = {}
+    for member, step, value in evaluations:
+        by_member.setdefault(member, []).append((step, value))
+    curves = [np.array(curve).T for curve in by_member.values()]
     return [round(float(np.trapezoid(value, step) / (step[-1] - step[0])), 2) for step, value in curves]
 
 

@@ -16,7 +16,6 @@ from popjax.host.errors import Interrupted, NonFiniteMetric
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
 from popjax.host.run import Position, Result, Run, complain, extra, finish
-from popjax.host.shard import Placement
 from popjax.host.standing import Standing
 
 
@@ -30,7 +29,6 @@ class Trained(NamedTuple):
 
     run: Run
     programs: Programs
-    placement: Placement
     start: tuple[Any, Any]
     shapes: Any
     writer: checkpoint.Writer | None
@@ -44,7 +42,7 @@ def train_on(
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stop = stack.enter_context(interrupt.deferred(run.say)) if writer else interrupt.Stop()
     spacing = max(1, run.options.log_every // run.method.steps_bound)
-    standing = Standing(trained.shapes, trained.placement, run.files.root if run.files else None)
+    standing = Standing(trained.shapes, run.files.root if run.files else None)
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
         for place in position.standing(budget) - standing.places:

@@ -15,31 +15,34 @@ import numpy as np
 
 from popjax import tree
 from popjax.host import checkpoint, memory
-from popjax.host.shard import Placement, spread
 
 
 class Standing:
     """The States of members that stand still, by their places [S].
 
     They are held in half of the memory that is free, beyond it in files of no name in ``directory``, or where
-    the system has its temporary files.
+    the system has its temporary files, each by the process on whose devices it lies.
     """
 
-    def __init__(self, shapes: Any, placement: Placement, directory: Path | None):
-        self._everywhere, self._directory = placement.everywhere(), directory
+    def __init__(self, shapes: Any, directory: Path | None):
+        self._directory = directory
         self._shapes = jax.eval_shape(_lane, shapes, 0)
         self._held: dict[int, IO[bytes]] = {}
-        self._take = jax.jit(_lane, out_shardings=self._everywhere)
-        self._put = jax.jit(_put_lane, donate_argnums=0, out_shardings=placement.state(shapes))
+        self._places: set[int] = set()  # those that are held by other processes too
+        self._take = jax.jit(_lane)
+        self._put = jax.jit(_put_lane, donate_argnums=0)
 
     @property
     def places(self) -> frozenset[int]:
         """Of the members that stand still."""
-        return frozenset(self._held)
+        return frozenset(self._places)
 
     def keep(self, state: Any, place: int) -> None:
         """From now on the member at ``place`` is what it is in ``state`` [S, ...]."""
-        self.keep_lane(self._take(state, place), place)
+        self._places.add(place)
+        for places, share in _shares(state):
+            if place in places:
+                self.keep_lane(self._take(share, place - places.start), place)
 
     def keep_lane(self, lane: Any, place: int) -> None:
         """From now on the member at ``place`` is ``lane`` [1, ...]."""
@@ -49,13 +52,19 @@ class Standing:
         for array in checkpoint.to_arrays(lane).values():
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._held[place] = file
+        self._places.add(place)
 
     def put_back(self, state: Any) -> Any:
         """``state`` [S, ...], which is used up, with every member that stands still as it is."""
+        shares = _shares(state)
         for place, file in self._held.items():
-            lane = checkpoint.from_arrays(self._read(file), self._shapes)
-            state = self._put(state, spread(lane, self._everywhere), place)
-        return state
+            for number, (places, share) in enumerate(shares):
+                if place in places:
+                    lane = jax.device_put(self._read(file), _device(share))
+                    lane = checkpoint.from_arrays(lane, self._shapes)
+                    share = self._put(share, lane, place - places.start)
+                    shares[number] = places, jax.block_until_ready(share)  # one lane at a time is there
+        return _joined(state, [share for _, share in shares])
 
     def _read(self, file: IO[bytes]) -> dict[str, np.ndarray]:
         file.seek(0)
@@ -64,6 +73,34 @@ class Standing:
             content = file.read(leaf.size * leaf.dtype.itemsize)
             arrays[name] = np.frombuffer(content, leaf.dtype).reshape(leaf.shape)
         return arrays
+
+
+def _shares(state: Any) -> list[tuple[range, Any]]:
+    """What the devices of this process have of ``state`` [S, ...]: which members, and a State of these alone.
+
+    No device is asked for what another one has, as a program for all of them would; nothing is copied.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    members = range(leaves[0].shape[0])
+    each = zip(*(leaf.addressable_shards for leaf in leaves), strict=True)
+    return [
+        (members[shards[0].index[0]], jax.tree.unflatten(structure, [shard.data for shard in shards]))
+        for shards in each
+    ]
+
+
+def _joined(state: Any, shares: list[Any]) -> Any:
+    """The shares of this process's devices as a State that lies as ``state`` does."""
+
+    def join(whole: Any, *parts: Any) -> Any:
+        return jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, list(parts))
+
+    return jax.tree.map(join, state, *shares)
+
+
+def _device(share: Any) -> jax.Device:
+    (device,) = jax.tree.leaves(share)[0].devices()
+    return device
 
 
 def _lane(state: Any, place: Any) -> Any:

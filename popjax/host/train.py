@@ -130,7 +130,7 @@ def _start(
     writer = checkpoint.Writer(run.files.checkpoints, background) if run.files else None
     if writer:
         stack.callback(writer.settle)  # before the directory is given to another process
-    return train_on(Trained(run, programs, placement, start, shapes, writer), state, position, sinks, stack)
+    return train_on(Trained(run, programs, start, shapes, writer), state, position, sinks, stack)
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:

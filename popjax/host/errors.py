@@ -16,7 +16,7 @@ class TooLarge(Refused):
 
 
 class NotSaved(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint, or a member that stands still, could not be written; the checkpoints before are whole."""
 
 
 class NotRead(RuntimeError):

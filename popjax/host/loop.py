@@ -43,10 +43,10 @@ def train_on(
     stop = stack.enter_context(interrupt.deferred(run.say)) if writer else interrupt.Stop()
     spacing = max(1, run.options.log_every // run.method.steps_bound)
     standing = Standing(trained.shapes, run.files.root if run.files else None)
+    stack.callback(standing.close)
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
-        for place in position.standing(budget) - standing.places:
-            standing.keep(state, place)
+        standing.keep(state, position.standing(budget) - standing.places)
         if index:
             state, position, rows = _advance(trained, state, position, saved, standing)
         else:

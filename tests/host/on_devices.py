@@ -72,8 +72,7 @@ def standing_still() -> dict[str, Any]:
         return call
 
     standing._take, standing._put = seen(standing._take), seen(standing._put)
-    for place in (2, 7):
-        standing.keep(first, place)
+    standing.keep(first, (2, 7))
     expected = [checkpoint.digest(tree.take(first if i in (2, 7) else other, i)) for i in range(8)]
     buffers = [part.data.unsafe_buffer_pointer() for part in other.replay.addressable_shards]
     back = standing.put_back(other)

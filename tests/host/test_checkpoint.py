@@ -173,6 +173,31 @@ def test_a_checkpoint_that_the_machine_cannot_read_is_not_damaged(
     assert found[0] == 2
 
 
+@pytest.mark.parametrize("step", ["_read_manifest", "_read_arrays", "_require_checksums"])
+@pytest.mark.parametrize("mine", [None, MemoryError(), checkpoint.Damaged("cut")])
+def test_a_process_that_cannot_read_tells_the_others(
+    step: str, mine: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next step, for which they would wait; who can read gives up with those that cannot."""
+    checkpoint.save(tmp_path, 1, {"a": jnp.arange(3)}, {})
+    steps = ["_read_manifest", "_read_arrays", "_require_checksums"]
+    told: list[int] = []
+
+    def others(number: int) -> int:
+        told.append(number)
+        return max(number, 3 if len(told) == 1 + steps.index(step) else 0)
+
+    monkeypatch.setattr(checkpoint, "largest", others)
+    if mine is not None:
+        monkeypatch.setattr(checkpoint, step, fail(mine))
+    with pytest.raises(
+        NotRead, match="not enough memory" if type(mine) is MemoryError else "another process"
+    ):
+        checkpoint.restore_newest(tmp_path, {"a": jnp.arange(3)}, pytest.fail)
+    own = {type(None): 0, checkpoint.Damaged: 1, MemoryError: 3}[type(mine)]
+    assert told == [0] * steps.index(step) + [own]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
 def test_a_checkpoint_without_permission_is_not_damaged(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, {"a": jnp.arange(3)}, {})

@@ -134,13 +134,13 @@ def _start(
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
-    """What the State alone takes of the memory that is asked: a device's own, or that of all CPUs."""
-    whole = memory.tree_bytes(shapes)
+    """What the State takes of the memory that is asked, a device's own or that of all CPUs, with the member
+    that is put back on it after it stood still."""
+    whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
     if placement.axis != shard.SWEEP:
-        return whole if placement.axis is None else 0  # of a population, the compiled programs tell
-    return (
-        whole * (placement.local if placement.devices[0].platform == "cpu" else 1) // len(placement.devices)
-    )
+        return whole + lane if placement.axis is None else 0  # of a population, the compiled programs tell
+    copies = placement.local if placement.devices[0].platform == "cpu" else 1
+    return copies * (whole // len(placement.devices) + lane)
 
 
 def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int, background: bool) -> None:

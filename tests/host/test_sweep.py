@@ -251,11 +251,14 @@ def test_without_a_checkpoint_a_member_is_frozen_at_its_beginning() -> None:
 
 def test_a_sweep_that_cannot_fit_says_how_many_members_do(monkeypatch: pytest.MonkeyPatch) -> None:
     method = tiny.build(ENV, tiny.Config(capacity=100_000))
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_000_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_300_000)
     with pytest.raises(TooLarge) as fault:
         train(method, ENV, env_steps=240, seeds=8, **OPTIONS)
     assert fault.value.fitting == 3
     train(method, ENV, env_steps=240, seeds=8, members=(0, 3), **OPTIONS)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_100_000)  # 0.8 MB each
+    with pytest.raises(TooLarge):  # one member more lies there while it is put back
+        train(method, ENV, env_steps=240, seeds=8, members=(0, 3), **OPTIONS)
 
 
 @pytest.mark.slow

@@ -76,11 +76,20 @@ class Writer:
         self._failure: BaseException | None = None
         self._copies: dict[str, np.ndarray] = {}
 
-    def save(self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None) -> None:
-        """As the function ``save``; a generation that has a checkpoint already keeps it."""
+    def save(
+        self,
+        generation: int,
+        state: Any,
+        extra: dict[str, Any],
+        keep: int | None = None,
+        again: bool = False,
+    ) -> None:
+        """As the function ``save``; a generation that has a checkpoint already keeps it, unless ``again``."""
         self.wait()
         if generation in generations(self.directory):
-            return
+            if not again:
+                return
+            together(lambda: shutil.rmtree(self.directory / str(generation)))
         if not self.background:
             save(self.directory, generation, state, extra, keep)
             return
@@ -419,6 +428,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 def _not_read(path: Path, trouble: str) -> NotRead:
     return NotRead(
-        f"checkpoint {path} cannot be read ({trouble}); nothing was changed: mend that and try again, or"
-        " remove the directory to go back to the checkpoint before it"
+        f"checkpoint {path} cannot be read ({trouble})",
+        "nothing was changed: mend that and try again, or remove the directory to go back to the checkpoint"
+        " before it",
     )

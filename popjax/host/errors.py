@@ -20,7 +20,14 @@ class NotSaved(RuntimeError):
 
 
 class NotRead(RuntimeError):
-    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk."""
+    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk.
+
+    ``what`` says which and why, without the remedy.
+    """
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
 
 
 class NonFiniteMetric(RuntimeError):

@@ -108,7 +108,7 @@ def _start(
     if resume:
         run = replace(run, files=stack.enter_context(directory))
         restored = restore(run, shapes, placement.state(shapes))
-        if restored and restored[1].least >= run.options.env_steps:
+        if restored and restored[1].least >= run.options.env_steps and not restored[1].unsettled:
             return finished(run, *restored)
     programs = compile_programs(
         run.method, run.env, start, shapes, run.options, placement, fresh=restored is None

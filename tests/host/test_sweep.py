@@ -19,7 +19,7 @@ from popjax.agents import ddpg
 from popjax.envs import make
 from popjax.evolution.crossover import Distillation
 from popjax.host import checkpoint, memory, processes, sweep
-from popjax.host.errors import Interrupted, NonFiniteMetric, NotSaved, Refused, TooLarge
+from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused, TooLarge
 from popjax.host.standing import Standing
 from popjax.host.train import train
 from popjax.methods import pderl
@@ -194,6 +194,40 @@ def test_a_member_that_fails_is_frozen_while_the_others_go_on(
     assert max(row["generation"] for row in lines(tmp_path / "eval.jsonl") if row["member"] == 1) <= 24
     good = train(method, ENV, env_steps=252, hyper=tiny.Hyper(poison_at=25.0), **OPTIONS)
     np.testing.assert_allclose(result.state.weight[1], good.state.weight[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [600, 300])
+def test_where_a_member_is_to_be_frozen_cannot_be_read(
+    budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are saved first; once it can be read the run goes on, or ends, as if it always had."""
+    method, options = tiny.build(ENV), OPTIONS | {"swept": POISON, "env_steps": budget}
+    straight = train(method, ENV, run_dir=tmp_path / "a", **options)
+    options["run_dir"] = tmp_path / "b"
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise NotRead("checkpoint x/21 cannot be read (Permission denied)", "nothing was changed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint, "member_of_newest", denied)
+        with pytest.raises(
+            NotRead, match=r"x/21 .*; member 1 is .* all is saved as generation .* --resume, or"
+        ):
+            train(method, ENV, **options)
+        reached = checkpoint.generations(tmp_path / "b/checkpoints")
+        assert reached[0] > 21
+        assert 21 in reached
+        with pytest.raises(NotRead, match="nothing was changed: mend that and --resume"):
+            train(method, ENV, resume=True, **options)
+        assert checkpoint.generations(tmp_path / "b/checkpoints") == reached
+    resumed = train(method, ENV, resume=True, **options)
+    assert resumed.summary["members"] == straight.summary["members"]
+    assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
+    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
+    assert lines(tmp_path / "a/eval.jsonl") == lines(tmp_path / "b/eval.jsonl")
+    found = checkpoint.restore_newest(tmp_path / "b/checkpoints", resumed.state, pytest.fail)
+    assert found is not None
+    assert checkpoint.digest(found[1]) == straight.summary["state_sha256"]
 
 
 def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:

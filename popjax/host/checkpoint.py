@@ -393,8 +393,17 @@ def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str
         if there.get(name) != here.get(name):
             raise Refused(
                 f"checkpoint {path} does not fit the method: {name} is {there.get(name, 'absent')} in it"
-                f" and {here.get(name, 'absent')} in the State"
+                f" and {here.get(name, 'absent')} in the State{_made_with(path)}"
             )
+
+
+def _made_with(path: Path) -> str:
+    """Which commit can use a checkpoint, where its run says it."""
+    try:
+        commit = json.loads((path.parent.parent / "config.json").read_text()).get("git_commit")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f"; its run was made with commit {commit}: check that out to use it" if commit else ""
 
 
 def _leaves(state: Any) -> Iterator[tuple[str, Any]]:

@@ -68,9 +68,27 @@ def test_only_the_newest_are_kept_and_partial_ones_removed(tmp_path: Path) -> No
 
 
 def test_another_structure_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, {"a": jnp.zeros(3)}, {})
-    with pytest.raises(Refused, match=r"a is float32\[3\] in it and float32\[4\] in the State"):
-        checkpoint.restore(tmp_path / "1", {"a": jnp.zeros(4)})
+    directory = tmp_path / "checkpoints"
+    checkpoint.save(directory, 1, {"a": jnp.zeros(3)}, {})
+    with pytest.raises(Refused, match=r"a is float32\[3\] in it and float32\[4\] in the State$"):
+        checkpoint.restore(directory / "1", {"a": jnp.zeros(4)})
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: check that out to use it"),
+        ('{"git_commit": null}', ""),
+        ("[]", ""),
+        ("{", ""),
+    ],
+)
+def test_another_structure_names_the_commit_that_can_use_it(config: str, advice: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "checkpoints", 1, {"a": jnp.zeros(3)}, {})
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(Refused) as refusal:
+        checkpoint.restore(tmp_path / "checkpoints/1", {"a": jnp.zeros(4)})
+    assert str(refusal.value).endswith("in the State" + advice)
 
 
 def largest_file(path: Path) -> Path:

@@ -1,8 +1,9 @@
 """Training: one compiled chunk, called until the budget is spent.
 
 Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member
-stands still from the end of the first chunk in which it has reached the budget, so what becomes of it does
-not depend on the members beside it.
+stands still from the end of the first chunk in which it has reached the budget, so what becomes of one that
+finishes does not depend on the members beside it. Where a frozen one stands does: at a checkpoint of the
+whole sweep, and when one is due depends on all of them.
 """
 
 from __future__ import annotations

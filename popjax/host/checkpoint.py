@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ import numpy as np
 from popjax.host import causes
 from popjax.host.errors import NotRead, NotSaved, Refused
 from popjax.host.processes import fetch, largest, together
+
+T = TypeVar("T")
 
 KEPT = 2
 """How many checkpoints stay: the newest, and the one to fall back on."""
@@ -74,11 +76,20 @@ class Writer:
         self._failure: BaseException | None = None
         self._copies: dict[str, np.ndarray] = {}
 
-    def save(self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None) -> None:
-        """As the function ``save``; a generation that has a checkpoint already keeps it."""
+    def save(
+        self,
+        generation: int,
+        state: Any,
+        extra: dict[str, Any],
+        keep: int | None = None,
+        again: bool = False,
+    ) -> None:
+        """As the function ``save``; a generation that has a checkpoint already keeps it, unless ``again``."""
         self.wait()
         if generation in generations(self.directory):
-            return
+            if not again:
+                return
+            together(lambda: shutil.rmtree(self.directory / str(generation)))
         if not self.background:
             save(self.directory, generation, state, extra, keep)
             return
@@ -288,25 +299,52 @@ def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
 
 def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves by name, keys as their data, and the extra; NumPy arrays without ``shardings``."""
-    manifest = _read_manifest(path)
     target = data_shapes(shapes)
-    _require_equal_structure(path, manifest["leaves"], target)
     where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
-    arrays, failure, trouble = {}, None, None
+
+    def described() -> dict[str, Any]:
+        manifest = _read_manifest(path)
+        _require_equal_structure(path, manifest["leaves"], target)
+        return manifest
+
+    # What comes next needs all processes, so each step is agreed on before it.
+    manifest = _agreed(path, described)
+    arrays = _agreed(path, lambda: _read_arrays(path, target, where))
+    _agreed(path, lambda: _require_checksums(arrays, manifest["leaves"]))
+    return arrays, manifest["extra"]
+
+
+def _agreed(path: Path, read: Callable[[], T]) -> T:
+    """What ``read`` gives; where it fails on one process, it fails on all.
+
+    Raises:
+        Damaged, Refused, NotRead: the worst that happened, in this order.
+    """
+    result, failure = None, None
     try:
-        arrays = _read_arrays(path, target, where)
+        result = read()
+    except (Damaged, Refused, NotRead) as error:
+        failure = error
     except Exception as error:  # whatever orbax and tensorstore make of broken files
         trouble = causes.trouble(error) or causes.unreadable(path)
-        failure = causes.first_line(error)
-    worst = largest(2 if trouble else int(failure is not None))
-    if worst == 2:
-        raise _not_read(path, trouble or "another process says why")
-    if worst:
-        raise Damaged(failure or "another process cannot read it")
-    for name, described in manifest["leaves"].items():
+        failure = _not_read(path, trouble) if trouble else Damaged(causes.first_line(error))
+        failure.__cause__ = error
+    kinds: tuple[type[Exception], ...] = (Damaged, Refused, NotRead)
+    worst = largest(1 + kinds.index(type(failure)) if failure else 0)
+    if not worst:
+        return cast(T, result)
+    if failure is not None and type(failure) is kinds[worst - 1]:
+        raise failure
+    elsewhere = "another process cannot read it and says why"
+    raise (Damaged(elsewhere), Refused(f"checkpoint {path}: {elsewhere}"), _not_read(path, elsewhere))[
+        worst - 1
+    ]
+
+
+def _require_checksums(arrays: dict[str, Any], leaves: dict[str, Any]) -> None:
+    for name, described in leaves.items():
         if zlib.crc32(_bytes(fetch(arrays[name]))) != described["crc32"]:
             raise Damaged(f"the checksum of {name} differs")
-    return arrays, manifest["extra"]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -330,7 +368,11 @@ def _read_arrays(path: Path, target: dict[str, Any], shardings: dict[str, Any]) 
         return orbax.ArrayRestoreArgs(sharding=shardings[name], dtype=leaf.dtype, global_shape=leaf.shape)
 
     stored = {name: leaf for name, leaf in target.items() if 0 not in leaf.shape}
-    arrays = orbax.PyTreeCheckpointer().restore(
+    # Each process reads for itself: at a barrier of orbax's it would wait for one that has failed.
+    alone = jax.process_index()
+    own = orbax.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
+    reader = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(), multiprocessing_options=own)
+    arrays = reader.restore(
         path.absolute() / _ARRAYS,
         item=stored,
         restore_args={name: arguments(name, leaf) for name, leaf in stored.items()},
@@ -351,8 +393,17 @@ def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str
         if there.get(name) != here.get(name):
             raise Refused(
                 f"checkpoint {path} does not fit the method: {name} is {there.get(name, 'absent')} in it"
-                f" and {here.get(name, 'absent')} in the State"
+                f" and {here.get(name, 'absent')} in the State{_made_with(path)}"
             )
+
+
+def _made_with(path: Path) -> str:
+    """Which commit can use a checkpoint, where its run says it."""
+    try:
+        commit = json.loads((path.parent.parent / "config.json").read_text()).get("git_commit")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f"; its run was made with commit {commit}: check that out to use it" if commit else ""
 
 
 def _leaves(state: Any) -> Iterator[tuple[str, Any]]:
@@ -386,6 +437,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 def _not_read(path: Path, trouble: str) -> NotRead:
     return NotRead(
-        f"checkpoint {path} cannot be read ({trouble}); nothing was changed: mend that and try again, or"
-        " remove the directory to go back to the checkpoint before it"
+        f"checkpoint {path} cannot be read ({trouble})",
+        "nothing was changed: mend that and try again, or remove the directory to go back to the checkpoint"
+        " before it",
     )

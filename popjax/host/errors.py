@@ -16,11 +16,18 @@ class TooLarge(Refused):
 
 
 class NotSaved(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint, or a member that stands still, could not be written; the checkpoints before are whole."""
 
 
 class NotRead(RuntimeError):
-    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk."""
+    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk.
+
+    ``what`` says which and why, without the remedy.
+    """
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
 
 
 class NonFiniteMetric(RuntimeError):

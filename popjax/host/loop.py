@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import jax
 
 from popjax.host import checkpoint, interrupt, log, processes, sweep
-from popjax.host.errors import Interrupted, NonFiniteMetric
+from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
 from popjax.host.run import Position, Result, Run, complain, extra, finish
-from popjax.host.shard import Placement
 from popjax.host.standing import Standing
 
 
@@ -30,7 +29,6 @@ class Trained(NamedTuple):
 
     run: Run
     programs: Programs
-    placement: Placement
     start: tuple[Any, Any]
     shapes: Any
     writer: checkpoint.Writer | None
@@ -44,11 +42,14 @@ def train_on(
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stop = stack.enter_context(interrupt.deferred(run.say)) if writer else interrupt.Stop()
     spacing = max(1, run.options.log_every // run.method.steps_bound)
-    standing = Standing(trained.shapes, trained.placement, run.files.root if run.files else None)
+    standing = Standing(trained.shapes, run.files.root if run.files else None)
+    stack.callback(standing.close)
+    late, position = bool(position.unsettled), _settle(trained, position, standing)
+    if position.unsettled:
+        raise NotRead(*_unsettled(trained, position, "nothing was changed"))
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
-        for place in position.standing(budget) - standing.places:
-            standing.keep(state, place)
+        standing.keep(state, position.standing(budget) - standing.places)
         if index:
             state, position, rows = _advance(trained, state, position, saved, standing)
         else:
@@ -59,16 +60,20 @@ def train_on(
         for sink in sinks:
             sink(index, parts[-1])
         done, signal_number = position.least >= budget, processes.largest(stop.arrived or 0)
-        stop.saving = bool(done or signal_number)
+        stop.saving = bool(done or signal_number or position.unsettled)
         due = _crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any()
-        if done or (writer and (signal_number or due)):
+        if stop.saving or (writer and due):
             state = standing.put_back(state)
-        if writer and (done or signal_number or due):
-            position = replace(position, regular=position.generation) if due else position
-            writer.save(position.generation, state, extra(run, position), keep=position.regular)
+        if writer and (stop.saving or due):
+            if due and not position.unsettled:
+                position = replace(position, regular=position.generation)
+            again = late and index == 0  # the one resumed from, now with all members where they stand
+            writer.save(position.generation, state, extra(run, position), position.regular, again)
             saved = position
-        if writer and (done or signal_number):
+        if writer and stop.saving:
             writer.wait()
+        if position.unsettled:
+            raise NotRead(*_unsettled(trained, position, f"all is saved as generation {position.generation}"))
         if done:
             return finish(run, state, position, join(parts))
         if signal_number:
@@ -83,8 +88,9 @@ def _advance(
     state, rows, seconds = _run_chunk(trained.programs, state)
     rows = rows.freeze(position.generations, position.env_steps, standing.places)
     if failures := non_finite(rows):
-        position = _freeze(trained, failures, rows, position, saved, standing)
-        rows = rows.freeze(position.generations, position.env_steps, standing.places)
+        position = _freeze(trained, failures, position, saved, standing)
+        still = standing.places | position.unsettled.keys()
+        rows = rows.freeze(position.generations, position.env_steps, still)
     _require_progress(rows, position)
     position = replace(
         position,
@@ -145,7 +151,6 @@ def _crossed(before: Any, now: Any, every: int) -> Any:
 def _freeze(
     trained: Trained,
     failures: dict[int, tuple[int, str]],
-    rows: History,
     position: Position,
     saved: Position,
     standing: Standing,
@@ -156,24 +161,48 @@ def _freeze(
     Raises:
         NonFiniteMetric: all others are frozen too.
     """
-    run = trained.run
     if trained.writer:
         trained.writer.wait()
     if not set(position.living) - failures.keys():
-        raise NonFiniteMetric(_all_failed(run, failures, saved))
-    reasons = dict(position.frozen)
+        raise NonFiniteMetric(_all_failed(trained.run, failures, saved))
+    reasons = {
+        place: f"metric {metric} became NaN or infinite in generation {generation}"
+        for place, (generation, metric) in sorted(failures.items())
+    }
+    position = replace(position, frozen={**position.frozen, **reasons}, unsettled=dict.fromkeys(reasons, ""))
+    return _settle(trained, position, standing)
+
+
+def _settle(trained: Trained, position: Position, standing: Standing) -> Position:
+    """Puts frozen members that are unsettled where they are to stand still. Those for whom it cannot be read
+    stay unsettled: the others can be saved first."""
+    run, unsettled = trained.run, {}
     generations, steps = position.generations.copy(), position.env_steps.copy()
-    for place, (generation, metric) in sorted(failures.items()):
-        lane = _last_good(trained, place, position.regular)
+    others = len(steps) - len(position.standing(run.options.env_steps))
+    for place in sorted(position.unsettled):
+        try:
+            lane = _last_good(trained, place, position.regular)
+        except NotRead as error:
+            unsettled[place] = error.what
+            continue
         standing.keep_lane(lane, place)
         generations[place], steps[place] = (x[0] for x in processes.fetch((lane.generation, lane.env_steps)))
-        reasons[place] = f"metric {metric} became NaN or infinite in generation {generation}"
-        member, others = run.members[place], len(rows.living) - len(failures)
         run.say(
-            f"member {member.number} ({member.name}) is frozen at generation {generations[place]}:"
-            f" {reasons[place]}; {f'{others} others go on' if others else 'the others have finished'}"
+            f"member {run.members[place].number} ({run.members[place].name}) is frozen at generation"
+            f" {generations[place]}: {position.frozen[place]};"
+            f" {f'{others} others go on' if others else 'the others have finished'}"
         )
-    return replace(position, generations=generations, env_steps=steps, frozen=reasons)
+    return replace(position, generations=generations, env_steps=steps, unsettled=unsettled)
+
+
+def _unsettled(trained: Trained, position: Position, done: str) -> tuple[str, str]:
+    """What could not be read, and what to do about it."""
+    (place, what), *_ = position.unsettled.items()
+    number = trained.run.members[place].number
+    return what, (
+        f"member {number} is to be frozen there, as {position.frozen[place]}; {done}: mend that and --resume,"
+        " or remove that directory first to have it frozen at the checkpoint before it, or at its beginning"
+    )
 
 
 def _last_good(trained: Trained, place: int, regular: int | None) -> Any:

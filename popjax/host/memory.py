@@ -21,6 +21,13 @@ def tree_bytes(shapes: Any) -> int:
     return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(shapes))
 
 
+def lane_bytes(shapes: Any) -> int:
+    """Bytes of one member of a State [S, ...] of several, as it is put back on a device; 0 of a single one,
+    which never stands still."""
+    members = jax.tree.leaves(shapes)[0].shape[0]
+    return tree_bytes(shapes) // members if members > 1 else 0
+
+
 def compiled_bytes(compiled: Any) -> int:
     """The most bytes a compiled program holds at once: arguments, results and temporaries, donated arguments
     counted once. 0 where the backend does not say."""

@@ -85,6 +85,8 @@ def compile_programs(
         # Of the arguments, a program counts only what it reads.
         memory.argument_bytes(step) + memory.compiled_bytes(play.whole) - memory.argument_bytes(play.whole),
         memory.compiled_bytes(first) if first is not None else 0,
+        # One member that stands still is put back beside the State.
+        memory.argument_bytes(step) + memory.lane_bytes(state),
     ]
     copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
     return Programs(first, step, play.some, time.perf_counter() - begun, copies * max(needed))

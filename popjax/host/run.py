@@ -88,6 +88,8 @@ class Position:
     frozen:          why the members at these places [S] stand still, though they have not finished.
     regular:         generation of the newest checkpoint that the interval asked for, and neither a signal nor
                      the end of the budget; None before the first.
+    unsettled:       of those frozen members that are not where they are to stand still, which checkpoint
+                     could not be read and why.
     """
 
     generation: int
@@ -99,6 +101,7 @@ class Position:
     chunk_seconds: float = 0.0
     frozen: Mapping[int, str] = field(default_factory=dict)
     regular: int | None = None
+    unsettled: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def living(self) -> list[int]:
@@ -129,6 +132,7 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
         "chunk_seconds": position.chunk_seconds,
         "frozen": {str(place): why for place, why in position.frozen.items()},
         "regular": position.regular,
+        "unsettled": {str(place): what for place, what in position.unsettled.items()},
     }
 
 
@@ -170,6 +174,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
         chunk_seconds=extra["chunk_seconds"],
         frozen=frozen,
         regular=extra.get("regular", generation),
+        unsettled={int(place): what for place, what in extra.get("unsettled", {}).items()},
     )
     run.say(f"resuming at generation {generation}, {position.least:,} environment steps")
     return state, position

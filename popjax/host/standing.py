@@ -7,6 +7,7 @@ meanwhile, on the host, and put back whenever the State of all is looked at.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,48 +15,92 @@ import jax
 import numpy as np
 
 from popjax import tree
-from popjax.host import checkpoint, memory
-from popjax.host.shard import Placement, spread
+from popjax.host import causes, checkpoint, memory, processes
+from popjax.host.errors import NotSaved
 
 
 class Standing:
     """The States of members that stand still, by their places [S].
 
-    They are held in half of the memory that is free, beyond it in files of no name in ``directory``, or where
-    the system has its temporary files.
+    They are held in half of the memory that is free at the beginning, beyond it in files of no name in
+    ``directory``, or where the system has its temporary files, each by the process on whose devices it lies.
     """
 
-    def __init__(self, shapes: Any, placement: Placement, directory: Path | None):
-        self._everywhere, self._directory = placement.everywhere(), directory
+    def __init__(self, shapes: Any, directory: Path | None):
+        self._directory = str(directory or tempfile.gettempdir())
+        self._resumable = directory is not None
         self._shapes = jax.eval_shape(_lane, shapes, 0)
-        self._held: dict[int, IO[bytes]] = {}
-        self._take = jax.jit(_lane, out_shardings=self._everywhere)
-        self._put = jax.jit(_put_lane, donate_argnums=0, out_shardings=placement.state(shapes))
+        self._room = memory.host_bytes() // 2
+        self._held: dict[int, dict[str, np.ndarray] | IO[bytes]] = {}
+        self._places: set[int] = set()  # those that are held by other processes too
+        self._take = jax.jit(_lane)
+        self._put = jax.jit(_put_lane, donate_argnums=0)
 
     @property
     def places(self) -> frozenset[int]:
         """Of the members that stand still."""
-        return frozenset(self._held)
+        return frozenset(self._places)
 
-    def keep(self, state: Any, place: int) -> None:
-        """From now on the member at ``place`` is what it is in ``state`` [S, ...]."""
-        self.keep_lane(self._take(state, place), place)
+    def keep(self, state: Any, places: Iterable[int]) -> None:
+        """From now on the members at ``places`` are what they are in ``state`` [S, ...].
+
+        Raises:
+            NotSaved: there is no room for one of them on the disk.
+        """
+        places = sorted(places)
+        if places:
+            self._together(lambda: self._keep(state, places), "kept")
 
     def keep_lane(self, lane: Any, place: int) -> None:
-        """From now on the member at ``place`` is ``lane`` [1, ...]."""
-        room = max(1, memory.host_bytes() // 2)
-        where = None if self._directory is None else str(self._directory)
-        file: Any = tempfile.SpooledTemporaryFile(max_size=room, dir=where)  # noqa: SIM115
-        for array in checkpoint.to_arrays(lane).values():
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._held[place] = file
+        """From now on the member at ``place`` is ``lane`` [1, ...]; raises as ``keep`` does."""
+        self._together(lambda: self._hold(lane, place), "kept")
+        self._places.add(place)
 
     def put_back(self, state: Any) -> Any:
-        """``state`` [S, ...], which is used up, with every member that stands still as it is."""
-        for place, file in self._held.items():
-            lane = checkpoint.from_arrays(self._read(file), self._shapes)
-            state = self._put(state, spread(lane, self._everywhere), place)
-        return state
+        """``state`` [S, ...], which is used up, with every member that stands still as it is.
+
+        Raises:
+            NotSaved: the disk does not give one of them back.
+        """
+        shares = _shares(state)
+        if self._places:
+            self._together(lambda: self._put_into(shares), "read back")
+        return _joined(state, [share for _, share in shares])
+
+    def close(self) -> None:
+        """Gives up what is held."""
+        for held in self._held.values():
+            if not isinstance(held, dict):
+                held.close()
+        self._held.clear()
+
+    def _keep(self, state: Any, places: Sequence[int]) -> None:
+        for there, share in _shares(state):
+            for place in places:
+                if place in there:
+                    self._hold(self._take(share, place - there.start), place)
+        self._places.update(places)
+
+    def _hold(self, lane: Any, place: int) -> None:
+        arrays, size = checkpoint.to_arrays(lane), memory.tree_bytes(lane)
+        if size <= self._room:
+            self._room -= size
+            self._held[place] = arrays
+            return
+        file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.flush()
+        self._held[place] = file
+
+    def _put_into(self, shares: list[tuple[range, Any]]) -> None:
+        for place, held in self._held.items():
+            for number, (places, share) in enumerate(shares):
+                if place in places:
+                    arrays = held if isinstance(held, dict) else self._read(held)
+                    lane = checkpoint.from_arrays(jax.device_put(arrays, _device(share)), self._shapes)
+                    share = self._put(share, lane, place - places.start)
+                    shares[number] = places, jax.block_until_ready(share)  # one lane at a time is there
 
     def _read(self, file: IO[bytes]) -> dict[str, np.ndarray]:
         file.seek(0)
@@ -64,6 +109,53 @@ class Standing:
             content = file.read(leaf.size * leaf.dtype.itemsize)
             arrays[name] = np.frombuffer(content, leaf.dtype).reshape(leaf.shape)
         return arrays
+
+    def _together(self, action: Callable[[], None], what: str) -> None:
+        """Does ``action`` on every process; where the disk fails on one, none goes on."""
+        remedy = (
+            "--resume continues from the newest checkpoint"
+            if self._resumable
+            else "or name another directory in TMPDIR, and train again"
+        )
+
+        def told() -> None:
+            try:
+                action()
+            except OSError as error:
+                raise NotSaved(
+                    f"a member that stands still could not be {what} in {self._directory}"
+                    f" ({causes.reason(error)}): make room there; {remedy}"
+                ) from error
+
+        processes.together(told, everyone=True)
+
+
+def _shares(state: Any) -> list[tuple[range, Any]]:
+    """What the devices of this process have of ``state`` [S, ...]: which members, and a State of these alone.
+
+    No device is asked for what another one has, as a program for all of them would; nothing is copied.
+    """
+    leaves, structure = jax.tree.flatten(state)
+    members = range(leaves[0].shape[0])
+    each = zip(*(leaf.addressable_shards for leaf in leaves), strict=True)
+    return [
+        (members[shards[0].index[0]], jax.tree.unflatten(structure, [shard.data for shard in shards]))
+        for shards in each
+    ]
+
+
+def _joined(state: Any, shares: list[Any]) -> Any:
+    """The shares of this process's devices as a State that lies as ``state`` does."""
+
+    def join(whole: Any, *parts: Any) -> Any:
+        return jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, list(parts))
+
+    return jax.tree.map(join, state, *shares)
+
+
+def _device(share: Any) -> jax.Device:
+    (device,) = jax.tree.leaves(share)[0].devices()
+    return device
 
 
 def _lane(state: Any, place: Any) -> Any:

@@ -1,8 +1,9 @@
 """Training: one compiled chunk, called until the budget is spent.
 
 Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member
-stands still from the end of the first chunk in which it has reached the budget, so what becomes of it does
-not depend on the members beside it.
+stands still from the end of the first chunk in which it has reached the budget, so what becomes of one that
+finishes does not depend on the members beside it. Where a frozen one stands does: at a checkpoint of the
+whole sweep, and when one is due depends on all of them.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _start(
     if resume:
         run = replace(run, files=stack.enter_context(directory))
         restored = restore(run, shapes, placement.state(shapes))
-        if restored and restored[1].least >= run.options.env_steps:
+        if restored and restored[1].least >= run.options.env_steps and not restored[1].unsettled:
             return finished(run, *restored)
     programs = compile_programs(
         run.method, run.env, start, shapes, run.options, placement, fresh=restored is None
@@ -130,17 +131,17 @@ def _start(
     writer = checkpoint.Writer(run.files.checkpoints, background) if run.files else None
     if writer:
         stack.callback(writer.settle)  # before the directory is given to another process
-    return train_on(Trained(run, programs, placement, start, shapes, writer), state, position, sinks, stack)
+    return train_on(Trained(run, programs, start, shapes, writer), state, position, sinks, stack)
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
-    """What the State alone takes of the memory that is asked: a device's own, or that of all CPUs."""
-    whole = memory.tree_bytes(shapes)
+    """What the State takes of the memory that is asked, a device's own or that of all CPUs, with the member
+    that is put back on it after it stood still."""
+    whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
     if placement.axis != shard.SWEEP:
-        return whole if placement.axis is None else 0  # of a population, the compiled programs tell
-    return (
-        whole * (placement.local if placement.devices[0].platform == "cpu" else 1) // len(placement.devices)
-    )
+        return whole + lane if placement.axis is None else 0  # of a population, the compiled programs tell
+    copies = placement.local if placement.devices[0].platform == "cpu" else 1
+    return copies * (whole // len(placement.devices) + lane)
 
 
 def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int, background: bool) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from popjax import cli, rollout
+from popjax import cli, rollout, tree
 from popjax.core import Method
 from popjax.envs import make
-from popjax.host import memory, shard, sweep
+from popjax.host import checkpoint, memory, shard, sweep
 from popjax.host.options import Options
 from popjax.host.programs import chunk_function, compile_programs
+from popjax.host.standing import Standing
 from popjax.host.train import train
 from tests.host import crowd, tiny
 from tests.host.test_train import OPTIONS
@@ -51,6 +52,39 @@ def playing() -> Method:
         return walk.step(s.replace(weight=s.weight + 0.001 * played.total))
 
     return walk._replace(step=step)
+
+
+def standing_still() -> dict[str, Any]:
+    """Eight members on four devices, two of which stand still: what is compiled for it, and what moves."""
+    method, members = tiny.build(ENV), sweep.grid(0, 8, {})
+    start = sweep.keys(members), sweep.hypers(method.hyper, members)
+    init = sweep.lift(method.init, 8)
+    shapes = jax.eval_shape(init, *start)
+    by_state = shard.place(shapes, 4).state(shapes)
+    first, other = (jax.device_put(init(keys, start[1]), by_state) for keys in (start[0], start[0][::-1]))
+    programs, standing = [], Standing(shapes, None)
+
+    def seen(program: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            programs.append(program.lower(*arguments).compile())
+            return program(*arguments)
+
+        return call
+
+    standing._take, standing._put = seen(standing._take), seen(standing._put)
+    standing.keep(first, (2, 7))
+    expected = [checkpoint.digest(tree.take(first if i in (2, 7) else other, i)) for i in range(8)]
+    buffers = [part.data.unsafe_buffer_pointer() for part in other.replay.addressable_shards]
+    back = standing.put_back(other)
+    return {
+        "programs": len(programs),
+        "collectives": sum(len(COLLECTIVE.findall(program.as_text())) for program in programs),
+        "temporaries": max(program.memory_analysis().temp_size_in_bytes for program in programs),
+        "lane": memory.tree_bytes(shapes) // 8,
+        "right": [checkpoint.digest(tree.take(back, i)) for i in range(8)] == expected,
+        "lies": jax.tree.map(lambda x: x.sharding, back) == by_state,
+        "in_place": buffers == [part.data.unsafe_buffer_pointer() for part in back.replay.addressable_shards],
+    }
 
 
 def collectives_without_a_mesh_of_its_own() -> int:
@@ -115,7 +149,7 @@ def refusals() -> list[str]:
 def in_slices(directory: Path) -> dict[str, Any]:
     """A sweep that does not fit into memory as a whole, on two devices; and slices that do not divide."""
     cli.METHODS["tiny"] = "tests.host.tiny"
-    memory.available_bytes = lambda device: 4_700_000
+    memory.available_bytes = lambda device: 5_200_000
     argv = ["tiny", "--env=probe/context", "--env-steps=240", "--seeds=8", "--config.capacity=100000"]
     codes, found = [], {}
     for name, more in (
@@ -149,6 +183,7 @@ if __name__ == "__main__":
         "population": population(directory),
         "refusals": refusals(),
         "slices": in_slices(directory),
+        "standing": standing_still(),
         "sweep_collectives": collectives(playing(), 8, 4),
         "naive_collectives": collectives_without_a_mesh_of_its_own(),
         "population_collectives": collectives(crowd.build(8), 1, 4),

@@ -68,9 +68,27 @@ def test_only_the_newest_are_kept_and_partial_ones_removed(tmp_path: Path) -> No
 
 
 def test_another_structure_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, {"a": jnp.zeros(3)}, {})
-    with pytest.raises(Refused, match=r"a is float32\[3\] in it and float32\[4\] in the State"):
-        checkpoint.restore(tmp_path / "1", {"a": jnp.zeros(4)})
+    directory = tmp_path / "checkpoints"
+    checkpoint.save(directory, 1, {"a": jnp.zeros(3)}, {})
+    with pytest.raises(Refused, match=r"a is float32\[3\] in it and float32\[4\] in the State$"):
+        checkpoint.restore(directory / "1", {"a": jnp.zeros(4)})
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: check that out to use it"),
+        ('{"git_commit": null}', ""),
+        ("[]", ""),
+        ("{", ""),
+    ],
+)
+def test_another_structure_names_the_commit_that_can_use_it(config: str, advice: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "checkpoints", 1, {"a": jnp.zeros(3)}, {})
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(Refused) as refusal:
+        checkpoint.restore(tmp_path / "checkpoints/1", {"a": jnp.zeros(4)})
+    assert str(refusal.value).endswith("in the State" + advice)
 
 
 def largest_file(path: Path) -> Path:
@@ -171,6 +189,31 @@ def test_a_checkpoint_that_the_machine_cannot_read_is_not_damaged(
     found = checkpoint.restore_newest(tmp_path, {"a": jnp.arange(3)}, pytest.fail)
     assert found is not None
     assert found[0] == 2
+
+
+@pytest.mark.parametrize("step", ["_read_manifest", "_read_arrays", "_require_checksums"])
+@pytest.mark.parametrize("mine", [None, MemoryError(), checkpoint.Damaged("cut")])
+def test_a_process_that_cannot_read_tells_the_others(
+    step: str, mine: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next step, for which they would wait; who can read gives up with those that cannot."""
+    checkpoint.save(tmp_path, 1, {"a": jnp.arange(3)}, {})
+    steps = ["_read_manifest", "_read_arrays", "_require_checksums"]
+    told: list[int] = []
+
+    def others(number: int) -> int:
+        told.append(number)
+        return max(number, 3 if len(told) == 1 + steps.index(step) else 0)
+
+    monkeypatch.setattr(checkpoint, "largest", others)
+    if mine is not None:
+        monkeypatch.setattr(checkpoint, step, fail(mine))
+    with pytest.raises(
+        NotRead, match="not enough memory" if type(mine) is MemoryError else "another process"
+    ):
+        checkpoint.restore_newest(tmp_path, {"a": jnp.arange(3)}, pytest.fail)
+    own = {type(None): 0, checkpoint.Damaged: 1, MemoryError: 3}[type(mine)]
+    assert told == [0] * steps.index(step) + [own]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")

@@ -55,6 +55,17 @@ def test_a_program_of_members_holds_no_collective_and_one_of_a_population_does(
     assert answer["population_collectives"] > 0
 
 
+def test_a_member_that_stands_still_is_taken_from_the_device_that_has_it(answer: dict[str, Any]) -> None:
+    """No device hears of it but its own, and no room is needed but that of the member."""
+    found = answer["standing"]
+    assert found["programs"] == 4  # two members taken and put back
+    assert found["collectives"] == 0
+    assert found["temporaries"] <= found["lane"]
+    assert found["right"]
+    assert found["lies"]
+    assert found["in_place"]
+
+
 @pytest.mark.slow
 def test_members_of_a_real_method_learn_alike_on_two_devices_which_never_speak() -> None:
     """For several devices XLA divides where for one it multiplies by the inverse: the last digits differ."""

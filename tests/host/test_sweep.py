@@ -11,14 +11,16 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from popjax.agents import ddpg
 from popjax.envs import make
 from popjax.evolution.crossover import Distillation
-from popjax.host import checkpoint, memory, sweep
-from popjax.host.errors import Interrupted, NonFiniteMetric, Refused, TooLarge
+from popjax.host import checkpoint, memory, processes, sweep
+from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused, TooLarge
+from popjax.host.standing import Standing
 from popjax.host.train import train
 from popjax.methods import pderl
 from tests.host import tiny
@@ -105,23 +107,55 @@ def test_members_stand_still_from_the_end_of_the_budget_on(tmp_path: Path) -> No
     np.testing.assert_array_equal(longer.returns, straight.returns)
 
 
-def test_a_member_that_stands_still_needs_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is none its State is kept in a file."""
-    in_memory = train(METHOD, ENV, env_steps=600, seeds=4, **SHORT)
-    monkeypatch.setattr(memory, "host_bytes", lambda: 0)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
-    files: list[Any] = []
-    make = tempfile.SpooledTemporaryFile
+def three_that_differ() -> Any:
+    """A State of three members."""
+    members = sweep.grid(0, 3, {})
+    return jax.vmap(METHOD.init)(sweep.keys(members), sweep.hypers(METHOD.hyper, members))
 
-    def seen(*arguments: Any, **options: Any) -> Any:
-        files.append(make(*arguments, **options))
+
+def test_members_that_stand_still_share_one_part_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for whom there is none left are in files, which are closed at the end."""
+    state = three_that_differ()
+    expected, lane = checkpoint.digest(state), memory.tree_bytes(state) // 3
+    monkeypatch.setattr(memory, "host_bytes", lambda: 4 * lane + 2)
+    files: list[Any] = []
+    make = tempfile.TemporaryFile
+
+    def seen(**options: Any) -> Any:
+        files.append(make(**options))
         return files[-1]
 
-    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", seen)
-    on_disk = train(METHOD, ENV, env_steps=600, seeds=4, **SHORT)
-    assert files
-    assert all(file._rolled for file in files)
-    assert on_disk.summary["state_sha256"] == in_memory.summary["state_sha256"]
+    monkeypatch.setattr(tempfile, "TemporaryFile", seen)
+    standing = Standing(state, tmp_path)
+    standing.keep(state, (0, 1))
+    assert not files
+    standing.keep(state, (2,))
+    assert len(files) == 1
+    assert standing.places == {0, 1, 2}
+    assert checkpoint.digest(standing.put_back(jax.tree.map(jnp.zeros_like, state))) == expected
+    standing.close()
+    assert files[0].closed
+
+
+@pytest.mark.parametrize(
+    ("directory", "remedy"), [(True, "--resume continues from the newest"), (False, "in TMPDIR")]
+)
+def test_a_full_disk_under_a_member_that_stands_still_is_one_line(
+    directory: bool, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process hears of it, as the others would wait."""
+    told: list[int] = []
+    monkeypatch.setattr(processes, "largest", lambda number: told.append(number) or number)
+    monkeypatch.setattr(memory, "host_bytes", lambda: 0)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))  # noqa: SIM115
+    state = three_that_differ()
+    with pytest.raises(NotSaved, match=rf"could not be kept in {tmp_path} \(No space left.*{remedy}") as line:
+        Standing(state, tmp_path if directory else None).keep(state, (1,))
+    assert "\n" not in str(line.value)
+    assert told == [1]
 
 
 def test_a_part_of_a_sweep_equals_that_part_of_the_whole() -> None:
@@ -160,6 +194,40 @@ def test_a_member_that_fails_is_frozen_while_the_others_go_on(
     assert max(row["generation"] for row in lines(tmp_path / "eval.jsonl") if row["member"] == 1) <= 24
     good = train(method, ENV, env_steps=252, hyper=tiny.Hyper(poison_at=25.0), **OPTIONS)
     np.testing.assert_allclose(result.state.weight[1], good.state.weight[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [600, 300])
+def test_where_a_member_is_to_be_frozen_cannot_be_read(
+    budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are saved first; once it can be read the run goes on, or ends, as if it always had."""
+    method, options = tiny.build(ENV), OPTIONS | {"swept": POISON, "env_steps": budget}
+    straight = train(method, ENV, run_dir=tmp_path / "a", **options)
+    options["run_dir"] = tmp_path / "b"
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise NotRead("checkpoint x/21 cannot be read (Permission denied)", "nothing was changed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint, "member_of_newest", denied)
+        with pytest.raises(
+            NotRead, match=r"x/21 .*; member 1 is .* all is saved as generation .* --resume, or"
+        ):
+            train(method, ENV, **options)
+        reached = checkpoint.generations(tmp_path / "b/checkpoints")
+        assert reached[0] > 21
+        assert 21 in reached
+        with pytest.raises(NotRead, match="nothing was changed: mend that and --resume"):
+            train(method, ENV, resume=True, **options)
+        assert checkpoint.generations(tmp_path / "b/checkpoints") == reached
+    resumed = train(method, ENV, resume=True, **options)
+    assert resumed.summary["members"] == straight.summary["members"]
+    assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
+    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
+    assert lines(tmp_path / "a/eval.jsonl") == lines(tmp_path / "b/eval.jsonl")
+    found = checkpoint.restore_newest(tmp_path / "b/checkpoints", resumed.state, pytest.fail)
+    assert found is not None
+    assert checkpoint.digest(found[1]) == straight.summary["state_sha256"]
 
 
 def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:
@@ -217,11 +285,14 @@ def test_without_a_checkpoint_a_member_is_frozen_at_its_beginning() -> None:
 
 def test_a_sweep_that_cannot_fit_says_how_many_members_do(monkeypatch: pytest.MonkeyPatch) -> None:
     method = tiny.build(ENV, tiny.Config(capacity=100_000))
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_000_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_300_000)
     with pytest.raises(TooLarge) as fault:
         train(method, ENV, env_steps=240, seeds=8, **OPTIONS)
     assert fault.value.fitting == 3
     train(method, ENV, env_steps=240, seeds=8, members=(0, 3), **OPTIONS)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 3_100_000)  # 0.8 MB each
+    with pytest.raises(TooLarge):  # one member more lies there while it is put back
+        train(method, ENV, env_steps=240, seeds=8, members=(0, 3), **OPTIONS)
 
 
 @pytest.mark.slow

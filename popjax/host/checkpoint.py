@@ -12,7 +12,7 @@ import json
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from popjax.host import causes
 from popjax.host.errors import NotRead, NotSaved, Refused
+from popjax.host.leaves import data, data_shapes, from_arrays, named, raw
 from popjax.host.processes import fetch, largest, together
 
 T = TypeVar("T")
@@ -41,10 +42,10 @@ class Damaged(Exception):
 def digest(state: Any) -> str:
     """SHA-256 over path, dtype, shape and bytes of every leaf."""
     total = hashlib.sha256()
-    for path, leaf in _leaves(state):
-        array = fetch(_data(leaf))
+    for path, leaf in named(state):
+        array = fetch(data(leaf))
         total.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
-        total.update(_bytes(array))
+        total.update(raw(array))
     return total.hexdigest()
 
 
@@ -59,7 +60,7 @@ def save(
     Raises:
         NotSaved: it could not be written; the older ones are as they were.
     """
-    _write(directory, generation, {path: _data(leaf) for path, leaf in _leaves(state)}, extra, keep)
+    _write(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep)
 
 
 class Writer:
@@ -77,12 +78,7 @@ class Writer:
         self._copies: dict[str, np.ndarray] = {}
 
     def save(
-        self,
-        generation: int,
-        state: Any,
-        extra: dict[str, Any],
-        keep: int | None = None,
-        again: bool = False,
+        self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None, again: bool = False
     ) -> None:
         """As the function ``save``; a generation that has a checkpoint already keeps it, unless ``again``."""
         self.wait()
@@ -93,8 +89,8 @@ class Writer:
         if not self.background:
             save(self.directory, generation, state, extra, keep)
             return
-        for path, leaf in _leaves(state):
-            array = np.asarray(_data(leaf))
+        for path, leaf in named(state):
+            array = np.asarray(data(leaf))
             if path not in self._copies:  # kept, because fresh memory costs more than the copying
                 self._copies[path] = np.empty_like(array, order="C")
             np.copyto(self._copies[path], array)
@@ -281,22 +277,6 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
     return from_arrays(arrays, shapes), extra
 
 
-def to_arrays(state: Any) -> dict[str, np.ndarray]:
-    """The leaves of a State by name, whole, on the host; keys are their data."""
-    return {name: fetch(_data(leaf)) for name, leaf in _leaves(state)}
-
-
-def data_shapes(shapes: Any) -> dict[str, Any]:
-    """The shapes of what ``to_arrays`` makes of a State of these ``shapes``."""
-    return {name: jax.eval_shape(_data, leaf) for name, leaf in _leaves(shapes)}
-
-
-def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
-    """The State in the structure of ``shapes`` of which ``to_arrays`` has made ``arrays``."""
-    leaves = [_undata(arrays[name], leaf) for name, leaf in _leaves(shapes)]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-
 def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves by name, keys as their data, and the extra; NumPy arrays without ``shardings``."""
     target = data_shapes(shapes)
@@ -329,21 +309,19 @@ def _agreed(path: Path, read: Callable[[], T]) -> T:
         trouble = causes.trouble(error) or causes.unreadable(path)
         failure = _not_read(path, trouble) if trouble else Damaged(causes.first_line(error))
         failure.__cause__ = error
-    kinds: tuple[type[Exception], ...] = (Damaged, Refused, NotRead)
+    kinds: list[type[Exception]] = [Damaged, Refused, NotRead]
     worst = largest(1 + kinds.index(type(failure)) if failure else 0)
     if not worst:
         return cast(T, result)
     if failure is not None and type(failure) is kinds[worst - 1]:
         raise failure
-    elsewhere = "another process cannot read it and says why"
-    raise (Damaged(elsewhere), Refused(f"checkpoint {path}: {elsewhere}"), _not_read(path, elsewhere))[
-        worst - 1
-    ]
+    why = "another process says why"
+    raise [Damaged(why), Refused(f"checkpoint {path} is refused: {why}"), _not_read(path, why)][worst - 1]
 
 
 def _require_checksums(arrays: dict[str, Any], leaves: dict[str, Any]) -> None:
     for name, described in leaves.items():
-        if zlib.crc32(_bytes(fetch(arrays[name]))) != described["crc32"]:
+        if zlib.crc32(raw(fetch(arrays[name]))) != described["crc32"]:
             raise Damaged(f"the checksum of {name} differs")
 
 
@@ -406,33 +384,8 @@ def _made_with(path: Path) -> str:
     return f"; its run was made with commit {commit}: check that out to use it" if commit else ""
 
 
-def _leaves(state: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _data(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _undata(array: Any, shape: Any) -> Any:
-    if not _is_key(shape):
-        return array if isinstance(array, jax.Array) else jnp.array(array)
-    implementations: list[Any] = []
-    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), shape)
-    return jax.random.wrap_key_data(array, impl=implementations[0])
-
-
 def _describe(array: np.ndarray) -> dict[str, Any]:
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": zlib.crc32(_bytes(array))}
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": zlib.crc32(raw(array))}
 
 
 def _not_read(path: Path, trouble: str) -> NotRead:

@@ -45,8 +45,7 @@ def train_on(
     standing = Standing(trained.shapes, run.files.root if run.files else None)
     stack.callback(standing.close)
     late, position = bool(position.unsettled), _settle(trained, position, standing)
-    if position.unsettled:
-        raise NotRead(*_unsettled(trained, position, "nothing was changed"))
+    _require_settled(trained, position, "nothing was changed")
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
         standing.keep(state, position.standing(budget) - standing.places)
@@ -54,8 +53,7 @@ def train_on(
             state, position, rows = _advance(trained, state, position, saved, standing)
         else:
             rows = rows.freeze(position.generations, position.env_steps, standing.places)
-        made = _evaluate(trained, state, position)
-        position = replace(position, evaluations=position.evaluations + made)
+        position, made = _evaluate(trained, state, position)
         parts.append(replace(rows.every(spacing), evaluations=made))
         for sink in sinks:
             sink(index, parts[-1])
@@ -65,20 +63,26 @@ def train_on(
         if stop.saving or (writer and due):
             state = standing.put_back(state)
         if writer and (stop.saving or due):
-            if due and not position.unsettled:
-                position = replace(position, regular=position.generation)
-            again = late and index == 0  # the one resumed from, now with all members where they stand
-            writer.save(position.generation, state, extra(run, position), position.regular, again)
-            saved = position
+            saved = position = _save(run, writer, state, position, due, again=late and index == 0)
         if writer and stop.saving:
             writer.wait()
-        if position.unsettled:
-            raise NotRead(*_unsettled(trained, position, f"all is saved as generation {position.generation}"))
+        _require_settled(trained, position, f"all is saved as generation {position.generation}")
         if done:
             return finish(run, state, position, join(parts))
         if signal_number:
             raise Interrupted(_resumable(run, position), signal_number)
     raise AssertionError("unreachable")
+
+
+def _save(
+    run: Run, writer: checkpoint.Writer, state: Any, position: Position, due: bool, again: bool
+) -> Position:
+    """Saves, ``again`` over the checkpoint that was resumed from, which has unsettled members.
+    Returns the position with a checkpoint that was ``due`` as its newest regular one."""
+    if due and not position.unsettled:
+        position = replace(position, regular=position.generation)
+    writer.save(position.generation, state, extra(run, position), position.regular, again)
+    return position
 
 
 def _advance(
@@ -113,14 +117,14 @@ def _run_chunk(programs: Programs, state: Any) -> tuple[Any, History, float]:
     return state, History(generation, env_steps, metrics), time.perf_counter() - begun
 
 
-def _evaluate(trained: Trained, state: Any, position: Position) -> tuple[Evaluation, ...]:
-    """Evaluates the members that are due."""
+def _evaluate(trained: Trained, state: Any, position: Position) -> tuple[Position, tuple[Evaluation, ...]]:
+    """Evaluates the members that are due; the position with these evaluations, and them alone."""
     run = trained.run
     due = [place for place in position.living if _evaluation_due(run, position, place)]
     if not due:
-        return ()
+        return position, ()
     answer = trained.programs.evaluate(state, trained.start[0], position.generations, due)
-    return tuple(
+    made = tuple(
         Evaluation(
             run.members[place].seed,
             int(position.generations[place]),
@@ -131,6 +135,7 @@ def _evaluate(trained: Trained, state: Any, position: Position) -> tuple[Evaluat
         )
         for place, returns, lengths in zip(due, *answer, strict=True)
     )
+    return replace(position, evaluations=position.evaluations + made), made
 
 
 def _evaluation_due(run: Run, position: Position, place: int) -> bool:
@@ -195,14 +200,15 @@ def _settle(trained: Trained, position: Position, standing: Standing) -> Positio
     return replace(position, generations=generations, env_steps=steps, unsettled=unsettled)
 
 
-def _unsettled(trained: Trained, position: Position, done: str) -> tuple[str, str]:
-    """What could not be read, and what to do about it."""
-    (place, what), *_ = position.unsettled.items()
-    number = trained.run.members[place].number
-    return what, (
-        f"member {number} is to be frozen there, as {position.frozen[place]}; {done}: mend that and --resume,"
-        " or remove that directory first to have it frozen at the checkpoint before it, or at its beginning"
-    )
+def _require_settled(trained: Trained, position: Position, done: str) -> None:
+    """Raises NotRead where a frozen member is unsettled, with what was ``done``."""
+    for place, what in position.unsettled.items():
+        raise NotRead(
+            what,
+            f"member {trained.run.members[place].number} is to be frozen there, as {position.frozen[place]};"
+            f" {done}: mend that and --resume, or remove that directory first to have it frozen at the"
+            " checkpoint before it, or at its beginning",
+        )
 
 
 def _last_good(trained: Trained, place: int, regular: int | None) -> Any:

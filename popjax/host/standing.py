@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from popjax import tree
-from popjax.host import causes, checkpoint, memory, processes
+from popjax.host import causes, leaves, memory, processes
 from popjax.host.errors import NotSaved
 
 
@@ -82,14 +82,14 @@ class Standing:
         self._places.update(places)
 
     def _hold(self, lane: Any, place: int) -> None:
-        arrays, size = checkpoint.to_arrays(lane), memory.tree_bytes(lane)
+        arrays, size = leaves.to_arrays(lane), memory.tree_bytes(lane)
         if size <= self._room:
             self._room -= size
             self._held[place] = arrays
             return
         file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115
         for array in arrays.values():
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            file.write(leaves.raw(array))
         file.flush()
         self._held[place] = file
 
@@ -98,14 +98,14 @@ class Standing:
             for number, (places, share) in enumerate(shares):
                 if place in places:
                     arrays = held if isinstance(held, dict) else self._read(held)
-                    lane = checkpoint.from_arrays(jax.device_put(arrays, _device(share)), self._shapes)
+                    lane = leaves.from_arrays(jax.device_put(arrays, _device(share)), self._shapes)
                     share = self._put(share, lane, place - places.start)
                     shares[number] = places, jax.block_until_ready(share)  # one lane at a time is there
 
     def _read(self, file: IO[bytes]) -> dict[str, np.ndarray]:
         file.seek(0)
         arrays = {}
-        for name, leaf in checkpoint.data_shapes(self._shapes).items():
+        for name, leaf in leaves.data_shapes(self._shapes).items():
             content = file.read(leaf.size * leaf.dtype.itemsize)
             arrays[name] = np.frombuffer(content, leaf.dtype).reshape(leaf.shape)
         return arrays
@@ -135,9 +135,9 @@ def _shares(state: Any) -> list[tuple[range, Any]]:
 
     No device is asked for what another one has, as a program for all of them would; nothing is copied.
     """
-    leaves, structure = jax.tree.flatten(state)
-    members = range(leaves[0].shape[0])
-    each = zip(*(leaf.addressable_shards for leaf in leaves), strict=True)
+    flat, structure = jax.tree.flatten(state)
+    members = range(flat[0].shape[0])
+    each = zip(*(leaf.addressable_shards for leaf in flat), strict=True)
     return [
         (members[shards[0].index[0]], jax.tree.unflatten(structure, [shard.data for shard in shards]))
         for shards in each

@@ -10,7 +10,7 @@ import numpy as np
 from popjax import tree
 from popjax.agents import td3
 from popjax.envs import make
-from popjax.host import checkpoint
+from popjax.host import leaves
 from popjax.host.train import train
 from popjax.methods import independent
 from tests.host import on_devices
@@ -24,7 +24,7 @@ if __name__ == "__main__":
     options: Any = {"env_steps": 100, "eval_every": 100, "log_every": 100, "quiet": True, "seeds": 4}
     spread = train(method, ENV, devices=2, **options).state
     alone = tree.concat([train(method, ENV, members=part, **options).state for part in ((0, 2), (2, 4))])
-    pairs = zip(checkpoint.to_arrays(spread).values(), checkpoint.to_arrays(alone).values(), strict=True)
+    pairs = zip(leaves.to_arrays(spread).values(), leaves.to_arrays(alone).values(), strict=True)
     answer = {
         "devices": len(spread.env_steps.sharding.device_set),
         "difference": max(float(np.abs(np.float64(x) - np.float64(y)).max()) for x, y in pairs if x.size),

@@ -90,18 +90,23 @@ def interquartile_mean(scores: np.ndarray) -> float:
 
 
 def together(records: list[Path], name: str) -> Path:
-    """Draws the curves of several records, every run's seeds evaluated at the same steps."""
+    """Draws the curves of several records."""
     figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for record in records:
         content = json.loads(record.read_text())
-        by_step: dict[int, list[float]] = {}
-        for _, step, value in content["evaluations"]:
-            by_step.setdefault(step, []).append(value)
-        steps, values = list(by_step), list(by_step.values())
-        (line,) = axes.plot(steps, [np.mean(v) for v in values], linewidth=2, label=record.stem)
-        low, high = [min(v) for v in values], [max(v) for v in values]
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        by_member: dict[float, list[tuple[float, float]]] = {}
+        for member, step, value in content["evaluations"]:
+            by_member.setdefault(member, []).append((step, value))
+        curves = [np.array(curve).T for curve in by_member.values()]
+        # Members may be evaluated at different steps; where all have been, in between along straight lines.
+        steps = np.unique(np.concatenate([step for step, _ in curves]))
+        steps = steps[steps <= min(step[-1] for step, _ in curves)]
+        values = np.stack([np.interp(steps, *curve) for curve in curves])
+        (line,) = axes.plot(steps, values.mean(0), linewidth=2, label=record.stem)
+        axes.fill_between(
+            steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
+        )
     axes.set_title(name, loc="left", fontsize=11)
     axes.set_xlabel("environment steps per seed")
     axes.set_ylabel("evaluation return, mean and range over seeds")

@@ -318,7 +318,7 @@ def learners(state):
     return next(getattr(state, name) for name in ("learner", "team", "agents") if hasattr(state, name))
 
 
-@pytest.mark.parametrize("name", ["sac", "erl"])
+@pytest.mark.parametrize("name", ["sac", pytest.param("erl", marks=pytest.mark.slow)])
 def test_compiled_equals_operation_by_operation(name):
     method, _, step, _ = compiled(name)
     state = started(name)

@@ -233,7 +233,7 @@ def test_the_largest_slice_is_one_for_all_devices(monkeypatch: pytest.MonkeyPatc
     assert grid.device_count(replace(common, devices="all"), "ray") == 1  # its workers find out
 
 
-@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("by_hand", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_sweep_in_slices_has_the_members_of_the_whole(
     by_hand: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,7 +241,9 @@ def test_a_negative_size_is_refused():
         a2c.Config(lstm=-1)
 
 
-@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(
+    "discrete", [pytest.param(False, marks=pytest.mark.slow), True], ids=["continuous", "discrete"]
+)
 def test_who_remembers_recalls_and_nobody_else(discrete):
     """What was shown two steps ago decides on the reward: 1 for the best action, for a constant one on
     average 0.75 (continuous) or 0.5 (discrete)."""

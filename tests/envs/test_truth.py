@@ -1,7 +1,7 @@
 """Every task of gymnax and Brax against the library itself, from the states of 256 steps of random play.
 
-The default run has the gymnax tasks that compile in a few seconds and Brax's inverted pendulum. All of them,
-about ten minutes on two cores:
+The default run has the gymnax tasks that compile in a few seconds (``test_adapters`` has one of Brax). All of
+them, about ten minutes on two cores:
 
     pytest -m "slow or not slow" tests/envs/test_truth.py
 """
@@ -27,7 +27,7 @@ def test_gymnax_equals_the_library_in_every_task(task):
     truth.assert_equals_the_library("gymnax", task)
 
 
-@pytest.mark.parametrize("task", marked(envs.tasks("brax"), lambda task: task != "inverted_pendulum"))
+@pytest.mark.parametrize("task", [pytest.param(task, marks=pytest.mark.slow) for task in envs.tasks("brax")])
 def test_brax_equals_the_library_in_every_task(task):
     truth.assert_equals_the_library("brax", task)
 

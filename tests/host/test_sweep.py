@@ -196,7 +196,7 @@ def test_a_member_that_fails_is_frozen_while_the_others_go_on(
     np.testing.assert_allclose(result.state.weight[1], good.state.weight[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("budget", [600, 300])
+@pytest.mark.parametrize("budget", [pytest.param(600, marks=pytest.mark.slow), 300])
 def test_where_a_member_is_to_be_frozen_cannot_be_read(
     budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +239,7 @@ def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:
     assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
 
 
+@pytest.mark.slow
 def test_where_a_member_is_frozen_does_not_depend_on_interruptions(tmp_path: Path) -> None:
     """Those that a signal makes save are not among the checkpoints that the interval asks for."""
     method, options = tiny.build(ENV, tiny.Config(uneven=True)), OPTIONS | {"env_steps": 600, "swept": POISON}

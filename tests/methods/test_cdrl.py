@@ -300,6 +300,7 @@ def test_with_one_lane_the_update_modes_agree():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
 
 
+@pytest.mark.slow
 def test_gradient_points_and_modes_differ_with_several_lanes():
     ends = [
         student(after(1, ALWAYS | {"lr": 1e-2}, update_mode=mode, grad_at=point)[-1])

@@ -50,7 +50,19 @@ VARIANTS = {
     "softmax": {"col_unroll": True, "unroll_mode": "softmax"},
     "ucb": {"col_unroll": True, "unroll_mode": "ucb"},
 }
-RARE = ("q", "lanes", "rnd_replica", "eps_greedy", "softmax")
+RARE = (
+    "q",
+    "lanes",
+    "rnd_replica",
+    "rnd_ce",
+    "dice",
+    "diayn",
+    "multihead",
+    "sunrise",
+    "ucb",
+    "eps_greedy",
+    "softmax",
+)
 ALL_VARIANTS = [pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in VARIANTS]
 
 
@@ -216,6 +228,7 @@ def test_no_gradient_leaves_the_drive():
     assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(total)(state.drive.encoder)))
 
 
+@pytest.mark.slow
 def test_rnd_replica_modules_learn_their_own_agents_transitions_and_rnd_each_all(key):
     batch, _ = random_batch(key, 4)
     alone = replace(batch, owner=jnp.full(12, 2))
@@ -501,6 +514,7 @@ def test_every_row_of_sunrise_has_a_member():
     assert 0.4 < members.mean() < 0.7
 
 
+@pytest.mark.slow
 def test_multihead_agents_share_their_torso(key):
     learner = learners.build(make("probe/corridor").spec, "multihead", SMALL.sac, 3)
     hyper = jax.tree.map(jnp.float32, ce.Hyper())
@@ -515,6 +529,7 @@ def test_multihead_agents_share_their_torso(key):
     assert not (heads[0][:, 1] == heads[1][:, 1]).all()
 
 
+@pytest.mark.slow
 def test_a_dice_actor_climbs_the_tasks_gradient_where_its_critic_of_diversity_is_flat(key):
     """Critics stand still, without entropy; a first step of Adam shows the signs of the gradient."""
     spec = make("probe/corridor").spec

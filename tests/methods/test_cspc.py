@@ -766,6 +766,7 @@ def test_the_memory_has_what_the_environment_had():
     np.testing.assert_array_equal(kept.next_obs[:, 1], kept.obs[:, 1])
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_equal_single_runs():
     """Also where the lengths of their phases differ."""
     _, init, step = compiled(TINY, ends=True)
@@ -788,7 +789,7 @@ def test_seeds_side_by_side_equal_single_runs():
     "config",
     [
         TINY,
-        FUSED,
+        pytest.param(FUSED, marks=pytest.mark.slow),
         pytest.param(replace(DUO, evolution=None, store_first=False), marks=pytest.mark.slow),
         pytest.param(replace(DUO, evolution=None, store_first=False, burst=True), marks=pytest.mark.slow),
     ],

@@ -187,7 +187,7 @@ def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: d
     if protocol.beside:
         return {"teacher_envs": [source if protocol.beside == "source" else target]}
     if name == "untrained":
-        return {"teachers": [_untrained(source, plain)]}
+        return {"teachers": [untrained(source, plain)]}
     if "source" not in protocol.built_on:
         return {"teachers": [_finished(target, plain, ran["a3c"])] if protocol.built_on else []}
     teacher = _finished(source, plain, ran["source"])
@@ -197,7 +197,7 @@ def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: d
     return {"teachers": [teacher], "alignments": [_align(arguments, target, teacher, expert, ran)]}
 
 
-def _untrained(env, config: cdrl.Config) -> cdrl.Finished:
+def untrained(env, config: cdrl.Config) -> cdrl.Finished:
     """A policy at the beginning of its training."""
     method = cdrl.build(env, config)
     params = method.policy(method.init(jax.random.key(100), cdrl.Hyper()))

@@ -1,0 +1,94 @@
+"""What CDRL's two update modes cost: a gradient step for each lane in turn, or one for all lanes.
+
+    python benchmarks/update_modes.py --out benchmarks/results/update-modes-cpu.json
+
+A student of the target task with an online alignment to a teacher of the source task (which has learned
+nothing: what it says costs the same) and both losses from the first step on, the networks of the paper.
+Chunks of both modes alternate in one process, so that a noisy machine is noisy for both; the ratio is the
+median of ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import popjax
+from benchmarks.distillation import PAIRS, untrained
+from benchmarks.throughput import Program
+from popjax.core import as_arrays
+from popjax.host import describe
+from popjax.methods import cdrl
+
+MODES = ("sequential", "batched")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    pairs: tuple[str, ...] = ("cartpole", "rooms", "minatar")
+    """Pairs of tasks, as in distillation.py."""
+    iterations: int = 4
+    """Rollouts and updates in a timed chunk."""
+    repeats: int = 5
+    """Rounds of timed chunks."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measures and prints; writes ``arguments.out``."""
+    rows = [measure(pair, arguments) for pair in arguments.pairs]
+    print(json.dumps(rows, indent=1))
+    if arguments.out:
+        content = {
+            "command": f"python benchmarks/update_modes.py {' '.join(sys.argv[1:])}",
+            "device": describe.device_name(),
+            "versions": describe.versions(),
+            "git_commit": describe.git_commit(),
+            "rows": rows,
+        }
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def measure(pair: str, arguments: Arguments) -> dict[str, Any]:
+    """A row of the table: environment steps of the student per second in each mode, and their ratio."""
+    programs = {mode: program(pair, mode, arguments.iterations) for mode in MODES}
+    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for round_ in range(1 + arguments.repeats):
+        for mode, one in programs.items():
+            before = int(one.state.env_steps)
+            elapsed = one()
+            if round_:  # the first one warms up
+                seconds[mode].append(elapsed / (int(one.state.env_steps) - before))
+    ratios = [a / b for a, b in zip(seconds["sequential"], seconds["batched"], strict=True)]
+    source, target = PAIRS[pair]
+    return {
+        "source": source,
+        "target": target,
+        "env_steps_per_second": {mode: round(1 / statistics.median(s)) for mode, s in seconds.items()},
+        "sequential_over_batched": round(statistics.median(ratios), 2),
+        "compile_seconds": {mode: round(one.compile_seconds, 1) for mode, one in programs.items()},
+    }
+
+
+def program(pair: str, mode: str, iterations: int) -> Program:
+    """A compiled chunk of the student's training."""
+    source, target = map(popjax.make, PAIRS[pair])
+    config = cdrl.Config(update_mode=mode, align="online", pad_observations=True)
+    teacher = untrained(source, replace(config, align="none"))
+    method = cdrl.build(target, config, teachers=[teacher])
+    hyper = replace(cdrl.Hyper(), align_from=0.0, distil_from=0.0, distil_until=cdrl.NEVER)
+    return Program(lambda key: method.init(key, as_arrays(hyper)), method.step, iterations)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

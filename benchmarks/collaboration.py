@@ -9,7 +9,6 @@ noisy for all; figures are medians over ``--repeats`` rounds, and ratios are med
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
+from benchmarks import record
 from benchmarks.throughput import Program
-from popjax.host import describe, memory
+from popjax.host import memory
 from popjax.methods import ce
 
 
@@ -68,15 +68,7 @@ def main(arguments: Arguments) -> None:
         rows += measure(population, arguments)
         Console(stderr=True).print(f"measured {population} agents", style="dim")
     show(rows, arguments)
-    if arguments.out:
-        content = {
-            "command": f"python benchmarks/collaboration.py {' '.join(sys.argv[1:])}",
-            "device": describe.device_name(),
-            "versions": describe.versions(),
-            "git_commit": describe.git_commit(),
-            "rows": [asdict(row) for row in rows],
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(arguments.out, rows=[asdict(row) for row in rows])
 
 
 def measure(population: int, arguments: Arguments) -> list[Row]:

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from popjax.host import describe
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
 from popjax.nets.images import TORSOS, as_floats
 from popjax.nets.layers import patches
 
@@ -100,16 +101,8 @@ def main() -> None:
             row = {"torso": torso, "population": population, "milliseconds": timed(torso, population)}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    facts = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": describe.git_commit(),
-        "hardware": describe.device_name(),
-        "versions": describe.versions(),
-        "batch": BATCH,
-    }
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"convolutions-{jax.default_backend()}.json"
-    path.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+    record.write(path, batch=BATCH, rows=rows)
     print(f"written to {path}")
 
 

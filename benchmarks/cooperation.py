@@ -25,9 +25,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
+from benchmarks import record
 from benchmarks.throughput import Program
 from popjax.core import Env
-from popjax.host import describe
 from popjax.methods import cspc
 from popjax.methods.cspc import exchange, memory
 
@@ -76,15 +76,7 @@ def main(arguments: Arguments) -> None:
         "rounds": seconds,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "rounds"}, indent=1))
-    if arguments.out:
-        content = {
-            "command": f"python benchmarks/cooperation.py {' '.join(sys.argv[1:])}",
-            "device": describe.device_name(),
-            "versions": describe.versions(),
-            "git_commit": describe.git_commit(),
-            **result,
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(arguments.out, **result)
 
 
 def program(env: Env, config: cspc.Config) -> Program:

@@ -19,8 +19,6 @@ labelled with those that stand in for it.
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -33,9 +31,10 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
 from popjax.core import Method, Pretrained, as_arrays
 from popjax.envs import make
-from popjax.host import describe
 from popjax.methods import cdrl
 from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
@@ -235,14 +234,10 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
             "curve": np.column_stack([each.env_steps, each.scores.T.round(2)]).tolist(),
         }
     return {
-        "command": shlex.join(["python", *_without_out(sys.argv)]),
         "source": source,
         "target": target,
         "measure": "mean return of the last 100 training episodes; align: return of the expert",
         "arguments": {name: str(value) for name, value in asdict(arguments).items() if name != "out"},
-        "git_commit": describe.git_commit(),
-        "device": describe.device_name(),
-        "versions": describe.versions(),
         "curve_columns": ["env_steps", "score of each seed"],
         "protocols": found,
     }
@@ -260,18 +255,9 @@ def _steps(ran: Ran) -> int:
     return int(ran.env_steps[-1]) * len(ran.scores)
 
 
-def _without_out(argv: list[str]) -> list[str]:
-    """The command without the directory, which differs from machine to machine."""
-    if "--out" not in argv:
-        return argv
-    place = argv.index("--out")
-    return argv[:place] + argv[place + 2 :]
-
-
-def _write(arguments: Arguments, record: dict[str, object], ran: dict[str, Ran]) -> None:
-    arguments.out.mkdir(parents=True, exist_ok=True)
+def _write(arguments: Arguments, content: dict[str, object], ran: dict[str, Ran]) -> None:
     path = arguments.out / f"distillation-{arguments.pair}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record.write(path, **content)
     figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for name in arguments.protocols:
@@ -281,7 +267,7 @@ def _write(arguments: Arguments, record: dict[str, object], ran: dict[str, Ran])
             low, high = ran[name].scores.min(0), ran[name].scores.max(0)
             axes.fill_between(ran[name].env_steps, low, high, color=line.get_color(), alpha=0.15)
     axes.set(xlabel="environment steps of the student", ylabel="return, last 100 training episodes")
-    axes.set_title(f"{record['target']} with a teacher of {record['source']}, {arguments.seeds} seeds")
+    axes.set_title(f"{content['target']} with a teacher of {content['source']}, {arguments.seeds} seeds")
     axes.legend()
     figure.savefig(path.with_suffix(".png"))
 

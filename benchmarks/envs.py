@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
 from popjax import envs, rollout
 from popjax.core import Env
 from popjax.host import describe, memory
@@ -236,17 +237,9 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     """``envs-<platform>.json`` and ``.csv`` in ``arguments.results``."""
     found = {d.metadata["name"]: d.version for d in importlib.metadata.distributions()}
-    content = {
-        "command": f"python benchmarks/envs.py {' '.join(sys.argv[1:])}",
-        "device": describe.device_name(),
-        "versions": describe.versions() | {name: found[name] for name in LIBRARIES if name in found},
-        "git_commit": describe.git_commit(),
-        "rows": rows,
-    }
-    folder = arguments.results or arguments.out
-    target = folder / f"envs-{jax.default_backend()}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content, indent=1) + "\n")
+    versions = describe.versions() | {name: found[name] for name in LIBRARIES if name in found}
+    target = (arguments.results or arguments.out) / f"envs-{jax.default_backend()}.json"
+    record.write(target, versions=versions, rows=rows)
     table = [flat(row) for row in rows]
     columns = list(dict.fromkeys(column for row in table for column in row))
     with target.with_suffix(".csv").open("w", newline="") as file:

@@ -14,7 +14,6 @@ hand from thread to thread, which takes longer than they do; hence the one threa
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -31,12 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
 from benchmarks.peers import flashbax_prioritised
 from benchmarks.throughput import Program
 from popjax import tree
 from popjax.agents import ddpg
 from popjax.core import Spec, Transition, as_arrays, example_transition
-from popjax.host import describe
 from popjax.replay.prioritized import prioritized
 from popjax.replay.ring import ring
 
@@ -65,17 +64,8 @@ def main(arguments: Arguments) -> None:
     """Measures and prints; writes ``arguments.out``."""
     rows = [measure(batch, arguments) for batch in arguments.batches]
     show(rows)
-    if arguments.out:
-        content = {
-            "command": f"python benchmarks/prioritized.py {' '.join(sys.argv[1:])}",
-            "threads": int(os.environ["NPROC"]),
-            "cores": len(os.sched_getaffinity(0)),
-            "device": describe.device_name(),
-            "versions": describe.versions(),
-            "git_commit": describe.git_commit(),
-            "rows": rows,
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    cores = {"threads": int(os.environ["NPROC"]), "cores": len(os.sched_getaffinity(0))}
+    record.write(arguments.out, **cores, rows=rows)
 
 
 def measure(batch: int, arguments: Arguments) -> dict[str, Any]:

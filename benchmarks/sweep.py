@@ -27,8 +27,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
+from benchmarks import record
 from popjax.agents import sac
-from popjax.host import checkpoint, describe, leaves, memory, shard, sweep
+from popjax.host import checkpoint, leaves, memory, shard, sweep
 from popjax.host.options import Options
 from popjax.host.programs import Programs, compile_programs
 from popjax.methods import independent
@@ -216,16 +217,9 @@ def main() -> None:
     results: dict[str, Any] = {"beside_each_other": beside_each_other(arguments)}
     if arguments.state_bytes:
         results["saving"] = saving(arguments)
-    results |= {
-        "arguments": asdict(arguments) | {"out": None},
-        "command": "python " + " ".join(sys.argv),
-        "device": describe.device_name(),
-        "versions": describe.versions(),
-        "commit": describe.git_commit(),
-    }
-    print(json.dumps(results, indent=2))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    results["arguments"] = asdict(arguments) | {"out": None}
+    print(json.dumps(results, indent=1))
+    record.write(arguments.out, **results)
 
 
 if __name__ == "__main__":

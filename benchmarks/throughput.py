@@ -10,7 +10,6 @@ noisy for both; the ratio is the median of the ratios of neighbours.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -26,9 +25,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
+from benchmarks import record
 from popjax.agents import AGENTS
 from popjax.core import Method
-from popjax.host import describe, memory
+from popjax.host import memory
 from popjax.methods import independent, pderl
 
 
@@ -103,16 +103,7 @@ def main(arguments: Arguments) -> None:
             rows.append(measure(name, population, env, arguments))
             Console(stderr=True).print(f"measured {name} with population {population}", style="dim")
     show(rows, arguments)
-    if arguments.out:
-        command = f"python benchmarks/throughput.py {' '.join(sys.argv[1:])}"
-        content = {
-            "command": command,
-            "device": describe.device_name(),
-            "versions": describe.versions(),
-            "git_commit": describe.git_commit(),
-            "rows": [asdict(row) for row in rows],
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(arguments.out, rows=[asdict(row) for row in rows])
 
 
 def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -> Row:

@@ -21,10 +21,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
+from benchmarks import record
 from benchmarks.distillation import PAIRS, untrained
 from benchmarks.throughput import Program
 from popjax.core import as_arrays
-from popjax.host import describe
 from popjax.methods import cdrl
 
 MODES = ("sequential", "batched")
@@ -48,15 +48,7 @@ def main(arguments: Arguments) -> None:
     """Measures and prints; writes ``arguments.out``."""
     rows = [measure(pair, arguments) for pair in arguments.pairs]
     print(json.dumps(rows, indent=1))
-    if arguments.out:
-        content = {
-            "command": f"python benchmarks/update_modes.py {' '.join(sys.argv[1:])}",
-            "device": describe.device_name(),
-            "versions": describe.versions(),
-            "git_commit": describe.git_commit(),
-            "rows": rows,
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    record.write(arguments.out, rows=rows)
 
 
 def measure(pair: str, arguments: Arguments) -> dict[str, Any]:

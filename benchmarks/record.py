@@ -1,0 +1,38 @@
+"""What a figure is kept with: the command that measured it, the hardware, the versions and the commit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from popjax.host import describe
+
+
+def about() -> dict[str, Any]:
+    """The facts, of this process."""
+    return {
+        "command": shlex.join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_out(sys.argv[1:])]
+        ),
+        "device": describe.device_name(),
+        "versions": describe.versions(),
+        "git_commit": describe.git_commit(),
+    }
+
+
+def write(file: Path | None, **content: Any) -> None:
+    """The facts and the content as JSON; nothing where no file was asked for."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(about() | content, indent=1) + "\n")
+
+
+def _without_out(arguments: list[str]) -> list[str]:
+    """Without the place of the results, which differs from machine to machine."""
+    if "--out" not in arguments:
+        return arguments
+    place = arguments.index("--out")
+    return arguments[:place] + arguments[place + 2 :]

@@ -7,7 +7,8 @@ A teacher learns the source task; then the target task is learned without it, wi
 head (KD-policy), on the distillation head (KD-distill), through an alignment network that was trained before
 (offline) or is trained meanwhile (online), and with a teacher that learns its own task meanwhile
 (concurrent). The protocol "untrained" is KD-distill with a teacher that has learned nothing: what a second
-gradient does to the layers that the heads share, whatever it says. The homogeneous ones have a teacher of the
+gradient does to the layers that the heads share, whatever it says. The protocol "kd-late" begins when online
+distillation does, without its alignment. The homogeneous ones have a teacher of the
 target task itself, which trains beside the student (kd-only) or has learned it before (kd-gae).
 
 All seeds of a protocol are one program. Times are the paper's as fractions of the budget. What is reported is
@@ -54,7 +55,9 @@ class Arguments:
 
     pair: Literal["rooms", "cartpole", "minatar"] = "cartpole"
     env_steps: int = 300_000
-    """Budget of the student, and of the teacher before it [environment steps]."""
+    """Budget of the student [environment steps]."""
+    teacher_steps: int | None = None
+    """Budget of a teacher that learns before the student; by default the student's [environment steps]."""
     align_steps: int = 100_000
     """States on which an offline alignment is trained [environment steps]."""
     seeds: int = 3
@@ -87,6 +90,7 @@ PROTOCOLS = {
     "a3c": Protocol({"align": "none"}, distil_from=cdrl.NEVER),
     "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}, ("source",)),
     "kd-distill": Protocol({"align": "none", "pad_actions": True}, ("source",)),
+    "kd-late": Protocol({"align": "none", "pad_actions": True}, ("source",), distil_from=0.3),
     "untrained": Protocol({"align": "none", "pad_actions": True}),
     "offline": Protocol({"align": "offline"}, ("source", "a3c", "align")),
     "online": Protocol({"align": "online"}, ("source",), align_from=0.2, distil_from=0.3),
@@ -157,12 +161,13 @@ def main(arguments: Arguments) -> None:
     hyper = replace(cdrl.Hyper(), budget=float(arguments.env_steps), **rates)
     plain = replace(base, align="none")
 
-    def train(env, config, hyper, name, **teachers):
-        return run(cdrl.build(env, config, **teachers), hyper, arguments.seeds, arguments.env_steps, name)
+    def train(env, config, hyper, name, env_steps=arguments.env_steps, **teachers):
+        return run(cdrl.build(env, config, **teachers), hyper, arguments.seeds, env_steps, name)
 
     ran = {}
     if any("source" in PROTOCOLS[name].built_on for name in arguments.protocols):
-        ran["source"] = train(source, plain, hyper, "source")
+        budget = arguments.teacher_steps or arguments.env_steps
+        ran["source"] = train(source, plain, hyper, "source", budget)
     for name in arguments.protocols:
         protocol = PROTOCOLS[name]
         times = {t: getattr(protocol, t) for t in ("align_from", "distil_from", "distil_until")}
@@ -227,10 +232,11 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
         found[name] = {
             "final": final.round(2).tolist(),
             "mean": round(float(final.mean()), 2),
-            "std": round(float(final.std()), 2),
+            "std": round(float(final.std(ddof=1)), 2) if len(final) > 1 else None,
             "mean_over_run": round(float(each.scores.mean()), 2),
             "seconds": round(each.seconds, 1),
             "costs_beyond": _costs_beyond(name, ran),
+            "distillation": _distillation(each),
             "curve": np.column_stack([each.env_steps, each.scores.T.round(2)]).tolist(),
         }
     return {
@@ -241,6 +247,16 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
         "curve_columns": ["env_steps", "score of each seed"],
         "protocols": found,
     }
+
+
+def _distillation(ran: Ran) -> dict[str, object] | None:
+    """What teaching had come to at the end, mean over seeds: losses, and the probabilities of the student's
+    actions, of the teacher's, and of the teacher's as the student's."""
+    metrics = ran.state.metrics
+    if not getattr(metrics, "distillations", ()):
+        return None
+    shown = {"student": metrics.actions} | vars(metrics.distillations[0])
+    return {name: np.asarray(value, float).mean(0).round(4).tolist() for name, value in shown.items()}
 
 
 def _costs_beyond(name: str, ran: dict[str, Ran]) -> dict[str, int]:

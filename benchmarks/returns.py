@@ -7,7 +7,7 @@ writes ``benchmarks/results/pendulum.json``, which holds the command, the commit
 summary and every evaluation, and the curve beside it as PNG. Members of the run are its seeds or, where
 numbers were swept, what the summary says of them (and there is no curve of all). A member's score is the mean
 of its last ten evaluations; the record has every score, their interquartile mean and its bootstrap interval,
-and the area under each member's curve, which is its mean return over the whole of training. The summary has
+and the area under each member's curve up to the budget, its mean return over training. The summary has
 each member's last metrics, such as the environment steps when CA2E's prior actors retired (-1: never).
 With ``--together NAME`` all runs given are also drawn into ``benchmarks/results/NAME.png``: the mean of each
 over its seeds, shaded from worst to best.
@@ -48,7 +48,10 @@ def export(run: Path) -> Path:
         "evaluations": [[e["member"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
         "evaluations_columns": ["member", "env_steps", "mean return"],
         "score": score([[e["member"], e["return"]] for e in evaluations]),
-        "area": areas([[e["member"], e["env_steps"], e["return"]] for e in evaluations]),
+        "area": areas(
+            [[e["member"], e["env_steps"], e["return"]] for e in evaluations],
+            config["options"]["env_steps"],
+        ),
     }
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{run.name}.json"
@@ -75,13 +78,18 @@ def score(evaluations: list[list[float]]) -> dict[str, object]:
     return found
 
 
-def areas(evaluations: list[list[float]]) -> list[float]:
-    """By member, the area under the curve of evaluations divided by the steps that it spans."""
+def areas(evaluations: list[list[float]], budget: float) -> list[float]:
+    """By member, the mean of its curve of evaluations up to the budget, which a last step may overrun."""
     by_member: dict[float, list[tuple[float, float]]] = {}
     for member, step, value in evaluations:
         by_member.setdefault(member, []).append((step, value))
-    curves = [np.array(curve).T for curve in by_member.values()]
-    return [round(float(np.trapezoid(value, step) / (step[-1] - step[0])), 2) for step, value in curves]
+    return [_mean(*np.array(curve).T, budget) for curve in by_member.values()]
+
+
+def _mean(step: np.ndarray, value: np.ndarray, budget: float) -> float:
+    end = min(budget, step[-1])
+    steps = np.append(step[step < end], end)
+    return round(float(np.trapezoid(np.interp(steps, step, value), steps) / (end - step[0])), 2)
 
 
 def interquartile_mean(scores: np.ndarray) -> float:

@@ -153,7 +153,7 @@ def _align():
 
 
 def _distil():
-    config = distil.Config(network=SMALL, lanes=2, steps=3, epochs=2, labels="logits")
+    config = distil.Config(network=SMALL, lanes=2, steps=3, capacity=4, batch=3, updates=2, labels="logits")
     run = distil.Graded(_finished("probe/corridor-discrete"), -1, 0.0)
     return Case(lambda: distil.build(make("probe/corridor-discrete"), config, [run]), 1)
 

@@ -1,10 +1,11 @@
 """Any finished run, whatever its population and its networks, as one policy that can be deployed.
 
-A student plays and a teacher says of every state what it would do: DAgger (Ross, Gordon & Bagnell, 2011),
-without keeping what was seen. Lanes are played by the teacher at first and by the student later, so that the
-student learns where it goes itself. The teacher is the individual of the population that returns most in
-episodes before the run or, where a method deploys all of them together with what chooses among them, all of
-them. Of several runs the one is distilled that returns most.
+A student plays, a teacher says of every state what it would do, and the student learns from all that was seen
+so far: DAgger (Ross, Gordon & Bagnell, 2011). A student with a memory learns from whole rollouts, each from
+the memory that it began with when it was played. Lanes are played by the teacher at first and by the student
+later, so that the student learns where it goes itself. The teacher is the individual of the population that
+returns most in episodes before the run or, where a method deploys all of them together with what chooses
+among them, all of them. Of several runs the one is distilled that returns most.
 
 Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's
 action or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
@@ -41,6 +42,7 @@ from popjax.distil import softened_kl
 from popjax.methods.cdrl.teachers import Finished, ask, of_run
 from popjax.nets import recurrent
 from popjax.optimize import adam, descend
+from popjax.replay.ring import Ring, ring
 
 
 class Graded(NamedTuple):
@@ -77,11 +79,13 @@ class Config:
     network: recurrent.Config = field(default_factory=partial(recurrent.Config, recurrent=False))  # student's
     lanes: int = 32  # environments
     steps: int = 20  # environment steps of each lane in a rollout
-    epochs: int = 8  # gradient steps on each rollout
+    capacity: int = 5_000  # rollouts of a lane that are kept; the oldest are overwritten
+    batch: int = 32  # of them in a gradient step
+    updates: int = 32  # gradient steps after each rollout of all lanes
     labels: Literal["actions", "logits"] = "actions"  # what a teacher of discrete actions says
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "steps", "epochs"):
+        for name in ("lanes", "steps", "capacity", "batch", "updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.labels not in ("actions", "logits"):
@@ -105,10 +109,13 @@ class Metrics:
     """What an iteration shows.
 
     fitness:     float32 [1] return of the last finished episode, mean over lanes, whoever played.
-    distil_loss: []          how far the student is from the teacher, before the last gradient step.
+    fresh_loss:  []          how far the student is from the teacher on this iteration's states, before it
+                             learns from them.
+    distil_loss: []          how far it is on the batch of the last gradient step, before that.
     """
 
     fitness: Array
+    fresh_loss: Array
     distil_loss: Array
 
 
@@ -143,7 +150,7 @@ class State:
     learner: Learner
     frozen: Params  # of the teacher
     lanes: rollout.Lane  # [N]
-    seen: Seen  # [N, T] in this iteration
+    seen: Ring  # of Seen
     returns: rollout.Returns = stacked()  # [1, N]
 
 
@@ -183,7 +190,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     _require_fit(env, teacher)
     network = recurrent.recurrent_actor_critic(env.spec.obs_shape, env.spec.action_dim, config.network)
     advice, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)
-    lanes_env, taken = rollout.autoreset(env), config.lanes * config.steps
+    lanes_env, store, taken = rollout.autoreset(env), ring(config.capacity), config.lanes * config.steps
     memories = network.memory, teacher.memory
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -199,11 +206,11 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
             hyper=hyper,
             env_steps=jnp.int32(0),
             generation=jnp.int32(0),
-            metrics=Metrics(jnp.zeros(1), jnp.float32(0)),
+            metrics=Metrics(jnp.zeros(1), jnp.float32(0), jnp.float32(0)),
             learner=Learner(params, adam(hyper.lr, hyper.max_grad_norm).init(params)),
             frozen=frozen,
             lanes=lanes,
-            seen=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen),
+            seen=store.init(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), seen)),
             returns=tree.repeat(tree.repeat(rollout.no_returns(), config.lanes), 1),
         )
 
@@ -227,39 +234,46 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         keys = jax.random.split(key, config.lanes)
         return jax.vmap(play, (None, None, 0, None, 0))(params, frozen, lanes, share, keys)
 
+    def distance(params: Params, seen: Seen, hyper: Hyper) -> Array:
+        """Of the student from what the teacher said in rollouts ``seen`` [B, T]."""
+        heads = jax.vmap(network.unroll, (None, 0, 0, 0))(params, seen.memory, seen.obs, seen.done)[1]
+        return loss_of(heads.policy, seen.label, hyper.temperature)
+
     def collect(s: State) -> State:
         """Student or teacher play, the teacher says what it would do."""
         key, key_play = jax.random.split(s.key)
         left = 1 - s.env_steps / jnp.maximum(s.hyper.teacher_steps, 1)
         share = s.hyper.teacher_share * jnp.maximum(left, 0)
         lanes, seen = play_all(s.learner.params, s.frozen, s.lanes, share, key_play)
+        fresh = distance(s.learner.params, seen, s.hyper)
         returns = jax.vmap(jax.vmap(rollout.track))(s.returns, seen.reward[None], seen.done[None])
         return replace(
             s,
             key=key,
             env_steps=s.env_steps + taken,
             generation=s.generation + 1,
-            metrics=replace(s.metrics, fitness=returns.latest.mean(1)),
+            metrics=replace(s.metrics, fitness=returns.latest.mean(1), fresh_loss=fresh),
             lanes=lanes,
-            seen=seen,
+            seen=store.add(s.seen, seen, jnp.ones(config.lanes, jnp.bool_)),
             returns=returns,
         )
 
     def learn(s: State) -> State:
-        """The student takes ``epochs`` gradient steps towards what the teacher said."""
-        unroll = jax.vmap(network.unroll, (None, 0, 0, 0))
+        """The student takes ``updates`` gradient steps towards what the teacher said."""
+        key, key_learn = jax.random.split(s.key)
 
-        def loss(params: Params) -> tuple[Array, None]:
-            heads = unroll(params, s.seen.memory, s.seen.obs, s.seen.done)[1]
-            return loss_of(heads.policy, s.seen.label, s.hyper.temperature), None
+        def one(learner: Learner, key: Key) -> tuple[Learner, Array]:
+            seen = store.sample(s.seen, key, config.batch)
 
-        def one(learner: Learner, _: None) -> tuple[Learner, Array]:
+            def loss(params: Params) -> tuple[Array, None]:
+                return distance(params, seen, s.hyper), None
+
             optimizer = adam(s.hyper.lr, s.hyper.max_grad_norm)
             params, moments, value, _ = descend(optimizer, loss, learner.params, learner.optimizer)
             return Learner(params, moments), value
 
-        learner, losses = jax.lax.scan(one, s.learner, length=config.epochs)
-        return replace(s, learner=learner, metrics=replace(s.metrics, distil_loss=losses[-1]))
+        learner, losses = jax.lax.scan(one, s.learner, jax.random.split(key_learn, config.updates))
+        return replace(s, key=key, learner=learner, metrics=replace(s.metrics, distil_loss=losses[-1]))
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         memory, heads = network.step(params, memory, obs)

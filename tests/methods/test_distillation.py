@@ -55,7 +55,7 @@ def test_a_policy_with_continuous_actions_is_copied():
     graded = distil.grade(env, [taught(mirrored, "probe/context", params=jnp.float32(1))], episodes=4)
     assert graded[0].mean_return == pytest.approx(1, abs=1e-5)
     method, state, rows = run_distil("probe/context", SMALL, 60, graded)
-    assert rows.distil_loss[1] > 0.01 > 100 * rows.distil_loss[-1]
+    assert rows.fresh_loss[1] > 0.01 > 100 * rows.fresh_loss[-1]
     for obs in (-1.0, 1.0):
         action = method.act(method.policy(state), method.memory, jnp.array([obs]), jax.random.key(0))[1]
         np.testing.assert_allclose(action, [obs / 2], atol=0.03)
@@ -119,6 +119,26 @@ def test_the_teacher_plays_first_and_the_student_later():
 
     assert fitness(teacher_share=1.0) == pytest.approx(1, abs=1e-6)
     assert fitness(teacher_share=0.0) < 0.99
+
+
+def test_all_that_was_seen_is_learned_from():
+    """What the teacher said long ago is contradicted, and the student believes it: what is fresh differs in
+    nothing yet, the batches that are drawn do."""
+    config = replace(SMALL, capacity=100, batch=8, updates=4)
+    graded = (distil.Graded(taught(mirrored, "probe/context", params=jnp.float32(1)), -1, 1.0),)
+    method, state, _ = run_distil("probe/context", config, 10, graded)
+    assert (int(state.seen.size), int(state.seen.position)) == (40, 40)
+    label = state.seen.rows.label
+    contradicted = replace(state, seen=replace(state.seen, rows=replace(state.seen.rows, label=-label)))
+    step = jax.jit(method.step)
+    true, false = step(state), step(contradicted)
+    assert float(true.metrics.fresh_loss) == float(false.metrics.fresh_loss)
+    assert float(true.metrics.distil_loss) < 0.1 < float(false.metrics.distil_loss)
+    np.testing.assert_array_equal(false.seen.rows.label[:40], -label[:40])
+    np.testing.assert_array_equal(false.seen.rows.label[40:44], true.seen.rows.label[40:44])
+    assert not np.array_equal(
+        true.learner.params["policy"]["kernel"], false.learner.params["policy"]["kernel"]
+    )
 
 
 def test_what_cannot_be_distilled_is_refused():

@@ -22,7 +22,7 @@ from popjax.core import Env, Spec, Timestep, Transition, as_arrays
 from popjax.envs import make
 from popjax.evolution import cem
 from popjax.methods import cspc
-from popjax.methods.cspc import Config, Evolution, exchange
+from popjax.methods.cspc import Config, Evolution, exchange, fused
 from popjax.methods.cspc import memory as store
 
 PPO = ppo.Config(
@@ -862,20 +862,49 @@ def test_a_fused_batch_is_dropped_with_the_policy_that_played_it():
 
 
 @pytest.mark.slow
-def test_a_policy_enters_the_first_generation_that_an_iteration_draws():
-    """Of two generations in an iteration the first is underway; that drawn after it has the policy."""
-    policy = jnp.linspace(-1.0, 1.0, flat_size())
+def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_next():
+    """Generations of ten steps, of ten environments each: the second phase begins in the middle of one."""
+    hyper = as_arrays(compiled()[0].hyper)
+    member = cspc.team_members(walk(), FUSED)["evolution"]
+    unflatten = ravel_pytree(member.blank)[1]
+    first, second = jnp.linspace(-1.0, 1.0, flat_size()), jnp.linspace(1.0, -2.0, flat_size())
 
-    def give(s):
-        state = s.team[2]
+    @jax.jit
+    def play(state, kept, memory, length, key):
+        return fused.play(walk(), [member], (state,), (kept,), memory, length, [NOBODY], hyper, key)
+
+    def given(state, policy):
         slots, filled = state.slots.at[0].set(policy), state.filled.at[0].set(True)
-        state = replace(state, slots=slots, filled=filled)
-        return replace(s, generation=jnp.int32(1), team=(*s.team[:2], state))
+        return replace(state, slots=slots, filled=filled)
 
-    s = history(1, replace(FUSED, transfer=False), edit=give)[-1]
-    np.testing.assert_array_equal(s.team[2].population[0], policy)
-    s = history(1, replace(FUSED, phase=200, transfer=False), edit=give)[-1]
-    assert not (s.team[2].population == policy).all(1).any()
+    def phase(length):
+        """The rows [length, 10] of its steps."""
+        nonlocal state, kept, memory
+        before = int(memory.written)
+        (state,), (kept,), memory, done = play(state, kept, memory, jnp.int32(length), jax.random.key(before))
+        assert int(done.steps[0]) == 10 * length
+        return jax.tree.map(
+            lambda x: x[before : before + 10 * length].reshape(length, 10, *x.shape[1:]), memory.replay.rows
+        )
+
+    def who_plays(policy, rows):
+        would = jax.vmap(jax.vmap(member.greedy, (None, 0)), (None, 0))(unflatten(policy), rows.obs)
+        return list(np.flatnonzero((np.abs(rows.action - would) < 1e-5).all((0, 2))))
+
+    state = given(jax.jit(member.init)(jax.random.key(0), hyper), first)
+    kept = member.player.begin(state, jax.random.key(1))
+    memory = store.init(tree.take(example_rows(), 0), 1000, 10)
+    drawn = state.population
+    phase(0)  # no phase, as in the iteration that is the global agent's alone
+    assert same(state.population, drawn)
+    assert who_plays(first, phase(4)) == [0]
+    state = given(state, second)
+    rows = phase(16)
+    assert who_plays(first, tree.take(rows, jnp.arange(6))) == [0]
+    assert who_plays(second, tree.take(rows, jnp.arange(6, 16))) == [0]
+    rows = phase(20)
+    assert who_plays(second, tree.take(rows, jnp.arange(10))) == [0]
+    assert who_plays(second, tree.take(rows, jnp.arange(10, 20))) == []
 
 
 @pytest.mark.parametrize(

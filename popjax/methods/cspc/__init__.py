@@ -223,7 +223,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         length = jnp.where(alone(s), 0, config.phase // config.lanes)
         gates = [gate(s, index) for index in range(population)]
         team, keeps, seen, done = fused.play(
-            env, members, s.team, phased(s.kept), s.memory, length, gates, s.hyper, key_play
+            env, members, s.team, s.kept, s.memory, length, gates, s.hyper, key_play
         )
         s = replace(s, key=key, team=team, kept=keeps, memory=seen, env_steps=s.env_steps + done.steps.sum())
         return s, steps + done.steps, kept + done.kept
@@ -311,12 +311,6 @@ def build(env: Env, config: Config = Config()) -> Method:
         index = names.index("on_policy")
         batch = replace(kept[index], filled=jnp.where(taken[index] > 0, 0, kept[index].filled))
         return (*kept[:index], batch, *kept[index + 1 :])
-
-    def phased(kept: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-        """The next generation that is drawn is the first of a phase."""
-        if "evolution" not in names:
-            return kept
-        return (*kept[:-1], replace(kept[-1], expects=jnp.ones_like(kept[-1].expects)))
 
     def individuals(s: State) -> Params:
         """The mean network of each agent."""

@@ -242,6 +242,13 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.on_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
-        player=Player(begin, lambda state, kept: state.lanes, act_now, take, None),
+        player=Player(
+            begin=begin,
+            start=lambda state, kept: (state, kept),
+            lanes=lambda state, kept: state.lanes,
+            act=act_now,
+            take=take,
+            update=None,
+        ),
         **greedy_of(agent, agents.default_hyper(kind), choose),
     )

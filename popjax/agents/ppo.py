@@ -251,10 +251,6 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 def _parts(rows: PyTree, key: Key, count: int) -> PyTree:
     """Rows [B, ...] in random order as [count, B / count, ...]; as they are if they make one part."""
     size = jax.tree.leaves(rows)[0].shape[0]
-    if size % count:
-        fitting = [n for n in range(1, size + 1) if size % n == 0]
-        near = min(fitting, key=lambda n: abs(n - count))
-        raise ValueError(f"a rollout of {size} rows is not divided by {count} minibatches; {near} would do")
     if count > 1:
         rows = tree.take(rows, jax.random.permutation(key, size))
     return jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), rows)

@@ -207,10 +207,9 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
     np.testing.assert_allclose(greedy, np.tanh(outputs[0]), rtol=1e-6)
 
 
-def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does(key):
-    config, hyper = ppo.Config(hidden=(8,), minibatches=5), as_arrays(ppo.Hyper())
-    agent, state, rows = played(config, hyper, key)
-    with pytest.raises(ValueError, match="32 rows is not divided by 5 minibatches; 4 would do"):
-        agent.learn(state, rows, hyper, key)
+def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does():
+    config = onpolicy.Config(agent=ppo.Config(minibatches=5), lanes=4, steps=8)
+    with pytest.raises(ValueError, match="32 steps is not divided by minibatches 5; 4 would do"):
+        onpolicy.build(make("probe/context"), config)
     with pytest.raises(ValueError, match="value_epochs must be at least 1, got 0"):
         ppo.Config(value_epochs=0)

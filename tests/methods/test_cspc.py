@@ -911,8 +911,9 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
     ("options", "message"),
     [
         ({"lanes": 5}, "lanes 5, on_policy_lanes 10, evolution.cem.population 10"),
-        ({"phase": 105}, "phase 105 is not divided by lanes 10"),
+        ({"phase": 105}, "phase 105 is not divided by lanes 10; 110 would do"),
         ({"schedule": "code"}, "play on and on"),
+        ({"store_first": False}, "say store-first"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message):
@@ -930,10 +931,14 @@ def test_what_cannot_be_fused_is_refused(options, message):
         ({"phase": 0}, "phase must be at least 1"),
         ({"first_phase": -1}, "first_phase must not be negative, got -1"),
         ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divided by on_policy_lanes 3; 2 lanes"),
-        ({"on_policy_lanes": 2}, "hides what comes after step 5"),
-        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3"),
+        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3; 2 lanes would do"),
+        (
+            {"lanes": 30, "first_phase": 600},
+            "phase 100 is not divided by lanes 30; 25 lanes would do",
+        ),
         ({"lanes": 2, "burst": True}, "lanes is 2"),
         ({"off_policy": None, "copies": 1}, "copies 1"),
+        ({"share": False, "copies": 2}, "copies 2 have no memory but the one that all fill"),
         ({"local_least": 200}, "never holds more than 200"),
         ({"update_after": 50_000}, "update_after 50000"),
         (
@@ -974,9 +979,15 @@ def test_wrong_numbers_are_refused(options, message):
             },
             "than 4 minibatches",
         ),
+        ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divided by minibatches 3; 2 would do"),
+        (
+            {"on_policy_batch": 9},
+            "hides what comes after step 9 of an episode's 10; .* or a batch of at least 10",
+        ),
+        ({"on_policy_lanes": 2}, "after step 5 of an episode's 10; .* or a batch of at least 20"),
     ],
 )
-def test_policies_that_cannot_be_exchanged_are_refused(options, message):
+def test_teams_that_cannot_be_built_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         cspc.build(walk(), replace(TINY, **options))
 

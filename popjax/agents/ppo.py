@@ -5,8 +5,10 @@ the policy until it has moved too far in divergence, then the value. This is the
 (2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm`` and
 ``normalize_obs`` it is the common one.
 
-Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform"; episodes go on over
-the end of a rollout.
+Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform", of which the hidden
+layers' biases and all of the value's are zero, as CSPC has it after the form of 2018; in 2020 all biases are
+uniform. Continuous actions that are not squashed are clipped to [-1, 1] for the environment. Episodes go on
+over the end of a rollout.
 """
 
 from __future__ import annotations

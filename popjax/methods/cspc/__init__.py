@@ -25,10 +25,14 @@ SAC, PPO, CEM  two of the three None
 
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after
 episodes (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not
-over. Left out, being slips of the authors' code: PPO's rewards that are late by a step, and the time limit
-taken for the end in its transitions; individuals' actions that are clipped to the action's bound instead of
-scaled. A phase of an on-policy agent is whole batches, also of several lanes: of 4,000 steps it is 12,000
-long where the others' are 10,000.
+over. For the same reason a phase of the global agent may end in the middle of an episode, which its next
+phase goes on with: its lanes are not reset between phases, as in ``burst`` they are. A phase of an on-policy
+agent is whole batches, also of several lanes: of 4,000 steps it is 12,000 long where the others' are 10,000.
+With several lanes its batches are usually shorter than an episode in each and then (``reset_at_batch=False``)
+neither reset nor end episodes, which run on over the end of a phase. Left out: elitism in the search, which
+the authors do without; and, being slips of their code, PPO's rewards that are late by a step, the time limit
+taken for the end in its transitions, and individuals' actions that are clipped to the action's bound instead
+of scaled.
 """
 
 from __future__ import annotations

@@ -219,6 +219,17 @@ def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
     assert (begun[9] == begun[10]) == (not reset)
 
 
+@pytest.mark.slow
+def test_several_lanes_may_end_their_episodes_with_a_batch_that_has_room_for_them():
+    """Batches of twelve steps in each of two lanes, of episodes of ten."""
+    config = replace(TINY, on_policy_lanes=2, on_policy_batch=24)
+    everything = store.Gate(jnp.array(True), jnp.float32(-1e9))
+    ((_, memory, steps),) = trained(config, "on_policy", [48], gate=everything)
+    played = np.round(10 * np.asarray(memory.replay.rows.obs[:48, 0])).astype(int).reshape(24, 2)
+    np.testing.assert_array_equal(played, np.array(2 * [*range(10), 0, 1])[:, None].repeat(2, 1))
+    assert steps == int(store.local_size(memory)) == 48
+
+
 def test_the_on_policy_agent_may_learn_after_every_episode():
     """Episodes of seven steps: twenty are three, and every one is a gradient step of A2C."""
     agent = a2c.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)

@@ -368,6 +368,11 @@ def check_choices(config: Any) -> None:
             raise ValueError(f"{name} is one of {known}, got {getattr(config, name)!r}")
 
 
+def nearest_divisor(total: int, count: int) -> int:
+    """The number nearest to ``count`` that divides ``total``, for a refusal to name one that would do."""
+    return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - count))
+
+
 def as_arrays(hyper: S) -> S:
     """Every number as a strong float32 array: weak types would recompile the first chunk."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)

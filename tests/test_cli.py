@@ -78,6 +78,18 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
             ],
             ["a team needs an agent"],
         ),
+        (
+            ["cspc", *PENDULUM, "--config.on-policy.minibatches", "3"],
+            ["1000 steps is not divided by minibatches 3", "2 would do"],
+        ),
+        (
+            ["cspc", *PENDULUM, "--config.on-policy", "a2c", "--config.on-policy-batch", "20"],
+            ["after step 20 of an episode's 200", "no-reset-at-batch", "at least 200"],
+        ),
+        (
+            ["onpolicy", *PENDULUM, "--config.agent", "ppo", "--config.agent.minibatches", "7"],
+            ["4000 steps is not divided by minibatches 7", "8 would do"],
+        ),
         (["independent", *PENDULUM, "--config.agent", "td4"], ["unknown agent 'td4'", "did you mean td3?"]),
         (
             ["independent", *PENDULUM, "--config.batch", "9", "--config.capacity", "8"],

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
-from popjax.core import Agent, OnPolicyAgent, Spec
+from popjax.core import Agent, OnPolicyAgent, Spec, nearest_divisor
 
 AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "td3": td3, "sac": sac, "sac2018": sac2018, "dqn": dqn}
 """The kinds of agent that learn from a replay, by their names on the command line."""
@@ -27,8 +27,19 @@ def build(spec: Spec, config: AnyConfig) -> Agent:
     return agent
 
 
-def build_on_policy(spec: Spec, config: AnyOnPolicyConfig) -> OnPolicyAgent:
-    """The on-policy agent that ``config`` belongs to."""
+def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None = None) -> OnPolicyAgent:
+    """The on-policy agent that ``config`` belongs to, which learns from ``rollout`` environment steps at a
+    time; None: it only acts.
+
+    Raises:
+        ValueError: that are not so many equal minibatches.
+    """
+    parts = getattr(config, "minibatches", 1)
+    if rollout is not None and rollout % parts:
+        raise ValueError(
+            f"a rollout of {rollout} steps is not divided by minibatches {parts};"
+            f" {nearest_divisor(rollout, parts)} would do"
+        )
     agent: OnPolicyAgent = _module(config, ON_POLICY_AGENTS).build(spec, config)
     return agent
 

@@ -5,8 +5,10 @@ the policy until it has moved too far in divergence, then the value. This is the
 (2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm`` and
 ``normalize_obs`` it is the common one.
 
-Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform"; episodes go on over
-the end of a rollout.
+Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform", of which the hidden
+layers' biases and all of the value's are zero, as CSPC has it after the form of 2018; in 2020 all biases are
+uniform. Continuous actions that are not squashed are clipped to [-1, 1] for the environment. Episodes go on
+over the end of a rollout.
 """
 
 from __future__ import annotations
@@ -251,10 +253,6 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 def _parts(rows: PyTree, key: Key, count: int) -> PyTree:
     """Rows [B, ...] in random order as [count, B / count, ...]; as they are if they make one part."""
     size = jax.tree.leaves(rows)[0].shape[0]
-    if size % count:
-        fitting = [n for n in range(1, size + 1) if size % n == 0]
-        near = min(fitting, key=lambda n: abs(n - count))
-        raise ValueError(f"a rollout of {size} rows is not divided by {count} minibatches; {near} would do")
     if count > 1:
         rows = tree.take(rows, jax.random.permutation(key, size))
     return jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), rows)

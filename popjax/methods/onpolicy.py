@@ -92,13 +92,10 @@ def default_hyper(config: Config) -> PyTree:
 
 def build(env: Env, config: Config = Config()) -> Method:
     """``config.population`` agents of the kind ``config.agent`` in ``env``."""
-    agent = agents.build_on_policy(env.spec, config.agent)
+    length = config.steps or agents.default_rollout(config.agent)
+    population, lanes = config.population, config.lanes
+    agent = agents.build_on_policy(env.spec, config.agent, lanes * length)
     lanes_env = rollout.autoreset(env)
-    population, lanes, length = (
-        config.population,
-        config.lanes,
-        config.steps or agents.default_rollout(config.agent),
-    )
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)

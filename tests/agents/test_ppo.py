@@ -8,13 +8,15 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
-from popjax import advantage, distributions, tree
+from popjax import advantage, distributions, normalize, tree
 from popjax.agents import a2c, ppo
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
+from popjax.envs.episodic import rescale
 from popjax.methods import onpolicy
 from tests.agents import by_hand, probes
 
@@ -64,6 +66,7 @@ def test_the_worked_example_of_the_squashed_policy():
     assert float(log_probs[1]) - correction == pytest.approx(-0.343848, abs=1e-5)
     assert float(jnp.exp(log_probs[1] - log_probs[0])) == pytest.approx(1.041617, abs=1e-5)
     assert float(family.bounded(x)[0]) == pytest.approx(0.291313, abs=1e-6)
+    assert float(rescale(-0.4, 0.4)(family.bounded(x))[0]) == pytest.approx(0.116525, abs=1e-6)
 
 
 def played(config, hyper, key, steps=8, lanes=4):
@@ -79,47 +82,116 @@ def played(config, hyper, key, steps=8, lanes=4):
     return agent, state, rows
 
 
-@pytest.mark.parametrize(("target", "stopped"), [(1e-6, True), (np.inf, False)])
-def test_the_policy_stops_when_it_has_moved_too_far(target, stopped, key):
+def test_the_policy_stops_after_the_step_that_moved_it_too_far(key):
+    """Too far is 1.5 times the target: on either side of a step's divergence it goes on, or does not."""
     config = ppo.Config(hidden=(8,), policy_epochs=20, value_epochs=1)
-    hyper = as_arrays(ppo.Hyper(target_kl=target, policy_lr=1e-2))
+    hyper = as_arrays(ppo.Hyper(policy_lr=1e-2))
     agent, state, rows = played(config, hyper, key)
-    _, losses = jax.jit(agent.learn)(state, rows, hyper, key)
-    assert (int(losses.policy_steps) < 20) == stopped
-    assert int(losses.policy_steps) >= 1
-    assert float(losses.kl) > 1.5 * 1e-6
+    learn = jax.jit(agent.learn)
+
+    def steps(target):
+        """Gradient steps, and the divergence after the last."""
+        after, losses = learn(state, rows, replace(hyper, target_kl=jnp.float32(target)), key)
+        mean, log_std = agent.actor.apply(after.actor, rows.obs)
+        now = stats.norm(mean, np.exp(log_std)).logpdf(rows.action)[..., 0]
+        kl = float(losses.kl)
+        assert kl == pytest.approx(float((rows.log_prob - now).mean()), abs=1e-5)
+        return int(losses.policy_steps), kl
+
+    count, first = steps(1e-9)
+    assert count == 1
+    count, second = steps(1.01 * first / 1.5)
+    assert count == 2
+    assert second > 1.1 * first > 1e-3
+    assert steps(0.99 * first / 1.5)[0] == 1
+    assert steps(0.99 * second / 1.5)[0] == 2
+    assert steps(1.01 * second / 1.5)[0] == 3
+    assert steps(np.inf)[0] == 20
 
 
-def test_the_first_step_of_the_policy_follows_the_policy_gradient(key):
-    """Where the ratio is 1, the surrogate's gradient is that of the log-probability times the advantage."""
-    config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=1)
-    hyper = as_arrays(ppo.Hyper())
-    agent, state, rows = played(config, hyper, key)
-    after, _ = jax.jit(agent.learn)(state, rows, hyper, key)
-    values = agent.critic.apply(state.value, rows.obs)
-    advantages = ppo.standardized(rows.reward - values)
-    family = distributions.gaussian()
+@pytest.mark.parametrize("scope", ["rollout", "minibatch", "none"])
+def test_the_first_steps_of_the_policy_by_hand(scope, key):
+    """Rows whose ratio was clipped have no gradient; the others that of their log-probability, times ratio
+    and advantage; and Adam averages what is clipped to the norm."""
+    config = ppo.Config(
+        hidden=(8,), policy_epochs=1, value_epochs=1, minibatches=2, normalize_advantage=scope
+    )
+    plain = as_arrays(ppo.Hyper())
+    agent, state, rows = played(config, plain, key)
+    rows = replace(rows, log_prob=rows.log_prob + 0.3 * jax.random.normal(key, rows.log_prob.shape))
+    learn = jax.jit(agent.learn)
 
-    def gain(params):
-        return (family.log_prob(agent.actor.apply(params, rows.obs), rows.action) * advantages).mean()
+    def normalized(x):
+        return (x - x.mean()) / x.std()
 
-    moved = jax.tree.map(lambda a, b: a - b, after.actor, state.actor)
-    for step, gradient in zip(*map(jax.tree.leaves, (moved, jax.grad(gain)(state.actor))), strict=True):
-        clear = np.abs(gradient) > 1e-6
-        np.testing.assert_array_equal(np.sign(step)[clear], np.sign(gradient)[clear])
-        np.testing.assert_allclose(np.abs(step)[clear], 3e-4, rtol=1e-2)  # Adam's first step
+    advantages = rows.reward - agent.critic.apply(state.value, rows.obs)
+    if scope == "rollout":
+        advantages = normalized(advantages)
+    order = jax.random.fold_in(jax.random.split(key)[0], 0)
+    parts = ppo._parts(tree.flatten((rows, advantages)), order, 2)
+
+    @jax.jit
+    def by_hand_gradient(params, part, hyper):
+        rows, advantages = part
+        advantages = normalized(advantages) if scope == "minibatch" else advantages
+
+        def objective(params):
+            mean, log_std = agent.actor.apply(params, rows.obs)
+            log_prob = jax.scipy.stats.norm.logpdf(rows.action, mean, jnp.exp(log_std)).sum(-1)
+            ratio = jnp.exp(jax.lax.stop_gradient(log_prob) - rows.log_prob)
+            counts = jnp.where(advantages > 0, ratio < 1 + hyper.clip, ratio > 1 - hyper.clip)
+            return (counts * ratio * advantages * log_prob + hyper.entropy_weight * log_std.sum(-1)).mean()
+
+        gradient = jax.tree.map(jnp.negative, jax.grad(objective)(params))
+        norm = jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(gradient)))
+        return jax.tree.map(lambda x: x * jnp.minimum(1, hyper.max_grad_norm / norm), gradient)
+
+    found = []
+    for name, value in (("clip", 0.2), ("clip", 0.05), ("entropy_weight", 0.5), ("max_grad_norm", 1e-3)):
+        hyper = replace(plain, **{name: jnp.float32(value)})
+        after, _ = learn(state, rows, hyper, key)
+        params, adam = state.actor, optax.adam(3e-4)
+        moments = adam.init(params)
+        for i in range(2):
+            updates, moments = adam.update(by_hand_gradient(params, tree.take(parts, i), hyper), moments)
+            params = optax.apply_updates(params, updates)
+        for a, b in zip(*map(jax.tree.leaves, (after.actor, params)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        averaged = after.actor_optimizer[1][0].mu
+        for a, b in zip(*map(jax.tree.leaves, (averaged, moments[0].mu)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+        found.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(averaged)]))
+    for other in found[1:]:  # every number tells
+        assert np.abs(other - found[0]).max() > 0.01 * np.abs(found[0]).max()
 
 
 def test_observations_are_whitened_by_what_was_seen_before(key):
-    config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=1, normalize_obs=True)
+    """Actions and gradient steps are those of an agent that is shown observations so whitened."""
+    config = ppo.Config(hidden=(8,), policy_epochs=2, value_epochs=2, normalize_obs=True)
     hyper = as_arrays(ppo.Hyper())
     agent, state, rows = played(config, hyper, key)
-    after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
-    assert float(losses.policy_steps) == 1
+    learn = jax.jit(agent.learn)
+    after, _ = learn(state, rows, hyper, key)
     np.testing.assert_allclose(after.observations.mean, rows.obs.mean((0, 1)), rtol=1e-5)
-    still = replace(after, actor=state.actor)
-    actions = [agent.act(key, agent.params(s), (), rows.obs[0, 0], 0.0)[1] for s in (state, still)]
-    assert float(jnp.abs(actions[0] - actions[1]).max()) > 1e-6
+
+    more = replace(rows, obs=rows.obs + 1, next_obs=rows.next_obs + 1)
+    twice, _ = learn(after, more, hyper, key)
+    seen = [normalize.normalize(s.observations, more.obs, clip=ppo.CLIP_OBS) for s in (after, twice)]
+    assert np.abs(seen[0] - seen[1]).max() > 0.1
+    blind = ppo.build(make("probe/context").spec, replace(config, normalize_obs=False))
+    alike = []
+    for obs in seen:
+        other, _ = jax.jit(blind.learn)(
+            replace(after, observations=()), replace(more, obs=obs, next_obs=obs), hyper, key
+        )
+        pairs = zip(
+            *map(jax.tree.leaves, ((other.actor, other.value), (twice.actor, twice.value))), strict=True
+        )
+        alike.append(all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in pairs))
+    assert alike == [True, False]
+    action = agent.act(key, agent.params(after), (), more.obs[0, 0], 0.0)[1]
+    expected = blind.act(key, (after.actor, ()), (), seen[0][0, 0], 0.0)[1]
+    np.testing.assert_allclose(action, expected, atol=1e-6)
 
 
 def test_rates_fall_with_the_rollouts(key):
@@ -207,10 +279,9 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
     np.testing.assert_allclose(greedy, np.tanh(outputs[0]), rtol=1e-6)
 
 
-def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does(key):
-    config, hyper = ppo.Config(hidden=(8,), minibatches=5), as_arrays(ppo.Hyper())
-    agent, state, rows = played(config, hyper, key)
-    with pytest.raises(ValueError, match="32 rows is not divided by 5 minibatches; 4 would do"):
-        agent.learn(state, rows, hyper, key)
+def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does():
+    config = onpolicy.Config(agent=ppo.Config(minibatches=5), lanes=4, steps=8)
+    with pytest.raises(ValueError, match="32 steps is not divided by minibatches 5; 4 would do"):
+        onpolicy.build(make("probe/context"), config)
     with pytest.raises(ValueError, match="value_epochs must be at least 1, got 0"):
         ppo.Config(value_epochs=0)

@@ -22,7 +22,7 @@ from popjax.core import Env, Spec, Timestep, Transition, as_arrays
 from popjax.envs import make
 from popjax.evolution import cem
 from popjax.methods import cspc
-from popjax.methods.cspc import Config, Evolution, exchange
+from popjax.methods.cspc import Config, Evolution, exchange, fused
 from popjax.methods.cspc import memory as store
 
 PPO = ppo.Config(
@@ -217,6 +217,17 @@ def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
     assert int(store.local_size(memory)) == (20 if reset else 14)
     begun = np.asarray(memory.replay.rows.obs[:20, 1])
     assert (begun[9] == begun[10]) == (not reset)
+
+
+@pytest.mark.slow
+def test_several_lanes_may_end_their_episodes_with_a_batch_that_has_room_for_them():
+    """Batches of twelve steps in each of two lanes, of episodes of ten."""
+    config = replace(TINY, on_policy_lanes=2, on_policy_batch=24)
+    everything = store.Gate(jnp.array(True), jnp.float32(-1e9))
+    ((_, memory, steps),) = trained(config, "on_policy", [48], gate=everything)
+    played = np.round(10 * np.asarray(memory.replay.rows.obs[:48, 0])).astype(int).reshape(24, 2)
+    np.testing.assert_array_equal(played, np.array(2 * [*range(10), 0, 1])[:, None].repeat(2, 1))
+    assert steps == int(store.local_size(memory)) == 48
 
 
 def test_the_on_policy_agent_may_learn_after_every_episode():
@@ -862,28 +873,58 @@ def test_a_fused_batch_is_dropped_with_the_policy_that_played_it():
 
 
 @pytest.mark.slow
-def test_a_policy_enters_the_first_generation_that_an_iteration_draws():
-    """Of two generations in an iteration the first is underway; that drawn after it has the policy."""
-    policy = jnp.linspace(-1.0, 1.0, flat_size())
+def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_next():
+    """Generations of ten steps, of ten environments each: the second phase begins in the middle of one."""
+    hyper = as_arrays(compiled()[0].hyper)
+    member = cspc.team_members(walk(), FUSED)["evolution"]
+    unflatten = ravel_pytree(member.blank)[1]
+    first, second = jnp.linspace(-1.0, 1.0, flat_size()), jnp.linspace(1.0, -2.0, flat_size())
 
-    def give(s):
-        state = s.team[2]
+    @jax.jit
+    def play(state, kept, memory, length, key):
+        return fused.play(walk(), [member], (state,), (kept,), memory, length, [NOBODY], hyper, key)
+
+    def given(state, policy):
         slots, filled = state.slots.at[0].set(policy), state.filled.at[0].set(True)
-        state = replace(state, slots=slots, filled=filled)
-        return replace(s, generation=jnp.int32(1), team=(*s.team[:2], state))
+        return replace(state, slots=slots, filled=filled)
 
-    s = history(1, replace(FUSED, transfer=False), edit=give)[-1]
-    np.testing.assert_array_equal(s.team[2].population[0], policy)
-    s = history(1, replace(FUSED, phase=200, transfer=False), edit=give)[-1]
-    assert not (s.team[2].population == policy).all(1).any()
+    def phase(length):
+        """The rows [length, 10] of its steps."""
+        nonlocal state, kept, memory
+        before = int(memory.written)
+        (state,), (kept,), memory, done = play(state, kept, memory, jnp.int32(length), jax.random.key(before))
+        assert int(done.steps[0]) == 10 * length
+        return jax.tree.map(
+            lambda x: x[before : before + 10 * length].reshape(length, 10, *x.shape[1:]), memory.replay.rows
+        )
+
+    def who_plays(policy, rows):
+        would = jax.vmap(jax.vmap(member.greedy, (None, 0)), (None, 0))(unflatten(policy), rows.obs)
+        return list(np.flatnonzero((np.abs(rows.action - would) < 1e-5).all((0, 2))))
+
+    state = given(jax.jit(member.init)(jax.random.key(0), hyper), first)
+    kept = member.player.begin(state, jax.random.key(1))
+    memory = store.init(tree.take(example_rows(), 0), 1000, 10)
+    drawn = state.population
+    phase(0)  # no phase, as in the iteration that is the global agent's alone
+    assert same(state.population, drawn)
+    assert who_plays(first, phase(4)) == [0]
+    state = given(state, second)
+    rows = phase(16)
+    assert who_plays(first, tree.take(rows, jnp.arange(6))) == [0]
+    assert who_plays(second, tree.take(rows, jnp.arange(6, 16))) == [0]
+    rows = phase(20)
+    assert who_plays(second, tree.take(rows, jnp.arange(10))) == [0]
+    assert who_plays(second, tree.take(rows, jnp.arange(10, 20))) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lanes": 5}, "lanes 5, on_policy_lanes 10, evolution.cem.population 10"),
-        ({"phase": 105}, "phase 105 is not divided by lanes 10"),
+        ({"phase": 105}, "phase 105 is not divided by lanes 10; 110 would do"),
         ({"schedule": "code"}, "play on and on"),
+        ({"store_first": False}, "say store-first"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message):
@@ -901,10 +942,14 @@ def test_what_cannot_be_fused_is_refused(options, message):
         ({"phase": 0}, "phase must be at least 1"),
         ({"first_phase": -1}, "first_phase must not be negative, got -1"),
         ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divided by on_policy_lanes 3; 2 lanes"),
-        ({"on_policy_lanes": 2}, "hides what comes after step 5"),
-        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3"),
+        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3; 2 lanes would do"),
+        (
+            {"lanes": 30, "first_phase": 600},
+            "phase 100 is not divided by lanes 30; 25 lanes would do",
+        ),
         ({"lanes": 2, "burst": True}, "lanes is 2"),
         ({"off_policy": None, "copies": 1}, "copies 1"),
+        ({"share": False, "copies": 2}, "copies 2 have no memory but the one that all fill"),
         ({"local_least": 200}, "never holds more than 200"),
         ({"update_after": 50_000}, "update_after 50000"),
         (
@@ -945,9 +990,15 @@ def test_wrong_numbers_are_refused(options, message):
             },
             "than 4 minibatches",
         ),
+        ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divided by minibatches 3; 2 would do"),
+        (
+            {"on_policy_batch": 9},
+            "hides what comes after step 9 of an episode's 10; .* or a batch of at least 10",
+        ),
+        ({"on_policy_lanes": 2}, "after step 5 of an episode's 10; .* or a batch of at least 20"),
     ],
 )
-def test_policies_that_cannot_be_exchanged_are_refused(options, message):
+def test_teams_that_cannot_be_built_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         cspc.build(walk(), replace(TINY, **options))
 

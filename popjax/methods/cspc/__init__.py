@@ -25,10 +25,14 @@ SAC, PPO, CEM  two of the three None
 
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after
 episodes (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not
-over. Left out, being slips of the authors' code: PPO's rewards that are late by a step, and the time limit
-taken for the end in its transitions; individuals' actions that are clipped to the action's bound instead of
-scaled. A phase of an on-policy agent is whole batches, also of several lanes: of 4,000 steps it is 12,000
-long where the others' are 10,000.
+over. For the same reason a phase of the global agent may end in the middle of an episode, which its next
+phase goes on with: its lanes are not reset between phases, as in ``burst`` they are. A phase of an on-policy
+agent is whole batches, also of several lanes: of 4,000 steps it is 12,000 long where the others' are 10,000.
+With several lanes its batches are usually shorter than an episode in each and then (``reset_at_batch=False``)
+neither reset nor end episodes, which run on over the end of a phase. Left out: elitism in the search, which
+the authors do without; and, being slips of their code, PPO's rewards that are late by a step, the time limit
+taken for the end in its transitions, and individuals' actions that are clipped to the action's bound instead
+of scaled.
 """
 
 from __future__ import annotations
@@ -223,7 +227,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         length = jnp.where(alone(s), 0, config.phase // config.lanes)
         gates = [gate(s, index) for index in range(population)]
         team, keeps, seen, done = fused.play(
-            env, members, s.team, phased(s.kept), s.memory, length, gates, s.hyper, key_play
+            env, members, s.team, s.kept, s.memory, length, gates, s.hyper, key_play
         )
         s = replace(s, key=key, team=team, kept=keeps, memory=seen, env_steps=s.env_steps + done.steps.sum())
         return s, steps + done.steps, kept + done.kept
@@ -311,12 +315,6 @@ def build(env: Env, config: Config = Config()) -> Method:
         index = names.index("on_policy")
         batch = replace(kept[index], filled=jnp.where(taken[index] > 0, 0, kept[index].filled))
         return (*kept[:index], batch, *kept[index + 1 :])
-
-    def phased(kept: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-        """The next generation that is drawn is the first of a phase."""
-        if "evolution" not in names:
-            return kept
-        return (*kept[:-1], replace(kept[-1], expects=jnp.ones_like(kept[-1].expects)))
 
     def individuals(s: State) -> Params:
         """The mean network of each agent."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from math import gcd
 from typing import Any, Literal
 
 from flax import struct
 
 from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
-from popjax.core import Number, check_choices, number
+from popjax.core import Number, check_choices, nearest_divisor, number
 from popjax.evolution import cem
 
 
@@ -86,7 +87,7 @@ class Config:
     lanes: int = 1  # environments of each off-policy agent
     on_policy_lanes: int = 1  # environments of the on-policy agent
     on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
-    reset_at_batch: bool = True  # its episodes end with the batch
+    reset_at_batch: bool = True  # its episodes end with the batch, in which a lane has room for a whole one
     on_policy_update: Literal["batch", "episode"] = (
         "batch"  # learn from batches; or after every episode, as Algorithm 2 could be read: no batches then
     )
@@ -113,21 +114,18 @@ class Config:
             raise ValueError("a team needs an agent: off_policy, on_policy and evolution are all none")
         if self.off_policy is None and self.copies:
             raise ValueError(f"copies {self.copies} of an off_policy agent that is none")
+        if self.copies and not self.share:
+            raise ValueError(
+                f"copies {self.copies} have no memory but the one that all fill; say share, or copies 0"
+            )
         self._check_lengths()
 
     def _check_lengths(self) -> None:
         if self.on_policy_batch % self.on_policy_lanes:
-            fitting = [n for n in range(1, self.on_policy_batch + 1) if self.on_policy_batch % n == 0]
-            near = min(fitting, key=lambda n: abs(n - self.on_policy_lanes))
+            near = nearest_divisor(self.on_policy_batch, self.on_policy_lanes)
             raise ValueError(
                 f"on_policy_batch {self.on_policy_batch} is not divided by on_policy_lanes"
                 f" {self.on_policy_lanes}; {near} lanes would do"
-            )
-        if self.reset_at_batch and self.on_policy_lanes > 1:
-            steps = self.on_policy_batch // self.on_policy_lanes
-            raise ValueError(
-                f"with on_policy_lanes {self.on_policy_lanes} a reset at every batch hides what comes after"
-                f" step {steps}; say no-reset-at-batch, or one lane"
             )
         if self.fused:
             self._check_fused()
@@ -145,7 +143,11 @@ class Config:
                 )
             for name in ("first_phase", "phase"):
                 if getattr(self, name) % self.lanes:
-                    raise ValueError(f"{name} {getattr(self, name)} is not divided by lanes {self.lanes}")
+                    near = nearest_divisor(gcd(self.first_phase, self.phase), self.lanes)
+                    raise ValueError(
+                        f"{name} {getattr(self, name)} is not divided by lanes {self.lanes};"
+                        f" {near} lanes would do"
+                    )
             if self.update_after > self.capacity:
                 raise ValueError(
                     f"update_after {self.update_after} transitions never fit into capacity {self.capacity}"
@@ -174,12 +176,16 @@ class Config:
             told = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise ValueError(f"fused agents play in as many environments each, got {told}")
         if self.phase % self.lanes:
-            raise ValueError(f"phase {self.phase} is not divided by lanes {self.lanes}")
+            # Lanes are as many as the individuals, which are not any number.
+            longer = self.phase + -self.phase % self.lanes
+            raise ValueError(f"phase {self.phase} is not divided by lanes {self.lanes}; {longer} would do")
         if self.burst or self.schedule != "paper" or (self.on_policy is not None and self.reset_at_batch):
             raise ValueError(
                 "fused agents play on and on: burst, schedule code and reset_at_batch have no meaning; "
                 "say no-reset-at-batch"
             )
+        if not self.store_first:
+            raise ValueError("fused agents learn from what they have just stored; say store-first")
 
 
 @struct.dataclass

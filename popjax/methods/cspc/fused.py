@@ -2,7 +2,8 @@
 
 Against phases it changes when things are seen, not what they are: the global agent collects while the others
 do, and learns from their steps at once; batches and generations run on over the end of an iteration, and a
-batch underway is dropped when another policy is taken over. Individuals whose episode is over stand by until
+batch underway is dropped when another policy is taken over. Policies of others enter the generation that an
+iteration begins with or, if that is underway, the next. Individuals whose episode is over stand by until
 their generation is; steps in which they stand by do not count. The first phase is the global agent's alone.
 """
 
@@ -67,6 +68,8 @@ def play(
         entered = jnp.stack([what.kept for what in done])
         return count + 1, tuple(team), tuple(kept), memory, Phase(phase.steps + steps, phase.kept + entered)
 
+    begun = [player.start(*own) for player, *own in zip(players, team, kept, strict=True)]
+    team, kept = tree.where(length > 0, tuple(zip(*begun, strict=True)), (team, kept))
     nothing = Phase(*jnp.zeros((2, len(players)), jnp.int32))
     carry = (jnp.int32(0), team, kept, memory, nothing)
     return jax.lax.while_loop(lambda carry: tree.any_lane(carry[0] < length), step, carry)[1:]

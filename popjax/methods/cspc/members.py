@@ -58,6 +58,7 @@ class Player(NamedTuple):
     """A member that plays step by step beside the others.
 
     begin:  (state, key) -> what it keeps between steps beside its state
+    start:  (state, kept) -> (state, kept), at the beginning of a phase
     lanes:  (state, kept) -> its environments [n]
     act:    (state, kept, hyper, key) -> (actions [n, A], choice)
     take:   (state, kept, memory, Seen, gate, hyper, key) -> (state, kept, memory, Phase)
@@ -66,6 +67,7 @@ class Player(NamedTuple):
     """
 
     begin: Callable[..., PyTree]
+    start: Callable[..., tuple[PyTree, PyTree]]
     lanes: Callable[..., rollout.Lane]
     act: Callable[..., tuple[Array, Any]]
     take: Callable[..., tuple[PyTree, PyTree, Memory, Phase]]

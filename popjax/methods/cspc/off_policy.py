@@ -204,7 +204,14 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.off_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
-        player=Player(lambda state, key: (), lambda state, kept: state.lanes, act_now, take, update_owed),
+        player=Player(
+            begin=lambda state, key: (),
+            start=lambda state, kept: (state, kept),
+            lanes=lambda state, kept: state.lanes,
+            act=act_now,
+            take=take,
+            update=update_owed,
+        ),
         **greedy_of(agent, agents.default_hyper(kind), agent.act),
     )
 

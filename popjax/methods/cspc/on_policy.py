@@ -59,11 +59,16 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
     parts = getattr(kind, "minibatches", 1)
     if by_episode and parts > 1:
         raise ValueError(f"an episode may have fewer steps than {parts} minibatches; 1 would do")
-    agent = agents.build_on_policy(env.spec, kind)
+    lanes, limit = config.on_policy_lanes, env.spec.episode_length
+    length_of_lane = limit if by_episode else config.on_policy_batch // lanes
+    if config.reset_at_batch and length_of_lane < limit:
+        raise ValueError(
+            f"with on_policy_batch {config.on_policy_batch} and on_policy_lanes {lanes} a reset at every"
+            f" batch hides what comes after step {length_of_lane} of an episode's {limit}; say"
+            f" no-reset-at-batch, or a batch of at least {lanes * limit}"
+        )
+    agent = agents.build_on_policy(env.spec, kind, lanes * length_of_lane)
     lanes_env = rollout.autoreset(env)
-    lanes, length_of_lane = config.on_policy_lanes, config.on_policy_batch // config.on_policy_lanes
-    if by_episode:
-        length_of_lane = env.spec.episode_length
 
     def start(key: Key) -> tuple[rollout.Lane, store.Underway]:
         keys = jax.random.split(key, lanes)
@@ -242,6 +247,13 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.on_policy)),
         tested=lambda state: agent.params(state.agent),
         act=act,
-        player=Player(begin, lambda state, kept: state.lanes, act_now, take, None),
+        player=Player(
+            begin=begin,
+            start=lambda state, kept: (state, kept),
+            lanes=lambda state, kept: state.lanes,
+            act=act_now,
+            take=take,
+            update=None,
+        ),
         **greedy_of(agent, agents.default_hyper(kind), choose),
     )

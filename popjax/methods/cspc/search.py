@@ -45,12 +45,14 @@ class State:
 @struct.dataclass
 class Playing:
     """A generation that is played step by step, [individuals] each: environments, episodes, returns so far,
-    and whose episode is over; ``expects`` [] bool: the next generation is the first of a phase."""
+    and whose episode is over; [] bool: whether any step of the generation has been played (``begun``), and
+    whether it began before the phase did, whose policies of others the next one then takes (``expects``)."""
 
     lanes: rollout.Lane
     underway: store.Underway
     total: Array
     done: Array
+    begun: Array
     expects: Array
 
 
@@ -135,8 +137,13 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
             underway=tree.repeat(store.underway(env.spec.episode_length), size),
             total=jnp.zeros(size),
             done=jnp.zeros(size, jnp.bool_),
-            expects=jnp.bool_(True),
+            begun=jnp.bool_(False),
+            expects=jnp.bool_(False),
         )
+
+    def start_phase(state: State, kept: Playing) -> tuple[State, Playing]:
+        """The policies of others enter the generation that is drawn, or the next if this one is underway."""
+        return injected(state, ~kept.begun), replace(kept, expects=kept.begun)
 
     def act_now(state: State, kept: Playing, hyper: Hyper, key: Key) -> tuple[Array, tuple[()]]:
         actions = jax.vmap(lambda flat, obs: actor.apply({"mlp": unflatten(flat)}, obs))
@@ -159,13 +166,14 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
             underway=underway,
             total=kept.total + jnp.where(alive, reward, 0.0),
             done=kept.done | seen.timesteps.done,
+            begun=jnp.bool_(True),
         )
         over = kept.done.all()
 
         def renewed() -> tuple[State, Playing]:
             key_ask, key_fresh = jax.random.split(key)
-            told = injected(told_of(state, kept.total, hyper, key_ask), kept.expects)
-            return told, replace(fresh(key_fresh), expects=jnp.bool_(False))
+            told = told_of(state, kept.total, hyper, key_ask)
+            return injected(told, kept.expects), fresh(key_fresh)
 
         state, kept = jax.lax.cond(
             tree.any_lane(over), lambda: tree.where(over, renewed(), (state, kept)), lambda: (state, kept)
@@ -198,6 +206,7 @@ def build(env: Env, config: Config, how: Evolution, *, shares: bool) -> Member:
         act=act,
         player=Player(
             begin=lambda state, key: fresh(key),
+            start=start_phase,
             lanes=lambda state, kept: kept.lanes,
             act=act_now,
             take=take,

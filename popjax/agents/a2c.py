@@ -157,6 +157,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         act=act,
         learn=learn,
         params=lambda state: (state.actor, state.value) if config.lstm else state.actor,
+        for_actor=lambda params, obs: (params[0] if config.lstm else params, obs),
         actor=networks[0],
         critic=networks[1],
         memory=(policy.memory, value.memory) if config.lstm else (),

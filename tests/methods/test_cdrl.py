@@ -9,10 +9,11 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from popjax import rollout, tree
-from popjax.agents import a2c
+from popjax import normalize, rollout, tree
+from popjax.agents import a2c, ppo
 from popjax.core import Pretrained, as_arrays
 from popjax.envs import make
 from popjax.methods import cdrl, onpolicy
@@ -518,13 +519,35 @@ def test_a_wider_teacher_through_adapters(actions):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.team[0].learner.params))
 
 
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(a2c, {}), (ppo, {}), (ppo, {"normalize_obs": True})],
+    ids=["a2c", "ppo", "ppo with whitening"],
+)
+def test_an_on_policy_agent_says_what_it_acts_by(module, options):
+    """Logits of observations as it sees them."""
+    spec, config = env().spec, module.Config(hidden=(4,), **options)
+    agent, obs = module.build(spec, config), 3 + 2 * jax.random.normal(jax.random.key(1), (5, 1))
+    learner = agent.init(jax.random.key(0), module.Hyper())
+    learner = replace(learner, actor=tree.normal_like(jax.random.key(2), learner.actor))
+    if options:
+        learner = replace(learner, observations=normalize.update(learner.observations, obs))
+    params = agent.params(learner)
+    teacher = cdrl.of_agent(spec, config, params)
+    behind, logits = teacher.unroll(params, teacher.memory, obs, jnp.arange(5) == 2)
+    assert behind == ()
+    keys = jax.random.split(jax.random.key(3), 5)
+    _, _, (action, log_prob) = jax.vmap(lambda key, x: agent.act(key, params, (), x, 1.0))(keys, obs)
+    said = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
+    np.testing.assert_allclose(said, log_prob, rtol=1e-4)
+    run = Pretrained("a run", spec, None, params, config=onpolicy.Config(agent=config))
+    assert same(cdrl.of_run(cdrl.Finished(run)).params, params)
+
+
 def test_an_on_policy_agent_teaches():
     spec, config = env().spec, a2c.Config(hidden=(4,))
-    actor = a2c.build(spec, config).actor
-    params = actor.init(jax.random.key(0))
+    params = a2c.build(spec, config).actor.init(jax.random.key(0))
     teacher = cdrl.of_agent(spec, config, params)
-    obs = jax.random.normal(jax.random.key(1), (5, 1))
-    assert same(teacher.unroll(params, (), obs, jnp.zeros(5, bool)), ((), actor.apply(params, obs)))
     state = cdrl.build(env(), TINY, [teacher]).init(jax.random.key(0), cdrl.Hyper())
     assert same(state.frozen[0], params)
     run = Pretrained("a run", spec, None, params, config=onpolicy.Config(agent=config))

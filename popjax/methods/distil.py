@@ -12,7 +12,7 @@ action or, from a teacher with logits, by the KL from its softened policy (CDRL,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -182,9 +182,9 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     teacher = max(teachers, key=lambda t: t.mean_return).teacher
     _require_fit(env, teacher)
     network = recurrent.recurrent_actor_critic(env.spec.obs_shape, env.spec.action_dim, config.network)
-    advice, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)
+    adviser, loss_of = _adviser(env, teacher, config), partial(_loss, env.spec.discrete)
     lanes_env, taken = rollout.autoreset(env), config.lanes * config.steps
-    memories = network.memory, teacher.memory
+    memories = network.memory, adviser.memory
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
@@ -192,7 +192,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         params = network.init(key_network)
         start = jax.vmap(partial(rollout.start, lanes_env, memories))
         lanes = start(jax.random.split(key_lanes, config.lanes))
-        frozen = jax.tree.map(jnp.asarray, teacher.params)
+        frozen = jax.tree.map(jnp.asarray, adviser.params)
         seen = jax.eval_shape(play_all, params, frozen, lanes, jnp.float32(0), key)[1]
         return State(
             key=key,
@@ -214,7 +214,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
 
         def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
             mine, action = act(params, lane.carry[0], lane.obs, key)
-            its, label, played = advice(frozen, lane.carry[1], lane.obs, key)
+            its, label, played = adviser.advise(frozen, lane.carry[1], lane.obs, key)
             env_state, timestep = lanes_env.step(lane.env, jnp.where(guided, played, action))
             carry = tree.where(timestep.done, memories, (mine, its))
             row = lane.obs, label, timestep.reward, timestep.done
@@ -278,11 +278,21 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     )
 
 
-def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
-    """(params, memory, obs, key) -> memory, what the student is told, the action: of a teacher.
+class _Adviser(NamedTuple):
+    """A teacher as its student asks it.
 
-    A student is told an action, or logits [A]; the teacher's greedy action as logits of 0 and minus infinity.
+    params: what ``advise`` reads
+    memory: what it remembers at the start of an episode
+    advise: (params, memory, obs, key) -> memory, what the student is told, the teacher's action. It is told a
+            continuous action, or logits [A]; a greedy action as logits of 0 and minus infinity
     """
+
+    params: Params
+    memory: PyTree
+    advise: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array, Array]]
+
+
+def _adviser(env: Env, teacher: Pretrained, config: Config) -> _Adviser:
     if config.labels == "logits":
         if not env.spec.discrete:
             raise ValueError(f"labels logits is for discrete actions, which {env.spec.name} has not")
@@ -292,7 +302,7 @@ def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
             memory, logits = ask(asked, params, memory, obs)
             return memory, logits, jnp.argmax(logits).astype(jnp.int32)
 
-        return with_logits
+        return _Adviser(asked.params, asked.memory, with_logits)
 
     def with_action(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array, Array]:
         memory, action = teacher.act(params, memory, obs, key)
@@ -301,7 +311,7 @@ def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
         chosen = jnp.arange(env.spec.action_dim) == action
         return memory, jnp.where(chosen, 0.0, -jnp.inf), action
 
-    return with_action
+    return _Adviser(teacher.params, teacher.memory, with_action)
 
 
 def _loss(discrete: bool, outputs: Array, label: Array, temperature: Number) -> Array:

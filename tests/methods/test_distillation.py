@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from popjax import cli
+from popjax.agents import a2c
 from popjax.core import Pretrained
 from popjax.envs import make
-from popjax.methods import cdrl, distil
+from popjax.methods import cdrl, distil, onpolicy
 from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
@@ -104,6 +105,20 @@ def test_a_teachers_logits_say_more_than_its_actions():
         assert 0.1 < theirs[0] < 0.9
     with pytest.raises(ValueError, match="a run is not"):
         distil.build(env, config, (distil.Graded(run._replace(config=None), -1, 0.0),))
+
+
+def test_logits_of_a_teacher_with_a_memory():
+    """Its policy's memory alone goes along the lanes; where it acts, that of its value network does too."""
+    env, agent = make("probe/corridor-discrete"), a2c.Config(hidden=(4,), lstm=3)
+    its = a2c.build(env.spec, agent)
+    params = its.params(its.init(jax.random.key(0), a2c.Hyper()))
+    run = Pretrained("a run", env.spec, None, params, its.memory, config=onpolicy.Config(agent=agent))
+    method = distil.build(env, replace(SMALL, labels="logits"), (distil.Graded(run, -1, 0.0),))
+    seen = jax.jit(method.step)(method.init(jax.random.key(0), distil.Hyper())).seen
+    teacher = cdrl.of_run(cdrl.Finished(run))
+    for obs, done, label in zip(seen.obs, seen.done, seen.label, strict=True):
+        said = teacher.unroll(params, teacher.memory, obs, done)[1]
+        np.testing.assert_allclose(label, said, rtol=1e-4, atol=1e-6)
 
 
 def test_the_teacher_plays_first_and_the_student_later():

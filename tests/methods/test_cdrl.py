@@ -229,6 +229,17 @@ def test_times_are_steps_or_fractions_of_the_budget():
         assert due.index(True) == first if first is not None else not any(due)
 
 
+@pytest.mark.parametrize(("fraction", "step"), [(0.15, 15_000), (0.3, 30_000)])
+def test_a_fraction_of_the_budget_is_a_whole_step(fraction, step):
+    """In float32 both products are a little more, and a time would come an update late."""
+    hyper = as_arrays(cdrl.Hyper(budget=100_000, distil_from=fraction, align_from=0.0))
+    assert hyper.distil_from * hyper.budget > step
+    assert [bool(reached(jnp.int32(t), hyper.distil_from, hyper)) for t in (step - 1, step)] == [False, True]
+    assert cdrl.remarks(env(), TINY, hyper, step, teachers=(1,)) == []
+    (late,) = cdrl.remarks(env(), TINY, hyper, step - 1, teachers=(1,))
+    assert f"begins at {step:,} environment steps" in late
+
+
 def test_the_schedule_of_the_worked_example():
     """20-step rollouts of one lane; T1 60, T2 120, and the end at 160: alignment trains from the third update
     to the seventh, distillation from the sixth."""

@@ -151,7 +151,7 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
     """Plays ``episodes`` greedy episodes with every individual of each run, the same for all.
 
     Raises:
-        ValueError: a policy is for other observations or actions.
+        ValueError: a policy is of another task.
     """
     graded = []
     for policy in policies:
@@ -175,7 +175,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     """A student of the best of ``teachers``, which ``grade`` makes of finished runs.
 
     Raises:
-        ValueError: there is no teacher, or it has no logits where they are asked for.
+        ValueError: there is no teacher, it is of another task, or it has no logits where they are asked for.
     """
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")
@@ -322,10 +322,11 @@ def _loss(discrete: bool, outputs: Array, label: Array, temperature: Number) -> 
 
 
 def _require_fit(env: Env, policy: Pretrained) -> None:
-    here, there = ((tuple(s.obs_shape), s.action_dim, s.discrete) for s in (env.spec, policy.spec))
+    here, there = ((s.name, tuple(s.obs_shape), s.action_dim, s.discrete) for s in (env.spec, policy.spec))
     if here != there:
         kind = {True: "discrete", False: "continuous"}
         raise ValueError(
-            f"{policy.name} has observations {there[0]} and {there[1]} {kind[there[2]]} actions;"
-            f" {env.spec.name} has {here[0]} and {here[1]} {kind[here[2]]}"
+            f"{policy.name} is a run of {there[0]} with observations {there[1]} and {there[2]}"
+            f" {kind[there[3]]} actions; {here[0]} has {here[1]} and {here[2]} {kind[here[3]]}: distil a run"
+            " of the same task"
         )

@@ -142,6 +142,11 @@ def test_what_cannot_be_distilled_is_refused():
         distil.build(env)
     with pytest.raises(ValueError, match=r"1 continuous actions; probe/context-discrete has .*2 discrete"):
         distil.grade(make("probe/context-discrete"), [taught(mirrored, "probe/context")])
+    another = taught(mirrored, "probe/delay")  # of equal shapes
+    with pytest.raises(ValueError, match=r"a run of probe/delay .*; probe/context has .* the same task"):
+        distil.grade(env, [another])
+    with pytest.raises(ValueError, match="a run of probe/delay"):
+        distil.build(env, SMALL, [distil.Graded(another, -1, 1.0)])
     config = replace(SMALL, labels="logits")
     with pytest.raises(ValueError, match="discrete actions, which probe/context has not"):
         distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), -1, 0.0)])
@@ -197,8 +202,11 @@ def test_alignment_needs_one_of_each():
     with pytest.raises(ValueError, match=r"got 1 and 0.*--expert"):
         offline.build(env, offline.Config(), [expert])
     wide = expert._replace(spec=expert.spec._replace(action_dim=3))
-    with pytest.raises(ValueError, match=r"\(\(1,\), 3\).*\(\(1,\), 2\)"):
+    with pytest.raises(ValueError, match=r"and 3 actions, not of probe/corridor-discrete with .* and 2"):
         offline.build(env, offline.Config(), [expert], [wide])
+    other = make("probe/context-discrete")  # of equal shapes; the teacher may be of another task
+    with pytest.raises(ValueError, match=r"of probe/corridor-discrete .* not of probe/context-discrete"):
+        offline.build(other, offline.Config(), [expert], [expert])
 
 
 # The command line.

@@ -135,7 +135,8 @@ def build(
     """Aligns the one of ``teachers`` with the one of ``experts``, who knows ``env``.
 
     Raises:
-        ValueError: there is not one of each, or one cannot read the task's observations.
+        ValueError: there is not one of each, the expert is of another task, or the teacher cannot read the
+            task's observations.
     """
     if (len(teachers), len(experts)) != (1, 1):
         raise ValueError(
@@ -238,9 +239,9 @@ def build(
 
 
 def _require_expert(env: Env, expert: Teacher) -> None:
-    here, there = ((tuple(s.obs_shape), s.action_dim) for s in (env.spec, expert.spec))
+    here, there = ((s.name, tuple(s.obs_shape), s.action_dim) for s in (env.spec, expert.spec))
     if here != there:
         raise ValueError(
-            f"an expert of {expert.spec.name} has observations and actions {there}; those of"
-            f" {env.spec.name} are {here}"
+            f"the expert is of {there[0]} with observations {there[1]} and {there[2]} actions, not of"
+            f" {here[0]} with {here[1]} and {here[2]}: give --expert a run of that task"
         )

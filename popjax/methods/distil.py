@@ -96,7 +96,8 @@ class Hyper:
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
     # by which a teacher's logits are divided; without effect on labels "actions" and continuous actions
     temperature: Number = number(1.0, low=1e-6)
-    teacher_share: Number = number(1.0, high=1.0)  # of lanes that the teacher plays, at the start
+    # DAgger's beta, the probability with which the teacher plays a lane's rollout, at the start
+    teacher_share: Number = number(1.0, high=1.0)
     teacher_steps: Number = number(20_000.0)  # environment steps over which that falls linearly to 0
 
 

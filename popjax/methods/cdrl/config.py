@@ -24,7 +24,8 @@ class Config:
     network: recurrent.Config = field(default_factory=recurrent.Config)  # of the student and those teachers
     lanes: int = 8  # environments of each task, the workers of A3C
     steps: int = 20  # environment steps of each lane in a rollout
-    # a gradient step for each lane, one after the other, or one for the mean over lanes
+    # a gradient step for each lane, one after the other, or one for the mean over lanes: with 8 lanes 8 times
+    # fewer of every kind, so that lr, distil_lr and align_lr are to be raised together
     update_mode: Literal["sequential", "batched"] = "sequential"
     # where a lane's gradients are taken: the parameters so far, or those that acted
     grad_at: Literal["current", "behaviour"] = "current"

@@ -39,10 +39,10 @@ def mirrored_discrete(params, memory, obs, key):
     return memory, (obs[0] > 0).astype(jnp.int32)
 
 
-def run_distil(task, config, iterations, teachers):
+def run_distil(task, config, iterations, teachers, **numbers):
     env = make(task)
     method = distil.build(env, config, teachers)
-    hyper = replace(method.hyper, lr=1e-2, teacher_steps=200.0)
+    hyper = replace(method.hyper, lr=1e-2, teacher_steps=200.0, **numbers)
     state = jax.jit(method.init)(jax.random.key(0), hyper)
     run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics), s, length=iterations))
     return method, *run(state)
@@ -87,22 +87,24 @@ def test_the_best_individual_of_a_population_is_the_teacher():
 
 
 def test_a_teachers_logits_say_more_than_its_actions():
-    """The student takes over the probabilities and not only which is the largest."""
+    """The student takes over the probabilities, softened, and not only which is the largest."""
     env = make("probe/context-discrete")
     network = recurrent_actor_critic((1,), 2, FORWARD)
     params = network.init(jax.random.key(3))
-    params["policy"]["bias"] = jnp.array([0.4, 0.0])
-    params["policy"]["kernel"] *= 50
+    params["policy"]["bias"] = jnp.array([1.5, 0.0])
+    params["policy"]["kernel"] *= 100
     run = taught(None, "probe/context-discrete", params=params, config=cdrl.Config(network=FORWARD))
     config = replace(SMALL, labels="logits")
-    method, state, _ = run_distil("probe/context-discrete", config, 80, (distil.Graded(run, -1, 0.0),))
+    graded = (distil.Graded(run, -1, 0.0),)
+    method, state, _ = run_distil("probe/context-discrete", config, 80, graded, temperature=2.0)
     for obs in (-1.0, 1.0):
         theirs, mine = (
-            jax.nn.softmax(network.step(p, (), jnp.array([obs]))[1].policy)
-            for p in (params, method.policy(state))
+            network.step(p, (), jnp.array([obs]))[1].policy for p in (params, method.policy(state))
         )
-        np.testing.assert_allclose(mine, theirs, atol=0.05)
-        assert 0.1 < theirs[0] < 0.9
+        softened = jax.nn.softmax(theirs / 2)
+        np.testing.assert_allclose(jax.nn.softmax(mine), softened, atol=0.05)
+        assert jnp.abs(softened - jax.nn.softmax(theirs)).max() > 0.1
+        assert 0.1 < softened[0] < 0.9
     with pytest.raises(ValueError, match="a run is not"):
         distil.build(env, config, (distil.Graded(run._replace(config=None), -1, 0.0),))
 

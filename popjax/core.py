@@ -207,17 +207,20 @@ class Agent(NamedTuple):
 class OnPolicyAgent(NamedTuple):
     """An Agent that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
 
-    act:    (key, params, memory, obs, scale) -> (memory, action for the environment, (action as sampled, its
-            log_prob [])); ``scale`` multiplies the exploration: 1 is the policy, 0 its mode
-    learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
-    params: state -> what ``act`` reads
-    memory: what it remembers at the start of an episode; () of one that acts by what it sees
+    act:       (key, params, memory, obs, scale) -> (memory, action for the environment, (action as sampled,
+               its log_prob [])); ``scale`` multiplies the exploration: 1 is the policy, 0 its mode
+    learn:     (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
+    params:    state -> what ``act`` reads
+    for_actor: (what ``act`` reads, obs [..., *obs]) -> the parameters in it that are ``actor``'s, and the
+               observations as ``actor`` sees them
+    memory:    what it remembers at the start of an episode; () of one that acts by what it sees
     """
 
     init: Callable[[Key, PyTree], PyTree]
     act: Callable[[Key, Params, PyTree, Array, Array | float], tuple[PyTree, Array, tuple[Array, Array]]]
     learn: Callable[[PyTree, Trajectory, PyTree, Key], tuple[PyTree, PyTree]]
     params: Callable[[PyTree], Params]
+    for_actor: Callable[[Params, Array], tuple[Params, Array]]
     actor: Network | Recurrent
     critic: Network | Recurrent
     memory: PyTree = ()

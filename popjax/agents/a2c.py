@@ -2,7 +2,8 @@
 
 The default numbers are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5 steps. Two
 things differ from that program: policy and value are separate networks, where its default shares the hidden
-layers, and a time limit is not taken for the end of the task.
+layers, and a time limit is not taken for the end of the task. A3C restated for lanes, with one network
+for both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
 
 With an LSTM each of the two networks has a memory of its own, and both go along while the policy acts: what
 acts is then the pair of networks. Episodes go on from one rollout to the next with the memories that the
@@ -157,6 +158,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         act=act,
         learn=learn,
         params=lambda state: (state.actor, state.value) if config.lstm else state.actor,
+        for_actor=lambda params, obs: (params[0] if config.lstm else params, obs),
         actor=networks[0],
         critic=networks[1],
         memory=(policy.memory, value.memory) if config.lstm else (),

@@ -141,11 +141,14 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def seen(observations: PyTree, obs: Array) -> Array:
         return normalize.normalize(observations, obs, clip=CLIP_OBS) if config.normalize_obs else obs
 
+    def for_actor(params: Params, obs: Array) -> tuple[Params, Array]:
+        policy_params, observations = params
+        return policy_params, seen(observations, obs)
+
     def act(
         key: Key, params: Params, memory: PyTree, obs: Array, scale: Array | float
     ) -> tuple[PyTree, Array, tuple[Array, Array]]:
-        policy_params, observations = params
-        outputs = policy.apply(policy_params, seen(observations, obs))
+        outputs = policy.apply(*for_actor(params, obs))
         action = actions.sample(key, outputs, scale)
         return memory, actions.bounded(action), (action, actions.log_prob(outputs, action))
 
@@ -245,6 +248,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         act=act,
         learn=learn,
         params=lambda state: (state.actor, state.observations),
+        for_actor=for_actor,
         actor=policy,
         critic=value,
     )

@@ -13,7 +13,7 @@ action or, from a teacher with logits, by the KL from its softened policy (CDRL,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -100,7 +100,8 @@ class Hyper:
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
     # by which a teacher's logits are divided; without effect on labels "actions" and continuous actions
     temperature: Number = number(1.0, low=1e-6)
-    teacher_share: Number = number(1.0, high=1.0)  # of lanes that the teacher plays, at the start
+    # DAgger's beta, the probability with which the teacher plays a lane's rollout, at the start
+    teacher_share: Number = number(1.0, high=1.0)
     teacher_steps: Number = number(20_000.0)  # environment steps over which that falls linearly to 0
 
 
@@ -158,7 +159,7 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
     """Plays ``episodes`` greedy episodes with every individual of each run, the same for all.
 
     Raises:
-        ValueError: a policy is for other observations or actions.
+        ValueError: a policy is of another task.
     """
     graded = []
     for policy in policies:
@@ -182,16 +183,16 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     """A student of the best of ``teachers``, which ``grade`` makes of finished runs.
 
     Raises:
-        ValueError: there is no teacher, or it has no logits where they are asked for.
+        ValueError: there is no teacher, it is of another task, or it has no logits where they are asked for.
     """
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")
     teacher = max(teachers, key=lambda t: t.mean_return).teacher
     _require_fit(env, teacher)
     network = recurrent.recurrent_actor_critic(env.spec.obs_shape, env.spec.action_dim, config.network)
-    advice, loss_of = _advice(env, teacher, config), partial(_loss, env.spec.discrete)
+    adviser, loss_of = _adviser(env, teacher, config), partial(_loss, env.spec.discrete)
     lanes_env, store, taken = rollout.autoreset(env), ring(config.capacity), config.lanes * config.steps
-    memories = network.memory, teacher.memory
+    memories = network.memory, adviser.memory
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
@@ -199,7 +200,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         params = network.init(key_network)
         start = jax.vmap(partial(rollout.start, lanes_env, memories))
         lanes = start(jax.random.split(key_lanes, config.lanes))
-        frozen = jax.tree.map(jnp.asarray, teacher.params)
+        frozen = jax.tree.map(jnp.asarray, adviser.params)
         seen = jax.eval_shape(play_all, params, frozen, lanes, jnp.float32(0), key)[1]
         return State(
             key=key,
@@ -221,7 +222,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
 
         def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
             mine, action = act(params, lane.carry[0], lane.obs, key)
-            its, label, played = advice(frozen, lane.carry[1], lane.obs, key)
+            its, label, played = adviser.advise(frozen, lane.carry[1], lane.obs, key)
             env_state, timestep = lanes_env.step(lane.env, jnp.where(guided, played, action))
             carry = tree.where(timestep.done, memories, (mine, its))
             row = lane.obs, label, timestep.reward, timestep.done
@@ -292,11 +293,21 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     )
 
 
-def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
-    """(params, memory, obs, key) -> memory, what the student is told, the action: of a teacher.
+class _Adviser(NamedTuple):
+    """A teacher as its student asks it.
 
-    A student is told an action, or logits [A]; the teacher's greedy action as logits of 0 and minus infinity.
+    params: what ``advise`` reads
+    memory: what it remembers at the start of an episode
+    advise: (params, memory, obs, key) -> memory, what the student is told, the teacher's action. It is told a
+            continuous action, or logits [A]; a greedy action as logits of 0 and minus infinity
     """
+
+    params: Params
+    memory: PyTree
+    advise: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array, Array]]
+
+
+def _adviser(env: Env, teacher: Pretrained, config: Config) -> _Adviser:
     if config.labels == "logits":
         if not env.spec.discrete:
             raise ValueError(f"labels logits is for discrete actions, which {env.spec.name} has not")
@@ -306,7 +317,7 @@ def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
             memory, logits = ask(asked, params, memory, obs)
             return memory, logits, jnp.argmax(logits).astype(jnp.int32)
 
-        return with_logits
+        return _Adviser(asked.params, asked.memory, with_logits)
 
     def with_action(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array, Array]:
         memory, action = teacher.act(params, memory, obs, key)
@@ -315,7 +326,7 @@ def _advice(env: Env, teacher: Pretrained, config: Config) -> Any:
         chosen = jnp.arange(env.spec.action_dim) == action
         return memory, jnp.where(chosen, 0.0, -jnp.inf), action
 
-    return with_action
+    return _Adviser(teacher.params, teacher.memory, with_action)
 
 
 def _loss(discrete: bool, outputs: Array, label: Array, temperature: Number) -> Array:
@@ -326,10 +337,11 @@ def _loss(discrete: bool, outputs: Array, label: Array, temperature: Number) -> 
 
 
 def _require_fit(env: Env, policy: Pretrained) -> None:
-    here, there = ((tuple(s.obs_shape), s.action_dim, s.discrete) for s in (env.spec, policy.spec))
+    here, there = ((s.name, tuple(s.obs_shape), s.action_dim, s.discrete) for s in (env.spec, policy.spec))
     if here != there:
         kind = {True: "discrete", False: "continuous"}
         raise ValueError(
-            f"{policy.name} has observations {there[0]} and {there[1]} {kind[there[2]]} actions;"
-            f" {env.spec.name} has {here[0]} and {here[1]} {kind[here[2]]}"
+            f"{policy.name} is a run of {there[0]} with observations {there[1]} and {there[2]}"
+            f" {kind[there[3]]} actions; {here[0]} has {here[1]} and {here[2]} {kind[here[3]]}: distil a run"
+            " of the same task"
         )

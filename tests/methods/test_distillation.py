@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from popjax import cli
+from popjax.agents import a2c
 from popjax.core import Pretrained
 from popjax.envs import make
-from popjax.methods import cdrl, distil
+from popjax.methods import cdrl, distil, onpolicy
 from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
@@ -38,10 +39,10 @@ def mirrored_discrete(params, memory, obs, key):
     return memory, (obs[0] > 0).astype(jnp.int32)
 
 
-def run_distil(task, config, iterations, teachers):
+def run_distil(task, config, iterations, teachers, **numbers):
     env = make(task)
     method = distil.build(env, config, teachers)
-    hyper = replace(method.hyper, lr=1e-2, teacher_steps=200.0)
+    hyper = replace(method.hyper, lr=1e-2, teacher_steps=200.0, **numbers)
     state = jax.jit(method.init)(jax.random.key(0), hyper)
     run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics), s, length=iterations))
     return method, *run(state)
@@ -86,24 +87,40 @@ def test_the_best_individual_of_a_population_is_the_teacher():
 
 
 def test_a_teachers_logits_say_more_than_its_actions():
-    """The student takes over the probabilities and not only which is the largest."""
+    """The student takes over the probabilities, softened, and not only which is the largest."""
     env = make("probe/context-discrete")
     network = recurrent_actor_critic((1,), 2, FORWARD)
     params = network.init(jax.random.key(3))
-    params["policy"]["bias"] = jnp.array([0.4, 0.0])
-    params["policy"]["kernel"] *= 50
+    params["policy"]["bias"] = jnp.array([1.5, 0.0])
+    params["policy"]["kernel"] *= 100
     run = taught(None, "probe/context-discrete", params=params, config=cdrl.Config(network=FORWARD))
     config = replace(SMALL, labels="logits")
-    method, state, _ = run_distil("probe/context-discrete", config, 80, (distil.Graded(run, -1, 0.0),))
+    graded = (distil.Graded(run, -1, 0.0),)
+    method, state, _ = run_distil("probe/context-discrete", config, 80, graded, temperature=2.0)
     for obs in (-1.0, 1.0):
         theirs, mine = (
-            jax.nn.softmax(network.step(p, (), jnp.array([obs]))[1].policy)
-            for p in (params, method.policy(state))
+            network.step(p, (), jnp.array([obs]))[1].policy for p in (params, method.policy(state))
         )
-        np.testing.assert_allclose(mine, theirs, atol=0.05)
-        assert 0.1 < theirs[0] < 0.9
+        softened = jax.nn.softmax(theirs / 2)
+        np.testing.assert_allclose(jax.nn.softmax(mine), softened, atol=0.05)
+        assert jnp.abs(softened - jax.nn.softmax(theirs)).max() > 0.1
+        assert 0.1 < softened[0] < 0.9
     with pytest.raises(ValueError, match="a run is not"):
         distil.build(env, config, (distil.Graded(run._replace(config=None), -1, 0.0),))
+
+
+def test_logits_of_a_teacher_with_a_memory():
+    """Its policy's memory alone goes along the lanes; where it acts, that of its value network does too."""
+    env, agent = make("probe/corridor-discrete"), a2c.Config(hidden=(4,), lstm=3)
+    its = a2c.build(env.spec, agent)
+    params = its.params(its.init(jax.random.key(0), a2c.Hyper()))
+    run = Pretrained("a run", env.spec, None, params, its.memory, config=onpolicy.Config(agent=agent))
+    method = distil.build(env, replace(SMALL, labels="logits"), (distil.Graded(run, -1, 0.0),))
+    seen = jax.jit(method.step)(method.init(jax.random.key(0), distil.Hyper())).seen
+    teacher = cdrl.of_run(cdrl.Finished(run))
+    for obs, done, label in zip(seen.obs, seen.done, seen.label, strict=True):
+        said = teacher.unroll(params, teacher.memory, obs, done)[1]
+        np.testing.assert_allclose(label, said, rtol=1e-4, atol=1e-6)
 
 
 def test_the_teacher_plays_first_and_the_student_later():
@@ -147,6 +164,11 @@ def test_what_cannot_be_distilled_is_refused():
         distil.build(env)
     with pytest.raises(ValueError, match=r"1 continuous actions; probe/context-discrete has .*2 discrete"):
         distil.grade(make("probe/context-discrete"), [taught(mirrored, "probe/context")])
+    another = taught(mirrored, "probe/delay")  # of equal shapes
+    with pytest.raises(ValueError, match=r"a run of probe/delay .*; probe/context has .* the same task"):
+        distil.grade(env, [another])
+    with pytest.raises(ValueError, match="a run of probe/delay"):
+        distil.build(env, SMALL, [distil.Graded(another, -1, 1.0)])
     config = replace(SMALL, labels="logits")
     with pytest.raises(ValueError, match="discrete actions, which probe/context has not"):
         distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), -1, 0.0)])
@@ -202,8 +224,11 @@ def test_alignment_needs_one_of_each():
     with pytest.raises(ValueError, match=r"got 1 and 0.*--expert"):
         offline.build(env, offline.Config(), [expert])
     wide = expert._replace(spec=expert.spec._replace(action_dim=3))
-    with pytest.raises(ValueError, match=r"\(\(1,\), 3\).*\(\(1,\), 2\)"):
+    with pytest.raises(ValueError, match=r"and 3 actions, not of probe/corridor-discrete with .* and 2"):
         offline.build(env, offline.Config(), [expert], [wide])
+    other = make("probe/context-discrete")  # of equal shapes; the teacher may be of another task
+    with pytest.raises(ValueError, match=r"of probe/corridor-discrete .* not of probe/context-discrete"):
+        offline.build(other, offline.Config(), [expert], [expert])
 
 
 # The command line.

@@ -10,7 +10,8 @@ episodes and nothing is asynchronous; a lane's gradients are taken where the lan
 parameters (``grad_at``); rollouts of one episode are not merged; KL divergences are exact where the code adds
 1e-10 inside of the logarithm. A teacher carries its own memory along the student's episodes, advanced as the
 student's is when it acts, where the code gives it the student's (``teacher_state``). Several teachers
-have an alignment network each and share the student's Adam for distillation.
+have an alignment network each and share the student's Adam for distillation. Adam's epsilon is optax's 1e-8,
+as in the authors' code, and no option.
 
 The paper's measure is ``Metrics.score``, of the policy that samples; a run's evaluations play it greedily.
 """

@@ -135,7 +135,8 @@ def build(
     """Aligns the one of ``teachers`` with the one of ``experts``, who knows ``env``.
 
     Raises:
-        ValueError: there is not one of each, or one cannot read the task's observations.
+        ValueError: there is not one of each, the expert is of another task, or the teacher cannot read the
+            task's observations.
     """
     if (len(teachers), len(experts)) != (1, 1):
         raise ValueError(
@@ -174,11 +175,11 @@ def build(
 
         def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
             after_expert, logits = ask(expert, frozen[0], lane.carry[0], lane.obs)
-            after_teacher, opinion = ask(teacher, frozen[1], lane.carry[1], view(lane.obs))
+            after_teacher, teacher_logits = ask(teacher, frozen[1], lane.carry[1], view(lane.obs))
             action = distributions.categorical().sample(key, logits, 1.0)
             env_state, timestep = lanes_env.step(lane.env, action)
             carry = tree.where(timestep.done, memories, (after_expert, after_teacher))
-            row = opinion, logits, timestep.reward, timestep.done
+            row = teacher_logits, logits, timestep.reward, timestep.done
             return rollout.Lane(env_state, timestep.obs, carry), row
 
         return jax.lax.scan(one, lane, jax.random.split(key, config.steps))
@@ -187,13 +188,13 @@ def build(
         """The expert plays, the teacher looks on."""
         key, key_play = jax.random.split(s.key)
         keys = jax.random.split(key_play, config.lanes)
-        lanes, (opinion, logits, reward, done) = jax.vmap(partial(play, s.frozen))(s.lanes, keys)
+        lanes, (teacher_logits, logits, reward, done) = jax.vmap(partial(play, s.frozen))(s.lanes, keys)
         returns = jax.vmap(jax.vmap(rollout.track))(s.returns, reward[None], done[None])
-        aligned = network.apply(s.learner.params, opinion)
-        histograms = (jax.nn.softmax(x).mean((0, 1)) for x in (logits, opinion, aligned))
+        aligned = network.apply(s.learner.params, teacher_logits)
+        histograms = (jax.nn.softmax(x).mean((0, 1)) for x in (logits, teacher_logits, aligned))
         loss = alignment_loss(aligned, logits, config.align_kl)
         metrics = Metrics(returns.latest.mean(1), loss, s.metrics.align_loss, *histograms)
-        pairs = store.add(s.pairs, tree.flatten((opinion, logits)), jnp.ones(seen, jnp.bool_))
+        pairs = store.add(s.pairs, tree.flatten((teacher_logits, logits)), jnp.ones(seen, jnp.bool_))
         return replace(
             s,
             key=key,
@@ -210,10 +211,10 @@ def build(
         key, key_learn = jax.random.split(s.key)
 
         def one(learner: Aligner, key: Key) -> tuple[Aligner, Array]:
-            opinion, logits = store.sample(s.pairs, key, config.batch)
+            teacher_logits, logits = store.sample(s.pairs, key, config.batch)
 
             def loss(params: Params) -> tuple[Array, None]:
-                return alignment_loss(network.apply(params, opinion), logits, config.align_kl), None
+                return alignment_loss(network.apply(params, teacher_logits), logits, config.align_kl), None
 
             optimizer = adam(s.hyper.align_lr, s.hyper.max_grad_norm)
             params, moments, value, _ = descend(optimizer, loss, learner.params, learner.optimizer)
@@ -238,9 +239,9 @@ def build(
 
 
 def _require_expert(env: Env, expert: Teacher) -> None:
-    here, there = ((tuple(s.obs_shape), s.action_dim) for s in (env.spec, expert.spec))
+    here, there = ((s.name, tuple(s.obs_shape), s.action_dim) for s in (env.spec, expert.spec))
     if here != there:
         raise ValueError(
-            f"an expert of {expert.spec.name} has observations and actions {there}; those of"
-            f" {env.spec.name} are {here}"
+            f"the expert is of {there[0]} with observations {there[1]} and {there[2]} actions, not of"
+            f" {here[0]} with {here[1]} and {here[2]}: give --expert a run of that task"
         )

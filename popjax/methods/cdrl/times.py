@@ -56,7 +56,7 @@ def remarks(
 def _resolved(hyper: Hyper, name: str) -> np.ndarray:
     """A time in environment steps, as many as there are values of it or of the budget."""
     when, budget = np.asarray(getattr(hyper, name), float), np.asarray(hyper.budget, float)
-    return np.where(when < 1, np.minimum(when, 1) * budget, when)
+    return np.where(when < 1, np.round(np.minimum(when, 1) * budget), when)
 
 
 def _where(which: np.ndarray, times: np.ndarray) -> str:

@@ -118,7 +118,8 @@ def test_logits_of_a_teacher_with_a_memory():
     method = distil.build(env, replace(SMALL, labels="logits"), (distil.Graded(run, -1, 0.0),))
     seen = jax.jit(method.step)(method.init(jax.random.key(0), distil.Hyper())).seen
     teacher = cdrl.of_run(cdrl.Finished(run))
-    for obs, done, label in zip(seen.obs, seen.done, seen.label, strict=True):
+    lanes = jax.tree.map(lambda x: x[:4], seen.rows)
+    for obs, done, label in zip(lanes.obs, lanes.done, lanes.label, strict=True):
         said = teacher.unroll(params, teacher.memory, obs, done)[1]
         np.testing.assert_allclose(label, said, rtol=1e-4, atol=1e-6)
 

@@ -209,7 +209,11 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
     from popjax import parse, pretrained
+    from popjax.host.errors import Refused
 
+    if "agents" not in saved:
+        commit = saved.get("git_commit")
+        raise Refused(f"the run is from an earlier popjax; it can be read at commit {commit}")
     module = importlib.import_module(METHODS[saved["method"]])
     config, hyper = _defaults(module, saved["agents"], None)
     config = parse.rebuild(config, saved["config"])

@@ -235,3 +235,8 @@ def test_importing_the_package_is_light() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
     )
     assert answer.stdout.startswith("[] <function train")
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_its_commit():
+    with pytest.raises(ValueError, match="earlier popjax; it can be read at commit abc"):
+        cli.rebuilt({"method": "pderl", "git_commit": "abc"})

@@ -32,7 +32,7 @@ def write(file: Path | None, **content: Any) -> None:
 
 def _without_out(arguments: list[str]) -> list[str]:
     """Without the place of the results, which differs from machine to machine."""
-    if "--out" not in arguments:
-        return arguments
-    place = arguments.index("--out")
-    return arguments[:place] + arguments[place + 2 :]
+    if "--out" in arguments:
+        place = arguments.index("--out")
+        arguments = arguments[:place] + arguments[place + 2 :]
+    return [each for each in arguments if not each.startswith("--out=")]

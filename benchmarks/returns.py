@@ -13,7 +13,9 @@ With ``--together NAME`` all runs given are also drawn into ``benchmarks/results
 over its seeds, shaded from worst to best.
 
 ``gym-swimmer-transfer.json`` holds the means and deviations that ``scripts/evaluate.py RUN --in gymnasium
---episodes 50 --json`` prints for the runs of ``gym-swimmer-*.json``.
+--episodes 50 --json`` prints for the runs of ``gym-swimmer-*.json``; ``distilled-policies.json`` those of
+``--episodes 100 --json`` for runs of ``distil`` and what they were distilled from, with the commands of all.
+``cspc-*-metrics.jsonl`` are the ``metrics.jsonl`` of the runs of ``cspc-*-cspc.json``.
 """
 
 from __future__ import annotations

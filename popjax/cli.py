@@ -212,8 +212,7 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     from popjax.host.errors import Refused
 
     if "agents" not in saved:
-        commit = saved.get("git_commit")
-        raise Refused(f"the run is from an earlier popjax; it can be read at commit {commit}")
+        raise Refused(f"the run is of an earlier popjax, readable at commit {saved.get('git_commit')}")
     module = importlib.import_module(METHODS[saved["method"]])
     config, hyper = _defaults(module, saved["agents"], None)
     config = parse.rebuild(config, saved["config"])

@@ -238,5 +238,5 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_its_commit():
-    with pytest.raises(ValueError, match="earlier popjax; it can be read at commit abc"):
+    with pytest.raises(ValueError, match="earlier popjax, readable at commit abc"):
         cli.rebuilt({"method": "pderl", "git_commit": "abc"})

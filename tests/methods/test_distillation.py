@@ -159,6 +159,15 @@ def test_all_that_was_seen_is_learned_from():
     )
 
 
+def test_what_was_seen_is_never_copied():
+    graded = (distil.Graded(taught(mirrored, "probe/context", params=jnp.float32(1)), -1, 1.0),)
+    method = distil.build(make("probe/context"), replace(SMALL, capacity=1_000_000), graded)
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    memory = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * memory.argument_size_in_bytes
+    assert memory.alias_size_in_bytes > 0.99 * memory.output_size_in_bytes
+
+
 def test_what_cannot_be_distilled_is_refused():
     env = make("probe/context")
     with pytest.raises(ValueError, match="--teacher RUN_DIR"):

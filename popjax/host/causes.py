@@ -18,7 +18,11 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
 
 @contextmanager
 def remarks_held() -> Iterator[None]:
-    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it."""
+    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it.
+
+    The writes that were under way beside the one that failed end after this, each with a traceback of an
+    event loop that is closed by then: after a failure these stay off the screen.
+    """
     logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
     level = logger.level
 
@@ -34,9 +38,9 @@ def remarks_held() -> Iterator[None]:
     sys.unraisablehook, sys.excepthook = unraisable, exception
     try:
         yield
+        sys.unraisablehook, sys.excepthook = before
     finally:
         logger.setLevel(level)
-        sys.unraisablehook, sys.excepthook = before
 
 
 def reason(error: BaseException) -> str:

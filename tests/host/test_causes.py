@@ -1,0 +1,49 @@
+"""What libraries print beside an exception that they raise."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from popjax.host import causes
+
+LATE, OTHER = RuntimeError("Event loop is closed"), RuntimeError("something else")
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+    """What the hooks of this process were told."""
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, value, trace: told.append(value))
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(event.exc_value))
+    return told
+
+
+def remark(error):
+    sys.excepthook(type(error), error, None)
+    sys.unraisablehook(SimpleNamespace(exc_value=error))
+
+
+@causes.remarks_held()
+def fail():
+    remark(LATE)
+    raise OSError("full")
+
+
+def test_after_a_failure_late_writes_say_nothing_and_others_do(hooks):
+    with pytest.raises(OSError, match="full"):
+        fail()
+    remark(LATE)
+    remark(OTHER)
+    assert hooks == [OTHER, OTHER]
+
+
+def test_without_a_failure_everything_is_as_before(hooks):
+    before = sys.excepthook, sys.unraisablehook
+    with causes.remarks_held():
+        remark(LATE)
+        remark(OTHER)
+    assert hooks == [OTHER, OTHER]
+    assert (sys.excepthook, sys.unraisablehook) == before

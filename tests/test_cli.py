@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from popjax import cli, parse
+from popjax import cli
+from popjax.cli import parse
 from popjax.host.options import Options
 from popjax.host.rundir import write_json
 from popjax.methods import cspc, independent, pderl

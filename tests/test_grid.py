@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from popjax import cli, grid
+from popjax import cli
+from popjax.cli import grid
 from popjax.host import memory, shard
 from popjax.host.errors import TooLarge
 from tests.test_cli import TINY, refused

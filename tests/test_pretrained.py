@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from popjax import cli, pretrained
+from popjax import cli
+from popjax.cli import pretrained
 from popjax.methods import ca2e
 
 OPTIONS = ["--eval-every", "100", "--eval-episodes", "3", "--log-every", "50", "--checkpoint-every", "100"]

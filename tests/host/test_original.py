@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import cli, show
+from popjax import cli
+from popjax.cli import show
 from popjax.core import Env, Method, Spec
 from popjax.host import original
 from popjax.host.errors import Refused

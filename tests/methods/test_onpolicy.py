@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import cli, parse, rollout, tree
+from popjax import cli, rollout, tree
 from popjax.agents import a2c, sac
+from popjax.cli import parse
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy

@@ -26,7 +26,8 @@ class Program(NamedTuple):
 
 def train_program(program: Program, root: Path, resume: bool) -> Any:
     """Trains one program in this process; returns its ``Result``."""
-    from popjax import cli, parse, pretrained, results
+    from popjax import cli
+    from popjax.cli import parse, pretrained, results
     from popjax.host import detach, rundir
     from popjax.host.train import train
 
@@ -87,7 +88,7 @@ def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
 def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
     """A further task has the defaults of its task; as the run's own task with other options it would be
     another."""
-    from popjax.parse import Fault
+    from popjax.cli.parse import Fault
 
     for option, names in tasks.items():
         if common.env_option and common.env in names:
@@ -99,7 +100,8 @@ def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
 
 def check_build(program: Program) -> None:
     """Builds one of several programs, so that what cannot be built is known before the first is trained."""
-    from popjax import cli, parse
+    from popjax import cli
+    from popjax.cli import parse
 
     if any(program.runs.values()):
         return  # what these have learned may take long to read
@@ -110,8 +112,8 @@ def check_build(program: Program) -> None:
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
     """Runs ``command``; what goes wrong in it is told with an exit code, which is returned. Ctrl-C is not."""
+    from popjax.cli.parse import Fault
     from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, Refused
-    from popjax.parse import Fault
 
     try:
         command()
@@ -126,7 +128,7 @@ def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
 
 def join_processes(argv: list[str]) -> list[str]:
     """Starts the processes that the arguments speak of, which must come before anything else of JAX."""
-    from popjax import parse
+    from popjax.cli import parse
     from popjax.host import processes
 
     coordinator, argv = parse.peel(argv, "--coordinator")

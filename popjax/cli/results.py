@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 def evaluate(argv: list[str]) -> None:
     """``scripts/evaluate.py``."""
-    from popjax import cli, parse
+    from popjax import cli
+    from popjax.cli import parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
     cli.prepare_jax()
-    from popjax import show
+    from popjax.cli import show
     from popjax.host import sweep
     from popjax.host.evaluate import evaluate as evaluate_state
 
@@ -51,8 +52,8 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
     library = arguments.in_
     if library is None:
         return None
+    from popjax.cli.show import Played
     from popjax.host import original
-    from popjax.show import Played
 
     copies = [original.make(library, run.env, run.saved["env_options"]) for _ in range(arguments.episodes)]
     return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
@@ -78,10 +79,10 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
 
 def report(argv: list[str]) -> None:
     """``scripts/report.py``."""
-    from popjax import parse
+    from popjax.cli import parse
 
     arguments = parse.parse(parse.ReportArguments, argv, program="report.py")
-    from popjax import show
+    from popjax.cli import show
     from popjax.host.report import report as write
 
     show.report(write(arguments.run_dirs, arguments.out, arguments.labels))
@@ -89,11 +90,12 @@ def report(argv: list[str]) -> None:
 
 def export(argv: list[str]) -> None:
     """``scripts/export.py``."""
-    from popjax import cli, parse
+    from popjax import cli
+    from popjax.cli import parse
 
     arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
     cli.prepare_jax()
-    from popjax import show
+    from popjax.cli import show
     from popjax.host import sweep
     from popjax.host.export import export_policy
 
@@ -128,7 +130,7 @@ def tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
     """``--wandb``: the sink that sends to a project."""
     if common.wandb is None:
         return []
-    from popjax import grid
+    from popjax.cli import grid
     from popjax.host import processes
     from popjax.host.tracking import wandb_runs
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from popjax import training
-from popjax.training import Program
+from popjax.cli import training
+from popjax.cli.training import Program
 
 if TYPE_CHECKING:
     from popjax.core import Env, Method
@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """``scripts/evaluate.py``: evaluates what a run has left. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    from popjax import results
+    from popjax.cli import results
 
     return _guarded(lambda: results.evaluate(arguments), arguments)
 
@@ -62,7 +62,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 def report(argv: Sequence[str] | None = None) -> int:
     """``scripts/report.py``: writes a page about runs. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    from popjax import results
+    from popjax.cli import results
 
     return _guarded(lambda: results.report(arguments), arguments)
 
@@ -70,15 +70,15 @@ def report(argv: Sequence[str] | None = None) -> int:
 def export(argv: Sequence[str] | None = None) -> int:
     """``scripts/export.py``: writes a policy that acts without popjax. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    from popjax import results
+    from popjax.cli import results
 
     return _guarded(lambda: results.export(arguments), arguments)
 
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
+    from popjax.cli.parse import Fault
     from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused
-    from popjax.parse import Fault
 
     try:
         command()
@@ -104,7 +104,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax import grid, parse, several
+    from popjax.cli import grid, parse, several
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -145,7 +145,7 @@ def _run_within(argv: Sequence[str]) -> int:
 
 def understand(name: str, argv: list[str]) -> Program:
     """The arguments of one program, after those that several share are taken out."""
-    from popjax import parse, pretrained
+    from popjax.cli import parse, pretrained
 
     module = importlib.import_module(METHODS[name])
     task = parse.peel(argv, "--env")[0]
@@ -208,7 +208,7 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
 
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
-    from popjax import parse, pretrained
+    from popjax.cli import parse, pretrained
     from popjax.host.errors import Refused
 
     if "agents" not in saved:
@@ -239,7 +239,7 @@ def prepare_jax() -> None:
 
 def _peel_envs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The tasks of every option in the module's ``ENVS``, out of ``argv``, and what remains."""
-    from popjax.parse import peel_all
+    from popjax.cli.parse import peel_all
 
     found = {}
     for option in getattr(module, "ENVS", {}):
@@ -258,7 +258,7 @@ def _peel_agents(
     module: ModuleType, argv: list[str], task: str | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
-    from popjax.parse import Fault, key_values, nearest, peel, peel_all
+    from popjax.cli.parse import Fault, key_values, nearest, peel, peel_all
 
     kinds = {}
     for field, known in getattr(module, "AGENTS", {}).items():
@@ -354,8 +354,8 @@ def _help(parse: ModuleType) -> None:
 
 def make_env(name: str, options: dict[str, Any]) -> Any:
     """The environment; a Fault where there is none."""
+    from popjax.cli.parse import Fault
     from popjax.envs import make
-    from popjax.parse import Fault
 
     try:
         return make(name, **options)
@@ -369,7 +369,7 @@ def make_env(name: str, options: dict[str, Any]) -> Any:
 
 def build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
     """The method; a Fault where it cannot be built."""
-    from popjax.parse import Fault
+    from popjax.cli.parse import Fault
 
     try:
         return module.build(env, config, **built_on)

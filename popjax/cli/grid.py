@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from popjax import parse
+from popjax.cli import parse
 from popjax.host import index, processes, rundir, shard, sweep
 from popjax.host.errors import Refused, TooLarge
 from popjax.host.index import Entry

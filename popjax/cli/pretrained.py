@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from popjax import parse
+from popjax.cli import parse
 from popjax.host import checkpoint, rundir, sweep
 from popjax.host.errors import Refused
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from popjax import grid, show
+from popjax.cli import grid, show
 from popjax.host import index, launch, processes
 from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, TooLarge
 from popjax.host.index import Entry

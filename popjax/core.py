@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
@@ -339,41 +338,8 @@ def stacked_fields(state: Any) -> dict[str, PyTree]:
 
 
 def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:
-    """Field of a ``Hyper``: a number in [low, high], to which ``check_numbers`` holds it before a run."""
+    """Field of a ``Hyper``: a number in [low, high], which ``checks.check_numbers`` asks for before a run."""
     return struct.field(default=default, metadata={"range": (low, high)})
-
-
-def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
-    """Compares every number of a ``Hyper``, which may be stacked, with the range of its field.
-
-    Raises:
-        ValueError: one is outside, or not a number.
-    """
-    for field in fields(hyper):
-        value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
-        if is_dataclass(value):
-            check_numbers(value, name)
-        elif "range" in field.metadata:
-            low, high = field.metadata["range"]
-            if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
-                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
-
-
-def check_choices(config: Any) -> None:
-    """That every field with a choice of words has one of them.
-
-    Raises:
-        ValueError: one has not.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            known = ", ".join(repr(word) for word in get_args(kind))
-            raise ValueError(f"{name} is one of {known}, got {getattr(config, name)!r}")
-
-
-def nearest_divisor(total: int, count: int) -> int:
-    """The number nearest to ``count`` that divides ``total``, for a refusal to name one that would do."""
-    return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - count))
 
 
 def as_arrays(hyper: S) -> S:

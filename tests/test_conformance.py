@@ -187,6 +187,7 @@ SLOW = (
     "cdrl_finished",
     "ce_all",
     "cspc_fused",
+    "ddpg",
     "ddpg_normalized",
     "erl",
     "onpolicy_lstm",

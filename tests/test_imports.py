@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
-    {"core", "tree", "shuffle"},
+    {"core", "checks", "tree", "shuffle"},
     {
         "nets",
         "replay",
@@ -32,10 +32,9 @@ LAYERS = (
     {"agents", "evolution", "intrinsic"},
     {"methods"},
 )
-COMMAND_LINE = {"cli", "grid", "parse", "pretrained", "results", "several", "show", "training"}
-ABOVE = {"host"} | COMMAND_LINE
+ABOVE = {"host", "cli"}
 # The host sees a method through the record `Method`, whatever it is made of.
-HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods"} | COMMAND_LINE
+HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods", "cli"}
 # What the modules of a package may share: written once, used by all of them.
 SHARED = {
     "popjax.envs.episodic",

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
-from popjax.core import Agent, OnPolicyAgent, Spec, nearest_divisor
+from popjax.checks import nearest_divisor
+from popjax.core import Agent, OnPolicyAgent, Spec
 
 AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "td3": td3, "sac": sac, "sac2018": sac2018, "dqn": dqn}
 """The kinds of agent that learn from a replay, by their names on the command line."""

@@ -23,6 +23,7 @@ from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, tree
+from popjax.checks import check_choices, check_least
 from popjax.core import (
     Key,
     Network,
@@ -53,8 +54,8 @@ class Config:
     lstm: int = 0  # units of an LSTM behind the hidden layers of policy and value network; 0: none
 
     def __post_init__(self) -> None:
-        if self.lstm < 0:
-            raise ValueError(f"lstm must not be negative, got {self.lstm}")
+        check_choices(self)
+        check_least(self, 0, "lstm")
 
 
 @struct.dataclass

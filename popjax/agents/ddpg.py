@@ -18,6 +18,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, normalize, tree
+from popjax.checks import check_choices
 from popjax.core import (
     Agent,
     Key,
@@ -51,6 +52,7 @@ class Config:
     output_scale: float = 0.1  # "torch", "branches": multiplies the learner's initial output layers
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.critic == "layers" and not 0 <= self.action_layer < len(self.critic_layers):
             raise ValueError(
                 f"action_layer {self.action_layer} is none of the {len(self.critic_layers)} critic_layers,"

@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
+from popjax.checks import check_choices
 from popjax.core import Agent, Key, Network, Number, Params, PyTree, Spec, Transition, importance, number
 from popjax.nets import images
 from popjax.optimize import adam, descend
@@ -30,6 +31,9 @@ class Config:
     dueling: bool = False  # whether value and advantage have dense layers of their own
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @struct.dataclass

@@ -23,16 +23,8 @@ from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, normalize, tree
-from popjax.core import (
-    Key,
-    Number,
-    OnPolicyAgent,
-    Params,
-    PyTree,
-    Spec,
-    Trajectory,
-    number,
-)
+from popjax.checks import check_choices, check_least
+from popjax.core import Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
 from popjax.optimize import adam, annealed, descend
 
 CLIP_OBS = 10.0  # standard deviations
@@ -57,9 +49,8 @@ class Config:
     normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
-        for name in ("policy_epochs", "value_epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_choices(self)
+        check_least(self, 1, "policy_epochs", "value_epochs", "minibatches")
 
 
 @struct.dataclass

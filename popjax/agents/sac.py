@@ -17,6 +17,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, tree
+from popjax.checks import check_choices
 from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -29,6 +30,9 @@ class Config:
     actor_q: Literal["mean", "min"] = (
         "mean"  # the actor ascends the mean of the twins (jaxrl2) or their minimum
     )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @struct.dataclass
@@ -95,8 +99,6 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     temperatures, entropies and the rewards [heads, B] of a batch have a leading axis, and losses are summed
     over it."""
     obs_dim, action_dim = continuous_dims(spec, "sac")
-    if config.actor_q not in ("mean", "min"):
-        raise ValueError(f"actor_q is 'mean' or 'min', got {config.actor_q!r}")
     if heads is None:
         actor = nets.gaussian_actor(obs_dim, action_dim, config.hidden)
         critic = nets.critic(obs_dim, action_dim, config.hidden, initializer="orthogonal")

@@ -18,6 +18,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, tree
+from popjax.checks import check_choices
 from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -30,8 +31,7 @@ class Config:
     actor_q: Literal["min", "first"] = "min"  # the actor ascends the smaller of the twins or the first
 
     def __post_init__(self) -> None:
-        if self.actor_q not in ("min", "first"):
-            raise ValueError(f"actor_q is 'min' or 'first', got {self.actor_q!r}")
+        check_choices(self)
 
 
 @struct.dataclass

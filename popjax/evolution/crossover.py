@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
+from popjax.checks import check_choices, check_least
 from popjax.core import Key, Network, Params
 from popjax.distil import better_action, imitation_loss
 from popjax.optimize import adam, descend
@@ -57,10 +58,8 @@ class Distillation:
     regularizer: Literal["mean_all", "paper"] = "mean_all"  # mean over states and components, or states only
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.epochs) < 1:
-            raise ValueError(f"distillation batch {self.batch} and epochs {self.epochs} must be at least 1")
-        if self.child_init not in ("y", "random"):
-            raise ValueError(f"child_init is 'y' or 'random', got {self.child_init!r}")
+        check_choices(self)
+        check_least(self, 1, "batch", "epochs")
 
 
 def distil(

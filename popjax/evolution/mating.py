@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from popjax.checks import check_choices, check_least
 from popjax.core import Key, Network, Params
 from popjax.replay.ring import Ring, draw
 
@@ -25,12 +26,8 @@ class Mating:
     allow_self_pair: bool = True  # whether a winner that the list of candidates repeats may mate with itself
 
     def __post_init__(self) -> None:
-        if self.score not in ("greedy", "distance"):
-            raise ValueError(f"mating score is 'greedy' or 'distance', got {self.score!r}")
-        if self.actions not in ("current", "stored"):
-            raise ValueError(f"mating actions are 'current' or 'stored', got {self.actions!r}")
-        if min(self.batch, self.newest) < 1:
-            raise ValueError(f"mating batch {self.batch} and newest {self.newest} must be at least 1")
+        check_choices(self)
+        check_least(self, 1, "batch", "newest")
 
 
 def scores(config: Mating, actor: Network, actors: Params, memories: Ring, fitness: Array, key: Key) -> Array:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.core import as_arrays, check_numbers
+from popjax.checks import check_numbers
+from popjax.core import as_arrays
 from popjax.host.errors import Refused
 
 _PREFIX = "hyper."

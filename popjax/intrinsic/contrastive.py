@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets
+from popjax.checks import check_choices, check_least
 from popjax.core import Network, Params
 
 
@@ -34,9 +35,8 @@ class Config:
     horizon: int = 5  # a positive is at most so many environment steps away
 
     def __post_init__(self) -> None:
-        for name in ("features", "bank_size", "bank_every", "neighbours", "horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_choices(self)
+        check_least(self, 1, "features", "bank_size", "bank_every", "neighbours", "horizon")
         if self.bank_size < self.neighbours:
             raise ValueError(
                 f"a bank of {self.bank_size} states has no {self.neighbours} nearest neighbours;"

@@ -20,6 +20,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, normalize, tree
+from popjax.checks import check_choices
 from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Transition, number
 from popjax.normalize import ReturnStatistics, RunningStatistics
 from popjax.optimize import adam, descend
@@ -36,6 +37,9 @@ class Config:
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # whose standard deviation divides the bonus
     lanes: tuple[int, ...] = ()  # shape of the environment lanes that an observer of returns will see
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @struct.dataclass
@@ -151,8 +155,6 @@ def observer(obs_dim: int, config: Config) -> Observe:
 
 def _network(obs_dim: int, config: Config) -> Network:
     """obs [..., D] -> features [..., F]: both target and predictor."""
-    if config.scale not in ("bonus", "return"):
-        raise ValueError(f"scale is 'bonus' or 'return', got {config.scale!r}")
     return nets.mlp(obs_dim, config.hidden, config.features, initializer="orthogonal")
 
 

@@ -24,6 +24,7 @@ from flax import struct
 from jax import Array
 
 from popjax import rollout, tree
+from popjax.checks import check_choices, check_least
 from popjax.core import (
     Env,
     Ingredient,
@@ -85,11 +86,8 @@ class Config:
     labels: Literal["actions", "logits"] = "actions"  # what a teacher of discrete actions says
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "steps", "capacity", "batch", "updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.labels not in ("actions", "logits"):
-            raise ValueError(f"labels is 'actions' or 'logits', got {self.labels!r}")
+        check_choices(self)
+        check_least(self, 1, "lanes", "steps", "capacity", "batch", "updates")
 
 
 @struct.dataclass

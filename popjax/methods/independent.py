@@ -19,17 +19,8 @@ from jax import Array
 
 from popjax import agents, rollout, tree
 from popjax.agents import sac
-from popjax.core import (
-    Env,
-    Key,
-    Method,
-    Params,
-    PyTree,
-    as_arrays,
-    chain,
-    example_transition,
-    stacked,
-)
+from popjax.checks import check_least
+from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
 from popjax.replay.ring import ring
 
 AGENTS = {"agent": agents.AGENTS}
@@ -51,11 +42,8 @@ class Config:
     shared_replay: bool = False  # one replay for all agents instead of one each
 
     def __post_init__(self) -> None:
-        for name in ("population", "lanes", "steps", "updates", "batch", "capacity"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must not be negative, got {self.warmup}")
+        check_least(self, 1, "population", "lanes", "steps", "updates", "batch", "capacity")
+        check_least(self, 0, "warmup")
         if self.batch > self.capacity:
             raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}")
 

@@ -19,17 +19,8 @@ from jax import Array
 
 from popjax import agents, rollout, tree
 from popjax.agents import a2c
-from popjax.core import (
-    Env,
-    Key,
-    Method,
-    Params,
-    PyTree,
-    Trajectory,
-    as_arrays,
-    chain,
-    stacked,
-)
+from popjax.checks import check_least
+from popjax.core import Env, Key, Method, Params, PyTree, Trajectory, as_arrays, chain, stacked
 
 AGENTS = {"agent": agents.ON_POLICY_AGENTS}
 """The kinds of agent that a field of Config may be, by their names on the command line."""
@@ -45,11 +36,8 @@ class Config:
     steps: int = 0  # environment steps of each lane in a rollout; 0: the agent's own, 5 (a2c) or 1,000 (ppo)
 
     def __post_init__(self) -> None:
-        for name in ("population", "lanes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.steps < 0:
-            raise ValueError(f"steps must not be negative, got {self.steps}")
+        check_least(self, 1, "population", "lanes")
+        check_least(self, 0, "steps")
 
 
 Hyper = Any

@@ -20,6 +20,7 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
+from popjax.checks import check_choices
 from popjax.core import Key, Network, Params, PyTree, Recurrent
 from popjax.nets.layers import ACTIVATIONS, Conv, Dense
 
@@ -60,8 +61,7 @@ class Config:
     units: int = 256  # of either
 
     def __post_init__(self) -> None:
-        if self.torso not in ("auto", *TORSOS):
-            raise ValueError(f"torso is one of 'auto', {', '.join(map(repr, TORSOS))}, got {self.torso!r}")
+        check_choices(self)
         if min((self.units, *self.filters, *self.hidden)) < 1:
             raise ValueError(f"layers need units, got {self.filters}, {self.hidden}, {self.units}")
 

@@ -237,7 +237,7 @@ def test_images_pass_convolutions_first(hidden, features):
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(ValueError, match="lstm must not be negative, got -1"):
+    with pytest.raises(ValueError, match="lstm must be at least 0, got -1"):
         a2c.Config(lstm=-1)
 
 

@@ -276,10 +276,20 @@ def at(states, step):
     return jax.tree.map(lambda x: x[step], states)
 
 
+OTHER_WEIGHTS = {
+    "largest_weight": "buffer",
+    "initial_target": "online",
+    "clip_rewards": True,
+    "stratified": False,
+}
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"largest_weight": "buffer", "initial_target": "online", "clip_rewards": True, "stratified": False}],
-    ids=["defaults", "options"],
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param(OTHER_WEIGHTS, id="options", marks=pytest.mark.slow),
+    ],
 )
 def test_new_priorities_are_the_errors_before_the_gradient_step(options):
     states, config, _ = learned(**options)

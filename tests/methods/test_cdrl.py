@@ -279,7 +279,7 @@ def test_lanes_count_one_after_the_other():
 # Identity (worked example 8).
 
 
-@pytest.mark.parametrize("mode", ["sequential", "batched"])
+@pytest.mark.parametrize("mode", ["sequential", pytest.param("batched", marks=pytest.mark.slow)])
 def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
     """Same task, same parameters, its own memory, no alignment, the policy head: for many rollouts with the
     ends of episodes in them the loss is 0 and the student stays as it is, bit for bit."""
@@ -521,7 +521,7 @@ def test_remarks_on_times_at_which_nothing_is_distilled():
     assert "begins at 20 environment steps, before" in told(100, **sweep)
 
 
-@pytest.mark.parametrize("actions", [1, 4])
+@pytest.mark.parametrize("actions", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_wider_teacher_through_adapters(actions):
     """It sees zeros where the student's task has no component; probabilities stay those of a policy."""
     wide = env().spec._replace(name="wide", obs_shape=(3,), action_dim=actions)

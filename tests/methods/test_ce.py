@@ -53,6 +53,9 @@ VARIANTS = {
 RARE = (
     "q",
     "lanes",
+    "replica",
+    "alone",
+    "rnd",
     "rnd_replica",
     "rnd_ce",
     "dice",
@@ -206,7 +209,7 @@ def test_agent_i_trains_on_the_tasks_reward_plus_its_own_novelty():
     )
 
 
-@pytest.mark.parametrize("encoder_steps", [1, 2])
+@pytest.mark.parametrize("encoder_steps", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_encoder_takes_its_steps_with_every_update(encoder_steps):
     method = ce.build(make("probe/corridor"), replace(SMALL, encoder_steps=encoder_steps))
     steps = jax.jit(lambda s: jax.lax.fori_loop(0, 15, lambda _, s: method.step(s), s))

@@ -176,7 +176,7 @@ def test_the_best_agent_is_deployed(key):
     [
         ({"population": 0}, "population must be at least 1, got 0"),
         ({"batch": 65, "capacity": 64}, "batch 65 exceeds the replay's capacity 64"),
-        ({"warmup": -1}, "warmup must not be negative, got -1"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
     ],
 )
 def test_senseless_configs_are_refused(numbers, message):

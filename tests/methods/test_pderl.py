@@ -185,7 +185,9 @@ def test_discrete_tasks_are_refused():
         pderl.build(make("probe/action-discrete"))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("derl", "perl"))) for name in VARIANTS]
+)
 def test_every_variant_trains(name):
     """All numbers stay finite; environment and gradient steps are counted exactly."""
     config, total = VARIANTS[name], 0

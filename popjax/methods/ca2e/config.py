@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 from flax import struct
 
 from popjax.agents import ddpg, dqn
-from popjax.core import Number, check_choices, number
+from popjax.checks import check_choices, check_least
+from popjax.core import Number, number
 
 AgentConfig: TypeAlias = dqn.Config | ddpg.Config
 
@@ -55,23 +56,11 @@ class Config:
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 
     def __post_init__(self) -> None:
-        positive = (
-            *(
-                "nature_actors",
-                "lanes",
-                "n_step",
-                "batch",
-                "capacity",
-                "local_buffer",
-                "sync_every",
-                "checks",
-            ),
-            *("env_steps_per_update", "check_every", "target_every", "return_window", "greedy_episodes"),
-        )
-        for name, least in [(name, 1) for name in positive] + [("prior_actors", 0), ("prior_until", 0)]:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         check_choices(self)
+        check_least(self, 0, "prior_actors", "prior_until")
+        check_least(self, 1, "nature_actors", "lanes", "n_step", "batch", "capacity", "local_buffer")
+        check_least(self, 1, "sync_every", "checks", "env_steps_per_update", "check_every", "target_every")
+        check_least(self, 1, "return_window", "greedy_episodes")
         if not self.exploration or min(self.exploration) < 0:
             raise ValueError(f"exploration needs a number >= 0 for each nature actor, got {self.exploration}")
         if self.batch > self.capacity:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax.core import Number, check_choices, number
+from popjax.checks import check_choices, check_least
+from popjax.core import Number, number
 from popjax.nets import recurrent
 
 NEVER = math.inf
@@ -46,9 +47,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("lanes", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "lanes", "steps")
         if min(self.align_hidden, default=1) < 1:
             raise ValueError(f"align_hidden: layers need units, got {self.align_hidden}")
         if self.align != "none" and self.pad_actions:

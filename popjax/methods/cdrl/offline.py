@@ -21,6 +21,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, rollout, tree
+from popjax.checks import check_choices, check_least
 from popjax.core import (
     Env,
     Ingredient,
@@ -31,7 +32,6 @@ from popjax.core import (
     PyTree,
     as_arrays,
     chain,
-    check_choices,
     number,
     stacked,
 )
@@ -77,9 +77,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("lanes", "steps", "updates", "batch", "capacity"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "lanes", "steps", "updates", "batch", "capacity")
 
 
 @struct.dataclass

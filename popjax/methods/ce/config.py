@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from popjax.agents import sac
+from popjax.checks import check_choices, check_least
 from popjax.core import Number, number
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.methods.ce import acting, drives, learners
@@ -58,12 +59,9 @@ class Config:
             "q_horizon",
             "skills",
         )
-        for name in whole:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "pretraining"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_choices(self)
+        check_least(self, 1, *whole)
+        check_least(self, 0, "warmup", "pretraining")
         if not 0 <= self.eval_agent < self.population:
             raise ValueError(f"eval_agent {self.eval_agent} is none of {self.population} agents")
         updates = self.updates_per_step * self.actors * self.lanes

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from flax import struct
 
 from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
-from popjax.core import Number, check_choices, nearest_divisor, number
+from popjax.checks import check_choices, check_least, nearest_divisor
+from popjax.core import Number, number
 from popjax.evolution import cem
 
 
@@ -104,12 +105,8 @@ class Config:
     def __post_init__(self) -> None:
         check_choices(self)
         whole = ("phase", "capacity", "local_capacity", "batch", "lanes", "on_policy_lanes", "trials")
-        for name in (*whole, "on_policy_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("copies", "first_phase", "local_least", "warmup", "update_after"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_least(self, 1, *whole, "on_policy_batch")
+        check_least(self, 0, "copies", "first_phase", "local_least", "warmup", "update_after")
         if not self.members:
             raise ValueError("a team needs an agent: off_policy, on_policy and evolution are all none")
         if self.off_policy is None and self.copies:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from flax import struct
 
 from popjax.agents import ddpg
+from popjax.checks import check_choices, check_least
 from popjax.core import Number, number
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
@@ -44,12 +45,9 @@ class Config:
         return max(1, int(self.elite_fraction * self.population + 1e-9))
 
     def __post_init__(self) -> None:
-        for name in ("trials", "sync_period", "tournament", "mutation_batch", "batch", "start_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in (("crossover", ("distil", "n_point")), ("mutation", ("proximal", "gaussian"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}")
+        check_choices(self)
+        whole = ("trials", "sync_period", "tournament", "mutation_batch", "batch", "start_batches")
+        check_least(self, 1, *whole)
         if self.population < 2 * self.elites:
             raise ValueError(
                 f"elites {self.elites} exceed half of population {self.population}: "

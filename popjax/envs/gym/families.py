@@ -1,122 +1,19 @@
-"""Gymnasium's MuJoCo tasks on device, from Gymnasium's own model files. https://gymnasium.farama.org
-
-Every formula below is that of ``gymnasium.envs.mujoco``, versions 4 and 5, the class named at it. Constructor
-keywords, their defaults, the time limit and the number of physics steps are read off the installed library.
-The scores that papers report for ``-v2`` compare with ``-v4``.
-
-Differs from Gymnasium: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``). Actions are in [-1, 1], rescaled
-to the model's bounds; control costs are computed from the rescaled action, as there. Humanoid and
-HumanoidStandup ask for the PGS solver, which MJX has not; Newton's solves the same problem. Pusher-v4 is
-absent because Gymnasium itself refuses it on MuJoCo 3.
-"""
+"""The bodies of Gymnasium's MuJoCo tasks: where they start, what they sense, what they are paid for. Each is
+``(model, options, version) -> Task``."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from popjax.core import Env, Key
-from popjax.envs.mujoco import Solver, Task, simulation, uniform
-from popjax.envs.options import check, keywords, types
-
-NEWTON = 2  # mujoco.mjtSolver.mjSOL_NEWTON
-
-
-class _Family(NamedTuple):
-    """A task in all its versions.
-
-    task:   (model, options, version) -> Task
-    solver: the fewest iterations that leave the transition error where 100 / 50 have it
-    xml4:   the model file of version 4 where it is another than that of version 5
-    """
-
-    task: Callable[[Any, SimpleNamespace, int], Task]
-    solver: Solver
-    versions: tuple[int, ...] = (4, 5)
-    xml4: str | None = None
-
-
-def tasks() -> Sequence[str]:
-    """The ids of the tasks, as Gymnasium spells them."""
-    return tuple(f"{name}-v{v}" for name, family in FAMILIES.items() for v in family.versions)
-
-
-def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
-    """A Gymnasium task on MJX.
-
-    episode_length: time limit, environment steps; by default the one Gymnasium registers.
-    options:        keywords of the original's constructor, but for rendering.
-
-    Raises:
-        ValueError: Gymnasium or the model file is missing, the original's constructor has no such keyword, or
-            a value is of the wrong type.
-    """
-    name, _, version = task.partition("-v")
-    family = FAMILIES[name]
-    o = _options(task, options if episode_length is None else {"episode_length": episode_length, **options})
-    if o.frame_skip < 1:
-        raise ValueError(f"gym/{task}: option frame_skip must be at least 1, got {o.frame_skip}")
-    model = _load(task, o.xml_file)
-    return simulation(
-        f"gym/{task}",
-        model,
-        family.task(model, o, int(version)),
-        family.solver,
-        frame_skip=o.frame_skip,
-        episode_length=o.episode_length,
-    )
-
-
-def load(task: str, **options: Any) -> Any:
-    """The ``mujoco.MjModel`` of a task to look at: with a camera, "view", where the original has none."""
-    return _load(task, _options(task, options).xml_file, watched=True)
-
-
-def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
-    """The time limit and the value of every keyword of any version. Version 4 writes as constants what
-    version 5 has as keywords, with the same values; the model file of Walker2d is the one exception."""
-    try:
-        import gymnasium
-
-        spec = gymnasium.spec(task)
-        own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
-    except ImportError as absent:
-        raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]' ({absent})") from absent
-    check(f"gym/{task}", options, {"episode_length": int, **types(own)})
-    values = {name: keyword.default for name, keyword in {**latest, **own}.items()}
-    if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
-        values["xml_file"] = xml
-    return SimpleNamespace(**{"episode_length": spec.max_episode_steps, **values, **options})
-
-
-def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
-    module, _, name = spec.entry_point.partition(":")
-    found = keywords(getattr(importlib.import_module(module), name))
-    return {name: keyword for name, keyword in found.items() if "camera" not in name}
-
-
-def _load(task: str, xml: str, watched: bool = False) -> Any:
-    import mujoco
-    from gymnasium.envs.mujoco.mujoco_env import expand_model_path
-
-    try:
-        model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
-    except (OSError, ValueError) as failure:
-        raise ValueError(f"gym/{task}: option xml_file={xml!r}: {failure}") from None
-    if watched and not model.ncam:
-        spec = mujoco.MjSpec.from_file(path)
-        spec.worldbody.add_camera(name="view")
-        model = spec.compile()
-    return model
+from popjax.core import Key
+from popjax.envs.mujoco import Task, uniform
 
 
 def _perturbed(model: Any, scale: float, gaussian: bool = False) -> Callable[[Key], tuple[Array, Array]]:
@@ -139,7 +36,7 @@ def _square(x: Array) -> Array:
     return jnp.sum(x * x)
 
 
-def _runner(
+def runner(
     model: Any,
     o: SimpleNamespace,
     version: int,
@@ -185,14 +82,14 @@ def _runner(
     return Task(reset, observe, reward, terminated, position, wrenches=cost is not None)
 
 
-def _hopper(model: Any, o: SimpleNamespace, version: int) -> Task:
+def hopper(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``HopperEnv``; the angle and every other coordinate but the first two must stay in bounds."""
 
     def healthy(data: Any) -> Array:
         rest = jnp.concatenate([data.qpos[2:], data.qvel])
         return jnp.all(_between(o.healthy_state_range[0], rest, o.healthy_state_range[1])) & _upright(o, data)
 
-    return _runner(model, o, version, speed_bound=10, healthy=healthy)
+    return runner(model, o, version, speed_bound=10, healthy=healthy)
 
 
 def _upright(o: SimpleNamespace, data: Any) -> Array:
@@ -200,12 +97,12 @@ def _upright(o: SimpleNamespace, data: Any) -> Array:
     return _between(low, data.qpos[1], high) & _between(least, data.qpos[2], most)
 
 
-def _walker2d(model: Any, o: SimpleNamespace, version: int) -> Task:
+def walker2d(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``Walker2dEnv``; version 5 has the same friction on both feet."""
-    return _runner(model, o, version, speed_bound=10, healthy=lambda data: _upright(o, data))
+    return runner(model, o, version, speed_bound=10, healthy=lambda data: _upright(o, data))
 
 
-def _ant(model: Any, o: SimpleNamespace, version: int) -> Task:
+def ant(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``AntEnv``; the torso's place is that of the last stage of the integrator, as MuJoCo leaves it.
 
     Version 4 has contact forces, those on the world included, and their cost only with
@@ -223,7 +120,7 @@ def _ant(model: Any, o: SimpleNamespace, version: int) -> Task:
         finite = jnp.all(jnp.isfinite(data.qpos)) & jnp.all(jnp.isfinite(data.qvel))
         return finite & (o.healthy_z_range[0] <= data.qpos[2]) & (data.qpos[2] <= o.healthy_z_range[1])
 
-    return _runner(
+    return runner(
         model,
         o,
         version,
@@ -261,7 +158,7 @@ def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array
     return sensed
 
 
-def _humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
+def humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``HumanoidEnv``; rewarded is the centre of mass. Version 4 has no contact cost."""
     mass = jnp.asarray(model.body_mass / model.body_mass.sum(), jnp.float32)
 
@@ -269,7 +166,7 @@ def _humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
         impact = o.contact_cost_weight * _square(data._impl.cfrc_ext)
         return jnp.clip(impact, *o.contact_cost_range) if version == 5 else 0.0
 
-    return _runner(
+    return runner(
         model,
         o,
         version,
@@ -281,7 +178,7 @@ def _humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
     )
 
 
-def _humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
+def humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``HumanoidStandupEnv``; rewarded is the height over the duration of a physics step, which
     Gymnasium does not weight with its keyword ``uph_cost_weight``."""
     hidden = 2 if o.exclude_current_positions_from_observation else 0
@@ -297,7 +194,7 @@ def _humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
     return Task(_perturbed(model, o.reset_noise_scale), observe, reward, wrenches=True)
 
 
-def _inverted_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
+def inverted_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``InvertedPendulumEnv``; 1 for every step, in version 5 but the last."""
 
     def observe(data: Any) -> Array:
@@ -312,7 +209,7 @@ def _inverted_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
     return Task(_perturbed(model, o.reset_noise_scale), observe, reward, terminated)
 
 
-def _inverted_double_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
+def inverted_double_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``InvertedDoublePendulumEnv``; the tip is where the last stage of the integrator saw it."""
     forces = 1 if version == 5 else model.nv
 
@@ -333,7 +230,7 @@ def _inverted_double_pendulum(model: Any, o: SimpleNamespace, version: int) -> T
     return Task(_perturbed(model, o.reset_noise_scale, gaussian=True), observe, reward, terminated)
 
 
-def _reacher(model: Any, o: SimpleNamespace, version: int) -> Task:
+def reacher(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``ReacherEnv``; version 4 rewards the state before the step."""
     fingertip, target = model.body("fingertip").id, model.body("target").id
     axes = 3 if version == 4 else 2
@@ -361,7 +258,7 @@ def _reacher(model: Any, o: SimpleNamespace, version: int) -> Task:
     return Task(reset, observe, reward, measure=offset)
 
 
-def _pusher(model: Any, o: SimpleNamespace, version: int) -> Task:
+def pusher(model: Any, o: SimpleNamespace, version: int) -> Task:
     """``PusherEnv``, version 5."""
     tip, thing, goal = (model.body(name).id for name in ("tips_arm", "object", "goal"))
 
@@ -393,16 +290,3 @@ def _pusher(model: Any, o: SimpleNamespace, version: int) -> Task:
 # Four iterations are as exact as a hundred where few contacts act at once; two are too few for HalfCheetah.
 # In 256 states of random play the largest error falls with six from 3e-3 to 2e-5 for Walker2d, and with
 # eight from 2e-1 to 3e-4 for Ant and from 2 to 6e-4 for HumanoidStandup; a hundred change nothing more.
-FAMILIES = {
-    "Hopper": _Family(_hopper, Solver(4, 4)),
-    "Walker2d": _Family(_walker2d, Solver(6, 6), xml4="walker2d.xml"),
-    "HalfCheetah": _Family(partial(_runner, gaussian=True), Solver(4, 4)),
-    "Ant": _Family(_ant, Solver(8, 4)),
-    "Humanoid": _Family(_humanoid, Solver(8, 8, algorithm=NEWTON)),
-    "HumanoidStandup": _Family(_humanoid_standup, Solver(8, 8, algorithm=NEWTON)),
-    "Swimmer": _Family(partial(_runner, hidden=2), Solver(4, 4)),
-    "Reacher": _Family(_reacher, Solver(4, 4)),
-    "InvertedPendulum": _Family(_inverted_pendulum, Solver(4, 4)),
-    "InvertedDoublePendulum": _Family(_inverted_double_pendulum, Solver(4, 4)),
-    "Pusher": _Family(_pusher, Solver(4, 4), versions=(5,)),
-}

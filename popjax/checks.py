@@ -1,0 +1,63 @@
+"""What a Config and a Hyper are held to before anything is built: refusals that name field and value."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+UNIONS = (Union, UnionType)
+
+
+def check_least(config: Any, least: int, *names: str) -> None:
+    """That the named fields are at least ``least``.
+
+    Raises:
+        ValueError: one is below.
+    """
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def check_choices(config: Any) -> None:
+    """That every field with a choice of words, ``Literal`` or ``Literal | None``, has one of them.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        known = choices(kind)
+        if known and getattr(config, name) not in known:
+            raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, got {getattr(config, name)!r}")
+
+
+def choices(kind: Any) -> tuple[str | None, ...]:
+    """The words among which a field of type ``kind`` chooses, and None where it may be; () if none."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    optional = [k for k in get_args(kind) if k is not type(None)] if get_origin(kind) in UNIONS else []
+    return (*get_args(optional[0]), None) if len(optional) == 1 and get_origin(optional[0]) is Literal else ()
+
+
+def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
+    """That every number of a ``Hyper``, which may be stacked, is in the range of its field.
+
+    Raises:
+        ValueError: one is outside, or not a number.
+    """
+    for field in fields(hyper):
+        value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
+        if is_dataclass(value):
+            check_numbers(value, name)
+        elif "range" in field.metadata:
+            low, high = field.metadata["range"]
+            if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def nearest_divisor(total: int, count: int) -> int:
+    """The number nearest to ``count`` that divides ``total``, for a refusal to name one that would do."""
+    return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - count))

@@ -1,0 +1,130 @@
+"""Gymnasium's MuJoCo tasks on device, from Gymnasium's own model files. https://gymnasium.farama.org
+
+Every formula in ``families`` is that of ``gymnasium.envs.mujoco``, versions 4 and 5, the class named at it.
+Constructor keywords, their defaults, the time limit and the number of physics steps are read off the
+installed library. The scores that papers report for ``-v2`` compare with ``-v4``.
+
+Differs from Gymnasium: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``). Actions are in [-1, 1], rescaled
+to the model's bounds; control costs are computed from the rescaled action, as there. Humanoid and
+HumanoidStandup ask for the PGS solver, which MJX has not; Newton's solves the same problem. Pusher-v4 is
+absent because Gymnasium itself refuses it on MuJoCo 3.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from popjax.core import Env
+from popjax.envs.gym import families
+from popjax.envs.mujoco import Solver, Task, simulation
+from popjax.envs.options import check, keywords, types
+
+NEWTON = 2  # mujoco.mjtSolver.mjSOL_NEWTON
+
+
+class _Family(NamedTuple):
+    """A task in all its versions.
+
+    task:   (model, options, version) -> Task
+    solver: the fewest iterations that leave the transition error where 100 / 50 have it
+    xml4:   the model file of version 4 where it is another than that of version 5
+    """
+
+    task: Callable[[Any, SimpleNamespace, int], Task]
+    solver: Solver
+    versions: tuple[int, ...] = (4, 5)
+    xml4: str | None = None
+
+
+def tasks() -> Sequence[str]:
+    """The ids of the tasks, as Gymnasium spells them."""
+    return tuple(f"{name}-v{v}" for name, family in FAMILIES.items() for v in family.versions)
+
+
+def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
+    """A Gymnasium task on MJX.
+
+    episode_length: time limit, environment steps; by default the one Gymnasium registers.
+    options:        keywords of the original's constructor, but for rendering.
+
+    Raises:
+        ValueError: Gymnasium or the model file is missing, the original's constructor has no such keyword, or
+            a value is of the wrong type.
+    """
+    name, _, version = task.partition("-v")
+    family = FAMILIES[name]
+    o = _options(task, options if episode_length is None else {"episode_length": episode_length, **options})
+    if o.frame_skip < 1:
+        raise ValueError(f"gym/{task}: option frame_skip must be at least 1, got {o.frame_skip}")
+    model = _load(task, o.xml_file)
+    return simulation(
+        f"gym/{task}",
+        model,
+        family.task(model, o, int(version)),
+        family.solver,
+        frame_skip=o.frame_skip,
+        episode_length=o.episode_length,
+    )
+
+
+def load(task: str, **options: Any) -> Any:
+    """The ``mujoco.MjModel`` of a task to look at: with a camera, "view", where the original has none."""
+    return _load(task, _options(task, options).xml_file, watched=True)
+
+
+def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
+    """The time limit and the value of every keyword of any version. Version 4 writes as constants what
+    version 5 has as keywords, with the same values; the model file of Walker2d is the one exception."""
+    try:
+        import gymnasium
+
+        spec = gymnasium.spec(task)
+        own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
+    except ImportError as absent:
+        raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]' ({absent})") from absent
+    check(f"gym/{task}", options, {"episode_length": int, **types(own)})
+    values = {name: keyword.default for name, keyword in {**latest, **own}.items()}
+    if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
+        values["xml_file"] = xml
+    return SimpleNamespace(**{"episode_length": spec.max_episode_steps, **values, **options})
+
+
+def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
+    module, _, name = spec.entry_point.partition(":")
+    found = keywords(getattr(importlib.import_module(module), name))
+    return {name: keyword for name, keyword in found.items() if "camera" not in name}
+
+
+def _load(task: str, xml: str, watched: bool = False) -> Any:
+    import mujoco
+    from gymnasium.envs.mujoco.mujoco_env import expand_model_path
+
+    try:
+        model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
+    except (OSError, ValueError) as failure:
+        raise ValueError(f"gym/{task}: option xml_file={xml!r}: {failure}") from None
+    if watched and not model.ncam:
+        spec = mujoco.MjSpec.from_file(path)
+        spec.worldbody.add_camera(name="view")
+        model = spec.compile()
+    return model
+
+
+FAMILIES = {
+    "Hopper": _Family(families.hopper, Solver(4, 4)),
+    "Walker2d": _Family(families.walker2d, Solver(6, 6), xml4="walker2d.xml"),
+    "HalfCheetah": _Family(partial(families.runner, gaussian=True), Solver(4, 4)),
+    "Ant": _Family(families.ant, Solver(8, 4)),
+    "Humanoid": _Family(families.humanoid, Solver(8, 8, algorithm=NEWTON)),
+    "HumanoidStandup": _Family(families.humanoid_standup, Solver(8, 8, algorithm=NEWTON)),
+    "Swimmer": _Family(partial(families.runner, hidden=2), Solver(4, 4)),
+    "Reacher": _Family(families.reacher, Solver(4, 4)),
+    "InvertedPendulum": _Family(families.inverted_pendulum, Solver(4, 4)),
+    "InvertedDoublePendulum": _Family(families.inverted_double_pendulum, Solver(4, 4)),
+    "Pusher": _Family(families.pusher, Solver(4, 4), versions=(5,)),
+}

@@ -22,6 +22,7 @@ import fnmatch
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ os.environ.setdefault(
 import jax
 import numpy as np
 import tyro
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.table import Table
 
@@ -69,6 +73,9 @@ class Arguments:
     """Stepping time of a measurement, seconds; a step that takes longer is still one step."""
     limit: float = 1200.0
     """Time after which a task is given up, seconds; XLA on CPU can lock up, and ``--resume`` tries again."""
+    devices: int = 1
+    """Devices over which lanes are spread, each with its own loops; a CPU is divided into so many. XLA works
+    on small arrays with a single core, so two cores step twice as fast as two devices."""
     out: Path = Path("runs/envs")
     """Directory for the rows as they are measured."""
     results: Path | None = None
@@ -120,7 +127,7 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
 def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
     """The row of a task, or what went wrong."""
     command = [sys.executable, __file__, "--only", name, "--seconds", str(arguments.seconds), "--lanes"]
-    command += map(str, arguments.lanes)
+    command += [*map(str, arguments.lanes), "--devices", str(arguments.devices)]
     begun = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
@@ -135,6 +142,7 @@ def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
 def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     """One row of the table."""
     jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
     env = envs.make(name)
     compile_seconds, cost, steps_per_second = speed(env, arguments)
     return {
@@ -142,6 +150,7 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
         "commit": describe.git_commit(),
         "compile_seconds": compile_seconds,
         "env_steps_per_second": steps_per_second,
+        "devices": arguments.devices,
         "reset_cost_percent": cost,
         "state_bytes": memory.tree_bytes(jax.eval_shape(env.reset, jax.random.key(0))[0]),
         **truth(name),
@@ -149,17 +158,25 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
 
 
 class Play:
-    """Random play of ``lanes`` environments, compiled; a call plays on and returns the seconds it took."""
+    """Random play of ``lanes`` environments on as many of ``devices`` as divide them, compiled.
 
-    def __init__(self, env: Env, state: Any, lanes: int) -> None:
-        self.state = jax.tree.map(lambda x: x[np.arange(lanes) % len(x)], state)
-        step, spec, key = jax.vmap(env.step), env.spec, jax.random.key(0)
+    A call plays on and returns the seconds it took.
+    """
+
+    def __init__(self, env: Env, state: Any, lanes: int, devices: int) -> None:
+        count = math.gcd(lanes, devices)
+        mesh, spread = jax.make_mesh((count,), ("lanes",), devices=jax.devices()[:count]), P("lanes")
+        state = jax.tree.map(lambda x: x[np.arange(lanes) % len(x)], state)
+        self.state = jax.device_put(state, NamedSharding(mesh, spread))
+        step, spec, share = jax.vmap(env.step), env.spec, lanes // count
 
         def actions(t: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(jax.lax.axis_index("lanes")), t)
             if spec.discrete:
-                return jax.random.randint(jax.random.fold_in(key, t), (lanes,), 0, spec.action_dim)
-            return jax.random.uniform(jax.random.fold_in(key, t), (lanes, spec.action_dim), minval=-1)
+                return jax.random.randint(key, (share,), 0, spec.action_dim)
+            return jax.random.uniform(key, (share, spec.action_dim), minval=-1)
 
+        @partial(jax.shard_map, mesh=mesh, in_specs=(spread, P()), out_specs=spread, check_vma=False)
         def play(state: Any, steps: jax.Array) -> Any:
             # A timestep that nobody reads would not be computed: the sum of the rewards and observations is.
             def one(t: jax.Array, carry: Any) -> Any:
@@ -167,7 +184,7 @@ class Play:
                 state, timestep = step(state, actions(t))
                 return state, total + timestep.reward.sum() + timestep.obs.sum()
 
-            return jax.lax.fori_loop(0, steps, one, (state, np.float32(0)))
+            return jax.lax.fori_loop(0, steps, one, (state, np.zeros(1, np.float32)))
 
         begun = time.perf_counter()
         self.compiled = jax.jit(play).lower(self.state, np.int32(1)).compile()
@@ -184,14 +201,15 @@ def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float
     resetting = rollout.autoreset(env)
     carry, _ = jax.jit(jax.vmap(resetting.reset))(jax.random.split(jax.random.key(0), BESIDE))
     # Both start from the same states; what `autoreset` carries besides is its key.
-    play, bare = Play(resetting, carry, BESIDE), Play(env, carry[1], BESIDE)
+    devices = arguments.devices
+    play, bare = Play(resetting, carry, BESIDE, devices), Play(env, carry[1], BESIDE, devices)
     steps = affordable(bare, arguments.seconds / 3)
     play(steps)
     pairs = [(play(steps), bare(steps)) for _ in range(3)]
     cost = 100 * (statistics.median(a / b for a, b in pairs) - 1)
     found = {BESIDE: BESIDE * steps / statistics.median(seconds for seconds, _ in pairs)}
     for lanes in set(arguments.lanes) - {BESIDE}:
-        alone = Play(resetting, carry, lanes)
+        alone = Play(resetting, carry, lanes, devices)
         steps = affordable(alone, arguments.seconds)
         found[lanes] = lanes * steps / alone(steps)
     return play.compile_seconds, cost, {str(lanes): found[lanes] for lanes in arguments.lanes}

@@ -50,7 +50,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
 from popjax import envs, rollout
 from popjax.core import Env
-from popjax.host import describe, memory
+from popjax.host import describe, memory, shard
 
 # Where ``truth(task)`` is, or ``truth(suite, task)`` for the suites whose libraries are written in JAX.
 TRUTH = {"gym": "tests.envs.test_gym", "dmc": "tests.envs.test_dmc"}
@@ -142,7 +142,8 @@ def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
 def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     """One row of the table."""
     jax.config.update("jax_enable_compilation_cache", False)
-    jax.config.update("jax_num_cpu_devices", arguments.devices)
+    shard.divide_cpu(str(arguments.devices))
+    shard.number(arguments.devices)  # refuses more than there are
     env = envs.make(name)
     compile_seconds, cost, steps_per_second = speed(env, arguments)
     return {

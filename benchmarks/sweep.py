@@ -1,6 +1,7 @@
 """What sweeps and checkpoints cost: seeds beside each other against one alone, and saving while training.
 
     taskset -c 1 python benchmarks/sweep.py --out benchmarks/results/sweep-cpu.json
+    python benchmarks/sweep.py --seeds 8 --devices 1 2 --state-bytes 0 --out runs/devices.json
 
 Chunks of one seed and of all alternate in one process, so that a noisy machine is noisy for both; a figure is
 the median of ``--repeats``. A checkpoint is counted in processor time, with what is spent in the background,
@@ -49,6 +50,8 @@ class Arguments:
     """Environment steps, each with one update, of a timed chunk."""
     repeats: int = 7
     """Timed chunks."""
+    devices: tuple[int, ...] = ()
+    """Also spread the members over each of these numbers of devices; a CPU is divided into as many."""
     state_bytes: int = 1_000_000_000
     """Size of the State that is saved; 0 leaves checkpoints out."""
     saved_steps: int = 1_000
@@ -59,8 +62,10 @@ class Arguments:
     """JSON file for the results."""
 
 
-def prepared(arguments: Arguments, seeds: int, steps: int, capacity: int) -> tuple[Programs, Any, Any]:
-    """Programs, State after its first chunk, and shapes of SAC with so many seeds."""
+def prepared(
+    arguments: Arguments, seeds: int, steps: int, capacity: int, devices: int = 1
+) -> tuple[Programs, Any, Any]:
+    """Programs, State after its first chunk, and shapes of SAC with so many seeds on so many devices."""
     env = popjax.make(arguments.env)
     config = independent.Config(
         agent=sac.Config(hidden=arguments.hidden), population=1, capacity=capacity, warmup=0
@@ -70,7 +75,9 @@ def prepared(arguments: Arguments, seeds: int, steps: int, capacity: int) -> tup
     start = sweep.keys(members), sweep.hypers(method.hyper, members)
     shapes = jax.eval_shape(sweep.lift(method.init, seeds), *start)
     options = Options(steps, seeds, eval_every=steps, checkpoint_every=steps, log_every=steps)
-    programs = compile_programs(method, env, start, shapes, options, shard.place(shapes, 1), fresh=True)
+    placement = shard.place(shapes, devices)
+    start = shard.spread(start, placement.members())
+    programs = compile_programs(method, env, start, shapes, options, placement, fresh=True)
     assert programs.init is not None
     return programs, timed(programs, programs.init(*start))[0], shapes
 
@@ -98,6 +105,26 @@ def beside_each_other(arguments: Arguments) -> dict[str, Any]:
         "ratio": statistics.median(together / alone for alone, together in seconds),
         "compile_seconds_one": one.compile_seconds,
         "compile_seconds_all": all_.compile_seconds,
+    }
+
+
+def on_devices(arguments: Arguments) -> dict[str, Any]:
+    """Run time of all seeds by the number of devices that share them, and against the first such number."""
+    runs = {n: prepared(arguments, arguments.seeds, arguments.steps, 10_000, n) for n in arguments.devices}
+    states = {n: state for n, (_, state, _) in runs.items()}
+    seconds: dict[int, list[float]] = {n: [] for n in runs}
+    for _ in range(arguments.repeats):
+        for n, (programs, _, _) in runs.items():
+            states[n], taken = timed(programs, states[n])
+            seconds[n].append(taken)
+    first = seconds[arguments.devices[0]]
+    return {
+        "seeds": arguments.seeds,
+        "seconds": {n: statistics.median(taken) for n, taken in seconds.items()},
+        "times_as_fast_as_the_first": {
+            n: statistics.median(a / b for a, b in zip(first, taken, strict=True))
+            for n, taken in seconds.items()
+        },
     }
 
 
@@ -214,7 +241,10 @@ def beside_training(
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
+    shard.divide_cpu(str(max(arguments.devices, default=1)))
     results: dict[str, Any] = {"beside_each_other": beside_each_other(arguments)}
+    if arguments.devices:
+        results["on_devices"] = on_devices(arguments)
     if arguments.state_bytes:
         results["saving"] = saving(arguments)
     results["arguments"] = asdict(arguments) | {"out": None}

@@ -105,6 +105,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     from popjax.cli import grid, parse, several
+    from popjax.host import shard
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -115,6 +116,7 @@ def _run(argv: list[str]) -> None:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
     prepare_jax()
     control, rest = grid.control(training.join_processes(rest))
+    shard.divide_cpu(parse.peel(rest, "--devices")[0])
     programs: dict[tuple[str, ...], Program] = {}
 
     def common(arguments: Sequence[str]) -> Any:

@@ -51,7 +51,8 @@ class Common:
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR")] = None
     """Begin with what the same members have come to in the run in DIR."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Devices to spread the members over or, where there is only one, its population."""
+    """Devices to spread the members over or, where there is only one, its population. A CPU is divided into
+    as many, at most one a core."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
     """Train with other processes: where the first one listens, or auto for what SLURM or Kubernetes say."""
     processes: int | None = None

@@ -8,6 +8,8 @@ collective. The individuals of one population do speak to each other; there the 
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,6 +105,27 @@ def place(shapes: Any, devices: int | str) -> Placement:
         raise Refused(f"--devices {count}: there is one member and no population to spread; use --devices 1")
     require_divisible(sizes.pop(), count, "individuals of the population")
     return Placement(tuple(present[:count]), POPULATION)
+
+
+def divide_cpu(devices: str | None) -> None:
+    """Makes of the CPU as many devices as ``--devices`` says, at most one a core; to be called before any
+    array is made.
+
+    XLA works with little more than one core on arrays as small as those of a population, so that it takes
+    several devices to use several cores. Whoever divided the CPU already, with JAX_NUM_CPU_DEVICES or
+    XLA_FLAGS, is left alone, and so are processes that train together.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(int(devices), cores) if devices and devices.isdigit() else 1
+    told = jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
+    divided = told or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if count < 2 or divided or jax.distributed.is_initialized():
+        return
+    # What threads there are is shared by all devices: see the package's `__init__`.
+    threads = os.environ.get("NPROC", "")
+    os.environ["NPROC"] = str(max(8 * count, int(threads) if threads.isdigit() else 0))
+    with contextlib.suppress(RuntimeError):  # too late; what is missing is refused where it is asked for
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def number(devices: int | str) -> int:

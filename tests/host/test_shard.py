@@ -104,3 +104,46 @@ def test_what_does_not_divide_is_refused_with_the_sizes_that_would(answer: dict[
     assert "6 individuals of the population do not divide over 4 devices" in individuals
     assert "no population to spread; use --devices 1" in nothing
     assert "--devices must be in 1 to 4" in many
+
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PROGRAM = """
+import jax
+from popjax import cli
+cli.METHODS["tiny"] = "tests.host.tiny"
+code = cli.run()
+print(jax.device_count())
+raise SystemExit(code)
+"""
+
+
+def on_cpu(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run of two members in a process of its own that nobody told of devices but ``argv``."""
+    command = [sys.executable, "-c", PROGRAM, "tiny", "--env=probe/context", "--env-steps=600", "--seeds=2"]
+    mine = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.run(
+        [*command, *argv], cwd=ROOT, env=os.environ | mine | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(CORES < 2, reason="needs two cores")
+def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for(tmp_path: Path) -> None:
+    done = on_cpu("--devices=2", f"--run-dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "2"
+
+
+def test_a_cpu_is_divided_into_no_more_devices_than_it_has_cores(tmp_path: Path) -> None:
+    done = on_cpu("--devices", str(2 * CORES), f"--run-dir={tmp_path}")
+    assert done.returncode == 2
+    assert f"--devices must be in 1 to {CORES}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_who_divided_the_cpu_is_left_alone(tmp_path: Path) -> None:
+    done = on_cpu("--devices=2", f"--run-dir={tmp_path}", JAX_NUM_CPU_DEVICES="1")
+    assert "--devices must be in 1 to 1" in done.stderr
+    done = on_cpu(
+        "--devices=2", f"--run-dir={tmp_path}", XLA_FLAGS="--xla_force_host_platform_device_count=4"
+    )
+    assert done.stdout.split()[-1] == "4", done.stderr

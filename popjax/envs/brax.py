@@ -51,6 +51,8 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
         raise ValueError(f"brax/{task} has no backend {backend!r}; there is {', '.join(BACKENDS)}")
     check(f"brax/{task}", {"episode_length": episode_length, **options}, _options(task))
     env = _construct(task, backend, options)
+    if not env.dt > 0:
+        raise ValueError(f"brax/{task}: option n_frames must be at least 1, got {options.get('n_frames')}")
     spec = Spec(
         name=f"brax/{task}",
         # Brax's own observation_size plays a reset operation by operation, which takes 20 seconds.
@@ -75,9 +77,11 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
 
 
 def _options(task: str) -> dict[str, Any]:
-    """The type of every option: what a constructor does not take itself it passes on to ``PipelineEnv``."""
+    """The type of every option: what a constructor does not take itself it passes on to ``PipelineEnv``, of
+    which ``debug`` only fills a field that nobody reads."""
     passed_on, own = keywords(PipelineEnv.__init__), keywords(brax.envs._envs[task].__init__)
-    return {"episode_length": int, **types({**passed_on, **own}), "backend": str}
+    known = {"episode_length": int, **types({**passed_on, **own}), "backend": str}
+    return {name: kind for name, kind in known.items() if name != "debug"}
 
 
 def _construct(task: str, backend: str | None, options: dict[str, Any]) -> Any:
@@ -87,7 +91,7 @@ def _construct(task: str, backend: str | None, options: dict[str, Any]) -> Any:
         if backend is None and "backend" in str(refusal):
             return _construct(task, "generalized", options)
         raise ValueError(f"brax/{task}: {refusal}") from None
-    except TypeError as refusal:
+    except (TypeError, NotImplementedError) as refusal:
         raise ValueError(f"brax/{task}: {refusal}") from None
 
 

@@ -13,6 +13,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic, rescale
+from popjax.envs.options import check
 
 
 def tasks() -> Sequence[str]:
@@ -26,13 +27,16 @@ def make(task: str, **params: Any) -> Env:
     The task's own automatic reset is not used. Observations are float32, and bool in MinAtar, whose frames
     are 0 and 1: a replay of them is a quarter the size; continuous actions in [-1, 1] are
     rescaled to the task's bounds.
+
+    Raises:
+        ValueError: there is no such field, or a value is of the wrong type.
     """
     env, defaults = gymnax.make(task)
-    known = list(vars(defaults))
-    for name in params:
-        if name not in known:
-            raise ValueError(f"gymnax/{task} has no option {name!r}; there is {', '.join(known)}")
-    params_ = defaults.replace(**params)
+    known = {name: type(value) for name, value in vars(defaults).items()} | {"max_steps_in_episode": int}
+    check(f"gymnax/{task}", params, known)
+    floats = {name for name, value in vars(defaults).items() if isinstance(value, float)}
+    # An integer is no float to gymnax, and the limit of BernoulliBandit is one.
+    params_ = defaults.replace(**{n: float(v) if n in floats else v for n, v in params.items()})
     action_space = env.action_space(params_)
     discrete = isinstance(action_space, spaces.Discrete)
     if not discrete and len(action_space.shape) != 1:

@@ -21,7 +21,7 @@ from jax import Array
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import tracing
-from popjax.envs.options import nearest
+from popjax.envs.options import check
 
 IMPLEMENTATIONS = ("jax", "warp")
 # All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as
@@ -50,6 +50,8 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
     Raises:
         ValueError: Playground or Warp is missing, or the configuration has no such entry.
     """
+    if episode_length is not None:
+        check(f"playground/{task}", {"episode_length": episode_length}, {"episode_length": int})
     env = _construct(task, impl, options)
     obs = jax.eval_shape(env.reset, jax.random.PRNGKey(0)).obs
     if isinstance(obs, Mapping):
@@ -104,10 +106,11 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
     suite = _suite()
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"playground/{task} has no impl {impl!r}; there is {', '.join(IMPLEMENTATIONS)}")
-    known = [name for name in suite.get_default_config(task) if name not in _NOT_OURS]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"playground/{task} has no option {name!r}{nearest(name, known)}")
+    defaults = {
+        name: value for name, value in suite.get_default_config(task).items() if name not in _NOT_OURS
+    }
+    check(f"playground/{task}", options, {name: type(value) for name, value in defaults.items()})
+    _require_substeps(task, {**defaults, **options})
     try:
         return suite.load(task, config_overrides={"impl": impl, **options})
     except RuntimeError as absent:
@@ -116,6 +119,15 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"playground/{task} with impl=warp needs Warp: pip install warp-lang") from absent
     except TypeError as refusal:
         raise ValueError(f"playground/{task}: {refusal}") from None
+
+
+def _require_substeps(task: str, config: Mapping[str, Any]) -> None:
+    """That the time of an environment step is a whole number of physics steps: Playground rounds, to none."""
+    control, physics = config["ctrl_dt"], config["sim_dt"]
+    if physics <= 0 or control <= 0 or abs(control / physics - round(control / physics)) > 1e-6:
+        raise ValueError(
+            f"playground/{task}: ctrl_dt must be sim_dt or a multiple, got {control:g} s and {physics:g} s"
+        )
 
 
 def _carried(state: PyTree) -> PyTree:

@@ -1,6 +1,6 @@
 """Gymnasium's MuJoCo tasks against Gymnasium itself, which steps MuJoCo in C.
 
-The default run compiles Hopper-v4 and Swimmer-v4. All tasks, about ten minutes on two cores:
+The default run compiles Hopper-v4. All tasks, about ten minutes on two cores:
 
     pytest -m "slow or not slow" tests/envs/test_gym.py
 """
@@ -108,9 +108,9 @@ def truth(task, **options):
 
 
 def assert_true(errors):
-    for error in (errors.obs, errors.reward):
+    for error, most in (errors.obs, 1e-2), (errors.reward, 1e-3):
         assert np.median(error) <= 1e-4
-        assert np.quantile(error, 0.99) <= 1e-2
+        assert np.quantile(error, 0.99) <= most
     assert errors.same_flag.all()
 
 
@@ -132,8 +132,9 @@ def test_one_step_equals_gymnasium(task):
             {"terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False},
         ),
         ("Hopper-v5", {"terminate_when_unhealthy": False, "healthy_reward": 3.0, "frame_skip": 2}),
-        ("Ant-v4", {"use_contact_forces": True, "healthy_z_range": (0.5, 0.8)}),
+        ("Ant-v4", {"use_contact_forces": True, "healthy_z_range": (0.5, 0.8), "contact_cost_weight": 0.1}),
         ("Ant-v5", {"main_body": "aux_1", "include_cfrc_ext_in_observation": False}),
+        ("Ant-v5", {"contact_cost_weight": 0.1}),
         ("Humanoid-v5", {"include_cinert_in_observation": False, "contact_cost_weight": 0.01}),
         ("HumanoidStandup-v5", {"include_cvel_in_observation": False, "impact_cost_range": (1.0, 2.0)}),
         ("Reacher-v5", {"reward_dist_weight": 2.0, "reward_control_weight": 0.5}),
@@ -161,8 +162,8 @@ def test_steps_follow_each_other_as_in_gymnasium(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_resets_are_distributed_as_in_gymnasium(task):
-    """Mean and spread of every component of the first observation, over 1000 resets."""
-    count = 1000
+    """Mean and spread of every component of the first observation."""
+    count = 10_000  # a spread that is off by 7% is seen
     env, original = envs.make(f"gym/{task}"), raw(task)
     state, ours = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     theirs = np.stack([original.reset(seed=i)[0] for i in range(count)])
@@ -237,6 +238,9 @@ def test_the_time_limit_is_an_option():
         ("gym/Reacher-v4", {"colour": 2}, "no option 'colour'; there is episode_length"),
         ("gym/Ant-v5", {"main_body": "tail"}, "main_body: no body 'tail'; there is world, torso,"),
         ("gym/Reacher-v5", {"xml_file": "no.xml"}, "gym/Reacher-v5: option xml_file='no.xml': .*not exist"),
+        ("gym/Reacher-v5", {"xml_file": "hopper.xml"}, "option xml_file='hopper.xml' is no model for it: "),
+        ("gym/Ant-v5", {"xml_file": "humanoid.xml"}, "option xml_file='humanoid.xml' is no model for it: "),
+        ("gym/HumanoidStandup-v5", {"uph_cost_weight": 2.0}, "no option 'uph_cost_weight'"),  # unused there
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(name, options, message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import gymnax
@@ -22,6 +23,7 @@ from popjax.envs import mujoco
 from popjax.envs.episodic import EpisodeState, episodic
 
 LANES, STEPS = 16, 16
+LIMIT = 12  # environment steps of an episode of gymnax, so that some end by it
 
 
 class Errors(NamedTuple):
@@ -57,6 +59,7 @@ def followed(env, step, play, count):
 def gymnax_original(env, task):
     """The library's functions as an ``Env``; its state is ours."""
     raw, params = gymnax.make(task)
+    params = params.replace(max_steps_in_episode=env.spec.episode_length)
     space = raw.action_space(params)
 
     def native(action):
@@ -74,7 +77,13 @@ def gymnax_original(env, task):
         obs, state, reward, terminated, _ = raw.step_env(key_step, state[1], native(action), params)
         return (key, state), obs, reward, terminated
 
-    return episodic(env.spec, reset, step), lambda state: state
+    counted = episodic(env.spec._replace(obs_dtype=jnp.float32), reset, step)
+
+    def limited(state, action):  # the end of time as the library tells it
+        state, timestep = counted.step(state, action)
+        return state, replace(timestep, truncated=raw.is_truncated(state.inner[1], params))
+
+    return counted._replace(step=limited), lambda state: state
 
 
 def brax_original(env, task):
@@ -146,7 +155,7 @@ def random_play(env: Env, key, length=STEPS):
 def compared(suite, task):
     """Ours and the library's (first observations [lanes, *obs], Timestep [states]) in random play of the
     library: our reset from the same keys, our step from the same states."""
-    env = envs.make(f"{suite}/{task}")
+    env = envs.make(f"{suite}/{task}", **({"max_steps_in_episode": LIMIT} if suite == "gymnax" else {}))
     original, ours = ORIGINALS[suite](env, task)
 
     def play(key):

@@ -83,8 +83,28 @@ def test_dm_control_is_flattened_in_its_order_and_ends_by_the_limit():
     copy = original.make("dm_control", task, {"episode_length": 7})
     theirs = suite.load("cartpole", "swingup", task_kwargs={"random": 3})
     np.testing.assert_allclose(copy.reset(3), np.concatenate(list(theirs.reset().observation.values())))
-    ended = [copy.step(np.zeros(1, np.float32))[2:] for _ in range(7)]
-    assert ended == [(False, False)] * 6 + [(False, True)]
+    for t, action in enumerate([1.0, -0.5, 0.25, 0.9, -1.0, 0.1, 0.6], 1):
+        obs, reward, *ended = copy.step(np.full(1, action, np.float32))
+        if t < 7:  # their own limit is further away
+            timestep = theirs.step([action])
+            np.testing.assert_allclose(obs, np.concatenate(list(timestep.observation.values())), rtol=1e-5)
+            assert reward == pytest.approx(timestep.reward)
+        assert ended == [False, t == 7]
+    assert not np.array_equal(copy.reset(3), copy.reset(4))
+
+
+def test_a_simulation_that_diverges_ends_its_episode(monkeypatch: pytest.MonkeyPatch):
+    control = pytest.importorskip("dm_control.rl.control")
+    copy = original.make("dm_control", env("dmc/cartpole-swingup", obs=5, episode_length=7), {})
+    copy.reset(0)
+
+    def diverge(*_: Any) -> None:
+        raise control.PhysicsError("diverged")
+
+    monkeypatch.setattr(control.Environment, "step", diverge)
+    obs, *rest = copy.step(np.zeros(1, np.float32))
+    assert rest == [0.0, True, False]
+    np.testing.assert_array_equal(obs, np.zeros(5))
 
 
 @pytest.mark.parametrize(

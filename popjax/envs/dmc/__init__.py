@@ -19,6 +19,7 @@ from popjax.core import Env
 from popjax.envs.dmc import domains, scene
 from popjax.envs.dmc.manipulator import manipulator
 from popjax.envs.mujoco import Solver, Task, simulation
+from popjax.envs.options import check
 
 
 class _Domain(NamedTuple):
@@ -45,10 +46,10 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     episode_length: time limit, environment steps; by default dm_control's 1000. There are no other options.
 
     Raises:
-        ValueError: dm_control is missing, or there are other options.
+        ValueError: dm_control is missing, there are other options, or the limit is no integer.
     """
-    for key in options:
-        raise ValueError(f"dmc/{task} has no option {key!r}; there is episode_length, environment steps")
+    given = options if episode_length is None else {"episode_length": episode_length, **options}
+    check(f"dmc/{task}", given, {"episode_length": int})
     name, _, kind = task.partition("-")
     original = _original(task)
     model, domain = original.physics.model.ptr, DOMAINS[name]

@@ -62,14 +62,20 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     if o.frame_skip < 1:
         raise ValueError(f"gym/{task}: option frame_skip must be at least 1, got {o.frame_skip}")
     model = _load(task, o.xml_file)
-    return simulation(
-        f"gym/{task}",
-        model,
-        family.task(model, o, int(version)),
-        family.solver,
-        frame_skip=o.frame_skip,
-        episode_length=o.episode_length,
-    )
+    try:
+        return simulation(
+            f"gym/{task}",
+            model,
+            family.task(model, o, int(version)),
+            family.solver,
+            frame_skip=o.frame_skip,
+            episode_length=o.episode_length,
+        )
+    except (KeyError, IndexError, NotImplementedError, TypeError) as cause:  # a model of another body
+        if "xml_file" not in options:
+            raise
+        said = str(cause).strip("'\"").splitlines()[0]
+        raise ValueError(f"gym/{task}: option xml_file={o.xml_file!r} is no model for it: {said}") from cause
 
 
 def load(task: str, **options: Any) -> Any:
@@ -95,9 +101,10 @@ def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
 
 
 def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
+    """Those of the original's constructor, but for rendering and for what it takes and does not use."""
     module, _, name = spec.entry_point.partition(":")
     found = keywords(getattr(importlib.import_module(module), name))
-    return {name: keyword for name, keyword in found.items() if "camera" not in name}
+    return {k: keyword for k, keyword in found.items() if "camera" not in k and k != "uph_cost_weight"}
 
 
 def _load(task: str, xml: str, watched: bool = False) -> Any:

@@ -108,7 +108,7 @@ def ant(model: Any, o: SimpleNamespace, version: int) -> Task:
     Version 4 has contact forces, those on the world included, and their cost only with
     ``use_contact_forces``; version 5 always has the cost.
     """
-    body = _body(f"gym/Ant-v{version}", model, o.main_body)
+    body = _body(f"gym/Ant-v{version}", model, o.main_body if version == 5 else "torso")
     contact = version == 5 or o.use_contact_forces
     seen = o.include_cfrc_ext_in_observation if version == 5 else o.use_contact_forces
     first = 1 if version == 5 else 0
@@ -179,8 +179,8 @@ def humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
 
 
 def humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``HumanoidStandupEnv``; rewarded is the height over the duration of a physics step, which
-    Gymnasium does not weight with its keyword ``uph_cost_weight``."""
+    """``HumanoidStandupEnv``; rewarded is the height over the duration of a physics step, which Gymnasium
+    does not weight with its keyword ``uph_cost_weight``: it is no option here."""
     hidden = 2 if o.exclude_current_positions_from_observation else 0
     sensed = _body_senses(o, version)
 

@@ -11,7 +11,7 @@ failed again. The finished table goes there too or to ``--results``, as JSON and
 - *compile*: tracing and compiling random play with automatic reset at 64 lanes, without persistent cache.
 - *steps/s*: environment steps of that program in all lanes, at least one step in each lane.
 - *reset cost*: how much longer it takes than ``Env.step`` alone from the same states over the same number of
-  steps, resets that random play needs included; at 64 lanes, median of three pairs of neighbours.
+  steps, resets that random play needs included; at 64 lanes, median of pairs of neighbours.
 - *truth*: error of the observations after one step against the original library, as the tests have it.
 """
 
@@ -71,6 +71,8 @@ class Arguments:
     """Environments that step together."""
     seconds: float = 1.0
     """Stepping time of a measurement, seconds; a step that takes longer is still one step."""
+    repeats: int = 3
+    """Parts of that time, of which the median counts."""
     limit: float = 1200.0
     """Time after which a task is given up, seconds; XLA on CPU can lock up, and ``--resume`` tries again."""
     devices: int = 1
@@ -128,6 +130,7 @@ def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
     """The row of a task, or what went wrong."""
     command = [sys.executable, __file__, "--only", name, "--seconds", str(arguments.seconds), "--lanes"]
     command += [*map(str, arguments.lanes), "--devices", str(arguments.devices)]
+    command += ["--repeats", str(arguments.repeats)]
     begun = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
@@ -204,15 +207,15 @@ def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float
     # Both start from the same states; what `autoreset` carries besides is its key.
     devices = arguments.devices
     play, bare = Play(resetting, carry, BESIDE, devices), Play(env, carry[1], BESIDE, devices)
-    steps = affordable(bare, arguments.seconds / 3)
+    steps = affordable(bare, arguments.seconds / arguments.repeats)
     play(steps)
-    pairs = [(play(steps), bare(steps)) for _ in range(3)]
+    pairs = [(play(steps), bare(steps)) for _ in range(arguments.repeats)]
     cost = 100 * (statistics.median(a / b for a, b in pairs) - 1)
     found = {BESIDE: BESIDE * steps / statistics.median(seconds for seconds, _ in pairs)}
     for lanes in set(arguments.lanes) - {BESIDE}:
         alone = Play(resetting, carry, lanes, devices)
-        steps = affordable(alone, arguments.seconds)
-        found[lanes] = lanes * steps / alone(steps)
+        steps = affordable(alone, arguments.seconds / arguments.repeats)
+        found[lanes] = lanes * steps / statistics.median(alone(steps) for _ in range(arguments.repeats))
     return play.compile_seconds, cost, {str(lanes): found[lanes] for lanes in arguments.lanes}
 
 

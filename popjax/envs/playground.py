@@ -10,6 +10,7 @@ repository when a task is first made, and pixels.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,6 +79,11 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
         return _carried(state), state.obs, state.reward, state.done > 0
 
     return episodic(spec, reset, step)
+
+
+def load(task: str, **options: Any) -> Any:
+    """The ``mujoco.MjModel`` of a task to look at, made with the keywords of ``make``."""
+    return copy.deepcopy(_construct(task, options.pop("impl", "jax"), options).mj_model)
 
 
 def _blank(env: Any) -> Any:

@@ -69,8 +69,10 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     suite, _, task = env.spec.name.partition("/")
     if path.suffix not in FASTEST:
         raise Refused(f"--video writes {', '.join(FASTEST)}; got {path.name!r}")
-    if suite not in ("gym", "dmc", "brax"):
-        raise Refused(f"{env.spec.name} cannot be filmed; --video draws the tasks of gym/, dmc/ and brax/")
+    if suite not in ("gym", "dmc", "brax", "playground"):
+        raise Refused(
+            f"{env.spec.name} is no MuJoCo task: --video draws those of gym/, dmc/, brax/, playground/"
+        )
     if path.suffix == ".html":
         if suite != "brax":
             raise Refused(f"{path.suffix} is for brax/; film {env.spec.name} as .mp4 or .gif")
@@ -78,6 +80,8 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     if suite == "brax":
         return Subject(lambda state: state.inner.pipeline_state.q, _film(_system(task, options).mj_model))
     rest = {key: value for key, value in options.items() if key != "episode_length"}
+    if suite == "playground":
+        return Subject(_pose_with_mocap, _film(_playground(task, rest)))
     adapter = importlib.import_module(f"popjax.envs.{suite}")
     film = _film(adapter.load(task, **rest), adapter.place(task) if suite == "dmc" else None)
     return Subject(lambda state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
@@ -130,6 +134,18 @@ def _system(task: str, options: Mapping[str, Any]) -> Any:
 
     rest = {key: value for key, value in options.items() if key not in ("backend", "episode_length")}
     return brax._construct(task, options.get("backend"), rest).sys
+
+
+def _playground(task: str, options: Mapping[str, Any]) -> Any:
+    from popjax.envs import playground
+
+    return playground.load(task, **options)
+
+
+def _pose_with_mocap(state: Any) -> Array:
+    """Playground moves its targets as mocap bodies."""
+    data = state.inner.data
+    return jnp.concatenate([data[part].ravel() for part in ("qpos", "mocap_pos", "mocap_quat")])
 
 
 def _page(system: Any) -> Write:
@@ -279,15 +295,18 @@ def _placed(data: Any) -> dict[str, np.ndarray]:
 
 
 def _posed(model: Any, poses: np.ndarray, place: Place | None = None) -> Iterator[Any]:
-    """``mujoco.MjData``, always the same one, in each of the poses [T, nq + 0, 2 or 3].
+    """``mujoco.MjData``, always the same one, in each of the poses [T, nq + ...].
 
-    What is beyond nq is the goal of the episode, where it has its own; ``place`` writes it into the model.
+    What is beyond nq is the goal of the episode, where it has its own, which ``place`` writes into the model;
+    or else place [3] and quaternion [4] of the mocap bodies, if the pose has them.
     """
-    data = mujoco.MjData(model)
+    data, mocap = mujoco.MjData(model), 3 * model.nmocap
     for pose in poses:
-        data.qpos[:], goal = pose[: model.nq], pose[model.nq :]
-        if place and len(goal):
-            place(model, goal)
+        data.qpos[:], rest = pose[: model.nq], pose[model.nq :]
+        if place and len(rest):
+            place(model, rest)
+        elif mocap and len(rest) == 7 * model.nmocap:
+            data.mocap_pos[:], data.mocap_quat[:] = rest[:mocap].reshape(-1, 3), rest[mocap:].reshape(-1, 4)
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)
         mujoco.mj_camlight(model, data)

@@ -178,7 +178,7 @@ def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
             "film.html",
             "html is for brax/; film gym/InvertedPendulum-v4 as .mp4 or",
         ),
-        ("gymnax/Pendulum-v1", "film.mp4", "gymnax/Pendulum-v1 cannot be filmed"),
+        ("gymnax/Pendulum-v1", "film.mp4", "gymnax/Pendulum-v1 is no MuJoCo task"),
         ("brax/inverted_pendulum", "film.mp4", "no camera; write --video to an .html file"),
     ],
 )
@@ -263,3 +263,26 @@ def test_equal_seeds_film_equal_episodes():
     subject = video.Subject(lambda state: state.inner.qpos, lambda *film: None)
     totals = [video.record(noisy, sliding(), SPEEDS, subject, Path("a.mp4"), seed=s).total for s in (1, 1, 2)]
     assert totals[0] == totals[1] != totals[2]
+
+
+def test_mocap_bodies_are_where_the_pose_has_them():
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><body><joint type="slide"/><geom size=".1"/></body>'
+        '<body name="target" mocap="true"><geom size=".1"/></body></worldbody></mujoco>'
+    )
+    quaternion = np.array([0.6, 0.0, 0.8, 0.0])
+    poses = np.array([[0.5, 1, 2, 3, *quaternion], [0.5, 4, 5, 6, *quaternion]])
+    seen = [(d.body("target").xpos.copy(), d.body("target").xquat.copy()) for d in video._posed(model, poses)]
+    np.testing.assert_allclose([place for place, _ in seen], [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(seen[0][1], quaternion)
+
+
+def test_a_task_of_playground_is_seen_with_its_target():
+    pytest.importorskip("mujoco_playground")
+    from popjax import envs
+    from popjax.envs import playground
+
+    env, model = envs.make("playground/ReacherEasy"), playground.load("ReacherEasy", impl="jax")
+    pose = jax.eval_shape(lambda key: video._pose_with_mocap(env.reset(key)[0]), jax.random.key(0))
+    assert model.nmocap == 1
+    assert pose.shape == (model.nq + 7,)

@@ -925,6 +925,10 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
         ({"phase": 105}, "phase 105 is not divided by lanes 10; 110 would do"),
         ({"schedule": "code"}, "play on and on"),
         ({"store_first": False}, "say store-first"),
+        (
+            {"evolution": replace(FUSED.evolution, reset_mean=True)},
+            "moves the generation that is being played",
+        ),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message):

@@ -183,6 +183,8 @@ class Config:
             )
         if not self.store_first:
             raise ValueError("fused agents learn from what they have just stored; say store-first")
+        if self.evolution is not None and self.evolution.reset_mean:
+            raise ValueError("reset_mean moves the generation that is being played when agents are fused")
 
 
 @struct.dataclass

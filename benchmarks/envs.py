@@ -51,6 +51,7 @@ from benchmarks import record
 from popjax import envs, rollout
 from popjax.core import Env
 from popjax.host import describe, memory, shard
+from popjax.host.errors import Refused
 
 # Where ``truth(task)`` is, or ``truth(suite, task)`` for the suites whose libraries are written in JAX.
 TRUTH = {"gym": "tests.envs.test_gym", "dmc": "tests.envs.test_dmc"}
@@ -76,8 +77,9 @@ class Arguments:
     limit: float = 1200.0
     """Time after which a task is given up, seconds; XLA on CPU can lock up, and ``--resume`` tries again."""
     devices: int = 1
-    """Devices over which lanes are spread, each with its own loops; a CPU is divided into so many. XLA works
-    on small arrays with a single core, so two cores step twice as fast as two devices."""
+    """Devices over which lanes are spread, each with its own loops, or as many of them as divide the lanes; a
+    CPU is divided into so many. XLA works on small arrays with little more than one core, so two cores step
+    twice as fast as two devices."""
     out: Path = Path("runs/envs")
     """Directory for the rows as they are measured."""
     results: Path | None = None
@@ -97,6 +99,14 @@ def main(arguments: Arguments) -> None:
     if file.exists() and not arguments.resume:
         sys.exit(f"{file} exists: continue it with --resume or name another --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    before = {row.get("devices", 1) for row in read(file).values() if "error" not in row}
+    if before - {arguments.devices}:
+        sys.exit(f"{file} was measured on other numbers of devices, {before}: name another --out")
+    try:
+        shard.divide_cpu(str(arguments.devices))
+        shard.number(arguments.devices)
+    except Refused as refusal:
+        sys.exit(str(refusal))
     names = chosen(arguments)
     for number, name in enumerate(names, 1):
         if {"error", "truth_error"} & set(read(file).get(name, ["error"])):
@@ -146,7 +156,6 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     """One row of the table."""
     jax.config.update("jax_enable_compilation_cache", False)
     shard.divide_cpu(str(arguments.devices))
-    shard.number(arguments.devices)  # refuses more than there are
     env = envs.make(name)
     compile_seconds, cost, steps_per_second = speed(env, arguments)
     return {

@@ -242,6 +242,8 @@ def beside_training(
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     shard.divide_cpu(str(max(arguments.devices, default=1)))
+    for devices in arguments.devices:
+        shard.number(devices)  # refuses more than there are before anything is measured
     results: dict[str, Any] = {"beside_each_other": beside_each_other(arguments)}
     if arguments.devices:
         results["on_devices"] = on_devices(arguments)

@@ -13,6 +13,7 @@ import pytest
 
 from popjax import cli
 from popjax.cli import parse
+from popjax.host.errors import Refused
 from popjax.host.options import Options
 from popjax.host.rundir import write_json
 from popjax.methods import cspc, independent, pderl
@@ -124,7 +125,7 @@ def test_a_run_is_trained_evaluated_and_resumed(capsys: pytest.CaptureFixture[st
     assert cli.evaluate([str(root), "--episodes", "7"]) == 0
     assert f"{shown['mean']:.2f}" in capsys.readouterr().out
     assert "has no original" in refused([str(root), "--in", "gymnasium"], capsys, cli.evaluate)
-    assert "cannot be filmed" in refused([str(root), "--video", "film.mp4"], capsys, cli.evaluate)
+    assert "is no MuJoCo task" in refused([str(root), "--video", "film.mp4"], capsys, cli.evaluate)
     assert "did you mean --in?" in refused([str(root), "--inn", "gymnasium"], capsys, cli.evaluate)
 
     again = [*TINY, "--seeds", "2", "--hyper.rate=0.2"]
@@ -241,3 +242,15 @@ def test_importing_the_package_is_light() -> None:
 def test_a_run_of_an_earlier_version_is_refused_with_its_commit():
     with pytest.raises(ValueError, match="earlier popjax, readable at commit abc"):
         cli.rebuilt({"method": "pderl", "git_commit": "abc"})
+
+
+def test_a_configuration_that_is_refused_today_names_the_commit_of_its_run():
+    saved = {
+        "method": "independent",
+        "agents": {"agent": "sac"},
+        "config": {"population": 0},
+        "hyper": {},
+        "git_commit": "abc",
+    }
+    with pytest.raises(Refused, match="population must be at least 1, got 0; the run was made at commit abc"):
+        cli.rebuilt(saved)

@@ -114,7 +114,7 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     if name not in METHODS:
         raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
-    prepare_jax()
+    training.prepare_jax()
     control, rest = grid.control(training.join_processes(rest))
     shard.divide_cpu(parse.peel(rest, "--devices")[0])
     programs: dict[tuple[str, ...], Program] = {}
@@ -217,26 +217,14 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
         raise Refused(f"the run is of an earlier popjax, readable at commit {saved.get('git_commit')}")
     module = importlib.import_module(METHODS[saved["method"]])
     config, hyper = _defaults(module, saved["agents"], None)
-    config = parse.rebuild(config, saved["config"])
+    try:
+        config, hyper = parse.rebuild(config, saved["config"]), parse.rebuild(hyper, saved["hyper"])
+    except ValueError as refusal:
+        raise Refused(f"{_one_line(refusal)}; the run was made at commit {saved.get('git_commit')}") from None
     env = make_env(saved["env"], saved["env_options"])
     built_on = pretrained.rebuild(module, saved.get("runs", {}))
     built_on |= further_envs(module, saved.get("envs", {}))
-    return env, build(module, env, config, built_on), config, parse.rebuild(hyper, saved["hyper"])
-
-
-def prepare_jax() -> None:
-    """Keeps compiled programs between processes and the libraries' remarks off the screen."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    return env, build(module, env, config, built_on), config, hyper
 
 
 def _peel_envs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 def evaluate(argv: list[str]) -> None:
     """``scripts/evaluate.py``."""
     from popjax import cli
-    from popjax.cli import parse
+    from popjax.cli import parse, training
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
-    cli.prepare_jax()
+    training.prepare_jax()
     from popjax.cli import show
     from popjax.host import sweep
     from popjax.host.evaluate import evaluate as evaluate_state
@@ -91,10 +91,10 @@ def report(argv: list[str]) -> None:
 def export(argv: list[str]) -> None:
     """``scripts/export.py``."""
     from popjax import cli
-    from popjax.cli import parse
+    from popjax.cli import parse, training
 
     arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
-    cli.prepare_jax()
+    training.prepare_jax()
     from popjax.cli import show
     from popjax.host import sweep
     from popjax.host.export import export_policy

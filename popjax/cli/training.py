@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -140,3 +141,18 @@ def join_processes(argv: list[str]) -> list[str]:
         numbers.append(None if text is None else int(text))
     processes.start(coordinator, *numbers)
     return argv
+
+
+def prepare_jax() -> None:
+    """Keeps compiled programs between processes and the libraries' remarks off the screen."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))

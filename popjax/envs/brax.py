@@ -49,7 +49,8 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"brax/{task} has no backend {backend!r}; there is {', '.join(BACKENDS)}")
-    check(f"brax/{task}", {"episode_length": episode_length, **options}, _options(task))
+    options = check(f"brax/{task}", {"episode_length": episode_length, **options}, _options(task))
+    episode_length = options.pop("episode_length")
     env = _construct(task, backend, options)
     if not env.dt > 0:
         raise ValueError(f"brax/{task}: option n_frames must be at least 1, got {options.get('n_frames')}")

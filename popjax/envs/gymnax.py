@@ -33,10 +33,9 @@ def make(task: str, **params: Any) -> Env:
     """
     env, defaults = gymnax.make(task)
     known = {name: type(value) for name, value in vars(defaults).items()} | {"max_steps_in_episode": int}
-    check(f"gymnax/{task}", params, known)
-    floats = {name for name, value in vars(defaults).items() if isinstance(value, float)}
-    # An integer is no float to gymnax, and the limit of BernoulliBandit is one.
-    params_ = defaults.replace(**{n: float(v) if n in floats else v for n, v in params.items()})
+    params = check(f"gymnax/{task}", params, known)
+    given = {n: _like(v, vars(defaults)[n], f"gymnax/{task}: option {n}") for n, v in params.items()}
+    params_ = defaults.replace(**given)
     action_space = env.action_space(params_)
     discrete = isinstance(action_space, spaces.Discrete)
     if not discrete and len(action_space.shape) != 1:
@@ -65,6 +64,21 @@ def make(task: str, **params: Any) -> Env:
         return (key, state), obs, reward, terminated
 
     return episodic(spec, reset, step)
+
+
+def _like(value: Any, default: Any, what: str) -> Any:
+    """``value`` as gymnax has the ``default`` of a field: an integer is no float to it, a list no array."""
+    if isinstance(default, float) and isinstance(value, int):
+        return float(value)  # the limit of BernoulliBandit
+    if not isinstance(default, jax.Array) or isinstance(value, jax.Array):
+        return value
+    try:
+        array = jnp.asarray(value, default.dtype)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.shape != default.shape:
+        raise ValueError(f"{what} must be numbers {list(default.shape)}, got {value!r}")
+    return array
 
 
 def _to_box(space: Any) -> Any:

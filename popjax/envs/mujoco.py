@@ -169,6 +169,18 @@ def posed(model: Any) -> Callable[[Array], Any]:
     return pose
 
 
+def marked(spec: Any, model: Any, names: tuple[str, ...] = ("tip", "target")) -> Any:
+    """The ``mujoco.MjModel`` of an ``MjSpec`` to look at, with geoms "NAME_mark" in place of the named sites,
+    which ray tracers do not draw: as large as in ``model``, where a task has changed that."""
+    for site in spec.sites:
+        if site.name in names:
+            geom = site.parent.add_geom(name=f"{site.name}_mark", type=site.type, pos=site.pos)
+            geom.size, geom.rgba = model.site(site.name).size, model.site(site.name).rgba
+            geom.material, geom.mass, geom.contype, geom.conaffinity = site.material, 0, 0, 0
+            site.rgba[3] = 0
+    return spec.compile()
+
+
 def touching(data: Any) -> Array:
     """Whether any two geoms are in contact."""
     contact = data._impl.contact

@@ -20,20 +20,25 @@ _WANTED = {
 }
 
 
-def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuses what ``env``, "suite/task", cannot take; ``known`` has the type of every option.
+def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of ``env``, "suite/task", with integers where they were written as floats, 1e3; ``known``
+    has the type of every option.
 
     Raises:
         ValueError: there is no option of that name, or its value is of another type.
     """
+    taken = dict(options)
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{env} has no option {name!r}{nearest(name, list(known))}")
+        if known[name] is int and isinstance(value, float) and value.is_integer():
+            value = taken[name] = int(value)
         kinds = get_args(known[name]) if isinstance(known[name], UnionType) else (known[name],)
         # What a library may yet annotate otherwise is left to it.
         if set(kinds) <= set(_WANTED) and not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(_WANTED[kind] for kind in kinds)
             raise ValueError(f"{env}: option {name} must be {wanted}, got {value!r}")
+    return taken
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -63,4 +68,6 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple | list) and len(value) == 2 and all(_is(x, float) for x in value)
     if isinstance(value, bool | np.bool_):  # for Python also an integer
         return kind is bool
+    if getattr(value, "shape", None) == () and kind in (int, float):  # an array, also one that is traced
+        return np.issubdtype(value.dtype, np.integer if kind is int else np.number)
     return isinstance(value, {bool: bool, int: Integral, float: Real, str: str}[kind])

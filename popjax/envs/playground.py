@@ -21,7 +21,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
-from popjax.envs.mujoco import tracing
+from popjax.envs.mujoco import marked, tracing
 from popjax.envs.options import check
 
 IMPLEMENTATIONS = ("jax", "warp")
@@ -83,7 +83,12 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
 
 def load(task: str, **options: Any) -> Any:
     """The ``mujoco.MjModel`` of a task to look at, made with the keywords of ``make``."""
-    return copy.deepcopy(_construct(task, options.pop("impl", "jax"), options).mj_model)
+    env = _construct(task, options.pop("impl", "jax"), options)
+    if not task.startswith("FingerTurn"):
+        return copy.deepcopy(env.mj_model)
+    import mujoco
+
+    return marked(mujoco.MjSpec.from_file(env.xml_path, env.model_assets), env.mj_model)
 
 
 def _blank(env: Any) -> Any:
@@ -115,7 +120,7 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
     defaults = {
         name: value for name, value in suite.get_default_config(task).items() if name not in _NOT_OURS
     }
-    check(f"playground/{task}", options, {name: type(value) for name, value in defaults.items()})
+    options = check(f"playground/{task}", options, {name: type(value) for name, value in defaults.items()})
     _require_substeps(task, {**defaults, **options})
     try:
         return suite.load(task, config_overrides={"impl": impl, **options})

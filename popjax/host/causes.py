@@ -35,12 +35,19 @@ def remarks_held() -> Iterator[None]:
             before[1](kind, value, trace)
 
     logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook, sys.excepthook = unraisable, exception
+    held = getattr(before[1], "__qualname__", "") == exception.__qualname__  # since an earlier failure
+    if not held:
+        sys.unraisablehook, sys.excepthook = unraisable, exception
+    failed = False
     try:
         yield
-        sys.unraisablehook, sys.excepthook = before
+    except Exception:
+        failed = True
+        raise
     finally:
         logger.setLevel(level)
+        if not failed and not held:
+            sys.unraisablehook, sys.excepthook = before
 
 
 def reason(error: BaseException) -> str:

@@ -8,7 +8,6 @@ collective. The individuals of one population do speak to each other; there the 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -116,16 +115,18 @@ def divide_cpu(devices: str | None) -> None:
     XLA_FLAGS, is left alone, and so are processes that train together.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(int(devices), cores) if devices and devices.isdigit() else 1
+    count = min(int(devices), cores) if devices and devices.isdecimal() else 1
     told = jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
     divided = told or "device_count" in os.environ.get("XLA_FLAGS", "")
     if count < 2 or divided or jax.distributed.is_initialized():
         return
-    # What threads there are is shared by all devices: see the package's `__init__`.
-    threads = os.environ.get("NPROC", "")
-    os.environ["NPROC"] = str(max(8 * count, int(threads) if threads.isdigit() else 0))
-    with contextlib.suppress(RuntimeError):  # too late; what is missing is refused where it is asked for
+    try:
         jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # too late; what is missing is refused where it is asked for
+        return
+    # All devices share the threads of which a single one needs eight: see the package's `__init__`.
+    if os.environ.get("NPROC") == str(max(8, os.cpu_count() or 1)):
+        os.environ["NPROC"] = str(max(8 * count, os.cpu_count() or 1))
 
 
 def number(devices: int | str) -> int:
@@ -146,7 +147,8 @@ def number(devices: int | str) -> int:
     except ValueError:
         raise Refused(f"--devices must be a number or all, got {devices!r}") from None
     if not 1 <= count <= present:
-        raise Refused(f"--devices must be in 1 to {present}, which is what there is, got {count}")
+        remedy = "; JAX_NUM_CPU_DEVICES=N makes N of a CPU" if jax.default_backend() == "cpu" else ""
+        raise Refused(f"--devices must be in 1 to {present}, which is what there is, got {count}{remedy}")
     return count
 
 

@@ -138,11 +138,32 @@ def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
             {"max_steps_in_episode": 2.5},
             "max_steps_in_episode must be an integer, got 2",
         ),
+        ("gymnax/Acrobot-v1", {"available_torque": "x"}, r"available_torque must be numbers \[3\], got 'x'"),
+        ("gymnax/Acrobot-v1", {"available_torque": [1.0, 2.0]}, r"available_torque must be numbers \[3\]"),
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(name, options, message):
     with pytest.raises(ValueError, match=message):
         make(name, **options)
+
+
+def test_options_may_be_written_as_the_command_line_reads_them():
+    assert make("gymnax/Pendulum-v1", max_steps_in_episode=1e2).spec.episode_length == 100
+    assert make("gymnax/BernoulliBandit-misc", max_steps_in_episode=50.0).spec.episode_length == 50
+    env = make("gymnax/Acrobot-v1", available_torque=[-2, 0, 2])
+    state, _ = jax.eval_shape(env.reset, jax.random.key(0))
+    assert jax.eval_shape(env.step, state, jnp.int32(0))[1].reward.shape == ()
+
+
+def test_physics_may_differ_from_lane_to_lane(key):
+    def fallen(gravity):
+        env = make("gymnax/Pendulum-v1", g=gravity)
+        state, _ = env.reset(key)
+        return env.step(state, jnp.zeros(1))[1].next_obs
+
+    obs = jax.vmap(fallen)(jnp.array([0.0, 10.0, 10.0]))
+    assert not jnp.allclose(obs[0], obs[1])
+    assert jnp.array_equal(obs[1], obs[2])
 
 
 def test_brax_takes_the_options_of_all_environments():

@@ -47,3 +47,20 @@ def test_without_a_failure_everything_is_as_before(hooks):
         remark(OTHER)
     assert hooks == [OTHER, OTHER]
     assert (sys.excepthook, sys.unraisablehook) == before
+
+
+def test_a_second_failure_adds_no_hook(hooks):
+    for _ in range(2):
+        with pytest.raises(OSError, match="full"):
+            fail()
+        found = sys.excepthook, sys.unraisablehook
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert (sys.excepthook, sys.unraisablehook) == found
+
+
+def test_ctrl_c_is_no_failure(hooks):
+    before = sys.excepthook, sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), causes.remarks_held():
+        raise KeyboardInterrupt
+    assert (sys.excepthook, sys.unraisablehook) == before

@@ -121,8 +121,9 @@ def on_cpu(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A run of two members in a process of its own that nobody told of devices but ``argv``."""
     command = [sys.executable, "-c", PROGRAM, "tiny", "--env=probe/context", "--env-steps=600", "--seeds=2"]
     mine = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    theirs = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     return subprocess.run(
-        [*command, *argv], cwd=ROOT, env=os.environ | mine | environment, capture_output=True, text=True
+        [*command, *argv], cwd=ROOT, env=theirs | mine | environment, capture_output=True, text=True
     )
 
 

@@ -286,3 +286,7 @@ def test_a_task_of_playground_is_seen_with_its_target():
     pose = jax.eval_shape(lambda key: video._pose_with_mocap(env.reset(key)[0]), jax.random.key(0))
     assert model.nmocap == 1
     assert pose.shape == (model.nq + 7,)
+    turning = playground.load("FingerTurnEasy")  # the target is a site there, which is not drawn
+    assert turning.body("target").mocapid[0] >= 0
+    assert turning.body("target").geomnum[0] == 1
+    assert turning.geom("target_mark").size[0] == pytest.approx(0.07)

@@ -927,7 +927,7 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
         ({"store_first": False}, "say store-first"),
         (
             {"evolution": replace(FUSED.evolution, reset_mean=True)},
-            "moves the generation that is being played",
+            "evolution.reset_mean moves the generation",
         ),
     ],
 )

@@ -49,7 +49,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         ValueError: dm_control is missing, there are other options, or the limit is no integer.
     """
     given = options if episode_length is None else {"episode_length": episode_length, **options}
-    check(f"dmc/{task}", given, {"episode_length": int})
+    given = check(f"dmc/{task}", given, {"episode_length": int})
     name, _, kind = task.partition("-")
     original = _original(task)
     model, domain = original.physics.model.ptr, DOMAINS[name]
@@ -59,7 +59,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         domain.task(model, kind)._replace(synced=True),
         domain.solver,
         frame_skip=round(original.control_timestep() / model.opt.timestep),
-        episode_length=round(original._step_limit) if episode_length is None else episode_length,
+        episode_length=given.get("episode_length", round(original._step_limit)),
     )
     # A reward is at most 1.
     return env._replace(spec=env.spec._replace(highest_return=float(env.spec.episode_length)))
@@ -68,7 +68,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
 def load(task: str) -> Any:
     """The ``mujoco.MjModel`` of a task to look at."""
     model = _original(task).physics.model.ptr
-    return scene.marked(model) if task.startswith("finger") else model
+    return scene.finger(model) if task.startswith("finger") else model
 
 
 def place(task: str) -> scene.Place | None:

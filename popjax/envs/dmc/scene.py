@@ -7,25 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from popjax.envs.mujoco import marked
+
 Place = Callable[[Any, np.ndarray], None]
 """``(mujoco.MjModel, the goal that Task.reset drew)``: writes into the model where the target is."""
 
 
-def marked(model: Any) -> Any:
-    """``model``, that of a ``finger`` task, with geoms for tip and target: these are sites, which ray tracers
-    do not draw. As it has to be compiled anew, what the task's reset has changed is taken over."""
+def finger(model: Any) -> Any:
+    """``model``, that of a ``finger`` task, with tip and target, which are sites, as geoms."""
     import mujoco
     from dm_control.suite import finger
 
     xml, parts = finger.get_model_and_assets()
-    spec = mujoco.MjSpec.from_string(xml.decode(), include=parts)
-    for site in spec.sites:
-        if site.name in ("tip", "target"):
-            geom = site.parent.add_geom(name=f"{site.name}_mark", type=site.type, pos=site.pos)
-            geom.size, geom.rgba = model.site(site.name).size, model.site(site.name).rgba
-            geom.material, geom.mass, geom.contype, geom.conaffinity = site.material, 0, 0, 0
-            site.rgba[3] = 0
-    return spec.compile()
+    return marked(mujoco.MjSpec.from_string(xml.decode(), include=parts), model)
 
 
 def _finger(model: Any, goal: np.ndarray) -> None:

@@ -74,7 +74,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     except (KeyError, IndexError, NotImplementedError, TypeError) as cause:  # a model of another body
         if "xml_file" not in options:
             raise
-        said = str(cause).strip("'\"").splitlines()[0]
+        said = " ".join(str(cause).split())[:200] or type(cause).__name__
         raise ValueError(f"gym/{task}: option xml_file={o.xml_file!r} is no model for it: {said}") from cause
 
 
@@ -93,7 +93,7 @@ def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
         own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
     except ImportError as absent:
         raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]' ({absent})") from absent
-    check(f"gym/{task}", options, {"episode_length": int, **types(own)})
+    options = check(f"gym/{task}", options, {"episode_length": int, **types(own)})
     values = {name: keyword.default for name, keyword in {**latest, **own}.items()}
     if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
         values["xml_file"] = xml
@@ -122,6 +122,9 @@ def _load(task: str, xml: str, watched: bool = False) -> Any:
     return model
 
 
+# Four iterations are as exact as a hundred where few contacts act at once; two are too few for HalfCheetah.
+# In 256 states of random play the largest error falls with six from 3e-3 to 2e-5 for Walker2d, and with
+# eight from 2e-1 to 3e-4 for Ant and from 2 to 6e-4 for HumanoidStandup; a hundred change nothing more.
 FAMILIES = {
     "Hopper": _Family(families.hopper, Solver(4, 4)),
     "Walker2d": _Family(families.walker2d, Solver(6, 6), xml4="walker2d.xml"),

@@ -184,7 +184,9 @@ class Config:
         if not self.store_first:
             raise ValueError("fused agents learn from what they have just stored; say store-first")
         if self.evolution is not None and self.evolution.reset_mean:
-            raise ValueError("reset_mean moves the generation that is being played when agents are fused")
+            raise ValueError(
+                "evolution.reset_mean moves the generation under way: say no-fused or no-reset-mean"
+            )
 
 
 @struct.dataclass

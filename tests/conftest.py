@@ -22,6 +22,9 @@ from scipy import stats  # noqa: E402
 
 import popjax  # noqa: E402, F401 - for the number of threads that it asks XLA for
 
+FIRST = {"test_notebooks.py", "test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py"}
+"""Files that take longest."""
+
 
 @pytest.fixture
 def key() -> jax.Array:
@@ -52,7 +55,9 @@ def _forget_programs() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none."""
+    """Tests marked ``gpu`` are skipped where there is none. What takes longest comes first, so that no worker
+    is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
     if any(item.get_closest_marker("gpu") for item in items) and jax.default_backend() == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -295,7 +295,10 @@ def test_one_trace_serves_all_steps_and_seeds_and_keys_decide(name):
     assert 0 < int(first.env_steps) <= 5 * compiled(name)[0].steps_bound
 
 
-@every_method
+@pytest.mark.parametrize(  # the two that take longest are slow, too
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in (*SLOW, "cspc", "cdrl"))) for name in CASES],
+)
 def test_a_sweep_of_seeds_equals_single_runs(name):
     method, _, step, _ = compiled(name)
     keys = jax.random.split(jax.random.key(4), 2)

@@ -70,7 +70,8 @@ def generations(run: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR2, signal.SIGTERM))],
 )
 def test_a_signal_saves_and_says_how_to_resume(number: signal.Signals, tmp_path: Path, straight: str) -> None:
     run = tmp_path / "run"

@@ -380,7 +380,7 @@ def by_hand(state, config, teacher, hyper, task):
     "options",
     [
         {},
-        {"update_mode": "batched"},
+        pytest.param({"update_mode": "batched"}, marks=pytest.mark.slow),
         pytest.param({"grad_at": "behaviour"}, marks=pytest.mark.slow),
         pytest.param({"align_kl": "paper", "align_act": "relu"}, marks=pytest.mark.slow),
     ],
@@ -416,6 +416,7 @@ def test_a_teacher_remembers_along_the_students_episodes():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), now.memories[0], memory)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_the_students_memory():
     """As in the authors' code: it reads every rollout from what the student remembered, and keeps nothing."""
     task = "corridor-discrete"

@@ -244,6 +244,7 @@ def test_rnd_replica_modules_learn_their_own_agents_transitions_and_rnd_each_all
     assert drives.distillation(1, "rnd_ce", SMALL.rnd, 4, 1).init(key).observations.count.shape == (1,)
 
 
+@pytest.mark.slow
 def test_rnds_return_scale_waits_until_observations_are_whitened(key):
     drive = drives.distillation(1, "rnd_ce", rnd.Config(hidden=(8,), scale="return"), 4, 2)
     hyper, state = as_arrays(ce.Hyper()), drive.init(key)
@@ -568,6 +569,7 @@ def test_a_dice_actor_is_followed_by_its_slow_copy(key):
     assert 0 < gap[0] < gap[1]
 
 
+@pytest.mark.slow
 def test_diayn_pays_skills_first_and_the_task_later():
     method, init, steps = compiled("diayn")
     state = steps(init(jax.random.key(0), method.hyper), 50)
@@ -600,6 +602,7 @@ def test_diayn_goes_on_with_the_skill_that_returned_most():
     assert equal(steps(later, 60).skill_returns, later.skill_returns)
 
 
+@pytest.mark.slow
 def test_the_q_classifier_keeps_its_choice_for_its_horizon():
     method = compiled("q")[0]
     agents, opinion, numbers = method.policy(played("q", 45))

@@ -704,7 +704,7 @@ TEAMS = {
 }
 
 
-USUAL = ("three sacs",)
+USUAL = ("td3 and a2c",)
 
 
 @pytest.mark.parametrize(

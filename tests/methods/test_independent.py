@@ -22,7 +22,13 @@ TINY = independent.Config(agent=td3.Config(hidden=(8, 8)), batch=8, capacity=64,
 CONFIGS = {
     "one": TINY,
     "three": replace(TINY, population=3, lanes=2, updates=2),
-    "shared": replace(TINY, population=3, shared_replay=True, steps=4, agent=ddpg.Config((8,), 8, 8)),
+    "shared": replace(
+        TINY,
+        population=3,
+        shared_replay=True,
+        steps=4,
+        agent=ddpg.Config((8,), critic_branch=8, critic_hidden=8),
+    ),
 }
 
 

@@ -110,8 +110,8 @@ def divide_cpu(devices: str | None) -> None:
     """Makes of the CPU as many devices as ``--devices`` says, at most one a core; to be called before any
     array is made.
 
-    XLA works with little more than one core on arrays as small as those of a population, so that it takes
-    several devices to use several cores. Whoever divided the CPU already, with JAX_NUM_CPU_DEVICES or
+    XLA leaves much of a second core idle on arrays as small as those of a population, nearly all of it in
+    physics (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Whoever divided the CPU already, with JAX_NUM_CPU_DEVICES or
     XLA_FLAGS, is left alone, and so are processes that train together.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

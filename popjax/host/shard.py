@@ -111,8 +111,8 @@ def divide_cpu(devices: str | None) -> None:
     array is made.
 
     XLA leaves much of a second core idle on arrays as small as those of a population, nearly all of it in
-    physics (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Whoever divided the CPU already, with JAX_NUM_CPU_DEVICES or
-    XLA_FLAGS, is left alone, and so are processes that train together.
+    physics (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Whoever divided the CPU
+    already, with JAX_NUM_CPU_DEVICES or XLA_FLAGS, is left alone, and so are processes that train together.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(int(devices), cores) if devices and devices.isdecimal() else 1

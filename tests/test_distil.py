@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from popjax.distil import alignment_loss, better_action, imitation_loss, softened_kl
+from tests.support import close
 
 # PDERL, worked example 2.
 ACTION = jnp.array([[0.1, 0.2], [-0.3, 0.4]])
@@ -43,10 +44,6 @@ def test_parents_and_critic_receive_no_gradient():
 
     for gradient in jax.grad(loss, (0, 1, 2, 3))(Q_X, Q_Y, ACTION_X, ACTION_Y):
         assert not np.any(gradient)
-
-
-def close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
 
 
 @pytest.mark.parametrize("garbage", [1e30, np.nan, np.inf])

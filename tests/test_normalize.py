@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from popjax import normalize
+from tests.support import equal
 
 
 def mean(state):
@@ -30,7 +31,7 @@ def test_leading_axes_are_all_batch_axes():
     x = np.random.default_rng(1).normal(size=(4, 6, 2, 3)).astype(np.float32)
     shaped = normalize.update(normalize.init((2, 3)), x)
     flat = normalize.update(normalize.init((2, 3)), x.reshape(24, 2, 3))
-    jax.tree.map(np.testing.assert_array_equal, shaped, flat)
+    equal(shaped, flat)
     np.testing.assert_allclose(shaped.mean, x.mean((0, 1)), rtol=1e-5, atol=1e-7)
 
 
@@ -60,7 +61,7 @@ def test_masked_rows_leave_no_trace(garbage):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), masked, smaller)
     for state in (seen, normalize.init((3,))):
         nothing = normalize.update(state, dirty, np.zeros(50, bool))
-        jax.tree.map(np.testing.assert_array_equal, nothing, state)
+        equal(nothing, state)
 
 
 @pytest.mark.parametrize("size", [100, 1_000_000])

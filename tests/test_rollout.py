@@ -11,6 +11,7 @@ from popjax import rollout, tree
 from popjax.core import Spec
 from popjax.envs import make
 from popjax.envs.episodic import episodic
+from tests.support import equal
 
 
 def stride(carry, obs, key):
@@ -69,9 +70,9 @@ def test_lanes_equal_single_episodes_and_stop_at_their_own_end():
             mask = np.asarray(alone.valid)
             np.testing.assert_array_equal(lane.valid, mask)
             for field in ("total", "length", "carry"):
-                jax.tree.map(np.testing.assert_array_equal, getattr(lane, field), getattr(alone, field))
+                equal(getattr(lane, field), getattr(alone, field))
             kept = jax.tree.map(lambda x, mask=mask: x[mask], (lane.steps, alone.steps))
-            jax.tree.map(np.testing.assert_array_equal, *kept)
+            equal(*kept)
 
 
 def test_record_chooses_what_is_kept(key):
@@ -186,7 +187,7 @@ def test_collecting_lanes_equal_single_lanes():
     sizes = jnp.linspace(0.1, 1.5, 5)
     together, single = jax.jit(jax.vmap(run))(sizes, keys), jax.jit(run)
     for i in range(5):
-        jax.tree.map(np.testing.assert_array_equal, tree.take(together, i), single(sizes[i], keys[i]))
+        equal(tree.take(together, i), single(sizes[i], keys[i]))
 
 
 def test_a_reset_is_computed_only_in_steps_in_which_a_lane_ends():

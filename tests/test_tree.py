@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from popjax import tree
+from tests.support import equal
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_take_and_put_are_inverse_on_the_rows_they_name(rows):
     zeroed = tree.put(rows, index, jax.tree.map(jnp.zeros_like, taken))
     assert zeroed["b"][0].tolist() == [0, 1, 0, 3]
     restored = tree.put(zeroed, index, taken)
-    jax.tree.map(np.testing.assert_array_equal, restored, rows)
+    equal(restored, rows)
 
 
 def test_take_of_an_int_drops_the_axis(rows):
@@ -40,7 +41,7 @@ def test_where_matches_the_condition_to_leading_axes(rows):
     chosen = tree.where(jnp.array([True, False, True, False]), rows, zero)
     assert chosen["b"][0].tolist() == [0, 0, 2, 0]
     np.testing.assert_array_equal(chosen["a"].sum(1), [3, 0, 21, 0])
-    jax.tree.map(np.testing.assert_array_equal, tree.where(jnp.bool_(True), rows, zero), rows)
+    equal(tree.where(jnp.bool_(True), rows, zero), rows)
 
 
 def test_where_lets_no_nan_through_from_the_side_not_chosen():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,14 +21,6 @@ def a_batch(size=16, scale=1.0):
     action = jnp.tanh(normal(size, 2))
     discount = jnp.asarray(0.99 * (chance.random(size) < 0.7), jnp.float32)
     return Transition(normal(size, 3), action, normal(size), discount, normal(size, 3))
-
-
-def close(a, b, **tolerance):
-    jax.tree.map(partial(np.testing.assert_allclose, **({"rtol": 2e-4, "atol": 2e-6} | tolerance)), a, b)
-
-
-def equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def norm(gradient):

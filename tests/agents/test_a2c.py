@@ -14,6 +14,7 @@ from popjax import distributions, optimize
 from popjax.agents import a2c, ppo
 from popjax.core import Spec, Trajectory, as_arrays
 from tests.agents import by_hand, probes
+from tests.support import close
 
 SPEC = Spec(name="none", obs_shape=(1,), action_dim=1, episode_length=1)
 DISCRETE = SPEC._replace(action_dim=3, discrete=True)
@@ -65,10 +66,6 @@ def first_step(params, gradient, lr, clip):
         return p - lr * g / np.sqrt(0.99 + 0.01 * g**2 + 1e-5)
 
     return jax.tree.map(one, params, gradient)
-
-
-def close(a, b, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **({"atol": 1e-5} | tolerance)), a, b)
 
 
 def value_gradient(rows, like):
@@ -285,7 +282,7 @@ def test_images_pass_convolutions_first(module):
         shapes = sorted(x.shape for x in jax.tree.leaves(params) if x.ndim == 2)
         assert shapes[1:] == [(18, 16), (16 * 4 * 4, 5)]
         out, single = network.apply(params, image), network.apply(params, image[3])
-        by_hand.close(jax.tree.map(lambda x: x[3], out), single)
+        close(jax.tree.map(lambda x: x[3], out), single)
     assert agent.critic.apply(state.value, image).shape == (7,)
 
 

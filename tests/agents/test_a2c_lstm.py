@@ -19,6 +19,7 @@ from popjax.envs import make
 from popjax.host import evaluate
 from popjax.methods import onpolicy
 from tests.agents import by_hand, probes
+from tests.support import close
 
 SPEC = Spec(name="none", obs_shape=(2,), action_dim=2, episode_length=9)
 DISCRETE = SPEC._replace(action_dim=3, discrete=True)
@@ -80,13 +81,13 @@ def test_what_is_learned_from_is_what_acted(probe):
         by_hand.equal(tree.take(rows.memory, 0), lanes.carry)
         remembered = tree.take(rows.memory, 0)[0]
         outputs = unroll(params, remembered, rows.obs, rows.done)[1]
-        by_hand.close(actions.log_prob(outputs, rows.action), rows.log_prob, atol=1e-5)
+        close(actions.log_prob(outputs, rows.action), rows.log_prob, atol=1e-5)
         memory = remembered
         for t in range(7):
             memory, out = one(params, memory, rows.obs[t])
-            by_hand.close(actions.log_prob(out, rows.action[t]), rows.log_prob[t], atol=1e-5)
+            close(actions.log_prob(out, rows.action[t]), rows.log_prob[t], atol=1e-5)
             memory = behind(memory, rows.done[t])
-        by_hand.close(tree.take(after.lanes.carry, 1)[0], memory, atol=1e-5)
+        close(tree.take(after.lanes.carry, 1)[0], memory, atol=1e-5)
     done = np.stack([s.trajectory.done[1] for s in states[1:]])
     assert done[:, :-1].any()  # inside of a rollout
     if probe == "delay":  # an episode of two steps ends with every second rollout, and goes on over the other
@@ -101,7 +102,7 @@ def test_the_value_remembers_along():
     one, memory = jax.jit(written_out), (jnp.zeros((3, 4)), jnp.zeros((3, 4)))
     for t in range(7):
         memory = behind(one(params, memory, rows.obs[t])[0], rows.done[t])
-    by_hand.close(tree.take(after.lanes.carry, 0)[1], memory, atol=1e-5)
+    close(tree.take(after.lanes.carry, 0)[1], memory, atol=1e-5)
 
 
 def a_rollout(spec):
@@ -173,8 +174,8 @@ def test_a_gradient_step_is_that_of_a_plain_unroll(spec, key):
     gradient, expected = jax.jit(jax.grad(losses, has_aux=True))(params)
     updates, _ = a2c.rmsprop(0.1, 1e9).update(gradient, state.optimizer, params)
     after, got = jax.jit(agent.learn)(state, rows, hyper, key)
-    by_hand.close((got.policy_loss, got.value_loss, got.entropy), expected, rtol=1e-4, atol=1e-5)
-    by_hand.close((after.actor, after.value), optax.apply_updates(params, updates), rtol=1e-3, atol=1e-5)
+    close((got.policy_loss, got.value_loss, got.entropy), expected, rtol=1e-4, atol=1e-5)
+    close((after.actor, after.value), optax.apply_updates(params, updates), rtol=1e-3, atol=1e-5)
     assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(gradient))
 
 
@@ -207,7 +208,7 @@ def test_heads_are_those_without_an_lstm(key):
         act = jax.jit(jax.vmap(agent.act, (0, None, 0, 0, None)))
         _, played, (sampled, log_prob) = act(jax.random.split(key, 7), params, memory, obs, 1.0)
         memories, outputs = jax.jit(agent.actor.step)(state.actor, memory[0], obs)
-        by_hand.close(distributions.of(spec).log_prob(outputs, sampled), log_prob)
+        close(distributions.of(spec).log_prob(outputs, sampled), log_prob)
         head = state.actor["head"]
         kernel = head.get("mlp", head)["Dense_0"]["linear"]["kernel"]
         np.testing.assert_allclose(kernel.T @ kernel, 1e-4 * np.eye(spec.action_dim), atol=1e-8)
@@ -215,12 +216,12 @@ def test_heads_are_those_without_an_lstm(key):
         if spec.discrete:
             by_hand.equal(played, sampled)
         else:
-            by_hand.close(played, np.tanh(sampled))
+            close(played, np.tanh(sampled))
             by_hand.equal(outputs[1], np.zeros((7, 2)))
         memory, greedy, _ = act(jax.random.split(key, 7), params, memory, obs, 0.0)
         family = distributions.of(spec, squash=True)
-        by_hand.close(greedy, family.bounded(family.mode(outputs)))
-        by_hand.close(memory[0], memories)
+        close(greedy, family.bounded(family.mode(outputs)))
+        close(memory[0], memories)
 
 
 @pytest.mark.parametrize(("hidden", "features"), [((5,), 5), ((), 16 * 4 * 4)])

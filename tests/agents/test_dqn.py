@@ -15,7 +15,8 @@ from popjax.core import Spec, Transition, Weighted, as_arrays
 from popjax.envs import make
 from popjax.methods import independent
 from popjax.nets import images
-from tests.agents.by_hand import close, equal, norm, stepped
+from tests.agents.by_hand import norm, stepped
+from tests.support import close, equal
 
 SPEC = Spec(name="none", obs_shape=(3,), action_dim=4, episode_length=1, discrete=True)
 SMALL = dqn.Config(hidden=(8,))

@@ -15,8 +15,9 @@ from popjax.agents import ddpg, sac, sac2018, td3
 from popjax.core import Spec, Weighted, as_arrays, transition
 from popjax.envs import make
 from popjax.nets import layers
-from tests.agents.by_hand import a_batch, blend, close, equal, first_moment, norm, stepped
+from tests.agents.by_hand import a_batch, blend, first_moment, norm, stepped
 from tests.agents.probes import ANSWERS, GAMMA
+from tests.support import close, equal
 
 SPEC = Spec(name="none", obs_shape=(3,), action_dim=2, episode_length=1)
 CONFIGS = {

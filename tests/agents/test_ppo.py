@@ -19,6 +19,7 @@ from popjax.envs import make
 from popjax.envs.episodic import rescale
 from popjax.methods import onpolicy
 from tests.agents import by_hand, probes
+from tests.support import close
 
 
 @lru_cache
@@ -256,9 +257,9 @@ def test_uniform_weights_with_biases_in_the_last_layer_of_the_policy_alone(activ
         function = by_hand.relu if activation == "relu" else jnp.tanh
         obs = jax.random.normal(key, (4, 5))
         outputs = agent.actor.apply(state.actor, obs)
-        by_hand.close(outputs if discrete else outputs[0], by_hand.forward(policy, obs, function)[0])
+        close(outputs if discrete else outputs[0], by_hand.forward(policy, obs, function)[0])
         values = by_hand.forward(state.value["mlp"], obs, function)[0][:, 0]
-        by_hand.close(agent.critic.apply(state.value, obs), values)
+        close(agent.critic.apply(state.value, obs), values)
         if not discrete:
             np.testing.assert_array_equal(outputs[1], np.full((4, 40), -0.5))
 

@@ -15,7 +15,8 @@ from popjax import tree
 from popjax.agents import sac2018
 from popjax.core import Spec, Transition, as_arrays
 from tests.agents import by_hand
-from tests.agents.by_hand import a_batch, blend, close, equal, first_moment, forward, norm, relu, stepped
+from tests.agents.by_hand import a_batch, blend, first_moment, forward, norm, relu, stepped
+from tests.support import close, equal
 
 SPEC = Spec(name="none", obs_shape=(3,), action_dim=2, episode_length=1)
 

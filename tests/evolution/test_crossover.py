@@ -14,6 +14,7 @@ from popjax.core import Network
 from popjax.distil import better_action, imitation_loss
 from popjax.evolution.crossover import Distillation, distil, distillation_steps, n_point
 from popjax.replay.ring import Ring
+from tests.support import close, equal, same
 
 ACTOR = nets.tanh_actor(2, 1, (8,), activation="tanh", norm="erl")
 CRITIC = Network(lambda key: jnp.zeros(1), lambda best, obs, action: -((action - best) ** 2).sum(-1))
@@ -45,18 +46,10 @@ class _Rows:
         return cls(*children)
 
 
-def close(a, b, **tolerance):
-    jax.tree.map(partial(np.testing.assert_allclose, **({"rtol": 1e-5, "atol": 1e-6} | tolerance)), a, b)
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
-
-
 def test_crossing_identical_parents_changes_nothing(key):
     x, _ = two_parents(key)
     for child in n_point(key, x, x):
-        jax.tree.map(np.testing.assert_array_equal, child, x)
+        equal(child, x)
 
 
 def test_rows_are_exchanged_whole_and_become_common(key):
@@ -138,7 +131,7 @@ def test_worked_example_10_parents_and_critic_get_no_gradient(key):
 def test_an_inactive_child_is_the_less_fit_parent(key):
     x, y = two_parents(key)
     born = child_of(x, y, jnp.zeros(1), memory(jax.random.normal(key, (40, 2))), key, active=False)
-    jax.tree.map(np.testing.assert_array_equal, born, y)
+    equal(born, y)
 
 
 @pytest.mark.parametrize("init", ["y", "random"])

@@ -24,6 +24,7 @@ from popjax.host.errors import Refused
 from popjax.host.export import export_policy
 from popjax.host.plain import NotPlain, plain_network
 from popjax.methods import ce, independent, onpolicy, pderl
+from tests.support import equal
 
 
 def task(discrete: bool = False) -> Any:
@@ -181,7 +182,7 @@ def test_one_individual_takes_the_policys_place() -> None:
     for index in (0, 3):
         alone = individuals.alone(method, state, index)
         chosen = alone.policy(tree.take(state, 1))
-        jax.tree.map(np.testing.assert_array_equal, chosen, tree.take(tree.take(state, 1).actors, index))
+        equal(chosen, tree.take(tree.take(state, 1).actors, index))
     for index in (-1, 4):
         with pytest.raises(Refused, match=rf"in 0 to 3, the population's size being 4, got {index}"):
             individuals.alone(method, state, index)

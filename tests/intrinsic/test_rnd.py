@@ -12,6 +12,7 @@ import pytest
 from popjax import nets, tree
 from popjax.core import Transition, as_arrays
 from popjax.intrinsic import rnd
+from tests.support import close, equal
 
 D = 3
 CONFIG = rnd.Config(hidden=(32,), features=8)
@@ -44,10 +45,6 @@ def learned(state, key, *batches):
 def distance(state, white):
     error = NETWORK.apply(state.predictor, white) - NETWORK.apply(state.target, white)
     return np.square(np.asarray(error, np.float64)).sum(-1)
-
-
-def close(a, b, rtol=1e-5, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
 def test_the_bonus_is_the_squared_distance_over_the_deviation_of_all_bonuses_so_far(key):
@@ -96,7 +93,7 @@ def test_training_lowers_the_bonus_of_what_repeats_and_not_of_what_is_new(key):
 def test_the_target_never_learns(key):
     start = init(key)
     state = learned(start, key, draw(0))
-    jax.tree.map(np.testing.assert_array_equal, state.target, start.target)
+    equal(state.target, start.target)
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.predictor, start.predictor)
     assert all(jax.tree.leaves(changed))
 
@@ -125,7 +122,7 @@ def test_masked_rows_leave_no_trace(key, garbage):
 def test_a_batch_without_weight_changes_nothing(key):
     state = learned(init(key), key, draw(0))
     same, losses = learn(state, successors(draw(1)), jnp.zeros(16), HYPER, key)
-    jax.tree.map(np.testing.assert_array_equal, same, state)
+    equal(same, state)
     assert float(losses.predictor_loss) == 0
 
 
@@ -164,7 +161,7 @@ def test_a_shuffled_batch_says_nothing_about_returns(key):
     module = rnd.rnd(D, RETURN)
     start = jax.jit(module.init)(key)
     state, _ = jax.jit(module.learn)(start, successors(draw(0)), jnp.ones(16), HYPER, key)
-    jax.tree.map(np.testing.assert_array_equal, state.magnitudes, start.magnitudes)
+    equal(state.magnitudes, start.magnitudes)
     assert int(state.observations.count) == 16
     with pytest.raises(ValueError, match="observes a stream"):
         rnd.observer(D, CONFIG)

@@ -21,6 +21,7 @@ from popjax.methods.cdrl import acting, learning, offline
 from popjax.methods.cdrl.config import reached
 from popjax.nets import recurrent
 from popjax.nets.recurrent import Heads, recurrent_actor_critic
+from tests.support import same
 
 NET = recurrent.Config(hidden=(4,), units=4)
 TINY = cdrl.Config(network=NET, lanes=2, steps=3, align_hidden=(4,))
@@ -59,10 +60,6 @@ def after(iterations, hyper, **options):
     for _ in range(iterations):
         states.append(step(states[-1]))
     return states
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
 def student(state):

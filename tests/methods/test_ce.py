@@ -20,6 +20,7 @@ from popjax.methods import ce
 from popjax.methods.ce import acting, drives, experience, learners
 from popjax.methods.ce.experience import Lanes, Row
 from popjax.replay.ring import ring
+from tests.support import close, same
 
 SMALL = ce.Config(
     batch=12,
@@ -86,10 +87,6 @@ def played(name, count, seed=0):
     return steps(init(jax.random.key(seed), method.hyper), count)
 
 
-def equal(x, y):
-    return all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
-
-
 # What every variant does
 
 
@@ -102,11 +99,11 @@ def test_the_step_that_ends_the_warm_up_and_every_later_one_pay_their_updates(na
     fresh = init(jax.random.key(0), method.hyper)
     before = steps(fresh, first - 1)
     assert int(before.metrics.gradient_steps) == 0
-    assert equal(before.agents, fresh.agents)
+    assert same(before.agents, fresh.agents)
     after = steps(before, 3)
     assert int(after.metrics.gradient_steps) == 3 * per_step
     assert int(after.env_steps) == int(after.replay.size) == (first + 2) * per_step
-    assert not equal(after.agents, fresh.agents)
+    assert not same(after.agents, fresh.agents)
     for leaf in jax.tree.leaves(after.metrics):
         assert jnp.isfinite(leaf).all()
 
@@ -170,11 +167,7 @@ def test_one_agent_without_an_effective_drive_is_plain_sac_bit_for_bit(name):
         keys = jax.random.split(key_agents, 1)
         return jax.vmap(agent.learn, (0, None, None, 0))(agents, rows, state.hyper.sac, keys)[0]
 
-    assert equal(by_hand(state.agents, after.replay, jax.random.split(state.key, 5)[0]), after.agents)
-
-
-def close(x, y, tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), x, y)
+    assert same(by_hand(state.agents, after.replay, jax.random.split(state.key, 5)[0]), after.agents)
 
 
 def test_agent_i_trains_on_the_tasks_reward_plus_its_own_novelty():
@@ -199,7 +192,7 @@ def test_agent_i_trains_on_the_tasks_reward_plus_its_own_novelty():
         return jnp.stack([rows.reward + 0.2 * b for b in bonus])
 
     by_hand = one_update_by_hand({"updates_per_step": 0.25}, state, after.replay, rewards_of)
-    close(by_hand, after.agents, 1e-6)
+    close(by_hand, after.agents, atol=1e-6)
     wrong = one_update_by_hand(
         {"updates_per_step": 0.25}, state, after.replay, lambda s, b: rewards_of(s, b)[::-1]
     )
@@ -239,7 +232,7 @@ def test_rnd_replica_modules_learn_their_own_agents_transitions_and_rnd_each_all
         drive = drives.distillation(1, kind, SMALL.rnd, 4, 1)
         state = drive.init(key)
         after, _ = drive.learn(state, alone, None, as_arrays(ce.Hyper()), key)
-        changed = [not equal(tree.take(after.predictor, i), tree.take(state.predictor, i)) for i in range(4)]
+        changed = [not same(tree.take(after.predictor, i), tree.take(state.predictor, i)) for i in range(4)]
         assert changed == moved
     assert drives.distillation(1, "rnd_ce", SMALL.rnd, 4, 1).init(key).observations.count.shape == (1,)
 
@@ -293,10 +286,10 @@ def test_weight_zero_equals_no_drive():
     plain_method, plain_init, plain_steps = compiled("replica")
     plain = plain_init(jax.random.key(0), plain_method.hyper)
     start = init(jax.random.key(0), method.hyper)
-    assert equal(plain.agents, start.agents)
+    assert same(plain.agents, start.agents)
     plain = plain_steps(plain, 45)
-    close(plain.agents, quiet.agents, 2e-6)
-    assert not equal(loud.agents, quiet.agents)
+    close(plain.agents, quiet.agents, atol=2e-6)
+    assert not same(loud.agents, quiet.agents)
 
 
 def test_agents_alone_in_a_population_stay_what_they_are_alone(key):
@@ -309,8 +302,8 @@ def test_agents_alone_in_a_population_stay_what_they_are_alone(key):
     other = rewards.at[1].add(1.0)
     one, _ = learner.learn(agents, batch, rewards, hyper, key)
     two, _ = learner.learn(agents, batch, other, hyper, key)
-    assert equal(tree.take(one, 0), tree.take(two, 0))
-    assert not equal(tree.take(one, 1), tree.take(two, 1))
+    assert same(tree.take(one, 0), tree.take(two, 0))
+    assert not same(tree.take(one, 1), tree.take(two, 1))
 
 
 def random_batch(key, population, size=12):
@@ -506,9 +499,9 @@ def test_a_sunrise_member_learns_only_from_its_own_transitions(key):
     changed = rewards.at[:, 6:].add(5.0)
     one, _ = learner.learn(agents, batch, rewards, hyper, key)
     two, _ = learner.learn(agents, batch, changed, hyper, key)
-    assert equal(tree.take(one, 0), tree.take(two, 0))
-    assert not equal(tree.take(one, 1), tree.take(two, 1))
-    assert equal(tree.take(one, 2), tree.take(agents, 2)), "no transition, nothing learned"
+    assert same(tree.take(one, 0), tree.take(two, 0))
+    assert not same(tree.take(one, 1), tree.take(two, 1))
+    assert same(tree.take(one, 2), tree.take(agents, 2)), "no transition, nothing learned"
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(one))
 
 
@@ -529,7 +522,7 @@ def test_multihead_agents_share_their_torso(key):
     other, _ = learner.learn(agents, batch, rewards.at[1].add(1.0), hyper, key)
     heads = [x.critics["heads"]["Dense_0"]["linear"]["kernel"][0] for x in (after, other)]  # [2, 3, ...]
     assert (heads[0].shape[1]) == 3
-    assert not equal(after.critics["torso"], other.critics["torso"])
+    assert not same(after.critics["torso"], other.critics["torso"])
     assert not (heads[0][:, 1] == heads[1][:, 1]).all()
 
 
@@ -588,8 +581,8 @@ def test_diayn_pays_skills_first_and_the_task_later():
 
     for before, paid, unpaid in ((state, skill, task), (steps(state, 20), task, skill)):
         after = steps(before, 1)
-        assert equal(one_update_by_hand("diayn", before, after.replay, paid), after.agents)
-        assert not equal(one_update_by_hand("diayn", before, after.replay, unpaid), after.agents)
+        assert same(one_update_by_hand("diayn", before, after.replay, paid), after.agents)
+        assert not same(one_update_by_hand("diayn", before, after.replay, unpaid), after.agents)
 
 
 def test_diayn_goes_on_with_the_skill_that_returned_most():
@@ -598,8 +591,8 @@ def test_diayn_goes_on_with_the_skill_that_returned_most():
     known = replace(state, skill_returns=jnp.array([-jnp.inf, -50.0, -20.0, -jnp.inf]))
     later = steps(known, 120)
     assert (later.skills == 2).all()
-    assert equal(later.skill_returns, known.skill_returns) or float(later.skill_returns[2]) != -20.0
-    assert equal(steps(later, 60).skill_returns, later.skill_returns)
+    assert same(later.skill_returns, known.skill_returns) or float(later.skill_returns[2]) != -20.0
+    assert same(steps(later, 60).skill_returns, later.skill_returns)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from popjax.evolution import cem
 from popjax.methods import cspc
 from popjax.methods.cspc import Config, Evolution, exchange, fused
 from popjax.methods.cspc import memory as store
+from tests.support import same
 
 PPO = ppo.Config(
     hidden=(8,), activation="relu", initializer="uniform", squash=True, policy_epochs=2, value_epochs=2
@@ -88,10 +89,6 @@ def history(iterations, config=TINY, edit=lambda s: s, ends=False, seed=0, hyper
     for _ in range(iterations):
         states.append(step(states[-1]))
     return states
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
 # Accounting.

@@ -20,6 +20,7 @@ from popjax.methods import cdrl, distil, onpolicy
 from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
+from tests.support import equal
 
 NET = recurrent.Config(hidden=(8,), units=8)
 FORWARD = replace(NET, recurrent=False)
@@ -274,7 +275,7 @@ def test_runs_that_build_on_runs(tmp_path, capsys):
     assert config["envs"] == {"teacher-env": [there]}
     loaded = cli.load(paths["offline"])
     trained = cli.load(paths["align"]).state.learner.params
-    jax.tree.map(np.testing.assert_array_equal, loaded.state.aligners[0].params, trained)
+    equal(loaded.state.aligners[0].params, trained)
     assert len(cli.load(paths["beside"]).state.team) == 2
     assert run("cdrl", "--env", here, *budget, *TINY, *thin, "--run-dir", paths["beside"], "--resume",
                "--teacher", paths["expert"]) == 2  # fmt: skip

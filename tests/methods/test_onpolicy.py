@@ -16,6 +16,7 @@ from popjax.cli import parse
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy
+from tests.support import same
 
 TINY = onpolicy.Config(agent=a2c.Config(hidden=(8,)), population=3, lanes=2, steps=5)
 
@@ -32,10 +33,6 @@ def history(probe, iterations, edit=lambda s: s, hyper=None):
     for _ in range(iterations):
         states.append(step(states[-1]))
     return states
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
 
 
 @lru_cache

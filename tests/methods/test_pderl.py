@@ -21,6 +21,7 @@ from popjax.evolution.mating import Mating
 from popjax.evolution.select import replaceable
 from popjax.methods import erl, pderl
 from popjax.replay.ring import latest
+from tests.support import same
 
 LIMIT = 12
 TINY = pderl.Config(
@@ -78,10 +79,6 @@ def history(name, generations=5, **numbers):
 def generations(name, **numbers):
     states = history(name, **numbers)
     return list(pairwise(states))
-
-
-def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)))
 
 
 def played(before, after):

@@ -12,6 +12,7 @@ import pytest
 from popjax import tree
 from popjax.core import Transition
 from popjax.replay import nstep
+from tests.support import equal
 
 GAMMA = 0.99
 EXAMPLE = Transition(jnp.zeros(2), jnp.zeros((), jnp.int32), jnp.float32(0), jnp.float32(0), jnp.zeros(2))
@@ -144,7 +145,7 @@ def test_lanes_under_vmap_with_their_own_discounts_equal_lanes_alone():
     together = jax.vmap(run_lane(3))(rewards, terminated, truncated, gamma)
     for i in range(4):
         alone = run_lane(3)(rewards[i], terminated[i], truncated[i], gamma[i])
-        jax.tree.map(np.testing.assert_array_equal, tree.take(together, i), alone)
+        equal(tree.take(together, i), alone)
 
 
 def test_dtypes_and_shapes_are_those_of_the_example():

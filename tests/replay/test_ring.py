@@ -13,6 +13,7 @@ import pytest
 from popjax import tree
 from popjax.replay import ring as module
 from popjax.replay.ring import latest, ring
+from tests.support import equal
 
 # Compiled: a permutation is some hundreds of operations, which take seconds one by one.
 add = jax.jit(module.add)
@@ -111,7 +112,7 @@ def test_rows_that_are_not_valid_leave_no_trace():
     state = filled(5, [1, 2])
     garbage = {"id": jnp.array([7, 8]), "x": jnp.full((2, 2), jnp.nan)}
     same = add(state, garbage, jnp.zeros(2, bool))
-    jax.tree.map(np.testing.assert_array_equal, same, state)
+    equal(same, state)
 
 
 @pytest.mark.parametrize("stored", [3, 20, 50])
@@ -190,7 +191,7 @@ def test_under_vmap_every_ring_is_what_it_is_alone():
     together = jax.jit(jax.vmap(life))(numbers, valid, keys)
     for i in range(population):
         alone = jax.jit(life)(numbers[i], valid[i], keys[i])
-        jax.tree.map(np.testing.assert_array_equal, tree.take(together, i), alone)
+        equal(tree.take(together, i), alone)
 
 
 @pytest.mark.parametrize("replace", [True, False])

@@ -1,0 +1,40 @@
+"""Comparisons of pytrees, for all tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bare(tree: Any) -> Any:
+    """Return ``tree`` with random keys as the integers they are made of, so that NumPy can compare them."""
+
+    def numbers(x: Any) -> Any:
+        return jax.random.key_data(x) if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else x
+
+    return jax.tree.map(numbers, tree)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two trees of one structure agree in every element."""
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, bare(a), bare(b))))
+
+
+def equal(a: Any, b: Any) -> None:
+    """Assert that two trees of one structure agree in every element; NaN equals NaN."""
+    jax.tree.map(np.testing.assert_array_equal, bare(a), bare(b))
+
+
+def close(a: Any, b: Any, rtol: float = 2e-4, atol: float = 2e-6) -> None:
+    """Assert that two trees of one structure agree: floats within the tolerances, all else exactly."""
+
+    def compare(x: Any, y: Any) -> None:
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+        else:
+            np.testing.assert_array_equal(x, y)
+
+    jax.tree.map(compare, bare(a), bare(b))

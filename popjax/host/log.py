@@ -20,9 +20,11 @@ from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 
+from popjax.host.background import Background, background
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, named
 from popjax.host.sweep import Member
+from popjax.host.tensorboard import Scalars
 
 Sink: TypeAlias = Callable[[int, History], None]
 
@@ -30,10 +32,10 @@ _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 
 
 @contextmanager
-def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
-    """Appends to ``path`` one JSON line per recorded generation and member: ``member``, ``seed``, the swept
-    numbers by name, ``generation``, ``env_steps`` and every metric by its dotted name, ``[P]`` metrics as
-    lists.
+def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
+    """Append to ``path``, in the background, one JSON line per recorded generation and member: ``member``,
+    ``seed``, the swept numbers by name, ``generation``, ``env_steps`` and every metric by its dotted name,
+    ``[P]`` metrics as lists.
 
     ``pandas.read_json(path, lines=True)`` reads it.
     """
@@ -49,8 +51,11 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
                     **{name: plain(values[place, row]) for name, values in metrics.items()},
                 }
 
-    with path.open("a") as file:
-        yield lambda _, history: _write_lines(file, rows(history))
+    def write(histories: Sequence[History]) -> None:
+        _write_lines(file, itertools.chain.from_iterable(map(rows, histories)))
+
+    with path.open("a") as file, background(write) as sink:
+        yield sink
 
 
 @contextmanager
@@ -134,38 +139,10 @@ def drop_after(path: Path, generation: int, members: Mapping[int, int] = Mapping
 
 
 @contextmanager
-def tensorboard(directory: Path, members: Sequence[Member], env_steps: np.ndarray) -> Iterator[Sink]:
-    """TensorBoard scalars over environment steps, one run per member: a metric that has axes beyond the
-    generation as its mean and maximum, evaluations as ``eval/return`` and ``eval/length``.
-
-    What was written beyond ``env_steps`` [S] is hidden: those steps are about to be done again.
-    """
-    from tensorboardX import SummaryWriter
-
-    writers = [
-        SummaryWriter(str(directory / member.name), purge_step=int(steps) + 1)
-        for member, steps in zip(members, env_steps, strict=True)
-    ]
-    numbered = dict(zip((member.number for member in members), writers, strict=True))
-
-    def sink(_: int, history: History) -> None:
-        for name, values in named(history.metrics).items():
-            for place, row in itertools.product(history.living, range(history.generation.shape[1])):
-                step = int(history.env_steps[place, row])
-                for suffix, scalar in scalars(values[place, row]):
-                    writers[place].add_scalar(f"metrics/{name}{suffix}", scalar, step)
-        for evaluation in history.evaluations:
-            writer = numbered[evaluation.member]
-            writer.add_scalar("eval/return", evaluation.mean, evaluation.env_steps)
-            writer.add_scalar("eval/length", float(np.mean(evaluation.lengths)), evaluation.env_steps)
-        for writer in writers:
-            writer.flush()
-
-    try:
+def tensorboard(directory: Path, members: Sequence[Member], env_steps: np.ndarray) -> Iterator[Background]:
+    """TensorBoard scalars below ``directory``, written in the background: see ``Scalars``."""
+    with background(Scalars(directory, members, env_steps).write) as sink:
         yield sink
-    finally:
-        for writer in writers:
-            writer.close()
 
 
 @contextmanager

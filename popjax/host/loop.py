@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from popjax.host import checkpoint, interrupt, log, processes, sweep
+from popjax.host.background import Background
 from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
@@ -63,6 +64,7 @@ def train_on(
         if stop.saving or (writer and due):
             state = standing.put_back(state)
         if writer and (stop.saving or due):
+            _drain(sinks)
             saved = position = _save(run, writer, state, position, due, again=late and index == 0)
         if writer and stop.saving:
             writer.wait()
@@ -83,6 +85,13 @@ def _save(
         position = replace(position, regular=position.generation)
     writer.save(position.generation, state, extra(run, position), position.regular, again)
     return position
+
+
+def _drain(sinks: Sequence[log.Sink]) -> None:
+    """Wait for the records of what is about to be saved: a resumed run does not write them again."""
+    for sink in sinks:
+        if isinstance(sink, Background):
+            sink.drain()
 
 
 def _advance(

@@ -1,0 +1,118 @@
+"""What sinks write: the records of TensorBoard, batches in the background, and no file open in between."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from popjax.host import log
+from popjax.host.background import Background, background
+from popjax.host.history import Evaluation, History
+from popjax.host.sweep import grid
+from tests.host.tiny import Losses, Metrics
+
+
+def history(members: int, first: int = 1, rows: int = 2, still: frozenset[int] = frozenset()) -> History:
+    """Generations from ``first`` on; member ``i`` has fitness [i + generation, 0] in each."""
+    generation = np.tile(np.arange(first, first + rows), (members, 1))
+    best = np.arange(members)[:, None] + generation
+    fitness = np.stack([best, np.zeros_like(best)], -1).astype(np.float32)
+    made = tuple(Evaluation(i, first, 10 * first, (1.0, 3.0), (5, 7), i) for i in range(members))
+    metrics = Metrics(fitness, Losses(best.astype(np.float32) / 4), generation.astype(np.int32))
+    return History(generation, 10 * generation, metrics, made, still)
+
+
+def events(path: Path) -> list[Any]:
+    """The events of a file, whose checksums must be right."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    content, found = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        body = content[12 : 12 + length]
+        checks = (
+            struct.unpack("<I", content[8:12])[0],
+            struct.unpack("<I", content[12 + length : 16 + length])[0],
+        )
+        assert checks == (masked_crc32c(content[:8]), masked_crc32c(body))
+        found.append(Event.FromString(body))
+        content = content[16 + length :]
+    return found
+
+
+def test_scalars_are_what_was_recorded(tmp_path: Path) -> None:
+    members = grid(0, 2, {})
+    with log.tensorboard(tmp_path, members, np.array([0, 40])) as sink:
+        sink(0, history(2))
+        sink(1, history(2, first=3, still=frozenset({0})))
+    files = [next((tmp_path / member.name).glob("events*")) for member in members]
+    first, second = map(events, files)
+    assert first[0].file_version == "brain.Event:2"
+    assert [event.step for event in (first[1], second[1])] == [1, 41]  # what is beyond is hidden
+    assert first[1].session_log.status == 1
+    scalars = [
+        (event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in second[2:]
+    ]
+    named = {"metrics/fitness/mean": 1.0, "metrics/fitness/max": 2.0}
+    assert scalars[0] == (10, named | {"metrics/losses.loss": 0.5, "metrics/count": 1.0})
+    assert scalars[2] == (10, {"eval/return": 2.0, "eval/length": 6.0})
+    assert [step for step, _ in scalars] == [10, 20, 10, 30, 40, 30]
+    assert [event.step for event in first[2:]] == [10, 20, 10, 30]  # it stood still
+
+
+def test_members_take_no_files_or_threads(tmp_path: Path) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    members, before, threads = grid(0, 200, {}), opened(), threading.active_count()
+    with (
+        log.tensorboard(tmp_path / "tb", members, np.zeros(200, int)) as scalars,
+        log.metrics_file(tmp_path / "metrics.jsonl", members) as lines,
+    ):
+        for sink in (scalars, lines):
+            sink(0, history(200))
+            sink.drain()
+        assert opened() - before <= 4
+        assert threading.active_count() - threads <= 4
+    assert len(log.read_lines(tmp_path / "metrics.jsonl")) == 400
+
+
+def test_what_is_drained_is_written(tmp_path: Path) -> None:
+    with log.metrics_file(tmp_path / "metrics.jsonl", grid(0, 1, {})) as sink:
+        for first in range(1, 100, 2):
+            sink(0, history(1, first))
+        sink.drain()
+        generations = [line["generation"] for line in log.read_lines(tmp_path / "metrics.jsonl")]
+        assert generations == list(range(1, 101))
+
+
+def test_a_failure_in_the_background_is_raised_once() -> None:
+    written: list[History] = []
+
+    def write(histories: Any) -> None:
+        written.extend(histories)
+        raise OSError("No space left on device")
+
+    sink = Background(write)
+    sink(0, history(1))
+    with pytest.raises(OSError, match="No space left"):
+        sink.drain()
+    for _ in range(1000):  # more than may wait: nobody is waited for
+        sink(1, history(1))
+    sink.close()
+    assert len(written) == 1
+
+
+def test_a_failure_at_the_end_is_raised() -> None:
+    def write(histories: Any) -> None:
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), background(write) as sink:
+        sink(0, history(1))

@@ -41,10 +41,11 @@ if TYPE_CHECKING:
     from popjax.host.report import learning_curve, report
     from popjax.host.run import Result
     from popjax.host.train import train
-    from popjax.methods import independent, pderl
+    from popjax.methods import ca2e, cdrl, ce, cspc, distil, erl, independent, onpolicy, pderl
+    from popjax.methods.cdrl import offline as align
+    from popjax.recipe import Preset, Recipe, recorded
 
 _NAMES = {
-    "popjax": ("agents", "core", "envs", "methods", "nets", "rollout", "tree"),
     "popjax.core": (
         "Agent",
         "Env",
@@ -65,11 +66,19 @@ _NAMES = {
     "popjax.host.report": ("learning_curve", "report"),
     "popjax.host.run": ("Result",),
     "popjax.host.train": ("train",),
-    "popjax.methods": ("independent", "pderl"),
+    "popjax.recipe": ("Preset", "Recipe", "recorded"),
+}
+_MODULES = {
+    **{name: f"popjax.{name}" for name in ("agents", "core", "envs", "methods", "nets", "rollout", "tree")},
+    **{
+        name: f"popjax.methods.{name}"
+        for name in ("ca2e", "cdrl", "ce", "cspc", "distil", "erl", "independent", "onpolicy", "pderl")
+    },
+    "align": "popjax.methods.cdrl.offline",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [  # noqa: RUF022 - in the order of _NAMES
+__all__ = [  # noqa: RUF022 - modules, names, methods
     "agents",
     "core",
     "envs",
@@ -101,19 +110,29 @@ __all__ = [  # noqa: RUF022 - in the order of _NAMES
     "report",
     "Result",
     "train",
+    "Preset",
+    "Recipe",
+    "recorded",
+    "ca2e",
+    "cdrl",
+    "ce",
+    "cspc",
+    "distil",
+    "erl",
     "independent",
+    "onpolicy",
     "pderl",
+    "align",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'popjax' has no attribute {name!r}")
-    home = _HOME[name]
-    if home in ("popjax", "popjax.methods"):
-        value: Any = importlib.import_module(f"{home}.{name}")
+    if name in _MODULES:
+        value: Any = importlib.import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
     else:
-        value = getattr(importlib.import_module(home), name)
+        raise AttributeError(f"module 'popjax' has no attribute {name!r}")
     globals()[name] = value
     return value
 

@@ -11,7 +11,7 @@ environment lanes, ``T`` time, ``B`` batch, ``D`` observation, ``A`` action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -251,6 +251,15 @@ class Intrinsic(NamedTuple):
     learn: Callable[[PyTree, Transition, Array, PyTree, Key], tuple[PyTree, PyTree]]
 
 
+class Built(NamedTuple):
+    """The call that made a Method: ``build(env, config, **further)``."""
+
+    build: Callable[..., Any]
+    env: Env
+    config: Any
+    further: Mapping[str, Any]
+
+
 class Method(NamedTuple):
     """A training method: everything the host needs, and all that it may know.
 
@@ -264,6 +273,7 @@ class Method(NamedTuple):
     memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
     individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
                  where they act together, share one or play different tasks
+    built:       the call that made it; None of a method whose ``build`` is not ``recipe.recorded``
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -274,6 +284,7 @@ class Method(NamedTuple):
     steps_bound: int
     memory: PyTree = ()
     individuals: Callable[[Any], Params] | None = None
+    built: Built | None = None
 
 
 class Pretrained(NamedTuple):

@@ -17,6 +17,7 @@ from popjax.host.errors import Refused
 from popjax.host.options import Options
 from popjax.host.rundir import write_json
 from popjax.methods import cspc, independent, pderl
+from popjax.recipe import defaults
 
 TINY = ["tiny", "--env", "probe/context", "--env-steps", "240", "--eval-every", "120"]
 
@@ -161,19 +162,19 @@ def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixt
 
 
 def test_presets_are_defaults_that_flags_override() -> None:
-    config, hyper = cli._defaults(pderl, {}, "brax/hopper")
+    config, hyper = defaults(pderl.METHOD, {}, "brax/hopper")
     assert config == pderl.preset("brax/hopper").config
     argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
     arguments = cli._parse_run(parse, "pderl", argv, config, hyper, [])
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
-    assert cli._defaults(pderl, {}, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
+    assert defaults(pderl.METHOD, {}, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
 
 
 def test_an_agent_brings_its_own_options() -> None:
     argv = ["--env=probe/context", "--config.agent=td3", "--config.agent.hidden", "64", "32", "--env_steps=9"]
-    agents, rest = cli._peel_agents(independent, argv, None)
-    config, hyper = cli._defaults(independent, agents, None)
+    agents, rest = cli._peel_agents(independent.METHOD, argv, None)
+    config, hyper = defaults(independent.METHOD, agents, None)
     rest += ["--hyper.target_noise", "0.3"]
     arguments = cli._parse_run(parse, "independent", rest, config, hyper, list(agents))
     assert agents == {"agent": "td3"}
@@ -185,9 +186,9 @@ def test_an_agent_brings_its_own_options() -> None:
 
 def test_members_of_a_team_are_chosen_or_left_out() -> None:
     argv = ["--env=probe/context", "--env-steps=9", "--config.on-policy", "a2c", "--config.evolution=none"]
-    agents, rest = cli._peel_agents(cspc, [*argv, "--config.off_policy", "td3"], None)
+    agents, rest = cli._peel_agents(cspc.METHOD, [*argv, "--config.off_policy", "td3"], None)
     assert agents == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none"}
-    config, hyper = cli._defaults(cspc, agents, None)
+    config, hyper = defaults(cspc.METHOD, agents, None)
     rest += [
         "--hyper.off-policy.target-noise",
         "0.3",
@@ -205,7 +206,7 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
     assert type(arguments.hyper) is cspc.Hyper
     assert arguments.hyper.off_policy.target_noise == 0.3
     assert arguments.hyper.cem is None
-    unchanged = cli._defaults(cspc, cli._peel_agents(cspc, [], None)[0], None)
+    unchanged = defaults(cspc.METHOD, cli._peel_agents(cspc.METHOD, [], None)[0], None)
     assert unchanged == (cspc.Config(), cspc.default_hyper(cspc.Config()))
     with pytest.raises(parse.Fault, match="unknown option"):
         cli._parse_run(
@@ -215,7 +216,7 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
 
 def test_a_configuration_survives_json() -> None:
     for module, agents in ((pderl, {}), (independent, {"agent": "td3"})):
-        config, hyper = cli._defaults(module, agents, "brax/hopper")
+        config, hyper = defaults(module.METHOD, agents, "brax/hopper")
         for default in (config, hyper):
             write_json(Path("config.json"), asdict(default))
             assert parse.rebuild(default, json.loads(Path("config.json").read_text())) == default

@@ -16,13 +16,14 @@ import pytest
 ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
-    {"core", "checks", "tree", "shuffle"},
+    {"core", "checks", "tree", "shuffle", "importing"},
     {
         "nets",
+        "recipe",
         "replay",
         "rollout",
         "normalize",
-        "distil",
+        "distillation",
         "diversity",
         "envs",
         "optimize",

@@ -11,7 +11,8 @@ import pytest
 
 from popjax import cli
 from popjax.cli import pretrained
-from popjax.methods import ca2e
+from popjax.methods import ca2e, pderl
+from popjax.recipe import defaults
 
 OPTIONS = ["--eval-every", "100", "--eval-episodes", "3", "--log-every", "50", "--checkpoint-every", "100"]
 SMALL = ["--config.batch", "4", "--config.capacity", "50", "--config.agent.hidden", "4"]
@@ -158,16 +159,19 @@ def test_the_best_seed_of_a_run_whose_last_line_is_torn(tmp_path):
 
 def test_options_are_taken_out_of_the_command_line():
     line = ["--env", "a", "--prior", "b", "--seeds", "2", "--prior=c:1"]
-    assert pretrained.peel_runs(ca2e, line) == ({"prior": ["b", "c:1"]}, ["--env", "a", "--seeds", "2"])
-    assert pretrained.peel_runs(cli, line) == ({}, line)
+    assert pretrained.peel_runs(ca2e.METHOD, line) == (
+        {"prior": ["b", "c:1"]},
+        ["--env", "a", "--seeds", "2"],
+    )
+    assert pretrained.peel_runs(pderl.METHOD, line) == ({}, line)
 
 
 def test_a_task_decides_about_the_learner():
     """Breakout is discrete, Pendulum is not; each comes with the paper's constants for it."""
     found = {}
     for task in ("gymnax/Breakout-MinAtar", "gymnax/Pendulum-v1"):
-        kinds, _ = cli._peel_agents(ca2e, [], task)
-        config, hyper = cli._defaults(ca2e, kinds, task)
+        kinds, _ = cli._peel_agents(ca2e.METHOD, [], task)
+        config, hyper = defaults(ca2e.METHOD, kinds, task)
         found[task] = kinds["agent"], config.batch, config.learning_starts, type(hyper.agent).__module__
     assert found["gymnax/Breakout-MinAtar"] == ("dqn", 32, 50_000, "popjax.agents.dqn")
     assert found["gymnax/Pendulum-v1"] == ("ddpg", 128, 10_000, "popjax.agents.ddpg")

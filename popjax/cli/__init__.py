@@ -6,7 +6,6 @@ the State saved.
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import sys
@@ -19,30 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from popjax.cli import training
 from popjax.cli.training import Program
+from popjax.host import recipes
+from popjax.host.recipes import METHODS
 
 if TYPE_CHECKING:
     from popjax.core import Env, Method
-
-METHODS = {
-    "pderl": "popjax.methods.pderl",
-    "erl": "popjax.methods.erl",
-    "ce": "popjax.methods.ce",
-    "independent": "popjax.methods.independent",
-    "onpolicy": "popjax.methods.onpolicy",
-    "cspc": "popjax.methods.cspc",
-    "ca2e": "popjax.methods.ca2e",
-    "cdrl": "popjax.methods.cdrl",
-    "align": "popjax.methods.cdrl.offline",
-    "distil": "popjax.methods.distil",
-}
-"""Every method of the command line: its name and its module. A module has ``Config`` and ``build`` and, where
-a task has constants of its own, ``preset(task)``. One that leaves open which agents it is made of has a table
-``AGENTS`` of the kinds that a field of its Config may be, with "none" for None, ``default_hyper(config)``
-and, where the Config of an agent in it is not the agent's default, ``agent_config(kind)``; where its own
-defaults differ from agent to agent, ``default_config(**agents)``, and where it takes another agent on another
-task, ``default_kinds(spec)``. One that builds on finished runs has a table ``RUNS``: see ``pretrained``; one
-that plays in further tasks has a table ``ENVS``: option -> keyword of ``build``, which takes a tuple. One
-that has something to say before a run has ``remarks(env, config, hyper, env_steps, **built_on)``: lines."""
+    from popjax.recipe import Recipe
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -112,8 +93,7 @@ def _run(argv: list[str]) -> None:
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help"):
         _help(parse)
-    if name not in METHODS:
-        raise parse.Fault(f"unknown method {name!r}{parse.nearest(name, list(METHODS))}")
+    recipes.recipe(name)
     training.prepare_jax()
     control, rest = grid.control(training.join_processes(rest))
     shard.divide_cpu(parse.peel(rest, "--devices")[0])
@@ -148,18 +128,19 @@ def _run_within(argv: Sequence[str]) -> int:
 def understand(name: str, argv: list[str]) -> Program:
     """The arguments of one program, after those that several share are taken out."""
     from popjax.cli import parse, pretrained
+    from popjax.recipe import defaults
 
-    module = importlib.import_module(METHODS[name])
+    recipe = recipes.recipe(name)
     task = parse.peel(argv, "--env")[0]
-    runs, rest = pretrained.peel_runs(module, argv)
-    tasks, rest = _peel_envs(module, rest)
-    kinds, rest = _peel_agents(module, rest, task)
+    runs, rest = pretrained.peel_runs(recipe, argv)
+    tasks, rest = _peel_envs(recipe, rest)
+    kinds, rest = _peel_agents(recipe, rest, task)
     try:
-        config, hyper = _defaults(module, kinds, task)
+        config, hyper = defaults(recipe, kinds, task)
     except ValueError as refusal:
         raise parse.Fault(_one_line(refusal)) from None
-    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(module))
-    return Program(name, module, kinds, runs, tasks, arguments)
+    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe))
+    return Program(name, recipe, kinds, runs, tasks, arguments)
 
 
 class Loaded(NamedTuple):
@@ -188,7 +169,7 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
 
     root = index.run_of(Path(run_dir), member)
     saved = rundir.read_config(root)
-    if saved.get("method") not in METHODS or not saved.get("config"):
+    if not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
     env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
@@ -212,88 +193,66 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
     from popjax.cli import parse, pretrained
     from popjax.host.errors import Refused
+    from popjax.recipe import defaults
 
     if "agents" not in saved:
         raise Refused(f"the run is of an earlier popjax, readable at commit {saved.get('git_commit')}")
-    module = importlib.import_module(METHODS[saved["method"]])
-    config, hyper = _defaults(module, saved["agents"], None)
+    recipe = recipes.recipe(saved["method"])
     try:
+        config, hyper = defaults(recipe, saved["agents"])
         config, hyper = parse.rebuild(config, saved["config"]), parse.rebuild(hyper, saved["hyper"])
     except ValueError as refusal:
         raise Refused(f"{_one_line(refusal)}; the run was made at commit {saved.get('git_commit')}") from None
     env = make_env(saved["env"], saved["env_options"])
-    built_on = pretrained.rebuild(module, saved.get("runs", {}))
-    built_on |= further_envs(module, saved.get("envs", {}))
-    return env, build(module, env, config, built_on), config, hyper
+    built_on = pretrained.rebuild(recipe, saved.get("runs", {}))
+    built_on |= further_envs(recipe, saved.get("envs", {}))
+    return env, build(recipe, env, config, built_on), config, hyper
 
 
-def _peel_envs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The tasks of every option in the module's ``ENVS``, out of ``argv``, and what remains."""
+def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The tasks of every option in ``recipe.envs``, out of ``argv``, and what remains."""
     from popjax.cli.parse import peel_all
 
     found = {}
-    for option in getattr(module, "ENVS", {}):
+    for option in recipe.envs:
         found[option], argv = peel_all(argv, f"--{option}")
     return found, argv
 
 
-def further_envs(module: ModuleType, tasks: dict[str, list[str]]) -> dict[str, Any]:
+def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
     """What ``build`` is given of further tasks, by keyword."""
     return {
-        module.ENVS[option]: tuple(make_env(name, {}) for name in names) for option, names in tasks.items()
+        recipe.envs[option]: tuple(make_env(name, {}) for name in names) for option, names in tasks.items()
     }
 
 
 def _peel_agents(
-    module: ModuleType, argv: list[str], task: str | None = None
+    recipe: Recipe, argv: list[str], task: str | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
     from popjax.cli.parse import Fault, key_values, nearest, peel, peel_all
+    from popjax.recipe import kinds_of
 
-    kinds = {}
-    for field, known in getattr(module, "AGENTS", {}).items():
-        kind, argv = peel(argv, f"--config.{field.replace('_', '-')}")
-        if kind is None and task and hasattr(module, "default_kinds"):
-            options = key_values(peel_all(argv, "--env-option")[0])
-            kind = module.default_kinds(make_env(task, options).spec)[field]
-        if kind is None:
-            default = type(getattr(module.Config(), field))
-            kind = next(k for k in known if type(_agent_config(module, known[k])) is default)
-        if kind not in known:
-            raise Fault(f"unknown agent {kind!r}{nearest(kind, list(known))}")
-        kinds[field] = kind
+    given = {}
+    for field in recipe.agents:
+        given[field], argv = peel(argv, f"--config.{field.replace('_', '-')}")
+    preset = recipe.preset(task) if task else None
+    kinds = kinds_of(recipe, preset.config if preset else recipe.config())
+    if recipe.kinds and task and None in given.values():
+        options = key_values(peel_all(argv, "--env-option")[0])
+        kinds |= recipe.kinds(make_env(task, options).spec)
+    kinds |= {field: kind for field, kind in given.items() if kind is not None}
+    for field, kind in kinds.items():
+        if kind not in recipe.agents[field]:
+            raise Fault(f"unknown agent {kind!r}{nearest(kind, list(recipe.agents[field]))}")
     return kinds, argv
 
 
-def _agent_config(module: ModuleType, kind: ModuleType | None) -> Any:
-    """The Config that a kind of agent begins with in a method."""
-    if kind is None:
-        return None
-    return module.agent_config(kind) if hasattr(module, "agent_config") else kind.Config()
-
-
-def _defaults(module: ModuleType, kinds: dict[str, str], task: str | None) -> tuple[Any, Any]:
-    """Default Config and Hyper of a method, for its agents and for a task where it has constants for one."""
-    if kinds:
-        known = module.AGENTS
-        make = getattr(module, "default_config", module.Config)
-        config = make(**{field: _agent_config(module, known[field][kind]) for field, kind in kinds.items()})
-        return config, module.default_hyper(config)
-    found = preset(module, task)
-    return (found.config, found.hyper) if found else (module.Config(), module.Hyper())
-
-
-def preset(module: ModuleType, task: str | None) -> Any:
-    """The method's constants for a task, ``None`` where it has none."""
-    return module.preset(task) if task and hasattr(module, "preset") else None
-
-
-def _beyond(module: ModuleType) -> dict[str, str]:
+def _beyond(recipe: Recipe) -> dict[str, str]:
     """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
-    found = {f"--{name}": known.help for name, known in getattr(module, "RUNS", {}).items()}
-    return found | {
+    return {f"--{name}": known.help for name, known in recipe.runs.items()} | {
         f"--{name}": "A further task, SUITE/TASK, with its defaults: --env-option is for --env alone."
-        for name in getattr(module, "ENVS", {})
+        for name in recipe.envs
     }
 
 
@@ -357,12 +316,12 @@ def make_env(name: str, options: dict[str, Any]) -> Any:
         raise Fault(f"--env-option: {_one_line(refusal)}") from None
 
 
-def build(module: ModuleType, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
+def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
     """The method; a Fault where it cannot be built."""
     from popjax.cli.parse import Fault
 
     try:
-        return module.build(env, config, **built_on)
+        return recipe.build(env, config, **built_on)
     except ValueError as refusal:
         raise Fault(_one_line(refusal)) from None
 

@@ -1,10 +1,10 @@
 """Finished runs as ingredients of a new one: their policies, from the command line and from config.json.
 
-A method that builds on finished runs has a table ``RUNS``: option -> ``Ingredient``. ``--prior RUN_DIR`` once
-for each run, gives it their policies; ``RUN_DIR:SEED`` that of one seed, otherwise of the seed that was last
-evaluated best. What the method makes of them goes to its ``build`` and, but for the policies themselves, into
-config.json, from which the method can be built again when the runs that it came from are gone: the policies'
-parameters lie in its own State.
+The Recipe of a method that builds on finished runs has them in ``runs``: option -> ``Ingredient``.
+``--prior RUN_DIR``, once for each run, gives it their policies; ``RUN_DIR:SEED`` that of one seed, otherwise
+of the seed that was last evaluated best. What the method makes of them goes to its ``build`` and, but for the
+policies themselves, into config.json, from which the method can be built again when the runs that it came
+from are gone: the policies' parameters lie in its own State.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from popjax.cli import parse
@@ -23,18 +22,19 @@ from popjax.host.errors import Refused
 
 if TYPE_CHECKING:
     from popjax.core import Env, Ingredient, Method, Pretrained
+    from popjax.recipe import Recipe
 
 
-def peel_runs(module: ModuleType, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The run directories of every option in the module's ``RUNS``, out of ``argv``, and what remains."""
+def peel_runs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The run directories of every option in ``recipe.runs``, out of ``argv``, and what remains."""
     found = {}
-    for name in getattr(module, "RUNS", {}):
+    for name in recipe.runs:
         found[name], argv = parse.peel_all(argv, f"--{name}")
     return found, argv
 
 
 def take(
-    module: ModuleType,
+    recipe: Recipe,
     env: Env,
     env_options: dict[str, Any],
     runs: dict[str, list[str]],
@@ -53,7 +53,7 @@ def take(
     built: dict[str, Any] = {}
     kept: dict[str, Any] = {}
     for name, arguments in runs.items():
-        ingredient = module.RUNS[name]
+        ingredient = recipe.runs[name]
         if before is None or resumed is None:
             loaded = [load(*split(argument), name=argument) for argument in arguments]
             records = _made(name, ingredient, env, env_options, loaded)
@@ -83,12 +83,12 @@ def _made(
         raise parse.Fault(f"--{name}: {' '.join(str(refusal).split())}") from None
 
 
-def rebuild(module: ModuleType, kept: dict[str, Any]) -> dict[str, Any]:
+def rebuild(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
     """What ``build`` was given, from ``kept``; the policies' parameters are zeros in the right shapes, to be
     replaced by those in a checkpoint."""
     built = {}
     for name, entries in kept.items():
-        ingredient = module.RUNS[name]
+        ingredient = recipe.runs[name]
         built[ingredient.keyword] = tuple(_record(ingredient, _shapes(entry), entry) for entry in entries)
     return built
 

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from popjax.recipe import Recipe
 
 
 class Program(NamedTuple):
-    """One program, understood: name and module of the method, kinds of its agents, runs and further tasks
+    """One program, understood: name and Recipe of the method, kinds of its agents, runs and further tasks
     that it builds on, arguments."""
 
     name: str
-    module: ModuleType
+    recipe: Recipe
     kinds: dict[str, str]
     runs: dict[str, list[str]]
     tasks: dict[str, list[str]]
@@ -32,20 +34,20 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     from popjax.host import detach, rundir
     from popjax.host.train import train
 
-    module, arguments = program.module, program.arguments
+    recipe, arguments = program.recipe, program.arguments
     common = arguments.common
     members = parse.bounds(common.members)
     env_options = parse.key_values(common.env_option)
     env = cli.make_env(common.env, env_options)
-    _tell_preset(module, common.env, arguments.config)
+    _tell_preset(recipe, common.env, arguments.config)
     if any(program.runs.values()) and not resume:
         rundir.check(root, {}, resume=False)  # before anything that takes long
-    built_on, kept = pretrained.take(module, env, env_options, program.runs, resumed=root if resume else None)
+    built_on, kept = pretrained.take(recipe, env, env_options, program.runs, resumed=root if resume else None)
     _refuse_other_options(common, program.tasks)
-    built_on |= cli.further_envs(module, program.tasks)
-    method = cli.build(module, env, arguments.config, built_on)
-    remarks = getattr(module, "remarks", lambda *_, **__: ())
-    for remark in remarks(env, arguments.config, arguments.hyper, common.options.env_steps, **built_on):
+    built_on |= cli.further_envs(recipe, program.tasks)
+    method = cli.build(recipe, env, arguments.config, built_on)
+    budget = common.options.env_steps
+    for remark in recipe.remarks(env, arguments.config, arguments.hyper, budget, **built_on):
         cli.say(remark)
     description = {
         "method": program.name,
@@ -75,12 +77,12 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
         )
 
 
-def _tell_preset(module: ModuleType, task: str | None, config: Any) -> None:
+def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
     """Says what a method's preset for a task has changed, where there is one."""
     from popjax import cli
 
-    if cli.preset(module, task):
-        plain = asdict(module.Config())
+    if task and recipe.preset(task):
+        plain = asdict(recipe.config())
         changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
         what = ", ".join(changed) or "the defaults"
         cli.say(f"preset for {task}: {what}; --config and --hyper override it")
@@ -108,7 +110,7 @@ def check_build(program: Program) -> None:
         return  # what these have learned may take long to read
     common = program.arguments.common
     env = cli.make_env(common.env, parse.key_values(common.env_option))
-    cli.build(program.module, env, program.arguments.config, cli.further_envs(program.module, program.tasks))
+    cli.build(program.recipe, env, program.arguments.config, cli.further_envs(program.recipe, program.tasks))
 
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:

@@ -12,7 +12,7 @@ from jax import Array
 from popjax import tree
 from popjax.checks import check_choices, check_least
 from popjax.core import Key, Network, Params
-from popjax.distil import better_action, imitation_loss
+from popjax.distillation import better_action, imitation_loss
 from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, draw
 

@@ -39,10 +39,11 @@ from popjax.core import (
     number,
     stacked,
 )
-from popjax.distil import softened_kl
+from popjax.distillation import softened_kl
 from popjax.methods.cdrl.teachers import Finished, ask, of_run
 from popjax.nets import recurrent
 from popjax.optimize import adam, descend
+from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import Ring, ring
 
 
@@ -60,17 +61,6 @@ class Graded(NamedTuple):
         if self.individual < 0:
             return self.policy
         return self.policy._replace(params=tree.take(self.policy.individuals, self.individual))
-
-
-RUNS = {
-    "teacher": Ingredient(
-        "teachers",
-        lambda env, policies: grade(env, policies),
-        Graded,
-        "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several.",
-    )
-}
-"""Finished runs of the task, of any method."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +167,7 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
     return tuple(graded)
 
 
+@recorded
 def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) -> Method:
     """A student of the best of ``teachers``, which ``grade`` makes of finished runs.
 
@@ -343,3 +334,18 @@ def _require_fit(env: Env, policy: Pretrained) -> None:
             f" {kind[there[3]]} actions; {here[0]} has {here[1]} and {here[2]} {kind[here[3]]}: distil a run"
             " of the same task"
         )
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    lambda config: Hyper(),
+    runs={
+        "teacher": Ingredient(
+            "teachers",
+            lambda env, policies: grade(env, policies),
+            Graded,
+            "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several.",
+        )
+    },
+)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from popjax.core import Env, Method
 from popjax.methods import pderl
-from popjax.methods.pderl import Hyper, Preset, build
-
-__all__ = ["Config", "Hyper", "build", "preset"]
+from popjax.methods.pderl import Hyper
+from popjax.recipe import Preset, Recipe, recorded
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,12 @@ class Config(pderl.Config):
 
     crossover: Literal["distil", "n_point"] = "n_point"  # how children are made: PDERL's operator or ERL's
     mutation: Literal["proximal", "gaussian"] = "gaussian"  # how slots are mutated: PDERL's operator or ERL's
+
+
+@recorded
+def build(env: Env, config: Config = Config()) -> Method:
+    """``pderl.build`` with ERL's operators unless ``config`` has others."""
+    return pderl.build(env, config)
 
 
 # Elite fraction, trials, sync period, env steps.
@@ -42,3 +48,6 @@ def preset(task: str) -> Preset | None:
     elite_fraction, trials, sync_period, env_steps = row
     config = Config(elite_fraction=elite_fraction, trials=trials, sync_period=sync_period)
     return Preset(config, Hyper(), env_steps)
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper(), preset=preset)

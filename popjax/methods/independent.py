@@ -21,10 +21,8 @@ from popjax import agents, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
+from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import ring
-
-AGENTS = {"agent": agents.AGENTS}
-"""The kinds of agent that a field of Config may be, by their names on the command line."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ def default_hyper(config: Config) -> PyTree:
     return agents.default_hyper(config.agent)
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """``config.population`` agents of the kind ``config.agent`` in ``env``."""
     agent = agents.build(env.spec, config.agent)
@@ -201,3 +200,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         steps_bound=population * lanes * config.steps,
         individuals=lambda s: agent.params(s.agents),
     )
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    default_hyper,
+    agents={"agent": {name: module.Config() for name, module in agents.AGENTS.items()}},
+)

@@ -21,9 +21,7 @@ from popjax import agents, rollout, tree
 from popjax.agents import a2c
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, Trajectory, as_arrays, chain, stacked
-
-AGENTS = {"agent": agents.ON_POLICY_AGENTS}
-"""The kinds of agent that a field of Config may be, by their names on the command line."""
+from popjax.recipe import Recipe, recorded
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,7 @@ def default_hyper(config: Config) -> PyTree:
     return agents.default_hyper(config.agent)
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """``config.population`` agents of the kind ``config.agent`` in ``env``."""
     length = config.steps or agents.default_rollout(config.agent)
@@ -170,3 +169,11 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 def _zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    default_hyper,
+    agents={"agent": {name: module.Config() for name, module in agents.ON_POLICY_AGENTS.items()}},
+)

@@ -11,7 +11,7 @@ import pytest
 
 from popjax import nets
 from popjax.core import Network
-from popjax.distil import better_action, imitation_loss
+from popjax.distillation import better_action, imitation_loss
 from popjax.evolution.crossover import Distillation, distil, distillation_steps, n_point
 from popjax.replay.ring import Ring
 from tests.support import close, equal, same

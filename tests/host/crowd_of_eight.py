@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from popjax.core import Env, Method
+from popjax.recipe import Recipe, recorded
 from tests.host import crowd
 
 Hyper = crowd.Hyper
@@ -15,5 +16,9 @@ class Config:
     population: int = 8
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     return crowd.build(config.population)
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper())

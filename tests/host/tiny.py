@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Env, Key, Method, Number, as_arrays
+from popjax.recipe import Recipe, recorded
 
 STEPS_BOUND = 12
 
@@ -71,6 +72,7 @@ class State:
     nothing: Array
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """The walk in ``env``; continuous tasks only."""
     if env.spec.discrete:
@@ -119,3 +121,6 @@ def build(env: Env, config: Config = Config()) -> Method:
         steps_bound=STEPS_BOUND,
         individuals=lambda s: s.weight + jnp.arange(3.0)[:, None],
     )
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper())

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -37,7 +36,6 @@ from popjax.core import (
     Method,
     Params,
     PyTree,
-    Spec,
     Weighted,
     as_arrays,
     chain,
@@ -45,7 +43,7 @@ from popjax.core import (
     stacked,
 )
 from popjax.methods.ca2e.actors import check_learner, first_memories, guide, scales
-from popjax.methods.ca2e.config import AgentConfig, Config, Hyper, default_config, default_hyper
+from popjax.methods.ca2e.config import Config, Hyper, default_config, default_hyper
 from popjax.methods.ca2e.experience import Local, contents, emptied, empty, remember
 from popjax.methods.ca2e.priors import (
     Prior,
@@ -57,11 +55,12 @@ from popjax.methods.ca2e.priors import (
     remarks,
     threshold,
 )
+from popjax.recipe import Recipe, recorded
 from popjax.replay import ring
 from popjax.replay.prioritized import importance_weights, largest_weight, prioritized
 
 __all__ = [
-    "AGENTS",
+    "METHOD",
     "Config",
     "Hyper",
     "Metrics",
@@ -73,31 +72,6 @@ __all__ = [
     "measure",
     "remarks",
 ]
-
-AGENTS: dict[str, dict[str, ModuleType]] = {"agent": {"dqn": dqn, "ddpg": ddpg}}
-"""The kinds of agent that a field of Config may be, by their names on the command line."""
-
-
-RUNS = {
-    "prior": Ingredient(
-        "priors",
-        lambda env, policies: measure(env, policies, jax.random.key(0)),
-        Prior,
-        "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor",
-    )
-}
-"""The finished runs that this method builds on, by their option on the command line."""
-
-
-def agent_config(kind: ModuleType) -> AgentConfig:
-    """The Config that a kind of agent begins with."""
-    config: AgentConfig = ddpg.BASELINES if kind is ddpg else kind.Config()
-    return config
-
-
-def default_kinds(spec: Spec) -> dict[str, str]:
-    """The kind of agent for a task, by field of Config."""
-    return {"agent": "dqn" if spec.discrete else "ddpg"}
 
 
 @struct.dataclass
@@ -151,14 +125,14 @@ class State:
     returns: rollout.Returns = stacked()  # [P, N]
 
 
+@recorded
 def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) -> Method:
     """A learner of the kind ``config.agent``, by default the one that fits ``env``, and its actors.
 
     ``priors``, from ``measure``, are dealt to the prior actors in turn. Without any, prior actors are retired
     from the initial_retirement, which is Ape-X with the paper's learner.
     """
-    if config is None:
-        config = default_config(agent_config(AGENTS["agent"][default_kinds(env.spec)["agent"]]))
+    config = config or default_config(dqn.Config() if env.spec.discrete else ddpg.BASELINES)
     check_learner(config)
     agent: Any = agents.build(env.spec, config.agent)
     if len(priors) > config.prior_actors:
@@ -373,3 +347,21 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         hyper=default_hyper(config),
         steps_bound=per_step,
     )
+
+
+METHOD = Recipe(
+    build,
+    default_config,
+    default_hyper,
+    agents={"agent": {"dqn": dqn.Config(), "ddpg": ddpg.BASELINES}},
+    kinds=lambda spec: {"agent": "dqn" if spec.discrete else "ddpg"},
+    runs={
+        "prior": Ingredient(
+            "priors",
+            lambda env, policies: measure(env, policies, jax.random.key(0)),
+            Prior,
+            "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor.",
+        )
+    },
+    remarks=remarks,
+)

@@ -92,7 +92,7 @@ class Hyper:
     )  # how far the learner must surpass; inf: never replaced
 
 
-def default_config(agent: AgentConfig) -> Config:
+def default_config(agent: AgentConfig = dqn.Config()) -> Config:
     """The paper's constants for a learner of this kind; what it does not state is of the specification."""
     if isinstance(agent, dqn.Config):
         return Config(agent=agent)

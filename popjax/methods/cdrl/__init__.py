@@ -59,12 +59,12 @@ from popjax.methods.cdrl.learning import (
 from popjax.methods.cdrl.teachers import Finished, Teacher, finished, of_agent, of_network, of_run
 from popjax.methods.cdrl.times import remarks
 from popjax.nets.recurrent import RecurrentNetwork, alignment, recurrent_actor_critic
+from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import Ring, ring
 
 __all__ = [
-    "ENVS",
+    "METHOD",
     "NEVER",
-    "RUNS",
     "Config",
     "Distillation",
     "Finished",
@@ -79,24 +79,6 @@ __all__ = [
     "of_run",
     "remarks",
 ]  # fmt: skip
-
-RUNS = {
-    "teacher": Ingredient(
-        "teachers",
-        lambda env, policies: finished(policies),
-        Finished,
-        "A finished run of cdrl or onpolicy, RUN_DIR or RUN_DIR:SEED, that teaches.",
-    ),
-    "alignment": Ingredient(
-        "alignments",
-        lambda env, policies: trained.of_runs(env.spec, policies),
-        Finished,
-        "For --config.align offline, a finished run of align; one for each teacher, in this order.",
-    ),
-}
-"""Finished runs that teach, and runs of ``align`` whose networks align them, one for each, in this order."""
-ENVS = {"teacher-env": "teacher_envs"}
-"""Tasks in which a teacher trains beside the student."""
 
 EPISODES = 100
 """Episodes over which a score is the mean, as in the paper."""
@@ -156,6 +138,7 @@ class State:
     finished: Ring = stacked()  # [P] of the returns of the last episodes
 
 
+@recorded
 def build(
     env: Env,
     config: Config = Config(),
@@ -364,3 +347,26 @@ def _metrics(s: State, played: Rollout, losses: Losses, distillations: tuple[Dis
         actions=jax.nn.softmax(played.logits).mean((0, 1)),
         distillations=distillations,
     )
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    lambda config: Hyper(),
+    runs={
+        "teacher": Ingredient(
+            "teachers",
+            lambda env, policies: finished(policies),
+            Finished,
+            "A finished run of cdrl or onpolicy, RUN_DIR or RUN_DIR:SEED, that teaches.",
+        ),
+        "alignment": Ingredient(
+            "alignments",
+            lambda env, policies: trained.of_runs(env.spec, policies),
+            Finished,
+            "For --config.align offline, a finished run of align; one for each teacher, in this order.",
+        ),
+    },
+    envs={"teacher-env": "teacher_envs"},
+    remarks=remarks,
+)

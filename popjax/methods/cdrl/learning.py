@@ -18,7 +18,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Network, Params, PyTree
-from popjax.distil import alignment_loss, softened_kl
+from popjax.distillation import alignment_loss, softened_kl
 from popjax.methods.cdrl.acting import Rollout, actor_critic_loss
 from popjax.methods.cdrl.config import Config, Hyper, reached
 from popjax.methods.cdrl.teachers import Teacher

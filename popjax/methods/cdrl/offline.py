@@ -35,29 +35,14 @@ from popjax.core import (
     number,
     stacked,
 )
-from popjax.distil import Direction, alignment_loss
+from popjax.distillation import Direction, alignment_loss
 from popjax.methods.cdrl import teachers as teaching
 from popjax.methods.cdrl.learning import Aligner
 from popjax.methods.cdrl.teachers import Finished, Teacher, ask, finished, of_run
 from popjax.nets.recurrent import AlignActivation, alignment
 from popjax.optimize import adam, descend
+from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import Ring, ring
-
-RUNS = {
-    "teacher": Ingredient(
-        "teachers",
-        lambda env, policies: finished(policies),
-        Finished,
-        "A finished run of another task, RUN_DIR or RUN_DIR:SEED, whose actions are aligned.",
-    ),
-    "expert": Ingredient(
-        "experts",
-        lambda env, policies: finished(policies),
-        Finished,
-        "A finished run of this task, which plays.",
-    ),
-}
-"""A finished run of another task, and one of this task."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +109,7 @@ class State:
     returns: rollout.Returns = stacked()  # [1, N]
 
 
+@recorded
 def build(
     env: Env,
     config: Config = Config(),
@@ -243,3 +229,24 @@ def _require_expert(env: Env, expert: Teacher) -> None:
             f"the expert is of {there[0]} with observations {there[1]} and {there[2]} actions, not of"
             f" {here[0]} with {here[1]} and {here[2]}: give --expert a run of that task"
         )
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    lambda config: Hyper(),
+    runs={
+        "teacher": Ingredient(
+            "teachers",
+            lambda env, policies: finished(policies),
+            Finished,
+            "A finished run of another task, RUN_DIR or RUN_DIR:SEED, whose actions are aligned.",
+        ),
+        "expert": Ingredient(
+            "experts",
+            lambda env, policies: finished(policies),
+            Finished,
+            "A finished run of this task, which plays.",
+        ),
+    },
+)

@@ -61,6 +61,7 @@ from popjax.methods.ce import acting, drives, experience, learners
 from popjax.methods.ce.config import Config, Hyper, check_shapes
 from popjax.methods.ce.experience import Row
 from popjax.optimize import adam, descend
+from popjax.recipe import Recipe, recorded
 from popjax.replay import ring as rings
 
 
@@ -110,9 +111,10 @@ class State:
     skills: Any = stacked()
 
 
-__all__ = ["Config", "Hyper", "Metrics", "State", "build"]
+__all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build"]
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Agents that explore ``env`` together."""
     obs_dim, action_dim = continuous_dims(env.spec, "ce")
@@ -340,3 +342,6 @@ def _members(key: Key, share: Array | float, shape: tuple[int, ...]) -> Array:
     drawn = jax.random.bernoulli(key_drawn, share, shape)
     one = jax.nn.one_hot(jax.random.randint(key_one, shape[:-1], 0, shape[-1]), shape[-1], dtype=jnp.bool_)
     return jnp.where(drawn.any(-1, keepdims=True), drawn, one)
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper())

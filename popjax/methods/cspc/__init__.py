@@ -38,8 +38,6 @@ of scaled.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,15 +61,9 @@ from popjax.evolution import cem
 from popjax.methods.cspc import exchange, fused, memory, off_policy, on_policy, search
 from popjax.methods.cspc.config import Config, Evolution, Hyper, of_team
 from popjax.methods.cspc.members import Member, Phase
+from popjax.recipe import Recipe, recorded
 
-__all__ = ["AGENTS", "Config", "Evolution", "Hyper", "Metrics", "State", "build", "default_hyper"]
-
-AGENTS: dict[str, dict[str, ModuleType | None]] = {
-    "off_policy": {**{kind: agents.AGENTS[kind] for kind in agents.AGENTS if kind != "dqn"}, "none": None},
-    "on_policy": {**agents.ON_POLICY_AGENTS, "none": None},
-    "evolution": {"cem": cem, "none": None},
-}
-"""The kinds of agent that a field of Config may be, by their names on the command line."""
+__all__ = ["METHOD", "Config", "Evolution", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
 
 @struct.dataclass
@@ -121,11 +113,6 @@ class State:
     labels: Array = stacked()  # bool [P] who has taken over the global agent's policy
 
 
-def agent_config(kind: ModuleType) -> Any:
-    """The Config with which a ``kind`` of agent begins in a team, where all have one mean network."""
-    return Evolution() if kind is cem else of_team(kind)
-
-
 def default_hyper(config: Config) -> Hyper:
     """The numbers of the agents that are in the team."""
     return Hyper(
@@ -135,6 +122,7 @@ def default_hyper(config: Config) -> Hyper:
     )
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """The team ``config`` in ``env``."""
     continuous_dims(env.spec, "cspc")
@@ -377,3 +365,21 @@ def _steps_bound(env: Env, config: Config, names: list[str]) -> int:
     if config.first_phase_always:
         return everybody - most("global", longest) + most("global", longest + config.first_phase)
     return max(everybody, most("global", config.first_phase))
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    default_hyper,
+    agents={
+        "off_policy": {
+            **{name: of_team(kind) for name, kind in agents.AGENTS.items() if name != "dqn"},
+            "none": None,
+        },
+        "on_policy": {
+            **{name: of_team(kind) for name, kind in agents.ON_POLICY_AGENTS.items()},
+            "none": None,
+        },
+        "evolution": {"cem": Evolution(), "none": None},
+    },
+)

@@ -49,10 +49,11 @@ from popjax.evolution import mutate
 from popjax.evolution.crossover import distil
 from popjax.evolution.offspring import breed, clones, recombine
 from popjax.evolution.select import Selection, replaceable, select
-from popjax.methods.pderl.config import Config, Hyper, Preset, family, preset
+from popjax.methods.pderl.config import Config, Hyper, family, preset
+from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import Ring, add, draw, ring
 
-__all__ = ["Config", "Hyper", "Metrics", "Preset", "State", "build", "family", "preset"]
+__all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "family", "preset"]
 
 
 @struct.dataclass
@@ -113,6 +114,7 @@ class State:
     memories: Ring = stacked()
 
 
+@recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """PDERL, ERL, PERL or DERL in ``env``, as ``config`` says."""
     continuous_dims(env.spec, "pderl")
@@ -302,3 +304,6 @@ def build(env: Env, config: Config = Config()) -> Method:
 def _fate(selection: Selection, slot: Array) -> Array:
     """What selection made of a slot: 0 elite, 1 selected, 2 discarded."""
     return jnp.where(selection.elites[slot], 0, jnp.where(selection.selected[slot], 1, 2))
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper(), preset=preset)

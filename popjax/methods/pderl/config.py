@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from flax import struct
 
@@ -13,6 +13,7 @@ from popjax.checks import check_choices, check_least
 from popjax.core import Number, number
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
+from popjax.recipe import Preset
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,6 @@ class Hyper:
     noise_theta: Number = number(0.15, high=2.0)  # pull of the learner's action noise to 0, per step
     noise_sigma: Number = number(0.2)  # its standard deviation per step
     noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
-
-
-class Preset(NamedTuple):
-    """Constants of one task; ``env_steps`` is the paper's budget."""
-
-    config: Config
-    hyper: Hyper
-    env_steps: int
 
 
 # Elite fraction, trials, sync period, mutation std, env steps.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.distil import alignment_loss, better_action, imitation_loss, softened_kl
+from popjax.distillation import alignment_loss, better_action, imitation_loss, softened_kl
 from tests.support import close
 
 # PDERL, worked example 2.

@@ -1,0 +1,44 @@
+"""Methods by name: built-in ones, and those of users by import path."""
+
+from __future__ import annotations
+
+import difflib
+
+from popjax import importing
+from popjax.host.errors import Refused
+from popjax.recipe import Recipe
+
+METHODS = {
+    "pderl": "popjax.methods.pderl",
+    "erl": "popjax.methods.erl",
+    "ce": "popjax.methods.ce",
+    "independent": "popjax.methods.independent",
+    "onpolicy": "popjax.methods.onpolicy",
+    "cspc": "popjax.methods.cspc",
+    "ca2e": "popjax.methods.ca2e",
+    "cdrl": "popjax.methods.cdrl",
+    "align": "popjax.methods.cdrl.offline",
+    "distil": "popjax.methods.distil",
+}
+"""The built-in methods: name -> module, which exports a Recipe as ``METHOD``."""
+
+
+def recipe(name: str) -> Recipe:
+    """Return the Recipe of a built-in method, or the one at an import path ``package.module[:NAME]``.
+
+    Raises:
+        Refused: there is none.
+    """
+    if name not in METHODS and not importing.is_path(name):
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(METHODS)}"
+        raise Refused(f"unknown method {name!r}{hint}, or name one of your own: package.module[:NAME]")
+    path = METHODS.get(name, name)
+    try:
+        found = importing.named(path, "METHOD")
+    except ValueError as refusal:
+        raise Refused(f"method {name}: {refusal}") from None
+    if not isinstance(found, Recipe):
+        where = importing.full(path, "METHOD")
+        raise Refused(f"{where} is a {type(found).__name__}; make it a popjax.Recipe(build, config, hyper)")
+    return found

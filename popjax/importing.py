@@ -1,0 +1,52 @@
+"""Import paths ``package.module[:NAME]``: names of users' own methods and environments."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import traceback
+from typing import Any
+
+
+def is_path(text: str) -> bool:
+    """Return whether ``text`` reads as an import path: dotted identifiers, and a name behind a colon or a dot
+    among them or a module that exists."""
+    module, colon, name = text.partition(":")
+    parts = [*module.split("."), *([name] if colon else [])]
+    if not all(part.isidentifier() for part in parts):
+        return False
+    return bool(colon) or "." in module or importlib.util.find_spec(module) is not None
+
+
+def full(path: str, name: str) -> str:
+    """Return ``path`` with the default ``name`` where it has none."""
+    return path if ":" in path else f"{path}:{name}"
+
+
+def named(path: str, default: str) -> Any:
+    """Return the object that ``path`` names, its name being ``default`` where the path has none.
+
+    Raises:
+        ValueError: the module does not exist, cannot be imported, or has no such name; the text is one line.
+    """
+    module, _, name = full(path, default).partition(":")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever an author's module does when it is imported
+        raise ValueError(_why(module, error)) from error
+    if name not in vars(found):
+        raise ValueError(
+            f"module {module} has no {name!r}; define it there, or say {module}:NAME with a name that it has"
+        )
+    return vars(found)[name]
+
+
+def _why(module: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        return (
+            f"there is no module {error.name!r}; correct the path, run in the directory that holds it, or add"
+            " that directory to PYTHONPATH"
+        )
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"importing {module} failed: {told} ({place.filename}:{place.lineno}); mend the module"

@@ -1,0 +1,97 @@
+"""The contract of a method module: one record that tells the host and the command line all that they use.
+
+    METHOD = Recipe(build, Config, lambda config: Hyper())
+
+at the end of a module is enough for ``run.py my_package.my_module`` to train, sweep, resume, evaluate and
+export it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec
+
+from popjax.core import Built, Ingredient, Method, Spec
+
+P = ParamSpec("P")
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Preset(NamedTuple):
+    """Constants of one task; ``env_steps`` is the paper's budget."""
+
+    config: Any
+    hyper: Any
+    env_steps: int
+
+
+class Recipe(NamedTuple):
+    """A method as its module exports it.
+
+    build:   (env, config, **further) -> Method, ``recorded``.
+    config:  () -> the default Config, a frozen dataclass; with a keyword for every field of ``agents``, whose
+             agents' Configs may decide about the other defaults. Usually the class itself.
+    hyper:   Config -> its default numbers, a struct.
+    agents:  field of Config -> name on the command line -> Config with which such an agent begins; None where
+             the field may be None.
+    kinds:   Spec -> name of the agent by field, where the task decides; None: those of ``config()``.
+    runs:    option -> what ``build`` is given of finished runs.
+    envs:    option -> keyword of ``build``, which takes a tuple of further environments.
+    preset:  name of a task -> its constants, None of a task without.
+    remarks: (env, config, hyper, env_steps, **further) -> lines for whoever starts such a run.
+    """
+
+    build: Callable[..., Method]
+    config: Callable[..., Any]
+    hyper: Callable[[Any], Any]
+    agents: Mapping[str, Mapping[str, Any]] = _NONE
+    kinds: Callable[[Spec], Mapping[str, str]] | None = None
+    runs: Mapping[str, Ingredient] = _NONE
+    envs: Mapping[str, str] = _NONE
+    preset: Callable[[str], Preset | None] = lambda task: None
+    remarks: Callable[..., Sequence[str]] = lambda *_, **__: ()
+
+
+def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
+    """Decorate the ``build`` of a method so that the Method remembers the call that made it.
+
+    From this record a run of ``popjax.train`` gets the same config.json as one of the command line.
+    """
+    signature = inspect.signature(build)
+
+    @wraps(build)
+    def remembering(*args: P.args, **kwargs: P.kwargs) -> Method:
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        env, config, *further = call.arguments.items()
+        return build(*args, **kwargs)._replace(built=Built(remembering, env[1], config[1], dict(further)))
+
+    return remembering
+
+
+def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
+    """Return the name of the kind of agent that ``config`` has in each field of ``recipe.agents``.
+
+    Raises:
+        ValueError: an agent is of no kind that the recipe names.
+    """
+    found = {}
+    for field, known in recipe.agents.items():
+        value = getattr(config, field)
+        names = [name for name, default in known.items() if type(default) is type(value)]
+        if not names:
+            raise ValueError(f"{field} is a {type(value).__name__}; use one of {', '.join(known)}")
+        found[field] = names[0]
+    return found
+
+
+def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) -> tuple[Any, Any]:
+    """Return the default Config and Hyper for agents of ``kinds``: the preset of ``task`` if it has them."""
+    found = recipe.preset(task) if task else None
+    if found and kinds_of(recipe, found.config) == kinds:
+        return found.config, found.hyper
+    config = recipe.config(**{field: recipe.agents[field][kind] for field, kind in kinds.items()})
+    return config, recipe.hyper(config)

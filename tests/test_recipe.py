@@ -1,0 +1,65 @@
+"""The record that a method module exports."""
+
+from __future__ import annotations
+
+import pytest
+
+import popjax
+from popjax import envs
+from popjax.host.recipes import METHODS, recipe
+from popjax.methods import ca2e, cspc, independent, pderl
+from popjax.recipe import Recipe, defaults, kinds_of, recorded
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_an_attribute_that_exports_a_recipe(name):
+    module = getattr(popjax, name)
+    found = recipe(name)
+    assert found is module.METHOD
+    assert found.build is module.build
+    assert type(found.config()) is module.Config
+    kinds = kinds_of(found, found.config())
+    config, hyper = defaults(found, kinds)
+    assert config == found.config()
+    assert type(hyper) is type(found.hyper(config))
+
+
+def test_a_method_remembers_the_call_that_made_it():
+    env = envs.make("probe/context")
+    method = independent.build(env)
+    assert method.built == (independent.build, env, independent.Config(), {})
+    assert method.built.build is independent.METHOD.build
+    discrete = envs.make("probe/corridor-discrete")
+    assert ca2e.build(discrete).built.further == {"priors": ()}
+
+
+def test_the_outermost_build_is_remembered():
+    @recorded
+    def build(env, config="own"):
+        return pderl.build(env)
+
+    method = build(envs.make("probe/context"))
+    assert (method.built.build, method.built.config) == (build, "own")
+
+
+def test_agents_are_named_by_their_configs():
+    kinds = kinds_of(cspc.METHOD, cspc.Config(evolution=None))
+    assert kinds == {"off_policy": "sac2018", "on_policy": "ppo", "evolution": "none"}
+    assert defaults(cspc.METHOD, kinds)[0] == cspc.Config(evolution=None)
+    with pytest.raises(ValueError, match="agent is a int; use one of ddpg, td3"):
+        kinds_of(independent.METHOD, independent.Config(agent=3))
+
+
+def test_a_preset_is_taken_where_it_has_the_agents():
+    small, large = independent.Config(population=1), independent.Config(population=9)
+    preset = popjax.Preset(large, "numbers", 1)
+    own = Recipe(
+        independent.build,
+        lambda agent=small.agent: independent.Config(agent=agent),
+        lambda config: "default",
+        agents=independent.METHOD.agents,
+        preset=lambda task: preset if task == "mine" else None,
+    )
+    assert defaults(own, {"agent": "sac"}, "mine") == (large, "numbers")
+    assert defaults(own, {"agent": "sac"}, "another") == (small, "default")
+    assert defaults(own, {"agent": "td3"}, "mine")[1] == "default"

@@ -213,7 +213,7 @@ def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float
     """(compile seconds, cost of the automatic reset in per cent, environment steps per second by lanes)."""
     resetting = rollout.autoreset(env)
     carry, _ = jax.jit(jax.vmap(resetting.reset))(jax.random.split(jax.random.key(0), BESIDE))
-    # Both start from the same states; what `autoreset` carries besides is its key.
+    # Both start from the same states; what `autoreset` carries besides are its key and a count.
     devices = arguments.devices
     play, bare = Play(resetting, carry, BESIDE, devices), Play(env, carry[1], BESIDE, devices)
     steps = affordable(bare, arguments.seconds / arguments.repeats)

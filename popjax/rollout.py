@@ -17,6 +17,7 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
+from popjax.contract import checked
 from popjax.core import (
     Agent,
     Env,
@@ -72,6 +73,11 @@ def _keep_all(obs: Array, action: Array, timestep: Timestep) -> PyTree:
     return obs, action, timestep
 
 
+def _limited(timestep: Timestep, steps: Array, limit: int) -> Timestep:
+    """``timestep``, truncated at the time limit also where an environment leaves that to its Spec."""
+    return replace(timestep, truncated=timestep.truncated | (steps >= limit))
+
+
 def episode(
     env: Env, policy: Policy, carry: PyTree, key: Key, *, record: Record = _keep_all, block: int = 25
 ) -> Episode:
@@ -88,6 +94,7 @@ def episode(
     def one(playing: _Playing, t: Array) -> tuple[_Playing, tuple[PyTree, Array]]:
         carry, action = policy(playing.carry, playing.obs, jax.random.fold_in(key_act, t))
         env_state, timestep = env.step(playing.env, action)
+        timestep = _limited(timestep, playing.length + 1, limit)
         alive = ~playing.done
         after = _Playing(
             env=env_state,
@@ -95,7 +102,7 @@ def episode(
             carry=carry,
             total=playing.total + timestep.reward,
             length=playing.length + 1,
-            done=timestep.done | (playing.length + 1 >= limit),
+            done=timestep.done,
         )
         # A finished lane stands still: nothing that physics does after the end can leak.
         return tree.where(alive, after, playing), (record(playing.obs, action, timestep), alive)
@@ -124,22 +131,28 @@ def episode(
 
 
 def autoreset(env: Env) -> Env:
-    """The same environment, reset as soon as an episode ends.
+    """The same environment, truncated at the time limit of its Spec and reset as soon as an episode ends.
 
     ``Timestep.obs`` is then the first observation of the next episode and ``Timestep.next_obs`` still the
     true successor. Under ``vmap`` the reset is a branch that is taken only when some lane has ended, never
     a computation that every step pays for.
+
+    Raises:
+        ValueError: while it is traced: what ``env`` answers does not fit its Spec.
     """
+    env = checked(env)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         key, key_reset = jax.random.split(key)
         state, obs = env.reset(key_reset)
-        return (key, state), obs
+        return (key, state, jnp.int32(0)), obs
 
     def step(carry: PyTree, action: Array) -> tuple[PyTree, Timestep]:
-        key, state = carry
+        key, state, steps = carry
         state, timestep = env.step(state, action)
-        going_on = (key, state), timestep.next_obs
+        steps = steps + 1
+        timestep = _limited(timestep, steps, env.spec.episode_length)
+        going_on = (key, state, steps), timestep.next_obs
         carry, obs = jax.lax.cond(
             tree.any_lane(timestep.done),
             lambda: tree.where(timestep.done, reset(key), going_on),

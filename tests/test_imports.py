@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
     {"core", "checks", "tree", "shuffle", "importing"},
+    {"contract"},
     {
         "nets",
         "recipe",

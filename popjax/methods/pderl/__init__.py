@@ -30,6 +30,7 @@ from jax import Array
 
 from popjax import rollout, tree
 from popjax.agents import ddpg
+from popjax.contract import checked
 from popjax.core import (
     Env,
     Key,
@@ -118,6 +119,7 @@ class State:
 def build(env: Env, config: Config = Config()) -> Method:
     """PDERL, ERL, PERL or DERL in ``env``, as ``config`` says."""
     continuous_dims(env.spec, "pderl")
+    env = checked(env)
     agent = ddpg.build(env.spec, config.ddpg)
     replay = ring(config.capacity, replace=config.sample_replace)
     memory = ring(config.memory)

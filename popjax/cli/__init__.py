@@ -59,8 +59,10 @@ def export(argv: Sequence[str] | None = None) -> int:
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.cli.parse import Fault
+    from popjax.host import terminal
     from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused
 
+    terminal.open_missing()
     try:
         command()
     except SystemExit as stop:
@@ -72,15 +74,18 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
         say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
+        if interrupted.left:
+            os._exit(128 + interrupted.signal_number)
         return 128 + interrupted.signal_number
     except KeyboardInterrupt:
         say("interrupted; what was not saved is lost")
         os._exit(130)  # a chunk may still be computed in the background: nobody wants to wait for it
     except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as failure:
         return _fail(f"{type(failure).__name__}: {failure}", 1)
+    finally:
+        terminal.give_up_broken()
     return 0
 
 
@@ -165,7 +170,7 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
     """
     from popjax.host import checkpoint, index, rundir, sweep
     from popjax.host.errors import Refused
-    from popjax.host.run import complain
+    from popjax.host.terminal import complain
 
     root = index.run_of(Path(run_dir), member)
     saved = rundir.read_config(root)
@@ -341,7 +346,9 @@ def _one_line(error: Exception) -> str:
 
 def say(text: str) -> None:
     """A line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    from popjax.host.terminal import complain
+
+    complain(text)
 
 
 def _fail(text: str, code: int) -> int:

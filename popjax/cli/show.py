@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from popjax.host import sweep
+from popjax.host.terminal import Lasting
 
 
 def result(summary: Mapping[str, Any], root: Path) -> None:
@@ -41,7 +43,7 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     table.add_row("wall time", f"{summary['wall_seconds']:.1f} s")
     table.add_row("hardware", summary["hardware"])
     table.add_row("files", str(root))
-    Console().print(table)
+    _lasting().print(table)
 
 
 def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
@@ -53,7 +55,12 @@ def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
         name = row["run"] + (f" {_setting(row)}" if row["numbers"] else "")
         steps = f"{row['env_steps']:,}" if row["env_steps"] is not None else ""
         table.add_row(escape(name), str(row["member"]), str(row["seed"]), steps, final)
-    Console().print(table)
+    _lasting().print(table)
+
+
+def _lasting() -> Console:
+    """Where training shows results: a reader that has gone does not make a finished run a failed one."""
+    return Console(file=Lasting(sys.stdout))  # type: ignore[arg-type]
 
 
 def _setting(member: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 
 from popjax.host import checkpoint, index, processes, rundir
 from popjax.host.errors import Refused
-from popjax.host.run import complain
 from popjax.host.sweep import of_config
+from popjax.host.terminal import complain
 
 
 def detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:

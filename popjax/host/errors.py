@@ -37,9 +37,11 @@ class NonFiniteMetric(RuntimeError):
 class Interrupted(KeyboardInterrupt):
     """A signal arrived, such as Ctrl-C; the chunk was finished and the State saved.
 
-    ``signal_number`` is the signal; by convention a program then exits with 128 plus that number.
+    ``signal_number`` is the signal; by convention a program then exits with 128 plus that number. ``left``
+    tells that an evaluation is still computed, for which the interpreter would wait at its end.
     """
 
-    def __init__(self, message: str, signal_number: int):
+    def __init__(self, message: str, signal_number: int, left: bool = False):
         super().__init__(message)
         self.signal_number = signal_number
+        self.left = left

@@ -18,6 +18,7 @@ from popjax import rollout
 from popjax.core import Env, Key, Method, Params
 from popjax.host import sweep
 from popjax.host.errors import Refused
+from popjax.host.interrupt import ready
 
 _DURING_TRAINING = 0x45564131
 _AFTERWARDS = 0x45564132
@@ -83,5 +84,5 @@ def evaluate(
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
         return jax.vmap(lambda p, k: play(env, method, p, k, episodes))(params, keys)
 
-    returns, lengths = run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS))
+    returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS)))
     return np.asarray(returns), np.asarray(lengths)

@@ -25,6 +25,7 @@ from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, named
 from popjax.host.sweep import Member
 from popjax.host.tensorboard import Scalars
+from popjax.host.terminal import Lasting, complain
 
 Sink: TypeAlias = Callable[[int, History], None]
 
@@ -168,7 +169,7 @@ def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
     def text() -> str:
         return f"{np.mean(list(latest.values())):.1f}" if latest else "-"
 
-    display = _bar if sys.stderr.isatty() else _lines
+    display = _bar if Lasting(sys.stderr).isatty() else _lines
     with display(title, budget) as show:
         yield lambda _, history: show(*measure(history), text())
 
@@ -186,7 +187,8 @@ def _bar(title: str, budget: int) -> Iterator[Callable[[int, float, float, str],
         TextColumn("[green]return {task.fields[value]}"),
         TextColumn("{task.fields[left]} left"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(file=Lasting(sys.stderr))  # type: ignore[arg-type]
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=budget, rate="-", value="-", left="-")
 
         def show(steps: int, rate: float, left: float, value: str) -> None:
@@ -207,7 +209,7 @@ def _lines(title: str, budget: int) -> Iterator[Callable[[int, float, float, str
             return
         shown = time.perf_counter()
         line = f"{title}: {steps:,} of {budget:,} env steps, {rate:,.0f} steps/s, return {value}"
-        print(f"{line}, {_clock(left)} left", file=sys.stderr, flush=True)
+        complain(f"{line}, {_clock(left)} left")
 
     yield show
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from popjax.host import checkpoint, interrupt, log, processes, sweep
+from popjax.host import causes, checkpoint, interrupt, log, processes, sweep
 from popjax.host.background import Background
-from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead
+from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, Refused
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
-from popjax.host.run import Position, Result, Run, complain, extra, finish
+from popjax.host.run import Position, Result, Run, extra, finish
 from popjax.host.standing import Standing
+from popjax.host.terminal import complain
 
 
 class Trained(NamedTuple):
@@ -54,26 +56,69 @@ def train_on(
             state, position, rows = _advance(trained, state, position, saved, standing)
         else:
             rows = rows.freeze(position.generations, position.env_steps, standing.places)
-        position, made = _evaluate(trained, state, position)
-        parts.append(replace(rows.every(spacing), evaluations=made))
-        for sink in sinks:
-            sink(index, parts[-1])
-        done, signal_number = position.least >= budget, processes.largest(stop.arrived or 0)
-        stop.saving = bool(done or signal_number or position.unsettled)
-        due = _crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any()
-        if stop.saving or (writer and due):
-            state = standing.put_back(state)
-        if writer and (stop.saving or due):
-            _drain(sinks)
+        due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
+        part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
+        parts.append(part)
+        arrived = stop.arrived or 0  # once: one that comes while sinks are told is for the next chunk
+        written = due or arrived or position.unsettled or position.least >= budget
+        failure = _tell(run, sinks, index, part, bool(written), failure)
+        asked = processes.largest(_FAILED if failure else arrived)
+        done = position.least >= budget and not evaluations_due(run, position)
+        ends = bool(done or asked or position.unsettled)
+        if ends or (writer and due):
+            state = interrupt.ready(standing.put_back(state))  # an evaluation that was left may be before it
+        stop.saving = ends
+        if writer and (ends or due):
             saved = position = _save(run, writer, state, position, due, again=late and index == 0)
-        if writer and stop.saving:
+        if writer and ends:
             writer.wait()
         _require_settled(trained, position, f"all is saved as generation {position.generation}")
+        if asked == _FAILED:
+            _end_failed(run, position, failure)
         if done:
             return finish(run, state, position, join(parts))
-        if signal_number:
-            raise Interrupted(_resumable(run, position), signal_number)
+        if asked:
+            raise Interrupted(_resumable(run, position), asked, stop.left)
     raise AssertionError("unreachable")
+
+
+_FAILED = 2**16  # what a process says of itself where others tell a signal
+
+
+def _tell(
+    run: Run,
+    sinks: Sequence[log.Sink],
+    index: int,
+    part: History,
+    written: bool,
+    failure: BaseException | None,
+) -> BaseException | None:
+    """Tell all sinks of a chunk and return the first failure, ``failure`` if there was one before.
+
+    A failure is kept for later, because the State can still be saved. With ``written``, wait for the records:
+    a resumed run does not write again what is about to be saved.
+    """
+    found = failure
+    calls: list[Callable[[], None]] = [partial(sink, index, part) for sink in sinks]
+    if written or failure:
+        calls += [sink.drain for sink in sinks if isinstance(sink, Background)]
+    for call in calls:
+        try:
+            call()
+        except (Exception, Interrupted) as error:
+            found = found or error
+    if found and run.files:
+        run.say(f"{causes.first_line(found)}: saving before it ends the run")
+    return found
+
+
+def _end_failed(run: Run, position: Position, failure: BaseException | None) -> NoReturn:
+    """Raise what failed on this process once the State is saved; on the others, say so."""
+    if run.files:
+        run.say(_resumable(run, position))
+    if failure is None:
+        raise Refused("another process has stopped; its own message says why")
+    raise failure
 
 
 def _save(
@@ -85,13 +130,6 @@ def _save(
         position = replace(position, regular=position.generation)
     writer.save(position.generation, state, extra(run, position), position.regular, again)
     return position
-
-
-def _drain(sinks: Sequence[log.Sink]) -> None:
-    """Wait for the records of what is about to be saved: a resumed run does not write them again."""
-    for sink in sinks:
-        if isinstance(sink, Background):
-            sink.drain()
 
 
 def _advance(
@@ -116,35 +154,47 @@ def _advance(
 
 
 def _run_chunk(programs: Programs, state: Any) -> tuple[Any, History, float]:
-    begun, pause = time.perf_counter(), 1e-4
+    begun = time.perf_counter()
     state, rows = programs.chunk(state)
-    # Waiting in Python and not inside the runtime lets a signal be answered while the chunk is computed.
-    while not all(leaf.is_ready() for leaf in jax.tree.leaves(rows)):
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02)
-    generation, env_steps, metrics = processes.fetch(rows)
+    generation, env_steps, metrics = processes.fetch(interrupt.ready(rows))
     return state, History(generation, env_steps, metrics), time.perf_counter() - begun
 
 
-def _evaluate(trained: Trained, state: Any, position: Position) -> tuple[Position, tuple[Evaluation, ...]]:
-    """Evaluates the members that are due; the position with these evaluations, and them alone."""
-    run = trained.run
-    due = [place for place in position.living if _evaluation_due(run, position, place)]
-    if not due:
-        return position, ()
-    answer = trained.programs.evaluate(state, trained.start[0], position.generations, due)
+def _evaluate(
+    trained: Trained, state: Any, position: Position, rows: History, stop: interrupt.Stop
+) -> tuple[History, Position, BaseException | None]:
+    """Evaluate the members that are due; return ``rows`` and the position with what was made, and a failure.
+
+    An evaluation that fails or that a signal interrupts is made when the run is resumed.
+    """
+    due = evaluations_due(trained.run, position)
+    heard = stop if jax.process_count() == 1 else None  # several processes compute it together
+    if not due or (heard and heard.arrived):
+        return rows, position, None
+    try:
+        answer = trained.programs.evaluate(state, trained.start[0], position.generations, due, heard)
+    except interrupt.Left:
+        stop.left = True
+        return rows, position, None
+    except Exception as error:
+        return rows, position, error
     made = tuple(
         Evaluation(
-            run.members[place].seed,
+            trained.run.members[place].seed,
             int(position.generations[place]),
             int(position.env_steps[place]),
             tuple(returns.tolist()),
             tuple(lengths.tolist()),
-            run.members[place].number,
+            trained.run.members[place].number,
         )
         for place, returns, lengths in zip(due, *answer, strict=True)
     )
-    return replace(position, evaluations=position.evaluations + made), made
+    return replace(rows, evaluations=made), replace(position, evaluations=position.evaluations + made), None
+
+
+def evaluations_due(run: Run, position: Position) -> list[int]:
+    """Return the places of the members that are to be evaluated where they are now."""
+    return [place for place in position.living if _evaluation_due(run, position, place)]
 
 
 def _evaluation_due(run: Run, position: Position, place: int) -> bool:

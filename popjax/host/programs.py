@@ -20,6 +20,7 @@ from popjax import tree
 from popjax.core import Env, Method
 from popjax.host import memory
 from popjax.host.evaluate import evaluator
+from popjax.host.interrupt import Stop, beside, ready
 from popjax.host.options import Options, chunk_length
 from popjax.host.processes import fetch
 from popjax.host.shard import SWEEP, Placement, spread
@@ -32,7 +33,8 @@ class Programs(NamedTuple):
                      restored
     chunk:           State -> (State, rows); donates its argument. Rows are the generation [S, C], env_steps
                      [S, C] and metrics [S, C, ...] after each of its generations
-    evaluate:        (State, keys [S], generations [S], places [n]) -> returns [n, E], lengths [n, E]; NumPy
+    evaluate:        (State, keys [S], generations [S], places [n], Stop) -> returns [n, E], lengths [n, E];
+                     NumPy. A signal that the Stop notes ends the waiting with ``interrupt.Left``
     compile_seconds: time it took to trace and compile them
     total_bytes:     the most memory that any of them needs, with the State
     """
@@ -99,13 +101,14 @@ def compiled(lowered: Any) -> Any:
     loops do not, and were faster on small networks.
     """
     if jax.default_backend() != "cpu":
-        return lowered.compile()
+        return beside(lowered.compile)
     try:
-        return lowered.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+        options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+        return beside(lambda: lowered.compile(compiler_options=options))
     except jax.errors.JaxRuntimeError as error:
         if "ynn" not in str(error):  # not known to every version
             raise
-        return lowered.compile()
+        return beside(lowered.compile)
 
 
 class _Evaluation(NamedTuple):
@@ -134,14 +137,17 @@ def _evaluation(
         return compiled(jax.jit(chosen).lower(state, keys, number, number))
 
     def some(
-        state: Any, keys: Any, generations: np.ndarray, places: Sequence[int]
+        state: Any, keys: Any, generations: np.ndarray, places: Sequence[int], stop: Stop | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         numbers = generations.astype(np.int32)
         if len(places) == members or placement.axis == SWEEP:
-            returns, lengths = fetch(whole(state, keys, spread(numbers, placement.members())))
+            answer = whole(state, keys, spread(numbers, placement.members()))
+            returns, lengths = fetch(ready(answer, stop))
             return returns[list(places)], lengths[list(places)]
         # Members that count steps at different rates are due at different times, one by one.
-        each = [fetch(single()(state, keys, numbers[place], np.int32(place))) for place in places]
+        each = [
+            fetch(ready(single()(state, keys, numbers[place], np.int32(place)), stop)) for place in places
+        ]
         return np.stack([returns for returns, _ in each]), np.stack([lengths for _, lengths in each])
 
     return _Evaluation(whole, some)

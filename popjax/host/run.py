@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, empty, named
 from popjax.host.options import Options
 from popjax.host.sweep import Member
+from popjax.host.terminal import complain
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,6 @@ class Position:
     def standing(self, budget: int) -> set[int]:
         """Places of the members that stand still: frozen, or finished with ``budget`` environment steps."""
         return {place for place, steps in enumerate(self.env_steps) if steps >= budget} | set(self.frozen)
-
-
-def complain(line: str) -> None:
-    """One line on standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def extra(run: Run, position: Position) -> dict[str, Any]:

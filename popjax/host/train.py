@@ -20,7 +20,7 @@ import jax
 from popjax.core import Env, Method
 from popjax.host import checkpoint, describe, log, memory, processes, rundir, shard, sweep
 from popjax.host.errors import Refused
-from popjax.host.loop import Trained, train_on
+from popjax.host.loop import Trained, evaluations_due, train_on
 from popjax.host.options import Options, validate
 from popjax.host.programs import Programs, compile_programs
 from popjax.host.run import Position, Result, Run, finished, restore
@@ -109,7 +109,7 @@ def _start(
     if resume:
         run = replace(run, files=stack.enter_context(directory))
         restored = restore(run, shapes, placement.state(shapes))
-        if restored and restored[1].least >= run.options.env_steps and not restored[1].unsettled:
+        if restored and _done(run, restored[1]):
             return finished(run, *restored)
     programs = compile_programs(
         run.method, run.env, start, shapes, run.options, placement, fresh=restored is None
@@ -132,6 +132,12 @@ def _start(
     if writer:
         stack.callback(writer.settle)  # before the directory is given to another process
     return train_on(Trained(run, programs, start, shapes, writer), state, position, sinks, stack)
+
+
+def _done(run: Run, position: Position) -> bool:
+    """Whether nothing is left to train or to evaluate."""
+    spent = position.least >= run.options.env_steps and not position.unsettled
+    return spent and not evaluations_due(run, position)
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:

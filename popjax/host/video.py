@@ -25,7 +25,7 @@ from popjax import rollout
 from popjax.core import Env, Key, Method, PyTree, Timestep
 from popjax.host import sweep
 from popjax.host.errors import Refused
-from popjax.host.run import complain
+from popjax.host.terminal import complain
 
 WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 wants them
 FASTEST = {".mp4": 50, ".gif": 25, ".html": 50}

@@ -1,0 +1,76 @@
+"""Lines to the user that never end a run: the terminal may be closed and a pipe may lose its reader."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any, TextIO
+
+
+class Lasting:
+    """A text stream, such as ``sys.stderr``, that drops what cannot be written.
+
+    Everything else is the stream's own. ``None`` stands for a stream that was closed from the beginning.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text`` if that is possible; characters that the stream does not have become "?"."""
+        stream = self._stream
+        if stream is not None and not stream.closed:
+            with suppress(OSError):
+                try:
+                    stream.write(text)
+                except UnicodeEncodeError:
+                    encoding = stream.encoding or "ascii"
+                    stream.write(text.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream if that is possible."""
+        if self._stream is not None and not self._stream.closed:
+            with suppress(OSError):
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether this is a terminal that is still open."""
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def complain(line: str) -> None:
+    """Print one line on standard error."""
+    print(line, file=Lasting(sys.stderr), flush=True)
+
+
+def open_missing() -> None:
+    """Open the standard streams that were closed by whoever started the program, as ``2>&-`` does.
+
+    Without it the next file that is opened takes the place of standard error, and what a library prints
+    there goes into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def give_up_broken() -> None:
+    """Discard what could not be written to standard output and error, which would fail again at the exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

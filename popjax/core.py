@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+
+if TYPE_CHECKING:
+    from popjax.distributions import Distribution
 
 PyTree: TypeAlias = Any
 Key: TypeAlias = Array
@@ -177,51 +180,89 @@ class Recurrent(NamedTuple):
     unroll: Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
 
 
+class Choice(NamedTuple):
+    """What a policy answers to one observation.
+
+    memory:   what it carries to the next observation; () of a policy without memory.
+    action:   what the environment takes: [A] in [-1, 1], or int32 [] where actions are discrete.
+    sampled:  the action as its distribution drew it, before squashing or clipping.
+    log_prob: float32 [] of ``sampled`` at ``scale`` 1, nats; 0 of a policy without a density.
+    """
+
+    memory: PyTree
+    action: Array
+    sampled: Array
+    log_prob: Array
+
+
+Act: TypeAlias = Callable[[Params, PyTree, Array, Key, "Array | float"], Choice]
+"""``(params, memory, obs, key, scale) -> Choice``, for one observation: the signature of everything that acts.
+``scale`` multiplies the exploration; 0 is greedy."""
+
+
 class Agent(NamedTuple):
-    """One learning individual.
+    """One learning individual that learns from a replay.
 
     init:        (key, hyper) -> state
-    act:         (key, params, obs, scale) -> action in [-1, 1]; ``scale`` multiplies the exploration, 0 =
-                 greedy. A discrete action is uniformly random with probability ``scale``
+    act:         see ``Act``; a discrete action of a value-based agent is random with probability ``scale``
     learn:       (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...],
                  which may be ``Weighted`` where there is a ``td_error``
-    params:      state -> what ``act`` reads
+    policy:      state -> parameters that ``act`` reads
+    adopt:       (state, policy, value=None) -> state that acts by ``policy``, targets included and Adam's
+                 moments kept; takes over the state value ``value``, too, if both have one
+    value:       (state, obs [..., *obs], action) -> [...] value of the action under the agent's critic
+    outputs:     (policy, obs [..., *obs]) -> what ``actions`` turns into actions, differentiable
+    actions:     the family of distributions that ``outputs`` parametrise
+    actor:       network of the policy
+    critic:      network of the critic
+    state_value: state -> parameters of V(s); None of an agent without
     td_error:    (state, batch, online=False) -> target minus value [B], the target by the target networks
                  or, if ``online``, by the online ones; None of an agent without priorities
     observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
     exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
+    memory:      what the policy remembers at the start of an episode; () of one that acts by what it sees
     """
 
     init: Callable[[Key, PyTree], PyTree]
-    act: Callable[[Key, Params, Array, Array | float], Array]
+    act: Act
     learn: Callable[[PyTree, Transition, PyTree, Key], tuple[PyTree, PyTree]]
-    params: Callable[[PyTree], Params]
+    policy: Callable[[PyTree], Params]
+    adopt: Callable[..., PyTree]
+    value: Callable[[PyTree, Array, Array], Array]
+    outputs: Callable[[Params, Array], Any]
+    actions: Distribution
     actor: Network
     critic: Network
+    state_value: Callable[[PyTree], Params] | None = None
     td_error: Callable[..., Array] | None = None
     observe: Callable[[PyTree, Array, Array], PyTree] = lambda state, obs, valid: state
     exploration: Callable[[PyTree, Array], Array] = lambda hyper, env_steps: hyper.exploration
+    memory: PyTree = ()
 
 
 class OnPolicyAgent(NamedTuple):
-    """An Agent that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
+    """An individual that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
 
-    act:       (key, params, memory, obs, scale) -> (memory, action for the environment, (action as sampled,
-               its log_prob [])); ``scale`` multiplies the exploration: 1 is the policy, 0 its mode
-    learn:     (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
-    params:    state -> what ``act`` reads
-    for_actor: (what ``act`` reads, obs [..., *obs]) -> the parameters in it that are ``actor``'s, and the
-               observations as ``actor`` sees them
-    memory:    what it remembers at the start of an episode; () of one that acts by what it sees
+    ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value``, ``memory`` as in ``Agent``; ``scale`` 1
+    is the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
+
+    learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
+    value:  (state, obs [..., *obs], action) -> V(obs) [...], whatever the action
+    unroll: (policy, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T, ...])
     """
 
     init: Callable[[Key, PyTree], PyTree]
-    act: Callable[[Key, Params, PyTree, Array, Array | float], tuple[PyTree, Array, tuple[Array, Array]]]
+    act: Act
     learn: Callable[[PyTree, Trajectory, PyTree, Key], tuple[PyTree, PyTree]]
-    params: Callable[[PyTree], Params]
-    for_actor: Callable[[Params, Array], tuple[Params, Array]]
+    policy: Callable[[PyTree], Params]
+    adopt: Callable[..., PyTree]
+    value: Callable[[PyTree, Array, Array], Array]
+    outputs: Callable[[Params, Array], Any] | None
+    unroll: Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
+    actions: Distribution
     actor: Network | Recurrent
     critic: Network | Recurrent
+    state_value: Callable[[PyTree], Params] | None = None
     memory: PyTree = ()
 
 
@@ -266,7 +307,7 @@ class Method(NamedTuple):
     init:        (key, hyper) -> State
     step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
     policy:      State -> parameters of the policy you would deploy now
-    act:         (policy parameters, memory, obs, key) -> (memory, action); pure, greedy: all that evaluation
+    act:         (policy parameters, memory, obs, key, scale) -> Choice, see ``Act``; pure: all that evaluation
                  and export use
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
@@ -274,17 +315,19 @@ class Method(NamedTuple):
     individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
                  where they act together, share one or play different tasks
     built:       the call that made it; None of a method whose ``build`` is not ``recipe.recorded``
+    exploration: State -> the ``scale`` [] at which the policy explores now while it trains
     """
 
     init: Callable[[Key, PyTree], Any]
     step: Callable[[Any], Any]
     policy: Callable[[Any], Params]
-    act: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array]]
+    act: Act
     hyper: Any
     steps_bound: int
     memory: PyTree = ()
     individuals: Callable[[Any], Params] | None = None
     built: Built | None = None
+    exploration: Callable[[Any], Array | float] = lambda state: 1.0
 
 
 class Pretrained(NamedTuple):
@@ -302,7 +345,7 @@ class Pretrained(NamedTuple):
 
     name: str
     spec: Spec
-    act: Callable[[Params, PyTree, Array, Key], tuple[PyTree, Array]]
+    act: Act
     params: Params
     memory: PyTree = ()
     env_steps: int = 0

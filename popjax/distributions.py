@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.core import Key, Spec
+from popjax.core import Choice, Key, PyTree, Spec
 
 
 class Distribution(NamedTuple):
@@ -26,6 +26,9 @@ class Distribution(NamedTuple):
     entropy:  outputs -> [...]
     mode:     outputs -> action
     bounded:  action -> what an environment takes of it
+    vector:   outputs -> [..., A], differentiable: the greedy action as the environment takes it, or the logits
+              or values of discrete actions
+    kl:       (outputs p, outputs q) -> [...] KL(p || q); None of a policy without a density
     """
 
     sample: Callable[[Key, Any, Array | float], Array]
@@ -33,6 +36,14 @@ class Distribution(NamedTuple):
     entropy: Callable[[Any], Array]
     mode: Callable[[Any], Array]
     bounded: Callable[[Array], Array]
+    vector: Callable[[Any], Array]
+    kl: Callable[[Any, Any], Array] | None = None
+
+
+def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: Array | float) -> Choice:
+    """Return the Choice of a policy whose network said ``outputs``; ``memory`` is what it remembers from then on."""
+    sampled = family.sample(key, outputs, scale)
+    return Choice(memory, family.bounded(sampled), sampled, family.log_prob(outputs, sampled))
 
 
 def of(spec: Spec, *, squash: bool = False) -> Distribution:
@@ -60,7 +71,41 @@ def categorical() -> Distribution:
     def mode(logits: Array) -> Array:
         return jnp.argmax(logits, -1).astype(jnp.int32)
 
-    return Distribution(sample, log_prob, entropy, mode, bounded=lambda action: action)
+    def kl(p: Array, q: Array) -> Array:
+        log_p, log_q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
+        return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+    return Distribution(sample, log_prob, entropy, mode, _as_is, vector=_as_is, kl=kl)
+
+
+def epsilon_greedy() -> Distribution:
+    """Outputs are values [..., A] of discrete actions int32 [...]. ``scale`` is the probability of a uniform one.
+
+    Log-probability, entropy and divergence are those of the softmax of the values.
+    """
+
+    def sample(key: Key, values: Array, scale: Array | float) -> Array:
+        key_random, key_action = jax.random.split(key)
+        best = jnp.argmax(values, -1).astype(jnp.int32)
+        action = jax.random.randint(key_action, best.shape, 0, values.shape[-1], jnp.int32)
+        return jnp.where(jax.random.uniform(key_random, best.shape) < scale, action, best)
+
+    return categorical()._replace(sample=sample)
+
+
+def deterministic() -> Distribution:
+    """Outputs are actions [..., A] in [-1, 1]. ``scale`` is the standard deviation of Gaussian noise.
+
+    There is no density: log-probability and entropy are 0.
+    """
+
+    def sample(key: Key, action: Array, scale: Array | float) -> Array:
+        return jnp.clip(action + scale * jax.random.normal(key, action.shape), -1.0, 1.0)
+
+    def none(outputs: Array, *_: Array) -> Array:
+        return jnp.zeros(outputs.shape[:-1])
+
+    return Distribution(sample, none, none, mode=_as_is, bounded=_as_is, vector=_as_is)
 
 
 def gaussian() -> Distribution:
@@ -83,12 +128,23 @@ def gaussian() -> Distribution:
     def entropy(outputs: tuple[Array, Array]) -> Array:
         return (outputs[1] + half_log_2_pi + 0.5).sum(-1)
 
+    def kl(p: tuple[Array, Array], q: tuple[Array, Array]) -> Array:
+        (mean_p, log_std_p), (mean_q, log_std_q) = p, q
+        ratio = jnp.exp(2 * (log_std_p - log_std_q))
+        shift = jnp.square(mean_p - mean_q) * jnp.exp(-2 * log_std_q)
+        return (log_std_q - log_std_p + 0.5 * (ratio + shift - 1)).sum(-1)
+
+    def clipped(action: Array) -> Array:
+        return jnp.clip(action, -1.0, 1.0)
+
     return Distribution(
         sample=sample,
         log_prob=log_prob,
         entropy=entropy,
         mode=lambda outputs: outputs[0],
-        bounded=lambda action: jnp.clip(action, -1.0, 1.0),
+        bounded=clipped,
+        vector=lambda outputs: clipped(outputs[0]),
+        kl=kl,
     )
 
 
@@ -98,7 +154,21 @@ def squashed() -> Distribution:
     Actions and log-probabilities are those before it. The density of the tanh differs by a term of the action
     alone, which ratios and divergences of two policies do not see; the entropy is the Gaussian's.
     """
-    return gaussian()._replace(bounded=jnp.tanh)
+    return gaussian()._replace(bounded=jnp.tanh, vector=lambda outputs: jnp.tanh(outputs[0]))
+
+
+def squashed_mean() -> Distribution:
+    """Outputs [..., A] are actions before the tanh that the environment takes of them; otherwise ``deterministic``."""
+    family = deterministic()
+
+    def sample(key: Key, outputs: Array, scale: Array | float) -> Array:
+        return family.sample(key, jnp.tanh(outputs), scale)
+
+    return family._replace(sample=sample, mode=jnp.tanh, vector=jnp.tanh)
+
+
+def _as_is(x: Array) -> Array:
+    return x
 
 
 def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array]:

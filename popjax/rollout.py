@@ -209,7 +209,7 @@ def explore(
 ) -> Array:
     """The agent's action with its ``exploration``, or a uniformly ``random`` one, in [-1, 1] or discrete."""
     key_uniform, key_act = jax.random.split(key)
-    action = agent.act(key_act, params, obs, jnp.where(random, 1.0, exploration))
+    action = agent.act(params, (), obs, key_act, jnp.where(random, 1.0, exploration)).action
     if jnp.issubdtype(action.dtype, jnp.integer):
         return action
     return jnp.where(random, jax.random.uniform(key_uniform, action.shape, minval=-1.0, maxval=1.0), action)
@@ -255,7 +255,7 @@ def trajectory(
     chosen = env._replace(step=lambda state, choice: env.step(state, choice[0]))
 
     def policy(memory: PyTree, obs: Array, key: Key) -> Any:
-        memory, action, choice = agent.act(key, params, memory, obs, 1.0)
+        memory, action, *choice = agent.act(params, memory, obs, key, 1.0)
         return memory, (action, choice)
 
     def record(obs: Array, choice: Any, timestep: Timestep) -> tuple[Trajectory, Timestep, Array]:

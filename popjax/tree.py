@@ -65,6 +65,12 @@ def normal_like(key: Array, tree: T) -> T:
     return jax.tree.map(lambda k, x: jax.random.normal(k, x.shape, x.dtype), keys_like(key, tree), tree)
 
 
+def align(x: Array | float, like: Array) -> Array:
+    """Return ``x`` with axes of size 1 behind its own, as many as ``like`` has: [P] against [P, N] is [P, 1]."""
+    x = jnp.asarray(x)
+    return x.reshape(x.shape + (1,) * (jnp.ndim(like) - x.ndim))
+
+
 def axes(tree: T) -> T:
     """``in_axes`` that lift the leaves with a leading axis and share the scalars."""
     return jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, tree)

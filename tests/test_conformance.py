@@ -311,7 +311,7 @@ def test_compiled_equals_operation_by_operation(name):
 def test_the_policy_acts(name):
     method = compiled(name)[0]
     state = started(name)
-    memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0))
+    memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0), 0.0)[:2]
     assert jax.tree.structure(memory) == jax.tree.structure(method.memory)
     assert (action.shape, action.dtype) in (((1,), jnp.float32), ((), jnp.int32))
     assert np.abs(action).max() <= 1
@@ -328,9 +328,9 @@ def test_every_individual_acts(name):
     assert jax.tree.structure(everybody) == jax.tree.structure(policy)
     for x, y in zip(jax.tree.leaves(everybody), jax.tree.leaves(policy), strict=True):
         assert (x.shape, x.dtype) == ((CASES[name].population, *y.shape), y.dtype)
-    act = jax.vmap(method.act, (0, None, None, None))
-    _, actions = act(everybody, method.memory, jnp.ones(1), jax.random.key(0))
-    chosen = method.act(policy, method.memory, jnp.ones(1), jax.random.key(0))[1]
+    act = jax.vmap(method.act, (0, None, None, None, None))
+    actions = act(everybody, method.memory, jnp.ones(1), jax.random.key(0), 0.0).action
+    chosen = method.act(policy, method.memory, jnp.ones(1), jax.random.key(0), 0.0)[1]
     assert np.abs(actions - chosen).reshape(len(actions), -1).sum(1).min() < 1e-6
     assert jnp.issubdtype(actions.dtype, jnp.integer) or len(np.unique(actions)) == CASES[name].population
 

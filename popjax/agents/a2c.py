@@ -12,7 +12,7 @@ parameters of that time have left; gradients end at the beginning of the rollout
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from jax import Array
 from popjax import advantage, distributions, nets, tree
 from popjax.checks import check_choices, check_least
 from popjax.core import (
+    Choice,
     Key,
     Network,
     Number,
@@ -116,16 +117,34 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         optimizer = rmsprop(hyper.lr, hyper.max_grad_norm).init((policy_params, value_params))
         return State(policy_params, value_params, optimizer, jnp.int32(0))
 
-    def act(
-        key: Key, params: Params, memory: PyTree, obs: Array, scale: Array | float
-    ) -> tuple[PyTree, Array, tuple[Array, Array]]:
-        if config.lstm:
-            memories, outputs = policy.step(params[0], memory[0], obs)
-            memory = memories, value.step(params[1], memory[1], obs)[0]
-        else:
-            outputs = policy.step(params, (), obs)[1]
-        action = actions.sample(key, outputs, scale)
-        return memory, actions.bounded(action), (action, actions.log_prob(outputs, action))
+    def policy_of(state: State) -> Params:
+        return (state.actor, state.value) if config.lstm else state.actor
+
+    def adopt(state: State, adopted: Params, state_value: Params = None) -> State:
+        actor, own = adopted if config.lstm else (adopted, state.value)
+        return replace(state, actor=actor, value=own if state_value is None else state_value)
+
+    def outputs(params: Params, obs: Array) -> Any:
+        return policy.step(params, (), obs)[1]
+
+    def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Any]:
+        if not config.lstm:
+            return memory, policy.unroll(params, (), obs, done)[1]
+        memories, said = policy.unroll(params[0], memory[0], obs, done)
+        behind = tree.where(done[-1], policy.memory, tree.take(memories, -1))
+        return (behind, memory[1]), said
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        if not config.lstm:
+            return distributions.choose(actions, memory, outputs(params, obs), key, scale)
+        remembered, said = policy.step(params[0], memory[0], obs)
+        memory = remembered, value.step(params[1], memory[1], obs)[0]
+        return distributions.choose(actions, memory, said, key, scale)
+
+    def value_of(state: State, obs: Array, action: Array) -> Array:
+        lanes = obs.shape[: obs.ndim - len(spec.obs_shape)]
+        memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (*lanes, *x.shape)), value.memory)
+        return value.step(state.value, memory, obs)[1]
 
     def learn(state: State, rollout: Trajectory, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         remembered = tree.take(rollout.memory, 0) if config.lstm else ((), ())
@@ -158,8 +177,13 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         init=init,
         act=act,
         learn=learn,
-        params=lambda state: (state.actor, state.value) if config.lstm else state.actor,
-        for_actor=lambda params, obs: (params[0] if config.lstm else params, obs),
+        policy=policy_of,
+        adopt=adopt,
+        value=value_of,
+        outputs=None if config.lstm else outputs,
+        unroll=unroll,
+        actions=actions,
+        state_value=lambda state: state.value,
         actor=networks[0],
         critic=networks[1],
         memory=(policy.memory, value.memory) if config.lstm else (),

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets, normalize, tree
+from popjax import distributions, nets, normalize, tree
 from popjax.checks import check_choices
 from popjax.core import (
     Agent,
+    Choice,
     Key,
     Network,
     Number,
@@ -120,6 +121,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     """
     obs_dim, action_dim = continuous_dims(spec, "ddpg")
     actor, critic = _actor(obs_dim, action_dim, config, 1.0), _critic(obs_dim, action_dim, config)
+    actions = distributions.deterministic()
     first_actor = _actor(obs_dim, action_dim, config, config.output_scale)
 
     def seen(statistics: PyTree, obs: Array) -> Array:
@@ -140,13 +142,22 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             statistics=normalize.init((obs_dim,)) if config.normalize else (),
         )
 
-    def params_of(state: State) -> Params:
+    def policy(state: State) -> Params:
         return (state.actor, state.statistics) if config.normalize else state.actor
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        network, statistics = params if config.normalize else (params, ())
-        action = actor.apply(network, seen(statistics, obs))
-        return jnp.clip(action + scale * jax.random.normal(key, action.shape), -1.0, 1.0)
+    def adopt(state: State, policy: Params, value: Params = None) -> State:
+        network, statistics = policy if config.normalize else (policy, state.statistics)
+        return replace(state, actor=network, target_actor=network, statistics=statistics)
+
+    def outputs(policy: Params, obs: Array) -> Array:
+        network, statistics = policy if config.normalize else (policy, ())
+        return actor.apply(network, seen(statistics, obs))
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(actions, memory, outputs(params, obs), key, scale)
+
+    def value(state: State, obs: Array, action: Array) -> Array:
+        return critic.apply(state.critic, seen(state.statistics, obs), action)
 
     def observe(state: State, obs: Array, valid: Array) -> State:
         return replace(state, statistics=normalize.update(state.statistics, obs, valid))
@@ -159,8 +170,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return batch.reward + batch.discount * next_value
 
     def td_error(state: State, batch: Transition, online: bool = False) -> Array:
-        value = critic.apply(state.critic, seen(state.statistics, batch.obs), batch.action)
-        return targets(state, batch, online) - value
+        return targets(state, batch, online) - value(state, batch.obs, batch.action)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         target = targets(state, batch, False)
@@ -195,7 +205,11 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         init=init,
         act=act,
         learn=learn,
-        params=params_of,
+        policy=policy,
+        adopt=adopt,
+        value=value,
+        outputs=outputs,
+        actions=actions,
         actor=actor,
         critic=critic,
         td_error=td_error,

@@ -6,17 +6,28 @@ from n-step transitions as from plain ones, since a transition carries its own d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets, tree
+from popjax import distributions, nets, tree
 from popjax.checks import check_choices
-from popjax.core import Agent, Key, Network, Number, Params, PyTree, Spec, Transition, importance, number
+from popjax.core import (
+    Agent,
+    Choice,
+    Key,
+    Network,
+    Number,
+    Params,
+    PyTree,
+    Spec,
+    Transition,
+    importance,
+    number,
+)
 from popjax.nets import images
 from popjax.optimize import adam, descend
 
@@ -74,17 +85,20 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         raise ValueError(
             f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: ddpg takes those"
         )
-    network = _network(spec, config)
+    network, actions = _network(spec, config), distributions.epsilon_greedy()
 
     def init(key: Key, hyper: Hyper) -> State:
         params = network.init(key)
         return State(params, params, adam(hyper.lr, hyper.max_grad_norm).init(params), jnp.int32(0))
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        key_random, key_action = jax.random.split(key)
-        best = jnp.argmax(network.apply(params, obs), -1).astype(jnp.int32)
-        action = jax.random.randint(key_action, best.shape, 0, spec.action_dim)
-        return jnp.where(jax.random.uniform(key_random, best.shape) < scale, action, best)
+    def adopt(state: State, policy: Params, value: Params = None) -> State:
+        return replace(state, online=policy, target=policy)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(actions, memory, network.apply(params, obs), key, scale)
+
+    def value(state: State, obs: Array, action: Array) -> Array:
+        return chosen(network.apply(state.online, obs), action)
 
     def targets(state: State, batch: Transition, online: bool) -> Array:
         """[B] what the value of a transition should be."""
@@ -93,8 +107,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return batch.reward + batch.discount * chosen(values, jnp.argmax(chooser, -1))
 
     def td_error(state: State, batch: Transition, online: bool = False) -> Array:
-        value = chosen(network.apply(state.online, batch.obs), batch.action)
-        return targets(state, batch, online) - value
+        return targets(state, batch, online) - value(state, batch.obs, batch.action)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         target, weight = targets(state, batch, False), importance(batch)
@@ -118,7 +131,11 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         init=init,
         act=act,
         learn=learn,
-        params=lambda state: state.online,
+        policy=lambda state: state.online,
+        adopt=adopt,
+        value=value,
+        outputs=network.apply,
+        actions=actions,
         actor=network,
         critic=network,
         td_error=td_error,

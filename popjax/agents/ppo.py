@@ -24,7 +24,7 @@ from jax import Array
 
 from popjax import advantage, distributions, nets, normalize, tree
 from popjax.checks import check_choices, check_least
-from popjax.core import Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
+from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
 from popjax.optimize import adam, annealed, descend
 
 CLIP_OBS = 10.0  # standard deviations
@@ -132,16 +132,20 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def seen(observations: PyTree, obs: Array) -> Array:
         return normalize.normalize(observations, obs, clip=CLIP_OBS) if config.normalize_obs else obs
 
-    def for_actor(params: Params, obs: Array) -> tuple[Params, Array]:
-        policy_params, observations = params
-        return policy_params, seen(observations, obs)
+    def adopt(state: State, adopted: Params, state_value: Params = None) -> State:
+        actor, observations = adopted
+        own = state.value if state_value is None else state_value
+        return replace(state, actor=actor, observations=observations, value=own)
 
-    def act(
-        key: Key, params: Params, memory: PyTree, obs: Array, scale: Array | float
-    ) -> tuple[PyTree, Array, tuple[Array, Array]]:
-        outputs = policy.apply(*for_actor(params, obs))
-        action = actions.sample(key, outputs, scale)
-        return memory, actions.bounded(action), (action, actions.log_prob(outputs, action))
+    def outputs(params: Params, obs: Array) -> Any:
+        actor, observations = params
+        return policy.apply(actor, seen(observations, obs))
+
+    def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Any]:
+        return memory, outputs(params, obs)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(actions, memory, outputs(params, obs), key, scale)
 
     def learn_policy(
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
@@ -238,8 +242,13 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         init=init,
         act=act,
         learn=learn,
-        params=lambda state: (state.actor, state.observations),
-        for_actor=for_actor,
+        policy=lambda state: (state.actor, state.observations),
+        adopt=adopt,
+        value=lambda state, obs, action: value.apply(state.value, seen(state.observations, obs)),
+        outputs=outputs,
+        unroll=unroll,
+        actions=actions,
+        state_value=lambda state: state.value,
         actor=policy,
         critic=value,
     )

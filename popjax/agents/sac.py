@@ -18,7 +18,7 @@ from jax import Array
 
 from popjax import distributions, nets, tree
 from popjax.checks import check_choices
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
+from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -106,6 +106,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         actor = nets.multihead_gaussian_actor(obs_dim, action_dim, config.hidden, heads)
         critic = nets.multihead_critic(obs_dim, action_dim, config.hidden, heads)
     twins = nets.ensemble(critic, 2)
+    actions = distributions.squashed()
 
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
@@ -122,9 +123,14 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
             temperature_optimizer=adam(hyper.temperature_lr, jnp.inf).init(log_temperature),
         )
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        mean, log_std = actor.apply(params, obs)
-        return jnp.tanh(mean + scale * jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+    def adopt(state: State, policy: Params, value: Params = None) -> State:
+        return replace(state, actor=policy)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
+
+    def value(state: State, obs: Array, action: Array) -> Array:
+        return twins.apply(state.critics, obs, action).min(0)
 
     def learn_critics(
         state: State, batch: Transition, hyper: Hyper, key: Key, weight: Array | float = 1.0
@@ -193,6 +199,15 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         return state, Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
 
     agent = Agent(
-        init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins
+        init=init,
+        act=act,
+        learn=learn,
+        policy=lambda state: state.actor,
+        adopt=adopt,
+        value=value,
+        outputs=actor.apply,
+        actions=actions,
+        actor=actor,
+        critic=twins,
     )
     return Parts(agent, learn_critics, actor_loss, learn_temperature)

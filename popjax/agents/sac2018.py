@@ -19,7 +19,7 @@ from jax import Array
 
 from popjax import distributions, nets, tree
 from popjax.checks import check_choices
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
+from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -77,6 +77,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         obs_dim, action_dim, config.hidden, **initial, final_initializer="uniform_fan_in", soft_range=True
     )
     twins = nets.ensemble(nets.critic(obs_dim, action_dim, config.hidden, **initial), 2)
+    actions = distributions.squashed()
     state_value = nets.state_value(obs_dim, config.hidden, activation="relu", initializer="uniform")
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -92,9 +93,14 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init((critics, value)),
         )
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        mean, log_std = actor.apply(params, obs)
-        return jnp.tanh(mean + scale * jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+    def adopt(state: State, policy: Params, value: Params = None) -> State:
+        return replace(state, actor=policy, value=state.value if value is None else value)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
+
+    def action_value(state: State, obs: Array, action: Array) -> Array:
+        return twins.apply(state.critics, obs, action).min(0)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         def actor_loss(params: Params) -> tuple[Array, tuple[Array, Array]]:
@@ -132,4 +138,16 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         )
         return state, Losses(critic_loss=error, actor_loss=loss, entropy=-log_prob.mean())
 
-    return Agent(init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins)
+    return Agent(
+        init=init,
+        act=act,
+        learn=learn,
+        policy=lambda state: state.actor,
+        adopt=adopt,
+        value=action_value,
+        outputs=actor.apply,
+        actions=actions,
+        actor=actor,
+        critic=twins,
+        state_value=lambda state: state.value,
+    )

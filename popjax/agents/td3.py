@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets, tree
-from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
+from popjax import distributions, nets, tree
+from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -71,6 +71,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     actor = nets.tanh_actor(obs_dim, action_dim, config.hidden)
     critic = nets.critic(obs_dim, action_dim, config.hidden)
     twins = nets.ensemble(critic, 2)
+    actions = distributions.deterministic()
 
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
@@ -85,9 +86,14 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             updates=jnp.int32(0),
         )
 
-    def act(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        action = actor.apply(params, obs)
-        return jnp.clip(action + scale * jax.random.normal(key, action.shape), -1.0, 1.0)
+    def adopt(state: State, policy: Params, value: Params = None) -> State:
+        return replace(state, actor=policy, target_actor=policy)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
+
+    def value(state: State, obs: Array, action: Array) -> Array:
+        return twins.apply(state.critics, obs, action).min(0)
 
     def target_value(state: State, batch: Transition, hyper: Hyper, key: Key) -> Array:
         """Clipped double Q with target policy smoothing, [B]."""
@@ -135,4 +141,15 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         )
         return state, Losses(critic_loss=critic_value, actor_loss=actor_value)
 
-    return Agent(init=init, act=act, learn=learn, params=lambda state: state.actor, actor=actor, critic=twins)
+    return Agent(
+        init=init,
+        act=act,
+        learn=learn,
+        policy=lambda state: state.actor,
+        adopt=adopt,
+        value=value,
+        outputs=actor.apply,
+        actions=actions,
+        actor=actor,
+        critic=twins,
+    )

@@ -6,7 +6,6 @@ Evaluation draws from its own key stream, so how often it happens never changes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from popjax import rollout
-from popjax.core import Env, Key, Method, Params
+from popjax.core import Env, Key, Method, Params, PyTree
 from popjax.host import sweep
 from popjax.host.errors import Refused
 from popjax.host.interrupt import ready
@@ -31,8 +30,10 @@ def play(env: Env, method: Method, params: Params, key: Key, episodes: int) -> t
     """
 
     def one(key: Key) -> tuple[Array, Array]:
-        policy = partial(method.act, params)
-        episode = rollout.episode(env, policy, method.memory, key, record=lambda *_: ())
+        def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+            return method.act(params, memory, obs, key, 0.0)[:2]
+
+        episode = rollout.episode(env, choose, method.memory, key, record=lambda *_: ())
         return episode.total, episode.length
 
     return jax.vmap(one)(jax.random.split(key, episodes))

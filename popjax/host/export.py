@@ -109,7 +109,7 @@ def probes(env: Env) -> np.ndarray:
 
 
 def _actions(method: Method, params: Params, observations: np.ndarray, key: Array) -> np.ndarray:
-    act = jax.jit(jax.vmap(lambda obs: method.act(params, method.memory, obs, key)[1]))
+    act = jax.jit(jax.vmap(lambda obs: method.act(params, method.memory, obs, key, 0.0)[1]))
     return np.asarray(act(observations))
 
 
@@ -118,7 +118,7 @@ def _program(method: Method, env: Env, params: Params) -> bytes:
     weights, key = jax.tree.map(jnp.asarray, params), jax.random.key(0)
 
     def act(observations: Array) -> Array:
-        return jax.vmap(lambda obs: method.act(weights, method.memory, obs, key)[1])(observations)
+        return jax.vmap(lambda obs: method.act(weights, method.memory, obs, key, 0.0)[1])(observations)
 
     (batch,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, *env.spec.obs_shape), env.spec.obs_dtype)

@@ -129,7 +129,8 @@ def evaluate(
     @jax.jit
     def act(params: Params, key: Key, memory: PyTree, obs: Array, t: Array) -> tuple[PyTree, Array]:
         keys = jax.random.split(jax.random.fold_in(key, t), episodes)
-        return jax.vmap(method.act, in_axes=(None, 0, 0, 0))(params, memory, obs, keys)
+        act = jax.vmap(method.act, in_axes=(None, 0, 0, 0, None))
+        return act(params, memory, obs, keys, 0.0)[:2]
 
     key, fresh = jax.random.fold_in(jax.random.key(seed), _ELSEWHERE), tree.repeat(method.memory, episodes)
     starts = [int(start) for start in np.random.SeedSequence(seed).generate_state(episodes)]

@@ -98,7 +98,7 @@ def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *
         params = jax.tree.map(lambda x: x[0], sweep.lift(method.policy, seeds)(state))
 
         def policy(carry: Any, seen: Any, key: Key) -> tuple[Any, Array]:
-            return method.act(params, carry, seen[1], key)
+            return method.act(params, carry, seen[1], key, 0.0)[:2]
 
         return rollout.episode(
             _watched(env, subject.pose), policy, method.memory, key, record=lambda seen, *_: seen[0]

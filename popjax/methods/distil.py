@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import rollout, tree
+from popjax import distributions, rollout, tree
 from popjax.checks import check_choices, check_least
 from popjax.core import (
+    Choice,
     Env,
     Ingredient,
     Key,
@@ -154,8 +155,10 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
         _require_fit(env, policy)
 
         def play(params: Params, key: Key, policy: Pretrained = policy) -> Array:
-            act = partial(policy.act, params)
-            return rollout.episode(env, act, policy.memory, key, record=lambda *_: ()).total
+            def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+                return policy.act(params, memory, obs, key, 0.0)[:2]
+
+            return rollout.episode(env, choose, policy.memory, key, record=lambda *_: ()).total
 
         over_episodes = jax.vmap(play, (None, 0))
         keys = jax.random.split(jax.random.key(0), episodes)
@@ -210,7 +213,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         guided = jax.random.bernoulli(key_who, share)
 
         def one(lane: rollout.Lane, key: Key) -> tuple[rollout.Lane, Any]:
-            mine, action = act(params, lane.carry[0], lane.obs, key)
+            mine, action = act(params, lane.carry[0], lane.obs, key, 0.0)[:2]
             its, label, played = adviser.advise(frozen, lane.carry[1], lane.obs, key)
             env_state, timestep = lanes_env.step(lane.env, jnp.where(guided, played, action))
             carry = tree.where(timestep.done, memories, (mine, its))
@@ -265,11 +268,11 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         learner, losses = jax.lax.scan(one, s.learner, jax.random.split(key_learn, config.updates))
         return replace(s, key=key, learner=learner, metrics=replace(s.metrics, distil_loss=losses[-1]))
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+    actions = distributions.categorical() if env.spec.discrete else distributions.squashed_mean()
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         memory, heads = network.step(params, memory, obs)
-        if env.spec.discrete:
-            return memory, jnp.argmax(heads.policy, -1).astype(jnp.int32)
-        return memory, jnp.tanh(heads.policy)
+        return distributions.choose(actions, memory, heads.policy, key, scale)
 
     return Method(
         init=init,
@@ -309,7 +312,7 @@ def _adviser(env: Env, teacher: Pretrained, config: Config) -> _Adviser:
         return _Adviser(asked.params, asked.memory, with_logits)
 
     def with_action(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array, Array]:
-        memory, action = teacher.act(params, memory, obs, key)
+        memory, action = teacher.act(params, memory, obs, key, 0.0)[:2]
         if not env.spec.discrete:
             return memory, action, action
         chosen = jnp.arange(env.spec.action_dim) == action

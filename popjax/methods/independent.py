@@ -9,7 +9,6 @@ An iteration: collect -> learn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,8 +20,10 @@ from popjax import agents, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
+from popjax.population import lanes, learning, policy
+from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
-from popjax.replay.ring import ring
+from popjax.replay.ring import Ring, ring
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,25 @@ class State:
     env_steps: Array  # int32 [] summed over agents and lanes
     generation: Array  # int32 [] iterations
     metrics: Metrics
-    replay: PyTree
+    replay: Ring
     agents: PyTree = stacked()
-    lanes: rollout.Lane = stacked()  # [P, N]
-    returns: rollout.Returns = stacked()  # [P, N]
+    lanes: Lanes = stacked()  # [P, N]
 
 
 def default_hyper(config: Config) -> PyTree:
-    """The numbers of the kind of agent that there is."""
+    """Return the numbers of the kind of agent that there is."""
     return agents.default_hyper(config.agent)
 
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """``config.population`` agents of the kind ``config.agent`` in ``env``."""
+    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``."""
     agent = agents.build(env.spec, config.agent)
     lanes_env = rollout.autoreset(env)
     replay = ring(config.capacity)
-    population, lanes, warmup = config.population, config.lanes, config.warmup * config.population
+    population, shape = config.population, (config.population, config.lanes)
+    warmup, taken = config.warmup * population, population * config.lanes * config.steps
+    learn_all = learning.everyone(agent.learn)
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)
@@ -100,11 +102,8 @@ def build(env: Env, config: Config = Config()) -> Method:
             )
         key, key_agents, key_lanes = jax.random.split(key, 3)
         states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
-        start = partial(rollout.start, lanes_env, ())
         store = replay.init(example_transition(env.spec))
-        if not config.shared_replay:
-            store = tree.repeat(store, population)
-        losses = jax.eval_shape(learn_all, states, store, hyper, key)[1]
+        store = store if config.shared_replay else tree.repeat(store, population)
         return State(
             key=key,
             hyper=hyper,
@@ -113,36 +112,23 @@ def build(env: Env, config: Config = Config()) -> Method:
             metrics=Metrics(
                 fitness=jnp.zeros(population),
                 episodes=jnp.zeros(population, jnp.int32),
-                losses=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), losses),
+                losses=learning.no_losses(update, states, store, hyper, key),
             ),
-            agents=states,
-            lanes=jax.vmap(jax.vmap(start))(jax.random.split(key_lanes, (population, lanes))),
-            returns=tree.repeat(tree.repeat(rollout.no_returns(), lanes), population),
             replay=store,
+            agents=states,
+            lanes=lanes.start(lanes_env, key_lanes, shape),
         )
-
-    def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, env_steps: Array, key: Key) -> Any:
-        """One lane of one agent plays ``steps`` steps: the lane, transitions [T], done [T]."""
-        exploration = agent.exploration(hyper, env_steps // population)
-        noise = {"random": env_steps < warmup, "exploration": exploration}
-        lane, (rows, done) = rollout.experience(
-            lanes_env, agent, params, lane, key, config.steps, **noise, discount=hyper.discount
-        )
-        return lane, rows, done
 
     def collect(s: State) -> State:
         """Every agent plays in its lanes, uniformly at random during the warm-up."""
         key, key_play = jax.random.split(s.key)
-        keys = jax.random.split(key_play, (population, lanes))
-        over_lanes = jax.vmap(collect_one, (0, None, None, None, 0))
-        over_agents = jax.vmap(over_lanes, (0, 0, tree.axes(s.hyper), None, 0))
-        played, rows, done = over_agents(
-            s.lanes, agent.params(s.agents), s.hyper, s.env_steps, keys
-        )  # rows [P, N, T]
-        returns = jax.vmap(jax.vmap(rollout.track))(s.returns, rows.reward, done)
-        rows = jax.vmap(tree.flatten)(rows)  # [P, N * T]
+        scale = agent.exploration(s.hyper, s.env_steps // population)
+        act = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents), scale)
+        act = policy.randomly(act, env.spec, s.env_steps < warmup)
+        keep = lanes.keep_transitions(s.hyper.discount)
+        played, rows = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, keep)
+        rows = lanes.in_order(rows)  # [P, T * N]
         valid = jnp.ones(rows.reward.shape, jnp.bool_)
-        observed = jax.vmap(agent.observe)(s.agents, rows.obs, valid)
         if config.shared_replay:
             store = replay.add(s.replay, tree.flatten(rows), valid.reshape(-1))
         else:
@@ -150,55 +136,46 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(
             s,
             key=key,
-            env_steps=s.env_steps + population * lanes * config.steps,
+            env_steps=s.env_steps + taken,
             generation=s.generation + 1,
-            metrics=replace(s.metrics, fitness=returns.latest.mean(1), episodes=returns.episodes.sum(1)),
-            agents=observed,
-            lanes=played,
-            returns=returns,
+            metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes),
             replay=store,
+            agents=jax.vmap(agent.observe)(s.agents, rows.obs, valid),
+            lanes=played,
         )
 
-    def learn_one(state: PyTree, store: PyTree, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        """``updates`` gradient steps of one agent; the losses of the last."""
-
-        def update(state: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-            key_sample, key_learn = jax.random.split(key)
-            return agent.learn(state, replay.sample(store, key_sample, config.batch), hyper, key_learn)
-
-        state, losses = jax.lax.scan(update, state, jax.random.split(key, config.updates))
-        return state, tree.take(losses, -1)
-
-    def learn_all(states: PyTree, store: PyTree, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        in_axes = (0, None if config.shared_replay else 0, tree.axes(hyper), 0)
-        return jax.vmap(learn_one, in_axes)(states, store, hyper, jax.random.split(key, population))
+    def update(states: PyTree, store: Ring, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        """One gradient step of every agent on a batch of its own."""
+        key_sample, key_learn = jax.random.split(key)
+        sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
+        rows = sample(store, jax.random.split(key_sample, population), config.batch)  # [P, B]
+        return learn_all(states, rows, hyper, key_learn)
 
     def learn(s: State) -> State:
         """Every agent takes its gradient steps, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
-        # The warm-up ends for all agents and seeds in the same iteration, so this stays one branch.
-        states, losses = jax.lax.cond(
-            tree.any_lane(s.env_steps >= warmup),
-            lambda: learn_all(s.agents, s.replay, s.hyper, key_learn),
-            lambda: (s.agents, s.metrics.losses),
+        count = learning.due(s.env_steps >= warmup, config.updates)
+        states, losses = learning.steps(
+            lambda states, key: update(states, s.replay, s.hyper, key),
+            s.agents,
+            count,
+            key_learn,
+            s.metrics.losses,
         )
         return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
 
-    def policy(s: State) -> Params:
-        """The agent whose last episode returned most."""
-        return tree.take(agent.params(s.agents), jnp.argmax(s.metrics.fitness))
-
-    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        return memory, agent.act(key, params, obs, 0.0)
+    def individuals(s: State) -> Params:
+        return jax.vmap(agent.policy)(s.agents)
 
     return Method(
         init=init,
         step=chain(collect, learn),
-        policy=policy,
-        act=act,
+        policy=lambda s: tree.take(individuals(s), jnp.argmax(s.metrics.fitness)),  # the last episode's best
+        act=agent.act,
         hyper=default_hyper(config),
-        steps_bound=population * lanes * config.steps,
-        individuals=lambda s: agent.params(s.agents),
+        steps_bound=taken,
+        individuals=individuals,
+        exploration=lambda s: jnp.mean(agent.exploration(s.hyper, s.env_steps // population)),
     )
 
 

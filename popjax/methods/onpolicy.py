@@ -9,7 +9,6 @@ An iteration: collect -> learn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +20,8 @@ from popjax import agents, rollout, tree
 from popjax.agents import a2c
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, Trajectory, as_arrays, chain, stacked
+from popjax.population import lanes, learning, policy
+from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 
 
@@ -66,32 +67,30 @@ class State:
     generation: Array  # int32 [] iterations
     metrics: Metrics
     agents: PyTree = stacked()
-    lanes: rollout.Lane = stacked()  # [P, N]
-    returns: rollout.Returns = stacked()  # [P, N]
+    lanes: Lanes = stacked()  # [P, N]
     trajectory: Trajectory = stacked()  # [P, T, N] of this iteration
 
 
 def default_hyper(config: Config) -> PyTree:
-    """The numbers of the kind of agent that there is."""
+    """Return the numbers of the kind of agent that there is."""
     return agents.default_hyper(config.agent)
 
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """``config.population`` agents of the kind ``config.agent`` in ``env``."""
+    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``."""
     length = config.steps or agents.default_rollout(config.agent)
-    population, lanes = config.population, config.lanes
-    agent = agents.build_on_policy(env.spec, config.agent, lanes * length)
+    population, shape = config.population, (config.population, config.lanes)
+    agent = agents.build_on_policy(env.spec, config.agent, config.lanes * length)
     lanes_env = rollout.autoreset(env)
+    learn_all = learning.everyone(agent.learn)
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = as_arrays(hyper)
         key, key_agents, key_lanes = jax.random.split(key, 3)
         states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
-        start = jax.vmap(jax.vmap(partial(rollout.start, lanes_env, agent.memory)))
-        played = start(jax.random.split(key_lanes, (population, lanes)))
-        trajectory = jax.eval_shape(collect_all, played, agent.params(states), hyper, key)[1]
-        losses = jax.eval_shape(learn_all, states, trajectory, hyper, key)[1]
+        start = lanes.start(lanes_env, key_lanes, shape, agent.memory)
+        trajectory = learning.zeros(jax.eval_shape(play, start, states, hyper, key)[1])
         return State(
             key=key,
             hyper=hyper,
@@ -100,47 +99,33 @@ def build(env: Env, config: Config = Config()) -> Method:
             metrics=Metrics(
                 fitness=jnp.zeros(population),
                 episodes=jnp.zeros(population, jnp.int32),
-                losses=_zeros(losses),
+                losses=learning.no_losses(learn_all, states, trajectory, hyper, key),
             ),
             agents=states,
-            lanes=played,
-            returns=tree.repeat(tree.repeat(rollout.no_returns(), lanes), population),
-            trajectory=_zeros(trajectory),
+            lanes=start,
+            trajectory=trajectory,
         )
 
-    def collect_one(lane: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
-        """One lane of one agent plays a rollout: the lane, trajectory [T]."""
-        lane, (rows, _, _) = rollout.trajectory(
-            lanes_env, agent, params, lane, key, length, discount=hyper.discount
-        )
-        return lane, rows
-
-    def collect_all(played: rollout.Lane, params: Params, hyper: PyTree, key: Key) -> Any:
-        """All lanes [P, N] and trajectories [P, T, N]."""
-        over_lanes = jax.vmap(collect_one, (0, None, None, 0), (0, 1))
-        over_agents = jax.vmap(over_lanes, (0, 0, tree.axes(hyper), 0))
-        return over_agents(played, params, hyper, jax.random.split(key, (population, lanes)))
+    def play(played: Lanes, states: PyTree, hyper: PyTree, key: Key) -> tuple[Lanes, Trajectory]:
+        """A rollout of every agent: lanes [P, N], trajectories [P, T, N]."""
+        act = policy.everyone(agent.act, jax.vmap(agent.policy)(states), 1.0)
+        keep = lanes.keep_trajectory(hyper.discount)
+        after, rows = lanes.play(lanes_env, act, played, key, length, keep, agent.memory)
+        return after, lanes.trajectories(rows, played.memory)
 
     def collect(s: State) -> State:
         """Every agent plays in its lanes."""
         key, key_play = jax.random.split(s.key)
-        played, rows = collect_all(s.lanes, agent.params(s.agents), s.hyper, key_play)
-        track = jax.vmap(jax.vmap(rollout.track, (0, 1, 1)))
-        returns = track(s.returns, rows.reward, rows.done)
+        played, trajectory = play(s.lanes, s.agents, s.hyper, key_play)
         return replace(
             s,
             key=key,
-            env_steps=s.env_steps + population * lanes * length,
+            env_steps=s.env_steps + population * config.lanes * length,
             generation=s.generation + 1,
-            metrics=replace(s.metrics, fitness=returns.latest.mean(1), episodes=returns.episodes.sum(1)),
+            metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes),
             lanes=played,
-            returns=returns,
-            trajectory=rows,
+            trajectory=trajectory,
         )
-
-    def learn_all(states: PyTree, trajectory: Trajectory, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        learn_one = jax.vmap(agent.learn, (0, 0, tree.axes(hyper), 0))
-        return learn_one(states, trajectory, hyper, jax.random.split(key, population))
 
     def learn(s: State) -> State:
         """Every agent learns from its trajectory."""
@@ -148,22 +133,18 @@ def build(env: Env, config: Config = Config()) -> Method:
         states, losses = learn_all(s.agents, s.trajectory, s.hyper, key_learn)
         return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
 
-    def policy(s: State) -> Params:
-        """The agent whose last episode returned most."""
-        return tree.take(agent.params(s.agents), jnp.argmax(s.metrics.fitness))
-
-    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        return agent.act(key, params, memory, obs, 0.0)[:2]
+    def individuals(s: State) -> Params:
+        return jax.vmap(agent.policy)(s.agents)
 
     return Method(
         init=init,
         step=chain(collect, learn),
-        policy=policy,
-        act=act,
+        policy=lambda s: tree.take(individuals(s), jnp.argmax(s.metrics.fitness)),  # the last episode's best
+        act=agent.act,
         hyper=default_hyper(config),
-        steps_bound=population * lanes * length,
+        steps_bound=population * config.lanes * length,
         memory=agent.memory,
-        individuals=lambda s: agent.params(s.agents),
+        individuals=individuals,
     )
 
 

@@ -55,7 +55,7 @@ def learned(discrete, module, config, steps, iterations, **numbers):
         )
         obs = jnp.array(OBSERVATIONS, jnp.float32)[:, None]
         values = agent.critic.apply(tree.take(state.agents.value, 0), obs)
-        actions = jax.vmap(lambda x: method.act(method.policy(state), (), x, jax.random.key(0))[1])(obs)
+        actions = jax.vmap(lambda x: method.act(method.policy(state), (), x, jax.random.key(0), 0.0)[1])(obs)
         return losses, values, actions.reshape(len(OBSERVATIONS))
 
     found = jax.jit(jax.vmap(one))(jnp.arange(len(envs)))

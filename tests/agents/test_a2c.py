@@ -182,7 +182,7 @@ def test_a_gaussian_policy_is_clipped_only_for_the_environment(key):
     agent = a2c.build(SPEC, a2c.Config(hidden=(8,)))
     state = jax.jit(agent.init)(key, as_arrays(a2c.Hyper()))
     obs = jnp.ones(1)
-    _, played, (sampled, log_prob) = jax.vmap(lambda k: agent.act(k, state.actor, (), obs, 1.0))(
+    _, played, sampled, log_prob = jax.vmap(lambda k: agent.act(state.actor, (), obs, k, 1.0))(
         jax.random.split(key, 2000)
     )
     mean, log_std = agent.actor.apply(state.actor, obs)
@@ -191,7 +191,7 @@ def test_a_gaussian_policy_is_clipped_only_for_the_environment(key):
     np.testing.assert_array_equal(played, np.clip(sampled, -1, 1))
     assert (played != sampled).mean() > 0.2
     np.testing.assert_allclose(log_prob, stats.norm(mean[0], 1).logpdf(sampled[:, 0]), atol=1e-5)
-    np.testing.assert_array_equal(agent.act(key, state.actor, (), obs, 0.0)[1], mean)
+    np.testing.assert_array_equal(agent.act(state.actor, (), obs, key, 0.0).action, mean)
 
 
 def test_initial_weights_are_orthogonal_with_the_usual_gains(key):
@@ -247,7 +247,7 @@ def test_a_squashed_policy_plays_the_tanh_and_learns_from_what_it_sampled(key):
     plain, hyper, state = linear(SPEC)
     agent = a2c.build(SPEC, a2c.Config(hidden=(), squash=True))
     obs = jnp.ones(1)
-    _, played, (sampled, log_prob) = jax.vmap(lambda k: agent.act(k, state.actor, (), obs, 1.0))(
+    _, played, sampled, log_prob = jax.vmap(lambda k: agent.act(state.actor, (), obs, k, 1.0))(
         jax.random.split(key, 200)
     )
     mean, log_std = (float(x[0]) for x in agent.actor.apply(state.actor, obs))
@@ -255,7 +255,7 @@ def test_a_squashed_policy_plays_the_tanh_and_learns_from_what_it_sampled(key):
     assert np.abs(sampled).max() > 1.5
     expected = stats.norm(mean, np.exp(log_std)).logpdf(sampled[:, 0])
     np.testing.assert_allclose(log_prob, expected, atol=1e-5)
-    np.testing.assert_allclose(agent.act(key, state.actor, (), obs, 0.0)[1], np.tanh([mean]), rtol=1e-6)
+    np.testing.assert_allclose(agent.act(state.actor, (), obs, key, 0.0).action, np.tanh([mean]), rtol=1e-6)
     rows = a_trajectory(jnp.array([[0.0, 1.0], [3.0, -2.0], [0.5, -0.5]])[..., None])
     squashed, clipped = (jax.jit(x.learn)(state, rows, hyper, key) for x in (agent, plain))
     close(squashed, clipped, atol=0)
@@ -264,7 +264,7 @@ def test_a_squashed_policy_plays_the_tanh_and_learns_from_what_it_sampled(key):
 def test_discrete_actions_are_not_squashed(key):
     _, _, state = linear(DISCRETE)
     agent = a2c.build(DISCRETE, a2c.Config(hidden=(), squash=True))
-    _, played, (sampled, _) = jax.vmap(lambda k: agent.act(k, state.actor, (), jnp.ones(1), 1.0))(
+    _, played, sampled, _ = jax.vmap(lambda k: agent.act(state.actor, (), jnp.ones(1), k, 1.0))(
         jax.random.split(key, 50)
     )
     assert played.dtype == jnp.int32

@@ -203,10 +203,10 @@ def test_heads_are_those_without_an_lstm(key):
     for spec in (SPEC, DISCRETE):
         agent = a2c.build(spec, a2c.Config(hidden=(8,), lstm=6, squash=True))
         state = jax.jit(agent.init)(key, as_arrays(a2c.Hyper()))
-        params, memory = agent.params(state), tree.repeat(agent.memory, 7)
+        params, memory = agent.policy(state), tree.repeat(agent.memory, 7)
         assert isinstance(agent.actor, Recurrent)
-        act = jax.jit(jax.vmap(agent.act, (0, None, 0, 0, None)))
-        _, played, (sampled, log_prob) = act(jax.random.split(key, 7), params, memory, obs, 1.0)
+        act = jax.jit(jax.vmap(agent.act, (None, 0, 0, 0, None)))
+        _, played, sampled, log_prob = act(params, memory, obs, jax.random.split(key, 7), 1.0)
         memories, outputs = jax.jit(agent.actor.step)(state.actor, memory[0], obs)
         close(distributions.of(spec).log_prob(outputs, sampled), log_prob)
         head = state.actor["head"]
@@ -218,7 +218,7 @@ def test_heads_are_those_without_an_lstm(key):
         else:
             close(played, np.tanh(sampled))
             by_hand.equal(outputs[1], np.zeros((7, 2)))
-        memory, greedy, _ = act(jax.random.split(key, 7), params, memory, obs, 0.0)
+        memory, greedy = act(params, memory, obs, jax.random.split(key, 7), 0.0)[:2]
         family = distributions.of(spec, squash=True)
         close(greedy, family.bounded(family.mode(outputs)))
         close(memory[0], memories)

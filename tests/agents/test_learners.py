@@ -78,7 +78,7 @@ def test_an_agent_learns_the_known_answer(name, probe, key):
     critic = state.critic if name == "ddpg" else state.critics
     for obs, value, best in ANSWERS[probe]:
         obs = jnp.array([obs], jnp.float32)
-        action = agent.act(key, agent.params(state), obs, 0.0)
+        action = agent.act(agent.policy(state), (), obs, key, 0.0).action
         np.testing.assert_allclose(agent.critic.apply(critic, obs, action), value, atol=0.15)
         if best is not None:
             np.testing.assert_allclose(action, [best], atol=0.12)
@@ -154,7 +154,7 @@ def test_a_step_of_baselines_ddpg(key):
     close(first_moment(learned.critic_optimizer), jax.tree.map(lambda g: 0.2 * g, gradient), atol=1e-4)
     error = y - q(state.critic, normal(batch.obs), batch.action)
     close(agent.td_error(state, batch), error, rtol=1e-3, atol=1e-4)
-    action = agent.act(key, agent.params(state), batch.obs[0], 0.0)
+    action = agent.act(agent.policy(state), (), batch.obs[0], key, 0.0).action
     close(action, mu(state.actor, normal(batch.obs[0])), rtol=1e-3, atol=1e-5)
     assert (jnp.abs(normal(batch.obs)) == 5).any()
 
@@ -314,11 +314,11 @@ def test_the_temperature_rises_where_entropy_is_short(target, direction, key):
 def test_without_exploration_acting_is_deterministic_and_bounded(name, key):
     agent, _, state = fresh(name)
     obs, other = jax.random.normal(key, (3,)), jax.random.key(9)
-    params = agent.params(state)
-    np.testing.assert_array_equal(agent.act(key, params, obs, 0.0), agent.act(other, params, obs, 0.0))
+    params = agent.policy(state)
+    np.testing.assert_array_equal(*(agent.act(params, (), obs, k, 0.0).action for k in (key, other)))
     # A fresh policy of the 2018 form has a standard deviation of about exp(-9).
     scale = 5e4 if name == "sac2018" else 5.0
-    wild = jax.vmap(lambda k: agent.act(k, params, obs, scale))(jax.random.split(key, 50))
+    wild = jax.vmap(lambda k: agent.act(params, (), obs, k, scale).action)(jax.random.split(key, 50))
     assert np.abs(wild).max() <= 1
     assert wild.std(0).min() > 0.1
 

@@ -76,8 +76,8 @@ def played(config, hyper, key, steps=8, lanes=4):
     agent = ppo.build(spec, config)
     state = agent.init(key, hyper)
     obs = 3 + 2 * jax.random.normal(key, (steps, lanes, 1))
-    act = jax.vmap(jax.vmap(lambda k, o: agent.act(k, agent.params(state), (), o, 1.0)))
-    _, _, (action, log_prob) = act(jax.random.split(key, (steps, lanes)), obs)
+    act = jax.vmap(jax.vmap(lambda k, o: agent.act(agent.policy(state), (), o, k, 1.0)))
+    _, _, action, log_prob = act(jax.random.split(key, (steps, lanes)), obs)
     ended = jnp.ones((steps, lanes), bool)
     rows = Trajectory(obs, action, action[..., 0], 0.0 * action[..., 0], obs, ended, log_prob)
     return agent, state, rows
@@ -190,8 +190,8 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
         )
         alike.append(all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in pairs))
     assert alike == [True, False]
-    action = agent.act(key, agent.params(after), (), more.obs[0, 0], 0.0)[1]
-    expected = blind.act(key, (after.actor, ()), (), seen[0][0, 0], 0.0)[1]
+    action = agent.act(agent.policy(after), (), more.obs[0, 0], key, 0.0).action
+    expected = blind.act((after.actor, ()), (), seen[0][0, 0], key, 0.0).action
     np.testing.assert_allclose(action, expected, atol=1e-6)
 
 
@@ -268,8 +268,8 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
     spec = make("probe/context").spec
     config = ppo.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)
     agent = ppo.build(spec, config)
-    params = agent.params(agent.init(key, as_arrays(ppo.Hyper())))
-    act = jax.vmap(lambda k, scale: agent.act(k, params, (), jnp.ones(1), scale), (0, None))
+    params = agent.policy(agent.init(key, as_arrays(ppo.Hyper())))
+    act = jax.vmap(lambda k, scale: agent.act(params, (), jnp.ones(1), k, scale), (0, None))
     _, action, (sampled, log_prob) = act(jax.random.split(key, 200), 1.0)
     outputs = agent.actor.apply(params[0], jnp.ones(1))
     np.testing.assert_allclose(action, np.tanh(sampled), rtol=1e-6)

@@ -81,9 +81,11 @@ def test_the_worked_example_of_the_log_probability(monkeypatch, key):
     _, losses = agent.learn(state, one_row(), hyper, key)
     assert float(losses.entropy) == pytest.approx(0.460705, abs=2e-6)
     assert float(losses.actor_loss) == pytest.approx(-0.460705, abs=2e-6)
-    action = agent.act(key, agent.params(state), jnp.ones(1), 1.0)
+    action = agent.act(agent.policy(state), (), jnp.ones(1), key, 1.0).action
     assert float(action[0]) == pytest.approx(0.462117, abs=1e-6)
-    assert float(agent.act(key, agent.params(state), jnp.ones(1), 0.0)[0]) == pytest.approx(math.tanh(0.2))
+    assert float(agent.act(agent.policy(state), (), jnp.ones(1), key, 0.0).action[0]) == pytest.approx(
+        math.tanh(0.2)
+    )
 
 
 @pytest.mark.parametrize(("actor_q", "actor_loss"), [("min", -8.7), ("first", -9.2)])

@@ -110,7 +110,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         env, method, state = built(kind)
         assert export_policy(method, env, state, root / kind, 1, ORIGINS) is None
         params = method.policy(tree.take(state, 1))
-        act = jax.vmap(lambda obs, m=method, p=params: m.act(p, m.memory, obs, jax.random.key(9))[1])
+        act = jax.vmap(lambda obs, m=method, p=params: m.act(p, m.memory, obs, jax.random.key(9), 0.0)[1])
         actions[kind] = np.asarray(act(observations))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *PLAIN], cwd=root, capture_output=True, text=True, timeout=300

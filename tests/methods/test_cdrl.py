@@ -547,12 +547,12 @@ def test_an_on_policy_agent_says_what_it_acts_by(module, options):
     learner = replace(learner, actor=tree.normal_like(jax.random.key(2), learner.actor))
     if options:
         learner = replace(learner, observations=normalize.update(learner.observations, obs))
-    params = agent.params(learner)
+    params = agent.policy(learner)
     teacher = cdrl.of_agent(spec, config, params)
     behind, logits = teacher.unroll(params, teacher.memory, obs, jnp.arange(5) == 2)
     assert behind == ()
     keys = jax.random.split(jax.random.key(3), 5)
-    _, _, (action, log_prob) = jax.vmap(lambda key, x: agent.act(key, params, (), x, 1.0))(keys, obs)
+    _, _, action, log_prob = jax.vmap(lambda key, x: agent.act(params, (), x, key, 1.0))(keys, obs)
     said = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
     np.testing.assert_allclose(said, log_prob, rtol=1e-4)
     run = Pretrained("a run", spec, None, params, config=onpolicy.Config(agent=config))
@@ -575,7 +575,7 @@ def test_an_on_policy_agent_with_a_memory_teaches():
     """Its logits along rows in which an episode ends are those by which it acts, step by step."""
     spec, config = env().spec, a2c.Config(hidden=(4,), lstm=3)
     agent = a2c.build(spec, config)
-    params = agent.params(agent.init(jax.random.key(0), a2c.Hyper()))
+    params = agent.policy(agent.init(jax.random.key(0), a2c.Hyper()))
     teacher = cdrl.of_agent(spec, config, params)
     obs, done = jax.random.normal(jax.random.key(1), (5, 1)), jnp.arange(5) == 2
     step, memory, expected = jax.jit(agent.actor.step), agent.memory[0], []
@@ -613,7 +613,10 @@ def test_without_a_teacher_it_learns():
     state = run(state)
     assert float(state.metrics.score[0]) > 0.9
     for obs, best in ((-1.0, 0), (1.0, 1)):
-        assert int(method.act(student(state), method.memory, jnp.array([obs]), None)[1]) == best
+        assert (
+            int(method.act(student(state), method.memory, jnp.array([obs]), jax.random.key(0), 0.0)[1])
+            == best
+        )
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_the_papers_numbers_of_updates():
 def test_the_deployed_policy_acts(name):
     method, *_ = compiled(name)
     state = played(name, 45)
-    memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0))
+    memory, action = method.act(method.policy(state), method.memory, jnp.zeros(1), jax.random.key(0), 0.0)[:2]
     assert jax.tree.structure(memory) == jax.tree.structure(method.memory)
     assert action.shape == (1,)
     assert float(jnp.abs(action).max()) <= 1
@@ -274,7 +274,7 @@ def test_combinations_fit_together(options):
         lambda x: (x.shape, x.dtype), state
     )
     params = jax.eval_shape(method.policy, state)
-    _, action = jax.eval_shape(method.act, params, method.memory, jnp.zeros(1), jax.random.key(0))
+    _, action = jax.eval_shape(method.act, params, method.memory, jnp.zeros(1), jax.random.key(0), 0.0)[:2]
     assert action.shape == (1,)
 
 
@@ -605,7 +605,7 @@ def test_the_q_classifier_keeps_its_choice_for_its_horizon():
         voted = jax.tree.map(jnp.zeros_like, opinion)
         last = sorted(voted)[-1]
         voted[last]["linear"]["bias"] = voted[last]["linear"]["bias"].at[t % 4].set(1.0)
-        memory, _ = method.act((agents, voted, numbers), memory, jnp.zeros(1), jax.random.key(0))
+        memory, _ = method.act((agents, voted, numbers), memory, jnp.zeros(1), jax.random.key(0), 0.0)[:2]
         chosen.append(int(memory[0]))
     assert chosen == [0] * 5 + [1] * 5 + [2]
 

@@ -59,7 +59,7 @@ def test_a_policy_with_continuous_actions_is_copied():
     method, state, rows = run_distil("probe/context", SMALL, 60, graded)
     assert rows.fresh_loss[1] > 0.01 > 100 * rows.fresh_loss[-1]
     for obs in (-1.0, 1.0):
-        action = method.act(method.policy(state), method.memory, jnp.array([obs]), jax.random.key(0))[1]
+        action = method.act(method.policy(state), method.memory, jnp.array([obs]), jax.random.key(0), 0.0)[1]
         np.testing.assert_allclose(action, [obs / 2], atol=0.03)
     assert int(state.env_steps) == 60 * 16
 
@@ -74,7 +74,7 @@ def test_a_policy_with_discrete_actions_is_copied_and_the_best_of_several():
     assert [g.mean_return for g in graded] == [0, 1]
     method, state, _ = run_distil("probe/context-discrete", SMALL, 40, graded)
     for obs, best in ((-1.0, 0), (1.0, 1)):
-        assert int(method.act(method.policy(state), (), jnp.array([obs]), jax.random.key(0))[1]) == best
+        assert int(method.act(method.policy(state), (), jnp.array([obs]), jax.random.key(0), 0.0)[1]) == best
 
 
 def test_the_best_individual_of_a_population_is_the_teacher():
@@ -114,7 +114,7 @@ def test_logits_of_a_teacher_with_a_memory():
     """Its policy's memory alone goes along the lanes; where it acts, that of its value network does too."""
     env, agent = make("probe/corridor-discrete"), a2c.Config(hidden=(4,), lstm=3)
     its = a2c.build(env.spec, agent)
-    params = its.params(its.init(jax.random.key(0), a2c.Hyper()))
+    params = its.policy(its.init(jax.random.key(0), a2c.Hyper()))
     run = Pretrained("a run", env.spec, None, params, its.memory, config=onpolicy.Config(agent=agent))
     method = distil.build(env, replace(SMALL, labels="logits"), (distil.Graded(run, -1, 0.0),))
     seen = jax.jit(method.step)(method.init(jax.random.key(0), distil.Hyper())).seen
@@ -225,7 +225,9 @@ def test_an_alignment_network_turns_a_teacher_into_the_expert():
     assert rows.fitness[-1, 0] > 0
     memory, own = method.memory, method.memory
     for obs in (0.0, 0.5, 0.0):
-        memory, action = method.act(method.policy(state), memory, jnp.array([obs]), jax.random.key(0))
+        memory, action = method.act(method.policy(state), memory, jnp.array([obs]), jax.random.key(0), 0.0)[
+            :2
+        ]
         own, logits = expert.unroll(expert.params, own, jnp.array([[obs]]), jnp.zeros(1, bool))
         assert int(action) == int(jnp.argmax(logits))
 

@@ -48,40 +48,33 @@ def history(name, iterations, edit=lambda s: s, hyper=None):
 
 
 def test_one_agent_is_the_plain_algorithm():
-    """TD3 in a Python loop, given the same keys."""
-    env, method = make("probe/corridor"), compiled("one")[0]
-    agent, hyper = td3.build(env.spec, TINY.agent), as_arrays(method.hyper)
-    got = history("one", 14)
-    learner, rows = tree.take(got[0].agents, 0), []
-    (key_env, env_state), obs = tree.take(got[0].lanes.env, (0, 0)), got[0].lanes.obs[0, 0]
-    learn, key, episodes, total = jax.jit(agent.learn), got[0].key, 0, 0.0
+    """DDPG in a Python loop on the recorded actions. A replay of one row makes every batch known."""
+    env = make("probe/corridor")
+    config = replace(TINY, agent=CONFIGS["shared"].agent, batch=1, capacity=1)
+    method, agent = independent.build(env, config), ddpg.build(env.spec, config.agent)
+    init, step, learn, env_step = map(jax.jit, (method.init, method.step, agent.learn, env.step))
+    got, hyper = [init(jax.random.key(0), method.hyper)], as_arrays(method.hyper)
+    learner = tree.take(got[0].agents, 0)
+    (_, env_state), obs = tree.take(got[0].lanes.env, (0, 0)), got[0].lanes.obs[0, 0]
+    episodes, total = 0, 0.0
     for t in range(1, 15):
-        key, key_play = jax.random.split(key)
-        key_uniform, key_act = jax.random.split(
-            jax.random.split(jax.random.split(key_play, (1, 1))[0, 0], 1)[0]
-        )
-        if t <= 5:
-            action = jax.random.uniform(key_uniform, (1,), minval=-1.0, maxval=1.0)
-        else:
-            action = agent.act(key_act, learner.actor, obs, hyper.exploration)
-        env_state, timestep = env.step(env_state, action)
-        rows.append((obs, action, timestep.reward, 0.99 * (1 - timestep.terminated), timestep.next_obs))
+        got.append(step(got[-1]))
+        row, account = tree.take(got[t].replay.rows, (0, 0)), tree.take(got[t].lanes.account, (0, 0))
+        _, timestep = env_step(env_state, row.action)
+        expected = (obs, row.action, timestep.reward, 0.99 * (1 - timestep.terminated), timestep.next_obs)
+        close(tuple(vars(row).values()), expected)
         obs, total = timestep.next_obs, total + float(timestep.reward)
         if timestep.done:
-            key_env, key_reset = jax.random.split(key_env)
-            env_state, obs = env.reset(key_reset)
             episodes, total = episodes + 1, 0.0
-        key, key_learn = jax.random.split(key)
+        (_, env_state), obs = tree.take(got[t].lanes.env, (0, 0)), got[t].lanes.obs[0, 0]
         if t >= 5:
-            key_update = jax.random.split(jax.random.split(key_learn, 1)[0], 1)[0]
-            key_sample, key_grad = jax.random.split(key_update)
-            index = jax.random.randint(key_sample, (8,), 0, len(rows))
-            batch = [jnp.stack([jnp.asarray(rows[i][field]) for i in index]) for field in range(5)]
-            learner, _ = learn(learner, type(got[0].replay.rows)(*batch), hyper, key_grad)
+            batch = jax.tree.map(lambda x: x[None], row)
+            learner, _ = learn(learner, batch, hyper, jax.random.key(t))
         assert int(got[t].env_steps) == int(got[t].generation) == t
         assert int(got[t].metrics.episodes[0]) == episodes
         close(tree.take(got[t].agents, 0), learner)
-        assert float(got[t].returns.running[0, 0]) == pytest.approx(total, abs=1e-5)
+        assert float(account.running) == pytest.approx(total, abs=1e-5)
+    assert episodes > 1
 
 
 @pytest.mark.parametrize("name", ["three", "shared"])
@@ -110,10 +103,10 @@ def test_agents_do_not_know_of_each_other():
 
     def disturb(state):
         others = tree.take(state.agents, jnp.array([0, 0, 2]))
-        return state.replace(agents=others, returns=tree.put(state.returns, 1, tree.take(state.returns, 0)))
+        return state.replace(agents=others)
 
     plain, disturbed = history("three", 5)[-1], history("three", 5, disturb)[-1]
-    for field in ("agents", "lanes", "replay", "returns"):
+    for field in ("agents", "lanes", "replay"):
         a, b = (tree.take(getattr(t, field), jnp.array([0, 2])) for t in (plain, disturbed))
         assert same(a, b), field
     assert not same(tree.take(plain.agents, 1), tree.take(disturbed.agents, 1))
@@ -160,8 +153,8 @@ def test_the_best_agent_is_deployed(key):
     assert same(method.policy(state), tree.take(state.agents.actor, 1))
     obs = jnp.ones(1)
     np.testing.assert_array_equal(
-        method.act(method.policy(state), (), obs, key)[1],
-        method.act(method.policy(state), (), obs, jax.random.key(8))[1],
+        method.act(method.policy(state), (), obs, key, 0.0)[1],
+        method.act(method.policy(state), (), obs, jax.random.key(8), 0.0)[1],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,10 @@ import pytest
 from popjax import cli, rollout, tree
 from popjax.agents import a2c, sac
 from popjax.cli import parse
-from popjax.core import Trajectory, as_arrays
+from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy
-from tests.support import same
+from tests.support import close, same
 
 TINY = onpolicy.Config(agent=a2c.Config(hidden=(8,)), population=3, lanes=2, steps=5)
 
@@ -35,57 +36,32 @@ def history(probe, iterations, edit=lambda s: s, hyper=None):
     return states
 
 
-@lru_cache
-def single(probe):
-    """The plain algorithm for one agent, its lanes one after the other in Python."""
-    env = make(f"probe/{probe}")
-    agent = a2c.build(env.spec, TINY.agent)
-    step, reset, act, learn = map(jax.jit, (env.step, env.reset, agent.act, agent.learn))
-
-    def play(params, lane, keys):
-        (key_env, env_state), obs = lane.env, lane.obs
-        rows = []
-        for key in keys:
-            _, action, (sampled, log_prob) = act(key, params, (), obs, 1.0)
-            env_state, timestep = step(env_state, action)
-            discount = 0.99 * (1 - timestep.terminated)
-            row = (obs, sampled, timestep.reward, discount, timestep.next_obs, timestep.done, log_prob)
-            rows.append(Trajectory(*map(jnp.asarray, row)))
-            obs = timestep.next_obs
-            if timestep.done:
-                key_env, key_reset = jax.random.split(key_env)
-                env_state, obs = reset(key_reset)
-        return rollout.Lane((key_env, env_state), obs, ()), tree.stack(rows)
-
-    return play, learn
-
-
 @pytest.mark.parametrize("probe", ["corridor-discrete", "endless"])
 def test_every_agent_is_the_plain_algorithm(probe):
-    """Terminations, resets and truncations fall into the rollouts at different steps."""
-    play, learn = single(probe)
+    """A2C in a Python loop on the recorded actions. Terminations, resets and truncations fall into the rollouts
+    at different steps."""
+    env = make(f"probe/{probe}")
+    agent = a2c.build(env.spec, TINY.agent)
+    step, learn, outputs = map(jax.jit, (env.step, agent.learn, agent.outputs))
     states = history(probe, 4)
-    hyper, key = states[0].hyper, states[0].key
-    learners = [tree.take(states[0].agents, i) for i in range(3)]
-    lanes = [[tree.take(states[0].lanes, (i, n)) for n in range(2)] for i in range(3)]
-    for got in states[1:]:
-        key, key_play = jax.random.split(key)
-        key, key_learn = jax.random.split(key)
-        keys = jax.random.split(key_play, (3, 2))
+    for before, after in pairwise(states):
         for i in range(3):
-            params = learners[i].actor
-            played = [play(params, lanes[i][n], jax.random.split(keys[i, n], 5)) for n in range(2)]
-            lanes[i], rows = map(list, zip(*played, strict=True))
-            rows = jax.tree.map(lambda *x: jnp.stack(x, 1), *rows)  # [T, N]
-            learners[i], losses = learn(learners[i], rows, hyper, jax.random.split(key_learn, 3)[i])
-            for mine, theirs in (
-                (got.trajectory, rows),
-                (got.agents, learners[i]),
-                (got.metrics.losses, losses),
-            ):
-                jax.tree.map(
-                    lambda x, y: np.testing.assert_allclose(x[i], y, rtol=1e-5, atol=1e-5), mine, theirs
-                )
+            learner, rows = tree.take(before.agents, i), tree.take(after.trajectory, i)  # [T, N]
+            for n in range(2):
+                (_, env_state), obs = tree.take(before.lanes.env, (i, n)), before.lanes.obs[i, n]
+                for t in range(5):
+                    row = tree.take(replace(rows, memory=()), (t, n))
+                    env_state, timestep = step(env_state, row.action)
+                    close((row.obs, row.next_obs), (obs, timestep.next_obs))
+                    said = outputs(agent.policy(learner), row.obs)
+                    close(row.log_prob, agent.actions.log_prob(said, row.action))
+                    close(row.discount, 0.99 * (1 - timestep.terminated))
+                    assert (row.reward, row.done) == (timestep.reward, timestep.done)
+                    obs = timestep.next_obs
+                    if row.done:  # probes reset to one state
+                        env_state, obs = env.reset(jax.random.key(0))
+            learned, losses = learn(learner, rows, before.hyper, jax.random.key(i))
+            close(tree.take((after.agents, after.metrics.losses), i), (learned, losses))
 
 
 def test_steps_and_episodes_are_counted_exactly():
@@ -167,7 +143,7 @@ def test_the_best_agent_is_deployed_greedily(key):
     state = history("corridor-discrete", 1)[-1]
     state = state.replace(metrics=replace(state.metrics, fitness=jnp.array([0.0, 3.0, 1.0])))
     assert same(method.policy(state), tree.take(state.agents.actor, 1))
-    actions = [method.act(method.policy(state), (), jnp.ones(1), k)[1] for k in jax.random.split(key)]
+    actions = [method.act(method.policy(state), (), jnp.ones(1), k, 0.0)[1] for k in jax.random.split(key)]
     np.testing.assert_array_equal(*actions)
 
 
@@ -179,11 +155,11 @@ def test_a_policy_with_a_memory_begins_every_episode_without_any(key):
     assert not any(x.any() for x in jax.tree.leaves((state.lanes.carry, method.memory)))
     act, params = jax.jit(method.act), method.policy(state)
     assert same(params, tree.take((state.agents.actor, state.agents.value), 0))
-    once, _ = act(params, method.memory, jnp.ones(1), key)
-    twice, _ = act(params, once, jnp.ones(1), key)
+    once = act(params, method.memory, jnp.ones(1), key, 0.0).memory
+    twice = act(params, once, jnp.ones(1), key, 0.0).memory
     assert all(x.all() for x in jax.tree.leaves(once))
     assert not same(once, twice)
-    assert same(once, act(params, method.memory, jnp.ones(1), key)[0])
+    assert same(once, act(params, method.memory, jnp.ones(1), key, 0.0)[0])
 
 
 def test_the_defaults_are_those_of_baselines():
@@ -225,7 +201,7 @@ def test_it_learns_to_balance_a_pole(key):
         params = method.policy(state)
 
         def policy(memory, obs, key):
-            return method.act(params, memory, obs, key)
+            return method.act(params, memory, obs, key, 0.0)[:2]
 
         play = jax.vmap(lambda key: rollout.episode(env, policy, (), key).total)
         return play(jax.random.split(key, 64))

@@ -341,7 +341,7 @@ def test_the_champion_is_what_would_be_deployed(key):
     method = compiled("pderl")[0]
     state = history("pderl")[-1]
     assert method.policy(state) is state.champion
-    _, action = method.act(method.policy(state), method.memory, jnp.ones(2), key)
+    action = method.act(method.policy(state), method.memory, jnp.ones(2), key, 0.0).action
     assert action.shape == (2,)
     assert np.abs(action).max() <= 1
 

@@ -174,7 +174,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
                 stored=jnp.int32(0),
             ),
             learner=learner,
-            copy=agent.params(learner),
+            copy=agent.policy(learner),
             copy_age=jnp.int32(0),
             replay=replay,
             recent=recent.init(jnp.float32(0)),
@@ -197,9 +197,9 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         """The actions of all lanes [P, N, ...], and what the prior policies remember then."""
         key_nature, key_prior = jax.random.split(key)
         scale = scales(agent, config, s.hyper, s.env_steps)
-        over_lanes = jax.vmap(agent.act, (0, None, 0, None))
-        over_actors = jax.vmap(over_lanes, (0, None, 0, 0))
-        actions = over_actors(jax.random.split(key_nature, shape), s.copy, s.lanes.obs, scale)
+        over_lanes = jax.vmap(agent.act, (None, None, 0, 0, None))
+        over_actors = jax.vmap(over_lanes, (None, None, 0, 0, 0))
+        actions = over_actors(s.copy, (), s.lanes.obs, jax.random.split(key_nature, shape), scale).action
         if not priors:
             return actions, s.prior_memories
         obs, guided = s.lanes.obs[config.nature_actors :], s.guided[config.nature_actors :]
@@ -242,7 +242,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         """The actors copy the learner's policy when theirs is ``sync_every`` steps old."""
         due = s.copy_age >= config.sync_every
         # All seeds copy in the same step, so this stays one branch.
-        copy = jax.lax.cond(tree.any_lane(due), lambda: agent.params(s.learner), lambda: s.copy)
+        copy = jax.lax.cond(tree.any_lane(due), lambda: agent.policy(s.learner), lambda: s.copy)
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:
@@ -304,7 +304,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         """Mean return of the learner's policy without exploration."""
 
         def play(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
-            return carry, agent.act(key, agent.params(learner), obs, 0.0)
+            return agent.act(agent.policy(learner), carry, obs, key, 0.0)[:2]
 
         one = partial(rollout.episode, env, play, (), record=lambda *_: ())
         return jax.vmap(lambda k: one(k).total)(jax.random.split(key, config.greedy_episodes)).mean()
@@ -336,14 +336,11 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         metrics = replace(metrics, retired_at=retirement.retired_at, compared=last)
         return replace(s, key=key, retirement=retirement, metrics=metrics)
 
-    def play(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        return memory, agent.act(key, params, obs, 0.0)
-
     return Method(
         init=init,
         step=chain(act, refresh, flush, learn, retire),
-        policy=lambda s: agent.params(s.learner),
-        act=play,
+        policy=lambda s: agent.policy(s.learner),
+        act=agent.act,
         hyper=default_hyper(config),
         steps_bound=per_step,
     )

@@ -109,7 +109,7 @@ def chooser(env: Env, policies: Sequence[Pretrained]) -> Any:
     def act(params: Sequence[Params], memories: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         keys = jax.random.split(key, len(policies))
         chosen = [
-            policy.act(p, memory, obs, k)
+            policy.act(p, memory, obs, k, 0.0)[:2]
             for policy, p, memory, k in zip(policies, params, memories, keys, strict=True)
         ]
         actions = jnp.stack([action for _, action in chosen])

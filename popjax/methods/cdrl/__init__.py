@@ -27,8 +27,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import rollout, tree
+from popjax import distributions, rollout, tree
 from popjax.core import (
+    Choice,
     Env,
     Ingredient,
     Key,
@@ -275,9 +276,9 @@ def build(
             memories=memories,
         )
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         memory, heads = networks[0].step(params, memory, obs)
-        return memory, jnp.argmax(heads.policy, -1).astype(jnp.int32)
+        return distributions.choose(distributions.categorical(), memory, heads.policy, key, scale)
 
     return Method(
         init=init,

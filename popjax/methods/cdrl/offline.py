@@ -23,6 +23,7 @@ from jax import Array
 from popjax import distributions, rollout, tree
 from popjax.checks import check_choices, check_least
 from popjax.core import (
+    Choice,
     Env,
     Ingredient,
     Key,
@@ -207,9 +208,10 @@ def build(
         learner, losses = jax.lax.scan(one, s.learner, jax.random.split(key_learn, config.updates))
         return replace(s, key=key, learner=learner, metrics=replace(s.metrics, align_loss=losses[-1]))
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         memory, logits = ask(teacher, params["teacher"], memory, view(obs))
-        return memory, jnp.argmax(network.apply(params["alignment"], logits)).astype(jnp.int32)
+        aligned = network.apply(params["alignment"], logits)
+        return distributions.choose(distributions.categorical(), memory, aligned, key, scale)
 
     return Method(
         init=init,

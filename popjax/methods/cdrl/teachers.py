@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import agents, tree
-from popjax.core import Params, Pretrained, PyTree, Recurrent, Spec
+from popjax.core import Params, Pretrained, PyTree, Spec
 from popjax.nets import recurrent
-from popjax.nets.recurrent import RecurrentNetwork, forgetful, recurrent_actor_critic
+from popjax.nets.recurrent import RecurrentNetwork, recurrent_actor_critic
 
 
 class Teacher(NamedTuple):
@@ -88,14 +88,7 @@ def of_agent(spec: Spec, config: Any, params: Params) -> Teacher:
     """
     _require_discrete(spec, "a teacher")
     agent = agents.build_on_policy(spec, config)
-    policy = agent.actor if isinstance(agent.actor, Recurrent) else forgetful(agent.actor)
-
-    def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Array]:
-        own, seen = agent.for_actor(params, obs)
-        memories, logits = policy.unroll(own, memory, seen, done)
-        return tree.where(done[-1], policy.memory, tree.take(memories, -1)), logits
-
-    return Teacher(spec, unroll, policy.memory, params)
+    return Teacher(spec, agent.unroll, agent.memory, params)
 
 
 def of_run(run: Finished) -> Teacher:

@@ -44,6 +44,7 @@ from jax import Array
 
 from popjax import nets, rollout, tree
 from popjax.core import (
+    Choice,
     Env,
     Key,
     Method,
@@ -294,6 +295,10 @@ def build(env: Env, config: Config = Config()) -> Method:
         numbers = (s.hyper.eval_softmax_inv_temp, s.hyper.eval_softmax_eps)
         return s.agents, s.classifier[0] if classifies else (), numbers
 
+    def act_greedily(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        memory, action = greedy(params, memory, obs, key)
+        return Choice(memory, action, action, jnp.float32(0))
+
     def greedy(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
         if config.evaluation is None:
             params, index, best = params
@@ -316,7 +321,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         init=init,
         step=chain(act, learn),
         policy=policy,
-        act=greedy,
+        act=act_greedily,
         hyper=Hyper(),
         steps_bound=stride,
         memory=(jnp.int32(0), jnp.int32(0)) if classifies else (),

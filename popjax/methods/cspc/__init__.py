@@ -46,6 +46,7 @@ from jax import Array
 
 from popjax import agents, rollout, tree
 from popjax.core import (
+    Choice,
     Env,
     Key,
     Method,
@@ -312,8 +313,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         """That of the agent with the largest score."""
         return tree.take(individuals(s), jnp.argmax(s.scores))
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        return memory, members[0].greedy(params, obs)
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        action = members[0].greedy(params, obs)
+        return Choice(memory, action, action, jnp.float32(0))
 
     return Method(
         init=init,

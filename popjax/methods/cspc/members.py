@@ -153,6 +153,6 @@ def greedy_of(agent: Any, hyper: PyTree, act: Callable[..., Array]) -> dict[str,
     )
 
     def greedy(mean: Params, obs: Array) -> Array:
-        return act(key, agent.params(replace(blank, actor=blank.actor | {"mlp": mean})), obs, 0.0)
+        return act(key, agent.policy(replace(blank, actor=blank.actor | {"mlp": mean})), obs, 0.0)
 
     return {"greedy": greedy, "blank": blank.actor["mlp"]}

@@ -105,7 +105,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         played, rows = rollout.experience(
             lanes_env,
             agent,
-            agent.params(state.agent),
+            agent.policy(state.agent),
             lane,
             key,
             1,
@@ -158,7 +158,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             key_play, key_update = jax.random.split(jax.random.fold_in(key, phase.steps))
 
             def policy(step: Array, obs: Array, key: Key) -> tuple[Array, Array]:
-                params, exploration = agent.params(state.agent), hyper.off_policy.exploration
+                params, exploration = agent.policy(state.agent), hyper.off_policy.exploration
                 return step + 1, rollout.explore(agent, params, obs, key, step < warmup, exploration)
 
             record = partial(record_transition, hyper.off_policy.discount)
@@ -177,7 +177,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
 
     def act_now(state: State, kept: tuple[()], hyper: Hyper, key: Key) -> tuple[Array, tuple[()]]:
         def one(obs: Array, key: Key) -> Array:
-            params, random = agent.params(state.agent), state.steps < warmup
+            params, random = agent.policy(state.agent), state.steps < warmup
             return rollout.explore(agent, params, obs, key, random, hyper.off_policy.exploration)
 
         return jax.vmap(one)(state.lanes.obs, jax.random.split(key, lanes)), ()
@@ -193,7 +193,10 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         return state, (), memory, Phase(jnp.int32(lanes), count)
 
     def act(params: Params, obs: Array, hyper: Hyper, key: Key, scale: Array | float) -> Array:
-        return agent.act(key, params, obs, scale * hyper.off_policy.exploration)
+        return agent.act(params, (), obs, key, scale * hyper.off_policy.exploration).action
+
+    def greedy(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
+        return agent.act(params, (), obs, key, scale).action
 
     return Member(
         init=init,
@@ -202,7 +205,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
         mean=lambda state: state.agent.actor["mlp"],
         value=lambda state: getattr(state.agent, "value", None),
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.off_policy)),
-        tested=lambda state: agent.params(state.agent),
+        tested=lambda state: agent.policy(state.agent),
         act=act,
         player=Player(
             begin=lambda state, key: (),
@@ -212,7 +215,7 @@ def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) 
             take=take,
             update=update_owed,
         ),
-        **greedy_of(agent, agents.default_hyper(kind), agent.act),
+        **greedy_of(agent, agents.default_hyper(kind), greedy),
     )
 
 

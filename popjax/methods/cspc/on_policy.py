@@ -83,7 +83,7 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
     def play_all(state: State, hyper: Hyper, key: Key) -> Any:
         """Lanes [E]; trajectory, timesteps and actions [T, E]."""
         keys = jax.random.split(key, lanes)
-        return jax.vmap(play, (0, None, None, 0), (0, 1))(state.lanes, agent.params(state.agent), hyper, keys)
+        return jax.vmap(play, (0, None, None, 0), (0, 1))(state.lanes, agent.policy(state.agent), hyper, keys)
 
     def init(key: Key, hyper: Hyper) -> State:
         key_agent, key_lanes = jax.random.split(key)
@@ -181,9 +181,10 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         return Batch(tree.repeat(blank, length_of_lane), jnp.int32(0))
 
     def act_now(state: State, kept: Batch, hyper: Hyper, key: Key) -> tuple[Array, Any]:
-        keys, params = jax.random.split(key, lanes), agent.params(state.agent)
-        choose_all = jax.vmap(agent.act, (0, None, None, 0, None))
-        return choose_all(keys, params, (), state.lanes.obs, 1.0)[1:]
+        keys, params = jax.random.split(key, lanes), agent.policy(state.agent)
+        choose_all = jax.vmap(agent.act, (None, None, 0, 0, None))
+        _, action, *sampled = choose_all(params, (), state.lanes.obs, keys, 1.0)
+        return action, tuple(sampled)
 
     def take(
         state: State, kept: Batch, memory: Memory, happened: Seen, gate: Gate, hyper: Hyper, key: Key
@@ -236,7 +237,7 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         return choose(key, params, obs, scale)
 
     def choose(key: Key, params: Params, obs: Array, scale: Array | float) -> Array:
-        return agent.act(key, params, (), obs, scale)[1]
+        return agent.act(params, (), obs, key, scale).action
 
     return Member(
         init=init,
@@ -245,7 +246,7 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
         mean=lambda state: state.agent.actor["mlp"],
         value=lambda state: state.agent.value,
         adopt=adopter(config, lambda key, hyper: agent.init(key, hyper.on_policy)),
-        tested=lambda state: agent.params(state.agent),
+        tested=lambda state: agent.policy(state.agent),
         act=act,
         player=Player(
             begin=begin,

@@ -289,14 +289,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         metrics = replace(s.metrics, parents=parents)
         return replace(s, metrics=metrics, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
 
-    def act(actor: Params, memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        return memory, agent.actor.apply(actor, obs)
-
     return Method(
         init=init,
         step=chain(evaluate, evolve, learn, sync),
         policy=lambda s: s.champion,
-        act=act,
+        act=agent.act,
         hyper=Hyper(),
         steps_bound=(players + 1) * env.spec.episode_length,
         individuals=lambda s: s.actors,

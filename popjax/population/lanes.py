@@ -1,0 +1,150 @@
+"""Environment lanes ``[P, N]``: ``N`` copies of a task for each of ``P`` individuals, played in vector steps.
+
+Environments reset themselves (``rollout.autoreset``), so a lane goes on for ever. The physics of a vector step stands
+in a program once for every place that calls ``step`` or ``play``; let one call serve all individuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Choice, Env, Key, PyTree, Timestep, Trajectory, Transition, transition
+
+ActAll: TypeAlias = Callable[[PyTree, Array, Key], Choice]
+"""``(memory [P, N, ...], obs [P, N, *obs], key) -> Choice [P, N, ...]``; ``policy.everyone`` makes one."""
+Record: TypeAlias = Callable[["Lanes", Choice, Timestep], Any]
+"""``(lanes before the step, choice, timestep), [P, N] each -> the rows of this step that are kept``."""
+
+
+@struct.dataclass
+class Account:
+    """Returns and lengths of a lane's episodes, [P, N] each.
+
+    running:       float32  return of the episode under way.
+    length:        int32    its environment steps so far.
+    latest:        float32  return of the last finished episode; of the one under way before any has finished.
+    latest_length: int32    environment steps of the same episode.
+    episodes:      int32    finished episodes.
+    """
+
+    running: Array
+    length: Array
+    latest: Array
+    latest_length: Array
+    episodes: Array
+
+
+@struct.dataclass
+class Lanes:
+    """Lanes between two vector steps, [P, N]: environment states, observations to act on, the memory of the policy
+    that acts, and the account of episodes."""
+
+    env: PyTree
+    obs: Array
+    memory: PyTree
+    account: Account
+
+    @property
+    def fitness(self) -> Array:
+        """float32 [P] return of the last finished episode, mean over an individual's lanes."""
+        return self.account.latest.mean(1)
+
+    @property
+    def episodes(self) -> Array:
+        """int32 [P] episodes that an individual's lanes have finished."""
+        return self.account.episodes.sum(1)
+
+
+def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = ()) -> Lanes:
+    """Return lanes ``shape`` = (P, N) of an ``autoreset`` environment, each at the beginning of an episode.
+
+    ``memory`` is what a policy remembers there.
+    """
+    states, obs = jax.vmap(jax.vmap(env.reset))(jax.random.split(key, shape))
+    zero, none = jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
+    memory = tree.repeat(tree.repeat(memory, shape[1]), shape[0])
+    return Lanes(states, obs, memory, Account(zero, none, zero, none, none))
+
+
+def step(env: Env, lanes: Lanes, choice: Choice, fresh: PyTree = ()) -> tuple[Lanes, Timestep]:
+    """Play one vector step of an ``autoreset`` environment: the lanes after it, and what they answered [P, N].
+
+    ``fresh`` is the memory with which the policy begins the next episode where one has ended.
+    """
+    states, timestep = jax.vmap(jax.vmap(env.step))(lanes.env, choice.action)
+    memory = tree.where(timestep.done, _like(fresh, choice.memory), choice.memory)
+    account = track(lanes.account, timestep.reward, timestep.done)
+    return Lanes(states, timestep.obs, memory, account), timestep
+
+
+def play(
+    env: Env, act: ActAll, lanes: Lanes, key: Key, length: int, record: Record, fresh: PyTree = ()
+) -> tuple[Lanes, Any]:
+    """Play ``length`` vector steps: the lanes after them, and what ``record`` kept, [T, P, N, ...]."""
+
+    def one(lanes: Lanes, key: Key) -> tuple[Lanes, Any]:
+        choice = act(lanes.memory, lanes.obs, key)
+        after, timestep = step(env, lanes, choice, fresh)
+        return after, record(lanes, choice, timestep)
+
+    return jax.lax.scan(one, lanes, jax.random.split(key, length))
+
+
+def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False) -> Record:
+    """Return the ``record`` of a learner with a replay: a ``Transition`` with gamma ``discount`` [] or [P]."""
+
+    def record(lanes: Lanes, choice: Choice, timestep: Timestep) -> Transition:
+        gamma = tree.align(discount, timestep.reward)
+        return transition(lanes.obs, choice.action, timestep, gamma, timeout_is_terminal)
+
+    return record
+
+
+def keep_trajectory(discount: Array | float) -> Record:
+    """Return the ``record`` of an on-policy learner: a row of a ``Trajectory`` without the memory before it."""
+    transitions = keep_transitions(discount)
+
+    def record(lanes: Lanes, choice: Choice, timestep: Timestep) -> Trajectory:
+        row = transitions(lanes, choice._replace(action=choice.sampled), timestep)
+        return Trajectory(**vars(row), done=timestep.done, log_prob=choice.log_prob)
+
+    return record
+
+
+def trajectories(rows: Trajectory, before: PyTree) -> Trajectory:
+    """Return the rows [T, P, N] of ``play`` as a Trajectory of each individual, [P, T, N], begun with the memory
+    ``before`` [P, N]."""
+    by_individual = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
+    return replace(by_individual, memory=jax.tree.map(lambda x: x[:, None], before))
+
+
+def in_order(rows: Any) -> Any:
+    """Return rows [T, P, N, ...] as each individual's own [P, T * N, ...], in the order of time: as a sequential
+    program would have written them, step by step and in a step lane by lane."""
+    return jax.vmap(tree.flatten)(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows))
+
+
+def track(account: Account, reward: Array, done: Array) -> Account:
+    """Return the account after a step with ``reward`` and ``done``, [P, N] each."""
+    running, length = account.running + reward, account.length + 1
+    shown = done | (account.episodes == 0)
+    return Account(
+        running=jnp.where(done, 0.0, running),
+        length=jnp.where(done, 0, length),
+        latest=jnp.where(shown, running, account.latest),
+        latest_length=jnp.where(shown, length, account.latest_length),
+        episodes=account.episodes + done,
+    )
+
+
+def _like(fresh: PyTree, memory: PyTree) -> PyTree:
+    """``fresh`` for every lane, in the shape of ``memory`` [P, N, ...]."""
+    return jax.tree.map(lambda x, m: jnp.broadcast_to(x, m.shape), fresh, memory)

@@ -1,0 +1,70 @@
+"""Gradient steps of a population: so many of them, from a replay that they read and never carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, PyTree, Transition
+
+Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
+"""``(what learns, key) -> (what learns, losses)``: one gradient step of everyone, batch included."""
+
+
+def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTree) -> tuple[Any, PyTree]:
+    """Take ``count`` [] gradient steps: the state after them and the losses of the last; ``losses`` if there was none.
+
+    A loop and not a branch: on an accelerator ``lax.cond`` copies the whole State. Steer it by data that is equal for all
+    members of a sweep (``due``) where possible; with a count of its own for each member the state is selected in
+    every step. ``update`` closes over the replay, so that the loop does not carry it.
+    """
+
+    def one(i: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+        return update(carry[0], jax.random.fold_in(key, i))
+
+    return jax.lax.fori_loop(0, count, one, (state, losses))
+
+
+def due(ready: Array, count: int) -> Array:
+    """Return int32 [] ``count`` once ``ready`` holds for any member of a sweep, else 0.
+
+    For conditions on which all members agree, such as the end of a warm-up: the loop then stays one loop.
+    """
+    return jnp.where(tree.any_lane(ready), count, 0)
+
+
+def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:
+    """Return zeros in the shapes of the losses of ``update(*args)``, which is not computed: before the first step."""
+    return zeros(jax.eval_shape(update, *args)[1])
+
+
+def zeros(shapes: PyTree) -> PyTree:
+    """Return arrays of zeros in the shapes and dtypes of ``shapes``."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def everyone(
+    learn: Callable[..., tuple[Any, PyTree]], *, shared: bool = False
+) -> Callable[..., tuple[Any, PyTree]]:
+    """Lift ``learn(state, data, hyper, key)`` of one agent to ``(states [P], data [P, ...], hyper, key)``.
+
+    ``shared`` data has no axis P: everyone learns from the same. A leaf of ``hyper`` is [] or [P].
+    """
+
+    def learn_all(states: PyTree, data: Any, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+        count = jax.tree.leaves(states)[0].shape[0]
+        in_axes = (0, None if shared else 0, tree.axes(hyper), 0)
+        return jax.vmap(learn, in_axes)(states, data, hyper, jax.random.split(key, count))
+
+    return learn_all
+
+
+def relabelled(rows: Transition, rewards: Array) -> Transition:
+    """Return rows [B] that all share as everyone's own [P, B], with rewards [P, B]."""
+    return replace(tree.repeat(rows, len(rewards)), reward=rewards)

@@ -1,0 +1,47 @@
+"""Mean returns of policies over fresh episodes: for fitness, tests, retirement and choosing whom to deploy.
+
+All individuals play in one loop, so the physics stands in the program once whatever their number.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import rollout
+from popjax.core import Act, Env, Key, Params, PyTree
+
+
+def mean_returns(
+    env: Env,
+    act: Act,
+    params: Params,
+    memory: PyTree,
+    key: Key,
+    episodes: int,
+    *,
+    scale: Array | float = 0.0,
+    starts: Array | None = None,
+) -> Array:
+    """Return float32 [P]: the mean undiscounted return of each of ``params`` [P] over ``episodes`` fresh episodes.
+
+    memory: what a policy remembers at the start of an episode.
+    scale:  of the exploration; 0 is greedy.
+    starts: keys [episodes] whose initial states everyone plays from; None: states of its own for each episode.
+    """
+
+    def one(params: Params, key: Key, first: Array | None) -> Array:
+        fixed = env if first is None else env._replace(reset=lambda _: env.reset(first))
+
+        def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+            return act(params, memory, obs, key, scale)[:2]
+
+        return rollout.episode(fixed, choose, memory, key, record=lambda *_: ()).total
+
+    count = jax.tree.leaves(params)[0].shape[0]
+    over_episodes = jax.vmap(one, (None, 0, None if starts is None else 0))
+    over_everyone = jax.vmap(partial(over_episodes), (0, 0, None))
+    return jnp.asarray(over_everyone(params, jax.random.split(key, (count, episodes)), starts)).mean(1)

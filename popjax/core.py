@@ -13,15 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
-
-if TYPE_CHECKING:
-    from popjax.distributions import Distribution
 
 PyTree: TypeAlias = Any
 Key: TypeAlias = Array
@@ -180,6 +177,29 @@ class Recurrent(NamedTuple):
     unroll: Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
 
 
+class Distribution(NamedTuple):
+    """A family of distributions over actions, see ``distributions``.
+
+    sample:   (key, outputs, scale) -> action; ``scale`` 1 draws from the distribution, 0 is its mode, and
+              between them lie narrower ones
+    log_prob: (outputs, action) -> [...], that of ``scale`` 1
+    entropy:  outputs -> [...]
+    mode:     outputs -> action
+    bounded:  action -> what an environment takes of it
+    vector:   outputs -> [..., A], differentiable: the greedy action as the environment takes it, or the
+              logits or values of discrete actions
+    kl:       (outputs p, outputs q) -> [...] KL(p || q); None of a policy without a density
+    """
+
+    sample: Callable[[Key, Any, Array | float], Array]
+    log_prob: Callable[[Any, Array], Array]
+    entropy: Callable[[Any], Array]
+    mode: Callable[[Any], Array]
+    bounded: Callable[[Array], Array]
+    vector: Callable[[Any], Array]
+    kl: Callable[[Any, Any], Array] | None = None
+
+
 class Choice(NamedTuple):
     """What a policy answers to one observation.
 
@@ -196,8 +216,8 @@ class Choice(NamedTuple):
 
 
 Act: TypeAlias = Callable[[Params, PyTree, Array, Key, "Array | float"], Choice]
-"""``(params, memory, obs, key, scale) -> Choice``, for one observation: the signature of everything that acts.
-``scale`` multiplies the exploration; 0 is greedy."""
+"""``(params, memory, obs, key, scale) -> Choice``, for one observation: the signature of everything that
+acts. ``scale`` multiplies the exploration; 0 is greedy."""
 
 
 class Agent(NamedTuple):
@@ -243,12 +263,13 @@ class Agent(NamedTuple):
 class OnPolicyAgent(NamedTuple):
     """An individual that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
 
-    ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value``, ``memory`` as in ``Agent``; ``scale`` 1
-    is the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
+    ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value``, ``memory`` as in ``Agent``;
+    ``scale`` 1 is the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
 
     learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
     value:  (state, obs [..., *obs], action) -> V(obs) [...], whatever the action
-    unroll: (policy, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T, ...])
+    unroll: (policy, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T,
+            ...])
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -307,8 +328,8 @@ class Method(NamedTuple):
     init:        (key, hyper) -> State
     step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
     policy:      State -> parameters of the policy you would deploy now
-    act:         (policy parameters, memory, obs, key, scale) -> Choice, see ``Act``; pure: all that evaluation
-                 and export use
+    act:         (policy parameters, memory, obs, key, scale) -> Choice, see ``Act``; pure: all that
+                 evaluation and export use
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
     memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees

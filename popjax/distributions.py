@@ -7,41 +7,18 @@ summed over the components of an action.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.core import Choice, Key, PyTree, Spec
-
-
-class Distribution(NamedTuple):
-    """A family of distributions over actions.
-
-    sample:   (key, outputs, scale) -> action; ``scale`` 1 draws from the distribution, 0 is its mode, and
-              between them lie narrower ones
-    log_prob: (outputs, action) -> [...], that of ``scale`` 1
-    entropy:  outputs -> [...]
-    mode:     outputs -> action
-    bounded:  action -> what an environment takes of it
-    vector:   outputs -> [..., A], differentiable: the greedy action as the environment takes it, or the logits
-              or values of discrete actions
-    kl:       (outputs p, outputs q) -> [...] KL(p || q); None of a policy without a density
-    """
-
-    sample: Callable[[Key, Any, Array | float], Array]
-    log_prob: Callable[[Any, Array], Array]
-    entropy: Callable[[Any], Array]
-    mode: Callable[[Any], Array]
-    bounded: Callable[[Array], Array]
-    vector: Callable[[Any], Array]
-    kl: Callable[[Any, Any], Array] | None = None
+from popjax.core import Choice, Distribution, Key, PyTree, Spec
 
 
 def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: Array | float) -> Choice:
-    """Return the Choice of a policy whose network said ``outputs``; ``memory`` is what it remembers from then on."""
+    """Return the Choice of a policy whose network said ``outputs``; ``memory`` is what it remembers from then
+    on."""
     sampled = family.sample(key, outputs, scale)
     return Choice(memory, family.bounded(sampled), sampled, family.log_prob(outputs, sampled))
 
@@ -79,7 +56,8 @@ def categorical() -> Distribution:
 
 
 def epsilon_greedy() -> Distribution:
-    """Outputs are values [..., A] of discrete actions int32 [...]. ``scale`` is the probability of a uniform one.
+    """Outputs are values [..., A] of discrete actions int32 [...]. ``scale`` is the probability of a uniform
+    one.
 
     Log-probability, entropy and divergence are those of the softmax of the values.
     """
@@ -158,7 +136,8 @@ def squashed() -> Distribution:
 
 
 def squashed_mean() -> Distribution:
-    """Outputs [..., A] are actions before the tanh that the environment takes of them; otherwise ``deterministic``."""
+    """Outputs [..., A] are actions before the tanh that the environment takes of them; otherwise
+    ``deterministic``."""
     family = deterministic()
 
     def sample(key: Key, outputs: Array, scale: Array | float) -> Array:

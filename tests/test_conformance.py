@@ -106,7 +106,7 @@ def _ca2e():
 
     def build():
         env = make("probe/delay")
-        policy = Pretrained("constant", env.spec, lambda p, m, obs, key: (m, p), jnp.zeros(1))
+        policy = Pretrained("constant", env.spec, lambda p, m, obs, key, scale: (m, p), jnp.zeros(1))
         return ca2e.build(env, config, [ca2e.Prior(policy, 0.5)])
 
     return Case(build, 3)

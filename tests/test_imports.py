@@ -32,11 +32,12 @@ LAYERS = (
         "distributions",
     },
     {"agents", "evolution", "intrinsic"},
+    {"population"},
     {"methods"},
 )
 ABOVE = {"host", "cli"}
 # The host sees a method through the record `Method`, whatever it is made of.
-HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "methods", "cli"}
+HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods", "cli"}
 # What the modules of a package may share: written once, used by all of them.
 SHARED = {
     "popjax.envs.episodic",
@@ -48,6 +49,7 @@ SHARED = {
     "popjax.nets.images",
     "popjax.methods.cdrl.teachers",
     "popjax.nets.layers",
+    "popjax.population.lanes",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

@@ -1,4 +1,5 @@
-"""Handing policies over between individuals: PDERL's sync, CSPC's transfer and PBT's exploit are one gather over P."""
+"""Handing policies over between individuals: PDERL's sync, CSPC's transfer and PBT's exploit are one gather
+over P."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from popjax.core import Agent, OnPolicyAgent, Params, PyTree
 
 
 def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> PyTree:
-    """Return agents [P] each of which acts by the policy of ``source`` int32 [P]; its own index changes nothing.
+    """Return agents [P] each of which acts by the policy of ``source`` int32 [P]; its own index changes
+    nothing.
 
     Critics and moments stay the taker's, targets follow as ``agent.adopt`` defines.
     """
@@ -27,7 +29,8 @@ def adopt(agent: Agent | OnPolicyAgent, states: PyTree, policies: Params, which:
 
 
 def replace_by(members: Any, source: Array) -> Any:
-    """Return a population [P] in which slot i holds a copy of all that ``source[i]`` has: parameters, moments, memory."""
+    """Return a population [P] in which slot i holds a copy of all that ``source[i]`` has: parameters,
+    moments, memory."""
     return tree.take(members, source)
 
 

@@ -1,6 +1,7 @@
 """Environment lanes ``[P, N]``: ``N`` copies of a task for each of ``P`` individuals, played in vector steps.
 
-Environments reset themselves (``rollout.autoreset``), so a lane goes on for ever. The physics of a vector step stands
+Environments reset themselves (``rollout.autoreset``), so a lane goes on for ever. The physics of a vector
+step stands
 in a program once for every place that calls ``step`` or ``play``; let one call serve all individuals.
 """
 
@@ -44,8 +45,8 @@ class Account:
 
 @struct.dataclass
 class Lanes:
-    """Lanes between two vector steps, [P, N]: environment states, observations to act on, the memory of the policy
-    that acts, and the account of episodes."""
+    """Lanes between two vector steps, [P, N]: environment states, observations to act on, the memory of the
+    policy that acts, and the account of episodes."""
 
     env: PyTree
     obs: Array
@@ -75,7 +76,8 @@ def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = ()) -> La
 
 
 def step(env: Env, lanes: Lanes, choice: Choice, fresh: PyTree = ()) -> tuple[Lanes, Timestep]:
-    """Play one vector step of an ``autoreset`` environment: the lanes after it, and what they answered [P, N].
+    """Play one vector step of an ``autoreset`` environment: the lanes after it, and what they answered [P,
+    N].
 
     ``fresh`` is the memory with which the policy begins the next episode where one has ended.
     """
@@ -99,7 +101,8 @@ def play(
 
 
 def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False) -> Record:
-    """Return the ``record`` of a learner with a replay: a ``Transition`` with gamma ``discount`` [] or [P]."""
+    """Return the ``record`` of a learner with a replay: a ``Transition`` with gamma ``discount`` [] or
+    [P]."""
 
     def record(lanes: Lanes, choice: Choice, timestep: Timestep) -> Transition:
         gamma = tree.align(discount, timestep.reward)
@@ -109,7 +112,8 @@ def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False)
 
 
 def keep_trajectory(discount: Array | float) -> Record:
-    """Return the ``record`` of an on-policy learner: a row of a ``Trajectory`` without the memory before it."""
+    """Return the ``record`` of an on-policy learner: a row of a ``Trajectory`` without the memory before
+    it."""
     transitions = keep_transitions(discount)
 
     def record(lanes: Lanes, choice: Choice, timestep: Timestep) -> Trajectory:
@@ -120,15 +124,15 @@ def keep_trajectory(discount: Array | float) -> Record:
 
 
 def trajectories(rows: Trajectory, before: PyTree) -> Trajectory:
-    """Return the rows [T, P, N] of ``play`` as a Trajectory of each individual, [P, T, N], begun with the memory
-    ``before`` [P, N]."""
+    """Return the rows [T, P, N] of ``play`` as a Trajectory of each individual, [P, T, N], begun with the
+    memory ``before`` [P, N]."""
     by_individual = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
     return replace(by_individual, memory=jax.tree.map(lambda x: x[:, None], before))
 
 
 def in_order(rows: Any) -> Any:
-    """Return rows [T, P, N, ...] as each individual's own [P, T * N, ...], in the order of time: as a sequential
-    program would have written them, step by step and in a step lane by lane."""
+    """Return rows [T, P, N, ...] as each individual's own [P, T * N, ...], in the order of time: as a
+    sequential program would have written them, step by step and in a step lane by lane."""
     return jax.vmap(tree.flatten)(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows))
 
 

@@ -17,12 +17,18 @@ Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
 """``(what learns, key) -> (what learns, losses)``: one gradient step of everyone, batch included."""
 
 
-def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTree) -> tuple[Any, PyTree]:
-    """Take ``count`` [] gradient steps: the state after them and the losses of the last; ``losses`` if there was none.
+Learn: TypeAlias = Callable[..., tuple[Any, PyTree]]
+"""``(state, data, hyper, key) -> (state, losses)``, such as ``Agent.learn``."""
 
-    A loop and not a branch: on an accelerator ``lax.cond`` copies the whole State. Steer it by data that is equal for all
-    members of a sweep (``due``) where possible; with a count of its own for each member the state is selected in
-    every step. ``update`` closes over the replay, so that the loop does not carry it.
+
+def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTree) -> tuple[Any, PyTree]:
+    """Take ``count`` [] gradient steps: the state after them and the losses of the last; ``losses`` if there
+    was none.
+
+    A loop and not a branch: on an accelerator ``lax.cond`` copies the whole State. Steer it by data that is
+    equal for all
+    members of a sweep (``due``) where possible; with a count of its own for each member the state is selected
+    in every step. ``update`` closes over the replay, so that the loop does not carry it.
     """
 
     def one(i: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
@@ -40,7 +46,8 @@ def due(ready: Array, count: int) -> Array:
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:
-    """Return zeros in the shapes of the losses of ``update(*args)``, which is not computed: before the first step."""
+    """Return zeros in the shapes of the losses of ``update(*args)``, which is not computed: before the first
+    step."""
     return zeros(jax.eval_shape(update, *args)[1])
 
 

@@ -26,11 +26,13 @@ def mean_returns(
     scale: Array | float = 0.0,
     starts: Array | None = None,
 ) -> Array:
-    """Return float32 [P]: the mean undiscounted return of each of ``params`` [P] over ``episodes`` fresh episodes.
+    """Return float32 [P]: the mean undiscounted return of each of ``params`` [P] over ``episodes`` fresh
+    episodes.
 
     memory: what a policy remembers at the start of an episode.
     scale:  of the exploration; 0 is greedy.
-    starts: keys [episodes] whose initial states everyone plays from; None: states of its own for each episode.
+    starts: keys [episodes] whose initial states everyone plays from; None: states of its own for each
+            episode.
     """
 
     def one(params: Params, key: Key, first: Array | None) -> Array:

@@ -18,8 +18,8 @@ from popjax.core import Recurrent, Spec, Trajectory, as_arrays
 from popjax.envs import make
 from popjax.host import evaluate
 from popjax.methods import onpolicy
-from tests.agents import by_hand, probes
-from tests.support import close
+from tests.agents import probes
+from tests.support import close, equal
 
 SPEC = Spec(name="none", obs_shape=(2,), action_dim=2, episode_length=9)
 DISCRETE = SPEC._replace(action_dim=3, discrete=True)
@@ -78,7 +78,7 @@ def test_what_is_learned_from_is_what_acted(probe):
     for before, after in pairwise(states):
         rows, lanes = (tree.take(x, 1) for x in (after.trajectory, before.lanes))
         params = tree.take(before.agents.actor, 1)
-        by_hand.equal(tree.take(rows.memory, 0), lanes.carry)
+        equal(tree.take(rows.memory, 0), lanes.memory)
         remembered = tree.take(rows.memory, 0)[0]
         outputs = unroll(params, remembered, rows.obs, rows.done)[1]
         close(actions.log_prob(outputs, rows.action), rows.log_prob, atol=1e-5)
@@ -87,7 +87,7 @@ def test_what_is_learned_from_is_what_acted(probe):
             memory, out = one(params, memory, rows.obs[t])
             close(actions.log_prob(out, rows.action[t]), rows.log_prob[t], atol=1e-5)
             memory = behind(memory, rows.done[t])
-        close(tree.take(after.lanes.carry, 1)[0], memory, atol=1e-5)
+        close(tree.take(after.lanes.memory, 1)[0], memory, atol=1e-5)
     done = np.stack([s.trajectory.done[1] for s in states[1:]])
     assert done[:, :-1].any()  # inside of a rollout
     if probe == "delay":  # an episode of two steps ends with every second rollout, and goes on over the other
@@ -102,7 +102,7 @@ def test_the_value_remembers_along():
     one, memory = jax.jit(written_out), (jnp.zeros((3, 4)), jnp.zeros((3, 4)))
     for t in range(7):
         memory = behind(one(params, memory, rows.obs[t])[0], rows.done[t])
-    close(tree.take(after.lanes.carry, 0)[1], memory, atol=1e-5)
+    close(tree.take(after.lanes.memory, 0)[1], memory, atol=1e-5)
 
 
 def a_rollout(spec):
@@ -192,8 +192,8 @@ def test_what_came_before_an_episode_teaches_nothing_about_it(spec, key):
             tree.take(unroll(params, tree.take(x.memory[which], 0), x.obs, x.done), slice(0, 5))
             for x in (rows, other)
         )
-        by_hand.equal(*(jax.tree.map(lambda x: x[2:], y) for y in (said, again)))
-        by_hand.equal(*(jax.tree.map(lambda x: x[:, 1], y) for y in (said, again)))
+        equal(*(jax.tree.map(lambda x: x[2:], y) for y in (said, again)))
+        equal(*(jax.tree.map(lambda x: x[:, 1], y) for y in (said, again)))
         assert (said[0][1][:2, 0] != again[0][1][:2, 0]).all()
 
 
@@ -214,10 +214,10 @@ def test_heads_are_those_without_an_lstm(key):
         np.testing.assert_allclose(kernel.T @ kernel, 1e-4 * np.eye(spec.action_dim), atol=1e-8)
         assert state.actor["lstm"]["kernel"].shape == (8 + 6, 4 * 6)
         if spec.discrete:
-            by_hand.equal(played, sampled)
+            equal(played, sampled)
         else:
             close(played, np.tanh(sampled))
-            by_hand.equal(outputs[1], np.zeros((7, 2)))
+            equal(outputs[1], np.zeros((7, 2)))
         memory, greedy = act(params, memory, obs, jax.random.split(key, 7), 0.0)[:2]
         family = distributions.of(spec, squash=True)
         close(greedy, family.bounded(family.mode(outputs)))

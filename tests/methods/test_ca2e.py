@@ -39,7 +39,11 @@ PLAYED = 0.625  # what the prior policy of the tests does: no noise ever hits it
 def constant(env, action=PLAYED):
     """A policy that always does the same; its one parameter is the action."""
     value = jnp.int32(action) if env.spec.discrete else jnp.full(env.spec.action_dim, action)
-    return Pretrained("runs/constant", env.spec, lambda params, memory, obs, key: (memory, params), value)
+
+    def act(params, memory, obs, key, scale):
+        return memory, params
+
+    return Pretrained("runs/constant", env.spec, act, value)
 
 
 @lru_cache
@@ -212,7 +216,7 @@ def test_every_step_is_stored_once():
 def counting(env, sign):
     """A policy that remembers how many steps its episode has, and plays a tenth of that."""
 
-    def act(params, memory, obs, key):
+    def act(params, memory, obs, key, scale):
         return memory + 1, jnp.full(1, sign * 0.1 * (memory + 1))
 
     return Pretrained("runs/counting", env.spec, act, (), jnp.int32(0))

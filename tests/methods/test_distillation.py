@@ -31,12 +31,12 @@ def taught(act, task, memory=(), params=(), config=None):
     return Pretrained("a run", make(task).spec, act, params, memory, config=config)
 
 
-def mirrored(params, memory, obs, key):
+def mirrored(params, memory, obs, key, scale):
     """The best action of ``context``; ``params`` is a gain of 1."""
     return memory, params * obs / 2
 
 
-def mirrored_discrete(params, memory, obs, key):
+def mirrored_discrete(params, memory, obs, key, scale):
     return memory, (obs[0] > 0).astype(jnp.int32)
 
 

@@ -14,7 +14,7 @@ import pytest
 from popjax import cli, rollout, tree
 from popjax.agents import a2c, sac
 from popjax.cli import parse
-from popjax.core import as_arrays
+from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy
 from tests.support import close, same
@@ -38,8 +38,8 @@ def history(probe, iterations, edit=lambda s: s, hyper=None):
 
 @pytest.mark.parametrize("probe", ["corridor-discrete", "endless"])
 def test_every_agent_is_the_plain_algorithm(probe):
-    """A2C in a Python loop on the recorded actions. Terminations, resets and truncations fall into the rollouts
-    at different steps."""
+    """A2C in a Python loop on the recorded actions. Terminations, resets and truncations fall into the
+    rollouts at different steps."""
     env = make(f"probe/{probe}")
     agent = a2c.build(env.spec, TINY.agent)
     step, learn, outputs = map(jax.jit, (env.step, agent.learn, agent.outputs))
@@ -123,7 +123,7 @@ def test_agents_do_not_know_of_each_other():
         return state.replace(agents=tree.take(state.agents, jnp.array([0, 0, 2])))
 
     plain, disturbed = history("corridor-discrete", 5)[-1], history("corridor-discrete", 5, disturb)[-1]
-    for field in ("agents", "returns", "trajectory"):
+    for field in ("agents", "trajectory"):
         a, b = getattr(plain, field), getattr(disturbed, field)
         assert same(tree.take(a, jnp.array([0, 2])), tree.take(b, jnp.array([0, 2])))
     assert not same(tree.take(plain.agents, 1), tree.take(disturbed.agents, 1))
@@ -151,8 +151,8 @@ def test_a_policy_with_a_memory_begins_every_episode_without_any(key):
     config = replace(TINY, agent=a2c.Config(hidden=(8,), lstm=4))
     method = onpolicy.build(make("probe/corridor-discrete"), config)
     state = jax.jit(method.init)(key, method.hyper)
-    assert [x.shape for x in jax.tree.leaves(state.lanes.carry)] == [(3, 2, 4)] * 4
-    assert not any(x.any() for x in jax.tree.leaves((state.lanes.carry, method.memory)))
+    assert [x.shape for x in jax.tree.leaves(state.lanes.memory)] == [(3, 2, 4)] * 4
+    assert not any(x.any() for x in jax.tree.leaves((state.lanes.memory, method.memory)))
     act, params = jax.jit(method.act), method.policy(state)
     assert same(params, tree.take((state.agents.actor, state.agents.value), 0))
     once = act(params, method.memory, jnp.ones(1), key, 0.0).memory

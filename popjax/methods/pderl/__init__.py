@@ -36,7 +36,6 @@ from popjax.core import (
     Key,
     Method,
     Params,
-    PyTree,
     Timestep,
     Transition,
     as_arrays,

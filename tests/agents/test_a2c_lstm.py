@@ -60,7 +60,7 @@ def histories(probe):
     env = make(f"probe/{probe}")
     method = onpolicy.build(env, onpolicy.Config(agent=CONFIG, population=2, lanes=3, steps=7))
     state, step = (
-        jax.jit(method.init)(jax.random.key(0), replace(method.hyper, lr=0.05)),
+        jax.jit(method.init)(jax.random.key(1), replace(method.hyper, lr=0.05)),
         jax.jit(method.step),
     )
     agents = state.agents.replace(actor=noisy(state.agents.actor), value=noisy(state.agents.value))

@@ -270,7 +270,7 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
     agent = ppo.build(spec, config)
     params = agent.policy(agent.init(key, as_arrays(ppo.Hyper())))
     act = jax.vmap(lambda k, scale: agent.act(params, (), jnp.ones(1), k, scale), (0, None))
-    _, action, (sampled, log_prob) = act(jax.random.split(key, 200), 1.0)
+    _, action, sampled, log_prob = act(jax.random.split(key, 200), 1.0)
     outputs = agent.actor.apply(params[0], jnp.ones(1))
     np.testing.assert_allclose(action, np.tanh(sampled), rtol=1e-6)
     assert np.abs(sampled).max() > 1

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
 from popjax.core import Built, Ingredient, Method, Spec
+from popjax.remember import remembered
 
 P = ParamSpec("P")
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -56,20 +57,22 @@ class Recipe(NamedTuple):
 
 
 def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
-    """Decorate the ``build`` of a method so that the Method remembers the call that made it.
+    """Decorate the ``build`` of a method so that the Method records the call that made it.
 
-    From this record a run of ``popjax.train`` gets the same config.json as one of the command line.
+    From this record a run of ``popjax.train`` gets the same config.json as one of the command line. Equal
+    calls give one Method, of which nothing is compiled twice.
     """
     signature = inspect.signature(build)
 
+    @remembered
     @wraps(build)
-    def remembering(*args: P.args, **kwargs: P.kwargs) -> Method:
+    def recording(*args: P.args, **kwargs: P.kwargs) -> Method:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         env, config, *further = call.arguments.items()
-        return build(*args, **kwargs)._replace(built=Built(remembering, env[1], config[1], dict(further)))
+        return build(*args, **kwargs)._replace(built=Built(recording, env[1], config[1], dict(further)))
 
-    return remembering
+    return recording
 
 
 def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 from scipy import stats  # noqa: E402
 
 import popjax  # noqa: E402, F401 - for the number of threads that it asks XLA for
+from popjax import remember  # noqa: E402
 
 FIRST = {"test_notebooks.py", "test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py"}
 """Files that take longest."""
@@ -51,6 +52,7 @@ def chance() -> Callable[..., float]:
 def _forget_programs() -> Iterator[None]:
     """A worker that keeps the programs of all files it has run takes gigabytes."""
     yield
+    remember.forget()
     jax.clear_caches()
 
 

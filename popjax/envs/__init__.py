@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from popjax.core import Env
+from popjax.remember import remembered
 
 _SUITES = ("gymnax", "brax", "gym", "dmc", "playground", "probe")
 
@@ -26,6 +27,7 @@ def tasks(suite: str) -> tuple[str, ...]:
     return tuple(_suite(suite).tasks())
 
 
+@remembered
 def make(name: str, **options: Any) -> Env:
     """The environment ``name``, "suite/task", for one lane.
 

@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from popjax import rollout
 from popjax.core import Env, Key, Method, Params, PyTree
 from popjax.host import sweep
+from popjax.host.compilation import identity, keep_compiled
 from popjax.host.errors import Refused
 from popjax.host.interrupt import ready
+from popjax.remember import Remembered
 
 _DURING_TRAINING = 0x45564131
 _AFTERWARDS = 0x45564132
@@ -76,14 +77,25 @@ def evaluate(
         raise Refused(f"--episodes must be at least 1, got {episodes}")
     if not 0 <= seed < 2**31:
         raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
-    seeds = jax.tree.leaves(state)[0].shape[0]
-    numbers = jnp.arange(seeds) if members is None else jnp.array(members)
+    keep_compiled()
+    count = jax.tree.leaves(state)[0].shape[0]
+    numbers = np.asarray(range(count) if members is None else members, np.int32)
+    key = identity(method, env), count, episodes
+    run = _PLAYERS.get(key, lambda: _player(method, env, count, episodes))
+    returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS), numbers))
+    return np.asarray(returns), np.asarray(lengths)
+
+
+_PLAYERS: Remembered[Callable[..., tuple[Array, Array]]] = Remembered(8)
+
+
+def _player(method: Method, env: Env, count: int, episodes: int) -> Callable[..., tuple[Array, Array]]:
+    """Return ``(state, key, member numbers [S]) -> returns [S, E], lengths [S, E]`` of ``count`` members."""
 
     @jax.jit
-    def run(state: Any, key: Key) -> tuple[Array, Array]:
-        params = sweep.lift(method.policy, seeds)(state)
+    def run(state: Any, key: Key, numbers: Array) -> tuple[Array, Array]:
+        params = sweep.lift(method.policy, count)(state)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
         return jax.vmap(lambda p, k: play(env, method, p, k, episodes))(params, keys)
 
-    returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS)))
-    return np.asarray(returns), np.asarray(lengths)
+    return run

@@ -2,7 +2,8 @@
 
 A run needs three: ``init``, one chunk of generations and one evaluation. They are compiled ahead of time for
 the exact shapes of the State, so nothing can be compiled again later, the seconds it took are known apart
-from those of training, and so is the memory it will take.
+from those of training, and so is the memory it will take. Those of the latest runs are kept for others of the
+same method, shapes and options.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 from popjax import tree
 from popjax.core import Env, Method
 from popjax.host import memory
+from popjax.host.compilation import identity
 from popjax.host.evaluate import evaluator
 from popjax.host.interrupt import Stop, beside, ready
 from popjax.host.options import Options, chunk_length
 from popjax.host.processes import fetch
 from popjax.host.shard import SWEEP, Placement, spread
+from popjax.remember import Remembered
 
 
 class Programs(NamedTuple):
@@ -35,7 +38,7 @@ class Programs(NamedTuple):
                      [S, C] and metrics [S, C, ...] after each of its generations
     evaluate:        (State, keys [S], generations [S], places [n], Stop) -> returns [n, E], lengths [n, E];
                      NumPy. A signal that the Stop notes ends the waiting with ``interrupt.Left``
-    compile_seconds: time it took to trace and compile them
+    compile_seconds: time it took to trace and compile them, or to find them
     total_bytes:     the most memory that any of them needs, with the State
     """
 
@@ -57,6 +60,9 @@ def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, An
     return lambda state: jax.lax.scan(one, state, length=length)
 
 
+_KEPT: Remembered[Programs] = Remembered(8)
+
+
 def compile_programs(
     method: Method,
     env: Env,
@@ -67,9 +73,27 @@ def compile_programs(
     *,
     fresh: bool,
 ) -> Programs:
-    """Compiles what a run needs. ``start`` are the keys [S] and hypers [S, ...], ``state`` is the State's
-    shapes, ``fresh`` if it is not restored."""
+    """Return the programs of a run, compiled unless this process has run the like before. ``start`` are the
+    keys [S] and hypers [S, ...], ``state`` is the State's shapes, ``fresh`` if it is not restored."""
     begun = time.perf_counter()
+    leaves, structure = jax.tree.flatten((start, state))
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    counts = chunk_length(options, method.steps_bound), options.eval_episodes
+    key = identity(method, env), structure, shapes, counts, placement, fresh
+    programs = _KEPT.get(key, lambda: _compile(method, env, start, state, options, placement, fresh=fresh))
+    return programs._replace(compile_seconds=time.perf_counter() - begun)
+
+
+def _compile(
+    method: Method,
+    env: Env,
+    start: tuple[Any, Any],
+    state: Any,
+    options: Options,
+    placement: Placement,
+    *,
+    fresh: bool,
+) -> Programs:
     members, length = len(start[0]), chunk_length(options, method.steps_bound)
     by_member, by_state = placement.members(), placement.state(state)
     init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
@@ -91,7 +115,7 @@ def compile_programs(
         memory.argument_bytes(step) + memory.lane_bytes(state),
     ]
     copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
-    return Programs(first, step, play.some, time.perf_counter() - begun, copies * max(needed))
+    return Programs(first, step, play.some, 0.0, copies * max(needed))
 
 
 def compiled(lowered: Any) -> Any:

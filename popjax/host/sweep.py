@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -119,6 +120,7 @@ def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
             yield prefix + entry.name
 
 
+@lru_cache(maxsize=64)  # of the same function the same one: JAX keeps what it has traced by identity
 def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
     """``function`` of one member's arguments, as a function of arguments [S, ...] to results [S, ...]."""
     if members > 1:

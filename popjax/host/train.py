@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, describe, log, memory, processes, rundir, shard, sweep
+from popjax.host import checkpoint, compilation, describe, log, memory, processes, rundir, shard, sweep
 from popjax.host.errors import Refused
 from popjax.host.loop import Trained, evaluations_due, train_on
 from popjax.host.options import Options, validate
@@ -74,6 +74,7 @@ def train(
     """
     options = Options(env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every)
     validate(options, method.steps_bound)
+    compilation.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
     numbers, swept = method.hyper if hyper is None else hyper, swept or {}

@@ -1,0 +1,62 @@
+"""Results that are kept because making them again would compile the same programs again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import wraps
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ALL: list[Remembered[Any]] = []
+
+
+class Remembered(Generic[T]):
+    """The ``size`` results that were asked for last, by key."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        _ALL.append(self)
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return the result for ``key``, made by ``make`` if it is not here."""
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Forget all results."""
+        self._kept.clear()
+
+
+def remembered(function: F) -> F:
+    """Make ``function`` return the same object when it is called again with equal arguments.
+
+    For ``build`` of a method and ``make`` of an environment: equal arguments are then one method, of which
+    nothing is compiled twice. A call with an argument that has no hash, such as an array, is not remembered.
+    """
+    kept: Remembered[Any] = Remembered(32)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        key = args, tuple(kwargs.items())
+        try:
+            hash(key)
+        except TypeError:
+            return function(*args, **kwargs)
+        # 1, 1.0 and True are equal and yet not the same to a function; their representations differ.
+        return kept.get((key, repr(key)), lambda: function(*args, **kwargs))
+
+    return cast(F, call)
+
+
+def forget() -> None:
+    """Forget everything that is remembered, to free its memory."""
+    for kept in _ALL:
+        kept.clear()

@@ -33,6 +33,7 @@ from popjax.agents import sac
 from popjax.host import checkpoint, leaves, memory, shard, sweep
 from popjax.host.options import Options
 from popjax.host.programs import Programs, compile_programs
+from popjax.host.writer import Writer
 from popjax.methods import independent
 
 
@@ -147,7 +148,7 @@ def saving(arguments: Arguments) -> dict[str, Any]:
         state, after_every_chunk = beside_training(
             programs, state, Path(directory) / "beside", arguments.saves
         )
-        writer = checkpoint.Writer(Path(directory), background=True)
+        writer = Writer(Path(directory), background=True)
         for number in range(arguments.saves):
             begun = time.process_time()
             state, _ = timed(programs, state)
@@ -222,7 +223,7 @@ def beside_training(
     for _ in range(chunks):
         state, _ = timed(programs, state)
     without = (time.perf_counter() - begun) / chunks
-    writer, waited = checkpoint.Writer(directory, background=True), 0.0
+    writer, waited = Writer(directory, background=True), 0.0
     begun = time.perf_counter()
     for number in range(chunks):
         state, _ = timed(programs, state)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from popjax.host import causes
 from popjax.host.errors import NotRead, NotSaved, Refused
 from popjax.host.leaves import data, data_shapes, from_arrays, named, raw
 from popjax.host.processes import fetch, largest, together
+from popjax.host.terminal import complain
 
 T = TypeVar("T")
 
@@ -54,76 +54,20 @@ def save(
 ) -> None:
     """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
 
-    The older checkpoints beyond ``KEPT`` are removed once the new one is complete, but for that of generation
-    ``keep``. Every process of a run calls this; each writes what lies on its own devices.
+    A checkpoint that the generation has already is replaced. The older ones beyond ``KEPT`` are removed once
+    the new one is complete, but for that of generation ``keep``. Every process of a run calls this; each
+    writes what lies on its own devices.
 
     Raises:
         NotSaved: it could not be written; the older ones are as they were.
     """
-    _write(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep)
+    write_arrays(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep)
 
 
-class Writer:
-    """Saves in the background: ``save`` returns when the State is copied, so that training may overwrite it,
-    and a thread writes the copy. At most one checkpoint is being written at a time.
-
-    Without ``background``, or where several processes write together, ``save`` returns when all is written.
-    What goes wrong in the thread is raised by the next call.
-    """
-
-    def __init__(self, directory: Path, background: bool):
-        self.directory, self.background = directory, background and jax.process_count() == 1
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
-        self._copies: dict[str, np.ndarray] = {}
-
-    def save(
-        self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None, again: bool = False
-    ) -> None:
-        """As the function ``save``; a generation that has a checkpoint already keeps it, unless ``again``."""
-        self.wait()
-        if generation in generations(self.directory):
-            if not again:
-                return
-            together(lambda: shutil.rmtree(self.directory / str(generation)))
-        if not self.background:
-            save(self.directory, generation, state, extra, keep)
-            return
-        for path, leaf in named(state):
-            array = np.asarray(data(leaf))
-            if path not in self._copies:  # kept, because fresh memory costs more than the copying
-                self._copies[path] = np.empty_like(array, order="C")
-            np.copyto(self._copies[path], array)
-        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra, keep))
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Returns when nothing is being written any more.
-
-        Raises:
-            NotSaved: what was being written could not be.
-        """
-        self.settle()
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def settle(self) -> None:
-        """Returns when nothing is being written any more, however that went."""
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = None
-
-    def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None) -> None:
-        try:
-            _write(self.directory, generation, arrays, extra, keep)
-        except BaseException as failure:
-            self._failure = failure
-
-
-def _write(
+def write_arrays(
     directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None = None
 ) -> None:
+    """Save a State that is given as arrays by name, keys as their data: see ``save``."""
     partial = directory / f"{_PARTIAL}{generation}"
     try:
         _write_arrays(directory, partial, arrays)
@@ -162,10 +106,14 @@ def _complete(directory: Path, generation: int, content: str, keep: int | None) 
     partial = directory / f"{_PARTIAL}{generation}"
     envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
     (partial / _MANIFEST).write_text(json.dumps(envelope))
-    partial.rename(directory / str(generation))
+    target = directory / str(generation)
+    replaced = target.rename(_without_number(target)) if target.exists() else None
+    partial.rename(target)
+    if replaced:
+        remove(replaced)
     for old in generations(directory)[KEPT:]:
         if old != keep:
-            shutil.rmtree(directory / str(old))
+            remove(directory / str(old))
 
 
 def generations(directory: Path) -> list[int]:
@@ -176,9 +124,26 @@ def generations(directory: Path) -> list[int]:
 
 
 def discard_partial(directory: Path) -> None:
-    """Removes what a process that was killed while saving has left."""
+    """Removes what a process that was killed while saving has left, and what could not be removed before."""
     for entry in directory.glob(_PARTIAL + "*"):
-        shutil.rmtree(entry)
+        remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; one that is held, as by a reader on NFS, is tried again with the next.
+
+    It loses its number first, so that a reader meets a whole checkpoint or none.
+    """
+    try:
+        if not path.name.startswith(_PARTIAL):
+            path = path.rename(_without_number(path))
+        shutil.rmtree(path)
+    except OSError as error:
+        complain(f"{path} could not be removed ({causes.reason(error)}); it is tried again later")
+
+
+def _without_number(path: Path) -> Path:
+    return path.with_name(f"{_PARTIAL}{path.name}-old")
 
 
 def set_aside_newer(directory: Path, generation: int) -> None:
@@ -191,22 +156,22 @@ def set_aside_newer(directory: Path, generation: int) -> None:
 
 
 def restore_newest(
-    directory: Path, shapes: Any, complain: Callable[[str], None], shardings: Any = None
+    directory: Path, shapes: Any, tell: Callable[[str], None], shardings: Any = None
 ) -> tuple[int, Any, dict[str, Any]] | None:
     """The newest checkpoint that is whole: ``(generation, state, extra)``; ``None`` if there is none.
 
     ``shapes`` is the State as ``jax.eval_shape`` gives it; ``shardings`` says where its leaves are to lie.
-    Each damaged checkpoint is named to ``complain``, in one line, and passed over.
+    Each damaged checkpoint is named to ``tell``, in one line, and passed over.
 
     Raises:
         Refused: the checkpoint is whole but of a State of another structure.
         NotRead: it may be whole, but the machine cannot read it now.
     """
-    return _newest(directory, complain, lambda path: restore(path, shapes, shardings))
+    return _newest(directory, tell, lambda path: restore(path, shapes, shardings))
 
 
 def member_of_newest(
-    directory: Path, shapes: Any, complain: Callable[[str], None], place: int, until: int | None = None
+    directory: Path, shapes: Any, tell: Callable[[str], None], place: int, until: int | None = None
 ) -> tuple[int, Any, dict[str, Any]] | None:
     """``restore_newest`` of one member, with ``until`` of a checkpoint no newer than that generation: its
     State [1, ...]; the others take no room on the device."""
@@ -215,11 +180,11 @@ def member_of_newest(
         arrays, extra = _read(path, shapes, None)
         return from_arrays({name: array[place : place + 1] for name, array in arrays.items()}, shapes), extra
 
-    return _newest(directory, complain, read, until)
+    return _newest(directory, tell, read, until)
 
 
 def slice_of_newest(
-    directory: Path, places: Sequence[int], complain: Callable[[str], None]
+    directory: Path, places: Sequence[int], tell: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The rows ``places`` of the leading axis of every leaf of the newest whole checkpoint, by name, and the
     extra; keys are their data. For who does not know the method."""
@@ -233,31 +198,37 @@ def slice_of_newest(
         arrays, extra = _read(path, shapes, None)
         return {name: array[list(places)] for name, array in arrays.items()}, extra
 
-    found = _newest(directory, complain, read)
+    found = _newest(directory, tell, read)
     return found[1:] if found else None
-
-
-def write_arrays(directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
-    """``save`` of what ``slice_of_newest`` has read."""
-    _write(directory, generation, arrays, extra)
 
 
 def _newest(
     directory: Path,
-    complain: Callable[[str], None],
+    tell: Callable[[str], None],
     read: Callable[[Path], tuple[Any, dict[str, Any]]],
     until: int | None = None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    available = [generation for generation in generations(directory) if until is None or generation <= until]
-    for place, generation in enumerate(available):
+    damaged: set[int] = set()
+
+    def available() -> list[int]:
+        there = generations(directory)
+        return [n for n in there if n not in damaged and (until is None or n <= until)]
+
+    while there := available():
+        path = directory / str(there[0])
         try:
-            return generation, *read(directory / str(generation))
-        except Damaged as damage:
-            older = available[place + 1 :]
+            return there[0], *read(path)
+        except (Damaged, NotRead) as failure:
+            if not path.exists():  # removed meanwhile by the process that trains, which has made newer ones
+                continue
+            if isinstance(failure, NotRead):
+                raise
+            damaged.add(there[0])
+            older = available()
             instead = (
                 f"going back to the one of generation {older[0]}" if older else "there is none before it"
             )
-            complain(f"checkpoint {directory / str(generation)} is damaged ({damage}); {instead}")
+            tell(f"checkpoint {path} is damaged ({failure}); {instead}")
     return None
 
 

@@ -20,6 +20,7 @@ from popjax.host.programs import Programs
 from popjax.host.run import Position, Result, Run, extra, finish
 from popjax.host.standing import Standing
 from popjax.host.terminal import complain
+from popjax.host.writer import Writer
 
 
 class Trained(NamedTuple):
@@ -34,7 +35,7 @@ class Trained(NamedTuple):
     programs: Programs
     start: tuple[Any, Any]
     shapes: Any
-    writer: checkpoint.Writer | None
+    writer: Writer | None
 
 
 def train_on(
@@ -121,9 +122,7 @@ def _end_failed(run: Run, position: Position, failure: BaseException | None) -> 
     raise failure
 
 
-def _save(
-    run: Run, writer: checkpoint.Writer, state: Any, position: Position, due: bool, again: bool
-) -> Position:
+def _save(run: Run, writer: Writer, state: Any, position: Position, due: bool, again: bool) -> Position:
     """Saves, ``again`` over the checkpoint that was resumed from, which has unsettled members.
     Returns the position with a checkpoint that was ``due`` as its newest regular one."""
     if due and not position.unsettled:

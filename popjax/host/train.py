@@ -18,12 +18,13 @@ from typing import Any
 import jax
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, compilation, describe, log, memory, processes, rundir, shard, sweep
+from popjax.host import compilation, describe, log, memory, processes, rundir, shard, sweep
 from popjax.host.errors import Refused
 from popjax.host.loop import Trained, evaluations_due, train_on
 from popjax.host.options import Options, validate
 from popjax.host.programs import Programs, compile_programs
 from popjax.host.run import Position, Result, Run, finished, restore
+from popjax.host.writer import Writer
 
 
 def train(
@@ -129,7 +130,7 @@ def _start(
     state, position = restored
     position = replace(position, compile_seconds=position.compile_seconds + programs.compile_seconds)
     del restored  # a second reference to the State would keep its donated arrays from being reused
-    writer = checkpoint.Writer(run.files.checkpoints, background) if run.files else None
+    writer = Writer(run.files.checkpoints, background) if run.files else None
     if writer:
         stack.callback(writer.settle)  # before the directory is given to another process
     return train_on(Trained(run, programs, start, shapes, writer), state, position, sinks, stack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -150,6 +151,79 @@ def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, damage: Calla
     assert "damaged" in said[0]
     assert "generation 1" in said[0]
     assert "\n" not in said[0]
+
+
+def save_two_more(directory: Path, state: Any) -> None:
+    newest = checkpoint.generations(directory)[0]
+    for generation in (newest + 1, newest + 2):
+        checkpoint.save(directory, generation, state, {})
+
+
+@pytest.mark.parametrize("moment", ["_read_manifest", "_read_arrays", "_require_checksums"])
+@pytest.mark.parametrize("read", ["whole", "member", "slice"])
+def test_a_reader_beside_a_writer_takes_the_newest_instead(
+    moment: str, read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that it reads is removed before any of the three steps: nothing is damaged."""
+    state = {"a": jax.random.normal(jax.random.key(0), (3, 50))}
+    checkpoint.save(tmp_path, 1, state, {})
+    step, times = getattr(checkpoint, moment), iter(range(10))
+
+    def slow(*arguments: Any) -> Any:
+        if next(times) < 2:
+            save_two_more(tmp_path, state)
+            assert not (tmp_path / "1").exists()
+        return step(*arguments)
+
+    monkeypatch.setattr(checkpoint, moment, slow)
+    if read == "whole":
+        found = checkpoint.restore_newest(tmp_path, shapes_of(state), pytest.fail)
+    elif read == "member":
+        found = checkpoint.member_of_newest(tmp_path, shapes_of(state), pytest.fail, 1)
+    else:
+        found = checkpoint.slice_of_newest(tmp_path, [2], pytest.fail)
+    assert found is not None
+    if read == "whole" and moment != "_require_checksums":  # by then all is read
+        assert found[0] == 5
+
+
+def test_what_is_gone_and_what_is_damaged_are_told_apart(tmp_path: Path) -> None:
+    state = {"a": jnp.arange(3)}
+    for generation in (1, 2):
+        checkpoint.save(tmp_path, generation, state, {})
+    (tmp_path / "2/manifest.json").unlink()
+    shutil.rmtree(tmp_path / "1")
+    said: list[str] = []
+    assert checkpoint.restore_newest(tmp_path, shapes_of(state), said.append) is None
+    assert len(said) == 1
+    assert "2 is damaged" in said[0]
+    assert "there is none before it" in said[0]
+
+
+@pytest.mark.parametrize("call", ["rename", "rmtree"])
+def test_a_checkpoint_that_cannot_be_removed_stops_nothing(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told, left, and removed later; a State can replace the checkpoint of its generation."""
+    remove, rename, held = shutil.rmtree, Path.rename, True
+
+    def busy(path: Path) -> None:
+        if held and path.name in ("1", "partial-1-old"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, *a, **k: (busy(Path(path)), remove(path, *a, **k)))
+        if call == "rename":
+            patch.setattr(Path, "rename", lambda path, to: (busy(path), rename(path, to))[1])
+        for generation in (1, 2, 3, 4):
+            checkpoint.save(tmp_path, generation, {"a": jnp.full(3, generation)}, {})
+    assert "could not be removed (Device or resource busy)" in capsys.readouterr().err
+    assert {2} & set(checkpoint.generations(tmp_path)) == set()
+    held = False
+    checkpoint.save(tmp_path, 5, {"a": jnp.full(3, 5)}, {})
+    checkpoint.save(tmp_path, 5, {"a": jnp.full(3, 6)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
+    assert checkpoint.restore(tmp_path / "5", {"a": jnp.full(3, 0)})[0]["a"].tolist() == [6, 6, 6]
 
 
 def fail(error: BaseException) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from popjax.envs import make
 from popjax.host import checkpoint
 from popjax.host.errors import NotSaved
 from popjax.host.train import train
+from popjax.host.writer import Writer
 from tests.host import tiny
 from tests.host.test_checkpoint import example, shapes_of
 from tests.host.test_train import OPTIONS
@@ -99,7 +100,7 @@ def test_a_read_only_directory_is_one_line(tmp_path: Path) -> None:
 def test_what_goes_wrong_in_the_background_is_told_by_the_next_call(tmp_path: Path) -> None:
     blocked = tmp_path / "checkpoints"
     blocked.write_text("a file where the directory should be")
-    writer = checkpoint.Writer(blocked, background=True)
+    writer = Writer(blocked, background=True)
     writer.save(1, example(), {})
     with pytest.raises(NotSaved, match=r"generation 1 could not be written .*\(File exists\); there is none"):
         writer.wait()
@@ -120,7 +121,7 @@ def test_a_checkpoint_in_the_background_holds_what_the_state_was(
     overwrite = jax.jit(lambda s: {"a": s["a"] * 0 + 7, "b": s["b"] * 0}, donate_argnums=0)
     state = {"a": jax.random.normal(jax.random.key(0), (300_000,)), "b": jnp.arange(5)}
     states = [{name: np.array(leaf) for name, leaf in state.items()}]
-    writer = checkpoint.Writer(tmp_path, background=True)
+    writer = Writer(tmp_path, background=True)
     writer.save(3, state, {})
     place = state["a"].unsafe_buffer_pointer()
     state = jax.block_until_ready(overwrite(state))
@@ -140,7 +141,7 @@ def test_saving_in_the_background_does_not_wait_for_the_disk(
 ) -> None:
     monkeypatch.setattr(checkpoint, "_write_arrays", lambda *_: time.sleep(2))
     begun = time.perf_counter()
-    writer = checkpoint.Writer(tmp_path, background=True)
+    writer = Writer(tmp_path, background=True)
     writer.save(1, {"a": jnp.arange(3)}, {})
     assert time.perf_counter() - begun < 1.5
     with pytest.raises(NotSaved):  # nothing was made that could be completed

@@ -19,6 +19,7 @@ from popjax.envs import make
 from popjax.host import checkpoint, interrupt
 from popjax.host.errors import Refused
 from popjax.host.train import train
+from popjax.host.writer import Writer
 from tests.host import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -158,7 +159,7 @@ def test_a_cluster_may_ask_twice_and_nothing_interrupts_the_last_saving(tmp_path
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
             signal.raise_signal(number)
         assert stop.arrived == signal.SIGUSR2
-    run, saves, save = tmp_path / "run", [], checkpoint.Writer.save
+    run, saves, save = tmp_path / "run", [], Writer.save
 
     def struck(*arguments: Any, **options: Any) -> None:
         for _ in range(3):
@@ -167,7 +168,7 @@ def test_a_cluster_may_ask_twice_and_nothing_interrupts_the_last_saving(tmp_path
         saves.append(arguments[1])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.Writer, "save", struck)
+        patch.setattr(Writer, "save", struck)
         result = train(
             tiny.build(ENV), ENV, run_dir=run, quiet=True, **(OPTIONS | {"checkpoint_every": 24_000})
         )

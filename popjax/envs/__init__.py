@@ -31,8 +31,8 @@ def tasks(suite: str) -> tuple[str, ...]:
 def make(name: str, **options: Any) -> Env:
     """The environment ``name``, "suite/task", for one lane.
 
-    ``options`` go to the suite's adapter: ``backend`` and the keywords of the constructor for ``brax``, any
-    ``EnvParams`` field for ``gymnax``, the keywords of the original's constructor for ``gym``, ``impl`` and
+    ``options`` go to the suite's adapter: the keywords of the constructor, with ``backend`` for ``brax`` and
+    any field of ``EnvParams`` for ``gymnax``; those of the original's constructor for ``gym``; ``impl`` and
     entries of the task's configuration for ``playground``. All but ``gymnax`` and ``probe`` take
     ``episode_length``, the time limit in environment steps, which ``gymnax`` calls ``max_steps_in_episode``.
 

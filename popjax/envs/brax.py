@@ -15,7 +15,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
-from popjax.envs.mujoco import tracing
+from popjax.envs.mujoco import ended_if_lost, tracing
 from popjax.envs.options import check, keywords, types
 
 with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent
@@ -42,7 +42,8 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
     episode_length: time limit, environment steps.
     options:        further keywords of the task's constructor.
 
-    Actions are in [-1, 1] as Brax has them. Physics runs in full float32 precision on every device.
+    Actions are in [-1, 1] as Brax has them. Physics runs in full float32 precision on every device; where it
+    diverges, the episode ends with reward 0 and zeros as observation.
 
     Raises:
         ValueError: the task has no such backend or keyword, or a value is of the wrong type.
@@ -72,7 +73,8 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
         with tracing():
             # Brax writes metrics into the state it is given; a copy keeps the caller's as it was.
             state = env.step(jax.tree.map(lambda x: x, state), action)
-        return state, state.obs, state.reward, state.done > 0
+        physics = state.pipeline_state
+        return state, *ended_if_lost(state.obs, state.reward, state.done > 0, physics.q, physics.qd)[1]
 
     return episodic(spec, reset, step)
 

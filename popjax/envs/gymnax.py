@@ -13,7 +13,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic, rescale
-from popjax.envs.options import check
+from popjax.envs.options import check, keywords, types
 
 
 def tasks() -> Sequence[str]:
@@ -21,49 +21,76 @@ def tasks() -> Sequence[str]:
     return tuple(task for task in gymnax.registered_envs if task != "MNISTBandit-bsuite")
 
 
-def make(task: str, **params: Any) -> Env:
-    """A gymnax task; ``params`` replace fields of its ``EnvParams``, such as ``max_steps_in_episode``.
+def make(task: str, **options: Any) -> Env:
+    """A gymnax task; ``options`` are the keywords of its constructor, such as the ``size`` of DeepSea, and
+    fields of its ``EnvParams``, such as ``max_steps_in_episode``.
 
     The task's own automatic reset is not used. Observations are float32, and bool in MinAtar, whose frames
-    are 0 and 1: a replay of them is a quarter the size; continuous actions in [-1, 1] are
+    are 0 and 1: a replay of them is a quarter the size. One of ``n`` places, as in FrozenLake, is seen as
+    ``n`` numbers of which one is 1, and a lone number as a vector of one. Continuous actions in [-1, 1] are
     rescaled to the task's bounds.
 
     Raises:
-        ValueError: there is no such field, or a value is of the wrong type.
+        ValueError: there is no such option, or a value is of the wrong type or refused by the task.
     """
-    env, defaults = gymnax.make(task)
-    known = {name: type(value) for name, value in vars(defaults).items()} | {"max_steps_in_episode": int}
-    params = check(f"gymnax/{task}", params, known)
-    given = {n: _like(v, vars(defaults)[n], f"gymnax/{task}: option {n}") for n, v in params.items()}
-    params_ = defaults.replace(**given)
-    action_space = env.action_space(params_)
+    env, params = _construct(task, options)
+    action_space, seen = env.action_space(params), env.observation_space(params)
     discrete = isinstance(action_space, spaces.Discrete)
     if not discrete and len(action_space.shape) != 1:
         raise ValueError(f"gymnax/{task} has actions of shape {action_space.shape}; a vector [A] is needed")
+    dt = getattr(params, "dt", getattr(params, "tau", None))  # CartPole's word for it
+    states = int(seen.n) if isinstance(seen, spaces.Discrete) else 0
     spec = Spec(
         name=f"gymnax/{task}",
-        obs_shape=tuple(env.observation_space(params_).shape),
+        obs_shape=(states,) if states else tuple(seen.shape) or (1,),
         obs_dtype=jnp.bool_ if task.endswith("-MinAtar") else jnp.float32,
         action_dim=int(action_space.n) if discrete else int(action_space.shape[0]),
-        episode_length=int(params_.max_steps_in_episode),
+        episode_length=int(params.max_steps_in_episode),
         discrete=discrete,
-        dt=float(params_.dt) if "dt" in known else None,
-        highest_return=float(params_.max_steps_in_episode) if task == "CartPole-v1" else None,
+        dt=float(dt) if dt else None,
+        highest_return=float(params.max_steps_in_episode) if task == "CartPole-v1" else None,
     )
     native = (lambda action: action) if discrete else _to_box(action_space)
 
+    def view(obs: Array) -> Array:
+        return jax.nn.one_hot(obs, states) if states else obs.reshape(spec.obs_shape)
+
     def reset(key: Key) -> tuple[PyTree, Array]:
         key, key_reset = jax.random.split(key)
-        obs, state = env.reset_env(key_reset, params_)
-        return (key, _strong(state)), obs
+        obs, state = env.reset_env(key_reset, params)
+        return (key, _strong(state)), view(obs)
 
     def step(carry: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         key, state = carry
         key, key_step = jax.random.split(key)
-        obs, state, reward, terminated, _ = env.step_env(key_step, state, native(action), params_)
-        return (key, state), obs, reward, terminated
+        obs, state, reward, terminated, _ = env.step_env(key_step, state, native(action), params)
+        return (key, state), view(obs), reward, terminated
 
     return episodic(spec, reset, step)
+
+
+def load(task: str, **options: Any) -> tuple[Any, Any]:
+    """gymnax's own environment of a task and its ``EnvParams``, made with the keywords of ``make``."""
+    return _construct(task, options)
+
+
+def _construct(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The environment and its parameters; the defaults of some follow from the constructor's keywords."""
+    original, defaults = gymnax.make(task)
+    own = types(keywords(type(original).__init__))
+    own.pop("action_mapping_key", None)  # a random key, which no command line can write
+    known = {name: type(value) for name, value in vars(defaults).items()} | {"max_steps_in_episode": int}
+    options = check(f"gymnax/{task}", options, {**known, **own})
+    given = {name: options.pop(name) for name in own if name in options}
+    if given:
+        try:
+            original, defaults = gymnax.make(task, **given)
+            jax.eval_shape(original.reset_env, jax.random.key(0), defaults)
+        except Exception as refusal:  # every task refuses in its own way
+            said = " ".join(str(refusal).split())[:200]
+            raise ValueError(f"gymnax/{task} cannot be made with {given}: {said}") from None
+    fields = {n: _like(v, vars(defaults)[n], f"gymnax/{task}: option {n}") for n, v in options.items()}
+    return original, defaults.replace(**fields)
 
 
 def _like(value: Any, default: Any, what: str) -> Any:

@@ -132,10 +132,8 @@ def simulation(
                 data = _synced(physics, data)
             obs = task.observe(data, *state.goal)
             reward = task.reward(state.measured, ctrl, data, *state.goal)
-            sound = _sound(data.qpos, data.qvel, obs, reward)
-            after = tree.where(sound, carried(data, state.goal), state)
-            reward = jnp.where(sound, reward, 0.0)
-            return after, jnp.where(sound, obs, 0.0), reward, task.terminated(data) | ~sound
+            sound, seen = ended_if_lost(obs, reward, task.terminated(data), data.qpos, data.qvel)
+            return tree.where(sound, carried(data, state.goal), state), *seen
 
     spec = Spec(
         name=name,
@@ -147,9 +145,16 @@ def simulation(
     return episodic(spec, reset, step)
 
 
-def _sound(*arrays: Array) -> Array:
-    """Whether all numbers are finite and below the bound beyond which MuJoCo takes a simulation for lost."""
-    return jnp.all(jnp.stack([jnp.all(jnp.abs(x) < 1e10) for x in arrays]))
+def ended_if_lost(
+    obs: Array, reward: Array, terminated: Array, *physics: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Return whether a simulation is sound, and (obs, reward, terminated): zeros, 0 and True if it is not.
+
+    ``physics``: positions and velocities. Sound: these, observation and reward are finite and below the bound
+    beyond which MuJoCo takes a simulation for lost.
+    """
+    sound = jnp.all(jnp.stack([jnp.all(jnp.abs(x) < 1e10) for x in (obs, reward, *physics)]))
+    return sound, (jnp.where(sound, obs, 0.0), jnp.where(sound, reward, 0.0), terminated | ~sound)
 
 
 def uniform(key: Key, size: int, scale: float) -> Array:

@@ -21,7 +21,7 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs.episodic import episodic
-from popjax.envs.mujoco import marked, tracing
+from popjax.envs.mujoco import ended_if_lost, marked, tracing
 from popjax.envs.options import check
 
 IMPLEMENTATIONS = ("jax", "warp")
@@ -42,7 +42,8 @@ def tasks() -> Sequence[str]:
 
 
 def make(task: str, impl: str = "jax", episode_length: int | None = None, **options: Any) -> Env:
-    """A task of MuJoCo Playground, in full float32 precision on every device.
+    """A task of MuJoCo Playground, in full float32 precision on every device; where its physics diverges, the
+    episode ends with reward 0 and zeros as observation.
 
     impl:           physics: jax, or warp, which is for NVIDIA GPUs.
     episode_length: time limit, environment steps; by default that of the task's configuration.
@@ -76,7 +77,8 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
         state = jax.tree.map(lambda x: x, state)
         with tracing():
             state = env.step(state.replace(data=blank.replace(**state.data)), action)
-        return _carried(state), state.obs, state.reward, state.done > 0
+        physics = state.data.qpos, state.data.qvel
+        return _carried(state), *ended_if_lost(state.obs, state.reward, state.done > 0, *physics)[1]
 
     return episodic(spec, reset, step)
 

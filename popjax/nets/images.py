@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,18 +26,46 @@ _LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one
 
 
 def torso_for(obs_shape: Sequence[int]) -> str:
-    """The torso that fits observations [H, W, C], or small ones or of another rank: a name in ``TORSOS``."""
+    """The torso that fits observations [H, W, C], or small ones or of another rank: a name in ``TORSOS``.
+
+    Raises:
+        ValueError: they are images with channels first.
+    """
+    check_channels_last(obs_shape)
     if len(obs_shape) != 3 or min(obs_shape[:2]) < _LEAST_SIDE:
         return "dense"
     return "atari" if min(obs_shape[:2]) >= _LEAST_ATARI_SIDE else "minatar"
+
+
+def check_channels_last(obs_shape: Sequence[int]) -> None:
+    """Check that observations are no images [C, H, W], which convolutions would take for ones C pixels high.
+
+    Raises:
+        ValueError: they look like it: the first axis is the shortest, and the others are equal or three times
+            as long.
+    """
+    if len(obs_shape) != 3:
+        return
+    first, *sides = obs_shape
+    if first < min(sides) and (sides[0] == sides[1] or 3 * first <= min(sides)):
+        raise ValueError(
+            f"observations of shape {tuple(obs_shape)} look like images [C, H, W] and [H, W, C] is needed: "
+            "return jnp.moveaxis(obs, 0, -1)"
+        )
+
+
+def flat(obs: Array, rank: int) -> Array:
+    """Observations [..., *obs] of ``rank`` axes as vectors [..., D]."""
+    return obs.reshape(*obs.shape[: obs.ndim - rank], -1)
 
 
 def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
     """How many numbers the convolutions give.
 
     Raises:
-        ValueError: an observation is no image, or too small.
+        ValueError: an observation is no image, has its channels first, or is too small.
     """
+    check_channels_last(obs_shape)
     if len(obs_shape) != 3:
         raise ValueError(f"convolutions need images [H, W, C], got observations of shape {tuple(obs_shape)}")
     height, width = obs_shape[:2]
@@ -66,14 +95,16 @@ class _Convolutions(nn.Module):
 
 
 def behind_convolutions(obs_shape: Sequence[int], make: Callable[[int], Network]) -> Network:
-    """``make(features)``, fed by the convolutions that fit images of ``obs_shape``, each with its own; of
-    vectors ``make(size)`` itself."""
-    if len(obs_shape) == 1:
-        return make(obs_shape[0])
-    if len(obs_shape) != 3:
-        raise ValueError(
-            f"observations must be vectors or images [H, W, C]; they have shape {tuple(obs_shape)}"
-        )
+    """``make(features)``, fed by the convolutions that fit images of ``obs_shape``, each with its own; by
+    observations of another rank than 3 as a vector.
+
+    Raises:
+        ValueError: images have their channels first.
+    """
+    rank = len(obs_shape)
+    if rank != 3:
+        plain = make(math.prod(obs_shape))
+        return plain if rank == 1 else plain._replace(apply=lambda p, obs: plain.apply(p, flat(obs, rank)))
     convolutions = TORSOS[torso_for(obs_shape)][0]
     rest = make(places(obs_shape, convolutions))
     eyes = network(_Convolutions(tuple(convolutions)), tuple(obs_shape))
@@ -102,7 +133,7 @@ class _QNetwork(nn.Module):
         x = as_floats(obs)
         for features, side, stride in self.convolutions:
             x = nn.relu(Conv(features, side, stride)(x))
-        x = x.reshape(*x.shape[: -len(self.obs_shape)], -1)
+        x = flat(x, len(self.obs_shape))
 
         def stream(out: int) -> Array:
             y = x

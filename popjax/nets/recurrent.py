@@ -22,6 +22,7 @@ from jax import Array
 from popjax import tree
 from popjax.checks import check_choices
 from popjax.core import Key, Network, Params, PyTree, Recurrent
+from popjax.nets.images import check_channels_last, flat
 from popjax.nets.layers import ACTIVATIONS, Conv, Dense
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
@@ -104,7 +105,7 @@ def recurrent_actor_critic(
     Raises:
         ValueError: the torso cannot read observations of this shape.
     """
-    torso = _TorsoLayers(torso_for(obs_shape, config))
+    torso = _TorsoLayers(torso_for(obs_shape, config), len(obs_shape))
     features = jax.eval_shape(lambda: torso.init_with_output(jax.random.key(0), jnp.zeros(obs_shape))[0])
     units, recurrent = config.units, config.recurrent
 
@@ -203,24 +204,26 @@ def with_lstm(
 
 
 def torso_for(obs_shape: Sequence[int], config: Config) -> Torso:
-    """The torso that ``config`` asks for.
+    """The torso that ``config`` asks for; "vector" also reads a number or a matrix.
 
     Raises:
         ValueError: it cannot read observations of this shape.
     """
     shape, kind = tuple(obs_shape), config.torso
+    image = len(shape) == 3
     if kind == "auto":
-        kind = "vector" if len(shape) == 1 else "frames" if min(shape[:2]) >= SMALLEST_FRAME else "grid"
-    rank = 1 if kind == "vector" else 3
-    if len(shape) != rank:
-        needed = "vectors" if rank == 1 else "images [H, W, C]"
+        kind = "vector" if not image else "frames" if min(shape[:2]) >= SMALLEST_FRAME else "grid"
+    if image != (kind != "vector"):
+        needed = "images [H, W, C]" if kind != "vector" else "vectors"
         raise ValueError(f"the torso {kind!r} reads {needed}; observations here have shape {shape}")
+    check_channels_last(shape)
     torso = TORSOS[kind]
     return torso._replace(filters=config.filters or torso.filters, hidden=config.hidden or torso.hidden)
 
 
 class _TorsoLayers(nn.Module):
     torso: Torso
+    rank: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -229,6 +232,8 @@ class _TorsoLayers(nn.Module):
             x = nn.elu(Conv(width, 3, self.torso.stride, self.torso.padding)(x))
         if self.torso.filters:
             x = x.reshape(*x.shape[:-3], -1)
+        elif self.rank != 1:
+            x = flat(x, self.rank)
         for width in self.torso.hidden:
             x = nn.elu(Dense(width, "glorot")(x))
         return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 from scipy import stats
 
 from popjax import distributions, optimize
-from popjax.agents import a2c, ppo
+from popjax.agents import a2c, dqn, ppo
 from popjax.core import Spec, Trajectory, as_arrays
+from popjax.nets.recurrent import recurrent_actor_critic
 from tests.agents import by_hand, probes
 from tests.support import close
 
@@ -286,6 +288,31 @@ def test_images_pass_convolutions_first(module):
     assert agent.critic.apply(state.value, image).shape == (7,)
 
 
-def test_what_is_no_image_is_refused():
-    with pytest.raises(ValueError, match=r"must be vectors or images \[H, W, C\]; they have shape \(8, 8\)"):
-        a2c.build(SPEC._replace(obs_shape=(8, 8)))
+@pytest.mark.parametrize("module", [a2c, ppo])
+@pytest.mark.parametrize("shape", [(), (4, 3)])
+def test_a_number_or_a_matrix_is_seen_as_a_vector(module, shape):
+    """With the parameters of the network of a vector, and the same outputs."""
+    size = math.prod(shape)
+    obs = jax.random.normal(jax.random.key(1), (5, *shape))
+    agent, plain = (
+        module.build(SPEC._replace(obs_shape=s), module.Config(hidden=(5,))) for s in (shape, (size,))
+    )
+    state = agent.init(jax.random.key(0), module.Hyper())
+    close(agent.actor.apply(state.actor, obs), plain.actor.apply(state.actor, obs.reshape(5, -1)))
+    values = agent.critic.apply(state.value, obs)
+    close(values, plain.critic.apply(state.value, obs.reshape(5, -1)))
+    assert values.shape == (5,)
+
+
+@pytest.mark.parametrize("shape", [(3, 84, 84), (4, 10, 10), (3, 210, 160)])
+def test_images_with_channels_first_are_refused(shape):
+    for build in (a2c.build, ppo.build, dqn.build):
+        with pytest.raises(ValueError, match=r"look like images \[C, H, W\].*jnp.moveaxis\(obs, 0, -1\)"):
+            build(SPEC._replace(obs_shape=shape, discrete=True))
+    with pytest.raises(ValueError, match="look like images"):
+        recurrent_actor_critic(shape, 2)
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 4), (10, 10, 16), (13, 13, 2), (30, 40, 3), (2, 2, 3), (5, 5, 5)])
+def test_images_with_channels_last_are_read(shape):
+    a2c.build(SPEC._replace(obs_shape=shape))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from popjax import envs
+from popjax.contract import check_env
 from popjax.envs import make
 from popjax.envs.episodic import rescale
+from popjax.envs.options import keywords
 
 # Pendulum and CartPole: [bound of the action]. MinAtar: pixels, discrete.
 GYMNAX = {"Pendulum-v1": 2.0, "CartPole-v1": None, "Breakout-MinAtar": None}
@@ -101,6 +103,26 @@ def test_brax_equals_the_library():
     assert ended
 
 
+@pytest.mark.parametrize("name", ["brax/inverted_pendulum", "gym/InvertedPendulum-v5"])
+def test_a_simulation_that_diverges_ends_its_episode_and_nothing_else(name, key):
+    env = make(name)
+    state, _ = jax.jit(env.reset)(key)
+
+    def lost(inner):
+        physics = getattr(inner, "pipeline_state", inner)
+        wild = {n: getattr(physics, n) * 0 + 1e9 for n in ("qd", "qvel") if hasattr(physics, n)}
+        physics = physics.replace(**wild)
+        return inner.replace(pipeline_state=physics) if hasattr(inner, "pipeline_state") else physics
+
+    step = jax.jit(env.step)
+    _, timestep = step(state.replace(inner=lost(state.inner)), jnp.ones(1))
+    assert (timestep.reward, bool(timestep.terminated)) == (0, True)
+    assert (timestep.next_obs == 0).all()
+    _, timestep = step(state, jnp.ones(1))
+    assert timestep.reward == 1
+    assert not timestep.terminated
+
+
 def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
     env = make("brax/swimmer", episode_length=77)
     assert env.spec.episode_length == 77
@@ -138,6 +160,11 @@ def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
             {"max_steps_in_episode": 2.5},
             "max_steps_in_episode must be an integer, got 2",
         ),
+        ("gymnax/DeepSea-bsuite", {"sise": 20}, "no option 'sise'; did you mean 'size'"),
+        ("gymnax/DeepSea-bsuite", {"size": "big"}, "option size must be an integer, got 'big'"),
+        ("gymnax/DeepSea-bsuite", {"size": 0}, r"gymnax/DeepSea-bsuite cannot be made with {'size': 0}: "),
+        ("gymnax/FrozenLake-misc", {"map_name": "9x9"}, "map_name must be '4x4' or '8x8'"),
+        ("gymnax/Breakout-MinAtar", {"use_minimal_action_set": 3}, "must be True or False, got 3"),
         ("gymnax/Acrobot-v1", {"available_torque": "x"}, r"available_torque must be numbers \[3\], got 'x'"),
         ("gymnax/Acrobot-v1", {"available_torque": [1.0, 2.0]}, r"available_torque must be numbers \[3\]"),
     ],
@@ -153,6 +180,40 @@ def test_options_may_be_written_as_the_command_line_reads_them():
     env = make("gymnax/Acrobot-v1", available_torque=[-2, 0, 2])
     state, _ = jax.eval_shape(env.reset, jax.random.key(0))
     assert jax.eval_shape(env.step, state, jnp.int32(0))[1].reward.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "obs_shape", "actions", "limit"),
+    [
+        ("DeepSea-bsuite", {"size": 20}, (20, 20), 2, 20),
+        ("DeepSea-bsuite", {"size": 9, "max_steps_in_episode": 5}, (9, 9), 2, 5),
+        ("Catch-bsuite", {"rows": 7}, (7, 5), 3, 1000),
+        ("Breakout-MinAtar", {"use_minimal_action_set": False}, (10, 10, 4), 6, 1000),
+        ("FrozenLake-misc", {"map_name": "8x8", "is_slippery": False}, (64,), 4, 200),
+        ("FrozenLake-misc", {"desc": ["SF", "HG"]}, (4,), 4, 100),
+        ("MemoryChain-bsuite", {"num_bits": 3.0}, (5,), 2, 1000),
+    ],
+)
+def test_gymnax_takes_the_keywords_of_its_constructors(task, options, obs_shape, actions, limit):
+    env = make(f"gymnax/{task}", **options)
+    spec = env.spec
+    assert (spec.obs_shape, spec.action_dim, spec.episode_length) == (obs_shape, actions, limit)
+    check_env(env)
+
+
+def test_no_option_of_a_gymnax_task_has_two_meanings():
+    for task in envs.tasks("gymnax"):
+        original, params = gymnax.make(task)
+        assert not set(keywords(type(original).__init__)) & set(vars(params)), task
+
+
+def test_a_place_among_sixteen_is_seen_as_one_number_of_sixteen(key):
+    """Frozen Lake without slipping: one step down from the start at 0 leads to the place 4."""
+    env = make("gymnax/FrozenLake-misc", is_slippery=False)
+    state, obs = env.reset(key)
+    assert (obs.argmax(), obs.sum()) == (0, 1)
+    _, timestep = env.step(state, jnp.int32(1))
+    assert (timestep.next_obs.argmax(), timestep.next_obs.sum()) == (4, 1)
 
 
 def test_physics_may_differ_from_lane_to_lane(key):

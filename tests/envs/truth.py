@@ -59,6 +59,7 @@ def followed(env, step, play, count):
 def gymnax_original(env, task):
     """The library's functions as an ``Env``; its state is ours."""
     raw, params = gymnax.make(task)
+    seen = raw.observation_space(params)
     params = params.replace(max_steps_in_episode=env.spec.episode_length)
     space = raw.action_space(params)
 
@@ -67,15 +68,18 @@ def gymnax_original(env, task):
             return action
         return space.low + (space.high - space.low) * (action + 1) / 2
 
+    def view(obs):
+        return jnp.eye(seen.n)[obs] if isinstance(seen, spaces.Discrete) else obs
+
     def reset(key):
         key, key_reset = jax.random.split(key)
         obs, state = raw.reset_env(key_reset, params)
-        return (key, state), obs
+        return (key, state), view(obs)
 
     def step(state, action):
         key, key_step = jax.random.split(state[0])
         obs, state, reward, terminated, _ = raw.step_env(key_step, state[1], native(action), params)
-        return (key, state), obs, reward, terminated
+        return (key, state), view(obs), reward, terminated
 
     counted = episodic(env.spec._replace(obs_dtype=jnp.float32), reset, step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from popjax.nets import recurrent
+from tests.support import close
 
 ACTIONS = 3
 
@@ -43,11 +45,20 @@ def test_counterparts_for_grids_and_vectors(shape, filters, features):
     assert initial(shape, 6, recurrent=False)["core"]["kernel"].shape == (features, 256)
 
 
+@pytest.mark.parametrize("shape", [(), (4, 3)])
+def test_a_number_or_a_matrix_is_seen_as_a_vector(shape):
+    obs, going_on = jax.random.normal(jax.random.key(1), (5, *shape)), jnp.zeros(5, jnp.bool_)
+    network, plain = (recurrent.recurrent_actor_critic(s, 6) for s in (shape, (math.prod(shape),)))
+    params = network.init(jax.random.key(0))
+    expected = plain.unroll(params, plain.memory, obs.reshape(5, -1), going_on)
+    close(network.unroll(params, network.memory, obs, going_on), expected)
+
+
 def test_what_a_torso_cannot_read_is_refused_with_the_shape():
     with pytest.raises(ValueError, match=r"'vector' reads vectors.*\(10, 10, 4\)"):
         initial((10, 10, 4), 2, torso="vector")
-    with pytest.raises(ValueError, match=r"images.*\(4, 4\)"):
-        initial((4, 4), 2)
+    with pytest.raises(ValueError, match=r"'grid' reads images.*\(4, 4\)"):
+        initial((4, 4), 2, torso="grid")
     with pytest.raises(ValueError, match="'sheet'"):
         recurrent.Config(torso="sheet")
     with pytest.raises(ValueError, match=r"got .* 0"):

@@ -233,8 +233,9 @@ def test_a_step_keeps_structure_shapes_and_types(name):
 @every_method
 def test_the_fields_that_the_host_reads(name):
     state = jax.eval_shape(compiled(name)[0].init, jax.random.key(0), compiled(name)[0].hyper)
-    for field in ("env_steps", "generation"):
-        assert (getattr(state, field).shape, getattr(state, field).dtype) == ((), jnp.int32)
+    assert (state.generation.shape, state.generation.dtype) == ((), jnp.int32)
+    counts = jax.tree.leaves(state.env_steps)
+    assert [(count.shape, count.dtype) for count in counts] in ([((), jnp.int32)], [((), jnp.uint32)] * 2)
     assert jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.hyper))
     assert state.metrics.fitness.shape == (CASES[name].population,)

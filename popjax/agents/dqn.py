@@ -62,12 +62,12 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Online and target network, Adam's moments, and gradient steps taken, int32 []."""
+    """Online and target network, Adam's moments; age: int32 [] gradient steps since the target was copied."""
 
     online: Params
     target: Params
     optimizer: PyTree
-    updates: Array
+    age: Array
 
 
 @struct.dataclass
@@ -118,9 +118,9 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
         optimizer = adam(hyper.lr, hyper.max_grad_norm)
         online, moments, total, value = descend(optimizer, loss, state.online, state.optimizer)
-        updates = state.updates + 1
-        copy = updates % jnp.asarray(hyper.target_period) == 0
-        state = State(online, tree.where(copy, online, state.target), moments, updates)
+        age = state.age + 1
+        copy = age.astype(jnp.float32) >= hyper.target_period
+        state = State(online, tree.where(copy, online, state.target), moments, jnp.where(copy, 0, age))
         return state, Losses(loss=total, value=value)
 
     def error(difference: Array) -> Array:

@@ -43,7 +43,7 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Online and target networks, Adam's moments; updates: int32 [] gradient steps done."""
+    """Online and target networks, Adam's moments; delayed: int32 [] gradient steps since the actor's."""
 
     actor: Params
     critics: Params
@@ -51,7 +51,7 @@ class State:
     target_critics: Params
     actor_optimizer: PyTree
     critic_optimizer: PyTree
-    updates: Array
+    delayed: Array
 
 
 @struct.dataclass
@@ -83,7 +83,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             target_critics=critic_params,
             actor_optimizer=adam(hyper.actor_lr, hyper.max_grad_norm).init(actor_params),
             critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init(critic_params),
-            updates=jnp.int32(0),
+            delayed=jnp.int32(0),
         )
 
     def adopt(state: State, policy: Params, value: Params = None) -> State:
@@ -130,9 +130,9 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         critics, critic_optimizer, critic_value, _ = descend(
             adam(hyper.critic_lr, hyper.max_grad_norm), loss, state.critics, state.critic_optimizer
         )
-        updates = state.updates + 1
-        state = replace(state, critics=critics, critic_optimizer=critic_optimizer, updates=updates)
-        due = updates % config.policy_delay == 0
+        delayed = (state.delayed + 1) % config.policy_delay
+        state = replace(state, critics=critics, critic_optimizer=critic_optimizer, delayed=delayed)
+        due = delayed == 0
         # One branch for all lanes: the individuals of a population are due together.
         state, actor_value = jax.lax.cond(
             tree.any_lane(due),

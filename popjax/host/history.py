@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from popjax import counting
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -106,7 +108,8 @@ def empty(shapes: Any) -> History:
     def none(leaf: Any) -> np.ndarray:
         return np.zeros((leaf.shape[0], 0, *leaf.shape[1:]), leaf.dtype)
 
-    return History(none(shapes.generation), none(shapes.env_steps), jax.tree.map(none, shapes.metrics))
+    steps = counting.on_host(jax.tree.map(none, shapes.env_steps))
+    return History(none(shapes.generation), steps, jax.tree.map(none, shapes.metrics))
 
 
 def named(metrics: Any) -> dict[str, np.ndarray]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
+from popjax import counting
 from popjax.host.errors import Refused
 
-_COUNTER_LIMIT = 2**31 - 1  # environment steps are counted in int32
+_LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,22 @@ def validate(options: Options, steps_bound: int) -> None:
             f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"
             " environment steps"
         )
-    chunk = chunk_length(options, steps_bound) * steps_bound
-    if options.env_steps + chunk > _COUNTER_LIMIT:
-        raise Refused(f"--env-steps {options.env_steps} exceeds the counter's {_COUNTER_LIMIT - chunk}")
-    if options.seed + options.seeds > _COUNTER_LIMIT:
-        raise Refused(f"--seed {options.seed} + --seeds {options.seeds} exceeds {_COUNTER_LIMIT}")
+    if options.seed + options.seeds > _LARGEST_SEED:
+        raise Refused(f"--seed {options.seed} + --seeds {options.seeds} exceeds {_LARGEST_SEED}")
+
+
+def check_counter(options: Options, steps_bound: int, counter: Any) -> None:
+    """Refuse a budget beyond what the State's ``counter`` of environment steps can hold.
+
+    Raises:
+        Refused: the last chunk could exceed it.
+    """
+    limit = counting.largest(counter) - chunk_length(options, steps_bound) * steps_bound
+    if options.env_steps > limit:
+        raise Refused(
+            f"--env-steps {options.env_steps} exceeds the counter's {limit}: let the method count in a"
+            " popjax.counting.Count"
+        )
 
 
 def chunk_length(options: Options, steps_bound: int) -> int:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from popjax import counting
 from popjax.host.errors import Refused
 
 PORT = 8476
@@ -85,8 +86,13 @@ def first() -> bool:
 
 
 def fetch(arrays: Any) -> Any:
-    """A pytree of arrays as NumPy arrays, whole, on every process; none of it may be a key."""
-    return jax.tree.map(_fetch, arrays)
+    """A pytree of arrays as NumPy arrays, whole, on every process; a ``Count`` as int64. None of it may be a
+    key."""
+    return jax.tree.map(counting.on_host, jax.tree.map(_fetch, arrays), is_leaf=_is_count)
+
+
+def _is_count(node: Any) -> bool:
+    return isinstance(node, counting.Count)
 
 
 def _fetch(array: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from popjax.core import Env, Method
 from popjax.host import compilation, describe, log, memory, processes, rundir, shard, sweep
 from popjax.host.errors import Refused
 from popjax.host.loop import Trained, evaluations_due, train_on
-from popjax.host.options import Options, validate
+from popjax.host.options import Options, check_counter, validate
 from popjax.host.programs import Programs, compile_programs
 from popjax.host.run import Position, Result, Run, finished, restore
 from popjax.host.writer import Writer
@@ -102,6 +102,7 @@ def _start(
     """Checks memory, restores or initialises, trains. A new directory is made once it is known to fit."""
     start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
     shapes = jax.eval_shape(sweep.lift(run.method.init, count), *start)
+    check_counter(run.options, run.method.steps_bound, shapes.env_steps)
     placement = shard.place(shapes, devices)
     device = jax.local_devices()[0]
     available = processes.smallest_size(memory.available_bytes(device))

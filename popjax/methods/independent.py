@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import agents, rollout, tree
+from popjax import agents, counting, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
@@ -71,7 +71,7 @@ class State:
 
     key: Key
     hyper: PyTree
-    env_steps: Array  # int32 [] summed over agents and lanes
+    env_steps: counting.Count  # [] summed over agents and lanes
     generation: Array  # int32 [] iterations
     metrics: Metrics
     replay: Ring
@@ -107,7 +107,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return State(
             key=key,
             hyper=hyper,
-            env_steps=jnp.int32(0),
+            env_steps=counting.none(),
             generation=jnp.int32(0),
             metrics=Metrics(
                 fitness=jnp.zeros(population),
@@ -122,7 +122,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def collect(s: State) -> State:
         """Every agent plays in its lanes, uniformly at random during the warm-up."""
         key, key_play = jax.random.split(s.key)
-        scale = agent.exploration(s.hyper, s.env_steps // population)
+        scale = agent.exploration(s.hyper, s.env_steps / population)
         act = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents), scale)
         act = policy.randomly(act, env.spec, s.env_steps < warmup)
         keep = lanes.keep_transitions(s.hyper.discount)
@@ -175,7 +175,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper=default_hyper(config),
         steps_bound=taken,
         individuals=individuals,
-        exploration=lambda s: jnp.mean(agent.exploration(s.hyper, s.env_steps // population)),
+        exploration=lambda s: jnp.mean(agent.exploration(s.hyper, s.env_steps / population)),
     )
 
 

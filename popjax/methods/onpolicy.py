@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import agents, rollout, tree
+from popjax import agents, counting, rollout, tree
 from popjax.agents import a2c
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, Trajectory, as_arrays, chain, stacked
@@ -63,7 +63,7 @@ class State:
 
     key: Key
     hyper: PyTree
-    env_steps: Array  # int32 [] summed over agents and lanes
+    env_steps: counting.Count  # [] summed over agents and lanes
     generation: Array  # int32 [] iterations
     metrics: Metrics
     agents: PyTree = stacked()
@@ -94,7 +94,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return State(
             key=key,
             hyper=hyper,
-            env_steps=jnp.int32(0),
+            env_steps=counting.none(),
             generation=jnp.int32(0),
             metrics=Metrics(
                 fitness=jnp.zeros(population),

@@ -127,6 +127,7 @@ def test_the_target_is_copied_every_so_many_steps(key):
         else:
             equal(state.target, first)
             assert (state.online["Dense_1"]["linear"]["kernel"] != first["Dense_1"]["linear"]["kernel"]).any()
+        assert int(state.age) == count % 3  # nothing here grows for ever
 
 
 def sizes(spec, config=dqn.Config()):

@@ -1,0 +1,69 @@
+"""Counts beyond 32 bits: as Python's integers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import counting
+from popjax.agents import dqn
+from popjax.envs import make
+from popjax.host import processes
+from popjax.host.errors import Refused
+from popjax.host.options import Options, check_counter
+from popjax.methods import independent
+
+BUDGET = 2048 * 10**9  # environment steps of 2048 agents, a billion each
+
+
+def count(number: int) -> counting.Count:
+    return counting.Count(jnp.uint32(number >> 32), jnp.uint32(number % 2**32))
+
+
+@pytest.mark.parametrize("number", [0, 5, 2**31 - 1, 2**31, 2**32 - 1, 2**32, BUDGET])
+@pytest.mark.parametrize("more", [0, 1, 2**31 - 1, 2**32 - 1, 2**40 + 7])
+def test_as_pythons_integers(number: int, more: int) -> None:
+    assert int(count(number) + more) == number + more
+    if more < 2**31:
+        assert int(count(number) + jnp.int32(more)) == number + more
+        assert bool(count(number) >= jnp.int32(more)) == (number >= more)
+    assert bool(count(number) >= more) == (number >= more)
+    assert bool(count(number) < more) == (number < more)
+    np.testing.assert_allclose(count(number) / 3.0, number / 3, rtol=1e-6)
+
+
+def test_counted_in_a_compiled_program() -> None:
+    @jax.jit
+    @jax.vmap
+    def counted(start: counting.Count, step: jax.Array) -> counting.Count:
+        return jax.lax.fori_loop(0, 1000, lambda _, total: total + step, start)
+
+    starts = jax.tree.map(lambda *x: jnp.stack(x), count(0), count(2**32 - 5), count(BUDGET))
+    totals = processes.fetch({"steps": counted(starts, jnp.int32([2**31 - 1, 1, 12]))})["steps"]
+    assert totals.dtype == np.int64
+    assert totals.tolist() == [1000 * (2**31 - 1), 2**32 + 995, BUDGET + 12_000]
+
+
+def test_a_large_population_has_room() -> None:
+    env = make("probe/endless")
+    method = independent.build(env, independent.Config(population=2048, lanes=16, capacity=300))
+    options = Options(env_steps=BUDGET)
+    shapes = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    check_counter(options, method.steps_bound, shapes.env_steps)
+    with pytest.raises(Refused, match="--env-steps 2048000000000 exceeds the counter's 21474"):
+        check_counter(options, method.steps_bound, jnp.int32(0))
+
+
+def test_training_goes_on_behind_32_bits() -> None:
+    """Neither the warm-up nor the exploration of the beginning comes back."""
+    env = make("probe/context-discrete")
+    small = independent.Config(agent=dqn.Config(hidden=(8,)), batch=4, capacity=50, warmup=10)
+    method = independent.build(env, small)
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    state = jax.jit(method.step)(state.replace(env_steps=count(2**32 - 1)))
+    assert int(state.env_steps) == 2**32
+    before, after = state.agents.online, jax.jit(method.step)(state).agents.online
+    assert any((x != y).any() for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    assert float(method.exploration(state)) == pytest.approx(method.hyper.exploration)

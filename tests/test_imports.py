@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
-    {"core", "checks", "tree", "shuffle", "importing", "remember", "counting"},
+    {"core", "checks", "tree", "shuffle", "importing", "remember", "counting", "numerics"},
     {"contract"},
     {
         "nets",

@@ -63,6 +63,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused
 
     terminal.open_missing()
+    terminal.write_any_text()
     try:
         command()
     except SystemExit as stop:
@@ -102,6 +103,7 @@ def _run(argv: list[str]) -> None:
     training.prepare_jax()
     control, rest = grid.control(training.join_processes(rest))
     shard.divide_cpu(parse.peel(rest, "--devices")[0])
+    training.require_backend()
     programs: dict[tuple[str, ...], Program] = {}
 
     def common(arguments: Sequence[str]) -> Any:

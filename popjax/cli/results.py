@@ -18,6 +18,7 @@ def evaluate(argv: list[str]) -> None:
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
     training.prepare_jax()
+    training.require_backend()
     from popjax.cli import show
     from popjax.host import sweep
     from popjax.host.evaluate import evaluate as evaluate_state
@@ -95,6 +96,7 @@ def export(argv: list[str]) -> None:
 
     arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
     training.prepare_jax()
+    training.require_backend()
     from popjax.cli import show
     from popjax.host import sweep
     from popjax.host.export import export_policy

@@ -146,13 +146,32 @@ def join_processes(argv: list[str]) -> list[str]:
 
 
 def prepare_jax() -> None:
-    """Keeps compiled programs between processes and the libraries' remarks off the screen."""
+    """Keep compiled programs between processes and the libraries' remarks off the screen."""
     import logging
     import warnings
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from popjax import cli, numerics
     from popjax.host.compilation import keep_compiled
 
+    for setting in numerics.standardize():
+        cli.say(f"{setting} is overruled: popjax computes with 32 bits and standard promotion")
     keep_compiled()
+
+
+def require_backend() -> None:
+    """Raise a Fault where JAX has nothing to compute on, such as CUDA that JAX_PLATFORMS names."""
+    import jax
+
+    from popjax.cli.parse import Fault
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        named = os.environ.get("JAX_PLATFORMS")
+        told = f"JAX cannot use what JAX_PLATFORMS={named} names" if named else "JAX finds no device"
+        why = " ".join(str(error).split())
+        remedy = "name one that is here, such as cpu, or install JAX for it"
+        raise Fault(f"{told}{f' ({why})' if why else ''}; {remedy}") from None

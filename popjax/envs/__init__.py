@@ -11,6 +11,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from popjax import numerics
 from popjax.core import Env
 from popjax.remember import remembered
 
@@ -28,6 +29,7 @@ def tasks(suite: str) -> tuple[str, ...]:
 
 
 @remembered
+@numerics.standard()
 def make(name: str, **options: Any) -> Env:
     """The environment ``name``, "suite/task", for one lane.
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from popjax import rollout
+from popjax import numerics, rollout
 from popjax.core import Env, Key, Method, Params, PyTree
 from popjax.host import sweep
 from popjax.host.compilation import identity, keep_compiled
@@ -54,6 +54,7 @@ def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Ar
     return evaluation
 
 
+@numerics.standard()
 def evaluate(
     method: Method,
     env: Env,
@@ -94,8 +95,9 @@ def _player(method: Method, env: Env, count: int, episodes: int) -> Callable[...
 
     @jax.jit
     def run(state: Any, key: Key, numbers: Array) -> tuple[Array, Array]:
-        params = sweep.lift(method.policy, count)(state)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
-        return jax.vmap(lambda p, k: play(env, method, p, k, episodes))(params, keys)
+        def one(state: Any, number: Array) -> tuple[Array, Array]:
+            return play(env, method, method.policy(state), jax.random.fold_in(key, number), episodes)
+
+        return sweep.lift(one, count)(state, numbers)
 
     return run

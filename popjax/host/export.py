@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from popjax import tree
+from popjax import numerics, tree
 from popjax.core import Env, Method, Params
 from popjax.host import sweep
 from popjax.host.errors import Refused
@@ -56,6 +56,7 @@ action = act(observation)  # [{obs}] or [batch, {obs}]
 ```"""
 
 
+@numerics.standard()
 def export_policy(
     method: Method, env: Env, state: Any, out: str | Path, member: int, origins: Sequence[Mapping[str, Any]]
 ) -> str | None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from popjax import tree
+from popjax import numerics, tree
 from popjax.core import Env, Key, Method, Params, PyTree
 from popjax.envs.episodic import rescale
 from popjax.host import sweep
@@ -115,6 +115,7 @@ def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Orig
     return Original(reset, step)
 
 
+@numerics.standard()
 def evaluate(
     method: Method, originals: Sequence[Original], state: Any, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

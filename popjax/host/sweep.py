@@ -122,15 +122,26 @@ def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
 
 @lru_cache(maxsize=64)  # of the same function the same one: JAX keeps what it has traced by identity
 def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
-    """``function`` of one member's arguments, as a function of arguments [S, ...] to results [S, ...]."""
+    """``function`` of one member's arguments, as a function of arguments [S, ...] to results [S, ...].
+
+    Of generators other than threefry, ``vmap`` makes one draw for all lanes, with the key of the first, so a
+    member would be another run than it is alone: with these, members are computed one after the other.
+    """
     if members > 1:
-        return jax.vmap(function)
+        if vmappable():
+            return jax.vmap(function)
+        return lambda *arguments: jax.lax.map(lambda xs: function(*xs), arguments)
 
     def single(*arguments: Any) -> Any:
         result = function(*jax.tree.map(lambda x: jnp.squeeze(x, 0), arguments))
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), result)
 
     return single
+
+
+def vmappable() -> bool:
+    """Return whether a key's draws under ``vmap`` are those that it makes alone."""
+    return jax.config.jax_default_prng_impl == "threefry2x32"  # type: ignore[attr-defined]
 
 
 def keys(members: Sequence[Member]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from contextlib import suppress
@@ -46,6 +47,23 @@ class Lasting:
 def complain(line: str) -> None:
     """Print one line on standard error."""
     print(line, file=Lasting(sys.stderr), flush=True)
+
+
+def write_any_text() -> None:
+    """Let standard output and error replace characters that the terminal's encoding lacks."""
+    codecs.register_error("popjax.spell", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="popjax.spell")
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of ``codecs``: what ASCII has instead of a character."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    spelt = {"±": "+-", "…": "..."}
+    text = error.object[error.start : error.end]
+    return "".join(spelt.get(character, "?") for character in text), error.end
 
 
 def open_missing() -> None:

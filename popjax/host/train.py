@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from popjax import numerics
 from popjax.core import Env, Method
 from popjax.host import compilation, describe, log, memory, processes, rundir, shard, sweep
 from popjax.host.errors import Refused
@@ -27,6 +28,7 @@ from popjax.host.run import Position, Result, Run, finished, restore
 from popjax.host.writer import Writer
 
 
+@numerics.standard()
 def train(
     method: Method,
     env: Env,
@@ -73,6 +75,8 @@ def train(
         NotRead: a checkpoint could not be read, for want of memory or permission.
         Interrupted: SIGINT, SIGTERM or SIGUSR2 came; the state is saved.
     """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise Refused(_NO_JIT)
     options = Options(env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every)
     validate(options, method.steps_bound)
     compilation.keep_compiled()
@@ -85,9 +89,20 @@ def train(
     if run_dir is not None:
         rundir.check(Path(run_dir), config, resume)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
+    if len(chosen) > 1 and not sweep.vmappable():
+        run.say(
+            f"the generator {jax.config.jax_default_prng_impl} draws otherwise under vmap:"  # type: ignore[attr-defined]
+            " members are computed one after the other, not side by side"
+        )
     with ExitStack() as stack:
         directory = None if run_dir is None else rundir.opened(Path(run_dir), config, resume)
         return _start(run, numbers, devices, directory, resume, sinks, stack)
+
+
+_NO_JIT = (
+    "JAX_DISABLE_JIT is set, and a run is one compiled program: unset it; to step through a generation, call"
+    " method.init and method.step from Python, or print from compiled code with jax.debug.print"
+)
 
 
 def _start(

@@ -21,7 +21,7 @@ import mujoco
 import numpy as np
 from jax import Array
 
-from popjax import rollout
+from popjax import numerics, rollout
 from popjax.core import Env, Key, Method, PyTree, Timestep
 from popjax.host import sweep
 from popjax.host.errors import Refused
@@ -87,6 +87,7 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     return Subject(lambda state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
 
 
+@numerics.standard()
 def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *, seed: int = 0) -> Film:
     """Films an episode of the policy of the first seed of ``state`` [S, ...] to ``path``.
 

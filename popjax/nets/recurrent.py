@@ -133,7 +133,7 @@ def recurrent_actor_critic(
         memory, heads = unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
         return memory, jax.tree.map(lambda x: x[0], heads)
 
-    memory = (jnp.zeros(units), jnp.zeros(units)) if recurrent else ()
+    memory = (jnp.zeros(units, jnp.float32),) * 2 if recurrent else ()
     return RecurrentNetwork(init, memory, step, unroll)
 
 
@@ -200,7 +200,7 @@ def with_lstm(
         going_on = jnp.zeros((1, *memory[0].shape[:-1]), jnp.bool_)
         return tree.take(unroll(params, memory, obs[None], going_on), 0)
 
-    return Recurrent(init, (jnp.zeros(units), jnp.zeros(units)), step, unroll)
+    return Recurrent(init, (jnp.zeros(units, jnp.float32),) * 2, step, unroll)
 
 
 def torso_for(obs_shape: Sequence[int], config: Config) -> Torso:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax.core import Key, Method, Number, as_arrays, stacked
+from popjax.core import Choice, Key, Method, Number, as_arrays, stacked
 
 STEPS = 10
 
@@ -74,7 +74,8 @@ def build(population: int, size: int = 12) -> Method:
             keys=keys,
         )
 
-    def act(params: Any, memory: Any, obs: Array, key: Key) -> tuple[Any, Array]:
-        return memory, jnp.tanh(params[:1])
+    def act(params: Any, memory: Any, obs: Array, key: Key, scale: Array | float) -> Choice:
+        action = jnp.tanh(params[:1])
+        return Choice(memory, action, action, jnp.float32(0))
 
     return Method(init, step, lambda s: s.shared, act, Hyper(), STEPS)

@@ -155,7 +155,7 @@ def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="by what it remembers"):
         export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
     env, method, state = built("td3")
-    method = method._replace(act=lambda p, m, obs, key: (m, jax.random.uniform(key, (2,))))
+    method = method._replace(act=lambda p, m, obs, key, scale: (m, jax.random.uniform(key, (2,))))
     with pytest.raises(Refused, match="draws its actions at random"):
         export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
     with pytest.raises(Refused, match=r"--member must be in 0 to 1, .*got 2"):

@@ -12,7 +12,7 @@ import pytest
 
 from popjax import cli
 from popjax.cli import show
-from popjax.core import Env, Method, Spec
+from popjax.core import Choice, Env, Method, Spec
 from popjax.host import original
 from popjax.host.errors import Refused
 
@@ -24,9 +24,14 @@ def env(name: str, obs: int = 4, episode_length: int = 30) -> Env:
 
 
 def acting(act: Any) -> Method:
-    """A method whose State is the policy's parameters [S, D]."""
+    """A method whose State is the policy's parameters [S, D]; ``act`` gives memory and action."""
     nothing: Any = None
-    return Method(nothing, nothing, lambda state: state, act, None, 1)
+
+    def choose(params: Any, memory: Any, obs: Any, key: Any, scale: Any) -> Choice:
+        memory, action = act(params, memory, obs, key)
+        return Choice(memory, action, action, jnp.float32(0))
+
+    return Method(nothing, nothing, lambda state: state, choose, None, 1)
 
 
 BALANCING = acting(lambda params, memory, obs, key: (memory, jnp.clip(obs @ params, -1, 1)[None]))

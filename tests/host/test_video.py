@@ -50,7 +50,7 @@ def acting(act: Any) -> Method:
     return Method(nothing, nothing, lambda state: state, act, None, 1)
 
 
-RIGHT = acting(lambda params, carry, obs, key: (carry, params))
+RIGHT = acting(lambda params, carry, obs, key, scale: (carry, params))
 SPEEDS = jnp.array([[1.0], [-1.0]])
 
 
@@ -259,7 +259,7 @@ def test_a_warp_that_cannot_be_imported_is_not_taken_for_a_missing_one(
 
 
 def test_equal_seeds_film_equal_episodes():
-    noisy = acting(lambda params, carry, obs, key: (carry, jax.random.uniform(key, (1,))))
+    noisy = acting(lambda params, carry, obs, key, scale: (carry, jax.random.uniform(key, (1,))))
     subject = video.Subject(lambda state: state.inner.qpos, lambda *film: None)
     totals = [video.record(noisy, sliding(), SPEEDS, subject, Path("a.mp4"), seed=s).total for s in (1, 1, 2)]
     assert totals[0] == totals[1] != totals[2]

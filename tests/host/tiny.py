@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax.core import Env, Key, Method, Number, as_arrays
+from popjax.core import Choice, Env, Key, Method, Number, as_arrays
 from popjax.recipe import Recipe, recorded
 
 STEPS_BOUND = 12
@@ -109,8 +109,9 @@ def build(env: Env, config: Config = Config()) -> Method:
             weight=weight,
         )
 
-    def act(params: Any, memory: Any, obs: Array, key: Key) -> tuple[Any, Array]:
-        return memory, jnp.tanh(params[:1])
+    def act(params: Any, memory: Any, obs: Array, key: Key, scale: Array | float) -> Choice:
+        action = jnp.tanh(params[:1])
+        return Choice(memory, action, action, jnp.float32(0))
 
     return Method(
         init=init,

@@ -1,0 +1,42 @@
+"""The settings of JAX that popjax's programs are traced under, whatever a shell or a program has chosen.
+
+States are float32 and int32 by contract, and environments' libraries rely on NumPy's promotion. A user who
+wants 64 bits or strict promotion for work of their own keeps them: only what popjax traces is exempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": "allow",
+}
+
+
+@contextmanager
+def standard() -> Iterator[None]:
+    """Trace with 32 bits, standard promotion and free transfers; also a decorator."""
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.transfer_guard("allow"),
+    ):
+        yield
+
+
+def standardize() -> list[str]:
+    """Change the settings for the whole process, as a program of its own may; return what was overruled."""
+    overruled = []
+    for name, value in _SETTINGS.items():
+        found = getattr(jax.config, name)
+        if found not in (value, None):
+            overruled.append(f"{name.upper()}={found}")
+            jax.config.update(name, value)
+    return overruled

@@ -1,0 +1,127 @@
+"""Settings of JAX and of machines that others have: a run is the same, or one line says why there is none."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from popjax.agents import a2c
+from popjax.envs import make
+from popjax.host import sweep, terminal
+from popjax.host.errors import Refused
+from popjax.host.evaluate import evaluate
+from popjax.host.train import train
+from popjax.methods import onpolicy
+from tests.host import tiny
+
+SHORT: dict[str, Any] = {"env_steps": 48, "eval_every": 24, "eval_episodes": 2, "quiet": True}
+
+
+def tiny_run(**more: Any) -> Any:
+    env = make("probe/context")
+    return train(tiny.build(env), env, **SHORT | more)
+
+
+def digests(result: Any) -> list[str]:
+    return [member["state_sha256"] for member in result.summary["members"]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [jax.enable_x64(True)],
+        [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")],
+        [jax.transfer_guard("disallow")],
+    ],
+    ids=["64 bits", "strict promotion", "no transfers"],
+)
+def test_a_run_is_the_same_whatever_the_settings(settings: list[Any]):
+    plain = tiny_run()
+    with ExitStack() as stack:
+        for setting in settings:
+            stack.enter_context(setting)
+        found = tiny_run()
+    assert digests(found) == digests(plain)
+
+
+def test_a_policy_with_memory_trains_and_plays_where_64_bits_are_the_default():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        env = make("gymnax/CartPole-v1")
+        agent = a2c.Config(hidden=(4,), lstm=4)
+        method = onpolicy.build(env, onpolicy.Config(agent=agent, lanes=2))
+        result = train(method, env, **SHORT)
+        returns, _ = evaluate(method, env, result.state, episodes=2)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(result.state)} <= {
+        "float32",
+        "int32",
+        "bool",
+        "key<fry>",
+    }
+    assert np.isfinite(returns).all()
+
+
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+def test_a_member_is_the_run_of_its_seed_alone_with_any_generator(generator: str):
+    with jax.default_prng_impl(generator):
+        assert not sweep.vmappable()
+        both, alone = tiny_run(seeds=2), tiny_run(seed=1)
+        assert digests(both)[1] == digests(alone)[0]
+        env = make("probe/context")
+        method = tiny.build(env)
+        every, _ = evaluate(method, env, both.state, episodes=3)
+        one, _ = evaluate(method, env, alone.state, episodes=3, members=[1])
+    np.testing.assert_array_equal(every[1:], one)
+
+
+def test_training_without_compilation_is_refused():
+    with jax.disable_jit(), pytest.raises(Refused, match="unset it"):
+        tiny_run()
+
+
+def command(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = ["independent", "--env", "probe/endless", "--env-steps", "60", "--config.agent", "ddpg"]
+    script = Path(__file__).parents[2] / "scripts" / "run.py"
+    return subprocess.run(
+        [sys.executable, str(script), *argv],
+        env=os.environ | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda"),
+        ({"JAX_PLATFORMS": "abacus"}, "'abacus'"),
+    ],
+)
+def test_what_jax_cannot_start_with_is_one_line(tmp_path: Path, environment: dict[str, str], word: str):
+    if "gpu" in {device.platform for device in jax.devices()}:
+        pytest.skip("there is CUDA here")
+    done = command(tmp_path, **environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert word in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_that_knows_ascii_alone_is_written_to(monkeypatch: pytest.MonkeyPatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    terminal.write_any_text()
+    print("1.0 ± 0.5 … 本")
+    sys.stdout.flush()
+    assert written.getvalue() == b"1.0 +- 0.5 ... ?\n"

@@ -1,12 +1,34 @@
-"""Comparisons of pytrees, for all tests."""
+"""Comparisons of pytrees and cases of methods, for all tests."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from popjax.core import Method
+
+
+class Case(NamedTuple):
+    """A method, small enough to compile often, that ``test_conformance`` checks.
+
+    build:        makes it, by a ``recorded`` build.
+    population:   how many individuals it has.
+    alone:        every individual acts alone, by parameters of its own.
+    slow:         a second case of its method.
+    slow_members: a sweep of it takes long to compile.
+    eager:        it is also stepped operation by operation.
+    """
+
+    build: Callable[[], Method]
+    population: int
+    alone: bool = True
+    slow: bool = False
+    slow_members: bool = False
+    eager: bool = False
 
 
 def bare(tree: Any) -> Any:

@@ -35,9 +35,9 @@ LAYERS = (
     {"population"},
     {"methods"},
 )
-ABOVE = {"host", "cli"}
+ABOVE = {"host", "cli", "testing"}
 # The host sees a method through the record `Method`, whatever it is made of.
-HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods", "cli"}
+HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods", "cli", "testing"}
 # What the modules of a package may share: written once, used by all of them.
 SHARED = {
     "popjax.envs.episodic",

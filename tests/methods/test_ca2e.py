@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from popjax.agents import ddpg, dqn, td3
-from popjax.core import Pretrained, as_arrays
+from popjax.core import Choice, Pretrained, as_arrays
 from popjax.envs import make
 from popjax.methods import ca2e
 from popjax.methods.ca2e.actors import scales
 from popjax.methods.ca2e.priors import Retirement, compare, threshold
+from tests.support import Case
 
 DDPG = replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))
 SMALL = replace(
@@ -433,3 +434,27 @@ def test_policies_of_other_tasks_are_refused():
         ca2e.build(env, SMALL, [ca2e.Prior(constant(other), 1.0)])
     with pytest.raises(ValueError, match="dqn needs discrete actions"):
         ca2e.build(env, replace(SMALL, agent=dqn.Config()))
+
+
+def a_case():
+    config = replace(
+        ca2e.default_config(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))),
+        nature_actors=2,
+        prior_actors=1,
+        n_step=1,
+        batch=4,
+        capacity=50,
+        local_buffer=1,
+        sync_every=2,
+        learning_starts=0,
+        check_every=3,
+        return_window=2,
+    )
+    env = make("probe/delay")
+    policy = Pretrained(
+        "constant", env.spec, lambda p, m, obs, key, scale: Choice(m, p, p, jnp.float32(0)), jnp.zeros(1)
+    )
+    return Case(lambda: ca2e.build(env, config, [ca2e.Prior(policy, 0.5)]), population=3, alone=False)
+
+
+CASES = {"ca2e": a_case()}

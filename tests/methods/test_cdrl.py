@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import jax
@@ -21,7 +21,7 @@ from popjax.methods.cdrl import acting, learning, offline
 from popjax.methods.cdrl.config import reached
 from popjax.nets import recurrent
 from popjax.nets.recurrent import Heads, recurrent_actor_critic
-from tests.support import same
+from tests.support import Case, same
 
 NET = recurrent.Config(hidden=(4,), units=4)
 TINY = cdrl.Config(network=NET, lanes=2, steps=3, align_hidden=(4,))
@@ -630,3 +630,42 @@ def test_what_was_shown_three_steps_ago_is_known_to_those_who_remember(remembers
     state = jax.jit(method.init)(jax.random.key(0), replace(method.hyper, lr=5e-3))
     run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), None), s, length=200)[0])
     assert low <= float(run(state).metrics.score[0]) <= high
+
+
+TINY = recurrent.Config(hidden=(4,), units=4)
+
+
+def a_finished_run(task):
+    """A finished run of ``cdrl`` with a memory, whose network has learned nothing."""
+    spec = make(task).spec
+    network = recurrent.recurrent_actor_critic((1,), spec.action_dim, TINY)
+    params = network.init(jax.random.key(7))
+    return Pretrained("a run", spec, None, params, network.memory, config=cdrl.Config(network=TINY))
+
+
+def a_case(teacher, population, **marks):
+    config = cdrl.Config(network=TINY, lanes=2, steps=3, align_hidden=(4,))
+
+    def build():
+        method = cdrl.build(make("probe/context-discrete"), config, **teacher)
+        return method._replace(hyper=replace(method.hyper, align_from=0.0, distil_from=0.0))
+
+    return Case(build, population, alone=False, **marks)
+
+
+def a_case_of_align():
+    config = offline.Config(lanes=2, steps=3, updates=2, batch=4, capacity=20, align_hidden=(4,))
+    runs = [
+        cdrl.Finished(a_finished_run(f"probe/{task}")) for task in ("context-discrete", "corridor-discrete")
+    ]
+    build = partial(offline.build, make("probe/corridor-discrete"), config, runs[:1], runs[1:])
+    return Case(build, population=1, alone=False, slow=True)
+
+
+CASES = {
+    "cdrl": a_case({"teacher_envs": [make("probe/corridor-discrete")]}, population=2, slow_members=True),
+    "cdrl_finished": a_case(
+        {"teachers": [cdrl.Finished(a_finished_run("probe/corridor-discrete"))]}, population=1, slow=True
+    ),
+    "align": a_case_of_align(),
+}

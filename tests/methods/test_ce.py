@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from popjax.methods import ce
 from popjax.methods.ce import acting, drives, experience, learners
 from popjax.methods.ce.experience import Lanes, Row
 from popjax.replay.ring import ring
-from tests.support import close, same
+from tests.support import Case, close, same
 
 SMALL = ce.Config(
     batch=12,
@@ -686,3 +686,23 @@ def test_each_agent_may_have_numbers_of_its_own():
     mean = jnp.tanh(learner_of("all").own(state.agents, state.lanes.obs)[0])[:, 0]
     np.testing.assert_allclose(actions[0], mean[0], atol=1e-6)
     assert (jnp.abs(actions[1:] - mean[1:]) > 1e-4).all()
+
+
+def a_case(alone=True, slow=False, **options):
+    config = ce.Config(
+        population=3,
+        batch=6,
+        capacity=60,
+        warmup=3,
+        sac=sac.Config(hidden=(4,)),
+        contrastive=contrastive.Config(hidden=(4,), features=4, bank_size=6, neighbours=2, horizon=2),
+        q_horizon=3,
+        **options,
+    )
+    return Case(partial(ce.build, make("probe/delay"), config), population=3, alone=alone, slow=slow)
+
+
+CASES = {
+    "ce": a_case(),
+    "ce_all": a_case(alone=False, slow=True, col_unroll=True, col_eval=True, eval_classifier="q", lanes=2),
+}

@@ -7,7 +7,7 @@ the options is marked slow (``pytest -m slow tests/methods/test_cspc.py``).
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import jax
@@ -24,7 +24,7 @@ from popjax.evolution import cem
 from popjax.methods import cspc
 from popjax.methods.cspc import Config, Evolution, exchange, fused
 from popjax.methods.cspc import memory as store
-from tests.support import same
+from tests.support import Case, same
 
 PPO = ppo.Config(
     hidden=(8,), activation="relu", initializer="uniform", squash=True, policy_epochs=2, value_epochs=2
@@ -1007,3 +1007,31 @@ def test_teams_that_cannot_be_built_are_refused(options, message):
 def test_discrete_tasks_are_refused():
     with pytest.raises(ValueError, match="cspc needs continuous actions"):
         cspc.build(make("probe/action-discrete"), TINY)
+
+
+def a_case(slow=False, slow_members=False, **options):
+    config = cspc.Config(
+        off_policy=sac2018.Config(hidden=(4,)),
+        on_policy=ppo.Config(hidden=(4,), activation="relu", squash=True, policy_epochs=2, value_epochs=2),
+        evolution=cspc.Evolution(hidden=(4,), cem=cem.Config(population=4, parents=2)),
+        first_phase=20,
+        phase=10,
+        capacity=200,
+        local_capacity=40,
+        local_least=10,
+        batch=4,
+        warmup=5,
+        update_after=5,
+        on_policy_batch=5,
+        trials=2,
+    )
+    build = partial(cspc.build, make("probe/delay"), replace(config, **options))
+    return Case(build, population=3, slow=slow, slow_members=slow_members)
+
+
+CASES = {
+    "cspc": a_case(slow_members=True),
+    "cspc_fused": a_case(
+        slow=True, fused=True, phase=12, lanes=4, on_policy_lanes=4, on_policy_batch=8, reset_at_batch=False
+    ),
+}

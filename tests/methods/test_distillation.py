@@ -20,7 +20,7 @@ from popjax.methods import cdrl, distil, onpolicy
 from popjax.methods.cdrl import offline
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
-from tests.support import equal
+from tests.support import Case, equal
 
 NET = recurrent.Config(hidden=(8,), units=8)
 FORWARD = replace(NET, recurrent=False)
@@ -343,3 +343,16 @@ def test_the_help_names_what_a_method_builds_on(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "--teacher: A finished run of cdrl" in shown
     assert "--teacher-env: A further task, SUITE/TASK" in shown
+
+
+def a_case():
+    network = recurrent.Config(hidden=(4,), units=4)
+    config = distil.Config(network=network, lanes=2, steps=3, capacity=4, batch=3, updates=2, labels="logits")
+    env = make("probe/corridor-discrete")
+    teacher = recurrent.recurrent_actor_critic((1,), env.spec.action_dim, network)
+    params = teacher.init(jax.random.key(7))
+    run = Pretrained("a run", env.spec, None, params, teacher.memory, config=cdrl.Config(network=network))
+    return Case(lambda: distil.build(env, config, [distil.Graded(run, -1, 0.0)]), population=1, alone=False)
+
+
+CASES = {"distil": a_case()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import jax
@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from popjax import tree
-from popjax.agents import ddpg, sac, td3
+from popjax.agents import ddpg, dqn, sac, td3
 from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.methods import independent
 from popjax.replay.ring import latest
-from tests.support import close, same
+from tests.support import Case, close, same
 
 TINY = independent.Config(agent=td3.Config(hidden=(8, 8)), batch=8, capacity=64, warmup=5)
 CONFIGS = {
@@ -169,3 +169,18 @@ def test_the_best_agent_is_deployed(key):
 def test_senseless_configs_are_refused(numbers, message):
     with pytest.raises(ValueError, match=message):
         independent.Config(agent=sac.Config(), **numbers)
+
+
+def a_case(agent, env="probe/delay", slow=False, eager=False, **options):
+    config = independent.Config(agent=agent, population=3, batch=4, capacity=50, warmup=1, **options)
+    return Case(partial(independent.build, make(env), config), population=3, slow=slow, eager=eager)
+
+
+CASES = {
+    "ddpg": a_case(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4), slow=True),
+    "ddpg_normalized": a_case(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4)), slow=True),
+    "dqn": a_case(dqn.Config(hidden=(4,)), env="probe/corridor-discrete"),
+    "td3": a_case(td3.Config(hidden=(4,)), lanes=2, steps=2, slow=True),
+    "sac": a_case(sac.Config(hidden=(4,)), eager=True),
+    "shared": a_case(sac.Config(hidden=(4,)), shared_replay=True, slow=True),
+}

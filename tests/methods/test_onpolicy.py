@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import jax
@@ -17,7 +17,7 @@ from popjax.cli import parse
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.methods import onpolicy
-from tests.support import close, same
+from tests.support import Case, close, same
 
 TINY = onpolicy.Config(agent=a2c.Config(hidden=(8,)), population=3, lanes=2, steps=5)
 
@@ -207,3 +207,11 @@ def test_it_learns_to_balance_a_pole(key):
         return play(jax.random.split(key, 64))
 
     assert returns(key).mean() > 300
+
+
+def a_case(slow=False, **options):
+    config = onpolicy.Config(agent=a2c.Config(hidden=(4,), **options), population=3, lanes=2, steps=3)
+    return Case(partial(onpolicy.build, make("probe/delay"), config), population=3, slow=slow)
+
+
+CASES = {"onpolicy": a_case(), "onpolicy_lstm": a_case(lstm=4, slow=True)}

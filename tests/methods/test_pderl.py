@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import jax
@@ -21,7 +21,7 @@ from popjax.evolution.mating import Mating
 from popjax.evolution.select import replaceable
 from popjax.methods import erl, pderl
 from popjax.replay.ring import latest
-from tests.support import same
+from tests.support import Case, same
 
 LIMIT = 12
 TINY = pderl.Config(
@@ -380,3 +380,25 @@ def test_an_exchange_of_rows_has_two_parents():
                 assert ((np.asarray(child) == x) | (np.asarray(child) == y)).all()
             found += 1
     assert found
+
+
+def a_case(slow=False, eager=False, **options):
+    config = pderl.Config(
+        population=4,
+        sync_period=2,
+        memory=12,
+        mutation_batch=4,
+        capacity=200,
+        batch=4,
+        start_batches=2,
+        distillation=Distillation(batch=4, epochs=1),
+        ddpg=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
+    )
+    build = partial(pderl.build, make("probe/delay"), replace(config, **options))
+    return Case(build, population=4, slow=slow, eager=eager)
+
+
+CASES = {
+    "pderl": a_case(),
+    "erl": a_case(slow=True, eager=True, crossover="n_point", mutation="gaussian"),
+}

@@ -1,0 +1,266 @@
+"""Checks of one's own methods: what popjax promises to do with them holds only if they keep their contract.
+
+    from popjax import testing
+
+    def test_my_method():
+        env = popjax.make("probe/context")
+        testing.check_method(my_method.build(env, my_method.Config(hidden=(4,))), env)
+
+Small shapes do: every check compiles. What is wrong is a ValueError of one line that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from popjax import tree
+from popjax.core import Choice, Env, Method, PyTree, Spec, stacked_fields
+
+
+def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = True) -> None:
+    """Check that ``method``, built for ``env``, keeps the contract of ``Method``.
+
+    A State has the fields that the host reads and keeps structure, shapes and types. ``steps`` steps are one
+    trace, count what they play, accept a donated State, and repeat with equal keys, also when every State
+    goes to the host and back. The policy acts. With ``members``, also ``check_members``.
+
+    Raises:
+        ValueError: one of these does not hold; the text says which, and where.
+    """
+    shapes = jax.eval_shape(method.init, _key_shape(), method.hyper)
+    _check_fields(shapes)
+    _check_stacked(shapes)
+    _check_same_form(shapes, jax.eval_shape(method.step, shapes))
+    traces: list[None] = []
+
+    def step(state: Any) -> Any:
+        traces.append(None)
+        return method.step(state)
+
+    init, compiled = jax.jit(method.init), jax.jit(step, donate_argnums=0)
+    state = _check_steps(method, init, compiled, steps)
+    if len(traces) != 1:
+        raise ValueError(f"{steps} steps were traced {len(traces)} times; return every leaf as it was given")
+    _check_policy(method, env.spec, state)
+    if members:
+        _check_members(method, init, compiled, steps)
+
+
+def check_members(method: Method, *, steps: int = 5) -> None:
+    """Check that the members of a sweep equal single runs, and that ``steps`` steps depend on ``Hyper``.
+
+    There are two members; one has half of every number.
+
+    Raises:
+        ValueError: they do not; the text names the leaf that differs.
+    """
+    _check_members(method, jax.jit(method.init), jax.jit(method.step, donate_argnums=0), steps)
+
+
+def check_in_place(method: Method, share: float) -> None:
+    """Check that a step writes a donated State in place and needs less than ``share`` of its size beside it.
+
+    A replay that is copied would double the size. Compiles for the method's own sizes and computes nothing.
+
+    Raises:
+        ValueError: it does not.
+    """
+    state = jax.eval_shape(method.init, _key_shape(), method.hyper)
+    memory = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(_numbers, state)))
+    if memory.alias_size_in_bytes < 0.99 * size:
+        raise ValueError(
+            f"a step writes {memory.alias_size_in_bytes:,} of the State's {size:,} bytes in place; return"
+            " every leaf in the shape and type in which it was given"
+        )
+    if memory.temp_size_in_bytes >= share * size:
+        raise ValueError(
+            f"a step needs {memory.temp_size_in_bytes:,} bytes beside a State of {size:,}, of which {share:g}"
+            " is allowed; a large leaf is copied: update it with .at[...].set or a replay's add, outside of"
+            " lax.cond"
+        )
+
+
+def _key_shape() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _told(x: Any) -> str:
+    return f"{'weak ' if x.weak_type else ''}{x.dtype} {list(x.shape)}"
+
+
+def _where(path: Any) -> str:
+    return f"State{jax.tree_util.keystr(path)}"
+
+
+def _check_fields(state: Any) -> None:
+    """The fields that the host reads."""
+    fields = vars(state)
+    for name in ("key", "hyper", "env_steps", "generation", "metrics"):
+        if name not in fields:
+            raise ValueError(f"State has no field {name}; the host reads it")
+    if (state.generation.shape, state.generation.dtype) != ((), jnp.int32):
+        raise ValueError(f"State.generation must be int32 [], got {_told(state.generation)}")
+    steps = jax.tree.leaves(state.env_steps)
+    if [(x.shape, x.dtype) for x in steps] not in ([((), jnp.int32)], [((), jnp.uint32)] * 2):
+        found = ", ".join(map(_told, steps))
+        raise ValueError(f"State.env_steps must be int32 [] or a counting.Count, got {found}")
+    if not jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"State.key must be a typed key of jax.random.key, got {_told(state.key)}")
+    for path, x in jax.tree.leaves_with_path(state.hyper):
+        if x.dtype != jnp.float32:
+            raise ValueError(
+                f"State.hyper{jax.tree_util.keystr(path)} must be float32, got {_told(x)}; use core.as_arrays"
+            )
+    if "fitness" not in vars(state.metrics) or state.metrics.fitness.ndim != 1:
+        raise ValueError("State.metrics must have a field fitness [P]: how well each individual does")
+
+
+def _check_same_form(before: Any, after: Any) -> None:
+    """A step keeps structure, shapes and types, all of them strong."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        old, new = ({_where(path) for path, _ in jax.tree.leaves_with_path(s)} for s in (before, after))
+        raise ValueError(
+            "a step changes the structure of the State:"
+            f" it adds {sorted(new - old) or 'nothing'} and removes {sorted(old - new) or 'nothing'}"
+        )
+    both = zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, x), y in both:
+        if x.weak_type or x.dtype == jnp.float64:
+            raise ValueError(f"init makes {_where(path)} {_told(x)}; give it a dtype, as in jnp.float32(0)")
+        if (x.shape, x.dtype, x.weak_type) != (y.shape, y.dtype, y.weak_type):
+            raise ValueError(f"{_where(path)} is {_told(x)} before a step and {_told(y)} after it")
+
+
+def _check_stacked(state: Any) -> None:
+    """Fields declared with ``stacked()`` lead with the population."""
+    population, fields = len(state.metrics.fitness), stacked_fields(state)
+    if population > 1 and not fields:
+        raise ValueError(
+            f"no field of State is declared with core.stacked(), though fitness has {population} individuals;"
+            " mark those whose leaves lead with them"
+        )
+    for path, x in jax.tree.leaves_with_path(fields):
+        if x.shape[:1] != (population,):
+            raise ValueError(
+                f"State{jax.tree_util.keystr(path)} is {_told(x)}; as a stacked() field it must lead with the"
+                f" {population} individuals of metrics.fitness"
+            )
+
+
+def _check_steps(method: Method, init: Callable[..., Any], step: Callable[[Any], Any], steps: int) -> Any:
+    """Steps are pure and counted. ``step`` donates its argument. Returns a State after ``steps`` of them."""
+
+    def run(seed: int, interrupted: bool = False) -> Any:
+        state = init(jax.random.key(seed), method.hyper)
+        for _ in range(steps):
+            before = int(state.env_steps)
+            state = step(state)
+            if not 0 <= int(state.env_steps) - before <= method.steps_bound:
+                raise ValueError(
+                    f"a step counted {int(state.env_steps) - before} environment steps, which must be 0 to"
+                    f" steps_bound {method.steps_bound}"
+                )
+            if interrupted:
+                state = jax.tree.map(_through_the_host, state)
+        return state
+
+    state = run(0)
+    if int(state.generation) != steps:
+        raise ValueError(f"State.generation is {int(state.generation)} after {steps} steps; add 1 in each")
+    if int(state.env_steps) < 1:
+        raise ValueError(f"State.env_steps is still 0 after {steps} steps; count what is played")
+    if not _same(state, run(0, interrupted=True)):
+        raise ValueError("the same key gives another State in a second run; keep everything in the State")
+    if _same(state.replace(key=()), run(1).replace(key=())):
+        raise ValueError("another key gives the same State; draw from state.key")
+    return state
+
+
+def _check_members(method: Method, init: Callable[..., Any], step: Callable[[Any], Any], steps: int) -> None:
+    keys = jnp.stack([jax.random.key(4)] * 2)
+    hyper = jax.tree.map(lambda x: jnp.stack([jnp.float32(x), jnp.float32(x) / 2]), method.hyper)
+    sweep = jax.jit(jax.vmap(method.init))(keys, hyper)
+    sweep_step = jax.jit(jax.vmap(method.step), donate_argnums=0)
+    for count in range(steps):
+        sweep = sweep_step(sweep)
+        for i in range(2 if count == 0 else 0):
+            single = step(init(keys[i], tree.take(hyper, i)))
+            _require_close(tree.take(sweep, i), single, f"member {i} of a sweep")
+    first, second = ({**vars(tree.take(sweep, i)), "hyper": ()} for i in range(2))
+    if _same(first, second):
+        raise ValueError(
+            f"half of every number of hyper changes nothing in {steps} steps; read numbers from state.hyper,"
+            " which a sweep fills, and let the case learn within these steps"
+        )
+
+
+def _check_policy(method: Method, spec: Spec, state: Any) -> None:
+    """The policy acts as the task wants, and everybody's policies are like it."""
+    params, key, obs = method.policy(state), jax.random.key(0), jnp.zeros(spec.obs_shape, spec.obs_dtype)
+    choice = jax.jit(method.act)(params, method.memory, obs, key, 0.0)
+    if not isinstance(choice, Choice):
+        raise ValueError(f"act must return a core.Choice, got a {type(choice).__name__}")
+    memory, action = choice.memory, choice.action
+    if jax.tree.structure(memory) != jax.tree.structure(method.memory):
+        raise ValueError("act returns a memory of another structure than Method.memory")
+    shape, dtype = ((), jnp.int32) if spec.discrete else ((spec.action_dim,), jnp.float32)
+    if (action.shape, action.dtype) != (shape, dtype):
+        takes = f"{dtype.__name__} {list(shape)}"
+        raise ValueError(f"act gives an action {_told(action)}, where {spec.name} takes {takes}")
+    low, high = (0, spec.action_dim - 1) if spec.discrete else (-1, 1)
+    if not low <= action.min() <= action.max() <= high:
+        raise ValueError(f"act gives the action {action}, which must be in {low} to {high}")
+    if method.individuals is None:
+        return
+    everybody, population = jax.eval_shape(method.individuals, state), len(state.metrics.fitness)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((population, *x.shape), x.dtype), params)
+    if jax.tree.structure(everybody) != jax.tree.structure(wanted):
+        raise ValueError("individuals gives parameters of another structure than policy")
+    for (path, x), y in zip(jax.tree.leaves_with_path(everybody), jax.tree.leaves(wanted), strict=True):
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            raise ValueError(
+                f"individuals gives {jax.tree_util.keystr(path) or 'parameters'} {_told(x)}, where policies"
+                f" of {population} are {y.dtype} {list(y.shape)}"
+            )
+
+
+def _through_the_host(x: Array) -> Array:
+    """A leaf as a checkpoint gives it back."""
+    if _is_key(x):
+        numbers = np.array(jax.random.key_data(x))
+        return jax.random.wrap_key_data(jnp.array(numbers), impl=jax.random.key_impl(x))
+    return jnp.array(np.array(x))
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(state: PyTree) -> PyTree:
+    """Keys as the integers that they are."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _same(a: PyTree, b: PyTree) -> bool:
+    pairs = zip(jax.tree.leaves(_numbers(a)), jax.tree.leaves(_numbers(b)), strict=True)
+    return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
+
+
+def _require_close(found: PyTree, expected: PyTree, who: str) -> None:
+    """Integers and keys agree exactly, numbers up to the order of summation."""
+    leaves = jax.tree.leaves_with_path(_numbers(expected))
+    for (path, x), y in zip(leaves, jax.tree.leaves(_numbers(found)), strict=True):
+        exact = not jnp.issubdtype(x.dtype, jnp.floating)
+        if not np.allclose(y, x, *((0, 0) if exact else (2e-3, 2e-4)), equal_nan=not exact):
+            apart = np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))
+            raise ValueError(
+                f"{_where(path)} of {who} is {apart:g} from that of a single run after a step; let no member"
+                " read another's numbers, and steer branches and loops by tree.any_lane"
+            )

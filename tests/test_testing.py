@@ -1,0 +1,147 @@
+"""The public checks find what they say that they find, and name it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import testing
+from popjax.core import Choice
+from popjax.envs import make
+from tests.host import crowd, tiny
+
+ENV = make("probe/context")
+METHOD = crowd.build(4)
+
+
+def stepped(**changes):
+    """METHOD with ``changes`` to the State behind every step, functions of the State before and after it."""
+
+    def step(before):
+        after = METHOD.step(before)
+        return after.replace(**{name: change(before, after) for name, change in changes.items()})
+
+    return METHOD._replace(step=step)
+
+
+def begun(**changes):
+    """METHOD with other leaves in its first State, functions of it."""
+
+    def init(key, hyper):
+        state = METHOD.init(key, hyper)
+        return state.replace(**{name: change(state) for name, change in changes.items()})
+
+    return METHOD._replace(init=init)
+
+
+class Clock:
+    """An impure number."""
+
+    def __init__(self):
+        self.time = 0
+
+    def __call__(self, x):
+        self.time += 1
+        return np.float32(x + self.time)
+
+
+def ticking(before, after):
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    return after.shared + jax.pure_callback(Clock(), shape, 0.0, vmap_method="sequential")
+
+
+def meddling(before, after):
+    """A number that depends on the other members of a sweep."""
+    shape = jax.ShapeDtypeStruct((12,), jnp.float32)
+    return jax.pure_callback(
+        lambda x: np.full_like(x, x.sum()), shape, after.shared, vmap_method="expand_dims"
+    )
+
+
+def acting(action):
+    return METHOD._replace(act=lambda params, memory, obs, key, scale: Choice(memory, action, action, 0.0))
+
+
+SLIPS = {
+    "a type changes": (
+        stepped(shared=lambda s, t: t.shared.astype(jnp.bfloat16)),
+        r"State.shared is float32 \[12\] before a step and bfloat16 \[12\] after it",
+    ),
+    "the structure changes": (
+        stepped(shared=lambda s, t: {"a": t.shared}),
+        r"adds \[\"State.shared\['a'\]\"\] and removes \['State.shared'\]",
+    ),
+    "a weak type": (
+        begun(shared=lambda s: jnp.broadcast_to(jnp.asarray(1.0), (12,))),
+        r"State.shared weak float32 \[12\]; give it a dtype",
+    ),
+    "steps as a float": (
+        begun(env_steps=lambda s: jnp.float32(0)),
+        r"env_steps must be int32 \[\]",
+    ),
+    "an old key": (begun(key=lambda s: jnp.zeros(2, jnp.uint32)), "typed key of jax.random.key, got uint32"),
+    "numbers as integers": (begun(hyper=lambda s: crowd.Hyper(jnp.int32(1))), r"hyper.noise must be float32"),
+    "another population": (
+        begun(keys=lambda s: s.keys[:3]),
+        r"\['keys'\] is key.* \[3\].*with the 4",
+    ),
+    "too many steps": (stepped(env_steps=lambda s, t: t.env_steps + 1), "counted 11 .* steps_bound 10"),
+    "steps that run back": (stepped(env_steps=lambda s, t: s.env_steps - 1), "a step counted -1"),
+    "no steps": (stepped(env_steps=lambda s, t: s.env_steps), "env_steps is still 0 after 5 steps"),
+    "no generations": (stepped(generation=lambda s, t: s.generation), "generation is 0 after 5 steps; add 1"),
+    "a clock": (stepped(shared=ticking), "the same key gives another State"),
+    "no randomness": (
+        METHOD._replace(init=lambda key, hyper: METHOD.init(jax.random.key(3), hyper)),
+        "another key gives the same State",
+    ),
+    "nothing": (METHOD, None),
+    "numbers of the method": (
+        METHOD._replace(step=lambda s: METHOD.step(s.replace(hyper=METHOD.hyper)).replace(hyper=s.hyper)),
+        "half of every number of hyper changes nothing in 5 steps",
+    ),
+    "members that mix": (
+        stepped(shared=meddling),
+        r"State.shared of member 0 of a sweep is .* from",
+    ),
+    "too many actions": (
+        acting(jnp.zeros(2)),
+        r"float32 \[2\], where probe/context takes float32 \[1\]",
+    ),
+    "an action out of range": (acting(jnp.full(1, 2.0)), r"which must be in -1 to 1"),
+    "no Choice": (
+        METHOD._replace(act=lambda p, m, obs, key, scale: (m, jnp.zeros(1))),
+        "act must return a core.Choice, got a tuple",
+    ),
+    "another memory": (
+        METHOD._replace(act=lambda p, m, obs, key, scale: Choice({"h": obs}, jnp.zeros(1), 0.0, 0.0)),
+        "a memory of another structure",
+    ),
+    "too few individuals": (
+        METHOD._replace(individuals=lambda s: s.weights[:3]),
+        r"individuals gives parameters float32 \[3, 12\], where policies of 4 are float32 \[4, 12\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_what_is_wrong_with_a_method_is_named(slip):
+    method, message = SLIPS[slip]
+    if message is None:
+        testing.check_method(method, ENV)
+        return
+    with pytest.raises(ValueError, match=message) as refusal:
+        testing.check_method(method, ENV)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_copied_replay_is_noticed():
+    method = tiny.build(ENV, tiny.Config(capacity=100_000))
+    testing.check_in_place(method, 0.3)
+
+    def step(state):
+        return method.step(state.replace(replay=jnp.sort(state.replay, axis=0)))
+
+    with pytest.raises(ValueError, match=r"of which 0\.3 is allowed; a large leaf is copied"):
+        testing.check_in_place(method._replace(step=step), 0.3)

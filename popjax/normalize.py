@@ -8,10 +8,15 @@ mean would stop moving.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+
+from popjax.core import Agent, Choice, Key, Params, PyTree, Transition
 
 COUNT_LIMIT = 2**30
 """Samples after which the count stands still; from there on old samples fade slowly."""
@@ -136,6 +141,62 @@ def scale_reward(
     """
     scaled = reward / jnp.sqrt(state.statistics.variance + epsilon)
     return scaled if clip is None else jnp.clip(scaled, -clip, clip)
+
+
+@struct.dataclass
+class Whitened:
+    """An agent's state and the statistics of the observations that it has seen."""
+
+    agent: PyTree
+    statistics: RunningStatistics
+
+
+def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Agent:
+    """Return ``agent`` with observations normalized by running statistics and cut to [-clip, clip].
+
+    Its state is ``Whitened``, and its policy parameters are a pair of the agent's own and the statistics, so
+    that whoever acts sees what the learner sees. ``actor`` and ``critic`` stay networks of normalized
+    observations.
+    """
+
+    def seen(statistics: RunningStatistics, obs: Array) -> Array:
+        return normalize(statistics, obs, clip=clip)
+
+    def seen_batch(state: Whitened, batch: Transition) -> Transition:
+        obs, next_obs = (seen(state.statistics, x) for x in (batch.obs, batch.next_obs))
+        return replace(batch, obs=obs, next_obs=next_obs)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return agent.act(params[0], memory, seen(params[1], obs), key, scale)
+
+    def learn(state: Whitened, batch: Transition, hyper: PyTree, key: Key) -> tuple[Whitened, PyTree]:
+        inner, losses = agent.learn(state.agent, seen_batch(state, batch), hyper, key)
+        return replace(state, agent=inner), losses
+
+    def adopt(state: Whitened, policy: Params, value: Params = None) -> Whitened:
+        return Whitened(agent.adopt(state.agent, policy[0], value), policy[1])
+
+    def td_error(state: Whitened, batch: Transition, online: bool = False) -> Array:
+        return agent.td_error(state.agent, seen_batch(state, batch), online)
+
+    return agent._replace(
+        init=lambda key, hyper: Whitened(agent.init(key, hyper), init(obs_shape)),
+        act=act,
+        learn=learn,
+        policy=lambda state: (agent.policy(state.agent), state.statistics),
+        adopt=adopt,
+        value=lambda state, obs, action: agent.value(state.agent, seen(state.statistics, obs), action),
+        outputs=lambda params, obs: agent.outputs(params[0], seen(params[1], obs)),
+        state_value=_of_agent(agent.state_value),
+        td_error=td_error if agent.td_error else None,
+        observe=lambda state, obs, valid: Whitened(
+            agent.observe(state.agent, obs, valid), update(state.statistics, obs, valid)
+        ),
+    )
+
+
+def _of_agent(function: Callable[[PyTree], Params] | None) -> Callable[[Whitened], Params] | None:
+    return None if function is None else lambda state: function(state.agent)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:

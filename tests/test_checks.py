@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from popjax import agents, evolution, intrinsic, methods, nets
 from popjax.checks import check_choices, check_least, choices, nearest_divisor
+from popjax.nets import recurrent
 
 Color = Literal["red", "blue"]
 
@@ -51,37 +52,61 @@ def test_nearest_divisor():
     assert [nearest_divisor(12, n) for n in (1, 5, 8, 10, 100)] == [1, 4, 6, 12, 12]
 
 
-def configs():
-    """Every frozen dataclass with a choice of words in the packages that methods are made of."""
+def configs(wanted):
+    """The fields of every frozen dataclass in the packages that methods are made of whose type is
+    ``wanted``."""
     found = {}
     for package in (agents, evolution, intrinsic, methods, nets):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for kind in vars(importlib.import_module(module.name)).values():
                 if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.name:
-                    found |= {f"{module.name}.{kind.__name__}.{name}": (kind, name) for name in worded(kind)}
+                    names = of_type(kind, wanted)
+                    found |= {f"{module.name}.{kind.__name__}.{name}": (kind, name) for name in names}
     return found
 
 
-def worded(kind):
-    """The fields of a dataclass, no network's layer, that choose among words."""
-    if issubclass(kind, nn.Module):
+def of_type(kind, wanted):
+    """The fields of a frozen dataclass, no network's layer, whose type is ``wanted``."""
+    if issubclass(kind, nn.Module) or not kind.__dataclass_params__.frozen:
         return []
     hints = get_type_hints(kind)
-    return [f.name for f in fields(kind) if choices(hints[f.name])]
+    return [f.name for f in fields(kind) if wanted(hints[f.name])]
 
 
-CONFIGS = configs()
+WORDS, SIZES = configs(choices), configs(lambda kind: kind == tuple[int, ...])
 
 
 def test_the_walk_finds_configs():
-    assert {"popjax.methods.pderl.config.Config.crossover", "popjax.agents.sac.Config.actor_q"} <= set(
-        CONFIGS
-    )
-    assert len(CONFIGS) > 30
+    assert {"popjax.methods.ce.config.Config.learner", "popjax.agents.sac.Config.actor_q"} <= set(WORDS)
+    assert {"popjax.agents.td3.Config.hidden", "popjax.agents.ddpg.Config.critic_layers"} <= set(SIZES)
+    assert len(WORDS) > 30
+    assert len(SIZES) > 10
 
 
-@pytest.mark.parametrize("field", CONFIGS)
+@pytest.mark.parametrize("field", WORDS)
 def test_a_misspelt_word_is_refused(field):
-    kind, name = CONFIGS[field]
+    kind, name = WORDS[field]
     with pytest.raises(ValueError, match=rf"{name} is one of .*got 'misspelt'"):
         replace(kind(), **{name: "misspelt"})
+
+
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("sizes", [(0,), (8, -1)])
+def test_a_layer_without_units_is_refused(field, sizes):
+    kind, name = SIZES[field]
+    spelt = " ".join(map(str, sizes))
+    with pytest.raises(ValueError, match=f"{name} must have sizes of at least 1, got {spelt}"):
+        replace(kind(), **{name: sizes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (agents.ddpg.Config, "critic_branch"),
+        (agents.ddpg.Config, "critic_hidden"),
+        (recurrent.Config, "units"),
+    ],
+)
+def test_a_single_width_is_a_size_too(kind, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        replace(kind(), **{name: 0})

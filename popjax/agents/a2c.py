@@ -23,7 +23,7 @@ from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, tree
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import (
     Choice,
     Key,
@@ -56,6 +56,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
         check_least(self, 0, "lstm")
 
 

@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, normalize, tree
-from popjax.checks import check_choices
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import (
     Agent,
     Choice,
@@ -54,6 +54,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
+        check_least(self, 1, "critic_branch", "critic_hidden")
         if self.critic == "layers" and not 0 <= self.action_layer < len(self.critic_layers):
             raise ValueError(
                 f"action_layer {self.action_layer} is none of the {len(self.critic_layers)} critic_layers,"

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, nets, tree
-from popjax.checks import check_choices
+from popjax import distributions, nets, normalize, tree
+from popjax.checks import check_choices, check_widths
 from popjax.core import (
     Agent,
     Choice,
@@ -42,9 +42,11 @@ class Config:
     dueling: bool = False  # whether value and advantage have dense layers of their own
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
+    normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
 
 
 @struct.dataclass
@@ -127,7 +129,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         half = 0.5 * jnp.square(difference)
         return jnp.where(jnp.abs(difference) <= 1, half, jnp.abs(difference) - 0.5) if config.huber else half
 
-    return Agent(
+    agent = Agent(
         init=init,
         act=act,
         learn=learn,
@@ -141,6 +143,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         td_error=td_error,
         exploration=annealed,
     )
+    return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent
 
 
 def chosen(values: Array, action: Array) -> Array:

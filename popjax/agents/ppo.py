@@ -23,7 +23,7 @@ from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, normalize, tree
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
 from popjax.optimize import adam, annealed, descend
 
@@ -50,6 +50,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
         check_least(self, 1, "policy_epochs", "value_epochs", "minibatches")
 
 

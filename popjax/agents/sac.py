@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, nets, tree
-from popjax.checks import check_choices
+from popjax import distributions, nets, normalize, tree
+from popjax.checks import check_choices, check_widths
 from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -30,9 +30,11 @@ class Config:
     actor_q: Literal["mean", "min"] = (
         "mean"  # the actor ascends the mean of the twins (jaxrl2) or their minimum
     )
+    normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
 
 
 @struct.dataclass
@@ -91,13 +93,20 @@ class Parts(NamedTuple):
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
     """A SAC learner. ``act`` with scale 0 is tanh of the mean."""
-    return parts(spec, config).agent
+    agent = parts(spec, replace(config, normalize_obs=False)).agent
+    return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent
 
 
 def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Parts:
     """The learner in parts. With ``heads`` it is that many learners on shared torsos: policies, critics,
     temperatures, entropies and the rewards [heads, B] of a batch have a leading axis, and losses are summed
-    over it."""
+    over it.
+
+    Raises:
+        ValueError: ``config`` asks for normalized observations, which these steps do not see.
+    """
+    if config.normalize_obs:
+        raise ValueError("normalize_obs is for a whole SAC learner; leave it out where its parts are used")
     obs_dim, action_dim = continuous_dims(spec, "sac")
     if heads is None:
         actor = nets.gaussian_actor(obs_dim, action_dim, config.hidden)

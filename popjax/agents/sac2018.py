@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, nets, tree
-from popjax.checks import check_choices
+from popjax import distributions, nets, normalize, tree
+from popjax.checks import check_choices, check_widths
 from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -29,9 +29,11 @@ class Config:
 
     hidden: tuple[int, ...] = (400, 300)  # hidden layers of actor, critics and value, units
     actor_q: Literal["min", "first"] = "min"  # the actor ascends the smaller of the twins or the first
+    normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
 
 
 @struct.dataclass
@@ -138,7 +140,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         )
         return state, Losses(critic_loss=error, actor_loss=loss, entropy=-log_prob.mean())
 
-    return Agent(
+    agent = Agent(
         init=init,
         act=act,
         learn=learn,
@@ -151,3 +153,4 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         critic=twins,
         state_value=lambda state: state.value,
     )
+    return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent

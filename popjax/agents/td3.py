@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, nets, tree
+from popjax import distributions, nets, normalize, tree
+from popjax.checks import check_least, check_widths
 from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -25,6 +26,11 @@ class Config:
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
     policy_delay: int = 2  # gradient steps of the critics per step of actor and targets
+    normalize_obs: bool = False  # observations are whitened by their running statistics
+
+    def __post_init__(self) -> None:
+        check_widths(self)
+        check_least(self, 1, "policy_delay")
 
 
 @struct.dataclass
@@ -66,8 +72,6 @@ class Losses:
 def build(spec: Spec, config: Config = Config()) -> Agent:
     """A TD3 learner."""
     obs_dim, action_dim = continuous_dims(spec, "td3")
-    if config.policy_delay < 1:
-        raise ValueError(f"policy_delay must be at least 1 gradient step, got {config.policy_delay}")
     actor = nets.tanh_actor(obs_dim, action_dim, config.hidden)
     critic = nets.critic(obs_dim, action_dim, config.hidden)
     twins = nets.ensemble(critic, 2)
@@ -141,7 +145,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         )
         return state, Losses(critic_loss=critic_value, actor_loss=actor_value)
 
-    return Agent(
+    agent = Agent(
         init=init,
         act=act,
         learn=learn,
@@ -153,3 +157,4 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         actor=actor,
         critic=twins,
     )
+    return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent

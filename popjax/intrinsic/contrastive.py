@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Network, Params
 
 
@@ -36,6 +36,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
         check_least(self, 1, "features", "bank_size", "bank_every", "neighbours", "horizon")
         if self.bank_size < self.neighbours:
             raise ValueError(

@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
+from popjax.checks import check_widths
 from popjax.core import Intrinsic, Key, Number, Params, PyTree, Transition, number
 from popjax.optimize import adam, descend
 
@@ -24,6 +25,9 @@ class Config:
     """Shape of the discriminator."""
 
     hidden: tuple[int, ...] = (300, 300)  # hidden layers, units
+
+    def __post_init__(self) -> None:
+        check_widths(self)
 
 
 @struct.dataclass

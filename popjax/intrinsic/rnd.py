@@ -20,7 +20,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, normalize, tree
-from popjax.checks import check_choices
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Transition, number
 from popjax.normalize import ReturnStatistics, RunningStatistics
 from popjax.optimize import adam, descend
@@ -40,6 +40,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
+        check_least(self, 1, "features")
 
 
 @struct.dataclass

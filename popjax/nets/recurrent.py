@@ -20,7 +20,7 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
-from popjax.checks import check_choices
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Key, Network, Params, PyTree, Recurrent
 from popjax.nets.images import check_channels_last, flat
 from popjax.nets.layers import ACTIVATIONS, Conv, Dense
@@ -63,8 +63,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if min((self.units, *self.filters, *self.hidden)) < 1:
-            raise ValueError(f"layers need units, got {self.filters}, {self.hidden}, {self.units}")
+        check_widths(self)
+        check_least(self, 1, "units")
 
 
 @struct.dataclass

@@ -408,7 +408,7 @@ def test_agents_refuse_discrete_actions_and_images(name):
 
 
 def test_senseless_configs_are_refused():
-    with pytest.raises(ValueError, match="policy_delay must be at least 1 gradient step, got 0"):
+    with pytest.raises(ValueError, match="policy_delay must be at least 1, got 0"):
         agents.build(SPEC, td3.Config(policy_delay=0))
     with pytest.raises(ValueError, match="one of 'mean', 'min', got 'max'"):
         agents.build(SPEC, sac.Config(actor_q="max"))

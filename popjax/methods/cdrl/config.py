@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Number, number
 from popjax.nets import recurrent
 
@@ -47,6 +47,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
         check_least(self, 1, "lanes", "steps")
         if min(self.align_hidden, default=1) < 1:
             raise ValueError(f"align_hidden: layers need units, got {self.align_hidden}")

@@ -21,7 +21,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, rollout, tree
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import (
     Choice,
     Env,
@@ -63,6 +63,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
         check_least(self, 1, "lanes", "steps", "updates", "batch", "capacity")
 
 

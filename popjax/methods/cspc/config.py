@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flax import struct
 
 from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
-from popjax.checks import check_choices, check_least, nearest_divisor
+from popjax.checks import check_choices, check_least, check_widths, nearest_divisor
 from popjax.core import Number, number
 from popjax.evolution import cem
 
@@ -31,6 +31,7 @@ class Evolution:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
 
 
 def of_team(kind: Any) -> Any:
@@ -104,6 +105,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_widths(self)
         whole = ("phase", "capacity", "local_capacity", "batch", "lanes", "on_policy_lanes", "trials")
         check_least(self, 1, *whole, "on_policy_batch")
         check_least(self, 0, "copies", "first_phase", "local_least", "warmup", "update_after")

@@ -54,7 +54,7 @@ class State:
 
 def build(env: Env, config: Config, kind: agents.AnyConfig, *, is_global: bool) -> Member:
     """An agent of a kind; only the global one draws from the local memory, too."""
-    if getattr(kind, "normalize", False):
+    if getattr(kind, "normalize", False) or getattr(kind, "normalize_obs", False):
         raise ValueError("an off-policy agent that normalizes observations cannot exchange policies")
     agent = agents.build(env.spec, kind)
     lanes_env = rollout.autoreset(env)

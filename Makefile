@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The learner is quicker than the paper's, which a pendulum forgives.
 DEMO ?= pderl --env gymnax/Pendulum-v1 --env-steps 124000 --eval-every 6200 --eval-episodes 10 \
   --config.trials 3 --config.sync_period 2 --hyper.updates_per_step 0.35 \
-  --hyper.ddpg.actor_lr 5e-4 --hyper.ddpg.critic_lr 1e-3 --hyper.ddpg.polyak 0.01
+  --hyper.agent.actor_lr 5e-4 --hyper.agent.critic_lr 1e-3 --hyper.agent.polyak 0.01
 # Every demo gets a directory of its own: a run never overwrites another.
 DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 BENCH ?=

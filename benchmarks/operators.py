@@ -25,9 +25,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from popjax import cli, rollout, tree
-from popjax.agents import ddpg
+from popjax import agents, cli, tree
 from popjax.evolution import crossover, mutate
+from popjax.population import scoring
 from popjax.replay.ring import draw, merge
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,7 +37,7 @@ TRIALS, EPISODES = 10, 10
 def study(run: cli.Loaded, key: jax.Array) -> dict[str, np.ndarray]:
     """Mean returns [TRIALS] of parents, children and mutants of the first seed's population."""
     state = tree.take(run.state, 0)
-    agent = ddpg.build(run.env.spec, run.config.ddpg)
+    agent = agents.build(run.env.spec, run.config.agent)
     key_pairs, key_merge, key_vary, key_play = jax.random.split(key, 4)
     population = state.metrics.fitness.shape[0]
     play = jax.jit(jax.vmap(partial(mean_return, run, key_play)))
@@ -55,15 +55,17 @@ def study(run: cli.Loaded, key: jax.Array) -> dict[str, np.ndarray]:
     )
     keys = jax.random.split(key_vary, TRIALS)
 
+    def greedy(actor: Any, obs: jax.Array) -> jax.Array:
+        return agent.actions.vector(agent.outputs(actor, obs))
+
     def distilled(x: Any, y: Any, memory: Any, key: jax.Array) -> Any:
-        networks = (agent.actor, agent.critic, state.learner.critic)
         rest = (run.config.distillation, state.hyper.crossover_lr, jnp.bool_(True))
-        return crossover.distil(*networks, x, y, memory, key, *rest)
+        return crossover.distil(agent, state.learner, x, y, memory, key, *rest)
 
     def proximal(actor: Any, memory: Any, key: jax.Array) -> Any:
         rows, valid = draw(memory, key, run.config.mutation_batch)
         numbers = (state.hyper.mutation_std, state.hyper.sensitivity_floor)
-        return mutate.proximal(agent.actor.apply, actor, rows.obs, valid, key, *numbers)
+        return mutate.proximal(greedy, actor, rows.obs, valid, key, *numbers)
 
     own = tree.take(state.memories, pairs[:, 0])
     offspring = {
@@ -78,13 +80,9 @@ def study(run: cli.Loaded, key: jax.Array) -> dict[str, np.ndarray]:
 
 
 def mean_return(run: cli.Loaded, key: jax.Array, actor: Any) -> jax.Array:
-    """Mean return of ``EPISODES`` greedy episodes; everybody plays from the same starts."""
-
-    def one(key: jax.Array) -> jax.Array:
-        policy = partial(run.method.act, actor)
-        return rollout.episode(run.env, policy, (), key, record=lambda *_: ()).total
-
-    return jax.vmap(one)(jax.random.split(key, EPISODES)).mean()
+    """Return the mean return of ``EPISODES`` greedy episodes; everyone plays the same."""
+    one = jax.tree.map(lambda x: x[None], actor)
+    return scoring.mean_returns(run.env, run.method.act, one, (), key, EPISODES)[0]
 
 
 def draw_figure(found: dict[str, np.ndarray], title: str, path: Path) -> None:

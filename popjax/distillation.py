@@ -17,25 +17,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from popjax import tree
+from popjax.core import PyTree
+
 Tie = Literal["y", "drop"]
 Regularizer = Literal["mean_all", "paper"]
 Direction = Literal["code", "paper"]
 
 
 def better_action(
-    q_x: Array, q_y: Array, action_x: Array, action_y: Array, tie: Tie = "y"
-) -> tuple[Array, Array]:
-    """For every state the action of the parent that the critic prefers.
+    q_x: Array, q_y: Array, action_x: PyTree, action_y: PyTree, tie: Tie = "y"
+) -> tuple[PyTree, Array]:
+    """Return for every state the action of the parent that the critic prefers.
 
-    q_x, q_y:           [B]     values of the two actions.
-    action_x, action_y: [B, A]  actions of the parents.
+    q_x, q_y:           [B]       values of the two actions.
+    action_x, action_y: [B, ...]  actions of the parents, or what their policies say of the state.
     tie:                what equal values mean: imitate ``y`` (PDERL's code) or nobody (its paper).
 
-    Returns the target [B, A] and ``imitate`` float32 [B], 0 where nobody is imitated. Neither parents nor
+    Returns the target [B, ...] and ``imitate`` float32 [B], 0 where nobody is imitated. Neither parents nor
     critic receive gradients.
     """
     _require(tie in ("y", "drop"), f"tie: 'y' or 'drop', got {tie!r}")
-    target = jnp.where((q_x > q_y)[..., None], action_x, action_y)
+    target = tree.where(q_x > q_y, action_x, action_y)
     imitate = jnp.ones_like(q_x, jnp.float32) if tie == "y" else (q_x != q_y).astype(jnp.float32)
     return jax.lax.stop_gradient((target, imitate))
 
@@ -62,9 +65,15 @@ def imitation_loss(
     action, target = _masked(action, valid), _masked(target, valid)
     imitate = jnp.where(valid, imitate, 0.0)
     imitation = (imitate * jnp.square(action - target).sum(-1)).sum()
+    return imitation + regularization(action, valid, regularizer)
+
+
+def regularization(action: Array, valid: Array, regularizer: Regularizer = "mean_all") -> Array:
+    """Return [] the mean square of actions [B, A] over the ``valid`` rows, and over components if
+    "mean_all"."""
     rows = jnp.maximum(valid.sum(), 1)
     components = action.shape[-1] if regularizer == "mean_all" else 1
-    return imitation + jnp.square(action).sum() / (rows * components)
+    return jnp.square(_masked(action, valid)).sum() / (rows * components)
 
 
 def softened_kl(

@@ -78,6 +78,13 @@ def _limited(timestep: Timestep, steps: Array, limit: int) -> Timestep:
     return replace(timestep, truncated=timestep.truncated | (steps >= limit))
 
 
+def keep_transition(
+    discount: Array | float, timeout_is_terminal: bool, obs: Array, action: Array, timestep: Timestep
+) -> Transition:
+    """Return the ``Record`` of a learner with a replay, once its gamma ``discount`` [] is given."""
+    return transition(obs, action, timestep, discount, timeout_is_terminal)
+
+
 def episode(
     env: Env, policy: Policy, carry: PyTree, key: Key, *, record: Record = _keep_all, block: int = 25
 ) -> Episode:

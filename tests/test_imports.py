@@ -45,6 +45,7 @@ SHARED = {
     "popjax.envs.options",
     "popjax.envs.dmc.parts",
     "popjax.methods.pderl",
+    "popjax.methods.pderl_config",
     "popjax.replay.ring",
     "popjax.nets.images",
     "popjax.methods.cdrl.teachers",

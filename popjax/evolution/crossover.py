@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from jax import Array
 
 from popjax import tree
 from popjax.checks import check_choices, check_least
-from popjax.core import Key, Network, Params
-from popjax.distillation import better_action, imitation_loss
+from popjax.core import Agent, Key, Params, PyTree
+from popjax.distillation import better_action, imitation_loss, regularization
 from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, draw
 
@@ -27,7 +27,7 @@ def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
 
     def cross(key: Key, x: Array, y: Array) -> tuple[Array, Array]:
         rows = x.shape[-1]  # kernels are [in, out]: a unit's weights are a column
-        bound = 2 * rows if x.ndim == 2 else rows
+        bound = 2 * rows if x.ndim >= 2 else rows
         key_count, key_row, key_coin = jax.random.split(key, 3)
         count = jax.random.randint(key_count, (), 0, bound)
         row = jax.random.randint(key_row, (bound,), 0, rows)
@@ -56,6 +56,7 @@ class Distillation:
     child_init: Literal["y", "random"] = "y"  # start from the less fit parent, or from a random one (paper)
     tie: Literal["y", "drop"] = "y"  # equally valued actions: imitate the less fit parent, or nobody (paper)
     regularizer: Literal["mean_all", "paper"] = "mean_all"  # mean over states and components, or states only
+    imitate: Literal["mode", "kl"] = "mode"  # of a stochastic parent: its greedy action, or all of its policy
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -63,9 +64,8 @@ class Distillation:
 
 
 def distil(
-    actor: Network,
-    critic: Network,
-    critic_params: Params,
+    agent: Agent,
+    learner: PyTree,
     x: Params,
     y: Params,
     memory: Ring,
@@ -74,25 +74,45 @@ def distil(
     learning_rate: Array | float,
     active: Array,
 ) -> Params:
-    """A child that acts, in each state of ``memory``, as the parent whose action the critic values more.
+    """Return a child that acts in each state of ``memory`` as the parent whose action the critic prefers.
 
-    x, y:          parameters of the fitter and of the other parent.
-    memory:        the child's, of rows with a field ``obs`` [D]; its size decides the number of steps.
-    learning_rate: Adam's.
-    active:        bool [], False skips the training (and its time, if no lane of a ``vmap`` is active).
+    agent, learner: the kind of agent that everyone is, and the state whose critic judges (``agent.value``).
+    x, y:           policies of the fitter and of the other parent.
+    memory:         the child's, of rows with a field ``obs`` [*obs]; its size decides the number of steps.
+    learning_rate:  Adam's.
+    active:         bool [], False skips the training (and its time, if no lane of a ``vmap`` is active).
 
-    Bodnar et al., algorithm 1 and the loss below it. Parents and critic are fixed, so what to imitate is
-    worked out once for the whole memory and not again in every batch that a state appears in.
+    Bodnar et al., algorithm 1 and the loss below it. A discrete action is imitated by its cross-entropy under
+    the softmax of the child's values, without a regulariser. Parents and critic are fixed, so what to imitate
+    is worked out once for the whole memory and not again in every batch that a state appears in.
     """
+    actions = agent.actions
     key_init, key_train = jax.random.split(key)
 
-    def lesson(obs: Array) -> tuple[Array, Array]:
-        """What to do in a state [D], and whether anybody is imitated there."""
-        action_x, action_y = actor.apply(x, obs), actor.apply(y, obs)
-        value_x, value_y = (critic.apply(critic_params, obs, action) for action in (action_x, action_y))
-        return better_action(value_x, value_y, action_x, action_y, config.tie)
+    def played(params: Params, obs: Array) -> Array:
+        return actions.bounded(actions.mode(agent.outputs(params, obs)))
 
-    obs = memory.rows.obs  # [capacity, D]
+    def lesson(obs: Array) -> tuple[Any, Array]:
+        """Return what to do in a state, and whether anybody is imitated there."""
+        value_x, value_y = (agent.value(learner, obs, played(parent, obs)) for parent in (x, y))
+        said = agent.outputs if config.imitate == "kl" else played
+        return better_action(value_x, value_y, said(x, obs), said(y, obs), config.tie)
+
+    discrete = jnp.issubdtype(jax.eval_shape(played, x, memory.rows.obs).dtype, jnp.integer)
+
+    def imitation(params: Params, rows: tuple[Array, Any, Array], valid: Array) -> Array:
+        obs, target, imitate = rows
+        outputs = agent.outputs(params, obs)
+        if config.imitate == "mode" and not discrete:
+            return imitation_loss(actions.vector(outputs), target, imitate, valid, config.regularizer)
+        if config.imitate == "kl" and actions.kl is not None:
+            distance = actions.kl(target, outputs)
+        else:
+            distance = -actions.log_prob(outputs, target)
+        pulled = 0.0 if discrete else regularization(actions.vector(outputs), valid, config.regularizer)
+        return jnp.where(valid, imitate * distance, 0.0).sum() + pulled
+
+    obs = memory.rows.obs  # [capacity, *obs]
     # In blocks: all states at once would need more memory than the population.
     lessons = jax.lax.map(lesson, obs, batch_size=BLOCK)
     curriculum = replace(memory, rows=(obs, *lessons))
@@ -104,12 +124,8 @@ def distil(
     steps = jnp.where(active, distillation_steps(memory.size, config.batch, config.epochs), 0)
 
     def step(i: Array, carry: tuple[Params, Params]) -> tuple[Params, Params]:
-        (obs, target, imitate), valid = draw(curriculum, jax.random.fold_in(key_train, i), config.batch)
-
-        def loss(params: Params) -> tuple[Array, None]:
-            return imitation_loss(actor.apply(params, obs), target, imitate, valid, config.regularizer), None
-
-        return descend(optimizer, loss, *carry)[:2]
+        rows, valid = draw(curriculum, jax.random.fold_in(key_train, i), config.batch)
+        return descend(optimizer, lambda params: (imitation(params, rows, valid), None), *carry)[:2]
 
     return jax.lax.fori_loop(0, steps, step, (child, optimizer.init(child)))[0]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from popjax.checks import check_choices, check_least
-from popjax.core import Key, Network, Params
+from popjax.core import Key, Params
 from popjax.replay.ring import Ring, draw
 
 
@@ -30,17 +31,21 @@ class Mating:
         check_least(self, 1, "batch", "newest")
 
 
-def scores(config: Mating, actor: Network, actors: Params, memories: Ring, fitness: Array, key: Key) -> Array:
-    """The mating score of every pair, float [P, P].
+Behave: TypeAlias = Callable[[Params, Array], Array]
+"""(policy, obs [..., *obs]) -> greedy actions [..., A]; one-hot where they are discrete."""
+
+
+def scores(config: Mating, behave: Behave, actors: Params, memories: Ring, fitness: Array, key: Key) -> Array:
+    """Return the mating score of every pair, float [P, P].
 
     actors, memories: [P]; a memory's rows have fields ``obs`` [D] and ``action`` [A]. fitness: float [P].
     """
     if config.score == "greedy":
         return fitness[:, None] + fitness[None, :]
-    return behaviour_distance(config, actor, actors, memories, key)
+    return behaviour_distance(config, behave, actors, memories, key)
 
 
-def behaviour_distance(config: Mating, actor: Network, actors: Params, memories: Ring, key: Key) -> Array:
+def behaviour_distance(config: Mating, behave: Behave, actors: Params, memories: Ring, key: Key) -> Array:
     """``E_{s~x} |mu_x(s) - mu_y(s)|^2 + E_{s~y} |mu_x(s) - mu_y(s)|^2`` for every pair, [P, P].
 
     A term averages over min(batch, both memories' sizes) states of the owner's newest.
@@ -48,12 +53,17 @@ def behaviour_distance(config: Mating, actor: Network, actors: Params, memories:
     batch = config.batch
     keys = jax.random.split(key, memories.size.shape[0])
     rows, _ = jax.vmap(lambda memory, key: draw(memory, key, batch, newest=config.newest))(memories, keys)
-    each_actor_on_each_memory = jax.vmap(jax.vmap(actor.apply, (0, None)), (None, 0))
+    each_actor_on_each_memory = jax.vmap(jax.vmap(behave, (0, None)), (None, 0))
     actions = each_actor_on_each_memory(actors, rows.obs)  # [owner of the states, actor, B, A]
-    own = rows.action if config.actions == "stored" else jax.vmap(actor.apply)(actors, rows.obs)
+    own = _vector(rows.action, actions) if config.actions == "stored" else jax.vmap(behave)(actors, rows.obs)
     squared = jnp.sum((actions - own[:, None]) ** 2, -1)  # [owner, actor, B]
     held = jnp.minimum(memories.size, config.newest)
     count = jnp.minimum(batch, jnp.minimum(held[:, None], held[None, :]))  # [owner, actor]
     counted = jnp.arange(batch) < count[..., None]
     term = jnp.where(counted, squared, 0.0).sum(-1) / jnp.maximum(count, 1)
     return term + term.T
+
+
+def _vector(stored: Array, like: Array) -> Array:
+    """Return stored actions as ``Behave`` tells them: discrete ones one-hot."""
+    return jax.nn.one_hot(stored, like.shape[-1]) if jnp.issubdtype(stored.dtype, jnp.integer) else stored

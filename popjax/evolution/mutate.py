@@ -1,6 +1,6 @@
 """Mutation of one individual's parameters.
 
-Only weight matrices change, leaves of rank 2; biases and layer norms stay bit for bit.
+Only weight matrices and kernels change, leaves of rank 2 or more; biases and layer norms stay bit for bit.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Key, Params
+from popjax.replay.ring import Ring, draw
 
 
 def is_weight(leaf: Array) -> bool:
-    """Whether a leaf of one individual's parameters is a weight matrix."""
-    return leaf.ndim == 2
+    """Return whether a leaf of one individual's parameters is a weight matrix or the kernel of a
+    convolution."""
+    return leaf.ndim >= 2
 
 
 def sensitivity(policy: Callable[[Params, Array], Array], params: Params, obs: Array, valid: Array) -> Params:
@@ -62,6 +64,30 @@ def proximal(
         return weight + std * noise / floored(scale, floor) if is_weight(weight) else weight
 
     return jax.tree.map(perturb, params, scale, noise)
+
+
+def proximal_all(
+    policy: Callable[[Params, Array], Array],
+    actors: Params,
+    memories: Ring,
+    keys: Array,
+    batch: int,
+    stds: Array,
+    floor: Array | float,
+) -> Params:
+    """Return a ``proximal`` mutant of each of ``actors`` [P], by ``batch`` states drawn from its memory.
+
+    memories: [P] of rows with a field ``obs``; keys [P]; stds float [P].
+    """
+
+    def one(individual: tuple[Params, Ring, Array, Array]) -> Params:
+        actor, memory, key, std = individual
+        key_draw, key_noise = jax.random.split(key)
+        rows, valid = draw(memory, key_draw, batch)
+        return proximal(policy, actor, rows.obs, valid, key_noise, std, floor)
+
+    # Two by two: a Jacobian per action component for everyone at once needs much memory.
+    return jax.lax.map(one, (actors, memories, keys, stds), batch_size=2)
 
 
 def gaussian(params: Params, key: Key) -> Params:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.core import Key, Network, Params
+from popjax.core import Key, Params
 from popjax.evolution.crossover import n_point
-from popjax.evolution.mating import Mating, scores
+from popjax.evolution.mating import Behave, Mating, scores
 from popjax.evolution.select import Selection, parents
 from popjax.replay.ring import Ring, merge
 
@@ -26,7 +26,7 @@ Child = Callable[[Params, Params, Ring, Key, Array], Params]
 
 def breed(
     child: Child,
-    actor: Network,
+    behave: Behave,
     selection: Selection,
     actors: Params,
     memories: Ring,
@@ -41,7 +41,7 @@ def breed(
     key_score, key_merge, key_child = jax.random.split(key, 3)
     if config.fresh_elite_fitness:
         fitness = fitness[selection.source]
-    score = scores(config, actor, actors, memories, fitness, key_score)
+    score = scores(config, behave, actors, memories, fitness, key_score)
     x, y = parents(selection, fitness, score, allow_self_pair=config.allow_self_pair)
     actors_x, memories_x = tree.take((actors, memories), x)
     actors_y, memories_y = tree.take((actors, memories), y)

@@ -111,6 +111,11 @@ def parents(
     return jnp.where(swap, b, a), jnp.where(swap, a, b)
 
 
+def fate(selection: Selection, slot: Array) -> Array:
+    """Return int32 [] what selection made of a slot: 0 elite, 1 selected, 2 discarded."""
+    return jnp.where(selection.elites[slot], 0, jnp.where(selection.selected[slot], 1, 2))
+
+
 def replaceable(fitness: Array, protected: Array) -> Array:
     """The slot that an outsider takes, int32 []: the least fit or, if that is protected, the next one up.
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from popjax.core import Env, Method
-from popjax.methods import pderl
-from popjax.methods.pderl import Hyper
-from popjax.recipe import Preset, Recipe, recorded
+from popjax.methods import pderl, pderl_config
+from popjax.methods.pderl_config import Hyper, family
+from popjax.recipe import Preset, recorded
 
 
 @dataclass(frozen=True)
-class Config(pderl.Config):
-    """``pderl.Config`` with ERL's operators."""
+class Config(pderl_config.Config):
+    """``pderl_config.Config`` with ERL's operators."""
 
     crossover: Literal["distil", "n_point"] = "n_point"  # how children are made: PDERL's operator or ERL's
     mutation: Literal["proximal", "gaussian"] = "gaussian"  # how slots are mutated: PDERL's operator or ERL's
@@ -25,7 +25,7 @@ class Config(pderl.Config):
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """``pderl.build`` with ERL's operators unless ``config`` has others."""
+    """Return ``pderl.build`` with ERL's operators unless ``config`` has others."""
     return pderl.build(env, config)
 
 
@@ -41,8 +41,8 @@ _TASKS = {
 
 
 def preset(task: str) -> Preset | None:
-    """ERL's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
-    row = _TASKS.get(pderl.family(task))
+    """Return ERL's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
+    row = _TASKS.get(family(task))
     if row is None:
         return None
     elite_fraction, trials, sync_period, env_steps = row
@@ -50,4 +50,4 @@ def preset(task: str) -> Preset | None:
     return Preset(config, Hyper(), env_steps)
 
 
-METHOD = Recipe(build, Config, lambda config: Hyper(), preset=preset)
+METHOD = pderl.METHOD._replace(build=build, config=Config, preset=preset)

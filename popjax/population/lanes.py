@@ -16,8 +16,19 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import tree
-from popjax.core import Choice, Env, Key, PyTree, Timestep, Trajectory, Transition, transition
+from popjax import rollout, tree
+from popjax.core import (
+    Act,
+    Choice,
+    Env,
+    Key,
+    Params,
+    PyTree,
+    Timestep,
+    Trajectory,
+    Transition,
+    transition,
+)
 
 ActAll: TypeAlias = Callable[[PyTree, Array, Key], Choice]
 """``(memory [P, N, ...], obs [P, N, *obs], key) -> Choice [P, N, ...]``; ``policy.everyone`` makes one."""
@@ -98,6 +109,32 @@ def play(
         return after, record(lanes, choice, timestep)
 
     return jax.lax.scan(one, lanes, jax.random.split(key, length))
+
+
+def episodes(
+    env: Env,
+    act: Act,
+    params: Params,
+    memory: PyTree,
+    key: Key,
+    *,
+    scale: Array,
+    record: rollout.Record,
+) -> rollout.Episode:
+    """Play one whole episode with each of ``params`` [E]: rows [E, T], valid [E, T], returns and lengths [E].
+
+    memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is what it ends with.
+    scale:  [E] of the exploration.
+    record: ``(obs, action, timestep) -> what is kept of a step``.
+    """
+
+    def one(params: Params, memory: PyTree, key: Key, scale: Array) -> rollout.Episode:
+        def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+            return act(params, memory, obs, key, scale)[:2]
+
+        return rollout.episode(env, choose, memory, key, record=record)
+
+    return jax.vmap(one)(params, memory, jax.random.split(key, scale.shape[0]), scale)
 
 
 def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False) -> Record:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.core import Act, Choice, Key, Params, PyTree, Spec
+from popjax.agents.ddpg import ornstein_uhlenbeck
+from popjax.core import Act, Agent, Choice, Key, Params, PyTree, Spec
 from popjax.population.lanes import ActAll
 
 
@@ -40,6 +41,21 @@ def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
         return choice._replace(action=action)
 
     return act_all
+
+
+def with_noise(agent: Agent, theta: Array | float, sigma: Array | float) -> Act:
+    """Return how a deterministic policy acts with Ornstein-Uhlenbeck noise [A], which is its memory.
+
+    ``scale`` multiplies the noise before it is added to the action. ERL and PDERL's learner explores so.
+    """
+
+    def act(params: Params, noise: Array, obs: Array, key: Key, scale: Array | float) -> Choice:
+        noise = ornstein_uhlenbeck(noise, jax.random.normal(key, noise.shape), theta, sigma)
+        greedy = agent.actions.vector(agent.outputs(params, obs))
+        action = jnp.clip(greedy + scale * noise, -1.0, 1.0)
+        return Choice(noise, action, action, jnp.float32(0))
+
+    return act
 
 
 def uniform(spec: Spec, key: Key, shape: tuple[int, ...]) -> Array:

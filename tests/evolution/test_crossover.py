@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import nets
-from popjax.core import Network
+from popjax import nets, tree
+from popjax.agents import ddpg, dqn, sac, td3
+from popjax.core import Network, Spec
 from popjax.distillation import better_action, imitation_loss
 from popjax.evolution.crossover import Distillation, distil, distillation_steps, n_point
 from popjax.replay.ring import Ring
@@ -19,6 +20,12 @@ from tests.support import close, equal, same
 ACTOR = nets.tanh_actor(2, 1, (8,), activation="tanh", norm="erl")
 CRITIC = Network(lambda key: jnp.zeros(1), lambda best, obs, action: -((action - best) ** 2).sum(-1))
 SMALL = Distillation(batch=16, epochs=4)
+
+
+def judged_by(critic):
+    """An agent of deterministic actors whose state is the critic's parameters."""
+    agent = ddpg.build(Spec("task", (2,), 1, 10))
+    return agent._replace(outputs=ACTOR.apply, value=critic.apply)
 
 
 def two_parents(key):
@@ -112,7 +119,7 @@ def test_worked_example_8_gradient_steps(size, steps):
 
 @partial(jax.jit, static_argnames=("config", "active"))
 def child_of(x, y, critic, obs, key, config=SMALL, lr=1e-2, active=True):
-    return distil(ACTOR, CRITIC, critic, x, y, obs, key, config, lr, jnp.bool_(active))
+    return distil(judged_by(CRITIC), critic, x, y, obs, key, config, lr, jnp.bool_(active))
 
 
 def test_worked_example_10_parents_and_critic_get_no_gradient(key):
@@ -205,7 +212,7 @@ def test_a_child_takes_the_better_of_both(key):
     critic = Network(CRITIC.init, judge)
     config = Distillation(batch=64, epochs=60)
     born = jax.jit(
-        lambda: distil(ACTOR, critic, jnp.zeros(1), x, y, memory(obs), key, config, 1e-2, jnp.bool_(True))
+        lambda: distil(judged_by(critic), 0.0, x, y, memory(obs), key, config, 1e-2, jnp.bool_(True))
     )()
     best = jnp.where(obs[:, :1] > 0, ACTOR.apply(x, obs), ACTOR.apply(y, obs))
     error = {
@@ -213,6 +220,36 @@ def test_a_child_takes_the_better_of_both(key):
         for name, p in zip("xyz", (x, y, born), strict=True)
     }
     assert error["z"] < 0.25 * min(error["x"], error["y"])
+
+
+@pytest.mark.parametrize("imitate", ["mode", "kl"])
+@pytest.mark.parametrize("kind", [sac, td3, dqn])
+def test_a_child_of_any_agent_acts_as_the_better_parent(kind, imitate, key):
+    """The critic prefers x's actions where the first observation is positive, and y's elsewhere."""
+    if (kind, imitate) == (td3, "kl"):
+        pytest.skip("a deterministic policy has no density")
+    agent = kind.build(Spec("task", (2,), 3, 10, discrete=kind is dqn), kind.Config(hidden=(16,)))
+    x, y = (jax.tree.map(lambda w: 3 * w, agent.actor.init(k)) for k in jax.random.split(key))
+    obs = jax.random.normal(key, (256, 2))
+
+    def played(params, obs):
+        return agent.actions.bounded(agent.actions.mode(agent.outputs(params, obs)))
+
+    def judge(learner, obs, action):
+        unlike = jnp.abs(action - played(y, obs)).reshape(*obs.shape[:-1], -1).sum(-1)
+        return jnp.where(obs[..., 0] > 0, 1.0, -1.0) * unlike
+
+    config = Distillation(batch=64, epochs=80, imitate=imitate)
+    judged = agent._replace(value=judge)
+    born = jax.jit(lambda: distil(judged, 0.0, x, y, memory(obs), key, config, 1e-2, jnp.bool_(True)))()
+    best = jnp.where((obs[:, 0] > 0).reshape(-1, *(1,) * (kind is not dqn)), played(x, obs), played(y, obs))
+    if imitate == "mode":
+        wrong = [float(jnp.abs(played(p, obs) - best).mean()) for p in (x, y, born)]
+    else:
+        said = [agent.outputs(p, obs) for p in (x, y, born)]
+        target = tree.where(obs[:, 0] > 0, said[0], said[1])
+        wrong = [float(agent.actions.kl(target, q).mean()) for q in said]
+    assert wrong[2] < 0.5 * min(wrong[:2])
 
 
 @pytest.mark.parametrize("numbers", [{"batch": 0}, {"epochs": 0}, {"child_init": "z"}])

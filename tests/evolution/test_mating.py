@@ -14,6 +14,7 @@ from popjax.replay.ring import add, latest, ring
 
 DISTANCE = jax.jit(behaviour_distance, static_argnums=(0, 1))
 ACTOR = nets.tanh_actor(3, 2, (5,))
+ACT = ACTOR.apply
 SIZES = (4, 7, 20, 0)
 CAPACITY = 10
 
@@ -48,13 +49,13 @@ def by_numpy(actors, memories, stored):
 def test_distance_equals_numpy_where_memories_are_of_one_size(world, actions, key):
     actors, memories = world
     memories = memories.replace(size=jnp.full(4, 4), position=jnp.full(4, 4))
-    found = DISTANCE(Mating(actions=actions), ACTOR, actors, memories, key)
+    found = DISTANCE(Mating(actions=actions), ACT, actors, memories, key)
     np.testing.assert_allclose(found, by_numpy(actors, memories, actions == "stored"), rtol=1e-4, atol=1e-6)
 
 
 def test_distance_is_symmetric_and_0_between_equals(world, key):
     actors, memories = world
-    found = np.asarray(behaviour_distance(Mating(batch=6), ACTOR, actors, memories, key))
+    found = np.asarray(behaviour_distance(Mating(batch=6), ACT, actors, memories, key))
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_allclose(np.diag(found), 0, atol=1e-10)
@@ -69,7 +70,7 @@ def test_stored_actions_tell_what_the_owner_did_then(world, key):
     rows = memories.rows.replace(action=jax.vmap(ACTOR.apply)(actors, memories.rows.obs))
     memories = memories.replace(rows=rows)
     current, stored = (
-        DISTANCE(Mating(actions=actions), ACTOR, actors, memories, key) for actions in ("current", "stored")
+        DISTANCE(Mating(actions=actions), ACT, actors, memories, key) for actions in ("current", "stored")
     )
     np.testing.assert_allclose(current, stored, rtol=1e-5, atol=1e-7)
 
@@ -81,13 +82,13 @@ def test_only_the_newest_states_count(world, key):
     spoilt = memories.replace(
         rows=memories.rows.replace(obs=jnp.where(newest[:, None], memories.rows.obs, jnp.nan))
     )
-    found = DISTANCE(Mating(newest=2), ACTOR, actors, spoilt, key)
+    found = DISTANCE(Mating(newest=2), ACT, actors, spoilt, key)
     assert np.isfinite(np.asarray(found)).all()
 
 
 def test_greedy_scores_are_sums_of_fitness(world, key):
     fitness = jnp.array([1.0, 2.0, -3.0, 4.0])
-    found = scores(Mating(), ACTOR, *world, fitness, key)
+    found = scores(Mating(), ACT, *world, fitness, key)
     np.testing.assert_array_equal(found, np.add.outer(fitness, fitness))
 
 

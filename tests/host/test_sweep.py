@@ -307,7 +307,7 @@ def test_members_whose_episodes_are_of_any_length_do_not_depend_on_those_beside_
         batch=4,
         start_batches=2,
         distillation=Distillation(batch=4, epochs=1),
-        ddpg=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
+        agent=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
     )
     env = make("probe/corridor")
     method = pderl.build(env, config)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import tree
-from popjax.agents import ddpg
+from popjax import agents, tree
+from popjax.agents import ddpg, dqn, sac, sac2018, td3
 from popjax.core import Spec
 from popjax.envs import make
 from popjax.envs.episodic import episodic
@@ -35,7 +35,7 @@ TINY = pderl.Config(
     batch=8,
     start_batches=20,
     distillation=Distillation(batch=8, epochs=2),
-    ddpg=ddpg.Config(hidden=(4, 4), critic_branch=4, critic_hidden=4),
+    agent=ddpg.Config(hidden=(4, 4), critic_branch=4, critic_hidden=4),
 )
 VARIANTS = {
     "pderl": TINY,
@@ -144,17 +144,17 @@ def test_the_defaults_are_the_papers():
     config, hyper = pderl.Config(), pderl.Hyper()
     assert (config.population, config.tournament, config.memory, config.capacity) == (10, 3, 8000, 1_000_000)
     assert (config.batch, config.start_batches, config.mutation_batch) == (128, 5, 256)
-    assert (config.timeout_is_terminal, config.noise_reset, config.sample_replace) == (True, False, False)
-    assert config.distillation == Distillation(128, 12, "y", "y", "mean_all")
+    assert (config.timeout_is_terminal, config.noise_reset) == (True, False)
+    assert config.distillation == Distillation(128, 12, "y", "y", "mean_all", "mode")
     assert config.mating == Mating("greedy", "current", 256, 1000, False, True)
-    assert (config.ddpg.hidden, config.ddpg.critic_branch, config.ddpg.critic_hidden) == (
+    assert (config.agent.hidden, config.agent.critic_branch, config.agent.critic_hidden) == (
         (128, 128),
         200,
         300,
     )
     assert (hyper.mutation_probability, hyper.crossover_lr, hyper.sensitivity_floor) == (0.9, 1e-3, 0.01)
     assert (hyper.noise_theta, hyper.noise_sigma, hyper.noise_scale) == (0.15, 0.2, 0.3)
-    learner = hyper.ddpg
+    learner = hyper.agent
     assert (learner.discount, learner.polyak, learner.max_grad_norm) == (0.99, 0.001, 10)
     assert (learner.actor_lr, learner.critic_lr, hyper.updates_per_step) == (5e-5, 5e-4, 1)
 
@@ -164,7 +164,7 @@ def test_the_defaults_are_the_papers():
     [
         ({"population": 3, "elite_fraction": 0.7}, "elites 2 exceed half of population 3"),
         ({"population": 1}, "elites 1 exceed half of population 1"),
-        ({"ddpg": ddpg.Config(normalize=True)}, "cannot normalize observations"),
+        ({"start_batches": 0}, "start_batches must be at least 1, got 0"),
         ({"capacity": 640}, "5 batches of 128, which a replay of capacity 640"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"sync_period": -1}, "sync_period must be at least 1, got -1"),
@@ -178,9 +178,32 @@ def test_senseless_configs_are_refused(numbers, message):
         pderl.Config(**numbers)
 
 
-def test_discrete_tasks_are_refused():
+@pytest.mark.parametrize("kind", [td3, sac, pytest.param(sac2018, marks=pytest.mark.slow), dqn])
+def test_every_kind_of_agent_evolves(kind):
+    """A learner enters as it is, children are born, and the elite's copy survives."""
+    env = make("probe/corridor-discrete" if kind is dqn else "probe/corridor")
+    config = replace(TINY, agent=kind.Config(hidden=(4,)), trials=1, start_batches=2)
+    method = pderl.build(env, config)
+    state, step = jax.jit(method.init)(jax.random.key(0), method.hyper), jax.jit(method.step)
+    children = 0
+    for _ in range(4):
+        before, state = state, step(state)
+        children += int(state.metrics.children)
+        best = int(jnp.argmax(state.metrics.fitness))
+        assert same(tree.take(state.actors, int(state.elite_copy[0])), tree.take(before.actors, best))
+    agent = agents.build(env.spec, config.agent)
+    assert same(tree.take(state.actors, int(state.synced)), agent.policy(state.learner))
+    assert children > 0
+    assert int(state.metrics.gradient_steps) > 0
+
+
+def test_agents_that_cannot_be_shared_or_distilled_are_refused():
     with pytest.raises(ValueError, match="needs continuous actions"):
         pderl.build(make("probe/action-discrete"))
+    with pytest.raises(ValueError, match="cannot normalize observations"):
+        pderl.build(walk(), replace(TINY, agent=ddpg.Config(normalize=True)))
+    with pytest.raises(ValueError, match="imitate kl needs a stochastic policy"):
+        pderl.build(walk(), replace(TINY, distillation=Distillation(imitate="kl")))
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -200,7 +223,7 @@ def test_every_variant_trains(name):
         learning = int(after.replay.size) > config.start_batches * config.batch
         assert int(after.metrics.gradient_steps) == (steps if learning else 0)
         assert same(before.learner, after.learner) != learning
-        assert (float(after.metrics.critic_loss) != 0) == learning
+        assert (float(after.metrics.losses.critic_loss) != 0) == learning
     assert int(history(name)[1].metrics.gradient_steps) == 0
     assert learning
 
@@ -211,7 +234,7 @@ def test_replay_is_written_individual_by_individual_the_learner_last():
         episodes = played(before, after)
         assert len(episodes) == config.population * config.trials + 1
         assert sum(len(e.reward) for e in episodes) == int(after.metrics.steps)
-        agent = ddpg.build(walk().spec, config.ddpg)
+        agent = ddpg.build(walk().spec, config.agent)
         returns = np.array([e.reward.sum() for e in episodes])
         for i, e in enumerate(episodes[:-1]):
             actor = tree.take(before.actors, i // config.trials)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 from flax import struct
 
+from popjax import agents
 from popjax.agents import ddpg
 from popjax.checks import check_choices, check_least
-from popjax.core import Number, number
+from popjax.core import Agent, Key, Number, Params, as_arrays, number
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
 from popjax.recipe import Preset
@@ -20,9 +22,10 @@ from popjax.recipe import Preset
 class Config:
     """Sizes and choices; those that the paper sets by task are its HalfCheetah's, see ``preset``."""
 
-    population: int = 10  # actors
+    agent: agents.AnyConfig = field(default_factory=ddpg.Config)  # the learner; individuals have its actor
+    population: int = 10  # individuals
     elite_fraction: float = 0.1  # share of the population that is elite; at least one individual is
-    trials: int = 1  # episodes whose mean return is an actor's fitness
+    trials: int = 1  # episodes whose mean return is an individual's fitness
     sync_period: int = 10  # generations between two entries of the learner's actor into the population
     tournament: int = 3  # individuals drawn for each tournament
     crossover: Literal["distil", "n_point"] = "distil"  # how children are made: PDERL's operator or ERL's
@@ -33,16 +36,14 @@ class Config:
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured
     capacity: int = 1_000_000  # transitions that the learner's replay holds
     batch: int = 128  # transitions per gradient step of the learner
-    start_batches: int = 5  # the learner starts once replay holds more than so many batches
-    sample_replace: bool = False  # whether a batch of the learner may hold a transition twice
-    timeout_is_terminal: bool = True  # whether the learner takes the time limit for the end of the task
-    noise_reset: bool = False  # whether the learner's action noise restarts with every episode
-    protect_all_elites: bool = False  # whether sync spares all elites' copies, not only the best one's
-    ddpg: ddpg.Config = field(default_factory=ddpg.Config)  # networks of actors and critic
+    start_batches: int = 5  # the learner starts once the replay holds more than so many batches
+    timeout_is_terminal: bool = True  # the learner takes the time limit for the end of the task
+    noise_reset: bool = False  # the learner's action noise restarts with every episode
+    protect_all_elites: bool = False  # sync spares all elites' copies, not only the best one's
 
     @property
     def elites(self) -> int:
-        """How many individuals are elite."""
+        """Return how many individuals are elite."""
         return max(1, int(self.elite_fraction * self.population + 1e-9))
 
     def __post_init__(self) -> None:
@@ -59,8 +60,6 @@ class Config:
                 f"learning starts beyond {self.start_batches} batches of {self.batch}, "
                 f"which a replay of capacity {self.capacity} never holds"
             )
-        if self.ddpg.normalize:
-            raise ValueError("individuals and learner share actors, which cannot normalize observations")
         if self.memory < 2:
             raise ValueError(f"memory must hold at least 2 states, one of each parent, got {self.memory}")
 
@@ -69,16 +68,39 @@ class Config:
 class Hyper:
     """Numbers, all sweepable."""
 
-    ddpg: ddpg.Hyper = field(default_factory=ddpg.Hyper)  # the learner's
+    agent: Any = field(default_factory=ddpg.Hyper)  # the learner's
     updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
     mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
     mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
     mutation_std_noise: Number = number(0.0)  # standard deviation of mutation_std, drawn for each mutation
     sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
-    noise_theta: Number = number(0.15, high=2.0)  # pull of the learner's action noise to 0, per step
+    noise_theta: Number = number(0.15, high=2.0)  # DDPG, TD3: pull of the action noise to 0, per step
     noise_sigma: Number = number(0.2)  # its standard deviation per step
     noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
+
+
+def default_hyper(config: Config) -> Hyper:
+    """Return the numbers that belong to ``config``: those of its kind of agent."""
+    return Hyper(agent=agents.default_hyper(config.agent))
+
+
+def check(agent: Agent, config: Config) -> None:
+    """Check that the learner's policy is an actor as individuals are, and can be distilled as ``config`` has
+    it.
+
+    Raises:
+        ValueError: it normalizes observations, or has no density for ``imitate="kl"``.
+    """
+
+    def policy(key: Key) -> Params:
+        return agent.policy(agent.init(key, as_arrays(default_hyper(config).agent)))
+
+    own, learned = (jax.eval_shape(f, jax.random.key(0)) for f in (agent.actor.init, policy))
+    if str(jax.tree.structure(own)) != str(jax.tree.structure(learned)):
+        raise ValueError("individuals and learner share actors, which cannot normalize observations")
+    if config.distillation.imitate == "kl" and agent.actions.kl is None:
+        raise ValueError("distillation.imitate kl needs a stochastic policy such as SAC's; use mode")
 
 
 # Elite fraction, trials, sync period, mutation std, env steps.
@@ -92,7 +114,8 @@ _TASKS = {
 
 
 def preset(task: str) -> Preset | None:
-    """The paper's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has none."""
+    """Return the paper's constants for a task such as "brax/hopper" or "gym/Walker2d-v4"; None if it has
+    none."""
     row = _TASKS.get(family(task))
     if row is None:
         return None
@@ -102,5 +125,5 @@ def preset(task: str) -> Preset | None:
 
 
 def family(task: str) -> str:
-    """What the versions of a task in all suites have in common: "gym/Hopper-v4" -> "hopper"."""
+    """Return what the versions of a task in all suites have in common: "gym/Hopper-v4" -> "hopper"."""
     return re.sub(r"-v\d+$", "", task.rpartition("/")[2].lower())

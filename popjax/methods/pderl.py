@@ -1,0 +1,298 @@
+"""Proximal distilled evolutionary reinforcement learning. Bodnar, Day & Lio, AAAI 2020.
+
+A population of actors evolves beside a learner that is trained on everyone's experience; every few
+generations the
+learner's actor enters the population. Children are distilled from the better actions of two parents, as the
+learner's critic judges them, and mutations are scaled by how much each weight moves the actions.
+
+A generation: evaluate -> evolve -> learn -> sync.
+
+The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.erl``) is
+``crossover="n_point",
+mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with ``gaussian``.
+
+Differs from the paper where its code, which made the paper's numbers, does; each difference is an option: a
+child
+starts from the less fit parent, its regulariser is a mean over action components too, equal values imitate
+the less
+fit parent (``distillation``); an elite's copy mates with the fitness of the individual it replaced, a
+repeated winner
+may mate with itself (``mating``); the learner may overwrite any slot but that of the best elite's copy
+(``protect_all_elites``); the time limit is terminal (``timeout_is_terminal``). Left out as slips of ERL's
+first code:
+unclipped actor gradients, noisy actions stored beyond [-1, 1], sync counted in games. For distances an
+individual's states are drawn once, not anew for every pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, rollout, tree
+from popjax.core import (
+    Env,
+    Key,
+    Method,
+    Params,
+    PyTree,
+    as_arrays,
+    chain,
+    example_transition,
+    stacked,
+)
+from popjax.evolution import mutate
+from popjax.evolution.crossover import distil
+from popjax.evolution.offspring import breed, clones, recombine
+from popjax.evolution.select import Selection, fate, replaceable, select
+from popjax.methods.pderl_config import Config, Hyper, check, default_hyper, preset
+from popjax.population import exchange, lanes, learning, policy
+from popjax.recipe import Recipe, recorded
+from popjax.replay.ring import Ring, add, ring
+
+
+@struct.dataclass
+class Metrics:
+    """What a generation shows.
+
+    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution.
+    learner_return:  return of the learner's exploring episode.
+    losses:          the learner's, of its last gradient step; 0 before the first.
+    steps:           int32 environment steps of the generation.
+    gradient_steps:  int32 of the learner in the generation.
+    children:        int32 slots filled by crossover.
+    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of the
+                     learner's actor both.
+    elite_rate, selected_rate, discarded_rate: what became of the learner's actor in the generation after it
+    entered the population: share of all its entries so far.
+    """
+
+    fitness: Array
+    learner_return: Array
+    losses: PyTree
+    steps: Array
+    gradient_steps: Array
+    children: Array
+    parents: Array
+    elite_rate: Array
+    selected_rate: Array
+    discarded_rate: Array
+
+
+@struct.dataclass
+class Memory:
+    """A row of a genetic memory: obs [*obs], action [A] or int32 []."""
+
+    obs: Array
+    action: Array
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries."""
+
+    key: Key
+    hyper: Hyper
+    env_steps: Array  # int32 [] of population and learner
+    generation: Array  # int32 [] completed
+    metrics: Metrics
+    learner: PyTree
+    learner_memory: Ring
+    replay: Ring
+    noise: Array  # float32 [A] the learner's Ornstein-Uhlenbeck process; [0] of one that explores by itself
+    champion: Params  # the fittest policy of the last evaluation
+    elite_copy: Array  # int32 [n] slots that sync must spare, best elite's first
+    synced: Array  # int32 [] slot that the learner's actor entered last generation, or -1
+    fates: Array  # int32 [3] entries that became elite, were selected, were discarded
+    actors: Params = stacked()
+    memories: Ring = stacked()
+
+
+@recorded
+def build(env: Env, config: Config = Config()) -> Method:
+    """Return a population of the policies of ``config.agent``, and its learner, in ``env``.
+
+    Raises:
+        ValueError: the agent is not made for the task's actions, normalizes observations, or has no density
+                    to distil.
+    """
+    agent = agents.build(env.spec, config.agent)
+    check(agent, config)
+    noisy = agent.actions.kl is None  # a deterministic policy explores by noise
+    replay, memory = ring(config.capacity, replace=False), ring(config.memory)
+    population, trials = config.population, config.trials
+    players = population * trials  # lanes of the population; the learner's comes last
+    owner = jnp.repeat(jnp.arange(population), trials)
+
+    def greedy(policy: Params, obs: Array) -> Array:
+        return agent.actions.vector(agent.outputs(policy, obs))
+
+    def init(key: Key, hyper: Hyper) -> State:
+        hyper = as_arrays(hyper)
+        key, key_actors, key_learner = jax.random.split(key, 3)
+        actors = jax.vmap(agent.actor.init)(jax.random.split(key_actors, population))
+        learner, row = agent.init(key_learner, hyper.agent), example_transition(env.spec)
+        store, empty = replay.init(row), memory.init(Memory(row.obs, row.action))
+        zero, none = jnp.float32(0), jnp.int32(0)
+        losses = learning.no_losses(update, learner, store, hyper, key)
+        scores, orphans = jnp.zeros(population), jnp.full((population, 2), -1, jnp.int32)
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=none,
+            generation=none,
+            metrics=Metrics(scores, zero, losses, none, none, none, orphans, zero, zero, zero),
+            learner=learner,
+            learner_memory=empty,
+            replay=store,
+            noise=jnp.zeros_like(row.action) if noisy else jnp.zeros(0),
+            champion=tree.take(actors, 0),
+            elite_copy=jnp.zeros(config.elites if config.protect_all_elites else 1, jnp.int32),
+            synced=jnp.int32(-1),
+            fates=jnp.zeros(3, jnp.int32),
+            actors=actors,
+            memories=tree.repeat(empty, population),
+        )
+
+    def evaluate(s: State) -> State:
+        """Everyone plays ``trials`` greedy episodes, the learner an exploring one; all are remembered."""
+        key, key_play = jax.random.split(s.key)
+        learner = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
+        noise = jnp.zeros((players + 1, *s.noise.shape)).at[-1].set(0.0 if config.noise_reset else s.noise)
+        explores = s.hyper.noise_scale if noisy else agent.exploration(s.hyper.agent, s.env_steps)
+        episodes = lanes.episodes(
+            env,
+            policy.with_noise(agent, s.hyper.noise_theta, s.hyper.noise_sigma) if noisy else agent.act,
+            tree.concat([tree.take(s.actors, owner), learner]),
+            noise if noisy else (),
+            key_play,
+            scale=jnp.zeros(players + 1).at[-1].set(explores),
+            record=partial(rollout.keep_transition, s.hyper.agent.discount, config.timeout_is_terminal),
+        )  # [P * trials + 1, T]
+        fitness = episodes.total[:-1].reshape(population, trials).mean(1)
+        steps = episodes.length.sum()
+        seen = (Memory(episodes.steps.obs, episodes.steps.action), episodes.valid)
+        by_individual = jax.tree.map(lambda x: x[:-1].reshape(population, -1, *x.shape[2:]), seen)
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + steps,
+            generation=s.generation + 1,
+            metrics=replace(s.metrics, fitness=fitness, learner_return=episodes.total[-1], steps=steps),
+            learner_memory=add(s.learner_memory, *tree.take(seen, -1)),
+            replay=replay.add(s.replay, tree.flatten(episodes.steps), episodes.valid.ravel()),
+            noise=episodes.carry[-1] if noisy else s.noise,
+            champion=tree.take(s.actors, jnp.argmax(fitness)),
+            memories=jax.vmap(add)(s.memories, *by_individual),
+        )
+
+    def evolve(s: State) -> State:
+        """Elites are cloned, winners stay, children fill the rest, all but the clones may mutate."""
+        key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
+        selection = select(key_select, s.metrics.fitness, config.elites, config.tournament)
+        actors, memories = tree.take((s.actors, s.memories), selection.source)
+        parents = clones(selection)
+        if selection.vacant.size:
+            actors, memories, parents = cross(s, selection, actors, memories, key_cross)
+        eligible = jax.random.bernoulli(key_chance, s.hyper.mutation_probability, (population,))
+        eligible &= ~jnp.isin(jnp.arange(population), selection.elite_copies)
+        mutants = mutated(s.hyper, actors, memories, key_mutate)
+        fates = s.fates.at[fate(selection, s.synced)].add(s.synced >= 0)
+        elite, selected, discarded = fates / jnp.maximum(fates.sum(), 1)
+        return replace(
+            s,
+            key=key,
+            metrics=replace(
+                s.metrics,
+                children=(selection.vacant >= 0).sum(dtype=jnp.int32),
+                parents=parents,
+                elite_rate=elite,
+                selected_rate=selected,
+                discarded_rate=discarded,
+            ),
+            elite_copy=selection.elite_copies[: s.elite_copy.shape[0]],
+            fates=fates,
+            actors=tree.where(eligible, mutants, actors),
+            memories=memories,
+        )
+
+    def cross(
+        s: State, selection: Selection, actors: Params, memories: Ring, key: Key
+    ) -> tuple[Params, Ring, Array]:
+        """Children in the vacant slots, and the slots that everyone stems from."""
+        if config.crossover == "n_point":
+            return recombine(selection, actors, memories, key)
+
+        def child(x: Params, y: Params, memory: Ring, key: Key, active: Array) -> Params:
+            how = (config.distillation, s.hyper.crossover_lr)
+            return distil(agent, s.learner, x, y, memory, key, *how, active)
+
+        def behave(policy: Params, obs: Array) -> Array:
+            said = greedy(policy, obs)
+            return jax.nn.one_hot(jnp.argmax(said, -1), env.spec.action_dim) if env.spec.discrete else said
+
+        return breed(child, behave, selection, actors, memories, s.metrics.fitness, config.mating, key)
+
+    def mutated(hyper: Hyper, actors: Params, memories: Ring, key: Key) -> Params:
+        """A mutant of every individual."""
+        key_std, key_mutate = jax.random.split(key)
+        keys = jax.random.split(key_mutate, population)
+        if config.mutation == "gaussian":
+            return jax.vmap(mutate.gaussian)(actors, keys)
+        stds = hyper.mutation_std + hyper.mutation_std_noise * jax.random.normal(key_std, (population,))
+        return mutate.proximal_all(
+            greedy, actors, memories, keys, config.mutation_batch, stds, hyper.sensitivity_floor
+        )
+
+    def update(learner: PyTree, store: Ring, hyper: Hyper, key: Key) -> tuple[PyTree, PyTree]:
+        key_sample, key_update = jax.random.split(key)
+        return agent.learn(learner, replay.sample(store, key_sample, config.batch), hyper.agent, key_update)
+
+    def learn(s: State) -> State:
+        """The learner takes as many gradient steps as the generation took environment steps."""
+        key, key_learn = jax.random.split(s.key)
+        owed = (s.metrics.steps * s.hyper.updates_per_step).astype(jnp.int32)
+        count = jnp.where(s.replay.size > config.start_batches * config.batch, owed, 0)
+        learner, losses = learning.steps(
+            lambda learner, key: update(learner, s.replay, s.hyper, key),
+            s.learner,
+            count,
+            key_learn,
+            s.metrics.losses,
+        )
+        metrics = replace(s.metrics, losses=losses, gradient_steps=count)
+        return replace(s, key=key, learner=learner, metrics=metrics)
+
+    def sync(s: State) -> State:
+        """Every ``sync_period`` generations the learner's policy and memory take the least fit slot."""
+        due = s.generation % config.sync_period == 0
+        slot = replaceable(s.metrics.fitness, s.elite_copy)
+        slots = (s.actors, s.memories, s.metrics.parents)
+        entry = (agent.policy(s.learner), s.learner_memory, jnp.full(2, -1, jnp.int32))
+        actors, memories, parents = exchange.insert(slots, slot, entry, due)
+        metrics = replace(s.metrics, parents=parents)
+        return replace(s, metrics=metrics, synced=jnp.where(due, slot, -1), actors=actors, memories=memories)
+
+    return Method(
+        init=init,
+        step=chain(evaluate, evolve, learn, sync),
+        policy=lambda s: s.champion,
+        act=agent.act,
+        hyper=default_hyper(config),
+        steps_bound=(players + 1) * env.spec.episode_length,
+        individuals=lambda s: s.actors,
+    )
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    default_hyper,
+    agents={"agent": {name: module.Config() for name, module in agents.AGENTS.items()}},
+    preset=preset,
+)

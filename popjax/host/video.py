@@ -1,7 +1,7 @@
 """One episode of a policy as a film: played on the device, recorded as poses, drawn on the host.
 
 MuJoCo models are drawn by MJX's ray tracer on Warp, which needs neither display nor OpenGL and runs on any
-processor, or else by MuJoCo's own renderer.
+processor, or else by MuJoCo's own renderer; tasks of gymnax as ``pictures`` has them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jax import Array
+from PIL import Image
 
 from popjax import numerics, rollout
 from popjax.core import Env, Key, Method, PyTree, Timestep
-from popjax.host import sweep
+from popjax.host import pictures, sweep
 from popjax.host.errors import Refused
 from popjax.host.terminal import complain
 
 WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 wants them
 FASTEST = {".mp4": 50, ".gif": 25, ".html": 50}
 """Most frames per second of each kind of file; a GIF counts time in hundredths of a second."""
+TIMELESS = 0.1  # seconds of a step in films of tasks without a clock
 SKY = (0.8, 0.85, 0.9, 1.0)  # red, green, blue, opacity, where a model has none
 BATCH = 32  # frames drawn at once
 _FILMED = 0x46494C4D
@@ -69,21 +71,25 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     suite, _, task = env.spec.name.partition("/")
     if path.suffix not in FASTEST:
         raise Refused(f"--video writes {', '.join(FASTEST)}; got {path.name!r}")
-    if suite not in ("gym", "dmc", "brax", "playground"):
+    if suite not in ("gym", "dmc", "brax", "playground", "gymnax"):
         raise Refused(
-            f"{env.spec.name} is no MuJoCo task: --video draws those of gym/, dmc/, brax/, playground/"
+            f"nothing draws {env.spec.name}: --video films tasks of gym/, dmc/, brax/, playground/, gymnax/"
         )
     if path.suffix == ".html":
         if suite != "brax":
             raise Refused(f"{path.suffix} is for brax/; film {env.spec.name} as .mp4 or .gif")
         return Subject(lambda state: state.inner.pipeline_state.x, _page(_system(task, options)))
+    if suite == "gymnax":
+        return Subject(lambda state: state.inner[1], _film(pictures.drawer(task, options), path))
     if suite == "brax":
-        return Subject(lambda state: state.inner.pipeline_state.q, _film(_system(task, options).mj_model))
+        return Subject(
+            lambda state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
+        )
     rest = {key: value for key, value in options.items() if key != "episode_length"}
     if suite == "playground":
-        return Subject(_pose_with_mocap, _film(_playground(task, rest)))
+        return Subject(_pose_with_mocap, _model_film(_playground(task, rest), path))
     adapter = importlib.import_module(f"popjax.envs.{suite}")
-    film = _film(adapter.load(task, **rest), adapter.place(task) if suite == "dmc" else None)
+    film = _model_film(adapter.load(task, **rest), path, adapter.place(task) if suite == "dmc" else None)
     return Subject(lambda state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
 
 
@@ -107,7 +113,7 @@ def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *
 
     key = jax.random.fold_in(jax.random.key(seed), _FILMED)
     episode = jax.device_get(jax.jit(play)(state, key))
-    dt = env.spec.dt or 1 / FASTEST[path.suffix]
+    dt = env.spec.dt or TIMELESS
     stride = max(1, round(np.ceil(1 / (dt * FASTEST[path.suffix]) - 1e-6)))
     path.parent.mkdir(parents=True, exist_ok=True)
     subject.write(path, jax.tree.map(lambda x: x[: episode.length : stride], episode.steps), stride * dt)
@@ -161,18 +167,23 @@ def _page(system: Any) -> Write:
     return write
 
 
-def _film(model: Any, place: Place | None = None) -> Write:
-    """Frames of a ``mujoco.MjModel`` as MP4 or GIF; refuses now what it could not do later. The model is its
-    own from then on."""
+def _model_film(model: Any, path: Path, place: Place | None = None) -> Write:
+    """Frames of a ``mujoco.MjModel``, which is the film's own from then on."""
     if not model.ncam:
         raise Refused("the model of this task has no camera; write --video to an .html file")
     if model.camera(0).name == "view":
         _aim(model)
-    imageio, draw = _imageio(), _drawer(model, place)
+    return _film(_drawer(model, place), path)
+
+
+def _film(draw: Draw, path: Path) -> Write:
+    """What ``draw`` shows as MP4 or GIF; refuses now what it could not write to ``path`` later."""
+    imageio = None if path.suffix == ".gif" else _imageio()
 
     def write(path: Path, poses: np.ndarray, seconds: float) -> None:
-        if path.suffix == ".gif":
-            imageio.mimwrite(path, list(draw(poses)), duration=1000 * seconds, loop=0)
+        if imageio is None:
+            first, *rest = [Image.fromarray(frame) for frame in draw(poses)]
+            first.save(path, save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
             return
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -189,9 +200,10 @@ def _imageio() -> Any:
     try:
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401
-        import PIL  # noqa: F401
     except ImportError as absent:
-        raise Refused(f"--video needs {absent.name}: pip install 'popjax[video]'") from absent
+        raise Refused(
+            f"--video needs {absent.name} for .mp4: pip install 'popjax[video]', or write a .gif"
+        ) from absent
     return imageio
 
 

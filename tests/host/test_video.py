@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import mujoco
 import numpy as np
 import pytest
 from jax import Array
+from PIL import Image, ImageSequence
 
 from popjax.core import Env, Method, Spec
+from popjax.envs import make
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import PhysicsState
-from popjax.host import video
+from popjax.host import pictures, video
 from popjax.host.errors import Refused
 
 LENGTH = 8
@@ -95,6 +98,32 @@ def test_frames_are_skipped_above_the_fastest_rate(suffix: str, dt: float, strid
     assert film.fps == pytest.approx(1 / seconds)
 
 
+@pytest.mark.parametrize(
+    ("task", "options", "fps"),
+    [
+        ("Breakout-MinAtar", {"max_steps_in_episode": 5}, 10),
+        ("Catch-bsuite", {"rows": 6, "max_steps_in_episode": 5}, 10),
+        ("FourRooms-misc", {"max_steps_in_episode": 5}, 10),
+        ("Pendulum-v1", {"max_steps_in_episode": 5}, 20),
+        ("CartPole-v1", {"max_steps_in_episode": 10}, 25),  # every second step, 0.02 s each
+    ],
+)
+def test_tasks_of_gymnax_are_filmed(task: str, options: dict[str, Any], fps: float, tmp_path: Path):
+    if task in ("Pendulum-v1", "CartPole-v1"):
+        pytest.importorskip("pygame")
+    env, path = make(f"gymnax/{task}", **options), tmp_path / "film.gif"
+    action = jnp.int32(1) if env.spec.discrete else jnp.ones(1)
+    still = acting(lambda params, carry, obs, key, scale: (carry, action))
+    film = video.record(still, env, SPEEDS, video.subject(env, options, path), path)
+    assert film.fps == pytest.approx(fps)
+    with Image.open(path) as shown:
+        frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(shown)]
+        assert shown.info["duration"] == 1000 / fps
+    assert len(frames) == -(-film.length // (2 if task == "CartPole-v1" else 1)) > 1
+    changed = [int((abs(a - b).max(-1) > 60).sum()) for a, b in pairwise(frames)]
+    assert all(changed), "something moves from frame to frame"
+
+
 @pytest.mark.parametrize("task", ["InvertedDoublePendulum-v5", "Reacher-v4"])
 def test_a_scene_without_a_camera_is_seen_whole(task: str):
     pytest.importorskip("gymnasium")
@@ -146,9 +175,9 @@ def test_a_film_of_a_task_with_a_goal_can_place_it(name: str, monkeypatch: pytes
     for library in ("dm_control", "gymnasium"):
         pytest.importorskip(library)
     made: list[Any] = []
-    monkeypatch.setattr(video, "_film", lambda *wanted: made.append(wanted))
+    monkeypatch.setattr(video, "_model_film", lambda *wanted: made.append(wanted))
     video.subject(sliding(name), {}, Path("film.mp4"))
-    ((model, place),) = made
+    ((model, _, place),) = made
     assert (place is None) == name.startswith("gym/")  # there the target is a body of the simulation
     if place:
         before = copy.deepcopy(model)
@@ -178,7 +207,13 @@ def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
             "film.html",
             "html is for brax/; film gym/InvertedPendulum-v4 as .mp4 or",
         ),
-        ("gymnax/Pendulum-v1", "film.mp4", "gymnax/Pendulum-v1 is no MuJoCo task"),
+        (
+            "probe/corridor",
+            "film.gif",
+            "nothing draws probe/corridor: --video films tasks of gym/, .*, gymnax/",
+        ),
+        ("gymnax/DeepSea-bsuite", "film.gif", "gymnax has no picture of DeepSea-bsuite"),
+        ("gymnax/Breakout-MinAtar", "film.html", "html is for brax/; film gymnax/Breakout-MinAtar as .mp4"),
         ("brax/inverted_pendulum", "film.mp4", "no camera; write --video to an .html file"),
     ],
 )
@@ -190,8 +225,18 @@ def test_what_cannot_be_filmed_is_refused(name: str, file: str, part: str):
 
 def test_a_missing_writer_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(Refused, match=r"imageio_ffmpeg: pip install 'popjax\[video\]'"):
-        video._film(mujoco.MjModel.from_xml_string(FREE))
+    nothing: Any = None
+    with pytest.raises(
+        Refused, match=r"imageio_ffmpeg for .mp4: pip install 'popjax\[video\]', or write a .gif"
+    ):
+        video._film(nothing, Path("film.mp4"))
+    video._film(nothing, Path("film.gif"))  # needs none
+
+
+def test_classic_control_without_pygame_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(Refused, match=r"needs pygame: pip install 'popjax\[video\]'"):
+        pictures.drawer("Pendulum-v1", {})
 
 
 def test_without_warp_opengl_draws_or_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

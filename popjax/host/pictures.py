@@ -1,0 +1,57 @@
+"""Pictures of gymnax's tasks, drawn by its own visualizer; those of classic control by Gymnasium's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.core import PyTree
+from popjax.host.errors import Refused
+
+
+def drawer(task: str, options: Mapping[str, Any]) -> Callable[[PyTree], Iterator[np.ndarray]]:
+    """Return ``states [T, ...] -> frames uint8 [H, W, 3]`` of a gymnax task made with ``options``.
+
+    Raises:
+        Refused: gymnax has no picture of the task, or what draws it is missing.
+    """
+    from popjax.envs import gymnax
+
+    original, params = gymnax.load(task, **options)
+
+    def draw(states: PyTree) -> Iterator[np.ndarray]:
+        states = jax.device_get(states)
+        times = range(len(jax.tree.leaves(states)[0]))
+        yield from _frames(original, params, [jax.tree.map(lambda x, t=t: x[t], states) for t in times])
+
+    first = jax.tree.map(lambda x: np.asarray(x)[None], original.reset_env(jax.random.key(0), params)[1])
+    next(draw(first))  # what it cannot draw, it refuses now
+    return draw
+
+
+def _frames(original: Any, params: Any, states: list[Any]) -> Iterator[np.ndarray]:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on standard output
+    from gymnasium.error import DependencyNotInstalled
+    from gymnax.visualize import Visualizer
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    picture = Visualizer(original, params, states)
+    try:
+        canvas = FigureCanvasAgg(picture.fig)
+        picture.init()
+        if not hasattr(picture, "im"):
+            raise Refused(f"gymnax has no picture of {original.name}, so that --video cannot film it")
+        for t in range(len(states)):
+            picture.update(t)
+            picture.ax.set_title("")  # it counts frames, of which a film may leave out some
+            canvas.draw()
+            yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    except DependencyNotInstalled as absent:
+        raise Refused("--video of classic control needs pygame: pip install 'popjax[video]'") from absent
+    finally:
+        pyplot.close(picture.fig)

@@ -40,7 +40,7 @@ def read(path: Path) -> dict:
         (["--sweep", "config.capacty=1,2"], ["did you mean --config.capacity?"]),
         (["--sweep", "config.capacity=10,0"], ["capacity", "at least 1"]),
         (["--sweep", "config.capacity=10,10"], ["config.capacity=10 is asked for twice"]),
-        (["--sweep", "config.capacity=10,20", "--resume"], ["holds no runs"]),
+        (["--sweep", "config.capacity=10,20", "--hyper.rate", "fast"], ["--hyper.rate", "'fast'"]),
         (["--members", "3"], ["FIRST:END", "'3'"]),
         (["--members", "1:2"], ["--members 1:2 is no part of the members 0:1"]),
         (["--slice", "0"], ["--slice must be at least 1, got 0"]),

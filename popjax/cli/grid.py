@@ -14,6 +14,7 @@ from popjax.cli import parse
 from popjax.host import index, processes, rundir, shard, sweep
 from popjax.host.errors import Refused, TooLarge
 from popjax.host.index import Entry
+from popjax.host.terminal import complain
 
 Understand = Callable[[Sequence[str]], Any]
 """Parses the arguments of one program; returns those that all methods have."""
@@ -156,19 +157,23 @@ def slices_again(argv: Sequence[str], root: Path, devices: int = 1) -> list[Entr
 def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
     """Makes ``root`` a directory of these runs, or makes sure that it is.
 
+    One of which no run has begun is as good as none.
+
     Raises:
         Refused: it holds something else, or holds them already and ``resume`` is false.
     """
 
     def make() -> None:
-        if index.holds(root) and resume:
-            if any(index.started(root / entry.directory) for entry in index.read(root)):
-                require_same(root, index.read(root), entries)
-        elif rundir.RunDirectory(root).holds_a_run():
-            what = "runs: add --resume to continue them" if index.holds(root) else "a run"
-            raise Refused(f"{root} already holds {what}, or name another --run-dir")
+        if index.started(root) and index.holds(root):
+            if not resume:
+                raise Refused(
+                    f"{root} already holds runs: add --resume to continue them, or name another --run-dir"
+                )
+            require_same(root, index.read(root), entries)
+        elif not index.holds(root) and rundir.RunDirectory(root).holds_a_run():
+            raise Refused(f"{root} already holds a run: name another --run-dir")
         elif resume:
-            raise Refused(f"{root} holds no runs")
+            complain(f"{root} holds no run yet: starting from the beginning")
         index.write(root, shlex.join(["python", *sys.argv]), entries)
 
     processes.together(make)

@@ -40,7 +40,8 @@ class Common:
     """Also send metrics and evaluations to this project of Weights & Biases, one run there per member; needs
     popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Continue the run in the directory; a larger --env-steps prolongs it."""
+    """Continue the run in the directory, or begin it where there is none yet. A larger --env-steps prolongs
+    it; what decides no numbers, such as intervals, may be another."""
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
     """Train with each of these values, and every combination where this is repeated. hyper.NAME: all on one
     vmapped axis with the seeds; config.NAME: one program after the other, as with several --env."""

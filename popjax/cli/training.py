@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from popjax.core import Method
     from popjax.recipe import Recipe
 
 
@@ -40,12 +41,14 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     env_options = parse.key_values(common.env_option)
     env = cli.make_env(common.env, env_options)
     _tell_preset(recipe, common.env, arguments.config)
-    if any(program.runs.values()) and not resume:
+    begun = resume and rundir.begun(root)
+    if not begun:
         rundir.check(root, {}, resume=False)  # before anything that takes long
-    built_on, kept = pretrained.take(recipe, env, env_options, program.runs, resumed=root if resume else None)
+    built_on, kept = pretrained.take(recipe, env, env_options, program.runs, resumed=root if begun else None)
     _refuse_other_options(common, program.tasks)
     built_on |= cli.further_envs(recipe, program.tasks)
     method = cli.build(recipe, env, arguments.config, built_on)
+    _check_numbers(program, method)
     budget = common.options.env_steps
     for remark in recipe.remarks(env, arguments.config, arguments.hyper, budget, **built_on):
         cli.say(remark)
@@ -58,10 +61,10 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
         "envs": program.tasks,
         "command": shlex.join(["python", *sys.argv]),
     }
-    if common.from_ is not None and not resume:
-        detach.detach(Path(common.from_), root, members)
-        resume = True
     with ExitStack() as stack:
+        if common.from_ is not None and not begun:
+            stack.enter_context(detach.detached(Path(common.from_), root, members))
+            resume = True
         return train(
             method,
             env,
@@ -101,6 +104,18 @@ def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
             )
 
 
+def _check_numbers(program: Program, method: Method) -> None:
+    """Refuse numbers that are out of range, before anything is written."""
+    from popjax.cli import grid, parse
+    from popjax.host import sweep
+    from popjax.host.options import validate
+
+    common = program.arguments.common
+    validate(common.options, method.steps_bound)
+    sweep.check(program.arguments.hyper, parse.swept_numbers(common.sweep))
+    grid.chosen(common)
+
+
 def check_build(program: Program) -> None:
     """Builds one of several programs, so that what cannot be built is known before the first is trained."""
     from popjax import cli
@@ -110,7 +125,8 @@ def check_build(program: Program) -> None:
         return  # what these have learned may take long to read
     common = program.arguments.common
     env = cli.make_env(common.env, parse.key_values(common.env_option))
-    cli.build(program.recipe, env, program.arguments.config, cli.further_envs(program.recipe, program.tasks))
+    further = cli.further_envs(program.recipe, program.tasks)
+    _check_numbers(program, cli.build(program.recipe, env, program.arguments.config, further))
 
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:

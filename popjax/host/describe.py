@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from popjax.core import Env, Method
+from popjax.host.log import plain
 from popjax.host.options import Options
 
 _PACKAGES = (
@@ -30,6 +32,16 @@ _PACKAGES = (
     "dm-control",
     "playground",
 )
+
+_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+)
+_FLAGS = ("deterministic", "precision", "fast_math", "nondeterminism")
+"""Parts of the names of XLA's flags that decide about numbers."""
 
 
 def configuration(
@@ -63,6 +75,7 @@ def configuration(
         "members": None if members is None else list(members),
         "command": description.get("command"),
         "versions": versions(),
+        "jax": jax_settings(),
         "device": device_name(),
         "git_commit": git_commit(),
     }
@@ -74,7 +87,15 @@ def numbers(hyper: Any) -> Any:
         return {field.name: numbers(getattr(hyper, field.name)) for field in fields(hyper)}
     if isinstance(hyper, Mapping):
         return {str(key): numbers(value) for key, value in hyper.items()}
-    return hyper if isinstance(hyper, bool | int | float) else np.asarray(hyper).tolist()
+    return hyper if type(hyper) in (bool, int, float) else plain(np.asarray(hyper))
+
+
+def jax_settings() -> dict[str, Any]:
+    """Return the settings of JAX and XLA that decide about numbers, by the variables that set them."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return {name.upper(): getattr(jax.config, name) for name in _SETTINGS} | {
+        "XLA_FLAGS": " ".join(sorted(flag for flag in flags if any(word in flag for word in _FLAGS)))
+    }
 
 
 def versions() -> dict[str, str]:

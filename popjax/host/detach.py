@@ -6,6 +6,9 @@ Nothing of a method is needed for it: a checkpoint is arrays that lead with the 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +18,35 @@ from popjax.host.errors import Refused
 from popjax.host.sweep import of_config
 from popjax.host.terminal import complain
 
+_PARTIAL = "partial"
 
-def detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:
-    """Copies the members ``bounds``, all of them without, of the run in ``source`` into a new run.
 
-    What was frozen is no longer: continued with the same numbers it fails again.
+@contextmanager
+def detached(source: Path, destination: Path, bounds: tuple[int, int] | None) -> Iterator[None]:
+    """Copy the members ``bounds``, all of them without, of the run in ``source`` into a new run.
+
+    What was frozen is no longer: continued with the same numbers it fails again. Where the context ends
+    because the new run is refused, before it has trained, the copy is removed: it would block other commands.
 
     Raises:
         Refused: ``source`` has no such members or no whole checkpoint, or ``destination`` holds a run.
     """
+    files = rundir.RunDirectory(destination)
     processes.together(lambda: _detach(source, destination, bounds))
+    copied = checkpoint.generations(files.checkpoints)
+    try:
+        yield
+    except Refused:
+        if processes.first() and checkpoint.generations(files.checkpoints) == copied:
+            files.clear()
+        raise
 
 
 def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:
     source = index.run_of(source, bounds[0] if bounds else None)
     config = rundir.read_config(source)
-    old, new = rundir.RunDirectory(source), rundir.RunDirectory(destination)
-    if new.holds_a_run():
+    old, whole = rundir.RunDirectory(source), rundir.RunDirectory(destination)
+    if whole.holds_a_run():
         raise Refused(f"{destination} already holds a run: name another --run-dir")
     members = of_config(config)
     numbers = [member.number for member in members]
@@ -43,6 +58,9 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     if found is None:
         raise Refused(f"{source} has no whole checkpoint")
     arrays, extra = found
+    # Apart until all is there: a process that is killed meanwhile leaves nothing that looks like a run.
+    new = rundir.RunDirectory(destination / _PARTIAL)
+    shutil.rmtree(new.root, ignore_errors=True)
     kept = {key: value for key, value in extra.items() if key not in ("frozen", "regular")}
     kept["env_steps"] = np.asarray(arrays["env_steps"]).tolist()
     for file in ("metrics", "evaluations"):
@@ -51,6 +69,10 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     rundir.write_json(
         new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
     )
+    for copied, wanted in zip(new.contents, whole.contents, strict=True):
+        if copied.exists():
+            copied.rename(wanted)
+    new.root.rmdir()
 
 
 def _copy_lines(source: Path, destination: Path, members: set[int], first_seed: int) -> None:

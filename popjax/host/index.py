@@ -56,8 +56,10 @@ def read(root: Path) -> tuple[Entry, ...]:
 
 
 def started(root: Path) -> bool:
-    """Whether there is a run, or a directory of runs, in ``root`` that can be resumed."""
-    return holds(root) or rundir.RunDirectory(root).config.exists()
+    """Whether there is a run in ``root``, or one of a directory of runs, that can be resumed."""
+    if holds(root):
+        return any(started(root / entry.directory) for entry in read(root))
+    return rundir.RunDirectory(root).config.exists()
 
 
 def finished(root: Path, env_steps: int) -> bool:

@@ -16,11 +16,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from popjax.host import processes
 from popjax.host.errors import Refused
@@ -37,7 +40,10 @@ _COMPARED = (
     "options",
     "sweep",
     "members",
+    "jax",
 )
+_DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
+"""The options of the host that decide what is computed; the others say how often it is looked at."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,21 @@ class RunDirectory:
     def index(self) -> Path:
         return self.root / "index.json"
 
+    @property
+    def contents(self) -> tuple[Path, ...]:
+        """What a run has here; ``config.json`` comes last, as without it nothing is a run."""
+        return (self.metrics, self.evaluations, self.checkpoints, self.tensorboard, self.summary, self.config)
+
     def holds_a_run(self) -> bool:
         """Whether any file of a run is here, or of a directory of runs."""
-        ours = (
-            self.index,
-            self.config,
-            self.metrics,
-            self.evaluations,
-            self.checkpoints,
-            self.tensorboard,
-            self.summary,
-        )
-        return any(path.exists() for path in ours)
+        return any(path.exists() for path in (self.index, *self.contents))
+
+    def clear(self) -> None:
+        """Remove what a run has here, and the directory if nothing else is in it."""
+        for path in reversed(self.contents):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.root.rmdir()
 
 
 @contextmanager
@@ -97,8 +106,8 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
     """The directory of a run that is about to start or to continue, locked against other processes.
 
     Raises:
-        Refused: it already holds a run and ``resume`` is false; it holds none and ``resume`` is true; its
-            run has a different configuration; another process is writing to it.
+        Refused: it already holds a run and ``resume`` is false; its run has a different configuration;
+            another process is writing to it.
     """
     files = RunDirectory(root)
     check(root, config, resume)
@@ -128,10 +137,23 @@ def _check(root: Path, config: dict[str, Any], resume: bool) -> None:
                 f"{root} already holds a run: add --resume to continue it, or name another --run-dir"
             )
         return
-    before = read_config(root)
-    different = list(differences(before, config))
+    different = [line for name, line in differences(read_config(root), config) if not _free(name)]
     if different:
         raise Refused(f"{root} was run with other options: {'; '.join(different)} (old -> new)")
+
+
+def begun(root: Path) -> bool:
+    """Return whether ``root`` holds a run or runs: on every process what the first one sees."""
+    return bool(processes.largest(int(processes.first() and RunDirectory(root).holds_a_run())))
+
+
+def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return 'option old -> new' for what is free to change and has changed since the run was last begun."""
+    return [line for name, line in differences(read_config(root), config) if _free(name)]
+
+
+def _free(name: str) -> bool:
+    return name.startswith("options.") and name not in _DECISIVE
 
 
 def read_config(root: Path) -> dict[str, Any]:
@@ -149,19 +171,33 @@ def read_config(root: Path) -> dict[str, Any]:
         raise Refused(f"{path} cannot be read: {error}") from None
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """'option old -> new' for every option in which two configurations differ, spelt as on the command line.
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield name and 'option old -> new' of what differs between two configurations, spelt as it is set.
 
     A larger budget of environment steps is no difference: it continues the same run. Versions, device and
-    commit are not options.
+    commit are not options, and settings of JAX were not recorded in early runs. Numbers of a Hyper are equal
+    if they are so in float32, in which they are computed with.
     """
-    flat_old, flat_new = (dict(flattened(_plain({k: c.get(k) for k in _COMPARED}))) for c in (old, new))
+    compared = [key for key in _COMPARED if key != "jax" or (key in old and key in new)]
+    flat_old, flat_new = (dict(flattened(_plain({k: c.get(k) for k in compared}))) for c in (old, new))
     for name in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(name), flat_new.get(name)
         if before == after or (name == "options.env_steps" and _larger(after, before)):
             continue
-        option = option_name(name.removeprefix("options.").removeprefix("envs."))
-        yield f"{option} {_spell(before)} -> {_spell(after)}"
+        if name.startswith("hyper.") and _same_float32(before, after):
+            continue
+        setting = name.removeprefix("jax.")
+        option = (
+            setting if setting != name else option_name(name.removeprefix("options.").removeprefix("envs."))
+        )
+        yield name, f"{option} {_spell(before)} -> {_spell(after)}"
+
+
+def _same_float32(old: Any, new: Any) -> bool:
+    try:
+        return np.array_equal(np.asarray(old, np.float32), np.asarray(new, np.float32), equal_nan=True)
+    except (TypeError, ValueError):  # a number and None
+        return False
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -61,7 +61,8 @@ def train(
         devices: over how many devices, or "all", to spread the members or, where there is only one, its
             population.
         run_dir: where to write; without it nothing is written and Ctrl-C is Python's own.
-        resume: continue the run in ``run_dir``; a larger ``env_steps`` prolongs it.
+        resume: continue the run in ``run_dir``, or begin it where there is none yet; a larger ``env_steps``
+            prolongs it, and the intervals may be others.
         sinks: called after every chunk with ``(chunk index, history)``.
         description: ``method``, ``agent``, ``env_options``, ``config`` and ``command`` for ``config.json``;
             what ``scripts/evaluate.py`` builds the method from.
@@ -73,7 +74,8 @@ def train(
         NonFiniteMetric: a metric of the last member that went on became NaN or infinite.
         NotSaved: a checkpoint could not be written.
         NotRead: a checkpoint could not be read, for want of memory or permission.
-        Interrupted: SIGINT, SIGTERM or SIGUSR2 came; the state is saved.
+        Interrupted: Ctrl-C or another signal that asks it to end came; the State is saved.
+        Exception: whatever a sink or an evaluation raised; the State is saved before.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise Refused(_NO_JIT)
@@ -86,9 +88,9 @@ def train(
     sweep.check(numbers, swept)
     chosen = sweep.part(sweep.grid(seed, seeds, swept), members)
     config = describe.configuration(method, env, numbers, options, description or {}, swept, members)
-    if run_dir is not None:
-        rundir.check(Path(run_dir), config, resume)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
+    if run_dir is not None:
+        resume = _continues(run, Path(run_dir), resume)
     if len(chosen) > 1 and not sweep.vmappable():
         run.say(
             f"the generator {jax.config.jax_default_prng_impl} draws otherwise under vmap:"  # type: ignore[attr-defined]
@@ -97,6 +99,17 @@ def train(
     with ExitStack() as stack:
         directory = None if run_dir is None else rundir.opened(Path(run_dir), config, resume)
         return _start(run, numbers, devices, directory, resume, sinks, stack)
+
+
+def _continues(run: Run, root: Path, resume: bool) -> bool:
+    """Return whether a run in ``root`` is to be continued, once it is known that it may be."""
+    begun = resume and rundir.begun(root)
+    rundir.check(root, run.config, begun)
+    if resume and not begun:
+        run.say(f"{root} holds no run yet: starting from the beginning")
+    if begun and (changed := rundir.changed(root, run.config)):
+        run.say(f"continuing with {'; '.join(changed)}")
+    return begun
 
 
 _NO_JIT = (

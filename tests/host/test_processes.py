@@ -112,11 +112,11 @@ def test_a_refusal_of_the_first_process_ends_all(tmp_path: Path) -> None:
         "--seeds",
         "2",
         "--run-dir",
-        str(tmp_path / "none"),
-        "--resume",
+        str(tmp_path / "file"),
     ]
+    (tmp_path / "file").touch()
     said = end(both(argv), 2)
-    assert "holds no run" in said[0][1]
+    assert "is not a directory" in said[0][1]
     assert "another process has stopped" in said[1][1]
 
 

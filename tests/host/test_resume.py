@@ -152,7 +152,7 @@ def test_records_without_a_description_are_no_run_to_begin(capsys: pytest.Captur
 @pytest.mark.parametrize(
     "wrong",
     [
-        ["--hyper.rate=2"],
+        ["--sweep=hyper.rate=0.1,0.1"],
         ["--config.capacity=0"],
         ["--eval-every=0"],
         ["--env-steps=3"],

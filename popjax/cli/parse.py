@@ -126,7 +126,7 @@ class ReportArguments:
     seeds are pooled."""
 
     run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
-    """The run directories; they may be going on."""
+    """The run directories; they may be going on. What is no run is skipped, so runs/* will do."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
     """Directory to write to."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()

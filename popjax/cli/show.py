@@ -83,6 +83,8 @@ def report(written: Any) -> None:
     console.print(table)
     for line in written.missing:
         console.print(f"not begun yet: {line}", highlight=False, soft_wrap=True)
+    for line in written.skipped:
+        console.print(f"skipped: {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{written.page}: {len(written.figures)} figures", highlight=False, soft_wrap=True)
 
 

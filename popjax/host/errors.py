@@ -7,6 +7,10 @@ class Refused(ValueError):
     """The run asked for cannot be made: a number out of range, no room in memory, a directory in use."""
 
 
+class NoRun(Refused):
+    """There is something, but it is no run, or one of which nothing is recorded yet."""
+
+
 class TooLarge(Refused):
     """There is no room in memory; ``fitting`` members of the sweep would fit."""
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from popjax.host import processes
-from popjax.host.errors import Refused
+from popjax.host.errors import NoRun, Refused
 from popjax.host.options import option_name
 
 _COMPARED = (
@@ -160,13 +160,14 @@ def read_config(root: Path) -> dict[str, Any]:
     """``config.json`` of a run.
 
     Raises:
-        Refused: there is none, or it cannot be read.
+        NoRun: there is none.
+        Refused: it cannot be read.
     """
     path = RunDirectory(root).config
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise Refused(f"{root} holds no run (there is no {path})") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoRun(f"{root} holds no run (there is no {path})") from None
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read: {error}") from None
 

@@ -338,6 +338,32 @@ def test_bad_input_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_run_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``runs/*`` has it beside runs: a note, an earlier report, a run that has just begun."""
+    make_run(tmp_path / "a", level=lambda seed, place: 7.0)
+    make_run(tmp_path / "b", "theirs")
+    (tmp_path / "notes.txt").write_text("the good one is a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text("{}")
+    young = make_run(tmp_path / "young", evaluations=1)
+    (young / "eval.jsonl").unlink()
+    report([tmp_path / "a"], tmp_path / "report")
+    everything = sorted(map(str, tmp_path.iterdir()))
+    labels = [f"name of {Path(path).name}" for path in everything]
+    assert cli.report([*everything, "--out", str(tmp_path / "report"), "--labels", *labels]) == 0
+    shown = capsys.readouterr().out
+    for name in ("notes.txt", "empty", "other", "young", "report"):
+        assert f"skipped: {tmp_path / name}" in shown
+    assert "name of a" in shown
+    assert "name of b" in shown
+    assert "name of young" not in shown
+    assert cli.report([str(tmp_path / name) for name in ("empty", "notes.txt")]) == 2
+    assert "there is no run to report" in capsys.readouterr().err
+    assert cli.report([str(tmp_path / "a"), str(tmp_path / "aa")]) == 2
+    assert f"{tmp_path / 'aa'} holds no run" in capsys.readouterr().err
+
+
 def test_the_command_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_run(tmp_path / "a")
     assert cli.report([str(root), "--out", str(tmp_path / "out"), "--labels", "Ours"]) == 0

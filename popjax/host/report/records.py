@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from popjax.host import index, log, rundir, sweep
-from popjax.host.errors import Refused
+from popjax.host.errors import NoRun, Refused
 from popjax.host.history import Evaluation
 
 LAST = 10
@@ -107,7 +107,7 @@ def read(root: Path) -> Found:
     """The run in ``root``, or all runs below it, by their settings; they may be going on.
 
     Raises:
-        Refused: it holds no run, or none that was ever evaluated.
+        NoRun: it holds no run, or none that was ever evaluated.
     """
     if rundir.RunDirectory(root).config.exists():
         return Found(_read(root), _members_missing(root))
@@ -144,10 +144,10 @@ def _read(root: Path) -> list[Record]:
     config = rundir.read_config(root)
     missing = [key for key in ("method", "env", "options") if key not in config]
     if missing:
-        raise Refused(f"{files.config} lacks {', '.join(missing)}: it is not of a run")
+        raise NoRun(f"{files.config} lacks {', '.join(missing)}: it is not of a run")
     lines = log.read_lines(files.evaluations)
     if not lines:
-        raise Refused(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
+        raise NoRun(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = _summary(files.summary)
     frozen = {row["member"] for row in (summary or {}).get("members", []) if row["status"] == "frozen"}
     # One that stopped early would cut everybody's curve where it stopped.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from popjax.host.errors import Refused
+from popjax.host.errors import NoRun, Refused
 from popjax.host.memory import human
 from popjax.host.report import charts, population, records, statistics
 from popjax.host.report.page import Cells, Picture, Section, Text, render
@@ -27,27 +27,42 @@ _INTERVAL = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, the name of every figure, which lies beside it as PNG, and what had not
-    begun yet."""
+    """What was written: the page, the name of every figure, which lies beside it as PNG, what had not begun
+    yet, and what was named but is no run."""
 
     page: Path
     figures: tuple[str, ...]
     table: Cells
     missing: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = ()) -> Report:
     """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
     Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
-    those that have not begun yet are named. labels: names of the methods, one for each run directory.
+    those that have not begun yet are named. What is no run, such as a note or an earlier report beside them,
+    is skipped. labels: names of the methods, one for each run directory.
 
     Raises:
-        Refused: there is no run with evaluations, or no task that all methods share.
+        Refused: there is no run with evaluations, a path does not exist, or there is no task that all methods
+            share.
     """
     if not run_dirs:
         raise Refused("a report needs at least one run directory")
-    read = [records.read(Path(run_dir)) for run_dir in run_dirs]
+    read, skipped, kept = [], [], []
+    for place, run_dir in enumerate(run_dirs):
+        try:
+            read.append(records.read(Path(run_dir)))
+            kept.append(place)
+        except NoRun as refusal:
+            if len(run_dirs) == 1 or not Path(run_dir).exists():
+                raise
+            skipped.append(str(refusal))
+    if not read:
+        raise Refused(f"there is no run to report: {'; '.join(skipped)}")
+    if len(labels) == len(run_dirs):
+        labels = [labels[place] for place in kept]
     found = [each.records for each in read]
     missing = [line for each in read for line in each.missing]
     groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
@@ -65,7 +80,8 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
         (out / f"{picture.name}.png").write_bytes(picture.png)
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
-    return Report(out / PAGE, tuple(picture.name for picture in pictures), table, tuple(missing))
+    figures = tuple(picture.name for picture in pictures)
+    return Report(out / PAGE, figures, table, tuple(missing), tuple(skipped))
 
 
 def _title(groups: Sequence[Group]) -> str:

@@ -51,7 +51,7 @@ def checked(env: Env) -> Env:
             raise ValueError(f"{spec.name}: step must return (state, Timestep), got {_told(timestep)} second")
         fields = {name: _seen(spec, getattr(timestep, name), f"step: {name}") for name in ("obs", "next_obs")}
         fields["reward"] = _scalar(spec, timestep.reward, "step: reward", jnp.float32)
-        for name in ("terminated", "truncated"):
+        for name in ("terminated", "truncated", "cut"):
             fields[name] = _scalar(spec, getattr(timestep, name), f"step: {name}", jnp.bool_)
         return _same_form(spec, state, after), replace(timestep, **fields)
 
@@ -61,7 +61,7 @@ def checked(env: Env) -> Env:
 def _check_spec(spec: Spec) -> None:
     if not isinstance(spec, Spec):
         raise ValueError(f"an Env needs a popjax.Spec as its spec, got {_told(spec)}")
-    for name in ("action_dim", "episode_length"):
+    for name in ("action_dim", "episode_length", "stack"):
         value = getattr(spec, name)
         if isinstance(value, bool) or int(value) != value or value < 1:
             raise ValueError(f"{spec.name}: {name} of the Spec must be an integer from 1, got {value!r}")

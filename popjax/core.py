@@ -36,7 +36,7 @@ class Transition:
     obs:      [..., *obs]  observation acted on.
     action:   [..., A]     float in [-1, 1], or int32 [...] where actions are discrete.
     reward:   [...]        task reward.
-    discount: [...]        what multiplies the bootstrap value: 0 where the task terminated, else gamma.
+    discount: [...]        what multiplies the bootstrap value: 0 where the task ended or was cut, else gamma.
                            A time limit is not termination.
     next_obs: [..., *obs]  true successor, never the observation after an automatic reset.
     """
@@ -85,11 +85,13 @@ class Trajectory(Transition):
 class Timestep:
     """What an environment answers to one action; Gymnasium's words with Gymnasium's meaning.
 
-    obs:        [*obs]  observation to act on next: the first of a new episode after an automatic reset.
+    obs:        [*obs]  observation to act on next: ``next_obs``, but after an automatic reset or a cut.
     next_obs:   [*obs]  true successor of the action.
     reward:     []      float32.
     terminated: []      bool: the task ended; nothing follows.
     truncated:  []      bool: the time limit was reached; the value of ``next_obs`` still counts.
+    cut:        []      bool: the value of ``next_obs`` does not count although the episode goes on, as where
+                        a lost life is taught to be an end (Mnih et al., 2015).
     """
 
     obs: Array
@@ -97,18 +99,25 @@ class Timestep:
     reward: Array
     terminated: Array
     truncated: Array
+    cut: Array | bool = False
 
     @property
     def done(self) -> Array:
         """[] bool: the episode is over, for either reason."""
         return self.terminated | self.truncated
 
+    @property
+    def final(self) -> Array:
+        """[] bool: the value of ``next_obs`` does not count."""
+        return self.terminated | self.cut
+
 
 class Spec(NamedTuple):
     """What a learner must know of an environment before it starts.
 
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions.
-    ``episode_length`` is the time limit in environment steps. ``dt`` is the duration of an environment
+    ``episode_length`` is the time limit in environment steps. ``stack`` frames, oldest first, make an
+    observation along its last axis. ``dt`` is the duration of an environment
     step in seconds, ``None`` where the task has no clock. ``highest_return`` is what no policy can exceed,
     ``None`` where that is not known.
     """
@@ -121,6 +130,7 @@ class Spec(NamedTuple):
     obs_dtype: Any = jnp.float32
     dt: float | None = None
     highest_return: float | None = None
+    stack: int = 1
 
 
 def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
@@ -437,7 +447,7 @@ def transition(
     ``discount`` [] is gamma. ``timeout_is_terminal`` treats the time limit as the end of the task, as many
     published implementations do; the value of the last state is then taken to be 0.
     """
-    ended = timestep.done if timeout_is_terminal else timestep.terminated
+    ended = timestep.final | timestep.truncated if timeout_is_terminal else timestep.final
     return Transition(
         obs=obs,
         action=action,

@@ -105,7 +105,7 @@ def episode(
         alive = ~playing.done
         after = _Playing(
             env=env_state,
-            obs=timestep.next_obs,
+            obs=timestep.obs,
             carry=carry,
             total=playing.total + timestep.reward,
             length=playing.length + 1,
@@ -159,7 +159,7 @@ def autoreset(env: Env) -> Env:
         state, timestep = env.step(state, action)
         steps = steps + 1
         timestep = _limited(timestep, steps, env.spec.episode_length)
-        going_on = (key, state, steps), timestep.next_obs
+        going_on = (key, state, steps), timestep.obs
         carry, obs = jax.lax.cond(
             tree.any_lane(timestep.done),
             lambda: tree.where(timestep.done, reset(key), going_on),

@@ -65,6 +65,10 @@ FAULTS = {
         answering(lambda s, a: (s, GOOD.replace(truncated=s > 5))),
         r"mine/point: step: truncated must be bool \[\], got bool \[3\]",
     ),
+    "cut as a number": (
+        answering(lambda s, a: (s, GOOD.replace(cut=jnp.float32(0)))),
+        r"mine/point: step: cut must be bool \[\], got float32 \[\]",
+    ),
     "reward with an axis": (
         point(reward=lambda s: s[:1]),
         r"mine/point: step: reward must be float32 \[\], got float32 \[1\]",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from popjax import rollout, tree
-from popjax.core import Spec
+from popjax.core import Env, Spec, Timestep, transition
 from popjax.envs import make
 from popjax.envs.episodic import episodic
 from tests.support import equal
@@ -208,3 +208,40 @@ def test_a_reset_is_computed_only_in_steps_in_which_a_lane_ends():
     jax.effects_barrier()
     assert np.argwhere(ended[0]).ravel().tolist() == [19, 39]
     assert len(resets) == 3 * 4
+
+
+def with_lives(lives=3, each=2):
+    """Loses a life every ``each`` steps and ends with the last; a lost life is a cut, and is seen as 100."""
+
+    def reset(key):
+        return jnp.int32(0), jnp.zeros(1)
+
+    def step(t, action):
+        t = t + 1
+        over, lost = t >= lives * each, t % each == 0
+        seen = t[None].astype(jnp.float32)
+        cut = lost & ~over
+        obs = jnp.where(cut, 100.0, seen)
+        return t, Timestep(obs, seen, jnp.float32(1), over, jnp.bool_(False), cut)
+
+    return Env(reset, step, Spec("lives", (1,), 1, 50))
+
+
+def test_a_cut_stops_the_bootstrap_and_not_the_episode(key):
+    def collected(key):
+        env = rollout.autoreset(with_lives())
+        lane = rollout.start(env, walker(0), key)
+        return rollout.collect(env, stride, lane, key, 8)[1]
+
+    obs, action, timestep = jax.jit(collected)(key)
+    assert obs[:, 0].tolist() == [0, 1, 100, 3, 100, 5, 0, 1]
+    assert timestep.next_obs[:, 0].tolist() == [1, 2, 3, 4, 5, 6, 1, 2]  # the true successors
+    assert timestep.cut.tolist() == [False, True, False, True, False, False, False, True]
+    assert np.flatnonzero(timestep.done).tolist() == [5]
+    rows = transition(obs, action, timestep, 0.9)
+    np.testing.assert_allclose(rows.discount, [0.9, 0, 0.9, 0, 0.9, 0, 0.9, 0], rtol=1e-6)
+    returns = rollout.track(rollout.no_returns(), timestep.reward, timestep.done)
+    assert (float(returns.latest), int(returns.episodes)) == (6, 1)
+    played = jax.jit(lambda key: rollout.episode(with_lives(), stride, walker(0), key))(key)
+    assert (int(played.length), float(played.total)) == (6, 6)
+    assert played.steps[0][:6, 0].tolist() == [0, 1, 100, 3, 100, 5]

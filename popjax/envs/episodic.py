@@ -51,6 +51,7 @@ def episodic(
             reward=jnp.asarray(reward, jnp.float32).reshape(()),
             terminated=jnp.asarray(terminated, jnp.bool_).reshape(()),
             truncated=steps >= spec.episode_length,
+            cut=jnp.bool_(False),
         )
         return EpisodeState(inner, steps), timestep
 

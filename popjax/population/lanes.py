@@ -17,6 +17,7 @@ from flax import struct
 from jax import Array
 
 from popjax import rollout, tree
+from popjax.contract import checked
 from popjax.core import (
     Act,
     Choice,
@@ -127,6 +128,7 @@ def episodes(
     scale:  [E] of the exploration.
     record: ``(obs, action, timestep) -> what is kept of a step``.
     """
+    env = checked(env)
 
     def one(params: Params, memory: PyTree, key: Key, scale: Array) -> rollout.Episode:
         def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:

@@ -39,7 +39,7 @@ def remember(
 ) -> Local:
     """The lane after one step: every return that it completes joins the buffer, in order of time."""
     reward = jnp.clip(timestep.reward, -1.0, 1.0) if clip_rewards else timestep.reward
-    flags = timestep.terminated, timestep.truncated
+    flags = timestep.final, timestep.truncated
     window, rows, valid = nstep.push(local.window, obs, action, reward, *flags, timestep.next_obs, discount)
     place = jnp.where(valid, local.count + jnp.cumsum(valid) - 1, local.rows.reward.shape[0])
     return replace(

@@ -58,7 +58,8 @@ def play(
         action = _CATEGORICAL.sample(key, heads.policy, 1.0)
         env_state, timestep = env.step(lane.env, action)
         beyond = _beyond(memory, timestep) if config.timeout_bootstrap else jnp.float32(0)
-        kept = (lane.obs, action, heads, timestep.reward, timestep.terminated, timestep.truncated, beyond)
+        flags = timestep.final, timestep.truncated, timestep.done
+        kept = (lane.obs, action, heads, timestep.reward, *flags, beyond)
         memory = tree.where(timestep.done, network.memory, memory)
         return rollout.Lane(env_state, timestep.obs, memory), kept
 
@@ -71,12 +72,11 @@ def play(
         )
 
     after, rows = jax.lax.scan(one, lane, jax.random.split(key, config.steps))
-    obs, action, heads, reward, terminated, truncated, beyond = rows
+    obs, action, heads, reward, final, truncated, done, beyond = rows
     last = network.step(params, after.carry, after.obs)[1].value
     following = jnp.append(heads.value[1:], last)
     following = jnp.where(truncated, beyond, following)
-    ended = terminated if config.timeout_bootstrap else terminated | truncated
-    done = terminated | truncated
+    ended = final if config.timeout_bootstrap else final | truncated
     advantages, returns = targets(reward, ended, done, heads.value, following, hyper)
     return after, Rollout(lane.carry, obs, action, reward, done, heads.policy, advantages, returns)
 

@@ -207,7 +207,7 @@ def build(env: Env, config: Config, kind: agents.AnyOnPolicyConfig, *, shares: b
             obs=state.lanes.obs,
             action=action,
             reward=happened.timesteps.reward,
-            discount=jnp.where(happened.timesteps.terminated, 0.0, hyper.on_policy.discount),
+            discount=jnp.where(happened.timesteps.final, 0.0, hyper.on_policy.discount),
             next_obs=happened.timesteps.next_obs,
             done=done,
             log_prob=log_prob,

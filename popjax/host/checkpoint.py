@@ -28,7 +28,7 @@ from popjax.host.terminal import complain
 T = TypeVar("T")
 
 KEPT = 2
-"""How many checkpoints stay: the newest, and the one to fall back on."""
+"""How many checkpoints stay unless told otherwise: the newest, and the one to fall back on."""
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _PARTIAL = "partial-"
@@ -50,22 +50,32 @@ def digest(state: Any) -> str:
 
 
 def save(
-    directory: Path, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None
+    directory: Path,
+    generation: int,
+    state: Any,
+    extra: dict[str, Any],
+    keep: int | None = None,
+    kept: int = KEPT,
 ) -> None:
     """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
 
-    A checkpoint that the generation has already is replaced. The older ones beyond ``KEPT`` are removed once
-    the new one is complete, but for that of generation ``keep``. Every process of a run calls this; each
-    writes what lies on its own devices.
+    A checkpoint that the generation has already is replaced. The oldest are removed once the new one is
+    complete, but for the newest ``kept`` and that of generation ``keep``. Every process of a run calls this;
+    each writes what lies on its own devices.
 
     Raises:
         NotSaved: it could not be written; the older ones are as they were.
     """
-    write_arrays(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep)
+    write_arrays(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep, kept)
 
 
 def write_arrays(
-    directory: Path, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None = None
+    directory: Path,
+    generation: int,
+    arrays: dict[str, Any],
+    extra: dict[str, Any],
+    keep: int | None = None,
+    kept: int = KEPT,
 ) -> None:
     """Save a State that is given as arrays by name, keys as their data: see ``save``."""
     partial = directory / f"{_PARTIAL}{generation}"
@@ -76,7 +86,7 @@ def write_arrays(
             "extra": extra,
             "leaves": {path: _describe(fetch(array)) for path, array in arrays.items()},
         }
-        together(lambda: _complete(directory, generation, json.dumps(content), keep))
+        together(lambda: _complete(directory, generation, json.dumps(content), keep, kept))
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         older = generations(directory)
@@ -102,7 +112,7 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
         writer.save(partial.absolute() / _ARRAYS, stored)
 
 
-def _complete(directory: Path, generation: int, content: str, keep: int | None) -> None:
+def _complete(directory: Path, generation: int, content: str, keep: int | None, kept: int) -> None:
     partial = directory / f"{_PARTIAL}{generation}"
     envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
     (partial / _MANIFEST).write_text(json.dumps(envelope))
@@ -111,7 +121,7 @@ def _complete(directory: Path, generation: int, content: str, keep: int | None) 
     partial.rename(target)
     if replaced:
         remove(replaced)
-    for old in generations(directory)[KEPT:]:
+    for old in generations(directory)[kept:]:
         if old != keep:
             remove(directory / str(old))
 

@@ -68,8 +68,7 @@ def finished(root: Path, env_steps: int) -> bool:
         return all(finished(root / entry.directory, env_steps) for entry in read(root))
     try:
         summary = json.loads(rundir.RunDirectory(root).summary.read_text())
-        living = [row["env_steps"] for row in summary["members"] if row["status"] != "frozen"]
-        return all(steps >= env_steps for steps in living)
+        return all(row["status"] == "frozen" or row["env_steps"] >= env_steps for row in summary["members"])
     except (OSError, ValueError, KeyError):
         return False
 

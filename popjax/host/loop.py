@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from popjax.host import causes, checkpoint, interrupt, log, processes, sweep
+from popjax.host import causes, checkpoint, ending, interrupt, log, processes, sweep
 from popjax.host.background import Background
+from popjax.host.best import Best
 from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, Refused
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
@@ -29,6 +30,7 @@ class Trained(NamedTuple):
     start:  the keys [S] and hypers [S, ...] of the members.
     shapes: of the State [S, ...].
     writer: of checkpoints; ``None`` for a run without a directory.
+    best:   keeps the best policies; likewise.
     """
 
     run: Run
@@ -36,13 +38,15 @@ class Trained(NamedTuple):
     start: tuple[Any, Any]
     shapes: Any
     writer: Writer | None
+    best: Best | None = None
 
 
 def train_on(
     trained: Trained, state: Any, position: Position, sinks: Sequence[log.Sink], stack: ExitStack
 ) -> Result:
-    """Trains from ``state`` on until the budget is spent."""
-    run, writer, budget = trained.run, trained.writer, trained.run.options.env_steps
+    """Trains from ``state`` on until nobody goes on, or it is to end early."""
+    run, writer = trained.run, trained.writer
+    watched = any(map(ending.sees_policy, sinks))
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stop = stack.enter_context(interrupt.deferred(run.say)) if writer else interrupt.Stop()
     spacing = max(1, run.options.log_every // run.method.steps_bound)
@@ -52,7 +56,7 @@ def train_on(
     _require_settled(trained, position, "nothing was changed")
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
-        standing.keep(state, position.standing(budget) - standing.places)
+        standing.keep(state, ending.standing(run, position) - standing.places)
         if index:
             state, position, rows = _advance(trained, state, position, saved, standing)
         else:
@@ -60,57 +64,66 @@ def train_on(
         due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
         part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
         parts.append(part)
+        if trained.best and index:
+            trained.best.see(state, part.evaluations)
+        if watched:
+            state = interrupt.ready(standing.put_back(state))
         arrived = stop.arrived or 0  # once: one that comes while sinks are told is for the next chunk
-        written = due or arrived or position.unsettled or position.least >= budget
-        failure = _tell(run, sinks, index, part, bool(written), failure)
-        asked = processes.largest(_FAILED if failure else arrived)
-        done = position.least >= budget and not evaluations_due(run, position)
+        out_of_time = ending.out_of_time(run)
+        written = due or arrived or out_of_time or position.unsettled or ending.over(run, position)
+        policy = trained.programs.policy(state) if watched else None
+        enough, failure = _tell(run, sinks, (index, part, policy), bool(written), failure)
+        asked = processes.largest(_FAILED if failure else arrived or _ENOUGH * (enough or out_of_time))
+        done = ending.over(run, position) and not evaluations_due(run, position)
         ends = bool(done or asked or position.unsettled)
         if ends or (writer and due):
             state = interrupt.ready(standing.put_back(state))  # an evaluation that was left may be before it
         stop.saving = ends
         if writer and (ends or due):
-            saved = position = _save(run, writer, state, position, due, again=late and index == 0)
+            saved = position = _save(trained, state, position, due, again=late and index == 0)
         if writer and ends:
             writer.wait()
         _require_settled(trained, position, f"all is saved as generation {position.generation}")
         if asked == _FAILED:
             _end_failed(run, position, failure)
-        if done:
-            return finish(run, state, position, join(parts))
+        if done or asked == _ENOUGH:
+            early = None if done else "--max-minutes is over" if out_of_time else "a sink asked for it"
+            return finish(run, state, position, join(parts), ending.reasons(run, position, early))
         if asked:
             raise Interrupted(_resumable(run, position), asked, stop.left)
     raise AssertionError("unreachable")
 
 
-_FAILED = 2**16  # what a process says of itself where others tell a signal
+_ENOUGH, _FAILED = 2**15, 2**16  # what a process says of itself where others tell a signal
 
 
 def _tell(
     run: Run,
     sinks: Sequence[log.Sink],
-    index: int,
-    part: History,
+    told: tuple[int, History, Any],
     written: bool,
     failure: BaseException | None,
-) -> BaseException | None:
-    """Tell all sinks of a chunk and return the first failure, ``failure`` if there was one before.
+) -> tuple[bool, BaseException | None]:
+    """Tell all sinks of a chunk, its History and the policy after it. Return whether one has answered that
+    this is enough, and the first failure, ``failure`` if there was one before.
 
     A failure is kept for later, because the State can still be saved. With ``written``, wait for the records:
     a resumed run does not write again what is about to be saved.
     """
-    found = failure
-    calls: list[Callable[[], None]] = [partial(sink, index, part) for sink in sinks]
+    enough, found = False, failure
+    calls: list[Callable[[], Any]] = [
+        partial(sink, *told) if ending.sees_policy(sink) else partial(sink, *told[:2]) for sink in sinks
+    ]
     if written or failure:
         calls += [sink.drain for sink in sinks if isinstance(sink, Background)]
     for call in calls:
         try:
-            call()
+            enough |= ending.says_stop(call())
         except (Exception, Interrupted) as error:
             found = found or error
     if found and run.files:
         run.say(f"{causes.first_line(found)}: saving before it ends the run")
-    return found
+    return enough, found
 
 
 def _end_failed(run: Run, position: Position, failure: BaseException | None) -> NoReturn:
@@ -122,12 +135,15 @@ def _end_failed(run: Run, position: Position, failure: BaseException | None) -> 
     raise failure
 
 
-def _save(run: Run, writer: Writer, state: Any, position: Position, due: bool, again: bool) -> Position:
+def _save(trained: Trained, state: Any, position: Position, due: bool, again: bool) -> Position:
     """Saves, ``again`` over the checkpoint that was resumed from, which has unsettled members.
     Returns the position with a checkpoint that was ``due`` as its newest regular one."""
     if due and not position.unsettled:
         position = replace(position, regular=position.generation)
-    writer.save(position.generation, state, extra(run, position), position.regular, again)
+    if trained.best:
+        trained.best.save()
+    assert trained.writer is not None
+    trained.writer.save(position.generation, state, extra(trained.run, position), position.regular, again)
     return position
 
 
@@ -241,7 +257,7 @@ def _settle(trained: Trained, position: Position, standing: Standing) -> Positio
     stay unsettled: the others can be saved first."""
     run, unsettled = trained.run, {}
     generations, steps = position.generations.copy(), position.env_steps.copy()
-    others = len(steps) - len(position.standing(run.options.env_steps))
+    others = len(steps) - len(ending.standing(run, position))
     for place in sorted(position.unsettled):
         try:
             lane = _last_good(trained, place, position.regular)

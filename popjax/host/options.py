@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,6 +31,12 @@ class Options:
     """Interval between checkpoints [environment steps]."""
     log_every: int = 1_000
     """Spacing of the recorded metrics [environment steps]; longer generations are all recorded."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay [count]."""
+    stop_at_return: float | None = None
+    """A member stops once an evaluation has at least this mean return, whatever is left of its budget."""
+    max_minutes: float | None = None
+    """The run stops, saved and summarised, after so many minutes of this process; --resume goes on."""
 
 
 def validate(options: Options, steps_bound: int) -> None:
@@ -40,8 +47,12 @@ def validate(options: Options, steps_bound: int) -> None:
     """
     for field in fields(options):
         value, least = getattr(options, field.name), 0 if field.name == "seed" else 1
-        if value < least:
+        if field.type in (int, "int") and value < least:
             raise Refused(f"{option_name(field.name)} must be at least {least}, got {value}")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise Refused(f"--max-minutes must be above 0, got {options.max_minutes}")
+    if options.stop_at_return is not None and math.isnan(options.stop_at_return):
+        raise Refused("--stop-at-return must be a number, got nan")
     if options.env_steps < steps_bound:
         raise Refused(
             f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"

@@ -38,6 +38,7 @@ class Programs(NamedTuple):
                      [S, C] and metrics [S, C, ...] after each of its generations
     evaluate:        (State, keys [S], generations [S], places [n], Stop) -> returns [n, E], lengths [n, E];
                      NumPy. A signal that the Stop notes ends the waiting with ``interrupt.Left``
+    policy:          State -> parameters [S, ...] of everyone's policy; compiled at its first call
     compile_seconds: time it took to trace and compile them, or to find them
     total_bytes:     the most memory that any of them needs, with the State
     """
@@ -45,6 +46,7 @@ class Programs(NamedTuple):
     init: Callable[..., Any] | None
     chunk: Callable[[Any], tuple[Any, Any]]
     evaluate: Callable[..., tuple[np.ndarray, np.ndarray]]
+    policy: Callable[[Any], Any]
     compile_seconds: float
     total_bytes: int
 
@@ -115,7 +117,8 @@ def _compile(
         memory.argument_bytes(step) + memory.lane_bytes(state),
     ]
     copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
-    return Programs(first, step, play.some, 0.0, copies * max(needed))
+    policy = jax.jit(placement.lift(method.policy, members), in_shardings=(by_state,))
+    return Programs(first, step, play.some, policy, 0.0, copies * max(needed))
 
 
 def compiled(lowered: Any) -> Any:

@@ -113,10 +113,6 @@ class Position:
         """Environment steps of the slowest member that is not frozen."""
         return int(self.env_steps[self.living].min())
 
-    def standing(self, budget: int) -> set[int]:
-        """Places of the members that stand still: frozen, or finished with ``budget`` environment steps."""
-        return {place for place, steps in enumerate(self.env_steps) if steps >= budget} | set(self.frozen)
-
 
 def extra(run: Run, position: Position) -> dict[str, Any]:
     """What goes into a checkpoint beside the State."""
@@ -183,8 +179,13 @@ def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping
     log.drop_after(files.evaluations, generation, members)
 
 
-def finish(run: Run, state: Any, position: Position, history: History) -> Result:
-    """The result of a run that has spent its budget; writes curves and summary if it has a directory."""
+def finish(
+    run: Run, state: Any, position: Position, history: History, early: Mapping[int, str] | None = None
+) -> Result:
+    """The result of a run that has come to its end; writes curves and summary if it has a directory.
+
+    ``early`` says why members stopped before their budget, by place.
+    """
     returns = _final_returns(run, position)
     steps = int(position.env_steps.astype(np.int64).sum())
     finals = [None if np.isnan(value) else value for value in returns.tolist()]
@@ -209,7 +210,7 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
         "hardware": run.config["device"],
         "state_sha256": checkpoint.digest(state),
         "members": [
-            _member(run, state, position, place, finals[place])
+            _member(run, state, position, place, finals[place], (early or {}).get(place))
             | {"metrics": {name: log.plain(values[place]) for name, values in metrics.items()}}
             for place in range(len(finals))
         ],
@@ -220,7 +221,9 @@ def finish(run: Run, state: Any, position: Position, history: History) -> Result
     return Result(state, returns, position.evaluations, history, summary, run.members)
 
 
-def _member(run: Run, state: Any, position: Position, place: int, final: float | None) -> dict[str, Any]:
+def _member(
+    run: Run, state: Any, position: Position, place: int, final: float | None, early: str | None
+) -> dict[str, Any]:
     """A member's line in the summary; its digest is what a run of it alone would have."""
     member = run.members[place]
     alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
@@ -228,8 +231,8 @@ def _member(run: Run, state: Any, position: Position, place: int, final: float |
         "member": member.number,
         "seed": member.seed,
         "numbers": dict(member.numbers),
-        "status": "frozen" if place in position.frozen else "finished",
-        "reason": position.frozen.get(place),
+        "status": "frozen" if place in position.frozen else "stopped" if early else "finished",
+        "reason": position.frozen.get(place, early),
         "env_steps": int(position.env_steps[place]),
         "final_return": final,
         "state_sha256": checkpoint.digest(alone),

@@ -4,6 +4,7 @@ config.json     what was run: method, environment, every option and number, vers
 metrics.jsonl   one line per recorded generation and member: its number, seed and swept numbers in each
 eval.jsonl      one line per evaluation and member
 checkpoints/    the newest States
+best.npz        the policy of each member that had the highest return in an evaluation
 tensorboard/    scalars, one run per member
 curve.png       learning curve, at the end; curves/NUMBERS.png where numbers were swept
 summary.json    results, at the end, with a row per member, its last metrics among them
@@ -69,6 +70,10 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        return self.root / "best.npz"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
@@ -87,7 +92,15 @@ class RunDirectory:
     @property
     def contents(self) -> tuple[Path, ...]:
         """What a run has here; ``config.json`` comes last, as without it nothing is a run."""
-        return (self.metrics, self.evaluations, self.checkpoints, self.tensorboard, self.summary, self.config)
+        return (
+            self.metrics,
+            self.evaluations,
+            self.checkpoints,
+            self.best,
+            self.tensorboard,
+            self.summary,
+            self.config,
+        )
 
     def holds_a_run(self) -> bool:
         """Whether any file of a run is here, or of a directory of runs."""

@@ -19,7 +19,8 @@ import jax
 
 from popjax import numerics
 from popjax.core import Env, Method
-from popjax.host import compilation, describe, log, memory, processes, rundir, shard, sweep
+from popjax.host import compilation, describe, ending, log, memory, processes, rundir, shard, sweep
+from popjax.host.best import Best
 from popjax.host.errors import Refused
 from popjax.host.loop import Trained, evaluations_due, train_on
 from popjax.host.options import Options, check_counter, validate
@@ -40,6 +41,9 @@ def train(
     eval_episodes: int = 5,
     checkpoint_every: int = 50_000,
     log_every: int = 1_000,
+    keep_checkpoints: int = 2,
+    stop_at_return: float | None = None,
+    max_minutes: float | None = None,
     hyper: Any = None,
     swept: Mapping[str, Sequence[float]] | None = None,
     members: tuple[int, int] | None = None,
@@ -53,7 +57,8 @@ def train(
     """Trains ``method`` in ``env`` until every member has counted ``env_steps`` environment steps.
 
     Args:
-        env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every: see ``Options``.
+        env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every, keep_checkpoints,
+            stop_at_return, max_minutes: see ``Options``.
         hyper: numbers to use instead of ``method.hyper``.
         swept: values of some of these numbers, by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``: every
             combination of them is trained with every seed, on one vmapped axis.
@@ -63,7 +68,9 @@ def train(
         run_dir: where to write; without it nothing is written and Ctrl-C is Python's own.
         resume: continue the run in ``run_dir``, or begin it where there is none yet; a larger ``env_steps``
             prolongs it, and the intervals may be others.
-        sinks: called after every chunk with ``(chunk index, history)``.
+        sinks: called after every chunk with ``(chunk index, history)`` or, if they take three arguments,
+            ``(chunk index, history, policy)``: parameters [S, ...] of everyone's policy, which ``method.act``
+            reads. One that returns True ends the run, saved and summarised.
         description: ``method``, ``agent``, ``env_options``, ``config`` and ``command`` for ``config.json``;
             what ``scripts/evaluate.py`` builds the method from.
         quiet: no progress and no remarks on standard error.
@@ -79,7 +86,18 @@ def train(
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise Refused(_NO_JIT)
-    options = Options(env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every)
+    options = Options(
+        env_steps=env_steps,
+        seeds=seeds,
+        seed=seed,
+        eval_every=eval_every,
+        eval_episodes=eval_episodes,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        keep_checkpoints=keep_checkpoints,
+        stop_at_return=stop_at_return,
+        max_minutes=max_minutes,
+    )
     validate(options, method.steps_bound)
     compilation.keep_compiled()
     if resume and run_dir is None:
@@ -159,15 +177,17 @@ def _start(
     state, position = restored
     position = replace(position, compile_seconds=position.compile_seconds + programs.compile_seconds)
     del restored  # a second reference to the State would keep its donated arrays from being reused
-    writer = Writer(run.files.checkpoints, background) if run.files else None
+    writer = Writer(run.files.checkpoints, background, run.options.keep_checkpoints) if run.files else None
     if writer:
         stack.callback(writer.settle)  # before the directory is given to another process
-    return train_on(Trained(run, programs, start, shapes, writer), state, position, sinks, stack)
+    numbers = [member.number for member in run.members]
+    best = Best(run.files.best, numbers, programs.policy) if run.files else None
+    return train_on(Trained(run, programs, start, shapes, writer, best), state, position, sinks, stack)
 
 
 def _done(run: Run, position: Position) -> bool:
     """Whether nothing is left to train or to evaluate."""
-    spent = position.least >= run.options.env_steps and not position.unsettled
+    spent = ending.over(run, position) and not position.unsettled
     return spent and not evaluations_due(run, position)
 
 

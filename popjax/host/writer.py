@@ -18,10 +18,11 @@ class Writer:
     and a thread writes the copy. At most one checkpoint is being written at a time.
 
     Without ``background``, or where several processes write together, ``save`` returns when all is written.
-    What goes wrong in the thread is raised by the next call.
+    What goes wrong in the thread is raised by the next call. The newest ``kept`` checkpoints stay.
     """
 
-    def __init__(self, directory: Path, background: bool):
+    def __init__(self, directory: Path, background: bool, kept: int = checkpoint.KEPT):
+        self._kept = kept
         self.directory, self.background = directory, background and jax.process_count() == 1
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -35,7 +36,7 @@ class Writer:
         if not again and generation in checkpoint.generations(self.directory):
             return
         if not self.background:
-            checkpoint.save(self.directory, generation, state, extra, keep)
+            checkpoint.save(self.directory, generation, state, extra, keep, self._kept)
             return
         for path, leaf in named(state):
             array = np.asarray(data(leaf))
@@ -64,6 +65,6 @@ class Writer:
 
     def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None) -> None:
         try:
-            checkpoint.write_arrays(self.directory, generation, arrays, extra, keep)
+            checkpoint.write_arrays(self.directory, generation, arrays, extra, keep, self._kept)
         except BaseException as failure:
             self._failure = failure

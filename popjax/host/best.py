@@ -75,6 +75,19 @@ class Best:
                 }
 
 
+def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
+    """Copy the best policies of members ``numbers``, if any were kept."""
+    if source.exists():
+        np.savez(destination, **_rows(source, numbers))
+
+
+def _rows(path: Path, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    """The arrays of a file, of members ``numbers`` alone."""
+    with np.load(path) as file:
+        rows = [file["number"].tolist().index(number) for number in numbers]
+        return {name: file[name][rows] for name in file.files}
+
+
 def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int]]:
     """Return the best policies of members ``numbers`` as parameters [S, ...], and the environment steps that
     each had been trained for.
@@ -86,11 +99,9 @@ def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int
     """
     if not path.exists():
         raise Refused(f"{path} is not there: no policy has been evaluated since training began")
-    with np.load(path) as file:
-        rows = [file["number"].tolist().index(number) for number in numbers]
-        kept = {name.removeprefix("policy."): file[name][rows] for name in file.files if name not in _FACTS}
-        steps = file["env_steps"][rows].tolist()
+    rows = _rows(path, numbers)
+    kept = {name.removeprefix("policy."): array for name, array in rows.items() if name not in _FACTS}
     wanted = {name: leaf.shape for name, leaf in leaves.data_shapes(shapes).items()}
     if wanted != {name: array.shape[1:] for name, array in kept.items()}:
         raise Refused(f"{path} has policies of another structure than the method of config.json")
-    return jax.tree.map(jax.numpy.asarray, leaves.from_arrays(kept, shapes)), steps
+    return jax.tree.map(jax.numpy.asarray, leaves.from_arrays(kept, shapes)), rows["env_steps"].tolist()

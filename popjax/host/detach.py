@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from popjax.host import checkpoint, index, processes, rundir
+from popjax.host import best, checkpoint, index, processes, rundir
 from popjax.host.errors import Refused
 from popjax.host.sweep import of_config
 from popjax.host.terminal import complain
@@ -62,10 +60,11 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     new = rundir.RunDirectory(destination / _PARTIAL)
     shutil.rmtree(new.root, ignore_errors=True)
     kept = {key: value for key, value in extra.items() if key not in ("frozen", "regular")}
-    kept["env_steps"] = np.asarray(arrays["env_steps"]).tolist()
+    kept["env_steps"] = [extra["env_steps"][place] for place in places]
     for file in ("metrics", "evaluations"):
         _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)
     checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, kept)
+    best.copy(old.best, new.best, [numbers[place] for place in places])
     rundir.write_json(
         new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
     )

@@ -125,3 +125,17 @@ def test_the_best_policy_survives_a_resume(tmp_path: Path) -> None:
         assert set(halves.files) == set(whole.files)
         for name in whole.files:
             np.testing.assert_array_equal(halves[name], whole[name])
+
+
+def test_a_continued_member_takes_its_best_policy_along(tmp_path: Path) -> None:
+    from popjax.host.detach import detached
+
+    run(tmp_path, seeds=3)
+    with detached(tmp_path / "run", tmp_path / "alone", (1, 2)):
+        pass
+    with (
+        np.load(tmp_path / "run" / "best.npz") as all_of_them,
+        np.load(tmp_path / "alone" / "best.npz") as one,
+    ):
+        for name in all_of_them.files:
+            np.testing.assert_array_equal(one[name], all_of_them[name][1:2])

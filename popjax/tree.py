@@ -96,3 +96,20 @@ def any_lane(condition: Array) -> Array:
 @any_lane.def_vmap
 def _any_lane_of_batch(axis_size: int, in_batched: list[bool], condition: Array) -> tuple[Array, bool]:
     return any_lane(condition), False
+
+
+@custom_vmap
+def largest(count: Array) -> Array:
+    """Return the largest of ``count`` in this lane and in all lanes of any enclosing ``vmap``.
+
+    Steers a loop by a number that is the same in every lane, such as the gradient steps owed to a clock that
+    all share,
+    without making it a loop of its own for each lane: the carry is then not selected, and so not copied, in
+    every turn.
+    """
+    return jnp.max(count)
+
+
+@largest.def_vmap
+def _largest_of_batch(axis_size: int, in_batched: list[bool], count: Array) -> tuple[Array, bool]:
+    return largest(count), False

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.core import Key, PyTree, Transition
+from popjax.core import Agent, Key, PyTree, Transition, Weighted
+from popjax.replay.prioritized import Prioritized, PrioritizedReplay, importance_weights, largest_weight
 
 Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
 """``(what learns, key) -> (what learns, losses)``: one gradient step of everyone, batch included."""
@@ -75,3 +76,32 @@ def everyone(
 def relabelled(rows: Transition, rewards: Array) -> Transition:
     """Return rows [B] that all share as everyone's own [P, B], with rewards [P, B]."""
     return replace(tree.repeat(rows, len(rewards)), reward=rewards)
+
+
+def prioritized_step(
+    agent: Agent,
+    store: PrioritizedReplay,
+    held: tuple[PyTree, Prioritized],
+    batch: int,
+    hyper: PyTree,
+    key: Key,
+    exponent: Array | float,
+    of_buffer: bool,
+    offset: Array | float,
+) -> tuple[tuple[PyTree, Prioritized], PyTree]:
+    """Take a gradient step on ``batch`` rows drawn by priority: learner and replay, and the losses.
+
+    exponent:  beta of the importance weights, which reach 1 in the batch or, if ``of_buffer``, in the replay.
+    offset:    added to the absolute TD errors before the step, which are the rows' new priorities.
+
+    Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
+    """
+    learner, replay = held
+    key_sample, key_learn = jax.random.split(key)
+    rows, draw = store.sample(replay, key_sample, batch)
+    largest = largest_weight(replay, exponent) if of_buffer else None
+    weight = importance_weights(draw.probability, replay.size, exponent, largest)
+    assert agent.td_error is not None
+    priority = jnp.abs(agent.td_error(learner, rows)) + offset
+    learner, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)
+    return (learner, store.update(replay, draw.slots, priority)), losses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -41,6 +43,25 @@ def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
         return choice._replace(action=action)
 
     return act_all
+
+
+def several(acts: Sequence[Act], params: Sequence[Params], spec: Spec) -> Act:
+    """Return policies of different kinds as one, whose parameters are which of them acts, int32 [].
+
+    acts, params: of each of them; the memory is a tuple of everyone's. All say what they would do, which is
+                  cheap beside
+    an environment's step: the physics stands in a program once, whoever plays.
+    """
+
+    def act(which: Array, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        keys = jax.random.split(key, len(acts))
+        told = [f(p, m, obs, k, scale) for f, p, m, k in zip(acts, params, memory, keys, strict=True)]
+        memories, actions = zip(*(choice[:2] for choice in told), strict=True)
+        action = jnp.stack(actions)[which]
+        action = action if spec.discrete else jnp.clip(action, -1.0, 1.0)
+        return Choice(tuple(memories), action, action, jnp.float32(0))
+
+    return act
 
 
 def with_noise(agent: Agent, theta: Array | float, sigma: Array | float) -> Act:

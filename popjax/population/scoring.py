@@ -5,13 +5,14 @@ All individuals play in one loop, so the physics stands in the program once what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax import rollout
+from popjax import rollout, tree
 from popjax.core import Act, Env, Key, Params, PyTree
 
 
@@ -47,3 +48,10 @@ def mean_returns(
     over_episodes = jax.vmap(one, (None, 0, None if starts is None else 0))
     over_everyone = jax.vmap(partial(over_episodes), (0, 0, None))
     return jnp.asarray(over_everyone(params, jax.random.split(key, (count, episodes)), starts)).mean(1)
+
+
+def when(due: Array, play: Callable[[], Array]) -> Array:
+    """Return what ``play()`` scores [...] where it is ``due`` for any member of a sweep, else 0, not played
+    at all."""
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(play))
+    return jax.lax.cond(tree.any_lane(due), play, lambda: nothing)

@@ -14,8 +14,8 @@ from popjax.agents import ddpg, dqn, td3
 from popjax.core import Choice, Pretrained, as_arrays
 from popjax.envs import make
 from popjax.methods import ca2e
-from popjax.methods.ca2e.actors import scales
-from popjax.methods.ca2e.priors import Retirement, compare, threshold
+from popjax.methods.ca2e_config import scales
+from popjax.methods.ca2e_priors import Retirement, compare, threshold
 from tests.support import Case
 
 DDPG = replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))

@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+import jax
+import jax.numpy as jnp
 from flax import struct
+from jax import Array
 
 from popjax.agents import ddpg, dqn
 from popjax.checks import check_choices, check_least
-from popjax.core import Number, number
+from popjax.core import Agent, Number, number
 
 AgentConfig: TypeAlias = dqn.Config | ddpg.Config
 
@@ -75,7 +78,7 @@ class Config:
 
     @property
     def actors(self) -> int:
-        """How many there are of both kinds."""
+        """Return how many actors there are of both kinds."""
         return self.nature_actors + self.prior_actors
 
 
@@ -93,7 +96,8 @@ class Hyper:
 
 
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:
-    """The paper's constants for a learner of this kind; what it does not state is of the specification."""
+    """Return the paper's constants for a learner of this kind; what it does not state is of the
+    specification."""
     if isinstance(agent, dqn.Config):
         return Config(agent=agent)
     return Config(
@@ -107,7 +111,43 @@ def default_config(agent: AgentConfig = dqn.Config()) -> Config:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """The numbers that belong to a Config. DQN's target is copied by environment steps: ``target_every``."""
+    """Return the numbers that belong to a Config. DQN's target is copied by environment steps:
+    ``target_every``."""
     if isinstance(config.agent, dqn.Config):
         return Hyper(agent=dqn.Hyper(target_period=math.inf))
     return Hyper(agent=replace(ddpg.baselines_hyper(), exploration=0.2))
+
+
+def scales(agent: Agent, config: Config, hyper: Hyper, env_steps: Array) -> Array:
+    """Return float32 [P], the scale of each actor's exploration after ``env_steps`` of all.
+
+    That of prior actors, and of nature actors beyond ``config.exploration``, is what retired actors explore
+    with: what the numbers of the agent say, at the beginning of time unless the schedule is to anneal.
+    """
+    count, annealing = config.nature_actors, config.schedule == "anneal"
+    retired = agent.exploration(hyper.agent, env_steps if annealing else jnp.int32(0))
+    if config.schedule == "apex":
+        places = jnp.concatenate([jnp.arange(count), jnp.arange(config.prior_actors)])
+        return ladder(places, count)
+    given = jnp.array(config.exploration[:count], jnp.float32)
+    if annealing:
+        at = jax.vmap(
+            lambda start: agent.exploration(replace(hyper.agent, exploration_start=start), env_steps)
+        )
+        given = at(given)
+    rest = jnp.broadcast_to(retired, (config.actors - given.shape[0],))
+    return jnp.concatenate([given, rest])
+
+
+def ladder(place: Array, count: int) -> Array:
+    """Return Ape-X's constant probabilities of a random action, ``0.4^(1 + 7 i / (N - 1))`` for i =
+    ``place``."""
+    return jnp.asarray(0.4 ** (1 + 7 * place / max(count - 1, 1)), jnp.float32)
+
+
+def check_learner(config: Config) -> None:
+    """Check that there is such a learner, and that it has numbers for the schedule."""
+    if not isinstance(config.agent, dqn.Config | ddpg.Config):
+        raise ValueError(f"the learner of CA2E is dqn or ddpg, not {type(config.agent).__module__}")
+    if config.schedule != "constant" and not isinstance(config.agent, dqn.Config):
+        raise ValueError(f"schedule {config.schedule} is for dqn's probabilities; ddpg's noise is constant")

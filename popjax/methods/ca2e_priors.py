@@ -1,4 +1,4 @@
-"""Prior policies, and when the learner has surpassed them."""
+"""Prior policies of CA2E, and when the learner has surpassed them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from popjax import rollout
-from popjax.core import Env, Key, Params, Pretrained, PyTree
-from popjax.methods.ca2e.config import Config, Hyper
+from popjax import tree
+from popjax.core import Act, Env, Ingredient, Key, Params, Pretrained, PyTree
+from popjax.methods.ca2e_config import Config, Hyper, check_learner
+from popjax.population import scoring
+from popjax.population.policy import several
 
 
 class Prior(NamedTuple):
@@ -28,7 +30,7 @@ class Prior(NamedTuple):
 
 @struct.dataclass
 class Retirement:
-    """Where every prior actor [prior] stands.
+    """The standing of every prior actor [prior].
 
     baseline:   float32  mean return of its policy.
     successes:  int32    comparisons in a row that the learner has won.
@@ -46,33 +48,42 @@ class Retirement:
 
 
 def measure(env: Env, policies: Sequence[Pretrained], key: Key, episodes: int = 100) -> tuple[Prior, ...]:
-    """Plays ``episodes`` greedy episodes with each policy, all in one program.
+    """Play ``episodes`` greedy episodes with each policy, all in one program.
 
     Raises:
         ValueError: a policy is of another task, or for other observations or actions.
     """
     for policy in policies:
         check_fits(env, policy)
-    act = chooser(env, policies)
-
-    def mean_return(which: Array, key: Key) -> Array:
-        def play(memories: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-            memories, actions = act([p.params for p in policies], memories, obs, key)
-            return memories, actions[which]
-
-        start = tuple(p.memory for p in policies)
-        one = partial(rollout.episode, env, play, start, record=lambda *_: ())
-        return jax.vmap(lambda k: one(k).total)(jax.random.split(key, episodes)).mean()
-
-    count = len(policies)
-    if not count:
+    if not policies:
         return ()
-    means = jax.jit(jax.vmap(mean_return))(jnp.arange(count), jax.random.split(key, count))
+    act, memory = acting(env, policies, [p.params for p in policies])
+    play = partial(scoring.mean_returns, env, act, jnp.arange(len(policies)), memory, episodes=episodes)
+    means = jax.jit(play)(key=key)
     return tuple(Prior(policy, float(mean)) for policy, mean in zip(policies, means, strict=True))
 
 
+PRIOR = Ingredient(
+    "priors",
+    lambda env, policies: measure(env, policies, jax.random.key(0)),
+    Prior,
+    "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor.",
+)
+"""What CA2E makes of finished runs."""
+
+
+def acting(env: Env, policies: Sequence[Pretrained], params: Sequence[Params]) -> tuple[Act, PyTree]:
+    """Return how the policies with ``params`` of each act, by number, and what they remember at first."""
+    act = several([policy.act for policy in policies], params, env.spec)
+    return act, tuple(policy.memory for policy in policies)
+
+
 def check_fits(env: Env, policy: Pretrained) -> None:
-    """Raises a ValueError unless ``policy`` was trained for ``env``."""
+    """Check that ``policy`` was trained for ``env``.
+
+    Raises:
+        ValueError: it was not; names the field of the Spec that differs.
+    """
     ours, theirs = env.spec, policy.spec
     if ours.name != theirs.name:
         raise ValueError(
@@ -89,7 +100,7 @@ def check_fits(env: Env, policy: Pretrained) -> None:
 def remarks(
     env: Env, config: Config, hyper: Hyper, env_steps: int, priors: Sequence[Prior] = ()
 ) -> list[str]:
-    """What somebody who starts a run should know of its prior policies, a line each."""
+    """Return what whoever starts a run should know of its prior policies, a line each."""
     if config.prior_actors and not priors:
         return ["no prior policies were given: the prior actors explore, as nature actors do"]
     highest, factor = env.spec.highest_return, float(np.max(hyper.replacement_factor))
@@ -102,26 +113,8 @@ def remarks(
     return told
 
 
-def chooser(env: Env, policies: Sequence[Pretrained]) -> Any:
-    """``(params of each, memory of each, obs, key) -> (memories, actions [prior, ...])``: what all of them
-    would do, for one observation."""
-
-    def act(params: Sequence[Params], memories: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-        keys = jax.random.split(key, len(policies))
-        chosen = [
-            policy.act(p, memory, obs, k, 0.0)[:2]
-            for policy, p, memory, k in zip(policies, params, memories, keys, strict=True)
-        ]
-        actions = jnp.stack([action for _, action in chosen])
-        return tuple(memory for memory, _ in chosen), actions if env.spec.discrete else jnp.clip(
-            actions, -1, 1
-        )
-
-    return act
-
-
 def threshold(baseline: Array, factor: Array | float, rule: str) -> Array:
-    """The return at which the learner has surpassed a policy that returns ``baseline``, [...].
+    """Return the return at which the learner has surpassed a policy that returns ``baseline``, [...].
 
     "literal": ``factor * baseline``, Algorithm 1.1, which lies below a negative baseline; "signed":
     ``baseline + (factor - 1) |baseline|``, the same from 0 on.
@@ -130,8 +123,48 @@ def threshold(baseline: Array, factor: Array | float, rule: str) -> Array:
     return jnp.where(jnp.isinf(factor), jnp.inf, bar)
 
 
+def check(env: Env, config: Config, priors: Sequence[Prior]) -> None:
+    """Check that the learner can be had, and that every prior policy fits the task and has an actor.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
+    check_learner(config)
+    if len(priors) > config.prior_actors:
+        raise ValueError(
+            f"{len(priors)} prior policies for {config.prior_actors} prior actors; raise prior_actors to"
+            f" {len(priors)}"
+        )
+    for prior in priors:
+        check_fits(env, prior.policy)
+
+
+def after_check(
+    state: Retirement,
+    config: Config,
+    hyper: Hyper,
+    average: Array,
+    known: Array,
+    due: Array,
+    env_steps: Array,
+) -> Retirement:
+    """Return the state after a comparison of the learner's return ``average`` [], if it is ``due`` and
+    ``known``.
+
+    Algorithm 1.1: a prior actor retires whose policy the learner has surpassed ``checks`` times in a row.
+    """
+    bar = threshold(state.baseline, hyper.replacement_factor, config.rule)
+    compared = compare(state, known & (average >= bar), env_steps, config.checks)
+    state = tree.where(due, compared, state)
+    if not config.prior_until:
+        return state
+    over = state.active & (env_steps >= config.prior_until)
+    return replace(state, retired_at=jnp.where(over, env_steps, state.retired_at))
+
+
 def compare(state: Retirement, surpassed: Array, env_steps: Array, checks: int) -> Retirement:
-    """After a comparison with every policy, in which those were ``surpassed``, bool [prior]."""
+    """Return the state after a comparison with every policy, in which those were ``surpassed``, bool
+    [prior]."""
     successes = jnp.where(surpassed, state.successes + 1, 0)
     retires = state.active & (successes >= checks)
     return replace(
@@ -142,7 +175,7 @@ def compare(state: Retirement, surpassed: Array, env_steps: Array, checks: int) 
 
 
 def initial_retirement(config: Config, priors: Sequence[Prior]) -> Retirement:
-    """Before the first comparison. Prior actors without a policy are retired."""
+    """Return the state before the first comparison. Prior actors without a policy are retired."""
     count = config.prior_actors
     given = [priors[j % len(priors)].mean_return for j in range(count)] if priors else [0.0] * count
     return Retirement(

@@ -1,0 +1,300 @@
+"""Compound Asynchronous Exploration and Exploitation: prior and nature actors around one prioritized learner.
+
+Bai, Liu, Wang, Zhang & Li, 2020; what the paper leaves open is taken from Ape-X (Horgan et al., ICLR 2018)
+and Plappert et al. (ICLR 2018).
+
+A step is one environment step of every actor and the gradient steps that it owes:
+act -> refresh -> flush -> learn -> retire. Asynchrony is what the copies of the learner's policy, as old as
+``sync_every`` steps, and the local buffers, whose priorities are computed when they are flushed, make of it.
+
+Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
+all; a critic that ends in a softmax is impossible and has a linear output; constants that it does not print
+are options of ``Config`` or numbers of ``Hyper``. A replay drops its oldest rows when it adds new ones, where
+Ape-X trims it now and then. Rewards are learned from as they are unless ``clip_rewards``, since tasks on the
+device stand in for Atari. DDPG's critic loss and penalty are twice the specification's, which Adam does not
+see. The environment steps of greedy episodes are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, rollout, tree
+from popjax.agents import ddpg, dqn
+from popjax.core import (
+    Choice,
+    Env,
+    Key,
+    Method,
+    Params,
+    PyTree,
+    as_arrays,
+    chain,
+    example_transition,
+    stacked,
+)
+from popjax.methods.ca2e_config import Config, Hyper, default_config, default_hyper, scales
+from popjax.methods.ca2e_priors import (
+    PRIOR,
+    Prior,
+    Retirement,
+    acting,
+    after_check,
+    check,
+    initial_retirement,
+    measure,
+    remarks,
+)
+from popjax.population import lanes, learning, policy, scoring
+from popjax.population.lanes import Lanes
+from popjax.recipe import Recipe, recorded
+from popjax.replay import ring
+from popjax.replay.local import Local, contents, emptied, empty, remember
+from popjax.replay.prioritized import Prioritized, prioritized
+
+__all__ = ["METHOD", "Config", "Hyper", "Metrics", "Prior", "State", "build", "measure", "remarks"]
+
+Held: TypeAlias = tuple[PyTree, Prioritized]  # the learner, and the replay whose priorities it writes
+
+
+@struct.dataclass
+class Metrics:
+    """What a step shows.
+
+    fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
+    episodes:       int32 [P]   finished episodes.
+    average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
+    compared:       float32 []  what was compared with the prior policies last, 0 before that.
+    losses:         [] each     the learner's in the last gradient step, 0 before the first.
+    updates:        int32 []    gradient steps.
+    exploration:    float32 [P] scale of each actor's exploration; that of prior actors is for later.
+    retired_at:     int32 [prior] environment steps when a prior actor retired, -1 while it has not.
+    baseline:       float32 [prior] mean return of its policy.
+    stored:         int32 []    transitions in the replay.
+    """
+
+    fitness: Array
+    episodes: Array
+    average_return: Array
+    compared: Array
+    losses: PyTree
+    updates: Array
+    exploration: Array
+    retired_at: Array
+    baseline: Array
+    stored: Array
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries. Of the P actors the nature actors come first."""
+
+    key: Key
+    hyper: Hyper
+    env_steps: Array  # int32 [] summed over actors and lanes
+    generation: Array  # int32 [] environment steps of each lane
+    metrics: Metrics
+    learner: PyTree
+    copy: Params  # the learner's policy as the actors have it
+    copy_age: Array  # int32 [] environment steps of an actor since it was made
+    replay: Prioritized
+    recent: ring.Ring  # returns of nature actors' finished episodes
+    retirement: Retirement
+    prior_params: tuple[Params, ...]
+    prior_memories: tuple[PyTree, ...]  # of each prior policy, [prior, N]
+    guided: Array = stacked()  # bool [P, N] a prior policy plays the episode under way
+    lanes: Lanes = stacked()  # [P, N]
+    locals: Local = stacked()  # [P, N]
+
+
+@recorded
+def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) -> Method:
+    """Return a learner of the kind ``config.agent``, by default the one that fits ``env``, and its actors.
+
+    ``priors``, from ``measure``, are dealt to the prior actors in turn. Without any, prior actors are retired
+    from the beginning, which is Ape-X with the paper's learner.
+    """
+    if config is None:
+        config = default_config(dqn.Config() if env.spec.discrete else ddpg.BASELINES)
+    check(env, config, priors)
+    agent: Any = agents.build(env.spec, config.agent)
+    policies = [prior.policy for prior in priors]
+    lanes_env = rollout.autoreset(env)
+    store, recent = (
+        prioritized(config.capacity, stratified=config.stratified),
+        ring.ring(config.return_window),
+    )
+    nature, shape = config.nature_actors, (config.actors, config.lanes)
+    per_step = config.actors * config.lanes  # environment steps
+
+    def in_lanes(x: Any, actors: int) -> Any:
+        return tree.repeat(tree.repeat(x, config.lanes), actors)
+
+    first_memories = in_lanes(tuple(each.memory for each in policies), config.prior_actors)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        hyper = as_arrays(hyper)
+        key, key_learner, key_lanes = jax.random.split(key, 3)
+        learner, example = agent.init(key_learner, hyper.agent), example_transition(env.spec)
+        replay, retirement = store.init(example, hyper.priority_exponent), initial_retirement(config, priors)
+        losses = learning.no_losses(partial(update, hyper=hyper), (learner, replay), key)
+        zero, none, actors = jnp.float32(0), jnp.int32(0), jnp.zeros(config.actors)
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=none,
+            generation=none,
+            metrics=Metrics(
+                *(actors, actors.astype(jnp.int32), zero, zero, losses, none, actors),
+                *(retirement.retired_at, retirement.baseline, none),
+            ),
+            learner=learner,
+            copy=agent.policy(learner),
+            copy_age=none,
+            replay=replay,
+            recent=recent.init(zero),
+            retirement=retirement,
+            prior_params=tuple(each.params for each in policies),
+            prior_memories=first_memories,
+            guided=jnp.broadcast_to(guides(retirement)[:, None], shape),
+            lanes=lanes.start(lanes_env, key_lanes, shape),
+            locals=in_lanes(empty(example, config.n_step, config.local_buffer), config.actors),
+        )
+
+    def guides(state: Retirement) -> Array:
+        """Return bool [P], whose next episode a prior policy plays."""
+        return jnp.pad(state.active, (nature, 0))
+
+    def choose(s: State, scale: Array, key: Key) -> tuple[Choice, PyTree]:
+        """The actions of all lanes [P, N, ...], and what the prior policies remember then."""
+        key_nature, key_prior = jax.random.split(key)
+        everyone = policy.everyone(agent.act, tree.repeat(s.copy, config.actors), scale)
+        choice = everyone((), s.lanes.obs, key_nature)
+        if not priors:
+            return choice, s.prior_memories
+        act, _ = acting(env, policies, s.prior_params)
+        prior_actors = policy.everyone(act, jnp.arange(config.prior_actors) % len(priors), 0.0)
+        guide = prior_actors(s.prior_memories, s.lanes.obs[nature:], key_prior)
+        played = tree.where(s.guided[nature:], guide.action, choice.action[nature:])
+        return choice._replace(action=choice.action.at[nature:].set(played)), guide.memory
+
+    def act(s: State) -> State:
+        """Every actor plays one step in its lanes, and what is complete joins the local buffers."""
+        key, key_act = jax.random.split(s.key)
+        scale = scales(agent, config, s.hyper, s.env_steps)
+        choice, memories = choose(s, scale, key_act)
+        played, timestep = lanes.step(lanes_env, s.lanes, choice)
+        done, total = timestep.done, s.lanes.account.running + timestep.reward  # [P, N]
+        learned = timestep
+        if config.clip_rewards:
+            learned = replace(timestep, reward=jnp.clip(timestep.reward, -1.0, 1.0))
+        into_local = jax.vmap(jax.vmap(partial(remember, discount=s.hyper.agent.discount)))
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + per_step,
+            generation=s.generation + 1,
+            copy_age=s.copy_age + 1,
+            lanes=played,
+            locals=into_local(s.locals, s.lanes.obs, choice.action, learned),
+            recent=recent.add(s.recent, total.reshape(-1), (done & ~s.guided).reshape(-1)),
+            prior_memories=tree.where(done[nature:], first_memories, memories),
+            guided=jnp.where(done, guides(s.retirement)[:, None], s.guided),
+            metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes, exploration=scale),
+        )
+
+    def refresh(s: State) -> State:
+        """The actors copy the learner's policy when theirs is ``sync_every`` steps old."""
+        due = s.copy_age >= config.sync_every
+        copy = tree.where(due, agent.policy(s.learner), s.copy)
+        return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
+
+    def flush(s: State) -> State:
+        """Full local buffers get their first priorities and go to the replay, one after the other."""
+        locals_, order, full = emptied(s.locals, config.local_buffer)
+
+        def one(loop: tuple[Array, PyTree, Prioritized]) -> tuple[Array, PyTree, Prioritized]:
+            done, learner, replay = loop
+            rows, valid = contents(s.locals, order[done], done < full)
+            learner = agent.observe(learner, rows.obs, valid)
+            error = agent.td_error(learner, rows, online=config.initial_target == "online")
+            replay = store.add(replay, rows, valid, jnp.abs(error) + s.hyper.priority_offset)
+            return done + 1, learner, replay
+
+        loop = (jnp.int32(0), s.learner, s.replay)
+        _, learner, replay = jax.lax.while_loop(lambda loop: tree.any_lane(loop[0] < full), one, loop)
+        metrics = replace(s.metrics, stored=replay.size)
+        return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
+
+    def update(carry: Held, key: Key, hyper: Hyper) -> tuple[Held, PyTree]:
+        """One gradient step, and the new priorities of what it learned from."""
+        how = (hyper.importance_exponent, config.largest_weight == "buffer", hyper.priority_offset)
+        return learning.prioritized_step(agent, store, carry, config.batch, hyper.agent, key, *how)
+
+    def passed(env_steps: Array, period: int) -> Array:
+        """Return whether the actors' last step reached a multiple of ``period`` environment steps."""
+        return env_steps // period > (env_steps - per_step) // period
+
+    def owed(env_steps: Array) -> Array:
+        """Return the gradient steps that belong to the first ``env_steps`` of all actors."""
+        return jnp.maximum(env_steps - config.learning_starts, 0) // config.env_steps_per_update
+
+    def learn(s: State) -> State:
+        """The learner takes the gradient steps that this step of the actors owes."""
+        key, key_learn = jax.random.split(s.key)
+        due = owed(s.env_steps) - owed(s.env_steps - per_step)
+        one, held, count = partial(update, hyper=s.hyper), (s.learner, s.replay), tree.largest(due)
+        (learner, replay), losses = learning.steps(one, held, count, key_learn, s.metrics.losses)
+        if isinstance(config.agent, dqn.Config):
+            copy = passed(s.env_steps, config.target_every)
+            learner = replace(learner, target=tree.where(copy, learner.online, learner.target))
+        metrics = replace(s.metrics, losses=losses, updates=s.metrics.updates + due)
+        return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
+
+    def retire(s: State) -> State:
+        """Compare the learner with the prior policies; those it surpasses again and again retire."""
+        key, key_play = jax.random.split(s.key)
+        average = s.recent.rows.sum() / jnp.maximum(s.recent.size, 1)
+        known = s.recent.size >= config.return_window
+        metrics = replace(s.metrics, average_return=average)
+        if not priors:
+            return replace(s, key=key, metrics=metrics)
+        due = passed(s.env_steps, config.check_every)
+        if config.return_source == "greedy":
+            learned = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
+            play = partial(scoring.mean_returns, env, agent.act, learned, (), key_play)
+            average = scoring.when(due, lambda: play(config.greedy_episodes)[0])
+            known = jnp.bool_(True)
+        retirement = after_check(s.retirement, config, s.hyper, average, known, due, s.env_steps)
+        last = jnp.where(due, average, metrics.compared)
+        metrics = replace(metrics, retired_at=retirement.retired_at, compared=last)
+        return replace(s, key=key, retirement=retirement, metrics=metrics)
+
+    return Method(
+        init=init,
+        step=chain(act, refresh, flush, learn, retire),
+        policy=lambda s: agent.policy(s.learner),
+        act=agent.act,
+        hyper=default_hyper(config),
+        steps_bound=per_step,
+        exploration=lambda s: agent.exploration(s.hyper.agent, s.env_steps),
+    )
+
+
+METHOD = Recipe(
+    build,
+    default_config,
+    default_hyper,
+    agents={"agent": {"dqn": dqn.Config(), "ddpg": ddpg.BASELINES}},
+    kinds=lambda spec: {"agent": "dqn" if spec.discrete else "ddpg"},
+    runs={"prior": PRIOR},
+    remarks=remarks,
+)

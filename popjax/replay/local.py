@@ -1,0 +1,61 @@
+"""What lies between a lane and a replay with priorities: its n-step window and its local buffer (Ape-X)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Timestep, Transition
+from popjax.replay import nstep
+
+
+@struct.dataclass
+class Local:
+    """The experience of one lane that the replay does not have yet.
+
+    window: the steps whose n-step return is not complete.
+    rows:   Transition [L] that wait for a priority; L leaves room for an episode's end in a full buffer.
+    count:  int32 [] how many of them there are.
+    """
+
+    window: nstep.Window
+    rows: Transition
+    count: Array
+
+
+def empty(example: Transition, n_step: int, size: int) -> Local:
+    """Return a lane that has not been played in, with a buffer of ``size`` returns of ``n_step`` rewards."""
+    return Local(nstep.init(example, n_step), tree.repeat(example, size + n_step - 1), jnp.int32(0))
+
+
+def remember(local: Local, obs: Array, action: Array, timestep: Timestep, discount: Array) -> Local:
+    """Return the lane after one step: every return that it completes joins the buffer, in order of time."""
+    flags = timestep.final, timestep.truncated
+    window, rows, valid = nstep.push(
+        local.window, obs, action, timestep.reward, *flags, timestep.next_obs, discount
+    )
+    place = jnp.where(valid, local.count + jnp.cumsum(valid) - 1, local.rows.reward.shape[0])
+    return replace(
+        local,
+        window=window,
+        rows=tree.put(local.rows, place, rows),
+        count=local.count + valid.sum(dtype=jnp.int32),
+    )
+
+
+def emptied(locals_: Local, size: int) -> tuple[Local, Array, Array]:
+    """Return lanes [P, N] with the buffers of at least ``size`` rows emptied; the places int32 [P * N] of all
+    lanes, full ones first; and how many these are, int32 []."""
+    full = locals_.count >= size
+    order = jnp.argsort(~full.reshape(-1), stable=True)
+    return replace(locals_, count=jnp.where(full, 0, locals_.count)), order, full.sum(dtype=jnp.int32)
+
+
+def contents(locals_: Local, place: Array, wanted: Array) -> tuple[Transition, Array]:
+    """Return the rows [L] of the lane at ``place``, and which are valid: none if it is not ``wanted``."""
+    rows, count = tree.take(tree.flatten((locals_.rows, locals_.count)), place)
+    return rows, wanted & (jnp.arange(rows.reward.shape[0]) < count)

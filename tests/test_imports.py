@@ -51,7 +51,9 @@ SHARED = {
     "popjax.replay.ring",
     "popjax.replay.nstep",
     "popjax.nets.images",
-    "popjax.methods.cdrl.teachers",
+    "popjax.population.imitation",
+    "popjax.population.learning",
+    "popjax.population.schedule",
     "popjax.nets.layers",
     "popjax.population.lanes",
 }

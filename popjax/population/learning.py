@@ -38,6 +38,21 @@ def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTr
     return jax.lax.fori_loop(0, count, one, (state, losses))
 
 
+def once(
+    update: Callable[[Any], tuple[Any, PyTree]], state: Any, ready: Array, losses: PyTree
+) -> tuple[Any, PyTree]:
+    """Return ``update(state)`` where ``ready`` bool [], else ``(state, losses)``; computed only if it is for
+    some member of a sweep.
+
+    For times that differ between members, which a loop of a count of their own would treat one by one.
+    """
+
+    def one(_: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+        return tree.where(ready, update(carry[0]), carry)
+
+    return jax.lax.fori_loop(0, due(ready, 1), one, (state, losses))
+
+
 def due(ready: Array, count: int) -> Array:
     """Return int32 [] ``count`` once ``ready`` holds for any member of a sweep, else 0.
 

@@ -255,3 +255,22 @@ def test_a_configuration_that_is_refused_today_names_the_commit_of_its_run():
     }
     with pytest.raises(Refused, match="population must be at least 1, got 0; the run was made at commit abc"):
         cli.rebuilt(saved)
+
+
+def test_numbers_and_flags_as_people_type_them(tmp_path: Path):
+    argv = [*TINY[:3], "--env-steps", "2.4e2", "--eval-every", "1_20", "--config.capacity=1e2"]
+    assert cli.run([*argv, "--config.uneven", "True", "--run-dir", "a"]) == 0
+    assert cli.run([*argv, "--config.no-uneven=true", "--resume", "false", "--run-dir", "b"]) == 0
+    saved = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
+    assert [run["config"] for run in saved] == [
+        {"capacity": 100, "uneven": True},
+        {"capacity": 100, "uneven": False},
+    ]
+    assert saved[0]["options"]["env_steps"] == 240
+
+
+def test_a_run_directory_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.run([*TINY, "--run-dir=~/run[1]"]) == 0
+    assert cli.evaluate(["~/run[1]", "--episodes", "2"]) == 0
+    assert (tmp_path / "home/run[1]/summary.json").exists()

@@ -92,7 +92,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     from popjax.cli import grid, parse, several
-    from popjax.host import shard
+    from popjax.host import paths, shard
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -112,7 +112,7 @@ def _run(argv: list[str]) -> None:
 
     entries = grid.programs(rest, common, control.launcher)
     commons = [program.arguments.common for program in programs.values()]
-    root = Path(control.run_dir or grid.default_directory(name, commons))
+    root = paths.path(control.run_dir or grid.default_directory(name, commons))
     tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run, say)
     if len(entries) == 1 and control.launcher == "local":
         several.run_one(tools, entries[0].argv, root, control)
@@ -170,11 +170,11 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
     Raises:
         Refused: there is no run, no whole checkpoint or no such member.
     """
-    from popjax.host import checkpoint, index, rundir, sweep
+    from popjax.host import checkpoint, index, paths, rundir, sweep
     from popjax.host.errors import Refused
     from popjax.host.terminal import complain
 
-    root = index.run_of(Path(run_dir), member)
+    root = index.run_of(paths.path(run_dir), member)
     saved = rundir.read_config(root)
     if not saved.get("config"):
         raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")

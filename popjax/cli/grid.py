@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from popjax.cli import parse
-from popjax.host import index, processes, rundir, shard, sweep
+from popjax.cli import forms, parse
+from popjax.host import index, paths, processes, rundir, shard, sweep
 from popjax.host.errors import Refused, TooLarge
 from popjax.host.index import Entry
 from popjax.host.terminal import complain
@@ -36,6 +36,7 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
     launcher, rest = parse.peel(rest, "--launcher")
     options, rest = parse.peel_all(rest, "--launcher-option")
     retries, rest = parse.peel(rest, "--retries")
+    rest = forms.bare_flags(rest, {"--resume": False})
     resume = "--resume" in rest
     rest = [argument for argument in rest if argument != "--resume"]
     if launcher not in (None, "local", "slurm", "ray"):
@@ -52,10 +53,12 @@ def programs(argv: Sequence[str], understand: Understand, launcher: str = "local
     """The programs that a command asks for, each understood before the first is run; one that needs no name
     has the name ""."""
     axes, rest = _axes(argv)
-    entries = []
+    entries: list[Entry] = []
+    origins: list[str] = []
     for choice in itertools.product(*axes.values()):
         label = ",".join(f"{_short(axis)}{name}" for axis, (name, _) in zip(axes, choice, strict=True))
-        own = [*rest, *(token for _, tokens in choice for token in tokens)]
+        chosen = [token for _, tokens in choice for token in tokens]
+        own = [*rest, *chosen]
         common = understand(own)
         if common.slice is None:
             entries.append(Entry(label, tuple(own)))
@@ -64,10 +67,13 @@ def programs(argv: Sequence[str], understand: Understand, launcher: str = "local
             prefix = f"{label}," if label else ""
             alone = len(parts) == 1
             entries += [Entry(label if alone else prefix + part.directory, part.argv) for part in parts]
-    names = [entry.directory for entry in entries]
-    if len(set(names)) < len(names):
-        raise parse.Fault(f"{next(n for n in names if names.count(n) > 1)} is asked for twice")
-    return entries
+        origins += [shlex.join(chosen)] * (len(entries) - len(origins))
+    asked = [entry.argv for entry in entries]
+    for entry in entries:
+        if asked.count(entry.argv) > 1:
+            raise parse.Fault(f"{entry.directory or 'the run'} is asked for twice")
+    names = [paths.file_name(entry.directory) for entry in entries]
+    return [Entry(name, argv) for name, argv in zip(paths.distinct(names, origins), asked, strict=True)]
 
 
 def device_count(common: Any, launcher: str) -> int:
@@ -110,7 +116,7 @@ def default_directory(method: str, programs: Sequence[Any]) -> str:
     seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
     envs = "+".join(dict.fromkeys(program.env.replace("/", "-") for program in programs))
     swept = "sweep-" if len(programs) > 1 or programs[0].sweep else ""
-    return f"runs/{method}-{envs}-{swept}{seeds}"
+    return f"runs/{paths.file_name(f'{method}-{envs}-{swept}{seeds}')}"
 
 
 def chosen(common: Any) -> tuple[sweep.Member, ...]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from popjax.cli import forms
 from popjax.host.options import Options, option_name
 
 C = TypeVar("C")
@@ -151,11 +152,12 @@ def parse(
     """
     printed = io.StringIO()
     optional = {} if default is None else {"default": default}
+    flags = dict(_flags(shape if default is None else default))
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), forms.NUMBERS:
             arguments, unknown = tyro.cli(
                 shape,
-                args=list(argv),
+                args=forms.bare_flags(argv, flags),
                 prog=program,
                 description=description or None,
                 return_unknown_args=True,
@@ -170,6 +172,17 @@ def parse(
         known = option_names(shape if default is None else default)
         raise Fault(_unknown(unknown[0], [*known, *others, "--help"]))
     return arguments
+
+
+def _flags(shape: Any, prefix: str = "--") -> Iterator[tuple[str, bool]]:
+    """Every flag of a dataclass or an instance as it is typed, and whether there is one with "no-", too."""
+    for field in fields(shape):
+        value = getattr(shape, field.name, None)
+        if is_dataclass(value):
+            unnamed = isinstance(value, Common | Options)
+            yield from _flags(value, prefix if unnamed else f"{prefix}{field.name.replace('_', '-')}.")
+        elif isinstance(value, bool):
+            yield prefix + field.name.replace("_", "-"), "PairsOff" not in str(field.type)
 
 
 def option_names(shape: Any, prefix: str = "") -> Iterator[str]:

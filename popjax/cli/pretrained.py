@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popjax.cli import parse
-from popjax.host import checkpoint, rundir, sweep
+from popjax.host import checkpoint, paths, rundir, sweep
 from popjax.host.errors import Refused
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
     from popjax import cli, tree
     from popjax.core import Pretrained
 
-    path = Path(run_dir)
+    path = paths.path(run_dir)
     run = cli.load(path)
     seeds = [member.seed for member in sweep.of_config(run.saved)]
     if len(set(seeds)) < len(seeds):
@@ -197,9 +197,9 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
 def split(argument: str) -> tuple[Path, int | None]:
     """``RUN_DIR`` or ``RUN_DIR:SEED``."""
     path, colon, seed = argument.rpartition(":")
-    if colon and seed.isdecimal() and not Path(argument).exists():
-        return Path(path), int(seed)
-    return Path(argument), None
+    if colon and seed.isdecimal() and not paths.path(argument).exists():
+        return paths.path(path), int(seed)
+    return paths.path(argument), None
 
 
 def _best_seed(path: Path, first: int) -> int:

@@ -20,10 +20,10 @@ def evaluate(argv: list[str]) -> None:
     training.prepare_jax()
     training.require_backend()
     from popjax.cli import show
-    from popjax.host import sweep
+    from popjax.host import paths, sweep
     from popjax.host.evaluate import evaluate as evaluate_state
 
-    run, root = cli.load(arguments.run_dir, arguments.member), Path(arguments.run_dir)
+    run, root = cli.load(arguments.run_dir, arguments.member), paths.path(arguments.run_dir)
     run = alone(run, arguments.individual)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
@@ -64,9 +64,9 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     """``--video``: what films an episode of the first member, and says what it shows."""
     if arguments.video is None:
         return None
-    from popjax.host import sweep, video
+    from popjax.host import paths, sweep, video
 
-    path = Path(arguments.video)
+    path = paths.path(arguments.video)
     subject = video.subject(run.env, run.saved["env_options"], path)
 
     def film() -> dict[str, Any]:

@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from popjax.host import sweep
+from popjax.host.numbers import plain
 from popjax.host.terminal import Lasting
 
 
 def result(summary: Mapping[str, Any], root: Path) -> None:
     """The end of a run: final return of each seed, cost, and where the files are."""
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
-    table.add_column(style="bold")
+    table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
     # Summaries from before numbers could be swept have no rows of their own.
     finals = zip(summary["seeds"], summary["final_return"], strict=True)
@@ -42,29 +43,40 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     table.add_row("compile time", f"{summary['compile_seconds']:.1f} s")
     table.add_row("wall time", f"{summary['wall_seconds']:.1f} s")
     table.add_row("hardware", summary["hardware"])
-    table.add_row("files", str(root))
-    _lasting().print(table)
+    console = _lasting()
+    console.print(table)
+    console.print(f"files: {root}", soft_wrap=True)
 
 
 def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
     """The end of several runs: one row per member, as ``summary.json`` of their directory has them."""
-    table = _numbers(f"runs in {root}", "run", "member", "seed", "env steps", "final return")
+    table = _numbers("runs", "run", "member", "seed", "env steps", "final return")
     for row in rows:
         value = row["final_return"]
         final = f"{value:.2f}" if value is not None else row["status"]
         name = row["run"] + (f" {_setting(row)}" if row["numbers"] else "")
         steps = f"{row['env_steps']:,}" if row["env_steps"] is not None else ""
-        table.add_row(escape(name), str(row["member"]), str(row["seed"]), steps, final)
-    _lasting().print(table)
+        table.add_row(name, str(row["member"]), str(row["seed"]), steps, final)
+    console = _lasting()
+    console.print(table)
+    console.print(f"files: {root}", soft_wrap=True)
 
 
 def _lasting() -> Console:
     """Where training shows results: a reader that has gone does not make a finished run a failed one."""
-    return Console(file=Lasting(sys.stdout))  # type: ignore[arg-type]
+    return _console(Lasting(sys.stdout))
+
+
+def _console(file: Any = None) -> Console:
+    """A console to which no text is markup, and that has no width where it is no terminal: what is read by a
+    program is never cut."""
+    file = sys.stdout if file is None else file
+    width = None if file.isatty() else 10_000
+    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 
 def _setting(member: Mapping[str, Any]) -> str:
-    return "".join(f"{name} {value:g}, " for name, value in member["numbers"].items())
+    return "".join(f"{name} {sweep.spell(float(value))}, " for name, value in member["numbers"].items())
 
 
 def report(written: Any) -> None:
@@ -75,26 +87,26 @@ def report(written: Any) -> None:
     for place, cells in enumerate(rows):
         table.add_row(
             *(
-                f"[bold]{escape(c)}" if (place, i) in written.table.best else escape(c)
-                for i, c in enumerate(cells)
+                Text(cell, style="bold" if (place, i) in written.table.best else "")
+                for i, cell in enumerate(cells)
             )
         )
-    console = Console()
+    console = _console()
     console.print(table)
     for line in written.missing:
-        console.print(f"not begun yet: {line}", highlight=False, soft_wrap=True)
+        console.print(f"not begun yet: {line}", soft_wrap=True)
     for line in written.skipped:
-        console.print(f"skipped: {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{written.page}: {len(written.figures)} figures", highlight=False, soft_wrap=True)
+        console.print(f"skipped: {line}", soft_wrap=True)
+    console.print(f"{written.page}: {len(written.figures)} figures", soft_wrap=True)
 
 
 def exported(directory: str, reason: str | None) -> None:
     """What an export has written."""
-    console = Console()
+    console = _console()
     files = "policy.stablehlo" + ("" if reason else ", policy.npz, policy.py")
-    console.print(f"{directory}: {files}, policy.json, README.md", highlight=False, soft_wrap=True)
+    console.print(f"{directory}: {files}, policy.json, README.md", soft_wrap=True)
     if reason:
-        console.print(f"no policy.npz: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"no policy.npz: {reason}", soft_wrap=True)
 
 
 class Played(NamedTuple):
@@ -122,7 +134,7 @@ def evaluation(root: Path, config: Mapping[str, Any], env_steps: Sequence[int], 
         )
     if len(returns) > 1:
         table.add_row("all", "", f"{returns.mean():.2f}", "", "", "", f"{lengths.mean():.1f}")
-    Console().print(table)
+    _console().print(table)
 
 
 def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
@@ -137,15 +149,14 @@ def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
     if len(here.returns) > 1:
         means = (f"{here.returns.mean():.2f}", "", f"{there.returns.mean():.2f}", "")
         table.add_row("all", *means, _signed(_difference(here.returns, there.returns)))
-    Console().print(table)
+    _console().print(table)
 
 
 def film(facts: Mapping[str, Any]) -> None:
     """Whose episode a video shows."""
-    Console().print(
+    _console().print(
         f"{facts['file']}: seed {facts['seed']}, return {facts['return']:.2f} in {facts['length']:,} steps, "
         f"{facts['frames_per_second']:.1f} frames per second",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -190,7 +201,7 @@ def evaluation_json(
             seed["original"] = _episodes(there, place) | {"difference_percent": difference}
     if video is not None:
         report["video"] = dict(video)
-    print(json.dumps(report, indent=2))
+    print(json.dumps(plain(report), indent=2, allow_nan=False))
 
 
 def _episodes(played: Played, place: int) -> dict[str, Any]:
@@ -216,7 +227,7 @@ def _signed(percent: float | None) -> str:
 
 
 def _numbers(title: str, *columns: str) -> Table:
-    table = Table(*map(escape, columns), title=title, title_justify="left")
+    table = Table(*columns, title=title, title_justify="left")
     table.columns[0].overflow = "fold"  # the numbers of a sweep may be long
     for column in table.columns:
         column.justify = "right"

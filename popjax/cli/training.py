@@ -32,7 +32,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     """Trains one program in this process; returns its ``Result``."""
     from popjax import cli
     from popjax.cli import parse, pretrained, results
-    from popjax.host import detach, rundir
+    from popjax.host import detach, paths, rundir
     from popjax.host.train import train
 
     recipe, arguments = program.recipe, program.arguments
@@ -63,7 +63,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     }
     with ExitStack() as stack:
         if common.from_ is not None and not begun:
-            stack.enter_context(detach.detached(Path(common.from_), root, members))
+            stack.enter_context(detach.detached(paths.path(common.from_), root, members))
             resume = True
         return train(
             method,

@@ -22,6 +22,7 @@ import numpy as np
 from popjax.host import causes
 from popjax.host.errors import NotRead, NotSaved, Refused
 from popjax.host.leaves import data, data_shapes, from_arrays, named, raw
+from popjax.host.paths import without_patterns
 from popjax.host.processes import fetch, largest, together
 from popjax.host.terminal import complain
 
@@ -108,8 +109,8 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
     stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
     # Compressing takes several times as long as writing, and weights and experience hardly shrink.
     writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
-    with causes.remarks_held():
-        writer.save(partial.absolute() / _ARRAYS, stored)
+    with causes.remarks_held(), without_patterns(directory.absolute()) as here:
+        writer.save(here / partial.name / _ARRAYS, stored)
 
 
 def _complete(directory: Path, generation: int, content: str, keep: int | None, kept: int) -> None:
@@ -331,11 +332,12 @@ def _read_arrays(path: Path, target: dict[str, Any], shardings: dict[str, Any]) 
     alone = jax.process_index()
     own = orbax.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
     reader = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(), multiprocessing_options=own)
-    arrays = reader.restore(
-        path.absolute() / _ARRAYS,
-        item=stored,
-        restore_args={name: arguments(name, leaf) for name, leaf in stored.items()},
-    )
+    with without_patterns(path.absolute()) as here:
+        arrays = reader.restore(
+            here / _ARRAYS,
+            item=stored,
+            restore_args={name: arguments(name, leaf) for name, leaf in stored.items()},
+        )
     empty = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in target.items() if name not in stored}
     if shardings:
         empty = {name: jax.device_put(array, shardings[name]) for name, array in empty.items()}

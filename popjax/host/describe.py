@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from popjax.core import Env, Method
-from popjax.host.log import plain
+from popjax.host.numbers import plain
 from popjax.host.options import Options
 
 _PACKAGES = (
@@ -87,7 +86,7 @@ def numbers(hyper: Any) -> Any:
         return {field.name: numbers(getattr(hyper, field.name)) for field in fields(hyper)}
     if isinstance(hyper, Mapping):
         return {str(key): numbers(value) for key, value in hyper.items()}
-    return hyper if type(hyper) in (bool, int, float) else plain(np.asarray(hyper))
+    return hyper if type(hyper) in (bool, int, float) else plain(hyper)
 
 
 def jax_settings() -> dict[str, Any]:

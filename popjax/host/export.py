@@ -20,7 +20,7 @@ from jax import Array, export
 
 from popjax import numerics, tree
 from popjax.core import Env, Method, Params
-from popjax.host import sweep
+from popjax.host import paths, sweep
 from popjax.host.errors import Refused
 from popjax.host.plain import LOADER, NotPlain, plain_network
 from popjax.host.rundir import write_json
@@ -81,7 +81,7 @@ def export_policy(
     if not np.array_equal(actions, _actions(method, params, observations, jax.random.key(1))):
         raise Refused("this policy draws its actions at random, and only a greedy one can be exported")
     program = _program(method, env, params)
-    out = Path(out)
+    out = paths.path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "policy.stablehlo").write_bytes(program)
     reason = None

@@ -23,6 +23,7 @@ import numpy as np
 from popjax.host.background import Background, background
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, named
+from popjax.host.numbers import plain
 from popjax.host.sweep import Member
 from popjax.host.tensorboard import Scalars
 from popjax.host.terminal import Lasting, complain
@@ -38,7 +39,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
     ``seed``, the swept numbers by name, ``generation``, ``env_steps`` and every metric by its dotted name,
     ``[P]`` metrics as lists.
 
-    ``pandas.read_json(path, lines=True)`` reads it.
+    ``pandas.read_json(path, lines=True)`` reads it. NaN is null, an infinity "inf" or "-inf".
     """
 
     def rows(history: History) -> Iterator[dict[str, Any]]:
@@ -49,7 +50,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
                     **_identity(members[place]),
                     "generation": int(history.generation[place, row]),
                     "env_steps": int(history.env_steps[place, row]),
-                    **{name: plain(values[place, row]) for name, values in metrics.items()},
+                    **{name: values[place, row] for name, values in metrics.items()},
                 }
 
     def write(histories: Sequence[History]) -> None:
@@ -180,7 +181,7 @@ def _bar(title: str, budget: int) -> Iterator[Callable[[int, float, float, str],
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}% of {task.total:,.0f} env steps"),
         TextColumn("[cyan]{task.fields[rate]} steps/s"),
@@ -223,7 +224,7 @@ def _clock(seconds: float) -> str:
 
 
 def _write_lines(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
-    file.writelines(json.dumps(row) + "\n" for row in rows)
+    file.writelines(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
     file.flush()
 
 
@@ -239,10 +240,3 @@ def scalars(value: np.ndarray) -> list[tuple[str, float]]:
     if np.size(value) == 0:
         return []
     return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]
-
-
-def plain(value: np.ndarray) -> Any:
-    """As JSON has it; a float32 in the fewest digits that give it back."""
-    if np.ndim(value):
-        return [plain(item) for item in value]
-    return float(str(value)) if np.issubdtype(value.dtype, np.floating) else value.item()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from popjax import counting
 from popjax.host.errors import Refused
+from popjax.host.numbers import whole
 
 _LARGEST_SEED = 2**31 - 1
 
@@ -37,6 +38,21 @@ class Options:
     """A member stops once an evaluation has at least this mean return, whatever is left of its budget."""
     max_minutes: float | None = None
     """The run stops, saved and summarised, after so many minutes of this process; --resume goes on."""
+
+
+def whole_numbers(options: Options) -> Options:
+    """Return ``options`` with the integers of other libraries, and floats such as 1e6, as Python's own.
+
+    Raises:
+        Refused: one is no whole number.
+    """
+    found = {}
+    for name in (field.name for field in fields(options) if field.type in (int, "int")):
+        try:
+            found[name] = whole(getattr(options, name))
+        except ValueError as error:
+            raise Refused(f"{option_name(name)}: {error}") from None
+    return replace(options, **found)
 
 
 def validate(options: Options, steps_bound: int) -> None:

@@ -16,6 +16,7 @@ from popjax.core import Env, Method
 from popjax.host import checkpoint, log, memory, processes, report, rundir
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, empty, named
+from popjax.host.numbers import plain
 from popjax.host.options import Options
 from popjax.host.sweep import Member
 from popjax.host.terminal import complain
@@ -211,7 +212,7 @@ def finish(
         "state_sha256": checkpoint.digest(state),
         "members": [
             _member(run, state, position, place, finals[place], (early or {}).get(place))
-            | {"metrics": {name: log.plain(values[place]) for name, values in metrics.items()}}
+            | {"metrics": {name: plain(values[place]) for name, values in metrics.items()}}
             for place in range(len(finals))
         ],
     }

@@ -15,7 +15,6 @@ A sweep that takes several programs has one such directory for each, in one that
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from popjax.host import processes
 from popjax.host.errors import NoRun, Refused
+from popjax.host.numbers import equal, plain
 from popjax.host.options import option_name
+from popjax.host.paths import file_name
 
 _COMPARED = (
     "method",
@@ -79,7 +78,7 @@ class RunDirectory:
 
     def curve(self, setting: str = "") -> Path:
         """Where the curve of a setting of the swept numbers lies."""
-        return self.root / "curves" / f"{setting}.png" if setting else self.root / "curve.png"
+        return self.root / "curves" / f"{file_name(setting)}.png" if setting else self.root / "curve.png"
 
     @property
     def summary(self) -> Path:
@@ -189,16 +188,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
     """Yield name and 'option old -> new' of what differs between two configurations, spelt as it is set.
 
     A larger budget of environment steps is no difference: it continues the same run. Versions, device and
-    commit are not options, and settings of JAX were not recorded in early runs. Numbers of a Hyper are equal
-    if they are so in float32, in which they are computed with.
+    commit are not options, and settings of JAX were not recorded in early runs. Fractions are equal if
+    they are so in float32, in which they are computed with.
     """
     compared = [key for key in _COMPARED if key != "jax" or (key in old and key in new)]
-    flat_old, flat_new = (dict(flattened(_plain({k: c.get(k) for k in compared}))) for c in (old, new))
+    flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in compared}))) for c in (old, new))
     for name in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(name), flat_new.get(name)
-        if before == after or (name == "options.env_steps" and _larger(after, before)):
-            continue
-        if name.startswith("hyper.") and _same_float32(before, after):
+        if equal(before, after) or (name == "options.env_steps" and _larger(after, before)):
             continue
         setting = name.removeprefix("jax.")
         option = (
@@ -207,29 +204,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
         yield name, f"{option} {_spell(before)} -> {_spell(after)}"
 
 
-def _same_float32(old: Any, new: Any) -> bool:
-    try:
-        return np.array_equal(np.asarray(old, np.float32), np.asarray(new, np.float32), equal_nan=True)
-    except (TypeError, ValueError):  # a number and None
-        return False
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces ``path`` in one step: a reader sees the old or the new content, never half of it."""
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: tuples are lists, infinities and NaN are strings."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

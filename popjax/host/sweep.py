@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from popjax.checks import check_numbers
@@ -41,11 +42,11 @@ class Member:
     @property
     def setting(self) -> str:
         """The swept numbers in words, such as "hyper.actor_lr=0.001,hyper.polyak=0.01"."""
-        return ",".join(f"{name}={value:g}" for name, value in self.numbers.items())
+        return ",".join(f"{name}={spell(value)}" for name, value in self.numbers.items())
 
     @property
     def name(self) -> str:
-        """Setting and seed in words; also the name of a directory."""
+        """Setting and seed in words; ``paths.file_name`` of it is the name of a directory."""
         return ",".join(filter(None, (self.setting, f"seed{self.seed}")))
 
 
@@ -61,8 +62,17 @@ def grid(seed: int, seeds: int, swept: Mapping[str, Sequence[float]]) -> tuple[M
 def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
     """The members of the run whose ``config.json`` this is."""
     options, bounds = config["options"], config.get("members")
-    whole = grid(options["seed"], options["seeds"], config.get("sweep") or {})
+    # Infinities are kept as text.
+    swept = {name: [float(value) for value in values] for name, values in (config.get("sweep") or {}).items()}
+    whole = grid(options["seed"], options["seeds"], swept)
     return part(whole, None if bounds is None else (bounds[0], bounds[1]))
+
+
+def spell(value: float) -> str:
+    """Return the shortest decimal of six digits or more that is rounded to the same float32: values that
+    ``check`` has found different are spelt differently."""
+    short = (f"{value:.{digits}g}" for digits in range(6, 9))
+    return next((text for text in short if np.float32(text) == np.float32(value)), f"{value:.9g}")
 
 
 def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Member, ...]:
@@ -91,7 +101,7 @@ def check(hyper: Any, swept: Mapping[str, Sequence[float]]) -> None:
         if not values:
             raise Refused(f"--sweep {name} needs at least one value, as in {name}=1e-4,3e-4")
         if len({float(jnp.float32(value)) for value in values}) < len(values):
-            spelt = ",".join(f"{value:g}" for value in values)
+            spelt = ",".join(map(spell, values))
             raise Refused(f"--sweep {name}={spelt} has a value twice: they would be the same runs")
         for value in values:
             _check_ranges(_with_number(hyper, name.removeprefix(_PREFIX), value))

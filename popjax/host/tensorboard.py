@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from popjax.host.history import History, named
+from popjax.host.paths import file_name
 from popjax.host.sweep import Member
 
 
@@ -30,7 +31,7 @@ class Scalars:
         self._members = tuple(members)
         # TensorBoard reads the event files of a run in the order of their names.
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
-        self._paths = [directory / member.name / name for member in members]
+        self._paths = [directory / file_name(member.name) / name for member in members]
         now = time.time()
         for path, steps in zip(self._paths, env_steps, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)

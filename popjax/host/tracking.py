@@ -14,6 +14,7 @@ from popjax.host import rundir
 from popjax.host.errors import Refused
 from popjax.host.history import History, named
 from popjax.host.log import Sink, scalars
+from popjax.host.paths import file_name
 from popjax.host.sweep import Member
 
 
@@ -39,8 +40,8 @@ def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[
         own = {"number": member.number, "seed": member.seed, "numbers": dict(member.numbers)}
         run = wandb.init(
             project=project,
-            group=root.name,
-            name=f"{root.name} {member.name}",
+            group=file_name(root.name),
+            name=file_name(f"{root.name} {member.name}"),
             id=hashlib.sha256(f"{root.resolve()} {member.name}".encode()).hexdigest()[:16],
             resume="allow",
             config={**rundir.read_config(root), "member": own},

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from popjax import numerics
 from popjax.core import Env, Method
@@ -23,7 +24,9 @@ from popjax.host import compilation, describe, ending, log, memory, processes, r
 from popjax.host.best import Best
 from popjax.host.errors import Refused
 from popjax.host.loop import Trained, evaluations_due, train_on
-from popjax.host.options import Options, check_counter, validate
+from popjax.host.numbers import real, whole
+from popjax.host.options import Options, check_counter, validate, whole_numbers
+from popjax.host.paths import path
 from popjax.host.programs import Programs, compile_programs
 from popjax.host.run import Position, Result, Run, finished, restore
 from popjax.host.writer import Writer
@@ -86,7 +89,7 @@ def train(
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise Refused(_NO_JIT)
-    options = Options(
+    given = Options(
         env_steps=env_steps,
         seeds=seeds,
         seed=seed,
@@ -98,24 +101,28 @@ def train(
         stop_at_return=stop_at_return,
         max_minutes=max_minutes,
     )
+    options = whole_numbers(given)
     validate(options, method.steps_bound)
     compilation.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
-    numbers, swept = method.hyper if hyper is None else hyper, swept or {}
+    numbers = method.hyper if hyper is None else hyper
+    swept = {name: _reals(values) for name, values in (swept or {}).items()}
+    members = None if members is None else (whole(members[0]), whole(members[1]))
+    root = None if run_dir is None else path(run_dir)
     sweep.check(numbers, swept)
-    chosen = sweep.part(sweep.grid(seed, seeds, swept), members)
+    chosen = sweep.part(sweep.grid(options.seed, options.seeds, swept), members)
     config = describe.configuration(method, env, numbers, options, description or {}, swept, members)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
-    if run_dir is not None:
-        resume = _continues(run, Path(run_dir), resume)
+    if root is not None:
+        resume = _continues(run, root, resume)
     if len(chosen) > 1 and not sweep.vmappable():
         run.say(
             f"the generator {jax.config.jax_default_prng_impl} draws otherwise under vmap:"  # type: ignore[attr-defined]
             " members are computed one after the other, not side by side"
         )
     with ExitStack() as stack:
-        directory = None if run_dir is None else rundir.opened(Path(run_dir), config, resume)
+        directory = None if root is None else rundir.opened(root, config, resume)
         return _start(run, numbers, devices, directory, resume, sinks, stack)
 
 
@@ -128,6 +135,11 @@ def _continues(run: Run, root: Path, resume: bool) -> bool:
     if begun and (changed := rundir.changed(root, run.config)):
         run.say(f"continuing with {'; '.join(changed)}")
     return begun
+
+
+def _reals(values: Any) -> list[float]:
+    """The values of a sweep, which may be one, a sequence or an array."""
+    return [real(value) for value in (values if isinstance(values, list | tuple) else np.ravel(values))]
 
 
 _NO_JIT = (

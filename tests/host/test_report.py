@@ -371,3 +371,24 @@ def test_the_command_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "16.5 ± 1.6 (5)" in shown
     assert "Ours" in shown
     assert f"{tmp_path / 'out' / 'report.html'}: 3 figures" in shown
+
+
+def test_labels_are_drawn_as_they_are_written_and_have_files_of_their_own(tmp_path: Path) -> None:
+    labels = [r"loss $\frac$", "_mine", "a b", "a-b", "基线", "x" * 300, "y" * 300]
+    for place in range(len(labels)):
+        rows = runs.population() if place > 1 else []
+        make_run(tmp_path / str(place), "ours", level=lambda seed, at, p=place: float(p + at), metrics=rows)
+    made = report([tmp_path / str(place) for place in range(len(labels))], tmp_path / "out", labels)
+    assert len(set(made.figures)) == len(made.figures)
+    files = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert files == {f"{name}.png" for name in made.figures}
+    assert list(made.table.header[1:]) == labels
+
+
+def test_a_legend_has_labels_that_begin_with_an_underscore() -> None:
+    with charts.literal_text():
+        figure, axes = charts.canvas("$x", 3.0)
+        axes.plot([1], [1], label=charts._shown("_mine"))
+        charts.legend(axes, 1)
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_mine"]
+    assert not figure.axes[0].title.get_parse_math()

@@ -60,12 +60,7 @@ def test_a_policy_with_memory_trains_and_plays_where_64_bits_are_the_default():
         method = onpolicy.build(env, onpolicy.Config(agent=agent, lanes=2))
         result = train(method, env, **SHORT)
         returns, _ = evaluate(method, env, result.state, episodes=2)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(result.state)} <= {
-        "float32",
-        "int32",
-        "bool",
-        "key<fry>",
-    }
+    assert not {str(leaf.dtype) for leaf in jax.tree.leaves(result.state)} & {"float64", "int64"}
     assert np.isfinite(returns).all()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def learning_curves(task: str, groups: Sequence[Group], look: Mapping[str, Style
         steps, returns = _aligned(group.curves)
         mean, style = returns.mean(0), look[group.label]
         seeds = f"{len(returns)} seed" + "s" * (len(returns) > 1)
-        axes.plot(steps, mean, linewidth=2, label=f"{group.label} ({seeds})", **style._asdict())
+        axes.plot(steps, mean, linewidth=2, label=_shown(f"{group.label} ({seeds})"), **style._asdict())
         if len(returns) > 1:
             std = returns.std(0, ddof=1)
             axes.fill_between(steps, mean - std, mean + std, color=style.color, alpha=0.18, linewidth=0)
@@ -83,7 +84,12 @@ def profiles(scores: Mapping[str, Scores], look: Mapping[str, Style], unit: str)
     for label, found in scores.items():
         shares, style = statistics.estimate(lambda x: statistics.profile(x, thresholds), found), look[label]
         axes.plot(
-            thresholds, shares.value, linewidth=2, label=label, drawstyle="steps-pre", **style._asdict()
+            thresholds,
+            shares.value,
+            linewidth=2,
+            label=_shown(label),
+            drawstyle="steps-pre",
+            **style._asdict(),
         )
         if shares.low is not None:
             band = (thresholds, shares.low, shares.high)
@@ -100,11 +106,25 @@ def canvas(title: str, height: float = 4.2, rows: int = 1) -> Any:
 
     figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
     axes = figure.subplots(rows, squeeze=False)[:, 0]
-    axes[0].set_title(title, loc="left", fontsize=11)
+    axes[0].set_title(textwrap.fill(title, 90), loc="left", fontsize=11)
     for one in axes:
         one.grid(alpha=0.25, linewidth=0.6)
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes[0] if rows == 1 else axes
+
+
+@contextmanager
+def literal_text() -> Iterator[None]:
+    """Draw every text as it is written, dollar signs included, whatever matplotlib's configuration says."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+def _shown(label: str) -> str:
+    """A label that the legend has, too: matplotlib leaves out those that begin with an underscore."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def count_axis(axis: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation
+from popjax.host.report import charts
 
 _COLOUR = "#1f5fa8"
 
 
+@charts.literal_text()
 def learning_curve(evaluations: Sequence[Evaluation], path: Path, *, title: str, window: int = 1) -> None:
     """Draws mean evaluation return against environment steps into ``path`` (PNG).
 
@@ -32,7 +35,7 @@ def learning_curve(evaluations: Sequence[Evaluation], path: Path, *, title: str,
         _draw_one(axes, evaluations, curves[0], window)
     elif curves:
         _draw_many(axes, curves)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(textwrap.fill(title, 80), loc="left", fontsize=11)
     axes.set_xlabel("environment steps per seed")
     axes.set_ylabel("evaluation return" + (f" (moving average of {window})" if window > 1 else ""))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

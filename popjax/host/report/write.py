@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
 from popjax.host.memory import human
 from popjax.host.report import charts, population, records, statistics
@@ -37,6 +38,7 @@ class Report:
     skipped: tuple[str, ...] = ()
 
 
+@charts.literal_text()
 def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = ()) -> Report:
     """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
@@ -51,12 +53,12 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
     if not run_dirs:
         raise Refused("a report needs at least one run directory")
     read, skipped, kept = [], [], []
-    for place, run_dir in enumerate(run_dirs):
+    for place, run_dir in enumerate(map(paths.path, run_dirs)):
         try:
-            read.append(records.read(Path(run_dir)))
+            read.append(records.read(run_dir))
             kept.append(place)
         except NoRun as refusal:
-            if len(run_dirs) == 1 or not Path(run_dir).exists():
+            if len(run_dirs) == 1 or not run_dir.exists():
                 raise
             skipped.append(str(refusal))
     if not read:
@@ -66,7 +68,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
     found = [each.records for each in read]
     missing = [line for each in read for line in each.missing]
     groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
-    common, out = records.common_tasks(groups), Path(out)
+    common, out = records.common_tasks(groups), paths.path(out)
     sections = [
         _results(groups, missing),
         _curves(groups),
@@ -74,6 +76,7 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
         _populations(groups),
         _costs(groups),
     ]
+    sections = _named_apart(sections)
     pictures = [part for section in sections for part in section.parts if isinstance(part, Picture)]
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
@@ -82,6 +85,22 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
     figures = tuple(picture.name for picture in pictures)
     return Report(out / PAGE, figures, table, tuple(missing), tuple(skipped))
+
+
+def _named_apart(sections: Sequence[Section]) -> list[Section]:
+    """The sections with a file's name at every picture."""
+    names = [part.name for section in sections for part in section.parts if isinstance(part, Picture)]
+    files = iter(paths.distinct([paths.file_name(_slug(name)) for name in names], names))
+    return [
+        Section(
+            section.title,
+            [
+                replace(part, name=next(files)) if isinstance(part, Picture) else part
+                for part in section.parts
+            ],
+        )
+        for section in sections
+    ]
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -281,10 +300,10 @@ def _duration(seconds: float) -> str:
 def _picture(name: str, figure: Any, caption: str) -> Picture:
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    return Picture(_slug(name), png.getvalue(), caption)
+    return Picture(name, png.getvalue(), caption)
 
 
 def _slug(name: str) -> str:
     """A name for a file; the signs of numbers, which tell settings apart, become words."""
     words = name.replace(" -", " minus ").replace("+", "plus")
-    return re.sub(r"[^a-zA-Z0-9]+", "-", words).strip("-").lower()
+    return re.sub(r"[\W_]+", "-", words).strip("-").lower()

@@ -60,7 +60,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.cli.parse import Fault
     from popjax.host import terminal
-    from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused
+    from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
 
     terminal.open_missing()
     terminal.write_any_text()
@@ -70,7 +70,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return _fail(str(fault), 2)
-    except (NonFiniteMetric, NotRead, NotSaved) as failure:
+    except (NonFiniteMetric, NotRead, NotSaved, NotTracked) as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]

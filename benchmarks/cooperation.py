@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ import popjax
 from benchmarks import record
 from benchmarks.throughput import Program
 from popjax.core import Env
-from popjax.methods import cspc
-from popjax.methods.cspc import exchange, memory
+from popjax.methods import cspc, cspc_team
+from popjax.population import exchange
+from popjax.replay import good_episodes
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures and prints; writes ``arguments.out``."""
+    """Measure and print; write ``arguments.out``."""
     env = popjax.make(arguments.env)
     team = cspc.Config(
         phase=arguments.phase, first_phase=arguments.phase, capacity=arguments.capacity, warmup=1000
@@ -90,46 +92,46 @@ def program(env: Env, config: cspc.Config) -> Program:
 
 def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
     """Seconds that an iteration spends on cooperating, piece by piece."""
-    members, steps = cspc.team_members(env, config), 3 * config.phase
-    gate = memory.Gate(jnp.array(True), jnp.float32(-jnp.inf))
+    members, steps = cspc_team.gather(env.spec, config), 3 * config.phase
+    gate = good_episodes.Gate(jnp.array([True]), jnp.float32(-jnp.inf))
     thin = replace(state.memory, replay=())
 
     def hand_over(state: Any) -> Any:
-        return exchange.hand_over(config, members, state.team, state.scores, state.labels, True, state.hyper)
+        taken = exchange.ahead(state.scores, state.hyper.gap) & cspc_team.givers(members)
+        return cspc_team.hand_over(members, config, state.team, taken)
 
     def follow(thin: Any) -> Any:
         def one(carry: Any, number: Any) -> Any:
-            kept, lanes = carry
-            end = number % 100 == 99
-            kept, lanes, _ = memory.track_episodes(kept, lanes, number[None], jnp.ones(1), end[None], gate)
-            return (kept, lanes), None
+            kept, episodes = carry
+            length, end = number % 100, number % 100 == 99
+            kept, episodes, _ = good_episodes.follow(
+                kept, episodes, length[None], number[None], jnp.ones(1), end[None], gate
+            )
+            return (kept, episodes), None
 
-        lanes = state.team[0].underway
-        return jax.lax.scan(one, (thin, lanes), jnp.arange(2 * config.phase))[0]
+        episodes = jnp.zeros((1, env.spec.episode_length), jnp.int32)
+        return jax.lax.scan(one, (thin, episodes), jnp.arange(2 * config.phase))[0]
 
-    def draw(share: float, held: Any) -> Any:
+    def draw(sample: Callable[[Any, Any], Any], held: Any) -> Any:
         """The sum of all batches, so that none is left out."""
 
         def one(total: Any, key: Any) -> Any:
-            rows = memory.sample(held, key, config.batch, share, config.local_least)
-            return jax.tree.map(lambda t, x: t + x.sum(0), total, rows), None
+            return jax.tree.map(lambda t, x: t + x.sum(0), total, sample(held, key)), None
 
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), held.replay.rows)
         return jax.lax.scan(one, blank, jax.random.split(jax.random.key(0), steps))[0]
 
-    def draw_plainly(held: Any) -> Any:
-        def one(total: Any, key: Any) -> Any:
-            index = jax.random.randint(key, (config.batch,), 0, held.replay.size)
-            return jax.tree.map(lambda t, x: t + x[index].sum(0), total, held.replay.rows), None
+    def from_two(held: Any, key: Any) -> Any:
+        return good_episodes.sample(held, key, config.batch, 0.3, config.local_least)
 
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), held.replay.rows)
-        return jax.lax.scan(one, blank, jax.random.split(jax.random.key(0), steps))[0]
+    def plainly(held: Any, key: Any) -> Any:
+        return good_episodes.sample_all(held, key, config.batch)
 
     return {
         "hand over": timed(hand_over, state),
         "follow episodes": timed(follow, thin),
-        "draw from two memories": timed(lambda m: draw(0.3, m), state.memory)
-        - timed(draw_plainly, state.memory),
+        "draw from two memories": timed(partial(draw, from_two), state.memory)
+        - timed(partial(draw, plainly), state.memory),
     }
 
 

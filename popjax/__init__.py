@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from popjax.host.report import learning_curve, report
     from popjax.host.run import Result
     from popjax.host.train import train
-    from popjax.methods import align, ca2e, cdrl, ce, cspc, distil, erl, independent, onpolicy, pderl
+    from popjax.methods import ca2e, cdrl, ce, cspc, distil, erl, independent, onpolicy, pderl
+    from popjax.methods.cdrl import offline as align
     from popjax.recipe import Preset, Recipe, recorded
 
 _NAMES = {
@@ -71,19 +72,9 @@ _MODULES = {
     **{name: f"popjax.{name}" for name in ("agents", "core", "envs", "methods", "nets", "rollout", "tree")},
     **{
         name: f"popjax.methods.{name}"
-        for name in (
-            "align",
-            "ca2e",
-            "cdrl",
-            "ce",
-            "cspc",
-            "distil",
-            "erl",
-            "independent",
-            "onpolicy",
-            "pderl",
-        )
+        for name in ("ca2e", "cdrl", "ce", "cspc", "distil", "erl", "independent", "onpolicy", "pderl")
     },
+    "align": "popjax.methods.cdrl.offline",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

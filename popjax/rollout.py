@@ -19,14 +19,10 @@ from jax import Array
 from popjax import tree
 from popjax.contract import checked
 from popjax.core import (
-    Agent,
     Env,
     Key,
-    OnPolicyAgent,
-    Params,
     PyTree,
     Timestep,
-    Trajectory,
     Transition,
     transition,
 )
@@ -170,6 +166,13 @@ def autoreset(env: Env) -> Env:
     return env._replace(reset=reset, step=step)
 
 
+def truncated_next(env: Env, state: PyTree, which: Array) -> PyTree:
+    """Return states [...] of an ``autoreset`` environment, of which those in ``which`` bool [...] are
+    truncated by their next step."""
+    key, inner, steps = state
+    return key, inner, jnp.where(which, env.spec.episode_length - 1, steps)
+
+
 @struct.dataclass
 class Lane:
     """A lane between two calls of ``collect``: environment state, observation to act on, policy carry."""
@@ -209,70 +212,6 @@ def collect(
         return Lane(state, timestep.obs, carry), record(lane.obs, action, timestep)
 
     return jax.lax.scan(one, lane, jax.random.split(key, length))
-
-
-def explore(
-    agent: Agent, params: Params, obs: Array, key: Key, random: Array | bool, exploration: Array | float
-) -> Array:
-    """The agent's action with its ``exploration``, or a uniformly ``random`` one, in [-1, 1] or discrete."""
-    key_uniform, key_act = jax.random.split(key)
-    action = agent.act(params, (), obs, key_act, jnp.where(random, 1.0, exploration)).action
-    if jnp.issubdtype(action.dtype, jnp.integer):
-        return action
-    return jnp.where(random, jax.random.uniform(key_uniform, action.shape, minval=-1.0, maxval=1.0), action)
-
-
-def experience(
-    env: Env,
-    agent: Agent,
-    params: Params,
-    lane: Lane,
-    key: Key,
-    length: int,
-    *,
-    random: Array | bool,
-    exploration: Array | float,
-    discount: Array | float,
-) -> tuple[Lane, tuple[Transition, Array]]:
-    """``collect`` by an agent, with uniformly ``random`` actions if so: the lane, transitions [T] with gamma
-    ``discount``, and done bool [T]."""
-
-    def policy(carry: tuple[()], obs: Array, key: Key) -> tuple[tuple[()], Array]:
-        return carry, explore(agent, params, obs, key, random, exploration)
-
-    def record(obs: Array, action: Array, timestep: Timestep) -> tuple[Transition, Array]:
-        return transition(obs, action, timestep, discount), timestep.done
-
-    return collect(env, policy, lane, key, length, record=record)
-
-
-def trajectory(
-    env: Env,
-    agent: OnPolicyAgent,
-    params: Params,
-    lane: Lane,
-    key: Key,
-    length: int,
-    *,
-    discount: Array | float,
-) -> tuple[Lane, tuple[Trajectory, Timestep, Array]]:
-    """``collect`` by an on-policy agent, whose memory is the lane's carry: the lane, its Trajectory [T], and
-    Timesteps [T] and actions [T, A] as the environment had them."""
-    # The policy's choice carries the sample and its log-probability past the environment, to ``record``.
-    chosen = env._replace(step=lambda state, choice: env.step(state, choice[0]))
-
-    def policy(memory: PyTree, obs: Array, key: Key) -> Any:
-        memory, action, *choice = agent.act(params, memory, obs, key, 1.0)
-        return memory, (action, choice)
-
-    def record(obs: Array, choice: Any, timestep: Timestep) -> tuple[Trajectory, Timestep, Array]:
-        played, (action, log_prob) = choice
-        step = transition(obs, action, timestep, discount)
-        return Trajectory(**vars(step), done=timestep.done, log_prob=log_prob), timestep, played
-
-    before = tree.repeat(lane.carry, 1)
-    lane, (rows, *others) = collect(chosen, policy, lane, key, length, record=record, fresh=agent.memory)
-    return lane, (replace(rows, memory=before), *others)
 
 
 @struct.dataclass

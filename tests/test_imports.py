@@ -44,6 +44,9 @@ SHARED = {
     "popjax.envs.mujoco",
     "popjax.envs.options",
     "popjax.envs.dmc.parts",
+    "popjax.methods.cspc_config",
+    "popjax.methods.cspc_play",
+    "popjax.methods.cspc_team",
     "popjax.methods.pderl",
     "popjax.methods.pderl_config",
     "popjax.methods.ca2e_config",
@@ -51,11 +54,10 @@ SHARED = {
     "popjax.replay.ring",
     "popjax.replay.nstep",
     "popjax.nets.images",
-    "popjax.population.imitation",
-    "popjax.population.learning",
-    "popjax.population.schedule",
+    "popjax.methods.cdrl.teachers",
     "popjax.nets.layers",
     "popjax.population.lanes",
+    "popjax.population.learning",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

@@ -147,6 +147,13 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def policy(state: State) -> Params:
         return (state.actor, state.statistics) if config.normalize else state.actor
 
+    def inherit(state: State, other: State) -> State:
+        return replace(
+            other,
+            actor_optimizer=state.actor_optimizer,
+            critic_optimizer=state.critic_optimizer,
+        )
+
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         network, statistics = policy if config.normalize else (policy, state.statistics)
         return replace(state, actor=network, target_actor=network, statistics=statistics)
@@ -209,6 +216,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         learn=learn,
         policy=policy,
         adopt=adopt,
+        inherit=inherit,
         value=value,
         outputs=outputs,
         actions=actions,

@@ -93,6 +93,13 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         params = network.init(key)
         return State(params, params, adam(hyper.lr, hyper.max_grad_norm).init(params), jnp.int32(0))
 
+    def inherit(state: State, other: State) -> State:
+        return replace(
+            other,
+            optimizer=state.optimizer,
+            age=state.age,
+        )
+
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, online=policy, target=policy)
 
@@ -135,6 +142,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         learn=learn,
         policy=lambda state: state.online,
         adopt=adopt,
+        inherit=inherit,
         value=value,
         outputs=network.apply,
         actions=actions,

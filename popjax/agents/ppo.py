@@ -134,12 +134,12 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         return normalize.normalize(observations, obs, clip=CLIP_OBS) if config.normalize_obs else obs
 
     def adopt(state: State, adopted: Params, state_value: Params = None) -> State:
-        actor, observations = adopted
+        actor, observations = adopted if config.normalize_obs else (adopted, state.observations)
         own = state.value if state_value is None else state_value
         return replace(state, actor=actor, observations=observations, value=own)
 
     def outputs(params: Params, obs: Array) -> Any:
-        actor, observations = params
+        actor, observations = params if config.normalize_obs else (params, ())
         return policy.apply(actor, seen(observations, obs))
 
     def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Any]:
@@ -224,11 +224,12 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             next_obs=seen(state.observations, rollout.next_obs),
         )
         values, next_values = (value.apply(state.value, obs) for obs in (rollout.obs, rollout.next_obs))
-        targets = advantage.targets(
-            rollout.reward, rollout.discount, values, next_values, rollout.done, hyper.trace_decay
-        )
+        estimates = [
+            advantage.generalized(rollout.reward, rollout.discount, values, next_values, rollout.done, decay)
+            for decay in (hyper.trace_decay, 1.0)
+        ]
         rows = tree.flatten(rollout)
-        advantages, returns = tree.flatten(targets)
+        advantages, returns = tree.flatten((estimates[0], estimates[1] + values))
         if config.normalize_advantage == "rollout":
             advantages = standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
@@ -242,7 +243,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         init=init,
         act=act,
         learn=learn,
-        policy=lambda state: (state.actor, state.observations),
+        policy=lambda state: (state.actor, state.observations) if config.normalize_obs else state.actor,
         adopt=adopt,
         value=lambda state, obs, action: value.apply(state.value, seen(state.observations, obs)),
         outputs=outputs,

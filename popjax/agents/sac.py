@@ -132,6 +132,14 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
             temperature_optimizer=adam(hyper.temperature_lr, jnp.inf).init(log_temperature),
         )
 
+    def inherit(state: State, other: State) -> State:
+        return replace(
+            other,
+            actor_optimizer=state.actor_optimizer,
+            critic_optimizer=state.critic_optimizer,
+            temperature_optimizer=state.temperature_optimizer,
+        )
+
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy)
 
@@ -213,6 +221,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         learn=learn,
         policy=lambda state: state.actor,
         adopt=adopt,
+        inherit=inherit,
         value=value,
         outputs=actor.apply,
         actions=actions,

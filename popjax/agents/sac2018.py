@@ -95,6 +95,13 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init((critics, value)),
         )
 
+    def inherit(state: State, other: State) -> State:
+        return replace(
+            other,
+            actor_optimizer=state.actor_optimizer,
+            critic_optimizer=state.critic_optimizer,
+        )
+
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy, value=state.value if value is None else value)
 
@@ -146,6 +153,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         learn=learn,
         policy=lambda state: state.actor,
         adopt=adopt,
+        inherit=inherit,
         value=action_value,
         outputs=actor.apply,
         actions=actions,

@@ -90,6 +90,14 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             delayed=jnp.int32(0),
         )
 
+    def inherit(state: State, other: State) -> State:
+        return replace(
+            other,
+            actor_optimizer=state.actor_optimizer,
+            critic_optimizer=state.critic_optimizer,
+            delayed=state.delayed,
+        )
+
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy, target_actor=policy)
 
@@ -151,6 +159,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         learn=learn,
         policy=lambda state: state.actor,
         adopt=adopt,
+        inherit=inherit,
         value=value,
         outputs=actor.apply,
         actions=actions,

@@ -330,6 +330,25 @@ def ensemble(network: Network, members: int) -> Network:
     return Network(init, apply)
 
 
+def mean_of(policy: Params) -> Params:
+    """Return the parameters of the network of the mean action of ``policy``: what others can take over.
+
+    Raises:
+        ValueError: the policy is more than that network and a spread.
+    """
+    if not (isinstance(policy, dict) and "mlp" in policy):
+        raise ValueError(
+            "a policy that holds more than the network of its mean action, such as statistics of observations"
+            " or a memory, cannot be exchanged; turn off normalization and lstm"
+        )
+    return policy["mlp"]
+
+
+def with_mean(policy: Params, mean: Params) -> Params:
+    """Return ``policy`` with the parameters ``mean`` of the network of its mean action; its spread stays."""
+    return {**policy, "mlp": mean}
+
+
 def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initializer: Initializer) -> MLP:
     if initializer == "orthogonal":
         return _orthogonal(hidden, out, activation, gain)

@@ -1,16 +1,19 @@
-"""Handing policies over between individuals: PDERL's sync, CSPC's transfer and PBT's exploit are one gather
-over P."""
+"""Handing policies over between individuals: PDERL's sync and PBT's exploit are one gather over P; agents of
+different kinds, as CSPC has them, exchange the networks of their mean actions."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from popjax import tree
-from popjax.core import Agent, OnPolicyAgent, Params, PyTree
+from popjax import nets, tree
+from popjax.core import Agent, Key, OnPolicyAgent, Params, PyTree, Spec, as_arrays
+from popjax.population import learning
 
 
 def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> PyTree:
@@ -50,3 +53,86 @@ def transfers(source: Array) -> Array:
 def parents(source: Array) -> Array:
     """Return int32 [P, 2]: the individual that each slot stems from, and -1 for a second parent."""
     return jnp.stack([source, jnp.full_like(source, -1)], 1)
+
+
+def ahead(scores: Array, gap: Array | float) -> Array:
+    """Return bool [P, P]: whether the score of the column's individual exceeds that of the row's by more than
+    ``gap``."""
+    return scores[None, :] - scores[:, None] > gap
+
+
+class MeanNetwork(NamedTuple):
+    """The part of a policy that agents of different kinds have in common.
+
+    blank:  its parameters, all 0.
+    greedy: (parameters, obs [*obs]) -> action
+    """
+
+    blank: Params
+    greedy: Callable[[Params, Array], Array]
+
+
+def mean_network(agent: Agent | OnPolicyAgent, hyper: PyTree) -> MeanNetwork:
+    """Return the network of an agent's mean action.
+
+    Raises:
+        ValueError: its policy holds more than that, see ``nets.mean_of``.
+    """
+
+    def fresh(key: Key) -> Params:
+        return agent.policy(agent.init(key, as_arrays(hyper)))
+
+    policy = learning.zeros(jax.eval_shape(fresh, jax.random.key(0)))
+    blank = nets.mean_of(policy)
+
+    def greedy(mean: Params, obs: Array) -> Array:
+        return agent.actions.vector(agent.outputs(nets.with_mean(policy, mean), obs))
+
+    return MeanNetwork(blank, greedy)
+
+
+def adopt_mean(
+    agent: Agent | OnPolicyAgent, state: PyTree, mean: Params, value: Params, when: Array
+) -> PyTree:
+    """Return an agent that acts by ``mean`` where ``when`` bool []; it takes over the state value ``value``,
+    too, unless that is None. Its spread and its optimizer's moments stay."""
+    policy = nets.with_mean(agent.policy(state), mean)
+    return tree.where(when, agent.adopt(state, policy, value), state)
+
+
+def check_alike(spec: Spec, networks: Mapping[str, MeanNetwork]) -> None:
+    """Check that all agents, by name, share one mean-network architecture and act identically with it.
+
+    Raises:
+        ValueError: with the parameters that differ, or the agents that act differently with the same ones.
+    """
+    key_mean, key_obs = jax.random.split(jax.random.key(0))
+    (first, one), *others = networks.items()
+
+    def drawn(key: Key, leaf: Array) -> Array:
+        """Weights that make outputs of the order of 1, where squashing and activations show."""
+        return jax.random.normal(key, leaf.shape) * (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 1.0)
+
+    mean = jax.tree.map(drawn, tree.keys_like(key_mean, one.blank), one.blank)
+    obs = jax.random.normal(key_obs, (8, *spec.obs_shape))
+    expected = jax.vmap(one.greedy, (None, 0))(mean, obs)
+    for name, other in others:
+        differing = sorted(_leaves(mean) ^ _leaves(other.blank))
+        if differing:
+            raise ValueError(
+                f"{name} cannot take over the mean network of {first}; these differ: "
+                + ", ".join(differing)
+                + "; give both the same hidden layers and no layer norm"
+            )
+        if not np.allclose(jax.vmap(other.greedy, (None, 0))(mean, obs), expected, atol=1e-4):
+            raise ValueError(
+                f"{name} and {first} do not act alike with the same mean network; "
+                "give both the same activation, and squash actions"
+            )
+
+
+def _leaves(params: PyTree) -> set[str]:
+    return {
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {tuple(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }

@@ -1,0 +1,243 @@
+"""The choices and numbers of a cooperating team, see ``cspc``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from math import gcd
+from types import ModuleType
+from typing import Any, Literal
+
+from flax import struct
+
+from popjax import agents
+from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
+from popjax.checks import check_choices, check_least, check_widths, nearest_divisor
+from popjax.core import Number, Spec, number
+from popjax.evolution import cem
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """The gradient-free agent: a search over the parameters of one deterministic policy."""
+
+    hidden: tuple[int, ...] = (400, 300)  # hidden layers of the policy, units
+    activation: Literal["relu", "tanh"] = "relu"  # between them
+    cem: cem.Config = field(default_factory=cem.Config)  # population and parents
+    score: Literal["best", "mean"] = "best"  # test the best individual of the last generation, or the mean
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_widths(self)
+
+
+def of_team(kind: ModuleType) -> Any:
+    """Return the default Config of a ``kind`` of agent with the mean network that the team shares."""
+    config = kind.Config()
+    shared: dict[str, Any] = {"hidden": (400, 300), "activation": "relu", "norm": "none"}
+    shared |= {"initializer": "uniform", "squash": True}
+    known = {field.name for field in fields(config)}
+    return replace(config, **{name: value for name, value in shared.items() if name in known})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Who is in the team and what the agents do for each other.
+
+    The mean networks of all agents must be alike, so that one agent can take over another's.
+    """
+
+    off_policy: AnyConfig | None = field(default_factory=sac2018.Config)  # the global agent
+    on_policy: AnyOnPolicyConfig | None = field(default_factory=partial(of_team, ppo))  # a local agent
+    evolution: Evolution | None = field(default_factory=Evolution)  # another local agent
+    copies: int = 0  # further local agents of the global one's kind
+
+    first_phase: int = 50_000  # T_g, environment steps of the global agent before anything else
+    phase: int = 10_000  # T, environment steps of each agent in an iteration
+    fused: bool = False  # all agents play at once; else one after the other
+    schedule: Literal["paper", "code"] = (
+        "paper"  # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's
+    )
+
+    transfer: bool = True  # hand policies over
+    share: bool = True  # the global agent learns from everybody's transitions, else from its own alone
+    capacity: int = 1_000_000  # M_g, transitions in the global memory
+    local_capacity: int = 20_000  # M_l, transitions in the local memory
+    local_least: int = 10_000  # use the local memory once it holds more
+
+    batch: int = 100  # transitions per gradient step of off-policy agents
+    warmup: int = 10_000  # environment steps that the global agent plays uniformly at random first
+    update_after: int = 1_000  # transitions before the first gradient step; those put off are made up for
+    burst: bool = False  # whole episodes, then as many gradient steps, as the paper has it; else in turn
+
+    lanes: int = 1  # environments of each off-policy agent
+    on_policy_lanes: int = 1  # environments of the on-policy agent
+    on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
+    reset_at_batch: bool = True  # its episodes end with the batch, in which a lane has room for a whole one
+    on_policy_update: Literal["batch", "episode"] = (
+        "batch"  # learn from batches; or after every episode, as Algorithm 2 could be read: no batches then
+    )
+
+    trials: int = 5  # test episodes of each agent in an iteration
+    test: Literal["sample", "mean"] = "sample"  # act in tests as in training, or by the mean
+
+    @property
+    def members(self) -> int:
+        """The number of agents."""
+        off_policy = 0 if self.off_policy is None else 1 + self.copies
+        return off_policy + (self.on_policy is not None) + (self.evolution is not None)
+
+    @property
+    def individuals(self) -> int:
+        """The number of individuals of a generation; 0 without evolution."""
+        return 0 if self.evolution is None else self.evolution.cem.population
+
+    def rollout(self, limit: int) -> int:
+        """Return the rows of a lane that the on-policy agent keeps, given episodes of at most ``limit``
+        environment steps."""
+        by_episode = self.on_policy_update == "episode"
+        return limit if by_episode else self.on_policy_batch // self.on_policy_lanes
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_widths(self)
+        whole = ("phase", "capacity", "local_capacity", "batch", "lanes", "on_policy_lanes", "trials")
+        check_least(self, 1, *whole, "on_policy_batch")
+        check_least(self, 0, "copies", "first_phase", "local_least", "warmup", "update_after")
+        if not self.members:
+            raise ValueError("a team needs an agent: off_policy, on_policy and evolution are all none")
+        if self.individuals == 1:
+            raise ValueError("evolution needs a population of 2 at least, to take over two policies")
+        if self.on_policy_batch % self.on_policy_lanes:
+            near = nearest_divisor(self.on_policy_batch, self.on_policy_lanes)
+            raise ValueError(
+                f"on_policy_batch {self.on_policy_batch} is not divided by on_policy_lanes"
+                f" {self.on_policy_lanes}; {near} lanes would do"
+            )
+        if self.fused:
+            _check_fused(self)
+        if self.burst and self.lanes > 1:
+            raise ValueError(f"burst plays one episode after the other; lanes is {self.lanes}")
+        if self.on_policy_update == "episode":
+            _check_by_episode(self)
+        _check_off_policy(self)
+
+
+def _check_off_policy(config: Config) -> None:
+    if config.off_policy is None:
+        if config.copies:
+            raise ValueError(f"copies {config.copies} of an off_policy agent that is none")
+        return
+    if config.copies and not config.share:
+        raise ValueError(
+            f"copies {config.copies} have no memory but the one that all fill; say share, or copies 0"
+        )
+    if config.local_least >= config.local_capacity:
+        raise ValueError(
+            f"a local memory of {config.local_capacity} never holds more than {config.local_least};"
+            " lower local_least"
+        )
+    for name in ("first_phase", "phase"):
+        if getattr(config, name) % config.lanes:
+            near = nearest_divisor(gcd(config.first_phase, config.phase), config.lanes)
+            raise ValueError(
+                f"{name} {getattr(config, name)} is not divided by lanes {config.lanes};"
+                f" {near} lanes would do"
+            )
+    if config.update_after > config.capacity:
+        raise ValueError(
+            f"update_after {config.update_after} transitions never fit into capacity {config.capacity}"
+        )
+
+
+def _check_by_episode(config: Config) -> None:
+    if config.on_policy_lanes > 1:
+        raise ValueError(
+            f"on_policy_update episode learns from one episode after the other; on_policy_lanes is"
+            f" {config.on_policy_lanes}"
+        )
+    if config.reset_at_batch:
+        raise ValueError("on_policy_update episode has no batches; say no-reset-at-batch")
+    if config.fused:
+        raise ValueError("fused agents may lose a batch underway, not an episode; say on_policy_update batch")
+
+
+def _check_fused(config: Config) -> None:
+    sizes = {"lanes": config.lanes}
+    if config.on_policy is not None:
+        sizes["on_policy_lanes"] = config.on_policy_lanes
+    if config.evolution is not None:
+        sizes["evolution.cem.population"] = config.individuals
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"fused agents play in as many environments each, got {told}")
+    if config.phase % config.lanes:
+        # Lanes are as many as the individuals, which are not any number.
+        longer = config.phase + -config.phase % config.lanes
+        raise ValueError(f"phase {config.phase} is not divided by lanes {config.lanes}; {longer} would do")
+    if config.burst or config.schedule != "paper" or (config.on_policy is not None and config.reset_at_batch):
+        raise ValueError(
+            "fused agents play on and on: burst, schedule code and reset_at_batch have no meaning; "
+            "say no-reset-at-batch"
+        )
+
+
+def check_on_policy(spec: Spec, config: Config) -> None:
+    """Check that the on-policy agent of ``config`` can learn from what it plays in ``spec``.
+
+    Raises:
+        ValueError: its episodes are cut too short, or may be too short for its minibatches.
+    """
+    lanes, limit = config.on_policy_lanes, spec.episode_length
+    if config.reset_at_batch and config.rollout(limit) < limit:
+        raise ValueError(
+            f"with on_policy_batch {config.on_policy_batch} and on_policy_lanes {lanes} a reset at every"
+            f" batch hides what comes after step {config.rollout(limit)} of an episode's {limit}; say"
+            f" no-reset-at-batch, or a batch of at least {lanes * limit}"
+        )
+    parts = config.on_policy.minibatches if isinstance(config.on_policy, ppo.Config) else 1
+    if config.on_policy_update == "episode" and parts > 1:
+        raise ValueError(f"an episode may have fewer steps than {parts} minibatches; 1 would do")
+
+
+def steps_bound(spec: Spec, config: Config) -> int:
+    """Return the most environment steps of an iteration."""
+    limit, longest = spec.episode_length, config.phase
+    generation = config.individuals * limit
+    if config.schedule == "code":
+        longest += generation  # others play as long as evolution did
+
+    def off_policy(length: int) -> int:
+        return length - 1 + limit if config.burst else -(-length // config.lanes) * config.lanes
+
+    if config.fused:
+        everybody = config.members * longest
+    else:
+        everybody = (1 + config.copies) * off_policy(longest) if config.off_policy else 0
+        if config.evolution is not None:
+            everybody += longest - 1 + generation
+        if config.on_policy is not None and config.on_policy_update == "episode":
+            everybody += longest - 1 + limit
+        elif config.on_policy is not None:
+            everybody += -(-longest // config.on_policy_batch) * config.on_policy_batch
+    return max(everybody, off_policy(config.first_phase)) if config.off_policy else everybody
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers: those of the agents, and of their cooperation."""
+
+    off_policy: Any  # of the global agent and its copies
+    on_policy: Any  # of the on-policy agent
+    cem: Any  # of the search
+    gap: Number = number(100.0)  # f, by how much a score must exceed another for a policy to be handed over
+    local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
+
+
+def default_hyper(config: Config) -> Hyper:
+    """Return the default numbers of the agents that are in the team."""
+    return Hyper(
+        off_policy=None if config.off_policy is None else agents.default_hyper(config.off_policy),
+        on_policy=None if config.on_policy is None else agents.default_hyper(config.on_policy),
+        cem=None if config.evolution is None else cem.Hyper(),
+    )

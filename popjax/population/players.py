@@ -1,0 +1,249 @@
+"""Agents that play one vector step at a time, beside each other or in turn: each takes in what its lanes
+answered, and learns when its own schedule says so.
+
+Three kinds: a learner from a replay, which may learn after every step; a learner from its latest play, after
+a batch or an episode; a search over parameters, after a generation. None of them calls the environment, so
+that one vector step can serve all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import (
+    Act,
+    Agent,
+    Choice,
+    Key,
+    OnPolicyAgent,
+    Params,
+    PyTree,
+    Spec,
+    Timestep,
+    Trajectory,
+    Transition,
+    example_transition,
+)
+from popjax.evolution import cem
+from popjax.population import lanes, learning
+from popjax.population.lanes import Lanes
+
+
+class Step(NamedTuple):
+    """A vector step of lanes [...]: the lanes before it, the actions, what the environments answered, and
+    which lanes played it. What the others answered means nothing."""
+
+    before: Lanes
+    choice: Choice
+    timestep: Timestep
+    alive: Array
+
+
+def act_in_lanes(act: Act, params: Params, obs: Array, key: Key, scale: Array | float) -> Choice:
+    """Return how one policy acts on ``obs`` [N, *obs]: a Choice [N]."""
+    keys = jax.random.split(key, obs.shape[0])
+    return jax.vmap(act, (None, None, 0, 0, None))(params, (), obs, keys, scale)
+
+
+def padded(choice: Choice, size: int) -> Choice:
+    """Return ``choice`` [N] for ``size`` lanes, the further ones with zeros."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)), choice)
+
+
+# A learner from a replay.
+
+
+@struct.dataclass
+class OffPolicy:
+    """agent: its State; steps: int32 [] environment steps that it has played; owed: int32 [] gradient steps
+    that are due; updates: int32 [] gradient steps taken; losses: of the last."""
+
+    agent: PyTree
+    steps: Array
+    owed: Array
+    updates: Array
+    losses: PyTree
+
+
+def off_policy(agent: Agent, key: Key, hyper: PyTree, batch: Transition) -> OffPolicy:
+    """Return a fresh learner from batches like ``batch`` [B]."""
+    state, none = agent.init(key, hyper), jnp.int32(0)
+    return OffPolicy(state, none, none, none, learning.no_losses(agent.learn, state, batch, hyper, key))
+
+
+def pay(
+    agent: Agent,
+    state: OffPolicy,
+    ready: Array,
+    draw: Callable[[Key], Transition],
+    hyper: PyTree,
+    key: Key,
+) -> OffPolicy:
+    """Take the gradient steps that are owed, where ``ready`` bool [], on batches that ``draw`` makes."""
+
+    def update(carry: tuple[PyTree, Array], key: Key) -> tuple[tuple[PyTree, Array], PyTree]:
+        key_draw, key_learn = jax.random.split(key)
+        learner, losses = agent.learn(carry[0], draw(key_draw), hyper, key_learn)
+        return (learner, carry[1] + 1), losses
+
+    count = jnp.where(ready, state.owed, 0)
+    (learner, updates), losses = learning.steps(
+        update, (state.agent, state.updates), count, key, state.losses
+    )
+    return replace(state, agent=learner, owed=state.owed - count, updates=updates, losses=losses)
+
+
+# A learner from its latest play.
+
+
+@struct.dataclass
+class OnPolicy:
+    """agent: its State; rows: [T, N] of the batch or the episode under way; filled: int32 [] how many of the
+    T there are; losses: of the last update."""
+
+    agent: PyTree
+    rows: Trajectory
+    filled: Array
+    losses: PyTree
+
+
+def on_policy(agent: OnPolicyAgent, key: Key, hyper: PyTree, spec: Spec, shape: tuple[int, int]) -> OnPolicy:
+    """Return a fresh learner from rows ``shape`` = (T, N)."""
+    row = Trajectory(
+        **vars(example_transition(spec)),
+        done=jnp.bool_(False),
+        log_prob=jnp.float32(0),
+    )
+    rows = tree.repeat(tree.repeat(row, shape[1]), shape[0])
+    state = agent.init(key, hyper)
+    return OnPolicy(state, rows, jnp.int32(0), learning.no_losses(agent.learn, state, rows, hyper, key))
+
+
+def fill(
+    agent: OnPolicyAgent, state: OnPolicy, step: Step, hyper: PyTree, key: Key, *, by_episode: bool = False
+) -> OnPolicy:
+    """Keep a vector step, which all lanes have played or none; learn from the rows once they are full or, if
+    ``by_episode``, once the episode of the only lane is over."""
+    length = len(state.rows.reward)
+    plays = step.alive.all()
+    row = lanes.keep_trajectory(hyper.discount)(step.before, step.choice, step.timestep)
+    rows = tree.put(state.rows, jnp.where(plays, state.filled, length), row)
+    filled = state.filled + plays
+    ready, learned = filled == length, rows
+    if by_episode:
+        ready = plays & step.timestep.done[0]
+        learned = replace(rows, valid=(jnp.arange(length) < filled)[:, None])
+    learner, losses = learning.once(
+        lambda learner: agent.learn(learner, learned, hyper, key), state.agent, ready, state.losses
+    )
+    return OnPolicy(learner, rows, jnp.where(ready, 0, filled), losses)
+
+
+# A search over parameters.
+
+
+@struct.dataclass
+class Search:
+    """A search over the n parameters of a policy, and the generation under way.
+
+    search:     mean, variance and damp.
+    population: [individuals, n] drawn and not yet evaluated.
+    total:      [individuals] returns so far.
+    done:       bool [individuals] whose episode is over.
+    begun:      bool [] whether any step of the generation has been played.
+    best:       [n] the fittest of the last generation; the mean before the first.
+    fitness:    [individuals] of the last generation.
+    offers:     [slots, n] policies of others, which enter the first rows of a generation.
+    offered:    bool [slots] which of them there are.
+    expects:    bool [] whether they enter the next generation, having missed the one under way.
+    """
+
+    search: cem.State
+    population: Array
+    total: Array
+    done: Array
+    begun: Array
+    best: Array
+    fitness: Array
+    offers: Array
+    offered: Array
+    expects: Array
+
+
+def search(mean: Array, hyper: cem.Hyper, config: cem.Config, key: Key, slots: int) -> Search:
+    """Return a fresh search around ``mean`` [n] with its first generation, which takes ``slots`` policies of
+    others."""
+    start = cem.init(mean, hyper)
+    zeros, no = jnp.zeros(config.population), jnp.bool_(False)
+    return Search(
+        search=start,
+        population=cem.ask(start, key, config),
+        total=zeros,
+        done=jnp.zeros(config.population, jnp.bool_),
+        begun=no,
+        best=mean,
+        fitness=zeros,
+        offers=jnp.zeros((slots, mean.size)),
+        offered=jnp.zeros(slots, jnp.bool_),
+        expects=no,
+    )
+
+
+def offer(state: Search, slot: int, policy: Array, when: Array) -> Search:
+    """Return the search with ``policy`` [n] in a slot, where ``when`` bool []."""
+    return replace(
+        state,
+        offers=state.offers.at[slot].set(jnp.where(when, policy, state.offers[slot])),
+        offered=state.offered.at[slot].set(state.offered[slot] | when),
+    )
+
+
+def begin_phase(state: Search, when: Array) -> Search:
+    """Let the policies of others enter the generation that is drawn or, if that is under way, the next;
+    where ``when`` bool []."""
+    entered = _entered(state, when & ~state.begun)
+    return replace(entered, expects=jnp.where(when, state.begun, state.expects))
+
+
+def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, key: Key) -> Search:
+    """Add a vector step [individuals] to the returns; move the search and draw the next generation once all
+    episodes are over. Individuals whose episode is over wait for the others."""
+    state = replace(
+        state,
+        total=state.total + jnp.where(step.alive, step.timestep.reward, 0.0),
+        done=state.done | (step.alive & step.timestep.done),
+        begun=state.begun | step.alive.any(),
+    )
+
+    def told(state: Search) -> tuple[Search, tuple[()]]:
+        moved = cem.tell(state.search, state.population, state.total, hyper, config)
+        # In the order of ``tell``, for which a return that is no number is the worst.
+        best = state.population[jnp.argsort(-state.total, stable=True)[0]]
+        after = replace(
+            state,
+            search=moved,
+            population=cem.ask(moved, key, config),
+            total=jnp.zeros_like(state.total),
+            done=jnp.zeros_like(state.done),
+            begun=jnp.bool_(False),
+            best=best,
+            fitness=state.total,
+        )
+        return replace(_entered(after, state.expects), expects=jnp.bool_(False)), ()
+
+    return learning.once(told, state, state.done.all(), ())[0]
+
+
+def _entered(state: Search, when: Array) -> Search:
+    slots = len(state.offered)
+    enters = (state.offered & when)[:, None]
+    rows = jnp.where(enters, state.offers, state.population[:slots])
+    return replace(state, population=state.population.at[:slots].set(rows))

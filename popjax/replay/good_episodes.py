@@ -1,0 +1,129 @@
+"""A replay of everybody's transitions that also remembers which rows are of good episodes.
+
+The global and the local memory of "Cooperative Heterogeneous Deep Reinforcement Learning" (Zheng et al.,
+2020). The paper's local memory holds copies of whole good episodes; here it holds the numbers of their rows,
+counted since the first row ever written. A row that has been overwritten is no longer there: it and all that
+entered before it are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Key, Transition
+from popjax.replay import ring
+from popjax.replay.ring import Ring
+
+
+@struct.dataclass
+class Memory:
+    """Both memories.
+
+    replay:  Transition rows of everybody.
+    written: int32 [] rows ever written.
+    local:   int32 rows, the numbers of the rows of good episodes.
+    """
+
+    replay: Ring
+    written: Array
+    local: Ring
+
+
+@struct.dataclass
+class Gate:
+    """Which episodes are good.
+
+    open:  bool [...] whether any of this lane's is.
+    bound: []         the return that an episode has to exceed.
+    """
+
+    open: Array
+    bound: Array
+
+    def passes(self, total: Array) -> Array:
+        """Return whether episodes with returns ``total`` [...] enter the local memory."""
+        return self.open & (total > self.bound)
+
+
+def init(row: Transition, capacity: int, local_capacity: int) -> Memory:
+    """Return empty memories for rows like ``row``."""
+    return Memory(
+        replay=ring.ring(capacity).init(row),
+        written=jnp.int32(0),
+        local=ring.ring(local_capacity).init(jnp.int32(0)),
+    )
+
+
+def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Array]:
+    """Write the valid rows of ``rows`` [B]; return the numbers int32 [B] that they have from now on."""
+    numbers = memory.written + jnp.cumsum(valid) - 1
+    memory = replace(
+        memory,
+        replay=ring.add(memory.replay, rows, valid),
+        written=memory.written + valid.sum(dtype=jnp.int32),
+    )
+    return memory, numbers.astype(jnp.int32)
+
+
+def remember_locally(memory: Memory, numbers: Array, valid: Array) -> Memory:
+    """Enter the valid of the rows with these ``numbers`` [B] into the local memory."""
+    return replace(memory, local=ring.add(memory.local, numbers, valid))
+
+
+def follow(
+    memory: Memory, episode: Array, length: Array, number: Array, total: Array, ends: Array, gate: Gate
+) -> tuple[Memory, Array, Array]:
+    """Follow the episodes of lanes [E] through one step; those that end and pass the gate enter the local
+    memory.
+
+    episode: int32 [E, L] numbers of the rows of the episode under way, L the time limit.
+    length:  int32 [E]    how many there are before this step.
+    number:  int32 [E]    of this step's row.
+    total:   [E]          return of the episode, where it ends.
+    ends:    bool [E]
+
+    Returns the memory, ``episode`` after the step, and which episodes entered, bool [E].
+    """
+    lanes, limit = episode.shape
+    episode = episode.at[jnp.arange(lanes), length].set(number, mode="drop")
+    enters = ends & gate.passes(total)
+    worth = enters[:, None] & (jnp.arange(limit) <= length[:, None])
+    local = jax.lax.cond(
+        tree.any_lane(enters),
+        lambda: ring.add(memory.local, episode.ravel(), worth.ravel()),
+        lambda: memory.local,
+    )
+    return replace(memory, local=local), episode, enters
+
+
+def local_size(memory: Memory) -> Array:
+    """Return int32 [] entries of the local memory, newest first, before the first whose row is
+    overwritten."""
+    local, age = memory.local, jnp.arange(memory.local.capacity)
+    numbers = local.rows[(local.position - 1 - age) % local.capacity]
+    gone = (age >= local.size) | (memory.written - numbers > memory.replay.capacity)
+    return jnp.where(gone.any(), jnp.argmax(gone), local.capacity).astype(jnp.int32)
+
+
+def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: int) -> Transition:
+    """Return a batch [B] drawn with replacement: with probability ``share`` wholly from the local memory,
+    provided that it has more than ``least`` rows, else from everything. Algorithm 3, lines 3 to 8."""
+    key_which, key_row = jax.random.split(key)
+    held = local_size(memory)
+    here = jax.random.bernoulli(key_which, share) & (held > least)
+    stored = jnp.maximum(memory.replay.size, 1)
+    draw = jax.random.randint(key_row, (batch,), 0, jnp.where(here, held, stored))
+    number = memory.local.rows[(memory.local.position - 1 - draw) % memory.local.capacity]
+    return tree.take(memory.replay.rows, jnp.where(here, number % memory.replay.capacity, draw))
+
+
+def sample_all(memory: Memory, key: Key, batch: int) -> Transition:
+    """Return a batch [B] drawn with replacement from everything."""
+    draw = jax.random.randint(key, (batch,), 0, jnp.maximum(memory.replay.size, 1))
+    return tree.take(memory.replay.rows, draw)

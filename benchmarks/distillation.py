@@ -34,11 +34,12 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
-from popjax.core import Method, Pretrained, as_arrays
+from popjax.core import Env, Method, Params, Pretrained, as_arrays
 from popjax.envs import make
-from popjax.methods import cdrl
-from popjax.methods.cdrl import offline
+from popjax.methods import align, cdrl
 from popjax.nets import recurrent
+from popjax.population.imitation import Teacher
+from popjax.population.schedule import NEVER
 
 PAIRS = {
     "rooms": ("gymnax/CartPole-v1", "gymnax/FourRooms-misc"),
@@ -81,13 +82,13 @@ class Protocol:
     config: dict[str, object]
     built_on: tuple[str, ...] = ()
     beside: str = ""
-    align_from: float = cdrl.NEVER
+    align_from: float = NEVER
     distil_from: float = 0.0
-    distil_until: float = cdrl.NEVER
+    distil_until: float = NEVER
 
 
 PROTOCOLS = {
-    "a3c": Protocol({"align": "none"}, distil_from=cdrl.NEVER),
+    "a3c": Protocol({"align": "none"}, distil_from=NEVER),
     "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}, ("source",)),
     "kd-distill": Protocol({"align": "none", "pad_actions": True}, ("source",)),
     "kd-late": Protocol({"align": "none", "pad_actions": True}, ("source",), distil_from=0.3),
@@ -201,26 +202,31 @@ def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: d
     return {"teachers": [teacher], "alignments": [_align(arguments, target, teacher, expert, ran)]}
 
 
-def untrained(env, config: cdrl.Config) -> cdrl.Finished:
+def untrained(env: Env, config: cdrl.Config) -> Teacher:
     """A policy at the beginning of its training."""
     method = cdrl.build(env, config)
-    params = method.policy(method.init(jax.random.key(100), cdrl.Hyper()))
-    return cdrl.Finished(Pretrained(env.spec.name, env.spec, None, params, config=config))
+    return _teacher(env, method, method.policy(method.init(jax.random.key(100), cdrl.Hyper())))
 
 
-def _finished(env, config: cdrl.Config, ran: Ran) -> cdrl.Finished:
+def _teacher(env: Env, method: Method, params: Params) -> Teacher:
+    name = env.spec.name
+    return Teacher(Pretrained(name, env.spec, method.act, params, method.memory, unroll=method.unroll))
+
+
+def _finished(env: Env, config: cdrl.Config, ran: Ran) -> Teacher:
     """The policy of the seed that ended best."""
-    best = int(np.argmax(ran.scores[:, -1]))
-    params = jax.tree.map(lambda x: x[best], ran.state.team[0].learner.params)
-    return cdrl.Finished(Pretrained(env.spec.name, env.spec, None, params, config=config))
+    best, method = int(np.argmax(ran.scores[:, -1])), cdrl.build(env, config)
+    return _teacher(env, method, method.policy(jax.tree.map(lambda x: x[best], ran.state)))
 
 
-def _align(arguments: Arguments, target, teacher: cdrl.Finished, expert: cdrl.Finished, ran: dict[str, Ran]):
-    """The parameters of an alignment network that was trained on the expert's states."""
-    config = offline.Config(align_hidden=arguments.align_hidden, pad_observations=True)
-    method = offline.build(target, config, [teacher], [expert])
-    ran["align"] = run(method, offline.Hyper(align_lr=arguments.align_lr), 1, arguments.align_steps, "align")
-    return jax.tree.map(lambda x: x[0], ran["align"].state.learner.params)
+def _align(
+    arguments: Arguments, target: Env, teacher: Teacher, expert: Teacher, ran: dict[str, Ran]
+) -> Teacher:
+    """The aligned teacher whose alignment network was trained on the expert's states."""
+    config = align.Config(align_hidden=arguments.align_hidden, pad_observations=True)
+    method = align.build(target, config, [teacher], [expert])
+    ran["align"] = run(method, align.Hyper(align_lr=arguments.align_lr), 1, arguments.align_steps, "align")
+    return _teacher(target, method, method.policy(jax.tree.map(lambda x: x[0], ran["align"].state)))
 
 
 def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:

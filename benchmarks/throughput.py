@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,20 +26,27 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
-from popjax.agents import AGENTS
+from popjax.agents import AGENTS, ddpg, dqn, ppo
 from popjax.core import Method
 from popjax.host import memory
-from popjax.methods import independent, pderl
+from popjax.methods import ca2e, ce, independent, onpolicy, pderl
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What to measure."""
 
-    methods: tuple[Literal["sac", "td3", "ddpg", "pderl"], ...] = ("sac", "td3", "ddpg", "pderl")
-    """Agents of ``independent``, or pderl."""
+    methods: tuple[Literal["sac", "td3", "ddpg", "ppo", "pderl", "ce", "ca2e"], ...] = (
+        "sac",
+        "td3",
+        "ddpg",
+        "pderl",
+    )
+    """Agents of ``independent`` or ``onpolicy``, or methods; ca2e is its own eight actors."""
     populations: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Population sizes; pderl starts at 2."""
+    lanes: int = 1
+    """Environments of each agent; not of pderl."""
     env: str = "gymnax/Pendulum-v1"
     """Environment as SUITE/TASK."""
     capacity: int = 131_072
@@ -118,14 +125,16 @@ def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -
         peer = Program(*rejax_sac.build(population, **sizes), length)
         peer()
     program()
+    while counted(name, program.state) == 0 and name in ("ca2e", "ce"):  # beyond the warm-up
+        program()
     seconds, peer_seconds, env_steps, updates = [], [], [], []
     for _ in range(arguments.repeats):
-        before = int(program.state.env_steps)
+        before, learned = int(program.state.env_steps), counted(name, program.state)
         if peer:
             peer_seconds.append(peer())
         seconds.append(program())
         env_steps.append(int(program.state.env_steps) - before)
-        updates.append(gradient_steps(name, program.state, population, arguments))
+        updates.append(gradient_steps(name, learned, program.state, population, arguments))
     row = Row(name, population, compile_seconds=program.compile_seconds)
     row.env_steps_per_second = statistics.median(n / s for n, s in zip(env_steps, seconds, strict=True))
     row.gradient_steps_per_second = statistics.median(n / s for n, s in zip(updates, seconds, strict=True))
@@ -142,22 +151,44 @@ def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -
 
 def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> tuple[Method, int]:
     """The method and how many of its steps make a chunk."""
+    own = {"capacity": arguments.capacity}
     if name == "pderl":
-        config = pderl.Config(population=population, capacity=arguments.capacity)
-        return pderl.build(env, config), 1
+        return pderl.build(env, pderl.Config(population=population, **own)), 1
+    if name == "ppo":
+        config = onpolicy.Config(agent=ppo.Config(), population=population, lanes=max(arguments.lanes, 4))
+        return onpolicy.build(env, config), 1
+    own |= {"lanes": arguments.lanes, "batch": arguments.batch}
+    if name == "ce":
+        config = ce.Config(population=population, warmup=arguments.batch, **own)
+        return ce.build(env, config), arguments.iterations
+    if name == "ca2e":
+        agent = dqn.Config() if env.spec.discrete else ddpg.BASELINES
+        config = replace(ca2e.default_config(agent), learning_starts=1_000, **own)
+        return ca2e.build(env, config), arguments.iterations
     config = independent.Config(
-        agent=AGENTS[name].Config(),
-        population=population,
-        batch=arguments.batch,
-        capacity=arguments.capacity,
-        warmup=arguments.batch,
+        agent=AGENTS[name].Config(), population=population, warmup=arguments.batch, **own
     )
     return independent.build(env, config), arguments.iterations
 
 
-def gradient_steps(name: str, state: Any, population: int, arguments: Arguments) -> int:
-    """Updates in the last chunk, summed over agents."""
-    return int(state.metrics.gradient_steps) if name == "pderl" else arguments.iterations * population
+def gradient_steps(name: str, before: Any, after: Any, population: int, arguments: Arguments) -> int:
+    """Updates between two States, summed over agents; of PPO those of the policy."""
+    if name == "pderl":
+        return int(after.metrics.gradient_steps)
+    if name == "ppo":
+        return int(after.metrics.losses.policy_steps.sum())
+    if name == "ca2e":
+        return int(after.metrics.updates) - before
+    if name == "ce":
+        return (int(after.metrics.gradient_steps) - before) * population
+    return arguments.iterations * population
+
+
+def counted(name: str, state: Any) -> int:
+    """Gradient steps so far, of methods that count them all."""
+    if name == "ca2e":
+        return int(state.metrics.updates)
+    return int(state.metrics.gradient_steps) if name == "ce" else 0
 
 
 def show(rows: Sequence[Row], arguments: Arguments) -> None:

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from popjax.host.report import learning_curve, report
     from popjax.host.run import Result
     from popjax.host.train import train
-    from popjax.methods import ca2e, cdrl, ce, cspc, distil, erl, independent, onpolicy, pderl
-    from popjax.methods.cdrl import offline as align
+    from popjax.methods import align, ca2e, cdrl, ce, cspc, distil, erl, independent, onpolicy, pderl
     from popjax.recipe import Preset, Recipe, recorded
 
 _NAMES = {
@@ -72,9 +71,19 @@ _MODULES = {
     **{name: f"popjax.{name}" for name in ("agents", "core", "envs", "methods", "nets", "rollout", "tree")},
     **{
         name: f"popjax.methods.{name}"
-        for name in ("ca2e", "cdrl", "ce", "cspc", "distil", "erl", "independent", "onpolicy", "pderl")
+        for name in (
+            "align",
+            "ca2e",
+            "cdrl",
+            "ce",
+            "cspc",
+            "distil",
+            "erl",
+            "independent",
+            "onpolicy",
+            "pderl",
+        )
     },
-    "align": "popjax.methods.cdrl.offline",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+class Targets(NamedTuple):
+    """How much better the actions of rows [T, ...] were than expected, and what values learn; float32 [T,
+    ...] each."""
+
+    advantages: Array
+    returns: Array
+
+
+def targets(
+    rewards: Array,
+    discounts: Array,
+    values: Array,
+    next_values: Array,
+    done: Array,
+    trace_decay: Array | float,
+) -> Targets:
+    """Return advantages, and returns that do not depend on lambda; arguments as in ``generalized``.
+
+    A return is the discounted sum of rewards up to the end of the episode, or of the rows with the value of
+    what follows them.
+    """
+    advantages, errors = (
+        generalized(rewards, discounts, values, next_values, done, trace) for trace in (trace_decay, 1.0)
+    )
+    return Targets(advantages, errors + values)
 
 
 def generalized(

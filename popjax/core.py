@@ -73,12 +73,14 @@ class Trajectory(Transition):
     log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
     valid:    bool [T, N]     rows that were played, the others leave no trace; None: all were.
     memory:   [1, N, ...]     what the policy remembered before the first row; () of one without memory.
+    outputs:  [T, N, ...]     of the network that acted; () where nobody asks for them.
     """
 
     done: Array
     log_prob: Array
     valid: Array | None = None
     memory: PyTree = ()
+    outputs: PyTree = ()
 
 
 @struct.dataclass
@@ -230,6 +232,12 @@ Act: TypeAlias = Callable[[Params, PyTree, Array, Key, "Array | float"], Choice]
 acts. ``scale`` multiplies the exploration; 0 is greedy."""
 
 
+Unroll: TypeAlias = Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
+"""``(params, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T, ...])`` of
+a policy along the rows of lanes; its memory starts anew behind every row in which an episode ended. The
+outputs of discrete actions are logits [T, ..., A]."""
+
+
 class Agent(NamedTuple):
     """One learning individual that learns from a replay.
 
@@ -281,8 +289,7 @@ class OnPolicyAgent(NamedTuple):
 
     learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
     value:  (state, obs [..., *obs], action) -> V(obs) [...], whatever the action
-    unroll: (policy, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T,
-            ...])
+    unroll: see ``Unroll``
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -292,7 +299,7 @@ class OnPolicyAgent(NamedTuple):
     adopt: Callable[..., PyTree]
     value: Callable[[PyTree, Array, Array], Array]
     outputs: Callable[[Params, Array], Any] | None
-    unroll: Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
+    unroll: Unroll
     actions: Distribution
     actor: Network | Recurrent
     critic: Network | Recurrent
@@ -350,6 +357,8 @@ class Method(NamedTuple):
                  where they act together, share one or play different tasks
     built:       the call that made it; None of a method whose ``build`` is not ``recipe.recorded``
     exploration: State -> the ``scale`` [] at which the policy explores now while it trains
+    unroll:      see ``Unroll``: the logits by which the policy acts, from which others can learn; None of a
+                 policy that has none
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -362,6 +371,7 @@ class Method(NamedTuple):
     individuals: Callable[[Any], Params] | None = None
     built: Built | None = None
     exploration: Callable[[Any], Array | float] = lambda state: 1.0
+    unroll: Unroll | None = None
 
 
 class Pretrained(NamedTuple):
@@ -375,6 +385,7 @@ class Pretrained(NamedTuple):
     env_steps:   what its training cost, environment steps.
     config:      the Config of its method.
     individuals: parameters [P] of all policies of the population; None where nobody acts alone.
+    unroll:      as ``Method.unroll``.
     """
 
     name: str
@@ -385,6 +396,7 @@ class Pretrained(NamedTuple):
     env_steps: int = 0
     config: Any = None
     individuals: Params | None = None
+    unroll: Unroll | None = None
 
 
 class Ingredient(NamedTuple):

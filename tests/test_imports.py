@@ -54,10 +54,11 @@ SHARED = {
     "popjax.replay.ring",
     "popjax.replay.nstep",
     "popjax.nets.images",
-    "popjax.methods.cdrl.teachers",
+    "popjax.population.imitation",
+    "popjax.population.learning",
+    "popjax.population.schedule",
     "popjax.nets.layers",
     "popjax.population.lanes",
-    "popjax.population.learning",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

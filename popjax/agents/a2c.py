@@ -23,9 +23,11 @@ from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, tree
+from popjax.advantage import Targets
 from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import (
     Choice,
+    Distribution,
     Key,
     Network,
     Number,
@@ -37,7 +39,7 @@ from popjax.core import (
     Trajectory,
     number,
 )
-from popjax.nets.recurrent import forgetful
+from popjax.nets.recurrent import behind, forgetful
 from popjax.optimize import annealed, descend
 
 ROLLOUT = 5
@@ -106,6 +108,23 @@ def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax
     )
 
 
+def losses_of(
+    actions: Distribution, outputs: Any, values: Array, rows: Trajectory, targets: Targets
+) -> Losses:
+    """Return the losses of networks that now say ``outputs`` and ``values`` [T, N] of the rows."""
+    mean = partial(jnp.mean, where=rows.valid)
+    return Losses(
+        policy_loss=-mean(actions.log_prob(outputs, rows.action) * targets.advantages),
+        value_loss=mean(jnp.square(values - targets.returns)),
+        entropy=mean(actions.entropy(outputs)),
+    )
+
+
+def total(losses: Losses, value_weight: Number, entropy_weight: Number) -> Array:
+    """Return what a gradient step descends, []."""
+    return losses.policy_loss + value_weight * losses.value_loss - entropy_weight * losses.entropy
+
+
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """An A2C learner for discrete or continuous actions."""
     networks = _networks(spec, config)
@@ -132,8 +151,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         if not config.lstm:
             return memory, policy.unroll(params, (), obs, done)[1]
         memories, said = policy.unroll(params[0], memory[0], obs, done)
-        behind = tree.where(done[-1], policy.memory, tree.take(memories, -1))
-        return (behind, memory[1]), said
+        return (behind(policy, memories, done), memory[1]), said
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         if not config.lstm:
@@ -154,19 +172,13 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         advantages = advantage.generalized(
             rollout.reward, rollout.discount, values, next_values, rollout.done, hyper.trace_decay
         )
-        returns = advantages + values
-        mean = partial(jnp.mean, where=rollout.valid)
+        targets = Targets(advantages, advantages + values)
 
         def loss(params: tuple[Params, Params]) -> tuple[Array, Losses]:
             outputs = policy.unroll(params[0], remembered[0], rollout.obs, rollout.done)[1]
             now = value.unroll(params[1], remembered[1], rollout.obs, rollout.done)[1]
-            losses = Losses(
-                policy_loss=-mean(actions.log_prob(outputs, rollout.action) * advantages),
-                value_loss=mean(jnp.square(now - returns)),
-                entropy=mean(actions.entropy(outputs)),
-            )
-            total = losses.policy_loss + hyper.value_weight * losses.value_loss
-            return total - hyper.entropy_weight * losses.entropy, losses
+            losses = losses_of(actions, outputs, now, rollout, targets)
+            return total(losses, hyper.value_weight, hyper.entropy_weight), losses
 
         rate = annealed(hyper.lr, state.updates, hyper.anneal_updates)
         (policy_params, value_params), optimizer, _, losses = descend(

@@ -224,12 +224,11 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             next_obs=seen(state.observations, rollout.next_obs),
         )
         values, next_values = (value.apply(state.value, obs) for obs in (rollout.obs, rollout.next_obs))
-        estimates = [
-            advantage.generalized(rollout.reward, rollout.discount, values, next_values, rollout.done, decay)
-            for decay in (hyper.trace_decay, 1.0)
-        ]
+        targets = advantage.targets(
+            rollout.reward, rollout.discount, values, next_values, rollout.done, hyper.trace_decay
+        )
         rows = tree.flatten(rollout)
-        advantages, returns = tree.flatten((estimates[0], estimates[1] + values))
+        advantages, returns = tree.flatten(targets)
         if config.normalize_advantage == "rollout":
             advantages = standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)

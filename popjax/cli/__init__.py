@@ -60,7 +60,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.cli.parse import Fault
     from popjax.host import terminal
-    from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused
+    from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
 
     terminal.open_missing()
     terminal.write_any_text()
@@ -70,7 +70,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return _fail(str(fault), 2)
-    except (NonFiniteMetric, NotRead, NotSaved) as failure:
+    except (NonFiniteMetric, NotRead, NotSaved, NotTracked) as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
@@ -163,14 +163,16 @@ class Loaded(NamedTuple):
     env_steps: list[int]
 
 
-def load(run_dir: str | Path, member: int | None = None) -> Loaded:
+def load(run_dir: str | Path, member: int | None = None, picked: str | None = None) -> Loaded:
     """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon; with
-    ``member`` only that one of a sweep.
+    ``member`` only that one of a sweep. ``picked`` is "best" or, as text, the environment steps of an older
+    checkpoint than the newest.
 
     Raises:
         Refused: there is no run, no whole checkpoint or no such member.
     """
     from popjax.host import checkpoint, index, paths, rundir, sweep
+    from popjax.host import picked as picking
     from popjax.host.errors import Refused
     from popjax.host.terminal import complain
 
@@ -181,18 +183,24 @@ def load(run_dir: str | Path, member: int | None = None) -> Loaded:
     env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
     shapes = _state_shapes(method, hyper, members)
-    directory = rundir.RunDirectory(root).checkpoints
+    files = rundir.RunDirectory(root)
+    until = None
+    if picked not in (None, picking.BEST):
+        until = picking.generation(files, str(picked), saved["options"]["checkpoint_every"])
     if member is None:
-        found = checkpoint.restore_newest(directory, shapes, complain)
+        found = checkpoint.restore_newest(files.checkpoints, shapes, complain, until=until)
     else:
         place = index.place_of(root, members, member)
-        found = checkpoint.member_of_newest(directory, shapes, complain, place)
+        found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
     if found is None:
         raise Refused(f"{root} has no whole checkpoint")
     _, state, extra = found
     steps = extra["env_steps"]
     if member is not None:
         saved, steps = saved | {"members": [member, member + 1]}, [steps[place]]
+    if picked == picking.BEST:
+        numbers = [m.number for m in sweep.of_config(saved)]
+        method, state, steps = picking.with_best(method, state, files, numbers)
     return Loaded(env, method, config, state, saved, steps)
 
 

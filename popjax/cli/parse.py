@@ -82,7 +82,7 @@ class RunArguments(Generic[C, H]):
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Evaluates the policies in the newest whole checkpoint of a run, one per member."""
+    """Evaluates the policies of a run, one per member, by default those in the newest whole checkpoint."""
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""
@@ -92,6 +92,13 @@ class EvaluateArguments:
     """Episodes per policy [count]."""
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
+    """Evaluate each member's best policy by its evaluations in training, or the checkpoint of so many
+    environment steps; by default the newest."""
+    stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Act as the policy explores in training, such as by sampling; by default greedily."""
+    env_option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Play under another option of the environment than the run's; may be repeated."""
     individual: int | None = None
     """Evaluate this individual of the population, counted from 0, not the policy that the method chooses."""
     in_: Annotated[
@@ -117,6 +124,9 @@ class ExportArguments:
     """Directory to write to."""
     member: int = 0
     """Which member of the sweep, by its number; members are numbered with the seeds running fastest."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
+    """Export the best policy by its evaluations in training, or that of the checkpoint of so many environment
+    steps; by default the newest."""
     individual: int | None = None
     """Export this individual of the population, counted from 0, not the policy that the method chooses."""
 

@@ -158,6 +158,7 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
         env_steps=env_steps,
         config=run.config,
         individuals=_individuals(run.method, state),
+        unroll=run.method.unroll,
     )
     return policy, {"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved}
 
@@ -189,6 +190,7 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
         env_steps=entry["env_steps"],
         config=config,
         individuals=zeros(jax.eval_shape(partial(_individuals, method), state)),
+        unroll=method.unroll,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,9 @@ def evaluate(argv: list[str]) -> None:
     from popjax.host import paths, sweep
     from popjax.host.evaluate import evaluate as evaluate_state
 
-    run, root = cli.load(arguments.run_dir, arguments.member), paths.path(arguments.run_dir)
-    run = alone(run, arguments.individual)
+    root = paths.path(arguments.run_dir)
+    run = cli.load(arguments.run_dir, arguments.member, arguments.checkpoint)
+    run = under(alone(run, arguments.individual), arguments.env_option)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(
@@ -34,6 +35,7 @@ def evaluate(argv: list[str]) -> None:
             episodes=arguments.episodes,
             seed=arguments.seed,
             members=[member.number for member in sweep.of_config(run.saved)],
+            stochastic=arguments.stochastic,
         )
     )
     there = transfer() if transfer else None
@@ -101,7 +103,8 @@ def export(argv: list[str]) -> None:
     from popjax.host import sweep
     from popjax.host.export import export_policy
 
-    run = alone(cli.load(arguments.run_dir, arguments.member), arguments.individual)
+    run = cli.load(arguments.run_dir, arguments.member, arguments.checkpoint)
+    run = alone(run, arguments.individual)
     origins = [
         {
             "method": run.saved["method"],
@@ -116,6 +119,26 @@ def export(argv: list[str]) -> None:
     ]
     reason = export_policy(run.method, run.env, run.state, arguments.out, 0, origins)
     show.exported(arguments.out, reason)
+
+
+def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
+    """``--env-option`` of evaluations: the run in its environment under other options.
+
+    Raises:
+        Fault: its observations or actions would be others.
+    """
+    if not pairs:
+        return run
+    from popjax import cli
+    from popjax.cli.parse import Fault, key_values
+
+    options = run.saved["env_options"] | key_values(pairs)
+    env = cli.make_env(run.saved["env"], options)
+    for name in ("obs_shape", "obs_dtype", "action_dim", "discrete"):
+        before, now = getattr(run.env.spec, name), getattr(env.spec, name)
+        if before != now:
+            raise Fault(f"--env-option changes {name} from {before} to {now}: the policy was made for others")
+    return run._replace(env=env, saved=run.saved | {"env_options": options})
 
 
 def alone(run: Loaded, individual: int | None) -> Loaded:

@@ -132,7 +132,7 @@ def check_build(program: Program) -> None:
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
     """Runs ``command``; what goes wrong in it is told with an exit code, which is returned. Ctrl-C is not."""
     from popjax.cli.parse import Fault
-    from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, Refused
+    from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
 
     try:
         command()
@@ -140,7 +140,7 @@ def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return tell(str(fault), 2)
-    except (NonFiniteMetric, NotRead, NotSaved, OSError) as failure:
+    except (NonFiniteMetric, NotRead, NotSaved, NotTracked, OSError) as failure:
         return tell(str(failure), 1)
     return 0
 

@@ -166,10 +166,25 @@ def set_aside_newer(directory: Path, generation: int) -> None:
             (directory / str(newer)).rename(aside)
 
 
+def env_steps(directory: Path, generation: int) -> list[int]:
+    """Return the environment steps of each member in a checkpoint.
+
+    Raises:
+        Damaged: its manifest cannot be read.
+    """
+    steps: list[int] = _read_manifest(directory / str(generation))["extra"]["env_steps"]
+    return steps
+
+
 def restore_newest(
-    directory: Path, shapes: Any, tell: Callable[[str], None], shardings: Any = None
+    directory: Path,
+    shapes: Any,
+    tell: Callable[[str], None],
+    shardings: Any = None,
+    until: int | None = None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """The newest checkpoint that is whole: ``(generation, state, extra)``; ``None`` if there is none.
+    """The newest checkpoint that is whole: ``(generation, state, extra)``; ``None`` if there is none. With
+    ``until``, of those no newer than that generation.
 
     ``shapes`` is the State as ``jax.eval_shape`` gives it; ``shardings`` says where its leaves are to lie.
     Each damaged checkpoint is named to ``tell``, in one line, and passed over.
@@ -178,7 +193,7 @@ def restore_newest(
         Refused: the checkpoint is whole but of a State of another structure.
         NotRead: it may be whole, but the machine cannot read it now.
     """
-    return _newest(directory, tell, lambda path: restore(path, shapes, shardings))
+    return _newest(directory, tell, lambda path: restore(path, shapes, shardings), until)
 
 
 def member_of_newest(

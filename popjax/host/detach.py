@@ -43,6 +43,7 @@ def detached(source: Path, destination: Path, bounds: tuple[int, int] | None) ->
 def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:
     source = index.run_of(source, bounds[0] if bounds else None)
     config = rundir.read_config(source)
+    config.pop("id", None)  # the new run gets its own
     old, whole = rundir.RunDirectory(source), rundir.RunDirectory(destination)
     if whole.holds_a_run():
         raise Refused(f"{destination} already holds a run: name another --run-dir")

@@ -34,6 +34,10 @@ class NotRead(RuntimeError):
         self.what = what
 
 
+class NotTracked(RuntimeError):
+    """A service that a run is sent to failed; the State is saved."""
+
+
 class NonFiniteMetric(RuntimeError):
     """A metric became NaN or infinite; the State it came from was not saved."""
 

@@ -24,15 +24,17 @@ _DURING_TRAINING = 0x45564131
 _AFTERWARDS = 0x45564132
 
 
-def play(env: Env, method: Method, params: Params, key: Key, episodes: int) -> tuple[Array, Array]:
-    """Plays one policy for ``episodes`` episodes, each from a fresh reset.
+def play(
+    env: Env, method: Method, params: Params, key: Key, episodes: int, scale: Array | float = 0.0
+) -> tuple[Array, Array]:
+    """Play one policy, with its exploration at ``scale`` [], for ``episodes`` episodes from fresh resets.
 
     Returns undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
     """
 
     def one(key: Key) -> tuple[Array, Array]:
         def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-            return method.act(params, memory, obs, key, 0.0)[:2]
+            return method.act(params, memory, obs, key, scale)[:2]
 
         episode = rollout.episode(env, choose, method.memory, key, record=lambda *_: ())
         return episode.total, episode.length
@@ -63,12 +65,14 @@ def evaluate(
     episodes: int = 5,
     seed: int = 0,
     members: Sequence[int] | None = None,
+    stochastic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Evaluates the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
 
     Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on. ``members``
     are the numbers of the policies in their sweep, 0 to S - 1 without: a policy of the same number plays the
-    same episodes, alone or among others.
+    same episodes, alone or among others. ``stochastic`` policies act as they explore in training: one with a
+    distribution samples from it, a deterministic one adds its noise.
     Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
 
     Raises:
@@ -81,8 +85,8 @@ def evaluate(
     keep_compiled()
     count = jax.tree.leaves(state)[0].shape[0]
     numbers = np.asarray(range(count) if members is None else members, np.int32)
-    key = identity(method, env), count, episodes
-    run = _PLAYERS.get(key, lambda: _player(method, env, count, episodes))
+    key = identity(method, env), method.exploration, count, episodes, stochastic
+    run = _PLAYERS.get(key, lambda: _player(method, env, count, episodes, stochastic))
     returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS), numbers))
     return np.asarray(returns), np.asarray(lengths)
 
@@ -90,13 +94,16 @@ def evaluate(
 _PLAYERS: Remembered[Callable[..., tuple[Array, Array]]] = Remembered(8)
 
 
-def _player(method: Method, env: Env, count: int, episodes: int) -> Callable[..., tuple[Array, Array]]:
+def _player(
+    method: Method, env: Env, count: int, episodes: int, stochastic: bool
+) -> Callable[..., tuple[Array, Array]]:
     """Return ``(state, key, member numbers [S]) -> returns [S, E], lengths [S, E]`` of ``count`` members."""
 
     @jax.jit
     def run(state: Any, key: Key, numbers: Array) -> tuple[Array, Array]:
         def one(state: Any, number: Array) -> tuple[Array, Array]:
-            return play(env, method, method.policy(state), jax.random.fold_in(key, number), episodes)
+            scale = method.exploration(state) if stochastic else 0.0
+            return play(env, method, method.policy(state), jax.random.fold_in(key, number), episodes, scale)
 
         return sweep.lift(one, count)(state, numbers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,15 @@ class Evaluation:
     def mean(self) -> float:
         """Mean return over the episodes."""
         return float(np.mean(self.returns))
+
+
+class Recorded(NamedTuple):
+    """What a member has recorded at one time, read back: its number, environment steps, and scalars by
+    name."""
+
+    member: int
+    env_steps: int
+    values: dict[str, float]
 
 
 @dataclass(frozen=True)

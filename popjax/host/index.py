@@ -38,7 +38,8 @@ def write(root: Path, command: str, entries: Sequence[Entry]) -> None:
     """Makes ``root`` a directory of these runs."""
     root.mkdir(parents=True, exist_ok=True)
     runs = [{"directory": entry.directory, "argv": list(entry.argv)} for entry in entries]
-    rundir.write_json(rundir.RunDirectory(root).index, {"command": command, "runs": runs})
+    path = rundir.RunDirectory(root).index
+    rundir.write_json(path, {"id": rundir.identity(path), "command": command, "runs": runs})
 
 
 def read(root: Path) -> tuple[Entry, ...]:

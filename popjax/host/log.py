@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,7 @@ import numpy as np
 
 from popjax.host.background import Background, background
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation, History, named
+from popjax.host.history import Evaluation, History, Recorded, named
 from popjax.host.numbers import plain
 from popjax.host.sweep import Member
 from popjax.host.tensorboard import Scalars
@@ -141,9 +141,11 @@ def drop_after(path: Path, generation: int, members: Mapping[int, int] = Mapping
 
 
 @contextmanager
-def tensorboard(directory: Path, members: Sequence[Member], env_steps: np.ndarray) -> Iterator[Background]:
+def tensorboard(
+    directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Recorded] = ()
+) -> Iterator[Background]:
     """TensorBoard scalars below ``directory``, written in the background: see ``Scalars``."""
-    with background(Scalars(directory, members, env_steps).write) as sink:
+    with background(Scalars(directory, members, env_steps, earlier).write) as sink:
         yield sink
 
 

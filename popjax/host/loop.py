@@ -18,6 +18,7 @@ from popjax.host.best import Best
 from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, Refused
 from popjax.host.history import Evaluation, History, empty, join, non_finite
 from popjax.host.programs import Programs
+from popjax.host.recorded import recorded
 from popjax.host.run import Position, Result, Run, extra, finish
 from popjax.host.standing import Standing
 from popjax.host.terminal import complain
@@ -321,10 +322,12 @@ def _own_sinks(run: Run, position: Position, stack: ExitStack) -> list[log.Sink]
     if not processes.first():
         return sinks
     if run.files:
+        files, members = run.files, run.members
+        curves = log.tensorboard(files.tensorboard, members, position.env_steps, recorded(files, members))
         sinks = [
-            stack.enter_context(log.metrics_file(run.files.metrics, run.members)),
-            stack.enter_context(log.evaluations_file(run.files.evaluations, run.members)),
-            stack.enter_context(log.tensorboard(run.files.tensorboard, run.members, position.env_steps)),
+            stack.enter_context(log.metrics_file(files.metrics, members)),
+            stack.enter_context(log.evaluations_file(files.evaluations, members)),
+            stack.enter_context(curves),
         ]
     if not run.quiet:
         sinks.append(stack.enter_context(log.progress(run.title, run.options.env_steps, position.env_steps)))

@@ -17,7 +17,7 @@ METHODS = {
     "cspc": "popjax.methods.cspc",
     "ca2e": "popjax.methods.ca2e",
     "cdrl": "popjax.methods.cdrl",
-    "align": "popjax.methods.cdrl.offline",
+    "align": "popjax.methods.align",
     "distil": "popjax.methods.distil",
 }
 """The built-in methods: name -> module, which exports a Recipe as ``METHOD``."""

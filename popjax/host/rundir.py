@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
         def own() -> None:
             stack.enter_context(_locked(root))
-            write_json(files.config, config)
+            write_json(files.config, {"id": identity(files.config), **config})
 
         processes.together(own)
         yield files
@@ -182,6 +183,14 @@ def read_config(root: Path) -> dict[str, Any]:
         raise NoRun(f"{root} holds no run (there is no {path})") from None
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read: {error}") from None
+
+
+def identity(path: Path) -> str:
+    """Return the id of what a JSON file describes, a new one where there is none. It does not tell paths."""
+    try:
+        return str(json.loads(path.read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return uuid.uuid4().hex
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

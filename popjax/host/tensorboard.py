@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from popjax.host.history import History, named
+from popjax.host.history import History, Recorded, named
 from popjax.host.paths import file_name
 from popjax.host.sweep import Member
+
+_REPLAYED = 10_000
 
 
 class Scalars:
@@ -22,10 +25,17 @@ class Scalars:
 
     A metric that has axes beyond the generation is recorded as its mean and maximum, an evaluation as
     ``eval/return`` and ``eval/length``, over environment steps. What was written beyond ``env_steps`` [S] is
-    hidden: those steps are about to be done again.
+    hidden: those steps are about to be done again. A member of which nothing is there yet begins with what
+    ``earlier`` has of it.
     """
 
-    def __init__(self, directory: Path, members: Sequence[Member], env_steps: np.ndarray):
+    def __init__(
+        self,
+        directory: Path,
+        members: Sequence[Member],
+        env_steps: np.ndarray,
+        earlier: Iterable[Recorded] = (),
+    ):
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._members = tuple(members)
@@ -33,6 +43,11 @@ class Scalars:
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
         self._paths = [directory / file_name(member.name) / name for member in members]
         now = time.time()
+        begin = {
+            member.number
+            for member, path, steps in zip(members, self._paths, env_steps, strict=True)
+            if steps and not (path.parent.is_dir() and any(path.parent.iterdir()))
+        }
         for path, steps in zip(self._paths, env_steps, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             start = SessionLog(status=SessionLog.START)
@@ -43,6 +58,18 @@ class Scalars:
                     Event(wall_time=now, step=int(steps) + 1, session_log=start),
                 ],
             )
+
+        if begin:
+            self._replay(record for record in earlier if record.member in begin)
+
+    def _replay(self, earlier: Iterable[Recorded]) -> None:
+        """Append what was recorded before, some thousands at a time."""
+        paths = {member.number: path for member, path in zip(self._members, self._paths, strict=True)}
+        now, records = time.time(), iter(earlier)
+        while batch := list(itertools.islice(records, _REPLAYED)):
+            for number in {record.member for record in batch}:
+                own = [record for record in batch if record.member == number]
+                _append(paths[number], [_event(now, r.env_steps, list(r.values.items())) for r in own])
 
     def write(self, histories: Iterable[History]) -> None:
         """Append what ``histories`` recorded, of each member in one write."""

@@ -145,11 +145,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         steps_bound=population * config.lanes * length,
         memory=agent.memory,
         individuals=individuals,
+        unroll=agent.unroll if env.spec.discrete else None,
     )
-
-
-def _zeros(shapes: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 METHOD = Recipe(

@@ -81,26 +81,9 @@ class Heads:
     value: Array
 
 
-class RecurrentNetwork(NamedTuple):
-    """An actor-critic with a memory, for one lane.
-
-    init:   key -> params
-    memory: what it remembers at the start of an episode, zeros
-    step:   (params, memory, obs) -> (memory, Heads)
-    unroll: (params, memory, obs [T, ...], done bool [T]) -> (memory, Heads [T]); the memory starts anew
-            behind every row in which an episode ended, the last one included
-    """
-
-    init: Callable[[Key], Params]
-    memory: Memory
-    step: Callable[[Params, Memory, Array], tuple[Memory, Heads]]
-    unroll: Callable[[Params, Memory, Array, Array], tuple[Memory, Heads]]
-
-
-def recurrent_actor_critic(
-    obs_shape: Sequence[int], actions: int, config: Config = Config()
-) -> RecurrentNetwork:
-    """The three-headed network for observations ``obs_shape`` and ``actions`` discrete actions.
+def recurrent_actor_critic(obs_shape: Sequence[int], actions: int, config: Config = Config()) -> Recurrent:
+    """Return the three-headed network, whose outputs are ``Heads``, for observations ``obs_shape`` and
+    ``actions`` discrete actions.
 
     Raises:
         ValueError: the torso cannot read observations of this shape.
@@ -123,18 +106,25 @@ def recurrent_actor_critic(
     def unroll(params: Params, memory: Memory, obs: Array, done: Array) -> tuple[Memory, Heads]:
         x: Any = torso.apply({"params": params["torso"]}, obs)
         if recurrent:
-            memory, (_, x) = lstm(params["core"], memory, x, done)
+            _, memory = lstm(params["core"], memory, x, done)
+            x = memory[1]
         else:
             x = nn.elu(_linear(params["core"], x))
         value = _linear(params["value"], x)[..., 0]
         return memory, Heads(_linear(params["policy"], x), _linear(params["distil"], x), value)
 
     def step(params: Params, memory: Memory, obs: Array) -> tuple[Memory, Heads]:
-        memory, heads = unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
-        return memory, jax.tree.map(lambda x: x[0], heads)
+        lanes = obs.shape[: obs.ndim - len(obs_shape)]
+        return tree.take(unroll(params, memory, obs[None], jnp.zeros((1, *lanes), jnp.bool_)), 0)
 
     memory = (jnp.zeros(units, jnp.float32),) * 2 if recurrent else ()
-    return RecurrentNetwork(init, memory, step, unroll)
+    return Recurrent(init, memory, step, unroll)
+
+
+def behind(network: Recurrent, memories: Memory, done: Array) -> Memory:
+    """Return the memory [...] with which ``network`` goes on behind rows that left it with ``memories`` [T,
+    ...], as ``unroll`` returns them, and ended episodes where ``done`` bool [T, ...]."""
+    return tree.where(~done[-1], tree.take(memories, -1), network.memory)
 
 
 def alignment(

@@ -31,9 +31,10 @@ from popjax.core import (
     transition,
 )
 
-ActAll: TypeAlias = Callable[[PyTree, Array, Key], Choice]
-"""``(memory [P, N, ...], obs [P, N, *obs], key) -> Choice [P, N, ...]``; ``policy.everyone`` makes one."""
-Record: TypeAlias = Callable[["Lanes", Choice, Timestep], Any]
+ActAll: TypeAlias = Callable[[PyTree, Array, Key], Any]
+"""``(memory [P, N, ...], obs [P, N, *obs], key) -> Choice [P, N, ...]``, or another record with its
+``memory`` and ``action``; ``policy.everyone`` makes one."""
+Record: TypeAlias = Callable[["Lanes", Any, Timestep], Any]
 """``(lanes before the step, choice, timestep), [P, N] each -> the rows of this step that are kept``."""
 
 
@@ -87,7 +88,7 @@ def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = ()) -> La
     return Lanes(states, obs, memory, Account(zero, none, zero, none, none))
 
 
-def step(env: Env, lanes: Lanes, choice: Choice, fresh: PyTree = ()) -> tuple[Lanes, Timestep]:
+def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes, Timestep]:
     """Play one vector step of an ``autoreset`` environment: the lanes after it, and what they answered [P,
     N].
 
@@ -153,10 +154,10 @@ def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False)
     return record
 
 
-def keep_trajectory(discount: Array | float) -> Record:
+def keep_trajectory(discount: Array | float, timeout_is_terminal: bool = False) -> Record:
     """Return the ``record`` of an on-policy learner: a row of a ``Trajectory`` without the memory before
     it."""
-    transitions = keep_transitions(discount)
+    transitions = keep_transitions(discount, timeout_is_terminal)
 
     def record(lanes: Lanes, choice: Choice, timestep: Timestep) -> Trajectory:
         row = transitions(lanes, choice._replace(action=choice.sampled), timestep)

@@ -14,6 +14,7 @@ from jax import Array
 
 from popjax import rollout, tree
 from popjax.core import Act, Env, Key, Params, PyTree
+from popjax.replay.ring import Ring
 
 
 def mean_returns(
@@ -55,3 +56,9 @@ def when(due: Array, play: Callable[[], Array]) -> Array:
     at all."""
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(play))
     return jax.lax.cond(tree.any_lane(due), play, lambda: nothing)
+
+
+def recent(returns: Ring) -> Array:
+    """Return float32 []: the mean of a ring of episodes' returns; 0 of an empty one."""
+    stored = jnp.arange(returns.capacity) < returns.size
+    return jnp.where(stored, returns.rows, 0.0).sum() / jnp.maximum(returns.size, 1)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from popjax.host import log
+from popjax.host import log, rundir
 from popjax.host.background import Background, background
 from popjax.host.history import Evaluation, History
+from popjax.host.recorded import recorded
 from popjax.host.sweep import grid
 from tests.host.tiny import Losses, Metrics
 
@@ -116,3 +117,29 @@ def test_a_failure_at_the_end_is_raised() -> None:
 
     with pytest.raises(OSError, match="No space left"), background(write) as sink:
         sink(0, history(1))
+
+
+def test_a_curve_that_begins_late_has_its_beginning(tmp_path: Path) -> None:
+    """Of a run that was copied from another, or whose events are gone; what is there is not written twice."""
+    members = grid(0, 2, {})
+    files = rundir.RunDirectory(tmp_path)
+    with (
+        log.metrics_file(files.metrics, members) as lines,
+        log.evaluations_file(files.evaluations, members) as made,
+    ):
+        for sink in (lines, made):
+            sink(0, history(2))
+            sink(1, history(2, first=3))
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live" / members[0].name).mkdir()
+    (tmp_path / "live" / members[0].name / "events.earlier").touch()
+    with log.tensorboard(tmp_path / "live", members, np.array([40, 40]), recorded(files, members)) as sink:
+        sink(2, history(2, first=5))
+    known, new = (events(next((tmp_path / "live" / m.name).glob("events.out*"))) for m in members)
+    assert [event.step for event in known[2:]] == [50, 60, 50]
+    assert [event.step for event in new[2:]] == [10, 10, 20, 30, 30, 40, 50, 60, 50]
+    earlier = {(e.step, v.tag): v.simple_value for e in new[2:8] for v in e.summary.value}
+    assert earlier[20, "metrics/fitness/max"] == 3.0
+    assert earlier[20, "metrics/fitness/mean"] == 1.5
+    assert earlier[30, "eval/return"] == 2.0
+    assert earlier[40, "metrics/count"] == 4.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 
 import jax
@@ -12,20 +12,24 @@ import numpy as np
 import optax
 import pytest
 
-from popjax import normalize, rollout, tree
+from popjax import advantage, distributions, normalize, tree
+from popjax.advantage import Targets
 from popjax.agents import a2c, ppo
-from popjax.core import Pretrained, as_arrays
+from popjax.core import Pretrained, Trajectory, as_arrays
+from popjax.distillation import alignment_loss, softened_kl
 from popjax.envs import make
 from popjax.methods import cdrl, onpolicy
-from popjax.methods.cdrl import acting, learning, offline
-from popjax.methods.cdrl.config import reached
 from popjax.nets import recurrent
-from popjax.nets.recurrent import Heads, recurrent_actor_critic
+from popjax.nets.recurrent import behind, recurrent_actor_critic
+from popjax.optimize import adam
+from popjax.population import imitation
+from popjax.population.imitation import Aligned, Learner, Teacher
+from popjax.population.schedule import NEVER, reached
 from tests.support import Case, same
 
 NET = recurrent.Config(hidden=(4,), units=4)
 TINY = cdrl.Config(network=NET, lanes=2, steps=3, align_hidden=(4,))
-ALWAYS = {"align_from": 0.0, "distil_from": 0.0, "distil_until": cdrl.NEVER}
+ALWAYS = {"align_from": 0.0, "distil_from": 0.0, "distil_until": NEVER}
 HYPER = as_arrays(cdrl.Hyper())
 
 
@@ -39,7 +43,7 @@ def frozen(spec=None, seed=5, network=NET):
     net = recurrent_actor_critic(spec.obs_shape, spec.action_dim, network)
     params = net.init(jax.random.key(seed))
     params = jax.tree.map(jnp.add, params, tree.normal_like(jax.random.key(seed), params))
-    return cdrl.of_network(spec, net, params)
+    return imitation.of_network(spec, net, params)
 
 
 @lru_cache
@@ -63,18 +67,12 @@ def after(iterations, hyper, **options):
 
 
 def student(state):
-    return state.team[0].learner.params
+    return state.tasks[0].student.params
 
 
-def rollouts(state, config, task="context-discrete"):
-    """What the student's lanes play in the step that begins with ``state``, [N, T]; a lone student's."""
-    played_in, network = rollout.autoreset(env(task)), recurrent_actor_critic((1,), 2, NET)
-    key = jax.random.split(jax.random.split(state.key)[1], 1)[0]
-
-    def one(lane, key):
-        return acting.play(played_in, network, student(state), lane, key, state.hyper, config)[1]
-
-    return jax.vmap(one)(state.team[0].lanes, jax.random.split(key, config.lanes))
+def told(state):
+    """What the first teacher's part in a step came to."""
+    return state.metrics.distillations[0]
 
 
 # Worked examples 1 and 2.
@@ -82,32 +80,33 @@ def rollouts(state, config, task="context-discrete"):
 
 def test_advantages_and_returns_of_the_worked_example():
     reward, values = jnp.array([0.0, 1, 0]), jnp.array([0.5, 0.6, 0.4])
-    no, end = jnp.zeros(3, bool), jnp.array([False, False, True])
-    advantages, returns = acting.targets(reward, no, no, values, jnp.array([0.6, 0.4, 0.3]), HYPER)
+    no, end, gamma = jnp.zeros(3, bool), jnp.array([False, False, True]), jnp.full(3, 0.99)
+    advantages, returns = advantage.targets(reward, gamma, values, jnp.array([0.6, 0.4, 0.3]), no, 1.0)
     np.testing.assert_allclose(advantages, [0.78109, 0.69403, -0.103], atol=1e-5)
     np.testing.assert_allclose(returns, [1.28109, 1.29403, 0.297], atol=1e-5)
-    advantages, returns = acting.targets(reward, end, end, values, jnp.array([0.6, 0.4, 9.0]), HYPER)
+    ended = gamma.at[2].set(0.0)
+    advantages, returns = advantage.targets(reward, ended, values, jnp.array([0.6, 0.4, 9.0]), end, 1.0)
     np.testing.assert_allclose(advantages, [0.49, 0.4, -0.4], atol=1e-5)
     np.testing.assert_allclose(returns, [0.99, 1, 0], atol=1e-5)
 
 
 def test_returns_do_not_depend_on_lambda():
     reward, values, no = jnp.array([0.0, 1, 0]), jnp.array([0.5, 0.6, 0.4]), jnp.zeros(3, bool)
-    hyper = replace(HYPER, trace_decay=jnp.float32(0))
-    advantages, returns = acting.targets(reward, no, no, values, jnp.array([0.6, 0.4, 0.3]), hyper)
+    following, gamma = jnp.array([0.6, 0.4, 0.3]), jnp.full(3, 0.99)
+    advantages, returns = advantage.targets(reward, gamma, values, following, no, 0.0)
     np.testing.assert_allclose(advantages, [0.094, 0.796, -0.103], atol=1e-5)
     np.testing.assert_allclose(returns, [1.28109, 1.29403, 0.297], atol=1e-5)
 
 
 def test_actor_critic_loss_of_the_worked_example():
-    heads = Heads(jnp.array([[0.0, 0, 0], [1, 0, -1]]), jnp.zeros((2, 3)), jnp.array([0.4, 0.1]))
-    zeros = jnp.zeros(2)
-    advantages, returns = jnp.array([0.5, -0.2]), jnp.array([0.9, -0.1])
-    played = acting.Rollout((), zeros, jnp.array([0, 2]), zeros, zeros, zeros, advantages, returns)
-    total, (policy, value, entropy) = acting.actor_critic_loss(heads, played, HYPER)
-    np.testing.assert_allclose(
-        [policy, value, entropy, total], [0.067785, 0.145, 1.931008, 0.120975], atol=1e-5
-    )
+    """Sums over its two rows: twice the losses of A2C, and half the squared error of the values."""
+    logits, values, zeros = jnp.array([[0.0, 0, 0], [1, 0, -1]]), jnp.array([0.4, 0.1]), jnp.zeros(2)
+    played = Trajectory(zeros, jnp.array([0, 2]), zeros, zeros, zeros, zeros > 0, zeros)
+    targets = Targets(jnp.array([0.5, -0.2]), jnp.array([0.9, -0.1]))
+    losses = a2c.losses_of(distributions.categorical(), logits, values, played, targets)
+    total = 2 * a2c.total(losses, HYPER.value_coef / 2, HYPER.entropy)
+    sums = 2 * losses.policy_loss, losses.value_loss, 2 * losses.entropy, total
+    np.testing.assert_allclose(sums, [0.067785, 0.145, 1.931008, 0.120975], atol=1e-5)
 
 
 # Rollouts.
@@ -115,17 +114,15 @@ def test_actor_critic_loss_of_the_worked_example():
 
 @lru_cache
 def played(timeout_bootstrap, length=7):
-    """Two lanes of a task that is cut after five steps, and the network that played them."""
-    task = rollout.autoreset(_endless())
-    network = recurrent_actor_critic((1,), 2, NET)
-    params = frozen(task.spec).params
-    config = replace(TINY, steps=length, timeout_bootstrap=timeout_bootstrap)
-
-    def one(key):
-        lane = rollout.start(task, network.memory, key)
-        return acting.play(task, network, params, lane, key, HYPER, config)
-
-    return network, params, *jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 2))
+    """Two lanes of a task that is cut after five steps, and the network that played them: its parameters, its
+    lanes afterwards, the rollouts and their targets."""
+    task, network = _endless(), recurrent_actor_critic((1,), 2, NET)
+    method = cdrl.build(task, replace(TINY, steps=length, timeout_bootstrap=timeout_bootstrap))
+    params = frozen(task.spec).policy.params
+    state = method.init(jax.random.key(1), method.hyper)
+    first = replace(state.tasks[0], student=replace(state.tasks[0].student, params=params))
+    after = jax.jit(method.step)(replace(state, tasks=(first,))).tasks[0]
+    return network, params, after.lanes, after.played, after.targets
 
 
 def _endless():
@@ -136,29 +133,35 @@ def _endless():
 
 
 def test_a_rollout_runs_across_the_end_of_an_episode_and_memory_starts_anew():
-    network, params, lane, rows = played(True)
-    np.testing.assert_array_equal(rows.done, [[False] * 4 + [True] + [False] * 2] * 2)
-    heads = jax.vmap(network.unroll, (None, 0, 0, 0))(params, rows.memory, rows.obs, rows.done)
-    np.testing.assert_allclose(heads[1].policy, rows.logits, rtol=1e-4, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), heads[0], lane.carry)
-    np.testing.assert_allclose(rows.logits[:, 5], rows.logits[:, 0], rtol=1e-5)  # a beginning, again
-    assert (jnp.abs(rows.logits[:, 3] - rows.logits[:, 0]) > 1e-3).all()
+    network, params, lanes, rows, _ = played(True)
+    np.testing.assert_array_equal(rows.done.T, [[False] * 4 + [True] + [False] * 2] * 2)
+    memories, heads = network.unroll(params, tree.take(rows.memory, 0), rows.obs, rows.done)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(heads.policy, rows.outputs.policy, **close)
+    np.testing.assert_allclose(heads.value, rows.outputs.value, **close)
+    after = behind(network, memories, rows.done)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], **close), after, lanes.memory)
+    logits = rows.outputs.policy
+    np.testing.assert_allclose(logits[5], logits[0], rtol=1e-5)  # a beginning, again
+    assert (jnp.abs(logits[3] - logits[0]) > 1e-3).all()
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
-def test_what_a_time_limit_is_worth(bootstrap):
+def test_the_value_behind_a_time_limit(bootstrap):
     """0, or the value of the true successor with the memory of the episode that was cut."""
-    network, params, lane, rows = played(bootstrap)
-    memory = jax.tree.map(lambda x: x[0], rows.memory)
+    network, params, lanes, rows, targets = played(bootstrap)
+    memory = jax.tree.map(lambda x: x[0, 0], rows.memory)
     values = []
     for _ in range(6):
         memory, heads = network.step(params, memory, jnp.ones(1))
         values.append(float(heads.value))
     beyond = 0.99 * values[5] if bootstrap else 0.0
-    np.testing.assert_allclose(rows.returns[0, 4], 1 + beyond, rtol=1e-4)
-    np.testing.assert_allclose(rows.returns[0, 3], 1 + 0.99 * (1 + beyond), rtol=1e-4)
-    last = 0.99 * float(network.step(params, jax.tree.map(lambda x: x[0], lane.carry), jnp.ones(1))[1].value)
-    np.testing.assert_allclose(rows.returns[0, 6], 1 + last, rtol=1e-4)
+    returns = targets.returns[:, 0]
+    np.testing.assert_allclose(returns[4], 1 + beyond, rtol=1e-4)
+    np.testing.assert_allclose(returns[3], 1 + 0.99 * (1 + beyond), rtol=1e-4)
+    after = jax.tree.map(lambda x: x[0, 0], lanes.memory)
+    last = 0.99 * float(network.step(params, after, jnp.ones(1))[1].value)
+    np.testing.assert_allclose(returns[6], 1 + last, rtol=1e-4)
     assert abs(values[5]) > 0.1
 
 
@@ -178,16 +181,16 @@ def test_rewards_never_touch_the_distillation_head():
 def test_teachers_touch_what_is_below_their_head_only(head):
     first, second = after(1, ALWAYS, student_gae=False, align="none", distil_head=head)
     assert heads_moved(student(first), student(second)) == {"torso", "core", head}
-    assert second.metrics.distillations[0].distil_loss > 0
+    assert told(second).distil_loss > 0
 
 
 def test_alignment_alone_does_not_touch_the_student():
-    times = ALWAYS | {"distil_from": cdrl.NEVER}
+    times = ALWAYS | {"distil_from": NEVER}
     first, second = after(1, times, student_gae=False)
     assert same(student(first), student(second))
-    assert not same(first.aligners[0].params, second.aligners[0].params)
-    assert second.metrics.distillations[0].align_loss > 0
-    assert second.metrics.distillations[0].distil_loss == 0
+    assert not same(first.guides[0].aligner.params, second.guides[0].aligner.params)
+    assert told(second).align_loss > 0
+    assert told(second).distil_loss == 0
 
 
 def test_teachers_receive_nothing():
@@ -195,24 +198,24 @@ def test_teachers_receive_nothing():
     (first, second), (_, beside) = (
         after(1, times, teacher="both") for times in (ALWAYS, {"distil_until": 0.0})
     )
-    assert same(first.frozen, second.frozen)
-    assert first.frozen[1] == ()
-    assert same(second.team[1], beside.team[1])
-    assert not same(second.team[0], beside.team[0])
-    learned = heads_moved(first.team[1].learner.params, second.team[1].learner.params)
+    assert same([guide.frozen for guide in first.guides], [guide.frozen for guide in second.guides])
+    assert first.guides[1].frozen == ()
+    assert same(second.tasks[1], beside.tasks[1])
+    assert not same(second.tasks[0], beside.tasks[0])
+    learned = heads_moved(first.tasks[1].student.params, second.tasks[1].student.params)
     assert learned == {"torso", "core", "policy", "value"}
     assert second.metrics.fitness.shape == (2,)
-    assert all(not same(a.params, b.params) for a, b in zip(first.aligners, second.aligners, strict=True))
+    pairs = zip(first.guides, second.guides, strict=True)
+    assert all(not same(a.aligner.params, b.aligner.params) for a, b in pairs)
 
 
 def test_an_offline_alignment_stays_as_it_is():
-    network = recurrent.alignment(2, 2, (4,))
-    trained = network.init(jax.random.key(3))
-    method = cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[trained])
+    run = run_of_align(frozen())
+    method = cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[run])
     first = method.init(jax.random.key(0), replace(method.hyper, **ALWAYS))
     second = jax.jit(method.step)(first)
-    assert same(first.aligners, second.aligners)
-    assert same(first.aligners[0].params, trained)
+    assert same(first.guides[0].aligner, second.guides[0].aligner)
+    assert same(first.guides[0].aligner.params, run.policy.params.alignment)
     assert not same(student(first)["distil"], student(second)["distil"])
 
 
@@ -221,8 +224,8 @@ def test_an_offline_alignment_stays_as_it_is():
 
 def test_times_are_steps_or_fractions_of_the_budget():
     hyper = as_arrays(cdrl.Hyper(budget=200))
-    for when, first in ((0.0, 0), (0.25, 50), (1.0, 1), (60.0, 60), (cdrl.NEVER, None)):
-        due = [bool(reached(jnp.int32(t), jnp.float32(when), hyper)) for t in range(100)]
+    for when, first in ((0.0, 0), (0.25, 50), (1.0, 1), (60.0, 60), (NEVER, None)):
+        due = [bool(reached(jnp.int32(t), jnp.float32(when), hyper.budget)) for t in range(100)]
         assert due.index(True) == first if first is not None else not any(due)
 
 
@@ -231,7 +234,10 @@ def test_a_fraction_of_the_budget_is_a_whole_step(fraction, step):
     """In float32 both products are a little more, and a time would come an update late."""
     hyper = as_arrays(cdrl.Hyper(budget=100_000, distil_from=fraction, align_from=0.0))
     assert hyper.distil_from * hyper.budget > step
-    assert [bool(reached(jnp.int32(t), hyper.distil_from, hyper)) for t in (step - 1, step)] == [False, True]
+    assert [bool(reached(jnp.int32(t), hyper.distil_from, hyper.budget)) for t in (step - 1, step)] == [
+        False,
+        True,
+    ]
     assert cdrl.remarks(env(), TINY, hyper, step, teachers=(1,)) == []
     (late,) = cdrl.remarks(env(), TINY, hyper, step - 1, teachers=(1,))
     assert f"begins at {step:,} environment steps" in late
@@ -242,13 +248,13 @@ def test_the_schedule_of_the_worked_example():
     to the seventh, distillation from the sixth."""
     times = {"align_from": 60.0, "distil_from": 120.0, "distil_until": 160.0}
     states = after(9, times, lanes=1, steps=20, student_gae=False)
-    moved = [not same(a.aligners, b.aligners) for a, b in pairwise(states)]
+    moved = [not same(a.guides[0].aligner, b.guides[0].aligner) for a, b in pairwise(states)]
     learned = [not same(student(a), student(b)) for a, b in pairwise(states)]
     assert moved == [False] * 2 + [True] * 5 + [False] * 2
     assert learned == [False] * 5 + [True] * 2 + [False] * 2
     assert [int(s.env_steps) for s in states] == list(range(0, 200, 20))
-    assert states[6].metrics.distillations[0].teacher.sum() == pytest.approx(1, abs=1e-5)
-    asked = [bool(s.metrics.distillations[0].teacher.any()) for s in states[1:]]
+    assert told(states[6]).teacher.sum() == pytest.approx(1, abs=1e-5)
+    asked = [bool(told(s).teacher.any()) for s in states[1:]]
     assert asked == [False] * 2 + [True] * 5 + [False] * 2  # where nothing is due it is not even asked
 
 
@@ -258,7 +264,7 @@ def test_the_schedule_of_lanes_at_once():
     third; the end at 30, the fifth."""
     times = {"align_from": 12.0, "distil_from": 18.0, "distil_until": 30.0}
     states = after(5, times, update_mode="batched", student_gae=False)
-    moved = [not same(a.aligners, b.aligners) for a, b in pairwise(states)]
+    moved = [not same(a.guides[0].aligner, b.guides[0].aligner) for a, b in pairwise(states)]
     learned = [not same(student(a), student(b)) for a, b in pairwise(states)]
     assert moved == [False, True, True, True, False]
     assert learned == [False, False, True, True, False]
@@ -266,8 +272,8 @@ def test_the_schedule_of_lanes_at_once():
 
 def test_lanes_count_one_after_the_other():
     """Two lanes of 3 steps: with T1 at 6 the first lane's steps are 3, the second's 6."""
-    times = {"align_from": 6.0, "distil_from": cdrl.NEVER, "distil_until": cdrl.NEVER}
-    one, both = (after(1, times | {"align_from": t})[-1].aligners[0].optimizer for t in (6.0, 3.0))
+    times = {"align_from": 6.0, "distil_from": NEVER, "distil_until": NEVER}
+    one, both = (after(1, times | {"align_from": t})[-1].guides[0].aligner.optimizer for t in (6.0, 3.0))
     count = [int(x) for x in jax.tree.leaves(one) if x.dtype == jnp.int32]
     assert set(count) == {1}
     assert {int(x) for x in jax.tree.leaves(both) if x.dtype == jnp.int32} == {2}
@@ -286,13 +292,14 @@ def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
     # As users compile it: without LLVM's optimizations the two differ in the last digits.
     step = jax.jit(method.step, compiler_options={"xla_backend_optimization_level": 3})
     state = init(jax.random.key(0), replace(method.hyper, **ALWAYS))
-    first = replace(state.team[0], learner=replace(state.team[0].learner, params=state.frozen[0]))
-    state = replace(state, team=(first,))
+    teacher = state.guides[0].frozen
+    first = replace(state.tasks[0], student=replace(state.tasks[0].student, params=teacher))
+    state = replace(state, tasks=(first,))
     for _ in range(20):
         state = step(state)
-        assert same(student(state), state.frozen[0])
-        assert same(state.memories[0], state.team[0].lanes.carry)
-        distillation = state.metrics.distillations[0]
+        assert same(student(state), teacher)
+        assert same(state.guides[0].memory, tree.take(state.tasks[0].lanes.memory, 0))
+        distillation = told(state)
         assert float(distillation.distil_loss) == 0
         np.testing.assert_allclose(distillation.aligned, state.metrics.actions, atol=1e-6)
     assert distillation.aligned.any()
@@ -323,51 +330,67 @@ APART = {"lr": 1e-2, "distil_lr": 4e-3, "align_lr": 2e-2, "temperature": 2.0}
 """Numbers that one in the place of another would show."""
 
 
-def by_hand(state, config, teacher, hyper, task):
-    """One step of the learners, written down from section 6 for one bundle of lanes after the other: a loss
-    is the mean over the lanes of a bundle. Lanes are unrolled one by one. Also all norms of gradients."""
+def actor_critic_loss(heads, row, targets, hyper):
+    """Of A3C: a sum over the rows of a lane."""
+    log_pi = jax.nn.log_softmax(heads.policy)
+    chosen = jnp.take_along_axis(log_pi, row.action[:, None], 1)[:, 0]
+    values = 0.5 * jnp.square(heads.value - targets.returns).sum()
+    entropy = -(jnp.exp(log_pi) * log_pi).sum()
+    return -(chosen * targets.advantages).sum() + hyper.value_coef * values - hyper.entropy * entropy
+
+
+def lane(tree_, i):
+    """The ``i``-th lane of rollouts [T, N]."""
+    return jax.tree.map(lambda x: x[:, i], tree_)
+
+
+def by_hand(before, now, config, teacher, hyper):
+    """One step of the learners from the rollouts that it played, written down from section 6 for one bundle
+    of lanes after the other: a loss is the mean over the lanes of a bundle. Lanes are unrolled one by one.
+    Also all norms of gradients."""
     network = recurrent_actor_critic((1,), 2, NET)
     align = recurrent.alignment(2, 2, (4,), config.align_act)
-    learner, aligner = state.team[0].learner, state.aligners[0]
-    start, rows = learner.params, rollouts(state, config, task)
+    learner, aligner = before.tasks[0].student, before.guides[0].aligner
+    start, rows, worth = learner.params, now.tasks[0].played, now.tasks[0].targets
     everyone = list(range(config.lanes))
-    bundles = [everyone] if config.update_mode == "batched" else [[lane] for lane in everyone]
-    adam, distil_adam, align_adam = (
-        learning.adam(rate, hyper.max_grad_norm) for rate in (hyper.lr, hyper.distil_lr, hyper.align_lr)
-    )
+    bundles = [everyone] if config.update_mode == "batched" else [[i] for i in everyone]
+    rates = hyper.lr, hyper.distil_lr, hyper.align_lr
+    rewards_adam, distil_adam, align_adam = (adam(rate, hyper.max_grad_norm) for rate in rates)
     norms = []
     params, moments, distil_moments = start, learner.optimizer, learner.distil_optimizer
     for lanes in bundles:
-        each = [(tree.take(rows, lane), tree.take(state.memories[0], lane)) for lane in lanes]
-        logits = [teacher.unroll(teacher.params, m, row.obs, row.done)[1] for row, m in each]
+        each = [(lane(rows, i), lane(worth, i), tree.take(before.guides[0].memory, i)) for i in lanes]
+        logits = [teacher.unroll(teacher.params, memory, row.obs, row.done)[1] for row, _, memory in each]
         targets = [align.apply(aligner.params, z) for z in logits]
         point = params if config.grad_at == "current" else start
 
         def heads(p, row):
-            return network.unroll(p, row.memory, row.obs, row.done)[1]
+            return network.unroll(p, tree.take(row.memory, 0), row.obs, row.done)[1]
 
         def reward_loss(p):
-            return sum(acting.actor_critic_loss(heads(p, row), row, hyper)[0] for row, _ in each) / len(each)
+            losses = [actor_critic_loss(heads(p, row), row, its, hyper) for row, its, _ in each]
+            return sum(losses) / len(each)
 
         def align_loss(f):
-            aligned = [jax.nn.log_softmax(align.apply(f, z)) for z in logits]
-            mine = [jax.nn.log_softmax(row.logits) for row, _ in each]
-            first, second = (aligned, mine) if config.align_kl == "code" else (mine, aligned)
-            pairs = zip(first, second, strict=True)
-            return sum((jnp.exp(p) * (p - q)).sum(-1).mean() for p, q in pairs) / len(each)
+            pairs = zip(logits, each, strict=True)
+            losses = [
+                alignment_loss(align.apply(f, z), row.outputs.policy, config.align_kl)
+                for z, (row, *_) in pairs
+            ]
+            return sum(losses) / len(each)
 
         def distil_loss(p):
-            heard = [heads(p, row).distil for row, _ in each]
+            heard = [heads(p, row).distil for row, *_ in each]
             pairs = zip(targets, heard, strict=True)
-            return sum(learning.softened_kl(z, q, hyper.temperature) for z, q in pairs) / len(each)
+            return sum(softened_kl(z, q, hyper.temperature) for z, q in pairs) / len(each)
 
         losses = (reward_loss, point), (align_loss, aligner.params), (distil_loss, point)
         gradients = [jax.grad(loss)(at) for loss, at in losses]
         norms.append([float(optax.global_norm(gradient)) for gradient in gradients])
-        updates, moments = adam.update(gradients[0], moments)
+        updates, moments = rewards_adam.update(gradients[0], moments)
         params = jax.tree.map(jnp.add, params, updates)
         updates, optimizer = align_adam.update(gradients[1], aligner.optimizer)
-        aligner = learning.Aligner(jax.tree.map(jnp.add, aligner.params, updates), optimizer)
+        aligner = Learner(jax.tree.map(jnp.add, aligner.params, updates), optimizer)
         updates, distil_moments = distil_adam.update(gradients[2], distil_moments)
         params = jax.tree.map(jnp.add, params, updates)
     return (params, moments, distil_moments, aligner), np.array(norms)
@@ -389,13 +412,13 @@ def test_a_step_is_the_papers(options):
     task, norm = "corridor-discrete", 40.0 if options.get("update_mode") == "batched" else 0.003
     before, now = after(3, ALWAYS | APART | {"max_grad_norm": norm}, task=task, steps=4, **options)[-2:]
     config = replace(TINY, steps=4, **options)
-    assert all(jnp.abs(x).max() > 0.01 for x in jax.tree.leaves(before.memories))
-    expected, norms = by_hand(before, config, frozen(env(task).spec), before.hyper, task)
+    assert all(jnp.abs(x).max() > 0.01 for x in jax.tree.leaves(before.guides[0].memory))
+    expected, norms = by_hand(before, now, config, frozen(env(task).spec).policy, before.hyper)
     if not options:
         assert (norms > norm).all()
-    np.testing.assert_allclose(now.metrics.losses.gradient_norm[0], norms[:, 0].mean(), rtol=1e-3)
-    learner = now.team[0].learner
-    found = learner.params, learner.optimizer, learner.distil_optimizer, now.aligners[0]
+    np.testing.assert_allclose(now.metrics.gradient_norm[0], norms[:, 0].mean(), rtol=1e-3)
+    learner = now.tasks[0].student
+    found = learner.params, learner.optimizer, learner.distil_optimizer, now.guides[0].aligner
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), found, expected)
 
 
@@ -404,35 +427,59 @@ def test_a_step_is_the_papers(options):
 
 def test_a_teacher_remembers_along_the_students_episodes():
     """From the first step on, long before it teaches."""
-    states = after(3, {"distil_from": cdrl.NEVER, "align_from": cdrl.NEVER}, task="corridor-discrete")
-    teacher = frozen(env("corridor-discrete").spec)
+    states = after(3, {"distil_from": NEVER, "align_from": NEVER}, task="corridor-discrete")
+    teacher = frozen(env("corridor-discrete").spec).policy
     memory = tree.repeat(teacher.memory, TINY.lanes)
-    for before, now in pairwise(states):
-        rows = rollouts(before, TINY, "corridor-discrete")
-        memory, _ = jax.vmap(teacher.unroll, (None, 0, 0, 0))(teacher.params, memory, rows.obs, rows.done)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), now.memories[0], memory)
+    for now in states[1:]:
+        rows = now.tasks[0].played
+        memory, _ = teacher.unroll(teacher.params, memory, rows.obs, rows.done)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), now.guides[0].memory, memory)
 
 
 @pytest.mark.slow
 def test_a_teacher_with_the_students_memory():
     """As in the authors' code: it reads every rollout from what the student remembered, and keeps nothing."""
     task = "corridor-discrete"
-    teacher = frozen(env(task).spec)
-    *_, before, now = after(3, ALWAYS, task=task, teacher_state="student")
-    rows = rollouts(before, TINY, task)
-    assert now.memories == ((),)
-    logits = jax.vmap(teacher.unroll, (None, 0, 0, 0))(teacher.params, rows.memory, rows.obs, rows.done)[1]
-    expected = jax.nn.softmax(logits).mean((0, 1))
-    np.testing.assert_allclose(now.metrics.distillations[0].teacher, expected, atol=1e-5)
-    nothing = tree.repeat(teacher.memory, TINY.lanes)
-    anew = jax.vmap(teacher.unroll, (None, 0, 0, 0))(teacher.params, nothing, rows.obs, rows.done)[1]
-    assert jnp.abs(jax.nn.softmax(anew).mean((0, 1)) - expected).max() > 1e-3
+    teacher = frozen(env(task).spec).policy
+    now = after(3, ALWAYS, task=task, teacher_state="student")[-1]
+    rows = now.tasks[0].played
+    assert now.guides[0].memory == ()
+
+    def probabilities(memory):
+        logits = teacher.unroll(teacher.params, memory, rows.obs, rows.done)[1]
+        return jax.nn.softmax(logits).mean((0, 1))
+
+    expected = probabilities(tree.take(rows.memory, 0))
+    np.testing.assert_allclose(told(now).teacher, expected, atol=1e-5)
+    anew = probabilities(tree.repeat(teacher.memory, TINY.lanes))
+    assert jnp.abs(anew - expected).max() > 1e-3
     other = recurrent.Config(hidden=(4,), units=6)
     with pytest.raises(ValueError, match=r"\(4,\).*\(6,\).*as many units"):
         cdrl.build(env(), replace(TINY, teacher_state="student"), [frozen(network=other)])
     without = replace(NET, recurrent=False)
-    with pytest.raises(ValueError, match="has no memory: say own"):
+    with pytest.raises(ValueError, match="has no memory; set own"):
         cdrl.build(env(), replace(TINY, teacher_state="student"), [frozen(network=without)])
+
+
+def test_tasks_of_one_environment_play_side_by_side():
+    """Its step stands in the program once, however many tasks are played in it."""
+    places = []
+
+    def counted(original):
+        def step(state, action):
+            places.append(original.spec.name)
+            return original.step(state, action)
+
+        return original._replace(step=step)
+
+    here, there = counted(env()), counted(env("corridor-discrete"))
+    for beside in ([], [here], [here, there, here]):
+        method = cdrl.build(here, replace(TINY, align="none"), teacher_envs=beside)
+        state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+        places.clear()
+        jax.eval_shape(method.step, state)
+        assert len(set(places)) == len(places) == len({here, *beside})
+    assert jax.eval_shape(method.step, state).metrics.fitness.shape == (4,)
 
 
 # Who may teach.
@@ -449,15 +496,17 @@ def test_teachers_of_other_tasks_are_refused_with_the_numbers():
     padded = replace(TINY, pad_observations=True, align="none")
     with pytest.raises(ValueError, match=r"wide has 4 actions.* has 2.*pad_actions"):
         cdrl.build(env(), padded, [frozen(wide)])
-    with pytest.raises(ValueError, match="0 trained alignment networks for align offline with 1"):
+    with pytest.raises(ValueError, match="0 trained alignment networks for 1 teachers: align offline"):
         cdrl.build(env(), replace(TINY, align="offline"), [frozen()])
-    other = recurrent.alignment(2, 2, (5,)).init(jax.random.key(0))
-    with pytest.raises(ValueError, match="alignment network has shapes"):
-        cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[other])
+    with pytest.raises(ValueError, match="1 trained alignment networks for 0 teachers"):
+        cdrl.build(env(), TINY, [frozen()], alignments=[run_of_align(frozen())])
+    run = run_of_align(frozen(), hidden=(5,))
+    with pytest.raises(ValueError, match="alignment network of A has shapes"):
+        cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[run])
     with pytest.raises(ValueError, match="continuous"):
         cdrl.build(env("delay"), TINY)
-    with pytest.raises(ValueError, match=r"context-discrete has no params.*teacher_envs"):
-        cdrl.build(env(), TINY, [frozen()._replace(params=None)])
+    with pytest.raises(ValueError, match="context-discrete has no logits over discrete actions"):
+        cdrl.build(env(), TINY, [Teacher(frozen().policy._replace(unroll=None))])
     with pytest.raises(ValueError, match="would learn from nothing"):
         cdrl.build(env(), replace(TINY, student_gae=False))
     with pytest.raises(ValueError, match=r"align none; align online"):
@@ -466,34 +515,33 @@ def test_teachers_of_other_tasks_are_refused_with_the_numbers():
         cdrl.Config(align_kl="both")
 
 
-def run_of_align(teacher, spec=None, **options):
+def run_of_align(teacher, spec=None, hidden=(4,), activation="elu"):
     """What a run of ``align`` leaves, with ``teacher``."""
-    config = offline.Config(align_hidden=(4,), **options)
-    network = recurrent.alignment(2, 2, (4,), config.align_act)
-    params = {"alignment": network.init(jax.random.key(3)), "teacher": teacher.params}
-    return Pretrained("A", spec or env().spec, None, params, config=config)
+    params = recurrent.alignment(2, 2, hidden, activation).init(jax.random.key(3))
+    aligned = Aligned(teacher.policy.params, params, activation)
+    return Teacher(Pretrained("A", spec or env().spec, None, aligned))
 
 
 def test_a_trained_alignment_is_for_one_task_teacher_and_activation():
-    config, make_records = replace(TINY, align="offline"), cdrl.RUNS["alignment"].make
-    run = run_of_align(frozen())
+    config, make_records = replace(TINY, align="offline"), cdrl.METHOD.runs["alignment"].make
+    run = run_of_align(frozen()).policy
     (record,) = make_records(env(), [run])
     state = cdrl.build(env(), config, [frozen()], alignments=[record]).init(jax.random.key(0), cdrl.Hyper())
-    assert same(state.aligners[0].params, run.params["alignment"])
-    for wrong, told in (
-        (run_of_align(frozen(), align_act="relu"), "align_act relu, not elu"),
-        (run_of_align(frozen(seed=6)), "another teacher than that of probe/context-discrete"),
+    assert same(state.guides[0].aligner.params, run.params.alignment)
+    for wrong, error in (
+        (run_of_align(frozen(), activation="relu"), "align_act relu, not elu"),
+        (run_of_align(frozen(seed=6)), "another teacher than probe/context-discrete"),
     ):
-        with pytest.raises(ValueError, match=told):
-            cdrl.build(env(), config, [frozen()], alignments=make_records(env(), [wrong]))
-    for wrong, told in (
-        (run_of_align(frozen(), env("corridor-discrete").spec), "corridor-discrete.* not for probe/context"),
-        (run._replace(config=TINY), "A is no run of align"),
+        with pytest.raises(ValueError, match=error):
+            cdrl.build(env(), config, [frozen()], alignments=[wrong])
+    for wrong, error in (
+        (run_of_align(frozen(), env("corridor-discrete").spec), "A is a run of probe/corridor.*--alignment"),
+        (Teacher(run._replace(params=run.params.alignment)), "A is no run of align"),
     ):
-        with pytest.raises(ValueError, match=told):
-            make_records(env(), [wrong])
-        with pytest.raises(ValueError, match=told):
-            cdrl.build(env(), config, [frozen()], alignments=[cdrl.Finished(wrong)])
+        with pytest.raises(ValueError, match=error):
+            make_records(env(), [wrong.policy])
+        with pytest.raises(ValueError, match=error):
+            cdrl.build(env(), config, [frozen()], alignments=[wrong])
 
 
 def test_remarks_on_times_at_which_nothing_is_distilled():
@@ -526,12 +574,12 @@ def test_a_wider_teacher_through_adapters(actions):
     config = replace(TINY, pad_observations=True, pad_actions=True, align="none")
     method = cdrl.build(env(), config, [frozen(wide)])
     state = jax.jit(method.step)(method.init(jax.random.key(0), replace(method.hyper, **ALWAYS)))
-    distillation = state.metrics.distillations[0]
+    distillation = told(state)
     assert distillation.teacher.shape == (actions,)
     assert distillation.aligned.shape == (2,)
     np.testing.assert_allclose([distillation.teacher.sum(), distillation.aligned.sum()], 1, rtol=1e-5)
     assert np.isfinite(distillation.distil_loss)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.team[0].learner.params))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(student(state)))
 
 
 @pytest.mark.parametrize(
@@ -548,27 +596,26 @@ def test_an_on_policy_agent_says_what_it_acts_by(module, options):
     if options:
         learner = replace(learner, observations=normalize.update(learner.observations, obs))
     params = agent.policy(learner)
-    teacher = cdrl.of_agent(spec, config, params)
-    behind, logits = teacher.unroll(params, teacher.memory, obs, jnp.arange(5) == 2)
-    assert behind == ()
+    teacher = imitation.of_agent(spec, agent, params).policy
+    after, logits = teacher.unroll(params, teacher.memory, obs, jnp.arange(5) == 2)
+    assert after == ()
     keys = jax.random.split(jax.random.key(3), 5)
-    _, _, action, log_prob = jax.vmap(lambda key, x: agent.act(params, (), x, key, 1.0))(keys, obs)
-    said = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], 1)[:, 0]
-    np.testing.assert_allclose(said, log_prob, rtol=1e-4)
-    run = Pretrained("a run", spec, None, params, config=onpolicy.Config(agent=config))
-    assert same(cdrl.of_run(cdrl.Finished(run)).params, params)
+    choice = jax.vmap(lambda key, x: agent.act(params, (), x, key, 1.0))(keys, obs)
+    said = jnp.take_along_axis(jax.nn.log_softmax(logits), choice.sampled[:, None], 1)[:, 0]
+    np.testing.assert_allclose(said, choice.log_prob, rtol=1e-4)
 
 
-def test_an_on_policy_agent_teaches():
-    spec, config = env().spec, a2c.Config(hidden=(4,))
-    params = a2c.build(spec, config).actor.init(jax.random.key(0))
-    teacher = cdrl.of_agent(spec, config, params)
-    state = cdrl.build(env(), TINY, [teacher]).init(jax.random.key(0), cdrl.Hyper())
-    assert same(state.frozen[0], params)
-    run = Pretrained("a run", spec, None, params, config=onpolicy.Config(agent=config))
-    assert same(cdrl.of_run(cdrl.Finished(run)).params, params)
-    with pytest.raises(ValueError, match=r"a run is not.*Config"):
-        cdrl.of_run(cdrl.Finished(run._replace(config=TINY.network)))
+@pytest.mark.parametrize(("task", "teaches"), [("context-discrete", True), ("context", False)])
+def test_a_run_of_on_policy_agents_teaches_if_its_actions_are_discrete(task, teaches):
+    method = onpolicy.build(env(task), onpolicy.Config(agent=a2c.Config(hidden=(4,))))
+    params = method.policy(method.init(jax.random.key(0), method.hyper))
+    run = Pretrained("a run", env(task).spec, method.act, params, method.memory, unroll=method.unroll)
+    if not teaches:
+        with pytest.raises(ValueError, match="a run has no logits over discrete actions"):
+            imitation.of_runs(env(), [run])
+        return
+    state = cdrl.build(env(), TINY, imitation.of_runs(env(), [run])).init(jax.random.key(0), cdrl.Hyper())
+    assert same(state.guides[0].frozen, params)
 
 
 def test_an_on_policy_agent_with_a_memory_teaches():
@@ -576,18 +623,21 @@ def test_an_on_policy_agent_with_a_memory_teaches():
     spec, config = env().spec, a2c.Config(hidden=(4,), lstm=3)
     agent = a2c.build(spec, config)
     params = agent.policy(agent.init(jax.random.key(0), a2c.Hyper()))
-    teacher = cdrl.of_agent(spec, config, params)
+    teacher = imitation.of_agent(spec, agent, params).policy
     obs, done = jax.random.normal(jax.random.key(1), (5, 1)), jnp.arange(5) == 2
     step, memory, expected = jax.jit(agent.actor.step), agent.memory[0], []
     for t in range(5):
         memory, logits = step(params[0], memory, obs[t])
         expected.append(logits)
         memory = agent.memory[0] if done[t] else memory
-    behind, logits = jax.jit(teacher.unroll)(teacher.params, teacher.memory, obs, done)
+    after, logits = jax.jit(teacher.unroll)(teacher.params, teacher.memory, obs, done)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(behind, memory, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after[0], memory)
+    lanes = jax.tree.map(lambda x: jnp.stack([x, 2 * x], 1), obs), jnp.stack([done, done], 1)
+    both = teacher.unroll(teacher.params, tree.repeat(teacher.memory, 2), *lanes)[1]
+    np.testing.assert_allclose(both[:, 0], logits, rtol=1e-5, atol=1e-6)
     ended = teacher.unroll(teacher.params, teacher.memory, obs, jnp.arange(5) == 4)[0]
-    assert same(ended, agent.memory[0])
+    assert same(ended[0], agent.memory[0])
 
 
 # Learning.
@@ -598,9 +648,8 @@ def test_scores_are_those_of_the_last_hundred_episodes():
     _, init, step = compiled(teacher="none", lanes=2, steps=20)
     state, rewards = init(jax.random.key(0), cdrl.Hyper()), []
     for _ in range(4):
-        rows = rollouts(state, replace(TINY, steps=20))
         state = step(state)
-        rewards += np.asarray(rows.reward).T.ravel().tolist()
+        rewards += np.asarray(state.tasks[0].played.reward).ravel().tolist()
         assert float(state.metrics.score[0]) == pytest.approx(np.mean(rewards[-100:]), abs=1e-6)
     assert int(state.metrics.episodes[0]) == 160
 
@@ -632,40 +681,15 @@ def test_what_was_shown_three_steps_ago_is_known_to_those_who_remember(remembers
     assert low <= float(run(state).metrics.score[0]) <= high
 
 
-TINY = recurrent.Config(hidden=(4,), units=4)
-
-
-def a_finished_run(task):
-    """A finished run of ``cdrl`` with a memory, whose network has learned nothing."""
-    spec = make(task).spec
-    network = recurrent.recurrent_actor_critic((1,), spec.action_dim, TINY)
-    params = network.init(jax.random.key(7))
-    return Pretrained("a run", spec, None, params, network.memory, config=cdrl.Config(network=TINY))
-
-
-def a_case(teacher, population, **marks):
-    config = cdrl.Config(network=TINY, lanes=2, steps=3, align_hidden=(4,))
-
+def a_case(population, teachers=(), teacher_envs=(), **marks):
     def build():
-        method = cdrl.build(make("probe/context-discrete"), config, **teacher)
+        method = cdrl.build(env(), TINY, teachers, teacher_envs)
         return method._replace(hyper=replace(method.hyper, align_from=0.0, distil_from=0.0))
 
     return Case(build, population, alone=False, **marks)
 
 
-def a_case_of_align():
-    config = offline.Config(lanes=2, steps=3, updates=2, batch=4, capacity=20, align_hidden=(4,))
-    runs = [
-        cdrl.Finished(a_finished_run(f"probe/{task}")) for task in ("context-discrete", "corridor-discrete")
-    ]
-    build = partial(offline.build, make("probe/corridor-discrete"), config, runs[:1], runs[1:])
-    return Case(build, population=1, alone=False, slow=True)
-
-
 CASES = {
-    "cdrl": a_case({"teacher_envs": [make("probe/corridor-discrete")]}, population=2, slow_members=True),
-    "cdrl_finished": a_case(
-        {"teachers": [cdrl.Finished(a_finished_run("probe/corridor-discrete"))]}, population=1, slow=True
-    ),
-    "align": a_case_of_align(),
+    "cdrl": a_case(2, teacher_envs=[env("corridor-discrete")], slow_members=True),
+    "cdrl_finished": a_case(1, teachers=[frozen(env("corridor-discrete").spec)], slow=True),
 }

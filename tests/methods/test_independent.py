@@ -55,7 +55,7 @@ def test_one_agent_is_the_plain_algorithm():
     init, step, learn, env_step = map(jax.jit, (method.init, method.step, agent.learn, env.step))
     got, hyper = [init(jax.random.key(0), method.hyper)], as_arrays(method.hyper)
     learner = tree.take(got[0].agents, 0)
-    (_, env_state), obs = tree.take(got[0].lanes.env, (0, 0)), got[0].lanes.obs[0, 0]
+    (_, env_state, *_), obs = tree.take(got[0].lanes.env, (0, 0)), got[0].lanes.obs[0, 0]
     episodes, total = 0, 0.0
     for t in range(1, 15):
         got.append(step(got[-1]))
@@ -66,7 +66,7 @@ def test_one_agent_is_the_plain_algorithm():
         obs, total = timestep.next_obs, total + float(timestep.reward)
         if timestep.done:
             episodes, total = episodes + 1, 0.0
-        (_, env_state), obs = tree.take(got[t].lanes.env, (0, 0)), got[t].lanes.obs[0, 0]
+        (_, env_state, *_), obs = tree.take(got[t].lanes.env, (0, 0)), got[t].lanes.obs[0, 0]
         if t >= 5:
             batch = jax.tree.map(lambda x: x[None], row)
             learner, _ = learn(learner, batch, hyper, jax.random.key(t))

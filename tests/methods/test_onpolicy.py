@@ -48,7 +48,7 @@ def test_every_agent_is_the_plain_algorithm(probe):
         for i in range(3):
             learner, rows = tree.take(before.agents, i), tree.take(after.trajectory, i)  # [T, N]
             for n in range(2):
-                (_, env_state), obs = tree.take(before.lanes.env, (i, n)), before.lanes.obs[i, n]
+                (_, env_state, *_), obs = tree.take(before.lanes.env, (i, n)), before.lanes.obs[i, n]
                 for t in range(5):
                     row = tree.take(replace(rows, memory=()), (t, n))
                     env_state, timestep = step(env_state, row.action)

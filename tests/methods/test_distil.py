@@ -1,11 +1,10 @@
-"""Alignment before distillation, any finished run as one policy, and runs that build on runs."""
+"""Any finished run as one policy, and runs that build on runs."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from dataclasses import replace
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +13,34 @@ import pytest
 
 from popjax import cli
 from popjax.agents import a2c
-from popjax.core import Pretrained
+from popjax.core import Choice, Pretrained
 from popjax.envs import make
-from popjax.methods import cdrl, distil, onpolicy
-from popjax.methods.cdrl import offline
+from popjax.methods import distil
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
+from popjax.population import imitation
 from tests.support import Case, equal
 
 NET = recurrent.Config(hidden=(8,), units=8)
 FORWARD = replace(NET, recurrent=False)
 
 
-def taught(act, task, memory=(), params=(), config=None):
-    """A finished run of a task, written by hand."""
-    return Pretrained("a run", make(task).spec, act, params, memory, config=config)
+def taught(act, task, params=()):
+    """A finished run of a task, written by hand: it has a signature of acting and nothing else."""
+    return Pretrained("a run", make(task).spec, act, params)
+
+
+def choice(memory, action):
+    return Choice(memory, action, action, jnp.float32(0))
 
 
 def mirrored(params, memory, obs, key, scale):
     """The best action of ``context``; ``params`` is a gain of 1."""
-    return memory, params * obs / 2
+    return choice(memory, params * obs / 2)
 
 
 def mirrored_discrete(params, memory, obs, key, scale):
-    return memory, (obs[0] > 0).astype(jnp.int32)
+    return choice(memory, (obs[0] > 0).astype(jnp.int32))
 
 
 def run_distil(task, config, iterations, teachers, **numbers):
@@ -68,7 +71,10 @@ def test_a_policy_with_discrete_actions_is_copied_and_the_best_of_several():
     env = make("probe/context-discrete")
     good, bad = (
         taught(act, "probe/context-discrete")
-        for act in (mirrored_discrete, lambda p, m, obs, key: (m, (obs[0] < 0).astype(jnp.int32)))
+        for act in (
+            mirrored_discrete,
+            lambda p, m, obs, key, scale: choice(m, (obs[0] < 0).astype(jnp.int32)),
+        )
     )
     graded = distil.grade(env, [bad, good], episodes=4)
     assert [g.mean_return for g in graded] == [0, 1]
@@ -94,7 +100,7 @@ def test_a_teachers_logits_say_more_than_its_actions():
     params = network.init(jax.random.key(3))
     params["policy"]["bias"] = jnp.array([1.5, 0.0])
     params["policy"]["kernel"] *= 100
-    run = taught(None, "probe/context-discrete", params=params, config=cdrl.Config(network=FORWARD))
+    run = imitation.of_network(env.spec, network, params).policy
     config = replace(SMALL, labels="logits")
     graded = (distil.Graded(run, -1, 0.0),)
     method, state, _ = run_distil("probe/context-discrete", config, 80, graded, temperature=2.0)
@@ -106,22 +112,22 @@ def test_a_teachers_logits_say_more_than_its_actions():
         np.testing.assert_allclose(jax.nn.softmax(mine), softened, atol=0.05)
         assert jnp.abs(softened - jax.nn.softmax(theirs)).max() > 0.1
         assert 0.1 < softened[0] < 0.9
-    with pytest.raises(ValueError, match="a run is not"):
-        distil.build(env, config, (distil.Graded(run._replace(config=None), -1, 0.0),))
+    without = taught(mirrored_discrete, "probe/context-discrete")
+    with pytest.raises(ValueError, match="a run has no logits"):
+        distil.build(env, config, (distil.Graded(without, -1, 0.0),))
 
 
 def test_logits_of_a_teacher_with_a_memory():
-    """Its policy's memory alone goes along the lanes; where it acts, that of its value network does too."""
+    """They are those of an unroll along the rows of each lane."""
     env, agent = make("probe/corridor-discrete"), a2c.Config(hidden=(4,), lstm=3)
     its = a2c.build(env.spec, agent)
     params = its.policy(its.init(jax.random.key(0), a2c.Hyper()))
-    run = Pretrained("a run", env.spec, None, params, its.memory, config=onpolicy.Config(agent=agent))
+    run = imitation.of_agent(env.spec, its, params).policy
     method = distil.build(env, replace(SMALL, labels="logits"), (distil.Graded(run, -1, 0.0),))
     seen = jax.jit(method.step)(method.init(jax.random.key(0), distil.Hyper())).seen
-    teacher = cdrl.of_run(cdrl.Finished(run))
     lanes = jax.tree.map(lambda x: x[:4], seen.rows)
     for obs, done, label in zip(lanes.obs, lanes.done, lanes.label, strict=True):
-        said = teacher.unroll(params, teacher.memory, obs, done)[1]
+        said = its.unroll(params, its.memory, obs, done)[1]
         np.testing.assert_allclose(label, said, rtol=1e-4, atol=1e-6)
 
 
@@ -185,65 +191,6 @@ def test_what_cannot_be_distilled_is_refused():
         distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), -1, 0.0)])
 
 
-# Offline alignment.
-
-
-def opinionated(task, seed):
-    env = make(task)
-    network = recurrent_actor_critic((1,), 2, NET)
-    params = network.init(jax.random.key(seed))
-    params["policy"]["kernel"] *= 200
-    params["policy"]["bias"] = jnp.array([0.0, 1.5])
-    return env, cdrl.of_network(env.spec, network, params)
-
-
-@lru_cache
-def aligned():
-    """The teacher knows the wrong way about what the expert does."""
-    env, expert = opinionated("probe/corridor-discrete", 1)
-    unroll = expert.unroll
-
-    def other(params, memory, obs, done):
-        memory, logits = unroll(params, memory, obs, done)
-        return memory, logits[..., ::-1]
-
-    teacher = expert._replace(unroll=other)
-    config = offline.Config(lanes=2, steps=10, updates=4, batch=20, capacity=400, align_hidden=(16,))
-    method = offline.build(env, config, [teacher], [expert])
-    hyper = replace(method.hyper, align_lr=1e-2)
-    state = jax.jit(method.init)(jax.random.key(3), hyper)  # a network that begins far off
-    run = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics), s, length=60))
-    return method, expert, *run(state)
-
-
-def test_an_alignment_network_turns_a_teacher_into_the_expert():
-    method, expert, state, rows = aligned()
-    assert rows.fresh_loss[1] > 0.1 > 20 * rows.fresh_loss[-1]
-    np.testing.assert_allclose(rows.aligned[-1], rows.expert[-1], atol=0.03)
-    assert np.abs(rows.teacher[-1] - rows.expert[-1]).max() > 0.1
-    assert int(state.env_steps) == 60 * 20
-    assert rows.fitness[-1, 0] > 0
-    memory, own = method.memory, method.memory
-    for obs in (0.0, 0.5, 0.0):
-        memory, action = method.act(method.policy(state), memory, jnp.array([obs]), jax.random.key(0), 0.0)[
-            :2
-        ]
-        own, logits = expert.unroll(expert.params, own, jnp.array([[obs]]), jnp.zeros(1, bool))
-        assert int(action) == int(jnp.argmax(logits))
-
-
-def test_alignment_needs_one_of_each():
-    env, expert = opinionated("probe/corridor-discrete", 1)
-    with pytest.raises(ValueError, match=r"got 1 and 0.*--expert"):
-        offline.build(env, offline.Config(), [expert])
-    wide = expert._replace(spec=expert.spec._replace(action_dim=3))
-    with pytest.raises(ValueError, match=r"and 3 actions, not of probe/corridor-discrete with .* and 2"):
-        offline.build(env, offline.Config(), [expert], [wide])
-    other = make("probe/context-discrete")  # of equal shapes; the teacher may be of another task
-    with pytest.raises(ValueError, match=r"of probe/corridor-discrete .* not of probe/context-discrete"):
-        offline.build(other, offline.Config(), [expert], [expert])
-
-
 # The command line.
 
 
@@ -277,8 +224,8 @@ def test_runs_that_build_on_runs(tmp_path, capsys):
     assert config["envs"] == {"teacher-env": [there]}
     loaded = cli.load(paths["offline"])
     trained = cli.load(paths["align"]).state.learner.params
-    equal(loaded.state.aligners[0].params, trained)
-    assert len(cli.load(paths["beside"]).state.team) == 2
+    equal(loaded.state.guides[0].aligner.params, trained)
+    assert len(cli.load(paths["beside"]).state.tasks) == 2
     assert run("cdrl", "--env", here, *budget, *TINY, *thin, "--run-dir", paths["beside"], "--resume",
                "--teacher", paths["expert"]) == 2  # fmt: skip
     assert "--teacher-env" in capsys.readouterr().err
@@ -301,7 +248,7 @@ def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(
     assert taught("whole", 64) == 0
     assert taught("half", 32) == 0
     before = cli.load(tmp_path / "half").state
-    assert np.abs(before.memories[0][1]).max() > 0
+    assert np.abs(before.guides[0].memory[1]).max() > 0
     shutil.rmtree(teacher)
     assert taught("half", 64, "--resume") == 0
     digests = [
@@ -310,8 +257,8 @@ def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(
     ]
     assert digests[0] == digests[1]
     after = cli.load(tmp_path / "half").state
-    assert not np.array_equal(before.team[0].learner.params["distil"]["bias"],
-                              after.team[0].learner.params["distil"]["bias"])  # fmt: skip
+    assert not np.array_equal(before.tasks[0].student.params["distil"]["bias"],
+                              after.tasks[0].student.params["distil"]["bias"])  # fmt: skip
     capsys.readouterr()
     teacher = tmp_path / "whole"
     assert taught("half", 96, "--resume") == 2
@@ -349,9 +296,8 @@ def a_case():
     network = recurrent.Config(hidden=(4,), units=4)
     config = distil.Config(network=network, lanes=2, steps=3, capacity=4, batch=3, updates=2, labels="logits")
     env = make("probe/corridor-discrete")
-    teacher = recurrent.recurrent_actor_critic((1,), env.spec.action_dim, network)
-    params = teacher.init(jax.random.key(7))
-    run = Pretrained("a run", env.spec, None, params, teacher.memory, config=cdrl.Config(network=network))
+    teacher = recurrent_actor_critic((1,), env.spec.action_dim, network)
+    run = imitation.of_network(env.spec, teacher, teacher.init(jax.random.key(7))).policy
     return Case(lambda: distil.build(env, config, [distil.Graded(run, -1, 0.0)]), population=1, alone=False)
 
 

@@ -1,0 +1,162 @@
+"""Compare two checkouts of popjax on the same work: chunks of both alternate, so that a noisy machine is
+noisy for both.
+
+    git worktree add --detach /tmp/before v0.1.0
+    python benchmarks/against.py /tmp/before --out benchmarks/results/against.json
+
+Every case runs in two processes at once, one for each checkout, of which only one computes at a time. A ratio
+is this
+checkout's environment steps per second over the other's, the median over ``--repeats`` pairs of chunks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = {
+    "sac-1": ("independent", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 300),
+    "sac-8": ("independent", "gymnax/Pendulum-v1", {"population": 8, "warmup": 256, "capacity": 20_000}, 60),
+    "pderl": ("pderl", "gymnax/Pendulum-v1", {"capacity": 100_000}, 1),
+    "ce-4": ("ce", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 60),
+    "cspc": (
+        "cspc",
+        "gymnax/Pendulum-v1",
+        {"first_phase": 1_000, "phase": 1_000, "capacity": 100_000, "warmup": 256, "trials": 1},
+        1,
+    ),
+    "ca2e": ("ca2e", "gymnax/Breakout-MinAtar", {"learning_starts": 1_000, "capacity": 50_000}, 200),
+    "cdrl": ("cdrl", "gymnax/Breakout-MinAtar", {}, 4),
+}
+"""Method, task, fields of its default Config, and steps of the method in a chunk."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to compare."""
+
+    other: Path
+    """Root of the other checkout."""
+    cases: tuple[str, ...] = tuple(CASES)
+    """Which cases."""
+    repeats: int = 9
+    """Pairs of timed chunks."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+class Worker:
+    """A process with one checkout and one case; ``chunk`` computes and returns environment steps per
+    second."""
+
+    def __init__(self, checkout: Path, case: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(checkout), "POPJAX_CASE": case}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def answer(self) -> Any:
+        """Return the next line of the process."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker ended; see its error above")
+        return json.loads(line)
+
+    def chunk(self) -> float:
+        """Compute a chunk."""
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+
+def work() -> None:
+    """Compile the case of this process, then compute a chunk for every line on standard input."""
+    import importlib
+
+    import jax
+
+    import popjax
+
+    name, task, changes, length = CASES[os.environ["POPJAX_CASE"]]
+    module = importlib.import_module(f"popjax.methods.{name}")
+    env = popjax.make(task)
+    method = module.build(env, module.Config(**changes))
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+
+    def chunk(state: Any) -> Any:
+        return jax.lax.scan(lambda s, _: (method.step(s), None), state, length=length)[0]
+
+    begun = time.process_time()
+    program = jax.jit(chunk, donate_argnums=0).lower(state).compile()
+    compiled = time.process_time() - begun
+    warmed = 0
+    while warmed < 2 or int(state.env_steps) < 2_500:  # beyond the warm-up of every case
+        state, warmed = jax.block_until_ready(program(state)), warmed + 1
+    print(json.dumps(compiled), flush=True)
+    for _ in sys.stdin:
+        before, begun = int(state.env_steps), time.perf_counter()
+        state = jax.block_until_ready(program(state))
+        print(json.dumps((int(state.env_steps) - before) / (time.perf_counter() - begun)), flush=True)
+
+
+def compare(case: str, arguments: Arguments) -> dict[str, Any]:
+    """Return one row: both speeds, their ratios and processor seconds of compiling."""
+    workers = [Worker(ROOT, case), Worker(arguments.other, case)]
+    compiled = [worker.answer() for worker in workers]
+    pairs = []
+    for turn in range(arguments.repeats):
+        order = workers if turn % 2 == 0 else workers[::-1]
+        speeds = [worker.chunk() for worker in order]
+        pairs.append(speeds if turn % 2 == 0 else speeds[::-1])
+    for worker in workers:
+        assert worker.process.stdin
+        worker.process.stdin.close()
+        worker.process.wait()
+    ratios = [new / old for new, old in pairs]
+    return {
+        "case": case,
+        "env_steps_per_second": statistics.median(new for new, _ in pairs),
+        "other_env_steps_per_second": statistics.median(old for _, old in pairs),
+        "ratio": statistics.median(ratios),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "compile_processor_seconds": compiled[0],
+        "other_compile_processor_seconds": compiled[1],
+    }
+
+
+def main(arguments: Arguments) -> None:
+    """Compare, print and write."""
+    from benchmarks import record
+
+    rows = []
+    for case in arguments.cases:
+        rows.append(compare(case, arguments))
+        print(json.dumps(rows[-1]), flush=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=arguments.other, capture_output=True, text=True, check=True
+    )
+    record.write(arguments.out, other_git_commit=commit.stdout.strip(), rows=rows)
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        work()
+    else:
+        import tyro
+
+        sys.path.insert(0, str(ROOT))
+        main(tyro.cli(Arguments, description=__doc__))

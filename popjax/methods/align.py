@@ -1,0 +1,250 @@
+"""Alignment before distillation: a network learns to say a teacher's logits as an expert of the student's
+task would, on the states of that expert's play. CDRL, section 4.2 and experiment 5.3, offline.
+
+A step: collect -> learn. The expert plays a rollout, the teacher is asked about the same states, and the
+alignment network takes gradient steps on pairs of logits drawn from all that were seen. The paper says
+neither how many states nor when to stop: a run is as long as its environment steps, and ``fresh_loss`` shows
+when it no longer gains. The policy of a run is the aligned teacher in the student's task; the method ``cdrl``
+takes the network with --alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import distributions, rollout, tree
+from popjax.checks import check_choices, check_least, check_widths
+from popjax.core import (
+    Choice,
+    Env,
+    Ingredient,
+    Key,
+    Method,
+    Number,
+    Params,
+    PyTree,
+    Timestep,
+    as_arrays,
+    chain,
+    number,
+    stacked,
+)
+from popjax.distillation import Direction, alignment_loss
+from popjax.nets.recurrent import AlignActivation, alignment
+from popjax.optimize import adam
+from popjax.population import imitation, lanes, policy
+from popjax.population.imitation import Aligned, Learner, Teacher, Told
+from popjax.population.lanes import Lanes
+from popjax.recipe import Recipe, recorded
+from popjax.replay.ring import Ring, ring
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the alignment network, and of what it learns from."""
+
+    lanes: int = 8  # environments
+    steps: int = 20  # environment steps of each lane per iteration
+    updates: int = 8  # gradient steps per iteration
+    batch: int = 160  # pairs of logits per gradient step
+    capacity: int = 100_000  # pairs that are kept
+    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
+    align_act: AlignActivation = "elu"  # between them; "relu" in the paper's text
+    align_kl: Direction = "code"  # KL(aligned || expert), or the other way about
+    # teachers see observations with other channels or components padded with zeros or cropped
+    pad_observations: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 1, "lanes", "steps", "updates", "batch", "capacity")
+        check_widths(self)
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of the alignment network's learning."""
+
+    align_lr: Number = number(1e-4)  # Adam's rate
+    max_grad_norm: Number = number(40.0)  # global norm to which the gradient is clipped
+
+
+@struct.dataclass
+class Metrics:
+    """What an iteration shows.
+
+    fitness:    float32 [1] return of the expert's last finished episode, mean over lanes.
+    fresh_loss: []          alignment loss on this iteration's states, before anything was learned from them.
+    align_loss: []          that of the last gradient step.
+    expert:     [A]         mean probabilities of the expert's actions on this iteration's states.
+    teacher:    [A']        of the teacher's.
+    aligned:    [A]         of the aligned teacher's.
+    """
+
+    fitness: Array
+    fresh_loss: Array
+    align_loss: Array
+    expert: Array
+    teacher: Array
+    aligned: Array
+
+
+@struct.dataclass
+class Frozen:
+    """What the expert and the teacher act by."""
+
+    expert: Params
+    teacher: Params
+
+
+@struct.dataclass
+class Pairs:
+    """Logits of teacher [..., A'] and expert [..., A] for the same observations."""
+
+    teacher: Array
+    expert: Array
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries; the lanes [1, N] carry the memories of expert and teacher."""
+
+    key: Key
+    hyper: Hyper
+    env_steps: Array  # int32 []
+    generation: Array  # int32 []
+    metrics: Metrics
+    learner: Learner
+    frozen: Frozen
+    pairs: Ring  # of Pairs
+    lanes: Lanes = stacked()
+
+
+@recorded
+def build(
+    env: Env, config: Config = Config(), teachers: Sequence[Teacher] = (), experts: Sequence[Teacher] = ()
+) -> Method:
+    """Return the alignment of the one of ``teachers`` with the one of ``experts``, who knows ``env``.
+
+    Raises:
+        ValueError: there is not one of each, one has no logits, the expert is of another task, or the teacher
+            cannot read the task's observations.
+    """
+    if (len(teachers), len(experts)) != (1, 1):
+        raise ValueError(
+            f"align takes one teacher and one expert of the task, got {len(teachers)} and {len(experts)}:"
+            " --teacher RUN_DIR --expert RUN_DIR"
+        )
+    expert, teacher = experts[0].policy, teachers[0].policy
+    imitation.require_task(env.spec, expert, "--expert")
+    teacher = imitation.reading(teacher, env.spec, config.pad_observations)
+    lead, look_on = imitation.telling(expert, "logits"), imitation.telling(teacher, "logits")
+    sizes = teacher.spec.action_dim, env.spec.action_dim
+    network = alignment(*sizes, config.align_hidden, config.align_act)
+    lanes_env, store, taken = rollout.autoreset(env), ring(config.capacity), config.lanes * config.steps
+    memories = expert.memory, teacher.memory
+
+    def loss(params: Params, pairs: Pairs) -> Array:
+        return alignment_loss(network.apply(params, pairs.teacher), pairs.expert, config.align_kl)
+
+    def init(key: Key, hyper: Hyper) -> State:
+        hyper = as_arrays(hyper)
+        key, key_network, key_lanes = jax.random.split(key, 3)
+        optimizer = adam(hyper.align_lr, hyper.max_grad_norm)
+        pair = Pairs(*map(jnp.zeros, sizes))
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=jnp.int32(0),
+            generation=jnp.int32(0),
+            metrics=Metrics(
+                jnp.zeros(1), jnp.float32(0), jnp.float32(0), pair.expert, pair.teacher, pair.expert
+            ),
+            learner=imitation.beginner(network.init(key_network), optimizer),
+            frozen=Frozen(*jax.tree.map(jnp.asarray, (expert.params, teacher.params))),
+            pairs=store.init(pair),
+            lanes=lanes.start(lanes_env, key_lanes, (1, config.lanes), memories),
+        )
+
+    def collect(s: State) -> State:
+        """The expert plays, the teacher looks on."""
+        key, key_play = jax.random.split(s.key)
+        frozen = tree.repeat(s.frozen, 1)
+
+        def act(memory: PyTree, obs: Array, key: Key) -> Told:
+            its = policy.everyone(look_on, frozen.teacher, 1.0)(memory[1], obs, key)
+            told = policy.everyone(lead, frozen.expert, 1.0)(memory[0], obs, key)
+            return told._replace(memory=(told.memory, its.memory), said=Pairs(its.said, told.said))
+
+        def record(before: Lanes, told: Told, timestep: Timestep) -> Pairs:
+            return told.said
+
+        played, rows = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, record, memories)
+        pairs = tree.flatten(rows, 3)  # [T * N]
+        aligned = network.apply(s.learner.params, pairs.teacher)
+        said = (jax.nn.softmax(x).mean(0) for x in (pairs.expert, pairs.teacher, aligned))
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + taken,
+            generation=s.generation + 1,
+            metrics=Metrics(played.fitness, loss(s.learner.params, pairs), s.metrics.align_loss, *said),
+            pairs=store.add(s.pairs, pairs, jnp.ones(taken, jnp.bool_)),
+            lanes=played,
+        )
+
+    def learn(s: State) -> State:
+        """The alignment network learns from pairs of logits."""
+        key, key_learn = jax.random.split(s.key)
+        learner, last = imitation.study(
+            adam(s.hyper.align_lr, s.hyper.max_grad_norm),
+            loss,
+            lambda key: store.sample(s.pairs, key, config.batch),
+            s.learner,
+            config.updates,
+            key_learn,
+        )
+        return replace(s, key=key, learner=learner, metrics=replace(s.metrics, align_loss=last))
+
+    def unroll(params: Aligned, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Array]:
+        memory, logits = teacher.unroll(params.teacher, memory, obs, done)
+        return memory, network.apply(params.alignment, logits)
+
+    def act(params: Aligned, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        memory, logits = imitation.ask(teacher, params.teacher, memory, obs)
+        aligned = network.apply(params.alignment, logits)
+        return distributions.choose(distributions.categorical(), memory, aligned, key, scale)
+
+    return Method(
+        init=init,
+        step=chain(collect, learn),
+        policy=lambda s: Aligned(s.frozen.teacher, s.learner.params, config.align_act),
+        act=act,
+        hyper=Hyper(),
+        steps_bound=taken,
+        memory=teacher.memory,
+        unroll=unroll,
+    )
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    lambda config: Hyper(),
+    runs={
+        "teacher": Ingredient(
+            "teachers",
+            imitation.of_runs,
+            Teacher,
+            "A finished run of another task, RUN_DIR or RUN_DIR:SEED, whose actions are aligned.",
+        ),
+        "expert": Ingredient(
+            "experts", imitation.of_runs, Teacher, "A finished run of this task, which plays."
+        ),
+    },
+)

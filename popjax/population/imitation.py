@@ -1,0 +1,260 @@
+"""Teaching one policy by others: who teaches, what a teacher says of an observation, and how a student learns
+from it.
+
+A teacher is a policy with the one signature of acting, such as that of a finished run. Any of them can say
+its actions; one with an ``unroll`` also says its logits, along rows of lanes. The losses are in
+``popjax.distillation``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from popjax import distributions, tree
+from popjax.core import (
+    Choice,
+    Env,
+    Key,
+    OnPolicyAgent,
+    Params,
+    Pretrained,
+    PyTree,
+    Recurrent,
+    Spec,
+)
+from popjax.nets.recurrent import behind
+from popjax.population import learning
+
+
+class Teacher(NamedTuple):
+    """A policy that others learn from: that of a finished run, or one of ``of_network`` or ``of_agent``."""
+
+    policy: Pretrained
+
+
+class Told(NamedTuple):
+    """A ``Choice``, and what the network said or a student is told beside it."""
+
+    memory: PyTree
+    action: Array
+    sampled: Array
+    log_prob: Array
+    said: Any
+
+
+@struct.dataclass
+class Learner:
+    """A network that learns by imitation, and its optimizer's moments."""
+
+    params: Params
+    optimizer: PyTree
+
+
+@struct.dataclass
+class Aligned:
+    """The policy of a teacher whose actions are translated to those of another task.
+
+    teacher:    what the teacher acts by.
+    alignment:  the network that maps its logits.
+    activation: of that network's hidden layers.
+    """
+
+    teacher: Params
+    alignment: Params
+    activation: str = struct.field(pytree_node=False)
+
+
+# Who teaches.
+
+
+def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
+    """Return finished runs as teachers of a task, whatever their own.
+
+    Raises:
+        ValueError: one has no logits.
+    """
+    for policy in policies:
+        require_logits(policy)
+    return tuple(map(Teacher, policies))
+
+
+def of_network(spec: Spec, network: Recurrent, params: Params = ()) -> Teacher:
+    """Return a teacher that acts by the policy head of an actor-critic of ``nets.recurrent``; continuous
+    actions are the tanh of what that says."""
+    actions = distributions.categorical() if spec.discrete else distributions.squashed_mean()
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        memory, heads = network.step(params, memory, obs)
+        return distributions.choose(actions, memory, heads.policy, key, scale)
+
+    def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Array]:
+        memories, heads = network.unroll(params, memory, obs, done)
+        return behind(network, memories, done), heads.policy
+
+    logits = unroll if spec.discrete else None
+    return Teacher(Pretrained(spec.name, spec, act, params, network.memory, unroll=logits))
+
+
+def of_agent(spec: Spec, agent: OnPolicyAgent, params: Params) -> Teacher:
+    """Return a teacher that is an on-policy agent, such as A2C or PPO, with what it acts by."""
+    logits = agent.unroll if spec.discrete else None
+    return Teacher(Pretrained(spec.name, spec, agent.act, params, agent.memory, unroll=logits))
+
+
+def require_logits(policy: Pretrained) -> None:
+    """Check that a policy has logits over discrete actions.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if policy.unroll is None or not policy.spec.discrete:
+        raise ValueError(
+            f"{policy.name} has no logits over discrete actions; give a run of cdrl, align, distil or"
+            " onpolicy with discrete actions, or of another method that has an unroll"
+        )
+
+
+def require_task(spec: Spec, policy: Pretrained, option: str) -> None:
+    """Check that a policy is of the task of ``spec``.
+
+    Raises:
+        ValueError: its task or shapes are others.
+    """
+    here, there = ((s.name, tuple(s.obs_shape), s.action_dim, s.discrete) for s in (spec, policy.spec))
+    if here != there:
+        kind = {True: "discrete", False: "continuous"}
+        raise ValueError(
+            f"{policy.name} is a run of {there[0]} with observations {there[1]} and {there[2]}"
+            f" {kind[there[3]]} actions; {here[0]} has {here[1]} and {here[2]} {kind[here[3]]}: give {option}"
+            " a run of the same task"
+        )
+
+
+# What a teacher says.
+
+
+def reading(policy: Pretrained, spec: Spec, pad: bool) -> Pretrained:
+    """Return a policy with logits so that it reads the observations of ``spec``.
+
+    With ``pad`` their last axis, channels or components, is cropped or padded with zeros to the policy's.
+
+    Raises:
+        ValueError: the shapes differ by more than that, or at all without ``pad``; it has no logits.
+    """
+    require_logits(policy)
+    here, there = tuple(spec.obs_shape), tuple(policy.spec.obs_shape)
+    if here == there:
+        return policy
+    told = f"a teacher of {policy.spec.name} reads observations {there}; those of {spec.name} are {here}"
+    if len(here) != len(there) or here[:-1] != there[:-1]:
+        raise ValueError(
+            f"{told}, and no adapter fits: choose tasks that differ in channels or components only"
+        )
+    if not pad:
+        raise ValueError(f"{told}: set pad_observations to crop the last axis or pad it with zeros")
+    act, unroll = policy.act, policy.unroll
+
+    def fitted(obs: Array) -> Array:
+        return fit(obs, there[-1], 0.0)
+
+    return policy._replace(
+        act=lambda params, memory, obs, key, scale: act(params, memory, fitted(obs), key, scale),
+        unroll=lambda params, memory, obs, done: unroll(params, memory, fitted(obs), done),
+    )
+
+
+def fit(x: Array, size: int, filling: float) -> Array:
+    """Return ``x`` with the last axis cropped, or padded behind with ``filling``, to ``size``."""
+    missing = max(size - x.shape[-1], 0)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=filling)
+    return padded[..., :size]
+
+
+def ask(policy: Pretrained, params: Params, memory: PyTree, obs: Array) -> tuple[PyTree, Array]:
+    """Return memory and logits [A] of a policy after one observation."""
+    assert policy.unroll is not None
+    memory, logits = policy.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
+    return memory, logits[0]
+
+
+def follow(policy: Pretrained, params: Params, memory: PyTree, obs: Array, done: Array) -> PyTree:
+    """Return the memory [N, ...] of a policy behind rows [T, N], which it reads one by one as if it acted.
+
+    One ``unroll`` of all rows rounds otherwise, so that a teacher equal to its student would soon remember,
+    and say, something else.
+    """
+
+    def one(memory: PyTree, row: tuple[Array, Array]) -> tuple[PyTree, None]:
+        obs, done = row
+        memory, _ = jax.vmap(partial(ask, policy, params))(memory, obs)
+        return tree.where(~done, memory, policy.memory), None
+
+    return jax.lax.scan(one, memory, (obs, done))[0]
+
+
+def telling(
+    policy: Pretrained, labels: Literal["actions", "logits"]
+) -> Callable[[Params, PyTree, Array, Key, Array | float], Told]:
+    """Return ``(params, memory, obs, key, scale) -> Told`` of a policy that says its logits, or the action
+    that it takes: a discrete one as logits of 0, and minus infinity for all others.
+
+    Raises:
+        ValueError: it has no logits where they are asked for.
+    """
+    if labels == "logits":
+        require_logits(policy)
+
+    def with_logits(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Told:
+        memory, logits = ask(policy, params, memory, obs)
+        choice = distributions.choose(distributions.categorical(), memory, logits, key, scale)
+        return Told(*choice, said=logits)
+
+    def with_action(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Told:
+        choice = policy.act(params, memory, obs, key, scale)
+        if not policy.spec.discrete:
+            return Told(*choice, said=choice.action)
+        chosen = jnp.arange(policy.spec.action_dim) == choice.action
+        return Told(*choice, said=jnp.where(chosen, 0.0, -jnp.inf))
+
+    return with_logits if labels == "logits" else with_action
+
+
+# How a student learns.
+
+
+def beginner(params: Params, optimizer: optax.GradientTransformation) -> Learner:
+    """Return a learner before its first gradient step."""
+    return Learner(params, optimizer.init(params))
+
+
+def descend(optimizer: optax.GradientTransformation, learner: Learner, gradient: Params) -> Learner:
+    """Return the learner one step down the ``gradient``."""
+    updates, moments = optimizer.update(gradient, learner.optimizer, learner.params)
+    return replace(learner, params=optax.apply_updates(learner.params, updates), optimizer=moments)
+
+
+def study(
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Params, PyTree], Array],
+    draw: Callable[[Key], PyTree],
+    learner: Learner,
+    count: int,
+    key: Key,
+) -> tuple[Learner, Array]:
+    """Take ``count`` gradient steps of ``loss(params, batch)`` [] on batches that ``draw`` takes of what was
+    told so far: the learner, and the loss before the last step."""
+
+    def update(learner: Learner, key: Key) -> tuple[Learner, Array]:
+        value, gradient = jax.value_and_grad(loss)(learner.params, draw(key))
+        return descend(optimizer, learner, gradient), value
+
+    return learning.steps(update, learner, count, key, jnp.float32(0))

@@ -1,0 +1,227 @@
+"""Teachers beside a student that acts in another task: the alignment of their actions with the student's, and
+the student's distillation.
+
+Source: "Collaborative Deep Reinforcement Learning" (Lin, Wang & Zhou, 2017), section 4 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import Array
+
+from popjax.core import Env, Network, Params, Pretrained, PyTree, Spec, Trajectory
+from popjax.distillation import Direction, alignment_loss
+from popjax.population import imitation, learning
+from popjax.population.imitation import Learner, Teacher
+from popjax.population.schedule import Due
+
+S = TypeVar("S")
+
+
+class Tutor(NamedTuple):
+    """A teacher as one student asks it.
+
+    policy:    reads the student's observations.
+    alignment: maps its logits to logits over the student's actions.
+    direction: of the alignment network's loss; None of one that does not learn.
+    """
+
+    policy: Pretrained
+    alignment: Network
+    direction: Direction | None = None
+
+
+@struct.dataclass
+class Guide:
+    """What a tutor carries.
+
+    frozen:  what it acts by; of a teacher that trains beside the student not what counts.
+    memory:  along the student's lanes [N]; () where it reads the student's.
+    aligner: its alignment network; () where logits are taken as they are.
+    """
+
+    frozen: Params
+    memory: PyTree
+    aligner: Learner
+
+
+@struct.dataclass
+class Distillation:
+    """Of one tutor, means over rows; 0 while neither it nor its alignment network teaches anything.
+
+    align_loss:  []   what the alignment network is trained to reduce; 0 while it is not.
+    distil_loss: []   what the student is trained to reduce; 0 while it is not.
+    teacher:     [A'] probabilities of the teacher's actions on the student's observations.
+    aligned:     [A]  of the student's actions as the teacher would choose them, at temperature 1.
+    """
+
+    align_loss: Array
+    distil_loss: Array
+    teacher: Array
+    aligned: Array
+
+
+class Lesson(NamedTuple):
+    """What one tutor teaches by: the student's rollouts [T, n], the tutor's parameters and its memory [n]
+    before them, the student's logits [T, n, A] while it acted, and who learns."""
+
+    played: Trajectory
+    params: Params
+    memory: PyTree
+    logits: Array
+    due: Due
+
+
+def teach(
+    tutor: Tutor,
+    lesson: Lesson,
+    distil: Callable[[Array, S], tuple[S, Array]],
+    optimizer: optax.GradientTransformation,
+    pupils: tuple[S, Learner],
+) -> tuple[tuple[S, Learner], Distillation]:
+    """Return a student and the tutor's alignment network after a step of each that is due.
+
+    distil:    (aligned logits [T, n, A], student) -> (student, loss): one gradient step of the student.
+    optimizer: of the alignment network.
+    pupils:    the student and the alignment network.
+
+    The tutor reads the rollouts; its alignment network takes a step, then the student, which is told what
+    that network said before its step. Where neither is due the tutor is not even asked.
+    """
+
+    def both(pupils: tuple[S, Learner]) -> tuple[tuple[S, Learner], Distillation]:
+        student, aligner = pupils
+        assert tutor.policy.unroll is not None
+        said = tutor.policy.unroll(lesson.params, lesson.memory, lesson.played.obs, lesson.played.done)[1]
+        aligned, align_loss = tutor.alignment.apply(aligner.params, said), jnp.float32(0)
+        if tutor.direction is not None:
+            align = partial(_align, tutor, optimizer, said, lesson.logits)
+            aligner, align_loss = learning.once(align, aligner, lesson.due.align, align_loss)
+        student, distil_loss = learning.once(
+            partial(distil, aligned), student, lesson.due.distil, jnp.float32(0)
+        )
+        histograms = (jax.nn.softmax(x).mean((0, 1)) for x in (said, aligned))
+        return (student, aligner), Distillation(align_loss, distil_loss, *histograms)
+
+    due = lesson.due.distil if tutor.direction is None else lesson.due.distil | lesson.due.align
+    return learning.once(both, pupils, due, learning.no_losses(both, pupils))
+
+
+def _align(
+    tutor: Tutor, optimizer: optax.GradientTransformation, said: Array, logits: Array, aligner: Learner
+) -> tuple[Learner, Array]:
+    """One step of the alignment network on logits that the tutor ``said``, towards the student's."""
+
+    def loss(params: Params) -> Array:
+        assert tutor.direction is not None
+        return alignment_loss(tutor.alignment.apply(params, said), logits, tutor.direction)
+
+    value, gradient = jax.value_and_grad(loss)(aligner.params)
+    return imitation.descend(optimizer, aligner, gradient), value
+
+
+def one_by_one(student: Spec, teacher: Spec, pad: bool) -> Network:
+    """Return the mapping of a teacher's logits [..., A'] to a student's [..., A] without anything learned:
+    the i-th action is the i-th. With ``pad`` actions that the student does not have are dropped, those that
+    the teacher does not have are impossible.
+
+    Raises:
+        ValueError: the numbers of actions differ, and not ``pad``.
+    """
+    here, there = student.action_dim, teacher.action_dim
+    if here != there and not pad:
+        raise ValueError(
+            f"a teacher of {teacher.name} has {there} actions, {student.name} has {here}: align online or"
+            " offline, or set pad_actions"
+        )
+    return Network(lambda key: (), lambda params, logits: imitation.fit(logits, here, -jnp.inf))
+
+
+def require_memory(memory: PyTree, policy: Pretrained) -> None:
+    """Check that a teacher can read the ``memory`` of a student.
+
+    Raises:
+        ValueError: it has none, or one of another shape.
+    """
+    mine, its = (jax.tree.map(jnp.shape, x) for x in (memory, policy.memory))
+    if its == ():
+        raise ValueError(f"teacher_state student: a teacher of {policy.spec.name} has no memory; set own")
+    if mine != its:
+        raise ValueError(
+            f"teacher_state student: the memory of the student is {mine}, that of a teacher of"
+            f" {policy.spec.name} {its}: give both as many units, or set own"
+        )
+
+
+# Alignment networks that were trained before.
+
+
+def require_alignment(spec: Spec, policy: Pretrained) -> None:
+    """Check that a policy is an aligned teacher in the task of ``spec``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(policy.params, imitation.Aligned):
+        raise ValueError(f"{policy.name} is no run of align: train one with run.py align")
+    imitation.require_task(spec, policy, "--alignment")
+
+
+def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
+    """Return runs of align in the student's task.
+
+    Raises:
+        ValueError: one is of another method or another task.
+    """
+    for policy in policies:
+        require_alignment(env.spec, policy)
+    return tuple(map(Teacher, policies))
+
+
+def trained(spec: Spec, tutors: Sequence[Tutor], given: Sequence[Teacher], activation: str) -> list[Params]:
+    """Return the parameters of the tutors' alignment networks, from runs of align in their order.
+
+    Raises:
+        ValueError: there are too many or too few, or one is for another task, teacher, activation or shape.
+    """
+    if len(given) != len(tutors):
+        raise ValueError(
+            f"{len(given)} trained alignment networks for {len(tutors)} teachers: align offline takes one"
+            " from a run of align for each teacher, in order; the others take none"
+        )
+    return [_trained(spec, *each, activation) for each in zip(tutors, given, strict=True)]
+
+
+def _trained(spec: Spec, tutor: Tutor, given: Teacher, activation: str) -> Params:
+    require_alignment(spec, given.policy)
+    name, aligned = given.policy.name, given.policy.params
+    if aligned.activation != activation:
+        raise ValueError(
+            f"the alignment network of {name} was trained with align_act {aligned.activation}, not"
+            f" {activation}"
+        )
+    if not _same(tutor.policy.params, aligned.teacher):
+        raise ValueError(
+            f"the alignment network of {name} was trained with another teacher than {tutor.policy.name} in"
+            " its place: give the same run and seed, in the same order"
+        )
+    fresh = jax.eval_shape(tutor.alignment.init, jax.random.key(0))
+    needed, there = (jax.tree.map(jnp.shape, x) for x in (fresh, aligned.alignment))
+    if needed != there:
+        raise ValueError(
+            f"the alignment network of {name} has shapes {there}; align_hidden and tasks need {needed}"
+        )
+    return jax.tree.map(jnp.asarray, aligned.alignment)
+
+
+def _same(a: PyTree, b: PyTree) -> bool:
+    equal = jax.tree.structure(a) == jax.tree.structure(b)
+    return equal and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))

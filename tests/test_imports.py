@@ -41,6 +41,7 @@ HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods",
 # What the modules of a package may share: written once, used by all of them.
 SHARED = {
     "popjax.envs.episodic",
+    "popjax.envs.frames",
     "popjax.envs.mujoco",
     "popjax.envs.options",
     "popjax.envs.dmc.parts",

@@ -15,7 +15,7 @@ from popjax import numerics
 from popjax.core import Env
 from popjax.remember import remembered
 
-_SUITES = ("gymnax", "brax", "gym", "dmc", "playground", "probe")
+_SUITES = ("gymnax", "brax", "gym", "dmc", "playground", "atari", "probe")
 
 
 def suites() -> tuple[str, ...]:

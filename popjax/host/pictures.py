@@ -34,7 +34,9 @@ def drawer(task: str, options: Mapping[str, Any]) -> Callable[[PyTree], Iterator
 
 
 def _frames(original: Any, params: Any, states: list[Any]) -> Iterator[np.ndarray]:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on standard output
+    # pygame greets on standard output, and asks for a sound card.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     from gymnasium.error import DependencyNotInstalled
     from gymnax.visualize import Visualizer
     from matplotlib import pyplot

@@ -1,0 +1,229 @@
+"""Atari 2600 games on ale-py's emulator, as pure functions. Bellemare et al., 2013; Mnih et al., 2015.
+
+The State carries the game's own serialised state, so that lanes may be lifted, cut, selected and resumed as
+those of any task. Emulation is a callback to the host, everything else is on the device: sticky actions,
+frame skips, resizing, stacking. A reset draws from a table of starts and touches no emulator. Programs with
+callbacks are compiled anew in every process: JAX does not store them.
+
+| option | "dqn" (OpenAI Baselines) | "universe" (universe-starter-agent) | "machado" (Machado et al., 2018) |
+|---|---|---|---|
+| frame_skip | 4 | Pong 4, others 2 to 4 | 4 |
+| sticky | 0 | Pong 0, others 0.25 | 0.25 |
+| view | grey84: larger of two, 84 x 84, four of them | field42: last frame, 42 x 42 | grey84 |
+| noops | 1 to 30 | 0 | 0 |
+| cut_lives | True | False | False |
+| fire | life | never | never |
+| actions | minimal | minimal | full |
+| episode_length, environment steps | 27,000 | Pong 100,000, others 10,000 | 27,000 |
+
+Differs from Gymnasium's and ale-py's own environments: the last frame of a game is the real one, where theirs
+is the frame before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax.core import Env, Key, PyTree, Spec, Timestep
+from popjax.envs.atari.console import Console, games
+from popjax.envs.atari.screen import SIDE, grey84
+from popjax.envs.frames import playing_field
+from popjax.envs.options import check
+
+FRAMES_PER_SECOND = 60
+STACK = 4
+PRESETS = ("dqn", "universe", "machado")
+INEXACT = ("miniature_golf", "pitfall2", "qbert", "tetris", "tic_tac_toe_3d")
+"""Games whose restored states do not always go on as the game itself would (ale-py 0.12.1)."""
+_KINDS = {
+    "frame_skip": int | tuple,
+    "sticky": float,
+    "view": str,
+    "noops": int,
+    "cut_lives": bool,
+    "fire": str,
+    "actions": str,
+    "episode_length": int,
+    "preset": str,
+    "inexact": bool,
+}
+_WORDS = {
+    "preset": PRESETS,
+    "view": ("grey84", "field42"),
+    "fire": ("life", "episode", "never"),
+    "actions": ("minimal", "full"),
+}
+
+
+@struct.dataclass
+class AtariState:
+    """A game under way.
+
+    ale:   uint8 [K] the emulator's state.
+    stack: uint8 [84, 84, 4] frames that are seen, oldest first; () where an observation is one frame.
+    last:  int32 [] the action in force.
+    steps: int32 [] environment steps since the start.
+    key:   what the sticky actions and frame skips of the episode are drawn from.
+    """
+
+    ale: Array
+    stack: PyTree
+    last: Array
+    steps: Array
+    key: Key
+
+
+def tasks() -> Sequence[str]:
+    """The games that the installed ale-py supports.
+
+    Raises:
+        ValueError: ale-py is missing.
+    """
+    return tuple(games())
+
+
+def make(task: str, **options: Any) -> Env:
+    """A game; the table above has the options and their values in every ``preset``, "dqn" by default.
+
+    frame_skip: frames in an environment step, or (low, high) to draw from, both inclusive.
+    sticky:     chance in [0, 1) that a frame keeps the action in force.
+    noops:      up to so many frames without action, at least one, before an episode; 0 for none.
+    cut_lives:  whether nothing is bootstrapped across a lost life.
+    fire:       whether FIRE and the action behind it begin every "life", only the "episode", or are left to
+                the agent, in games that have them.
+    inexact:    True to play one of ``INEXACT`` all the same.
+
+    Raises:
+        ValueError: ale-py is missing, there is no such option, or a value is out of range.
+    """
+    o = _options(task, options)
+    low, high = o["frame_skip"]
+    grey, renews = o["view"] == "grey84", o["fire"] == "life"
+    console = Console(task, grey=grey, full_actions=o["actions"] == "full", starts_lives=renews)
+    side = console.shape[-2:] if grey else console.shape[-3:-1]
+    if not grey and side != (210, 160):
+        raise ValueError(
+            f"atari/{task}: view field42 needs screens of (210, 160), got {console.shape[-3:-1]}"
+        )
+    renews = renews and console.fires
+    spec = Spec(
+        name=f"atari/{task}",
+        obs_shape=(SIDE, SIDE, STACK) if grey else (42, 42, 1),
+        obs_dtype=jnp.uint8 if grey else jnp.float32,
+        action_dim=len(console.codes),
+        episode_length=o["episode_length"],
+        discrete=True,
+        dt=(low + high) / 2 / FRAMES_PER_SECOND,
+        highest_return=21.0 if task == "pong" else None,
+        stack=STACK if grey else 1,
+    )
+    states, screens = console.starts(range(min(1, o["noops"]), o["noops"] + 1), o["fire"] != "never")
+    view = grey84 if grey else playing_field
+    firsts = jax.jit(jax.vmap(view))(screens)
+    emulate = _emulation(console)
+
+    def full(frame: Array) -> tuple[Any, PyTree]:
+        """Observation and stack where nothing was seen before."""
+        stack = jnp.repeat(frame[..., None], STACK, -1) if grey else ()
+        return (stack if grey else frame), stack
+
+    def reset(key: Key) -> tuple[AtariState, Array]:
+        key, key_start = jax.random.split(key)
+        start = jax.random.randint(key_start, (), 0, len(states))
+        obs, stack = full(jnp.asarray(firsts)[start])
+        return AtariState(jnp.asarray(states)[start], stack, jnp.int32(0), jnp.int32(0), key), obs
+
+    def step(state: AtariState, action: Array) -> tuple[AtariState, Timestep]:
+        key, key_count, key_sticky = jax.random.split(state.key, 3)
+        count = jax.random.randint(key_count, (), low, high + 1)
+        kept = jax.random.uniform(key_sticky, (high,)) < o["sticky"]
+        played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
+        ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
+        frames = jax.vmap(view)(screens) if renews else view(screens)[None]
+        stack = jnp.concatenate([state.stack[..., 1:], frames[0][..., None]], -1) if grey else ()
+        next_obs: Any = stack if grey else frames[0]
+        anew = lost & (o["cut_lives"] or renews)
+        obs, stack = jax.tree.map(partial(jnp.where, anew), full(frames[-1]), (next_obs, stack))
+        steps = state.steps + 1
+        timestep = Timestep(
+            obs=obs,
+            next_obs=next_obs,
+            reward=reward,
+            terminated=over,
+            truncated=steps >= spec.episode_length,
+            cut=lost & o["cut_lives"],
+        )
+        return AtariState(ale, stack, played[count - 1], steps, key), timestep
+
+    return Env(reset, step, spec)
+
+
+def in_force(kept: Array, last: Array, action: Array) -> Array:
+    """The action of each frame, int32 [F]: the one in force where ``kept`` bool [F], else the new one."""
+    return jnp.where(jnp.cumsum(~kept) == 0, last, action)
+
+
+def _emulation(console: Console) -> Any:
+    """``(ale [K], codes [F], count) -> the fields of Played``, a callback that any ``vmap`` may lift."""
+    answers = (
+        jax.ShapeDtypeStruct((console.state_size,), jnp.uint8),
+        jax.ShapeDtypeStruct(console.shape, jnp.uint8),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.bool_),
+        jax.ShapeDtypeStruct((), jnp.bool_),
+    )
+
+    def emulate(ale: Array, codes: Array, count: Array) -> Any:
+        return jax.pure_callback(console.play, answers, ale, codes, count, vmap_method="broadcast_all")
+
+    return emulate
+
+
+def _options(task: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options with their values, checked."""
+    name = f"atari/{task}"
+    given = check(name, options, _KINDS)
+    o = {"preset": "dqn", "inexact": False, **given}
+    for option, words in _WORDS.items():
+        if o.get(option, words[0]) not in words:
+            raise ValueError(f"{name}: option {option} must be one of {', '.join(words)}, got {o[option]!r}")
+    o = {**_preset(task, o["preset"]), **o}
+    skip = o["frame_skip"]
+    o["frame_skip"] = low, high = (skip, skip) if isinstance(skip, int) else tuple(skip)
+    if not 1 <= low <= high:
+        raise ValueError(f"{name}: option frame_skip must be at least 1, or (low, high) from 1, got {skip}")
+    if not 0 <= o["sticky"] < 1:
+        raise ValueError(f"{name}: option sticky must be in [0, 1), got {o['sticky']}")
+    for option, least in (("noops", 0), ("episode_length", 1)):
+        if o[option] < least:
+            raise ValueError(f"{name}: option {option} must be at least {least}, got {o[option]}")
+    if task in INEXACT and not o["inexact"]:
+        raise ValueError(f"{name}: restored games do not always go on exactly; pass inexact=True to play it")
+    return o
+
+
+def _preset(task: str, preset: str) -> dict[str, Any]:
+    """The table above."""
+    if preset == "universe":
+        pong = task == "pong"
+        return {
+            "frame_skip": 4 if pong else (2, 4),
+            "sticky": 0.0 if pong else 0.25,
+            "view": "field42",
+            "noops": 0,
+            "cut_lives": False,
+            "fire": "never",
+            "actions": "minimal",
+            "episode_length": 100_000 if pong else 10_000,
+        }
+    common = {"frame_skip": 4, "view": "grey84", "episode_length": 27_000}
+    if preset == "machado":
+        return {**common, "sticky": 0.25, "noops": 0, "cut_lives": False, "fire": "never", "actions": "full"}
+    return {**common, "sticky": 0.0, "noops": 30, "cut_lives": True, "fire": "life", "actions": "minimal"}

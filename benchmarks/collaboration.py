@@ -74,8 +74,8 @@ def main(arguments: Arguments) -> None:
 def measure(population: int, arguments: Arguments) -> list[Row]:
     """SAC, and at this size Replica and CE."""
     configs = {
-        "sac": ce.Config(population=1, col_training=False),
-        "replica": ce.Config(population=population, col_training=False),
+        "sac": ce.Config(population=1, drive=None),
+        "replica": ce.Config(population=population, drive=None),
         "ce": ce.Config(population=population),
     }
     programs, steps = {}, {}

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from popjax import cli, diversity, nets, rollout
 from popjax.core import continuous_dims
+from popjax.intrinsic import diayn
 from popjax.methods import ce
-from popjax.methods.ce import learners
+from popjax.population import learners
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,16 @@ class Arguments:
 def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
     """A row for each seed of a run."""
     config: ce.Config = run.config
-    if config.drive == "diayn":
-        sys.exit("the policies of diayn are told apart by their skills: there is one agent only")
+    if isinstance(config.drive, diayn.Config):
+        sys.exit("agents of diayn act by their skills, which observations of the task do not show")
     env, sizes = rollout.autoreset(run.env), continuous_dims(run.env.spec, "diversity")
-    learner = learners.build(run.env.spec, config.learner, config.sac, config.population)
+    crew = learners.build(run.env.spec, config.learner, config.population)
+    if crew.actions.kl is None:
+        sys.exit("the policies of the run have no density; train it with --config.learner sac")
 
-    def play(agents: Any, index: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def play(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def policy(carry: Any, obs: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-            mean, log_std = (x[index] for x in learner.policies(agents, obs))
-            return carry, jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape))
+            return crew.act(params, carry, obs, key, 1.0)[:2]
 
         key_start, key_play = jax.random.split(key)
         lane = rollout.start(env, (), key_start)
@@ -66,12 +67,13 @@ def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
     @jax.jit
     def one(agents: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_play, key_bound = jax.random.split(key)
+        policies = crew.policies(agents)
         # Lane by lane, so that the bound is measured on other episodes of all agents.
         keys = jax.random.split(key_play, (arguments.lanes, config.population))
-        over_agents = jax.vmap(play, (None, 0, 0))
-        kept = jax.vmap(over_agents, (None, None, 0))(agents, jnp.arange(config.population), keys)
+        kept = jax.vmap(jax.vmap(play), (None, 0))(policies, keys)
         states, actions = (x[:, :, :: arguments.every].reshape(-1, x.shape[-1]) for x in kept)
-        divergence = diversity.mean_pairwise_kl(*learner.policies(agents, states))
+        outputs = jax.vmap(crew.outputs, (0, None))(policies, states)
+        divergence = diversity.mean_pairwise_kl(*outputs)
         network = nets.critic(*sizes, (128, 128))
         bound = diversity.mutual_information(states, actions, key_bound, network, steps=arguments.training)
         return divergence, bound

@@ -41,7 +41,21 @@ if TYPE_CHECKING:
     from popjax.host.report import learning_curve, report
     from popjax.host.run import Result
     from popjax.host.train import train
-    from popjax.methods import align, ca2e, cdrl, ce, cspc, distil, erl, independent, onpolicy, pderl
+    from popjax.methods import (
+        align,
+        ca2e,
+        cdrl,
+        ce,
+        cspc,
+        diayn,
+        dice,
+        distil,
+        erl,
+        independent,
+        onpolicy,
+        pderl,
+        sunrise,
+    )
     from popjax.recipe import Preset, Recipe, recorded
 
 _NAMES = {
@@ -77,11 +91,14 @@ _MODULES = {
             "cdrl",
             "ce",
             "cspc",
+            "diayn",
+            "dice",
             "distil",
             "erl",
             "independent",
             "onpolicy",
             "pderl",
+            "sunrise",
         )
     },
 }
@@ -126,11 +143,14 @@ __all__ = [  # noqa: RUF022 - modules, names, methods
     "cdrl",
     "ce",
     "cspc",
+    "diayn",
+    "dice",
     "distil",
     "erl",
     "independent",
     "onpolicy",
     "pderl",
+    "sunrise",
     "align",
 ]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import jax
 import numpy as np
 
 UNIONS = (Union, UnionType)
@@ -69,6 +71,19 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
             low, high = field.metadata["range"]
             if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
+    """Check that every number of a ``Hyper`` is one for all, or [P] of those that ``each`` names.
+
+    Raises:
+        ValueError: another shape, or a number of each agent where they have one in common.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(hyper):
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf)
+        if shape and (name not in each or shape != (population,)):
+            allowed = f", or one of each of {population} agents" if name in each else ""
+            raise ValueError(f"hyper.{name} is one number{allowed}; got shape {shape}")
 
 
 def nearest_divisor(total: int, count: int) -> int:

@@ -249,6 +249,7 @@ class Agent(NamedTuple):
     adopt:       (state, policy, value=None) -> state that acts by ``policy``, targets included and Adam's
                  moments kept; takes over the state value ``value``, too, if both have one
     value:       (state, obs [..., *obs], action) -> [...] value of the action under the agent's critic
+    values:      as ``value``, [K, ...] under each of its K critics; None of an agent with one
     outputs:     (policy, obs [..., *obs]) -> what ``actions`` turns into actions, differentiable
     actions:     the family of distributions that ``outputs`` parametrise
     actor:       network of the policy
@@ -273,6 +274,7 @@ class Agent(NamedTuple):
     actions: Distribution
     actor: Network
     critic: Network
+    values: Callable[[PyTree, Array, Array], Array] | None = None
     state_value: Callable[[PyTree], Params] | None = None
     td_error: Callable[..., Array] | None = None
     observe: Callable[[PyTree, Array, Array], PyTree] = lambda state, obs, valid: state
@@ -321,16 +323,19 @@ class Replay(NamedTuple):
 
 
 class Intrinsic(NamedTuple):
-    """A drive beside the task's reward, written for one module.
+    """A reward beside the task's, written for one module; ``population.drives`` lifts it to a population.
 
-    init:   key -> state
-    reward: (state, batch) -> bonus [B], through which no gradient flows
-    learn:  (state, batch, weight [B], hyper, key) -> (state, losses); weight 0 leaves a transition out
+    init:    key -> state
+    reward:  (state, batch [B]) -> bonus [B], through which no gradient flows
+    learn:   (state, batch [B], weight [B], hyper, key) -> (state, losses); weight 0 leaves a transition out
+    observe: (state, rows [T, *lanes], done [T, *lanes], valid [T, *lanes], hyper) -> state that has seen
+             these steps, in order of time; those that are not valid leave no trace
     """
 
     init: Callable[[Key], PyTree]
     reward: Callable[[PyTree, Transition], Array]
     learn: Callable[[PyTree, Transition, Array, PyTree, Key], tuple[PyTree, PyTree]]
+    observe: Callable[[PyTree, Transition, Array, Array, PyTree], PyTree] = lambda state, *_: state
 
 
 class Built(NamedTuple):

@@ -179,6 +179,9 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
     def td_error(state: Whitened, batch: Transition, online: bool = False) -> Array:
         return agent.td_error(state.agent, seen_batch(state, batch), online)
 
+    def values(state: Whitened, obs: Array, action: Array) -> Array:
+        return agent.values(state.agent, seen(state.statistics, obs), action)
+
     return agent._replace(
         init=lambda key, hyper: Whitened(agent.init(key, hyper), init(obs_shape)),
         act=act,
@@ -189,6 +192,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
         outputs=lambda params, obs: agent.outputs(params[0], seen(params[1], obs)),
         state_value=_of_agent(agent.state_value),
         td_error=td_error if agent.td_error else None,
+        values=values if agent.values else None,
         observe=lambda state, obs, valid: Whitened(
             agent.observe(state.agent, obs, valid), update(state.statistics, obs, valid)
         ),

@@ -77,7 +77,7 @@ WORDS, SIZES = configs(choices), configs(lambda kind: kind == tuple[int, ...])
 
 
 def test_the_walk_finds_configs():
-    assert {"popjax.methods.ce.config.Config.learner", "popjax.agents.sac.Config.actor_q"} <= set(WORDS)
+    assert {"popjax.methods.ce.Config.col_unroll", "popjax.agents.sac.Config.actor_q"} <= set(WORDS)
     assert {"popjax.agents.td3.Config.hidden", "popjax.agents.ddpg.Config.critic_layers"} <= set(SIZES)
     assert len(WORDS) > 30
     assert len(SIZES) > 10

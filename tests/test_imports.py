@@ -60,6 +60,8 @@ SHARED = {
     "popjax.population.schedule",
     "popjax.nets.layers",
     "popjax.population.lanes",
+    "popjax.population.learners",
+    "popjax.population.policy",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

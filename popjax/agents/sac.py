@@ -146,8 +146,11 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
 
+    def values(state: State, obs: Array, action: Array) -> Array:
+        return twins.apply(state.critics, obs, action)
+
     def value(state: State, obs: Array, action: Array) -> Array:
-        return twins.apply(state.critics, obs, action).min(0)
+        return values(state, obs, action).min(0)
 
     def learn_critics(
         state: State, batch: Transition, hyper: Hyper, key: Key, weight: Array | float = 1.0
@@ -227,5 +230,6 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         actions=actions,
         actor=actor,
         critic=twins,
+        values=values,
     )
     return Parts(agent, learn_critics, actor_loss, learn_temperature)

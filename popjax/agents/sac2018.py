@@ -108,8 +108,11 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
 
+    def values(state: State, obs: Array, action: Array) -> Array:
+        return twins.apply(state.critics, obs, action)
+
     def action_value(state: State, obs: Array, action: Array) -> Array:
-        return twins.apply(state.critics, obs, action).min(0)
+        return values(state, obs, action).min(0)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         def actor_loss(params: Params) -> tuple[Array, tuple[Array, Array]]:
@@ -159,6 +162,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         actions=actions,
         actor=actor,
         critic=twins,
+        values=values,
         state_value=lambda state: state.value,
     )
     return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent

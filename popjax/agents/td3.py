@@ -104,8 +104,11 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
 
+    def values(state: State, obs: Array, action: Array) -> Array:
+        return twins.apply(state.critics, obs, action)
+
     def value(state: State, obs: Array, action: Array) -> Array:
-        return twins.apply(state.critics, obs, action).min(0)
+        return values(state, obs, action).min(0)
 
     def target_value(state: State, batch: Transition, hyper: Hyper, key: Key) -> Array:
         """Clipped double Q with target policy smoothing, [B]."""
@@ -165,5 +168,6 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         actions=actions,
         actor=actor,
         critic=twins,
+        values=values,
     )
     return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent

@@ -1,1 +1,5 @@
-"""Drives beside the task's reward: novelty, skills and diversity, for one module each."""
+"""Drives beside the task's reward: novelty, skills and diversity, for one module each.
+
+``contrastive``, ``rnd`` and ``diayn`` have a ``Config``, a ``Hyper`` and ``build(spec, config, lanes) ->
+Intrinsic``; ``population.drives`` lifts them to a population.
+"""

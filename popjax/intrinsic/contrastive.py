@@ -14,9 +14,23 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import nets
+from popjax import nets, tree
 from popjax.checks import check_choices, check_least, check_widths
-from popjax.core import Network, Params
+from popjax.core import (
+    Intrinsic,
+    Key,
+    Network,
+    Number,
+    Params,
+    PyTree,
+    Spec,
+    Transition,
+    number,
+    vector_size,
+)
+from popjax.nets import images
+from popjax.optimize import adam, descend
+from popjax.replay.ring import Ring, ring
 
 
 @dataclass(frozen=True)
@@ -33,11 +47,12 @@ class Config:
     neighbours: int = 20  # K of the nearest neighbours
     similarity: Literal["kth", "mean"] = "kth"  # similarity of the K-th nearest, or mean of the K nearest
     horizon: int = 5  # a positive is at most so many environment steps away
+    steps: int = 1  # encoder steps per gradient step of the agents
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_widths(self)
-        check_least(self, 1, "features", "bank_size", "bank_every", "neighbours", "horizon")
+        check_least(self, 1, "features", "bank_size", "bank_every", "neighbours", "horizon", "steps")
         if self.bank_size < self.neighbours:
             raise ValueError(
                 f"a bank of {self.bank_size} states has no {self.neighbours} nearest neighbours;"
@@ -45,42 +60,89 @@ class Config:
             )
 
 
-def encoder(obs_dim: int, config: Config = Config()) -> Network:
-    """obs [..., D] -> embedding [..., F]; F is D for the identity."""
-    if config.encoder == "identity":
-        return Network(init=lambda key: (), apply=lambda params, obs: obs)
-    return nets.mlp(obs_dim, config.hidden, config.features)
+@struct.dataclass
+class Hyper:
+    """Numbers of one module."""
+
+    weight: Number = number(0.2)  # lambda, of the bonus beside the task's reward
+    ego_weight: Number = number(0.5, high=1.0)  # w, share of an agent's own novelty in its bonus
+    temperature: Number = number(0.07)  # of InfoNCE
+    lr: Number = number(3e-4)  # Adam's rate for the encoder
 
 
 @struct.dataclass
-class Bank:
-    """The last states that an agent visited, raw because the encoder changes.
+class State:
+    """One module.
 
-    states:   [M, D]
-    position: int32 [] the slot that is written next
-    count:    int32 [] slots that hold a state; they come first
+    encoder, optimizer: parameters and Adam's moments.
+    bank:               the last states visited, raw because the encoder changes, [bank_size, *obs].
+    clock:              int32 [*lanes]  environment steps since a lane's last remembered state.
     """
 
-    states: Array
-    position: Array
-    count: Array
+    encoder: Params
+    optimizer: PyTree
+    bank: Ring
+    clock: Array
 
 
-def bank(size: int, obs_dim: int) -> Bank:
-    """An empty bank of ``size`` states."""
-    return Bank(jnp.zeros((size, obs_dim)), jnp.int32(0), jnp.int32(0))
+@struct.dataclass
+class Losses:
+    """encoder_loss: InfoNCE, nats []; 0 of an encoder that is not trained."""
+
+    encoder_loss: Array
 
 
-def push(bank: Bank, states: Array) -> Bank:
-    """The bank after ``states`` [N, D] of the agent's lanes; the oldest are overwritten."""
-    size = bank.states.shape[0]
-    states = states[-size:]
-    slots = (bank.position + jnp.arange(len(states))) % size
-    return replace(
-        bank,
-        states=bank.states.at[slots].set(states),
-        position=(bank.position + len(states)) % size,
-        count=jnp.minimum(bank.count + len(states), size),
+def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
+    """Return a module that rewards what lies far from the states of its bank. Equations 2 and 4.
+
+    ``observe`` remembers every ``bank_every``-th successor of each of the environment ``lanes``. ``learn``
+    takes rows whose ``next_obs`` lies within ``horizon`` steps of ``obs`` in the same episode; rows without
+    weight take no part.
+    """
+    network = encoder(spec, config)
+
+    def init(key: Key) -> State:
+        params = network.init(key)
+        bank = ring(config.bank_size).init(jnp.zeros(spec.obs_shape, spec.obs_dtype))
+        return State(params, adam(0.0, jnp.inf).init(params), bank, jnp.zeros(lanes, jnp.int32))
+
+    def reward(state: State, batch: Transition) -> Array:
+        embedded = embed(network, state.encoder, batch.next_obs)
+        keys = embed(network, state.encoder, state.bank.rows)
+        return novelty(embedded, keys, state.bank.size, config)
+
+    def learn(state: State, batch: Transition, weight: Array, hyper: Hyper, key: Key) -> tuple[State, Losses]:
+        if config.encoder != "contrastive":
+            return state, Losses(jnp.float32(0))
+        valid = weight > 0
+
+        def loss(params: Params) -> tuple[Array, None]:
+            anchors, positives = network.apply(params, batch.obs), network.apply(params, batch.next_obs)
+            return info_nce(anchors, positives, valid, hyper.temperature), None
+
+        params, optimizer, value, _ = descend(adam(hyper.lr, jnp.inf), loss, state.encoder, state.optimizer)
+        # Adam moves on its momentum alone, so a batch without any weight has to be left out as a whole.
+        new = tree.where(valid.any(), (params, optimizer), (state.encoder, state.optimizer))
+        return replace(state, encoder=new[0], optimizer=new[1]), Losses(value)
+
+    def observe(state: State, rows: Transition, done: Array, valid: Array, hyper: Hyper) -> State:
+        clock = state.clock + jnp.cumsum(valid, 0, dtype=jnp.int32)  # [T, *lanes]
+        due = valid & (clock % config.bank_every == 0)
+        states = rows.next_obs.reshape(-1, *spec.obs_shape)
+        bank = ring(config.bank_size).add(state.bank, states, due.ravel())
+        return replace(state, bank=bank, clock=clock[-1] % config.bank_every)
+
+    return Intrinsic(init, reward, learn, observe)
+
+
+def encoder(spec: Spec, config: Config = Config()) -> Network:
+    """Return the network obs [..., *obs] -> embedding [..., F]; behind convolutions where observations are
+    images, and the observation itself for the identity."""
+    if config.encoder == "identity":
+        vector_size(spec, "the identity encoder")
+        return Network(init=lambda key: (), apply=lambda params, obs: obs)
+    return images.behind_convolutions(
+        spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features)
     )
 
 
@@ -94,28 +156,25 @@ def _unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
 
-def novelty(embedded: Array, keys: Array, counts: Array, config: Config = Config()) -> Array:
-    """How new each state is to each agent, in [-1, 1]. Equation 2.
+def novelty(embedded: Array, keys: Array, count: Array, config: Config = Config()) -> Array:
+    """Return how new each state is to an agent, [B] in [-1, 1]. Equation 2.
 
-    embedded: [B, F]     embeddings of the states
-    keys:     [P, M, F]  embeddings of the agents' banks
-    counts:   int32 [P]  how many keys of a bank are filled; they come first
+    embedded: [B, F]    embeddings of the states
+    keys:     [M, F]    embeddings of the agent's bank
+    count:    int32 []  how many keys are filled; they come first
 
-    Returns [B, P]: minus the cosine of the K-th nearest key, or minus the mean of the K nearest. Of a bank
-    with fewer than K states all count; an empty bank gives 0.
+    Minus the cosine of the K-th nearest key, or minus the mean of the K nearest. Of a bank with fewer than K
+    states all count; an empty bank gives 0.
     """
-    population, size, _ = keys.shape
-    alike = cosine(embedded, keys.reshape(population * size, -1)).reshape(-1, population, size)
-    alike = jnp.where(jnp.arange(size) < counts[:, None], alike, -jnp.inf)
-    nearest = jax.lax.top_k(alike, config.neighbours)[0]  # [B, P, K]
-    held = jnp.minimum(counts, config.neighbours)  # [P]
+    alike = jnp.where(jnp.arange(len(keys)) < count, cosine(embedded, keys), -jnp.inf)
+    nearest = jax.lax.top_k(alike, config.neighbours)[0]  # [B, K]
+    held = jnp.minimum(count, config.neighbours)
+    place = jnp.arange(config.neighbours)
     if config.similarity == "kth":
-        last = jnp.maximum(held - 1, 0)[None, :, None]
-        similarity = jnp.take_along_axis(nearest, last, axis=-1)[..., 0]
+        similarity = jnp.where(place == held - 1, nearest, 0.0).sum(-1)
     else:
-        there = jnp.arange(config.neighbours) < held[:, None]
-        similarity = jnp.where(there, nearest, 0.0).sum(-1) / jnp.maximum(held, 1)
-    return -jnp.where(counts > 0, similarity, 0.0)
+        similarity = jnp.where(place < held, nearest, 0.0).sum(-1) / jnp.maximum(held, 1)
+    return -similarity
 
 
 def collaborative(novelty: Array, ego_weight: Array | float) -> Array:

@@ -1,13 +1,13 @@
 """Diversity is all you need: skills are rewarded for visiting states that tell which skill is at work.
 
 Source: "Diversity Is All You Need: Learning Skills without a Reward Function" (Eysenbach, Gupta, Ibarz &
-Levine, 2019). The policy sees observations ``[s, one-hot skill]``, made by ``with_skill``; the discriminator
-sees the state ``s`` alone, or it would read the answer.
+Levine, 2019). The policy sees observations ``[s, one-hot skill]`` of a ``skilled`` environment; the
+discriminator sees the state ``s`` alone, or it would read the answer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,34 +15,62 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.checks import check_widths
-from popjax.core import Intrinsic, Key, Number, Params, PyTree, Transition, number
+from popjax.checks import check_least, check_widths
+from popjax.core import (
+    Env,
+    Intrinsic,
+    Key,
+    Number,
+    Params,
+    PyTree,
+    Spec,
+    Timestep,
+    Transition,
+    number,
+    vector_size,
+)
 from popjax.optimize import adam, descend
 
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of the discriminator."""
+    """The skills and the shape of the discriminator."""
 
+    skills: int = 50  # how many there are
     hidden: tuple[int, ...] = (300, 300)  # hidden layers, units
 
     def __post_init__(self) -> None:
         check_widths(self)
+        check_least(self, 1, "skills")
 
 
 @struct.dataclass
 class Hyper:
     """Numbers of one module."""
 
+    weight: Number = number(0.2)  # of the bonus beside the task's reward
     lr: Number = number(3e-4)  # Adam's rate for the discriminator
 
 
 @struct.dataclass
 class State:
-    """Discriminator and Adam's moments."""
+    """One module.
+
+    discriminator, optimizer: parameters and Adam's moments.
+    running:                  float32 [*lanes]  task return of a lane's episode under way.
+    returns:                  float32 [skills]  task return of the latest episode of each skill, -inf of one
+                              that has not been played to an end.
+    """
 
     discriminator: Params
     optimizer: PyTree
+    running: Array
+    returns: Array
+
+    @property
+    def best(self) -> Array:
+        """int32 []: the skill whose latest episode returned most."""
+        return jnp.argmax(self.returns)
 
 
 @struct.dataclass
@@ -54,18 +82,50 @@ class Losses:
     accuracy: Array
 
 
+@struct.dataclass
+class Skilled:
+    """State of a ``skilled`` environment: that of the environment within, the skill int32 [] of the episode
+    under way, and the key that draws the next."""
+
+    env: PyTree
+    skill: Array
+    key: Key
+
+
+def skilled(env: Env, skills: int) -> Env:
+    """Return ``env`` with a skill, drawn anew for every episode, appended to its vector observations."""
+    size = vector_size(env.spec, "diayn")
+
+    def reset(key: Key) -> tuple[Skilled, Array]:
+        key, key_env, key_skill = jax.random.split(key, 3)
+        (inner, obs), skill = env.reset(key_env), jax.random.randint(key_skill, (), 0, skills)
+        return Skilled(inner, skill, key), with_skill(obs, skill, skills)
+
+    def step(state: Skilled, action: Array) -> tuple[Skilled, Timestep]:
+        inner, timestep = env.step(state.env, action)
+        key, key_skill = jax.random.split(state.key)
+        skill = jnp.where(timestep.done, jax.random.randint(key_skill, (), 0, skills), state.skill)
+        obs = with_skill(timestep.obs, skill, skills)
+        next_obs = with_skill(timestep.next_obs, state.skill, skills)
+        return Skilled(inner, skill, key), replace(timestep, obs=obs, next_obs=next_obs)
+
+    return env._replace(reset=reset, step=step, spec=env.spec._replace(obs_shape=(size + skills,)))
+
+
 def with_skill(obs: Array, skill: Array, skills: int) -> Array:
-    """What a policy with skills sees: obs [..., D], skill int [...] in [0, skills) -> [..., D + skills]."""
+    """Return obs [..., D] with skill int [...] in [0, skills) as one-hot: [..., D + skills]."""
     one_hot = jax.nn.one_hot(skill, skills, dtype=obs.dtype)
     return jnp.concatenate([obs, jnp.broadcast_to(one_hot, (*obs.shape[:-1], skills))], -1)
 
 
-def diayn(obs_dim: int, skills: int, config: Config = Config()) -> Intrinsic:
-    """One module for ``skills`` skills and states [D], where D is ``obs_dim`` and does not count the skill.
+def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
+    """Return a module for a task ``spec`` without skills, whose observations are states [D].
 
-    Observations of a batch are [B, D + skills]. ``reward`` is ``log q(z|s') - log(1/skills)``, nats, at most
-    log(skills) and 0 for a discriminator that knows nothing. ``learn`` trains q by cross-entropy on ``s``.
+    Observations of a batch are [B, D + skills], as in a ``skilled`` environment. ``reward`` is
+    ``log q(z|s') - log(1/skills)``, nats, at most log(skills) and 0 for a discriminator that knows nothing.
+    ``learn`` trains q by cross-entropy on ``s``. ``observe`` notes what each skill returns in the task.
     """
+    obs_dim, skills = vector_size(spec, "diayn"), config.skills
     network = nets.mlp(obs_dim, config.hidden, skills, initializer="uniform_fan_in")
 
     def log_q(params: Params, states: Array) -> Array:
@@ -78,7 +138,8 @@ def diayn(obs_dim: int, skills: int, config: Config = Config()) -> Intrinsic:
 
     def init(key: Key) -> State:
         params = network.init(key)
-        return State(params, adam(0.0, jnp.inf).init(params))
+        moments = adam(0.0, jnp.inf).init(params)
+        return State(params, moments, jnp.zeros(lanes), jnp.full(skills, -jnp.inf))
 
     def reward(state: State, batch: Transition) -> Array:
         # The skill is the one that acted.
@@ -100,7 +161,22 @@ def diayn(obs_dim: int, skills: int, config: Config = Config()) -> Intrinsic:
             adam(hyper.lr, jnp.inf), loss, state.discriminator, state.optimizer
         )
         # Adam moves on its momentum alone, so a batch without any weight has to be left out as a whole.
-        new = tree.where(counts.any(), State(params, optimizer), state)
-        return new, Losses(value, accuracy)
+        new = replace(state, discriminator=params, optimizer=optimizer)
+        return tree.where(counts.any(), new, state), Losses(value, accuracy)
 
-    return Intrinsic(init=init, reward=reward, learn=learn)
+    def observe(state: State, rows: Transition, done: Array, valid: Array, hyper: Hyper) -> State:
+        skill = split(rows.obs)[1].argmax(-1)
+
+        def one(carry: tuple[Array, Array], step: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+            running, returns = carry
+            reward, done, valid, skill = step
+            running, ended = running + jnp.where(valid, reward, 0.0), done & valid
+            slot = jnp.where(ended, skill, skills).ravel()
+            returns = returns.at[slot].set(running.ravel(), mode="drop")
+            return (jnp.where(ended, 0.0, running), returns), None
+
+        carry = state.running, state.returns
+        (running, returns), _ = jax.lax.scan(one, carry, (rows.reward, done, valid, skill))
+        return replace(state, running=running, returns=returns)
+
+    return Intrinsic(init, reward, learn, observe)

@@ -5,12 +5,11 @@ Source: "Exploration by Random Network Distillation" (Burda, Edwards, Storkey & 
 What the bonus is divided by is a choice. ``scale="bonus"`` is the standard deviation of the bonus itself,
 which shuffled batches can measure. ``scale="return"`` is that of the discounted sum of bonuses, as in the
 paper. Such a sum needs the order of time, which a batch from replay has lost. It is therefore measured by
-``observer`` on the stream of steps that the caller collects, and ``learn`` leaves it alone.
+``observe`` on the stream of steps that the agents play, and ``learn`` leaves it alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +20,8 @@ from jax import Array
 
 from popjax import nets, normalize, tree
 from popjax.checks import check_choices, check_least, check_widths
-from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Transition, number
+from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Spec, Transition, number
+from popjax.nets import images
 from popjax.normalize import ReturnStatistics, RunningStatistics
 from popjax.optimize import adam, descend
 
@@ -36,7 +36,9 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # whose standard deviation divides the bonus
-    lanes: tuple[int, ...] = ()  # shape of the environment lanes that an observer of returns will see
+    # Of a population: a module each that learns what its agent acted, a module each that learns everything,
+    # or one for all.
+    modules: Literal["own", "each", "one"] = "own"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -48,6 +50,7 @@ class Config:
 class Hyper:
     """Numbers of one module."""
 
+    weight: Number = number(0.2)  # of the bonus beside the task's reward
     lr: Number = number(3e-4)  # Adam's rate for the predictor
     discount: Number = number(0.99, high=1.0)  # of the sum of bonuses, per environment step; scale "return"
 
@@ -59,7 +62,7 @@ class State:
     target:       parameters that never change.
     predictor:    parameters that learn to match the target.
     optimizer:    Adam's moments.
-    observations: RunningStatistics [D] of successors, which whiten them.
+    observations: RunningStatistics [*obs] of successors, which whiten them.
     magnitudes:   RunningStatistics [] of the bonus, or of its discounted sum.
     returns:      float32 [*lanes]  discounted sum of bonuses since each lane's reset; scale "return".
     """
@@ -81,16 +84,16 @@ class Losses:
     bonus_std: Array
 
 
-Observe = Callable[[State, Array, Array, Hyper, Array | None], State]
+def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
+    """Return a module that rewards what its predictor does not know.
 
-
-def rnd(obs_dim: int, config: Config = Config()) -> Intrinsic:
-    """One module for observations [D]. ``reward`` is the squared distance of the networks' outputs at
-    ``next_obs``, summed over features and divided by the running standard deviation.
-
-    ``learn`` first takes the batch into the statistics, then steps the predictor on what they whiten.
+    ``reward`` is the squared distance of the networks' outputs at ``next_obs``, summed over features and
+    divided by the running standard deviation. ``learn`` first takes the batch into the statistics, then steps
+    the predictor on what they whiten. With ``scale="return"``, ``observe`` measures the discounted sum of
+    bonuses along each of the environment ``lanes``, which starts anew with an episode (the paper's never
+    does), as soon as ``learn`` has seen observations by which to whiten.
     """
-    network = _network(obs_dim, config)
+    network = _network(spec, config)
 
     def init(key: Key) -> State:
         key_target, key_predictor = jax.random.split(key)
@@ -99,9 +102,9 @@ def rnd(obs_dim: int, config: Config = Config()) -> Intrinsic:
             target=network.init(key_target),
             predictor=predictor,
             optimizer=adam(0.0, jnp.inf).init(predictor),
-            observations=normalize.init((obs_dim,)),
+            observations=normalize.init(spec.obs_shape),
             magnitudes=normalize.init(),
-            returns=jnp.zeros(config.lanes),
+            returns=jnp.zeros(lanes),
         )
 
     def reward(state: State, batch: Transition) -> Array:
@@ -110,7 +113,7 @@ def rnd(obs_dim: int, config: Config = Config()) -> Intrinsic:
 
     def learn(state: State, batch: Transition, weight: Array, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         counts = weight > 0
-        next_obs = jnp.where(counts[:, None], batch.next_obs, 0.0)
+        next_obs = tree.where(counts, batch.next_obs, jnp.zeros_like(batch.next_obs))
         new = replace(state, observations=normalize.update(state.observations, next_obs, counts))
         share = weight / jnp.where(counts.any(), weight.sum(), 1.0)
 
@@ -128,40 +131,29 @@ def rnd(obs_dim: int, config: Config = Config()) -> Intrinsic:
         new = tree.where(counts.any(), new, state)
         return new, Losses(value, _deviation(new.magnitudes))
 
-    return Intrinsic(init=init, reward=reward, learn=learn)
-
-
-def observer(obs_dim: int, config: Config) -> Observe:
-    """``observe(state, next_obs, done, hyper, valid) -> state``: measures the discounted sum of bonuses of
-    ``rnd(obs_dim, config)`` on a stream of steps in order of time.
-
-    next_obs: [T, *lanes, D]     successors of the steps.
-    done:     bool [T, *lanes]   where the sum starts anew; the paper's never does.
-    valid:    bool [T, *lanes]   which steps happened, or None for all; the others leave no trace.
-
-    Raises:
-        ValueError: the config does not scale by the return.
-    """
-    if config.scale != "return":
-        raise ValueError(f"only scale 'return' observes a stream; this module has scale {config.scale!r}")
-    network = _network(obs_dim, config)
-
-    def observe(state: State, next_obs: Array, done: Array, hyper: Hyper, valid: Array | None) -> State:
-        bonus = _distance(network, state, state.predictor, next_obs)
+    def observe(state: State, rows: Transition, done: Array, valid: Array, hyper: Hyper) -> State:
+        if config.scale == "bonus":
+            return state
+        bonus = _distance(network, state, state.predictor, rows.next_obs)
         seen = ReturnStatistics(state.magnitudes, state.returns)
+        # Bonuses of observations that nothing has whitened yet are of another scale.
+        valid &= state.observations.count > 0
         seen = normalize.update_returns(seen, bonus, done, hyper.discount, valid)
         return replace(state, magnitudes=seen.statistics, returns=seen.returns)
 
-    return observe
+    return Intrinsic(init, reward, learn, observe)
 
 
-def _network(obs_dim: int, config: Config) -> Network:
-    """obs [..., D] -> features [..., F]: both target and predictor."""
-    return nets.mlp(obs_dim, config.hidden, config.features, initializer="orthogonal")
+def _network(spec: Spec, config: Config) -> Network:
+    """obs [..., *obs] -> features [..., F]: both target and predictor, behind convolutions where observations
+    are images."""
+    return images.behind_convolutions(
+        spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features)
+    )
 
 
 def _distance(network: Network, state: State, predictor: Params, obs: Array) -> Array:
-    """[...] squared distance of ``predictor`` from the target at ``obs`` [..., D]."""
+    """[...] squared distance of ``predictor`` from the target at ``obs`` [..., *obs]."""
     white = normalize.normalize(state.observations, obs, clip=CLIP)
     error = network.apply(predictor, white) - network.apply(state.target, white)
     return jnp.square(error).sum(-1)

@@ -1,7 +1,8 @@
 """Agents of one kind side by side: the baseline of every population method.
 
 Each agent acts in its own environment lanes and learns by itself, from its own replay or from one replay
-that all fill and all sample. With one agent this is the plain single-agent algorithm.
+that all fill and all sample. With one agent this is the plain single-agent algorithm. A ``drive`` may add a
+reward for novelty or for skills to the task's.
 
 An iteration: collect -> learn.
 """
@@ -9,6 +10,7 @@ An iteration: collect -> learn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,9 +22,10 @@ from popjax import agents, counting, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
 from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
-from popjax.population import lanes, learning, policy
+from popjax.population import drives, lanes, learning, policy
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
+from popjax.replay import episodes
 from popjax.replay.ring import Ring, ring
 
 
@@ -39,6 +42,7 @@ class Config:
     capacity: int = 1_000_000  # transitions that a replay holds
     warmup: int = 1_000  # environment steps of each agent that are uniformly random and before any update
     shared_replay: bool = False  # one replay for all agents instead of one each
+    drive: drives.AnyConfig | None = None  # reward beside the task's: collab, rnd, diayn or none
 
     def __post_init__(self) -> None:
         check_least(self, 1, "population", "lanes", "steps", "updates", "batch", "capacity")
@@ -48,7 +52,8 @@ class Config:
 
 
 Hyper = Any
-"""The ``Hyper`` of the agent; a leaf is [] for all agents or [P] for one number each."""
+"""The ``Hyper`` of the agent, and the drive's in its field ``drive``; a leaf is [] for all agents or, of the
+agent, [P] for one number each."""
 
 
 @struct.dataclass
@@ -58,16 +63,21 @@ class Metrics:
     fitness:  float32 [P] return of the last finished episode, mean over lanes.
     episodes: int32 [P]   finished episodes.
     losses:   [P] each    the agent's losses in the last gradient step of the iteration, 0 before the first.
+    bonus:    float32 [P] mean of what the drive added to the rewards of its batch; () without a drive.
+    drive:    [] each     the drive's losses behind it; () without a drive.
     """
 
     fitness: Array
     episodes: Array
     losses: PyTree
+    bonus: PyTree
+    drive: PyTree
 
 
 @struct.dataclass
 class State:
-    """Everything that training carries. ``replay`` leads with P unless it is shared."""
+    """Everything that training carries. ``replay`` leads with P unless it is shared; ``drive`` is () without
+    one."""
 
     key: Key
     hyper: PyTree
@@ -75,22 +85,25 @@ class State:
     generation: Array  # int32 [] iterations
     metrics: Metrics
     replay: Ring
+    drive: PyTree
     agents: PyTree = stacked()
     lanes: Lanes = stacked()  # [P, N]
 
 
 def default_hyper(config: Config) -> PyTree:
-    """Return the numbers of the kind of agent that there is."""
-    return agents.default_hyper(config.agent)
+    """Return the numbers of the kinds of agent and drive that there are."""
+    return drives.with_numbers(agents.default_hyper(config.agent), config.drive)
 
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return ``config.population`` agents of the kind ``config.agent`` in ``env``."""
-    agent = agents.build(env.spec, config.agent)
-    lanes_env = rollout.autoreset(env)
-    replay = ring(config.capacity)
     population, shape = config.population, (config.population, config.lanes)
+    drive = drives.build(env.spec, config.drive, *shape)
+    lanes_env = drive.env(rollout.autoreset(env))
+    agent = agents.build(lanes_env.spec, config.agent)
+    stride = config.lanes * (population if config.shared_replay else 1)
+    replay = ring(config.capacity // stride * stride if drive.horizon else config.capacity)
     warmup, taken = config.warmup * population, population * config.lanes * config.steps
     learn_all = learning.everyone(agent.learn)
 
@@ -100,10 +113,13 @@ def build(env: Env, config: Config = Config()) -> Method:
             raise ValueError(
                 "a shared replay stores the discount, which must then be one number for all agents"
             )
-        key, key_agents, key_lanes = jax.random.split(key, 3)
+        key, key_agents, key_lanes, key_drive = jax.random.split(key, 4)
         states = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_agents, population), hyper)
-        store = replay.init(example_transition(env.spec))
+        row = example_transition(lanes_env.spec)
+        store = replay.init(episodes.numbered(row, jnp.int32(0)) if drive.horizon else row)
         store = store if config.shared_replay else tree.repeat(store, population)
+        held = drive.init(key_drive)
+        losses, bonus, told = learning.no_losses(update, (states, held), store, hyper, key)
         return State(
             key=key,
             hyper=hyper,
@@ -112,9 +128,12 @@ def build(env: Env, config: Config = Config()) -> Method:
             metrics=Metrics(
                 fitness=jnp.zeros(population),
                 episodes=jnp.zeros(population, jnp.int32),
-                losses=learning.no_losses(update, states, store, hyper, key),
+                losses=losses,
+                bonus=bonus,
+                drive=told,
             ),
             replay=store,
+            drive=held,
             agents=states,
             lanes=lanes.start(lanes_env, key_lanes, shape),
         )
@@ -125,14 +144,16 @@ def build(env: Env, config: Config = Config()) -> Method:
         scale = agent.exploration(s.hyper, s.env_steps / population)
         act = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents), scale)
         act = policy.randomly(act, env.spec, s.env_steps < warmup)
-        keep = lanes.keep_transitions(s.hyper.discount)
-        played, rows = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, keep)
-        rows = lanes.in_order(rows)  # [P, T * N]
-        valid = jnp.ones(rows.reward.shape, jnp.bool_)
+        keep = lanes.numbered(lanes.keep_transitions(s.hyper.discount))
+        played, (rows, done) = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, keep)
+        valid = jnp.ones(done.shape, jnp.bool_)  # [T, P, N]
+        held = drive.observe(s.drive, rows, done, valid, s.hyper)
+        rows = rows if drive.horizon else rows.plain
+        seen, by_agent = lanes.in_order(rows.obs), lanes.in_order(valid)  # [P, T * N]
         if config.shared_replay:
-            store = replay.add(s.replay, tree.flatten(rows), valid.reshape(-1))
+            store = replay.add(s.replay, tree.flatten(rows, 3), valid.ravel())
         else:
-            store = jax.vmap(replay.add)(s.replay, rows, valid)
+            store = jax.vmap(replay.add)(s.replay, lanes.in_order(rows), by_agent)
         return replace(
             s,
             key=key,
@@ -140,38 +161,55 @@ def build(env: Env, config: Config = Config()) -> Method:
             generation=s.generation + 1,
             metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes),
             replay=store,
-            agents=jax.vmap(agent.observe)(s.agents, rows.obs, valid),
+            drive=held,
+            agents=jax.vmap(agent.observe)(s.agents, seen, by_agent),
             lanes=played,
         )
 
-    def update(states: PyTree, store: Ring, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
-        """One gradient step of every agent on a batch of its own."""
-        key_sample, key_learn = jax.random.split(key)
+    def update(
+        learners: tuple[PyTree, PyTree], store: Ring, hyper: PyTree, key: Key
+    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]:
+        """One gradient step of every agent on a batch of its own, and of the drive behind it."""
+        states, held = learners
+        key_sample, key_learn, key_drive = jax.random.split(key, 3)
         sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
         rows = sample(store, jax.random.split(key_sample, population), config.batch)  # [P, B]
-        return learn_all(states, rows, hyper, key_learn)
+        paid, bonus = drive.pay(held, rows, hyper)
+        states, losses = learn_all(states, paid, hyper, key_learn)
+        held, told = drive.learn(held, rows, None, partial(near, store), hyper, key_drive)
+        return (states, held), (losses, bonus, told)
+
+    def near(store: Ring, key: Key) -> tuple[Array, Array, Array]:
+        """Pairs of states for the drive, about a batch of them, from all replays alike."""
+        read = partial(episodes.pairs, stride=stride, horizon=drive.horizon)
+        if config.shared_replay:
+            return read(store, key, config.batch)
+        keys = jax.random.split(key, population)
+        share = -(-config.batch // population)
+        return tree.flatten(jax.vmap(lambda one, key: read(one, key, share))(store, keys))
 
     def learn(s: State) -> State:
         """Every agent takes its gradient steps, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
-        count = learning.due(s.env_steps >= warmup, config.updates)
-        states, losses = learning.steps(
-            lambda states, key: update(states, s.replay, s.hyper, key),
-            s.agents,
-            count,
+        before = s.metrics.losses, s.metrics.bonus, s.metrics.drive
+        (states, held), (losses, bonus, told) = learning.steps(
+            lambda learners, key: update(learners, s.replay, s.hyper, key),
+            (s.agents, s.drive),
+            learning.due(s.env_steps >= warmup, config.updates),
             key_learn,
-            s.metrics.losses,
+            before,
         )
-        return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
+        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told)
+        return replace(s, key=key, agents=states, drive=held, metrics=metrics)
 
     def individuals(s: State) -> Params:
-        return jax.vmap(agent.policy)(s.agents)
+        return drive.deploy(s.drive, jax.vmap(agent.policy)(s.agents))
 
     return Method(
         init=init,
         step=chain(collect, learn),
         policy=lambda s: tree.take(individuals(s), jnp.argmax(s.metrics.fitness)),  # the last episode's best
-        act=agent.act,
+        act=drive.act(agent.act),
         hyper=default_hyper(config),
         steps_bound=taken,
         individuals=individuals,
@@ -183,5 +221,8 @@ METHOD = Recipe(
     build,
     Config,
     default_hyper,
-    agents={"agent": {name: module.Config() for name, module in agents.AGENTS.items()}},
+    agents={
+        "agent": {name: module.Config() for name, module in agents.AGENTS.items()},
+        "drive": drives.KINDS,
+    },
 )

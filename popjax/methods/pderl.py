@@ -1,27 +1,23 @@
 """Proximal distilled evolutionary reinforcement learning. Bodnar, Day & Lio, AAAI 2020.
 
 A population of actors evolves beside a learner that is trained on everyone's experience; every few
-generations the
-learner's actor enters the population. Children are distilled from the better actions of two parents, as the
-learner's critic judges them, and mutations are scaled by how much each weight moves the actions.
+generations the learner's actor enters the population. Children are distilled from the better actions of two
+parents, as the learner's critic judges them, and mutations are scaled by how much each weight moves the
+actions.
 
 A generation: evaluate -> evolve -> learn -> sync.
 
 The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.erl``) is
-``crossover="n_point",
-mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with ``gaussian``.
+``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
+``gaussian``. With a ``drive`` the learner is also rewarded for what is new; fitness stays the task's return.
 
 Differs from the paper where its code, which made the paper's numbers, does; each difference is an option: a
-child
-starts from the less fit parent, its regulariser is a mean over action components too, equal values imitate
-the less
-fit parent (``distillation``); an elite's copy mates with the fitness of the individual it replaced, a
-repeated winner
-may mate with itself (``mating``); the learner may overwrite any slot but that of the best elite's copy
-(``protect_all_elites``); the time limit is terminal (``timeout_is_terminal``). Left out as slips of ERL's
-first code:
-unclipped actor gradients, noisy actions stored beyond [-1, 1], sync counted in games. For distances an
-individual's states are drawn once, not anew for every pair.
+child starts from the less fit parent, its regulariser is a mean over action components too, equal values
+imitate the less fit parent (``distillation``); an elite's copy mates with the fitness of the individual it
+replaced, a repeated winner may mate with itself (``mating``); the learner may overwrite any slot but that of
+the best elite's copy (``protect_all_elites``); the time limit is terminal (``timeout_is_terminal``). Left out
+as slips of ERL's first code: unclipped actor gradients, noisy actions stored beyond [-1, 1], sync counted in
+games. For distances an individual's states are drawn once, not anew for every pair.
 """
 
 from __future__ import annotations
@@ -50,38 +46,11 @@ from popjax.evolution import mutate
 from popjax.evolution.crossover import distil
 from popjax.evolution.offspring import breed, clones, recombine
 from popjax.evolution.select import Selection, fate, replaceable, select
-from popjax.methods.pderl_config import Config, Hyper, check, default_hyper, preset
-from popjax.population import exchange, lanes, learning, policy
+from popjax.methods.pderl_config import Config, Hyper, Metrics, check, default_hyper, preset
+from popjax.population import drives, exchange, lanes, learning, policy
 from popjax.recipe import Recipe, recorded
+from popjax.replay import episodes as numbering
 from popjax.replay.ring import Ring, add, ring
-
-
-@struct.dataclass
-class Metrics:
-    """What a generation shows.
-
-    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution.
-    learner_return:  return of the learner's exploring episode.
-    losses:          the learner's, of its last gradient step; 0 before the first.
-    steps:           int32 environment steps of the generation.
-    gradient_steps:  int32 of the learner in the generation.
-    children:        int32 slots filled by crossover.
-    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of the
-                     learner's actor both.
-    elite_rate, selected_rate, discarded_rate: what became of the learner's actor in the generation after it
-    entered the population: share of all its entries so far.
-    """
-
-    fitness: Array
-    learner_return: Array
-    losses: PyTree
-    steps: Array
-    gradient_steps: Array
-    children: Array
-    parents: Array
-    elite_rate: Array
-    selected_rate: Array
-    discarded_rate: Array
 
 
 @struct.dataclass
@@ -104,6 +73,7 @@ class State:
     learner: PyTree
     learner_memory: Ring
     replay: Ring
+    drive: PyTree  # the learner's; () without one
     noise: Array  # float32 [A] the learner's Ornstein-Uhlenbeck process; [0] of one that explores by itself
     champion: Params  # the fittest policy of the last evaluation
     elite_copy: Array  # int32 [n] slots that sync must spare, best elite's first
@@ -128,28 +98,32 @@ def build(env: Env, config: Config = Config()) -> Method:
     population, trials = config.population, config.trials
     players = population * trials  # lanes of the population; the learner's comes last
     owner = jnp.repeat(jnp.arange(population), trials)
+    drive = drives.build(env.spec, config.drive, 1, players + 1)
 
     def greedy(policy: Params, obs: Array) -> Array:
         return agent.actions.vector(agent.outputs(policy, obs))
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
-        key, key_actors, key_learner = jax.random.split(key, 3)
+        key, key_actors, key_learner, key_drive = jax.random.split(key, 4)
         actors = jax.vmap(agent.actor.init)(jax.random.split(key_actors, population))
         learner, row = agent.init(key_learner, hyper.agent), example_transition(env.spec)
-        store, empty = replay.init(row), memory.init(Memory(row.obs, row.action))
+        kept = numbering.numbered(row, jnp.int32(0)) if drive.horizon else row
+        store, empty = replay.init(kept), memory.init(Memory(row.obs, row.action))
         zero, none = jnp.float32(0), jnp.int32(0)
-        losses = learning.no_losses(update, learner, store, hyper, key)
+        held = drive.init(key_drive)
+        told = learning.no_losses(update, (learner, held), store, hyper, key)
         scores, orphans = jnp.zeros(population), jnp.full((population, 2), -1, jnp.int32)
         return State(
             key=key,
             hyper=hyper,
             env_steps=none,
             generation=none,
-            metrics=Metrics(scores, zero, losses, none, none, none, orphans, zero, zero, zero),
+            metrics=Metrics(scores, zero, *told, none, none, none, orphans, zero, zero, zero),
             learner=learner,
             learner_memory=empty,
             replay=store,
+            drive=held,
             noise=jnp.zeros_like(row.action) if noisy else jnp.zeros(0),
             champion=tree.take(actors, 0),
             elite_copy=jnp.zeros(config.elites if config.protect_all_elites else 1, jnp.int32),
@@ -178,6 +152,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         steps = episodes.length.sum()
         seen = (Memory(episodes.steps.obs, episodes.steps.action), episodes.valid)
         by_individual = jax.tree.map(lambda x: x[:-1].reshape(population, -1, *x.shape[2:]), seen)
+        rows, held = drives.after_episodes(drive, s.drive, episodes, s.generation, s.hyper)
         return replace(
             s,
             key=key,
@@ -185,7 +160,8 @@ def build(env: Env, config: Config = Config()) -> Method:
             generation=s.generation + 1,
             metrics=replace(s.metrics, fitness=fitness, learner_return=episodes.total[-1], steps=steps),
             learner_memory=add(s.learner_memory, *tree.take(seen, -1)),
-            replay=replay.add(s.replay, tree.flatten(episodes.steps), episodes.valid.ravel()),
+            replay=replay.add(s.replay, tree.flatten(rows), episodes.valid.ravel()),
+            drive=held,
             noise=episodes.carry[-1] if noisy else s.noise,
             champion=tree.take(s.actors, jnp.argmax(fitness)),
             memories=jax.vmap(add)(s.memories, *by_individual),
@@ -249,24 +225,33 @@ def build(env: Env, config: Config = Config()) -> Method:
             greedy, actors, memories, keys, config.mutation_batch, stds, hyper.sensitivity_floor
         )
 
-    def update(learner: PyTree, store: Ring, hyper: Hyper, key: Key) -> tuple[PyTree, PyTree]:
-        key_sample, key_update = jax.random.split(key)
-        return agent.learn(learner, replay.sample(store, key_sample, config.batch), hyper.agent, key_update)
+    def update(
+        learned: tuple[PyTree, PyTree], store: Ring, hyper: Hyper, key: Key
+    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, ...]]:
+        """One gradient step of the learner, and of its drive behind it."""
+        learner, held = learned
+        key_sample, key_update, key_drive = jax.random.split(key, 3)
+        batch = replay.sample(store, key_sample, config.batch)
+        paid, bonus = drive.pay(held, batch, hyper)
+        learner, losses = agent.learn(learner, tree.take(paid, 0), hyper.agent, key_update)
+        near = partial(numbering.pairs, store, count=config.batch, stride=1, horizon=drive.horizon)
+        held, told = drive.learn(held, batch, None, near, hyper, key_drive)
+        return (learner, held), (losses, bonus, told)
 
     def learn(s: State) -> State:
         """The learner takes as many gradient steps as the generation took environment steps."""
         key, key_learn = jax.random.split(s.key)
         owed = (s.metrics.steps * s.hyper.updates_per_step).astype(jnp.int32)
         count = jnp.where(s.replay.size > config.start_batches * config.batch, owed, 0)
-        learner, losses = learning.steps(
-            lambda learner, key: update(learner, s.replay, s.hyper, key),
-            s.learner,
+        (learner, held), (losses, bonus, told) = learning.steps(
+            lambda learned, key: update(learned, s.replay, s.hyper, key),
+            (s.learner, s.drive),
             count,
             key_learn,
-            s.metrics.losses,
+            (s.metrics.losses, s.metrics.bonus, s.metrics.drive),
         )
-        metrics = replace(s.metrics, losses=losses, gradient_steps=count)
-        return replace(s, key=key, learner=learner, metrics=metrics)
+        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told, gradient_steps=count)
+        return replace(s, key=key, learner=learner, drive=held, metrics=metrics)
 
     def sync(s: State) -> State:
         """Every ``sync_period`` generations the learner's policy and memory take the least fit slot."""
@@ -293,6 +278,9 @@ METHOD = Recipe(
     build,
     Config,
     default_hyper,
-    agents={"agent": {name: module.Config() for name, module in agents.AGENTS.items()}},
+    agents={
+        "agent": {name: module.Config() for name, module in agents.AGENTS.items()},
+        "drive": drives.NOVELTY,
+    },
     preset=preset,
 )

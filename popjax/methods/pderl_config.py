@@ -1,4 +1,4 @@
-"""Sizes and numbers of PDERL, and the paper's constants by task."""
+"""Sizes, numbers and metrics of PDERL, and the paper's constants by task."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import jax
 from flax import struct
+from jax import Array
 
 from popjax import agents
 from popjax.agents import ddpg
 from popjax.checks import check_choices, check_least
-from popjax.core import Agent, Key, Number, Params, as_arrays, number
+from popjax.core import Agent, Key, Number, Params, PyTree, as_arrays, number
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
+from popjax.population import drives
 from popjax.recipe import Preset
 
 
@@ -40,6 +42,7 @@ class Config:
     timeout_is_terminal: bool = True  # the learner takes the time limit for the end of the task
     noise_reset: bool = False  # the learner's action noise restarts with every episode
     protect_all_elites: bool = False  # sync spares all elites' copies, not only the best one's
+    drive: drives.NoveltyConfig | None = None  # the learner's reward beside the task's: collab, rnd or none
 
     @property
     def elites(self) -> int:
@@ -69,6 +72,7 @@ class Hyper:
     """Numbers, all sweepable."""
 
     agent: Any = field(default_factory=ddpg.Hyper)  # the learner's
+    drive: Any = None  # its drive's
     updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
     mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
@@ -80,9 +84,41 @@ class Hyper:
     noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
 
 
+@struct.dataclass
+class Metrics:
+    """What a generation shows.
+
+    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution.
+    learner_return:  return of the learner's exploring episode.
+    losses:          the learner's, of its last gradient step; 0 before the first.
+    bonus, drive:    [1] mean of what the drive added to that batch's rewards, and its losses behind the step;
+                     () without a drive.
+    steps:           int32 environment steps of the generation.
+    gradient_steps:  int32 of the learner in the generation.
+    children:        int32 slots filled by crossover.
+    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of the
+                     learner's actor both.
+    elite_rate, selected_rate, discarded_rate: what became of the learner's actor in the generation after it
+    entered the population: share of all its entries so far.
+    """
+
+    fitness: Array
+    learner_return: Array
+    losses: PyTree
+    bonus: PyTree
+    drive: PyTree
+    steps: Array
+    gradient_steps: Array
+    children: Array
+    parents: Array
+    elite_rate: Array
+    selected_rate: Array
+    discarded_rate: Array
+
+
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers that belong to ``config``: those of its kind of agent."""
-    return Hyper(agent=agents.default_hyper(config.agent))
+    """Return the numbers that belong to ``config``: those of its kinds of agent and drive."""
+    return Hyper(agents.default_hyper(config.agent), drives.default_numbers(config.drive))
 
 
 def check(agent: Agent, config: Config) -> None:

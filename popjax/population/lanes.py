@@ -30,6 +30,8 @@ from popjax.core import (
     Transition,
     transition,
 )
+from popjax.replay import episodes as numbering
+from popjax.replay.episodes import Episodic
 
 ActAll: TypeAlias = Callable[[PyTree, Array, Key], Any]
 """``(memory [P, N, ...], obs [P, N, *obs], key) -> Choice [P, N, ...]``, or another record with its
@@ -164,6 +166,23 @@ def keep_trajectory(discount: Array | float, timeout_is_terminal: bool = False) 
         return Trajectory(**vars(row), done=timestep.done, log_prob=choice.log_prob)
 
     return record
+
+
+def numbered(record: Record) -> Record:
+    """Return ``record`` with rows that also carry the number of their episode, and, beside them, where an
+    episode ended: ``(Episodic, done)``. What a drive and ``replay.episodes`` read."""
+
+    def with_episodes(lanes: Lanes, choice: Choice, timestep: Timestep) -> tuple[Episodic, Array]:
+        row = record(lanes, choice, timestep)
+        return numbering.numbered(row, lanes.account.episodes), timestep.done
+
+    return with_episodes
+
+
+def owner(slots: Array, shape: tuple[int, int]) -> Array:
+    """Return the individual whose lane wrote the ``slots`` of a ring that all lanes ``shape`` = (P, N) fill
+    in the order of time."""
+    return slots % (shape[0] * shape[1]) // shape[1]
 
 
 def trajectories(rows: Trajectory, before: PyTree) -> Trajectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -59,6 +60,21 @@ def due(ready: Array, count: int) -> Array:
     For conditions on which all members agree, such as the end of a warm-up: the loop then stays one loop.
     """
     return jnp.where(tree.any_lane(ready), count, 0)
+
+
+def whole_updates(per_step: float, taken: int) -> int:
+    """Return the gradient steps of an iteration that takes ``taken`` environment steps, ``per_step`` each.
+
+    Raises:
+        ValueError: they are no whole number from 1.
+    """
+    count = per_step * taken
+    if not 0.5 <= count < math.inf or abs(count - round(count)) > 1e-6:
+        raise ValueError(
+            f"updates_per_step {per_step} times {taken} environment steps of an iteration must be a whole"
+            " number of updates, at least 1; change updates_per_step, lanes or steps"
+        )
+    return round(count)
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:

@@ -38,6 +38,11 @@ class Ring:
         return jax.tree.leaves(self.rows)[0].shape[0]
 
 
+def full(rows: PyTree) -> Ring:
+    """Return a ring that holds just ``rows`` [B, ...], the oldest first."""
+    return Ring(rows, jnp.int32(0), jnp.int32(len(jax.tree.leaves(rows)[0])))
+
+
 def ring(capacity: int, *, replace: bool = True) -> Replay:
     """A ring of ``capacity`` rows.
 

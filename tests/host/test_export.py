@@ -24,6 +24,7 @@ from popjax.host.errors import Refused
 from popjax.host.export import export_policy
 from popjax.host.plain import NotPlain, plain_network
 from popjax.methods import ce, independent, onpolicy, pderl
+from popjax.population.learners import Multihead
 from tests.support import equal
 
 
@@ -59,7 +60,7 @@ def built(kind: str) -> tuple[Any, Any, Any]:
             config = pderl.Config(population=4, capacity=1000, memory=9, batch=8, ddpg=small)
             method = pderl.build(env, config)
         case _:
-            config = ce.Config(capacity=1000, batch=8, sac=sac.Config(hidden=(8,)), **CE[kind])
+            config = ce.Config(capacity=1000, batch=8, **CE[kind])
             method = ce.build(env, config)
     state = jax.jit(jax.vmap(method.init, (0, None)))(jax.random.split(jax.random.key(0)), method.hyper)
     state = jax.tree.map(lambda x: 4 * x if x.dtype == jnp.float32 and x.ndim > 2 else x, state)
@@ -71,8 +72,8 @@ def built(kind: str) -> tuple[Any, Any, Any]:
 
 
 CE: dict[str, Any] = {
-    "multihead": {"learner": "multihead"},
-    "votes": {"col_eval": True, "eval_classifier": "q"},
+    "multihead": {"learner": Multihead(hidden=(8,))},
+    "votes": {"learner": sac.Config(hidden=(8,)), "col_eval": "q"},
 }
 ORIGINS = [{"method": "ours", "seed": seed, "env_steps": 10} for seed in (5, 6)]
 PLAIN = ("td3", "sac", "categorical", "ppo", "pderl")

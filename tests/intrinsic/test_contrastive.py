@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from popjax.core import Spec, Transition, as_arrays
 from popjax.intrinsic import contrastive
-from popjax.intrinsic.contrastive import Config, bank, collaborative, cosine, info_nce, novelty, push
+from popjax.intrinsic.contrastive import Config, Hyper, build, collaborative, cosine, info_nce, novelty
+from tests.support import equal, same
 
 KEYS = jnp.array(
     [[[1.0, 0], [1, 1], [0, 1], [-1, 0]], [[0, 1], [1, 2], [2, 1], [0, -1]]]
@@ -25,7 +29,8 @@ def config(**options):
     [("kth", [-0.707107, -0.447214], -0.577160), ("mean", [-0.853553, -0.670820], -0.762187)],
 )
 def test_the_worked_example_of_the_reward(similarity, each, together):
-    r = novelty(jnp.array([[1.0, 0.0]]), KEYS, FULL, config(similarity=similarity))
+    one = jnp.array([[1.0, 0.0]])
+    r = jax.vmap(lambda keys, count: novelty(one, keys, count, config(similarity=similarity)))(KEYS, FULL).T
     np.testing.assert_allclose(r, [each], atol=1e-5)
     np.testing.assert_allclose(collaborative(r, 0.5), [[together, together]], atol=1e-5)
 
@@ -48,18 +53,18 @@ def test_ego_weight_one_and_a_single_agent_leave_the_own_novelty():
 )
 def test_a_bank_with_few_states_uses_what_it_has(similarity, count, expected):
     """The state itself is the first key, so one key gives similarity 1."""
-    r = novelty(jnp.array([[1.0, 0.0]]), KEYS[:1], jnp.array([count]), config(similarity=similarity))
-    assert float(r[0, 0]) == pytest.approx(expected, abs=1e-5)
+    r = novelty(jnp.array([[1.0, 0.0]]), KEYS[0], jnp.int32(count), config(similarity=similarity))
+    assert float(r[0]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_more_neighbours_are_less_alike():
     embedded, keys = (
         jax.random.normal(jax.random.key(0), (16, 3)),
-        jax.random.normal(jax.random.key(1), (2, 40, 3)),
+        jax.random.normal(jax.random.key(1), (40, 3)),
     )
     for similarity in ("kth", "mean"):
         found = [
-            novelty(embedded, keys, jnp.array([40, 40]), Config(neighbours=k, similarity=similarity))
+            novelty(embedded, keys, jnp.int32(40), Config(neighbours=k, similarity=similarity))
             for k in (1, 5, 20)
         ]
         assert (found[0] < found[1]).all()
@@ -96,40 +101,101 @@ def test_the_loss_has_a_gradient_where_nothing_is_valid_or_embeddings_are_zero()
     assert float(info_nce(zeros, zeros, jnp.zeros(3, bool), 0.07)) == 0.0
 
 
-def test_the_worked_example_of_a_bank():
-    """Every fifth of the states 1 to 25 and three places: 15, 20, 25."""
-    held = bank(3, 1)
-    for state in (5, 10, 15, 20, 25):
-        held = push(held, jnp.full((1, 1), float(state)))
-    assert sorted(np.ravel(held.states).tolist()) == [15, 20, 25]
-    assert int(held.count) == 3
+def stream(states, lanes):
+    """Rows [T, lanes] whose successors are the ``states`` in the order of time."""
+    next_obs = jnp.asarray(states, jnp.float32).reshape(-1, lanes, 1)
+    none = jnp.zeros(next_obs.shape[:2])
+    return Transition(next_obs * jnp.nan, none, none, none, next_obs)
+
+
+def observed(module, state, rows, valid=True):
+    true = jnp.ones(rows.reward.shape, bool)
+    return module.observe(state, rows, ~true, true & valid, as_arrays(Hyper()))
+
+
+def held(state):
+    return sorted(np.ravel(state.bank.rows)[: int(state.bank.size)].tolist())
+
+
+LINE = Spec("line", (1,), 1, 10)
+
+
+@pytest.mark.parametrize("parts", [1, 5, 25])
+def test_the_worked_example_of_a_bank(parts):
+    """Every fifth of the states 1 to 25 and three places: 15, 20, 25, however many are seen at a time."""
+    module = build(LINE, config(bank_size=3, bank_every=5))
+    state = module.init(jax.random.key(0))
+    for states in np.split(np.arange(1.0, 26.0), parts):
+        state = observed(module, state, stream(states, 1))
+    assert held(state) == [15, 20, 25]
 
 
 def test_states_of_several_lanes_enter_a_bank_in_turn():
-    held = push(push(bank(3, 1), jnp.array([[1.0], [2.0]])), jnp.array([[3.0], [4.0]]))
-    assert sorted(np.ravel(held.states).tolist()) == [2, 3, 4]
-    held = push(held, jnp.arange(10.0, 17.0)[:, None])  # more lanes than places
-    assert sorted(np.ravel(held.states).tolist()) == [14, 15, 16]
+    module = build(LINE, config(bank_size=3, bank_every=1), (2,))
+    state = observed(module, module.init(jax.random.key(0)), stream([1, 2, 3, 4], 2))
+    assert held(state) == [2, 3, 4]
+    module = build(LINE, config(bank_size=3, bank_every=1), (7,))
+    state = observed(module, module.init(jax.random.key(0)), stream(np.arange(10.0, 17.0), 7))
+    assert held(state) == [14, 15, 16]  # more lanes than places
 
 
-def test_no_gradient_of_the_reward_reaches_the_encoder():
-    network = contrastive.encoder(3, Config(hidden=(8,), features=4))
-    params = network.init(jax.random.key(0))
-    states, banks = jax.random.normal(jax.random.key(1), (2, 6, 3))
+def test_steps_that_did_not_happen_leave_no_trace_in_a_bank():
+    module = build(LINE, config(bank_size=9, bank_every=2), (2,))
+    valid = jnp.array([[True, True], [True, False], [True, True], [True, True]])
+    state = observed(module, module.init(jax.random.key(0)), stream(np.arange(8.0), 2), valid)
+    assert held(state) == [2, 5, 6]  # second and fourth step of lane 0, second that happened of lane 1
+    assert state.clock.tolist() == [0, 1]
+
+
+def test_the_module_rewards_distance_from_its_bank_and_learns_from_near_pairs(key):
+    module = build(LINE._replace(obs_shape=(2,)), config(encoder="identity", neighbours=1, bank_every=1))
+    state = module.init(key)
+    rows = Transition(*[jnp.zeros((1, 1))] * 4, jnp.array([[[1.0, 0.0]]]))
+    state = observed(module, state, replace(rows, reward=jnp.zeros((1, 1))))
+    batch = Transition(*[jnp.zeros(2)] * 4, jnp.array([[2.0, 0.0], [0.0, 3.0]]))
+    np.testing.assert_allclose(module.reward(state, batch), [-1, 0], atol=1e-6)
+
+    module, hyper = build(LINE, config(hidden=(8,), features=4)), as_arrays(Hyper())
+    state, (anchors, near) = module.init(key), jax.random.normal(key, (2, 6, 1))
+    pairs = Transition(anchors, anchors, near[:, 0], near[:, 0], near)
+    network = contrastive.encoder(LINE, config(hidden=(8,), features=4))
+    weight = jnp.array([1.0, 1, 1, 0, 1, 1])
+    after, losses = module.learn(state, pairs, weight, hyper, key)
+    expected = info_nce(*(network.apply(state.encoder, x) for x in (anchors, near)), weight > 0, 0.07)
+    np.testing.assert_allclose(losses.encoder_loss, expected, rtol=1e-6)
+    assert not same(after.encoder, state.encoder)
+    equal(module.learn(state, pairs, 0 * weight, hyper, key)[0], state)
+
+
+def test_images_are_seen_through_convolutions_and_not_by_the_identity(key):
+    grid = LINE._replace(obs_shape=(10, 10, 4), obs_dtype=jnp.bool_)
+    module = build(grid, config())
+    state = module.init(key)
+    assert state.bank.rows.dtype == jnp.bool_
+    rows = jax.random.bernoulli(key, 0.2, (3, 10, 10, 4))
+    assert module.reward(state, Transition(*[jnp.zeros(3)] * 4, rows)).shape == (3,)
+    with pytest.raises(ValueError, match="identity encoder needs vector observations"):
+        build(grid, config(encoder="identity"))
+
+
+def test_no_gradient_of_the_reward_reaches_the_encoder(key):
+    module = build(LINE._replace(obs_shape=(3,)), config(hidden=(8,), features=4, bank_size=6))
+    states, banks = jax.random.normal(key, (2, 6, 3))
+    state = module.init(key)
+    state = replace(state, bank=replace(state.bank, rows=banks, size=jnp.int32(6)))
 
     def total(params):
-        embedded, keys = (contrastive.embed(network, params, x) for x in (states, banks))
-        return novelty(embedded, keys[None], jnp.array([6]), config(bank_size=6)).sum()
+        return module.reward(replace(state, encoder=params), Transition(*[None] * 4, states)).sum()
 
-    assert float(jnp.abs(total(params))) > 0
-    assert all((x == 0).all() for x in jax.tree.leaves(jax.grad(total)(params)))
+    assert float(jnp.abs(total(state.encoder))) > 0
+    assert all((x == 0).all() for x in jax.tree.leaves(jax.grad(total)(state.encoder)))
 
 
 def test_training_brings_neighbours_together(key):
     """Points on a circle: an anchor's positive is a small turn away, and embeddings come to tell angles."""
     from popjax.optimize import adam, descend
 
-    network = contrastive.encoder(2, Config(hidden=(32,), features=8))
+    network = contrastive.encoder(LINE._replace(obs_shape=(2,)), Config(hidden=(32,), features=8))
     params = network.init(key)
 
     def draw(key):
@@ -152,7 +218,7 @@ def test_training_brings_neighbours_together(key):
 
 
 def test_the_identity_embeds_nothing(key):
-    network = contrastive.encoder(3, Config(encoder="identity"))
+    network = contrastive.encoder(LINE._replace(obs_shape=(3,)), Config(encoder="identity"))
     obs = jnp.arange(3.0)
     np.testing.assert_array_equal(network.apply(network.init(key), obs), obs)
 

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import nets, tree
-from popjax.core import Transition, as_arrays
-from popjax.intrinsic.diayn import Config, Hyper, diayn, with_skill
+from popjax import nets, rollout, tree
+from popjax.core import Spec, Transition, as_arrays
+from popjax.envs import make
+from popjax.intrinsic.diayn import Config, Hyper, build, skilled, with_skill
 from tests.support import equal
 
 D, SKILLS = 2, 4
-CONFIG = Config(hidden=(32, 32))
-MODULE = diayn(D, SKILLS, CONFIG)
+CONFIG = Config(skills=SKILLS, hidden=(32, 32))
+SPEC = Spec("task", (D,), 1, 10)
+MODULE = build(SPEC, CONFIG, (2,))
 HYPER = as_arrays(Hyper(lr=3e-3))
 init = jax.jit(MODULE.init)
 learn = jax.jit(MODULE.learn)
@@ -123,6 +125,46 @@ def test_observations_without_a_skill_are_refused(key):
     batch = Transition(*(jnp.asarray(states, jnp.float32) for _ in range(5)))
     with pytest.raises(ValueError, match=r"2 \+ 4 components, got 2"):
         MODULE.reward(state, batch)
+
+
+def test_a_skilled_environment_keeps_a_skill_for_an_episode(key):
+    """The skill stands behind the observation, also that of the end, and the next episode has another."""
+    env = skilled(rollout.autoreset(make("probe/delay")), SKILLS)
+    assert env.spec.obs_shape == (1 + SKILLS,)
+    state, obs = jax.jit(env.reset)(key)
+    step, shown = jax.jit(env.step), []
+    for t in range(60):
+        skill = int(state.skill)
+        assert obs[1:].argmax() == skill
+        assert obs[1:].sum() == 1
+        state, timestep = step(state, jnp.zeros(1))
+        assert timestep.next_obs[1:].argmax() == skill
+        assert bool(timestep.done) == (t % 2 == 1)
+        if not timestep.done:
+            assert int(state.skill) == skill
+        else:
+            shown.append(skill)
+        obs = timestep.obs
+    assert set(shown) == set(range(SKILLS))
+
+
+def test_the_best_skill_is_the_one_whose_latest_episode_returned_most(key):
+    state = init(key)
+    assert (state.returns == -jnp.inf).all()
+    skill = jnp.array([[0, 2], [0, 2], [1, 2], [1, 3], [0, 3]])  # [T, lanes]
+    done = jnp.array([[False, False], [True, False], [False, True], [True, False], [False, True]])
+    reward = jnp.array([[1.0, 1], [2, 1], [5, 1], [-1, 7], [9, 7]])
+    valid = jnp.ones((5, 2), bool).at[2, 0].set(False)
+    obs = with_skill(jnp.zeros((5, 2, D)), skill, SKILLS)
+    state = MODULE.observe(state, Transition(obs, reward, reward, reward, obs), done, valid, HYPER)
+    assert state.returns.tolist() == [3, -1, 3, 14]
+    assert state.running.tolist() == [9, 0]
+    assert int(state.best) == 3
+
+
+def test_images_are_refused():
+    with pytest.raises(ValueError, match="diayn needs vector observations"):
+        build(SPEC._replace(obs_shape=(10, 10, 4)))
 
 
 def test_lifted_modules_are_single_modules(key):

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from popjax import nets, tree
-from popjax.core import Transition, as_arrays
+from popjax.core import Spec, Transition, as_arrays
 from popjax.intrinsic import rnd
 from tests.support import close, equal
 
 D = 3
 CONFIG = rnd.Config(hidden=(32,), features=8)
-RETURN = rnd.Config(hidden=(32,), features=8, scale="return", lanes=(2,))
+RETURN = rnd.Config(hidden=(32,), features=8, scale="return")
+SPEC = Spec("task", (D,), 1, 10)
 NETWORK = nets.mlp(D, CONFIG.hidden, CONFIG.features)
-MODULE = rnd.rnd(D, CONFIG)
+MODULE = rnd.build(SPEC, CONFIG)
 HYPER = as_arrays(rnd.Hyper(lr=1e-3))
 init = jax.jit(MODULE.init)
 learn = jax.jit(MODULE.learn)
@@ -136,40 +137,67 @@ def test_weights_are_relative(key):
 
 
 def test_the_return_scale_is_the_deviation_of_discounted_sums_along_the_stream(key):
-    module, observe = rnd.rnd(D, RETURN), jax.jit(rnd.observer(D, RETURN))
+    module = rnd.build(SPEC, RETURN, (2,))
+    observe = jax.jit(module.observe)
     chance = np.random.default_rng(0)
     obs = chance.normal(size=(2, 7, 2, D)).astype(np.float32)  # two calls of [T, lanes]
     done, valid = chance.random((2, 2, 7, 2)) < 0.3
     hyper = as_arrays(rnd.Hyper(discount=0.9))
-    start = state = jax.jit(module.init)(key)
+    seen = draw(0, 64)
+    start, _ = jax.jit(module.learn)(jax.jit(module.init)(key), successors(seen), jnp.ones(64), HYPER, key)
+
+    def white(x):
+        return np.clip((x - seen.mean(0)) / seen.std(0), -5, 5)
+
+    state = start
     for part in range(2):
-        state = observe(state, obs[part], done[part], hyper, valid[part])
+        state = observe(state, successors(obs[part]), done[part], valid[part], hyper)
     sums, running = [], np.zeros(2)
     for x, end, happened in zip(
         obs.reshape(14, 2, D), done.reshape(14, 2), valid.reshape(14, 2), strict=True
     ):
-        grown = 0.9 * running + distance(start, np.clip(x, -5, 5))
+        grown = 0.9 * running + distance(start, white(x))
         sums.extend(grown[happened])
         running = np.where(happened, np.where(end, 0, grown), running)
     assert len(sums) > 3
     bonus = module.reward(state, successors(draw(1)))
-    np.testing.assert_allclose(bonus, distance(start, draw(1)) / np.std(sums), rtol=1e-4)
+    np.testing.assert_allclose(bonus, distance(start, white(draw(1))) / np.std(sums), rtol=1e-4)
     np.testing.assert_allclose(state.returns, running, rtol=1e-5)
 
 
-def test_a_shuffled_batch_says_nothing_about_returns(key):
-    module = rnd.rnd(D, RETURN)
-    start = jax.jit(module.init)(key)
+def test_returns_are_measured_once_observations_are_whitened(key):
+    """A shuffled batch says nothing about returns; before any, bonuses are of another scale."""
+    module = rnd.build(SPEC, RETURN, (2,))
+    start, stream, all_of_it = (
+        module.init(key),
+        successors(draw(0, 8).reshape(4, 2, D)),
+        jnp.ones((4, 2), bool),
+    )
+    assert int(module.observe(start, stream, ~all_of_it, all_of_it, HYPER).magnitudes.count) == 0
     state, _ = jax.jit(module.learn)(start, successors(draw(0)), jnp.ones(16), HYPER, key)
     equal(state.magnitudes, start.magnitudes)
     assert int(state.observations.count) == 16
-    with pytest.raises(ValueError, match="observes a stream"):
-        rnd.observer(D, CONFIG)
+    assert int(module.observe(state, stream, ~all_of_it, all_of_it, HYPER).magnitudes.count) == 8
+
+
+def test_a_module_that_scales_by_the_bonus_observes_nothing(key):
+    state, yes = init(key), jnp.ones((4, 1), bool)
+    equal(MODULE.observe(state, successors(draw(0, 4)[:, None]), ~yes, yes, HYPER), state)
+
+
+def test_images_are_whitened_by_pixel_and_seen_through_convolutions(key):
+    grid = SPEC._replace(obs_shape=(10, 10, 4), obs_dtype=jnp.bool_)
+    module = rnd.build(grid, CONFIG)
+    batch = Transition(*[jnp.zeros(6)] * 4, jax.random.bernoulli(key, 0.2, (6, 10, 10, 4)))
+    state, losses = module.learn(module.init(key), batch, jnp.ones(6), HYPER, key)
+    np.testing.assert_allclose(state.observations.mean, batch.next_obs.mean(0), atol=1e-6)
+    assert module.reward(state, batch).shape == (6,)
+    assert jnp.isfinite(losses.predictor_loss)
 
 
 def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match="scale is"):
-        rnd.rnd(D, rnd.Config(scale="none"))
+        rnd.Config(scale="none")
 
 
 def test_lifted_modules_are_single_modules(key):

@@ -15,6 +15,7 @@ from popjax import tree
 from popjax.agents import ddpg, dqn, sac, td3
 from popjax.core import as_arrays
 from popjax.envs import make
+from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.methods import independent
 from popjax.replay.ring import latest
 from tests.support import Case, close, same
@@ -119,15 +120,15 @@ def test_a_replay_of_ones_own_holds_ones_own_rows():
     assert len(np.unique(rows)) == 36
 
 
-def test_a_shared_replay_holds_everyones_rows_agent_by_agent():
+def test_a_shared_replay_holds_everyones_rows_step_by_step_and_agent_by_agent():
     states = history("shared", 3)
     state = states[-1]
     assert int(state.replay.size) == 36
     rows, _ = latest(state.replay, 36)
-    obs, after = np.asarray(rows.obs)[:, 0].reshape(3, 3, 4), np.asarray(rows.next_obs)[:, 0].reshape(3, 3, 4)
-    ended = np.asarray(rows.discount).reshape(3, 3, 4) == 0
+    obs, after = (np.asarray(x)[:, 0].reshape(12, 3) for x in (rows.obs, rows.next_obs))
+    ended = np.asarray(rows.discount).reshape(12, 3) == 0
     for agent in range(3):  # each agent's steps follow one another, through iterations
-        o, n, e = obs[:, agent].ravel(), after[:, agent].ravel(), ended[:, agent].ravel()
+        o, n, e = obs[:, agent], after[:, agent], ended[:, agent]
         np.testing.assert_allclose(o[1:], np.where(e[:-1], 0, n[:-1]), atol=1e-6)
 
 
@@ -158,6 +159,95 @@ def test_the_best_agent_is_deployed(key):
     )
 
 
+COLLAB = contrastive.Config(hidden=(8,), features=4, bank_size=6, neighbours=2)
+DRIVES = {
+    "collab": COLLAB,
+    "rnd": rnd.Config(hidden=(8,), features=4),
+    "rnd_one": rnd.Config(hidden=(8,), modules="one", scale="return"),
+    "diayn": diayn.Config(skills=3, hidden=(8,)),
+}
+
+
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_agents_learn_from_the_tasks_reward_plus_the_drives(shared):
+    """Where all observations are 1 the novelty of the identity is -1: rewards are less by the weight."""
+    env, config = make("probe/endless"), replace(CONFIGS["three"], shared_replay=shared)
+
+    def less(state, action):
+        state, timestep = env.step(state, action)
+        return state, replace(timestep, reward=timestep.reward - 0.25)
+
+    def ran(env, drive, **weight):
+        method = independent.build(env, replace(config, drive=drive))
+        hyper = method.hyper.replace(drive=replace(method.hyper.drive, **weight)) if weight else method.hyper
+        state, step = jax.jit(method.init)(jax.random.key(0), hyper), jax.jit(method.step)
+        for _ in range(6):
+            state = step(state)
+        return state
+
+    final = ran(env, replace(COLLAB, encoder="identity"), weight=0.25)
+    np.testing.assert_allclose(final.metrics.bonus, [-0.25] * 3, atol=1e-6)
+    close(final.agents, ran(env._replace(step=less), None).agents, atol=1e-5)
+    assert not same(final.agents, ran(env, None).agents)
+    assert (final.metrics.fitness == ran(env, None).metrics.fitness).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", DRIVES)
+@pytest.mark.parametrize("task", ["corridor", "corridor-discrete"])
+def test_every_drive_fits_every_agent_and_replay(task, name, shared):
+    """Shapes only: what a step returns is what it takes, and the policy acts on the task's observations."""
+    agent = dqn.Config(hidden=(8,)) if "discrete" in task else TINY.agent
+    options = {"population": 3, "lanes": 2, "steps": 2, "shared_replay": shared}
+    method = independent.build(
+        make(f"probe/{task}"), replace(TINY, agent=agent, drive=DRIVES[name], **options)
+    )
+    fits(method, (1,))
+
+
+@pytest.mark.parametrize("name", ["collab", "rnd", "rnd_one"])
+def test_drives_see_the_grids_of_minatar(name):
+    env = make("gymnax/Breakout-MinAtar")
+    config = independent.Config(agent=dqn.Config(), drive=DRIVES[name], capacity=300, batch=8)
+    fits(independent.build(env, config), env.spec.obs_shape)
+
+
+def fits(method, obs_shape):
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    both = state, jax.eval_shape(method.step, state)
+    forms = [jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in both]
+    assert forms[0] == forms[1]
+    policy, obs = jax.eval_shape(method.policy, state), jnp.zeros(obs_shape)
+    jax.eval_shape(method.act, policy, method.memory, obs, jax.random.key(0), 0.0)
+
+
+@pytest.mark.slow
+def test_skills_come_to_show_where_the_task_pays_nothing():
+    """Alone with its drive an agent's discriminator tells the skills of its walk better than by chance."""
+    config = independent.Config(
+        agent=sac.Config(hidden=(32, 32)),
+        lanes=4,
+        updates=2,
+        batch=128,
+        capacity=20_000,
+        warmup=500,
+        drive=diayn.Config(skills=2, hidden=(32,)),
+    )
+    env = make("probe/corridor")
+
+    def unpaid(state, action):
+        state, timestep = env.step(state, action)
+        return state, replace(timestep, reward=jnp.float32(0))
+
+    method = independent.build(env._replace(step=unpaid), config)
+    hyper = method.hyper.replace(init_temperature=0.1, temperature_lr=0.0)
+    hyper = hyper.replace(drive=replace(hyper.drive, weight=1.0))
+    state = jax.jit(method.init)(jax.random.key(0), hyper)
+    state = jax.jit(lambda s: jax.lax.fori_loop(0, 1500, lambda _, s: method.step(s), s))(state)
+    assert float(state.metrics.drive.accuracy) > 0.7
+    assert float(state.metrics.bonus[0]) > 0.1
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
@@ -177,6 +267,9 @@ def a_case(agent, env="probe/delay", slow=False, eager=False, **options):
 
 
 CASES = {
+    "sac_collab": a_case(sac.Config(hidden=(4,)), drive=COLLAB),
+    "dqn_rnd": a_case(dqn.Config(hidden=(4,)), env="probe/corridor-discrete", drive=DRIVES["rnd"], slow=True),
+    "sac_diayn": a_case(sac.Config(hidden=(4,)), drive=DRIVES["diayn"], slow=True),
     "ddpg": a_case(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4), slow=True),
     "ddpg_normalized": a_case(replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4)), slow=True),
     "dqn": a_case(dqn.Config(hidden=(4,)), env="probe/corridor-discrete"),

@@ -16,6 +16,7 @@ from popjax.agents import a2c, sac
 from popjax.cli import parse
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
+from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.methods import onpolicy
 from tests.support import Case, close, same
 
@@ -162,6 +163,69 @@ def test_a_policy_with_a_memory_begins_every_episode_without_any(key):
     assert same(once, act(params, method.memory, jnp.ones(1), key, 0.0)[0])
 
 
+COLLAB = contrastive.Config(hidden=(8,), features=4, bank_size=6, neighbours=2)
+DRIVES = {
+    "collab": COLLAB,
+    "rnd": rnd.Config(hidden=(8,), scale="return"),
+    "rnd_one": rnd.Config(hidden=(8,), modules="one"),
+    "diayn": diayn.Config(skills=3, hidden=(8,)),
+}
+
+
+def test_agents_learn_from_the_tasks_reward_plus_the_drives():
+    """Where all observations are 1 the novelty of the identity is -1: rewards are less by the weight."""
+    env, drive = make("probe/endless"), replace(COLLAB, encoder="identity")
+
+    def less(state, action):
+        state, timestep = env.step(state, action)
+        return state, replace(timestep, reward=timestep.reward - 0.25)
+
+    def ran(env, drive, **weight):
+        method = onpolicy.build(env, replace(TINY, drive=drive))
+        hyper = method.hyper.replace(drive=replace(method.hyper.drive, **weight)) if weight else method.hyper
+        state, step = jax.jit(method.init)(jax.random.key(0), hyper), jax.jit(method.step)
+        return state, step(state)
+
+    fresh, state = ran(env, drive, weight=0.25)
+    np.testing.assert_allclose(state.trajectory.reward, jnp.full((3, 5, 2), 0.75), atol=1e-6)
+    np.testing.assert_allclose(state.metrics.bonus, [-0.25] * 3, atol=1e-6)
+    assert (state.metrics.fitness == 5).all(), "fitness is the task's"
+    # The drive draws from a key of its own, behind the play: given these rewards agents learn as they would.
+    plain, after = ran(env._replace(step=less), None)
+    close(state.trajectory, after.trajectory, atol=1e-6)
+    close(state.metrics.losses, after.metrics.losses, atol=1e-5)
+    assert same(fresh.agents, plain.agents)
+
+
+@pytest.mark.parametrize("name", DRIVES)
+@pytest.mark.parametrize("task", ["corridor", "corridor-discrete"])
+@pytest.mark.parametrize("lstm", [0, 4])
+def test_every_drive_fits_every_agent(task, name, lstm):
+    """Shapes only: what a step returns is what it takes, and the policy acts on the task's observations."""
+    config = replace(TINY, agent=a2c.Config(hidden=(8,), lstm=lstm), drive=DRIVES[name])
+    method = onpolicy.build(make(f"probe/{task}"), config)
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    both = state, jax.eval_shape(method.step, state)
+    forms = [jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in both]
+    assert forms[0] == forms[1]
+    policy, given = (
+        jax.eval_shape(method.policy, state),
+        (method.memory, jnp.zeros(1), jax.random.key(0), 0.0),
+    )
+    assert jax.eval_shape(method.act, policy, *given).action.shape == (() if "discrete" in task else (1,))
+
+
+def test_a_drive_learns_about_once_from_every_step():
+    """A gradient step for each 256 of an agent's steps, at least one."""
+    for lanes, steps, expected in ((2, 5, 1), (4, 150, 3)):
+        config = replace(TINY, population=1, lanes=lanes, steps=steps, drive=DRIVES["rnd_one"])
+        method = onpolicy.build(make("probe/corridor"), config)
+        state = jax.jit(method.step)(jax.jit(method.init)(jax.random.key(0), method.hyper))
+        counts = [int(x) for x in jax.tree.leaves(state.drive.optimizer) if x.dtype == jnp.int32]
+        assert counts == [expected]
+        assert int(state.drive.observations.count) == expected * min(256, lanes * steps)
+
+
 def test_the_defaults_are_those_of_baselines():
     method = onpolicy.build(make("probe/delay"))
     assert method.steps_bound == 20
@@ -209,9 +273,16 @@ def test_it_learns_to_balance_a_pole(key):
     assert returns(key).mean() > 300
 
 
-def a_case(slow=False, **options):
-    config = onpolicy.Config(agent=a2c.Config(hidden=(4,), **options), population=3, lanes=2, steps=3)
+def a_case(slow=False, drive=None, **options):
+    agent = a2c.Config(hidden=(4,), **options)
+    config = onpolicy.Config(agent=agent, population=3, lanes=2, steps=3, drive=drive)
     return Case(partial(onpolicy.build, make("probe/delay"), config), population=3, slow=slow)
 
 
-CASES = {"onpolicy": a_case(), "onpolicy_lstm": a_case(lstm=4, slow=True)}
+CASES = {
+    "onpolicy": a_case(),
+    "onpolicy_lstm": a_case(lstm=4, slow=True),
+    "onpolicy_rnd": a_case(drive=DRIVES["rnd"]),
+    "onpolicy_collab": a_case(drive=COLLAB, slow=True),
+    "onpolicy_diayn": a_case(drive=DRIVES["diayn"], lstm=4, slow=True),
+}

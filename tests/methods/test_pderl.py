@@ -19,9 +19,10 @@ from popjax.envs.episodic import episodic
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
 from popjax.evolution.select import replaceable
+from popjax.intrinsic import contrastive
 from popjax.methods import erl, pderl
 from popjax.replay.ring import latest
-from tests.support import Case, same
+from tests.support import Case, close, same
 
 LIMIT = 12
 TINY = pderl.Config(
@@ -405,6 +406,50 @@ def test_an_exchange_of_rows_has_two_parents():
     assert found
 
 
+COLLAB = contrastive.Config(hidden=(4,), features=4, bank_size=6, neighbours=2, horizon=2)
+
+
+def test_the_learner_is_paid_for_novelty_and_individuals_are_not():
+    """Where all observations are 1 the novelty of the identity is -1: the learner's rewards are less by the
+    weight, and fitness is the task's return."""
+    env, config = make("probe/endless"), replace(TINY, start_batches=3)
+
+    def less(state, action):
+        state, timestep = env.step(state, action)
+        return state, replace(timestep, reward=timestep.reward - 0.25)
+
+    def ran(env, drive, **weight):
+        method = pderl.build(env, replace(config, drive=drive))
+        hyper = method.hyper
+        hyper = replace(hyper, drive=replace(hyper.drive, **weight)) if weight else hyper
+        state, step = jax.jit(method.init)(jax.random.key(0), hyper), jax.jit(method.step)
+        for _ in range(3):
+            state = step(state)
+        return state
+
+    paid = ran(env, replace(COLLAB, encoder="identity"), weight=0.25)
+    plain = ran(env._replace(step=less), None)
+    assert int(paid.metrics.gradient_steps) > 0
+    np.testing.assert_allclose(paid.metrics.bonus, [-0.25], atol=1e-6)
+    close(paid.learner, plain.learner, atol=1e-5)
+    np.testing.assert_allclose(paid.metrics.fitness, plain.metrics.fitness + 5 * 0.25, atol=1e-5)
+
+
+def test_the_replay_of_a_drive_numbers_whole_episodes():
+    """Rows of one number follow one another, and everyone's states reach the bank."""
+    method = pderl.build(walk(), replace(TINY, drive=replace(COLLAB, bank_size=400, bank_every=1)))
+    state = jax.jit(method.init)(jax.random.key(3), method.hyper)
+    for _ in range(2):
+        state = jax.jit(method.step)(state)
+    rows, valid = latest(state.replay, state.replay.capacity)
+    rows = jax.tree.map(lambda x: np.asarray(x)[np.asarray(valid)], rows)
+    goes_on = rows.episode[1:] == rows.episode[:-1]
+    np.testing.assert_array_equal(rows.next_obs[:-1][goes_on], rows.obs[1:][goes_on])
+    assert len(np.unique(rows.episode)) == 2 * (6 * 2 + 1)
+    held = np.asarray(state.drive.bank.rows[0])[: int(state.drive.bank.size[0])]
+    assert sorted(map(tuple, held)) == sorted(map(tuple, rows.next_obs))
+
+
 def a_case(slow=False, eager=False, **options):
     config = pderl.Config(
         population=4,
@@ -423,5 +468,6 @@ def a_case(slow=False, eager=False, **options):
 
 CASES = {
     "pderl": a_case(),
+    "pderl_collab": a_case(slow=True, drive=COLLAB),
     "erl": a_case(slow=True, eager=True, crossover="n_point", mutation="gaussian"),
 }

@@ -1,0 +1,190 @@
+"""Acting with an eye on each other: agents that seek what the others would not do, or elect one of them.
+
+Collaborative Exploration (ICLR 2024 submission), equations 5 and 6; upper confidence bounds as in SUNRISE
+(Lee et al., 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Choice, Key, Number, Params, PyTree, Spec, number
+from popjax.population import policy
+from popjax.population.lanes import ActAll
+from popjax.population.learners import Learners
+
+Mode = Literal["eps_collab", "eps_greedy", "ucb", "softmax"]
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of acting together."""
+
+    epsilon: Number = number(0.2, high=1.0)  # how often eps_collab and eps_greedy do not act as they would
+    ucb_weight: Number = number(1.0)  # standard deviations that ucb adds to the mean
+    softmax_inv_temp: Number = number(1.0)  # inverse temperature of the softmax over Q
+    softmax_eps: Number = number(1.0, high=1.0)  # probability that it is sampled; else its mode
+
+
+def farthest(candidates: Array, references: Array, own: Array | int) -> Array:
+    """Return the index of the candidate [M, A] with the largest summed squared distance to the references [P,
+    M, A] of all agents but ``own``. Equation 5."""
+    squares = jnp.square(candidates[:, None, None] - references).sum(-1)  # [M, P, M]
+    others = jnp.arange(len(references)) != own
+    return jnp.argmax(jnp.where(others[:, None], squares, 0.0).sum((1, 2)))
+
+
+def upper_confidence(values: Array, weight: Array | float) -> Array:
+    """Return the index of the proposal with the largest mean plus ``weight`` standard deviations over the
+    critics; values [C, P] are what each critic says of each of P proposals. SUNRISE, equation 4."""
+    return jnp.argmax(values.mean(0) + weight * values.std(0))
+
+
+def boltzmann(key: Key, values: Array, hyper: Hyper) -> Array:
+    """Return the index of an agent with probability proportional to ``exp(softmax_inv_temp * value)``, or,
+    with probability ``1 - softmax_eps``, the best one. Equation 6.
+
+    values: [P] each agent's value of what it would do
+    """
+    key_draw, key_explore = jax.random.split(key)
+    drawn = jax.random.categorical(key_draw, hyper.softmax_inv_temp * values)
+    return jnp.where(jax.random.bernoulli(key_explore, hyper.softmax_eps), drawn, jnp.argmax(values))
+
+
+def together(
+    mode: Mode | None,
+    learners: Learners,
+    states: PyTree,
+    spec: Spec,
+    scale: Array | float,
+    candidates: int,
+    hyper: Hyper,
+) -> ActAll:
+    """Return how agents act: by ``mode``, or each by itself if that is None."""
+    policies = learners.policies(states)
+    alone = policy.everyone(learners.act, policies, scale)
+    match mode:
+        case "eps_collab":
+            return eps_collaborative(alone, learners, policies, scale, candidates, hyper.epsilon)
+        case "eps_greedy":
+            return eps_greedy(alone, spec, hyper.epsilon)
+        case "ucb":
+            return by_upper_confidence(learners, states, scale, hyper.ucb_weight)
+        case "softmax":
+            return by_value(learners, states, scale, hyper)
+    return alone
+
+
+def eps_greedy(act: ActAll, spec: Spec, epsilon: Array | float) -> ActAll:
+    """Return ``act`` with a uniformly random action in place of each with probability ``epsilon``."""
+
+    def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
+        key_act, key_chance = jax.random.split(key)
+        chance = jax.random.bernoulli(key_chance, epsilon, obs.shape[:2])
+        return policy.randomly(act, spec, chance)(memory, obs, key_act)
+
+    return act_all
+
+
+def eps_collaborative(
+    act: ActAll,
+    learners: Learners,
+    policies: Params,
+    scale: Array | float,
+    candidates: int,
+    epsilon: Array | float,
+) -> ActAll:
+    """Return ``act``, but with probability ``epsilon`` the one of ``candidates`` samples of an agent's own
+    policy that is farthest from as many samples of each other's. Equation 5."""
+
+    def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
+        key_plain, key_mode, key_draws = jax.random.split(key, 3)
+        choice = act(memory, obs, key_plain)
+        place = jnp.arange(len(obs))
+        keys = jax.random.split(key_draws, candidates)
+        draws = jax.vmap(lambda k: proposals(learners, policies, obs, k, scale))(keys)  # [M, P, P, N, A]
+        own = draws[:, place, place].transpose(1, 2, 0, 3)  # [P, N, M, A]
+        references = draws.transpose(2, 3, 1, 0, 4)  # [P, N, P, M, A]
+        best = jax.vmap(jax.vmap(farthest, (0, 0, None)))(own, references, place)  # [P, N]
+        apart = _chosen(own.transpose(2, 0, 1, 3), best)
+        chance = jax.random.bernoulli(key_mode, epsilon, obs.shape[:2])
+        return choice._replace(action=tree.where(chance, apart, choice.action))
+
+    return act_all
+
+
+def by_upper_confidence(
+    learners: Learners, states: PyTree, scale: Array | float, weight: Array | float
+) -> ActAll:
+    """Return how all agents act as one in lanes [Q, N]: of everybody's proposals, that with the largest mean
+    plus ``weight`` standard deviations over all critics."""
+    return _elected(
+        learners,
+        states,
+        scale,
+        lambda key, obs, proposed: jax.vmap(jax.vmap(lambda v: upper_confidence(v, weight)))(
+            all_values(learners, states, obs, proposed)
+        ),
+    )
+
+
+def by_value(learners: Learners, states: PyTree, scale: Array | float, hyper: Hyper) -> ActAll:
+    """Return how all agents act as one in lanes [Q, N]: the proposal of an agent that ``boltzmann`` draws by
+    the values of what each would do greedily."""
+
+    def elect(key: Key, obs: Array, proposed: Array) -> Array:
+        values = jnp.moveaxis(greedy_values(learners, states, obs), 0, -1)  # [Q, N, P]
+        keys = jax.random.split(key, values.shape[:2])
+        return jax.vmap(jax.vmap(lambda k, v: boltzmann(k, v, hyper)))(keys, values)
+
+    return _elected(learners, states, scale, elect)
+
+
+def proposals(learners: Learners, policies: Params, obs: Array, key: Key, scale: Array | float) -> Array:
+    """Return what every policy [P] would do at the same observations [..., *obs]: actions [P, ..., A]."""
+    outputs = jax.vmap(learners.outputs, (0, None))(policies, obs)
+    count = jax.tree.leaves(outputs)[0].shape[0]
+    scales = jnp.broadcast_to(scale, (count,))
+    sampled = jax.vmap(learners.actions.sample)(jax.random.split(key, count), outputs, scales)
+    return learners.actions.bounded(sampled)
+
+
+def greedy_values(learners: Learners, states: PyTree, obs: Array) -> Array:
+    """Return the least that an agent's critics say of its greedy action, [P, ...] for obs [..., *obs]."""
+    outputs = jax.vmap(learners.outputs, (0, None))(learners.policies(states), obs)
+    return learners.values(states, obs, learners.actions.bounded(learners.actions.mode(outputs))).min(1)
+
+
+def all_values(learners: Learners, states: PyTree, obs: Array, proposed: Array) -> Array:
+    """Return what all C critics say of every proposal: obs [..., *obs], proposals [P, ..., A] -> [..., C,
+    P]."""
+
+    def one(proposal: Array) -> Array:
+        everyone = jnp.broadcast_to(proposal, (len(proposed), *proposal.shape))
+        return tree.flatten(learners.values(states, obs, everyone))  # [C, ...]
+
+    return jnp.moveaxis(jax.vmap(one)(proposed), (1, 0), (-2, -1))
+
+
+def _elected(learners: Learners, states: PyTree, scale: Array | float, elect: Callable[..., Array]) -> ActAll:
+    """How the proposal of whom ``elect(key, obs, proposals)`` int32 [Q, N] names is done."""
+
+    def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
+        key_draws, key_choice = jax.random.split(key)
+        proposed = proposals(learners, learners.policies(states), obs, key_draws, scale)  # [P, Q, N, A]
+        action = _chosen(proposed, elect(key_choice, obs, proposed))
+        return Choice(memory, action, action, jnp.zeros(obs.shape[:2]))
+
+    return act_all
+
+
+def _chosen(proposed: Array, index: Array) -> Array:
+    """The entries [Q, N, ...] of ``proposed`` [P, Q, N, ...] at ``index`` [Q, N]."""
+    return jax.vmap(jax.vmap(lambda one, i: one[i], (1, 0)), (1, 0))(proposed, index)

@@ -1,0 +1,271 @@
+"""Drives of a population: rewards beside the task's, by one record that every method can carry.
+
+A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's numbers in
+``hyper.drive`` (``with_numbers``) carries the drive's state in its own and makes five calls::
+
+    drive = drives.build(env.spec, config.drive, population, lanes)
+    lanes_env = drive.env(rollout.autoreset(env))  # what agents see, DIAYN's skill included
+    held = drive.observe(held, rows, done, valid, hyper)  # after playing [T, P, N]
+    paid, bonus = drive.pay(held, rows, hyper)  # before a gradient step, which learns from paid
+    held, losses = drive.learn(held, rows, own, pairs, hyper, key)  # behind it
+    drive.act(agent.act), drive.deploy(held, policies)  # for the Method
+
+Returns and fitness stay the task's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import Act, Choice, Env, Intrinsic, Key, Params, PyTree, Spec, Transition
+from popjax.intrinsic import contrastive, diayn, rnd
+from popjax.replay import episodes
+from popjax.rollout import Episode
+
+AnyConfig: TypeAlias = contrastive.Config | rnd.Config | diayn.Config
+NoveltyConfig: TypeAlias = contrastive.Config | rnd.Config
+NOVELTY: dict[str, NoveltyConfig | None] = {
+    "none": None,
+    "collab": contrastive.Config(),
+    "rnd": rnd.Config(),
+}
+"""Those that change no observation, for methods whose individuals have no skills."""
+KINDS: dict[str, AnyConfig | None] = {**NOVELTY, "diayn": diayn.Config()}
+"""All kinds of drive by their names on the command line."""
+Pairs: TypeAlias = Callable[[Key], tuple[Array, Array, Array]]
+"""``key -> (anchors [B, *obs], positives [B, *obs], valid bool [B])``: states of one episode a few steps
+apart, such as ``replay.episodes.pairs``."""
+
+
+class Drive(NamedTuple):
+    """A reward beside the task's for ``P`` agents. ``hyper`` is a struct whose ``drive`` has the numbers.
+
+    init:    key -> state
+    observe: (state, rows [T, P, N], done [T, P, N], valid [T, P, N], hyper) -> state that has seen these
+             steps, in order of time
+    pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of what the drive
+             added). ``rows`` are everybody's own [P, B], or common ones [B]
+    learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] tells of
+             common rows whose they are; it is None of rows [P, B]
+    env:     Env that resets itself -> what the agents play in
+    act:     Act of an agent -> Act on the observations of the task
+    deploy:  (state, policies [P]) -> parameters [P] for that ``act``
+    horizon: environment steps within which ``Pairs`` are; 0: they are never asked for
+    """
+
+    init: Callable[[Key], PyTree]
+    observe: Callable[..., PyTree]
+    pay: Callable[..., tuple[Transition, PyTree]]
+    learn: Callable[..., tuple[PyTree, PyTree]]
+    env: Callable[[Env], Env] = lambda env: env
+    act: Callable[[Act], Act] = lambda act: act
+    deploy: Callable[[PyTree, Params], Params] = lambda state, policies: policies
+    horizon: int = 0
+
+
+def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> Drive:
+    """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
+
+    Raises:
+        ValueError: the drive cannot see the observations of the task.
+    """
+    if config is None:
+        return none(population)
+    if isinstance(config, contrastive.Config):
+        return collaborative(spec, config, population, lanes)
+    if isinstance(config, diayn.Config):
+        return skills(spec, config, population, lanes)
+    module = rnd.build(spec, config, (population, lanes) if config.modules == "one" else (lanes,))
+    return lifted(module, population, shared=config.modules == "one", own=config.modules == "own")
+
+
+def default_numbers(config: AnyConfig | None) -> PyTree:
+    """Return the default ``Hyper`` of the drive of ``config``, None of none."""
+    if isinstance(config, contrastive.Config):
+        return contrastive.Hyper()
+    if isinstance(config, diayn.Config):
+        return diayn.Hyper()
+    return None if config is None else rnd.Hyper()
+
+
+def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:
+    """Return the ``Hyper`` of an agent with the numbers of a drive in a further field ``drive``; itself
+    without a drive."""
+    if config is None:
+        return hyper
+    own = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
+    return _with_drive(type(hyper))(**own, drive=default_numbers(config))
+
+
+@cache
+def _with_drive(kind: type) -> Any:
+    body = {"__annotations__": {"drive": Any}, "drive": None, "__doc__": kind.__doc__}
+    return struct.dataclass(type(kind.__name__, (kind,), body | {"__module__": kind.__module__}))
+
+
+def none(population: int) -> Drive:
+    """Return no drive: the task's reward is all."""
+    return Drive(
+        init=lambda key: (),
+        observe=lambda state, *_: state,
+        pay=lambda state, rows, hyper: (_everybodys(rows, population), ()),
+        learn=lambda state, *_: (state, ()),
+    )
+
+
+def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes: int) -> Drive:
+    """Return the collaborative novelty of equations 2 to 4: a bank of states for each agent and one encoder
+    for all, which takes ``config.steps`` gradient steps each time."""
+    module = contrastive.build(spec, config, (lanes,))
+    by_bank = contrastive.State(encoder=None, optimizer=None, bank=0, clock=0)
+    trained = config.encoder == "contrastive"
+
+    def init(key: Key) -> contrastive.State:
+        state = module.init(key)
+        banks, clocks = tree.repeat((state.bank, state.clock), population)
+        return replace(state, bank=banks, clock=clocks)
+
+    def observe(state: Any, rows: Transition, done: Array, valid: Array, hyper: Any) -> contrastive.State:
+        each = jax.vmap(module.observe, (by_bank, 1, 1, 1, None), by_bank)
+        return each(state, rows, done, valid, hyper.drive)
+
+    def bonus(state: contrastive.State, rows: Transition, hyper: Any) -> Array:
+        """[P, B] what each agent is paid for each of its rows."""
+        common = rows.reward.ndim == 1
+        novelty = jax.vmap(module.reward, (by_bank, None))(state, rows if common else tree.flatten(rows)).T
+        if common:
+            return contrastive.collaborative(novelty, hyper.drive.ego_weight).T
+        novelty = novelty.reshape(*rows.reward.shape, population)
+        place = jnp.arange(population)
+        return contrastive.collaborative(novelty, hyper.drive.ego_weight)[place, :, place]
+
+    def learn(
+        state: contrastive.State, rows: Transition, own: Any, pairs: Pairs, hyper: Any, key: Key
+    ) -> tuple[contrastive.State, contrastive.Losses]:
+        def step(state: contrastive.State, key: Key) -> tuple[contrastive.State, contrastive.Losses]:
+            anchors, positives, valid = pairs(key)
+            none = jnp.zeros(len(valid))
+            near = Transition(anchors, none, none, none, positives)
+            return module.learn(state, near, jnp.float32(valid), hyper.drive, key)
+
+        if not trained:
+            return state, contrastive.Losses(jnp.float32(0))
+        # Banks are read by nothing that a step does, and stay out of the loop.
+        bare = replace(state, bank=None, clock=None)
+        learned, losses = jax.lax.scan(step, bare, jax.random.split(key, config.steps))
+        return replace(learned, bank=state.bank, clock=state.clock), tree.take(losses, -1)
+
+    return Drive(init, observe, _paying(bonus, population), learn, horizon=config.horizon * trained)
+
+
+def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: bool = True) -> Drive:
+    """Return the drive of a module for each of ``population`` agents, or of one ``shared`` by all of them.
+
+    A module learns from its agent's ``own`` transitions, else from everybody's.
+    """
+
+    def init(key: Key) -> PyTree:
+        return module.init(key) if shared else jax.vmap(module.init)(jax.random.split(key, population))
+
+    def observe(state: PyTree, rows: Transition, done: Array, valid: Array, hyper: Any) -> PyTree:
+        if shared:
+            return module.observe(state, rows, done, valid, hyper.drive)
+        return jax.vmap(module.observe, (0, 1, 1, 1, None))(state, rows, done, valid, hyper.drive)
+
+    def bonus(state: PyTree, rows: Transition, hyper: Any) -> Array:
+        common = rows.reward.ndim == 1
+        if shared:
+            paid = module.reward(state, rows if common else tree.flatten(rows))
+            return (
+                jnp.broadcast_to(paid, (population, len(paid))) if common else paid.reshape(rows.reward.shape)
+            )
+        return jax.vmap(module.reward, (0, None if common else 0))(state, rows)
+
+    def learn(
+        state: PyTree, rows: Transition, mine: Array | None, pairs: Pairs, hyper: Any, key: Key
+    ) -> tuple[PyTree, PyTree]:
+        common = rows.reward.ndim == 1
+        if not common and (shared or not own):
+            rows, common = tree.flatten(rows), True
+        everything = jnp.ones(rows.reward.shape[-1])
+        if shared:
+            return module.learn(state, rows, everything, hyper.drive, key)
+        weight = tree.repeat(everything, population)
+        if common and own and mine is not None:
+            weight = jnp.float32(mine)
+        each = jax.vmap(module.learn, (0, None if common else 0, 0, None, 0))
+        state, losses = each(state, rows, weight, hyper.drive, jax.random.split(key, population))
+        return state, jax.tree.map(jnp.mean, losses)
+
+    return Drive(init, observe, _paying(bonus, population), learn)
+
+
+def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Drive:
+    """Return DIAYN's drive: every episode has a skill, which its states should tell.
+
+    An agent has skills and a discriminator of its own; it is deployed with the skill whose latest episode
+    returned most in the task.
+    """
+    drive = lifted(diayn.build(spec, config, (lanes,)), population)
+
+    return drive._replace(
+        env=lambda env: diayn.skilled(env, config.skills),
+        act=lambda act: skill_act(act, config.skills),
+        deploy=lambda state, policies: (policies, jax.vmap(lambda one: one.best)(state)),
+    )
+
+
+def after_episodes(
+    drive: Drive, state: PyTree, played: Episode, generation: Array, hyper: Any
+) -> tuple[Transition, PyTree]:
+    """Return the Transitions [E, T] of whole episodes, numbered if the drive asks for pairs, and the drive of
+    one learner after it has seen them, an episode for each of its E lanes."""
+    rows, valid = played.steps, played.valid
+    count = valid.shape[0]
+    number = jnp.broadcast_to((generation * count + jnp.arange(count))[:, None], valid.shape)
+    ends = jnp.arange(valid.shape[1]) == played.length[:, None] - 1
+    stream, done, valid = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 1, 0)[:, None], (episodes.numbered(rows, number), ends, valid)
+    )  # [T, 1, E]
+    state = drive.observe(state, stream, done, valid, hyper)
+    return episodes.numbered(rows, number) if drive.horizon else rows, state
+
+
+def skill_act(act: Act, skills: int) -> Act:
+    """Return how an agent that sees one of ``skills`` acts on the task's own observations; its parameters are
+    (policy, skill int32 [])."""
+
+    def act_with_skill(
+        params: tuple[Params, Array], memory: PyTree, obs: Array, key: Key, scale: Array | float
+    ) -> Choice:
+        policy, skill = params
+        return act(policy, memory, diayn.with_skill(obs, skill, skills), key, scale)
+
+    return act_with_skill
+
+
+def _paying(
+    bonus: Callable[[PyTree, Transition, Any], Array], population: int
+) -> Callable[..., tuple[Transition, Array]]:
+    """Return ``Drive.pay`` of a drive that gives ``bonus(state, rows, hyper)`` [P, B]."""
+
+    def pay(state: PyTree, rows: Transition, hyper: Any) -> tuple[Transition, Array]:
+        added = jnp.asarray(hyper.drive.weight)[..., None] * bonus(state, rows, hyper)
+        everybodys = _everybodys(rows, population)
+        return replace(everybodys, reward=everybodys.reward + added), added.mean(1)
+
+    return pay
+
+
+def _everybodys(rows: Transition, population: int) -> Transition:
+    """Rows [P, B] of rows [P, B] or common rows [B]."""
+    return rows if rows.reward.ndim == 2 else tree.repeat(rows, population)

@@ -1,0 +1,124 @@
+"""Agents that learn side by side from transitions with rewards of their own: apart, or on one torso."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import agents, distributions, tree
+from popjax.agents import sac
+from popjax.core import Act, Agent, Choice, Distribution, Key, Params, PyTree, Spec, Transition
+from popjax.population import learning
+
+
+@dataclass(frozen=True)
+class Multihead(sac.Config):
+    """SAC agents that are heads: on one torso of the actors, and on one for each twin of the critics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hidden:
+            raise ValueError("multihead agents share hidden layers, and hidden is empty; give it one")
+
+
+class Learners(NamedTuple):
+    """``P`` agents together.
+
+    init:        (key, hyper) -> states
+    learn:       (states, rows [P, B], hyper, key) -> (states, losses [P] each)
+    observe:     (states, obs [B, ...], valid [B]) -> states that have all seen these observations
+    policies:    states -> parameters [P] that ``act`` reads
+    values:      (states, obs [..., *obs], actions [P, ...]) -> [P, K, ...] of each agent's K critics
+    act, outputs, actions, exploration: as of an ``Agent``, for one of the policies
+    """
+
+    init: Callable[[Key, PyTree], PyTree]
+    learn: Callable[[PyTree, Transition, PyTree, Key], tuple[PyTree, PyTree]]
+    observe: Callable[[PyTree, Array, Array], PyTree]
+    policies: Callable[[PyTree], Params]
+    values: Callable[[PyTree, Array, Array], Array]
+    act: Act
+    outputs: Callable[[Params, Array], PyTree]
+    actions: Distribution
+    exploration: Callable[[PyTree, Array], Array]
+
+
+def build(spec: Spec, config: agents.AnyConfig, population: int) -> Learners:
+    """Return ``population`` agents of the kind of ``config``; those of ``Multihead`` share their torsos.
+
+    Raises:
+        ValueError: agents of this kind cannot play the task.
+    """
+    if isinstance(config, Multihead):
+        return multihead(spec, config, population)
+    return apart(agents.build(spec, config), population)
+
+
+def apart(agent: Agent, population: int) -> Learners:
+    """Return agents with networks of their own. A leaf of ``hyper`` is [] or [P]."""
+
+    def init(key: Key, hyper: PyTree) -> PyTree:
+        return jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key, population), hyper)
+
+    def values(states: PyTree, obs: Array, actions: Array) -> Array:
+        if agent.values is None:
+            return jax.vmap(agent.value, (0, None, 0))(states, obs, actions)[:, None]
+        return jax.vmap(agent.values, (0, None, 0))(states, obs, actions)
+
+    return Learners(
+        init=init,
+        learn=learning.everyone(agent.learn),
+        observe=lambda states, obs, valid: jax.vmap(agent.observe, (0, None, None))(states, obs, valid),
+        policies=jax.vmap(agent.policy),
+        values=values,
+        act=agent.act,
+        outputs=agent.outputs,
+        actions=agent.actions,
+        exploration=agent.exploration,
+    )
+
+
+def multihead(spec: Spec, config: sac.Config, population: int) -> Learners:
+    """Return SAC agents that are heads of one learner, whose state leads with an axis of 1.
+
+    They have one number each of ``hyper``, and learn by the sum of their losses from the same transitions.
+    """
+    agent = sac.parts(spec, config, heads=population).agent
+
+    def learn(states: PyTree, rows: Transition, hyper: PyTree, key: Key) -> tuple[PyTree, sac.Losses]:
+        common = replace(tree.take(rows, 0), reward=rows.reward)
+        state, losses = agent.learn(tree.take(states, 0), common, hyper, key)
+        # The losses of critics and actors are sums over heads.
+        mean = {name: getattr(losses, name) / population for name in ("critic_loss", "actor_loss")}
+        losses = replace(losses, **jax.tree.map(lambda x: jnp.full(population, x), mean))
+        return tree.repeat(state, 1), losses
+
+    def outputs(policy: tuple[Params, Array], obs: Array) -> tuple[Array, Array]:
+        params, head = policy
+        return tree.take(agent.actor.apply(params, obs), head)
+
+    def act(policy: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return distributions.choose(agent.actions, memory, outputs(policy, obs), key, scale)
+
+    def policies(states: PyTree) -> tuple[Params, Array]:
+        return tree.repeat(agent.policy(tree.take(states, 0)), population), jnp.arange(population)
+
+    def values(states: PyTree, obs: Array, actions: Array) -> Array:
+        return jnp.moveaxis(agent.critic.apply(tree.take(states.critics, 0), obs, actions), 0, 1)
+
+    return Learners(
+        init=lambda key, hyper: tree.repeat(agent.init(key, hyper), 1),
+        learn=learn,
+        observe=lambda states, obs, valid: states,
+        policies=policies,
+        values=values,
+        act=act,
+        outputs=outputs,
+        actions=agent.actions,
+        exploration=agent.exploration,
+    )

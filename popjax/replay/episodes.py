@@ -1,0 +1,64 @@
+"""Reading a ring along episodes: states that lie close to each other, and the rewards that followed.
+
+The ring is filled in the order of time, in turn by ``stride`` lanes (1: episode after episode), and its rows
+are ``Episodic``; its capacity is a multiple of the stride.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax.core import Key, Transition
+from popjax.replay.ring import Ring, neighbours
+
+
+@struct.dataclass
+class Episodic(Transition):
+    """Transitions numbered by episode.
+
+    episode: int32 [...]  equal in one episode, different in the lane's next.
+    """
+
+    episode: Array
+
+    @property
+    def plain(self) -> Transition:
+        """The transitions without their numbers."""
+        return Transition(self.obs, self.action, self.reward, self.discount, self.next_obs)
+
+
+def numbered(rows: Transition, episode: Array) -> Episodic:
+    """Return ``rows`` with the number of their ``episode``."""
+    return Episodic(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, episode)
+
+
+def slots(store: Ring, key: Key, count: int) -> Array:
+    """Return int32 [count] slots, uniform over what is stored."""
+    return jax.random.randint(key, (count,), 0, jnp.maximum(store.size, 1))
+
+
+def pairs(store: Ring, key: Key, count: int, stride: int, horizon: int) -> tuple[Array, Array, Array]:
+    """Return observations [B, *obs]; of each another at most ``horizon`` steps before or after in the same
+    episode [B, *obs], all of these as likely; and whether there was any, bool [B]. B is ``count``."""
+    key_slot, key_choice = jax.random.split(key)
+    anchors = slots(store, key_slot, count)
+    offsets = jnp.array([offset for offset in range(-horizon, horizon + 1) if offset])
+    near, there = neighbours(store, anchors, offsets, stride)
+    episode, obs = store.rows.episode, store.rows.obs
+    valid = there & (episode[near] == episode[anchors, None])
+    choice = jax.random.categorical(key_choice, jnp.where(valid, 0.0, -jnp.inf))
+    partner = jnp.take_along_axis(near, choice[:, None], 1)[:, 0]
+    return obs[anchors], obs[partner], valid.any(-1)
+
+
+def following(store: Ring, at: Array, stride: int, horizon: int) -> tuple[Array, Array]:
+    """Return the undiscounted sum of the ``horizon`` rewards from each slot ``at`` [B] on, up to the end of
+    its episode, [B]; and whether all of them have been played, bool [B]."""
+    near, there = neighbours(store, at, jnp.arange(horizon), stride)
+    same = there & (store.rows.episode[near] == store.rows.episode[at, None])
+    # All is known where the window ends inside what is stored, or the lane has begun another episode.
+    complete = same[:, -1] | (there & ~same).any(1)
+    return jnp.where(same, store.rows.reward[near], 0.0).sum(1), complete

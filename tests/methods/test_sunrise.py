@@ -1,0 +1,105 @@
+"""SUNRISE: trust in targets, members of transitions, and acting as one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import tree
+from popjax.agents import sac
+from popjax.envs import make
+from popjax.methods import sunrise
+from popjax.replay.ring import full
+from tests.support import Case, same
+
+SMALL = sunrise.Config(sac=sac.Config(hidden=(8,)), population=3, batch=12, capacity=200, warmup=10)
+
+
+@lru_cache
+def compiled():
+    method = sunrise.build(make("probe/corridor"), SMALL)
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
+def played(count):
+    method, init, step = compiled()
+    state = init(jax.random.key(0), method.hyper)
+    for _ in range(count):
+        state = step(state)
+    return state
+
+
+def test_the_worked_example_of_the_weight():
+    np.testing.assert_allclose(sunrise.target_weight(jnp.array([0.0, 0.1]), 20.0), [1.0, 0.619203], atol=1e-6)
+
+
+def test_every_row_has_a_member():
+    state = played(60)
+    members = np.asarray(state.replay.rows.members[:60])
+    assert members.any(1).all()
+    assert 0.4 < members.mean() < 0.7
+    assert int(state.env_steps) == int(state.replay.size) == 60
+
+
+def test_a_member_learns_only_from_its_own_transitions():
+    """Rewards of the others' rows are nothing to it, and without any row it stands still."""
+    state, step = played(12), compiled()[2]
+    rows = tree.take(state.replay.rows, jnp.arange(200) % 12)
+    members = jnp.zeros((200, 3), bool).at[::2, 0].set(True).at[1::2, 1].set(True)
+    rows = rows.replace(members=members)
+    other = rows.replace(reward=rows.reward.at[1::2].add(5.0))
+    one, two = (step(state.replace(replay=full(x))) for x in (rows, other))
+    # The row that the step itself adds is the first, which belongs to member 0 in both.
+    assert not same(tree.take(one.agents, 1), tree.take(two.agents, 1))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(one.agents))
+    nobody = full(rows.replace(members=jnp.zeros((200, 3), bool)))
+    # At most one row of a batch can have a member then: the new one.
+    still = step(state.replace(replay=nobody))
+    new = np.asarray(still.replay.rows.members[0])
+    for i in np.flatnonzero(~new):
+        assert same(tree.take(still.agents, i), tree.take(state.agents, i))
+
+
+def test_members_are_drawn_with_their_share(key):
+    drawn = sunrise.draw_members(key, 0.5, (4000, 3))
+    assert drawn.any(-1).all()
+    # Of 8 equally likely rows the empty one becomes one of three: (12 + 1) / 24.
+    assert float(drawn.mean()) == pytest.approx(13 / 24, abs=0.02)
+
+
+def test_the_ensemble_deploys_its_mean_action():
+    method, state = compiled()[0], played(20)
+    outputs = sac.build(make("probe/corridor").spec, SMALL.sac).outputs
+    obs = jnp.full(1, 0.3)
+    means = jnp.tanh(jax.vmap(outputs, (0, None))(state.agents.actor, obs)[0])
+    action = method.act(method.policy(state), (), obs, jax.random.key(0), 0.0).action
+    np.testing.assert_allclose(action, means.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"population": 0}, "population must be at least 1"),
+        ({"updates_per_step": 0.3}, "updates_per_step 0.3 times 1 environment steps"),
+        ({"capacity": 100}, "batch 256 exceeds the replay's capacity 100"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sunrise.Config(**options)
+
+
+CASES = {
+    "sunrise": Case(
+        lambda: sunrise.build(
+            make("probe/delay"),
+            sunrise.Config(sac=sac.Config(hidden=(4,)), population=3, batch=6, capacity=60, warmup=3),
+        ),
+        3,
+        alone=False,
+    )
+}

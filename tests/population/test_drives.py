@@ -1,0 +1,216 @@
+"""Drives of a population: what each agent is paid and what each module learns from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import tree
+from popjax.agents import sac
+from popjax.core import Choice, Spec, Transition, as_arrays
+from popjax.intrinsic import contrastive, diayn, rnd
+from popjax.population import drives
+from tests.support import close, equal, same
+
+P, N, B, D = 3, 2, 5, 2
+SPEC = Spec("task", (D,), 1, 10)
+CONFIGS = {
+    "collab": contrastive.Config(hidden=(8,), features=4, bank_size=6, neighbours=2, bank_every=2),
+    "rnd": rnd.Config(hidden=(8,), features=4),
+    "rnd_each": rnd.Config(hidden=(8,), features=4, modules="each"),
+    "rnd_one": rnd.Config(hidden=(8,), features=4, modules="one", scale="return"),
+    "diayn": diayn.Config(skills=3, hidden=(8,)),
+}
+every_drive = pytest.mark.parametrize("name", CONFIGS)
+
+
+def numbers(name, **changes):
+    """A ``hyper`` with the numbers of a drive."""
+    return SimpleNamespace(drive=as_arrays(replace(drives.default_numbers(CONFIGS[name]), **changes)))
+
+
+def rows_of(key, *shape, skills=0):
+    keys = jax.random.split(key, 4)
+    obs, next_obs = jax.random.normal(keys[0], (2, *shape, D))
+    if skills:
+        skill = jax.random.randint(keys[2], shape, 0, skills)
+        obs, next_obs = (diayn.with_skill(x, skill, skills) for x in (obs, next_obs))
+    action, reward = jnp.zeros((*shape, 1)), jax.random.normal(keys[3], shape)
+    return Transition(obs, action, reward, jnp.ones(shape), next_obs)
+
+
+def pairs(key):
+    anchors, positives = jax.random.normal(key, (2, 8, D))
+    return anchors, positives, jnp.ones(8, bool)
+
+
+def begun(name, key, **changes):
+    """A drive, its rows, and its state after it has seen some steps and learned once."""
+    drive, hyper = drives.build(SPEC, CONFIGS[name], P, N), numbers(name, **changes)
+    skills = 3 if name == "diayn" else 0
+    stream = rows_of(key, 8, P, N, skills=skills)
+    yes = jnp.ones((8, P, N), bool)
+    state = drive.observe(drive.init(key), stream, yes.at[:-1].set(False), yes, hyper)
+    common = rows_of(key, B, skills=skills)
+    state, _ = drive.learn(state, common, jnp.ones((P, B), bool), pairs, hyper, key)
+    return drive, state, common, hyper
+
+
+@every_drive
+def test_common_rows_and_everyones_own_pay_alike(name, key):
+    """[B] rows are [P, B] rows that are all the same; the task's reward stays in."""
+    drive, state, common, hyper = begun(name, key)
+    paid, bonus = drive.pay(state, common, hyper)
+    assert paid.reward.shape == paid.obs.shape[:2] == (P, B)
+    np.testing.assert_allclose((paid.reward - common.reward).mean(1), bonus, atol=1e-6)
+    again, bonus_again = drive.pay(state, tree.repeat(common, P), hyper)
+    close((again, bonus_again), (paid, bonus), atol=1e-6)
+
+
+@every_drive
+def test_the_weight_may_differ_from_agent_to_agent(name, key):
+    drive, state, common, hyper = begun(name, key)
+    one = drive.pay(state, common, hyper)[0].reward - common.reward
+    weights = jnp.array([0.0, 0.4, 0.1])
+    scaled = drive.pay(state, common, numbers(name, weight=weights))[0].reward - common.reward
+    np.testing.assert_allclose(scaled, one / hyper.drive.weight * weights[:, None], atol=1e-5)
+
+
+@every_drive
+def test_a_drive_keeps_structure_and_stays_finite(name, key):
+    drive, state, common, hyper = begun(name, key)
+    own = tree.repeat(common, P)
+    for rows, mine in ((common, jnp.ones((P, B), bool)), (own, None)):
+        after, losses = drive.learn(state, rows, mine, pairs, hyper, key)
+        form = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, after)]
+        assert form[0] == form[1]
+        assert not same(after, state)
+        assert all(x.shape == () and jnp.isfinite(x) for x in jax.tree.leaves(losses))
+
+
+def test_the_collaborative_bonus_is_equations_2_and_3_written_out(key):
+    drive, state, common, hyper = begun("collab", key)
+    network = contrastive.encoder(SPEC, CONFIGS["collab"])
+    assert state.bank.size.tolist() == [6] * P
+    embedded, r = network.apply(state.encoder, common.next_obs), []
+    for agent in range(P):
+        keys = network.apply(state.encoder, state.bank.rows[agent])
+        similar = embedded @ keys.T / jnp.outer(*(jnp.linalg.norm(x, axis=1) for x in (embedded, keys)))
+        r.append(-jnp.sort(similar, axis=1)[:, -CONFIGS["collab"].neighbours])
+    own = [0.5 * r[i] + 0.5 * sum(r[j] for j in range(P) if j != i) / (P - 1) for i in range(P)]
+    paid = drive.pay(state, common, hyper)[0].reward
+    np.testing.assert_allclose(paid, common.reward + 0.2 * jnp.stack(own), atol=1e-5)
+
+
+def test_own_rows_are_paid_for_by_their_agent_alone(key):
+    """Row b of agent i is worth what it would be among common rows, to agent i."""
+    for name in ("collab", "rnd", "rnd_one"):
+        drive, state, _, hyper = begun(name, key)
+        own = rows_of(key, P, B)
+        paid = drive.pay(state, own, hyper)[0].reward
+        for i in range(P):
+            alike = drive.pay(state, tree.take(own, i), hyper)[0].reward
+            np.testing.assert_allclose(paid[i], alike[i], atol=1e-5)
+
+
+def test_a_bank_takes_every_second_state_of_its_own_agents_lanes(key):
+    drive, hyper = drives.build(SPEC, CONFIGS["collab"], P, N), numbers("collab")
+    stream, yes = rows_of(key, 4, P, N), jnp.ones((4, P, N), bool)
+    state = drive.observe(drive.init(key), stream, ~yes, yes, hyper)
+    for agent in range(P):
+        seen = stream.next_obs[1::2, agent].reshape(-1, D)
+        np.testing.assert_array_equal(state.bank.rows[agent, :4], seen)
+    assert state.bank.size.tolist() == [4] * P
+
+
+def test_the_encoder_takes_the_steps_of_its_config_and_the_banks_stay(key):
+    config = replace(CONFIGS["collab"], steps=3)
+    drive, hyper = drives.build(SPEC, config, P, N), numbers("collab")
+    state, rows = drive.init(key), rows_of(key, B)
+    after, _ = drive.learn(state, rows, None, pairs, hyper, key)
+    counts = [x for x in jax.tree.leaves(after.optimizer) if x.dtype == jnp.int32]
+    assert [int(x) for x in counts] == [3]
+    equal((after.bank, after.clock), (state.bank, state.clock))
+
+
+@pytest.mark.parametrize("encoder", ["random", "identity"])
+def test_an_encoder_that_is_not_trained_asks_for_no_pairs(encoder, key):
+    drive = drives.build(SPEC, replace(CONFIGS["collab"], encoder=encoder), P, N)
+    state = drive.init(key)
+    after, losses = drive.learn(state, rows_of(key, B), None, None, numbers("collab"), key)
+    equal(after, state)
+    assert drive.horizon == 0
+    assert float(losses.encoder_loss) == 0
+
+
+def test_modules_learn_their_own_agents_transitions_or_all(key):
+    mine = jnp.zeros((P, B), bool).at[1].set(True)
+    for name, moved in (("rnd", [False, True, False]), ("rnd_each", [True] * 3)):
+        drive, hyper = drives.build(SPEC, CONFIGS[name], P, N), numbers(name)
+        state = drive.init(key)
+        after, _ = drive.learn(state, rows_of(key, B), mine, None, hyper, key)
+        changed = [not same(*(tree.take(x.predictor, i) for x in (after, state))) for i in range(P)]
+        assert changed == moved
+    one = drives.build(SPEC, CONFIGS["rnd_one"], P, N).init(key)
+    assert one.observations.count.shape == ()
+    assert one.returns.shape == (P, N)
+
+
+def test_a_module_for_each_batch_learns_from_that(key):
+    module, hyper = rnd.build(SPEC, CONFIGS["rnd"], (N,)), numbers("rnd")
+    drive, own = drives.build(SPEC, CONFIGS["rnd"], P, N), rows_of(key, P, B)
+    state = drive.init(key)
+    after, _ = drive.learn(state, own, None, None, hyper, key)
+    for i in range(P):
+        alone, _ = module.learn(*tree.take((state, own), i), jnp.ones(B), hyper.drive, key)
+        close(tree.take(after, i), alone, atol=1e-6)
+
+
+def test_steps_that_did_not_happen_leave_no_trace(key):
+    for name in CONFIGS:
+        drive, state, _, hyper = begun(name, key)
+        stream = rows_of(key, 4, P, N, skills=3 if name == "diayn" else 0)
+        no = jnp.zeros((4, P, N), bool)
+        equal(drive.observe(state, stream, ~no, no, hyper), state)
+
+
+def test_agents_with_skills_are_deployed_with_the_best_of_their_own(key):
+    drive = drives.build(SPEC, CONFIGS["diayn"], P, N)
+    state = drive.init(key)
+    state = replace(state, returns=jnp.array([[1.0, 2, 0], [5, 4, 3], [0, -jnp.inf, 1]]))
+    policies, skills = drive.deploy(state, jnp.arange(P))
+    assert skills.tolist() == [1, 0, 2]
+    seen = []
+
+    def act(params, memory, obs, key, scale):
+        seen.append((params, obs))
+        return Choice(memory, obs[:1], obs[:1], jnp.float32(0))
+
+    drive.act(act)(tree.take((policies, skills), 2), (), jnp.array([7.0, 8.0]), key, 0.0)
+    ((params, obs),) = seen
+    assert int(params) == 2
+    assert obs.tolist() == [7, 8, 0, 0, 1]
+
+
+def test_no_drive_leaves_rewards_as_they_are(key):
+    drive, rows = drives.build(SPEC, None, P, N), rows_of(key, B)
+    paid, bonus = drive.pay((), rows, None)
+    equal(paid, tree.repeat(rows, P))
+    assert bonus == drive.init(key) == ()
+    assert drive.learn((), rows, None, None, None, key) == ((), ())
+
+
+def test_the_numbers_of_a_drive_join_an_agents():
+    hyper = drives.with_numbers(sac.Hyper(actor_lr=0.1), CONFIGS["rnd"])
+    assert isinstance(hyper, sac.Hyper)
+    assert (hyper.actor_lr, hyper.drive) == (0.1, rnd.Hyper())
+    assert type(hyper) is type(drives.with_numbers(sac.Hyper(), CONFIGS["diayn"]))
+    assert drives.with_numbers(sac.Hyper(), None) == sac.Hyper()
+    assert len(jax.tree.leaves(hyper)) == len(jax.tree.leaves(sac.Hyper())) + len(
+        jax.tree.leaves(rnd.Hyper())
+    )

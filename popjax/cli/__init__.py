@@ -91,7 +91,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax.cli import grid, parse, several
+    from popjax.cli import expand, grid, parse, several
     from popjax.host import paths, shard
 
     if not argv:
@@ -101,7 +101,7 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     recipes.recipe(name)
     training.prepare_jax()
-    control, rest = grid.control(training.join_processes(rest))
+    control, rest = grid.control(training.join_processes(expand.expanded(rest)))
     shard.divide_cpu(parse.peel(rest, "--devices")[0])
     training.require_backend()
     programs: dict[tuple[str, ...], Program] = {}

@@ -113,7 +113,10 @@ def default_directory(method: str, programs: Sequence[Any]) -> str:
     of their arguments."""
     options = programs[0].options
     first, count = options.seed, options.seeds
-    seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
+    if not isinstance(count, int):
+        seeds = "seeds" + "+".join(map(str, count))
+    else:
+        seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
     envs = "+".join(dict.fromkeys(program.env.replace("/", "-") for program in programs))
     swept = "sweep-" if len(programs) > 1 or programs[0].sweep else ""
     return f"runs/{paths.file_name(f'{method}-{envs}-{swept}{seeds}')}"

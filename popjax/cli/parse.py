@@ -45,7 +45,12 @@ class Common:
     it; what decides no numbers, such as intervals, may be another."""
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
     """Train with each of these values, and every combination where this is repeated. hyper.NAME: all on one
-    vmapped axis with the seeds; config.NAME: one program after the other, as with several --env."""
+    vmapped axis with the seeds; config.NAME: one program after the other, as with several --env.
+    hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or uniform(LOW,HIGH) is random."""
+    samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Points to draw where --sweep names distributions, the same for equal --seed [count]."""
+    file: Annotated[str | None, tyro.conf.arg(name="options", metavar="FILE")] = None
+    """Options from a file, .toml, .json or .yaml; those on the command line come before them."""
     members: Annotated[str | None, tyro.conf.arg(metavar="FIRST:END")] = None
     """Only this part of the sweep, such as 0:8; members are numbered with the seeds running fastest."""
     slice: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -272,7 +277,10 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
     for text in texts:
         name, equals, values = text.partition("=")
         name = name.strip().replace("-", "_")
-        if not equals or not name.startswith(("hyper.", "config.")):
+        parts = name.split(",")
+        if not equals or not (
+            (name.startswith("config.") and len(parts) == 1) or all(p.startswith("hyper.") for p in parts)
+        ):
             raise Fault(
                 f"--sweep wants hyper.NAME=V1,V2 or config.NAME=V1,V2, got {text!r}; seeds are --seeds"
             )
@@ -284,18 +292,21 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def swept_numbers(texts: Sequence[str]) -> dict[str, list[float]]:
-    """``swept`` of numbers.
+def swept_numbers(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """``swept`` of numbers; of names that vary together, tuples.
 
     Raises:
         Fault: as ``swept``, or a value is no number.
     """
-    numbers = {}
+    numbers: dict[str, list[Any]] = {}
     for name, values in swept(texts).items():
         try:
-            numbers[name] = [float(value) for value in values]
+            rows = [tuple(map(float, value.split(":"))) for value in values]
         except ValueError as fault:
             raise Fault(f"--sweep {name}: {fault}") from None
+        numbers[name] = [row if "," in name else row[0] for row in rows if len(row) == 1 or "," in name]
+        if len(numbers[name]) < len(rows):
+            raise Fault(f"--sweep {name} has values of several numbers: name as many, as in hyper.A,hyper.B")
     return numbers
 
 

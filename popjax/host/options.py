@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from popjax import counting
 from popjax.host.errors import Refused
 from popjax.host.numbers import whole
@@ -20,10 +22,11 @@ class Options:
 
     env_steps: int
     """Training budget per seed [environment steps]."""
-    seeds: int = 1
-    """Independent runs trained side by side on one vmapped axis [count]."""
+    seeds: int | tuple[int, ...] = 1
+    """Independent runs trained side by side on one vmapped axis: one number is their count, several are the
+    seeds themselves."""
     seed: int = 0
-    """Seed of the first of them; the others follow one by one."""
+    """Seed of the first of a count of them; the others follow one by one."""
     eval_every: int = 10_000
     """Interval between evaluations [environment steps]."""
     eval_episodes: int = 5
@@ -46,12 +49,17 @@ def whole_numbers(options: Options) -> Options:
     Raises:
         Refused: one is no whole number.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name in (field.name for field in fields(options) if field.type in (int, "int")):
         try:
             found[name] = whole(getattr(options, name))
         except ValueError as error:
             raise Refused(f"{option_name(name)}: {error}") from None
+    try:
+        several = np.ndim(options.seeds) > 0
+        found["seeds"] = tuple(map(whole, options.seeds)) if several else whole(options.seeds)
+    except ValueError as error:
+        raise Refused(f"--seeds: {error}") from None
     return replace(options, **found)
 
 
@@ -74,8 +82,22 @@ def validate(options: Options, steps_bound: int) -> None:
             f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"
             " environment steps"
         )
-    if options.seed + options.seeds > _LARGEST_SEED:
-        raise Refused(f"--seed {options.seed} + --seeds {options.seeds} exceeds {_LARGEST_SEED}")
+    _check_seeds(options)
+
+
+def _check_seeds(options: Options) -> None:
+    seed, seeds = options.seed, options.seeds
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise Refused(f"--seeds must be at least 1, got {seeds}")
+        if seed + seeds > _LARGEST_SEED:
+            raise Refused(f"--seed {seed} + --seeds {seeds} exceeds {_LARGEST_SEED}")
+        return
+    spelt = " ".join(map(str, seeds))
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= own < _LARGEST_SEED for own in seeds):
+        raise Refused(f"--seeds {spelt}: list different seeds from 0 to {_LARGEST_SEED - 1}")
+    if seed:
+        raise Refused(f"--seeds {spelt} are the seeds themselves: leave out --seed {seed}")
 
 
 def check_counter(options: Options, steps_bound: int, counter: Any) -> None:

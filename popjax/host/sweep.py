@@ -9,7 +9,7 @@ for several it is a ``vmap``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -50,22 +50,38 @@ class Member:
         return ",".join(filter(None, (self.setting, f"seed{self.seed}")))
 
 
-def grid(seed: int, seeds: int, swept: Mapping[str, Sequence[float]]) -> tuple[Member, ...]:
-    """Every combination of ``swept`` numbers with each of ``seeds`` seeds from ``seed`` on."""
-    points = itertools.product(itertools.product(*swept.values()), range(seed, seed + seeds))
+def grid(seed: int, seeds: int | Sequence[int], swept: Mapping[str, Sequence[Any]]) -> tuple[Member, ...]:
+    """Every combination of ``swept`` numbers with each of ``seeds`` seeds from ``seed`` on, or of the
+    ``seeds`` that are listed.
+
+    Names with a comma between them are numbers that vary together; their values are tuples.
+    """
+    own_seeds = range(seed, seed + seeds) if isinstance(seeds, int) else seeds
+    points = itertools.product(itertools.product(*swept.values()), own_seeds)
     return tuple(
-        Member(number, own, dict(zip(swept, values, strict=True)))
+        Member(number, own, dict(_pairs(zip(swept, values, strict=True))))
         for number, (values, own) in enumerate(points)
     )
+
+
+def _pairs(chosen: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Every name with its own number."""
+    for names, value in chosen:
+        together = value if isinstance(value, list | tuple) else (value,)
+        yield from zip(names.split(","), together, strict=True)
 
 
 def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
     """The members of the run whose ``config.json`` this is."""
     options, bounds = config["options"], config.get("members")
     # Infinities are kept as text.
-    swept = {name: [float(value) for value in values] for name, values in (config.get("sweep") or {}).items()}
+    swept = {name: list(map(_floats, values)) for name, values in (config.get("sweep") or {}).items()}
     whole = grid(options["seed"], options["seeds"], swept)
     return part(whole, None if bounds is None else (bounds[0], bounds[1]))
+
+
+def _floats(value: Any) -> Any:
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
 
 
 def spell(value: float) -> str:
@@ -87,23 +103,28 @@ def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Mem
     return tuple(members[first:last])
 
 
-def check(hyper: Any, swept: Mapping[str, Sequence[float]]) -> None:
+def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
     """Compares a sweep with the ``Hyper`` that it varies, before anything is built.
 
     Raises:
         Refused: a name is no number of ``hyper``, a list is empty or repeats a value, or one is out of range.
     """
     _check_ranges(hyper)
-    for name, values in swept.items():
-        known = sorted(names(hyper))
-        if name not in known:
-            raise Refused(f"--sweep {name}: there is no such number; there is {', '.join(known)}")
+    known = sorted(names(hyper))
+    for joined, values in swept.items():
+        own = joined.split(",")
+        for name in own:
+            if name not in known:
+                raise Refused(f"--sweep {name}: there is no such number; there is {', '.join(known)}")
         if not values:
-            raise Refused(f"--sweep {name} needs at least one value, as in {name}=1e-4,3e-4")
-        if len({float(jnp.float32(value)) for value in values}) < len(values):
-            spelt = ",".join(map(spell, values))
-            raise Refused(f"--sweep {name}={spelt} has a value twice: they would be the same runs")
-        for value in values:
+            raise Refused(f"--sweep {joined} needs at least one value, as in {joined}=1e-4,3e-4")
+        rows = [value if isinstance(value, list | tuple) else (value,) for value in values]
+        if any(len(row) != len(own) for row in rows):
+            raise Refused(f"--sweep {joined} needs {len(own)} numbers in each value, as in 1e-4:0.1")
+        if len({tuple(map(np.float32, row)) for row in rows}) < len(rows):
+            spelt = ",".join(":".join(map(spell, row)) for row in rows)
+            raise Refused(f"--sweep {joined}={spelt} has a value twice: they would be the same runs")
+        for name, value in itertools.chain.from_iterable(zip(own, row, strict=True) for row in rows):
             _check_ranges(_with_number(hyper, name.removeprefix(_PREFIX), value))
 
 

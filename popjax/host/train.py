@@ -38,7 +38,7 @@ def train(
     env: Env,
     *,
     env_steps: int,
-    seeds: int = 1,
+    seeds: int | Sequence[int] = 1,
     seed: int = 0,
     eval_every: int = 10_000,
     eval_episodes: int = 5,
@@ -48,7 +48,7 @@ def train(
     stop_at_return: float | None = None,
     max_minutes: float | None = None,
     hyper: Any = None,
-    swept: Mapping[str, Sequence[float]] | None = None,
+    swept: Mapping[str, Sequence[Any]] | None = None,
     members: tuple[int, int] | None = None,
     devices: int | str = 1,
     run_dir: str | Path | None = None,
@@ -64,7 +64,8 @@ def train(
             stop_at_return, max_minutes: see ``Options``.
         hyper: numbers to use instead of ``method.hyper``.
         swept: values of some of these numbers, by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``: every
-            combination of them is trained with every seed, on one vmapped axis.
+            combination of them is trained with every seed, on one vmapped axis. A name such as
+            "hyper.actor_lr,hyper.polyak" has tuples as values, of numbers that vary together.
         members: only those from the first number to before the second one of this sweep.
         devices: over how many devices, or "all", to spread the members or, where there is only one, its
             population.
@@ -91,7 +92,7 @@ def train(
         raise Refused(_NO_JIT)
     given = Options(
         env_steps=env_steps,
-        seeds=seeds,
+        seeds=seeds,  # type: ignore[arg-type]
         seed=seed,
         eval_every=eval_every,
         eval_episodes=eval_episodes,
@@ -137,9 +138,10 @@ def _continues(run: Run, root: Path, resume: bool) -> bool:
     return begun
 
 
-def _reals(values: Any) -> list[float]:
+def _reals(values: Any) -> list[Any]:
     """The values of a sweep, which may be one, a sequence or an array."""
-    return [real(value) for value in (values if isinstance(values, list | tuple) else np.ravel(values))]
+    rows = values if isinstance(values, list | tuple) else np.ravel(values)
+    return [tuple(map(real, row)) if isinstance(row, list | tuple) else real(row) for row in rows]
 
 
 _NO_JIT = (

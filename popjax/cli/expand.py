@@ -1,0 +1,147 @@
+"""Arguments written out: those of a file, and numbers drawn at random, as if they had been typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from popjax.cli.parse import Fault, peel, peel_all
+
+_ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_DISTRIBUTION = re.compile(rf"(uniform|loguniform)\(({_NUMBER}),({_NUMBER})\)")
+_SEVERAL = ("env", "seeds")  # take all their values at once; other lists repeat the option
+_PAIRS = ("env-option", "launcher-option", "sweep")  # take KEY=VALUE
+
+
+def expanded(argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` with the options of ``--options FILE`` and with the values that ``--sweep`` draws.
+
+    Raises:
+        Fault: the file or a distribution cannot be read.
+    """
+    renamed = [_renamed(argument) for argument in argv]
+    file, own = peel(renamed, "--options")
+    return drawn([*_from_file(Path(file).expanduser(), own), *own] if file else own)
+
+
+def _renamed(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return _ALIASES.get(name.replace("_", "-"), name) + equals + value
+
+
+def _from_file(path: Path, own: Sequence[str]) -> Iterator[str]:
+    """The options in a file, but for those that are among the ``own`` of the command line."""
+    given = {_bare(argument) for argument in own if argument.startswith("--")}
+    for tokens in _tokens(_read(path)):
+        repeated = tokens[0][2:] in _PAIRS
+        if repeated or _bare(tokens[0]) not in given:
+            yield from tokens
+
+
+def _bare(argument: str) -> str:
+    """The name of an option, whether it is set or, with "no-", unset."""
+    return re.sub(r"(^--|\.)no-", r"\1", argument.partition("=")[0].replace("_", "-"))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text()
+        if path.suffix == ".toml":
+            content: Any = tomllib.loads(text)
+        elif path.suffix == ".json":
+            content = json.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            content = yaml.safe_load(text)
+        else:
+            raise Fault(f"--options {path}: write a .toml, .json or .yaml file")
+    except OSError as error:
+        raise Fault(f"--options {path}: {error.strerror}") from None
+    except Exception as error:
+        if isinstance(error, Fault):
+            raise
+        raise Fault(f"--options {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, Mapping):
+        raise Fault(f"--options {path} holds no options by name")
+    return content
+
+
+def _tokens(content: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
+    """Each option in nested tables as the words that one would type."""
+    for key, value in content.items():
+        name = prefix + str(key).replace("_", "-")
+        if isinstance(value, Mapping) and name in _PAIRS:
+            for inner, one in value.items():
+                yield [f"--{name}", f"{inner}={_spelt(one)}"]
+        elif isinstance(value, Mapping):
+            yield from _tokens(value, f"{name}.")
+        elif isinstance(value, bool):
+            group, dot, last = name.rpartition(".")
+            if value or dot:
+                yield [f"--{group}{dot}{'' if value else 'no-'}{last}"]
+        elif isinstance(value, list) and ("." in name or name in _SEVERAL):
+            yield [f"--{name}", *map(str, value)]
+        elif isinstance(value, list):
+            yield from ([f"--{name}", str(one)] for one in value)
+        elif value is not None:
+            yield [f"--{name}", str(value)]
+
+
+def _spelt(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def drawn(argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` with ``--samples N`` points in place of the distributions that ``--sweep`` names, which
+    vary together. They follow from ``--seed``.
+
+    Raises:
+        Fault: there are points without a distribution, the other way round, or its bounds are no bounds.
+    """
+    count, rest = peel(argv, "--samples")
+    texts, rest = peel_all(rest, "--sweep")
+    random = {
+        name.strip(): _DISTRIBUTION.fullmatch(value.replace(" ", ""))
+        for name, _, value in (text.partition("=") for text in texts)
+        if "(" in value
+    }
+    fixed = [text for text in texts if "(" not in text]
+    written = [word for text in fixed for word in ("--sweep", text)]
+    if not random:
+        if count is not None:
+            raise Fault("--samples needs --sweep hyper.NAME=loguniform(LOW,HIGH) or uniform(LOW,HIGH)")
+        return [*rest, *written]
+    if count is None or not count.isdigit() or int(count) < 1:
+        raise Fault(f"--sweep {next(iter(random))} draws at random: say how often with --samples N")
+    generator = np.random.default_rng(_number(peel(rest, "--seed")[0] or "0"))
+    columns = [_draws(name, match, int(count), generator) for name, match in random.items()]
+    points = ",".join(":".join(f"{value:.5g}" for value in row) for row in zip(*columns, strict=True))
+    return [*rest, *written, "--sweep", f"{','.join(random)}={points}"]
+
+
+def _draws(name: str, match: re.Match[str] | None, count: int, generator: np.random.Generator) -> np.ndarray:
+    if match is None:
+        raise Fault(f"--sweep {name} wants loguniform(LOW,HIGH) or uniform(LOW,HIGH), in numbers")
+    kind, low, high = match[1], float(match[2]), float(match[3])
+    if kind == "loguniform" and not low > 0:
+        raise Fault(f"--sweep {name}={match[0]}: both bounds must be above 0")
+    if not low < high:
+        raise Fault(f"--sweep {name}={match[0]}: the lower bound must come first")
+    if kind == "uniform":
+        return generator.uniform(low, high, count)
+    return np.exp(generator.uniform(np.log(low), np.log(high), count))
+
+
+def _number(text: str) -> int:
+    try:
+        return int(float(text))
+    except ValueError:
+        raise Fault(f"--seed must be a number, got {text!r}") from None

@@ -1,0 +1,200 @@
+"""Options from a file, values drawn at random, seeds of one's choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from popjax import cli
+from popjax.cli import expand, parse
+from popjax.cli.parse import Fault
+from popjax.envs import make
+from popjax.host import sweep
+from popjax.host.errors import Refused
+from popjax.host.options import Options, validate, whole_numbers
+from popjax.host.train import train
+from tests.host import tiny
+
+CONTENT: dict[str, Any] = {
+    "env": "probe/context",
+    "env_steps": 1000,
+    "seeds": [3, 7],
+    "resume": False,
+    "config": {"population": 2, "shared_replay": True, "agent": {"hidden": [8, 8], "dueling": False}},
+    "hyper": {"actor_lr": 0.001},
+    "env-option": {"length": 5},
+    "sweep": {"hyper.polyak": [0.1, 0.2]},
+}
+WORDS = [
+    "--env",
+    "probe/context",
+    "--env-steps",
+    "1000",
+    "--seeds",
+    "3",
+    "7",
+    "--config.population",
+    "2",
+    "--config.shared-replay",
+    "--config.agent.hidden",
+    "8",
+    "8",
+    "--config.agent.no-dueling",
+    "--hyper.actor-lr",
+    "0.001",
+    "--env-option",
+    "length=5",
+    "--sweep",
+    "hyper.polyak=0.1,0.2",
+]
+TOML = """
+env = "probe/context"
+env_steps = 1000
+seeds = [3, 7]
+resume = false
+[config]
+population = 2
+shared_replay = true
+agent.hidden = [8, 8]
+agent.dueling = false
+[hyper]
+actor_lr = 1e-3
+[env-option]
+length = 5
+[sweep]
+"hyper.polyak" = [0.1, 0.2]
+"""
+
+
+@pytest.mark.parametrize("kind", ["toml", "json", "yaml"])
+def test_a_file_is_as_if_typed(tmp_path: Path, kind: str) -> None:
+    import yaml
+
+    texts = {"toml": TOML, "json": json.dumps(CONTENT), "yaml": yaml.safe_dump(CONTENT, sort_keys=False)}
+    file = tmp_path / f"options.{kind}"
+    file.write_text(texts[kind])
+    assert expand.expanded(["--options", str(file)]) == WORDS
+
+
+def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps(CONTENT))
+    typed = [
+        "--config.no-shared-replay",
+        "--env_steps=5",
+        "--config.agent.hidden",
+        "4",
+        "--env-option",
+        "a=1",
+    ]
+    words = expand.expanded([*typed, f"--options={file}"])
+    assert [word for word in words if "shared" in word] == ["--config.no-shared-replay"]
+    assert [word for word in words if "steps" in word] == ["--env_steps=5"]
+    assert words[words.index("--config.agent.hidden") + 1 :][:1] == ["4"]
+    assert [word for word in words if word in ("length=5", "a=1")] == ["length=5", "a=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", None, "No such file"),
+        ("a.toml", "x = ", "cannot be read"),
+        ("a.ini", "", "write a .toml, .json or .yaml file"),
+        ("a.json", "[1]", "holds no options by name"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(Fault, match=said):
+        expand.expanded(["--options", str(tmp_path / name)])
+
+
+def points(*argv: str) -> list[Any]:
+    texts = parse.peel_all(expand.drawn(list(argv)), "--sweep")[0]
+    return [dict(member.numbers) for member in sweep.grid(0, 1, parse.swept_numbers(texts))]
+
+
+def test_random_search() -> None:
+    argv = [
+        "--sweep",
+        "hyper.a=loguniform(1e-5, 1e-2)",
+        "--sweep",
+        "hyper.b=uniform(-1,2)",
+        "--samples",
+        "400",
+    ]
+    found = points(*argv)
+    a, b = (np.array([point[name] for point in found]) for name in ("hyper.a", "hyper.b"))
+    assert len(found) == 400
+    assert ((a >= 1e-5) & (a <= 1e-2)).all()
+    assert ((b >= -1) & (b <= 2)).all()
+    assert abs(np.mean(a < 10**-3.5) - 0.5) < 0.1  # half below the middle in powers
+    assert abs(np.corrcoef(np.log(a), b)[0, 1]) < 0.15
+    assert points(*argv) == found != points(*argv, "--seed", "1")
+    assert len(points(*argv, "--sweep", "hyper.c=1,2")) == 800
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--sweep", "hyper.a=loguniform(0,1)", "--samples", "2"], "above 0"),
+        (["--sweep", "hyper.a=uniform(2,1)", "--samples", "2"], "the lower bound must come first"),
+        (["--sweep", "hyper.a=normal(0,1)", "--samples", "2"], "wants loguniform"),
+        (["--sweep", "hyper.a=uniform(0,1)"], "say how often with --samples N"),
+        (["--sweep", "hyper.a=1,2", "--samples", "2"], "--samples needs --sweep"),
+    ],
+)
+def test_senseless_draws_are_refused(argv: list[str], said: str) -> None:
+    with pytest.raises(Fault, match=said):
+        expand.drawn(argv)
+
+
+def test_numbers_that_vary_together(tmp_path: Path) -> None:
+    env = make("probe/context")
+    swept = {"hyper.rate,hyper.poison_at": [(0.1, -1.0), (0.2, -2.0)]}
+    options: dict[str, Any] = {
+        "env_steps": 24,
+        "eval_every": 24,
+        "quiet": True,
+        "swept": swept,
+        "seeds": [9, 4],
+    }
+    result = train(tiny.build(env), env, run_dir=tmp_path / "run", **options)
+    assert [member.seed for member in result.members] == [9, 4, 9, 4]
+    assert result.members[2].numbers == {"hyper.rate": 0.2, "hyper.poison_at": -2.0}
+    alone = train(tiny.build(env), env, env_steps=24, eval_every=24, seed=4, quiet=True)
+    last = train(tiny.build(env), env, env_steps=24, eval_every=24, seeds=[4], quiet=True)
+    assert last.summary["state_sha256"] == alone.summary["state_sha256"]
+    assert result.summary["members"][1]["state_sha256"] == alone.summary["state_sha256"]
+    again = train(tiny.build(env), env, run_dir=tmp_path / "run", resume=True, **options)
+    assert again.summary == result.summary
+    with pytest.raises(Refused, match="needs 2 numbers in each value"):
+        train(tiny.build(env), env, **options | {"swept": {"hyper.rate,hyper.poison_at": [(1.0,)]}})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seeds": (3, 3)}, "list different seeds"),
+        ({"seeds": ()}, "list different seeds"),
+        ({"seeds": (3, -1)}, "list different seeds"),
+        ({"seeds": (3, 4), "seed": 5}, "leave out --seed 5"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+    ],
+)
+def test_senseless_seeds_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        validate(whole_numbers(Options(env_steps=100, **options)), 1)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(["3"], 3), (["3", "7", "11"], (3, 7, 11)), (["1e1"], 10)])
+def test_one_number_is_a_count_and_several_are_seeds(typed: list[str], meant: Any) -> None:
+    program = cli.understand(
+        "independent", ["--env", "probe/endless", "--env-steps", "10", "--seeds", *typed]
+    )
+    assert program.arguments.common.options.seeds == meant

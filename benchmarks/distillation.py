@@ -39,7 +39,6 @@ from popjax.envs import make
 from popjax.methods import align, cdrl
 from popjax.nets import recurrent
 from popjax.population.imitation import Teacher
-from popjax.population.schedule import NEVER
 
 PAIRS = {
     "rooms": ("gymnax/CartPole-v1", "gymnax/FourRooms-misc"),
@@ -82,13 +81,13 @@ class Protocol:
     config: dict[str, object]
     built_on: tuple[str, ...] = ()
     beside: str = ""
-    align_from: float = NEVER
+    align_from: float = cdrl.NEVER
     distil_from: float = 0.0
-    distil_until: float = NEVER
+    distil_until: float = cdrl.NEVER
 
 
 PROTOCOLS = {
-    "a3c": Protocol({"align": "none"}, distil_from=NEVER),
+    "a3c": Protocol({"align": "none"}, distil_from=cdrl.NEVER),
     "kd-policy": Protocol({"align": "none", "distil_head": "policy", "pad_actions": True}, ("source",)),
     "kd-distill": Protocol({"align": "none", "pad_actions": True}, ("source",)),
     "kd-late": Protocol({"align": "none", "pad_actions": True}, ("source",), distil_from=0.3),

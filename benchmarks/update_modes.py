@@ -26,7 +26,6 @@ from benchmarks.distillation import PAIRS, untrained
 from benchmarks.throughput import Program
 from popjax.core import as_arrays
 from popjax.methods import cdrl
-from popjax.population.schedule import NEVER
 
 MODES = ("sequential", "batched")
 
@@ -79,7 +78,7 @@ def program(pair: str, mode: str, iterations: int) -> Program:
     config = cdrl.Config(update_mode=mode, align="online", pad_observations=True)
     teacher = untrained(source, replace(config, align="none"))
     method = cdrl.build(target, config, teachers=[teacher])
-    hyper = replace(cdrl.Hyper(), align_from=0.0, distil_from=0.0, distil_until=NEVER)
+    hyper = replace(cdrl.Hyper(), align_from=0.0, distil_from=0.0, distil_until=cdrl.NEVER)
     return Program(lambda key: method.init(key, as_arrays(hyper)), method.step, iterations)
 
 

@@ -17,11 +17,11 @@ import optax
 from flax import struct
 from jax import Array
 
-from popjax.core import Env, Network, Params, Pretrained, PyTree, Spec, Trajectory
+from popjax import tree
+from popjax.core import Env, Key, Network, Params, Pretrained, PyTree, Spec, Trajectory
 from popjax.distillation import Direction, alignment_loss
 from popjax.population import imitation, learning
 from popjax.population.imitation import Learner, Teacher
-from popjax.population.schedule import Due
 
 S = TypeVar("S")
 
@@ -69,15 +69,55 @@ class Distillation:
     aligned: Array
 
 
+class Due(NamedTuple):
+    """Whether alignment networks and the student learn now, bool []."""
+
+    align: Array
+    distil: Array
+
+
 class Lesson(NamedTuple):
-    """What one tutor teaches by: the student's rollouts [T, n], the tutor's parameters and its memory [n]
-    before them, the student's logits [T, n, A] while it acted, and who learns."""
+    """What one tutor teaches by: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's
+    parameters and its memory [n] before them, and who learns."""
 
     played: Trajectory
     params: Params
     memory: PyTree
-    logits: Array
     due: Due
+
+
+def start(
+    tutor: Tutor, aligner: Params | None, key: Key, memories: int, optimizer: optax.GradientTransformation
+) -> Guide:
+    """Return what a tutor carries before the student's first rollout.
+
+    aligner:   parameters of the alignment network, trained before; None: fresh ones.
+    memories:  lanes along which the tutor remembers; 0: none.
+    optimizer: of the alignment network.
+    """
+    params = tutor.alignment.init(key) if aligner is None else aligner
+    return Guide(
+        frozen=jax.tree.map(jnp.asarray, tutor.policy.params),
+        memory=tree.repeat(tutor.policy.memory, memories) if memories else (),
+        aligner=imitation.beginner(params, optimizer),
+    )
+
+
+def follow(
+    tutors: Sequence[Tutor],
+    guides: Sequence[Guide],
+    params: Sequence[Params],
+    played: Trajectory,
+    ready: Array,
+) -> list[PyTree]:
+    """Return the tutors' own memories behind the rollouts [T, N], if ``ready``, else as they were."""
+    before = [guide.memory for guide in guides]
+
+    def behind(memories: list[PyTree]) -> tuple[list[PyTree], tuple[()]]:
+        each = zip(tutors, params, memories, strict=True)
+        return [imitation.follow(tutor.policy, *its, played.obs, played.done) for tutor, *its in each], ()
+
+    return learning.once(behind, before, ready, ())[0] if jax.tree.leaves(before) else before
 
 
 def teach(
@@ -103,7 +143,7 @@ def teach(
         said = tutor.policy.unroll(lesson.params, lesson.memory, lesson.played.obs, lesson.played.done)[1]
         aligned, align_loss = tutor.alignment.apply(aligner.params, said), jnp.float32(0)
         if tutor.direction is not None:
-            align = partial(_align, tutor, optimizer, said, lesson.logits)
+            align = partial(_align, tutor, optimizer, said, lesson.played.outputs.policy)
             aligner, align_loss = learning.once(align, aligner, lesson.due.align, align_loss)
         student, distil_loss = learning.once(
             partial(distil, aligned), student, lesson.due.distil, jnp.float32(0)

@@ -19,12 +19,13 @@ from popjax.core import Pretrained, Trajectory, as_arrays
 from popjax.distillation import alignment_loss, softened_kl
 from popjax.envs import make
 from popjax.methods import cdrl, onpolicy
+from popjax.methods.cdrl import NEVER
+from popjax.methods.cdrl_config import reached, remarks
 from popjax.nets import recurrent
 from popjax.nets.recurrent import behind, recurrent_actor_critic
 from popjax.optimize import adam
 from popjax.population import imitation
 from popjax.population.imitation import Aligned, Learner, Teacher
-from popjax.population.schedule import NEVER, reached
 from tests.support import Case, same
 
 NET = recurrent.Config(hidden=(4,), units=4)
@@ -225,7 +226,7 @@ def test_an_offline_alignment_stays_as_it_is():
 def test_times_are_steps_or_fractions_of_the_budget():
     hyper = as_arrays(cdrl.Hyper(budget=200))
     for when, first in ((0.0, 0), (0.25, 50), (1.0, 1), (60.0, 60), (NEVER, None)):
-        due = [bool(reached(jnp.int32(t), jnp.float32(when), hyper.budget)) for t in range(100)]
+        due = [bool(reached(jnp.int32(t), jnp.float32(when), hyper)) for t in range(100)]
         assert due.index(True) == first if first is not None else not any(due)
 
 
@@ -234,12 +235,12 @@ def test_a_fraction_of_the_budget_is_a_whole_step(fraction, step):
     """In float32 both products are a little more, and a time would come an update late."""
     hyper = as_arrays(cdrl.Hyper(budget=100_000, distil_from=fraction, align_from=0.0))
     assert hyper.distil_from * hyper.budget > step
-    assert [bool(reached(jnp.int32(t), hyper.distil_from, hyper.budget)) for t in (step - 1, step)] == [
+    assert [bool(reached(jnp.int32(t), hyper.distil_from, hyper)) for t in (step - 1, step)] == [
         False,
         True,
     ]
-    assert cdrl.remarks(env(), TINY, hyper, step, teachers=(1,)) == []
-    (late,) = cdrl.remarks(env(), TINY, hyper, step - 1, teachers=(1,))
+    assert remarks(env(), TINY, hyper, step, teachers=(1,)) == []
+    (late,) = remarks(env(), TINY, hyper, step - 1, teachers=(1,))
     assert f"begins at {step:,} environment steps" in late
 
 
@@ -546,7 +547,7 @@ def test_a_trained_alignment_is_for_one_task_teacher_and_activation():
 
 def test_remarks_on_times_at_which_nothing_is_distilled():
     def told(env_steps, config=TINY, teachers=(1,), **numbers):
-        found = cdrl.remarks(env(), config, cdrl.Hyper(**numbers), env_steps, teachers=teachers)
+        found = remarks(env(), config, cdrl.Hyper(**numbers), env_steps, teachers=teachers)
         return " | ".join(found)
 
     assert "begins at 4,000,000 environment steps and the run ends at 300,000; --hyper.budget 300000" in told(

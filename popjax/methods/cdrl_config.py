@@ -1,0 +1,192 @@
+"""Choices, numbers, metrics and records of collaborative deep RL, and the times at which teachers teach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from popjax.advantage import Targets
+from popjax.agents import a2c
+from popjax.checks import check_choices, check_least, check_widths
+from popjax.core import Env, Number, Params, PyTree, Trajectory, number
+from popjax.distillation import Direction
+from popjax.nets import recurrent
+from popjax.population.lanes import Lanes
+from popjax.population.tutoring import Distillation, Due
+
+NEVER = math.inf
+"""A time that no run reaches."""
+TIMES = ("align_from", "distil_from", "distil_until")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a student learns from its task and its teachers, and how teachers do that train beside it."""
+
+    network: recurrent.Config = field(default_factory=recurrent.Config)  # of the student and those teachers
+    lanes: int = 8  # environments of each task, the workers of A3C
+    steps: int = 20  # environment steps of each lane in a rollout
+    # a gradient step for each lane, one after the other, or one for the mean over lanes: with 8 lanes 8 times
+    # fewer of every kind, so that lr, distil_lr and align_lr are to be raised together
+    update_mode: Literal["sequential", "batched"] = "sequential"
+    # where a lane's gradients are taken: the parameters so far, or those that acted
+    grad_at: Literal["current", "behaviour"] = "current"
+    student_gae: bool = True  # the student learns from its own rewards, too
+    timeout_bootstrap: bool = False  # the value behind a time limit counts, else a time limit is an end
+    distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
+    # whose memory a teacher reads a rollout with; "student" as in the authors' code
+    teacher_state: Literal["own", "student"] = "own"
+    # no alignment of logits, by a network trained before, or by one that is trained meanwhile
+    align: Literal["none", "offline", "online"] = "online"
+    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
+    align_act: recurrent.AlignActivation = "elu"  # between them; "relu" in the paper's text
+    align_kl: Direction = "code"  # KL(aligned || student), or the other way about
+    # teachers see observations with other channels or components padded with zeros or cropped
+    pad_observations: bool = False
+    pad_actions: bool = False  # without alignment, a teacher's logits are padded with -inf or cropped
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_least(self, 1, "lanes", "steps")
+        check_widths(self)
+        if self.align != "none" and self.pad_actions:
+            raise ValueError(f"pad_actions is for align none; align {self.align} maps actions by a network")
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of a student and its teachers.
+
+    ``align_from``, ``distil_from`` and ``distil_until`` are counted in the student's environment steps: below
+    1 as a fraction of ``budget``, rounded to whole steps, else as a number of steps, so that 1 is the first
+    step and not the whole budget; infinity is never. The defaults are those of two tasks that both start from
+    scratch, with the paper's budget: a shorter run needs a smaller one, else it ends before anything is
+    distilled. Where alignment networks train online, ``distil_from`` is to be after ``align_from``.
+    """
+
+    discount: Number = number(0.99, high=1.0)  # gamma, per environment step
+    trace_decay: Number = number(1.0, high=1.0)  # lambda of the advantages
+    value_coef: Number = number(0.5)  # of half the summed squared error of the values in the loss
+    entropy: Number = number(0.01)  # weight of the policy's summed entropy in the loss, per nat
+    max_grad_norm: Number = number(40.0)  # global norm to which every gradient is clipped
+    lr: Number = number(1e-4)  # Adam's rate for the task's own rewards
+    distil_lr: Number = number(1e-4)  # that of distillation, which has an Adam of its own
+    align_lr: Number = number(1e-4)  # that of the alignment networks
+    temperature: Number = number(1.0, low=1e-6)  # tau, by which a teacher's logits are divided
+    align_from: Number = number(0.15)  # T1, when alignment networks begin to train
+    distil_from: Number = number(0.2)  # T2, when distillation begins
+    distil_until: Number = number(0.75)  # when both end
+    budget: Number = number(2e7, low=1.0)  # what fractions are fractions of, environment steps of the student
+
+
+@struct.dataclass
+class Metrics:
+    """What a step shows. P is the student and then the teachers that train, each in its own task.
+
+    fitness:       float32 [P] return of the last finished episode, mean over lanes.
+    score:         float32 [P] mean return of the last 100 episodes; of those there are, 0 before the first.
+    lengths:       float32 [P] environment steps of the last finished episode, mean over lanes.
+    episodes:      int32 [P]   finished episodes.
+    losses:        [P] each    of A2C, means over rows.
+    gradient_norm: float32 [P] global norm of their gradient before clipping, mean over gradient steps.
+    actions:       [A]         mean probabilities of the student's actions in its rollouts.
+    distillations: of every teacher, see ``Distillation``.
+    """
+
+    fitness: Array
+    score: Array
+    lengths: Array
+    episodes: Array
+    losses: a2c.Losses
+    gradient_norm: Array
+    actions: Array
+    distillations: tuple[Distillation, ...]
+
+
+@struct.dataclass
+class Student:
+    """The network of a task with the moments of its two Adams: for its rewards, and for its teachers."""
+
+    params: Params
+    optimizer: PyTree
+    distil_optimizer: PyTree
+
+
+@struct.dataclass
+class Task:
+    """Who learns a task; its lanes [1, N]; rollouts [T, N] with ``Heads`` as outputs, and their targets."""
+
+    student: Student
+    lanes: Lanes
+    played: Trajectory
+    targets: Targets
+
+
+def due(taken: Array, hyper: Hyper) -> Due:
+    """Return who learns from teachers after ``taken`` environment steps."""
+    going_on = ~reached(taken, hyper.distil_until, hyper)
+    return Due(*(going_on & reached(taken, when, hyper) for when in (hyper.align_from, hyper.distil_from)))
+
+
+def reached(taken: Array, when: Number, hyper: Hyper) -> Array:
+    """Return bool []: whether ``taken`` environment steps are at or beyond the time ``when`` of ``hyper``."""
+    # Rounded, because 0.3 of 100,000 is 30,000.002 in float32, which 30,000 steps would not have reached.
+    return taken.astype(jnp.float32) >= jnp.where(when < 1, jnp.round(when * hyper.budget), when)
+
+
+def remarks(
+    env: Env,
+    config: Config,
+    hyper: Hyper,
+    env_steps: int,
+    teachers: Sequence[Any] = (),
+    teacher_envs: Sequence[Env] = (),
+    alignments: Sequence[Any] = (),
+) -> list[str]:
+    """Return a line for each reason why a run of ``env_steps`` distils nothing, or the wrong thing."""
+    if not (teachers or teacher_envs):
+        return []
+    align_from, distil_from, distil_until = (_resolved(hyper, name) for name in TIMES)
+    wanted = np.isfinite(distil_from)
+    told = [
+        f"{name} 1 is the first environment step: a fraction of the budget is below 1, and inf is never"
+        for name in TIMES
+        if np.any(np.asarray(getattr(hyper, name)) == 1)
+    ]
+    if late := _where(wanted & (distil_from > env_steps), distil_from):
+        remedy = f"; --hyper.budget {env_steps} makes fractions those of this run"
+        fractions = np.any(np.asarray(hyper.distil_from) < 1)
+        told.append(
+            f"nothing is distilled: that begins at {late} environment steps and the run ends at {env_steps:,}"
+            + (remedy if fractions else "")
+        )
+    if ended := _where(wanted & (distil_until <= distil_from), distil_until):
+        told.append(
+            f"nothing is distilled: distil_until is at {ended} environment steps, distil_from not before"
+        )
+    early = _where(wanted & (distil_from < align_from), distil_from)
+    if early and config.align == "online":
+        told.append(
+            f"distillation begins at {early} environment steps, before alignment networks begin to train:"
+            " until then it follows untrained ones; let distil_from be after align_from"
+        )
+    return told
+
+
+def _resolved(hyper: Hyper, name: str) -> np.ndarray:
+    """A time in environment steps, as many as there are values of it or of the budget."""
+    when, budget = np.asarray(getattr(hyper, name), float), np.asarray(hyper.budget, float)
+    return np.where(when < 1, np.round(np.minimum(when, 1) * budget), when)
+
+
+def _where(which: np.ndarray, times: np.ndarray) -> str:
+    """The times that ``which`` is true of; nothing where there are none."""
+    which, times = np.broadcast_arrays(which, times)
+    return ", ".join(f"{time:,.0f}" for time in np.unique(times[which]))

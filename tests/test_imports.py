@@ -63,7 +63,6 @@ SHARED = {
     "popjax.nets.layers",
     "popjax.population.lanes",
     "popjax.population.learners",
-    "popjax.population.policy",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

@@ -158,11 +158,13 @@ class Env(NamedTuple):
 
     reset: key -> (state, obs)
     step:  (state, action) -> (state, Timestep)
+    scored: the same environment with the rewards that evaluations count; None: these
     """
 
     reset: Callable[[Key], tuple[PyTree, Array]]
     step: Callable[[PyTree, Array], tuple[PyTree, Timestep]]
     spec: Spec
+    scored: Any = None
 
 
 class Network(NamedTuple):

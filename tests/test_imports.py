@@ -44,6 +44,7 @@ SHARED = {
     "popjax.envs.frames",
     "popjax.envs.mujoco",
     "popjax.envs.options",
+    "popjax.envs.wrappers",
     "popjax.envs.dmc.parts",
     "popjax.methods.cspc_config",
     "popjax.methods.cspc_play",

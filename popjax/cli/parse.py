@@ -147,6 +147,8 @@ class ReportArguments:
     """Directory to write to."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Names of the methods, one for each run directory; by default they follow from the configurations."""
+    csv: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write every evaluation to curves.csv, too: method, task, seed, env_steps and return."""
 
 
 def parse(

@@ -58,8 +58,18 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
     from popjax.cli.show import Played
     from popjax.host import original
 
+    _refuse_wrapped(run, "--in")
     copies = [original.make(library, run.env, run.saved["env_options"]) for _ in range(arguments.episodes)]
     return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
+
+
+def _refuse_wrapped(run: Loaded, option: str) -> None:
+    """Refuse what needs the bare task, where a policy was trained in another form of it."""
+    from popjax.cli.parse import Fault
+    from popjax.envs.wrappers import OPTIONS
+
+    if names := sorted(OPTIONS.keys() & run.saved["env_options"].keys()):
+        raise Fault(f"{option} plays the bare task, and the run's has {', '.join(names)}: leave out {option}")
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
@@ -68,6 +78,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
         return None
     from popjax.host import paths, sweep, video
 
+    _refuse_wrapped(run, "--video")
     path = paths.path(arguments.video)
     subject = video.subject(run.env, run.saved["env_options"], path)
 
@@ -88,7 +99,7 @@ def report(argv: list[str]) -> None:
     from popjax.cli import show
     from popjax.host.report import report as write
 
-    show.report(write(arguments.run_dirs, arguments.out, arguments.labels))
+    show.report(write(arguments.run_dirs, arguments.out, arguments.labels, arguments.csv))
 
 
 def export(argv: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from popjax import numerics
 from popjax.core import Env
+from popjax.envs import wrappers
 from popjax.remember import remembered
 
 _SUITES = ("gymnax", "brax", "gym", "dmc", "playground", "atari", "probe")
@@ -37,6 +38,7 @@ def make(name: str, **options: Any) -> Env:
     any field of ``EnvParams`` for ``gymnax``; those of the original's constructor for ``gym``; ``impl`` and
     entries of the task's configuration for ``playground``. All but ``gymnax`` and ``probe`` take
     ``episode_length``, the time limit in environment steps, which ``gymnax`` calls ``max_steps_in_episode``.
+    Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.
 
     Raises:
         ValueError: unknown suite, task or option; the message names the nearest one that exists.
@@ -48,7 +50,10 @@ def make(name: str, **options: Any) -> Env:
     known = module.tasks()
     if task not in known:
         raise ValueError(f"suite {suite!r} has no task {task!r}{hint(task, known)}")
-    return module.make(task, **options)
+    general = {name: value for name, value in options.items() if name in wrappers.OPTIONS}
+    own = {name: value for name, value in options.items() if name not in general}
+    env: Env = module.make(task, **own)
+    return wrappers.wrapped(env, general) if general else env
 
 
 def hint(word: str, known: Any) -> str:

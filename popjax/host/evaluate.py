@@ -32,6 +32,8 @@ def play(
     Returns undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
     """
 
+    env = env.scored or env
+
     def one(key: Key) -> tuple[Array, Array]:
         def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
             return method.act(params, memory, obs, key, scale)[:2]

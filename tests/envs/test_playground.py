@@ -102,7 +102,6 @@ def test_warp_plays_across_resets(key):
         (QUICK, {"ctrl_dt": 0.0}, "ctrl_dt must be sim_dt or a multiple, got 0 s"),
         (QUICK, {"episode_length": 2.7}, "option episode_length must be an integer, got 2.7"),
         (QUICK, {"vision": True}, "no option 'vision'"),
-        (QUICK, {"action_repeat": 2}, "no option 'action_repeat'"),
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(task, options, message):

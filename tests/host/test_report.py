@@ -392,3 +392,21 @@ def test_a_legend_has_labels_that_begin_with_an_underscore() -> None:
         charts.legend(axes, 1)
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_mine"]
     assert not figure.axes[0].title.get_parse_math()
+
+
+def test_curves_as_csv(tmp_path: Path) -> None:
+    import csv
+
+    make_run(tmp_path / "ours", seeds=(0, 3), evaluations=3)
+    report([tmp_path / "ours"], tmp_path / "page")
+    assert not (tmp_path / "page" / "curves.csv").exists()
+    report([tmp_path / "ours"], tmp_path / "page", csv=True)
+    with (tmp_path / "page" / "curves.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["env_steps"], row["return"]) for row in rows[:3]] == [
+        ("0", "0", "0.0"),
+        ("0", "100", "1.0"),
+        ("0", "200", "2.0"),
+    ]
+    assert [(row["seed"], row["return"]) for row in rows[3:]] == [("3", "3.0"), ("3", "4.0"), ("3", "5.0")]
+    assert {(row["method"], row["task"]) for row in rows} == {("ours", "probe/context")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv as csv_file
 import io
 import re
 from collections.abc import Sequence
@@ -39,12 +40,15 @@ class Report:
 
 
 @charts.literal_text()
-def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = ()) -> Report:
+def report(
+    run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = (), csv: bool = False
+) -> Report:
     """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
     Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
     those that have not begun yet are named. What is no run, such as a note or an earlier report beside them,
-    is skipped. labels: names of the methods, one for each run directory.
+    is skipped. labels: names of the methods, one for each run directory. csv: write every evaluation to
+    ``curves.csv``, too: method, task, seed, env_steps and return.
 
     Raises:
         Refused: there is no run with evaluations, a path does not exist, or there is no task that all methods
@@ -79,6 +83,8 @@ def report(run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str
     sections = _named_apart(sections)
     pictures = [part for section in sections for part in section.parts if isinstance(part, Picture)]
     out.mkdir(parents=True, exist_ok=True)
+    if csv:
+        _write_csv(groups, out / "curves.csv")
     for picture in pictures:
         (out / f"{picture.name}.png").write_bytes(picture.png)
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
@@ -110,6 +116,17 @@ def _title(groups: Sequence[Group]) -> str:
         text = ", ".join(names)
         told.append(text if len(text) <= _TITLE or len(names) == 1 else f"{len(names)} {what}")
     return " on ".join(told)
+
+
+def _write_csv(groups: Sequence[Group], path: Path) -> None:
+    """A row for every evaluation of every seed."""
+    with path.open("w", newline="") as file:
+        writer = csv_file.writer(file)
+        writer.writerow(["method", "task", "seed", "env_steps", "return"])
+        for group in groups:
+            for curve in group.curves:
+                rows = zip(curve.env_steps.tolist(), curve.returns.tolist(), strict=True)
+                writer.writerows([group.label, group.task, curve.seed, *row] for row in rows)
 
 
 def _results(groups: Sequence[Group], missing: Sequence[str]) -> Section:

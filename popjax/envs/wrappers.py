@@ -1,0 +1,104 @@
+"""Options that every task takes: repeated actions, stacked frames, scaled and clipped rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import tree
+from popjax.core import Env, Key, PyTree, Timestep
+from popjax.envs.options import check
+
+OPTIONS: dict[str, Any] = {
+    "action_repeat": int,
+    "frame_stack": int,
+    "reward_scale": float,
+    "reward_clip": float,
+}
+
+
+def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
+    """Return ``env`` with what ``options`` ask for; an environment step is then one choice of an action.
+
+    action_repeat: environment steps that an action is repeated for, their rewards summed.
+    frame_stack:   latest observations that are joined along the last axis, oldest first; an episode begins
+                   with its first one repeated.
+    reward_scale:  multiplies every reward that is learned from, before
+    reward_clip:   cuts it to [-reward_clip, reward_clip]. Evaluations count the task's own rewards.
+
+    Raises:
+        ValueError: an option is of the wrong kind or out of range.
+    """
+    given = check(env.spec.name, options, OPTIONS)
+    for name, value in given.items():
+        if not value > 0 and name != "reward_scale":
+            raise ValueError(f"{env.spec.name}: option {name} must be above 0, got {value}")
+    if given.get("action_repeat", 1) > 1:
+        env = repeated(env, given["action_repeat"])
+    if given.get("frame_stack", 1) > 1:
+        env = stacked(env, given["frame_stack"])
+    if "reward_scale" in given or "reward_clip" in given:
+        env = rewarded(env, given.get("reward_scale", 1.0), given.get("reward_clip", jnp.inf))
+    return env
+
+
+def repeated(env: Env, times: int) -> Env:
+    """Return ``env`` with every action played ``times`` times, or until the episode ends."""
+    spec = env.spec
+
+    def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
+        first = env.step(state, action)
+
+        def again(carry: tuple[PyTree, Timestep], _: None) -> tuple[tuple[PyTree, Timestep], None]:
+            state, timestep = carry
+            after, latest = env.step(state, action)
+            summed = replace(latest, reward=timestep.reward + latest.reward)
+            return tree.where(timestep.done, carry, (after, summed)), None
+
+        return jax.lax.scan(again, first, length=times - 1)[0]
+
+    return env._replace(
+        step=step,
+        spec=spec._replace(
+            episode_length=-(-spec.episode_length // times),
+            dt=None if spec.dt is None else spec.dt * times,
+        ),
+    )
+
+
+def stacked(env: Env, count: int) -> Env:
+    """Return ``env`` with its latest ``count`` observations as one, joined along the last axis."""
+    spec = env.spec
+    shape = (*spec.obs_shape[:-1], spec.obs_shape[-1] * count) if spec.obs_shape else (count,)
+
+    def joined(frames: Array) -> Array:
+        return jnp.moveaxis(frames, 0, -2 if spec.obs_shape else -1).reshape(shape)
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key)
+        frames = tree.repeat(obs, count)
+        return (state, frames), joined(frames)
+
+    def step(carry: PyTree, action: Array) -> tuple[PyTree, Timestep]:
+        state, frames = carry
+        state, timestep = env.step(state, action)
+        frames = jnp.concatenate([frames[1:], timestep.next_obs[None]])
+        seen = joined(frames)
+        return (state, frames), replace(timestep, obs=seen, next_obs=seen)
+
+    return env._replace(reset=reset, step=step, spec=spec._replace(obs_shape=shape))
+
+
+def rewarded(env: Env, scale: float, clip: float) -> Env:
+    """Return ``env`` with rewards times ``scale``, cut to [-clip, clip]; it is scored by its own."""
+
+    def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
+        state, timestep = env.step(state, action)
+        return state, replace(timestep, reward=jnp.clip(timestep.reward * scale, -clip, clip))
+
+    return env._replace(step=step, spec=env.spec._replace(highest_return=None), scored=env)

@@ -1,0 +1,97 @@
+"""Options of every task: repeated actions, stacked frames, scaled and clipped rewards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax.agents import td3
+from popjax.contract import check_env
+from popjax.core import Env, Spec, Timestep
+from popjax.envs import make, wrappers
+from popjax.host.evaluate import play
+from popjax.methods import independent
+
+KEY = jax.random.key(0)
+
+
+def counter(length: int = 7, ends_at: int = 100) -> Env:
+    """Its observation is the number of steps and its negative; the reward of step t is t."""
+
+    def step(state: jax.Array, action: jax.Array) -> tuple[jax.Array, Timestep]:
+        state = state + 1
+        obs = jnp.stack([state, -state]).astype(jnp.float32)
+        return state, Timestep(obs, obs, state.astype(jnp.float32), state >= ends_at, state >= length)
+
+    spec = Spec("mine/counter", (2,), 1, length, dt=0.5, highest_return=28.0)
+    return Env(lambda key: (jnp.int32(0), jnp.zeros(2)), step, spec)
+
+
+def played(env: Env, count: int) -> list[Timestep]:
+    state, _ = env.reset(KEY)
+    found = []
+    for _ in range(count):
+        state, timestep = env.step(state, jnp.zeros(1))
+        found.append(timestep)
+    return found
+
+
+def test_an_action_is_repeated() -> None:
+    env = wrappers.repeated(counter(), 3)
+    assert (env.spec.episode_length, env.spec.dt) == (3, 1.5)
+    steps = played(env, 3)
+    assert [float(step.reward) for step in steps] == [1 + 2 + 3, 4 + 5 + 6, 7]
+    assert [bool(step.truncated) for step in steps] == [False, False, True]
+    assert steps[2].next_obs.tolist() == [7, -7]
+    ended = played(wrappers.repeated(counter(ends_at=2), 3), 1)[0]
+    assert (float(ended.reward), bool(ended.terminated), ended.next_obs.tolist()) == (3, True, [2, -2])
+
+
+def test_frames_are_stacked() -> None:
+    env = wrappers.stacked(counter(), 3)
+    assert env.spec.obs_shape == (6,)
+    assert env.reset(KEY)[1].tolist() == [0] * 6
+    second = played(env, 2)[1]
+    assert second.next_obs.tolist() == second.obs.tolist() == [0, 0, 1, -1, 2, -2]
+    image = make("gymnax/Breakout-MinAtar", frame_stack=2)
+    assert image.spec.obs_shape == (10, 10, 8)
+    frame = image.reset(KEY)[1]
+    np.testing.assert_array_equal(frame[..., :4], frame[..., 4:])
+
+
+def test_rewards_are_scaled_then_clipped() -> None:
+    env = wrappers.wrapped(counter(), {"reward_scale": 0.5, "reward_clip": 2})
+    assert [float(step.reward) for step in played(env, 7)] == [0.5, 1, 1.5, 2, 2, 2, 2]
+    assert (env.spec.highest_return, env.scored.spec.highest_return) == (None, 28.0)
+
+
+def test_all_together_and_evaluations_count_the_tasks_rewards() -> None:
+    options = {"action_repeat": 2, "frame_stack": 2, "reward_scale": 10.0, "reward_clip": 15}
+    env = make("probe/endless", **options)
+    check_env(env)
+    assert (env.spec.episode_length, env.spec.obs_shape) == (3, (2,))
+    config = independent.Config(agent=td3.Config(hidden=(8,)), batch=4, capacity=20, warmup=4, steps=6)
+    method = independent.build(env, config)
+    state = jax.jit(method.step)(jax.jit(method.init)(KEY, method.hyper))
+    assert state.replay.rows.reward[0, :6].tolist() == [15, 15, 10, 15, 15, 10]
+    assert float(state.metrics.fitness[0]) == 40
+    totals, lengths = play(env, method, method.policy(state), KEY, 2)
+    assert (totals.tolist(), lengths.tolist()) == ([5, 5], [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"action_repeat": 0}, "action_repeat must be above 0, got 0"),
+        ({"frame_stack": 1.5}, "frame_stack must be an integer"),
+        ({"reward_clip": -1}, "reward_clip must be above 0"),
+        ({"reward_scale": "x"}, "reward_scale must be a number"),
+    ],
+)
+def test_senseless_options_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make("probe/endless", **options)

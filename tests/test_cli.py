@@ -162,13 +162,14 @@ def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixt
 
 
 def test_presets_are_defaults_that_flags_override() -> None:
-    config, hyper = defaults(pderl.METHOD, {}, "brax/hopper")
+    kinds = {"agent": "ddpg", "drive": "none"}
+    config, hyper = defaults(pderl.METHOD, kinds, "brax/hopper")
     assert config == pderl.preset("brax/hopper").config
     argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
-    arguments = cli._parse_run(parse, "pderl", argv, config, hyper, [])
+    arguments = cli._parse_run(parse, "pderl", argv, config, hyper, list(kinds))
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
-    assert defaults(pderl.METHOD, {}, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
+    assert defaults(pderl.METHOD, kinds, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
 
 
 def test_an_agent_brings_its_own_options() -> None:
@@ -177,7 +178,7 @@ def test_an_agent_brings_its_own_options() -> None:
     config, hyper = defaults(independent.METHOD, agents, None)
     rest += ["--hyper.target_noise", "0.3"]
     arguments = cli._parse_run(parse, "independent", rest, config, hyper, list(agents))
-    assert agents == {"agent": "td3"}
+    assert agents == {"agent": "td3", "drive": "none"}
     assert type(arguments.config) is independent.Config
     assert arguments.config.agent.hidden == (64, 32)
     assert arguments.hyper.target_noise == 0.3

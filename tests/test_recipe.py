@@ -55,11 +55,12 @@ def test_a_preset_is_taken_where_it_has_the_agents():
     preset = popjax.Preset(large, "numbers", 1)
     own = Recipe(
         independent.build,
-        lambda agent=small.agent: independent.Config(agent=agent),
+        lambda agent=small.agent, drive=None: independent.Config(agent=agent, drive=drive),
         lambda config: "default",
         agents=independent.METHOD.agents,
         preset=lambda task: preset if task == "mine" else None,
     )
-    assert defaults(own, {"agent": "sac"}, "mine") == (large, "numbers")
-    assert defaults(own, {"agent": "sac"}, "another") == (small, "default")
-    assert defaults(own, {"agent": "td3"}, "mine")[1] == "default"
+    kinds = {"agent": "sac", "drive": "none"}
+    assert defaults(own, kinds, "mine") == (large, "numbers")
+    assert defaults(own, kinds, "another") == (small, "default")
+    assert defaults(own, kinds | {"agent": "td3"}, "mine")[1] == "default"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.core import Agent, Key, PyTree, Transition, Weighted
+from popjax.core import Agent, Key, PyTree, Weighted
 from popjax.replay.prioritized import Prioritized, PrioritizedReplay, importance_weights, largest_weight
 
 Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
@@ -102,11 +101,6 @@ def everyone(
         return jax.vmap(learn, in_axes)(states, data, hyper, jax.random.split(key, count))
 
     return learn_all
-
-
-def relabelled(rows: Transition, rewards: Array) -> Transition:
-    """Return rows [B] that all share as everyone's own [P, B], with rewards [P, B]."""
-    return replace(tree.repeat(rows, len(rewards)), reward=rewards)
 
 
 def prioritized_step(

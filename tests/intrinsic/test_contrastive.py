@@ -110,7 +110,7 @@ def stream(states, lanes):
 
 def observed(module, state, rows, valid=True):
     true = jnp.ones(rows.reward.shape, bool)
-    return module.observe(state, rows, ~true, true & valid, as_arrays(Hyper()))
+    return jax.jit(module.observe)(state, rows, ~true, true & valid, as_arrays(Hyper()))
 
 
 def held(state):

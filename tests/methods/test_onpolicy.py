@@ -233,17 +233,18 @@ def test_the_defaults_are_those_of_baselines():
 
 
 def test_the_command_line_offers_it():
-    module, argv = onpolicy, ["--env=probe/context", "--env-steps=9", "--config.agent.hidden", "16"]
-    assert cli.METHODS["onpolicy"] == module.__name__
-    for given in ([], ["--config.agent", "a2c"]):
-        agents, rest = cli._peel_agents(module, [*argv, *given])
-        defaults = cli._defaults(module, agents, None)
-        arguments = cli._parse_run(parse, "onpolicy", rest, *defaults, ["agent"])
-        assert agents == {"agent": "a2c"}
-        assert arguments.config.agent.hidden == (16,)
-        assert arguments.hyper == a2c.Hyper()
+    argv = ["--env=probe/context", "--env-steps=9", "--config.agent.hidden", "16"]
+    for given, kinds in (([], ("a2c", "none")), (["--config.drive", "rnd"], ("a2c", "rnd"))):
+        program = cli.understand("onpolicy", [*argv, *given])
+        assert tuple(program.kinds.values()) == kinds
+        assert program.arguments.config.agent.hidden == (16,)
+        assert program.arguments.hyper.lr == a2c.Hyper().lr
+        assert (program.arguments.config.drive is None) == (kinds[1] == "none")
+    more = [*argv, "--config.drive=rnd", "--config.drive.modules=one", "--hyper.drive.weight=0.5"]
+    arguments = cli.understand("onpolicy", more).arguments
+    assert (arguments.config.drive.modules, arguments.hyper.drive.weight) == ("one", 0.5)
     with pytest.raises(parse.Fault, match="unknown agent 'sac'"):
-        cli._peel_agents(module, ["--config.agent", "sac"])
+        cli.understand("onpolicy", [*argv, "--config.agent", "sac"])
 
 
 def test_senseless_configs_are_refused():

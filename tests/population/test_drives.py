@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from popjax import tree
 from popjax.agents import sac
@@ -29,9 +31,24 @@ CONFIGS = {
 every_drive = pytest.mark.parametrize("name", CONFIGS)
 
 
-def numbers(name, **changes):
+@struct.dataclass
+class Numbers:
     """A ``hyper`` with the numbers of a drive."""
-    return SimpleNamespace(drive=as_arrays(replace(drives.default_numbers(CONFIGS[name]), **changes)))
+
+    drive: Any
+
+
+def numbers(name, **changes):
+    return Numbers(as_arrays(replace(drives.default_numbers(CONFIGS[name]), **changes)))
+
+
+@lru_cache
+def built(config):
+    """A drive whose functions are compiled."""
+    drive = drives.build(SPEC, config, P, N)
+    learn = jax.jit(drive.learn, static_argnums=3)
+    init, observe, pay = map(jax.jit, (drive.init, drive.observe, drive.pay))
+    return drive._replace(init=init, observe=observe, pay=pay, learn=learn)
 
 
 def rows_of(key, *shape, skills=0):
@@ -51,7 +68,7 @@ def pairs(key):
 
 def begun(name, key, **changes):
     """A drive, its rows, and its state after it has seen some steps and learned once."""
-    drive, hyper = drives.build(SPEC, CONFIGS[name], P, N), numbers(name, **changes)
+    drive, hyper = built(CONFIGS[name]), numbers(name, **changes)
     skills = 3 if name == "diayn" else 0
     stream = rows_of(key, 8, P, N, skills=skills)
     yes = jnp.ones((8, P, N), bool)
@@ -119,7 +136,7 @@ def test_own_rows_are_paid_for_by_their_agent_alone(key):
 
 
 def test_a_bank_takes_every_second_state_of_its_own_agents_lanes(key):
-    drive, hyper = drives.build(SPEC, CONFIGS["collab"], P, N), numbers("collab")
+    drive, hyper = built(CONFIGS["collab"]), numbers("collab")
     stream, yes = rows_of(key, 4, P, N), jnp.ones((4, P, N), bool)
     state = drive.observe(drive.init(key), stream, ~yes, yes, hyper)
     for agent in range(P):
@@ -130,7 +147,7 @@ def test_a_bank_takes_every_second_state_of_its_own_agents_lanes(key):
 
 def test_the_encoder_takes_the_steps_of_its_config_and_the_banks_stay(key):
     config = replace(CONFIGS["collab"], steps=3)
-    drive, hyper = drives.build(SPEC, config, P, N), numbers("collab")
+    drive, hyper = built(config), numbers("collab")
     state, rows = drive.init(key), rows_of(key, B)
     after, _ = drive.learn(state, rows, None, pairs, hyper, key)
     counts = [x for x in jax.tree.leaves(after.optimizer) if x.dtype == jnp.int32]
@@ -140,7 +157,7 @@ def test_the_encoder_takes_the_steps_of_its_config_and_the_banks_stay(key):
 
 @pytest.mark.parametrize("encoder", ["random", "identity"])
 def test_an_encoder_that_is_not_trained_asks_for_no_pairs(encoder, key):
-    drive = drives.build(SPEC, replace(CONFIGS["collab"], encoder=encoder), P, N)
+    drive = built(replace(CONFIGS["collab"], encoder=encoder))
     state = drive.init(key)
     after, losses = drive.learn(state, rows_of(key, B), None, None, numbers("collab"), key)
     equal(after, state)
@@ -151,23 +168,23 @@ def test_an_encoder_that_is_not_trained_asks_for_no_pairs(encoder, key):
 def test_modules_learn_their_own_agents_transitions_or_all(key):
     mine = jnp.zeros((P, B), bool).at[1].set(True)
     for name, moved in (("rnd", [False, True, False]), ("rnd_each", [True] * 3)):
-        drive, hyper = drives.build(SPEC, CONFIGS[name], P, N), numbers(name)
+        drive, hyper = built(CONFIGS[name]), numbers(name)
         state = drive.init(key)
         after, _ = drive.learn(state, rows_of(key, B), mine, None, hyper, key)
         changed = [not same(*(tree.take(x.predictor, i) for x in (after, state))) for i in range(P)]
         assert changed == moved
-    one = drives.build(SPEC, CONFIGS["rnd_one"], P, N).init(key)
+    one = built(CONFIGS["rnd_one"]).init(key)
     assert one.observations.count.shape == ()
     assert one.returns.shape == (P, N)
 
 
 def test_a_module_for_each_batch_learns_from_that(key):
     module, hyper = rnd.build(SPEC, CONFIGS["rnd"], (N,)), numbers("rnd")
-    drive, own = drives.build(SPEC, CONFIGS["rnd"], P, N), rows_of(key, P, B)
+    drive, own = built(CONFIGS["rnd"]), rows_of(key, P, B)
     state = drive.init(key)
     after, _ = drive.learn(state, own, None, None, hyper, key)
     for i in range(P):
-        alone, _ = module.learn(*tree.take((state, own), i), jnp.ones(B), hyper.drive, key)
+        alone, _ = jax.jit(module.learn)(*tree.take((state, own), i), jnp.ones(B), hyper.drive, key)
         close(tree.take(after, i), alone, atol=1e-6)
 
 
@@ -180,7 +197,7 @@ def test_steps_that_did_not_happen_leave_no_trace(key):
 
 
 def test_agents_with_skills_are_deployed_with_the_best_of_their_own(key):
-    drive = drives.build(SPEC, CONFIGS["diayn"], P, N)
+    drive = built(CONFIGS["diayn"])
     state = drive.init(key)
     state = replace(state, returns=jnp.array([[1.0, 2, 0], [5, 4, 3], [0, -jnp.inf, 1]]))
     policies, skills = drive.deploy(state, jnp.arange(P))

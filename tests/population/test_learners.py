@@ -76,4 +76,4 @@ def test_agents_that_normalize_see_every_row(key):
     obs = jax.random.normal(key, (7, 1)) + 3
     states = crew.observe(jax.jit(crew.init)(key, hyper), obs, jnp.ones(7, bool))
     mean = jax.tree.leaves(jax.vmap(lambda s: s.statistics.mean)(states))[0]
-    assert mean.tolist() == pytest.approx([[float(obs.mean())]] * 2, abs=1e-5)
+    assert mean.ravel().tolist() == pytest.approx([float(obs.mean())] * 2, abs=1e-5)

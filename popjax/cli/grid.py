@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from popjax.cli import forms, parse
 from popjax.host import index, paths, processes, rundir, shard, sweep
 from popjax.host.errors import Refused, TooLarge
 from popjax.host.index import Entry
+from popjax.host.options import Options, option_name
 from popjax.host.terminal import complain
 
 Understand = Callable[[Sequence[str]], Any]
@@ -144,8 +146,15 @@ def largest_slice(common: Any, fault: TooLarge) -> int:
     return size
 
 
-def slices_again(argv: Sequence[str], root: Path, devices: int = 1) -> list[Entry]:
-    """The slices in which ``root`` has the members of one program, whatever fits into memory today.
+def identities(common: Any, argv: Sequence[str]) -> set[str]:
+    """Return who the members of one program are; ``common`` is what all programs have of their arguments."""
+    bounds = parse.peel(argv, "--members")[0]
+    return {member.identity for member in chosen(replace(common, members=bounds))}
+
+
+def slices_again(argv: Sequence[str], common: Any, root: Path, devices: int = 1) -> list[Entry]:
+    """The slices in which ``root`` has the members of one program, whatever fits into memory today, and more
+    of them for members that are new.
 
     Raises:
         Refused: it holds runs of another kind, or one that cannot be spread over ``devices``.
@@ -160,7 +169,12 @@ def slices_again(argv: Sequence[str], root: Path, devices: int = 1) -> list[Entr
             shard.require_divisible(end - first, devices, f"members of a slice in {root}")
     bare = parse.peel(argv, "--members")[1]
     both = zip(before, parts, strict=True)
-    return [Entry(entry.directory, (*bare, "--members", str(bounds))) for entry, bounds in both]
+    again = [Entry(entry.directory, (*bare, "--members", str(bounds))) for entry, bounds in both]
+    known = [parse.bounds(text) or (0, 1) for text in parts]
+    size, end, last = known[0][1] - known[0][0], known[-1][1], chosen(common)[-1].number + 1
+    if end < last:
+        again += slices(bare, replace(common, members=f"{end}:{last}"), size, devices)
+    return again
 
 
 def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
@@ -189,17 +203,14 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
 
 
 def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> None:
-    """Raises Refused where a command does not ask for the runs that a directory has."""
-    old, new = ({entry.directory for entry in entries} for entries in (before, now))
-    if old != new:
-        parts = [
-            f"{word} {', '.join(sorted(names))}" for word, names in (("lacks", new - old), ("has", old - new))
-        ]
-        raise Refused(
-            f"{root} was made by another command: it {' and '.join(p for p in parts if p[-1] != ' ')}"
-        )
-    known = {entry.directory: entry.argv for entry in before}
+    """Raises Refused where a command does not ask for the runs that have begun in a directory; it may ask for
+    more."""
+    known = {entry.directory: entry.argv for entry in before if index.started(root / entry.directory)}
+    if left := sorted(known.keys() - {entry.directory for entry in now}):
+        raise Refused(f"{root} was made by another command: it has {', '.join(left)}")
     for entry in now:
+        if entry.directory not in known:
+            continue
         was, asked = _decisive(known[entry.directory]), _decisive(entry.argv)
         if was != asked:
             told = [" ".join((a - b).elements()) or "nothing" for a, b in ((was, asked), (asked, was))]
@@ -207,9 +218,11 @@ def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> N
 
 
 def _decisive(argv: Sequence[str]) -> Counter[str]:
-    """The arguments that decide what a run is; more environment steps continue it, anywhere."""
+    """The arguments that decide what a run is. More environment steps or members continue it, anywhere, and
+    how often it is looked at may change: whether they do is known when each run is resumed."""
+    free = [option_name(field.name) for field in fields(Options)]
     rest = list(argv)
-    for option in ("--env-steps", "--devices", "--wandb"):
+    for option in (*free, "--devices", "--wandb", "--sweep"):
         rest = parse.peel_all(rest, option)[1]
     pairs = [text.split("=", 1) if text.startswith("--") else [text] for text in rest]
     return Counter(part for pair in pairs for part in pair)

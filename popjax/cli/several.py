@@ -34,7 +34,7 @@ class Tools(NamedTuple):
 def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
     """Trains one program here; a sweep that is too large for memory becomes several."""
     if control.resume and index.holds(root):
-        entries = grid.slices_again(argv, root, grid.device_count(tools.common, "local"))
+        entries = grid.slices_again(argv, tools.common, root, grid.device_count(tools.common, "local"))
         grid.open_index(root, entries, resume=True)
         run_all(tools, entries, root, control)
         return
@@ -51,7 +51,12 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:
     """Runs the programs of a directory of runs, and puts their results together."""
     jobs = [launch.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
-    due = [job for job in jobs if not index.finished(job.directory, tools.common.options.env_steps)]
+    budget = tools.common.options.env_steps
+    due = [
+        job
+        for job, entry in zip(jobs, entries, strict=True)
+        if not index.finished(job.directory, budget, grid.identities(tools.common, entry.argv))
+    ]
     if not due:
         codes = []
     elif control.launcher == "local":

@@ -13,6 +13,7 @@ import numpy as np
 from popjax.host import causes, leaves, processes
 from popjax.host.errors import NotSaved, Refused
 from popjax.host.history import Evaluation
+from popjax.host.sweep import Member
 
 _FACTS = ("number", "env_steps", "return")
 
@@ -79,6 +80,27 @@ def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
     """Copy the best policies of members ``numbers``, if any were kept."""
     if source.exists():
         np.savez(destination, **_rows(source, numbers))
+
+
+def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
+    """Put the policies of the members ``before``, by identity, in the places that they have among more."""
+    if not path.exists():
+        return
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    if len(arrays["number"]) != len(before):  # done before
+        return
+    grown = {name: np.zeros((len(members), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+    grown["return"][:] = -np.inf
+    for place, member in enumerate(members):
+        if member.identity in before:
+            for name, array in arrays.items():
+                grown[name][place] = array[before.index(member.identity)]
+    grown["number"][:] = [member.number for member in members]
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as file:
+        np.savez(file, **grown)
+    os.replace(partial, path)
 
 
 def _rows(path: Path, numbers: Sequence[int]) -> dict[str, np.ndarray]:

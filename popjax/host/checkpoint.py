@@ -216,16 +216,28 @@ def slice_of_newest(
     extra; keys are their data. For who does not know the method."""
 
     def read(path: Path) -> tuple[Any, dict[str, Any]]:
-        leaves = _read_manifest(path)["leaves"]
-        shapes = {
-            name: jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"]))
-            for name, leaf in leaves.items()
-        }
-        arrays, extra = _read(path, shapes, None)
+        arrays, extra = rows(path)
         return {name: array[list(places)] for name, array in arrays.items()}, extra
 
     found = _newest(directory, tell, read)
     return found[1:] if found else None
+
+
+def rows(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return every leaf of a checkpoint by name, keys as their data, and the extra; raises as ``restore``."""
+    leaves = _read_manifest(path)["leaves"]
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"])) for name, leaf in leaves.items()
+    }
+    return _read(path, shapes, None)
+
+
+def members(path: Path) -> list[str] | None:
+    """Return the identities of the members that a checkpoint has; ``None`` if it does not tell."""
+    try:
+        return _read_manifest(path)["extra"].get("members")
+    except (Damaged, NotRead):
+        return None
 
 
 def _newest(

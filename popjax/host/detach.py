@@ -61,6 +61,8 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     new = rundir.RunDirectory(destination / _PARTIAL)
     shutil.rmtree(new.root, ignore_errors=True)
     kept = {key: value for key, value in extra.items() if key not in ("frozen", "regular")}
+    if "members" in extra:
+        kept["members"] = [extra["members"][place] for place in places]
     kept["env_steps"] = [extra["env_steps"][place] for place in places]
     for file in ("metrics", "evaluations"):
         _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)

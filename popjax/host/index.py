@@ -7,7 +7,7 @@ summary.json  at the end, a row per member of every run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,18 @@ def started(root: Path) -> bool:
     return rundir.RunDirectory(root).config.exists()
 
 
-def finished(root: Path, env_steps: int) -> bool:
-    """Whether a run, or all of a directory of runs, has results of ``env_steps`` environment steps."""
-    if holds(root):
-        return all(finished(root / entry.directory, env_steps) for entry in read(root))
+def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> bool:
+    """Whether a run, or all of a directory of runs, has results of ``env_steps`` environment steps, and of
+    all ``members``, by identity."""
     try:
-        summary = json.loads(rundir.RunDirectory(root).summary.read_text())
-        return all(row["status"] == "frozen" or row["env_steps"] >= env_steps for row in summary["members"])
+        if holds(root):
+            rows = list(results(root))
+        else:
+            rows = json.loads(rundir.RunDirectory(root).summary.read_text())["members"]
+        there = {Member(0, row["seed"], row["numbers"]).identity for row in rows}
+        return members <= there and all(
+            row["status"] == "frozen" or (row["env_steps"] or 0) >= env_steps for row in rows
+        )
     except (OSError, ValueError, KeyError):
         return False
 

@@ -118,6 +118,7 @@ class Position:
 def extra(run: Run, position: Position) -> dict[str, Any]:
     """What goes into a checkpoint beside the State."""
     return {
+        "members": [member.identity for member in run.members],
         "env_steps": position.env_steps.tolist(),
         "wall_seconds": _wall_seconds(run, position),
         "compile_seconds": position.compile_seconds,

@@ -18,13 +18,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from popjax.host import processes
+from popjax.host import processes, sweep
 from popjax.host.errors import NoRun, Refused
 from popjax.host.numbers import equal, plain
 from popjax.host.options import option_name
@@ -150,7 +150,9 @@ def _check(root: Path, config: dict[str, Any], resume: bool) -> None:
                 f"{root} already holds a run: add --resume to continue it, or name another --run-dir"
             )
         return
-    different = [line for name, line in differences(read_config(root), config) if not _free(name)]
+    before = read_config(root)
+    free = _free(before, config)
+    different = [line for name, line in differences(before, config) if not free(name)]
     if different:
         raise Refused(f"{root} was run with other options: {'; '.join(different)} (old -> new)")
 
@@ -162,11 +164,24 @@ def begun(root: Path) -> bool:
 
 def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
     """Return 'option old -> new' for what is free to change and has changed since the run was last begun."""
-    return [line for name, line in differences(read_config(root), config) if _free(name)]
+    before = read_config(root)
+    free = _free(before, config)
+    return [line for name, line in differences(before, config) if free(name)]
 
 
-def _free(name: str) -> bool:
-    return name.startswith("options.") and name not in _DECISIVE
+def _free(before: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether an option, by its name, may change: that it does changes nothing of what was computed."""
+    larger = _members(before) <= _members(config)
+
+    def free(name: str) -> bool:
+        of_members = name in ("options.seed", "options.seeds", "members") or name.startswith("sweep")
+        return (larger and of_members) or (name.startswith("options.") and name not in _DECISIVE)
+
+    return free
+
+
+def _members(config: Mapping[str, Any]) -> set[str]:
+    return {member.identity for member in sweep.of_config(config)}
 
 
 def read_config(root: Path) -> dict[str, Any]:

@@ -49,6 +49,13 @@ class Member:
         """Setting and seed in words; ``paths.file_name`` of it is the name of a directory."""
         return ",".join(filter(None, (self.setting, f"seed{self.seed}")))
 
+    @property
+    def identity(self) -> str:
+        """What makes it the same member in another sweep, where its number may be another."""
+        return ",".join(
+            [*sorted(f"{name}={spell(value)}" for name, value in self.numbers.items()), f"seed{self.seed}"]
+        )
+
 
 def grid(seed: int, seeds: int | Sequence[int], swept: Mapping[str, Sequence[Any]]) -> tuple[Member, ...]:
     """Every combination of ``swept`` numbers with each of ``seeds`` seeds from ``seed`` on, or of the

@@ -20,7 +20,7 @@ import numpy as np
 
 from popjax import numerics
 from popjax.core import Env, Method
-from popjax.host import compilation, describe, ending, log, memory, processes, rundir, shard, sweep
+from popjax.host import compilation, describe, ending, growth, log, memory, processes, rundir, shard, sweep
 from popjax.host.best import Best
 from popjax.host.errors import Refused
 from popjax.host.loop import Trained, evaluations_due, train_on
@@ -171,6 +171,7 @@ def _start(
     restored = None
     if resume:
         run = replace(run, files=stack.enter_context(directory))
+        growth.grow(run, start)
         restored = restore(run, shapes, placement.state(shapes))
         if restored and _done(run, restored[1]):
             return finished(run, *restored)

@@ -366,6 +366,7 @@ class Method(NamedTuple):
     exploration: State -> the ``scale`` [] at which the policy explores now while it trains
     unroll:      see ``Unroll``: the logits by which the policy acts, from which others can learn; None of a
                  policy that has none
+    learning_starts: environment steps before the first update; a shorter run is told that it learns nothing
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -379,6 +380,7 @@ class Method(NamedTuple):
     built: Built | None = None
     exploration: Callable[[Any], Array | float] = lambda state: 1.0
     unroll: Unroll | None = None
+    learning_starts: int = 0
 
 
 class Pretrained(NamedTuple):

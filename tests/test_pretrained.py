@@ -98,6 +98,19 @@ def test_it_goes_on_where_it_was_although_the_others_are_gone(runs, tmp_path, ca
     assert "was begun with other runs; --prior was" in capsys.readouterr().err
 
 
+def test_it_goes_on_where_its_project_was_moved(runs, tmp_path, capsys):
+    project = shutil.copytree(runs, tmp_path / "project")
+    command = [*argv(project, "whole", 440), "--resume"]
+    for entry in (project / "whole" / "checkpoints").iterdir():
+        shutil.rmtree(entry)  # so that the policies come from their runs again, where these lie now
+    assert cli.run(command) == 0
+    saved = json.loads((project / "whole" / "config.json").read_text())
+    assert {entry["run"] for entry in saved["runs"]["prior"]} == {str(project / "dqn")}
+    capsys.readouterr()
+    assert cli.run([*argv(project, "whole", 480, f"{runs}/dqn:4", f"{project}/other"), "--resume"]) == 2
+    assert "was begun with other runs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("prior", "part"),
     [

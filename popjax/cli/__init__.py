@@ -92,7 +92,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     from popjax.cli import expand, grid, parse, several
-    from popjax.host import paths, shard
+    from popjax.host import launch, paths, shard
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -119,6 +119,7 @@ def _run(argv: list[str]) -> None:
         return
     for program in programs.values():
         training.check_build(program)
+    launch.require(control.launcher, control.launcher_option)
     grid.open_index(root, entries, resume=control.resume)
     several.run_all(tools, entries, root, control)
 

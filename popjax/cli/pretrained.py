@@ -99,16 +99,25 @@ def _record(ingredient: Ingredient, policy: Pretrained, entry: dict[str, Any]) -
 
 
 def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``before``, if ``arguments`` name the same runs."""
+    """``before``, if ``arguments`` name the same runs, wherever they lie by now."""
     given = [split(argument) for argument in arguments]
-    known = [(Path(entry["run"]), entry["seed"]) for entry in before]
-    if len(given) != len(known) or any(
-        path.resolve() != old or seed not in (None, number)
-        for (path, seed), (old, number) in zip(given, known, strict=True)
+    if len(given) != len(before) or not all(
+        seed in (None, entry["seed"]) and _is_run(path, entry)
+        for (path, seed), entry in zip(given, before, strict=True)
     ):
-        were = " ".join(f"{path}:{seed}" for path, seed in known) or "none"
+        were = " ".join(f"{entry['run']}:{entry['seed']}" for entry in before) or "none"
         raise Refused(f"the run was begun with other runs; --{name} was {were}")
-    return before
+    return [entry | {"run": str(path.resolve())} for (path, _), entry in zip(given, before, strict=True)]
+
+
+def _is_run(path: Path, entry: dict[str, Any]) -> bool:
+    """Whether the run of ``entry`` lies in ``path``: where it lay, even if it is gone, or moved there."""
+    if path.resolve() == Path(entry["run"]):
+        return True
+    try:
+        return not any(rundir.differences(entry["config"], rundir.read_config(path)))
+    except Refused:
+        return False
 
 
 def _unchanged(entry: dict[str, Any]) -> Pretrained:

@@ -46,10 +46,13 @@ def make(name: str, **options: Any) -> Env:
     suite, slash, task = name.partition("/")
     if not slash:
         raise ValueError(f"an environment is named suite/task, got {name!r}{hint(name, _all_tasks(name))}")
+    if suite not in _SUITES and (elsewhere := _all_tasks(task)):
+        raise ValueError(f"unknown suite {suite!r}{_or(elsewhere)}")
     module = _suite(suite)
     known = module.tasks()
     if task not in known:
-        raise ValueError(f"suite {suite!r} has no task {task!r}{hint(task, known)}")
+        elsewhere = _all_tasks(task)
+        raise ValueError(f"suite {suite!r} has no task {task!r}{_or(elsewhere) or hint(task, known)}")
     general = {name: value for name, value in options.items() if name in wrappers.OPTIONS}
     own = {name: value for name, value in options.items() if name not in general}
     env: Env = module.make(task, **own)
@@ -70,6 +73,10 @@ def _suite(suite: str) -> ModuleType:
     if suite not in _SUITES:
         raise ValueError(f"unknown suite {suite!r}{hint(suite, _SUITES)}")
     return importlib.import_module(f"popjax.envs.{suite}")
+
+
+def _or(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 def _all_tasks(name: str) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,8 @@ def configuration(
         "jax": jax_settings(),
         "device": device_name(),
         "git_commit": git_commit(),
+        "git_dirty": _origin()[1],
+        "remarks": remarks(method, options),
     }
 
 
@@ -119,11 +123,53 @@ def device_name() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the working tree that this package lies in, ``None`` if it is installed elsewhere."""
-    here = Path(__file__).parent
+    """Return the commit that this package is of; ``None`` where nobody has recorded it."""
+    return _origin()[0]
+
+
+def remarks(method: Method, options: Options) -> list[str]:
+    """Return what somebody who reads the results of a run should know of it, a line each."""
+    found = []
+    commit, changed = _origin()
+    if changed:
+        found.append(f"popjax has changes that commit {commit} has not: it alone does not repeat this run")
+    if method.learning_starts >= options.env_steps:
+        found.append(
+            f"learning begins after {method.learning_starts:,} environment steps, and --env-steps is"
+            f" {options.env_steps:,}: nothing is learned; raise it, or let learning begin earlier"
+        )
+    return found
+
+
+@lru_cache(maxsize=1)
+def _origin() -> tuple[str | None, bool]:
+    """The commit of this package, and whether its files differ from it.
+
+    A package that is installed inside a project of somebody's own has the commit that pip recorded, if any,
+    and not that of the project.
+    """
+    package = Path(__file__).resolve().parents[1]
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return _installed_commit(package), False
+    return _git(package, "rev-parse", "HEAD"), bool(_git(package, "status", "--porcelain", "--", "."))
+
+
+def _git(directory: Path, *command: str) -> str | None:
     try:
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        answer = subprocess.run(
+            ["git", "-C", str(directory), *command], capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
+
+
+def _installed_commit(package: Path) -> str | None:
+    """The commit of an installation from a repository (PEP 610)."""
+    try:
+        distribution = importlib.metadata.distribution("popjax")
+        facts = json.loads(distribution.read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    ours = Path(str(distribution.locate_file("popjax"))).resolve() == package
+    return facts.get("vcs_info", {}).get("commit_id") if ours else None

@@ -35,7 +35,8 @@ _README = """# {title}
 - Actions: {action}
 - `policy.json` holds the same for programs.
 
-With JAX and without popjax, for any number of observations at once:
+With JAX and without popjax, for any number of observations at once (`pip install "jax=={jax}" flatbuffers`;
+later versions of JAX read the program for half a year at least):
 
 ```python
 import jax
@@ -47,7 +48,7 @@ actions = policy.call(observations)  # [batch, {obs}] -> [batch{components}]
 
 {numpy}
 """
-_NUMPY = """With NumPy alone:
+_NUMPY = """With NumPy alone (`pip install numpy`):
 
 ```python
 from policy import act  # policy.py reads policy.npz beside it
@@ -167,6 +168,7 @@ def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
         obs=shape,
         action=told,
         components=components,
+        jax=facts["jax"],
         numpy=_NUMPY.format(obs=shape)
         if reason is None
         else f"There is no version for NumPy alone: {reason}.",

@@ -6,8 +6,11 @@ directory says how far it has come, so a job that died is simply run again with 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +24,13 @@ Execute = Callable[[Sequence[str]], int]
 PREEMPTED = frozenset(128 + number for number in interrupt.SIGNALS)
 """Exit codes of a run that was asked to end and has saved its State."""
 _DIED = -1  # the process is gone and left no exit code
+
+
+class Ended(NamedTuple):
+    """Exit code of a job and, if it failed, the reason that it told."""
+
+    code: int
+    reason: str = ""
 
 
 class Job(NamedTuple):
@@ -68,13 +78,13 @@ def ray(
     def submit(job: Job) -> Any:
         return remote.remote(execute, job)
 
-    def result(task: Any) -> int:
+    def result(task: Any) -> Ended:
         try:
             return cluster.get(task)
         except cluster.exceptions.RayTaskError as failure:  # an error in the program: trying again is no use
-            return _failed(failure, say)
-        except cluster.exceptions.RayError:  # the worker, its node or its memory
-            return _DIED
+            return Ended(1, _last_line(str(failure)))
+        except cluster.exceptions.RayError as failure:  # the worker, its node or its memory
+            return Ended(_DIED, type(failure).__name__)
 
     def wait(tasks: Sequence[Any]) -> Any:
         return next(iter(cluster.wait(list(tasks), num_returns=1, timeout=_POLL)[0]), None)
@@ -113,13 +123,13 @@ def slurm(
             time.sleep(_POLL)
         return ended
 
-    def result(task: Any) -> int:
+    def result(task: Any) -> Ended:
         try:
             return task.result()
         except submitit.core.utils.FailedJobError as failure:
-            return _failed(failure, say)
+            return Ended(1, _last_line(str(failure)))
         except submitit.core.utils.UncompletedJobError:
-            return _DIED
+            return Ended(_DIED, f"see {task.paths.stderr}")
 
     def cancel(task: Any) -> None:
         process = getattr(
@@ -140,7 +150,7 @@ def _supervise(
     jobs: Sequence[Job],
     submit: Callable[[Job], Any],
     wait: Callable[[Sequence[Any]], Any],
-    result: Callable[[Any], int],
+    result: Callable[[Any], Ended],
     cancel: Callable[[Any], object],
     say: Callable[[str], None],
     retries: int,
@@ -165,7 +175,8 @@ def _supervise(
             if task is None:
                 continue
             place = running.pop(task)
-            codes[place] = code = result(task)
+            code, why = result(task)
+            codes[place] = code
             tries[place] += 1
             name = jobs[place].directory
             if code == 0:
@@ -177,22 +188,53 @@ def _supervise(
                 say(f"{name} {how}; continuing it, {tries[place]} of {retries} retries")
                 running[submit(jobs[place])] = place
             else:
-                say(f"{name} ended with {'no exit code' if code == _DIED else f'exit code {code}'}")
+                how = "no exit code" if code == _DIED else f"exit code {code}"
+                say(f"{name} ended with {how}{f': {why}' if why else ''}")
     if stop.arrived and any(codes):
         unfinished = sum(code != 0 for code in codes)
         raise Interrupted(f"stopped; {unfinished} of {len(jobs)} jobs have not finished", stop.arrived)
     return codes
 
 
-def _failed(failure: Exception, say: Callable[[str], None]) -> int:
-    """Tells of an error in a job, whose last line says what it was; its exit code."""
-    say(f"a job failed: {str(failure).strip().splitlines()[-1]}")
-    return 1
+def _run(execute: Execute, job: Job) -> Ended:
+    """Do what a worker does, whose standard error nobody watches."""
+    told = _Kept(sys.stderr)
+    with contextlib.redirect_stderr(told):
+        code = execute(arguments(job))
+    return Ended(code, _last_line(told.end) if code else "")
 
 
-def _run(execute: Execute, job: Job) -> int:
-    """What a worker does."""
-    return execute(arguments(job))
+class _Kept:
+    """A stream of which the end is kept."""
+
+    def __init__(self, stream: Any):
+        self._stream, self.end = stream, ""
+
+    def write(self, text: str) -> int:
+        """Write and keep ``text``."""
+        self.end = (self.end + text)[-4_000:]
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _last_line(text: str) -> str:
+    """The last line of what a job told: of a traceback that which says what it was."""
+    return (text.strip().splitlines() or [""])[-1].removeprefix("error: ")
+
+
+def require(launcher: str, options: Mapping[str, Any]) -> None:
+    """Raise Refused where ``launcher`` cannot run jobs."""
+    if launcher == "ray":
+        _imported("ray")
+    elif launcher == "slurm":
+        _imported("submitit")
+        if "cluster" not in options and shutil.which("srun") is None:
+            raise Refused(
+                "--launcher slurm: there is no SLURM here, as srun is not found: load its module, or add"
+                " --launcher-option cluster=local to run the jobs on this machine"
+            )
 
 
 def _imported(library: str) -> Any:

@@ -50,7 +50,8 @@ def train_on(
     watched = any(map(ending.sees_policy, sinks))
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stop = stack.enter_context(interrupt.deferred(run.say)) if writer else interrupt.Stop()
-    spacing = max(1, run.options.log_every // run.method.steps_bound)
+    # A short run records at least its last generation.
+    spacing = max(1, min(run.options.log_every, run.options.env_steps) // run.method.steps_bound)
     standing = Standing(trained.shapes, run.files.root if run.files else None)
     stack.callback(standing.close)
     late, position = bool(position.unsettled), _settle(trained, position, standing)

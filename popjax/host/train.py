@@ -117,11 +117,6 @@ def train(
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
     if root is not None:
         resume = _continues(run, root, resume)
-    if len(chosen) > 1 and not sweep.vmappable():
-        run.say(
-            f"the generator {jax.config.jax_default_prng_impl} draws otherwise under vmap:"  # type: ignore[attr-defined]
-            " members are computed one after the other, not side by side"
-        )
     with ExitStack() as stack:
         directory = None if root is None else rundir.opened(root, config, resume)
         return _start(run, numbers, devices, directory, resume, sinks, stack)
@@ -167,6 +162,11 @@ def _start(
     device = jax.local_devices()[0]
     available = processes.smallest_size(memory.available_bytes(device))
     memory.check(_least_bytes(shapes, placement), available, shapes, device, count)
+    for line in run.config["remarks"]:
+        run.say(line)
+    if count > 1 and not sweep.vmappable():
+        generator = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+        run.say(f"the generator {generator} draws otherwise under vmap: members are computed one by one")
     start = shard.spread(start, placement.members())
     restored = None
     if resume:

@@ -285,6 +285,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         act=agent.act,
         hyper=default_hyper(config),
         steps_bound=per_step,
+        learning_starts=config.learning_starts,
         exploration=lambda s: agent.exploration(s.hyper.agent, s.env_steps),
     )
 

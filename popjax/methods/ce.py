@@ -275,6 +275,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=elect if config.col_eval else drive.act(crew.act),
         hyper=default_hyper(config),
         steps_bound=taken,
+        learning_starts=config.warmup,
         memory=() if judge is None else judge.memory,
         individuals=None if config.col_eval else individuals,
         exploration=lambda s: jnp.mean(crew.exploration(s.hyper.learner, s.env_steps / population)),

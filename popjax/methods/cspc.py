@@ -278,6 +278,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=steps_bound(env.spec, config),
+        learning_starts=config.update_after if has_global else 0,
         individuals=individuals,
     )
 

@@ -200,6 +200,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=skill_act(agent.act, count),
         hyper=Hyper(),
         steps_bound=config.lanes,
+        learning_starts=config.warmup,
         individuals=lambda s: tree.repeat(deployed(s), 1),
         exploration=lambda s: s.hyper.sac.exploration,
     )

@@ -253,6 +253,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=agent.act,
         hyper=Hyper(),
         steps_bound=stride,
+        learning_starts=config.warmup,
         individuals=individuals,
         exploration=lambda s: s.hyper.sac.exploration,
     )

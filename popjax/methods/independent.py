@@ -212,6 +212,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=drive.act(agent.act),
         hyper=default_hyper(config),
         steps_bound=taken,
+        learning_starts=warmup,
         individuals=individuals,
         exploration=lambda s: jnp.mean(agent.exploration(s.hyper, s.env_steps / population)),
     )

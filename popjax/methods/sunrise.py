@@ -226,6 +226,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=mean_action,
         hyper=Hyper(),
         steps_bound=config.lanes,
+        learning_starts=config.warmup,
         exploration=lambda s: s.hyper.sac.exploration,
     )
 

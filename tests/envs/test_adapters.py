@@ -137,7 +137,10 @@ def test_brax_has_specs_and_falls_back_to_a_backend_that_the_task_has(capfd):
     ("name", "options", "message"),
     [
         ("gymnax/pendulum", {}, "did you mean 'Pendulum-v1'"),
-        ("gimnax/Pendulum-v1", {}, "unknown suite 'gimnax'; did you mean 'gymnax'"),
+        ("gimnax/Pendulum-v1", {}, "unknown suite 'gimnax'; did you mean 'gymnax/Pendulum-v1'"),
+        ("gimnax/Pendlum-v1", {}, "unknown suite 'gimnax'; did you mean 'gymnax'"),
+        ("gymnasium/Hopper-v4", {}, "unknown suite 'gymnasium'; did you mean 'gym/Hopper-v4'"),
+        ("gym/CartPole-v1", {}, "no task 'CartPole-v1'; did you mean 'gymnax/CartPole-v1'"),
         ("probe/corridr", {}, "did you mean 'corridor'"),
         ("brax/hoper", {}, "did you mean 'hopper'"),
         ("corridor", {}, "named suite/task, got 'corridor'; did you mean 'probe/corridor'"),

@@ -137,6 +137,8 @@ def test_the_conventions_are_told(exported: Any) -> None:
     assert facts["action"] == {"kind": "continuous", "components": 2, "low": -1.0, "high": 1.0}
     assert (facts["seed"], facts["env_steps"]) == (6, 10)
     assert json.loads((root / "categorical" / "policy.json").read_text())["action"]["count"] == 3
+    needs = f'pip install "jax=={jax.__version__}" flatbuffers'
+    assert needs in (root / "sac" / "README.md").read_text()
     assert "[batch, 4] -> [batch, 2]" in (root / "sac" / "README.md").read_text()
     assert "numbers from 0" in (root / "categorical" / "README.md").read_text()
     assert str(np.load(root / "td3" / "policy.npz")["output"]) in ("tanh", "clip")

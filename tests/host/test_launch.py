@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from popjax import cli
 from popjax.envs import make
 from popjax.host import checkpoint, launch
 from popjax.host.errors import Interrupted, Refused
@@ -117,11 +119,36 @@ def test_slurm_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
         launch.slurm(jobs(tmp_path), worker.run, print, {"cluster": "local", "colour": 1}, retries=0)
 
 
+def test_the_reason_of_a_failed_job_comes_from_its_worker(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    refused = launch.Job(("tiny", "--env", "probe/context", "--env-steps=1"), tmp_path / "refused")
+    said: list[str] = []
+    codes = launch.slurm(
+        [refused], worker.run, said.append, {"cluster": "local", "timeout_min": 5}, retries=0
+    )
+    assert codes == [2]
+    assert "ended with exit code 2: --env-steps 1 is under one generation" in said[-1]
+
+
+def test_what_cannot_run_jobs_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    launch.require("local", {})
+    launch.require("slurm", {"cluster": "local"})
+    argv = ["tiny", "--env", "probe/context", "--env-steps", "240", "--sweep", "config.capacity=9,10"]
+    assert cli.run([*argv, "--launcher", "slurm", "--run-dir", str(tmp_path / "runs")]) == 2
+    assert "there is no SLURM here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 class Clock:
     """A scheduler in this process: tasks end in the order in which they were submitted."""
 
     def __init__(self, codes: dict[str, list[int]]):
-        self.codes, self.submitted, self.cancelled = codes, [], []  # type: ignore[var-annotated]
+        self.codes, self.submitted, self.cancelled, self.said = codes, [], [], []  # type: ignore[var-annotated]
 
     def submit(self, job: launch.Job) -> object:
         self.submitted.append(job.directory.name)
@@ -132,9 +159,9 @@ class Clock:
             jobs,
             self.submit,
             wait or (lambda tasks: min(tasks, key=lambda task: task[1])),
-            lambda task: self.codes[task[0]].pop(0),
+            lambda task: launch.Ended(self.codes[task[0]].pop(0), "no room"),
             self.cancelled.append,
-            lambda line: None,
+            self.said.append,
             retries,
         )
 
@@ -146,6 +173,7 @@ def test_what_is_retried_and_what_is_not(tmp_path: Path) -> None:
     assert clock.submitted == ["seed0", "seed1", "seed0", "seed0"]
     clock = Clock({"seed0": [143, 143], "seed1": [2]})
     assert clock.run(jobs(tmp_path), retries=1) == [143, 2]
+    assert f"{tmp_path / 'seed1'} ended with exit code 2: no room" in clock.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])

@@ -300,7 +300,7 @@ def _cost(group: Group, record: Record) -> list[str]:
         _shown(summary.get("steps_per_second"), lambda x: f"{x:,.0f}"),
         _shown(summary.get("peak_memory_bytes"), human),
         config.get("device") or "-",
-        (config.get("git_commit") or "-")[:10],
+        (config.get("git_commit") or "-")[:10] + (" with changes" if config.get("git_dirty") else ""),
     ]
 
 

@@ -1,0 +1,94 @@
+"""What is said of a run beside its results, in the output and in config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from popjax.agents import td3
+from popjax.envs import make
+from popjax.host import describe
+from popjax.host.train import train
+from popjax.methods import independent
+from tests.host import tiny
+
+PACKAGE = Path(describe.__file__).parents[1]
+ASK = "from popjax.host import describe; print(describe.git_commit(), describe._origin()[1])"
+
+
+def told(directory: Path, *command: str, **environment: str) -> str:
+    """What a command says that runs in ``directory``."""
+    environment = os.environ | environment
+    return subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def git(directory: Path, *command: str) -> str:
+    return told(directory, "git", "-c", "user.name=n", "-c", "user.email=e", *command).strip()
+
+
+def origin(root: Path) -> list[str]:
+    """Commit and changes that the package in ``root`` reports."""
+    return told(root, sys.executable, "-c", ASK, PYTHONPATH=str(root)).split()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a copy of the package."""
+    root = tmp_path_factory.mktemp("checkout")
+    git(root, "init", "-q")
+    shutil.copytree(PACKAGE, root / "popjax")
+    (root / ".gitignore").write_text("__pycache__\nsite-packages\n")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "all")
+    return root
+
+
+def test_a_checkout_has_its_commit_and_says_when_it_was_edited(checkout: Path):
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert origin(checkout) == [commit, "False"]
+    (checkout / "notes.txt").write_text("no part of the package")
+    assert origin(checkout) == [commit, "False"]
+    (checkout / "popjax" / "new.py").write_text("")
+    assert origin(checkout) == [commit, "True"]
+
+
+def test_a_package_inside_a_project_has_not_the_commit_of_the_project(checkout: Path):
+    installed = checkout / "site-packages"
+    shutil.copytree(PACKAGE, installed / "popjax")
+    assert origin(installed) == ["None", "False"]
+
+
+def built(warmup: int) -> Any:
+    env = make("probe/endless")
+    agent = td3.Config(hidden=(4,))
+    config = independent.Config(agent=agent, warmup=warmup, batch=4, capacity=50, population=2)
+    return independent.build(env, config), env
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(20, True), (5, False)])
+def test_a_budget_that_ends_before_learning_begins_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup: int, warned: bool
+):
+    method, env = built(warmup)
+    assert method.learning_starts == 2 * warmup
+    train(method, env, env_steps=40, eval_every=40, eval_episodes=1, run_dir=tmp_path)
+    assert ("learning begins after 40 environment steps" in capsys.readouterr().err) == warned
+    remarks = json.loads((tmp_path / "config.json").read_text())["remarks"]
+    assert any("nothing is learned" in line for line in remarks) == warned
+
+
+def test_a_run_shorter_than_the_interval_of_logs_records_its_end(tmp_path: Path):
+    env = make("probe/context")
+    result = train(tiny.build(env), env, env_steps=60, log_every=1_000, run_dir=tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["env_steps"] for row in rows] == [60]
+    assert result.history.env_steps.tolist() == [[60]]

@@ -48,7 +48,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         (["pdrel", *PENDULUM], ["unknown method 'pdrel'", "did you mean pderl?"]),
         (
             ["pderl", "--env", "gymnaks/Pendulum-v1", "--env-steps", "9"],
-            ["'gymnaks'", "did you mean 'gymnax'"],
+            ["'gymnaks'", "did you mean 'gymnax/Pendulum-v1'"],
         ),
         (["pderl", "--env", "gymnax/Pendlum-v1", "--env-steps", "9"], ["did you mean 'Pendulum-v1'"]),
         (["pderl", *PENDULUM, "--sedes", "3"], ["unknown option --sedes", "did you mean --seeds?"]),

@@ -42,7 +42,7 @@ class Common:
     popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in the directory, or begin it where there is none yet. A larger --env-steps prolongs
-    it; what decides no numbers, such as intervals, may be another."""
+    it, more seeds or values of --sweep are trained beside the others, and intervals may change."""
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
     """Train with each of these values, and every combination where this is repeated. hyper.NAME: all on one
     vmapped axis with the seeds; config.NAME: one program after the other, as with several --env.

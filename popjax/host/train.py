@@ -71,7 +71,7 @@ def train(
             population.
         run_dir: where to write; without it nothing is written and Ctrl-C is Python's own.
         resume: continue the run in ``run_dir``, or begin it where there is none yet; a larger ``env_steps``
-            prolongs it, and the intervals may be others.
+            prolongs it, more seeds or swept values join it, and the intervals may be others.
         sinks: called after every chunk with ``(chunk index, history)`` or, if they take three arguments,
             ``(chunk index, history, policy)``: parameters [S, ...] of everyone's policy, which ``method.act``
             reads. One that returns True ends the run, saved and summarised.

@@ -137,6 +137,7 @@ def test_random_search() -> None:
     assert abs(np.corrcoef(np.log(a), b)[0, 1]) < 0.15
     assert points(*argv) == found != points(*argv, "--seed", "1")
     assert len(points(*argv, "--sweep", "hyper.c=1,2")) == 800
+    assert len(points("--sweep", "hyper.a=uniform(0,1)")) == 10
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_random_search() -> None:
         (["--sweep", "hyper.a=loguniform(0,1)", "--samples", "2"], "above 0"),
         (["--sweep", "hyper.a=uniform(2,1)", "--samples", "2"], "the lower bound must come first"),
         (["--sweep", "hyper.a=normal(0,1)", "--samples", "2"], "wants loguniform"),
-        (["--sweep", "hyper.a=uniform(0,1)"], "say how often with --samples N"),
+        (["--sweep", "hyper.a=uniform(0,1)", "--samples", "0"], "--samples must be a number from 1, got '0'"),
         (["--sweep", "hyper.a=1,2", "--samples", "2"], "--samples needs --sweep"),
     ],
 )

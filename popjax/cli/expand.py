@@ -16,6 +16,7 @@ from popjax.cli.parse import Fault, peel, peel_all
 _ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _DISTRIBUTION = re.compile(rf"(uniform|loguniform)\(({_NUMBER}),({_NUMBER})\)")
+_SAMPLES = 10
 _SEVERAL = ("env", "seeds")  # take all their values at once; other lists repeat the option
 _PAIRS = ("env-option", "launcher-option", "sweep")  # take KEY=VALUE
 
@@ -100,8 +101,8 @@ def _spelt(value: Any) -> str:
 
 
 def drawn(argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` with ``--samples N`` points in place of the distributions that ``--sweep`` names, which
-    vary together. They follow from ``--seed``.
+    """Return ``argv`` with ``--samples N`` points, by default 10, in place of the distributions that
+    ``--sweep`` names, which vary together. They follow from ``--seed``.
 
     Raises:
         Fault: there are points without a distribution, the other way round, or its bounds are no bounds.
@@ -119,8 +120,9 @@ def drawn(argv: Sequence[str]) -> list[str]:
         if count is not None:
             raise Fault("--samples needs --sweep hyper.NAME=loguniform(LOW,HIGH) or uniform(LOW,HIGH)")
         return [*rest, *written]
-    if count is None or not count.isdigit() or int(count) < 1:
-        raise Fault(f"--sweep {next(iter(random))} draws at random: say how often with --samples N")
+    count = count or str(_SAMPLES)
+    if not count.isdigit() or int(count) < 1:
+        raise Fault(f"--samples must be a number from 1, got {count!r}")
     generator = np.random.default_rng(_number(peel(rest, "--seed")[0] or "0"))
     columns = [_draws(name, match, int(count), generator) for name, match in random.items()]
     points = ",".join(":".join(f"{value:.5g}" for value in row) for row in zip(*columns, strict=True))

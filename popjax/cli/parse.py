@@ -48,7 +48,7 @@ class Common:
     vmapped axis with the seeds; config.NAME: one program after the other, as with several --env.
     hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or uniform(LOW,HIGH) is random."""
     samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Points to draw where --sweep names distributions, the same for equal --seed [count]."""
+    """Points to draw where --sweep names distributions, by default 10; the same for equal --seed [count]."""
     file: Annotated[str | None, tyro.conf.arg(name="options", metavar="FILE")] = None
     """Options from a file, .toml, .json or .yaml; those on the command line come before them."""
     members: Annotated[str | None, tyro.conf.arg(metavar="FIRST:END")] = None

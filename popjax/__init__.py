@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
 if TYPE_CHECKING:
-    from popjax import agents, core, envs, methods, nets, rollout, tree
+    from popjax import agents, core, envs, methods, nets, rollout, testing, tree
+    from popjax.cli.pretrained import pretrained
     from popjax.core import (
         Agent,
         Env,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from popjax.host.history import Evaluation, History
     from popjax.host.report import learning_curve, report
     from popjax.host.run import Result
+    from popjax.host.tables import Recorded, load
     from popjax.host.train import train
     from popjax.methods import (
         align,
@@ -57,8 +59,10 @@ if TYPE_CHECKING:
         sunrise,
     )
     from popjax.recipe import Preset, Recipe, recorded
+    from popjax.version import __version__
 
 _NAMES = {
+    "popjax.cli.pretrained": ("pretrained",),
     "popjax.core": (
         "Agent",
         "Env",
@@ -76,13 +80,18 @@ _NAMES = {
     "popjax.host.errors": ("Interrupted", "NonFiniteMetric", "Refused"),
     "popjax.host.evaluate": ("evaluate",),
     "popjax.host.history": ("Evaluation", "History"),
+    "popjax.host.tables": ("Recorded", "load"),
     "popjax.host.report": ("learning_curve", "report"),
     "popjax.host.run": ("Result",),
     "popjax.host.train": ("train",),
     "popjax.recipe": ("Preset", "Recipe", "recorded"),
+    "popjax.version": ("__version__",),
 }
 _MODULES = {
-    **{name: f"popjax.{name}" for name in ("agents", "core", "envs", "methods", "nets", "rollout", "tree")},
+    **{
+        name: f"popjax.{name}"
+        for name in ("agents", "core", "envs", "methods", "nets", "rollout", "testing", "tree")
+    },
     **{
         name: f"popjax.methods.{name}"
         for name in (
@@ -111,7 +120,9 @@ __all__ = [  # noqa: RUF022 - modules, names, methods
     "methods",
     "nets",
     "rollout",
+    "testing",
     "tree",
+    "pretrained",
     "Agent",
     "Env",
     "Intrinsic",
@@ -132,6 +143,8 @@ __all__ = [  # noqa: RUF022 - modules, names, methods
     "evaluate",
     "Evaluation",
     "History",
+    "Recorded",
+    "load",
     "learning_curve",
     "report",
     "Result",
@@ -139,6 +152,7 @@ __all__ = [  # noqa: RUF022 - modules, names, methods
     "Preset",
     "Recipe",
     "recorded",
+    "__version__",
     "ca2e",
     "cdrl",
     "ce",

@@ -153,18 +153,31 @@ def vector_size(spec: Spec, who: str) -> int:
     return spec.obs_shape[0]
 
 
+class Origin(NamedTuple):
+    """How ``envs.make`` made an environment: its name and, as JSON, its options.
+
+    ``functions`` are the ``reset`` and ``step`` that it made: with others it is another environment.
+    """
+
+    name: str
+    options: str
+    functions: tuple[Any, Any]
+
+
 class Env(NamedTuple):
     """One environment, no batch axis. ``step`` does not reset; see ``rollout.autoreset``.
 
-    reset: key -> (state, obs)
-    step:  (state, action) -> (state, Timestep)
+    reset:  key -> (state, obs)
+    step:   (state, action) -> (state, Timestep)
     scored: the same environment with the rewards that evaluations count; None: these
+    origin: how it can be made again; None of one made by hand
     """
 
     reset: Callable[[Key], tuple[PyTree, Array]]
     step: Callable[[PyTree, Array], tuple[PyTree, Timestep]]
     spec: Spec
     scored: Any = None
+    origin: Origin | None = None
 
 
 class Network(NamedTuple):
@@ -395,6 +408,7 @@ class Pretrained(NamedTuple):
     config:      the Config of its method.
     individuals: parameters [P] of all policies of the population; None where nobody acts alone.
     unroll:      as ``Method.unroll``.
+    origin:      the run that it comes from, as ``config.json`` keeps it; None of a policy without one.
     """
 
     name: str
@@ -406,6 +420,7 @@ class Pretrained(NamedTuple):
     config: Any = None
     individuals: Params | None = None
     unroll: Unroll | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 class Ingredient(NamedTuple):

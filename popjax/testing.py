@@ -72,7 +72,7 @@ def check_in_place(method: Method, share: float) -> None:
         ValueError: it does not.
     """
     state = jax.eval_shape(method.init, _key_shape(), method.hyper)
-    memory = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()
+    memory: Any = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(_numbers, state)))
     if memory.alias_size_in_bytes < 0.99 * size:
         raise ValueError(
@@ -124,7 +124,7 @@ def _check_fields(state: Any) -> None:
 
 def _check_same_form(before: Any, after: Any) -> None:
     """A step keeps structure, shapes and types, all of them strong."""
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    if not _alike(before, after):
         old, new = ({_where(path) for path, _ in jax.tree.leaves_with_path(s)} for s in (before, after))
         raise ValueError(
             "a step changes the structure of the State:"
@@ -208,7 +208,7 @@ def _check_policy(method: Method, spec: Spec, state: Any) -> None:
     if not isinstance(choice, Choice):
         raise ValueError(f"act must return a core.Choice, got a {type(choice).__name__}")
     memory, action = choice.memory, choice.action
-    if jax.tree.structure(memory) != jax.tree.structure(method.memory):
+    if not _alike(memory, method.memory):
         raise ValueError("act returns a memory of another structure than Method.memory")
     shape, dtype = ((), jnp.int32) if spec.discrete else ((spec.action_dim,), jnp.float32)
     if (action.shape, action.dtype) != (shape, dtype):
@@ -221,7 +221,7 @@ def _check_policy(method: Method, spec: Spec, state: Any) -> None:
         return
     everybody, population = jax.eval_shape(method.individuals, state), len(state.metrics.fitness)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((population, *x.shape), x.dtype), params)
-    if jax.tree.structure(everybody) != jax.tree.structure(wanted):
+    if not _alike(everybody, wanted):
         raise ValueError("individuals gives parameters of another structure than policy")
     for (path, x), y in zip(jax.tree.leaves_with_path(everybody), jax.tree.leaves(wanted), strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
@@ -237,6 +237,11 @@ def _through_the_host(x: Array) -> Array:
         numbers = np.array(jax.random.key_data(x))
         return jax.random.wrap_key_data(jnp.array(numbers), impl=jax.random.key_impl(x))
     return jnp.array(np.array(x))
+
+
+def _alike(a: PyTree, b: PyTree) -> bool:
+    structures: Any = jax.tree.structure(a), jax.tree.structure(b)
+    return structures[0] == structures[1]
 
 
 def _is_key(x: Any) -> bool:
@@ -257,8 +262,8 @@ def _require_close(found: PyTree, expected: PyTree, who: str) -> None:
     """Integers and keys agree exactly, numbers up to the order of summation."""
     leaves = jax.tree.leaves_with_path(_numbers(expected))
     for (path, x), y in zip(leaves, jax.tree.leaves(_numbers(found)), strict=True):
-        exact = not jnp.issubdtype(x.dtype, jnp.floating)
-        if not np.allclose(y, x, *((0, 0) if exact else (2e-3, 2e-4)), equal_nan=not exact):
+        rtol, atol = (2e-3, 2e-4) if jnp.issubdtype(x.dtype, jnp.floating) else (0.0, 0.0)
+        if not np.allclose(y, x, rtol, atol, equal_nan=rtol > 0):
             apart = np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))
             raise ValueError(
                 f"{_where(path)} of {who} is {apart:g} from that of a single run after a step; let no member"

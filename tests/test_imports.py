@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
-    {"core", "checks", "tree", "shuffle", "importing", "remember", "counting", "numerics"},
+    {"core", "checks", "tree", "shuffle", "importing", "version", "remember", "counting", "numerics"},
     {"contract"},
     {
         "nets",
@@ -35,7 +35,7 @@ LAYERS = (
     {"population"},
     {"methods"},
 )
-ABOVE = {"host", "cli", "testing"}
+ABOVE = {"host", "cli", "testing", "__main__"}
 # The host sees a method through the record `Method`, whatever it is made of.
 HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods", "cli", "testing"}
 # What the modules of a package may share: written once, used by all of them.

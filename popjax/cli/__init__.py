@@ -6,6 +6,7 @@ the State saved.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -24,6 +25,21 @@ from popjax.host.recipes import METHODS
 if TYPE_CHECKING:
     from popjax.core import Env, Method
     from popjax.recipe import Recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``popjax`` and ``python -m popjax``: the scripts as train, evaluate, report and export."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": run, "evaluate": evaluate, "report": report, "export": export}
+    if arguments[:1] == ["--version"]:
+        return _guarded(lambda: None, arguments)
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:])
+    usage = f"popjax {' | '.join(commands)} ..., each with --help; popjax --version"
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(usage)
+        return 0
+    return _fail(f"which command? {usage}", 2)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +78,13 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     from popjax.host import terminal
     from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
 
+    _see_the_current_directory()
     terminal.open_missing()
+    if list(argv) == ["--version"]:
+        from popjax.version import __version__
+
+        print(f"popjax {__version__}")
+        return 0
     terminal.write_any_text()
     try:
         command()
@@ -74,7 +96,8 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
-        say(f"{interrupted}\nto continue: {shlex.join(['python', sys.argv[0], *resume, '--resume'])}")
+        started = sys.argv[: len(sys.argv) - len(argv)] or sys.argv[:1]
+        say(f"{interrupted}\nto continue: {shlex.join(['python', *started, *resume, '--resume'])}")
         if interrupted.left:
             os._exit(128 + interrupted.signal_number)
         return 128 + interrupted.signal_number
@@ -88,6 +111,13 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     finally:
         terminal.give_up_broken()
     return 0
+
+
+def _see_the_current_directory() -> None:
+    """Let methods and environments be imported from it, whatever started this process."""
+    with contextlib.suppress(OSError):  # it may have been removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def _run(argv: list[str]) -> None:
@@ -165,9 +195,9 @@ class Loaded(NamedTuple):
 
 
 def load(run_dir: str | Path, member: int | None = None, picked: str | None = None) -> Loaded:
-    """The run in ``run_dir``, made by ``scripts/run.py``, as it can be evaluated or built upon; with
-    ``member`` only that one of a sweep. ``picked`` is "best" or, as text, the environment steps of an older
-    checkpoint than the newest.
+    """The run in ``run_dir`` as it can be evaluated or built upon; with ``member`` only that one of a sweep.
+
+    ``picked`` is "best" or, as text, the environment steps of an older checkpoint than the newest.
 
     Raises:
         Refused: there is no run, no whole checkpoint or no such member.
@@ -179,8 +209,9 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
 
     root = index.run_of(paths.path(run_dir), member)
     saved = rundir.read_config(root)
-    if not saved.get("config"):
-        raise Refused(f"{root} was not made by run.py; evaluate it from Python with popjax.evaluate")
+    if saved.get("not_rebuilt") or not saved.get("config"):
+        why = saved.get("not_rebuilt") or "it was not made by run.py"
+        raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
     env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
     shapes = _state_shapes(method, hyper, members)
@@ -335,11 +366,13 @@ def make_env(name: str, options: dict[str, Any]) -> Any:
 def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
     """The method; a Fault where it cannot be built."""
     from popjax.cli.parse import Fault
+    from popjax.core import Built
 
     try:
-        return recipe.build(env, config, **built_on)
+        method = recipe.build(env, config, **built_on)
     except ValueError as refusal:
         raise Fault(_one_line(refusal)) from None
+    return method._replace(built=Built(recipe.build, env, config, built_on))
 
 
 def _state_shapes(method: Any, hyper: Any, members: Any) -> Any:

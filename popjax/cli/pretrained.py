@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from popjax import envs
 from popjax.cli import parse
 from popjax.host import checkpoint, paths, rundir, sweep
 from popjax.host.errors import Refused
@@ -34,13 +35,9 @@ def peel_runs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], li
 
 
 def take(
-    recipe: Recipe,
-    env: Env,
-    env_options: dict[str, Any],
-    runs: dict[str, list[str]],
-    resumed: Path | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Loads the runs: what ``build`` is given, by keyword, and what config.json keeps of it.
+    recipe: Recipe, env: Env, runs: dict[str, list[str]], resumed: Path | None
+) -> dict[str, tuple[Any, ...]]:
+    """Load the runs: what ``build`` is given of them, by keyword.
 
     Of a run that is ``resumed`` the facts come from its directory, and the policies, too, where a checkpoint
     of it holds them.
@@ -50,35 +47,32 @@ def take(
         Fault: a run does not fit the task.
     """
     before = rundir.read_config(resumed).get("runs", {}) if resumed and runs else None
-    built: dict[str, Any] = {}
-    kept: dict[str, Any] = {}
+    built = {}
     for name, arguments in runs.items():
         ingredient = recipe.runs[name]
         if before is None or resumed is None:
-            loaded = [load(*split(argument), name=argument) for argument in arguments]
-            records = _made(name, ingredient, env, env_options, loaded)
-            kept[name] = [
-                {**origin, **_facts(record)} for (_, origin), record in zip(loaded, records, strict=True)
-            ]
+            loaded = [_policy(*split(argument), name=argument) for argument in arguments]
+            records = _made(name, ingredient, env, loaded)
         else:
-            kept[name] = _same(name, arguments, before.get(name, []))
+            kept = _same(name, arguments, before.get(name, []))
             whole = checkpoint.generations(rundir.RunDirectory(resumed).checkpoints)
             again = _shapes if whole else _unchanged
-            records = [_record(ingredient, again(entry), entry) for entry in kept[name]]
+            records = [_record(ingredient, again(entry), entry) for entry in kept]
         built[ingredient.keyword] = tuple(records)
-    return built, kept
+    return built
 
 
-def _made(
-    name: str, ingredient: Ingredient, env: Env, env_options: dict[str, Any], loaded: Sequence[Any]
-) -> Sequence[Any]:
+def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrained]) -> Sequence[Any]:
     """The records of the loaded policies."""
-    for policy, origin in loaded:
-        theirs = origin["config"]["env_options"]
-        if origin["config"]["env"] == env.spec.name and theirs != env_options:
-            raise parse.Fault(f"--{name}: {policy.name} had other --env-option: {theirs}, not {env_options}")
+    here = envs.origin(env)
+    for policy in loaded:
+        there = policy.origin["config"] if policy.origin else {}
+        if here and there.get("env") == here.name and there["env_options"] != json.loads(here.options):
+            raise parse.Fault(
+                f"--{name}: {policy.name} had other --env-option: {there['env_options']}, not {here.options}"
+            )
     try:
-        return ingredient.make(env, [policy for policy, _ in loaded])
+        return ingredient.make(env, loaded)
     except ValueError as refusal:
         raise parse.Fault(f"--{name}: {' '.join(str(refusal).split())}") from None
 
@@ -122,7 +116,7 @@ def _is_run(path: Path, entry: dict[str, Any]) -> bool:
 
 def _unchanged(entry: dict[str, Any]) -> Pretrained:
     """The policy of ``entry``, loaded again because no checkpoint holds it yet."""
-    policy, _ = load(Path(entry["run"]), entry["seed"])
+    policy = _policy(Path(entry["run"]), entry["seed"])
     if policy.env_steps != entry["env_steps"]:
         raise Refused(
             f"{entry['run']} has gone on from {entry['env_steps']} to {policy.env_steps} environment steps"
@@ -131,20 +125,20 @@ def _unchanged(entry: dict[str, Any]) -> Pretrained:
     return policy
 
 
-def _facts(record: Any) -> dict[str, Any]:
-    """All but the policy, which comes first."""
-    return dict(list(record._asdict().items())[1:])
+def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
+    """Return the policy of a finished run, for ``popjax.ca2e.measure``, ``popjax.distil.grade`` and others.
 
-
-def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[Pretrained, dict[str, Any]]:
-    """The policy of a finished run, and where it comes from as config.json has it.
-
-    Of a run of several seeds the policy of ``seed``, as the run numbers them, or of the one whose last
-    evaluation returned most. ``name`` is what messages call it.
+    Of a run of several seeds it is that of ``seed``, as the run numbers them, or of the one whose last
+    evaluation returned most.
 
     Raises:
         Refused: there is no run, no whole checkpoint, or no such seed.
     """
+    return _policy(run_dir, seed)
+
+
+def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pretrained:
+    """As ``pretrained``; ``name`` is what messages call it."""
     from popjax import cli, tree
     from popjax.core import Pretrained
 
@@ -158,7 +152,7 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
         raise Refused(f"{path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed}")
     place = seeds.index(seed)
     env_steps, state = run.env_steps[place], tree.take(run.state, place)
-    policy = Pretrained(
+    return Pretrained(
         name=name or str(path),
         spec=run.env.spec,
         act=run.method.act,
@@ -168,8 +162,8 @@ def load(run_dir: str | Path, seed: int | None = None, name: str = "") -> tuple[
         config=run.config,
         individuals=_individuals(run.method, state),
         unroll=run.method.unroll,
+        origin={"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved},
     )
-    return policy, {"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved}
 
 
 def _individuals(method: Method, state: Any) -> Any:
@@ -200,6 +194,7 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
         config=config,
         individuals=zeros(jax.eval_shape(partial(_individuals, method), state)),
         unroll=method.unroll,
+        origin={fact: entry[fact] for fact in ("run", "seed", "env_steps", "config")},
     )
 
 

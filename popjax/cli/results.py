@@ -59,8 +59,13 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
     from popjax.host import original
 
     _refuse_wrapped(run, "--in")
-    copies = [original.make(library, run.env, run.saved["env_options"]) for _ in range(arguments.episodes)]
+    copies = [original.make(library, run.env, _options(run)) for _ in range(arguments.episodes)]
     return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
+
+
+def _options(run: Loaded) -> dict[str, Any]:
+    """Those of the task that the environment has its name of; a user's function has options of its own."""
+    return run.saved["env_options"] if run.saved["env"] == run.env.spec.name else {}
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:
@@ -80,7 +85,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
 
     _refuse_wrapped(run, "--video")
     path = paths.path(arguments.video)
-    subject = video.subject(run.env, run.saved["env_options"], path)
+    subject = video.subject(run.env, _options(run), path)
 
     def film() -> dict[str, Any]:
         shown = video.record(run.method, run.env, run.state, subject, path, seed=arguments.seed)

@@ -38,13 +38,12 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     recipe, arguments = program.recipe, program.arguments
     common = arguments.common
     members = parse.bounds(common.members)
-    env_options = parse.key_values(common.env_option)
-    env = cli.make_env(common.env, env_options)
+    env = cli.make_env(common.env, parse.key_values(common.env_option))
     _tell_preset(recipe, common.env, arguments.config)
     begun = resume and rundir.begun(root)
     if not begun:
         rundir.check(root, {}, resume=False)  # before anything that takes long
-    built_on, kept = pretrained.take(recipe, env, env_options, program.runs, resumed=root if begun else None)
+    built_on = pretrained.take(recipe, env, program.runs, resumed=root if begun else None)
     _refuse_other_options(common, program.tasks)
     built_on |= cli.further_envs(recipe, program.tasks)
     method = cli.build(recipe, env, arguments.config, built_on)
@@ -52,15 +51,6 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     budget = common.options.env_steps
     for remark in recipe.remarks(env, arguments.config, arguments.hyper, budget, **built_on):
         cli.say(remark)
-    description = {
-        "method": program.name,
-        "agents": program.kinds,
-        "env_options": env_options,
-        "config": asdict(arguments.config),
-        "runs": kept,
-        "envs": program.tasks,
-        "command": shlex.join(["python", *sys.argv]),
-    }
     with ExitStack() as stack:
         if common.from_ is not None and not begun:
             stack.enter_context(detach.detached(paths.path(common.from_), root, members))
@@ -76,7 +66,8 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
             run_dir=root,
             resume=resume,
             sinks=results.tracking(common, root, stack),
-            description=description,
+            name=program.name,
+            command=shlex.join(["python", *sys.argv]),
         )
 
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import inspect
+import json
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from popjax import numerics
-from popjax.core import Env
+import numpy as np
+
+from popjax import importing, numerics
+from popjax.contract import check_env
+from popjax.core import Env, Origin
 from popjax.envs import wrappers
 from popjax.remember import remembered
 
@@ -32,8 +38,10 @@ def tasks(suite: str) -> tuple[str, ...]:
 @remembered
 @numerics.standard()
 def make(name: str, **options: Any) -> Env:
-    """The environment ``name``, "suite/task", for one lane.
+    """The environment ``name`` for one lane: "suite/task", or one's own as "package.module[:make]".
 
+    The latter is a function of ``options`` that returns an ``Env``, an environment of gymnax, or one with its
+    ``EnvParams`` as a pair.
     ``options`` go to the suite's adapter: the keywords of the constructor, with ``backend`` for ``brax`` and
     any field of ``EnvParams`` for ``gymnax``; those of the original's constructor for ``gym``; ``impl`` and
     entries of the task's configuration for ``playground``. All but ``gymnax`` and ``probe`` take
@@ -41,8 +49,69 @@ def make(name: str, **options: Any) -> Env:
     Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.
 
     Raises:
-        ValueError: unknown suite, task or option; the message names the nearest one that exists.
+        ValueError: unknown suite, task or option, and the message names the nearest one that exists; or an
+            environment of one's own that cannot be imported, or breaks the contract of ``Env``.
     """
+    own = "/" not in name and importing.is_path(name)
+    name = importing.full(name, "make") if own else name
+    function = importing.named(name, "make") if own else None
+    theirs = inspect.signature(function).parameters if function else {}
+    general = {key: options[key] for key in options if key in wrappers.OPTIONS and key not in theirs}
+    special = {key: options[key] for key in options if key not in general}
+    env = _own(name, function, special) if function else _of_suite(name, special)
+    if general:
+        env = wrappers.wrapped(env, general)
+    written = _json(options)
+    if written is None or origin(env):  # a user's function may return one that was made here
+        return env
+    return env._replace(origin=Origin(name, written, (env.reset, env.step)))
+
+
+def origin(env: Env) -> Origin | None:
+    """Return how ``make`` made ``env``; None of one that was made or changed by hand, or with arrays."""
+    made = env.origin
+    return made if made and made.functions == (env.reset, env.step) else None
+
+
+def _json(options: dict[str, Any]) -> str | None:
+    """``options`` as JSON; None where they hold arrays."""
+    try:
+        return json.dumps(options, sort_keys=True, default=_number)
+    except TypeError:
+        return None
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no number")
+
+
+def _own(path: str, function: Callable[..., Any], options: dict[str, Any]) -> Env:
+    """The environment that a function of the user's makes."""
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as misfit:
+        raise ValueError(f"{path} does not take the options {options}: {misfit}") from None
+    made = function(**options)
+    if not isinstance(made, Env):
+        from gymnax.environments.environment import Environment
+
+        from popjax.envs import gymnax
+
+        game, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(game, Environment):
+            raise ValueError(
+                f"{path} returns a {type(made).__name__}; let it return a popjax.Env, an environment of"
+                " gymnax, or one with its EnvParams"
+            )
+        made = gymnax.adapt(path, game, game.default_params if params is None else params)
+    check_env(made)
+    return made
+
+
+def _of_suite(name: str, options: dict[str, Any]) -> Env:
     suite, slash, task = name.partition("/")
     if not slash:
         raise ValueError(f"an environment is named suite/task, got {name!r}{hint(name, _all_tasks(name))}")
@@ -53,10 +122,8 @@ def make(name: str, **options: Any) -> Env:
     if task not in known:
         elsewhere = _all_tasks(task)
         raise ValueError(f"suite {suite!r} has no task {task!r}{_or(elsewhere) or hint(task, known)}")
-    general = {name: value for name, value in options.items() if name in wrappers.OPTIONS}
-    own = {name: value for name, value in options.items() if name not in general}
-    env: Env = module.make(task, **own)
-    return wrappers.wrapped(env, general) if general else env
+    env: Env = module.make(task, **options)
+    return env
 
 
 def hint(word: str, known: Any) -> str:

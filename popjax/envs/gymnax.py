@@ -34,21 +34,33 @@ def make(task: str, **options: Any) -> Env:
         ValueError: there is no such option, or a value is of the wrong type or refused by the task.
     """
     env, params = _construct(task, options)
+    dtype = jnp.bool_ if task.endswith("-MinAtar") else jnp.float32
+    highest = float(params.max_steps_in_episode) if task == "CartPole-v1" else None
+    return adapt(f"gymnax/{task}", env, params, obs_dtype=dtype, highest_return=highest)
+
+
+def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
+    """Return an environment of gymnax's interface, with its ``EnvParams``, as an ``Env``; see ``make``.
+
+    ``further`` are fields of its ``Spec``.
+
+    Raises:
+        ValueError: its actions are no vector.
+    """
     action_space, seen = env.action_space(params), env.observation_space(params)
     discrete = isinstance(action_space, spaces.Discrete)
     if not discrete and len(action_space.shape) != 1:
-        raise ValueError(f"gymnax/{task} has actions of shape {action_space.shape}; a vector [A] is needed")
+        raise ValueError(f"{name} has actions of shape {action_space.shape}; a vector [A] is needed")
     dt = getattr(params, "dt", getattr(params, "tau", None))  # CartPole's word for it
     states = int(seen.n) if isinstance(seen, spaces.Discrete) else 0
     spec = Spec(
-        name=f"gymnax/{task}",
+        name=name,
         obs_shape=(states,) if states else tuple(seen.shape) or (1,),
-        obs_dtype=jnp.bool_ if task.endswith("-MinAtar") else jnp.float32,
         action_dim=int(action_space.n) if discrete else int(action_space.shape[0]),
         episode_length=int(params.max_steps_in_episode),
         discrete=discrete,
         dt=float(dt) if dt else None,
-        highest_return=float(params.max_steps_in_episode) if task == "CartPole-v1" else None,
+        **further,
     )
     native = (lambda action: action) if discrete else _to_box(action_space)
 

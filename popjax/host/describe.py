@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from popjax.core import Env, Method
+from popjax.host import origins
 from popjax.host.numbers import plain
 from popjax.host.options import Options
 
@@ -50,31 +51,23 @@ def configuration(
     env: Env,
     hyper: Any,
     options: Options,
-    description: Mapping[str, Any],
     sweep: Mapping[str, Sequence[float]],
     members: tuple[int, int] | None,
+    name: str | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Everything needed to build and repeat a run, and where it ran.
 
-    ``description`` gives what the ``Method`` record does not know: ``method`` (its name), ``agents``,
-    ``env_options``, ``config``, the finished ``runs`` and further ``envs`` that it builds on and the
-    ``command`` that started it.
-    Without a name the method is called after the module that made it.
-    ``sweep`` are the swept numbers, ``members`` the part of the sweep.
+    ``sweep`` are the swept numbers, ``members`` the part of the sweep; ``name`` is the method's, where its
+    records do not say it, and ``command`` what started the run.
     """
     return {
-        "method": description.get("method") or method.init.__module__.rpartition(".")[2],
-        "agents": dict(description.get("agents") or {}),
-        "env": env.spec.name,
-        "env_options": dict(description.get("env_options") or {}),
-        "config": dict(description.get("config") or {}),
-        "runs": dict(description.get("runs") or {}),
-        "envs": dict(description.get("envs") or {}),
+        **origins.describe(method, env, name),
         "hyper": numbers(hyper),
         "options": asdict(options),
         "sweep": {name: list(values) for name, values in sweep.items()},
         "members": None if members is None else list(members),
-        "command": description.get("command"),
+        "command": command,
         "versions": versions(),
         "jax": jax_settings(),
         "device": device_name(),

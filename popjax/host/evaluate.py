@@ -71,6 +71,8 @@ def evaluate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Evaluates the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
 
+    A State without the axis S, as ``method.init`` makes it, is that of a single member.
+
     Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on. ``members``
     are the numbers of the policies in their sweep, 0 to S - 1 without: a policy of the same number plays the
     same episodes, alone or among others. ``stochastic`` policies act as they explore in training: one with a
@@ -85,6 +87,8 @@ def evaluate(
     if not 0 <= seed < 2**31:
         raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
     keep_compiled()
+    if any(not np.ndim(leaf) for leaf in jax.tree.leaves(state)):  # no members: a State has scalars
+        state = jax.tree.map(lambda x: x[None], state)
     count = jax.tree.leaves(state)[0].shape[0]
     numbers = np.asarray(range(count) if members is None else members, np.int32)
     key = identity(method, env), method.exploration, count, episodes, stochastic

@@ -67,7 +67,7 @@ class Run:
         """Method, agents where the method leaves them open, and environment."""
         kinds = self.config["agents"].values()
         agents = f" ({', '.join(kinds)})" if kinds else ""
-        return f"{self.config['method']}{agents} on {self.env.spec.name}"
+        return f"{self.config['method']}{agents} on {self.config['env']}"
 
     def say(self, line: str) -> None:
         """A remark on standard error, unless the run is quiet or another process makes it."""
@@ -199,7 +199,7 @@ def finish(
             option: [{**_without_config(run), "run": Path(run["run"]).name} for run in runs]
             for option, runs in run.config["runs"].items()
         },
-        "env": run.env.spec.name,
+        "env": run.config["env"],
         "seeds": [member.seed for member in run.members],
         "env_steps": int(position.env_steps.max()),
         "env_steps_per_seed": position.env_steps.tolist(),

@@ -54,7 +54,8 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     sinks: Sequence[log.Sink] = (),
-    description: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    command: str | None = None,
     quiet: bool = False,
 ) -> Result:
     """Trains ``method`` in ``env`` until every member has counted ``env_steps`` environment steps.
@@ -75,8 +76,9 @@ def train(
         sinks: called after every chunk with ``(chunk index, history)`` or, if they take three arguments,
             ``(chunk index, history, policy)``: parameters [S, ...] of everyone's policy, which ``method.act``
             reads. One that returns True ends the run, saved and summarised.
-        description: ``method``, ``agent``, ``env_options``, ``config`` and ``command`` for ``config.json``;
-            what ``scripts/evaluate.py`` builds the method from.
+        name: what config.json calls the method, an import path or a built-in name; by default as its module
+            exports it.
+        command: what started the run, for config.json.
         quiet: no progress and no remarks on standard error.
 
     Raises:
@@ -113,10 +115,12 @@ def train(
     root = None if run_dir is None else path(run_dir)
     sweep.check(numbers, swept)
     chosen = sweep.part(sweep.grid(options.seed, options.seeds, swept), members)
-    config = describe.configuration(method, env, numbers, options, description or {}, swept, members)
+    config = describe.configuration(method, env, numbers, options, swept, members, name, command)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
     if root is not None:
         resume = _continues(run, root, resume)
+        if config["not_rebuilt"]:
+            run.say(f"only Python can evaluate this run: {config['not_rebuilt']}")
     with ExitStack() as stack:
         directory = None if root is None else rundir.opened(root, config, resume)
         return _start(run, numbers, devices, directory, resume, sinks, stack)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from tests.host.test_train import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 ENV = make("probe/context")
-PROGRAM = "from popjax import cli; cli.METHODS['tiny'] = 'tests.host.tiny'; raise SystemExit(cli.run())"
+PROGRAM = "from popjax import cli; raise SystemExit(cli.run())"
 
 
 def can_mount() -> bool:
@@ -45,7 +44,7 @@ needs_mount = pytest.mark.skipif(not can_mount(), reason="cannot mount a file sy
 
 def within(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Runs a shell script that may mount what it likes; ``$RUN`` trains."""
-    options = ["tiny", "--env=probe/context", *argv]
+    options = ["tests.host.tiny", "--env=probe/context", *argv]
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *options]
     run = f'"{sys.executable}" -c "{PROGRAM}"'
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RUN": run}
@@ -83,9 +82,8 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path:
     assert found is not None
     assert said == []
     assert f"generation {found[0]} is whole" in error
-    description = {"method": "tiny", "config": json.loads((kept / "config.json").read_text())["config"]}
     straight = train(method, ENV, quiet=True, **options)
-    again = train(method, ENV, run_dir=kept, resume=True, description=description, quiet=True, **options)
+    again = train(method, ENV, run_dir=kept, resume=True, quiet=True, **options)
     assert again.summary["state_sha256"] == straight.summary["state_sha256"]
 
 

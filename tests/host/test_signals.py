@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 ENV = make("probe/context")
 OPTIONS = {"env_steps": 24_000, "log_every": 12, "eval_every": 6_000, "checkpoint_every": 2_400}
 ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-PROGRAM = "from popjax import cli; cli.METHODS['tiny'] = 'tests.host.tiny'; raise SystemExit(cli.run())"
+PROGRAM = "from popjax import cli; raise SystemExit(cli.run())"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def start(run: Path, *more: str) -> subprocess.Popen[str]:
         sys.executable,
         "-c",
         PROGRAM,
-        "tiny",
+        "tests.host.tiny",
         "--env",
         "probe/context",
         f"--run-dir={run}",
@@ -60,9 +60,8 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
 
 
 def resume(run: Path) -> str:
-    description = {"method": "tiny", "config": {"capacity": 1_000, "uneven": False}}
     method = tiny.build(ENV)
-    result = train(method, ENV, run_dir=run, resume=True, description=description, quiet=True, **OPTIONS)
+    result = train(method, ENV, run_dir=run, resume=True, quiet=True, **OPTIONS)
     return result.summary["state_sha256"]
 
 

@@ -1,0 +1,88 @@
+"""Environments of users' own, by import path."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import envs
+from tests.support import close
+
+
+def test_a_function_makes_an_environment_of_its_options():
+    env = envs.make("tests.own", size=2)
+    assert env.spec.name == "own/line"
+    assert env.reset(jax.random.key(0))[1].shape == (2,)
+    assert (env.origin.name, json.loads(env.origin.options)) == ("tests.own:make", {"size": 2})
+    assert envs.make("tests.own", size=2) is env
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "action"),
+    [
+        ("tests.own:pendulum", "Pendulum-v1", jnp.full(1, 0.5)),
+        ("tests.own:cartpole", "CartPole-v1", jnp.int32(1)),
+    ],
+)
+def test_an_environment_of_gymnax_is_adapted(path, task, action, key):
+    env, other = envs.make(path), envs.make(f"gymnax/{task}")
+    assert env.spec == other.spec._replace(name=path, highest_return=None)
+    (state, obs), (mirror, seen) = env.reset(key), other.reset(key)
+    close(obs, seen)
+    close(env.step(state, action)[1], other.step(mirror, action)[1])
+    if task == "Pendulum-v1":
+        weak = envs.make(path, max_torque=1.0)
+        moved = [env.step(env.reset(key)[0], action)[1].obs for env in (weak, env)]
+        assert np.abs(moved[0] - moved[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("no_such_package.task", {}, "there is no module 'no_such_package'; correct the path"),
+        ("tests.no_such_module:make", {}, "there is no module 'tests.no_such_module'"),
+        ("tests.own:mak", {}, "module tests.own has no 'mak'; define it there"),
+        ("tests.own", {"sise": 2}, "tests.own:make does not take the options {'sise': 2}"),
+        ("tests.own:nothing", {}, "tests.own:nothing returns a module; let it return a popjax.Env"),
+        ("tests.own", {"reward_axes": 1}, r"own/line: .*reward"),
+        ("Pendulum-v1", {}, "named suite/task, got 'Pendulum-v1'"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_one_line(path, options, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        envs.make(path, **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_module_that_fails_is_told_with_its_place(tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("import os\nx = 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"importing broken_module failed: ZeroDivision.*broken_module.py:2"):
+        envs.make("broken_module")
+    (tmp_path / "needy_module.py").write_text("import not_installed_anywhere\n")
+    with pytest.raises(ValueError, match=r"importing needy_module failed: ModuleNotFoundError"):
+        envs.make("needy_module")
+
+
+def test_what_is_changed_by_hand_has_no_origin():
+    env = envs.make("probe/delay")
+    assert envs.origin(env).name == "probe/delay"
+    assert envs.origin(env._replace(step=lambda state, action: env.step(state, action))) is None
+    assert envs.make("gymnax/Pendulum-v1", g=jnp.float32(9)).origin is None
+    assert envs.make("gymnax/Pendulum-v1", g=np.float32(9)).origin.options == '{"g": 9.0}'
+
+
+def test_what_a_function_returns_of_the_suites_keeps_its_name():
+    env = envs.make("tests.own:heavy_pendulum", mass=3.0)
+    assert env.origin.name == "gymnax/Pendulum-v1"
+    assert env.origin.options == '{"m": 3.0}'
+
+
+def test_options_of_all_tasks_are_those_of_own_ones_too():
+    env = envs.make("tests.own", size=2, frame_stack=3)
+    assert env.spec.obs_shape == (6,)
+    assert json.loads(envs.origin(env).options) == {"frame_stack": 3, "size": 2}

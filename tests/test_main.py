@@ -1,0 +1,53 @@
+"""``python -m popjax`` and ``popjax``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import popjax
+from popjax import cli
+
+ROOT = Path(__file__).parent.parent
+RUN = ["train", "tests.host.tiny", "--env", "probe/context", "--env-steps", "24", "--eval-episodes", "1"]
+
+
+def test_the_commands_are_the_scripts(tmp_path, capsys):
+    assert cli.main([*RUN, "--run-dir", str(tmp_path / "run")]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+    assert cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "policy")]) == 0
+    assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")]) == 0
+    capsys.readouterr()
+    assert cli.main(["trian"]) == 2
+    assert "which command? popjax train | evaluate" in capsys.readouterr().err
+
+
+def test_a_module_is_a_command_and_says_how_to_repeat_it(tmp_path):
+    def popjax_m(*argv):
+        command = [sys.executable, "-m", "popjax", *argv]
+        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+
+    assert popjax_m("--version").stdout == f"popjax {popjax.__version__}\n"
+    assert popjax_m(*RUN, "--run-dir", "run").returncode == 0
+    command = popjax.load(tmp_path / "run").config["command"]
+    assert command.startswith("python -m popjax train tests.host.tiny --env")
+
+
+@pytest.mark.parametrize("command", [cli.run, cli.evaluate, cli.report, cli.export, cli.main])
+def test_every_command_says_its_version(command, capsys):
+    assert command(["--version"]) == 0
+    assert capsys.readouterr().out == f"popjax {popjax.__version__}\n"
+
+
+def test_the_package_installs_the_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"popjax": "popjax.cli:main"}
+    home = {}
+    exec((ROOT / project["tool"]["hatch"]["version"]["path"]).read_text(), home)
+    assert home["__version__"] == popjax.__version__

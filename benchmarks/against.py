@@ -2,7 +2,7 @@
 noisy for both.
 
     git worktree add --detach /tmp/before v0.1.0
-    python benchmarks/against.py /tmp/before --out benchmarks/results/against.json
+    python benchmarks/against.py --other /tmp/before --out benchmarks/results/against.json
 
 Every case runs in two processes at once, one for each checkout, of which only one computes at a time. A ratio
 is this

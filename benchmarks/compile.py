@@ -1,0 +1,156 @@
+"""Count what compiling costs: processor seconds of tracing and of XLA, lines of StableHLO, and the places at
+which the physics step and the reset stand in the program of a chunk.
+
+    python benchmarks/compile.py --cases sac cspc --env gym/Hopper-v4 --out benchmarks/results/compile.json
+    PYTHONPATH=/tmp/before python benchmarks/compile.py ...     the same of another checkout
+
+Every case is compiled alone in a process of its own, without a cache.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+ROOT = Path(__file__).resolve().parents[1]
+FUSED = {"fused": True, "lanes": 10, "on_policy_lanes": 10, "reset_at_batch": False}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sac": ("independent", {}),
+    "ppo": ("onpolicy", {"agent": "ppo"}),
+    "pderl": ("pderl", {}),
+    "ce": ("ce", {}),
+    "ca2e": ("ca2e", {"agent": "ddpg"}),
+    "cspc": ("cspc", {}),
+    "cspc-fused": ("cspc", FUSED),
+}
+"""Method and fields of its default Config."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to compile."""
+
+    cases: tuple[str, ...] = tuple(CASES)
+    """Which cases."""
+    env: str = "gym/Hopper-v4"
+    """Environment as SUITE/TASK."""
+    processes: int = 1
+    """Cases that compile at the same time."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def config_of(module: Any, changes: dict[str, Any]) -> Any:
+    """Return the Config of a case."""
+    from popjax.agents import ddpg, ppo
+
+    changes = dict(changes)
+    agent = changes.pop("agent", None)
+    if agent == "ddpg":
+        return module.default_config(ddpg.BASELINES)
+    return module.Config(**changes, **({"agent": ppo.Config()} if agent == "ppo" else {}))
+
+
+def marked(env: Any) -> Any:
+    """Return the environment with an operation in its step and another in its reset that nothing else has."""
+    import jax
+    import jax.numpy as jnp
+
+    def step(state: Any, action: Any) -> Any:
+        state, timestep = env.step(state, action)
+        nothing = jax.lax.population_count(timestep.terminated.astype(jnp.int32)) * 0
+        return state, replace(timestep, reward=timestep.reward + nothing)
+
+    def reset(key: Any) -> Any:
+        state, obs = env.reset(key)
+        return state, obs + jax.lax.clz((obs[0] > 1e9).astype(jnp.int32)) * 0
+
+    return env._replace(step=step, reset=reset)
+
+
+def places(jaxpr: Any, primitive: str) -> int:
+    """Return how often a primitive stands in a program, whatever encloses it."""
+    found = 0
+    for equation in jaxpr.eqns:
+        found += equation.primitive.name == primitive
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                found += places(inner, primitive) if hasattr(inner, "eqns") else 0
+    return found
+
+
+def one(case: str, task: str) -> None:
+    """Print the row of one case as JSON."""
+    import jax
+
+    import popjax
+
+    name, changes = CASES[case]
+    module = importlib.import_module(f"popjax.methods.{name}")
+    env = popjax.make(task)
+
+    def program(env: Any) -> Any:
+        method = module.build(env, config_of(module, changes))
+        state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+        return method, state
+
+    method, state = program(marked(env))
+    seen = jax.make_jaxpr(method.step)(state).jaxpr
+    row = {
+        "case": case,
+        "env": task,
+        "steps": places(seen, "population_count"),
+        "resets": places(seen, "clz"),
+    }
+    method, state = program(env)
+    chunk = jax.jit(
+        lambda s: jax.lax.scan(lambda s, _: (method.step(s), None), s, length=2)[0], donate_argnums=0
+    )
+    begun = time.process_time()
+    lowered = chunk.lower(state)
+    row["trace_processor_seconds"] = round(time.process_time() - begun, 1)
+    row["stablehlo_lines"] = lowered.as_text().count("\n")
+    begun = time.process_time()
+    lowered.compile()
+    row["compile_processor_seconds"] = round(time.process_time() - begun, 1)
+    print(json.dumps(row), flush=True)
+
+
+def main(arguments: Arguments) -> None:
+    """Compile, print and write."""
+    from benchmarks import record
+
+    path = os.environ.get("PYTHONPATH", str(ROOT))
+    waiting, running, rows = list(arguments.cases), [], []
+    while waiting or running:
+        while waiting and len(running) < arguments.processes:
+            command = [sys.executable, __file__, "--one", waiting.pop(0), arguments.env]
+            running.append(
+                subprocess.Popen(
+                    command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+                )
+            )
+        told, _ = running.pop(0).communicate()
+        if told:
+            rows.append(json.loads(told.splitlines()[-1]))
+            print(json.dumps(rows[-1]), flush=True)
+    record.write(arguments.out, rows=rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(*sys.argv[2:])
+    else:
+        import tyro
+
+        sys.path.append(str(ROOT))
+        main(tyro.cli(Arguments, description=__doc__))

@@ -62,6 +62,8 @@ SHARED = {
     "popjax.population.policy",
     "popjax.population.tutoring",
     "popjax.nets.layers",
+    "popjax.population.drives",
+    "popjax.population.exchange",
     "popjax.population.lanes",
     "popjax.population.learners",
 }

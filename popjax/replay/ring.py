@@ -123,6 +123,13 @@ def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
     return tree.take(state.rows, slot), place < held
 
 
+def newest(state: Ring, count: int) -> Ring:
+    """Return a ring of the latest ``count`` rows alone, or of all where fewer are stored."""
+    rows, valid = latest(state, count)
+    held = valid.sum(dtype=jnp.int32)
+    return Ring(rows, held % valid.shape[0], held)
+
+
 def merge(x: Ring, y: Ring, key: Key) -> Ring:
     """A new ring of the latest half of ``x`` and the latest half of ``y``, shuffled.
 

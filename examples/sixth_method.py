@@ -1,0 +1,152 @@
+"""A method of your own in one file outside the package, mixed from parts of all five papers.
+
+    python scripts/run.py examples.sixth_method --env gymnax/Pendulum-v1 --env-steps 30000
+
+Agents of any kind are paid for what is new to all of them (Collaborative Exploration). From time to time
+agents
+far behind take over the best one's policy (CSPC), and the worst becomes a child of the two best, distilled as
+the best one's critic judges (PDERL). A student imitates the best agent throughout and is deployed (CDRL).
+
+A step: collect -> learn -> transfer -> cross -> teach. Every command of popjax takes its runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, tree
+from popjax.core import Env, Key, Method, Number, Params, chain, number
+from popjax.evolution.crossover import Distillation, distil
+from popjax.intrinsic import contrastive
+from popjax.optimize import adam
+from popjax.population import drives, exchange, imitation, offpolicy, scoring
+from popjax.recipe import Recipe, recorded
+from popjax.replay.ring import newest
+
+
+@dataclass(frozen=True)
+class Config(offpolicy.Config):
+    """Sizes and parts; more in ``offpolicy.Config``."""
+
+    population: int = 4  # agents
+    shared_replay: bool = True  # one replay for all agents
+    drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # collab, rnd, diayn or none
+    interval: int = 2_000  # environment steps of all agents between two exchanges
+    memory: int = 2_000  # newest transitions from which a child learns
+    distillation: Distillation = field(default_factory=Distillation)  # of children
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers, all sweepable."""
+
+    agent: Any  # of the agents
+    drive: Any  # of the drive
+    gap: Number = number(100.0)  # how far behind the best return an agent takes over its policy
+    crossover_lr: Number = number(1e-3)  # Adam's rate for children
+    student_lr: Number = number(1e-3)  # and for the student
+
+
+@struct.dataclass
+class Metrics(offpolicy.Metrics):
+    """transfers int32 [P, P], parents int32 [P, 2] of this step; student_loss [] before its last update."""
+
+    transfers: Array
+    parents: Array
+    student_loss: Array
+
+
+@struct.dataclass
+class State(offpolicy.State):
+    """``offpolicy.State``, and the student with its optimizer's moments."""
+
+    student: imitation.Learner
+
+
+def default_hyper(config: Config) -> Hyper:
+    """Return the numbers of the agents and the drive that there are."""
+    return Hyper(agents.default_hyper(config.agent), drives.default_numbers(config.drive))
+
+
+@recorded
+def build(env: Env, config: Config = Config()) -> Method:
+    """Return the mixed method in ``env``."""
+    base = offpolicy.build(env, config, lambda hyper: hyper.agent)
+    agent, population = base.agent, config.population
+
+    def init(key: Key, hyper: Hyper) -> State:
+        fields, own = base.fields(key, hyper), jnp.arange(population)
+        told = exchange.transfers(own), exchange.parents(own), jnp.float32(0)
+        metrics = Metrics(*vars(fields.pop("metrics")).values(), *told)
+        student = imitation.beginner(agent.actor.init(key), adam(hyper.student_lr, jnp.inf))
+        return State(**fields, metrics=metrics, student=student)
+
+    def due(s: State) -> Array:
+        """Return whether the step reached a multiple of ``interval`` environment steps."""
+        reached = s.generation * base.steps % config.interval < base.steps
+        return reached & (s.env_steps >= config.warmup * population)
+
+    def transfer(s: State) -> State:
+        """Agents more than ``gap`` behind take over the best one's policy. CHDRL, algorithm 1."""
+        best = jnp.argmax(s.metrics.fitness)
+        behind = exchange.ahead(s.metrics.fitness, s.hyper.gap)[:, best] & due(s)
+        source = jnp.where(behind, best, jnp.arange(population))
+        metrics = replace(s.metrics, transfers=exchange.transfers(source), parents=exchange.parents(source))
+        return replace(s, agents=exchange.take_over(agent, s.agents, source), metrics=metrics)
+
+    def cross(s: State) -> State:
+        """The worst agent becomes a child of the two best. PDERL, algorithm 1."""
+        key, key_child = jax.random.split(s.key)
+        worst, second, best = jnp.argsort(s.metrics.fitness)[jnp.array([0, -2, -1])]
+        policies, now = jax.vmap(agent.policy)(s.agents), due(s)
+        x, y = tree.take(policies, best), tree.take(policies, second)
+
+        def child() -> Params:
+            judge, memory = tree.take(s.agents, best), newest(s.replay, config.memory)
+            numbers = config.distillation, s.hyper.crossover_lr
+            return distil(agent, judge, x, y, memory, key_child, *numbers, now)
+
+        born = tree.repeat(scoring.when(now, child), population)
+        which = (jnp.arange(population) == worst) & now
+        stems = jnp.where(which[:, None], jnp.stack([best, second])[None], s.metrics.parents)
+        crossed = exchange.adopt(agent, s.agents, born, which)
+        return replace(s, key=key, agents=crossed, metrics=replace(s.metrics, parents=stems))
+
+    def teach(s: State) -> State:
+        """The student imitates the best agent in what all have seen. CDRL, section 4."""
+        key, key_study = jax.random.split(s.key)
+        best = tree.take(jax.vmap(agent.policy)(s.agents), jnp.argmax(s.metrics.fitness))
+
+        def loss(student: Params, obs: Array) -> Array:
+            said, target = agent.outputs(student, obs), agent.outputs(best, obs)
+            if env.spec.discrete:
+                return -agent.actions.log_prob(said, agent.actions.mode(target)).mean()
+            return jnp.square(agent.actions.vector(said) - agent.actions.vector(target)).mean()
+
+        def draw(key: Key) -> Array:
+            index = jax.random.randint(key, (config.batch,), 0, jnp.maximum(s.replay.size, 1))
+            return s.replay.rows.obs[index]
+
+        optimizer = adam(s.hyper.student_lr, jnp.inf)
+        student, told = imitation.study(optimizer, loss, draw, s.student, config.updates, key_study)
+        return replace(s, key=key, student=student, metrics=replace(s.metrics, student_loss=told))
+
+    return Method(
+        init=init,
+        step=chain(base.collect, base.learn, transfer, cross, teach),
+        policy=lambda s: tree.take(base.deploy(s, tree.repeat(s.student.params, population)), 0),
+        act=base.act,
+        hyper=default_hyper(config),
+        steps_bound=base.steps,
+        individuals=base.individuals,
+        learning_starts=config.warmup * population,
+    )
+
+
+METHOD = Recipe(build, Config, default_hyper, agents=offpolicy.AGENTS)

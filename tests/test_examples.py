@@ -1,0 +1,98 @@
+"""The example of a method outside the package: it trains, and every command takes its run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import popjax
+from popjax import cli
+from popjax.agents import dqn, sac
+from popjax.evolution.crossover import Distillation
+from tests.support import same
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from examples import sixth_method  # noqa: E402
+
+SMALL = sixth_method.Config(
+    agent=sac.Config(hidden=(8,)),
+    population=3,
+    capacity=600,
+    batch=8,
+    warmup=20,
+    interval=30,
+    memory=40,
+    distillation=Distillation(batch=8, epochs=1),
+)
+OPTIONS = [
+    *(
+        "--env",
+        "probe/corridor",
+        "--config.agent.hidden",
+        "8",
+        "--config.population",
+        "3",
+        "--config.warmup",
+        "20",
+    ),
+    *("--config.capacity", "600", "--config.batch", "8", "--config.interval", "30", "--config.memory", "40"),
+    *("--config.distillation.batch", "8", "--config.distillation.epochs", "1", "--eval-episodes", "2"),
+]
+
+
+def test_it_has_at_most_150_lines():
+    assert len((ROOT / "examples/sixth_method.py").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    ("task", "agent"),
+    [
+        ("probe/corridor", SMALL.agent),
+        pytest.param("probe/corridor-discrete", dqn.Config(hidden=(8,)), id="dqn"),
+    ],
+)
+def test_every_part_of_it_happens(task, agent):
+    """Transfers, a child of the two best, and a student that comes closer to the best agent."""
+    method = sixth_method.build(popjax.make(task), replace(SMALL, agent=agent))
+    state, step = jax.jit(method.init)(jax.random.key(0), method.hyper.replace(gap=0.0)), jax.jit(method.step)
+    losses, crossed, transferred = [], 0, 0
+    for _ in range(60):
+        before, state = state, step(state)
+        losses.append(float(state.metrics.student_loss))
+        transferred += int(state.metrics.transfers.sum())
+        for slot, (first, second) in enumerate(np.asarray(state.metrics.parents).tolist()):
+            if second >= 0:
+                crossed += 1
+                ranked = np.argsort(state.metrics.fitness, stable=True).tolist()
+                assert [slot, second, first] == [ranked[0], ranked[-2], ranked[-1]]
+    assert transferred > 0
+    assert crossed > 0
+    assert np.mean(losses[-10:]) < np.mean(losses[:5])
+    assert same(method.policy(state), state.student.params)
+    assert not same(before.student.params, state.student.params)
+
+
+def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run = str(tmp_path / "run")
+    name = "examples.sixth_method"
+    common = [name, *OPTIONS, "--run-dir", run, "--seeds", "2"]
+    assert cli.run([*common, "--env-steps", "90"]) == 0
+    assert cli.run([*common, "--env-steps", "120", "--resume"]) == 0
+    assert json.loads((Path(run) / "config.json").read_text())["method"].startswith(name)
+    assert cli.evaluate([run, "--episodes", "2"]) == 0
+    assert cli.report([run, "--out", str(tmp_path / "report")]) == 0
+    assert cli.export([f"{run}", "--out", str(tmp_path / "policy")]) == 0
+    student = ["distil", "--env", "probe/corridor", "--teacher", f"{run}:0", "--env-steps", "64"]
+    sizes = ["--config.lanes", "2", "--config.steps", "4", "--config.updates", "1", "--config.batch", "2"]
+    assert cli.run([*student, *sizes, "--run-dir", str(tmp_path / "student")]) == 0
+    swept = ["--sweep", "hyper.gap=1,10", "--env-steps", "60", "--run-dir", str(tmp_path / "sweep")]
+    assert cli.run([name, *OPTIONS, *swept]) == 0

@@ -6,7 +6,6 @@ Agents of any kind are paid for what is new to all of them (Collaborative Explor
 agents
 far behind take over the best one's policy (CSPC), and the worst becomes a child of the two best, distilled as
 the best one's critic judges (PDERL). A student imitates the best agent throughout and is deployed (CDRL).
-
 A step: collect -> learn -> transfer -> cross -> teach. Every command of popjax takes its runs.
 """
 
@@ -27,6 +26,7 @@ from popjax.intrinsic import contrastive
 from popjax.optimize import adam
 from popjax.population import drives, exchange, imitation, offpolicy, scoring
 from popjax.recipe import Recipe, recorded
+from popjax.replay.episodes import slots
 from popjax.replay.ring import newest
 
 
@@ -105,12 +105,12 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_child = jax.random.split(s.key)
         worst, second, best = jnp.argsort(s.metrics.fitness)[jnp.array([0, -2, -1])]
         policies, now = jax.vmap(agent.policy)(s.agents), due(s)
-        x, y = tree.take(policies, best), tree.take(policies, second)
+        x, y = (tree.take(policies, parent) for parent in (best, second))
 
         def child() -> Params:
             judge, memory = tree.take(s.agents, best), newest(s.replay, config.memory)
-            numbers = config.distillation, s.hyper.crossover_lr
-            return distil(agent, judge, x, y, memory, key_child, *numbers, now)
+            how = config.distillation, s.hyper.crossover_lr
+            return distil(agent, judge, x, y, memory, key_child, *how, now)
 
         born = tree.repeat(scoring.when(now, child), population)
         which = (jnp.arange(population) == worst) & now
@@ -130,8 +130,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             return jnp.square(agent.actions.vector(said) - agent.actions.vector(target)).mean()
 
         def draw(key: Key) -> Array:
-            index = jax.random.randint(key, (config.batch,), 0, jnp.maximum(s.replay.size, 1))
-            return s.replay.rows.obs[index]
+            return s.replay.rows.obs[slots(s.replay, key, config.batch)]
 
         optimizer = adam(s.hyper.student_lr, jnp.inf)
         student, told = imitation.study(optimizer, loss, draw, s.student, config.updates, key_study)
@@ -145,7 +144,6 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper=default_hyper(config),
         steps_bound=base.steps,
         individuals=base.individuals,
-        learning_starts=config.warmup * population,
     )
 
 

@@ -1,9 +1,10 @@
-"""Checks of one's own methods: what popjax promises to do with them holds only if they keep their contract.
+"""Checks of your own methods and environments: those that pass can be used wherever the built-in ones can.
 
     from popjax import testing
 
     def test_my_method():
-        env = popjax.make("probe/context")
+        env = popjax.make("my_package.my_env:make")
+        testing.check_env(env)
         testing.check_method(my_method.build(env, my_method.Config(hidden=(4,))), env)
 
 Small shapes do: every check compiles. What is wrong is a ValueError of one line that names it.
@@ -12,6 +13,7 @@ Small shapes do: every check compiles. What is wrong is a ValueError of one line
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from popjax import tree
-from popjax.core import Choice, Env, Method, PyTree, Spec, stacked_fields
+from popjax import contract, tree
+from popjax.core import Choice, Env, Method, PyTree, Spec, Timestep, stacked_fields
 
 
 def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = True) -> None:
@@ -50,6 +52,48 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
     _check_policy(method, env.spec, state)
     if members:
         _check_members(method, init, compiled, steps)
+
+
+def check_env(env: Env, *, steps: int = 100) -> None:
+    """Check that ``env`` keeps the contract of ``Env``, also in an episode of up to ``steps`` random actions.
+
+    Shapes and types are those of its Spec. Equal keys give equal episodes, alone and in lanes side by side;
+    every number is finite, and no step resets.
+
+    Raises:
+        ValueError: one of these does not hold; the text names the environment and the field.
+    """
+    contract.check_env(env)
+    name, keys = env.spec.name, jax.random.split(jax.random.key(0), 3)
+    play = partial(_random_episode, contract.checked(env), steps)
+    alone, lanes = jax.jit(play), jax.jit(jax.vmap(play))
+    rows, played = alone(keys[0])
+    if not _same(rows, alone(keys[0])[0]):
+        raise ValueError(f"{name}: the same key gives another episode; keep everything in the state")
+    for field, x in vars(rows).items():
+        for step in range(int(played)):
+            if not np.isfinite(np.asarray(x[step], np.float64)).all():
+                raise ValueError(f"{name}: {field} is not finite in step {step + 1} of random actions")
+    if not _same(*(jax.tree.map(lambda x: x[: int(played)], y) for y in (rows.obs, rows.next_obs))):
+        raise ValueError(f"{name}: obs differs from next_obs; let no step reset, popjax does that")
+    side_by_side = tree.take(lanes(keys)[0], 0)
+    both = (jax.tree.map(lambda x: np.asarray(x[: int(played)], np.float64), y) for y in (rows, side_by_side))
+    if not all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(*map(jax.tree.leaves, both), strict=True)):
+        raise ValueError(f"{name}: an episode differs beside others; let every lane follow its own state")
+
+
+def _random_episode(env: Env, steps: int, key: Array) -> tuple[Timestep, Array]:
+    """Timesteps [T] of random actions after a reset, and how many of them are of the first episode."""
+    spec, (key_reset, *keys) = env.spec, jax.random.split(key, steps + 1)
+
+    def one(state: PyTree, key: Array) -> tuple[PyTree, Timestep]:
+        if spec.discrete:
+            return env.step(state, jax.random.randint(key, (), 0, spec.action_dim))
+        return env.step(state, jax.random.uniform(key, (spec.action_dim,), minval=-1.0, maxval=1.0))
+
+    rows = jax.lax.scan(one, env.reset(key_reset)[0], jnp.stack(keys))[1]
+    ended = jnp.cumsum(rows.done) - rows.done
+    return rows, (ended == 0).sum()
 
 
 def check_members(method: Method, *, steps: int = 5) -> None:

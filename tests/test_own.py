@@ -128,7 +128,6 @@ def test_a_run_from_python_is_one_of_the_command_line(tmp_path, capsys):
     assert told["line"] == told["python"]
     resumed = [*line, "--run-dir", str(tmp_path / "python"), "--resume"]
     assert cli.run([text if text != "240" else "480" for text in resumed]) == 0
-    popjax.train(tiny.build(env), env, run_dir=tmp_path / "pooled", seed=1, **OPTIONS)
     runs = [str(tmp_path / name) for name in ("line", "pooled")]
     assert cli.report([*runs, "--out", str(tmp_path / "page")]) == 0
     assert "2 seeds" in (tmp_path / "page" / "report.html").read_text()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from popjax import testing
-from popjax.core import Choice
+from popjax.core import Choice, Env, Spec, Timestep
 from popjax.envs import make
 from tests.host import crowd, tiny
 
@@ -145,3 +147,58 @@ def test_a_copied_replay_is_noticed():
 
     with pytest.raises(ValueError, match=r"of which 0\.3 is allowed; a large leaf is copied"):
         testing.check_in_place(method._replace(step=step), 0.3)
+
+
+def line(
+    obs=lambda place: place, reward=lambda place: place.sum(), counts=lambda place, action: place + action
+):
+    """An environment on a line, with a slip."""
+
+    def step(place, action):
+        place = counts(place, action)
+        return place, Timestep(place, obs(place), reward(place), jnp.bool_(False), jnp.bool_(False))
+
+    def reset(key):
+        place = jax.random.normal(key, (1,))
+        return place, place
+
+    return Env(reset, step, Spec("own/line", (1,), 1, 20))
+
+
+def among_lanes(place, action):
+    """A step that depends on the lanes beside it."""
+    mixed = lambda x: np.full_like(x, x.sum())  # noqa: E731
+    return jax.pure_callback(mixed, jax.ShapeDtypeStruct((1,), jnp.float32), place, vmap_method="expand_dims")
+
+
+ENV_SLIPS = {
+    "a reward with an axis": (
+        line(reward=lambda place: place),
+        r"own/line: step: reward must be float32 \[\]",
+    ),
+    "no finite reward": (
+        line(reward=lambda place: jnp.log(place.sum() * 0)),
+        "reward is not finite in step 1",
+    ),
+    "a reset": (line(obs=lambda place: place * 0), "obs differs from next_obs"),
+    "a clock": (
+        line(counts=lambda place, action: ticking(None, types.SimpleNamespace(shared=place))),
+        "the same key gives another episode",
+    ),
+    "lanes that mix": (line(counts=among_lanes), "an episode differs beside others"),
+}
+
+
+@pytest.mark.parametrize("slip", ENV_SLIPS)
+def test_what_is_wrong_with_an_environment_is_named(slip):
+    env, message = ENV_SLIPS[slip]
+    with pytest.raises(ValueError, match=message) as refusal:
+        testing.check_env(env)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["probe/delay", "probe/corridor-discrete", "gymnax/Pendulum-v1", "tests.own"]
+)
+def test_environments_keep_their_contract(name):
+    testing.check_env(make(name))

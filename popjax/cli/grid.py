@@ -119,9 +119,9 @@ def default_directory(method: str, programs: Sequence[Any]) -> str:
         seeds = "seeds" + "+".join(map(str, count))
     else:
         seeds = f"seed{first}" if count == 1 else f"seeds{first}to{first + count - 1}"
-    envs = "+".join(dict.fromkeys(program.env.replace("/", "-") for program in programs))
+    envs = "+".join(dict.fromkeys(_in_a_name(program.env) for program in programs))
     swept = "sweep-" if len(programs) > 1 or programs[0].sweep else ""
-    return f"runs/{paths.file_name(f'{method}-{envs}-{swept}{seeds}')}"
+    return f"runs/{paths.file_name(f'{_in_a_name(method)}-{envs}-{swept}{seeds}')}"
 
 
 def chosen(common: Any) -> tuple[sweep.Member, ...]:
@@ -232,7 +232,7 @@ def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], 
     """What separates programs, by name: for each choice its name and arguments; and all other arguments."""
     envs, rest = _environments(argv)
     texts, rest = parse.peel_all(rest, "--sweep")
-    axes = {"env": [(env.replace("/", "-"), ["--env", env]) for env in envs]} if len(envs) > 1 else {}
+    axes = {"env": [(_in_a_name(env), ["--env", env]) for env in envs]} if len(envs) > 1 else {}
     if len(envs) == 1:
         rest += ["--env", envs[0]]
     for name, values in parse.swept(texts).items():
@@ -274,6 +274,11 @@ def _option(name: str, value: str) -> list[str]:
         no = "" if value.lower() == "true" else "no-"
         return [f"--{group}.{path + '.' if path else ''}{no}{last}"]
     return [f"--{group}.{field}", *value.split()]
+
+
+def _in_a_name(task: str) -> str:
+    """A task or an import path as part of a directory's name."""
+    return task.replace("/", "-").replace(":", "-")
 
 
 def _short(axis: str) -> str:

@@ -223,7 +223,9 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
         begun=state.begun | step.alive.any(),
     )
 
-    def told(state: Search) -> tuple[Search, tuple[()]]:
+    over = state.done.all()
+
+    def told(state: Search, key: Key) -> tuple[Search, tuple[()]]:
         moved = cem.tell(state.search, state.population, state.total, hyper, config)
         # In the order of ``tell``, for which a return that is no number is the worst.
         best = state.population[jnp.argsort(-state.total, stable=True)[0]]
@@ -237,9 +239,11 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
             best=best,
             fitness=state.total,
         )
-        return replace(_entered(after, state.expects), expects=jnp.bool_(False)), ()
+        after = replace(_entered(after, state.expects), expects=jnp.bool_(False))
+        return tree.where(over, after, state), ()
 
-    return learning.once(told, state, state.done.all(), ())[0]
+    # ``steps`` makes the key in its loop: one from outside would let XLA draw the next generation every time.
+    return learning.steps(told, state, learning.due(over, 1), key, ())[0]
 
 
 def _entered(state: Search, when: Array) -> Search:

@@ -22,7 +22,20 @@ import numpy as np
 from jax import Array
 
 from popjax import contract, tree
-from popjax.core import Choice, Env, Method, PyTree, Spec, Timestep, stacked_fields
+from popjax.core import (
+    Agent,
+    Choice,
+    Env,
+    Method,
+    OnPolicyAgent,
+    PyTree,
+    Spec,
+    Timestep,
+    Trajectory,
+    Transition,
+    as_arrays,
+    stacked_fields,
+)
 
 
 def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = True) -> None:
@@ -94,6 +107,55 @@ def _random_episode(env: Env, steps: int, key: Array) -> tuple[Timestep, Array]:
     rows = jax.lax.scan(one, env.reset(key_reset)[0], jnp.stack(keys))[1]
     ended = jnp.cumsum(rows.done) - rows.done
     return rows, (ended == 0).sum()
+
+
+def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
+    """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
+
+    It acts as the task wants, at scale 0 always alike. A gradient step on random experience changes the state
+    and keeps its form. ``adopt`` is the inverse of ``policy``. Values are one number for each observation.
+
+    Raises:
+        ValueError: one of these does not hold; the text says which.
+    """
+    hyper, keys = as_arrays(hyper), jax.random.split(jax.random.key(0), 4)
+    state, other = (jax.jit(agent.init)(key, hyper) for key in keys[:2])
+    obs = jax.random.normal(keys[2], (6, 4, *spec.obs_shape)).astype(spec.obs_dtype)
+
+    def act(state: Any, key: Array, scale: float = 0.0) -> Any:
+        return jax.jit(agent.act)(agent.policy(state), agent.memory, obs[0, 0], key, scale)
+
+    _check_choice(act(state, keys[2]), agent.memory, spec)
+    _check_choice(act(state, keys[2], 1.0), agent.memory, spec)
+    if not _same(act(state, keys[2]).action, act(state, keys[3]).action):
+        raise ValueError("act draws at random at scale 0; act greedily there")
+    rows = _random_rows(agent, spec, obs, keys[3])
+    after, losses = jax.jit(agent.learn)(state, rows, hyper, keys[3])
+    _check_same_form(*(jax.eval_shape(lambda s: s, s) for s in (state, after)))
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(losses)):
+        raise ValueError(f"learn gives losses that are not finite: {losses}")
+    if _same({**vars(after), "key": ()}, {**vars(state), "key": ()}):
+        raise ValueError("learn returns the state as it was; take a gradient step")
+    if not _same(agent.policy(agent.adopt(state, agent.policy(other))), agent.policy(other)):
+        raise ValueError("adopt(state, policy) does not act by that policy; let policy(adopt(s, p)) be p")
+    value = agent.value(state, rows.obs[0], rows.action[0])
+    if value.shape != rows.reward[0].shape:
+        raise ValueError(f"value gives {_told(value)} for {list(rows.reward[0].shape)} observations")
+
+
+def _random_rows(agent: Agent | OnPolicyAgent, spec: Spec, obs: Array, key: Array) -> Any:
+    """Transitions [B], or a Trajectory [T, N], of random actions on ``obs`` [T, N, ...]."""
+    shape = obs.shape[:2]
+    if spec.discrete:
+        action = jax.random.randint(key, shape, 0, spec.action_dim)
+    else:
+        action = jax.random.uniform(key, (*shape, spec.action_dim), minval=-1.0, maxval=1.0)
+    rows = Transition(obs, action, jax.random.normal(key, shape), jnp.full(shape, 0.9), obs[::-1])
+    if isinstance(agent, Agent):
+        return tree.flatten(rows)
+    memory = tree.repeat(tree.repeat(agent.memory, shape[1]), 1)
+    nothing = jnp.zeros(shape)
+    return Trajectory(**vars(rows), done=nothing > 0, log_prob=nothing - 1, memory=memory)
 
 
 def check_members(method: Method, *, steps: int = 5) -> None:
@@ -245,15 +307,13 @@ def _check_members(method: Method, init: Callable[..., Any], step: Callable[[Any
         )
 
 
-def _check_policy(method: Method, spec: Spec, state: Any) -> None:
-    """The policy acts as the task wants, and everybody's policies are like it."""
-    params, key, obs = method.policy(state), jax.random.key(0), jnp.zeros(spec.obs_shape, spec.obs_dtype)
-    choice = jax.jit(method.act)(params, method.memory, obs, key, 0.0)
+def _check_choice(choice: Any, before: PyTree, spec: Spec) -> None:
+    """What acts answers as the task wants."""
     if not isinstance(choice, Choice):
         raise ValueError(f"act must return a core.Choice, got a {type(choice).__name__}")
-    memory, action = choice.memory, choice.action
-    if not _alike(memory, method.memory):
-        raise ValueError("act returns a memory of another structure than Method.memory")
+    if not _alike(choice.memory, before):
+        raise ValueError("act returns a memory of another structure than it begins with")
+    action = choice.action
     shape, dtype = ((), jnp.int32) if spec.discrete else ((spec.action_dim,), jnp.float32)
     if (action.shape, action.dtype) != (shape, dtype):
         takes = f"{dtype.__name__} {list(shape)}"
@@ -261,6 +321,12 @@ def _check_policy(method: Method, spec: Spec, state: Any) -> None:
     low, high = (0, spec.action_dim - 1) if spec.discrete else (-1, 1)
     if not low <= action.min() <= action.max() <= high:
         raise ValueError(f"act gives the action {action}, which must be in {low} to {high}")
+
+
+def _check_policy(method: Method, spec: Spec, state: Any) -> None:
+    """The policy acts as the task wants, and everybody's policies are like it."""
+    params, key, obs = method.policy(state), jax.random.key(0), jnp.zeros(spec.obs_shape, spec.obs_dtype)
+    _check_choice(jax.jit(method.act)(params, method.memory, obs, key, 0.0), method.memory, spec)
     if method.individuals is None:
         return
     everybody, population = jax.eval_shape(method.individuals, state), len(state.metrics.fitness)

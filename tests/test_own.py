@@ -130,7 +130,7 @@ def test_a_run_from_python_is_one_of_the_command_line(tmp_path, capsys):
     assert cli.run([text if text != "240" else "480" for text in resumed]) == 0
     runs = [str(tmp_path / name) for name in ("line", "pooled")]
     assert cli.report([*runs, "--out", str(tmp_path / "page")]) == 0
-    assert "2 seeds" in (tmp_path / "page" / "report.html").read_text()
+    assert " (2)" in (tmp_path / "page" / "report.html").read_text()
 
 
 def test_a_built_in_method_from_python_teaches(tmp_path):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import testing
+from popjax import agents, testing
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
 from popjax.core import Choice, Env, Spec, Timestep
 from popjax.envs import make
 from tests.host import crowd, tiny
@@ -202,3 +203,50 @@ def test_what_is_wrong_with_an_environment_is_named(slip):
 )
 def test_environments_keep_their_contract(name):
     testing.check_env(make(name))
+
+
+SMALL = {
+    "ddpg": ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
+    "td3": td3.Config(hidden=(4,), policy_delay=1),
+    "sac": sac.Config(hidden=(4,)),
+    "sac2018": sac2018.Config(hidden=(4,)),
+    "dqn": dqn.Config(hidden=(4,)),
+    "a2c": a2c.Config(hidden=(4,)),
+    "a2c_lstm": a2c.Config(hidden=(4,), lstm=3),
+    "ppo": ppo.Config(hidden=(4,), minibatches=1, policy_epochs=1, value_epochs=1),
+}
+
+
+def an_agent(name):
+    config, spec = SMALL[name], make("probe/corridor-discrete" if name == "dqn" else "probe/context").spec
+    on_policy = type(config) in (a2c.Config, ppo.Config)
+    agent = agents.build_on_policy(spec, config) if on_policy else agents.build(spec, config)
+    return agent, spec, agents.default_hyper(config)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_agents_keep_their_contract(name):
+    testing.check_agent(*an_agent(name))
+
+
+@pytest.mark.parametrize(
+    ("slip", "message"),
+    [
+        ({"learn": lambda state, rows, hyper, key: (state, ())}, "returns the state as it was"),
+        ({"adopt": lambda state, policy: state}, "adopt.* does not act by that policy"),
+        ({"value": lambda state, obs, action: obs}, r"value gives float32 \[.*\] for \["),
+    ],
+)
+def test_what_is_wrong_with_an_agent_is_named(slip, message):
+    agent, spec, hyper = an_agent("sac")
+    with pytest.raises(ValueError, match=message):
+        testing.check_agent(agent._replace(**slip), spec, hyper)
+
+
+def test_an_agent_that_is_never_greedy_is_named():
+    agent, spec, hyper = an_agent("sac")
+    noisy = agent._replace(
+        act=lambda params, memory, obs, key, scale: agent.act(params, memory, obs, key, 1.0)
+    )
+    with pytest.raises(ValueError, match="draws at random at scale 0"):
+        testing.check_agent(noisy, spec, hyper)

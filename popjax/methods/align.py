@@ -212,6 +212,7 @@ def build(
         return replace(s, key=key, learner=learner, metrics=replace(s.metrics, align_loss=last))
 
     def unroll(params: Aligned, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Array]:
+        assert teacher.unroll is not None
         memory, logits = teacher.unroll(params.teacher, memory, obs, done)
         return memory, network.apply(params.alignment, logits)
 

@@ -235,14 +235,17 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
             point = student if config.grad_at == "current" else task.student
             reading = actor_critic.read(network, point.params, played)
             student, losses, norm = reinforce(reading, played, targets, student)
-            aligners, told = list(aligners), []
-            for i, (tutor, its) in enumerate(zip(tutors, params, strict=True)):
-                memory = tree.take(memories[i] if config.teacher_state == "own" else played.memory, 0)
-                lesson = Lesson(played, its, memory, due(taken, hyper))
-                pupils, how = (student, aligners[i]), (partial(distil, reading), align_adam)
-                (student, aligners[i]), said = tutoring.teach(tutor, lesson, *how, pupils)
+            taught, told = [], []
+            for tutor, its, own, aligner in zip(tutors, params, memories, aligners, strict=True):
+                memory = tree.take(own if config.teacher_state == "own" else played.memory, 0)
+                lesson, how = (
+                    Lesson(played, its, memory, due(taken, hyper)),
+                    (partial(distil, reading), align_adam),
+                )
+                (student, aligner), said = tutoring.teach(tutor, lesson, *how, (student, aligner))
+                taught.append(aligner)
                 told.append(said)
-            return (student, tuple(aligners)), (losses, norm, tuple(told))
+            return (student, tuple(taught)), (losses, norm, tuple(told))
 
         def reinforce(reading: Reading, played: Trajectory, targets: Targets, student: Student) -> Any:
             weights = hyper.value_coef, hyper.entropy

@@ -125,7 +125,7 @@ def distil_gradient(
 
 
 def _player(env: Env, network: Recurrent, length: int, timeout_bootstrap: bool) -> Play:
-    """How networks with ``Heads`` over discrete actions play rollouts across the ends of episodes.
+    """Return how networks with ``Heads`` over discrete actions play rollouts across the ends of episodes.
 
     timeout_bootstrap: the value behind a time limit counts, else a time limit is an end.
     """

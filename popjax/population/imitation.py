@@ -162,6 +162,7 @@ def reading(policy: Pretrained, spec: Spec, pad: bool) -> Pretrained:
     if not pad:
         raise ValueError(f"{told}: set pad_observations to crop the last axis or pad it with zeros")
     act, unroll = policy.act, policy.unroll
+    assert unroll is not None
 
     def fitted(obs: Array) -> Array:
         return fit(obs, there[-1], 0.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from popjax.core import Act, Agent, Choice, Key, Params, PyTree, Spec
 from popjax.population.lanes import ActAll
 
 
-def everyone(act: Act, params: Params, scale: Array | float) -> ActAll:
+def everyone(act: Callable[..., Any], params: Params, scale: Array | float) -> ActAll:
     """Return how every individual acts in its own lanes.
 
     act:    of one policy and one observation, such as ``Agent.act``.
@@ -22,7 +23,7 @@ def everyone(act: Act, params: Params, scale: Array | float) -> ActAll:
     scale:  [], [P] or [P, N] multiplies the exploration.
     """
 
-    def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
+    def act_all(memory: PyTree, obs: Array, key: Key) -> Any:
         shape = jax.tree.leaves(obs)[0].shape[:2]
         scales = jnp.broadcast_to(tree.align(scale, jnp.zeros(shape)), shape)
         over_lanes = jax.vmap(act, (None, 0, 0, 0, 0))

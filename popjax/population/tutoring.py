@@ -115,7 +115,8 @@ def follow(
 
     def behind(memories: list[PyTree]) -> tuple[list[PyTree], tuple[()]]:
         each = zip(tutors, params, memories, strict=True)
-        return [imitation.follow(tutor.policy, *its, played.obs, played.done) for tutor, *its in each], ()
+        rows = played.obs, played.done
+        return [imitation.follow(tutor.policy, its, memory, *rows) for tutor, its, memory in each], ()
 
     return learning.once(behind, before, ready, ())[0] if jax.tree.leaves(before) else before
 
@@ -263,5 +264,5 @@ def _trained(spec: Spec, tutor: Tutor, given: Teacher, activation: str) -> Param
 
 
 def _same(a: PyTree, b: PyTree) -> bool:
-    equal = jax.tree.structure(a) == jax.tree.structure(b)
+    equal = bool(jax.tree.structure(a) == jax.tree.structure(b))
     return equal and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))

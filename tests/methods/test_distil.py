@@ -231,6 +231,89 @@ def test_runs_that_build_on_runs(tmp_path, capsys):
     assert "--teacher-env" in capsys.readouterr().err
 
 
+OUTSIDE = """
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from flax import struct
+
+from popjax.core import Choice, Method, as_arrays, stacked
+from popjax.recipe import Recipe, recorded
+
+
+@dataclass(frozen=True)
+class Config:
+    size: int = 1
+
+
+@struct.dataclass
+class Hyper:
+    gain: float = 0.5
+
+
+@struct.dataclass
+class Metrics:
+    fitness: object
+
+
+@struct.dataclass
+class State:
+    key: object
+    hyper: Hyper
+    env_steps: object
+    generation: object
+    metrics: Metrics
+    gains: object = stacked()
+
+
+@recorded
+def build(env, config=Config()):
+    def init(key, hyper):
+        hyper, zero = as_arrays(hyper), jnp.int32(0)
+        gains = hyper.gain * jnp.array([-1.0, 1.0])
+        return State(key, hyper, zero, zero, Metrics(jnp.zeros(2)), gains)
+
+    def act(gain, memory, obs, key, scale):
+        return Choice(memory, gain * obs, gain * obs, jnp.float32(0))
+
+    return Method(
+        init=init,
+        step=lambda s: replace(s, env_steps=s.env_steps + 1, generation=s.generation + 1),
+        policy=lambda s: s.gains[0],
+        act=act,
+        hyper=Hyper(),
+        steps_bound=1,
+        individuals=lambda s: s.gains,
+    )
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper())
+"""
+
+
+def test_a_run_of_a_method_outside_the_package_is_distilled(tmp_path, monkeypatch, capsys):
+    """It deploys the worse of its two individuals; the better one is the teacher."""
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    task, teacher, student = ("--env", "probe/context"), tmp_path / "teacher", tmp_path / "student"
+    assert run("outside", *task, "--env-steps", 4, "--run-dir", teacher) == 0, capsys.readouterr()
+    small = (*TINY, "--config.batch", 8, "--config.updates", 8, "--hyper.lr", 0.01)
+    assert run("distil", *task, "--env-steps", 400, "--run-dir", student, "--teacher", teacher, *small) == 0
+    (taught_by,) = json.loads((student / "config.json").read_text())["runs"]["teacher"]
+    assert (taught_by["individual"], taught_by["mean_return"]) == (1, 1.0)
+    found = cli.load(student)
+    for obs in (-1.0, 1.0):
+        params = found.method.policy(jax.tree.map(lambda x: x[0], found.state))
+        action = found.method.act(
+            params, found.method.memory, jnp.array([obs]), jax.random.key(0), 0.0
+        ).action
+        np.testing.assert_allclose(action, [obs / 2], atol=0.2)
+    capsys.readouterr()
+    here = ("--env", "probe/context-discrete", "--env-steps", 4, "--run-dir", tmp_path / "refused")
+    assert run("cdrl", *here, "--teacher", teacher) == 2
+    assert "has no logits over discrete actions" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(tmp_path, capsys):
     """The same State as without the break, of a student that is taught through an alignment before and

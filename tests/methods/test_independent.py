@@ -185,7 +185,7 @@ def test_agents_learn_from_the_tasks_reward_plus_the_drives(shared):
             state = step(state)
         return state
 
-    final = ran(env, replace(COLLAB, encoder="identity"), weight=0.25)
+    final = ran(env, replace(COLLAB, encoder="identity", bank_every=1), weight=0.25)
     np.testing.assert_allclose(final.metrics.bonus, [-0.25] * 3, atol=1e-6)
     close(final.agents, ran(env._replace(step=less), None).agents, atol=1e-5)
     assert not same(final.agents, ran(env, None).agents)

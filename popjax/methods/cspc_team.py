@@ -159,7 +159,7 @@ def init(members: Members, spec: Spec, config: Config, key: Key, hyper: Hyper) -
         shape = (config.rollout(spec.episode_length), config.on_policy_lanes)
         on_policy = players.on_policy(members.on_policy, keys[members.local], hyper.on_policy, spec, shape)
     if members.actor is not None:
-        mean = flat(nets.mean_of(members.actor.init(keys[members.search])))
+        mean = nets.mean_of(members.actor.init(keys[members.search]))
         evolution = players.search(mean, hyper.cem, config.evolution.cem, keys[-1], slots=2)
     return Team(learners[0] if learners else None, on_policy, evolution, tuple(learners[1:]))
 
@@ -249,7 +249,7 @@ def act(members: Members, spec: Spec, config: Config, team: Team, row: int, hype
     if row == members.local:
         params = members.on_policy.policy(team.on_policy.agent)
         return lambda obs, key: players.act_in_lanes(members.on_policy.act, params, obs, key, 1.0)
-    return lambda obs, key: jax.vmap(lambda x, o: by_mean(members, members.unflatten(x), o))(
+    return lambda obs, key: jax.vmap(lambda mean, o: by_mean(members, mean, o))(
         team.evolution.population, obs
     )
 

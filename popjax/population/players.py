@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from popjax import tree
 from popjax.core import (
@@ -155,7 +156,8 @@ class Search:
     """A search over the n parameters of a policy, and the generation under way.
 
     search:     mean, variance and damp.
-    population: [individuals, n] drawn and not yet evaluated.
+    population: parameters [individuals, ...] drawn and not yet evaluated; not as vectors, so that acting does
+                not cut them up in every step.
     total:      [individuals] returns so far.
     done:       bool [individuals] whose episode is over.
     begun:      bool [] whether any step of the generation has been played.
@@ -167,7 +169,7 @@ class Search:
     """
 
     search: cem.State
-    population: Array
+    population: Params
     total: Array
     done: Array
     begun: Array
@@ -178,14 +180,15 @@ class Search:
     expects: Array
 
 
-def search(mean: Array, hyper: cem.Hyper, config: cem.Config, key: Key, slots: int) -> Search:
-    """Return a fresh search around ``mean`` [n] with its first generation, which takes ``slots`` policies of
+def search(params: Params, hyper: cem.Hyper, config: cem.Config, key: Key, slots: int) -> Search:
+    """Return a fresh search around ``params`` with its first generation, which takes ``slots`` policies of
     others."""
+    mean, unflatten = ravel_pytree(params)
     start = cem.init(mean, hyper)
     zeros, no = jnp.zeros(config.population), jnp.bool_(False)
     return Search(
         search=start,
-        population=cem.ask(start, key, config),
+        population=jax.vmap(unflatten)(cem.ask(start, key, config)),
         total=zeros,
         done=jnp.zeros(config.population, jnp.bool_),
         begun=no,
@@ -226,13 +229,14 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
     over = state.done.all()
 
     def told(state: Search, key: Key) -> tuple[Search, tuple[()]]:
-        moved = cem.tell(state.search, state.population, state.total, hyper, config)
+        population, unflatten = _vectors(state.population)
+        moved = cem.tell(state.search, population, state.total, hyper, config)
         # In the order of ``tell``, for which a return that is no number is the worst.
-        best = state.population[jnp.argsort(-state.total, stable=True)[0]]
+        best = population[jnp.argsort(-state.total, stable=True)[0]]
         after = replace(
             state,
             search=moved,
-            population=cem.ask(moved, key, config),
+            population=jax.vmap(unflatten)(cem.ask(moved, key, config)),
             total=jnp.zeros_like(state.total),
             done=jnp.zeros_like(state.done),
             begun=jnp.bool_(False),
@@ -248,6 +252,15 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
 
 def _entered(state: Search, when: Array) -> Search:
     slots = len(state.offered)
-    enters = (state.offered & when)[:, None]
-    rows = jnp.where(enters, state.offers, state.population[:slots])
-    return replace(state, population=state.population.at[:slots].set(rows))
+    rows, others = (
+        tree.take(state.population, slice(slots)),
+        jax.vmap(_vectors(state.population)[1])(state.offers),
+    )
+    rows = tree.where(state.offered & when, others, rows)
+    return replace(state, population=tree.put(state.population, slice(slots), rows))
+
+
+def _vectors(population: Params) -> tuple[Array, Callable[[Array], Params]]:
+    """The parameters [P, ...] as vectors [P, n], and what makes parameters of one."""
+    vectors = jax.vmap(lambda params: ravel_pytree(params)[0])(population)
+    return vectors, ravel_pytree(tree.take(population, 0))[1]

@@ -496,10 +496,15 @@ def test_a_policy_enters_the_first_generation_of_every_later_phase():
     for _ in range(2):
         before, s = s.team.evolution, step(replace(s, excess=jnp.int32(0)))
         # A phase of one generation tells of whom the search was told.
-        after, told = s.team.evolution, before.population.at[0].set(policy)
+        after, told = s.team.evolution, drawn(before).at[0].set(policy)
         expected = cem.tell(before.search, told, after.fitness, s.hyper.cem, config.evolution.cem)
         np.testing.assert_allclose(after.search.mean, expected.mean, atol=1e-6)
-        assert not same(after.population[0], policy)  # drawn anew and untouched
+        assert not same(drawn(after)[0], policy)  # drawn anew and untouched
+
+
+def drawn(search):
+    """The generation as vectors [individuals, n]."""
+    return jax.vmap(flat)(search.population)
 
 
 def by_mean(policy, obs):
@@ -807,9 +812,9 @@ def test_a_fused_generation_is_told_what_its_individuals_earned():
     before, after = history(2, FUSED, hyper=never)[1:]
     written = after.memory.replay.rows.reward[500:800].reshape(10, 3, 10)  # [T, member, environment]
     fitness = written[:, 2].sum(0)
-    drawn, tested = before.team.evolution, after.team.evolution
+    asked, tested = before.team.evolution, after.team.evolution
     np.testing.assert_allclose(tested.fitness, fitness, atol=1e-5)
-    told = cem.tell(drawn.search, drawn.population, fitness, never.cem, FUSED.evolution.cem)
+    told = cem.tell(asked.search, drawn(asked), fitness, never.cem, FUSED.evolution.cem)
     np.testing.assert_allclose(tested.search.mean, told.mean, atol=1e-5)
     rows = after.memory.replay.rows
     np.testing.assert_array_equal(rows.reward[500:800], rows.action[500:800, 0])
@@ -845,8 +850,8 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
     first, second = jnp.linspace(-1.0, 1.0, flat_size()), jnp.linspace(1.0, -2.0, flat_size())
     method, init, step = compiled(config)
     s = init(jax.random.key(0), method.hyper.replace(gap=1e9))
-    drawn, s = s.team.evolution.population, step(s)
-    assert same(s.team.evolution.population, drawn)  # the first phase is the global agent's alone
+    first_drawn, s = s.team.evolution.population, step(s)
+    assert same(s.team.evolution.population, first_drawn)  # the first phase is the global agent's alone
 
     def who_plays(policy, s, steps):
         rows = jax.tree.map(lambda x: x[int(s.memory.written) - 300 :][:300], s.memory.replay.rows)

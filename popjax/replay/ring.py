@@ -49,8 +49,8 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
     ``sample`` draws with replacement or, with ``replace=False``, without replacement inside a batch, which
     must then be no larger than what is stored.
     """
-    if capacity < 1:
-        raise ValueError(f"a ring needs a capacity of at least 1 row, got {capacity}")
+    if not 1 <= capacity < 2**31:
+        raise ValueError(f"a replay holds at least 1 row and fewer than 2^31, got capacity {capacity}")
 
     def init(row: PyTree) -> Ring:
         def empty(x: Any) -> Array:

@@ -37,7 +37,7 @@ def learned(discrete, module, config, steps, iterations, **numbers):
     names = DISCRETE_ANSWERS if discrete else ANSWERS
     envs = [make(f"probe/{name}") for name in names]
     resets, plays = ([getattr(env, part) for env in envs] for part in ("reset", "step"))
-    spec = envs[0].spec
+    spec = envs[0].spec._replace(episode_length=max(env.spec.episode_length for env in envs))
     agent = module.build(spec, config)
 
     def one(which):

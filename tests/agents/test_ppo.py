@@ -191,7 +191,7 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
         alike.append(all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in pairs))
     assert alike == [True, False]
     action = agent.act(agent.policy(after), (), more.obs[0, 0], key, 0.0).action
-    expected = blind.act((after.actor, ()), (), seen[0][0, 0], key, 0.0).action
+    expected = blind.act(after.actor, (), seen[0][0, 0], key, 0.0).action
     np.testing.assert_allclose(action, expected, atol=1e-6)
 
 
@@ -271,7 +271,7 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
     params = agent.policy(agent.init(key, as_arrays(ppo.Hyper())))
     act = jax.vmap(lambda k, scale: agent.act(params, (), jnp.ones(1), k, scale), (0, None))
     _, action, sampled, log_prob = act(jax.random.split(key, 200), 1.0)
-    outputs = agent.actor.apply(params[0], jnp.ones(1))
+    outputs = agent.actor.apply(params, jnp.ones(1))
     np.testing.assert_allclose(action, np.tanh(sampled), rtol=1e-6)
     assert np.abs(sampled).max() > 1
     gaussian = stats.norm(outputs[0], np.exp(-0.5)).logpdf(sampled)[:, 0]

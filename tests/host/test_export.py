@@ -57,7 +57,7 @@ def built(kind: str) -> tuple[Any, Any, Any]:
             method = onpolicy.build(env, onpolicy.Config(agent=config, steps=8))
         case "pderl":
             small = ddpg.Config(hidden=(8, 8), critic_branch=4, critic_hidden=4)
-            config = pderl.Config(population=4, capacity=1000, memory=9, batch=8, ddpg=small)
+            config = pderl.Config(population=4, capacity=1000, memory=9, batch=8, agent=small)
             method = pderl.build(env, config)
         case _:
             config = ce.Config(capacity=1000, batch=8, **CE[kind])

@@ -163,7 +163,7 @@ def test_a_ring_of_one_row(key):
 
 
 def test_a_ring_without_room_is_refused():
-    with pytest.raises(ValueError, match="at least 1 row and fewer than 2^31, got capacity 0"):
+    with pytest.raises(ValueError, match="got capacity 0"):
         ring(0)
 
 

@@ -59,7 +59,7 @@ def none() -> Count:
 def on_host(count: Any) -> np.ndarray:
     """Return a ``Count``, or any array of whole numbers, whose arrays are NumPy's, as int64 [...]."""
     if isinstance(count, Count):
-        return count.high.astype(np.int64) * _BASE + count.low.astype(np.int64)
+        return np.asarray(count.high, np.int64) * _BASE + np.asarray(count.low, np.int64)
     return count
 
 

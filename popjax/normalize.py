@@ -176,11 +176,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
     def adopt(state: Whitened, policy: Params, value: Params = None) -> Whitened:
         return Whitened(agent.adopt(state.agent, policy[0], value), policy[1])
 
-    def td_error(state: Whitened, batch: Transition, online: bool = False) -> Array:
-        return agent.td_error(state.agent, seen_batch(state, batch), online)
-
-    def values(state: Whitened, obs: Array, action: Array) -> Array:
-        return agent.values(state.agent, seen(state.statistics, obs), action)
+    td_error, values = agent.td_error, agent.values
 
     return agent._replace(
         init=lambda key, hyper: Whitened(agent.init(key, hyper), init(obs_shape)),
@@ -191,8 +187,12 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
         value=lambda state, obs, action: agent.value(state.agent, seen(state.statistics, obs), action),
         outputs=lambda params, obs: agent.outputs(params[0], seen(params[1], obs)),
         state_value=_of_agent(agent.state_value),
-        td_error=td_error if agent.td_error else None,
-        values=values if agent.values else None,
+        td_error=None
+        if td_error is None
+        else lambda state, batch, online=False: td_error(state.agent, seen_batch(state, batch), online),
+        values=None
+        if values is None
+        else lambda state, obs, action: values(state.agent, seen(state.statistics, obs), action),
         observe=lambda state, obs, valid: Whitened(
             agent.observe(state.agent, obs, valid), update(state.statistics, obs, valid)
         ),

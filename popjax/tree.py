@@ -14,12 +14,12 @@ from jax.custom_batching import custom_vmap
 T = TypeVar("T")
 
 
-def take(tree: T, index: Array | int) -> T:
-    """Rows ``index`` (int, or int array [...]) of every leaf's leading axis."""
+def take(tree: T, index: Array | int | slice) -> T:
+    """Rows ``index`` (int, slice, or int array [...]) of every leaf's leading axis."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def put(tree: T, index: Array | int, rows: Any) -> T:
+def put(tree: T, index: Array | int | slice, rows: Any) -> T:
     """``tree`` with rows ``index`` of every leaf's leading axis replaced by ``rows``; an index beyond the end
     writes nothing."""
     return jax.tree.map(lambda x, row: x.at[index].set(row, mode="drop"), tree, rows)

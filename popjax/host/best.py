@@ -57,8 +57,10 @@ class Best:
         """
         if not self._saved and processes.first():
             partial = self._path.with_suffix(".part")
-            facts = dict(zip(_FACTS, (list(self._places), self._env_steps, self._returns), strict=True))
-            policies = {f"policy.{name}": array for name, array in self._arrays.items()}
+            facts: dict[str, Any] = dict(
+                zip(_FACTS, (list(self._places), self._env_steps, self._returns), strict=True)
+            )
+            policies: dict[str, Any] = {f"policy.{name}": array for name, array in self._arrays.items()}
             try:
                 with partial.open("wb") as file:
                     np.savez(file, **facts, **policies)
@@ -90,7 +92,9 @@ def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
         arrays = {name: file[name] for name in file.files}
     if len(arrays["number"]) != len(before):  # done before
         return
-    grown = {name: np.zeros((len(members), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+    grown: dict[str, Any] = {
+        name: np.zeros((len(members), *array.shape[1:]), array.dtype) for name, array in arrays.items()
+    }
     grown["return"][:] = -np.inf
     for place, member in enumerate(members):
         if member.identity in before:
@@ -103,7 +107,7 @@ def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
     os.replace(partial, path)
 
 
-def _rows(path: Path, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:
     """The arrays of a file, of members ``numbers`` alone."""
     with np.load(path) as file:
         rows = [file["number"].tolist().index(number) for number in numbers]

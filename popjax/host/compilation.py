@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -14,7 +15,8 @@ from popjax.core import Env, Method
 
 def keep_compiled() -> None:
     """Let JAX keep compiled programs on disk between processes, unless the user has said where or whether."""
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # its attributes are not declared
+    if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
         except RuntimeError:  # nobody's home

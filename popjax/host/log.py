@@ -28,7 +28,8 @@ from popjax.host.sweep import Member
 from popjax.host.tensorboard import Scalars
 from popjax.host.terminal import Lasting, complain
 
-Sink: TypeAlias = Callable[[int, History], None]
+Sink: TypeAlias = Callable[..., Any]
+"""``(chunk, History) -> None``, or with the policy as a third argument; True asks the run to end."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 

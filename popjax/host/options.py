@@ -56,8 +56,8 @@ def whole_numbers(options: Options) -> Options:
         except ValueError as error:
             raise Refused(f"{option_name(name)}: {error}") from None
     try:
-        several = np.ndim(options.seeds) > 0
-        found["seeds"] = tuple(map(whole, options.seeds)) if several else whole(options.seeds)
+        seeds: Any = options.seeds  # or an array
+        found["seeds"] = tuple(map(whole, seeds)) if np.ndim(seeds) > 0 else whole(seeds)
     except ValueError as error:
         raise Refused(f"--seeds: {error}") from None
     return replace(options, **found)

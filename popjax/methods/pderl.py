@@ -112,14 +112,14 @@ def build(env: Env, config: Config = Config()) -> Method:
         store, empty = replay.init(kept), memory.init(Memory(row.obs, row.action))
         zero, none = jnp.float32(0), jnp.int32(0)
         held = drive.init(key_drive)
-        told = learning.no_losses(update, (learner, held), store, hyper, key)
+        losses, bonus, behind = learning.no_losses(update, (learner, held), store, hyper, key)
         scores, orphans = jnp.zeros(population), jnp.full((population, 2), -1, jnp.int32)
         return State(
             key=key,
             hyper=hyper,
             env_steps=none,
             generation=none,
-            metrics=Metrics(scores, zero, *told, none, none, none, orphans, zero, zero, zero),
+            metrics=Metrics(scores, zero, losses, bonus, behind, none, none, none, orphans, zero, zero, zero),
             learner=learner,
             learner_memory=empty,
             replay=store,

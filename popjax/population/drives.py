@@ -103,7 +103,7 @@ def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:
     if config is None:
         return hyper
     own = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
-    return _with_drive(type(hyper))(**own, drive=default_numbers(config))
+    return _with_drive(hyper.__class__)(**own, drive=default_numbers(config))
 
 
 @cache
@@ -126,7 +126,8 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
     """Return the collaborative novelty of equations 2 to 4: a bank of states for each agent and one encoder
     for all, which takes ``config.steps`` gradient steps each time."""
     module = contrastive.build(spec, config, (lanes,))
-    by_bank = contrastive.State(encoder=None, optimizer=None, bank=0, clock=0)
+    axes: dict[str, Any] = {"encoder": None, "optimizer": None, "bank": 0, "clock": 0}
+    by_bank = contrastive.State(**axes)
     trained = config.encoder == "contrastive"
 
     def init(key: Key) -> contrastive.State:
@@ -160,7 +161,8 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
         if not trained:
             return state, contrastive.Losses(jnp.float32(0))
         # Banks are read by nothing that a step does, and stay out of the loop.
-        bare = replace(state, bank=None, clock=None)
+        no_bank: dict[str, Any] = {"bank": None, "clock": None}
+        bare = replace(state, **no_bank)
         learned, losses = jax.lax.scan(step, bare, jax.random.split(key, config.steps))
         return replace(learned, bank=state.bank, clock=state.clock), tree.take(losses, -1)
 

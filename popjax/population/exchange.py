@@ -76,17 +76,19 @@ def mean_network(agent: Agent | OnPolicyAgent, hyper: PyTree) -> MeanNetwork:
     """Return the network of an agent's mean action.
 
     Raises:
-        ValueError: its policy holds more than that, see ``nets.mean_of``.
+        ValueError: its policy holds more than that, see ``nets.mean_of``, or has a memory.
     """
 
     def fresh(key: Key) -> Params:
         return agent.policy(agent.init(key, as_arrays(hyper)))
 
     policy = learning.zeros(jax.eval_shape(fresh, jax.random.key(0)))
-    blank = nets.mean_of(policy)
+    blank, outputs = nets.mean_of(policy), agent.outputs
+    if outputs is None:
+        raise ValueError("a policy with a memory has no network of its mean action; take one without")
 
     def greedy(mean: Params, obs: Array) -> Array:
-        return agent.actions.vector(agent.outputs(nets.with_mean(policy, mean), obs))
+        return agent.actions.vector(outputs(nets.with_mean(policy, mean), obs))
 
     return MeanNetwork(blank, greedy)
 

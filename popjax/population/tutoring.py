@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -264,5 +264,7 @@ def _trained(spec: Spec, tutor: Tutor, given: Teacher, activation: str) -> Param
 
 
 def _same(a: PyTree, b: PyTree) -> bool:
-    equal = bool(jax.tree.structure(a) == jax.tree.structure(b))
-    return equal and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+    structures: Any = jax.tree.structure(a), jax.tree.structure(b)
+    if structures[0] != structures[1]:
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))

@@ -10,7 +10,7 @@ from jax import Array
 
 
 class Targets(NamedTuple):
-    """How much better the actions of rows [T, ...] were than expected, and what values learn; float32 [T,
+    """Advantages of the actions of rows [T, ...], and the targets of values; float32 [T,
     ...] each."""
 
     advantages: Array
@@ -44,7 +44,7 @@ def generalized(
     done: Array,
     trace_decay: Array | float,
 ) -> Array:
-    """Generalized advantage estimates [T, ...]. Schulman et al., 2016, equations 11 to 16.
+    """Return generalized advantage estimates [T, ...]. Schulman et al., 2016, equations 11 to 16.
 
     rewards:     float32 [T, ...]
     discounts:   float32 [T, ...]  0 where the task terminated, else gamma.

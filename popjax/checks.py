@@ -14,7 +14,7 @@ UNIONS = (Union, UnionType)
 
 
 def check_least(config: Any, least: int, *names: str) -> None:
-    """That the named fields are at least ``least``.
+    """Check that the named fields are at least ``least``.
 
     Raises:
         ValueError: one is below.
@@ -38,7 +38,7 @@ def check_widths(config: Any) -> None:
 
 
 def check_choices(config: Any) -> None:
-    """That every field with a choice of words, ``Literal`` or ``Literal | None``, has one of them.
+    """Check that every field with a choice of words, ``Literal`` or ``Literal | None``, has one of them.
 
     Raises:
         ValueError: one has not.
@@ -50,7 +50,7 @@ def check_choices(config: Any) -> None:
 
 
 def choices(kind: Any) -> tuple[str | None, ...]:
-    """The words among which a field of type ``kind`` chooses, and None where it may be; () if none."""
+    """Return the words among which a field of type ``kind`` chooses, and None where it may be; () if none."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     optional = [k for k in get_args(kind) if k is not type(None)] if get_origin(kind) in UNIONS else []
@@ -58,7 +58,7 @@ def choices(kind: Any) -> tuple[str | None, ...]:
 
 
 def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
-    """That every number of a ``Hyper``, which may be stacked, is in the range of its field.
+    """Check that every number of a ``Hyper``, which may be stacked, is in the range of its field.
 
     Raises:
         ValueError: one is outside, or not a number.
@@ -87,5 +87,5 @@ def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
 
 
 def nearest_divisor(total: int, count: int) -> int:
-    """The number nearest to ``count`` that divides ``total``, for a refusal to name one that would do."""
+    """Return the number nearest to ``count`` that divides ``total``, to name it in a refusal."""
     return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - count))

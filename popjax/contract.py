@@ -83,7 +83,7 @@ def _scalar(spec: Spec, value: Any, what: str, dtype: Any) -> Array:
 
 
 def _fitting(spec: Spec, x: Any, what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Array:
-    """``x`` as an array; Python's numbers fit where they can be meant."""
+    """Return ``x`` as an array; Python's numbers fit where they can be meant."""
     plain = isinstance(x, bool | int | float)
     kinds = ("b",) if isinstance(x, bool) else ("f",) if isinstance(x, float) else ("i", "u", "f")
     fits = dtype.kind in kinds if plain else _is_array(x) and jnp.result_type(x) == dtype
@@ -94,7 +94,7 @@ def _fitting(spec: Spec, x: Any, what: str, shape: tuple[int, ...], dtype: Any, 
 
 
 def _same_form(spec: Spec, before: PyTree, after: PyTree) -> PyTree:
-    """``after``, a state in structure, shapes and types like ``before``."""
+    """Return ``after`` as a state in structure, shapes and types like ``before``."""
     expected, found = (str(jax.tree.structure(x)) for x in (before, after))
     if found != expected:
         form = f"{expected[:200]}, got {found[:200]}"
@@ -112,7 +112,7 @@ def _same_form(spec: Spec, before: PyTree, after: PyTree) -> PyTree:
 
 
 def _strong(x: Any) -> Any:
-    """An array with a type of its own, in place of one that takes its neighbour's."""
+    """Return an array with a type of its own, in place of one that takes its neighbour's."""
     weak = isinstance(x, bool | int | float) or getattr(x, "weak_type", False)
     return jax.lax.convert_element_type(x, jnp.result_type(x)) if weak else x
 
@@ -122,5 +122,5 @@ def _is_array(x: Any) -> bool:
 
 
 def _told(x: Any) -> str:
-    """Type and shape of an array, the type of anything else."""
+    """Return type and shape of an array, the type of anything else."""
     return f"{jnp.result_type(x).name} {list(jnp.shape(x))}" if _is_array(x) else type(x).__name__

@@ -59,7 +59,7 @@ class Weighted(Transition):
 
 
 def importance(batch: Transition) -> Array | float:
-    """The weights [...] of ``Weighted`` transitions, 1 of others."""
+    """Return the weights [...] of ``Weighted`` transitions, 1 of others."""
     return batch.weight if isinstance(batch, Weighted) else 1.0
 
 
@@ -85,7 +85,7 @@ class Trajectory(Transition):
 
 @struct.dataclass
 class Timestep:
-    """What an environment answers to one action; Gymnasium's words with Gymnasium's meaning.
+    """The answer of an environment to one action; Gymnasium's words with Gymnasium's meaning.
 
     obs:        [*obs]  observation to act on next: ``next_obs``, but after an automatic reset or a cut.
     next_obs:   [*obs]  true successor of the action.
@@ -115,13 +115,12 @@ class Timestep:
 
 
 class Spec(NamedTuple):
-    """What a learner must know of an environment before it starts.
+    """Facts of an environment that a learner needs before it starts.
 
-    ``action_dim`` is the number of action components in [-1, 1], or of discrete actions.
-    ``episode_length`` is the time limit in environment steps. ``stack`` frames, oldest first, make an
-    observation along its last axis. ``dt`` is the duration of an environment
-    step in seconds, ``None`` where the task has no clock. ``highest_return`` is what no policy can exceed,
-    ``None`` where that is not known.
+    ``action_dim`` is the number of action components in [-1, 1], or of discrete actions. ``episode_length``
+    is the time limit in environment steps. ``stack`` frames, oldest first, make an observation along its last
+    axis. ``dt`` is the duration of an environment step in seconds, ``None`` where the task has no clock.
+    ``highest_return`` is what no policy can exceed, ``None`` where that is not known.
     """
 
     name: str
@@ -136,7 +135,8 @@ class Spec(NamedTuple):
 
 
 def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
-    """(observation size, action size) for a learner ``who`` of vector observations and continuous actions.
+    """Return (observation size, action size) for a learner ``who`` of vector observations and continuous
+    actions.
 
     Raises:
         ValueError: the task has discrete actions, or observations that are not vectors.
@@ -147,14 +147,14 @@ def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
 
 
 def vector_size(spec: Spec, who: str) -> int:
-    """The observation size for a learner ``who``; a ValueError where observations are not vectors."""
+    """Return the observation size for a learner ``who``; a ValueError where observations are not vectors."""
     if len(spec.obs_shape) != 1:
         raise ValueError(f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}")
     return spec.obs_shape[0]
 
 
 class Origin(NamedTuple):
-    """How ``envs.make`` made an environment: its name and, as JSON, its options.
+    """The call of ``envs.make`` behind an environment: its name and, as JSON, its options.
 
     ``functions`` are the ``reset`` and ``step`` that it made: with others it is another environment.
     """
@@ -228,7 +228,7 @@ class Distribution(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a policy answers to one observation.
+    """The answer of a policy to one observation.
 
     memory:   what it carries to the next observation; () of a policy without memory.
     action:   what the environment takes: [A] in [-1, 1], or int32 [] where actions are discrete.
@@ -424,7 +424,7 @@ class Pretrained(NamedTuple):
 
 
 class Ingredient(NamedTuple):
-    """What a method makes of finished runs.
+    """A use that a method makes of finished runs.
 
     keyword: of ``build``, which takes a tuple of records.
     make:    (env, policies) -> records, one for each policy; a ValueError where one does not fit.
@@ -439,7 +439,7 @@ class Ingredient(NamedTuple):
 
 
 def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
-    """Composes ``State -> State`` phases, left to right."""
+    """Compose ``State -> State`` phases, left to right."""
 
     def step(state: S) -> S:
         for phase in phases:
@@ -452,27 +452,28 @@ def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
 
 
 def stacked(**kwargs: Any) -> Any:
-    """Field marker: every leaf of this field leads with the population axis ``P``."""
+    """Mark a field of a State: each of its leaves leads with the population axis ``P``."""
     return struct.field(metadata={"stacked": True}, **kwargs)
 
 
 def stacked_fields(state: Any) -> dict[str, PyTree]:
-    """The fields of a State that were declared with ``stacked()``, by name."""
+    """Return the fields of a State that were declared with ``stacked()``, by name."""
     return {f.name: getattr(state, f.name) for f in fields(state) if f.metadata.get("stacked")}
 
 
 def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:
-    """Field of a ``Hyper``: a number in [low, high], which ``checks.check_numbers`` asks for before a run."""
+    """Declare a field of a ``Hyper``: a number in [low, high], which ``checks.check_numbers`` asks for before
+    a run."""
     return struct.field(default=default, metadata={"range": (low, high)})
 
 
 def as_arrays(hyper: S) -> S:
-    """Every number as a strong float32 array: weak types would recompile the first chunk."""
+    """Return every number as a strong float32 array: weak types would recompile the first chunk."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)
 
 
 def example_transition(spec: Spec) -> Transition:
-    """One transition of an environment in shape and dtype, all zeros: what a replay is made for."""
+    """Return one transition of an environment in shape and dtype, all zeros: what a replay is made for."""
     obs = jnp.zeros(spec.obs_shape, spec.obs_dtype)
     action = jnp.zeros((), jnp.int32) if spec.discrete else jnp.zeros(spec.action_dim)
     return Transition(obs, action, jnp.float32(0), jnp.float32(0), obs)
@@ -481,7 +482,7 @@ def example_transition(spec: Spec) -> Transition:
 def transition(
     obs: Array, action: Array, timestep: Timestep, discount: Array | float, timeout_is_terminal: bool = False
 ) -> Transition:
-    """A Timestep seen by a learner.
+    """Return a Timestep as a learner sees it.
 
     ``discount`` [] is gamma. ``timeout_is_terminal`` treats the time limit as the end of the task, as many
     published implementations do; the value of the last state is then taken to be 0.

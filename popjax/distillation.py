@@ -46,7 +46,8 @@ def better_action(
 def imitation_loss(
     action: Array, target: Array, imitate: Array, valid: Array, regularizer: Regularizer = "mean_all"
 ) -> Array:
-    """Behaviour cloning with a pull of the actions to 0, so that tanh does not saturate. PDERL, section 4.A.
+    """Return the loss of behaviour cloning with a pull of the actions to 0, so that tanh does not saturate.
+    PDERL, section 4.A.
 
     action:      [B, A]  of the policy that learns.
     target:      [B, A]  what to imitate.
@@ -79,7 +80,8 @@ def regularization(action: Array, valid: Array, regularizer: Regularizer = "mean
 def softened_kl(
     teacher_logits: Array, logits: Array, temperature: Array | float = 1.0, valid: Array | None = None
 ) -> Array:
-    """KL from a teacher's softened policy to a student's: ``mean sum_a p (ln p - ln q)``.
+    """Return the KL divergence of a student's policy from a teacher's softened one, the mean of
+    ``sum_a p (ln p - ln q)``.
 
     teacher_logits: [..., A]  ``p = softmax(teacher_logits / temperature)``; constant, receives no gradient.
     logits:         [..., A]  ``q = softmax(logits)``; the temperature is the teacher's only.
@@ -100,7 +102,8 @@ def softened_kl(
 def alignment_loss(
     aligned_logits: Array, student_logits: Array, direction: Direction = "code", valid: Array | None = None
 ) -> Array:
-    """How far a teacher's policy is, through an alignment network, from a student's on the same observations.
+    """Return the distance of a teacher's policy, through an alignment network, from a student's on the same
+    observations.
 
     aligned_logits: [..., A]  what the alignment network makes of the teacher's logits; it learns from this.
     student_logits: [..., A]  the student's own policy; constant, receives no gradient.
@@ -117,15 +120,16 @@ def alignment_loss(
 
 
 def _kl(log_p: Array, log_q: Array) -> Array:
-    """[...] from log-probabilities [..., A]; an action that p excludes contributes 0 whatever q says."""
+    """Return the divergence [...] of log-probabilities [..., A]; an action that p excludes contributes 0
+    whatever q says."""
     possible = log_p > -jnp.inf
     difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
     return (jnp.exp(log_p) * difference).sum(-1)
 
 
 def _masked(rows: Array, valid: Array | None) -> Array:
-    """Rows [..., A], 0 where not valid: masking what a loss reads, not what it returns, keeps a stranger's
-    nan out of the gradient too."""
+    """Return rows [..., A], 0 where not valid: masking what a loss reads, not what it returns, keeps the NaN
+    of an invalid row out of the gradient too."""
     return rows if valid is None else jnp.where(valid[..., None], rows, 0.0)
 
 

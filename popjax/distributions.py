@@ -24,14 +24,15 @@ def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: 
 
 
 def of(spec: Spec, *, squash: bool = False) -> Distribution:
-    """The family for the actions of an environment; ``squash`` concerns continuous ones."""
+    """Return the family for the actions of an environment; ``squash`` concerns continuous ones."""
     if spec.discrete:
         return categorical()
     return squashed() if squash else gaussian()
 
 
 def categorical() -> Distribution:
-    """Outputs are logits [..., A], actions int32 [...]. ``scale`` is the temperature."""
+    """Return the family whose outputs are logits [..., A], actions int32 [...]. ``scale`` is the
+    temperature."""
 
     def sample(key: Key, logits: Array, scale: Array | float) -> Array:
         # Gumbel's trick; unlike division by the temperature it reaches 0.
@@ -56,8 +57,8 @@ def categorical() -> Distribution:
 
 
 def epsilon_greedy() -> Distribution:
-    """Outputs are values [..., A] of discrete actions int32 [...]. ``scale`` is the probability of a uniform
-    one.
+    """Return the family whose outputs are values [..., A] of discrete actions int32 [...]. ``scale`` is the
+    probability of a uniform one.
 
     Log-probability, entropy and divergence are those of the softmax of the values.
     """
@@ -72,7 +73,8 @@ def epsilon_greedy() -> Distribution:
 
 
 def deterministic() -> Distribution:
-    """Outputs are actions [..., A] in [-1, 1]. ``scale`` is the standard deviation of Gaussian noise.
+    """Return the family whose outputs are actions [..., A] in [-1, 1]. ``scale`` is the standard deviation of
+    Gaussian noise.
 
     There is no density: log-probability and entropy are 0.
     """
@@ -87,7 +89,8 @@ def deterministic() -> Distribution:
 
 
 def gaussian() -> Distribution:
-    """Outputs are (mean [..., A], log std [..., A]) of independent normals, actions float32 [..., A].
+    """Return the family whose outputs are (mean [..., A], log std [..., A]) of independent normals, actions
+    float32 [..., A].
 
     An action is any number. Only what the environment takes is clipped to [-1, 1]; log-probability and
     entropy are those of the action as it was sampled. ``scale`` multiplies the standard deviation.
@@ -127,7 +130,7 @@ def gaussian() -> Distribution:
 
 
 def squashed() -> Distribution:
-    """``gaussian()``, of which the environment takes the tanh.
+    """Return ``gaussian()`` with actions of which the environment takes the tanh.
 
     Actions and log-probabilities are those before it. The density of the tanh differs by a term of the action
     alone, which ratios and divergences of two policies do not see; the entropy is the Gaussian's.
@@ -136,8 +139,8 @@ def squashed() -> Distribution:
 
 
 def squashed_mean() -> Distribution:
-    """Outputs [..., A] are actions before the tanh that the environment takes of them; otherwise
-    ``deterministic``."""
+    """Return the family whose outputs [..., A] are actions before the tanh that the environment takes of
+    them; otherwise ``deterministic``."""
     family = deterministic()
 
     def sample(key: Key, outputs: Array, scale: Array | float) -> Array:
@@ -151,7 +154,7 @@ def _as_is(x: Array) -> Array:
 
 
 def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array]:
-    """A sample of tanh(N(mean, std^2)) and its own log density: action [..., A], log_prob [...].
+    """Return a sample of tanh(N(mean, std^2)) and its own log density: action [..., A], log_prob [...].
 
     The log-determinant of tanh is ``2 (log 2 - u - softplus(-2u))``, exact for all u.
     """

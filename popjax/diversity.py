@@ -20,7 +20,7 @@ SHIFTS = 32
 
 
 def gaussian_kl(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: Array) -> Array:
-    """KL(p || q) of diagonal Gaussians, all [..., A] -> [...], nats.
+    """Return KL(p || q) of diagonal Gaussians, all [..., A] -> [...], nats.
 
     Squashing both by the same tanh changes nothing: a bijection keeps the divergence.
     """
@@ -30,7 +30,7 @@ def gaussian_kl(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: Array
 
 
 def pairwise_kl(means: Array, log_stds: Array) -> Array:
-    """KL(policy i || policy j), mean over B states: means and log_stds [P, B, A] -> [P, P], nats."""
+    """Return KL(policy i || policy j), mean over B states: means and log_stds [P, B, A] -> [P, P], nats."""
 
     def one(mean_p: Array, log_std_p: Array) -> Array:
         return gaussian_kl(mean_p, log_std_p, means, log_stds).mean(-1)
@@ -39,7 +39,8 @@ def pairwise_kl(means: Array, log_stds: Array) -> Array:
 
 
 def mean_pairwise_kl(means: Array, log_stds: Array) -> Array:
-    """[] mean of ``pairwise_kl`` over the ordered pairs of different policies; 0 for a single one."""
+    """Return the mean [] of ``pairwise_kl`` over the ordered pairs of different policies; 0 for a single
+    one."""
     policies = means.shape[0]
     divergence = jnp.where(jnp.eye(policies, dtype=bool), 0.0, pairwise_kl(means, log_stds))
     return divergence.sum() / max(policies * (policies - 1), 1)
@@ -66,7 +67,8 @@ def mutual_information(
     average_rate: Array | float = 0.01,
     held_out: float = 0.25,
 ) -> Array:
-    """[] nats: a lower bound on I(state; action), fitted on some of the pairs and measured on the others.
+    """Return a lower bound [] on I(state; action), nats, fitted on some of the pairs and measured on the
+    others.
 
     states, actions: [B, D] and [B, A]  pairs; every component is normalized first. Neighbours in time are
                      not independent: take rows of many episodes, one episode after the other.
@@ -111,7 +113,7 @@ def _fit(
     optimizer: optax.GradientTransformation,
     average_rate: Array | float,
 ) -> Params:
-    """Parameters of the network after ``steps`` steps up the bound."""
+    """Return parameters of the network after ``steps`` steps up the bound."""
 
     def step(fit: _Fit, key: Key) -> tuple[_Fit, None]:
         joint, other = jax.random.randint(key, (2, batch), 0, states.shape[0])
@@ -136,7 +138,7 @@ def _fit(
 
 
 def _bound(network: Network, params: Params, states: Array, actions: Array) -> Array:
-    """[] Donsker-Varadhan bound; independence is every action moved on by 1, 2, ... rows."""
+    """Return the Donsker-Varadhan bound []; independence is every action moved on by 1, 2, ... rows."""
     shifts = jnp.arange(1, 1 + min(SHIFTS, states.shape[0] - 1))
 
     def apart(shift: Array) -> Array:
@@ -147,11 +149,11 @@ def _bound(network: Network, params: Params, states: Array, actions: Array) -> A
 
 
 def _log_mean_exp(x: Array) -> Array:
-    """[] of [B]."""
+    """Return the logarithm [] of the mean exponential of [B]."""
     return jax.nn.logsumexp(x) - jnp.log(x.shape[0])
 
 
 def _standard(rows: Array) -> Array:
-    """Every component of rows [B, D] with mean 0 and deviation 1; one that never varies becomes 0."""
+    """Return rows [B, D] with every component of mean 0 and deviation 1; one that never varies becomes 0."""
     deviation = rows.std(0)
     return jnp.where(deviation > 0, (rows - rows.mean(0)) / jnp.where(deviation > 0, deviation, 1.0), 0.0)

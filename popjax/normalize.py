@@ -39,12 +39,13 @@ class RunningStatistics:
 
 
 def init(shape: tuple[int, ...] = ()) -> RunningStatistics:
-    """Statistics of samples [*shape], with none seen."""
+    """Return statistics of samples [*shape], with none seen."""
     return RunningStatistics(jnp.int32(0), jnp.zeros(shape), jnp.zeros(shape), jnp.ones(shape))
 
 
 def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -> RunningStatistics:
-    """Statistics after also seeing ``batch`` [..., *shape], where ``valid`` bool [...] holds if it is given.
+    """Return statistics after also seeing ``batch`` [..., *shape], where ``valid`` bool [...] holds if it is
+    given.
 
     Rows that are not valid leave no trace, whatever they hold. At most 2^30 rows a call.
     """
@@ -79,7 +80,7 @@ def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -
 def normalize(
     state: RunningStatistics, x: Array, *, clip: float | None = None, epsilon: float = 1e-8
 ) -> Array:
-    """``(x - mean) / sqrt(variance + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
+    """Return ``(x - mean) / sqrt(variance + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
 
     A component that never varied becomes 0.
     """
@@ -88,7 +89,7 @@ def normalize(
 
 
 def denormalize(state: RunningStatistics, x: Array, *, epsilon: float = 1e-8) -> Array:
-    """The inverse of ``normalize`` without clipping."""
+    """Invert ``normalize`` without clipping."""
     return x * jnp.sqrt(state.variance + epsilon) + state.low + state.mean
 
 
@@ -105,14 +106,14 @@ class ReturnStatistics:
 
 
 def init_returns(lanes: tuple[int, ...] = ()) -> ReturnStatistics:
-    """Statistics with nothing seen, every lane at the start of an episode."""
+    """Return statistics with nothing seen, every lane at the start of an episode."""
     return ReturnStatistics(init(), jnp.zeros(lanes))
 
 
 def update_returns(
     state: ReturnStatistics, reward: Array, done: Array, discount: Array | float, valid: Array | None = None
 ) -> ReturnStatistics:
-    """Statistics after also seeing ``reward`` [T, *lanes], in order of time.
+    """Return statistics after also seeing ``reward`` [T, *lanes], in order of time.
 
     done:     bool [T, *lanes]  the episode ended with this reward.
     discount: []                gamma.
@@ -135,7 +136,7 @@ def update_returns(
 def scale_reward(
     state: ReturnStatistics, reward: Array, *, clip: float | None = None, epsilon: float = 1e-8
 ) -> Array:
-    """``reward / sqrt(variance of the return + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
+    """Return ``reward / sqrt(variance of the return + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
 
     Rewards are not centred: that would change which behaviour is best.
     """
@@ -204,7 +205,7 @@ def _of_agent(function: Callable[[PyTree], Params] | None) -> Callable[[Whitened
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """``a + b`` rounded, and exactly what was rounded away (Knuth)."""
+    """Return ``a + b`` rounded, and exactly what was rounded away (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)

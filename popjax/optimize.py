@@ -14,7 +14,8 @@ from popjax.core import Number, Params, PyTree
 
 
 def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
-    """Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity leaves as is.
+    """Return Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity leaves as
+    is.
 
     Rebuilt wherever it is used: its state has the same structure whatever the numbers are.
     """
@@ -22,7 +23,7 @@ def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.Gr
 
 
 def annealed(rate: Number, updates: Array, length: Number) -> Array:
-    """``rate`` after ``updates`` of the ``length`` over which it falls linearly to 0; 0: never."""
+    """Return ``rate`` after ``updates`` of the ``length`` over which it falls linearly to 0; 0: never."""
     left = 1 - updates / jnp.maximum(length, 1)
     return rate * jnp.where(length > 0, jnp.maximum(left, 0), 1.0)
 
@@ -33,7 +34,8 @@ def descend(
     params: Params,
     state: PyTree,
 ) -> tuple[Params, PyTree, Array, Any]:
-    """One step down the gradient of ``loss(params) -> (value, aux)``: params, optimizer state, value, aux."""
+    """Take one step down the gradient of ``loss(params) -> (value, aux)``: params, optimizer state, value,
+    aux."""
     (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     updates, state = optimizer.update(gradient, state, params)
     return optax.apply_updates(params, updates), state, value, aux

@@ -61,7 +61,7 @@ class _Playing(NamedTuple):
 
 
 def _blank(obs: Array) -> Timestep:
-    """A Timestep in shape and dtype: the cheap way to learn what ``record`` returns."""
+    """Return a Timestep in shape and dtype: the cheap way to learn what ``record`` returns."""
     return Timestep(obs, obs, jnp.float32(0), jnp.bool_(False), jnp.bool_(False))
 
 
@@ -70,7 +70,7 @@ def _keep_all(obs: Array, action: Array, timestep: Timestep) -> PyTree:
 
 
 def _limited(timestep: Timestep, steps: Array, limit: int) -> Timestep:
-    """``timestep``, truncated at the time limit also where an environment leaves that to its Spec."""
+    """Return ``timestep``, truncated at the time limit also where an environment leaves that to its Spec."""
     return replace(timestep, truncated=timestep.truncated | (steps >= limit))
 
 
@@ -84,7 +84,7 @@ def keep_transition(
 def episode(
     env: Env, policy: Policy, carry: PyTree, key: Key, *, record: Record = _keep_all, block: int = 25
 ) -> Episode:
-    """Plays one episode from a fresh reset to termination or time limit.
+    """Play one episode from a fresh reset to termination or time limit.
 
     Steps are scanned in blocks of ``block``; after each block the loop ends if every lane has ended, so a
     population of 40-step episodes does not pay for 1000 steps. ``carry`` advances on played steps only.
@@ -134,7 +134,8 @@ def episode(
 
 
 def autoreset(env: Env) -> Env:
-    """The same environment, truncated at the time limit of its Spec and reset as soon as an episode ends.
+    """Return the same environment, truncated at the time limit of its Spec and reset as soon as an episode
+    ends.
 
     ``Timestep.obs`` is then the first observation of the next episode and ``Timestep.next_obs`` still the
     true successor. Under ``vmap`` the reset is a branch that is taken only when some lane has ended, never
@@ -183,7 +184,7 @@ class Lane:
 
 
 def start(env: Env, carry: PyTree, key: Key) -> Lane:
-    """A lane at the beginning of an episode of an ``autoreset`` environment."""
+    """Return a lane at the beginning of an episode of an ``autoreset`` environment."""
     state, obs = env.reset(key)
     return Lane(state, obs, carry)
 
@@ -198,7 +199,7 @@ def collect(
     record: Record = _keep_all,
     fresh: PyTree | None = None,
 ) -> tuple[Lane, Any]:
-    """Plays ``length`` steps of an ``autoreset`` environment, across episode ends.
+    """Play ``length`` steps of an ``autoreset`` environment, across episode ends.
 
     Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is ``fresh`` behind the end of an
     episode, and goes on there if that is None.
@@ -229,12 +230,12 @@ class Returns:
 
 
 def no_returns() -> Returns:
-    """Before the first step."""
+    """Return the returns before the first step."""
     return Returns(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
 
 def track(returns: Returns, reward: Array, done: Array) -> Returns:
-    """``returns`` after steps with ``reward`` [T] and ``done`` [T]."""
+    """Return ``returns`` after steps with ``reward`` [T] and ``done`` [T]."""
 
     def one(returns: Returns, step: tuple[Array, Array]) -> tuple[Returns, None]:
         reward, done = step

@@ -16,7 +16,7 @@ ROUNDS = 32
 
 
 def permuted(key: Array, index: Array, size: Array | int) -> Array:
-    """Where each ``index`` goes under a random permutation of ``0 .. size-1`` that ``key`` chooses.
+    """Return where each ``index`` goes under a random permutation of ``0 .. size-1`` that ``key`` chooses.
 
     index: int32 [...], each in [0, size); others are returned as they are.
     size:  int32 [], at most 2^30, may be traced.
@@ -47,7 +47,7 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
 
 
 def _mix(x: Array) -> Array:
-    """The 32-bit finaliser of MurmurHash3: every input bit reaches every output bit."""
+    """Return the 32-bit finaliser of MurmurHash3: every input bit reaches every output bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -96,7 +96,7 @@ def check_env(env: Env, *, steps: int = 100) -> None:
 
 
 def _random_episode(env: Env, steps: int, key: Array) -> tuple[Timestep, Array]:
-    """Timesteps [T] of random actions after a reset, and how many of them are of the first episode."""
+    """Return timesteps [T] of random actions after a reset, and how many of them are of the first episode."""
     spec, (key_reset, *keys) = env.spec, jax.random.split(key, steps + 1)
 
     def one(state: PyTree, key: Array) -> tuple[PyTree, Timestep]:
@@ -144,7 +144,7 @@ def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
 
 
 def _random_rows(agent: Agent | OnPolicyAgent, spec: Spec, obs: Array, key: Array) -> Any:
-    """Transitions [B], or a Trajectory [T, N], of random actions on ``obs`` [T, N, ...]."""
+    """Return transitions [B], or a Trajectory [T, N], of random actions on ``obs`` [T, N, ...]."""
     shape = obs.shape[:2]
     if spec.discrete:
         action = jax.random.randint(key, shape, 0, spec.action_dim)
@@ -206,7 +206,7 @@ def _where(path: Any) -> str:
 
 
 def _check_fields(state: Any) -> None:
-    """The fields that the host reads."""
+    """Check the fields that the host reads."""
     fields = vars(state)
     for name in ("key", "hyper", "env_steps", "generation", "metrics"):
         if name not in fields:
@@ -229,7 +229,7 @@ def _check_fields(state: Any) -> None:
 
 
 def _check_same_form(before: Any, after: Any) -> None:
-    """A step keeps structure, shapes and types, all of them strong."""
+    """Check that a step keeps structure, shapes and types, all of them strong."""
     if not _alike(before, after):
         old, new = ({_where(path) for path, _ in jax.tree.leaves_with_path(s)} for s in (before, after))
         raise ValueError(
@@ -245,7 +245,7 @@ def _check_same_form(before: Any, after: Any) -> None:
 
 
 def _check_stacked(state: Any) -> None:
-    """Fields declared with ``stacked()`` lead with the population."""
+    """Check that fields declared with ``stacked()`` lead with the population."""
     population, fields = len(state.metrics.fitness), stacked_fields(state)
     if population > 1 and not fields:
         raise ValueError(
@@ -261,7 +261,8 @@ def _check_stacked(state: Any) -> None:
 
 
 def _check_steps(method: Method, init: Callable[..., Any], step: Callable[[Any], Any], steps: int) -> Any:
-    """Steps are pure and counted. ``step`` donates its argument. Returns a State after ``steps`` of them."""
+    """Check that steps are pure and counted, and return a State after ``steps`` of them. ``step`` donates its
+    argument."""
 
     def run(seed: int, interrupted: bool = False) -> Any:
         state = init(jax.random.key(seed), method.hyper)
@@ -308,7 +309,7 @@ def _check_members(method: Method, init: Callable[..., Any], step: Callable[[Any
 
 
 def _check_choice(choice: Any, before: PyTree, spec: Spec) -> None:
-    """What acts answers as the task wants."""
+    """Check that ``act`` answers as the task wants."""
     if not isinstance(choice, Choice):
         raise ValueError(f"act must return a core.Choice, got a {type(choice).__name__}")
     if not _alike(choice.memory, before):
@@ -324,7 +325,7 @@ def _check_choice(choice: Any, before: PyTree, spec: Spec) -> None:
 
 
 def _check_policy(method: Method, spec: Spec, state: Any) -> None:
-    """The policy acts as the task wants, and everybody's policies are like it."""
+    """Check that the policy acts as the task wants, and that all individuals' policies are like it."""
     params, key, obs = method.policy(state), jax.random.key(0), jnp.zeros(spec.obs_shape, spec.obs_dtype)
     _check_choice(jax.jit(method.act)(params, method.memory, obs, key, 0.0), method.memory, spec)
     if method.individuals is None:
@@ -342,7 +343,7 @@ def _check_policy(method: Method, spec: Spec, state: Any) -> None:
 
 
 def _through_the_host(x: Array) -> Array:
-    """A leaf as a checkpoint gives it back."""
+    """Return a leaf as a checkpoint gives it back."""
     if _is_key(x):
         numbers = np.array(jax.random.key_data(x))
         return jax.random.wrap_key_data(jnp.array(numbers), impl=jax.random.key_impl(x))
@@ -359,7 +360,7 @@ def _is_key(x: Any) -> bool:
 
 
 def _numbers(state: PyTree) -> PyTree:
-    """Keys as the integers that they are."""
+    """Return keys as the integers that they are."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
 
 
@@ -369,7 +370,7 @@ def _same(a: PyTree, b: PyTree) -> bool:
 
 
 def _require_close(found: PyTree, expected: PyTree, who: str) -> None:
-    """Integers and keys agree exactly, numbers up to the order of summation."""
+    """Check that integers and keys agree exactly, numbers up to the order of summation."""
     leaves = jax.tree.leaves_with_path(_numbers(expected))
     for (path, x), y in zip(leaves, jax.tree.leaves(_numbers(found)), strict=True):
         rtol, atol = (2e-3, 2e-4) if jnp.issubdtype(x.dtype, jnp.floating) else (0.0, 0.0)

@@ -15,33 +15,33 @@ T = TypeVar("T")
 
 
 def take(tree: T, index: Array | int | slice) -> T:
-    """Rows ``index`` (int, slice, or int array [...]) of every leaf's leading axis."""
+    """Return rows ``index`` (int, or int array [...]) of every leaf's leading axis."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
 def put(tree: T, index: Array | int | slice, rows: Any) -> T:
-    """``tree`` with rows ``index`` of every leaf's leading axis replaced by ``rows``; an index beyond the end
-    writes nothing."""
+    """Return ``tree`` with rows ``index`` of every leaf's leading axis replaced by ``rows``; an index beyond
+    the end writes nothing."""
     return jax.tree.map(lambda x, row: x.at[index].set(row, mode="drop"), tree, rows)
 
 
 def concat(trees: Sequence[T]) -> T:
-    """Joins trees of equal structure along the leading axis."""
+    """Join trees of equal structure along the leading axis."""
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *trees)
 
 
 def stack(trees: Sequence[T]) -> T:
-    """Joins trees of equal structure along a new leading axis."""
+    """Join trees of equal structure along a new leading axis."""
     return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
 
 
 def repeat(tree: T, count: int) -> T:
-    """``count`` equal copies of every leaf along a new leading axis."""
+    """Return ``count`` equal copies of every leaf along a new leading axis."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree)
 
 
 def where(condition: Array, if_true: T, if_false: T) -> T:
-    """Leafwise choice; ``condition`` [...] is matched to the leading axes of every leaf."""
+    """Choose leaf by leaf; ``condition`` [...] is matched to the leading axes of every leaf."""
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)), a, b)
@@ -50,18 +50,18 @@ def where(condition: Array, if_true: T, if_false: T) -> T:
 
 
 def flatten(tree: T, axes: int = 2) -> T:
-    """Merges the ``axes`` leading axes of every leaf into one."""
+    """Merge the ``axes`` leading axes of every leaf into one."""
     return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), tree)
 
 
 def keys_like(key: Array, tree: T) -> T:
-    """A tree of independent keys, one per leaf of ``tree``."""
+    """Return a tree of independent keys, one per leaf of ``tree``."""
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, list(jax.random.split(key, max(len(leaves), 1)))[: len(leaves)])
 
 
 def normal_like(key: Array, tree: T) -> T:
-    """Standard normal noise in the shapes and dtypes of ``tree``, independent across leaves."""
+    """Draw standard normal noise in the shapes and dtypes of ``tree``, independent across leaves."""
     return jax.tree.map(lambda k, x: jax.random.normal(k, x.shape, x.dtype), keys_like(key, tree), tree)
 
 
@@ -73,18 +73,18 @@ def align(x: Array | float, like: Array) -> Array:
 
 
 def axes(tree: T) -> T:
-    """``in_axes`` that lift the leaves with a leading axis and share the scalars."""
+    """Return ``in_axes`` that lift the leaves with a leading axis and share the scalars."""
     return jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, tree)
 
 
 def polyak(target: T, online: T, rate: Array | float) -> T:
-    """``(1 - rate) * target + rate * online``, leafwise: the soft update of a target network."""
+    """Return ``(1 - rate) * target + rate * online``, leafwise: the soft update of a target network."""
     return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)
 
 
 @custom_vmap
 def any_lane(condition: Array) -> Array:
-    """Whether ``condition`` holds anywhere, in this lane or in any lane of any enclosing ``vmap``.
+    """Return whether ``condition`` holds anywhere, in this lane or in any lane of any enclosing ``vmap``.
 
     The result is the same for all lanes, so a ``lax.cond`` or ``lax.while_loop`` steered by it stays one
     branch or one loop under ``vmap`` instead of becoming a select that runs both sides and copies every

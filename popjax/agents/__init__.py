@@ -23,14 +23,14 @@ AnyOnPolicyConfig: TypeAlias = a2c.Config | ppo.Config
 
 
 def build(spec: Spec, config: AnyConfig) -> Agent:
-    """The agent that ``config`` belongs to."""
+    """Return the agent that ``config`` belongs to."""
     agent: Agent = _module(config, AGENTS).build(spec, config)
     return agent
 
 
 def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None = None) -> OnPolicyAgent:
-    """The on-policy agent that ``config`` belongs to, which learns from ``rollout`` environment steps at a
-    time; None: it only acts.
+    """Return the on-policy agent that ``config`` belongs to, which learns from ``rollout`` environment steps
+    at a time; None: it only acts.
 
     Raises:
         ValueError: that are not so many equal minibatches.
@@ -46,12 +46,12 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
 
 
 def default_hyper(config: AnyConfig | AnyOnPolicyConfig) -> Any:
-    """The default numbers of the agent that ``config`` belongs to."""
+    """Return the default numbers of the agent that ``config`` belongs to."""
     return _module(config, AGENTS | ON_POLICY_AGENTS).Hyper()
 
 
 def default_rollout(config: AnyOnPolicyConfig) -> int:
-    """Environment steps of a lane in a rollout, as the on-policy agent's source has it."""
+    """Return the environment steps of a lane in a rollout, as the on-policy agent's source has it."""
     steps: int = _module(config, ON_POLICY_AGENTS).ROLLOUT
     return steps
 

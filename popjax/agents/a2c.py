@@ -96,7 +96,7 @@ class Losses:
 
 
 def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
-    """RMSProp (decay 0.99, epsilon 1e-5) after clipping to the global norm ``max_grad_norm``.
+    """Return RMSProp (decay 0.99, epsilon 1e-5) after clipping to the global norm ``max_grad_norm``.
 
     As in TensorFlow 1, for which the numbers were chosen: epsilon is added to the mean square under the root,
     as optax does by itself, and the mean square starts at 1 instead of optax's 0, which makes the first
@@ -126,7 +126,7 @@ def total(losses: Losses, value_weight: Number, entropy_weight: Number) -> Array
 
 
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
-    """An A2C learner for discrete or continuous actions."""
+    """Return an A2C learner for discrete or continuous actions."""
     networks = _networks(spec, config)
     policy, value = (x if isinstance(x, Recurrent) else forgetful(x) for x in networks)
     actions = distributions.of(spec, squash=config.squash)
@@ -204,7 +204,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
 
 def _networks(spec: Spec, config: Config) -> tuple[Network, Network] | tuple[Recurrent, Recurrent]:
-    """Policy and value."""
+    """Return the networks of policy and value."""
     sizes = spec.obs_shape, spec.action_dim, config.hidden
     options: Any = {"discrete": spec.discrete, "activation": config.activation}
     options["initializer"] = config.initializer

@@ -84,7 +84,7 @@ class Hyper:
 
 
 def baselines_hyper() -> Hyper:
-    """The numbers that belong to ``BASELINES``."""
+    """Return the numbers that belong to ``BASELINES``."""
     return Hyper(polyak=1e-3, actor_lr=1e-4, critic_lr=1e-3, max_grad_norm=math.inf, critic_l2=1e-2)
 
 
@@ -111,12 +111,12 @@ class Losses:
 
 
 def ornstein_uhlenbeck(noise: Array, normal: Array, theta: Array | float, sigma: Array | float) -> Array:
-    """The next value of a discrete Ornstein-Uhlenbeck process around 0, given standard normals [A]."""
+    """Return the next value of a discrete Ornstein-Uhlenbeck process around 0, given standard normals [A]."""
     return noise - theta * noise + sigma * normal
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """A DDPG learner.
+    """Return a DDPG learner.
 
     Its ``actor`` network is initialised at full scale, as PDERL draws its population; the output layers of
     the learner's own actor and of its critic are multiplied by ``config.output_scale``.
@@ -127,7 +127,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     first_actor = _actor(obs_dim, action_dim, config, config.output_scale)
 
     def seen(statistics: PyTree, obs: Array) -> Array:
-        """Observations as the networks are given them."""
+        """Return observations as the networks are given them."""
         return normalize.normalize(statistics, obs, clip=5.0) if config.normalize else obs
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -172,7 +172,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return replace(state, statistics=normalize.update(state.statistics, obs, valid))
 
     def targets(state: State, batch: Transition, online: bool) -> Array:
-        """[B] what the value of a transition should be, by the target networks or the online ones."""
+        """Return the targets [B] of the value of transitions, by the target networks or the online ones."""
         networks = (state.actor, state.critic) if online else (state.target_actor, state.target_critic)
         next_obs = seen(state.statistics, batch.next_obs)
         next_value = critic.apply(networks[1], next_obs, actor.apply(networks[0], next_obs))

@@ -82,7 +82,8 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """A DQN learner. ``learn`` takes a gradient step; every ``target_period``-th copies the network, too."""
+    """Return a DQN learner. ``learn`` takes a gradient step; every ``target_period``-th also copies the
+    network."""
     if not spec.discrete:
         raise ValueError(
             f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: ddpg takes those"
@@ -110,7 +111,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return chosen(network.apply(state.online, obs), action)
 
     def targets(state: State, batch: Transition, online: bool) -> Array:
-        """[B] what the value of a transition should be."""
+        """Return the targets [B] of the values of transitions."""
         values = network.apply(state.online if online else state.target, batch.next_obs)  # [B, A]
         chooser = network.apply(state.online, batch.next_obs) if config.double and not online else values
         return batch.reward + batch.discount * chosen(values, jnp.argmax(chooser, -1))
@@ -155,12 +156,12 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
 
 def chosen(values: Array, action: Array) -> Array:
-    """The entries [...] of ``values`` [..., A] at ``action`` [...]."""
+    """Return the entries [...] of ``values`` [..., A] at ``action`` [...]."""
     return jnp.take_along_axis(values, action[..., None], -1)[..., 0]
 
 
 def annealed(hyper: Hyper, env_steps: Array) -> Array:
-    """[] the probability of a random action after ``env_steps`` of this agent."""
+    """Return the probability [] of a random action after ``env_steps`` of this agent."""
     share = jnp.minimum(1.0, env_steps / hyper.exploration_steps)
     return hyper.exploration_start + share * (hyper.exploration - hyper.exploration_start)
 

@@ -95,18 +95,20 @@ class Losses:
 
 
 def surrogate(ratio: Array, advantages: Array, clip: Array | float) -> Array:
-    """[...] what the policy ascends: ``min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)``. Equation 7."""
+    """Return the objective [...] of the policy: ``min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)``. Equation
+    7."""
     return jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
 
 
 def standardized(x: Array, valid: Array | None = None) -> Array:
-    """``(x - mean) / std`` over all that is valid, with the population's std; 0 where nothing varies."""
+    """Return ``(x - mean) / std`` over all that is valid, with the population's std; 0 where nothing
+    varies."""
     std = x.std(where=valid)
     return jnp.where(std > 0, (x - x.mean(where=valid)) / jnp.where(std > 0, std, 1.0), 0.0)
 
 
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
-    """A PPO learner for discrete or continuous actions."""
+    """Return a PPO learner for discrete or continuous actions."""
     policy, value = nets.policy_and_value(
         spec.obs_shape,
         spec.action_dim,
@@ -151,7 +153,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def learn_policy(
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
     ) -> tuple[State, tuple[Array, ...]]:
-        """Steps until the divergence is too large or all epochs are done; rows and advantages [B]."""
+        """Take steps until the divergence is too large or all epochs are done; rows and advantages [B]."""
         rate = annealed(hyper.policy_lr, state.rollouts, hyper.anneal_rollouts)
         optimizer = adam(rate, hyper.max_grad_norm)
 
@@ -192,7 +194,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def learn_value(
         state: State, rows: Trajectory, returns: Array, hyper: Hyper, key: Key
     ) -> tuple[State, Array]:
-        """``value_epochs`` passes towards the returns [B]."""
+        """Take ``value_epochs`` passes towards the returns [B]."""
         rate = annealed(hyper.value_lr, state.rollouts, hyper.anneal_rollouts)
         optimizer = adam(rate, hyper.max_grad_norm)
 
@@ -255,7 +257,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
 
 def _parts(rows: PyTree, key: Key, count: int) -> PyTree:
-    """Rows [B, ...] in random order as [count, B / count, ...]; as they are if they make one part."""
+    """Return rows [B, ...] in random order as [count, B / count, ...]; as they are if they make one part."""
     size = jax.tree.leaves(rows)[0].shape[0]
     if count > 1:
         rows = tree.take(rows, jax.random.permutation(key, size))

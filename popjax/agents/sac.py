@@ -92,15 +92,15 @@ class Parts(NamedTuple):
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """A SAC learner. ``act`` with scale 0 is tanh of the mean."""
+    """Return a SAC learner. ``act`` with scale 0 is tanh of the mean."""
     agent = parts(spec, replace(config, normalize_obs=False)).agent
     return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent
 
 
 def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Parts:
-    """The learner in parts. With ``heads`` it is that many learners on shared torsos: policies, critics,
-    temperatures, entropies and the rewards [heads, B] of a batch have a leading axis, and losses are summed
-    over it.
+    """Return the learner in parts. With ``heads`` it is that many learners on shared torsos: policies,
+    critics, temperatures, entropies and the rewards [heads, B] of a batch have a leading axis, and losses are
+    summed over it.
 
     Raises:
         ValueError: ``config`` asks for normalized observations, which these steps do not see.

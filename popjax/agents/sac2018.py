@@ -72,7 +72,7 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """A learner. ``act`` with scale 0 is tanh of the mean."""
+    """Return a learner. ``act`` with scale 0 is tanh of the mean."""
     obs_dim, action_dim = continuous_dims(spec, "sac2018")
     initial = {"initializer": "uniform_zero_bias"}
     actor = nets.gaussian_actor(

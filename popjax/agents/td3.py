@@ -70,7 +70,7 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """A TD3 learner."""
+    """Return a TD3 learner."""
     obs_dim, action_dim = continuous_dims(spec, "td3")
     actor = nets.tanh_actor(obs_dim, action_dim, config.hidden)
     critic = nets.critic(obs_dim, action_dim, config.hidden)
@@ -111,7 +111,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return values(state, obs, action).min(0)
 
     def target_value(state: State, batch: Transition, hyper: Hyper, key: Key) -> Array:
-        """Clipped double Q with target policy smoothing, [B]."""
+        """Return the target [B] by clipped double Q with target policy smoothing."""
         noise = hyper.target_noise * jax.random.normal(key, batch.action.shape)
         noise = jnp.clip(noise, -hyper.target_noise_clip, hyper.target_noise_clip)
         next_action = jnp.clip(actor.apply(state.target_actor, batch.next_obs) + noise, -1.0, 1.0)

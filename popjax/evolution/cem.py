@@ -60,7 +60,7 @@ class State:
 
 
 def init(mean: Array, hyper: Hyper) -> State:
-    """The search around ``mean`` [n], such as the parameters of one fresh network."""
+    """Return the search around ``mean`` [n], such as the parameters of one fresh network."""
     return State(
         mean=jnp.asarray(mean, jnp.float32),
         variance=jnp.full(jnp.shape(mean), hyper.init_variance, jnp.float32),
@@ -69,7 +69,7 @@ def init(mean: Array, hyper: Hyper) -> State:
 
 
 def ask(state: State, key: Key, config: Config = Config()) -> Array:
-    """A population [population, n]; if antithetic, row ``i + population / 2`` mirrors row ``i``."""
+    """Draw a population [population, n]; if antithetic, row ``i + population / 2`` mirrors row ``i``."""
     draws = config.population // 2 if config.antithetic else config.population
     noise = jax.random.normal(key, (draws, *state.mean.shape))
     if config.antithetic:
@@ -78,13 +78,14 @@ def ask(state: State, key: Key, config: Config = Config()) -> Array:
 
 
 def weights(parents: int) -> Array:
-    """[parents] of the best, second and so on: proportional to ``log((parents + 1) / rank)``."""
+    """Return the weights [parents] of the best, second and so on: proportional to ``log((parents + 1) /
+    rank)``."""
     raw = jnp.log((parents + 1) / jnp.arange(1, parents + 1))
     return raw / raw.sum()
 
 
 def tell(state: State, population: Array, fitness: Array, hyper: Hyper, config: Config = Config()) -> State:
-    """The search after ``population`` [P, n] turned out to have ``fitness`` [P], more being better.
+    """Return the search after ``population`` [P, n] was found to have ``fitness`` [P], more being better.
 
     Deviations are taken from the old mean. Of individuals with equal fitness the earlier ranks first.
     """

@@ -18,7 +18,8 @@ from popjax.replay.ring import Ring, draw
 
 
 def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
-    """ERL's crossover: rows (the weights into one unit; single entries of vectors) become common to both.
+    """Copy random rows (the weights into one unit; single entries of vectors) from one parent to the other.
+    ERL's crossover.
 
     For each tensor, n ~ U{0 .. 2 rows - 1} times (vectors: U{0 .. length - 1}) a random row is chosen and a
     coin decides which parent's is copied to the other. After its first copy a row is the same in both and
@@ -49,7 +50,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a child is trained."""
+    """Options of training a child."""
 
     batch: int = 128  # states per gradient step
     epochs: int = 12  # passes over the child's memory, each of (memory size // batch) gradient steps
@@ -131,5 +132,5 @@ def distil(
 
 
 def distillation_steps(size: Array, batch: int, epochs: int) -> Array:
-    """Gradient steps for a memory of ``size`` rows: ``epochs * (size // min(batch, size))``."""
+    """Return the gradient steps for a memory of ``size`` rows: ``epochs * (size // min(batch, size))``."""
     return epochs * (size // jnp.maximum(jnp.minimum(batch, size), 1))

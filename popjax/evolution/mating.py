@@ -17,7 +17,7 @@ from popjax.replay.ring import Ring, draw
 
 @dataclass(frozen=True)
 class Mating:
-    """How pairs are scored and formed. Bodnar et al., parent selection mechanism."""
+    """Options of scoring and forming pairs. Bodnar et al., parent selection mechanism."""
 
     score: Literal["greedy", "distance"] = "greedy"  # summed fitness, or difference in behaviour
     actions: Literal["current", "stored"] = "current"  # distance: what the owner of a state does now, or did
@@ -46,7 +46,7 @@ def scores(config: Mating, behave: Behave, actors: Params, memories: Ring, fitne
 
 
 def behaviour_distance(config: Mating, behave: Behave, actors: Params, memories: Ring, key: Key) -> Array:
-    """``E_{s~x} |mu_x(s) - mu_y(s)|^2 + E_{s~y} |mu_x(s) - mu_y(s)|^2`` for every pair, [P, P].
+    """Return ``E_{s~x} |mu_x(s) - mu_y(s)|^2 + E_{s~y} |mu_x(s) - mu_y(s)|^2`` for every pair, [P, P].
 
     A term averages over min(batch, both memories' sizes) states of the owner's newest.
     """

@@ -24,7 +24,7 @@ def is_weight(leaf: Array) -> bool:
 
 
 def sensitivity(policy: Callable[[Params, Array], Array], params: Params, obs: Array, valid: Array) -> Params:
-    """How much the actions on a batch move with each parameter, in the shape of ``params``.
+    """Return how much the actions on a batch move with each parameter, in the shape of ``params``.
 
     obs: [B, D]; valid: bool [B], rows to count.
 
@@ -40,7 +40,7 @@ def sensitivity(policy: Callable[[Params, Array], Array], params: Params, obs: A
 
 
 def floored(sensitivity: Array, floor: Array | float) -> Array:
-    """What a perturbation is divided by: 1 where the sensitivity is 0, else at least ``floor``."""
+    """Return the divisor of a perturbation: 1 where the sensitivity is 0, else at least ``floor``."""
     return jnp.maximum(jnp.where(sensitivity == 0, 1.0, sensitivity), floor)
 
 
@@ -53,7 +53,8 @@ def proximal(
     std: Array | float,
     floor: Array | float = 0.01,
 ) -> Params:
-    """Gaussian noise of standard deviation ``std``, divided by the sensitivity of the actions to each weight.
+    """Add Gaussian noise of standard deviation ``std``, divided by the sensitivity of the actions to each
+    weight.
 
     obs: [B, D], valid: bool [B]: the individual's own experience. Bodnar et al., algorithm 2.
     """
@@ -91,7 +92,7 @@ def proximal_all(
 
 
 def gaussian(params: Params, key: Key) -> Params:
-    """ERL's mutation: single weights are disturbed, seldom strongly, seldom redrawn.
+    """Disturb single weights, seldom strongly, and seldom redraw them. ERL's mutation.
 
     Each matrix is mutated with probability min(1, u), u ~ U(0, 2). It then takes
     n ~ U{0 .. ceil(size / 10) - 1} hits on random entries, one after the other: ``w += N(0, (10 w)^2)`` with

@@ -34,7 +34,7 @@ def breed(
     config: Mating,
     key: Key,
 ) -> tuple[Params, Ring, Array]:
-    """Vacant slots take a child of the pairs that mate best, and half of each parent's memory.
+    """Fill vacant slots with children of the pairs that mate best, and half of each parent's memory.
 
     fitness: float [P] of each slot before elites were cloned.
     """
@@ -55,12 +55,12 @@ def breed(
 
 
 def clones(selection: Selection) -> Array:
-    """The stems of a population in which elites were cloned and no children are born."""
+    """Return the stems of a population in which elites were cloned and no children are born."""
     return jnp.stack([selection.source, jnp.full_like(selection.source, -1)], 1)
 
 
 def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) -> tuple[Params, Ring, Array]:
-    """ERL: vacant slots, two by two, take an elite's copy and a winner, then exchange rows.
+    """Fill vacant slots, two by two, with an elite's copy and a winner, then exchange rows between them. ERL.
 
     An odd slot is paired with a random vacant one, which is thereby written again. Memories follow the
     genome that a slot was cloned from.
@@ -93,7 +93,8 @@ def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) ->
 
 
 def _pairs(vacant: Array, population: int, key: Key) -> tuple[Array, Array]:
-    """Vacant slots in pairs, int32 [C / 2] each, rounded up; ``population``, no slot, where there is none."""
+    """Return the vacant slots in pairs, int32 [C / 2] each, rounded up; ``population``, no slot, where there
+    is none."""
     count = (vacant >= 0).sum()
     again = vacant[jax.random.randint(key, (), 0, jnp.maximum(count, 1))]
     slots = jnp.append(vacant, -1).at[count].set(jnp.where(count % 2 == 1, again, -1))

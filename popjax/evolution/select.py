@@ -36,7 +36,7 @@ class Selection:
 
 
 def tournament(key: Key, ranking: Array, rounds: int, size: int) -> Array:
-    """Winners, int32 [rounds]: each the best ranked of ``size`` uniform draws with replacement.
+    """Return the winners, int32 [rounds]: each the best ranked of ``size`` uniform draws with replacement.
 
     ranking: int32 [P] individuals, best first.
     """
@@ -45,7 +45,7 @@ def tournament(key: Key, ranking: Array, rounds: int, size: int) -> Array:
 
 
 def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selection:
-    """Ranks the population, holds the tournaments and clones the elites into slots that lost.
+    """Rank the population, hold the tournaments and clone the elites into slots that lost.
 
     fitness: float [P], larger is better; of equals the higher index ranks first.
     elites:  how many, at most P / 2.
@@ -89,7 +89,7 @@ def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selec
 def parents(
     selection: Selection, fitness: Array, score: Array, *, allow_self_pair: bool = True
 ) -> tuple[Array, Array]:
-    """The two parents of every vacant slot, int32 [C] each, the fitter one first.
+    """Return the two parents of every vacant slot, int32 [C] each, the fitter one first.
 
     fitness: float [P] decides who is fitter; equals keep the order of the list.
     score:   float [P, P] symmetric mating score.
@@ -117,7 +117,8 @@ def fate(selection: Selection, slot: Array) -> Array:
 
 
 def replaceable(fitness: Array, protected: Array) -> Array:
-    """The slot that an outsider takes, int32 []: the least fit or, if that is protected, the next one up.
+    """Return the slot that an outsider takes, int32 []: the least fit or, if that is protected, the next one
+    up.
 
     protected: int32 [n] slots; slots follow one another cyclically.
     """
@@ -128,6 +129,6 @@ def replaceable(fitness: Array, protected: Array) -> Array:
 
 
 def _front(indices: Array, kept: Array) -> Array:
-    """``indices`` [n] with the kept ones moved to the front in order and -1 behind them."""
+    """Return ``indices`` [n] with the kept ones moved to the front in order and -1 behind them."""
     order = jnp.argsort(~kept)
     return jnp.where(kept[order], indices[order], -1)

@@ -147,12 +147,13 @@ def encoder(spec: Spec, config: Config = Config()) -> Network:
 
 
 def cosine(u: Array, v: Array) -> Array:
-    """Cosines of all pairs: u [..., B, F], v [..., M, F] -> [..., B, M]; 0 where one of them is 0."""
+    """Return cosines of all pairs: u [..., B, F], v [..., M, F] -> [..., B, M]; 0 where one of them is 0."""
     return _unit(u) @ jnp.swapaxes(_unit(v), -1, -2)
 
 
 def _unit(x: Array) -> Array:
-    """Rows of length 1, or 0; bounded under the root, as a bound on the root would have no gradient at 0."""
+    """Return rows of length 1, or 0; bounded under the root, as a bound on the root would have no gradient at
+    0."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
 
@@ -178,7 +179,7 @@ def novelty(embedded: Array, keys: Array, count: Array, config: Config = Config(
 
 
 def collaborative(novelty: Array, ego_weight: Array | float) -> Array:
-    """Each agent's reward [..., P] from the novelty [..., P] of a state to each. Equation 3.
+    """Return each agent's reward [..., P] from the novelty [..., P] of a state to each. Equation 3.
 
     ``ego_weight`` times the agent's own, the rest times the mean of the others'; alone, an agent has its own.
     """
@@ -190,7 +191,7 @@ def collaborative(novelty: Array, ego_weight: Array | float) -> Array:
 
 
 def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array | float) -> Array:
-    """The contrastive loss [], from embeddings [B, F] each. Equation 4.
+    """Return the contrastive loss [], from embeddings [B, F] each. Equation 4.
 
     Of an anchor all positives of the batch are candidates and its own is the right one. Rows that are not
     ``valid`` bool [B] take no part, neither as anchors nor as candidates.
@@ -204,5 +205,5 @@ def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array 
 
 
 def embed(network: Network, params: Params, states: Array) -> Array:
-    """Embeddings from which no gradient flows back."""
+    """Return embeddings through which no gradient flows back."""
     return jax.lax.stop_gradient(network.apply(params, states))

@@ -18,7 +18,7 @@ from popjax.core import PyTree
 
 
 def bisector(task_gradient: PyTree, diversity_gradient: PyTree) -> PyTree:
-    """The step between two gradients of the same structure, each flattened to one vector, g and d.
+    """Return the step between two gradients of the same structure, each flattened to one vector, g and d.
 
     ``u = normalise(g/|g| + d/|d|)``; the result is ``u (|g*u| + min(|d*u|, |g*u|)) / 2`` with elementwise
     products, so that diversity never adds more than the task does.
@@ -36,7 +36,7 @@ def bisector(task_gradient: PyTree, diversity_gradient: PyTree) -> PyTree:
 
 
 def clip_each(tree: PyTree, limit: Array | float) -> PyTree:
-    """Every leaf scaled down on its own to a Euclidean norm of at most ``limit``; shorter ones stay."""
+    """Scale every leaf down on its own to a Euclidean norm of at most ``limit``; shorter ones stay."""
 
     def clip(leaf: Array) -> Array:
         norm = jnp.linalg.norm(leaf.ravel())
@@ -46,8 +46,8 @@ def clip_each(tree: PyTree, limit: Array | float) -> PyTree:
 
 
 def diversity_reward(means: Array, target_means: Array, index: Array | int) -> Array:
-    """How far agent ``index`` acts from the others: the mean over them of the mean squared distance per
-    component of the action.
+    """Return the distance of agent ``index`` from the others: the mean over them of the mean squared distance
+    per component of the action.
 
     means:        [B, A]     deterministic actions of the agent, in [-1, 1].
     target_means: [N, B, A]  those of all agents' targets; row ``index``, the agent's own, is left out.
@@ -63,6 +63,6 @@ def diversity_reward(means: Array, target_means: Array, index: Array | int) -> A
 
 
 def _unit(vector: Array) -> Array:
-    """A vector of length 1, or zeros for zeros."""
+    """Return a vector of length 1, or zeros for zeros."""
     norm = jnp.linalg.norm(vector)
     return vector / jnp.where(norm > 0, norm, 1.0)

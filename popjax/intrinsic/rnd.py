@@ -145,21 +145,22 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
 
 
 def _network(spec: Spec, config: Config) -> Network:
-    """obs [..., *obs] -> features [..., F]: both target and predictor, behind convolutions where observations
-    are images."""
+    """Return the network obs [..., *obs] -> features [..., F] of both target and predictor, behind
+    convolutions where observations are images."""
     return images.behind_convolutions(
         spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features)
     )
 
 
 def _distance(network: Network, state: State, predictor: Params, obs: Array) -> Array:
-    """[...] squared distance of ``predictor`` from the target at ``obs`` [..., *obs]."""
+    """Return the squared distance [...] of ``predictor`` from the target at ``obs`` [..., *obs]."""
     white = normalize.normalize(state.observations, obs, clip=CLIP)
     error = network.apply(predictor, white) - network.apply(state.target, white)
     return jnp.square(error).sum(-1)
 
 
 def _deviation(magnitudes: RunningStatistics) -> Array:
-    """[] standard deviation, at least 1e-4; 1 where nothing has varied yet, which tells no scale."""
+    """Return the standard deviation [], at least 1e-4; 1 where nothing has varied yet, which tells no
+    scale."""
     varied = magnitudes.variance > 0
     return jnp.where(varied, jnp.sqrt(magnitudes.variance + 1e-8), 1.0)

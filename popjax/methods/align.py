@@ -76,7 +76,7 @@ class Hyper:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:    float32 [1] return of the expert's last finished episode, mean over lanes.
     fresh_loss: []          alignment loss on this iteration's states, before anything was learned from them.
@@ -96,7 +96,7 @@ class Metrics:
 
 @struct.dataclass
 class Frozen:
-    """What the expert and the teacher act by."""
+    """The policies of expert and teacher, which do not change."""
 
     expert: Params
     teacher: Params
@@ -172,7 +172,7 @@ def build(
         )
 
     def collect(s: State) -> State:
-        """The expert plays, the teacher looks on."""
+        """Play the expert's rollout and ask the teacher what it would do there."""
         key, key_play = jax.random.split(s.key)
         frozen = tree.repeat(s.frozen, 1)
 
@@ -199,7 +199,7 @@ def build(
         )
 
     def learn(s: State) -> State:
-        """The alignment network learns from pairs of logits."""
+        """Train the alignment network on pairs of logits."""
         key, key_learn = jax.random.split(s.key)
         learner, last = imitation.study(
             adam(s.hyper.align_lr, s.hyper.max_grad_norm),

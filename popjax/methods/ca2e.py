@@ -3,9 +3,9 @@
 Bai, Liu, Wang, Zhang & Li, 2020; what the paper leaves open is taken from Ape-X (Horgan et al., ICLR 2018)
 and Plappert et al. (ICLR 2018).
 
-A step is one environment step of every actor and the gradient steps that it owes:
-act -> refresh -> flush -> learn -> retire. Asynchrony is what the copies of the learner's policy, as old as
-``sync_every`` steps, and the local buffers, whose priorities are computed when they are flushed, make of it.
+A step is one environment step of every actor and the gradient steps that it owes: act -> refresh -> flush ->
+learn -> retire. Asynchrony is what the copies of the learner's policy, as old as ``sync_every`` steps, and
+the local buffers, whose priorities are computed when they are flushed, make of it.
 
 Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
 all; a critic that ends in a softmax is impossible and has a linear output; constants that it does not print
@@ -67,7 +67,7 @@ Held: TypeAlias = tuple[PyTree, Prioritized]  # the learner, and the replay whos
 
 @struct.dataclass
 class Metrics:
-    """What a step shows.
+    """Metrics of a step.
 
     fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
     episodes:       int32 [P]   finished episodes.
@@ -128,10 +128,8 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     agent: Any = agents.build(env.spec, config.agent)
     policies = [prior.policy for prior in priors]
     lanes_env = rollout.autoreset(env)
-    store, recent = (
-        prioritized(config.capacity, stratified=config.stratified),
-        ring.ring(config.return_window),
-    )
+    store = prioritized(config.capacity, stratified=config.stratified)
+    recent = ring.ring(config.return_window)
     nature, shape = config.nature_actors, (config.actors, config.lanes)
     per_step = config.actors * config.lanes  # environment steps
 
@@ -174,7 +172,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return jnp.pad(state.active, (nature, 0))
 
     def choose(s: State, scale: Array, key: Key) -> tuple[Choice, PyTree]:
-        """The actions of all lanes [P, N, ...], and what the prior policies remember then."""
+        """Return the actions of all lanes [P, N, ...], and what the prior policies remember behind them."""
         key_nature, key_prior = jax.random.split(key)
         everyone = policy.everyone(agent.act, tree.repeat(s.copy, config.actors), scale)
         choice = everyone((), s.lanes.obs, key_nature)
@@ -187,7 +185,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return choice._replace(action=choice.action.at[nature:].set(played)), guide.memory
 
     def act(s: State) -> State:
-        """Every actor plays one step in its lanes, and what is complete joins the local buffers."""
+        """Play one step in every actor's lanes; what is complete joins the local buffers."""
         key, key_act = jax.random.split(s.key)
         scale = scales(agent, config, s.hyper, s.env_steps)
         choice, memories = choose(s, scale, key_act)
@@ -212,13 +210,13 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         )
 
     def refresh(s: State) -> State:
-        """The actors copy the learner's policy when theirs is ``sync_every`` steps old."""
+        """Copy the learner's policy to the actors when theirs is ``sync_every`` steps old."""
         due = s.copy_age >= config.sync_every
         copy = tree.where(due, agent.policy(s.learner), s.copy)
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:
-        """Full local buffers get their first priorities and go to the replay, one after the other."""
+        """Move full local buffers with their first priorities to the replay, one after the other."""
         locals_, order, full = emptied(s.locals, config.local_buffer)
 
         def one(loop: tuple[Array, PyTree, Prioritized]) -> tuple[Array, PyTree, Prioritized]:
@@ -235,7 +233,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
 
     def update(carry: Held, key: Key, hyper: Hyper) -> tuple[Held, PyTree]:
-        """One gradient step, and the new priorities of what it learned from."""
+        """Take one gradient step, and set the new priorities of its transitions."""
         how = (hyper.importance_exponent, config.largest_weight == "buffer", hyper.priority_offset)
         return learning.prioritized_step(agent, store, carry, config.batch, hyper.agent, key, *how)
 
@@ -248,7 +246,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return jnp.maximum(env_steps - config.learning_starts, 0) // config.env_steps_per_update
 
     def learn(s: State) -> State:
-        """The learner takes the gradient steps that this step of the actors owes."""
+        """Take the gradient steps that this step of the actors owes."""
         key, key_learn = jax.random.split(s.key)
         due = owed(s.env_steps) - owed(s.env_steps - per_step)
         one, held, count = partial(update, hyper=s.hyper), (s.learner, s.replay), tree.largest(due)
@@ -262,7 +260,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def retire(s: State) -> State:
         """Compare the learner with the prior policies; those it surpasses again and again retire."""
         key, key_play = jax.random.split(s.key)
-        average = s.recent.rows.sum() / jnp.maximum(s.recent.size, 1)
+        average = scoring.recent(s.recent)
         known = s.recent.size >= config.return_window
         metrics = replace(s.metrics, average_return=average)
         if not priors:

@@ -73,7 +73,7 @@ class State:
 
 
 class Learned(NamedTuple):
-    """What a rollout has made of a task's network and of its tutors' alignment networks; means over steps."""
+    """A task's network and its tutors' alignment networks after a rollout; losses are means over steps."""
 
     student: Student
     aligners: tuple[Learner, ...]
@@ -136,7 +136,7 @@ def build(
         return replace(state, metrics=learning.zeros(after.metrics), tasks=tasks)
 
     def collect(s: State) -> State:
-        """Every task's lanes play a rollout with the parameters as they are."""
+        """Play a rollout in every task's lanes with the parameters as they are."""
         key, key_play = jax.random.split(s.key)
         before, params = [task.lanes for task in s.tasks], [task.student.params for task in s.tasks]
         rollouts = play(before, params, s.hyper.discount, s.hyper.trace_decay, key_play)
@@ -155,7 +155,8 @@ def build(
         )
 
     def learn(s: State) -> State:
-        """The student learns from its rewards and its teachers, teachers that train from their rewards."""
+        """Train the student by its rewards and its teachers, and teachers that learn beside it by their
+        rewards."""
         training = [task.student.params for task in s.tasks[1:]]
         params = [guide.frozen for guide in s.guides[: len(teachers)]] + training
         before = s.env_steps - taken
@@ -199,7 +200,7 @@ def build(
 
 
 def _tutor(env: Env, teacher: Teacher, network: Recurrent, config: Config) -> Tutor:
-    """``teacher`` as a student of ``env`` asks it."""
+    """Return ``teacher`` as a student of ``env`` asks it."""
     policy = imitation.reading(teacher.policy, env.spec, config.pad_observations)
     if config.teacher_state == "student":
         tutoring.require_memory(network.memory, policy)
@@ -211,7 +212,7 @@ def _tutor(env: Env, teacher: Teacher, network: Recurrent, config: Config) -> Tu
 
 
 def _start_task(env: Env, network: Recurrent, key: Key, config: Config, hyper: Hyper) -> Task:
-    """A task before its first rollout."""
+    """Return a task before its first rollout."""
     key_network, key_lanes = jax.random.split(key)
     params = network.init(key_network)
     optimizers = (adam(rate, hyper.max_grad_norm).init(params) for rate in (hyper.lr, hyper.distil_lr))
@@ -230,7 +231,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
         reward_adam, distil_adam, align_adam = (adam(rate, hyper.max_grad_norm) for rate in rates)
 
         def one(carry: tuple[Student, tuple[Learner, ...]], rows: Any) -> Any:
-            """A bundle of lanes: rewards, and for each teacher alignment and then distillation."""
+            """Learn from a bundle of lanes: from rewards, then by alignment and distillation."""
             (student, aligners), (played, targets, memories, taken) = carry, rows
             point = student if config.grad_at == "current" else task.student
             reading = actor_critic.read(network, point.params, played)
@@ -238,10 +239,8 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
             taught, told = [], []
             for tutor, its, own, aligner in zip(tutors, params, memories, aligners, strict=True):
                 memory = tree.take(own if config.teacher_state == "own" else played.memory, 0)
-                lesson, how = (
-                    Lesson(played, its, memory, due(taken, hyper)),
-                    (partial(distil, reading), align_adam),
-                )
+                lesson = Lesson(played, its, memory, due(taken, hyper))
+                how = partial(distil, reading), align_adam
                 (student, aligner), said = tutoring.teach(tutor, lesson, *how, (student, aligner))
                 taught.append(aligner)
                 told.append(said)
@@ -264,7 +263,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
             return replace(student, params=moved.params, distil_optimizer=moved.optimizer), loss
 
         def bundled(x: Array) -> Array:
-            """[T, N, ...] as [N / size, T, size, ...]."""
+            """Return [T, N, ...] as [N / size, T, size, ...]."""
             return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
         memories = [tree.repeat(guide.memory, 1) for guide in guides]

@@ -28,7 +28,7 @@ TIMES = ("align_from", "distil_from", "distil_until")
 
 @dataclass(frozen=True)
 class Config:
-    """How a student learns from its task and its teachers, and how teachers do that train beside it."""
+    """Options of a student, its teachers, and teachers that train beside it."""
 
     network: recurrent.Config = field(default_factory=recurrent.Config)  # of the student and those teachers
     lanes: int = 8  # environments of each task, the workers of A3C
@@ -88,7 +88,7 @@ class Hyper:
 
 @struct.dataclass
 class Metrics:
-    """What a step shows. P is the student and then the teachers that train, each in its own task.
+    """Metrics of a step. P is the student and then the teachers that train, each in its own task.
 
     fitness:       float32 [P] return of the last finished episode, mean over lanes.
     score:         float32 [P] mean return of the last 100 episodes; of those there are, 0 before the first.
@@ -121,7 +121,8 @@ class Student:
 
 @struct.dataclass
 class Task:
-    """Who learns a task; its lanes [1, N]; rollouts [T, N] with ``Heads`` as outputs, and their targets."""
+    """A task with its learner; lanes [1, N]; rollouts [T, N] with ``Heads`` as outputs, and their
+    targets."""
 
     student: Student
     lanes: Lanes
@@ -181,12 +182,12 @@ def remarks(
 
 
 def _resolved(hyper: Hyper, name: str) -> np.ndarray:
-    """A time in environment steps, as many as there are values of it or of the budget."""
+    """Return a time in environment steps, as many as there are values of it or of the budget."""
     when, budget = np.asarray(getattr(hyper, name), float), np.asarray(hyper.budget, float)
     return np.where(when < 1, np.round(np.minimum(when, 1) * budget), when)
 
 
 def _where(which: np.ndarray, times: np.ndarray) -> str:
-    """The times that ``which`` is true of; nothing where there are none."""
+    """Return the times at which ``which`` holds; nothing where there are none."""
     which, times = np.broadcast_arrays(which, times)
     return ", ".join(f"{time:,.0f}" for time in np.unique(times[which]))

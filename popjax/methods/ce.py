@@ -56,7 +56,7 @@ from popjax.replay.ring import Ring, ring
 
 @dataclass(frozen=True)
 class Config:
-    """Who learns, from what, and where they collaborate."""
+    """The agents, their experience, and the places in which they collaborate."""
 
     learner: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agents, and their networks
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward beside the task's
@@ -123,7 +123,7 @@ def default_hyper(config: Config) -> Hyper:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:        float32 [P] return of the last finished episode of the agent's lanes, the mean.
     episodes:       int32 []    finished episodes.
@@ -195,7 +195,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(state, metrics=replace(state.metrics, losses=losses, bonus=bonus, drive=told))
 
     def act(s: State) -> State:
-        """Every agent plays in each of its lanes, uniformly at random during the warm-up."""
+        """Play every agent in each of its lanes, uniformly at random during the warm-up."""
         key, key_play = jax.random.split(s.key)
         scale = crew.exploration(s.hyper.learner, s.env_steps / population)
         how = config.candidates, s.hyper.acting
@@ -217,7 +217,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def update(s: State, learned: tuple[PyTree, PyTree, Any], key: Key) -> tuple[Any, tuple[Any, ...]]:
-        """One gradient step of every agent on a common batch, relabelled for each; then of the drive."""
+        """Take one gradient step of every agent on a common batch, relabelled for each; then one of the
+        drive."""
         held_agents, held, opinion = learned
         key_batch, key_learn, key_drive, key_classifier = jax.random.split(key, 4)
         slots = episodes.slots(s.replay, key_batch, config.batch)
@@ -234,7 +235,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return episodes.pairs(store, key, config.batch, stride, drive.horizon)
 
     def learn(s: State) -> State:
-        """The updates that the iteration owes, once the warm-up is over."""
+        """Take the gradient steps that the iteration owes, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
         count = learning.due(s.env_steps >= config.warmup, config.updates)
         before = s.metrics.losses, s.metrics.bonus, s.metrics.drive
@@ -249,7 +250,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return drive.deploy(s.drive, crew.policies(s.agents))
 
     def deployed(s: State) -> Params:
-        """One agent, or all with what chooses among them."""
+        """Return one agent, or all with the function that chooses among them."""
         if s.classifier is not None:
             return individuals(s), s.classifier.params
         if config.col_eval == "softmax":

@@ -13,15 +13,11 @@ Any agent of ``popjax.agents`` with a mean network may be the global one and any
 either, or the search, may be missing. With ``copies`` there are further local agents of the global one's
 kind. The paper's ablations and rivals are configurations:
 
-=============  =====================================================
-CSPC-CE        ``transfer=False``
-CSPC-LM        ``hyper.local_share=0``
-CSPC-GM        ``share=False`` and ``hyper.local_share=0``
-CSPC-SAC, ...  ``off_policy=None``, ``on_policy=None``, ``evolution=None``
-C3SAC          ``copies=2, on_policy=None, evolution=None``
-3SAC           the same with ``transfer=False`` and ``hyper.local_share=0``
-SAC, PPO, CEM  two of the three None
-=============  =====================================================
+=============  ===================================================== CSPC-CE        ``transfer=False`` CSPC-LM
+``hyper.local_share=0`` CSPC-GM        ``share=False`` and ``hyper.local_share=0`` CSPC-SAC, ...
+``off_policy=None``, ``on_policy=None``, ``evolution=None`` C3SAC          ``copies=2, on_policy=None,
+evolution=None`` 3SAC           the same with ``transfer=False`` and ``hyper.local_share=0`` SAC, PPO, CEM
+two of the three None =============  =====================================================
 
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
 (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not over, and a
@@ -79,7 +75,7 @@ class Losses:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows. P are all agents: the global one, its copies, on-policy, evolution.
+    """Metrics of an iteration. P are all agents: the global one, its copies, on-policy, evolution.
 
     fitness:        float32 [P] score, mean return of the test episodes.
     elite_score:    the largest of them.
@@ -168,16 +164,17 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Losses(*(None if one is None else one.losses for one in known))
 
     def alone(s: State) -> Array:
-        """bool []: the iteration is the global agent's alone."""
+        """Return bool []: whether the iteration is the global agent's alone."""
         return (s.generation == 0) & has_global
 
     def terms(s: State) -> Terms:
-        """Nobody is good before there are scores; the global agent needs no label."""
+        """Return the terms of an iteration: no episode is good before there are scores, and the global agent
+        needs no label."""
         labelled = s.labels | (jnp.arange(count) == (GLOBAL if has_global else -1))
         return Terms(Gate(jnp.pad((s.generation > 0) & labelled, (0, 1)), s.scores.min()), s.hyper)
 
     def begin(s: State) -> Play:
-        """Nothing played yet; the lanes of the tests are where their episodes begin."""
+        """Return the play before the first step; the lanes of the tests are where their episodes begin."""
         place = jnp.arange(wholes.width) % config.trials
         tests = cspc_play.followed(env, jax.tree.map(lambda x: x[:, place], s.starts))
         whole = tests if s.individuals is None else tree.concat([s.individuals, tests])
@@ -185,7 +182,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Play(s.team, s.memory, s.seats, whole, jnp.float32(done), done, s.excess, zeros, zeros)
 
     def phase(s: State, play: Play, turn: Array, key: Key) -> Play:
-        """The agent in row ``turn`` plays its phase; row P are the tests."""
+        """Play the phase of the agent in row ``turn``; row P are the tests."""
         length = jnp.int32(config.phase)
         if config.schedule == "code" and search is not None:
             length = jnp.where(turn == search, s.length, play.steps[search])
@@ -203,7 +200,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return play._replace(excess=jnp.where(runs, play.steps[search] - length, play.excess))
 
     def in_turn(s: State, key: Key) -> Play:
-        """Everybody's phase, one after the other, and the tests."""
+        """Play everybody's phase, one after the other, and the tests."""
         turns = jnp.array([*order, count])
 
         def one(i: Array, play: Play) -> Play:
@@ -212,7 +209,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return jax.lax.fori_loop(0, len(turns), one, begin(s))
 
     def at_once(s: State, key: Key) -> Play:
-        """Everybody's phase together, the first one the global agent's alone, and the tests."""
+        """Play everybody's phase together, the first one the global agent's alone, and the tests."""
         play = begin(s)
         rows, key_play, key_test = jnp.arange(count), *jax.random.split(key)
         length = jnp.where(alone(s), jnp.where(rows == GLOBAL, config.first_phase, 0), config.phase)
@@ -223,7 +220,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return run(wholes, play, jnp.int32(count), length, terms(s), key_test)
 
     def cooperate(s: State) -> State:
-        """All agents play, fill the memories, learn, and are tested. Algorithm 2 and 3."""
+        """Play with all agents, fill the memories, learn and test. Algorithms 2 and 3."""
         key, key_play = jax.random.split(s.key)
         play = (at_once if config.fused else in_turn)(s, key_play)
         played = jnp.int32(0) if search is None else play.steps[search]
@@ -256,7 +253,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def hand_over(s: State) -> State:
-        """Who is far behind takes over a policy: everybody from the global agent, evolution from the
+        """Hand policies to agents that are far behind: to each from the global agent, to evolution from the
         on-policy one, too. Algorithm 1, lines 8 to 19."""
         taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(members) & config.transfer
         labels = s.labels | (taken[:, GLOBAL] & has_global)
@@ -265,7 +262,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, team=team, labels=labels, metrics=metrics)
 
     def individuals(s: State) -> Params:
-        """The mean network of each agent."""
+        """Return the mean network of each agent."""
         return cspc_team.means(members, s.team, config)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:

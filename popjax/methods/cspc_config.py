@@ -42,7 +42,7 @@ def of_team(kind: ModuleType) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """Who is in the team and what the agents do for each other.
+    """The members of the team, and their services to each other.
 
     The mean networks of all agents must be alike, so that one agent can take over another's.
     """

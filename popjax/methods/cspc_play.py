@@ -40,7 +40,7 @@ class Seats:
 
 
 class Play(NamedTuple):
-    """What playing changes.
+    """The part of the State that playing changes.
 
     seats:  of the agents; wholes: of evolution, unless it is among them, and of the tests.
     total, done: [P * trials] returns and ends of the test episodes.
@@ -61,7 +61,7 @@ class Play(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What an iteration is played under: the gate to the local memory [P + 1], and the numbers."""
+    """The terms of an iteration: the gate to the local memory [P + 1], and the numbers."""
 
     gate: Gate
     hyper: Hyper
@@ -101,7 +101,8 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
     by_episode = config.on_policy_update == "episode"
 
     def standing(row: int, play: Play, width: int) -> Array:
-        """bool [width]: lanes that there are, and whose episode is not over where only one is played."""
+        """Return bool [width]: the lanes that there are, and whose episode is not over where only one is
+        played."""
         going = jnp.ones(counts[row], jnp.bool_)
         if row == members.search:
             going = ~play.team.evolution.done
@@ -110,7 +111,7 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         return jnp.pad(going, (0, width - counts[row]))
 
     def unfinished(row: int, play: Play, length: Array) -> Array:
-        """bool []: the phase of ``row`` goes on."""
+        """Return bool []: whether the phase of ``row`` goes on."""
         if row == tested:
             return ~play.done.all()
         short = play.steps[row] < length
@@ -128,7 +129,7 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         return lambda obs, key: players.padded(act(obs[: counts[row]], key), width)
 
     def choose(group: Group, play: Play, which: Array, obs: Array, hyper: Hyper, key: Key) -> Choice:
-        """Choices [R, N] of those that move, ``obs`` [R, N, *obs]."""
+        """Return the choices [R, N] of those that move, ``obs`` [R, N, *obs]."""
         acts = [acting(group.first + i, play, group.width, hyper) for i in range(group.size)]
         if group.together:
             keys = jax.random.split(key, group.size)
@@ -138,7 +139,8 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
     def remember(
         play: Play, before: Seats, after: Lanes, step: Step, now: Array, terms: Terms
     ) -> tuple[Play, Array]:
-        """The global memory takes what was played, the local one good episodes; numbers of rows under way."""
+        """Return the play with its transitions in the global memory and good episodes in the local one, and
+        the numbers of the episodes under way."""
         flat = (now.shape[0] * step.alive.shape[1],)
         rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(*step[:3])
         valid = (step.alive & jnp.array(shares)[now][:, None]).reshape(flat)
@@ -159,11 +161,11 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         return play._replace(memory=memory, kept=kept), episodes.reshape(before.episodes.shape)
 
     def take_in(group: Group, play: Play, now: Array, step: Step, hyper: Hyper, key: Key) -> Play:
-        """Everybody takes in what its lanes answered; local agents learn when they are due to."""
+        """Give each agent the answers of its lanes; local agents learn when they are due to."""
         key_local, key_search = jax.random.split(key)
 
         def of(row: int) -> Step:
-            """The step of one member, in which nobody played if it is another's."""
+            """Return the step as one member sees it: nobody played if it is another's."""
             place = row - group.first if group.together else 0
             mine: Step = jax.tree.map(lambda x: x[place, : counts[row]], step)
             return mine._replace(alive=mine.alive & (now[place] == row))
@@ -192,11 +194,12 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         return play._replace(team=team)
 
     def learn(play: Play, ready: list[Array], hyper: Hyper, key: Key) -> Play:
-        """The off-policy agents take the gradient steps that they owe, where ``ready`` [] each."""
+        """Take the gradient steps that the off-policy agents owe, where ``ready`` [] each."""
         enough = play.memory.replay.size >= max(config.update_after, 1)
 
         def draw(row: int) -> Callable[[Key], Transition]:
-            """Only the global agent prefers good episodes, and one that is alone has nobody's but its own."""
+            """Draw a batch; only the global agent prefers good episodes, and one that is alone has only its
+            own."""
             if row == GLOBAL and members.count > 1:
                 share, least = hyper.local_share, config.local_least
                 return lambda key: good_episodes.sample(play.memory, key, config.batch, share, least)
@@ -214,7 +217,7 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
     def vector_step(
         group: Group, play: Play, now: Array, moving: Array, length: Array, terms: Terms, key: Key
     ) -> Play:
-        """Those in rows ``now`` int32 [R] play a step, where ``moving`` bool [R]."""
+        """Play one step of those in rows ``now`` int32 [R], where ``moving`` bool [R]."""
         key_act, key_take, key_learn = jax.random.split(key, 3)
         own = tested not in group
         seats = play.seats if own else play.wholes
@@ -277,5 +280,5 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
 
 
 def _any_of(row: Array, conditions: list[Array]) -> Array:
-    """bool []: the condition of ``row``; False of a row that has none."""
+    """Return bool []: the condition of ``row``; False of a row that has none."""
     return (jnp.stack(conditions) & (jnp.arange(len(conditions)) == row)).any()

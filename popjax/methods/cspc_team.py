@@ -48,7 +48,7 @@ class Team(NamedTuple):
 
 
 class Members(NamedTuple):
-    """Who is in the team, as functions, and the row that each has in scores, labels and lanes.
+    """The members of the team, as functions, and the row that each has in scores, labels and lanes.
 
     off_policy: of the global agent and its copies.
     on_policy:  of the on-policy agent.

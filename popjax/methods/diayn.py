@@ -76,7 +76,7 @@ class Hyper:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:  float32 [1] return of the last finished episode in the task, mean over lanes.
     episodes: int32 []    finished episodes.
@@ -139,8 +139,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def act(s: State) -> State:
-        """The agent plays each lane by its skill, uniformly at random during the warm-up. A new episode has
-        any skill and, after the pretraining, the best."""
+        """Play each lane by its skill, uniformly at random during the warm-up. A new episode has a random
+        skill and, after the pretraining, the best."""
         key, key_play = jax.random.split(s.key)
         known = s.env_steps >= config.pretraining
         chosen = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents), s.hyper.sac.exploration)
@@ -165,8 +165,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     def update(
         store: Ring, hyper: Hyper, known: Array, learned: tuple[PyTree, diayn.State], key: Key
     ) -> tuple[tuple[PyTree, diayn.State], tuple[sac.Losses, Array, diayn.Losses]]:
-        """One gradient step of the agent, by the reward for its skill or, if ``known``, the task's; then of
-        the discriminator."""
+        """Take a gradient step of the agent, by the reward for its skill or, if ``known``, the task's; then
+        one of the discriminator."""
         states, held = learned
         key_batch, key_learn, key_drive = jax.random.split(key, 3)
         batch = replay.sample(store, key_batch, config.batch)
@@ -177,7 +177,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return (states, held), (losses, bonus.mean(), told)
 
     def learn(s: State) -> State:
-        """The updates that the step owes, once the warm-up is over."""
+        """Take the gradient steps that the step owes, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
         known = s.env_steps >= config.pretraining
         learned, told = learning.steps(

@@ -98,7 +98,7 @@ class Agents:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:  float32 [P] return of the last finished episode of the agent's lanes, the mean.
     episodes: int32 []    finished episodes.
@@ -164,7 +164,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Agents(state, critic, critic, optimizer, state.actor)
 
     def act(s: State) -> State:
-        """Every agent plays in its lanes, uniformly at random during the warm-up."""
+        """Play every agent in its lanes, uniformly at random during the warm-up."""
         key, key_play = jax.random.split(s.key)
         chosen = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents.sac), s.hyper.sac.exploration)
         chosen = policy.randomly(chosen, env.spec, s.env_steps < config.warmup)
@@ -181,7 +181,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def learn_diversity(state: Agents, rows: Transition, bonus: Array, hyper: sac.Hyper, key: Key) -> Agents:
-        """A step of the critic of diversity on its own soft TD target."""
+        """Take a step of the critic of diversity on its own soft TD target."""
         outputs = agent.actor.apply(state.sac.actor, rows.next_obs)
         action, log_prob = distributions.squashed_sample(key, *outputs)
         value = network.apply(state.target_critic, rows.next_obs, action)
@@ -197,7 +197,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(state, critic=critic, target_critic=target_critic, optimizer=moments)
 
     def learn_actor(state: Agents, obs: Array, hyper: sac.Hyper, key: Key) -> tuple[Agents, Array, Array]:
-        """A step of the actor along the bisector; its loss and entropy."""
+        """Take a step of the actor along the bisector; return its loss and entropy, too."""
         inner = state.sac
 
         def climb(value: Callable[[Array, Array], Array] | None) -> Any:
@@ -224,7 +224,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return state, sac.Losses(loss, actor_loss, jnp.exp(state.sac.log_temperature), entropy)
 
     def learn_all(states: Agents, rows: Transition, hyper: sac.Hyper, key: Key) -> tuple[Agents, sac.Losses]:
-        """A gradient step of every agent on a common batch."""
+        """Take a gradient step of every agent on a common batch."""
         at = jax.vmap(agent.actor.apply, (0, None))
         means, slow = (jnp.tanh(at(x, rows.obs)[0]) for x in (states.sac.actor, states.slow_actor))
         bonuses = jax.vmap(dice.diversity_reward, (0, None, 0))(means, slow, jnp.arange(population))  # [P, B]
@@ -237,7 +237,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return learn_all(states, tree.take(s.replay.rows, slots), s.hyper.sac, key_learn)
 
     def learn(s: State) -> State:
-        """The updates that the step owes, once the warm-up is over."""
+        """Take the gradient steps that the step owes, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
         count = learning.due(s.env_steps >= config.warmup, updates)
         states, losses = learning.steps(partial(update, s), s.agents, count, key_learn, s.metrics.losses)

@@ -5,9 +5,9 @@ so far: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
 
 A student with a memory learns from whole rollouts, each from the memory that it began with when it was
 played. Lanes are played by the teacher at first and by the student later, so that the student learns where it
-goes itself. The teacher is the individual of the population that
-returns most in episodes before the run or, where a method deploys all of them together with what chooses
-among them, all of them. Of several runs the one is distilled that returns most.
+goes itself. The teacher is the individual of the population that returns most in episodes before the run or,
+where a method deploys all of them together with what chooses among them, all of them. Of several runs the one
+is distilled that returns most.
 
 Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's
 action or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
@@ -100,7 +100,7 @@ class Hyper:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:     float32 [1] return of the last finished episode, mean over lanes, whoever played.
     fresh_loss:  []          how far the student is from the teacher on this iteration's states, before it
@@ -200,7 +200,8 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         )
 
     def play(params: Params, frozen: Params, before: Lanes, guided: Array, key: Key) -> tuple[Lanes, Seen]:
-        """A rollout, by the teacher in the lanes that are ``guided`` bool [1, N] and by the student else."""
+        """Play a rollout: the teacher in the lanes that are ``guided`` bool [1, N], the student in the
+        others."""
 
         def act(memory: PyTree, obs: Array, key: Key) -> Told:
             mine = policy.everyone(student.act, tree.repeat(params, 1), 0.0)(memory[0], obs, key)
@@ -215,14 +216,14 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         return after, Seen(before.memory[0], *jax.tree.map(lambda x: x[:, 0], rows))
 
     def distance(hyper: Hyper, params: Params, seen: Seen) -> Array:
-        """Of the student from what the teacher said in rollouts ``seen`` [T, B]."""
+        """Return the distance of the student from the teacher's answers in rollouts ``seen`` [T, B]."""
         heads = network.unroll(params, tree.take(seen.memory, 0), seen.obs, seen.done)[1]
         if spec.discrete:
             return softened_kl(seen.label, heads.policy, hyper.temperature)
         return jnp.square(jnp.tanh(heads.policy) - seen.label).mean()
 
     def collect(s: State) -> State:
-        """Student or teacher play, the teacher says what it would do."""
+        """Play student or teacher in each lane, and keep what the teacher would do."""
         key, key_who, key_play = jax.random.split(s.key, 3)
         left = 1 - s.env_steps / jnp.maximum(s.hyper.teacher_steps, 1)
         share = s.hyper.teacher_share * jnp.maximum(left, 0)
@@ -240,7 +241,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         )
 
     def learn(s: State) -> State:
-        """The student takes ``updates`` gradient steps towards what the teacher said."""
+        """Take ``updates`` gradient steps of the student towards the teacher's answers."""
         key, key_learn = jax.random.split(s.key)
         learner, last = imitation.study(
             adam(s.hyper.lr, s.hyper.max_grad_norm),
@@ -265,7 +266,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
 
 
 def _lanes_first(seen: Seen) -> Seen:
-    """[T, N] as [N, T], and back."""
+    """Return [T, N] as [N, T], and back."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), seen)
 
 

@@ -53,7 +53,7 @@ DRIVE_BATCH = 256
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:  float32 [P] return of the last finished episode, mean over lanes.
     episodes: int32 [P]   finished episodes.
@@ -126,14 +126,14 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def play(played: Lanes, states: PyTree, hyper: PyTree, key: Key) -> tuple[Lanes, Trajectory]:
-        """A rollout of every agent: lanes [P, N], trajectories [P, T, N]."""
+        """Play a rollout of every agent: lanes [P, N], trajectories [P, T, N]."""
         act = policy.everyone(agent.act, jax.vmap(agent.policy)(states), 1.0)
         keep = lanes.keep_trajectory(hyper.discount)
         after, rows = lanes.play(lanes_env, act, played, key, length, keep, agent.memory)
         return after, lanes.trajectories(rows, played.memory)
 
     def collect(s: State) -> State:
-        """Every agent plays in its lanes."""
+        """Play a rollout of every agent in its lanes."""
         key, key_play = jax.random.split(s.key)
         played, trajectory = play(s.lanes, s.agents, s.hyper, key_play)
         return replace(
@@ -149,7 +149,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     def pay(
         held: PyTree, trajectory: Trajectory, hyper: PyTree, key: Key
     ) -> tuple[tuple[PyTree, Array], tuple[PyTree, PyTree]]:
-        """The drive after a rollout, the rewards [P, T, N] with its own; the mean bonus and its losses."""
+        """Return the drive after a rollout, the rewards [P, T, N] with its own; the mean bonus and its
+        losses."""
         episode = jnp.cumsum(trajectory.done, 1) - trajectory.done
         numbered = episodes.numbered(trajectory, episode.astype(jnp.int32))
         by_time, done = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (numbered, trajectory.done))
@@ -171,7 +172,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return (held, paid.reward.reshape(trajectory.reward.shape)), (bonus, told)
 
     def reward(s: State) -> State:
-        """The drive learns from the rollout and adds its own reward."""
+        """Train the drive on the rollout and add its reward."""
         key, key_drive = jax.random.split(s.key)
         (held, rewards), (bonus, told) = pay(s.drive, s.trajectory, s.hyper, key_drive)
         metrics = replace(s.metrics, bonus=bonus, drive=told)
@@ -179,7 +180,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, drive=held, metrics=metrics, trajectory=trajectory)
 
     def learn(s: State) -> State:
-        """Every agent learns from its trajectory."""
+        """Train every agent on its trajectory."""
         key, key_learn = jax.random.split(s.key)
         states, losses = learn_all(s.agents, s.trajectory, s.hyper, key_learn)
         return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))

@@ -134,7 +134,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def evaluate(s: State) -> State:
-        """Everyone plays ``trials`` greedy episodes, the learner an exploring one; all are remembered."""
+        """Play ``trials`` greedy episodes of everyone and an exploring one of the learner; remember all of
+        them."""
         key, key_play = jax.random.split(s.key)
         learner = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
         noise = jnp.zeros((players + 1, *s.noise.shape)).at[-1].set(0.0 if config.noise_reset else s.noise)
@@ -168,7 +169,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def evolve(s: State) -> State:
-        """Elites are cloned, winners stay, children fill the rest, all but the clones may mutate."""
+        """Clone the elites, keep the winners, fill the rest with children; all but the clones may mutate."""
         key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
         selection = select(key_select, s.metrics.fitness, config.elites, config.tournament)
         actors, memories = tree.take((s.actors, s.memories), selection.source)
@@ -200,7 +201,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def cross(
         s: State, selection: Selection, actors: Params, memories: Ring, key: Key
     ) -> tuple[Params, Ring, Array]:
-        """Children in the vacant slots, and the slots that everyone stems from."""
+        """Return the population with children in the vacant slots, and the two parents of each slot."""
         if config.crossover == "n_point":
             return recombine(selection, actors, memories, key)
 
@@ -215,7 +216,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return breed(child, behave, selection, actors, memories, s.metrics.fitness, config.mating, key)
 
     def mutated(hyper: Hyper, actors: Params, memories: Ring, key: Key) -> Params:
-        """A mutant of every individual."""
+        """Return a mutant of every individual."""
         key_std, key_mutate = jax.random.split(key)
         keys = jax.random.split(key_mutate, population)
         if config.mutation == "gaussian":
@@ -228,7 +229,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def update(
         learned: tuple[PyTree, PyTree], store: Ring, hyper: Hyper, key: Key
     ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, ...]]:
-        """One gradient step of the learner, and of its drive behind it."""
+        """Take one gradient step of the learner, then one of its drive."""
         learner, held = learned
         key_sample, key_update, key_drive = jax.random.split(key, 3)
         batch = replay.sample(store, key_sample, config.batch)
@@ -239,7 +240,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return (learner, held), (losses, bonus, told)
 
     def learn(s: State) -> State:
-        """The learner takes as many gradient steps as the generation took environment steps."""
+        """Take as many gradient steps of the learner as the generation took environment steps."""
         key, key_learn = jax.random.split(s.key)
         owed = (s.metrics.steps * s.hyper.updates_per_step).astype(jnp.int32)
         count = jnp.where(s.replay.size > config.start_batches * config.batch, owed, 0)
@@ -254,7 +255,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, learner=learner, drive=held, metrics=metrics)
 
     def sync(s: State) -> State:
-        """Every ``sync_period`` generations the learner's policy and memory take the least fit slot."""
+        """Put the learner's policy and memory into the least fit slot, every ``sync_period`` generations."""
         due = s.generation % config.sync_period == 0
         slot = replaceable(s.metrics.fitness, s.elite_copy)
         slots = (s.actors, s.memories, s.metrics.parents)

@@ -86,7 +86,7 @@ class Hyper:
 
 @struct.dataclass
 class Metrics:
-    """What a generation shows.
+    """Metrics of a generation.
 
     fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution.
     learner_return:  return of the learner's exploring episode.

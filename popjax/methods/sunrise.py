@@ -87,7 +87,7 @@ class Masked(Transition):
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:  float32 [P] return of the last episode, mean over lanes; members play them together.
     episodes: int32 []    finished episodes.
@@ -144,7 +144,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def act(s: State) -> State:
-        """The most promising proposal is played in each lane, uniformly random ones during the warm-up."""
+        """Play the most promising proposal in each lane, uniformly random actions during the warm-up."""
         key, key_play, key_members = jax.random.split(s.key, 3)
         scale, weight = s.hyper.sac.exploration, s.hyper.ucb_weight
         chosen = acting.by_upper_confidence(ensemble, s.agents, scale, weight)
@@ -165,7 +165,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def spread(states: sac.State, next_obs: Array, keys: Array) -> Array:
-        """[B] standard deviation over all 2P target values, each member with its own next action."""
+        """Return the standard deviation [B] over all 2P target values, each member with its own next
+        action."""
 
         def one(state: sac.State, key: Key) -> Array:
             action, _ = distributions.squashed_sample(key, *agent.actor.apply(state.actor, next_obs))
@@ -176,7 +177,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def learn_one(
         state: sac.State, member: Array, trust: Array, rows: Transition, hyper: sac.Hyper, key: Key
     ) -> tuple[sac.State, sac.Losses]:
-        """A gradient step of SAC on the transitions of a ``member`` [B]."""
+        """Take a gradient step of SAC on the transitions of a ``member`` [B]."""
         key_critic, key_actor = jax.random.split(key)
         before = state
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
@@ -194,7 +195,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return state, sac.Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
 
     def learn_all(states: sac.State, batch: Masked, hyper: Hyper, key: Key) -> tuple[sac.State, sac.Losses]:
-        """A gradient step of every member on a common batch, weighted by the trust in each target."""
+        """Take a gradient step of every member on a common batch, weighted by the trust in each target."""
         key_spread, key_learn = jax.random.split(key)
         std = spread(states, batch.next_obs, jax.random.split(key_spread, population))
         trust, members = target_weight(std, hyper.trust_temperature), jnp.float32(batch.members.T)  # [P, B]
@@ -207,7 +208,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return learn_all(states, replay.sample(s.replay, key_batch, config.batch), s.hyper, key_learn)
 
     def learn(s: State) -> State:
-        """The updates that the step owes, once the warm-up is over."""
+        """Take the gradient steps that the step owes, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
         count = learning.due(s.env_steps >= config.warmup, updates)
         states, losses = learning.steps(partial(update, s), s.agents, count, key_learn, s.metrics.losses)

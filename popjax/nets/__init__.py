@@ -111,7 +111,7 @@ class _LateActionCritic(nn.Module):
 
 
 def mlp(inputs: int, hidden: Sequence[int], out: int, *, initializer: str = "orthogonal") -> Network:
-    """x [..., inputs] -> [..., out]; ReLU between linear layers."""
+    """Return the network x [..., inputs] -> [..., out]; ReLU between linear layers."""
     return network(MLP(tuple(hidden), out, initializer=initializer), inputs)
 
 
@@ -126,7 +126,7 @@ def tanh_actor(
     initializer: str = "uniform_fan_in",
     final_initializer: str | None = None,
 ) -> Network:
-    """A deterministic policy: obs [..., D] -> action [..., A] in [-1, 1]."""
+    """Return a deterministic policy: obs [..., D] -> action [..., A] in [-1, 1]."""
     mlp = MLP(tuple(hidden), action_dim, activation, norm, initializer, final_scale, final_initializer)
     return network(_TanhActor(mlp), obs_dim)
 
@@ -140,7 +140,8 @@ def gaussian_actor(
     final_initializer: str | None = None,
     soft_range: bool = False,
 ) -> Network:
-    """obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before squashing.
+    """Return the network obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before
+    squashing.
 
     The log std is clipped to its range or, with ``soft_range``, scaled into it by a tanh."""
     mlp = MLP(tuple(hidden), action_dim, initializer=initializer, final_initializer=final_initializer)
@@ -156,7 +157,8 @@ def categorical_actor(
     gain: float = 0.01,
     initializer: Initializer = "orthogonal",
 ) -> Network:
-    """obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or "uniform"."""
+    """Return the network obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or
+    "uniform"."""
     return network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
 
 
@@ -170,10 +172,11 @@ def gaussian_policy(
     log_std: float = 0.0,
     initializer: Initializer = "orthogonal",
 ) -> Network:
-    """obs [..., D] -> (mean [..., A], log std [..., A]) of a Gaussian that is not squashed, as in the MLP
-    policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same for all
-    observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer alone is
-    not 0."""
+    """Return the network obs [..., D] -> (mean [..., A], log std [..., A]) of an unsquashed Gaussian.
+
+    As in the MLP policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same
+    for all observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer
+    alone is not 0."""
     return network(
         _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
     )
@@ -187,7 +190,8 @@ def state_value(
     gain: float = 1.0,
     initializer: Initializer = "orthogonal",
 ) -> Network:
-    """obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform" without biases."""
+    """Return the network obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform"
+    without biases."""
     if initializer == "uniform":
         return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
     return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
@@ -203,7 +207,7 @@ def policy_and_value(
     initializer: Initializer,
     log_std: float = 0.0,
 ) -> tuple[Network, Network]:
-    """The separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
+    """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
     ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``."""
     options: Any = {"activation": activation, "initializer": initializer}
 
@@ -228,7 +232,8 @@ def recurrent_policy_and_value(
     activation: str,
     initializer: Initializer,
 ) -> tuple[Recurrent, Recurrent]:
-    """Those of ``policy_and_value`` with an LSTM of ``units`` behind the hidden layers of each."""
+    """Return the networks of ``policy_and_value`` with an LSTM of ``units`` behind the hidden layers of
+    each."""
     of_hidden = "uniform_zero_bias" if initializer == "uniform" else initializer
     torso = images.behind_convolutions(
         obs_shape, lambda inputs: network(_Torso(tuple(hidden), of_hidden, activation), inputs)
@@ -250,21 +255,22 @@ def recurrent_policy_and_value(
 def critic(
     obs_dim: int, action_dim: int, hidden: Sequence[int], *, initializer: str = "uniform_fan_in"
 ) -> Network:
-    """(obs [..., D], action [..., A]) -> value [...]; observation and action are concatenated."""
+    """Return the network (obs [..., D], action [..., A]) -> value [...]; observation and action are
+    concatenated."""
     return network(_Critic(MLP(tuple(hidden), 1, initializer=initializer)), obs_dim, action_dim)
 
 
 def late_action_critic(
     obs_dim: int, action_dim: int, hidden: Sequence[int], action_layer: int, *, norm: Norm = "layer"
 ) -> Network:
-    """(obs [..., D], action [..., A]) -> value [...]; the action joins the input of hidden layer
-    ``action_layer``, counted from 0. Glorot-uniform, the output layer small."""
+    """Return the network (obs [..., D], action [..., A]) -> value [...]; the action joins the input of hidden
+    layer ``action_layer``, counted from 0. Glorot-uniform, the output layer small."""
     return network(_LateActionCritic(tuple(hidden), action_layer, norm), obs_dim, action_dim)
 
 
 def hidden_squares(params: Params) -> Array:
-    """The sum of squares of a value network's hidden weight matrices: neither biases nor the output layer,
-    which is the one of a single unit."""
+    """Return the sum of squares of a value network's hidden weight matrices: neither biases nor the output
+    layer, which is the one of a single unit."""
     kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2 and x.shape[-1] > 1]
     return sum((jnp.sum(jnp.square(x)) for x in kernels), jnp.float32(0))
 
@@ -272,15 +278,16 @@ def hidden_squares(params: Params) -> Array:
 def two_branch_critic(
     obs_dim: int, action_dim: int, branch: int, hidden: int, *, final_scale: float = 1.0
 ) -> Network:
-    """(obs [..., D], action [..., A]) -> value [...]; observation and action meet after a layer each.
-    ERL's critic."""
+    """Return the network (obs [..., D], action [..., A]) -> value [...]; observation and action meet after a
+    layer each. ERL's critic."""
     return network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
 
 
 def multihead_gaussian_actor(
     obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
 ) -> Network:
-    """``heads`` Gaussian policies on one torso: obs [..., D] -> (mean [heads, ..., A], log std alike)."""
+    """Return ``heads`` Gaussian policies on one torso: obs [..., D] -> (mean [heads, ..., A], log std
+    alike)."""
     torso = network(_Torso(tuple(hidden), initializer), obs_dim)
     head = ensemble(gaussian_actor(hidden[-1], action_dim, (), initializer=initializer), heads)
 
@@ -297,7 +304,7 @@ def multihead_gaussian_actor(
 def multihead_critic(
     obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
 ) -> Network:
-    """``heads`` critics on one torso -> value [heads, ...].
+    """Return ``heads`` critics on one torso -> value [heads, ...].
 
     (obs [..., D], action [..., A]) values one action by all heads; an action with one more leading axis,
     [heads, ..., A], gives each head its own.
@@ -319,7 +326,8 @@ def multihead_critic(
 
 
 def ensemble(network: Network, members: int) -> Network:
-    """``members`` independent copies: parameters and outputs gain a leading axis, inputs are shared."""
+    """Return ``members`` independent copies: parameters and outputs gain a leading axis, inputs are
+    shared."""
 
     def init(key: Key) -> Params:
         return jax.vmap(network.init)(jax.random.split(key, members))
@@ -362,5 +370,5 @@ def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initi
 
 
 def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -> MLP:
-    """An MLP with gain sqrt(2) in the hidden layers and ``gain`` in the last."""
+    """Return an MLP with gain sqrt(2) in the hidden layers and ``gain`` in the last."""
     return MLP(tuple(hidden), out, activation, initializer="orthogonal", final_scale=gain * 2**-0.5)

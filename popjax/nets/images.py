@@ -26,7 +26,8 @@ _LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one
 
 
 def torso_for(obs_shape: Sequence[int]) -> str:
-    """The torso that fits observations [H, W, C], or small ones or of another rank: a name in ``TORSOS``.
+    """Return the torso that fits observations [H, W, C], or small ones or of another rank: a name in
+    ``TORSOS``.
 
     Raises:
         ValueError: they are images with channels first.
@@ -55,12 +56,12 @@ def check_channels_last(obs_shape: Sequence[int]) -> None:
 
 
 def flat(obs: Array, rank: int) -> Array:
-    """Observations [..., *obs] of ``rank`` axes as vectors [..., D]."""
+    """Return observations [..., *obs] of ``rank`` axes as vectors [..., D]."""
     return obs.reshape(*obs.shape[: obs.ndim - rank], -1)
 
 
 def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
-    """How many numbers the convolutions give.
+    """Return how many numbers the convolutions give.
 
     Raises:
         ValueError: an observation is no image, has its channels first, or is too small.
@@ -79,7 +80,7 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
 
 
 def as_floats(obs: Array) -> Array:
-    """float32; bytes, of which images are made, are divided by 255."""
+    """Return float32; bytes, of which images are made, are divided by 255."""
     return obs.astype(jnp.float32) / (255.0 if obs.dtype == jnp.uint8 else 1.0)
 
 
@@ -95,8 +96,8 @@ class _Convolutions(nn.Module):
 
 
 def behind_convolutions(obs_shape: Sequence[int], make: Callable[[int], Network]) -> Network:
-    """``make(features)``, fed by the convolutions that fit images of ``obs_shape``, each with its own; by
-    observations of another rank than 3 as a vector.
+    """Return ``make(features)``, fed by the convolutions that fit images of ``obs_shape``, each with its own;
+    by observations of another rank than 3 as a vector.
 
     Raises:
         ValueError: images have their channels first.
@@ -156,7 +157,7 @@ def q_network(
     norm: Norm = "layer",
     dueling: bool = False,
 ) -> Network:
-    """obs [..., *obs_shape] -> the value of each action [..., actions].
+    """Return the network obs [..., *obs_shape] -> the value of each action [..., actions].
 
     ``convolutions`` come before the dense ``hidden`` layers, and ``norm`` only among these. ``dueling`` (Wang
     et al., ICML 2016) gives value and advantage dense layers of their own. Glorot-uniform.

@@ -86,13 +86,15 @@ class Conv(nn.Module):
 
 
 def rectified(x: Array, norm: Norm) -> Array:
-    """ReLU after a norm; to be called in a module's ``__call__``, to which the norm's parameters belong."""
+    """Apply ReLU after a norm; to be called in a module's ``__call__``, to which the norm's parameters
+    belong."""
     layer = NORMS[norm]
     return nn.relu(layer()(x) if layer else x)
 
 
 def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
-    """x [..., H, W, C] -> [..., H', W', side * side * C]: what a convolution sees at each of its places.
+    """Return x [..., H, W, C] -> [..., H', W', side * side * C]: what a convolution sees at each of its
+    places.
 
     Ordered by row, column, channel. "same" pads with zeros so that H' is H / stride, rounded up, one more
     row below than above where the number is odd.
@@ -143,7 +145,7 @@ def _uniform(bound: float) -> Callable[..., Array]:
 
 
 def network(module: nn.Module, *input_dims: int | tuple[int, ...]) -> Network:
-    """A Network of a module whose inputs have these sizes or shapes."""
+    """Return a Network of a module whose inputs have these sizes or shapes."""
 
     def init(key: Key) -> Params:
         return module.init(key, *(jnp.zeros(dim) for dim in input_dims)).get("params", {})

@@ -69,7 +69,7 @@ class Config:
 
 @struct.dataclass
 class Heads:
-    """What the network says of an observation.
+    """Outputs of the network for an observation.
 
     policy: [..., A] logits that act.
     distil: [..., A] logits that learn from a teacher and never act.
@@ -130,8 +130,8 @@ def behind(network: Recurrent, memories: Memory, done: Array) -> Memory:
 def alignment(
     inputs: int, out: int, hidden: Sequence[int] = (512,) * 4, activation: AlignActivation = "elu"
 ) -> Network:
-    """A teacher's logits [..., inputs] -> logits over a student's actions [..., out]. Glorot's uniform
-    initialization, zero biases, a linear last layer. CDRL, section 4.2.
+    """Return the network from a teacher's logits [..., inputs] -> logits over a student's actions [..., out].
+    Glorot's uniform initialization, zero biases, a linear last layer. CDRL, section 4.2.
 
     Raises:
         ValueError: the activation is another.
@@ -155,7 +155,7 @@ def alignment(
 
 
 def forgetful(network: Network) -> Recurrent:
-    """``network`` as one whose memory is empty."""
+    """Return ``network`` as one whose memory is empty."""
     return Recurrent(
         init=network.init,
         memory=(),
@@ -167,8 +167,8 @@ def forgetful(network: Network) -> Recurrent:
 def with_lstm(
     obs_shape: Sequence[int], torso: Network, units: int, head: Callable[[int], Network]
 ) -> Recurrent:
-    """``torso``, which makes a vector of an observation, an LSTM of ``units`` behind it, and ``head(units)``.
-    Parameters are a dictionary "torso", "lstm", "head"."""
+    """Return the chain of ``torso``, which makes a vector of an observation, an LSTM of ``units`` behind it,
+    and ``head(units)``. Parameters are a dictionary "torso", "lstm", "head"."""
     last = head(units)
 
     def init(key: Key) -> Params:
@@ -194,7 +194,7 @@ def with_lstm(
 
 
 def torso_for(obs_shape: Sequence[int], config: Config) -> Torso:
-    """The torso that ``config`` asks for; "vector" also reads a number or a matrix.
+    """Return the torso that ``config`` asks for; "vector" also reads a number or a matrix.
 
     Raises:
         ValueError: it cannot read observations of this shape.
@@ -217,7 +217,7 @@ class _TorsoLayers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Observations [..., *obs] -> features [..., F]."""
+        """Return the features [..., F] of observations [..., *obs]."""
         for width in self.torso.filters:
             x = nn.elu(Conv(width, 3, self.torso.stride, self.torso.padding)(x))
         if self.torso.filters:
@@ -230,7 +230,7 @@ class _TorsoLayers(nn.Module):
 
 
 def lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, tuple[Array, Array]]:
-    """An LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], behind which it starts from zeros.
+    """Return an LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], behind which it starts from zeros.
 
     Returns the memory it goes on with, (c, h) [..., units], and (c, h) [T, ..., units] as each row left them,
     of which h are the outputs.
@@ -258,7 +258,7 @@ def _linear(params: Params, x: Array) -> Array:
 
 
 def lstm_init(key: Key, features: int, units: int) -> Params:
-    """U(+-sqrt(3 / rows)), the default of TensorFlow 0.11; zero biases."""
+    """Draw from U(+-sqrt(3 / rows)), the default of TensorFlow 0.11; zero biases."""
     bound = (3 / (features + units)) ** 0.5
     kernel = jax.random.uniform(key, (features + units, 4 * units), minval=-bound, maxval=bound)
     return {"kernel": kernel, "bias": jnp.zeros(4 * units)}
@@ -269,7 +269,7 @@ def _glorot_init(key: Key, inputs: int, out: int) -> Params:
 
 
 def _head_init(key: Key, inputs: int, out: int, norm: float) -> Params:
-    """Normal columns, each rescaled to the length ``norm``; zero biases."""
+    """Draw normal columns, each rescaled to the length ``norm``; zero biases."""
     kernel = jax.random.normal(key, (inputs, out))
     kernel *= norm / jnp.linalg.norm(kernel, axis=0, keepdims=True)
     return {"kernel": kernel, "bias": jnp.zeros(out)}

@@ -174,7 +174,8 @@ def all_values(learners: Learners, states: PyTree, obs: Array, proposed: Array) 
 
 
 def _elected(learners: Learners, states: PyTree, scale: Array | float, elect: Callable[..., Array]) -> ActAll:
-    """How the proposal of whom ``elect(key, obs, proposals)`` int32 [Q, N] names is done."""
+    """Return how the lanes act if ``elect(key, obs, proposals)`` int32 [Q, N] names whose proposal is
+    played."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_draws, key_choice = jax.random.split(key)
@@ -186,5 +187,5 @@ def _elected(learners: Learners, states: PyTree, scale: Array | float, elect: Ca
 
 
 def _chosen(proposed: Array, index: Array) -> Array:
-    """The entries [Q, N, ...] of ``proposed`` [P, Q, N, ...] at ``index`` [Q, N]."""
+    """Return the entries [Q, N, ...] of ``proposed`` [P, Q, N, ...] at ``index`` [Q, N]."""
     return jax.vmap(jax.vmap(lambda one, i: one[i], (1, 0)), (1, 0))(proposed, index)

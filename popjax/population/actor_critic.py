@@ -35,7 +35,7 @@ class Played(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a network says of rollouts [T, n], and the way from a direction of that to a gradient of its
+    """Outputs of a network along rollouts [T, n], and the way from a direction of that to a gradient of its
     parameters."""
 
     heads: Heads

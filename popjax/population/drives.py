@@ -140,7 +140,7 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
         return each(state, rows, done, valid, hyper.drive)
 
     def bonus(state: contrastive.State, rows: Transition, hyper: Any) -> Array:
-        """[P, B] what each agent is paid for each of its rows."""
+        """Return [P, B]: the reward of each agent for each of its rows."""
         common = rows.reward.ndim == 1
         novelty = jax.vmap(module.reward, (by_bank, None))(state, rows if common else tree.flatten(rows)).T
         if common:
@@ -269,5 +269,5 @@ def _paying(
 
 
 def _everybodys(rows: Transition, population: int) -> Transition:
-    """Rows [P, B] of rows [P, B] or common rows [B]."""
+    """Return rows [P, B] of rows [P, B] or of common rows [B]."""
     return rows if rows.reward.ndim == 2 else tree.repeat(rows, population)

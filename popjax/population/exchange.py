@@ -112,7 +112,7 @@ def check_alike(spec: Spec, networks: Mapping[str, MeanNetwork]) -> None:
     (first, one), *others = networks.items()
 
     def drawn(key: Key, leaf: Array) -> Array:
-        """Weights that make outputs of the order of 1, where squashing and activations show."""
+        """Draw weights that make outputs of the order of 1, where squashing and activations show."""
         return jax.random.normal(key, leaf.shape) * (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 1.0)
 
     mean = jax.tree.map(drawn, tree.keys_like(key_mean, one.blank), one.blank)

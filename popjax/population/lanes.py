@@ -1,8 +1,8 @@
 """Environment lanes ``[P, N]``: ``N`` copies of a task for each of ``P`` individuals, played in vector steps.
 
 Environments reset themselves (``rollout.autoreset``), so a lane goes on for ever. The physics of a vector
-step stands
-in a program once for every place that calls ``step`` or ``play``; let one call serve all individuals.
+step stands in a program once for every place that calls ``step`` or ``play``; let one call serve all
+individuals.
 """
 
 from __future__ import annotations
@@ -212,5 +212,5 @@ def track(account: Account, reward: Array, done: Array) -> Account:
 
 
 def _like(fresh: PyTree, memory: PyTree) -> PyTree:
-    """``fresh`` for every lane, in the shape of ``memory`` [P, N, ...]."""
+    """Return ``fresh`` for every lane, in the shape of ``memory`` [P, N, ...]."""
     return jax.tree.map(lambda x, m: jnp.broadcast_to(x, m.shape), fresh, memory)

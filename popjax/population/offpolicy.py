@@ -55,7 +55,7 @@ class Config:
 
 @struct.dataclass
 class Metrics:
-    """What an iteration shows.
+    """Metrics of an iteration.
 
     fitness:  float32 [P] return of the last finished episode, mean over lanes.
     episodes: int32 [P]   finished episodes.
@@ -161,7 +161,7 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
         }
 
     def collect(s: S) -> S:
-        """Every agent plays in its lanes, uniformly at random during the warm-up."""
+        """Play every agent in its lanes, uniformly at random during the warm-up."""
         key, key_play = jax.random.split(s.key)
         scale = agent.exploration(numbers(s.hyper), s.env_steps / population)
         act = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents), scale)
@@ -191,7 +191,7 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
     def update(
         learners: tuple[PyTree, PyTree], store: Ring, hyper: PyTree, key: Key
     ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]:
-        """One gradient step of every agent on a batch of its own, and of the drive behind it."""
+        """Take one gradient step of every agent on a batch of its own, then one of the drive."""
         states, held = learners
         key_sample, key_learn, key_drive = jax.random.split(key, 3)
         sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
@@ -202,7 +202,7 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
         return (states, held), (losses, bonus, told)
 
     def near(store: Ring, key: Key) -> tuple[Array, Array, Array]:
-        """Pairs of states for the drive, about a batch of them, from all replays alike."""
+        """Draw about a batch of pairs of states for the drive, evenly from all replays."""
         read = partial(episodes.pairs, stride=stride, horizon=drive.horizon)
         if config.shared_replay:
             return read(store, key, config.batch)
@@ -211,7 +211,7 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
         return tree.flatten(jax.vmap(lambda one, key: read(one, key, share))(store, keys))
 
     def learn(s: S) -> S:
-        """Every agent takes its gradient steps, once the warm-up is over."""
+        """Take the gradient steps of every agent, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
         before = s.metrics.losses, s.metrics.bonus, s.metrics.drive
         (states, held), (losses, bonus, told) = learning.steps(

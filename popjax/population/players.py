@@ -261,6 +261,7 @@ def _entered(state: Search, when: Array) -> Search:
 
 
 def _vectors(population: Params) -> tuple[Array, Callable[[Array], Params]]:
-    """The parameters [P, ...] as vectors [P, n], and what makes parameters of one."""
+    """Return the parameters [P, ...] as vectors [P, n], and the function that makes parameters of a
+    vector."""
     vectors = jax.vmap(lambda params: ravel_pytree(params)[0])(population)
     return vectors, ravel_pytree(tree.take(population, 0))[1]

@@ -41,7 +41,7 @@ class Tutor(NamedTuple):
 
 @struct.dataclass
 class Guide:
-    """What a tutor carries.
+    """State of a tutor.
 
     frozen:  what it acts by; of a teacher that trains beside the student not what counts.
     memory:  along the student's lanes [N]; () where it reads the student's.
@@ -70,14 +70,14 @@ class Distillation:
 
 
 class Due(NamedTuple):
-    """Whether alignment networks and the student learn now, bool []."""
+    """Conditions, bool [] each, under which alignment networks and the student learn now."""
 
     align: Array
     distil: Array
 
 
 class Lesson(NamedTuple):
-    """What one tutor teaches by: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's
+    """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's
     parameters and its memory [n] before them, and who learns."""
 
     played: Trajectory
@@ -159,7 +159,7 @@ def teach(
 def _align(
     tutor: Tutor, optimizer: optax.GradientTransformation, said: Array, logits: Array, aligner: Learner
 ) -> tuple[Learner, Array]:
-    """One step of the alignment network on logits that the tutor ``said``, towards the student's."""
+    """Take one step of the alignment network on logits that the tutor ``said``, towards the student's."""
 
     def loss(params: Params) -> Array:
         assert tutor.direction is not None

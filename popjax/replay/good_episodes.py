@@ -37,7 +37,7 @@ class Memory:
 
 @struct.dataclass
 class Gate:
-    """Which episodes are good.
+    """The terms on which episodes are good.
 
     open:  bool [...] whether any of this lane's is.
     bound: []         the return that an episode has to exceed.

@@ -39,7 +39,7 @@ class Window:
 
 
 def init(example: Transition, n: int) -> Window:
-    """An empty window for returns of ``n`` steps of a lane whose transitions look like ``example``."""
+    """Return an empty window for returns of ``n`` steps of a lane whose transitions look like ``example``."""
     if n < 1:
         raise ValueError(f"an n-step return needs n of at least 1, got {n}")
 
@@ -59,7 +59,7 @@ def push(
     next_obs: Array,
     discount: Array | float,
 ) -> tuple[Window, Transition, Array]:
-    """Takes one step in, and gives out the transitions that it completes.
+    """Take one step in, and return the transitions that it completes.
 
     ``next_obs`` is the true successor, ``discount`` [] is gamma. A step that both terminated and was
     truncated terminated.
@@ -74,7 +74,8 @@ def push(
     place = jnp.arange(n)
 
     def back(later: Any, step: tuple[Array, Array]) -> tuple[Any, Any]:
-        """R_j = r_j + gamma R_j+1, and the same for the discount, from the newest step to the oldest."""
+        """Return R_j = r_j + gamma R_j+1, and the same for the discount, from the newest step to the
+        oldest."""
         (total, factor), (reward, inside) = later, step
         now = tree.where(inside, (reward + discount * total, discount * factor), later)
         return now, now

@@ -76,7 +76,7 @@ class Prioritized:
 
 
 class Draw(NamedTuple):
-    """What was drawn: slots int32 [B], for ``update``, and the probability of each, float32 [B]."""
+    """A drawn batch: slots int32 [B], for ``update``, and the probability of each, float32 [B]."""
 
     slots: Array
     probability: Array
@@ -100,7 +100,7 @@ class PrioritizedReplay(NamedTuple):
 
 
 def prioritized(capacity: int, *, stratified: bool = True) -> PrioritizedReplay:
-    """A prioritized replay of ``capacity`` rows.
+    """Return a prioritized replay of ``capacity`` rows.
 
     ``stratified`` divides the total mass into as many equal segments as the batch has rows and draws one row
     from each, which comes closer to the distribution than independent draws do and has the same mean.
@@ -120,13 +120,13 @@ def prioritized(capacity: int, *, stratified: bool = True) -> PrioritizedReplay:
 
 
 def add(state: Prioritized, rows: PyTree, valid: Array, priority: Array) -> Prioritized:
-    """Writes the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    """Write the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
     ring, slots = plain.write(state.ring, rows, valid)
     return update(replace(state, ring=ring), slots, priority)
 
 
 def update(state: Prioritized, slots: Array, priority: Array) -> Prioritized:
-    """Gives the rows in ``slots`` [B] new priorities [B]; slots without a row are left alone."""
+    """Give the rows in ``slots`` [B] new priorities [B]; slots without a row are left alone."""
     mass = jnp.minimum(jnp.asarray(priority, jnp.float32) ** state.exponent, LARGEST_MASS)
     stored = (slots >= 0) & (slots < state.size)
 
@@ -143,7 +143,7 @@ def update(state: Prioritized, slots: Array, priority: Array) -> Prioritized:
 
 
 def first_nodes(capacity: int) -> np.ndarray:
-    """Where each level of the tree begins, int32 [levels], from the top down to the masses."""
+    """Return where each level of the tree begins, int32 [levels], from the top down to the masses."""
     counts = [-(-capacity // FAN_OUT)]
     while counts[0] > 1:
         counts.insert(0, -(-counts[0] // FAN_OUT))
@@ -151,7 +151,7 @@ def first_nodes(capacity: int) -> np.ndarray:
 
 
 def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Draw:
-    """A draw of ``batch`` slots; see ``prioritized``."""
+    """Draw ``batch`` slots; see ``prioritized``."""
     total = state.total
     low, high = jnp.zeros(batch), jnp.full(batch, total)
     if stratified:
@@ -172,7 +172,8 @@ def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Dr
 
 
 def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Array, Array]:
-    """Slots [B] drawn by mass from between the cumulative masses ``low`` and ``high`` [B], and their masses.
+    """Return slots [B] drawn by mass from between the cumulative masses ``low`` and ``high`` [B], and their
+    masses.
 
     Where ``low`` equals ``high`` that is the first slot that sums to more than it with all before it.
     """
@@ -193,7 +194,7 @@ def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Arra
 
 
 def choose(children: Array, low: Array, high: Array, part: Array) -> tuple[Array, Array]:
-    """A child, and the sum before it, for each row of ``children`` [B, FAN_OUT].
+    """Return a child, and the sum before it, for each row of ``children`` [B, FAN_OUT].
 
     The target is ``part`` [B] of the way from ``low`` [B] to ``high`` [B], or to the sum of all where that is
     less. The child is the last one with mass that begins at or before it: never one without mass, however
@@ -215,7 +216,7 @@ def choose(children: Array, low: Array, high: Array, part: Array) -> tuple[Array
 def importance_weights(
     probability: Array, size: Array | int, exponent: Array | float, largest: Array | float | None = None
 ) -> Array:
-    """Weights [B] that undo the bias of drawing by priority: (N P)^-exponent, divided by the largest.
+    """Return weights [B] that undo the bias of drawing by priority: (N P)^-exponent, divided by the largest.
 
     probability: float32 [B]  of the rows, from ``Draw``.
     size:        int32 []     N, rows stored now.
@@ -228,7 +229,7 @@ def importance_weights(
 
 
 def largest_weight(state: Prioritized, exponent: Array | float) -> Array:
-    """The largest (N P)^-exponent of any stored row with mass, []. Every call reads all masses."""
+    """Return the largest (N P)^-exponent of any stored row with mass, []. Every call reads all masses."""
     masses = state.masses
     least = jnp.min(masses, where=masses > 0, initial=jnp.inf)
     uniform = 1 / jnp.maximum(state.size, 1)

@@ -44,7 +44,7 @@ def full(rows: PyTree) -> Ring:
 
 
 def ring(capacity: int, *, replace: bool = True) -> Replay:
-    """A ring of ``capacity`` rows.
+    """Return a ring of ``capacity`` rows.
 
     ``sample`` draws with replacement or, with ``replace=False``, without replacement inside a batch, which
     must then be no larger than what is stored.
@@ -67,12 +67,13 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
 
 
 def add(state: Ring, rows: PyTree, valid: Array) -> Ring:
-    """Writes the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    """Write the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
     return write(state, rows, valid)[0]
 
 
 def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
-    """As ``add``, with the slots that were written: int32 [B], ``capacity`` for a row that was not kept."""
+    """Write as ``add`` does, and return the slots that were written: int32 [B], ``capacity`` for a row that
+    was not kept."""
     capacity = state.capacity
     valid = jnp.asarray(valid, jnp.bool_)
     rank = jnp.cumsum(valid) - 1  # [B] how many valid rows come before
@@ -88,7 +89,7 @@ def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
 
 
 def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tuple[PyTree, Array]:
-    """A uniform draw without replacement of ``batch`` rows, from the ``newest`` so many rows if given.
+    """Draw ``batch`` rows uniformly without replacement, from the ``newest`` so many rows if given.
 
     Returns rows [B, ...] and valid bool [B]; where fewer than ``batch`` rows are stored, all of them come
     first, in random order, and the rest is marked invalid.
@@ -101,7 +102,8 @@ def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tup
 
 
 def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[Array, Array]:
-    """Where the rows are that one lane wrote ``offsets`` [O] rows after or before those in ``slots`` [B].
+    """Return where the rows are that one lane wrote ``offsets`` [O] rows after or before those in ``slots``
+    [B].
 
     For a ring that ``stride`` lanes fill in turn, one row each, and a capacity that is a multiple of it.
     Returns slots int32 [B, O] and whether that row is still, or already, there, bool [B, O].
@@ -112,7 +114,7 @@ def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[
 
 
 def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
-    """The latest ``min(count, size)`` rows, oldest of them first.
+    """Return the latest ``min(count, size)`` rows, oldest of them first.
 
     Returns rows [min(count, capacity), ...] and valid bool of the same length; valid rows come first.
     """
@@ -131,7 +133,7 @@ def newest(state: Ring, count: int) -> Ring:
 
 
 def merge(x: Ring, y: Ring, key: Key) -> Ring:
-    """A new ring of the latest half of ``x`` and the latest half of ``y``, shuffled.
+    """Return a new ring of the latest half of ``x`` and the latest half of ``y``, shuffled.
 
     If a parent holds less than half a capacity, all that it holds is taken. New rows overwrite the inherited
     ones in no meaningful order. PDERL, algorithm 1, lines 1 to 3.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import popjax
-from popjax import cli
+from popjax import cli, tree
 from popjax.agents import dqn, sac
 from popjax.evolution.crossover import Distillation
+from popjax.population import offpolicy
+from popjax.testing import check_method
 from tests.support import same
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +101,22 @@ def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
     assert cli.run([*student, *sizes, "--run-dir", str(tmp_path / "student")]) == 0
     swept = ["--sweep", "hyper.gap=1,10", "--env-steps", "60", "--run-dir", str(tmp_path / "sweep")]
     assert cli.run([name, *OPTIONS, *swept]) == 0
+
+
+def test_the_method_of_the_readme_keeps_its_contract_and_transfers_policies(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "METHOD = Recipe" in block)
+    (tmp_path / "method_of_the_readme.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    build = importlib.import_module("method_of_the_readme").build
+    env = popjax.make("probe/corridor")
+    config = offpolicy.Config(agent=SMALL.agent, population=3, capacity=60, batch=8, warmup=100)
+    method = build(env, config)
+    check_method(method, env, members=False)
+    state = method.init(jax.random.key(0), method.hyper)
+    returns = jnp.array([[0.0], [450.0], [500.0]])  # of the last episodes; the gap is 100
+    account = replace(state.lanes.account, latest=returns, episodes=jnp.ones((3, 1), jnp.int32))
+    after = jax.jit(method.step)(replace(state, lanes=replace(state.lanes, account=account)))
+    before, policies = method.individuals(state), method.individuals(after)
+    for taker, source in enumerate([2, 1, 2]):
+        assert same(tree.take(policies, taker), tree.take(before, source))

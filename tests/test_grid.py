@@ -206,6 +206,20 @@ def test_a_directory_of_runs_is_resumed_where_it_was_left(
     assert digests[0] == digests[1]
 
 
+def test_seeds_and_intervals_are_free_to_change_in_a_directory_of_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = [*BASE, "--env", "probe/context", "--sweep", "config.capacity=10,20", "--run-dir", "all"]
+    assert cli.run([*argv, "--seeds", "3", "7"]) == 0
+    more = ["--seeds", "3", "7", "11", "--keep-checkpoints=3", "--stop-at-return", "-1e9", "--resume"]
+    assert cli.run([*argv, *more]) == 0
+    rows = read(Path("all/summary.json"))["members"]
+    assert [row["seed"] for row in rows] == [3, 7, 11, 3, 7, 11]
+    capsys.readouterr()
+    asked = [*argv, "--hyper.rate", "0.9", "--seeds", "3", "7", "11", "--resume"]
+    assert "nothing -> --hyper.rate 0.9" in refused(asked, capsys)
+
+
 def test_a_run_that_fails_leaves_the_others_alone(capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*BASE, "--env", "probe/context", "--seeds", "3", "--slice", "1", "--run-dir", "all"]
     assert cli.run([*argv, "--sweep", "hyper.poison-at=-1,5,-2", "--seeds", "1"]) == 1

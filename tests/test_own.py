@@ -113,6 +113,25 @@ def test_modules_are_found_in_the_current_directory(tmp_path):
     assert read(tmp_path / "run" / "config.json")["env"] == "own_task:make"
 
 
+@pytest.mark.parametrize(
+    "launcher", [[], ["--launcher", "slurm", "--launcher-option", "cluster=local"]], ids=["local", "slurm"]
+)
+def test_launchers_find_modules_in_the_current_directory(launcher, tmp_path):
+    if launcher:
+        pytest.importorskip("submitit")
+    (tmp_path / "own_task.py").write_text("from tests.own import make\n")
+    (tmp_path / "own_method.py").write_text("from tests.own import SECOND as METHOD\n")
+    argv = ["own_method", "--env", "own_task", *METHOD[3:], "--sweep", "config.capacity=10,20"]
+    script = [sys.executable, str(ROOT / "scripts" / "run.py"), *argv, *launcher, "--run-dir", "runs"]
+    path = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, env=os.environ | path)
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "runs" / "summary.json")["members"]
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    configs = [read(tmp_path / "runs" / row["run"] / "config.json") for row in rows]
+    assert [(one["method"], one["env"]) for one in configs] == [("own_method", "own_task:make")] * 2
+
+
 def test_a_run_from_python_is_one_of_the_command_line(tmp_path, capsys):
     line = [*METHOD, "--env-option", "size=2", "--eval-episodes", "2"]
     assert cli.run([*line, "--run-dir", str(tmp_path / "line")]) == 0

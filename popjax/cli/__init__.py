@@ -6,7 +6,6 @@ the State saved.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
@@ -74,11 +73,10 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
-    from popjax.cli.parse import Fault
     from popjax.host import terminal
     from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
 
-    _see_the_current_directory()
+    training.see_current_directory()
     terminal.open_missing()
     if list(argv) == ["--version"]:
         from popjax.version import __version__
@@ -86,6 +84,10 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         print(f"popjax {__version__}")
         return 0
     terminal.write_any_text()
+    if wrong := training.setting_unknown_to_jax():
+        return _fail(wrong, 2)
+    from popjax.cli.parse import Fault
+
     try:
         command()
     except SystemExit as stop:
@@ -111,13 +113,6 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     finally:
         terminal.give_up_broken()
     return 0
-
-
-def _see_the_current_directory() -> None:
-    """Let methods and environments be imported from it, whatever started this process."""
-    with contextlib.suppress(OSError):  # it may have been removed
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
 
 
 def _run(argv: list[str]) -> None:

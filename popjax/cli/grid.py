@@ -220,10 +220,12 @@ def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> N
 def _decisive(argv: Sequence[str]) -> Counter[str]:
     """The arguments that decide what a run is. More environment steps or members continue it, anywhere, and
     how often it is looked at may change: whether they do is known when each run is resumed."""
-    free = [option_name(field.name) for field in fields(Options)]
-    rest = list(argv)
-    for option in (*free, "--devices", "--wandb", "--sweep"):
-        rest = parse.peel_all(rest, option)[1]
+    free = {*(option_name(field.name) for field in fields(Options)), "--devices", "--wandb", "--sweep"}
+    rest, decides = [], True
+    for word in argv:
+        if word.startswith("--"):
+            decides = word.partition("=")[0].replace("_", "-") not in free
+        rest += [word] if decides else []
     pairs = [text.split("=", 1) if text.startswith("--") else [text] for text in rest]
     return Counter(part for pair in pairs for part in pair)
 

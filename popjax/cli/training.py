@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -150,6 +150,22 @@ def join_processes(argv: list[str]) -> list[str]:
         numbers.append(None if text is None else int(text))
     processes.start(coordinator, *numbers)
     return argv
+
+
+def setting_unknown_to_jax() -> str | None:
+    """Import JAX, which reads its environment variables; return why that fails where one is wrong."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        return f"{' '.join(str(error).split())}: correct or unset that environment variable"
+    return None
+
+
+def see_current_directory() -> None:
+    """Let methods and environments be imported from it, whatever started this process."""
+    with suppress(OSError):  # it may have been removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
 
 
 def prepare_jax() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 from popjax import importing
 from popjax.host.errors import Refused
-from popjax.recipe import Recipe
+
+if TYPE_CHECKING:
+    from popjax.recipe import Recipe
 
 METHODS = {
     "pderl": "popjax.methods.pderl",
@@ -32,6 +35,8 @@ def recipe(name: str) -> Recipe:
     Raises:
         Refused: there is none.
     """
+    from popjax.recipe import Recipe  # imports JAX, whose errors the command line is to catch
+
     if name not in METHODS and not importing.is_path(name):
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(METHODS)}"

@@ -100,6 +100,8 @@ def command(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[s
     [
         ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda"),
         ({"JAX_PLATFORMS": "abacus"}, "'abacus'"),
+        ({"JAX_DEFAULT_PRNG_IMPL": "dice"}, '"dice" for JAX flag jax_default_prng_impl'),
+        ({"JAX_ENABLE_X64": "maybe"}, "'maybe' for environment 'JAX_ENABLE_X64'"),
     ],
 )
 def test_what_jax_cannot_start_with_is_one_line(tmp_path: Path, environment: dict[str, str], word: str):

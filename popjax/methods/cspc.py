@@ -55,7 +55,7 @@ from popjax.core import (
 from popjax.methods import cspc_play, cspc_team
 from popjax.methods.cspc_config import Config, Evolution, Hyper, default_hyper, of_team, steps_bound
 from popjax.methods.cspc_play import Play, Seats, Terms
-from popjax.methods.cspc_team import GLOBAL, Team
+from popjax.methods.cspc_team import GLOBAL, Team, present
 from popjax.population import exchange, players
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
@@ -126,7 +126,7 @@ class State:
 def build(env: Env, config: Config = Config()) -> Method:
     """Return the team ``config`` in ``env``."""
     members = cspc_team.gather(env.spec, config)
-    count, search, has_global = members.count, members.search, bool(members.learners)
+    count, search, has_global = members.size, members.search, bool(members.learners)
     run = cspc_play.build(env, config, members)
     together, wholes = cspc_team.groups(members, config)
     order = list(range(count)) if config.schedule == "paper" else list(reversed(range(count)))
@@ -160,8 +160,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def losses(team: Team) -> Losses:
-        known = (team.off_policy, team.on_policy)
-        return Losses(*(None if one is None else one.losses for one in known))
+        return Losses(*(None if one is None else one.losses for one in (team.off_policy, team.on_policy)))
 
     def alone(s: State) -> Array:
         """Return bool []: whether the iteration is the global agent's alone."""
@@ -191,7 +190,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         if config.schedule == "paper":
             length -= jnp.where(runs, play.excess, 0)
         if search is not None:
-            begun = players.begin_phase(play.team.evolution, runs & (length > 0))
+            begun = players.begin_phase(present(play.team.evolution), runs & (length > 0))
             play = play._replace(team=play.team._replace(evolution=begun))
         for group in (wholes, together):
             play = run(group, play, turn, length, terms(s), key)
@@ -214,7 +213,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         rows, key_play, key_test = jnp.arange(count), *jax.random.split(key)
         length = jnp.where(alone(s), jnp.where(rows == GLOBAL, config.first_phase, 0), config.phase)
         if search is not None:
-            begun = players.begin_phase(play.team.evolution, ~alone(s))
+            begun = players.begin_phase(present(play.team.evolution), ~alone(s))
             play = play._replace(team=play.team._replace(evolution=begun))
         play = run(together, play, jnp.int32(0), length, terms(s), key_play)
         return run(wholes, play, jnp.int32(count), length, terms(s), key_test)
@@ -223,8 +222,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Play with all agents, fill the memories, learn and test. Algorithms 2 and 3."""
         key, key_play = jax.random.split(s.key)
         play = (at_once if config.fused else in_turn)(s, key_play)
-        played = jnp.int32(0) if search is None else play.steps[search]
-        longer = jnp.minimum(config.phase, played)
+        none, learner = jnp.int32(0), play.team.off_policy
+        played = none if search is None else play.steps[search]
         scores = play.total.reshape(count, config.trials).mean(1)
         elite = scores.max()
         return replace(
@@ -237,7 +236,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             seats=play.seats,
             individuals=None if s.individuals is None else jax.tree.map(lambda x: x[:1], play.wholes),
             excess=play.excess,
-            length=jnp.where(played > config.phase // 2, longer, s.length),
+            length=jnp.where(played > config.phase // 2, jnp.minimum(config.phase, played), s.length),
             scores=scores,
             metrics=replace(
                 s.metrics,
@@ -246,8 +245,8 @@ def build(env: Env, config: Config = Config()) -> Method:
                 best_score=jnp.where(s.generation == 0, elite, jnp.maximum(s.metrics.best_score, elite)),
                 steps=play.steps,
                 kept=play.kept,
-                local_size=good_episodes.local_size(play.memory) if has_global else jnp.int32(0),
-                gradient_steps=play.team.off_policy.updates if has_global else jnp.int32(0),
+                local_size=none if play.memory is None else good_episodes.local_size(play.memory),
+                gradient_steps=none if learner is None else learner.updates,
                 losses=losses(play.team),
             ),
         )

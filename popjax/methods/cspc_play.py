@@ -22,7 +22,7 @@ from popjax import rollout, tree
 from popjax.core import Choice, Env, Key, Transition
 from popjax.methods import cspc_team
 from popjax.methods.cspc_config import Config, Hyper
-from popjax.methods.cspc_team import GLOBAL, Group, Members, Team
+from popjax.methods.cspc_team import GLOBAL, Group, Members, Team, present
 from popjax.population import lanes, players
 from popjax.population.lanes import Lanes
 from popjax.population.players import OffPolicy, Step
@@ -91,10 +91,10 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
     boundary of the agent's schedule; in a group that moves together all play until each has its ``length``
     [P].
     """
-    lanes_env, tested = rollout.autoreset(env), members.count
+    lanes_env, tested = rollout.autoreset(env), members.size
     counts = [config.lanes for _ in members.learners]
     counts += [config.on_policy_lanes] * (members.local is not None)
-    counts += [config.individuals] * (members.search is not None) + [members.count * config.trials]
+    counts += [config.individuals] * (members.search is not None) + [members.size * config.trials]
     shares = [members.off_policy is not None and (config.share or row == GLOBAL) for row in range(tested)]
     shares.append(False)
     cuts = members.local is not None and config.reset_at_batch
@@ -105,7 +105,7 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         played."""
         going = jnp.ones(counts[row], jnp.bool_)
         if row == members.search:
-            going = ~play.team.evolution.done
+            going = ~present(play.team.evolution).done
         if row == tested:
             going = ~play.done
         return jnp.pad(going, (0, width - counts[row]))
@@ -116,9 +116,9 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
             return ~play.done.all()
         short = play.steps[row] < length
         if row == members.local:
-            return short | (play.team.on_policy.filled > 0)
+            return short | (present(play.team.on_policy).filled > 0)
         if row == members.search:
-            return short | play.team.evolution.begun
+            return short | present(play.team.evolution).begun
         return short | (config.burst & (play.seats.lanes.account.length[row, 0] > 0))
 
     def acting(row: int, play: Play, width: int, hyper: Hyper) -> Callable[[Array, Key], Choice]:
@@ -144,7 +144,7 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         flat = (now.shape[0] * step.alive.shape[1],)
         rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(*step[:3])
         valid = (step.alive & jnp.array(shares)[now][:, None]).reshape(flat)
-        memory, number = good_episodes.remember(play.memory, tree.flatten(rows), valid)
+        memory, number = good_episodes.remember(present(play.memory), tree.flatten(rows), valid)
         opens = jnp.repeat(terms.gate.open[now], step.alive.shape[1], total_repeat_length=flat[0])
         known = (step.before.account.length, after.account.latest, step.timestep.done)
         length, total, done = tree.flatten(known)
@@ -180,11 +180,12 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
             found.append(replace(one, steps=one.steps + own, owed=one.owed + more))
         team = cspc_team.with_learners(team, found)
         if members.local in group:
-            known = team.on_policy, of(members.local), hyper.on_policy, key_local
-            team = team._replace(on_policy=players.fill(members.on_policy, *known, by_episode=by_episode))
+            agent, local, mine = present(members.on_policy), present(team.on_policy), of(members.local)
+            local = players.fill(agent, local, mine, hyper.on_policy, key_local, by_episode=by_episode)
+            team = team._replace(on_policy=local)
         if members.search in group:
-            known = team.evolution, of(members.search), hyper.cem, config.evolution.cem, key_search
-            team = team._replace(evolution=players.evaluate(*known))
+            evolution, mine, how = present(team.evolution), of(members.search), present(config.evolution).cem
+            team = team._replace(evolution=players.evaluate(evolution, mine, hyper.cem, how, key_search))
         if tested in group:
             mine = of(tested)
             play = play._replace(
@@ -195,19 +196,20 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
 
     def learn(play: Play, ready: list[Array], hyper: Hyper, key: Key) -> Play:
         """Take the gradient steps that the off-policy agents owe, where ``ready`` [] each."""
-        enough = play.memory.replay.size >= max(config.update_after, 1)
+        memory, agent = present(play.memory), present(members.off_policy)
+        enough = memory.replay.size >= max(config.update_after, 1)
 
         def draw(row: int) -> Callable[[Key], Transition]:
             """Draw a batch; only the global agent prefers good episodes, and one that is alone has only its
             own."""
-            if row == GLOBAL and members.count > 1:
+            if row == GLOBAL and members.size > 1:
                 share, least = hyper.local_share, config.local_least
-                return lambda key: good_episodes.sample(play.memory, key, config.batch, share, least)
-            return lambda key: good_episodes.sample_all(play.memory, key, config.batch)
+                return lambda key: good_episodes.sample(memory, key, config.batch, share, least)
+            return lambda key: good_episodes.sample_all(memory, key, config.batch)
 
         def one(row: int, learner: OffPolicy, key: Key) -> OffPolicy:
             known = ready[row] & enough, draw(row), hyper.off_policy, key
-            return players.pay(members.off_policy, learner, *known)
+            return players.pay(agent, learner, *known)
 
         keys = jax.random.split(key, len(ready))
         learners = enumerate(cspc_team.learners(play.team))
@@ -228,7 +230,7 @@ def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
         choice = choose(group, play, which, before.lanes.obs, terms.hyper, key_act)
         start = before.lanes
         if own and cuts:  # the episode ends with the batch
-            local = play.team.on_policy
+            local = present(play.team.on_policy)
             last = (now == members.local) & (local.filled == len(local.rows.reward) - 1)
             last = jnp.broadcast_to(last[:, None], alive.shape)
             start = replace(start, env=rollout.truncated_next(lanes_env, start.env, last))

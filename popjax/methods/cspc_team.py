@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from popjax import agents, nets, tree
 from popjax.core import (
+    Act,
     Agent,
     Choice,
     Key,
@@ -33,6 +34,7 @@ GLOBAL = 0  # row of the global agent, and evolution's slot for its policy
 ON_POLICY_SLOT = 1  # evolution's slot for the on-policy agent's policy
 
 
+T = TypeVar("T")
 LanesAct: TypeAlias = Callable[[Array, Key], Choice]
 """``(obs [N, *obs], key) -> Choice [N]``"""
 
@@ -56,7 +58,7 @@ class Members(NamedTuple):
     learners:   rows of the global agent and its copies.
     local:      row of the on-policy agent; None if it is missing.
     search:     row of evolution; None if it is missing.
-    count:      agents, and the row of the lanes in which they are tested.
+    size:       agents, and the row of the lanes in which they are tested.
     network:    the mean network that all share.
     """
 
@@ -67,7 +69,7 @@ class Members(NamedTuple):
     learners: tuple[int, ...]
     local: int | None
     search: int | None
-    count: int
+    size: int
     network: MeanNetwork
 
 
@@ -82,6 +84,12 @@ class Group(NamedTuple):
 
     def __contains__(self, row: object) -> bool:
         return row in range(self.first, self.first + self.size)
+
+
+def present(part: T | None) -> T:
+    """Return what a member has, which must not be missing."""
+    assert part is not None
+    return part
 
 
 def gather(spec: Spec, config: Config) -> Members:
@@ -119,7 +127,7 @@ def gather(spec: Spec, config: Config) -> Members:
         learners=learners,
         local=local,
         search=None if actor is None else config.members - 1,
-        count=config.members,
+        size=config.members,
         network=network,
     )
 
@@ -127,7 +135,7 @@ def gather(spec: Spec, config: Config) -> Members:
 def groups(members: Members, config: Config) -> tuple[Group, Group]:
     """Return the agents' group and that of whole episodes."""
     lone = members.search is not None and not config.fused
-    agents, tests = members.count - lone, members.count * config.trials
+    agents, tests = members.size - lone, members.size * config.trials
     sizes = [config.lanes] * bool(members.learners) + [config.on_policy_lanes] * (members.local is not None)
     if config.fused and members.search is not None:
         sizes.append(config.individuals)
@@ -149,18 +157,19 @@ def _actor(spec: Spec, config: Evolution) -> Network:
 
 def init(members: Members, spec: Spec, config: Config, key: Key, hyper: Hyper) -> Team:
     """Return the fresh agents."""
-    keys = jax.random.split(key, members.count + 1)
+    keys = jax.random.split(key, members.size + 1)
     on_policy = evolution = None
     batch = tree.repeat(example_transition(spec), config.batch)
     learners = [
-        players.off_policy(members.off_policy, keys[row], hyper.off_policy, batch) for row in members.learners
+        players.off_policy(present(members.off_policy), keys[row], hyper.off_policy, batch)
+        for row in members.learners
     ]
     if members.on_policy is not None:
         shape = (config.rollout(spec.episode_length), config.on_policy_lanes)
         on_policy = players.on_policy(members.on_policy, keys[members.local], hyper.on_policy, spec, shape)
     if members.actor is not None:
         mean = nets.mean_of(members.actor.init(keys[members.search]))
-        evolution = players.search(mean, hyper.cem, config.evolution.cem, keys[-1], slots=2)
+        evolution = players.search(mean, hyper.cem, present(config.evolution).cem, keys[-1], slots=2)
     return Team(learners[0] if learners else None, on_policy, evolution, tuple(learners[1:]))
 
 
@@ -171,7 +180,7 @@ def learners(team: Team) -> tuple[OffPolicy, ...]:
 
 def givers(members: Members) -> np.ndarray:
     """Return bool [P, P]: whether the row's agent may take over the column's policy."""
-    may = np.zeros((members.count, members.count), np.bool_)
+    may = np.zeros((members.size, members.size), np.bool_)
     if members.learners:
         may[1:, GLOBAL] = True
     if members.search is not None and members.local is not None:
@@ -191,13 +200,13 @@ def hand_over(members: Members, config: Config, team: Team, taken: Array) -> Tea
         if evolution is not None and giver is not None:
             offered = flat(tree.take(given, giver))
             evolution = players.offer(evolution, slot, offered, taken[members.search, giver])
-    if not members.learners:
+    if members.off_policy is None:
         return team._replace(evolution=evolution)
-    source, value_of = team.off_policy.agent, members.off_policy.state_value
+    source, value_of = present(team.off_policy).agent, members.off_policy.state_value
     for row, one in enumerate(team.copies, 1):
         inherited = members.off_policy.inherit(one.agent, source)
         copies.append(replace(one, agent=tree.where(taken[row, GLOBAL], inherited, one.agent)))
-    if local is not None:
+    if local is not None and members.on_policy is not None:
         when, value = taken[members.local, GLOBAL], None if value_of is None else value_of(source)
         learner = exchange.adopt_mean(members.on_policy, local.agent, tree.take(given, GLOBAL), value, when)
         # A batch begun with another policy than the agent has now is begun anew.
@@ -217,14 +226,15 @@ def flat(mean: Params) -> Array:
 
 def represented(team: Team, config: Config) -> Array:
     """Return the vector [n] by which evolution is tested and deployed."""
-    return team.evolution.best if config.evolution.score == "best" else team.evolution.search.mean
+    evolution = present(team.evolution)
+    return evolution.best if present(config.evolution).score == "best" else evolution.search.mean
 
 
 def means(members: Members, team: Team, config: Config) -> Params:
     """Return the parameters [P] of the mean network of each agent."""
-    found = [nets.mean_of(members.off_policy.policy(one.agent)) for one in learners(team)]
+    found = [nets.mean_of(present(members.off_policy).policy(one.agent)) for one in learners(team)]
     if members.on_policy is not None:
-        found.append(nets.mean_of(members.on_policy.policy(team.on_policy.agent)))
+        found.append(nets.mean_of(members.on_policy.policy(present(team.on_policy).agent)))
     if members.actor is not None:
         found.append(members.unflatten(represented(team, config)))
     return tree.stack(found)
@@ -236,22 +246,20 @@ def act(members: Members, spec: Spec, config: Config, team: Team, row: int, hype
     The off-policy agents begin with uniformly random actions; copies that take over policies do not.
     """
     if row in members.learners:
-        one = learners(team)[row]
+        agent, one = present(members.off_policy), learners(team)[row]
         warmup = config.warmup if row == GLOBAL or not config.transfer else 0
-        scale = members.off_policy.exploration(hyper.off_policy, one.steps)
+        scale = agent.exploration(hyper.off_policy, one.steps)
 
         def explore(memory: tuple[()], obs: Array, key: Key) -> Choice:
-            params = members.off_policy.policy(one.agent)
-            return players.act_in_lanes(members.off_policy.act, params, obs, key, scale)
+            return players.act_in_lanes(agent.act, agent.policy(one.agent), obs, key, scale)
 
         random = policy.randomly(explore, spec, one.steps < warmup)
         return lambda obs, key: random((), obs, key)
     if row == members.local:
-        params = members.on_policy.policy(team.on_policy.agent)
-        return lambda obs, key: players.act_in_lanes(members.on_policy.act, params, obs, key, 1.0)
-    return lambda obs, key: jax.vmap(lambda mean, o: by_mean(members, mean, o))(
-        team.evolution.population, obs
-    )
+        local, params = of_local(members, team)
+        return lambda obs, key: players.act_in_lanes(local, params, obs, key, 1.0)
+    drawn = present(team.evolution).population
+    return lambda obs, key: jax.vmap(lambda mean, o: by_mean(members, mean, o))(drawn, obs)
 
 
 def act_in_tests(members: Members, config: Config, team: Team, hyper: Hyper) -> LanesAct:
@@ -260,21 +268,26 @@ def act_in_tests(members: Members, config: Config, team: Team, hyper: Hyper) -> 
 
     def one(row: int, obs: Array, key: Key) -> Choice:
         if row in members.learners:
-            agent, state = members.off_policy, learners(team)[row]
+            agent, state = present(members.off_policy), learners(team)[row]
             own = scale * agent.exploration(hyper.off_policy, state.steps)
             return players.act_in_lanes(agent.act, agent.policy(state.agent), obs, key, own)
         if row == members.local:
-            agent, params = members.on_policy, members.on_policy.policy(team.on_policy.agent)
-            return players.act_in_lanes(agent.act, params, obs, key, scale)
+            return players.act_in_lanes(*of_local(members, team), obs, key, scale)
         mean = members.unflatten(represented(team, config))
         return jax.vmap(lambda o: by_mean(members, mean, o))(obs)
 
     def everybody(obs: Array, key: Key) -> Choice:
-        by_row = obs.reshape(members.count, config.trials, *obs.shape[1:])
-        keys = jax.random.split(key, members.count)
-        return tree.concat([one(row, by_row[row], keys[row]) for row in range(members.count)])
+        by_row = obs.reshape(members.size, config.trials, *obs.shape[1:])
+        keys = jax.random.split(key, members.size)
+        return tree.concat([one(row, by_row[row], keys[row]) for row in range(members.size)])
 
     return everybody
+
+
+def of_local(members: Members, team: Team) -> tuple[Act, Params]:
+    """Return how the on-policy agent acts, and its policy."""
+    agent = present(members.on_policy)
+    return agent.act, agent.policy(present(team.on_policy).agent)
 
 
 def by_mean(members: Members, mean: Params, obs: Array) -> Choice:

@@ -611,7 +611,7 @@ def test_a_score_is_the_mean_return_of_the_tested_policy():
     env, members = walk(), cspc_team.gather(walk().spec, config)
     means = cspc_team.means(members, s.team, config)
     _, begun, _ = s.starts.env
-    for row in range(members.count):
+    for row in range(members.size):
         mean, totals = tree.take(means, row), []
         for trial in range(config.trials):
             state, obs, total = jax.tree.map(lambda x, i=trial: x[0, i], begun), s.starts.obs[0, trial], 0.0

@@ -88,14 +88,9 @@ def normalize(
     return normal if clip is None else jnp.clip(normal, -clip, clip)
 
 
-def denormalize(state: RunningStatistics, x: Array, *, epsilon: float = 1e-8) -> Array:
-    """Invert ``normalize`` without clipping."""
-    return x * jnp.sqrt(state.variance + epsilon) + state.low + state.mean
-
-
 @struct.dataclass
 class ReturnStatistics:
-    """Statistics of the discounted return so far, by which rewards are scaled.
+    """Statistics of the discounted return so far, by which rewards can be scaled.
 
     statistics: RunningStatistics of a scalar.
     returns:    float32 [*lanes]  discounted sum of rewards since each lane's reset.
@@ -103,11 +98,6 @@ class ReturnStatistics:
 
     statistics: RunningStatistics
     returns: Array
-
-
-def init_returns(lanes: tuple[int, ...] = ()) -> ReturnStatistics:
-    """Return statistics with nothing seen, every lane at the start of an episode."""
-    return ReturnStatistics(init(), jnp.zeros(lanes))
 
 
 def update_returns(
@@ -131,17 +121,6 @@ def update_returns(
 
     returns, seen = jax.lax.scan(one, state.returns, (jnp.asarray(reward, jnp.float32), done, valid))
     return ReturnStatistics(update(state.statistics, seen, valid), returns)
-
-
-def scale_reward(
-    state: ReturnStatistics, reward: Array, *, clip: float | None = None, epsilon: float = 1e-8
-) -> Array:
-    """Return ``reward / sqrt(variance of the return + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
-
-    Rewards are not centred: that would change which behaviour is best.
-    """
-    scaled = reward / jnp.sqrt(state.statistics.variance + epsilon)
-    return scaled if clip is None else jnp.clip(scaled, -clip, clip)
 
 
 @struct.dataclass

@@ -213,34 +213,3 @@ def collect(
         return Lane(state, timestep.obs, carry), record(lane.obs, action, timestep)
 
     return jax.lax.scan(one, lane, jax.random.split(key, length))
-
-
-@struct.dataclass
-class Returns:
-    """Episode returns of a lane that plays on across resets.
-
-    running:  float32 [] return of the episode under way.
-    latest:   float32 [] return of the last finished episode; of the one under way before any has finished.
-    episodes: int32 []   finished episodes.
-    """
-
-    running: Array
-    latest: Array
-    episodes: Array
-
-
-def no_returns() -> Returns:
-    """Return the returns before the first step."""
-    return Returns(jnp.float32(0), jnp.float32(0), jnp.int32(0))
-
-
-def track(returns: Returns, reward: Array, done: Array) -> Returns:
-    """Return ``returns`` after steps with ``reward`` [T] and ``done`` [T]."""
-
-    def one(returns: Returns, step: tuple[Array, Array]) -> tuple[Returns, None]:
-        reward, done = step
-        running = returns.running + reward
-        latest = jnp.where(done | (returns.episodes == 0), running, returns.latest)
-        return Returns(jnp.where(done, 0.0, running), latest, returns.episodes + done), None
-
-    return jax.lax.scan(one, returns, (reward, done))[0]

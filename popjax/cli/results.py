@@ -43,7 +43,7 @@ def evaluate(argv: list[str]) -> None:
     if arguments.json:
         show.evaluation_json(root, run.saved, run.env_steps, here, there, video)
         return
-    show.evaluation(root, run.saved, run.env_steps, here)
+    show.evaluation(run.saved, run.env_steps, here)
     if there:
         show.transfer(run.saved, here, there)
     if video:

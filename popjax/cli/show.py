@@ -118,7 +118,7 @@ class Played(NamedTuple):
     where: str = "device"
 
 
-def evaluation(root: Path, config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
+def evaluation(config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
     """One row per member."""
     returns, lengths, members = here.returns, here.lengths, sweep.of_config(config)
     who = config["method"] + (f" (individual {config['individual']})" if "individual" in config else "")

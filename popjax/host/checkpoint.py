@@ -7,7 +7,6 @@ process that is killed at any moment leaves the earlier ones as they were.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import zlib
@@ -38,16 +37,6 @@ _DAMAGED = "damaged-"
 
 class Damaged(Exception):
     """A checkpoint cannot be read back as it was written."""
-
-
-def digest(state: Any) -> str:
-    """SHA-256 over path, dtype, shape and bytes of every leaf."""
-    total = hashlib.sha256()
-    for path, leaf in named(state):
-        array = fetch(data(leaf))
-        total.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
-        total.update(raw(array))
-    return total.hexdigest()
 
 
 def save(

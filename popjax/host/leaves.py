@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,16 @@ def named(state: Any) -> Iterator[tuple[str, Any]]:
 def data(leaf: Any) -> Any:
     """A leaf, or the data of a key."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def digest(state: Any) -> str:
+    """Return the SHA-256 over path, dtype, shape and bytes of every leaf."""
+    total = hashlib.sha256()
+    for path, leaf in named(state):
+        array = fetch(data(leaf))
+        total.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
+        total.update(raw(array))
+    return total.hexdigest()
 
 
 def to_arrays(state: Any) -> dict[str, np.ndarray]:

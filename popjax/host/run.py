@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, log, memory, processes, report, rundir
+from popjax.host import checkpoint, leaves, log, memory, processes, report, rundir
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, empty, named
 from popjax.host.numbers import plain
@@ -210,7 +210,7 @@ def finish(
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
         "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
         "hardware": run.config["device"],
-        "state_sha256": checkpoint.digest(state),
+        "state_sha256": leaves.digest(state),
         "members": [
             _member(run, state, position, place, finals[place], (early or {}).get(place))
             | {"metrics": {name: plain(values[place]) for name, values in metrics.items()}}
@@ -237,7 +237,7 @@ def _member(
         "reason": position.frozen.get(place, early),
         "env_steps": int(position.env_steps[place]),
         "final_return": final,
-        "state_sha256": checkpoint.digest(alone),
+        "state_sha256": leaves.digest(alone),
     }
 
 

@@ -58,10 +58,6 @@ class Placement(NamedTuple):
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, PartitionSpec(*[SWEEP] if self.axis == SWEEP else []))
 
-    def everywhere(self) -> Sharding:
-        """Of arrays that every device has in full."""
-        return self.members() if self.axis is None else NamedSharding(self.mesh, PartitionSpec())
-
     def state(self, shapes: Any) -> Any:
         """Of every leaf of a State [S, ...], in its structure."""
         everywhere = jax.tree.map(lambda _: self.members(), shapes)

@@ -31,12 +31,6 @@ def adopt(agent: Agent | OnPolicyAgent, states: PyTree, policies: Params, which:
     return tree.where(which, jax.vmap(agent.adopt)(states, policies), states)
 
 
-def replace_by(members: Any, source: Array) -> Any:
-    """Return a population [P] in which slot i holds a copy of all that ``source[i]`` has: parameters,
-    moments, memory."""
-    return tree.take(members, source)
-
-
 def insert(members: Any, slot: Array, newcomer: Any, when: Array | bool = True) -> Any:
     """Return a population [P] with a ``newcomer`` in ``slot`` int32 [], if ``when``."""
     count = jax.tree.leaves(members)[0].shape[0]

@@ -71,11 +71,6 @@ def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Ar
     return memory, numbers.astype(jnp.int32)
 
 
-def remember_locally(memory: Memory, numbers: Array, valid: Array) -> Memory:
-    """Enter the valid of the rows with these ``numbers`` [B] into the local memory."""
-    return replace(memory, local=ring.add(memory.local, numbers, valid))
-
-
 def follow(
     memory: Memory, episode: Array, length: Array, number: Array, total: Array, ends: Array, gate: Gate
 ) -> tuple[Memory, Array, Array]:

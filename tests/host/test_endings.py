@@ -17,7 +17,7 @@ import pytest
 
 import popjax
 from popjax.envs import make
-from popjax.host import checkpoint, interrupt, log, loop, programs
+from popjax.host import checkpoint, interrupt, leaves, log, loop, programs
 from popjax.host.run import Result
 from popjax.host.terminal import Lasting, complain
 from popjax.host.train import train
@@ -241,7 +241,7 @@ def test_standard_error_that_goes_away_does_not_end_a_run(
     stream: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, straight: Any
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream())
-    assert checkpoint.digest(run(None, quiet=False).state) == straight[0]
+    assert leaves.digest(run(None, quiet=False).state) == straight[0]
 
 
 def shut() -> io.StringIO:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host import checkpoint, interrupt
+from popjax.host import checkpoint, interrupt, leaves
 from popjax.host.errors import Refused
 from popjax.host.train import train
 from popjax.host.writer import Writer
@@ -32,7 +32,7 @@ PROGRAM = "from popjax import cli; raise SystemExit(cli.run())"
 @pytest.fixture(scope="module")
 def straight() -> str:
     """The digest of a run that nothing disturbed."""
-    return checkpoint.digest(train(tiny.build(ENV), ENV, quiet=True, **OPTIONS).state)
+    return leaves.digest(train(tiny.build(ENV), ENV, quiet=True, **OPTIONS).state)
 
 
 def start(run: Path, *more: str) -> subprocess.Popen[str]:

@@ -11,9 +11,9 @@ import pytest
 
 from popjax.envs import make
 from popjax.host import memory, sweep
-from popjax.host.checkpoint import digest
 from popjax.host.errors import NonFiniteMetric, Refused
 from popjax.host.evaluate import evaluate
+from popjax.host.leaves import digest
 from popjax.host.programs import chunk_function
 from popjax.host.train import train
 from tests.host import tiny

@@ -25,6 +25,7 @@ from popjax.methods import cspc, cspc_team
 from popjax.methods.cspc import Config, Evolution
 from popjax.population import exchange, players
 from popjax.replay import good_episodes as store
+from popjax.replay import ring
 from tests.support import Case, same
 
 PPO = ppo.Config(
@@ -290,6 +291,10 @@ def empty(capacity=100, local=5):
     return store.init(tree.take(rows(1), 0), capacity, local)
 
 
+def entering(memory, numbers, valid):
+    return replace(memory, local=ring.add(memory.local, numbers, valid))
+
+
 def held(memory):
     """Rewards of what the local memory holds, oldest first; each row's reward is its number."""
     size = int(store.local_size(memory))
@@ -299,18 +304,18 @@ def held(memory):
 
 def test_the_local_memory_is_first_in_first_out():
     memory, first = written(empty(), 3)
-    memory = store.remember_locally(memory, first, jnp.ones(3, bool))
+    memory = entering(memory, first, jnp.ones(3, bool))
     memory, second = written(memory, 4, 3)
-    memory = store.remember_locally(memory, second, jnp.ones(4, bool))
+    memory = entering(memory, second, jnp.ones(4, bool))
     assert held(memory) == [2, 3, 4, 5, 6]
 
 
 def test_rows_that_were_overwritten_are_gone_with_all_that_entered_before():
     memory, numbers = written(empty(capacity=10, local=8), 4)
-    memory = store.remember_locally(memory, numbers, jnp.ones(4, bool))
+    memory = entering(memory, numbers, jnp.ones(4, bool))
     memory, more = written(memory, 8, 4)  # 12 in all: rows 0 and 1 are overwritten
     assert held(memory) == [2, 3]
-    memory = store.remember_locally(memory, more[:2], jnp.ones(2, bool))
+    memory = entering(memory, more[:2], jnp.ones(2, bool))
     assert held(memory) == [2, 3, 4, 5]
     memory, _ = written(memory, 4, 12)
     assert held(memory) == []
@@ -326,7 +331,7 @@ def test_invalid_rows_are_neither_written_nor_numbered():
 @pytest.mark.parametrize(("entries", "expected"), [(10_001, 0.3), (10_000, 0.0)])
 def test_three_batches_in_ten_come_from_a_local_memory_that_is_full_enough(entries, expected, key):
     memory, _ = written(empty(capacity=20_000, local=20_000), 20_000)
-    memory = store.remember_locally(memory, jnp.arange(entries), jnp.ones(entries, bool))
+    memory = entering(memory, jnp.arange(entries), jnp.ones(entries, bool))
 
     @jax.jit
     @jax.vmap
@@ -341,7 +346,7 @@ def test_three_batches_in_ten_come_from_a_local_memory_that_is_full_enough(entri
 
 def test_a_batch_is_from_one_memory(key):
     memory, _ = written(empty(capacity=1000, local=50), 1000)
-    memory = store.remember_locally(memory, jnp.arange(900, 920), jnp.ones(20, bool))
+    memory = entering(memory, jnp.arange(900, 920), jnp.ones(20, bool))
     drawn = jax.jit(jax.vmap(lambda k: store.sample(memory, k, 16, 0.5, 5).reward))(
         jax.random.split(key, 400)
     )
@@ -553,7 +558,7 @@ def test_training_draws_from_the_local_memory():
     many = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), (500, *x.shape[1:])), example_rows())
     memory, numbers = store.remember(blank, many, jnp.ones(500, bool))
     for entries, alike in ((DUO.local_least, True), (DUO.local_least + 1, False)):
-        held = store.remember_locally(memory, numbers[:entries], jnp.ones(entries, bool))
+        held = entering(memory, numbers[:entries], jnp.ones(entries, bool))
         found = []
         for share in (0.0, 1.0):
             hyper = compiled(DUO)[0].hyper.replace(local_share=share)

@@ -27,9 +27,8 @@ def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTr
     was none.
 
     A loop and not a branch: on an accelerator ``lax.cond`` copies the whole State. Steer it by data that is
-    equal for all
-    members of a sweep (``due``) where possible; with a count of its own for each member the state is selected
-    in every step. ``update`` closes over the replay, so that the loop does not carry it.
+    equal for all members of a sweep (``due``) where possible; with a count of its own for each member the
+    state is selected in every step. ``update`` closes over the replay, so that the loop does not carry it.
     """
 
     def one(i: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
@@ -87,9 +86,7 @@ def zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def everyone(
-    learn: Callable[..., tuple[Any, PyTree]], *, shared: bool = False
-) -> Callable[..., tuple[Any, PyTree]]:
+def everyone(learn: Learn, *, shared: bool = False) -> Learn:
     """Lift ``learn(state, data, hyper, key)`` of one agent to ``(states [P], data [P, ...], hyper, key)``.
 
     ``shared`` data has no axis P: everyone learns from the same. A leaf of ``hyper`` is [] or [P].

@@ -139,7 +139,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
     def init(key: Key) -> State:
         params = network.init(key)
         moments = adam(0.0, jnp.inf).init(params)
-        return State(params, moments, jnp.zeros(lanes), jnp.full(skills, -jnp.inf))
+        return State(params, moments, jnp.zeros(lanes), jnp.full(skills, -jnp.inf, jnp.float32))
 
     def reward(state: State, batch: Transition) -> Array:
         # The skill is the one that acted.

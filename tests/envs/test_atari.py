@@ -161,7 +161,7 @@ def test_presets_and_options(name, options, shape, actions, limit):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("Breakout", {}, "no task 'Breakout'; did you mean 'breakout'"),
+        ("Breakout", {}, "no task 'Breakout'; did you mean 'atari/breakout'"),
         ("combat", {}, "no task 'combat'"),
         ("qbert", {}, "atari/qbert: .*pass inexact=True"),
         ("pong", {"sticky": 1.0}, r"sticky must be in \[0, 1\), got 1.0"),

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,9 @@ def playing() -> Method:
     walk = tiny.build(env)
 
     def step(s: tiny.State) -> tiny.State:
-        act = partial(walk.act, s.weight)
+        def act(memory, obs, key):
+            return walk.act(s.weight, memory, obs, key, 0.0)[:2]
+
         played = rollout.episode(env, act, walk.memory, s.key, record=lambda *_: ())
         return walk.step(s.replace(weight=s.weight + 0.001 * played.total))
 

@@ -3,9 +3,9 @@
     python scripts/run.py examples.sixth_method --env gymnax/Pendulum-v1 --env-steps 30000
 
 Agents of any kind are paid for what is new to all of them (Collaborative Exploration). From time to time
-agents
-far behind take over the best one's policy (CSPC), and the worst becomes a child of the two best, distilled as
-the best one's critic judges (PDERL). A student imitates the best agent throughout and is deployed (CDRL).
+agents far behind take over the best one's policy (CSPC), and the worst becomes a child of the two best,
+distilled as the best one's critic judges (PDERL). A student imitates the best agent throughout and is
+deployed (CDRL).
 A step: collect -> learn -> transfer -> cross -> teach. Every command of popjax takes its runs.
 """
 

@@ -270,8 +270,7 @@ class Agent(NamedTuple):
     actor:       network of the policy
     critic:      network of the critic
     state_value: state -> parameters of V(s); None of an agent without
-    td_error:    (state, batch, online=False) -> target minus value [B], the target by the target networks
-                 or, if ``online``, by the online ones; None of an agent without priorities
+    td_error:    (state, batch) -> target minus value [B]; None of an agent without priorities
     observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
     exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
     inherit:     (state, other) -> the state ``other`` of another agent of this kind with the own optimizer's

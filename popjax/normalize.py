@@ -169,7 +169,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
         state_value=_of_agent(agent.state_value),
         td_error=None
         if td_error is None
-        else lambda state, batch, online=False: td_error(state.agent, seen_batch(state, batch), online),
+        else lambda state, batch: td_error(state.agent, seen_batch(state, batch)),
         values=None
         if values is None
         else lambda state, obs, action: values(state.agent, seen(state.statistics, obs), action),

@@ -103,9 +103,8 @@ def largest(count: Array) -> Array:
     """Return the largest of ``count`` in this lane and in all lanes of any enclosing ``vmap``.
 
     Steers a loop by a number that is the same in every lane, such as the gradient steps owed to a clock that
-    all share,
-    without making it a loop of its own for each lane: the carry is then not selected, and so not copied, in
-    every turn.
+    all share, without making it a loop of its own for each lane: the carry is then not selected, and so not
+    copied, in every turn.
     """
     return jnp.max(count)
 

@@ -171,18 +171,17 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def observe(state: State, obs: Array, valid: Array) -> State:
         return replace(state, statistics=normalize.update(state.statistics, obs, valid))
 
-    def targets(state: State, batch: Transition, online: bool) -> Array:
-        """Return the targets [B] of the value of transitions, by the target networks or the online ones."""
-        networks = (state.actor, state.critic) if online else (state.target_actor, state.target_critic)
+    def targets(state: State, batch: Transition) -> Array:
+        """Return the targets [B] of the value of transitions."""
         next_obs = seen(state.statistics, batch.next_obs)
-        next_value = critic.apply(networks[1], next_obs, actor.apply(networks[0], next_obs))
+        next_value = critic.apply(state.target_critic, next_obs, actor.apply(state.target_actor, next_obs))
         return batch.reward + batch.discount * next_value
 
-    def td_error(state: State, batch: Transition, online: bool = False) -> Array:
-        return targets(state, batch, online) - value(state, batch.obs, batch.action)
+    def td_error(state: State, batch: Transition) -> Array:
+        return targets(state, batch) - value(state, batch.obs, batch.action)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
-        target = targets(state, batch, False)
+        target = targets(state, batch)
         obs, weight = seen(state.statistics, batch.obs), importance(batch)
 
         def critic_loss(params: Params) -> tuple[Array, None]:

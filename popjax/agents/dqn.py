@@ -110,17 +110,17 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def value(state: State, obs: Array, action: Array) -> Array:
         return chosen(network.apply(state.online, obs), action)
 
-    def targets(state: State, batch: Transition, online: bool) -> Array:
+    def targets(state: State, batch: Transition) -> Array:
         """Return the targets [B] of the values of transitions."""
-        values = network.apply(state.online if online else state.target, batch.next_obs)  # [B, A]
-        chooser = network.apply(state.online, batch.next_obs) if config.double and not online else values
+        values = network.apply(state.target, batch.next_obs)  # [B, A]
+        chooser = network.apply(state.online, batch.next_obs) if config.double else values
         return batch.reward + batch.discount * chosen(values, jnp.argmax(chooser, -1))
 
-    def td_error(state: State, batch: Transition, online: bool = False) -> Array:
-        return targets(state, batch, online) - value(state, batch.obs, batch.action)
+    def td_error(state: State, batch: Transition) -> Array:
+        return targets(state, batch) - value(state, batch.obs, batch.action)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
-        target, weight = targets(state, batch, False), importance(batch)
+        target, weight = targets(state, batch), importance(batch)
 
         def loss(params: Params) -> tuple[Array, Array]:
             value = chosen(network.apply(params, batch.obs), batch.action)

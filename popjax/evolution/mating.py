@@ -23,8 +23,6 @@ class Mating:
     actions: Literal["current", "stored"] = "current"  # distance: what the owner of a state does now, or did
     batch: int = 256  # distance: states per individual
     newest: int = 1_000  # distance: newest states of a memory that they are drawn from
-    fresh_elite_fitness: bool = False  # whether an elite's copy mates with its own fitness or its victim's
-    allow_self_pair: bool = True  # whether a winner that the list of candidates repeats may mate with itself
 
     def __post_init__(self) -> None:
         check_choices(self)

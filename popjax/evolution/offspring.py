@@ -36,13 +36,12 @@ def breed(
 ) -> tuple[Params, Ring, Array]:
     """Fill vacant slots with children of the pairs that mate best, and half of each parent's memory.
 
-    fitness: float [P] of each slot before elites were cloned.
+    fitness: float [P] of each slot before elites were cloned: an elite's copy mates with that of the
+             individual it replaced, as in the authors' code.
     """
     key_score, key_merge, key_child = jax.random.split(key, 3)
-    if config.fresh_elite_fitness:
-        fitness = fitness[selection.source]
     score = scores(config, behave, actors, memories, fitness, key_score)
-    x, y = parents(selection, fitness, score, allow_self_pair=config.allow_self_pair)
+    x, y = parents(selection, fitness, score)
     actors_x, memories_x = tree.take((actors, memories), x)
     actors_y, memories_y = tree.take((actors, memories), y)
     children = x.shape[0]

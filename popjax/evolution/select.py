@@ -86,24 +86,19 @@ def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selec
     return Selection(source, elite, selected, jnp.stack(copies), _front(offspring, kept), vacant)
 
 
-def parents(
-    selection: Selection, fitness: Array, score: Array, *, allow_self_pair: bool = True
-) -> tuple[Array, Array]:
+def parents(selection: Selection, fitness: Array, score: Array) -> tuple[Array, Array]:
     """Return the two parents of every vacant slot, int32 [C] each, the fitter one first.
 
     fitness: float [P] decides who is fitter; equals keep the order of the list.
     score:   float [P, P] symmetric mating score.
 
     All pairs of list positions among elite copies and offspring, best score first; the i-th vacant slot takes
-    pair ``i mod (number of pairs)``. A slot that the offspring list repeats also pairs with itself, unless
-    ``allow_self_pair`` is False.
+    pair ``i mod (number of pairs)``. A slot that the offspring list repeats also pairs with itself.
     """
     candidates = jnp.concatenate([selection.elite_copies, selection.offspring])
     first, second = jnp.triu_indices(candidates.shape[0], k=1)
     a, b = candidates[first], candidates[second]
     valid = (a >= 0) & (b >= 0)
-    if not allow_self_pair:
-        valid &= a != b
     order = jnp.argsort(jnp.where(valid, -score[a, b], jnp.inf))  # stable: equal scores keep list order
     pair = order[jnp.arange(selection.vacant.shape[0]) % jnp.maximum(valid.sum(), 1)]
     a, b = a[pair], b[pair]
@@ -120,12 +115,10 @@ def replaceable(fitness: Array, protected: Array) -> Array:
     """Return the slot that an outsider takes, int32 []: the least fit or, if that is protected, the next one
     up.
 
-    protected: int32 [n] slots; slots follow one another cyclically.
+    protected: int32 [] slot; slots follow one another cyclically.
     """
-    population = fitness.shape[0]
-    candidates = (jnp.argmin(fitness) + jnp.arange(population)) % population
-    free = ~jnp.isin(candidates, protected)
-    return candidates[jnp.argmax(free)]
+    least = jnp.argmin(fitness)
+    return jnp.where(least == protected, (least + 1) % fitness.shape[0], least)
 
 
 def _front(indices: Array, kept: Array) -> Array:

@@ -223,7 +223,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             done, learner, replay = loop
             rows, valid = contents(s.locals, order[done], done < full)
             learner = agent.observe(learner, rows.obs, valid)
-            error = agent.td_error(learner, rows, online=config.initial_target == "online")
+            error = agent.td_error(learner, rows)
             replay = store.add(replay, rows, valid, jnp.abs(error) + s.hyper.priority_offset)
             return done + 1, learner, replay
 
@@ -234,7 +234,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
 
     def update(carry: Held, key: Key, hyper: Hyper) -> tuple[Held, PyTree]:
         """Take one gradient step, and set the new priorities of its transitions."""
-        how = (hyper.importance_exponent, config.largest_weight == "buffer", hyper.priority_offset)
+        how = hyper.importance_exponent, hyper.priority_offset
         return learning.prioritized_step(agent, store, carry, config.batch, hyper.agent, key, *how)
 
     def passed(env_steps: Array, period: int) -> Array:

@@ -45,8 +45,6 @@ class Config:
     )
     clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
     stratified: bool = True  # one draw from each of equal masses of priority, or independent draws
-    largest_weight: Literal["batch", "buffer"] = "batch"  # among which importance weights reach 1
-    initial_target: Literal["target", "online"] = "target"  # network that values what gets its first priority
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
     return_window: int = 100  # finished episodes of nature actors whose mean is the learner's return

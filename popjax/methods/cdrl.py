@@ -8,7 +8,7 @@ teacher it is A3C, restated for lanes.
 
 Differs from the paper and its code: workers are lanes of one program, so that rollouts run across the ends of
 episodes and nothing is asynchronous; a lane's gradients are taken where the lanes before it have brought the
-parameters (``grad_at``); rollouts of one episode are not merged; KL divergences are exact where the code adds
+parameters; rollouts of one episode are not merged; KL divergences are exact where the code adds
 1e-10 inside of the logarithm. A teacher carries its own memory along the student's episodes, advanced as the
 student's is when it acts, where the code gives it the student's (``teacher_state``). Several teachers have
 an alignment network each and share the student's Adam for distillation. The paper's measure is
@@ -233,8 +233,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
         def one(carry: tuple[Student, tuple[Learner, ...]], rows: Any) -> Any:
             """Learn from a bundle of lanes: from rewards, then by alignment and distillation."""
             (student, aligners), (played, targets, memories, taken) = carry, rows
-            point = student if config.grad_at == "current" else task.student
-            reading = actor_critic.read(network, point.params, played)
+            reading = actor_critic.read(network, student.params, played)
             student, losses, norm = reinforce(reading, played, targets, student)
             taught, told = [], []
             for tutor, its, own, aligner in zip(tutors, params, memories, aligners, strict=True):

@@ -36,8 +36,6 @@ class Config:
     # a gradient step for each lane, one after the other, or one for the mean over lanes: with 8 lanes 8 times
     # fewer of every kind, so that lr, distil_lr and align_lr are to be raised together
     update_mode: Literal["sequential", "batched"] = "sequential"
-    # where a lane's gradients are taken: the parameters so far, or those that acted
-    grad_at: Literal["current", "behaviour"] = "current"
     student_gae: bool = True  # the student learns from its own rewards, too
     timeout_bootstrap: bool = False  # the value behind a time limit counts, else a time limit is an end
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers

@@ -11,11 +11,11 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
 ``gaussian``. With a ``drive`` the learner is also rewarded for what is new; fitness stays the task's return.
 
-Differs from the paper where its code, which made the paper's numbers, does; each difference is an option: a
-child starts from the less fit parent, its regulariser is a mean over action components too, equal values
-imitate the less fit parent (``distillation``); an elite's copy mates with the fitness of the individual it
-replaced, a repeated winner may mate with itself (``mating``); the learner may overwrite any slot but that of
-the best elite's copy (``protect_all_elites``); the time limit is terminal (``timeout_is_terminal``). Left out
+Differs from the paper where its code, which made the paper's numbers, does. Options turn these back: a child
+starts from the less fit parent, its regulariser is a mean over action components too, equal values imitate
+the less fit parent (``distillation``); the time limit is terminal (``timeout_is_terminal``). An elite's copy
+mates with the fitness of the individual it replaced, a repeated winner may mate with itself, the learner may
+overwrite any slot but that of the best elite's copy, and its noise goes on from episode to episode. Left out
 as slips of ERL's first code: unclipped actor gradients, noisy actions stored beyond [-1, 1], sync counted in
 games. For distances an individual's states are drawn once, not anew for every pair.
 """
@@ -76,7 +76,7 @@ class State:
     drive: PyTree  # the learner's; () without one
     noise: Array  # float32 [A] the learner's Ornstein-Uhlenbeck process; [0] of one that explores by itself
     champion: Params  # the fittest policy of the last evaluation
-    elite_copy: Array  # int32 [n] slots that sync must spare, best elite's first
+    elite_copy: Array  # int32 [] slot of the best elite's copy, which sync must spare
     synced: Array  # int32 [] slot that the learner's actor entered last generation, or -1
     fates: Array  # int32 [3] entries that became elite, were selected, were discarded
     actors: Params = stacked()
@@ -126,7 +126,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             drive=held,
             noise=jnp.zeros_like(row.action) if noisy else jnp.zeros(0),
             champion=tree.take(actors, 0),
-            elite_copy=jnp.zeros(config.elites if config.protect_all_elites else 1, jnp.int32),
+            elite_copy=none,
             synced=jnp.int32(-1),
             fates=jnp.zeros(3, jnp.int32),
             actors=actors,
@@ -138,7 +138,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         them."""
         key, key_play = jax.random.split(s.key)
         learner = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
-        noise = jnp.zeros((players + 1, *s.noise.shape)).at[-1].set(0.0 if config.noise_reset else s.noise)
+        noise = jnp.zeros((players + 1, *s.noise.shape)).at[-1].set(s.noise)
         explores = s.hyper.noise_scale if noisy else agent.exploration(s.hyper.agent, s.env_steps)
         episodes = lanes.episodes(
             env,
@@ -192,7 +192,7 @@ def build(env: Env, config: Config = Config()) -> Method:
                 selected_rate=selected,
                 discarded_rate=discarded,
             ),
-            elite_copy=selection.elite_copies[: s.elite_copy.shape[0]],
+            elite_copy=selection.elite_copies[0],
             fates=fates,
             actors=tree.where(eligible, mutants, actors),
             memories=memories,

@@ -40,8 +40,6 @@ class Config:
     batch: int = 128  # transitions per gradient step of the learner
     start_batches: int = 5  # the learner starts once the replay holds more than so many batches
     timeout_is_terminal: bool = True  # the learner takes the time limit for the end of the task
-    noise_reset: bool = False  # the learner's action noise restarts with every episode
-    protect_all_elites: bool = False  # sync spares all elites' copies, not only the best one's
     drive: drives.NoveltyConfig | None = None  # the learner's reward beside the task's: collab, rnd or none
 
     @property

@@ -12,7 +12,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Agent, Key, PyTree, Weighted
-from popjax.replay.prioritized import Prioritized, PrioritizedReplay, importance_weights, largest_weight
+from popjax.replay.prioritized import Prioritized, PrioritizedReplay, importance_weights
 
 Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
 """``(what learns, key) -> (what learns, losses)``: one gradient step of everyone, batch included."""
@@ -108,21 +108,19 @@ def prioritized_step(
     hyper: PyTree,
     key: Key,
     exponent: Array | float,
-    of_buffer: bool,
     offset: Array | float,
 ) -> tuple[tuple[PyTree, Prioritized], PyTree]:
     """Take a gradient step on ``batch`` rows drawn by priority: learner and replay, and the losses.
 
-    exponent:  beta of the importance weights, which reach 1 in the batch or, if ``of_buffer``, in the replay.
-    offset:    added to the absolute TD errors before the step, which are the rows' new priorities.
+    exponent: beta of the importance weights, of which the batch's largest is 1.
+    offset:   added to the absolute TD errors before the step, which are the rows' new priorities.
 
     Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
     """
     learner, replay = held
     key_sample, key_learn = jax.random.split(key)
     rows, draw = store.sample(replay, key_sample, batch)
-    largest = largest_weight(replay, exponent) if of_buffer else None
-    weight = importance_weights(draw.probability, replay.size, exponent, largest)
+    weight = importance_weights(draw.probability, replay.size, exponent)
     assert agent.td_error is not None
     priority = jnp.abs(agent.td_error(learner, rows)) + offset
     learner, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)

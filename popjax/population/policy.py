@@ -47,11 +47,12 @@ def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
 
 
 def several(acts: Sequence[Act], params: Sequence[Params], spec: Spec) -> Act:
-    """Return policies of different kinds as one, whose parameters are which of them acts, int32 [].
+    """Return policies of different kinds as one; its parameter is the index int32 [] of the one that acts.
 
-    acts, params: of each of them; the memory is a tuple of everyone's. All say what they would do, which is
-                  cheap beside
-    an environment's step: the physics stands in a program once, whoever plays.
+    acts, params: of each of them; the memory is a tuple of everyone's.
+
+    All compute their action, which is cheap beside an environment's step: the physics stands in a program
+    once, whoever plays.
     """
 
     def act(which: Array, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:

@@ -213,25 +213,13 @@ def choose(children: Array, low: Array, high: Array, part: Array) -> tuple[Array
     return chosen, before
 
 
-def importance_weights(
-    probability: Array, size: Array | int, exponent: Array | float, largest: Array | float | None = None
-) -> Array:
-    """Return weights [B] that undo the bias of drawing by priority: (N P)^-exponent, divided by the largest.
+def importance_weights(probability: Array, size: Array | int, exponent: Array | float) -> Array:
+    """Return weights [B] that undo the bias of drawing by priority: (N P)^-exponent, divided by the batch's
+    largest.
 
     probability: float32 [B]  of the rows, from ``Draw``.
     size:        int32 []     N, rows stored now.
     exponent:    []           1 undoes the bias wholly, 0 not at all.
-    largest:     []           what to divide by, such as ``largest_weight(state, exponent)`` or 1; without it
-                              the largest of the batch.
     """
     weight = (size * jnp.maximum(probability, jnp.finfo(jnp.float32).tiny)) ** -jnp.asarray(exponent)
-    return weight / (jnp.max(weight) if largest is None else largest)
-
-
-def largest_weight(state: Prioritized, exponent: Array | float) -> Array:
-    """Return the largest (N P)^-exponent of any stored row with mass, []. Every call reads all masses."""
-    masses = state.masses
-    least = jnp.min(masses, where=masses > 0, initial=jnp.inf)
-    uniform = 1 / jnp.maximum(state.size, 1)
-    probability = jnp.where(jnp.isinf(least), uniform, least / state.total)
-    return importance_weights(probability[None], state.size, exponent, 1.0)[0]
+    return weight / jnp.max(weight)

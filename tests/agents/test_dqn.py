@@ -66,9 +66,6 @@ def test_worked_example_1_double_q_over_three_steps(monkeypatch):
     np.testing.assert_allclose(three, 2.9602, atol=1e-6)
     np.testing.assert_allclose(agent.td_error(state, row), [1.341396], atol=2e-6)
     np.testing.assert_allclose(agent.learn(state, row, hyper, jax.random.key(0))[1].loss, 0.899672, atol=2e-6)
-    np.testing.assert_allclose(
-        agent.td_error(state, row, online=True), [2.9602 + 0.970299 * 3 - 5.5], atol=2e-6
-    )
 
 
 def test_worked_example_4_exploration():

@@ -282,8 +282,6 @@ def at(states, step):
 
 
 OTHER_WEIGHTS = {
-    "largest_weight": "buffer",
-    "initial_target": "online",
     "clip_rewards": True,
     "stratified": False,
 }

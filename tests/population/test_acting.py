@@ -90,18 +90,17 @@ def test_epsilon_zero_acts_as_without_collaboration_and_one_drives_agents_apart(
     obs = jnp.zeros((3, 200, 1))
 
     @jax.jit
-    def actions(epsilon):
+    def actions(epsilon, scale):
         hyper = replace(NUMBERS, epsilon=epsilon)
-        act = acting.together("eps_collab", crew, states, SPEC, 1.0, 10, hyper)
+        act = acting.together("eps_collab", crew, states, SPEC, scale, 10, hyper)
         return act((), obs, key).action[..., 0]  # [3, 200]
 
     def distance(action):
         return float(jnp.square(action[:, None] - action[None]).mean())
 
-    assert distance(actions(1.0)) > 1.2 * distance(actions(0.0))
-    key_plain = jax.random.split(key, 3)[0]
-    alone = jax.jit(acting.together(None, crew, states, SPEC, 1.0, 10, NUMBERS))((), obs, key_plain)
-    np.testing.assert_allclose(actions(0.0), alone.action[..., 0], atol=1e-6)
+    assert distance(actions(1.0, 1.0)) > 1.2 * distance(actions(0.0, 1.0))
+    greedy = jax.jit(acting.together(None, crew, states, SPEC, 0.0, 10, NUMBERS))((), obs, key)
+    np.testing.assert_allclose(actions(0.0, 0.0), greedy.action[..., 0], atol=1e-6)
 
 
 @every_kind

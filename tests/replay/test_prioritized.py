@@ -12,7 +12,7 @@ import pytest
 
 from popjax import tree
 from popjax.replay import prioritized as module
-from popjax.replay.prioritized import FAN_OUT, first_nodes, importance_weights, largest_weight, prioritized
+from popjax.replay.prioritized import FAN_OUT, first_nodes, importance_weights, prioritized
 from tests.support import equal
 
 EXPONENT = 0.6
@@ -53,23 +53,15 @@ def test_worked_example_3_masses_probabilities_and_weights():
     expected = np.array([0.172025, 0.260741, 0.395209, 0.172025])
     np.testing.assert_allclose(draw.probability, expected[draw.slots], rtol=3e-6)
     probability = state.masses[:4] / state.total
-    raw = [1.161287, 0.983314, 0.832617, 1.161287]
-    np.testing.assert_allclose(importance_weights(probability, 4, 0.4, 1.0), raw, rtol=1e-6)
     np.testing.assert_allclose(importance_weights(probability, 4, 0.4), [1, 0.846745, 0.716978, 1], rtol=1e-6)
 
 
-def test_weights_over_the_batch_and_over_the_buffer():
+def test_the_largest_weight_of_a_batch_is_1():
     state = filled(9, [1, 2, 4, 0.5, 0])
-    assert float(largest_weight(state, 0.4)) == pytest.approx(
-        (5 * 0.5**0.6 / float(state.total)) ** -0.4, rel=1e-5
-    )
     probability = state.masses[1:3] / state.total
-    over_batch = importance_weights(probability, state.size, 0.4)
-    over_buffer = importance_weights(probability, state.size, 0.4, largest_weight(state, 0.4))
-    np.testing.assert_allclose(over_batch, [1, 2 ** (-0.6 * 0.4)], rtol=1e-6)
-    np.testing.assert_allclose(over_buffer, [4 ** (-0.6 * 0.4), 8 ** (-0.6 * 0.4)], rtol=1e-6)
+    weight = importance_weights(probability, state.size, 0.4)
+    np.testing.assert_allclose(weight, [1, 2 ** (-0.6 * 0.4)], rtol=1e-6)
     np.testing.assert_array_equal(importance_weights(probability, state.size, 0.0), 1)
-    assert float(largest_weight(filled(9, [0, 0]), 0.4)) == 1
     assert importance_weights(jnp.array([0.0, 1.0]), 10, 1.0).tolist()[0] == 1
 
 

@@ -273,7 +273,7 @@ def test_the_learners_memory_holds_its_own_episodes():
         np.testing.assert_array_equal(np.asarray(getattr(rows, name))[valid], expected)
 
 
-@pytest.mark.parametrize("name", ["pderl", "derl", "perl"])
+@pytest.mark.parametrize("name", SOME)
 def test_the_elite_copy_survives_an_epoch_bit_for_bit(name):
     """Whatever mates and mutates; its memory is the elite's, newest experience included."""
     for before, after in generations(name):
@@ -300,7 +300,7 @@ def test_the_learner_enters_on_time_and_takes_the_least_fit_slot(name):
         assert same(tree.take(after.memories, slot), after.learner_memory)
 
 
-@pytest.mark.parametrize("name", ["pderl", "derl", "perl"])
+@pytest.mark.parametrize("name", SOME)
 def test_fates_count_what_became_of_each_entry(name):
     entries = 0
     for before, after in generations(name):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
 class Targets(NamedTuple):
-    """Advantages of the actions of rows [T, ...], and the targets of values; float32 [T,
-    ...] each."""
+    """Advantages of the actions of rows [T, ...], and the targets of values; float32 [T, ...]
+    each."""
 
     advantages: Array
     returns: Array
@@ -58,6 +59,7 @@ def generalized(
     episode does not. With lambda 1, ``A_t`` is the discounted sum of rewards up to the end of the episode or
     of the rows, with the value of what follows, minus ``V(s_t)``; with lambda 0 it is ``delta_t``.
     """
+    chex.assert_equal_shape([rewards, discounts, values, next_values, done])
     errors = rewards + discounts * next_values - values
     traces = jnp.where(done, 0.0, discounts * trace_decay)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -89,6 +90,8 @@ def tell(state: State, population: Array, fitness: Array, hyper: Hyper, config: 
 
     Deviations are taken from the old mean. Of individuals with equal fitness the earlier ranks first.
     """
+    chex.assert_shape(population, (config.population, *state.mean.shape))
+    chex.assert_shape(fitness, (config.population,))
     best = jnp.argsort(-fitness, stable=True)[: config.parents]
     share, parents = weights(config.parents), population[best]
     damp = hyper.damp_rate * state.damp + (1 - hyper.damp_rate) * hyper.final_damp

@@ -6,6 +6,7 @@ depends on chance are int32 arrays padded with -1.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -53,6 +54,7 @@ def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selec
     Where fewer slots lost than there are elites, the remaining elites take the first offspring slots, which
     leave the list.
     """
+    chex.assert_rank(fitness, 1)
     population = fitness.shape[0]
     if not 0 < 2 * elites <= population:
         raise ValueError(f"elites {elites} must be at least 1 and at most half of population {population}")
@@ -95,6 +97,7 @@ def parents(selection: Selection, fitness: Array, score: Array) -> tuple[Array, 
     All pairs of list positions among elite copies and offspring, best score first; the i-th vacant slot takes
     pair ``i mod (number of pairs)``. A slot that the offspring list repeats also pairs with itself.
     """
+    chex.assert_shape(score, (*fitness.shape, *fitness.shape))
     candidates = jnp.concatenate([selection.elite_copies, selection.offspring])
     first, second = jnp.triu_indices(candidates.shape[0], k=1)
     a, b = candidates[first], candidates[second]
@@ -117,6 +120,7 @@ def replaceable(fitness: Array, protected: Array) -> Array:
 
     protected: int32 [] slot; slots follow one another cyclically.
     """
+    chex.assert_rank([fitness, protected], [1, 0])
     least = jnp.argmin(fitness)
     return jnp.where(least == protected, (least + 1) % fitness.shape[0], least)
 

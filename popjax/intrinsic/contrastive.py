@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -196,6 +197,7 @@ def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array 
     Of an anchor all positives of the batch are candidates and its own is the right one. Rows that are not
     ``valid`` bool [B] take no part, neither as anchors nor as candidates.
     """
+    chex.assert_rank([anchors, positives, valid], [2, 2, 1])
     logits = jnp.where(valid, cosine(anchors, positives) / temperature, -jnp.inf)
     right = jnp.where(valid, jnp.diagonal(cosine(anchors, positives)) / temperature, 0.0)
     # A row without any candidate would be -inf: nothing is taken from it below, its gradient included.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,23 +23,29 @@ def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> Py
 
     Critics and moments stay the taker's, targets follow as ``agent.adopt`` defines.
     """
+    chex.assert_rank(source, 1)
+    chex.assert_type(source, int)
     own = jnp.arange(source.shape[0])
     return adopt(agent, states, tree.take(jax.vmap(agent.policy)(states), source), source != own)
 
 
 def adopt(agent: Agent | OnPolicyAgent, states: PyTree, policies: Params, which: Array) -> PyTree:
     """Return agents [P] that act by ``policies`` [P] where ``which`` bool [P]."""
+    chex.assert_rank(which, 1)
+    chex.assert_type(which, bool)
     return tree.where(which, jax.vmap(agent.adopt)(states, policies), states)
 
 
 def insert(members: Any, slot: Array, newcomer: Any, when: Array | bool = True) -> Any:
     """Return a population [P] with a ``newcomer`` in ``slot`` int32 [], if ``when``."""
+    chex.assert_rank([slot, when], 0)
     count = jax.tree.leaves(members)[0].shape[0]
     return tree.put(members, jnp.where(when, slot, count), newcomer)
 
 
 def transfers(source: Array) -> Array:
     """Return int32 [P, P]: 1 where the row's individual took over from the column's."""
+    chex.assert_rank(source, 1)
     count = source.shape[0]
     taken = source[:, None] == jnp.arange(count)
     return (taken & ~jnp.eye(count, dtype=jnp.bool_)).astype(jnp.int32)
@@ -46,12 +53,14 @@ def transfers(source: Array) -> Array:
 
 def parents(source: Array) -> Array:
     """Return int32 [P, 2]: the individual that each slot stems from, and -1 for a second parent."""
+    chex.assert_rank(source, 1)
     return jnp.stack([source, jnp.full_like(source, -1)], 1)
 
 
 def ahead(scores: Array, gap: Array | float) -> Array:
     """Return bool [P, P]: whether the score of the column's individual exceeds that of the row's by more than
     ``gap``."""
+    chex.assert_rank(scores, 1)
     return scores[None, :] - scores[:, None] > gap
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -200,6 +201,7 @@ def in_order(rows: Any) -> Any:
 
 def track(account: Account, reward: Array, done: Array) -> Account:
     """Return the account after a step with ``reward`` and ``done``, [P, N] each."""
+    chex.assert_equal_shape([account.running, reward, done])
     running, length = account.running + reward, account.length + 1
     shown = done | (account.episodes == 0)
     return Account(

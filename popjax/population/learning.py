@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -31,6 +32,8 @@ def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTr
     state is selected in every step. ``update`` closes over the replay, so that the loop does not carry it.
     """
 
+    chex.assert_rank(count, 0)
+
     def one(i: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
         return update(carry[0], jax.random.fold_in(key, i))
 
@@ -45,6 +48,8 @@ def once(
 
     For times that differ between members, which a loop of a count of their own would treat one by one.
     """
+
+    chex.assert_rank(ready, 0)
 
     def one(_: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
         return tree.where(ready, update(carry[0]), carry)

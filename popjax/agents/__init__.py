@@ -33,9 +33,9 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
     at a time; None: it only acts.
 
     Raises:
-        ValueError: that are not so many equal minibatches.
+        ValueError: the agent's minibatches do not divide these steps.
     """
-    parts = getattr(config, "minibatches", 1)
+    parts = config.minibatches if isinstance(config, ppo.Config) else 1
     if rollout is not None and rollout % parts:
         raise ValueError(
             f"a rollout of {rollout} steps is not divided by minibatches {parts};"

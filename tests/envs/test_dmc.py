@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import envs
+from popjax import envs, remember
 from popjax.envs import dmc
 from popjax.envs.dmc import _original
 from popjax.envs.dmc.parts import linear, long_tail, quadratic, tolerance
@@ -345,6 +345,7 @@ def test_tolerance(options, expected):
 
 
 def test_without_dm_control_the_extra_is_named(monkeypatch):
+    remember.forget()  # which keeps the task where a test before made it
     monkeypatch.setitem(sys.modules, "dm_control", None)
     with pytest.raises(ValueError, match=r"dmc/cheetah-run needs dm_control: pip install 'popjax\[dmc\]'"):
         envs.make("dmc/cheetah-run")

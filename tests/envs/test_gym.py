@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import envs
+from popjax import envs, remember
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.gym import FAMILIES
 from popjax.envs.mujoco import PhysicsState, _frame
@@ -282,6 +282,7 @@ def test_values_of_the_right_type_are_taken():
 
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch):
+    remember.forget()  # which keeps the task where a test before made it
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ValueError, match=r"gym/Hopper-v4 needs Gymnasium: pip install 'popjax\[gym\]'"):
         envs.make("gym/Hopper-v4")

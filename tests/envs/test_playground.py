@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from popjax import envs
+from popjax import envs, remember
 from popjax.core import Spec
 from tests.envs import truth
 
@@ -123,6 +123,7 @@ def test_several_observations_are_refused(monkeypatch):
 
 
 def test_without_playground_the_extra_is_named_and_other_suites_are_found(monkeypatch):
+    remember.forget()  # which keeps the task where a test before made it
     monkeypatch.setitem(sys.modules, "mujoco_playground", None)
     with pytest.raises(ValueError, match=r"needs MuJoCo Playground: pip install 'popjax\[playground\]'"):
         envs.make("playground/CheetahRun")

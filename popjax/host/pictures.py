@@ -34,9 +34,10 @@ def drawer(task: str, options: Mapping[str, Any]) -> Callable[[PyTree], Iterator
 
 
 def _frames(original: Any, params: Any, states: list[Any]) -> Iterator[np.ndarray]:
-    # pygame greets on standard output, and asks for a sound card.
+    # pygame greets on standard output, and asks for a sound card and a screen.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     from gymnasium.error import DependencyNotInstalled
     from gymnax.visualize import Visualizer
     from matplotlib import pyplot

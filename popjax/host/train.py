@@ -23,6 +23,7 @@ from popjax.core import Env, Method
 from popjax.host import compilation, describe, ending, growth, log, memory, processes, rundir, shard, sweep
 from popjax.host.best import Best
 from popjax.host.errors import Refused
+from popjax.host.interrupt import ready
 from popjax.host.loop import Trained, evaluations_due, train_on
 from popjax.host.numbers import real, whole
 from popjax.host.options import Options, check_counter, validate, whole_numbers
@@ -190,7 +191,7 @@ def _start(
         run = replace(run, files=stack.enter_context(directory))
     if restored is None:
         assert programs.init is not None
-        state = programs.init(*start)
+        state = ready(programs.init(*start))
         steps = processes.fetch((state.generation, state.env_steps))
         restored = state, Position(int(steps[0].max()), steps[0].copy(), steps[1].copy())
     state, position = restored

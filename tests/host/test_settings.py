@@ -82,6 +82,20 @@ def test_training_without_compilation_is_refused():
         tiny_run()
 
 
+@pytest.mark.parametrize("chosen", [None, "3"])
+def test_small_factorizations_have_a_thread_each_unless_the_user_says_otherwise(chosen: str | None):
+    environment = {name: text for name, text in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    ask = "import popjax, os; print(os.environ['OPENBLAS_NUM_THREADS'])"
+    told = subprocess.run(
+        [sys.executable, "-c", ask],
+        env=environment | ({"OPENBLAS_NUM_THREADS": chosen} if chosen else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == (chosen or "1")
+
+
 def command(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     argv = ["independent", "--env", "probe/endless", "--env-steps", "60", "--config.agent", "ddpg"]
     script = Path(__file__).parents[2] / "scripts" / "run.py"

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -150,6 +153,31 @@ def test_the_second_signal_stops_at_once_and_handlers_return() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_is_heard_while_the_first_state_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first State of many large networks takes long; this one takes seconds."""
+    train_module = sys.modules[train.__module__]  # popjax.host.train is the function's name, too
+    method, struck, compile_programs = tiny.build(ENV), [], train_module.compile_programs
+
+    def slow_init(key: Any, hyper: Any) -> Any:
+        state = method.init(key, hyper)
+        noise = jax.lax.fori_loop(0, 200_000, lambda i, x: jnp.sin(x + i) @ x, jnp.ones((40, 40)))
+        return state.replace(weight=state.weight + 0 * noise.sum())
+
+    def strike() -> None:
+        struck.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def then_strike(*arguments: Any, **options: Any) -> Any:
+        programs = compile_programs(*arguments, **options)
+        threading.Timer(0.2, strike).start()
+        return programs
+
+    monkeypatch.setattr(train_module, "compile_programs", then_strike)
+    with pytest.raises(KeyboardInterrupt):
+        train(method._replace(init=slow_init), ENV, quiet=True, **OPTIONS)
+    assert time.monotonic() - struck[0] < 1
 
 
 def test_a_cluster_may_ask_twice_and_nothing_interrupts_the_last_saving(tmp_path: Path) -> None:

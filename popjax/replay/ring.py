@@ -50,7 +50,10 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
     must then be no larger than what is stored.
     """
     if not 1 <= capacity < 2**31:
-        raise ValueError(f"a replay holds at least 1 row and fewer than 2^31, got capacity {capacity}")
+        raise ValueError(
+            f"a replay holds at least 1 row and fewer than 2^31, got capacity {capacity};"
+            " set the capacity within that range"
+        )
 
     def init(row: PyTree) -> Ring:
         def empty(x: Any) -> Array:

@@ -1,4 +1,4 @@
-"""What a Config and a Hyper are held to before anything is built: refusals that name field and value."""
+"""Checks of a Config and a Hyper before anything is built: refusals that name field and value."""
 
 from __future__ import annotations
 

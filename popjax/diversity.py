@@ -1,4 +1,4 @@
-"""How different the policies of a population are, and how much of a state their actions tell.
+"""Measures of how different the policies of a population are, and how much of a state their actions tell.
 
 Sources: the Kullback-Leibler divergence of diagonal Gaussians in closed form; "Mutual Information Neural
 Estimation" (Belghazi et al., 2018), the Donsker-Varadhan bound with the moving average that corrects the

@@ -262,7 +262,7 @@ def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], l
 
 
 def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
-    """What ``build`` is given of further tasks, by keyword."""
+    """Return the further tasks that ``build`` is given, by keyword."""
     return {
         recipe.envs[option]: tuple(make_env(name, {}) for name in names) for option, names in tasks.items()
     }

@@ -10,7 +10,7 @@ import tyro
 from popjax.host.numbers import whole
 
 NUMBERS = tyro.constructors.ConstructorRegistry()
-"""How values are read where tyro's own way is too narrow."""
+"""Readers of values where tyro's own are too narrow."""
 
 
 @NUMBERS.primitive_rule

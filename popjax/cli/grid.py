@@ -23,7 +23,7 @@ Understand = Callable[[Sequence[str]], Any]
 
 
 class Control(NamedTuple):
-    """What is said to the directory of runs and not to each of them."""
+    """Arguments for the directory of runs and not for each of them."""
 
     run_dir: str | None
     resume: bool
@@ -111,8 +111,8 @@ def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> lis
 
 
 def default_directory(method: str, programs: Sequence[Any]) -> str:
-    """Where the programs of a command are trained if it does not say; ``programs`` are what all methods have
-    of their arguments."""
+    """Return the directory in which the programs of a command are trained if it names none; ``programs`` are
+    the arguments that all methods have in common."""
     options = programs[0].options
     first, count = options.seed, options.seeds
     if not isinstance(count, int):
@@ -231,7 +231,8 @@ def _decisive(argv: Sequence[str]) -> Counter[str]:
 
 
 def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], list[str]]:
-    """What separates programs, by name: for each choice its name and arguments; and all other arguments."""
+    """Return the choices that separate programs, by name: each with its name and arguments; and all other
+    arguments."""
     envs, rest = _environments(argv)
     texts, rest = parse.peel_all(rest, "--sweep")
     axes = {"env": [(_in_a_name(env), ["--env", env]) for env in envs]} if len(envs) > 1 else {}

@@ -28,7 +28,7 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Common:
-    """What every method takes."""
+    """Arguments of every method."""
 
     env: str
     """Environment as SUITE/TASK, such as gymnax/Pendulum-v1 or brax/hopper."""
@@ -63,17 +63,17 @@ class Common:
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
     """Train with other processes: where the first one listens, or auto for what SLURM or Kubernetes say."""
     processes: int | None = None
-    """How many processes train together; with --coordinator."""
+    """Number of processes that train together; with --coordinator."""
     process: int | None = None
-    """Which of them this is, from 0; with --coordinator."""
+    """Number of this one among them, from 0; with --coordinator."""
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """Who runs the programs of a sweep: this process one after the other, or jobs of a cluster."""
+    """Launcher of the programs of a sweep: this process one after the other, or jobs of a cluster."""
     launcher_option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
     ] = ()
     """Of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
     retries: int = 3
-    """How often a job that died or was preempted is continued from its checkpoint [count]."""
+    """Times that a job which died or was preempted is continued from its checkpoint [count]."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ExportArguments:
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Directory to write to."""
     member: int = 0
-    """Which member of the sweep, by its number; members are numbered with the seeds running fastest."""
+    """Member of the sweep, by its number; members are numbered with the seeds running fastest."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
     """Export the best policy by its evaluations in training, or that of the checkpoint of so many environment
     steps; by default the newest."""

@@ -78,8 +78,8 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
 
 
 def rebuild(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
-    """What ``build`` was given, from ``kept``; the policies' parameters are zeros in the right shapes, to be
-    replaced by those in a checkpoint."""
+    """Return the arguments that ``build`` was given, from ``kept``; the policies' parameters are zeros in the
+    right shapes, to be replaced by those in a checkpoint."""
     built = {}
     for name, entries in kept.items():
         ingredient = recipe.runs[name]
@@ -88,7 +88,7 @@ def rebuild(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(ingredient: Ingredient, policy: Pretrained, entry: dict[str, Any]) -> Any:
-    """What ``ingredient.make`` made of the policy before."""
+    """Return the record that ``ingredient.make`` made of the policy before."""
     return ingredient.record(policy, **{fact: entry[fact] for fact in ingredient.record._fields[1:]})
 
 
@@ -105,7 +105,8 @@ def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list
 
 
 def _is_run(path: Path, entry: dict[str, Any]) -> bool:
-    """Whether the run of ``entry`` lies in ``path``: where it lay, even if it is gone, or moved there."""
+    """Return whether the run of ``entry`` lies in ``path``: it lay there, even if it is gone, or was moved
+    there."""
     if path.resolve() == Path(entry["run"]):
         return True
     try:

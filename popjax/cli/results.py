@@ -1,4 +1,4 @@
-"""What becomes of runs: evaluations, reports, policies of their own, and what is told to others meanwhile."""
+"""Commands on finished runs: evaluation, reports, export of policies, and messages to trackers meanwhile."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from popjax.host.index import Entry
 
 
 class Tools(NamedTuple):
-    """What the command line lends.
+    """Parts of the command line that a sweep of several programs uses.
 
     method: its name, the first argument of every program.
     common: the arguments that all methods have, of the first program.

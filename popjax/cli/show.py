@@ -63,7 +63,8 @@ def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
 
 
 def _lasting() -> Console:
-    """Where training shows results: a reader that has gone does not make a finished run a failed one."""
+    """Return the console on which training shows results: a finished run does not fail because its reader is
+    gone."""
     return _console(Lasting(sys.stdout))
 
 
@@ -101,7 +102,7 @@ def report(written: Any) -> None:
 
 
 def exported(directory: str, reason: str | None) -> None:
-    """What an export has written."""
+    """Print which files an export has written."""
     console = _console()
     files = "policy.stablehlo" + ("" if reason else ", policy.npz, policy.py")
     console.print(f"{directory}: {files}, policy.json, README.md", soft_wrap=True)
@@ -110,7 +111,7 @@ def exported(directory: str, reason: str | None) -> None:
 
 
 class Played(NamedTuple):
-    """What policies got: undiscounted returns [S, E], lengths [S, E] in environment steps; ``where`` is the
+    """Results of policies: undiscounted returns [S, E], lengths [S, E] in environment steps; ``where`` is the
     device or a library."""
 
     returns: np.ndarray
@@ -153,7 +154,7 @@ def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
 
 
 def film(facts: Mapping[str, Any]) -> None:
-    """Whose episode a video shows."""
+    """Print whose episode a video shows."""
     _console().print(
         f"{facts['file']}: seed {facts['seed']}, return {facts['return']:.2f} in {facts['length']:,} steps, "
         f"{facts['frames_per_second']:.1f} frames per second",

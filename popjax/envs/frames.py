@@ -1,4 +1,4 @@
-"""What an agent sees of an Atari screen, as in OpenAI's universe-starter-agent, on the device."""
+"""Observations of an Atari screen, as in OpenAI's universe-starter-agent, on the device."""
 
 from __future__ import annotations
 

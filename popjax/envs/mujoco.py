@@ -39,7 +39,8 @@ class Solver(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a task adds to its physics. ``data`` is an ``mjx.Data``, ``ctrl`` [nu] in the units of the model.
+    """Parts that a task adds to its physics. ``data`` is an ``mjx.Data``, ``ctrl`` [nu] in the units of the
+    model.
 
     reset:      key -> (qpos [nq], qvel [nv]) or, with what stays as it is for an episode, (qpos, qvel, goal)
     observe:    data -> obs; (data, goal) -> obs where reset draws a goal
@@ -187,7 +188,7 @@ def marked(spec: Any, model: Any, names: tuple[str, ...] = ("tip", "target")) ->
 
 
 def touching(data: Any) -> Array:
-    """Whether any two geoms are in contact."""
+    """Return whether any two geoms are in contact."""
     contact = data._impl.contact
     return jnp.any(contact.dist < contact.includemargin)
 

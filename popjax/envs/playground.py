@@ -135,7 +135,7 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
 
 
 def _require_substeps(task: str, config: Mapping[str, Any]) -> None:
-    """That the time of an environment step is a whole number of physics steps: Playground rounds, to none."""
+    """Check that an environment step is a whole number of physics steps: Playground rounds, down to none."""
     control, physics = config["ctrl_dt"], config["sim_dt"]
     if physics <= 0 or control <= 0 or abs(control / physics - round(control / physics)) > 1e-6:
         raise ValueError(

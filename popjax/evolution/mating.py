@@ -1,4 +1,4 @@
-"""Who mates with whom: a symmetric score [P, P] of all pairs, and the rules by which pairs are formed."""
+"""Choice of mates: a symmetric score [P, P] of all pairs, and the rules by which pairs are formed."""
 
 from __future__ import annotations
 

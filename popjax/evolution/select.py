@@ -1,4 +1,4 @@
-"""Who survives, who is replaced, who mates: indices only, in fixed shapes.
+"""Selection: survivors, vacant slots and parents as indices only, in fixed shapes.
 
 The rules are those of ERL and PDERL (Bodnar, Day & Lio, AAAI 2020, and its code). Lists whose length
 depends on chance are int32 arrays padded with -1.

@@ -1,4 +1,4 @@
-"""What is at the bottom of an exception of the libraries that read and write checkpoints."""
+"""Causes of exceptions of the libraries that read and write checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
-"""What the system says of files that are missing or cut, which is damage and no trouble of the machine."""
+"""Error numbers of files that are missing or cut, which is damage and no trouble of the machine."""
 
 
 @contextmanager
@@ -51,13 +51,14 @@ def remarks_held() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What the operating system said, if it is at the bottom of this."""
+    """Return the operating system's message if it caused the error, else the error's first line."""
     code = _system_code(error)
     return first_line(error) if code is None else os.strerror(code)
 
 
 def trouble(error: BaseException) -> str | None:
-    """What keeps the machine from reading files that may be whole; None where they are to blame."""
+    """Return the reason why the machine cannot read files that may be whole; None where the files are to
+    blame."""
     if any(isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause) for cause in _causes(error)):
         return "not enough memory"
     code = _system_code(error)
@@ -65,7 +66,8 @@ def trouble(error: BaseException) -> str | None:
 
 
 def unreadable(root: Path) -> str | None:
-    """Why something below ``root`` cannot be read though it is there; libraries call that missing."""
+    """Return the reason why something below ``root`` cannot be read though it is there; libraries call that
+    missing."""
     failures: list[OSError] = []
     for folder, _, names in os.walk(root, onerror=failures.append):
         if not all(os.access(os.path.join(folder, name), os.R_OK) for name in names):

@@ -28,7 +28,7 @@ from popjax.host.terminal import complain
 T = TypeVar("T")
 
 KEPT = 2
-"""How many checkpoints stay unless told otherwise: the newest, and the one to fall back on."""
+"""Checkpoints that stay unless told otherwise: the newest, and the one to fall back on."""
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _PARTIAL = "partial-"
@@ -293,7 +293,7 @@ def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict
 
 
 def _agreed(path: Path, read: Callable[[], T]) -> T:
-    """What ``read`` gives; where it fails on one process, it fails on all.
+    """Return the result of ``read``; where it fails on one process, fail on all.
 
     Raises:
         Damaged, Refused, NotRead: the worst that happened, in this order.
@@ -375,7 +375,7 @@ def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str
 
 
 def _made_with(path: Path) -> str:
-    """Which commit can use a checkpoint, where its run says it."""
+    """Return the commit that can use a checkpoint, if its run names one."""
     try:
         commit = json.loads((path.parent.parent / "config.json").read_text()).get("git_commit")
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What was run and on what: the facts that go into ``config.json``."""
+"""Facts of a run and its machine that go into ``config.json``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends the training of a member, or of all, beside a signal or a failure."""
+"""Ends of the training of a member, or of all, other than a signal or a failure."""
 
 from __future__ import annotations
 

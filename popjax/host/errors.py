@@ -1,4 +1,4 @@
-"""How a run ends early."""
+"""Exceptions that end a run early."""
 
 from __future__ import annotations
 

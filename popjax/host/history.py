@@ -1,4 +1,4 @@
-"""What a run leaves behind, as NumPy arrays on the host."""
+"""Records of a run, as NumPy arrays on the host."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Evaluation:
 
 
 class Recorded(NamedTuple):
-    """What a member has recorded at one time, read back: its number, environment steps, and scalars by
+    """Record of a member at one time, read back: its number, environment steps, and scalars by
     name."""
 
     member: int

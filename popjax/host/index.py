@@ -30,7 +30,7 @@ class Entry:
 
 
 def holds(root: Path) -> bool:
-    """Whether ``root`` is a directory of runs."""
+    """Return whether ``root`` is a directory of runs."""
     return rundir.RunDirectory(root).index.exists()
 
 
@@ -57,15 +57,15 @@ def read(root: Path) -> tuple[Entry, ...]:
 
 
 def started(root: Path) -> bool:
-    """Whether there is a run in ``root``, or one of a directory of runs, that can be resumed."""
+    """Return whether there is a run in ``root``, or one of a directory of runs, that can be resumed."""
     if holds(root):
         return any(started(root / entry.directory) for entry in read(root))
     return rundir.RunDirectory(root).config.exists()
 
 
 def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> bool:
-    """Whether a run, or all of a directory of runs, has results of ``env_steps`` environment steps, and of
-    all ``members``, by identity."""
+    """Return whether a run, or all of a directory of runs, has results of ``env_steps`` environment steps,
+    and of all ``members``, by identity."""
     try:
         if holds(root):
             rows = list(results(root))
@@ -119,7 +119,7 @@ def run_of(root: Path, member: int | None) -> Path:
 
 
 def place_of(root: Path, members: Sequence[Member], number: int) -> int:
-    """Where in ``members`` the one of this number is.
+    """Return the place in ``members`` of the one with this number.
 
     Raises:
         Refused: it is not among them.

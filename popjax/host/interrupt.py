@@ -29,7 +29,7 @@ SIGNALS = tuple(
 
 @dataclass
 class Stop:
-    """What signals ask of a loop.
+    """Requests of signals to a loop.
 
     arrived: the first that came, ``None`` before.
     saving:  set by the loop when it saves for the last time: no signal interrupts it any more.

@@ -1,4 +1,4 @@
-"""Who runs the programs of a sweep: this process, Ray or SLURM.
+"""Launchers of the programs of a sweep: this process, Ray or SLURM.
 
 A job is a command line and the directory that it trains in. Whatever happens to the process that runs it, the
 directory says how far it has come, so a job that died is simply run again with ``--resume``.

@@ -83,7 +83,8 @@ def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
 
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
-    """What ``evaluations_file`` has written, in its order; nothing if there is no such file."""
+    """Return the evaluations that ``evaluations_file`` has written, in its order; none if there is no such
+    file."""
     lines = list(read_lines(path))
     first = min((line["seed"] for line in lines), default=0)
     return tuple(evaluation(line, first) for line in lines)

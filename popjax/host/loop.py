@@ -225,7 +225,7 @@ def _evaluation_due(run: Run, position: Position, place: int) -> bool:
 
 
 def _crossed(before: Any, now: Any, every: int) -> Any:
-    """Whether a multiple of ``every`` lies in (before, now]; numbers or arrays."""
+    """Return whether a multiple of ``every`` lies in (before, now]; numbers or arrays."""
     return now // every > before // every
 
 

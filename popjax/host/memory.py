@@ -58,8 +58,8 @@ def largest_field(state: Any) -> tuple[str, int]:
 
 
 def available_bytes(device: jax.Device) -> int:
-    """What ``device`` can still allocate: its own account where it keeps one, else the free memory of the
-    machine or of the control group that this process lives in, whichever is less."""
+    """Return the bytes that ``device`` can still allocate: its own account where it keeps one, else the free
+    memory of the machine or of the control group that this process lives in, whichever is less."""
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics.get("bytes_in_use", 0))
@@ -67,7 +67,7 @@ def available_bytes(device: jax.Device) -> int:
 
 
 def host_bytes() -> int:
-    """What this process can still allocate in main memory."""
+    """Return the bytes that this process can still allocate in main memory."""
     import psutil
 
     return min(int(psutil.virtual_memory().available), _control_group_bytes())
@@ -124,7 +124,8 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def _control_group_bytes() -> int:
-    """What the control group (version 2) of a container leaves; file cache counts as free."""
+    """Return the bytes that the control group (version 2) of a container leaves; file cache counts as
+    free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is no limit
         used = int((_CGROUP / "memory.current").read_text())

@@ -17,7 +17,7 @@ _LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Options:
-    """How long, how often, how many seeds. All intervals are in environment steps of one seed and take
+    """Budget, intervals and seeds of a run. All intervals are in environment steps of one seed and take
     effect at the end of the first chunk that reaches them."""
 
     env_steps: int
@@ -36,7 +36,7 @@ class Options:
     log_every: int = 1_000
     """Spacing of the recorded metrics [environment steps]; longer generations are all recorded."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay [count]."""
+    """Newest checkpoints that stay [count]."""
     stop_at_return: float | None = None
     """A member stops once an evaluation has at least this mean return, whatever is left of its budget."""
     max_minutes: float | None = None

@@ -1,4 +1,4 @@
-"""What a run is made of, as ``config.json`` keeps it, from the records in its method and its environment."""
+"""Origins of a run, as ``config.json`` keeps them, from the records in its method and its environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popjax.recipe import Recipe, defaults, kinds_of
 
 
 class Unknown(Exception):
-    """Why a part of a run cannot be made again from its ``config.json``; a clause with its remedy."""
+    """Reason why a part of a run cannot be made again from its ``config.json``; a clause with its remedy."""
 
 
 def describe(method: Method, env: Env, name: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which of the checkpoints of a run is meant: an older one, or the best policies."""
+"""Choice among the checkpoints of a run: an older one, or the best policies."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def act(obs, w=WEIGHTS):
 
 
 class NotPlain(Exception):
-    """Why a policy is no plain network."""
+    """Reason why a policy is no plain network."""
 
 
 def plain_network(params: Any, observations: np.ndarray, actions: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ def _layers(network: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _normalisations(params: Any, width: int) -> Iterator[dict[str, np.ndarray]]:
-    """What may be done to observations before the network reads them."""
+    """Yield what may be done to observations before the network reads them."""
     held = [
         leaf
         for leaf in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, RunningStatistics))

@@ -20,7 +20,7 @@ from popjax import counting
 from popjax.host.errors import Refused
 
 PORT = 8476
-"""Where the first process listens unless told otherwise."""
+"""Port on which the first process listens unless told otherwise."""
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -56,7 +56,8 @@ def start(coordinator: str | None, processes: int | None, process: int | None) -
 
 
 def kubernetes(environment: Mapping[str, str], host: str, processes: int | None) -> dict[str, Any] | None:
-    """What the pods of an Indexed Job behind a headless service know of each other; ``None`` elsewhere.
+    """Return what the pods of an Indexed Job behind a headless service know of each other; ``None``
+    elsewhere.
 
     A pod's index is in JOB_COMPLETION_INDEX and at the end of its name, so the first pod is known by
     ``host``, the full name of this one. How many there are the environment does not say.
@@ -81,7 +82,7 @@ def kubernetes(environment: Mapping[str, str], host: str, processes: int | None)
 
 
 def first() -> bool:
-    """Whether this is the process that writes logs; true of one that trains alone."""
+    """Return whether this is the process that writes logs; true of one that trains alone."""
     return jax.process_index() == 0
 
 

@@ -24,7 +24,7 @@ from popjax.host.terminal import complain
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gives back.
+    """Result of a run.
 
     state:       the final State, every leaf [S, ...].
     returns:     float [S] mean return of each member's evaluation on reaching the budget; NaN of one that
@@ -45,7 +45,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """What does not change while a run goes on.
+    """Facts that do not change while a run goes on.
 
     config:  the content of ``config.json``.
     members: those that are trained here.
@@ -77,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come.
+    """Progress of a run.
 
     generation:      generations done by whoever went on; checkpoints are named after it.
     generations:     int [S] generations done by each member: fewer where it stood still.
@@ -116,7 +116,7 @@ class Position:
 
 
 def extra(run: Run, position: Position) -> dict[str, Any]:
-    """What goes into a checkpoint beside the State."""
+    """Return the entries of a checkpoint beside the State."""
     return {
         "members": [member.identity for member in run.members],
         "env_steps": position.env_steps.tolist(),

@@ -78,7 +78,7 @@ class RunDirectory:
         return self.root / "tensorboard"
 
     def curve(self, setting: str = "") -> Path:
-        """Where the curve of a setting of the swept numbers lies."""
+        """Return the path of the curve of a setting of the swept numbers."""
         return self.root / "curves" / f"{file_name(setting)}.png" if setting else self.root / "curve.png"
 
     @property
@@ -91,7 +91,8 @@ class RunDirectory:
 
     @property
     def contents(self) -> tuple[Path, ...]:
-        """What a run has here; ``config.json`` comes last, as without it nothing is a run."""
+        """Return the files that a run has here; ``config.json`` comes last, as without it nothing is a
+        run."""
         return (
             self.metrics,
             self.evaluations,
@@ -103,7 +104,7 @@ class RunDirectory:
         )
 
     def holds_a_run(self) -> bool:
-        """Whether any file of a run is here, or of a directory of runs."""
+        """Return whether any file of a run is here, or of a directory of runs."""
         return any(path.exists() for path in (self.index, *self.contents))
 
     def clear(self) -> None:
@@ -136,7 +137,7 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
 
 def check(root: Path, config: dict[str, Any], resume: bool) -> None:
-    """Whether ``config`` may be run in ``root``; touches nothing. Raises as ``opened`` does."""
+    """Check that ``config`` may be run in ``root``, and touch nothing. Raises as ``opened`` does."""
     processes.together(lambda: _check(root, config, resume))
 
 
@@ -170,7 +171,7 @@ def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _free(before: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether an option, by its name, may change: that it does changes nothing of what was computed."""
+    """Return whether an option, by its name, may change without changing anything that was computed."""
     larger = _members(before) <= _members(config)
 
     def free(name: str) -> bool:

@@ -25,7 +25,7 @@ SWEEP, POPULATION = "sweep", "population"
 
 
 class Placement(NamedTuple):
-    """Where the arrays of a run lie.
+    """Placement of the arrays of a run on devices.
 
     devices: those in use, of all processes.
     axis:    what is spread over them: ``SWEEP`` [S] or ``POPULATION`` [P]; ``None`` on a single device.
@@ -41,7 +41,7 @@ class Placement(NamedTuple):
 
     @property
     def local(self) -> int:
-        """How many of the devices are this process's own."""
+        """Return the number of devices that are this process's own."""
         return sum(device.process_index == jax.process_index() for device in self.devices)
 
     def lift(self, function: Callable[..., Any], members: int) -> Callable[..., Any]:
@@ -126,7 +126,7 @@ def divide_cpu(devices: str | None) -> None:
 
 
 def number(devices: int | str) -> int:
-    """How many ``devices`` are, which may be "all".
+    """Return the number of ``devices``, which may be "all".
 
     Raises:
         Refused: it is no number, there are fewer, or processes that train together leave some out.

@@ -131,7 +131,7 @@ class Standing:
 
 
 def _shares(state: Any) -> list[tuple[range, Any]]:
-    """What the devices of this process have of ``state`` [S, ...]: which members, and a State of these alone.
+    """Return the share of ``state`` [S, ...] on this process's devices: its members, and a State of these.
 
     No device is asked for what another one has, as a program for all of them would; nothing is copied.
     """

@@ -51,7 +51,8 @@ class Member:
 
     @property
     def identity(self) -> str:
-        """What makes it the same member in another sweep, where its number may be another."""
+        """Return the text by which it is the same member in another sweep, where its number may be
+        another."""
         return ",".join(
             [*sorted(f"{name}={spell(value)}" for name, value in self.numbers.items()), f"seed{self.seed}"]
         )

@@ -1,4 +1,4 @@
-"""What a run has recorded, read back as NumPy arrays."""
+"""Records of a run, read back as NumPy arrays."""
 
 from __future__ import annotations
 

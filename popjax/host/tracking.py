@@ -113,7 +113,8 @@ def _replay(root: Path, members: Sequence[Member], runs: Sequence[Any], numbers:
 
 
 def rows(history: History, place: int, member: int) -> Iterator[dict[str, Any]]:
-    """What is logged of the member of this number, at ``place``: each generation, then each evaluation."""
+    """Return the rows to log of the member of this number, at ``place``: each generation, then each
+    evaluation."""
     metrics = named(history.metrics)
     for row in range(history.generation.shape[1]):
         found: dict[str, Any] = {"env_steps": int(history.env_steps[place, row])}

@@ -206,14 +206,14 @@ def _start(
 
 
 def _done(run: Run, position: Position) -> bool:
-    """Whether nothing is left to train or to evaluate."""
+    """Return whether nothing is left to train or to evaluate."""
     spent = ending.over(run, position) and not position.unsettled
     return spent and not evaluations_due(run, position)
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
-    """What the State takes of the memory that is asked, a device's own or that of all CPUs, with the member
-    that is put back on it after it stood still."""
+    """Return the bytes that the State takes of the memory in question, a device's own or that of all CPUs,
+    with the member that is put back on it after it stood still."""
     whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
     if placement.axis != shard.SWEEP:
         return whole + lane if placement.axis is None else 0  # of a population, the compiled programs tell

@@ -44,7 +44,7 @@ Place = Callable[[Any, np.ndarray], None]
 
 
 class Subject(NamedTuple):
-    """What is filmed of an environment.
+    """Camera of an environment.
 
     pose:  state -> what is needed to draw it
     write: (path, poses [T, ...], seconds between them) -> None; draws them and writes the file
@@ -63,7 +63,7 @@ class Film(NamedTuple):
 
 
 def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
-    """How ``env``, made with ``options``, is filmed to ``path``.
+    """Return how to film ``env``, made with ``options``, to ``path``.
 
     Raises:
         Refused: there is no film of that kind of that task, or what draws or writes it is missing.
@@ -177,7 +177,8 @@ def _model_film(model: Any, path: Path, place: Place | None = None) -> Write:
 
 
 def _film(draw: Draw, path: Path) -> Write:
-    """What ``draw`` shows as MP4 or GIF; refuses now what it could not write to ``path`` later."""
+    """Return the writer of what ``draw`` shows as MP4 or GIF; refuse now what it could not write to
+    ``path``."""
     imageio = None if path.suffix == ".gif" else _imageio()
 
     def write(path: Path, poses: np.ndarray, seconds: float) -> None:
@@ -295,7 +296,7 @@ def _renderer(model: Any, scene: Any) -> Callable[[dict[str, np.ndarray]], Array
 
 
 def _placed(data: Any) -> dict[str, np.ndarray]:
-    """Where geoms, cameras and lights are, by the names that MJX's data has for Warp."""
+    """Return the places of geoms, cameras and lights, by the names that MJX's data has for Warp."""
     places = {
         "geom_xpos": data.geom_xpos,
         "geom_xmat": data.geom_xmat.reshape(-1, 3, 3),

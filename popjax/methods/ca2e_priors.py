@@ -69,7 +69,7 @@ PRIOR = Ingredient(
     Prior,
     "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor.",
 )
-"""What CA2E makes of finished runs."""
+"""Use that CA2E makes of finished runs."""
 
 
 def acting(env: Env, policies: Sequence[Pretrained], params: Sequence[Params]) -> tuple[Act, PyTree]:

@@ -59,7 +59,7 @@ class LayerNorm(nn.Module):
 
 
 NORMS: dict[str, type[nn.Module] | None] = {"none": None, "erl": LayerNorm, "layer": nn.LayerNorm}
-"""What may stand between a linear layer and its activation; "layer" is the common layer norm."""
+"""Norms that may stand between a linear layer and its activation; "layer" is the common layer norm."""
 Norm = Literal["none", "erl", "layer"]
 
 

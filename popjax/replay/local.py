@@ -1,4 +1,4 @@
-"""What lies between a lane and a replay with priorities: its n-step window and its local buffer (Ape-X)."""
+"""Stages between a lane and a replay with priorities: its n-step window and its local buffer (Ape-X)."""
 
 from __future__ import annotations
 

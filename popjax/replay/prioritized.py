@@ -36,7 +36,7 @@ from popjax.replay.ring import Ring
 FAN_OUT = 8
 """Children of a node: a matter of speed only, found on a CPU among 4, 8, 16, 32 and 100."""
 LARGEST_MASS = 1e28
-"""Where masses are cut off, so that the sum of 10^10 of them is still a float32."""
+"""Bound at which masses are cut off, so that the sum of 10^10 of them is still a float32."""
 
 
 @struct.dataclass

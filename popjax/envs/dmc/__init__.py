@@ -23,7 +23,7 @@ from popjax.envs.options import check
 
 
 class _Domain(NamedTuple):
-    """What the tasks on one model share.
+    """Parts that the tasks on one model share.
 
     task:   (model, task) -> Task
     solver: the fewest iterations that leave the transition error where 100 / 50 have it
@@ -72,7 +72,8 @@ def load(task: str) -> Any:
 
 
 def place(task: str) -> scene.Place | None:
-    """What puts the target of an episode into the model of ``load``; ``None`` where it is always the same."""
+    """Return the function that puts the target of an episode into the model of ``load``; ``None`` where it is
+    always the same."""
     return scene.PLACES.get(task.partition("-")[0])
 
 

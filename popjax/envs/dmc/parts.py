@@ -1,4 +1,4 @@
-"""What the domains of the DeepMind Control Suite share: graded rewards, sensors and resets."""
+"""Parts that the domains of the DeepMind Control Suite share: graded rewards, sensors and resets."""
 
 from __future__ import annotations
 
@@ -125,5 +125,5 @@ def state(data: Any) -> Array:
 
 
 def addresses(model: Any, *names: str) -> np.ndarray:
-    """Where the named joints are in ``qpos`` and, before any free or ball joint, in ``qvel``."""
+    """Return the places of the named joints in ``qpos`` and, before any free or ball joint, in ``qvel``."""
     return np.array([model.joint(name).qposadr[0] for name in names])

@@ -1,4 +1,5 @@
-"""What a film of the Control Suite draws: dm_control's model, and the target where an episode has it."""
+"""Scene that a film of the Control Suite draws: dm_control's model, and the target where an episode has
+it."""
 
 from __future__ import annotations
 

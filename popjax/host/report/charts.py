@@ -21,7 +21,7 @@ RETURN = "evaluation return (sum of rewards)"
 
 
 class Style(NamedTuple):
-    """How a method is drawn."""
+    """Style in which a method is drawn."""
 
     color: str
     linestyle: str

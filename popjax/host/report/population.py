@@ -26,7 +26,7 @@ _GREY, _BLUE, _ORANGE, _GREEN = "#BBBBBB", "#0072B2", "#D55E00", "#009E73"
 
 @dataclass(frozen=True)
 class Rows:
-    """What one seed recorded: generation int [C], ascending, and each metric [C, ...] by its name."""
+    """Records of one seed: generation int [C], ascending, and each metric [C, ...] by its name."""
 
     seed: int
     generation: np.ndarray
@@ -39,12 +39,12 @@ class Rows:
 
     @property
     def consecutive(self) -> bool:
-        """Whether every generation from the first to the last was recorded."""
+        """Return whether every generation from the first to the last was recorded."""
         return bool((np.diff(self.generation) == 1).all())
 
 
 def rows(record: Record) -> Rows | None:
-    """What the first seed of a run recorded of its population; None if that is nothing."""
+    """Return the rows that the first seed of a run recorded of its population; None if there are none."""
     lines = log.read_lines(rundir.RunDirectory(record.root).metrics)
     first = min(evaluation.seed for evaluation in record.evaluations)
     mine = [line for line in lines if line["seed"] == first and record.has(line)]
@@ -83,7 +83,7 @@ def figures(label: str, found: Rows) -> Iterator[tuple[str, Any, str]]:
 
 
 def missing(found: Rows | None) -> str | None:
-    """Why there is no lineage where one might be looked for."""
+    """Return the reason why there is no lineage where one might be looked for."""
     if found is not None and "parents" in found.metrics and not found.consecutive:
         spacing = int(np.diff(found.generation).max())
         return (
@@ -153,7 +153,7 @@ def lineage(who: str, found: Rows) -> Any:
 
 
 def transfers(who: str, found: Rows) -> Any:
-    """How many policies each individual gave to each, all recorded generations together."""
+    """Return the number of policies that each individual gave to each, over all recorded generations."""
     count = found.metrics["transfers"].sum(0).T  # [giver, taker]
     size = len(count)
     figure, axes = charts.canvas(f"{who}: transfers", height=2.4 + min(0.4 * size, 5.0))
@@ -172,7 +172,7 @@ def transfers(who: str, found: Rows) -> Any:
 
 
 def _entries(axes: Any, parents: np.ndarray, generation: np.ndarray) -> None:
-    """Where outsiders came in: a generation after it was recorded that they would."""
+    """Mark the entries of outsiders, one generation after they were recorded."""
     step, slot = np.nonzero((parents[:-1] < 0).all(-1))
     if step.size:
         label = "an outsider enters"

@@ -59,7 +59,7 @@ class Record:
         return {name: json.dumps(value) for name, value in [*rundir.flattened(chosen), *self.swept.items()]}
 
     def has(self, line: Mapping[str, Any]) -> bool:
-        """Whether a line of the run's records is of this setting."""
+        """Return whether a line of the run's records is of this setting."""
         return all(line.get(name) == value for name, value in self.swept.items())
 
 

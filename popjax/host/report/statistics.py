@@ -1,4 +1,4 @@
-"""What a few seeds say about methods. Agarwal et al., Deep Reinforcement Learning at the Edge of the
+"""Statistics of methods from a few seeds. Agarwal et al., Deep Reinforcement Learning at the Edge of the
 Statistical Precipice, NeurIPS 2021.
 
 A method's ``scores`` are a list over tasks of float [seeds]; the numbers of seeds may differ. Intervals are

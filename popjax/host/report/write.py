@@ -29,8 +29,8 @@ _INTERVAL = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, the name of every figure, which lies beside it as PNG, what had not begun
-    yet, and what was named but is no run."""
+    """Parts of a report that was written: the page, the name of every figure, which lies beside it as PNG,
+    what had not begun yet, and what was named but is no run."""
 
     page: Path
     figures: tuple[str, ...]

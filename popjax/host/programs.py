@@ -99,14 +99,8 @@ def _compile(
     members, length = len(start[0]), chunk_length(options, method.steps_bound)
     by_member, by_state = placement.members(), placement.state(state)
     init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
-    chunk = jax.jit(
-        placement.lift(chunk_function(method, length), members),
-        in_shardings=(by_state,),
-        out_shardings=(by_state, by_member),
-        donate_argnums=0,
-    )
-    first = compiled(init.lower(*start)) if fresh else None
-    step = compiled(chunk.lower(state))
+    first = compiled(init.lower(*start), placement) if fresh else None
+    step = compiled(lower_chunk(method, state, length, placement), placement)
     play = _evaluation(method, env, start[0], state, options, placement)
     needed = [
         memory.compiled_bytes(step),
@@ -121,13 +115,26 @@ def _compile(
     return Programs(first, step, play.some, policy, 0.0, copies * max(needed))
 
 
-def compiled(lowered: Any) -> Any:
+def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -> Any:
+    """Return the lowered program of a chunk of ``length`` generations, see ``Programs``, for a State of the
+    shapes ``state`` [S, ...]; the devices may be described ones, of ``jax.experimental.topologies``."""
+    by_state = placement.state(state)
+    chunk = jax.jit(
+        placement.lift(chunk_function(method, length), state.generation.shape[0]),
+        in_shardings=(by_state,),
+        out_shardings=(by_state, placement.members()),
+        donate_argnums=0,
+    )
+    return chunk.lower(state)
+
+
+def compiled(lowered: Any, placement: Placement) -> Any:
     """A lowered program, compiled so that a member comes out alike whatever members are beside it.
 
     On a CPU, XLA hands reductions to a library that sums in another order for every size of the axis; its own
     loops do not, and were faster on small networks.
     """
-    if jax.default_backend() != "cpu":
+    if placement.devices[0].platform != "cpu":
         return beside(lowered.compile)
     try:
         options = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -153,7 +160,8 @@ def _evaluation(
         in_shardings=(placement.state(state), placement.members(), placement.members()),
         out_shardings=placement.members(),
     )
-    whole = compiled(function.lower(state, keys, jnp.zeros(members, jnp.int32)))
+    # A shape, not an array, which would lie on a device that the program may not be for.
+    whole = compiled(function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32)), placement)
 
     @lru_cache(maxsize=1)
     def single() -> Any:  # few runs need it
@@ -161,7 +169,7 @@ def _evaluation(
             return one(*tree.take((state, keys), place), generation)
 
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        return compiled(jax.jit(chosen).lower(state, keys, number, number))
+        return compiled(jax.jit(chosen).lower(state, keys, number, number), placement)
 
     def some(
         state: Any, keys: Any, generations: np.ndarray, places: Sequence[int], stop: Stop | None = None

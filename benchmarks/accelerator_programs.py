@@ -1,0 +1,213 @@
+"""Compile every method for an H100 and a TPU v5e, neither of which need be there, and read the programs.
+
+    pip install -c constraints.txt -e '.[aot-gpu,aot-tpu]'
+    python benchmarks/accelerator_programs.py --cases sac-1 sac-64 --out benchmarks/results/programs.json
+
+Each case is compiled alone in a process of its own. A row has the bytes of the State and of the program's
+arguments (more, where a TPU pads them), aliases and temporaries; collectives, callbacks and 64-bit floats
+in the text; and of an iteration, and of each loop that takes gradient or environment steps: launches, those
+of libraries, copies of more than 1 MB, bytes moved, floating-point operations and the time that bandwidth and
+peak allow. Loops whose number of turns depends on data are counted as one turn.
+
+What it cannot tell: matrix kernels for a GPU are not tuned without one, and nothing has run. A launch takes
+1.5 to 4 microseconds; the cycles of a TPU are the compiler's estimate and are for comparisons.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+PENDULUM, BREAKOUT = "gymnax/Pendulum-v1", "gymnax/Breakout-MinAtar"
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sac-1": ("independent", PENDULUM, {}),
+    "sac-8": ("independent", PENDULUM, {"population": 8}),
+    "sac-64": ("independent", PENDULUM, {"population": 64}),
+    "sac-256": ("independent", PENDULUM, {"population": 256}),
+    "sac-8-hopper": ("independent", "gym/Hopper-v4", {"population": 8}),
+    "ppo-8": ("onpolicy", PENDULUM, {"agent": "ppo", "population": 8, "lanes": 8}),
+    "ce-4": ("ce", PENDULUM, {}),
+    "diayn": ("diayn", PENDULUM, {}),
+    "dice": ("dice", PENDULUM, {}),
+    "sunrise": ("sunrise", PENDULUM, {}),
+    "pderl": ("pderl", PENDULUM, {}),
+    "cspc": ("cspc", PENDULUM, {}),
+    "ca2e": ("ca2e", BREAKOUT, {}),
+    "cdrl": ("cdrl", BREAKOUT, {}),
+}
+"""Method, task and fields of its default Config."""
+BANDWIDTH = {"h100": 3.35e12, "v5e": 0.819e12}
+"""Bytes per second."""
+PEAK = {"h100": 495e12, "v5e": 197e12}
+"""Floating-point operations per second: tf32 and bf16, which matrix products of float32 become."""
+LARGE = 1_000_000
+"""Bytes of a copy that counts."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to compile."""
+
+    cases: tuple[str, ...] = tuple(CASES)
+    """Which cases."""
+    devices: tuple[Literal["h100", "v5e"], ...] = ("h100", "v5e")
+    """For what."""
+    capacities: tuple[int, ...] = (100_000,)
+    """Transitions that each replay holds."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def build(case: str, capacity: int) -> Any:
+    """Return the method of a case, the steps of whose environment are labelled in its program."""
+    import jax
+
+    import popjax
+    from popjax.agents import ppo
+
+    name, task, changes = CASES[case]
+    module = importlib.import_module(f"popjax.methods.{name}")
+    config = replace(module.Config(), **changes | ({"agent": ppo.Config()} if "agent" in changes else {}))
+    if hasattr(config, "capacity"):
+        config = replace(config, capacity=capacity)
+    env = popjax.make(task)
+    return module.build(env._replace(step=jax.named_scope("environment")(env.step)), config)
+
+
+def costs(loop: Any, kind: str) -> dict[str, Any]:
+    """Return what one turn of a loop takes."""
+    kernels = list(loop.turn())
+    moved = sum(kernel.bytes * times for kernel, times in kernels)
+    flops = sum(kernel.flops * times for kernel, times in kernels)
+    large = [(kernel, times) for kernel, times in kernels if kernel.copies and kernel.bytes > 2 * LARGE]
+    found = {
+        "launches": sum(times for _, times in kernels),
+        "library_calls": sum(
+            times for kernel, times in kernels if kernel.instruction.opcode == "custom-call"
+        ),
+        "large_copies": sum(times for _, times in large),
+        "large_copy_megabytes": round(sum(kernel.bytes / 2 * times for kernel, times in large) / 1e6, 1),
+        "megabytes": round(moved / 1e6, 2),
+        "megaflops": round(flops / 1e6, 1),
+        "roofline_microseconds": round(1e6 * max(moved / BANDWIDTH[kind], flops / PEAK[kind]), 1),
+    }
+    if cycles := sum(kernel.cycles * times for kernel, times in kernels):
+        found["estimated_cycles"] = cycles
+    return found
+
+
+def labelled(loop: Any, label: str) -> list[Any]:
+    """Return the innermost loops that have kernels whose source is ``label``."""
+    inside = [found for each in loop.loops for found in labelled(each, label)]
+    own = any(label in kernel.instruction.operation for kernel in loop.kernels)
+    return inside or ([loop] if own else [])
+
+
+def phase(loop: Any) -> str:
+    """Return where a loop stands in the source: phases and loops."""
+    parts = loop.operation.split("/")
+    return "/".join(part for part in parts if part not in ("body", "closed_call") and "jit(" not in part)
+
+
+def facts(compiled: Any, kind: str, length: int) -> dict[str, Any]:
+    """Return what a compiled chunk says of itself."""
+    from tests import hlo
+
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    main = hlo.read(text).main()
+    iteration = next((loop for loop in main.walk() if loop.turns == length), main)
+    targets = Counter(re.findall(r'custom_call_target="([^"]+)"', text))
+    return {
+        "argument_megabytes": round(memory.argument_size_in_bytes / 1e6, 2),
+        "alias_megabytes": round(memory.alias_size_in_bytes / 1e6, 2),
+        "temporary_megabytes": round(memory.temp_size_in_bytes / 1e6, 2),
+        "collectives": {name: count for name in hlo.COLLECTIVES if (count := text.count(f" {name}"))},
+        "callbacks": text.count("callback"),
+        "float64": len(re.findall(r"\bf64\[", text)),
+        "custom_calls": dict(targets),
+        "iteration": costs(iteration, kind),
+        "gradient_steps": [
+            {"loop": phase(loop)} | costs(loop, kind) for loop in labelled(iteration, "transpose(")
+        ],
+        "environment_steps": [
+            {"loop": phase(loop)} | costs(loop, kind) for loop in labelled(iteration, "environment")
+        ],
+        "loops_that_data_decide": sum(loop.turns is None for loop in main.walk()),
+    }
+
+
+def one(case: str, kind: str, capacity: str) -> None:
+    """Print the row of one case as JSON."""
+    import jax
+
+    sys.path.append(str(ROOT))
+    from popjax.host import memory
+    from tests import absent
+
+    length, method = 16, build(case, int(capacity))
+    begun = time.perf_counter()
+    lowered = absent.lower(method, kind, length=length)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    row = {
+        "case": case,
+        "device": kind,
+        "capacity": int(capacity),
+        "state_megabytes": round(memory.tree_bytes(jax.eval_shape(method.init, *_started(method))) / 1e6, 2),
+        "trace_seconds": round(traced - begun, 1),
+        "compile_seconds": round(time.perf_counter() - traced, 1),
+    }
+    print(json.dumps(row | facts(compiled, kind, length)), flush=True)
+
+
+def _started(method: Any) -> tuple[Any, Any]:
+    import jax
+
+    return jax.eval_shape(lambda: jax.random.key(0)), method.hyper
+
+
+def main(arguments: Arguments) -> None:
+    """Compile, print and write."""
+    from benchmarks import record
+    from tests import absent
+
+    for kind in arguments.devices:
+        if lack := absent.missing(kind):
+            raise SystemExit(lack)
+    rows = []
+    for case, kind, capacity in (
+        (case, kind, capacity)
+        for case in arguments.cases
+        for kind in arguments.devices
+        for capacity in arguments.capacities
+    ):
+        command = [sys.executable, __file__, "--one", case, kind, str(capacity)]
+        told = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if told.returncode:
+            rows.append({"case": case, "device": kind, "capacity": capacity, "failed": told.returncode})
+        else:
+            rows.append(json.loads(told.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+        record.write(arguments.out, rows=rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(*sys.argv[2:])
+    else:
+        import tyro
+
+        sys.path.append(str(ROOT))
+        main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,62 @@
+"""Devices that are not here: programs are compiled for them and not run.
+
+Used by the tests and by ``benchmarks/accelerator_programs.py``, both with ``JAX_PLATFORMS=cpu``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from popjax.core import Method
+from popjax.host import programs, sweep
+from popjax.host.shard import SWEEP, Placement
+
+# The versions in the text matter: without them XLA leaves conditionals out of CUDA graphs.
+H100 = Path(__file__).with_name("h100.txtpb")
+NEEDS = {"h100": ("jax_plugins.xla_cuda12", "aot-gpu"), "v5e": ("libtpu", "aot-tpu")}
+"""The plugin that compiles for each device, and the extra that brings it."""
+
+
+def missing(kind: str) -> str:
+    """Return in one line what it lacks to compile for devices of a ``kind``, "" if nothing."""
+    plugin, extra = NEEDS[kind]
+    try:
+        there = importlib.util.find_spec(plugin)
+    except ModuleNotFoundError:
+        there = None
+    return "" if there else f"needs {plugin} to compile for {kind}: pip install 'popjax[{extra}]'"
+
+
+@lru_cache
+def devices(kind: str) -> tuple[Any, ...]:
+    """Return four devices of a ``kind``, "h100" or "v5e"."""
+    if kind == "h100":
+        described = topologies.get_topology_desc("1x1x4", "cuda", target_config=H100.read_text())
+    else:
+        # So that libtpu does not ask the network which machine this is.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        described = topologies.get_topology_desc("v5e:2x2", "tpu")
+    return tuple(described.devices)
+
+
+def start(method: Method, members: int) -> tuple[Any, Any]:
+    """Return the shapes of the keys [S] and hypers [S, ...] with which a run of ``members`` starts."""
+    numbers = sweep.grid(0, members, {})
+    real = sweep.keys(numbers), sweep.hypers(method.hyper, numbers)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), real)
+
+
+def lower(method: Method, kind: str, *, members: int = 1, count: int = 1, length: int = 16) -> Any:
+    """Return the lowered program of a chunk of ``length`` generations, on ``count`` devices of a ``kind``."""
+    placement = Placement(devices(kind)[:count], SWEEP if count > 1 else None)
+    state = jax.eval_shape(sweep.lift(method.init, members), *start(method, members))
+    return programs.lower_chunk(method, state, length, placement)

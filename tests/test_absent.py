@@ -1,0 +1,106 @@
+"""Promises of programs for accelerators, which are compiled here and need not be there to run them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from popjax.agents import sac
+from popjax.envs import make
+from popjax.host import sweep
+from popjax.host.options import Options
+from popjax.host.programs import compile_programs
+from popjax.host.shard import SWEEP, Placement
+from popjax.methods import independent
+from tests import absent, hlo
+
+ENV = make("gymnax/Pendulum-v1")
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.skipif(bool(absent.missing(kind)), reason=absent.missing(kind)))
+    for kind in absent.NEEDS
+]
+LARGE = 1_000_000
+
+
+def method(capacity):
+    """Agents large enough that a copy of any one of their large leaves is noticed."""
+    agent = sac.Config(hidden=(128, 128))
+    config = independent.Config(agent=agent, population=64, capacity=capacity, warmup=64, batch=64)
+    return independent.build(ENV, config)
+
+
+@lru_cache
+def compiled(kind, capacity=20_000):
+    return absent.lower(method(capacity), kind).compile()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_is_written_in_place(kind):
+    memory = compiled(kind).memory_analysis()
+    assert memory.alias_size_in_bytes == memory.argument_size_in_bytes > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_loop_copies_what_is_large(kind):
+    main = hlo.read(compiled(kind).as_text()).main()
+    kernels = [kernel for loop in main.loops for inner in loop.walk() for kernel in inner.kernels]
+    assert len(kernels) > 50
+    assert [each.instruction.name for each in kernels if each.copies and each.bytes > 2 * LARGE] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_temporaries_do_not_grow_with_the_replay(kind):
+    small, large = (
+        compiled(kind, capacity).memory_analysis().temp_size_in_bytes for capacity in (20_000, 200_000)
+    )
+    assert large < 1.05 * small
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_on_four_devices_never_speak(kind):
+    """All programs of a run are compiled, the evaluation's and ``init`` too."""
+    one = independent.build(
+        ENV, independent.Config(agent=sac.Config(hidden=(16, 16)), capacity=1_000, warmup=64, batch=32)
+    )
+    start = absent.start(one, 4)
+    shapes = jax.eval_shape(sweep.lift(one.init, 4), *start)
+    placement = Placement(absent.devices(kind), SWEEP)
+    options = Options(env_steps=1_000, seeds=4)
+    programs = compile_programs(one, ENV, start, shapes, options, placement, fresh=True)
+    text = programs.chunk.as_text()
+    assert not any(f" {name}" in text for name in hlo.COLLECTIVES)
+    assert "callback" not in text
+    assert "f64[" not in text
+
+
+def test_a_program_is_read():
+    """On the CPU: five turns of a product [8, 16] x [16, 16], one row of which is written in place."""
+
+    def turn(carry, _):
+        x, store = carry
+        x = jnp.tanh(x @ jnp.full((16, 16), 0.1))
+        return (x, store.at[3].set(x[0])), None
+
+    start = jnp.ones((8, 16)), jnp.zeros((1_000, 16))
+    program = jax.jit(lambda carry: jax.lax.scan(turn, carry, length=5)[0], donate_argnums=0)
+    main = hlo.read(program.lower(start).compile().as_text()).main()
+    (loop,) = main.loops
+    assert loop.turns == 5
+    assert sum(kernel.flops for kernel in loop.kernels) == 2 * 8 * 16 * 16
+    assert sum(kernel.bytes for kernel in loop.kernels) < 16_000  # of 64,000 in the store
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("f32[8,3]{1,0:T(8,128)}", 96),
+        ("(bf16[4]{0}, pred[], u8[2,2]{1,0})", 13),
+        ("(s32[], token[])", 4),
+        ("f8e4m3fn[3]", 3),
+    ],
+)
+def test_shapes_have_sizes(shape, expected):
+    assert hlo.size(shape) == expected

@@ -40,6 +40,10 @@ ABOVE = {"host", "cli", "testing", "__main__"}
 HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods", "cli", "testing"}
 # What the modules of a package may share: written once, used by all of them.
 SHARED = {
+    "popjax.core.agent",
+    "popjax.core.env",
+    "popjax.core.experience",
+    "popjax.core.types",
     "popjax.envs.episodic",
     "popjax.envs.frames",
     "popjax.envs.mujoco",

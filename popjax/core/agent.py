@@ -1,0 +1,183 @@
+"""The contracts of what is written for one individual: networks, policies, agents, replays and drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from jax import Array
+
+from popjax.core.experience import Trajectory, Transition
+from popjax.core.types import Key, Params, PyTree
+
+
+class Network(NamedTuple):
+    """A function with learnable parameters, for one input: ``apply(params, *inputs)``; batches by ``vmap``
+    or by leading axes, which every layer of ``nets`` lets through."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]
+
+
+class Recurrent(NamedTuple):
+    """A Network with a memory. Axes between time and what is given of one input, such as lanes, are free.
+
+    init:   key -> params
+    memory: what it remembers at the start of an episode; () of one that forgets at once
+    step:   (params, memory, obs) -> (memory, outputs)
+    unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]: the memory
+            starts anew behind every row in which an episode ended, and is told as it was before that
+    """
+
+    init: Callable[[Key], Params]
+    memory: PyTree
+    step: Callable[[Params, PyTree, Array], tuple[PyTree, Any]]
+    unroll: Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
+
+
+class Distribution(NamedTuple):
+    """A family of distributions over actions, see ``distributions``.
+
+    sample:   (key, outputs, scale) -> action; ``scale`` 1 draws from the distribution, 0 is its mode, and
+              between them lie narrower ones
+    log_prob: (outputs, action) -> [...], that of ``scale`` 1
+    entropy:  outputs -> [...]
+    mode:     outputs -> action
+    bounded:  action -> what an environment takes of it
+    vector:   outputs -> [..., A], differentiable: the greedy action as the environment takes it, or the
+              logits or values of discrete actions
+    kl:       (outputs p, outputs q) -> [...] KL(p || q); None of a policy without a density
+    """
+
+    sample: Callable[[Key, Any, Array | float], Array]
+    log_prob: Callable[[Any, Array], Array]
+    entropy: Callable[[Any], Array]
+    mode: Callable[[Any], Array]
+    bounded: Callable[[Array], Array]
+    vector: Callable[[Any], Array]
+    kl: Callable[[Any, Any], Array] | None = None
+
+
+class Choice(NamedTuple):
+    """The answer of a policy to one observation.
+
+    memory:   what it carries to the next observation; () of a policy without memory.
+    action:   what the environment takes: [A] in [-1, 1], or int32 [] where actions are discrete.
+    sampled:  the action as its distribution drew it, before squashing or clipping.
+    log_prob: float32 [] of ``sampled`` at ``scale`` 1, nats; 0 of a policy without a density.
+    """
+
+    memory: PyTree
+    action: Array
+    sampled: Array
+    log_prob: Array
+
+
+Act: TypeAlias = Callable[[Params, PyTree, Array, Key, "Array | float"], Choice]
+"""``(params, memory, obs, key, scale) -> Choice``, for one observation: the signature of everything that
+acts. ``scale`` multiplies the exploration; 0 is greedy."""
+
+
+Unroll: TypeAlias = Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
+"""``(params, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T, ...])`` of
+a policy along the rows of lanes; its memory starts anew behind every row in which an episode ended. The
+outputs of discrete actions are logits [T, ..., A]."""
+
+
+class Agent(NamedTuple):
+    """One learning individual that learns from a replay.
+
+    init:        (key, hyper) -> state
+    act:         see ``Act``; a discrete action of a value-based agent is random with probability ``scale``
+    learn:       (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...],
+                 which may be ``Weighted`` where there is a ``td_error``
+    policy:      state -> parameters that ``act`` reads
+    adopt:       (state, policy, value=None) -> state that acts by ``policy``, targets included and Adam's
+                 moments kept; takes over the state value ``value``, too, if both have one
+    value:       (state, obs [..., *obs], action) -> [...] value of the action under the agent's critic
+    values:      as ``value``, [K, ...] under each of its K critics; None of an agent with one
+    outputs:     (policy, obs [..., *obs]) -> what ``actions`` turns into actions, differentiable
+    actions:     the family of distributions that ``outputs`` parametrise
+    actor:       network of the policy
+    critic:      network of the critic
+    state_value: state -> parameters of V(s); None of an agent without
+    td_error:    (state, batch) -> target minus value [B]; None of an agent without priorities
+    observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
+    exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
+    inherit:     (state, other) -> the state ``other`` of another agent of this kind with the own optimizer's
+                 moments and counts; of an agent that keeps none, ``other``
+    memory:      what the policy remembers at the start of an episode; () of one that acts by what it sees
+    """
+
+    init: Callable[[Key, PyTree], PyTree]
+    act: Act
+    learn: Callable[[PyTree, Transition, PyTree, Key], tuple[PyTree, PyTree]]
+    policy: Callable[[PyTree], Params]
+    adopt: Callable[..., PyTree]
+    value: Callable[[PyTree, Array, Array], Array]
+    outputs: Callable[[Params, Array], Any]
+    actions: Distribution
+    actor: Network
+    critic: Network
+    values: Callable[[PyTree, Array, Array], Array] | None = None
+    state_value: Callable[[PyTree], Params] | None = None
+    td_error: Callable[..., Array] | None = None
+    observe: Callable[[PyTree, Array, Array], PyTree] = lambda state, obs, valid: state
+    exploration: Callable[[PyTree, Array], Array] = lambda hyper, env_steps: hyper.exploration
+    inherit: Callable[[PyTree, PyTree], PyTree] = lambda state, other: other
+    memory: PyTree = ()
+
+
+class OnPolicyAgent(NamedTuple):
+    """An individual that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
+
+    ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value``, ``memory`` as in ``Agent``;
+    ``scale`` 1 is the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
+
+    learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
+    value:  (state, obs [..., *obs], action) -> V(obs) [...], whatever the action
+    unroll: see ``Unroll``
+    """
+
+    init: Callable[[Key, PyTree], PyTree]
+    act: Act
+    learn: Callable[[PyTree, Trajectory, PyTree, Key], tuple[PyTree, PyTree]]
+    policy: Callable[[PyTree], Params]
+    adopt: Callable[..., PyTree]
+    value: Callable[[PyTree, Array, Array], Array]
+    outputs: Callable[[Params, Array], Any] | None
+    unroll: Unroll
+    actions: Distribution
+    actor: Network | Recurrent
+    critic: Network | Recurrent
+    state_value: Callable[[PyTree], Params] | None = None
+    memory: PyTree = ()
+
+
+class Replay(NamedTuple):
+    """A store of rows (any pytree) with a fixed capacity, the oldest overwritten.
+
+    init:   example row -> state
+    add:    (state, rows [B, ...], valid [B]) -> state; rows that are not valid leave no trace
+    sample: (state, key, batch size) -> rows [B, ...], uniform over what is stored
+    """
+
+    init: Callable[[PyTree], PyTree]
+    add: Callable[[PyTree, PyTree, Array], PyTree]
+    sample: Callable[[PyTree, Key, int], PyTree]
+
+
+class Intrinsic(NamedTuple):
+    """A reward beside the task's, written for one module; ``population.drives`` lifts it to a population.
+
+    init:    key -> state
+    reward:  (state, batch [B]) -> bonus [B], through which no gradient flows
+    learn:   (state, batch [B], weight [B], hyper, key) -> (state, losses); weight 0 leaves a transition out
+    observe: (state, rows [T, *lanes], done [T, *lanes], valid [T, *lanes], hyper) -> state that has seen
+             these steps, in order of time; those that are not valid leave no trace
+    """
+
+    init: Callable[[Key], PyTree]
+    reward: Callable[[PyTree, Transition], Array]
+    learn: Callable[[PyTree, Transition, Array, PyTree, Key], tuple[PyTree, PyTree]]
+    observe: Callable[[PyTree, Transition, Array, Array, PyTree], PyTree] = lambda state, *_: state

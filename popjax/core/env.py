@@ -1,0 +1,109 @@
+"""The contract of environments: what they answer, what they are like, and how they can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax.core.types import Key, PyTree
+
+
+@struct.dataclass
+class Timestep:
+    """The answer of an environment to one action; Gymnasium's words with Gymnasium's meaning.
+
+    obs:        [*obs]  observation to act on next: ``next_obs``, but after an automatic reset or a cut.
+    next_obs:   [*obs]  true successor of the action.
+    reward:     []      float32.
+    terminated: []      bool: the task ended; nothing follows.
+    truncated:  []      bool: the time limit was reached; the value of ``next_obs`` still counts.
+    cut:        []      bool: the value of ``next_obs`` does not count although the episode goes on, as where
+                        a lost life is taught to be an end (Mnih et al., 2015).
+    """
+
+    obs: Array
+    next_obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    cut: Array | bool = False
+
+    @property
+    def done(self) -> Array:
+        """[] bool: the episode is over, for either reason."""
+        return self.terminated | self.truncated
+
+    @property
+    def final(self) -> Array:
+        """[] bool: the value of ``next_obs`` does not count."""
+        return self.terminated | self.cut
+
+
+class Spec(NamedTuple):
+    """Facts of an environment that a learner needs before it starts.
+
+    ``action_dim`` is the number of action components in [-1, 1], or of discrete actions. ``episode_length``
+    is the time limit in environment steps. ``stack`` frames, oldest first, make an observation along its last
+    axis. ``dt`` is the duration of an environment step in seconds, ``None`` where the task has no clock.
+    ``highest_return`` is what no policy can exceed, ``None`` where that is not known.
+    """
+
+    name: str
+    obs_shape: tuple[int, ...]
+    action_dim: int
+    episode_length: int
+    discrete: bool = False
+    obs_dtype: Any = jnp.float32
+    dt: float | None = None
+    highest_return: float | None = None
+    stack: int = 1
+
+
+def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
+    """Return (observation size, action size) for a learner ``who`` of vector observations and continuous
+    actions.
+
+    Raises:
+        ValueError: the task has discrete actions, or observations that are not vectors.
+    """
+    if spec.discrete:
+        raise ValueError(f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
+    return vector_size(spec, who), spec.action_dim
+
+
+def vector_size(spec: Spec, who: str) -> int:
+    """Return the observation size for a learner ``who``; a ValueError where observations are not vectors."""
+    if len(spec.obs_shape) != 1:
+        raise ValueError(f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}")
+    return spec.obs_shape[0]
+
+
+class Origin(NamedTuple):
+    """The call of ``envs.make`` behind an environment: its name and, as JSON, its options.
+
+    ``functions`` are the ``reset`` and ``step`` that it made: with others it is another environment.
+    """
+
+    name: str
+    options: str
+    functions: tuple[Any, Any]
+
+
+class Env(NamedTuple):
+    """One environment, no batch axis. ``step`` does not reset; see ``rollout.autoreset``.
+
+    reset:  key -> (state, obs)
+    step:   (state, action) -> (state, Timestep)
+    scored: the same environment with the rewards that evaluations count; None: these
+    origin: how it can be made again; None of one made by hand
+    """
+
+    reset: Callable[[Key], tuple[PyTree, Array]]
+    step: Callable[[PyTree, Array], tuple[PyTree, Timestep]]
+    spec: Spec
+    scored: Any = None
+    origin: Origin | None = None

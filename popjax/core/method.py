@@ -1,0 +1,136 @@
+"""The contract of training methods, and the marks of what they carry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax.core.agent import Act, Unroll
+from popjax.core.env import Env, Spec
+from popjax.core.types import Key, Params, PyTree, S
+
+
+class Built(NamedTuple):
+    """The call that made a Method: ``build(env, config, **further)``."""
+
+    build: Callable[..., Any]
+    env: Env
+    config: Any
+    further: Mapping[str, Any]
+
+
+class Method(NamedTuple):
+    """A training method: everything the host needs, and all that it may know.
+
+    init:        (key, hyper) -> State
+    step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
+    policy:      State -> parameters of the policy you would deploy now
+    act:         (policy parameters, memory, obs, key, scale) -> Choice, see ``Act``; pure: all that
+                 evaluation and export use
+    hyper:       the default hyperparameters, a struct of numbers
+    steps_bound: the most environment steps that one ``step`` can count
+    memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
+    individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
+                 where they act together, share one or play different tasks
+    built:       the call that made it; None of a method whose ``build`` is not ``recipe.recorded``
+    exploration: State -> the ``scale`` [] at which the policy explores now while it trains
+    unroll:      see ``Unroll``: the logits by which the policy acts, from which others can learn; None of a
+                 policy that has none
+    learning_starts: environment steps before the first update; a shorter run is told that it learns nothing
+    """
+
+    init: Callable[[Key, PyTree], Any]
+    step: Callable[[Any], Any]
+    policy: Callable[[Any], Params]
+    act: Act
+    hyper: Any
+    steps_bound: int
+    memory: PyTree = ()
+    individuals: Callable[[Any], Params] | None = None
+    built: Built | None = None
+    exploration: Callable[[Any], Array | float] = lambda state: 1.0
+    unroll: Unroll | None = None
+    learning_starts: int = 0
+
+
+class Pretrained(NamedTuple):
+    """The policy of a finished run, frozen.
+
+    name:        where it comes from, for messages.
+    spec:        the task that it was trained on.
+    act:         as ``Method.act``.
+    params:      what ``act`` reads.
+    memory:      what the policy remembers at the start of an episode.
+    env_steps:   what its training cost, environment steps.
+    config:      the Config of its method.
+    individuals: parameters [P] of all policies of the population; None where nobody acts alone.
+    unroll:      as ``Method.unroll``.
+    origin:      the run that it comes from, as ``config.json`` keeps it; None of a policy without one.
+    """
+
+    name: str
+    spec: Spec
+    act: Act
+    params: Params
+    memory: PyTree = ()
+    env_steps: int = 0
+    config: Any = None
+    individuals: Params | None = None
+    unroll: Unroll | None = None
+    origin: Mapping[str, Any] | None = None
+
+
+class Ingredient(NamedTuple):
+    """A use that a method makes of finished runs.
+
+    keyword: of ``build``, which takes a tuple of records.
+    make:    (env, policies) -> records, one for each policy; a ValueError where one does not fit.
+    record:  their type, a NamedTuple of the ``Pretrained`` and facts that JSON can hold.
+    help:    the option's line in ``--help``.
+    """
+
+    keyword: str
+    make: Callable[[Env, Sequence[Pretrained]], Sequence[Any]]
+    record: Any
+    help: str = ""
+
+
+def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
+    """Compose ``State -> State`` phases, left to right."""
+
+    def step(state: S) -> S:
+        for phase in phases:
+            # The name of the phase labels its operations in profiles and compiled text.
+            with jax.named_scope(getattr(phase, "__name__", "phase")):
+                state = phase(state)
+        return state
+
+    return step
+
+
+def stacked(**kwargs: Any) -> Any:
+    """Mark a field of a State: each of its leaves leads with the population axis ``P``."""
+    return struct.field(metadata={"stacked": True}, **kwargs)
+
+
+def stacked_fields(state: Any) -> dict[str, PyTree]:
+    """Return the fields of a State that were declared with ``stacked()``, by name."""
+    return {f.name: getattr(state, f.name) for f in fields(state) if f.metadata.get("stacked")}
+
+
+def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:
+    """Declare a field of a ``Hyper``: a number in [low, high], which ``checks.check_numbers`` asks for before
+    a run."""
+    return struct.field(default=default, metadata={"range": (low, high)})
+
+
+def as_arrays(hyper: S) -> S:
+    """Return every number as a strong float32 array: weak types would recompile the first chunk."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         erl,
         independent,
         onpolicy,
+        pbt,
         pderl,
         sunrise,
     )
@@ -109,6 +110,7 @@ _MODULES = {
             "erl",
             "independent",
             "onpolicy",
+            "pbt",
             "pderl",
             "sunrise",
         )
@@ -166,6 +168,7 @@ __all__ = [  # noqa: RUF022 - modules, names, methods
     "erl",
     "independent",
     "onpolicy",
+    "pbt",
     "pderl",
     "sunrise",
     "align",

@@ -58,6 +58,7 @@ SHARED = {
     "popjax.methods.ca2e_config",
     "popjax.methods.cdrl_config",
     "popjax.methods.ca2e_priors",
+    "popjax.methods.pbt_config",
     "popjax.replay.ring",
     "popjax.replay.nstep",
     "popjax.nets.images",
@@ -70,6 +71,7 @@ SHARED = {
     "popjax.population.exchange",
     "popjax.population.lanes",
     "popjax.population.learners",
+    "popjax.population.parts",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

@@ -20,6 +20,7 @@ METHODS = {
     "diayn": "popjax.methods.diayn",
     "independent": "popjax.methods.independent",
     "onpolicy": "popjax.methods.onpolicy",
+    "pbt": "popjax.methods.pbt",
     "cspc": "popjax.methods.cspc",
     "ca2e": "popjax.methods.ca2e",
     "cdrl": "popjax.methods.cdrl",

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-
-from popjax import agents, tree
+from popjax import agents
 from popjax.core import Env, Key, Method, PyTree, chain
-from popjax.population import drives, offpolicy
+from popjax.population import drives, offpolicy, parts
 from popjax.population.offpolicy import Config, Metrics, State
 from popjax.recipe import Recipe, recorded
 
@@ -39,17 +37,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def init(key: Key, hyper: PyTree) -> State:
         return State(**base.fields(key, hyper))
 
-    return Method(
-        init=init,
-        step=chain(base.collect, base.learn),
-        policy=lambda s: tree.take(base.individuals(s), jnp.argmax(s.metrics.fitness)),
-        act=base.act,
-        hyper=default_hyper(config),
-        steps_bound=base.steps,
-        individuals=base.individuals,
-        exploration=base.exploration,
-        learning_starts=config.warmup * config.population,
-    )
+    return parts.whole(base, default_hyper(config), init, chain(base.collect, base.learn))
 
 
 METHOD = Recipe(build, Config, default_hyper, agents=offpolicy.AGENTS)

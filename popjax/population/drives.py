@@ -100,15 +100,18 @@ def default_numbers(config: AnyConfig | None) -> PyTree:
 def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:
     """Return the ``Hyper`` of an agent with the numbers of a drive in a further field ``drive``; itself
     without a drive."""
-    if config is None:
-        return hyper
+    return hyper if config is None else extended(hyper, drive=default_numbers(config))
+
+
+def extended(hyper: Any, **further: Any) -> Any:
+    """Return a ``Hyper`` with ``further`` fields behind its own."""
     own = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
-    return _with_drive(hyper.__class__)(**own, drive=default_numbers(config))
+    return _extended(hyper.__class__, tuple(further))(**own, **further)
 
 
 @cache
-def _with_drive(kind: type) -> Any:
-    body = {"__annotations__": {"drive": Any}, "drive": None, "__doc__": kind.__doc__}
+def _extended(kind: type, names: tuple[str, ...]) -> Any:
+    body = {"__annotations__": dict.fromkeys(names, Any), "__doc__": kind.__doc__, **dict.fromkeys(names)}
     return struct.dataclass(type(kind.__name__, (kind,), body | {"__module__": kind.__module__}))
 
 

@@ -4,6 +4,7 @@ different kinds, as CSPC has them, exchange the networks of their mean actions."
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import chex
@@ -15,6 +16,7 @@ from jax import Array
 from popjax import nets, tree
 from popjax.core import Agent, Key, OnPolicyAgent, Params, PyTree, Spec, as_arrays
 from popjax.population import learning
+from popjax.replay.ring import Ring
 
 
 def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> PyTree:
@@ -34,6 +36,32 @@ def adopt(agent: Agent | OnPolicyAgent, states: PyTree, policies: Params, which:
     chex.assert_rank(which, 1)
     chex.assert_type(which, bool)
     return tree.where(which, jax.vmap(agent.adopt)(states, policies), states)
+
+
+def copy_replays(replays: Ring, source: Array, due: Array | int) -> Ring:
+    """Return replays [P] each of which is that of ``source`` int32 [P], where ``due`` [] is 1; as they are
+    where it is 0.
+
+    Written in place, a part of all replays at a time, so that no second copy of them is ever made.
+    """
+    chex.assert_rank([source, due], [1, 0])
+    capacity = jax.tree.leaves(replays.rows)[0].shape[1]
+    length = -(-capacity // 64)
+    whole = capacity // length
+
+    def part(rows: PyTree, start: Array | int, size: int) -> PyTree:
+        def copied(x: Array) -> Array:
+            own = jax.lax.dynamic_slice_in_dim(x, start, size, 1)
+            return jax.lax.dynamic_update_slice_in_dim(x, own[source], start, 1)
+
+        return jax.tree.map(copied, rows)
+
+    def last(_: Array, replays: Ring) -> Ring:
+        rows = part(replays.rows, whole * length, capacity - whole * length)
+        return Ring(rows, replays.position[source], replays.size[source])
+
+    rows = jax.lax.fori_loop(0, due * whole, lambda i, rows: part(rows, i * length, length), replays.rows)
+    return jax.lax.fori_loop(0, due, last, replace(replays, rows=rows))
 
 
 def insert(members: Any, slot: Array, newcomer: Any, when: Array | bool = True) -> Any:

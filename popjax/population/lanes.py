@@ -42,6 +42,20 @@ Record: TypeAlias = Callable[["Lanes", Any, Timestep], Any]
 
 
 @struct.dataclass
+class Recent:
+    """The returns float32 [P, N, K] of a lane's last K episodes, the newest first, and how many of them there
+    have been, int32 [P, N] up to K."""
+
+    returns: Array
+    count: Array
+
+    @property
+    def valid(self) -> Array:
+        """bool [P, N, K] where a return is one of an episode."""
+        return jnp.arange(self.returns.shape[-1]) < self.count[..., None]
+
+
+@struct.dataclass
 class Account:
     """Returns and lengths of a lane's episodes, [P, N] each.
 
@@ -50,6 +64,7 @@ class Account:
     latest:        float32  return of the last finished episode; of the one under way before any has finished.
     latest_length: int32    environment steps of the same episode.
     episodes:      int32    finished episodes.
+    recent:        Recent   the last of them; () where nobody asks.
     """
 
     running: Array
@@ -57,6 +72,7 @@ class Account:
     latest: Array
     latest_length: Array
     episodes: Array
+    recent: PyTree = ()
 
 
 @struct.dataclass
@@ -80,15 +96,16 @@ class Lanes:
         return self.account.episodes.sum(1)
 
 
-def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = ()) -> Lanes:
+def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = (), recent: int = 0) -> Lanes:
     """Return lanes ``shape`` = (P, N) of an ``autoreset`` environment, each at the beginning of an episode.
 
-    ``memory`` is what a policy remembers there.
+    ``memory`` is what a policy remembers there, ``recent`` how many episodes of a lane its account does.
     """
     states, obs = jax.vmap(jax.vmap(env.reset))(jax.random.split(key, shape))
     zero, none = jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
     memory = tree.repeat(tree.repeat(memory, shape[1]), shape[0])
-    return Lanes(states, obs, memory, Account(zero, none, zero, none, none))
+    remembered = Recent(jnp.zeros((*shape, recent)), none) if recent else ()
+    return Lanes(states, obs, memory, Account(zero, none, zero, none, none, remembered))
 
 
 def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes, Timestep]:
@@ -210,7 +227,15 @@ def track(account: Account, reward: Array, done: Array) -> Account:
         latest=jnp.where(shown, running, account.latest),
         latest_length=jnp.where(shown, length, account.latest_length),
         episodes=account.episodes + done,
+        recent=account.recent and _remember(account.recent, running, done),
     )
+
+
+def _remember(recent: Recent, returns: Array, done: Array) -> Recent:
+    """Return ``recent`` with the ``returns`` [P, N] of the episodes that are ``done``, in front."""
+    shifted = jnp.concatenate([returns[..., None], recent.returns[..., :-1]], -1)
+    count = jnp.minimum(recent.count + 1, recent.returns.shape[-1])
+    return tree.where(done, Recent(shifted, count), recent)
 
 
 def _like(fresh: PyTree, memory: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,10 @@ from jax import Array
 from popjax import agents, counting, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
-from popjax.core import Act, Agent, Env, Key, Params, PyTree, as_arrays, example_transition, stacked
+from popjax.core import Env, Key, Params, PyTree, as_arrays, example_transition, stacked
 from popjax.population import drives, lanes, learning, policy
 from popjax.population.lanes import Lanes
+from popjax.population.parts import Parts
 from popjax.replay import episodes
 from popjax.replay.ring import Ring, ring
 
@@ -95,35 +96,14 @@ AGENTS: dict[str, dict[str, Any]] = {
 """The kinds that the fields of Config may be, for a Recipe."""
 
 
-class OffPolicy(NamedTuple):
-    """The parts of a method that such agents make up.
-
-    fields:      (key, hyper) -> the fields of State by name, before the first step
-    collect:     State -> State: everyone plays in its lanes, uniformly at random during the warm-up
-    learn:       State -> State: everyone takes its gradient steps, once the warm-up is over
-    individuals: State -> policies [P], as the Method's ``act`` reads them
-    deploy:      (State, policies [P] of such agents) -> the same, as the Method's ``act`` reads them
-    act:         of one of these policies, see ``core.Act``
-    exploration: State -> the scale [] at which everyone explores now, the mean
-    agent:       of the kind that all are
-    steps:       environment steps of an iteration
-    """
-
-    fields: Callable[[Key, PyTree], dict[str, Any]]
-    collect: Callable[[Any], Any]
-    learn: Callable[[Any], Any]
-    individuals: Callable[[Any], Params]
-    deploy: Callable[[Any, Params], Params]
-    act: Act
-    exploration: Callable[[Any], Array]
-    agent: Agent
-    steps: int
-
-
-def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper: hyper) -> OffPolicy:
+def build(
+    env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper: hyper, recent: int = 0
+) -> Parts:
     """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
 
-    ``numbers`` finds the agents' own in a method's Hyper; the drive's are its field ``drive``.
+    ``numbers`` finds the agents' own in a method's Hyper; the drive's are its field ``drive``. ``recent`` is
+    how many episodes of each lane ``lanes.Account`` remembers. A row's discount is that of the agent which
+    learns from it now, whatever it was when the row was written.
     """
     population, shape = config.population, (config.population, config.lanes)
     drive = drives.build(env.spec, config.drive, *shape)
@@ -157,7 +137,7 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
             "replay": store,
             "drive": held,
             "agents": states,
-            "lanes": lanes.start(lanes_env, key_lanes, shape),
+            "lanes": lanes.start(lanes_env, key_lanes, shape, recent=recent),
         }
 
     def collect(s: S) -> S:
@@ -197,6 +177,8 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
         sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
         rows = sample(store, jax.random.split(key_sample, population), config.batch)  # [P, B]
         paid, bonus = drive.pay(held, rows, hyper)
+        gamma = tree.align(numbers(hyper).discount, paid.discount)
+        paid = replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0))
         states, losses = learn_all(states, paid, numbers(hyper), key_learn)
         held, told = drive.learn(held, rows, None, partial(near, store), hyper, key_drive)
         return (states, held), (losses, bonus, told)
@@ -233,5 +215,15 @@ def build(env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper
     def exploration(s: S) -> Array:
         return jnp.mean(agent.exploration(numbers(s.hyper), s.env_steps / population))
 
-    act = drive.act(agent.act)
-    return OffPolicy(fields, collect, learn, individuals, deploy, act, exploration, agent, taken)
+    return Parts(
+        fields=fields,
+        collect=collect,
+        learn=learn,
+        individuals=individuals,
+        deploy=deploy,
+        act=drive.act(agent.act),
+        agent=agent,
+        steps=taken,
+        exploration=exploration,
+        learning_starts=warmup,
+    )

@@ -29,7 +29,22 @@ def mean_returns(
     starts: Array | None = None,
 ) -> Array:
     """Return float32 [P]: the mean undiscounted return of each of ``params`` [P] over ``episodes`` fresh
-    episodes.
+    episodes; see ``returns``."""
+    return returns(env, act, params, memory, key, episodes, scale=scale, starts=starts).mean(1)
+
+
+def returns(
+    env: Env,
+    act: Act,
+    params: Params,
+    memory: PyTree,
+    key: Key,
+    episodes: int,
+    *,
+    scale: Array | float = 0.0,
+    starts: Array | None = None,
+) -> Array:
+    """Return float32 [P, episodes]: the undiscounted returns of each of ``params`` [P] in fresh episodes.
 
     memory: what a policy remembers at the start of an episode.
     scale:  of the exploration; 0 is greedy.
@@ -48,7 +63,7 @@ def mean_returns(
     count = jax.tree.leaves(params)[0].shape[0]
     over_episodes = jax.vmap(one, (None, 0, None if starts is None else 0))
     over_everyone = jax.vmap(partial(over_episodes), (0, 0, None))
-    return jnp.asarray(over_everyone(params, jax.random.split(key, (count, episodes)), starts)).mean(1)
+    return jnp.asarray(over_everyone(params, jax.random.split(key, (count, episodes)), starts))
 
 
 def when(due: Array, play: Callable[[], Array]) -> Array:

@@ -1,0 +1,279 @@
+"""Searches over the numbers of a population in training: at a ready point, who goes on as whom.
+
+Each is a function of the individuals' returns, so that they differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import betainc
+
+from popjax.checks import check_choices
+from popjax.core import Key
+
+
+@dataclass(frozen=True)
+class Pbt:
+    """Population based training. Jaderberg et al., 2017, arXiv 1711.09846."""
+
+    exploit: Literal["truncation", "tournament", "welch"] = "truncation"
+    """who is copied: one of the best by the worst, a random other that is better, or significantly better"""
+    fraction: float = 0.2  # of the population that is replaced, and that is copied, by truncation
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 < self.fraction <= 0.5:
+            raise ValueError(f"fraction must be above 0 and at most 0.5, got {self.fraction}")
+
+
+@dataclass(frozen=True)
+class Random:
+    """Random search: everyone keeps the numbers that it drew at the start."""
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Successive halving on a fixed number of lanes, at the ready points 1, ``factor``, ``factor``^2, ...
+    Jamieson & Talwalkar, AISTATS 2016. Those that are stopped make room, and nothing is compiled anew."""
+
+    factor: int = 2  # one in so many goes on
+    freed: Literal["clones", "fresh"] = "clones"
+    """who takes the lanes of the others: clones of those that go on, until one line is left, or newcomers,
+    which are compared only with those of their own age"""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.factor < 2:
+            raise ValueError(f"factor must be at least 2, got {self.factor}")
+
+
+@dataclass(frozen=True)
+class MultipleFrequencies:
+    """MF-PBT: subpopulations of one size that evolve at different frequencies, with asymmetric migration.
+    Doulazmi et al., 2025, arXiv 2506.03225."""
+
+    frequencies: tuple[int, ...] = (1, 10, 25, 50)
+    """ready points between two evolutions of each subpopulation, ascending"""
+
+    def __post_init__(self) -> None:
+        spelt = " ".join(map(str, self.frequencies))
+        if len(self.frequencies) < 2 or min(self.frequencies) < 1:
+            raise ValueError(f"frequencies must be at least two whole numbers from 1, got {spelt or 'none'}")
+        if list(self.frequencies) != sorted(set(self.frequencies)):
+            raise ValueError(f"frequencies must ascend, got {spelt}")
+
+
+AnyConfig: TypeAlias = Pbt | Random | Halving | MultipleFrequencies
+KINDS: dict[str, AnyConfig] = {
+    "pbt": Pbt(),
+    "random": Random(),
+    "halving": Halving(),
+    "mf": MultipleFrequencies(),
+}
+"""All searches by their names on the command line."""
+
+
+class Standing(NamedTuple):
+    """What a search knows at a ready point.
+
+    fitness: float32 [P].
+    returns: float32 [P, M] of single episodes, whose mean fitness is.
+    valid:   bool [P, M] where there has been such an episode.
+    ready:   int32 [] number of the ready point, from 1.
+    age:     int32 [P] ready points since each individual's line began, this one included.
+    """
+
+    fitness: Array
+    returns: Array
+    valid: Array
+    ready: Array
+    age: Array
+
+
+class Decision(NamedTuple):
+    """What becomes of each slot.
+
+    source:  int32 [P] whose agent it takes over; its own index: it goes on.
+    numbers: int32 [P] whose numbers it takes over.
+    explore: bool [P] whether it explores from these.
+    fresh:   bool [P] whether it begins anew instead, with numbers of the prior.
+    """
+
+    source: Array
+    numbers: Array
+    explore: Array
+    fresh: Array
+
+
+Decide: TypeAlias = Callable[[Key, Standing, "Array | float"], Decision]
+"""``(key, standing, significance) -> decision``; the last is the level of a test, where there is one."""
+
+
+def build(config: AnyConfig, population: int) -> Decide:
+    """Return how the search of ``config`` decides.
+
+    Raises:
+        ValueError: the population does not divide as the search needs it.
+    """
+    if population < 2:
+        raise ValueError(f"a search needs a population of at least 2, got {population}; raise population")
+    if isinstance(config, Halving):
+        return _halving(config, population)
+    if isinstance(config, MultipleFrequencies):
+        return _multiple_frequencies(config, population)
+    if isinstance(config, Random):
+        return lambda key, now, significance: copies(jnp.arange(population))
+
+    def decide(key: Key, now: Standing, significance: Array | float) -> Decision:
+        uniform = jax.random.uniform(key, (population,))
+        if config.exploit == "truncation":
+            return copies(truncation(uniform, now.fitness, max(1, round(config.fraction * population))))
+        if config.exploit == "tournament":
+            return copies(tournament(uniform, now.fitness))
+        return copies(welch(uniform, now, significance))
+
+    return decide
+
+
+def copies(source: Array) -> Decision:
+    """Return the decision that everyone goes on as ``source`` int32 [P], and explores where that is
+    another."""
+    return Decision(source, source, source != jnp.arange(source.shape[0]), jnp.zeros(source.shape, jnp.bool_))
+
+
+def ranks(fitness: Array) -> Array:
+    """Return int32 [P]: how many are better, or equal and before it; one that is not a number is the
+    worst."""
+    order = jnp.argsort(-fitness)
+    return jnp.zeros(fitness.shape, jnp.int32).at[order].set(jnp.arange(fitness.shape[0], dtype=jnp.int32))
+
+
+def truncation(uniform: Array, fitness: Array, count: int) -> Array:
+    """Return int32 [P]: each of the ``count`` worst takes over from a random one of the ``count`` best.
+
+    ``uniform`` [P] are draws from [0, 1).
+    """
+    rank = ranks(fitness)
+    best = jnp.argsort(rank)[: max(count, 1)]
+    chosen = best[(uniform * count).astype(jnp.int32)]
+    return jnp.where(rank >= fitness.shape[0] - count, chosen, jnp.arange(fitness.shape[0]))
+
+
+def tournament(uniform: Array, fitness: Array) -> Array:
+    """Return int32 [P]: each takes over from a random other one if that is better. ``uniform`` as above."""
+    rival = _rival(uniform)
+    return jnp.where(fitness[rival] > fitness, rival, jnp.arange(fitness.shape[0]))
+
+
+def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
+    """Return int32 [P]: each takes over from a random other one that has a higher mean return by Welch's
+    t-test.
+
+    The test is two-sided; with fewer than two episodes of either nobody is taken over.
+    """
+    rival, own = _rival(uniform), jnp.arange(uniform.shape[0])
+    count = now.valid.sum(1)
+    mean = jnp.where(now.valid, now.returns, 0.0).sum(1) / jnp.maximum(count, 1)
+    spread = jnp.where(now.valid, jnp.square(now.returns - mean[:, None]), 0.0).sum(1)
+    error = spread / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1)  # [P] squared, of the mean
+    both = error + error[rival]
+    parts = jnp.square(error) / jnp.maximum(count - 1, 1)
+    freedom = jnp.square(both) / jnp.maximum(parts + parts[rival], 1e-30)
+    gap = mean[rival] - mean
+    squared = jnp.square(gap) / jnp.where(both > 0, both, 1.0)
+    chance = betainc(0.5 * jnp.maximum(freedom, 1e-6), 0.5, freedom / (freedom + squared))
+    chance = jnp.where(both > 0, chance, 0.0)
+    enough = (count >= 2) & (count[rival] >= 2)
+    return jnp.where(enough & (gap > 0) & (chance < significance), rival, own)
+
+
+def _rival(uniform: Array) -> Array:
+    """Return int32 [P]: for each a random other one."""
+    count = uniform.shape[0]
+    return (jnp.arange(count) + 1 + (uniform * (count - 1)).astype(jnp.int32)) % count
+
+
+def _halving(config: Halving, population: int) -> Decide:
+    rungs = round(math.log(population, config.factor))
+    if config.factor**rungs != population:
+        powers = [config.factor**n for n in range(1, 12) if config.factor**n <= 4 * population]
+        near = min(powers, key=lambda power: (abs(power - population), -power), default=config.factor)
+        raise ValueError(
+            f"halving by {config.factor} needs a population that is a power of {config.factor}, got"
+            f" {population}; use {near}"
+        )
+    # Ages beyond int32 are never reached.
+    milestones = jnp.array([config.factor**n for n in range(31) if config.factor**n < 2**31], jnp.int32)
+    own = jnp.arange(population)
+
+    def clones(key: Key, now: Standing, significance: Array | float) -> Decision:
+        """Fill all lanes with as many clones of each survivor."""
+        rung = (milestones < now.ready).sum() + 1
+        left = jnp.maximum(population // config.factor ** jnp.minimum(rung, rungs), 1)
+        rank = ranks(now.fitness)
+        survivor = jnp.argsort(rank)[rank % left]
+        due = (milestones == now.ready).any() & (rung <= rungs)
+        return copies(jnp.where(due & (rank >= left), survivor, own))
+
+    def fresh(key: Key, now: Standing, significance: Array | float) -> Decision:
+        """Stop all but the best of those of one age, and begin anew in their lanes."""
+        peers = now.age[:, None] == now.age
+        better = peers & (ranks(now.fitness)[None, :] < ranks(now.fitness)[:, None])
+        stays = better.sum(1) * config.factor < peers.sum(1)
+        due = (milestones == now.age[:, None]).any(1)
+        return copies(own)._replace(fresh=due & ~stays)
+
+    return clones if config.freed == "clones" else fresh
+
+
+def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decide:
+    """A subpopulation that evolves is ranked in quarters. The last takes over from the first, rank by rank,
+    and explores. To the third the best of all others migrate, each one that is better than the individual it
+    replaces: one from a subpopulation that evolves less often brings its numbers, one from another gets those
+    of the subpopulation's best. The second goes on, as the first does."""
+    groups = len(config.frequencies)
+    if population % (4 * groups):
+        least = -(-population // (4 * groups)) * 4 * groups
+        raise ValueError(
+            f"{groups} frequencies need a population that {4 * groups} divides, quarters of {groups}"
+            f" subpopulations, got {population}; use {least}"
+        )
+    size = population // groups
+    share = size // 4
+    every = jnp.array(config.frequencies, jnp.int32)
+    group = jnp.arange(population) // size
+
+    def decide(key: Key, now: Standing, significance: Array | float) -> Decision:
+        rank = ranks(now.fitness)  # among all
+        inside = jnp.stack([ranks(part) for part in now.fitness.reshape(groups, size)])
+        order = jnp.argsort(inside, 1) + jnp.arange(groups)[:, None] * size  # [groups, size], best first
+        source = numbers = jnp.arange(population)
+        explore = jnp.zeros(population, jnp.bool_)
+        source = source.at[order[:, -share:]].set(order[:, :share])
+        numbers = numbers.at[order[:, -share:]].set(order[:, :share])
+        explore = explore.at[order[:, -share:]].set(True)
+        for home, places in enumerate(order):
+            others = jnp.argsort(jnp.where(group == home, population, rank))  # of other groups, best first
+            taken = jnp.int32(0)
+            for slot in places[2 * share : 3 * share]:
+                migrant = others[taken]
+                comes = rank[migrant] < rank[slot]
+                steadier = every[group[migrant]] > every[home]
+                source = source.at[slot].set(jnp.where(comes, migrant, slot))
+                numbers = numbers.at[slot].set(
+                    jnp.where(comes, jnp.where(steadier, migrant, places[0]), slot)
+                )
+                taken = taken + comes
+        due = (now.ready % every == 0)[group]
+        own = jnp.arange(population)
+        nobody = jnp.zeros(population, jnp.bool_)
+        return Decision(jnp.where(due, source, own), jnp.where(due, numbers, own), explore & due, nobody)
+
+    return decide

@@ -1,0 +1,134 @@
+"""Sizes, numbers and metrics of searches over the numbers of a population in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeAlias
+
+from flax import struct
+from jax import Array
+
+from popjax import agents
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.checks import check_least
+from popjax.core import Number, PyTree, number
+from popjax.evolution import priors, search
+from popjax.population import drives, offpolicy, onpolicy
+
+RATE, HORIZON = "1e-5:1e-2:log", "hyper.discount=0.9:0.999:log"
+EVOLVED: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (ddpg.Config, td3.Config, sac.Config, sac2018.Config),
+        (f"hyper.actor_lr={RATE}", f"hyper.critic_lr={RATE}", HORIZON),
+    ),
+    dqn.Config: (f"hyper.lr={RATE}", HORIZON, "hyper.exploration=0.01:0.2:log"),
+    ppo.Config: (f"hyper.policy_lr={RATE}", f"hyper.value_lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
+    a2c.Config: (f"hyper.lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
+}
+"""The numbers that evolve of each kind of agent where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What evolves, when and how."""
+
+    population: int = 16  # agents
+    search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
+    evolve: tuple[
+        str, ...
+    ] = ()  # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2; (): the agent's own
+    interval: int = 10_000  # environment steps of an agent between two ready points, up to whole iterations
+    explore: bool = True  # whether copies explore; else they keep the numbers that they take over
+    episodes: int = 10  # of each agent, the last in training, whose mean return is its fitness
+    scoring: int = (
+        0  # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
+    )
+    rounds: int = 1_000  # ready points that the State has room for
+
+    def __post_init__(self) -> None:
+        check_least(self, 2, "population")
+        check_least(self, 1, "interval", "episodes", "rounds")
+        check_least(self, 0, "scoring")
+        super().__post_init__()  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig(Search, offpolicy.Config):
+    """Of agents with a replay; more in ``offpolicy.Config``."""
+
+    copy_replay: bool = False  # whether whoever takes over an agent takes over its replay, too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.copy_replay and self.shared_replay:
+            raise ValueError("a shared replay is everybody's: leave out copy_replay or shared_replay")
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig(Search, onpolicy.Config):
+    """Of agents that learn from what they have just played; more in ``onpolicy.Config``."""
+
+
+Config: TypeAlias = OffPolicyConfig | OnPolicyConfig
+
+
+def configured(agent: Any = sac.Config(), **choices: Any) -> Config:
+    """Return the Config for this kind of agent with these choices."""
+    on_policy = type(agent) in {module.Config for module in agents.ON_POLICY_AGENTS.values()}
+    return (OnPolicyConfig if on_policy else OffPolicyConfig)(agent=agent, **choices)
+
+
+@struct.dataclass
+class Numbers:
+    """Numbers of the search itself."""
+
+    shrink: Number = number(0.8)  # what an explored number is multiplied by, or
+    grow: Number = number(1.2)  # this, with equal chances
+    resample: Number = number(0.25, high=1.0)  # probability that it is drawn from its prior instead
+    significance: Number = number(0.05, high=1.0)  # of Welch's test
+
+
+def default_hyper(config: Config) -> PyTree:
+    """Return the numbers of the agents, of a drive and, in the field ``search``, of the search."""
+    own = drives.with_numbers(agents.default_hyper(config.agent), config.drive)
+    return drives.extended(own, search=Numbers())
+
+
+def evolved(config: Config) -> tuple[priors.Prior, ...]:
+    """Return the priors of the numbers that evolve.
+
+    Raises:
+        ValueError: as ``priors.parse_all``; none evolves of this kind of agent unless it is named; or the
+            discount does, which a shared replay has in common.
+    """
+    texts = config.evolve or EVOLVED.get(type(config.agent), ())
+    shared = isinstance(config, OffPolicyConfig) and config.shared_replay
+    if shared and not config.evolve:
+        texts = tuple(text for text in texts if text != HORIZON)
+    if not texts:
+        raise ValueError("nothing evolves: name a number, as in --evolve hyper.NAME=LOW:HIGH:log")
+    nested = [value for value in vars(config).values() if is_dataclass(value)]
+    shapes = [field.name for one in (config, *nested) for field in fields(one)]
+    found = priors.parse_all(texts, agents.default_hyper(config.agent), shapes)
+    if shared and any(prior.name == "discount" for prior in found):
+        raise ValueError(
+            "a shared replay has one discount for all agents: do not evolve it, or share no replay"
+        )
+    return found
+
+
+@struct.dataclass
+class Metrics(offpolicy.Metrics):
+    """Metrics of an iteration; more in ``offpolicy.Metrics``.
+
+    fitness:   float32 [P]    mean return of the last episodes, or of those that were played for it.
+    numbers:   float32 [P] each, by name: what evolves, as everyone goes on with it.
+    ready:     int32 []       ready points so far.
+    parents:   int32 [P, 2]   slot that each individual stems from, -1 of a newcomer; its own between them.
+    transfers: int32 [P, P]   1 where the row's individual took over from the column's in this iteration.
+    """
+
+    numbers: dict[str, Array]
+    ready: Array
+    parents: Array
+    transfers: Array

@@ -1,0 +1,205 @@
+"""On-policy agents side by side in lanes of their own: the phases ``collect`` and ``learn`` of every method
+that has such a population.
+
+What ``offpolicy`` is to agents with a replay, with the same names. A rollout is learned from once, in the
+iteration that played it; episodes go on from one rollout to the next, and both may end anywhere in the other.
+A ``drive`` learns from the rollout first, about once from every step, and then pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import agents, counting, rollout, tree
+from popjax.agents import a2c
+from popjax.checks import check_least
+from popjax.core import Env, Key, Params, PyTree, Trajectory, as_arrays, stacked
+from popjax.population import drives, lanes, learning, policy
+from popjax.population.lanes import Lanes
+from popjax.population.parts import Parts
+from popjax.replay import episodes
+from popjax.replay.ring import full
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the population and its rollouts."""
+
+    agent: agents.AnyOnPolicyConfig = field(default_factory=a2c.Config)  # the kind of agent, and its networks
+    population: int = 1  # agents
+    lanes: int = 4  # environments of each agent
+    steps: int = 0  # environment steps of each lane in a rollout; 0: the agent's own, 5 (a2c) or 1,000 (ppo)
+    drive: drives.AnyConfig | None = None  # reward beside the task's: collab, rnd, diayn or none
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "population", "lanes")
+        check_least(self, 0, "steps")
+
+
+DRIVE_BATCH = 256
+"""Steps of each agent's rollout from which a drive takes a gradient step."""
+
+
+@struct.dataclass
+class Metrics:
+    """Metrics of an iteration.
+
+    fitness:  float32 [P] return of the last finished episode, mean over lanes.
+    episodes: int32 [P]   finished episodes.
+    losses:   [P] each    the agent's losses in the last update.
+    bonus:    float32 [P] mean of what the drive added to the rollout's rewards; () without a drive.
+    drive:    [] each     the drive's losses before it; () without a drive.
+    """
+
+    fitness: Array
+    episodes: Array
+    losses: PyTree
+    bonus: PyTree
+    drive: PyTree
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries; ``drive`` is () without one."""
+
+    key: Key
+    hyper: PyTree
+    env_steps: counting.Count  # [] summed over agents and lanes
+    generation: Array  # int32 [] iterations
+    metrics: Metrics
+    drive: PyTree
+    agents: PyTree = stacked()
+    lanes: Lanes = stacked()  # [P, N]
+    trajectory: Trajectory = stacked()  # [P, T, N] of this iteration, rewarded by task and drive
+
+
+S = TypeVar("S", bound=State)
+AGENTS: dict[str, dict[str, Any]] = {
+    "agent": {name: module.Config() for name, module in agents.ON_POLICY_AGENTS.items()},
+    "drive": drives.KINDS,
+}
+"""The kinds that the fields of Config may be, for a Recipe."""
+
+
+def build(
+    env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper: hyper, recent: int = 0
+) -> Parts:
+    """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
+
+    ``numbers`` finds the agents' own in a method's Hyper; the drive's are its field ``drive``. ``recent`` is
+    how many episodes of each lane ``lanes.Account`` remembers.
+    """
+    length = config.steps or agents.default_rollout(config.agent)
+    population, shape = config.population, (config.population, config.lanes)
+    drive = drives.build(env.spec, config.drive, *shape)
+    lanes_env = drive.env(rollout.autoreset(env))
+    agent = agents.build_on_policy(lanes_env.spec, config.agent, config.lanes * length)
+    learn_all = learning.everyone(agent.learn)
+
+    def fields(key: Key, hyper: PyTree) -> dict[str, Any]:
+        hyper = as_arrays(hyper)
+        own = numbers(hyper)
+        key, key_agents, key_lanes, key_drive = jax.random.split(key, 4)
+        states = jax.vmap(agent.init, (0, tree.axes(own)))(jax.random.split(key_agents, population), own)
+        start = lanes.start(lanes_env, key_lanes, shape, agent.memory, recent)
+        trajectory = learning.zeros(jax.eval_shape(play, start, states, hyper, key)[1])
+        held = drive.init(key_drive)
+        bonus, told = learning.no_losses(pay, held, trajectory, hyper, key)
+        losses = learning.no_losses(learn_all, states, trajectory, own, key)
+        return {
+            "key": key,
+            "hyper": hyper,
+            "env_steps": counting.none(),
+            "generation": jnp.int32(0),
+            "metrics": Metrics(jnp.zeros(population), jnp.zeros(population, jnp.int32), losses, bonus, told),
+            "drive": held,
+            "agents": states,
+            "lanes": start,
+            "trajectory": trajectory,
+        }
+
+    def play(played: Lanes, states: PyTree, hyper: PyTree, key: Key) -> tuple[Lanes, Trajectory]:
+        """Play a rollout of every agent: lanes [P, N], trajectories [P, T, N]."""
+        act = policy.everyone(agent.act, jax.vmap(agent.policy)(states), 1.0)
+        keep = lanes.keep_trajectory(numbers(hyper).discount)
+        after, rows = lanes.play(lanes_env, act, played, key, length, keep, agent.memory)
+        return after, lanes.trajectories(rows, played.memory)
+
+    def collect(s: S) -> S:
+        """Play a rollout of every agent in its lanes; with a drive, train it and add its reward."""
+        key, key_play = jax.random.split(s.key)
+        played, trajectory = play(s.lanes, s.agents, s.hyper, key_play)
+        s = replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + population * config.lanes * length,
+            generation=s.generation + 1,
+            metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes),
+            lanes=played,
+            trajectory=trajectory,
+        )
+        return s if config.drive is None else reward(s)
+
+    def pay(
+        held: PyTree, trajectory: Trajectory, hyper: PyTree, key: Key
+    ) -> tuple[tuple[PyTree, Array], tuple[PyTree, PyTree]]:
+        """Return the drive after a rollout, the rewards [P, T, N] with its own; the mean bonus and its
+        losses."""
+        episode = jnp.cumsum(trajectory.done, 1) - trajectory.done
+        numbered = episodes.numbered(trajectory, episode.astype(jnp.int32))
+        by_time, done = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (numbered, trajectory.done))
+        held = drive.observe(held, by_time, done, jnp.ones_like(done), hyper)
+        rows, store = jax.vmap(tree.flatten)(numbered), full(tree.flatten(by_time, 3))
+        size, steps = min(DRIVE_BATCH, config.lanes * length), -(-config.lanes * length // DRIVE_BATCH)
+
+        def near(key: Key) -> tuple[Array, Array, Array]:
+            return episodes.pairs(store, key, DRIVE_BATCH, population * config.lanes, drive.horizon)
+
+        def update(held: PyTree, key: Key) -> tuple[PyTree, PyTree]:
+            key_rows, key_learn = jax.random.split(key)
+            index = jax.random.randint(key_rows, (population, size), 0, config.lanes * length)
+            return drive.learn(held, jax.vmap(tree.take)(rows, index), None, near, hyper, key_learn)
+
+        told = learning.no_losses(update, held, key)
+        held, told = learning.steps(update, held, steps, key, told)
+        paid, bonus = drive.pay(held, rows, hyper)
+        return (held, paid.reward.reshape(trajectory.reward.shape)), (bonus, told)
+
+    def reward(s: S) -> S:
+        """Train the drive on the rollout and add its reward."""
+        key, key_drive = jax.random.split(s.key)
+        (held, rewards), (bonus, told) = pay(s.drive, s.trajectory, s.hyper, key_drive)
+        metrics = replace(s.metrics, bonus=bonus, drive=told)
+        trajectory = replace(s.trajectory, reward=rewards)
+        return replace(s, key=key, drive=held, metrics=metrics, trajectory=trajectory)
+
+    def learn(s: S) -> S:
+        """Train every agent on its trajectory."""
+        key, key_learn = jax.random.split(s.key)
+        states, losses = learn_all(s.agents, s.trajectory, numbers(s.hyper), key_learn)
+        return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
+
+    def deploy(s: State, policies: Params) -> Params:
+        return drive.deploy(s.drive, policies)
+
+    def individuals(s: State) -> Params:
+        return deploy(s, jax.vmap(agent.policy)(s.agents))
+
+    return Parts(
+        fields=fields,
+        collect=collect,
+        learn=learn,
+        individuals=individuals,
+        deploy=deploy,
+        act=drive.act(agent.act),
+        agent=agent,
+        steps=population * config.lanes * length,
+        unroll=agent.unroll if env.spec.discrete else None,
+    )

@@ -1,0 +1,62 @@
+"""The parts that agents side by side make up of a method, whatever kind they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from popjax import tree
+from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Unroll
+
+
+class Parts(NamedTuple):
+    """The parts of a method that ``P`` agents make up; ``offpolicy.build`` and ``onpolicy.build`` return
+    them.
+
+    fields:          (key, hyper) -> the fields of State by name, before the first step
+    collect:         State -> State: everyone plays in its lanes; with a drive on-policy, its reward is added
+    learn:           State -> State: everyone learns
+    individuals:     State -> policies [P], as the Method's ``act`` reads them
+    deploy:          (State, policies [P] of such agents) -> the same, as the Method's ``act`` reads them
+    act:             of one of these policies, see ``core.Act``
+    agent:           of the kind that all are
+    steps:           environment steps of an iteration, of all agents together
+    exploration:     State -> the scale [] at which everyone explores now, the mean
+    unroll:          as ``Method.unroll``
+    learning_starts: as ``Method.learning_starts``
+    """
+
+    fields: Callable[[Key, PyTree], dict[str, Any]]
+    collect: Callable[[Any], Any]
+    learn: Callable[[Any], Any]
+    individuals: Callable[[Any], Params]
+    deploy: Callable[[Any, Params], Params]
+    act: Act
+    agent: Agent | OnPolicyAgent
+    steps: int
+    exploration: Callable[[Any], Array | float] = lambda state: 1.0
+    unroll: Unroll | None = None
+    learning_starts: int = 0
+
+
+def whole(
+    parts: Parts, hyper: PyTree, init: Callable[[Key, PyTree], Any], step: Callable[[Any], Any]
+) -> Method:
+    """Return the Method of these parts, of which the agent with the highest ``metrics.fitness`` is
+    deployed."""
+    return Method(
+        init=init,
+        step=step,
+        policy=lambda s: tree.take(parts.individuals(s), jnp.argmax(s.metrics.fitness)),
+        act=parts.act,
+        hyper=hyper,
+        steps_bound=parts.steps,
+        memory=parts.agent.memory,
+        individuals=parts.individuals,
+        exploration=parts.exploration,
+        unroll=parts.unroll,
+        learning_starts=parts.learning_starts,
+    )

@@ -18,7 +18,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all lint format bench docs clean
 
 help:
 	@echo "make setup     create $(VENV) and install popjax into it"
@@ -28,6 +28,7 @@ help:
 	@echo "make lint      check style and types"
 	@echo "make format    rewrite the code in the common style"
 	@echo "make bench     measure throughput"
+	@echo "make docs      build the documentation into docs/_build/html, warnings as errors"
 	@echo "make clean     remove $(VENV) and the caches of the tools; runs/ stays"
 
 setup: $(STAMP)
@@ -62,5 +63,11 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),peers]'
 	$(BIN)/python benchmarks/throughput.py $(BENCH)
 
+# EXECUTE=force runs the notebooks again; by default they are shown as they ran.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b doctest docs docs/_build/doctest
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,13 +1,15 @@
 """Learning agents, one file each, each for one individual.
 
 Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (numbers), ``State`` and
-``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``.
+``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``. A
+module of a user's own with these names is as good: a Config tells in which module it is defined.
 """
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
 from popjax.checks import nearest_divisor
@@ -20,12 +22,16 @@ ON_POLICY_AGENTS: dict[str, ModuleType] = {"a2c": a2c, "ppo": ppo}
 
 AnyConfig: TypeAlias = ddpg.Config | td3.Config | sac.Config | sac2018.Config | dqn.Config
 AnyOnPolicyConfig: TypeAlias = a2c.Config | ppo.Config
+Made = TypeVar("Made", Agent, OnPolicyAgent)
 
 
 def build(spec: Spec, config: AnyConfig) -> Agent:
-    """Return the agent that ``config`` belongs to."""
-    agent: Agent = _module(config, AGENTS).build(spec, config)
-    return agent
+    """Return the agent that ``config`` belongs to.
+
+    Raises:
+        ValueError: ``config`` is not of an agent that learns from a replay.
+    """
+    return _built(spec, config, AGENTS, Agent)
 
 
 def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None = None) -> OnPolicyAgent:
@@ -33,7 +39,7 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
     at a time; None: it only acts.
 
     Raises:
-        ValueError: the agent's minibatches do not divide these steps.
+        ValueError: the agent's minibatches do not divide these steps, or ``config`` is not of such an agent.
     """
     parts = config.minibatches if isinstance(config, ppo.Config) else 1
     if rollout is not None and rollout % parts:
@@ -41,8 +47,7 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
             f"a rollout of {rollout} steps is not divided by minibatches {parts};"
             f" {nearest_divisor(rollout, parts)} would do"
         )
-    agent: OnPolicyAgent = _module(config, ON_POLICY_AGENTS).build(spec, config)
-    return agent
+    return _built(spec, config, ON_POLICY_AGENTS, OnPolicyAgent)
 
 
 def default_hyper(config: AnyConfig | AnyOnPolicyConfig) -> Any:
@@ -56,8 +61,25 @@ def default_rollout(config: AnyOnPolicyConfig) -> int:
     return steps
 
 
+def _built(spec: Spec, config: Any, known: dict[str, ModuleType], kind: type[Made]) -> Made:
+    agent = _module(config, known).build(spec, config)
+    if not isinstance(agent, kind):
+        raise _stranger(config, known)
+    return agent
+
+
 def _module(config: Any, known: dict[str, ModuleType]) -> ModuleType:
     for module in known.values():
         if isinstance(config, module.Config):
             return module
-    raise ValueError(f"{type(config).__name__} is not the Config of an agent; there is {', '.join(known)}")
+    module = sys.modules[type(config).__module__]
+    if not {"Config", "Hyper", "build"} <= vars(module).keys() or type(config) is not module.Config:
+        raise _stranger(config, known)
+    return module
+
+
+def _stranger(config: Any, known: dict[str, ModuleType]) -> ValueError:
+    return ValueError(
+        f"{type(config).__name__} is not the Config of an agent; there is {', '.join(known)}, or give one"
+        " from a module of yours with Config, Hyper and build"
+    )

@@ -15,9 +15,11 @@ Returns and fitness stay the task's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -75,8 +77,11 @@ class Drive(NamedTuple):
 def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> Drive:
     """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
 
+    A Config of a user's own tells in which module it is defined; the ``build`` there makes an ``Intrinsic``,
+    of which every agent has one that learns from its own transitions.
+
     Raises:
-        ValueError: the drive cannot see the observations of the task.
+        ValueError: the drive cannot see the observations of the task, or ``config`` is not of a drive.
     """
     if config is None:
         return none(population)
@@ -84,6 +89,8 @@ def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> 
         return collaborative(spec, config, population, lanes)
     if isinstance(config, diayn.Config):
         return skills(spec, config, population, lanes)
+    if not isinstance(config, rnd.Config):
+        return lifted(_own(config).build(spec, config, (lanes,)), population)
     module = rnd.build(spec, config, (population, lanes) if config.modules == "one" else (lanes,))
     return lifted(module, population, shared=config.modules == "one", own=config.modules == "own")
 
@@ -94,7 +101,20 @@ def default_numbers(config: AnyConfig | None) -> PyTree:
         return contrastive.Hyper()
     if isinstance(config, diayn.Config):
         return diayn.Hyper()
-    return None if config is None else rnd.Hyper()
+    if isinstance(config, rnd.Config):
+        return rnd.Hyper()
+    return None if config is None else _own(config).Hyper()
+
+
+def _own(config: Any) -> ModuleType:
+    module = sys.modules[type(config).__module__]
+    if not {"Config", "Hyper", "build"} <= vars(module).keys() or type(config) is not module.Config:
+        names = ", ".join(name for name in KINDS if name != "none")
+        raise ValueError(
+            f"{type(config).__name__} is not the Config of a drive; there is {names}, or give one from a"
+            " module of yours with Config, Hyper and build"
+        )
+    return module
 
 
 def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:

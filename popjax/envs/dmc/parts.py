@@ -67,7 +67,7 @@ def at_least(x: Array, low: float, margin: float, at_margin: float = 0.0) -> Arr
 
 
 def sensors(model: Any, *names: str) -> Callable[[Any], Array]:
-    """``data -> `` readings of the named sensors, one after the other."""
+    """Return ``data`` -> readings of the named sensors, one after the other."""
     places = [np.arange(s.adr[0], s.adr[0] + s.dim[0]) for s in (model.sensor(name) for name in names)]
     index = np.concatenate(places)
     return lambda data: data.sensordata[index]

@@ -1,0 +1,52 @@
+"""The table of tasks: speed and distance from the original, as measured."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from generate.tables import table
+
+
+def parts(root: Path) -> dict[str, str]:
+    """Return part -> Markdown: ``tasks-SUITE`` of every suite that was measured, ``tasks-two-cores``."""
+    results = root / "benchmarks/results"
+    rows = list(csv.DictReader((results / "envs-cpu-one-core.csv").open()))
+    suites: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        suites.setdefault(row["task"].partition("/")[0], []).append(row)
+    made = {f"tasks-{suite}": _fidelity(rows) for suite, rows in suites.items()}
+    made["tasks-two-cores"] = _speed(list(csv.DictReader((results / "envs-cpu.csv").open())))
+    return made
+
+
+def _fidelity(rows: list[dict[str, str]]) -> str:
+    header = ["task", "error of observations, median", "99th percentile", "of rewards, 99th percentile"]
+    header += ["steps/s, 1 lane", "64 lanes", "1024 lanes", "compile, s"]
+    columns = "truth_obs_median", "truth_obs_p99", "truth_reward_p99"
+    speeds = "steps_per_second_1", "steps_per_second_64", "steps_per_second_1024", "compile_seconds"
+    return table(
+        header,
+        [
+            (f"`{row['task']}`", *(_error(row[x]) for x in columns), *(_whole(row[x]) for x in speeds))
+            for row in rows
+        ],
+        range(1, 8),
+    )
+
+
+def _speed(rows: list[dict[str, str]]) -> str:
+    columns = ["compile_seconds", "steps_per_second_1", "steps_per_second_64", "steps_per_second_1024"]
+    return table(
+        ["task", "compile, s", "1 lane", "64 lanes", "1024 lanes", "state, bytes a lane"],
+        [(f"`{row['task']}`", *(_whole(row[x]) for x in [*columns, "state_bytes"])) for row in rows],
+        range(1, 6),
+    )
+
+
+def _error(text: str) -> str:
+    return "" if not text else "0" if float(text) == 0 else f"{float(text):.0e}".replace("e-0", "e-")
+
+
+def _whole(text: str) -> str:
+    return f"{float(text):,.0f}" if text else ""

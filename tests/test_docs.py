@@ -1,0 +1,128 @@
+"""The code of the documentation runs, and every method has a page."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import popjax
+from popjax import cli
+from popjax.host import recipes
+from popjax.methods import independent
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+LESS = {
+    "env_steps=100_000": "env_steps=2_000",
+    "env_steps=20_000": "env_steps=200",
+    "pderl.build(env)": "pderl.build(env, pderl.Config(population=2, memory=200, capacity=4_000))",
+}
+PAGES = sorted(
+    path for path in [*DOCS.glob("*.md"), *DOCS.glob("extending/*.md")] if "```python" in path.read_text()
+)
+
+
+def code(path: Path) -> str:
+    """Return the Python of a page in one piece, with less to train."""
+    text = "\n\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+    for long, short in LESS.items():
+        text = text.replace(long, short)
+    return text
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Import the Python of a page as a module named ``page_STEM``."""
+
+    def imported(path: Path):
+        name = f"page_{path.stem.replace('-', '_')}"
+        (tmp_path / f"{name}.py").write_text(code(path))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return imported
+
+
+QUICK = ["agent", "drive", "environment", "operator", "method"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
+        for path in PAGES
+    ],
+)
+def test_the_python_of_a_page_runs(path, module):
+    if "optuna" in code(path):
+        pytest.importorskip("optuna")
+    module(path)
+
+
+def test_every_method_has_a_page_with_its_options_and_a_line_in_the_table():
+    table = (DOCS / "methods/index.md").read_text()
+    for name in recipes.METHODS:
+        page = (DOCS / f"methods/{name}.md").read_text()
+        assert f"../generated/parts/method-{name}.md" in page
+        assert f"[`{name}`]({name}.md)" in table
+
+
+@pytest.mark.slow
+def test_an_agent_of_ones_own_trains_from_the_command_line(module, tmp_path):
+    page = module(DOCS / "extending/agent.md")
+    run = str(tmp_path / "run")
+    options = ["--env", "probe/corridor", "--env-steps", "40", "--config.agent", "mine", "--run-dir", run]
+    sizes = [
+        "--config.agent.hidden",
+        "4",
+        "--config.warmup",
+        "10",
+        "--config.batch",
+        "4",
+        "--config.capacity",
+        "50",
+    ]
+    assert cli.run([page.__name__, *options, *sizes, "--eval-episodes", "1"]) == 0
+    assert cli.evaluate([run, "--episodes", "1"]) == 0
+
+
+def test_a_config_without_a_module_of_its_own_is_no_agent():
+    class Config:
+        pass
+
+    with pytest.raises(ValueError, match="Config is not the Config of an agent; there is ddpg"):
+        independent.build(popjax.make("probe/corridor"), independent.Config(agent=Config()))
+
+
+def test_each_agent_carries_a_drive_of_ones_own(module):
+    method = module(DOCS / "extending/drive.md").method
+    state = jax.eval_shape(method.step, jax.eval_shape(method.init, jax.random.key(0), method.hyper))
+    assert state.drive.count.shape == state.metrics.bonus.shape == (2,)
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx_llm")
+    built = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        str(DOCS),
+        str(tmp_path),
+    ]
+    done = subprocess.run(built, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "llms.txt").read_text().startswith("# popjax")
+    assert "# PDERL" in (tmp_path / "methods/pderl.md").read_text()

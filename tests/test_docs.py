@@ -74,6 +74,14 @@ def test_every_method_has_a_page_with_its_options_and_a_line_in_the_table():
         assert f"[`{name}`]({name}.md)" in table
 
 
+def test_every_option_says_what_it_means(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    for name, part in importlib.import_module("generate.settings").parts().items():
+        rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| `--")]
+        assert rows, name
+        assert [row[0] for row in rows if len(row) < 3 or row[2].startswith("(")] == [], name
+
+
 @pytest.mark.slow
 def test_an_agent_of_ones_own_trains_from_the_command_line(module, tmp_path):
     page = module(DOCS / "extending/agent.md")

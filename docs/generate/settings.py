@@ -38,13 +38,20 @@ def parts() -> dict[str, str]:
 def _options(config: Any, hyper: Any, kinds: Any) -> str:
     """Return the tables of ``--config`` and ``--hyper``; agents and drives are explained on pages of their
     own."""
-    rows = list(_rows(config, "config", kinds)), list(_rows(hyper, "hyper", kinds))
+    own = {name: known for name, known in kinds.items() if _same_home(config, hyper, name)}
+    rows = list(_rows(config, "config", kinds)), list(_rows(hyper, "hyper", own))
     titles = "Choices and sizes (`Config`)", "Numbers (`Hyper`), all of them sweepable"
     header = ["option", "default", "meaning"]
     return "\n\n".join(
         f"**{title}**\n\n" + (table(header, found) if found else "None.\n")
         for title, found in zip(titles, rows, strict=True)
     )
+
+
+def _same_home(config: Any, hyper: Any, field: str) -> bool:
+    """Return whether a field of the numbers has those of the agent or drive in the same field of Config."""
+    chosen, numbers = getattr(config, field), getattr(hyper, field, ())
+    return numbers is None or type(chosen).__module__ == type(numbers).__module__
 
 
 def _rows(record: Any, prefix: str, kinds: Any) -> Iterator[tuple[str, str, str]]:

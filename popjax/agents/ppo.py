@@ -39,9 +39,8 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value, units
     activation: Literal["relu", "tanh"] = "tanh"  # between them
     initializer: nets.Initializer = "orthogonal"  # of both
-    squash: bool = (
-        False  # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
-    )
+    # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
+    squash: bool = False
     policy_epochs: int = 80  # passes of the policy over a rollout, at most
     value_epochs: int = 80  # passes of the value
     minibatches: int = 1  # gradient steps of a pass, each on an equal part of the rollout

@@ -33,16 +33,9 @@ class Config:
     sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
-    exploration: tuple[float, ...] = (
-        1.0,
-        0.8,
-        0.6,
-        0.4,
-        0.2,
-    )  # of nature actors at first
-    schedule: Literal["anneal", "constant", "apex"] = (
-        "anneal"  # of exploration; "apex": 0.4^(1 + 7i / (N - 1))
-    )
+    exploration: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)  # of nature actors at first
+    # of exploration; "apex": 0.4^(1 + 7i / (N - 1))
+    schedule: Literal["anneal", "constant", "apex"] = "anneal"
     clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
     stratified: bool = True  # one draw from each of equal masses of priority, or independent draws
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
@@ -88,9 +81,8 @@ class Hyper:
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error
-    replacement_factor: Number = number(
-        1.05, low=1.0
-    )  # how far the learner must surpass; inf: never replaced
+    # how far the learner must surpass; inf: never replaced
+    replacement_factor: Number = number(1.05, low=1.0)
 
 
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:

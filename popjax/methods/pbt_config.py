@@ -34,15 +34,13 @@ class Search:
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
-    evolve: tuple[
-        str, ...
-    ] = ()  # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2; (): the agent's own
+    # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2; (): the agent's own
+    evolve: tuple[str, ...] = ()
     interval: int = 10_000  # environment steps of an agent between two ready points, up to whole iterations
     explore: bool = True  # whether copies explore; else they keep the numbers that they take over
     episodes: int = 10  # of each agent, the last in training, whose mean return is its fitness
-    scoring: int = (
-        0  # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
-    )
+    # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
+    scoring: int = 0
     rounds: int = 1_000  # ready points that the State has room for
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ class Case(NamedTuple):
     build:        makes it, by a ``recorded`` build.
     population:   how many individuals it has.
     alone:        every individual acts alone, by parameters of its own.
+    mean:         none of them is deployed, but the mean of what they are drawn from.
     slow:         a second case of its method.
     slow_members: a sweep of it takes long to compile.
     eager:        it is also stepped operation by operation.
@@ -26,6 +27,7 @@ class Case(NamedTuple):
     build: Callable[[], Method]
     population: int
     alone: bool = True
+    mean: bool = False
     slow: bool = False
     slow_members: bool = False
     eager: bool = False

@@ -1,8 +1,8 @@
 """The cross-entropy method with a diagonal covariance, on flat parameter vectors.
 
 "CEM-RL", Pourchot & Sigaud, ICLR 2019, and its code (sepCEM): ask for a population around the mean,
-tell its fitness, and mean and variance move to the best half. Flatten networks with
-``jax.flatten_util.ravel_pytree``.
+tell its fitness, and mean and variance move to the best half. ``mix`` keeps individuals of the generation
+before where the search has hardly moved. Flatten networks with ``jax.flatten_util.ravel_pytree``.
 """
 
 from __future__ import annotations
@@ -99,3 +99,45 @@ def tell(state: State, population: Array, fitness: Array, hyper: Hyper, config: 
     if config.divide_by_parents:
         variance = variance / config.parents
     return State(mean=share @ parents, variance=variance + damp, damp=damp)
+
+
+def log_density(state: State, individuals: Array) -> Array:
+    """Return the log density [...] of ``individuals`` [..., n] under the search, nats."""
+    squares = jnp.square(individuals - state.mean) / state.variance
+    return -0.5 * (squares + jnp.log(2 * jnp.pi * state.variance)).sum(-1)
+
+
+def mix(before: State, state: State, old: Array, usable: Array, key: Key) -> tuple[Array, Array]:
+    """Return as many individuals [N, n] of the search ``state`` as there are ``old`` ones [N, n], which were
+    drawn from the search ``before``, and for each the index int32 [N] of the old one that it is, -1 if new.
+
+    usable: bool [] whether old individuals may be kept.
+
+    Importance mixing (CEM-RL, algorithm 2): an old individual stays with probability min(1, new density /
+    old density), and a new one joins with probability max(0, 1 - old density / new density), in turn until
+    there are N; fresh draws fill what is missing. Together they are distributed as ``state`` says.
+    """
+    chex.assert_rank([old, usable], [2, 0])
+    key_drawn, key_fresh, key_keep, key_join = jax.random.split(key, 4)
+    count = len(old)
+
+    def draw(key: Key) -> Array:
+        return state.mean + jax.random.normal(key, old.shape) * jnp.sqrt(state.variance)
+
+    drawn, fresh = draw(key_drawn), draw(key_fresh)
+    stay, join = acceptance(before, state, old, drawn)
+    stays = usable & (jax.random.uniform(key_keep, (count,)) < stay)
+    joins = jax.random.uniform(key_join, (count,)) < join
+    accepted = jnp.concatenate([jnp.stack([stays, joins], 1).ravel(), jnp.ones(count, jnp.bool_)])
+    chosen = jnp.argsort(~accepted, stable=True)[:count]
+    candidates = jnp.concatenate([jnp.stack([old, drawn], 1).reshape(2 * count, -1), fresh])
+    source = jnp.where((chosen < 2 * count) & (chosen % 2 == 0), chosen // 2, -1)
+    return candidates[chosen], source.astype(jnp.int32)
+
+
+def acceptance(before: State, state: State, old: Array, drawn: Array) -> tuple[Array, Array]:
+    """Return the probabilities [N] with which ``old`` individuals [N, n] stay and newly ``drawn`` ones [N, n]
+    join when the search moves from ``before`` to ``state``. CEM-RL, algorithm 2, lines 5 and 9."""
+    stay = jnp.minimum(0.0, log_density(state, old) - log_density(before, old))
+    join = jnp.minimum(0.0, log_density(before, drawn) - log_density(state, drawn))
+    return jnp.exp(stay), -jnp.expm1(join)

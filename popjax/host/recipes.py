@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 METHODS = {
     "pderl": "popjax.methods.pderl",
     "erl": "popjax.methods.erl",
+    "cem_rl": "popjax.methods.cem_rl",
     "ce": "popjax.methods.ce",
     "sunrise": "popjax.methods.sunrise",
     "dice": "popjax.methods.dice",

@@ -253,11 +253,16 @@ def recurrent_policy_and_value(
 
 
 def critic(
-    obs_dim: int, action_dim: int, hidden: Sequence[int], *, initializer: str = "uniform_fan_in"
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "relu",
+    initializer: str = "uniform_fan_in",
 ) -> Network:
     """Return the network (obs [..., D], action [..., A]) -> value [...]; observation and action are
     concatenated."""
-    return network(_Critic(MLP(tuple(hidden), 1, initializer=initializer)), obs_dim, action_dim)
+    return network(_Critic(MLP(tuple(hidden), 1, activation, initializer=initializer)), obs_dim, action_dim)
 
 
 def late_action_critic(

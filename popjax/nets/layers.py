@@ -13,7 +13,13 @@ from jax import Array
 from popjax.core import Key, Network, Params
 
 Activation = Callable[[Array], Array]
-ACTIVATIONS: dict[str, Activation] = {"relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu, "swish": nn.swish}
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,  # slope 0.01 below 0
+    "tanh": nn.tanh,
+    "elu": nn.elu,
+    "swish": nn.swish,
+}
 
 
 class Dense(nn.Module):

@@ -83,6 +83,52 @@ def test_it_finds_the_top_of_a_hill(key):
     assert fitness[-10:].mean() > 0.1 * fitness[:3].mean()
 
 
+def search(mean, variance):
+    return replace(cem.init(jnp.array(mean), HYPER), variance=jnp.array(variance))
+
+
+def test_the_density_is_the_normals():
+    one = cem.log_density(search([1.0, -2.0], [4.0, 0.25]), jnp.array([[1.0, -2.0], [3.0, -1.5]]))
+    np.testing.assert_allclose(one, [-np.log(2 * np.pi), -np.log(2 * np.pi) - 1], rtol=1e-6)
+
+
+def test_acceptance_by_hand():
+    """From N(0, 1) to N(1, 1) the ratio of densities at z is exp(z - 1/2)."""
+    z = jnp.array([[0.0], [0.5], [2.0]])
+    stay, join = cem.acceptance(search([0.0], [1.0]), search([1.0], [1.0]), z, z)
+    np.testing.assert_allclose(stay, [0.606531, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(join, [0, 0, 0.776870], atol=1e-6)
+
+
+def test_mixing_keeps_everyone_of_a_search_that_stands_still_and_nobody_of_one_far_away(key):
+    near, far = search([0.0, 0.0], [1.0, 1.0]), search([50.0, 0.0], [1.0, 1.0])
+    old = jax.random.normal(key, (5, 2))
+    mixed, source = cem.mix(near, near, old, jnp.bool_(True), key)
+    np.testing.assert_array_equal(mixed, old)
+    np.testing.assert_array_equal(source, np.arange(5))
+    for other, usable in ((far, True), (near, False)):
+        mixed, source = cem.mix(near, other, old, jnp.bool_(usable), key)
+        np.testing.assert_array_equal(source, np.full(5, -1))
+        np.testing.assert_allclose(mixed.mean(0), other.mean, atol=1.5)
+
+
+def test_mixed_individuals_are_spread_as_the_new_search(key):
+    before, after = search([0.0, 0.0], [1.0, 1.0]), search([0.4, 0.0], [0.5, 1.5])
+
+    def once(key):
+        key_old, key_mix = jax.random.split(key)
+        old = jax.random.normal(key_old, (4, 2))
+        mixed, source = cem.mix(before, after, old, jnp.bool_(True), key_mix)
+        return mixed, source, jnp.where((source >= 0)[:, None], old[source] - mixed, 0.0)
+
+    mixed, source, apart = jax.vmap(once)(jax.random.split(key, 20_000))
+    assert not apart.any()
+    assert 0.5 < (source >= 0).mean() < 0.9
+    # The order of a generation tells who stayed, the generation as a whole does not.
+    np.testing.assert_allclose(mixed.mean((0, 1)), after.mean, atol=0.015)
+    np.testing.assert_allclose(mixed.var((0, 1)), after.variance, rtol=0.03)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

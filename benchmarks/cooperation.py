@@ -98,7 +98,7 @@ def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
 
     def hand_over(state: Any) -> Any:
         taken = exchange.ahead(state.scores, state.hyper.gap) & cspc_team.givers(members)
-        return cspc_team.hand_over(members, config, state.team, taken)
+        return cspc_team.hand_over(members, state.team, taken)
 
     def follow(thin: Any) -> Any:
         def one(carry: Any, number: Any) -> Any:

@@ -144,6 +144,17 @@ def autoreset(env: Env) -> Env:
     Raises:
         ValueError: while it is traced: what ``env`` answers does not fit its Spec.
     """
+    env = limited(env)
+
+    def step(carry: PyTree, action: Array) -> tuple[PyTree, Timestep]:
+        return renewed(env, *env.step(carry, action))
+
+    return env._replace(step=step)
+
+
+def limited(env: Env) -> Env:
+    """Return the same environment, truncated at the time limit of its Spec: the first half of ``autoreset``,
+    for a program that plays in several places and has the reset in one, by ``renewed``."""
     env = checked(env)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
@@ -155,21 +166,26 @@ def autoreset(env: Env) -> Env:
         key, state, steps = carry
         state, timestep = env.step(state, action)
         steps = steps + 1
-        timestep = _limited(timestep, steps, env.spec.episode_length)
-        going_on = (key, state, steps), timestep.obs
-        carry, obs = jax.lax.cond(
-            tree.any_lane(timestep.done),
-            lambda: tree.where(timestep.done, reset(key), going_on),
-            lambda: going_on,
-        )
-        return carry, replace(timestep, obs=obs)
+        return (key, state, steps), _limited(timestep, steps, env.spec.episode_length)
 
     return env._replace(reset=reset, step=step)
 
 
+def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timestep]:
+    """Return what a step of a ``limited`` environment has left, reset where the episode has ended: the second
+    half of ``autoreset``."""
+    key, going_on = carry[0], (carry, timestep.obs)
+    carry, obs = jax.lax.cond(
+        tree.any_lane(timestep.done),
+        lambda: tree.where(timestep.done, env.reset(key), going_on),
+        lambda: going_on,
+    )
+    return carry, replace(timestep, obs=obs)
+
+
 def truncated_next(env: Env, state: PyTree, which: Array) -> PyTree:
-    """Return states [...] of an ``autoreset`` environment, of which those in ``which`` bool [...] are
-    truncated by their next step."""
+    """Return states [...] of an ``autoreset`` or ``limited`` environment, of which those in ``which`` bool
+    [...] are truncated by their next step."""
     key, inner, steps = state
     return key, inner, jnp.where(which, env.spec.episode_length - 1, steps)
 

@@ -11,13 +11,11 @@ environment steps. With ``fused`` all play at once, which wastes less of a devic
 
 Any agent of ``popjax.agents`` with a mean network may be the global one and any on-policy agent the other;
 either, or the search, may be missing. With ``copies`` there are further local agents of the global one's
-kind. The paper's ablations and rivals are configurations:
-
-=============  ===================================================== CSPC-CE        ``transfer=False`` CSPC-LM
-``hyper.local_share=0`` CSPC-GM        ``share=False`` and ``hyper.local_share=0`` CSPC-SAC, ...
-``off_policy=None``, ``on_policy=None``, ``evolution=None`` C3SAC          ``copies=2, on_policy=None,
-evolution=None`` 3SAC           the same with ``transfer=False`` and ``hyper.local_share=0`` SAC, PPO, CEM
-two of the three None =============  =====================================================
+kind. The paper's ablations and rivals are configurations: CSPC-CE is ``transfer=False``, CSPC-LM
+``hyper.local_share=0``, CSPC-GM that and ``share=False``; CSPC-SAC and its like, and SAC, PPO or CEM alone,
+have None for the others; C3SAC has ``copies=2`` and no other local agent, 3SAC the choices of CSPC-CE and
+CSPC-LM besides. With a ``drive`` the off-policy agents are also rewarded for what is new to the team
+(``rnd``), or to them and to the others (``collab``); scores stay the task's returns.
 
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
 (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not over, and a
@@ -36,10 +34,11 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
-from popjax import agents, tree
+from popjax import agents, counting, tree
 from popjax.core import (
     Choice,
     Env,
@@ -53,16 +52,16 @@ from popjax.core import (
     stacked,
 )
 from popjax.methods import cspc_play, cspc_team
-from popjax.methods.cspc_config import Config, Evolution, Hyper, default_hyper, of_team, steps_bound
-from popjax.methods.cspc_play import Play, Seats, Terms
-from popjax.methods.cspc_team import GLOBAL, Team, present
-from popjax.population import exchange, players
+from popjax.methods.cspc_config import DRIVES, Config, Evolution, Hyper, default_hyper, of_team, steps_bound
+from popjax.methods.cspc_play import Driven, Play, Seats, Terms
+from popjax.methods.cspc_team import States, present
+from popjax.population import drives, exchange, players
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import good_episodes
 from popjax.replay.good_episodes import Gate, Memory
 
-__all__ = ["METHOD", "Config", "Evolution", "Hyper", "Metrics", "State", "Team", "build", "default_hyper"]
+__all__ = ["DRIVES", "METHOD", "Config", "Evolution", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
 
 @struct.dataclass
@@ -88,6 +87,9 @@ class Metrics:
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent, since the start.
     losses:         see ``Losses``.
+    bonus:          mean of what the drive added to the rewards of the global agent's last batch; () without
+                    a drive.
+    drive:          [] each, the drive's losses behind it; () without a drive.
     """
 
     fitness: Array
@@ -100,6 +102,8 @@ class Metrics:
     local_size: Array
     gradient_steps: Array
     losses: Losses
+    bonus: PyTree
+    drive: PyTree
 
 
 @struct.dataclass
@@ -108,14 +112,14 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 [] of all agents, tests not counted
+    env_steps: counting.Count  # [] of all agents, tests not counted
     generation: Array  # int32 [] iterations
     metrics: Metrics
-    team: Team
+    team: States
     memory: Memory | None  # None in a team without a global agent
+    drive: Driven
     seats: Seats  # lanes of the agents
-    individuals: Seats | None  # lanes of evolution; None where it is fused or missing
-    starts: Lanes  # [1, trials] where test episodes begin, the same in all iterations
+    starts: Lanes  # [trials] where test episodes begin, the same in all iterations
     excess: Array  # int32 [] steps by which evolution's latest phase was too long
     length: Array  # int32 [] of evolution's next phase, where the schedule is the code's
     scores: Array = stacked()  # float32 [P] of the last iteration
@@ -126,105 +130,101 @@ class State:
 def build(env: Env, config: Config = Config()) -> Method:
     """Return the team ``config`` in ``env``."""
     members = cspc_team.gather(env.spec, config)
-    count, search, has_global = members.size, members.search, bool(members.learners)
-    run = cspc_play.build(env, config, members)
-    together, wholes = cspc_team.groups(members, config)
-    order = list(range(count)) if config.schedule == "paper" else list(reversed(range(count)))
+    turns = cspc_team.turns(members, config)
+    drive = drives.build(env.spec, config.drive, members.size, turns.width)
+    run = cspc_play.build(env, config, members, turns, drive)
+    count, rows, searching = members.size, members.rows, turns.parts.evolution
+    is_global = np.arange(count) == (-1 if rows.off_policy is None else rows.off_policy)
+    order = jnp.arange(turns.tests) if config.schedule == "paper" else jnp.arange(turns.tests)[::-1]
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
-        key, key_team, key_lanes = jax.random.split(key, 3)
-        team = cspc_team.init(members, env.spec, config, key_team, hyper)
+        key, key_team, key_lanes, key_drive = jax.random.split(key, 4)
+        everybody = members.players.everybody, cspc_team.numbers(members, hyper).everybody
+        made = zip(jax.random.split(key_team, count), *everybody, strict=True)
+        team: States = rows.of(player.init(one, own) for one, player, own in made)
+        driven = cspc_play.driven(drive, env.spec, config, hyper, key_drive)
         memory = good_episodes.init(example_transition(env.spec), config.capacity, config.local_capacity)
-        shapes = [(together.size, together.width), (wholes.size - 1, wholes.width), (1, config.trials)]
-        agents_, individuals, tests = cspc_play.start(env, key_lanes, shapes)
+        seats, starts = cspc_play.start(env, config, turns, key_lanes)
         none, zeros, zero = jnp.int32(0), jnp.zeros(count, jnp.int32), jnp.float32(0)
-        transfers = jnp.zeros((count, count), jnp.int32)
         return State(
             key=key,
             hyper=hyper,
-            env_steps=none,
+            env_steps=counting.none(),
             generation=none,
             metrics=Metrics(
-                jnp.zeros(count), zero, zero, zeros, zeros, zeros, transfers, none, none, losses(team)
+                fitness=jnp.zeros(count),
+                elite_score=zero,
+                best_score=zero,
+                steps=zeros,
+                kept=zeros,
+                labels=zeros,
+                transfers=jnp.zeros((count, count), jnp.int32),
+                local_size=none,
+                gradient_steps=none,
+                losses=losses(team),
+                bonus=driven.bonus,
+                drive=driven.losses,
             ),
             team=team,
-            memory=memory if has_global else None,
-            seats=agents_,
-            individuals=individuals if wholes.size > 1 else None,
-            starts=tests.lanes,
+            memory=None if rows.off_policy is None else memory,
+            drive=driven,
+            seats=seats,
+            starts=starts,
             excess=none,
             length=jnp.int32(config.phase // 2),
             scores=jnp.zeros(count),
             labels=jnp.zeros(count, jnp.bool_),
         )
 
-    def losses(team: Team) -> Losses:
+    def losses(team: States) -> Losses:
         return Losses(*(None if one is None else one.losses for one in (team.off_policy, team.on_policy)))
-
-    def alone(s: State) -> Array:
-        """Return bool []: whether the iteration is the global agent's alone."""
-        return (s.generation == 0) & has_global
 
     def terms(s: State) -> Terms:
         """Return the terms of an iteration: no episode is good before there are scores, and the global agent
         needs no label."""
-        labelled = s.labels | (jnp.arange(count) == (GLOBAL if has_global else -1))
-        return Terms(Gate(jnp.pad((s.generation > 0) & labelled, (0, 1)), s.scores.min()), s.hyper)
+        opens = (s.generation > 0) & (s.labels | is_global)
+        return Terms(Gate(jnp.pad(opens, (0, 1)), s.scores.min()), s.hyper)
 
     def begin(s: State) -> Play:
         """Return the play before the first step; the lanes of the tests are where their episodes begin."""
-        place = jnp.arange(wholes.width) % config.trials
-        tests = cspc_play.followed(env, jax.tree.map(lambda x: x[:, place], s.starts))
-        whole = tests if s.individuals is None else tree.concat([s.individuals, tests])
-        done, zeros = jnp.zeros(count * config.trials, jnp.bool_), jnp.zeros(count, jnp.int32)
-        return Play(s.team, s.memory, s.seats, whole, jnp.float32(done), done, s.excess, zeros, zeros)
+        place = jnp.arange(turns.width)
+        tests = cspc_play.followed(env, tree.take(s.starts, place % config.trials))
+        seats = jax.tree.map(lambda own, test: jnp.concatenate([own, test[None]]), s.seats, tests)
+        zeros = jnp.zeros(count, jnp.int32)
+        absent = place >= turns.sizes[-1]
+        return Play(s.team, s.memory, s.drive, seats, jnp.zeros(turns.width), absent, s.excess, zeros, zeros)
 
     def phase(s: State, play: Play, turn: Array, key: Key) -> Play:
-        """Play the phase of the agent in row ``turn``; row P are the tests."""
-        length = jnp.int32(config.phase)
-        if config.schedule == "code" and search is not None:
-            length = jnp.where(turn == search, s.length, play.steps[search])
-        length = jnp.where(alone(s), jnp.where(turn == GLOBAL, config.first_phase, 0), length)
-        runs = (turn == search) & (length > 0) if search is not None else jnp.bool_(False)
+        """Play the phase of the agents of a turn; the first iteration is the global one's alone."""
+        length = jnp.full(count, config.phase)
+        if config.schedule == "code" and searching is not None:
+            length = length.at[:].set(jnp.where(turn == searching.turn, s.length, play.steps[rows.evolution]))
+        alone = (s.generation == 0) & is_global.any()
+        length = jnp.where(alone, config.first_phase * is_global, length)
+        if searching is None:
+            return run(play, turn, length, terms(s), key)
+        searches = (turn == searching.turn) & (length[rows.evolution] > 0)
         if config.schedule == "paper":
-            length -= jnp.where(runs, play.excess, 0)
-        if search is not None:
-            begun = players.begin_phase(present(play.team.evolution), runs & (length > 0))
-            play = play._replace(team=play.team._replace(evolution=begun))
-        for group in (wholes, together):
-            play = run(group, play, turn, length, terms(s), key)
-        if search is None:
-            return play
-        return play._replace(excess=jnp.where(runs, play.steps[search] - length, play.excess))
-
-    def in_turn(s: State, key: Key) -> Play:
-        """Play everybody's phase, one after the other, and the tests."""
-        turns = jnp.array([*order, count])
-
-        def one(i: Array, play: Play) -> Play:
-            return phase(s, play, turns[i], jax.random.fold_in(key, i))
-
-        return jax.lax.fori_loop(0, len(turns), one, begin(s))
-
-    def at_once(s: State, key: Key) -> Play:
-        """Play everybody's phase together, the first one the global agent's alone, and the tests."""
-        play = begin(s)
-        rows, key_play, key_test = jnp.arange(count), *jax.random.split(key)
-        length = jnp.where(alone(s), jnp.where(rows == GLOBAL, config.first_phase, 0), config.phase)
-        if search is not None:
-            begun = players.begin_phase(present(play.team.evolution), ~alone(s))
-            play = play._replace(team=play.team._replace(evolution=begun))
-        play = run(together, play, jnp.int32(0), length, terms(s), key_play)
-        return run(wholes, play, jnp.int32(count), length, terms(s), key_test)
+            length = length.at[rows.evolution].add(-jnp.where(searches, play.excess, 0))
+        due = length[rows.evolution]
+        begun = players.begin_phase(present(play.team.evolution), searches & (due > 0))
+        play = play._replace(team=play.team._replace(evolution=begun))
+        play = run(play, turn, length, terms(s), key)
+        excess = jnp.maximum(play.steps[rows.evolution] - due, 0)
+        return play._replace(excess=jnp.where(searches, excess, play.excess))
 
     def cooperate(s: State) -> State:
         """Play with all agents, fill the memories, learn and test. Algorithms 2 and 3."""
         key, key_play = jax.random.split(s.key)
-        play = (at_once if config.fused else in_turn)(s, key_play)
+
+        def one(i: Array, play: Play) -> Play:
+            return phase(s, play, jnp.append(order, turns.tests)[i], jax.random.fold_in(key_play, i))
+
+        play = jax.lax.fori_loop(0, turns.tests + 1, one, begin(s))
         none, learner = jnp.int32(0), play.team.off_policy
-        played = none if search is None else play.steps[search]
-        scores = play.total.reshape(count, config.trials).mean(1)
+        played = none if rows.evolution is None else play.steps[rows.evolution]
+        scores = play.total[: turns.sizes[-1]].reshape(count, config.trials).mean(1)
         elite = scores.max()
         return replace(
             s,
@@ -233,8 +233,8 @@ def build(env: Env, config: Config = Config()) -> Method:
             generation=s.generation + 1,
             team=play.team,
             memory=play.memory,
-            seats=play.seats,
-            individuals=None if s.individuals is None else jax.tree.map(lambda x: x[:1], play.wholes),
+            drive=play.drive,
+            seats=tree.take(play.seats, slice(-1)),
             excess=play.excess,
             length=jnp.where(played > config.phase // 2, jnp.minimum(config.phase, played), s.length),
             scores=scores,
@@ -248,6 +248,8 @@ def build(env: Env, config: Config = Config()) -> Method:
                 local_size=none if play.memory is None else good_episodes.local_size(play.memory),
                 gradient_steps=none if learner is None else learner.updates,
                 losses=losses(play.team),
+                bonus=play.drive.bonus,
+                drive=play.drive.losses,
             ),
         )
 
@@ -255,17 +257,17 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Hand policies to agents that are far behind: to each from the global agent, to evolution from the
         on-policy one, too. Algorithm 1, lines 8 to 19."""
         taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(members) & config.transfer
-        labels = s.labels | (taken[:, GLOBAL] & has_global)
+        labels = s.labels | (taken & is_global).any(1)
         metrics = replace(s.metrics, labels=labels.astype(jnp.int32), transfers=taken.astype(jnp.int32))
-        team = cspc_team.hand_over(members, config, s.team, taken)
+        team = cspc_team.hand_over(members, s.team, taken)
         return replace(s, team=team, labels=labels, metrics=metrics)
 
     def individuals(s: State) -> Params:
         """Return the mean network of each agent."""
-        return cspc_team.means(members, s.team, config)
+        return cspc_team.means(members, s.team)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return cspc_team.by_mean(members, params, obs)
+        return players.greedy(members.network, params, obs)
 
     return Method(
         init=init,
@@ -274,24 +276,20 @@ def build(env: Env, config: Config = Config()) -> Method:
         act=act,
         hyper=default_hyper(config),
         steps_bound=steps_bound(env.spec, config),
-        learning_starts=config.update_after if has_global else 0,
+        learning_starts=0 if rows.off_policy is None else config.update_after,
         individuals=individuals,
     )
 
 
+NONE = {"none": None}
 METHOD = Recipe(
     build,
     Config,
     default_hyper,
     agents={
-        "off_policy": {
-            **{name: of_team(kind) for name, kind in agents.AGENTS.items() if name != "dqn"},
-            "none": None,
-        },
-        "on_policy": {
-            **{name: of_team(kind) for name, kind in agents.ON_POLICY_AGENTS.items()},
-            "none": None,
-        },
-        "evolution": {"cem": Evolution(), "none": None},
+        "off_policy": {name: of_team(kind) for name, kind in agents.AGENTS.items() if name != "dqn"} | NONE,
+        "on_policy": {name: of_team(kind) for name, kind in agents.ON_POLICY_AGENTS.items()} | NONE,
+        "evolution": {"cem": Evolution()} | NONE,
+        "drive": DRIVES,
     },
 )

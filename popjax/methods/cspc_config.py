@@ -15,6 +15,15 @@ from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
 from popjax.checks import check_choices, check_least, check_widths, nearest_divisor
 from popjax.core import Number, Spec, number
 from popjax.evolution import cem
+from popjax.intrinsic import contrastive, rnd
+from popjax.population import drives
+
+DRIVES: dict[str, drives.NoveltyConfig | None] = {
+    "none": None,
+    "collab": contrastive.Config(horizon=1),
+    "rnd": rnd.Config(modules="one"),
+}
+"""The drives of a team by their names on the command line."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,10 @@ class Config:
     fused: bool = False  # all agents play at once; else one after the other
     schedule: Literal["paper", "code"] = (
         "paper"  # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's
+    )
+
+    drive: drives.NoveltyConfig | None = (
+        None  # off-policy agents' reward beside the task's: collab, rnd, none
     )
 
     transfer: bool = True  # hand policies over
@@ -121,6 +134,8 @@ class Config:
         if self.on_policy_update == "episode":
             _check_by_episode(self)
         _check_off_policy(self)
+        if self.drive is not None:
+            _check_drive(self)
 
 
 def _check_off_policy(config: Config) -> None:
@@ -147,6 +162,26 @@ def _check_off_policy(config: Config) -> None:
     if config.update_after > config.capacity:
         raise ValueError(
             f"update_after {config.update_after} transitions never fit into capacity {config.capacity}"
+        )
+
+
+def _check_drive(config: Config) -> None:
+    drive = config.drive
+    if config.off_policy is None:
+        raise ValueError("a drive rewards off-policy agents, and off_policy is none; say drive none")
+    if not isinstance(drive, contrastive.Config | rnd.Config):
+        raise ValueError(
+            "agents that hand policies over observe what the task shows; say drive collab, rnd or none"
+        )
+    if isinstance(drive, rnd.Config) and drive.modules != "one":
+        raise ValueError(
+            f"a team's memory does not tell whose transitions it holds, got drive.modules {drive.modules};"
+            " say drive.modules one"
+        )
+    if isinstance(drive, contrastive.Config) and drive.horizon > 1:
+        raise ValueError(
+            f"a team's memory pairs a state with the next one only, got drive.horizon {drive.horizon};"
+            " say drive.horizon 1"
         )
 
 
@@ -232,6 +267,7 @@ class Hyper:
     cem: Any  # of the search
     gap: Number = number(100.0)  # f, by how much a score must exceed another for a policy to be handed over
     local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
+    drive: Any = None  # of the drive
 
 
 def default_hyper(config: Config) -> Hyper:
@@ -240,4 +276,5 @@ def default_hyper(config: Config) -> Hyper:
         off_policy=None if config.off_policy is None else agents.default_hyper(config.off_policy),
         on_policy=None if config.on_policy is None else agents.default_hyper(config.on_policy),
         cem=None if config.evolution is None else cem.Hyper(),
+        drive=drives.default_numbers(config.drive),
     )

@@ -1,39 +1,40 @@
 """Vector steps of a cooperating team, of one agent after the other or of all at once; see ``cspc``.
 
-Two loops hold the environment's step: one over the agents' own lanes, which go on from phase to phase, and
-one over lanes of whole episodes, those of evolution and of the tests. Which agent moves is data. With
-``fused`` all agents move in the former, evolution among them, and the latter is for tests. Lanes that do not
-move, such as those of individuals whose episode is over, are put back.
+A turn is the lanes that play together: those of one agent or, with ``fused``, of all; the last turn is that
+of the tests. Which turn it is is data: one loop plays all of them, in as many lanes as the largest has.
+The environment's step stands in the program once, and a second time for turns of less than half as many
+lanes, such as SAC's own; its reset stands there once. Lanes that do not play, such as those of individuals
+whose episode is over, are put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
 from popjax import rollout, tree
-from popjax.core import Choice, Env, Key, Transition
+from popjax.core import Agent, Choice, Env, Key, PyTree, Spec, Timestep, Transition, example_transition
 from popjax.methods import cspc_team
 from popjax.methods.cspc_config import Config, Hyper
-from popjax.methods.cspc_team import GLOBAL, Group, Members, Team, present
-from popjax.population import lanes, players
+from popjax.methods.cspc_team import Members, Part, States, Turns, present
+from popjax.population import lanes, learning, players
+from popjax.population.drives import Drive, Pairs
 from popjax.population.lanes import Lanes
-from popjax.population.players import OffPolicy, Step
+from popjax.population.players import Player, Step
 from popjax.replay import good_episodes
 from popjax.replay.good_episodes import Gate, Memory
 
 
 @struct.dataclass
 class Seats:
-    """Lanes [R, N], of each row's agent the first ones; and the numbers in the memory of the rows of the
-    episodes under way, int32 [R, N, L]."""
+    """Lanes [..., W], and int32 [..., W, L] the numbers in the memory of the rows of their episodes."""
 
     lanes: Lanes
     episodes: Array
@@ -42,22 +43,32 @@ class Seats:
 class Play(NamedTuple):
     """The part of the State that playing changes.
 
-    seats:  of the agents; wholes: of evolution, unless it is among them, and of the tests.
-    total, done: [P * trials] returns and ends of the test episodes.
+    seats:  [K, W] of all turns.
+    total, done: [W] returns and ends of the test episodes.
     excess: int32 []  steps by which evolution's latest phase was too long.
     steps:  int32 [P] environment steps of this iteration.
     kept:   int32 [P] episodes that entered the local memory.
     """
 
-    team: Team
+    team: States
     memory: Memory | None
+    drive: Driven
     seats: Seats
-    wholes: Seats
     total: Array
     done: Array
     excess: Array
     steps: Array
     kept: Array
+
+
+@struct.dataclass
+class Driven:
+    """The drive's state, the mean [] of what it added to the rewards of the global agent's last batch, and
+    its losses there; () each without a drive."""
+
+    state: PyTree
+    bonus: PyTree
+    losses: PyTree
 
 
 class Terms(NamedTuple):
@@ -67,220 +78,220 @@ class Terms(NamedTuple):
     hyper: Hyper
 
 
-def start(env: Env, key: Key, shapes: Sequence[tuple[int, int]]) -> list[Seats]:
-    """Return seats of these ``shapes`` = (R, N), each lane at the beginning of an episode."""
-    sizes = [rows * width for rows, width in shapes]
-    everybody = tree.take(lanes.start(rollout.autoreset(env), key, (1, sum(sizes))), 0)
-    parts = zip(shapes, sizes, np.cumsum([0, *sizes]), strict=False)
-
-    def part(shape: tuple[int, int], size: int, first: int) -> Lanes:
-        return jax.tree.map(lambda x: x[first : first + size].reshape(*shape, *x.shape[1:]), everybody)
-
-    return [followed(env, part(*given)) for given in parts]
+def start(env: Env, config: Config, turns: Turns, key: Key) -> tuple[Seats, Lanes]:
+    """Return the seats [K - 1, W] of the agents, and the lanes [trials] of the tests, each at the beginning
+    of an episode."""
+    width, count = turns.width, turns.tests * turns.width
+    fresh = tree.take(lanes.start(rollout.limited(env), key, (1, count + config.trials)), 0)
+    own = jax.tree.map(lambda x: x[:count].reshape(turns.tests, width, *x.shape[1:]), fresh)
+    return followed(env, own), tree.take(fresh, slice(count, None))
 
 
 def followed(env: Env, fresh: Lanes) -> Seats:
-    """Return seats of lanes [R, N] whose episodes begin."""
-    return Seats(fresh, jnp.zeros((*fresh.obs.shape[:2], env.spec.episode_length), jnp.int32))
+    """Return seats of lanes [..., W] whose episodes begin."""
+    return Seats(fresh, jnp.zeros((*fresh.account.length.shape, env.spec.episode_length), jnp.int32))
 
 
-def build(env: Env, config: Config, members: Members) -> Callable[..., Play]:
-    """Return ``run(group, play, turn, length, terms, key) -> Play``.
+def driven(drive: Drive, spec: Spec, config: Config, hyper: Hyper, key: Key) -> Driven:
+    """Return the drive before the first step."""
+    state, rows = drive.init(key), tree.repeat(example_transition(spec), config.batch)
 
-    The agent in row ``turn`` plays vector steps until its phase has ``length`` environment steps and is at a
-    boundary of the agent's schedule; in a group that moves together all play until each has its ``length``
-    [P].
+    def told(state: PyTree) -> tuple[PyTree, PyTree]:
+        return drive.pay(state, rows, hyper)[1], drive.learn(state, rows, None, near(rows), hyper, key)[1]
+
+    bonus, losses = learning.zeros(jax.eval_shape(told, state))
+    return Driven(state, tree.take(bonus, 0), losses)
+
+
+def near(rows: Transition) -> Pairs:
+    """Return the pairs of each state with its successor: rows of other lanes lie between those of a lane."""
+    return lambda key: (rows.obs, rows.next_obs, jnp.ones(rows.reward.shape, jnp.bool_))
+
+
+def lesson(
+    agent: Agent, drive: Drive, row: int, draw: Callable[[Key], Transition], hyper: Hyper, *, teaches: bool
+) -> learning.Update:
+    """Return a gradient step of the off-policy agent in ``row`` on a batch that ``draw`` makes and the drive
+    rewards; where it ``teaches``, the drive learns from the same batch."""
+
+    def update(learned: tuple[PyTree, Driven], key: Key) -> tuple[tuple[PyTree, Driven], PyTree]:
+        state, held = learned
+        key_draw, key_learn, key_drive = jax.random.split(key, 3)
+        rows = draw(key_draw)
+        paid, bonus = drive.pay(held.state, rows, hyper)
+        state, losses = agent.learn(state, tree.take(paid, row), hyper.off_policy, key_learn)
+        if teaches:
+            taught, told = drive.learn(held.state, rows, None, near(rows), hyper, key_drive)
+            held = Driven(taught, tree.take(bonus, row), told)
+        return (state, held), losses
+
+    return update
+
+
+def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive) -> Callable[..., Play]:
+    """Return ``run(play, turn, length, terms, key) -> Play``.
+
+    The agents of ``turn`` play vector steps: one that has it for itself until its phase has ``length`` [P]
+    environment steps and is at a boundary of the agent's schedule; together, each for as many vector steps as
+    make up its ``length`` where all its lanes play; the tests until all episodes are over.
     """
-    lanes_env, tested = rollout.autoreset(env), members.size
-    counts = [config.lanes for _ in members.learners]
-    counts += [config.on_policy_lanes] * (members.local is not None)
-    counts += [config.individuals] * (members.search is not None) + [members.size * config.trials]
-    shares = [members.off_policy is not None and (config.share or row == GLOBAL) for row in range(tested)]
-    shares.append(False)
-    cuts = members.local is not None and config.reset_at_batch
-    by_episode = config.on_policy_update == "episode"
+    limited, owners, width = rollout.limited(env), jnp.array(turns.owners), turns.width
+    parts = turns.parts
+    shares = [config.share or row == members.rows.off_policy for row in range(members.size)]
+    stores = jnp.array([*shares, False])
 
-    def standing(row: int, play: Play, width: int) -> Array:
-        """Return bool [width]: the lanes that there are, and whose episode is not over where only one is
-        played."""
-        going = jnp.ones(counts[row], jnp.bool_)
-        if row == members.search:
-            going = ~present(play.team.evolution).done
-        if row == tested:
-            going = ~play.done
-        return jnp.pad(going, (0, width - counts[row]))
+    def cast(play: Play, hyper: Hyper) -> Iterator[tuple[Player, Part, Any, Any]]:
+        """Go through all agents in the order of rows: functions, part, state and numbers."""
+        numbers = cspc_team.numbers(members, hyper)
+        everybody = (team.everybody for team in (members.players, parts, play.team, numbers))
+        return zip(*everybody, strict=True)
 
-    def unfinished(row: int, play: Play, length: Array) -> Array:
-        """Return bool []: whether the phase of ``row`` goes on."""
-        if row == tested:
-            return ~play.done.all()
-        short = play.steps[row] < length
-        if row == members.local:
-            return short | (present(play.team.on_policy).filled > 0)
-        if row == members.search:
-            return short | present(play.team.evolution).begun
-        return short | (config.burst & (play.seats.lanes.account.length[row, 0] > 0))
+    def standing(play: Play, turn: Array, length: Array, count: Array, hyper: Hyper) -> Array:
+        """Return bool [W]: the lanes that play the next vector step of a turn, its ``count``-th."""
+        found = jnp.zeros(turns.owners.shape, jnp.bool_).at[-1].set(~play.done)
+        for row, (player, part, state, _) in enumerate(cast(play, hyper)):
+            if config.fused:
+                goes = count * player.lanes < length[row]
+            else:
+                midway = player.midway(state, play.seats.lanes.account.length[part.turn, part.lanes])
+                goes = (play.steps[row] < length[row]) | midway
+            found = found.at[part.turn, part.lanes].set(player.plays(state) & goes)
+        return found[turn]
 
-    def acting(row: int, play: Play, width: int, hyper: Hyper) -> Callable[[Array, Key], Choice]:
-        if row == tested:
-            act = cspc_team.act_in_tests(members, config, play.team, hyper)
+    def choose(play: Play, turn: Array, obs: Array, hyper: Hyper, key: Key) -> Choice:
+        """Return the choices [W] of those whose turn it is."""
+
+        def acting(turn: int, key: Key) -> Choice:
+            chosen = []
+            for row, (player, part, state, numbers) in enumerate(cast(play, hyper)):
+                own, act = part.lanes, player.act
+                if turn == turns.tests:
+                    own, act = slice(row * config.trials, (row + 1) * config.trials), player.test
+                if turn in (part.turn, turns.tests):
+                    chosen.append(act(state, numbers, obs[own], jax.random.fold_in(key, row)))
+            return players.padded(tree.concat(chosen), width)
+
+        return jax.lax.switch(turn, [partial(acting, i) for i in range(turns.tests + 1)], key)
+
+    def answer(turn: Array, states: PyTree, action: Array) -> tuple[PyTree, Timestep]:
+        """Return the states [W] of the environment after ``action`` and what it answers."""
+
+        def at(size: int) -> Callable[[], tuple[PyTree, Timestep]]:
+            def play() -> tuple[PyTree, Timestep]:
+                after, told = jax.vmap(limited.step)(*tree.take((states, action), slice(size)))
+                return tree.put(states, slice(size), after), players.padded(told, width)
+
+            return play
+
+        small = max((size for size in turns.sizes if 2 * size < width), default=0)
+        if small:
+            large = jnp.array(turns.sizes > small)[turn]
+            played = jax.lax.cond(large, at(width), at(small))
         else:
-            act = cspc_team.act(members, env.spec, config, play.team, row, hyper)
-        return lambda obs, key: players.padded(act(obs[: counts[row]], key), width)
+            played = at(width)()
+        return jax.vmap(partial(rollout.renewed, limited))(*played)
 
-    def choose(group: Group, play: Play, which: Array, obs: Array, hyper: Hyper, key: Key) -> Choice:
-        """Return the choices [R, N] of those that move, ``obs`` [R, N, *obs]."""
-        acts = [acting(group.first + i, play, group.width, hyper) for i in range(group.size)]
-        if group.together:
-            keys = jax.random.split(key, group.size)
-            return tree.stack([act(*given) for act, *given in zip(acts, obs, keys, strict=True)])
-        return tree.repeat(jax.lax.switch(which[0], acts, obs[0], key), 1)
+    def advance(play: Play, turn: Array, alive: Array, hyper: Hyper, key: Key) -> tuple[Step, Lanes]:
+        """Play one vector step of ``turn``; return what it was and the lanes [W] after it."""
+        before = tree.take(play.seats.lanes, turn)
+        choice, states = choose(play, turn, before.obs, hyper, key), before.env
+        if parts.on_policy is not None and config.reset_at_batch:  # the episode ends with the batch
+            local = present(play.team.on_policy)
+            last = (turn == parts.on_policy.turn) & (local.filled == len(local.rows.reward) - 1)
+            cut = jnp.zeros(width, jnp.bool_).at[parts.on_policy.lanes].set(last)
+            states = rollout.truncated_next(limited, states, cut)
+        states, timestep = answer(turn, states, choice.action)
+        account = lanes.track(before.account, timestep.reward, timestep.done)
+        return Step(before, choice, timestep, alive), Lanes(states, timestep.obs, (), account)
 
-    def remember(
-        play: Play, before: Seats, after: Lanes, step: Step, now: Array, terms: Terms
-    ) -> tuple[Play, Array]:
+    def remember(play: Play, turn: Array, step: Step, after: Lanes, terms: Terms) -> tuple[Play, Array]:
         """Return the play with its transitions in the global memory and good episodes in the local one, and
         the numbers of the episodes under way."""
-        flat = (now.shape[0] * step.alive.shape[1],)
+        episodes, owner = play.seats.episodes[turn], owners[turn]
+        if play.memory is None:
+            return play, episodes
         rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(*step[:3])
-        valid = (step.alive & jnp.array(shares)[now][:, None]).reshape(flat)
-        memory, number = good_episodes.remember(present(play.memory), tree.flatten(rows), valid)
-        opens = jnp.repeat(terms.gate.open[now], step.alive.shape[1], total_repeat_length=flat[0])
-        known = (step.before.account.length, after.account.latest, step.timestep.done)
-        length, total, done = tree.flatten(known)
+        stored, done = step.alive & stores[owner], step.timestep.done
+        memory, number = good_episodes.remember(play.memory, rows, stored)
+        length, total = step.before.account.length, after.account.latest
+        gate = replace(terms.gate, open=terms.gate.open[owner])
         memory, episodes, entered = good_episodes.follow(
-            memory,
-            tree.flatten(before.episodes),
-            length,
-            number,
-            total,
-            done & valid,
-            Gate(opens, terms.gate.bound),
+            memory, episodes, length, number, total, done & stored, gate
         )
-        kept = play.kept.at[now].add(entered.reshape(step.alive.shape).sum(1), mode="drop")
-        return play._replace(memory=memory, kept=kept), episodes.reshape(before.episodes.shape)
+        kept = play.kept.at[owner].add(entered, mode="drop")
+        visited = step.alive & (owner == jnp.arange(members.size)[:, None])
+        each = jax.tree.map(lambda x: x[None], tree.repeat((rows, done), members.size))  # [1, P, W]
+        held = drive.observe(play.drive.state, *each, visited[None], terms.hyper)
+        return play._replace(memory=memory, drive=replace(play.drive, state=held), kept=kept), episodes
 
-    def take_in(group: Group, play: Play, now: Array, step: Step, hyper: Hyper, key: Key) -> Play:
+    def take_in(play: Play, turn: Array, step: Step, hyper: Hyper, key: Key) -> Play:
         """Give each agent the answers of its lanes; local agents learn when they are due to."""
-        key_local, key_search = jax.random.split(key)
+        count = jnp.zeros(members.size, jnp.int32).at[owners[turn]].add(step.alive, mode="drop")
+        taken = []
+        for row, (player, part, state, numbers) in enumerate(cast(play, hyper)):
+            mine = tree.take(step, part.lanes)
+            mine = mine._replace(alive=mine.alive & (turn == part.turn))
+            taken.append(player.take_in(state, mine, numbers, jax.random.fold_in(key, row)))
+        team: States = members.rows.of(taken)
+        learner = team.off_policy
+        if learner is not None:  # a gradient step for every environment step, whoever plays it
+            others = count.sum() - count[members.rows.off_policy]
+            team = team._replace(off_policy=replace(learner, owed=learner.owed + others))
+        tested = step.alive & (turn == turns.tests)
+        return play._replace(
+            team=team,
+            steps=play.steps + count,
+            total=play.total + jnp.where(tested, step.timestep.reward, 0.0),
+            done=play.done | (tested & step.timestep.done),
+        )
 
-        def of(row: int) -> Step:
-            """Return the step as one member sees it: nobody played if it is another's."""
-            place = row - group.first if group.together else 0
-            mine: Step = jax.tree.map(lambda x: x[place, : counts[row]], step)
-            return mine._replace(alive=mine.alive & (now[place] == row))
-
-        played = step.alive.sum(1, dtype=jnp.int32)  # [R]
-        team = play.team
-        play = play._replace(steps=play.steps.at[now].add(played, mode="drop"))
-        found = []
-        for row, one in enumerate(cspc_team.learners(team)):
-            own = of(row).alive.sum(dtype=jnp.int32) if row in group else jnp.int32(0)
-            more = jnp.where(now == tested, 0, played).sum() if row == GLOBAL else own
-            found.append(replace(one, steps=one.steps + own, owed=one.owed + more))
-        team = cspc_team.with_learners(team, found)
-        if members.local in group:
-            agent, local, mine = present(members.on_policy), present(team.on_policy), of(members.local)
-            local = players.fill(agent, local, mine, hyper.on_policy, key_local, by_episode=by_episode)
-            team = team._replace(on_policy=local)
-        if members.search in group:
-            evolution, mine, how = present(team.evolution), of(members.search), present(config.evolution).cem
-            team = team._replace(evolution=players.evaluate(evolution, mine, hyper.cem, how, key_search))
-        if tested in group:
-            mine = of(tested)
-            play = play._replace(
-                total=play.total + jnp.where(mine.alive, mine.timestep.reward, 0.0),
-                done=play.done | (mine.alive & mine.timestep.done),
-            )
-        return play._replace(team=team)
-
-    def learn(play: Play, ready: list[Array], hyper: Hyper, key: Key) -> Play:
-        """Take the gradient steps that the off-policy agents owe, where ``ready`` [] each."""
-        memory, agent = present(play.memory), present(members.off_policy)
+    def learn(play: Play, turn: Array, ends: Array, over: Array, hyper: Hyper, key: Key) -> Play:
+        """Take the gradient steps that the off-policy agents owe: after a vector step or episode of their
+        own, which ``ends`` []; the global one's for the phase of another, once that is ``over`` []."""
+        if play.memory is None:
+            return play
+        memory, team, rows = play.memory, play.team, members.rows
         enough = memory.replay.size >= max(config.update_after, 1)
 
-        def draw(row: int) -> Callable[[Key], Transition]:
-            """Draw a batch; only the global agent prefers good episodes, and one that is alone has only its
-            own."""
-            if row == GLOBAL and members.size > 1:
-                share, least = hyper.local_share, config.local_least
-                return lambda key: good_episodes.sample(memory, key, config.batch, share, least)
-            return lambda key: good_episodes.sample_all(memory, key, config.batch)
+        def good_ones(key: Key) -> Transition:
+            return good_episodes.sample(memory, key, config.batch, hyper.local_share, config.local_least)
 
-        def one(row: int, learner: OffPolicy, key: Key) -> OffPolicy:
-            known = ready[row] & enough, draw(row), hyper.off_policy, key
-            return players.pay(agent, learner, *known)
+        def everything(key: Key) -> Transition:
+            return good_episodes.sample_all(memory, key, config.batch)
 
-        keys = jax.random.split(key, len(ready))
-        learners = enumerate(cspc_team.learners(play.team))
-        found = [one(row, learner, keys[row]) for row, learner in learners]
-        return play._replace(team=cspc_team.with_learners(play.team, found))
+        teach = partial(lesson, present(members.off_policy), drive, hyper=hyper)
+        own = [(turn == part.turn) & ends for part in parts.learners]
+        key_global, *keys = jax.random.split(key, len(own))
+        # Only the global agent prefers good episodes, and one that is alone has only its own.
+        draw = good_ones if members.size > 1 else everything
+        update = teach(present(rows.off_policy), draw, teaches=True)
+        learner, held = players.pay(
+            update, present(team.off_policy), play.drive, (own[0] | over) & enough, key_global
+        )
+        copies = []
+        for copy, row, ready, one in zip(team.copies, rows.copies, own[1:], keys, strict=True):
+            update = teach(row, everything, teaches=False)
+            copies.append(players.pay(update, copy, held, ready & enough, one)[0])
+        team = team._replace(off_policy=learner, copies=tuple(copies))
+        return play._replace(team=team, drive=held)
 
-    def vector_step(
-        group: Group, play: Play, now: Array, moving: Array, length: Array, terms: Terms, key: Key
-    ) -> Play:
-        """Play one step of those in rows ``now`` int32 [R], where ``moving`` bool [R]."""
-        key_act, key_take, key_learn = jax.random.split(key, 3)
-        own = tested not in group
-        seats = play.seats if own else play.wholes
-        which = jnp.clip(now - group.first, 0, group.size - 1)  # of another group's row: one that stays put
-        before: Seats = seats if group.together else tree.take(seats, which)
-        standings = jnp.stack([standing(group.first + i, play, group.width) for i in range(group.size)])
-        alive = moving[:, None] & standings[which]
-        choice = choose(group, play, which, before.lanes.obs, terms.hyper, key_act)
-        start = before.lanes
-        if own and cuts:  # the episode ends with the batch
-            local = present(play.team.on_policy)
-            last = (now == members.local) & (local.filled == len(local.rows.reward) - 1)
-            last = jnp.broadcast_to(last[:, None], alive.shape)
-            start = replace(start, env=rollout.truncated_next(lanes_env, start.env, last))
-        after, timestep = lanes.step(lanes_env, start, choice)
-        step = Step(before.lanes, choice, timestep, alive)
-        episodes = before.episodes
-        if any(shares[group.first + i] for i in range(group.size)):
-            play, episodes = remember(play, before, after, step, now, terms)
-        left = Seats(tree.where(alive, after, before.lanes), episodes)
-        seats = left if group.together else tree.put(seats, which, left)
-        play = play._replace(seats=seats) if own else play._replace(wholes=seats)
-        play = take_in(group, play, now, step, terms.hyper, key_take)
-        if not (own and members.learners):
-            return play
-        if group.together:
-            return learn(play, [jnp.bool_(True) for _ in members.learners], terms.hyper, key_learn)
-        over = ~_any_of(now[0], [unfinished(row, play, length) for row in range(group.size)])
-        ends = timestep.done[0, 0] if config.burst else jnp.bool_(True)
-        ready = [(now[0] == row) & ends for row in members.learners]
-        ready[GLOBAL] |= over
-        return learn(play, ready, terms.hyper, key_learn)
+    def run(play: Play, turn: Array, length: Array, terms: Terms, key: Key) -> Play:
+        hyper = terms.hyper
 
-    def run(group: Group, play: Play, turn: Array, length: Array, terms: Terms, key: Key) -> Play:
-        if not group.size:
-            return play
-        pays = bool(members.learners) and tested not in group
+        def vector_step(carry: tuple[Play, Array, Array]) -> tuple[Play, Array, Array]:
+            play, alive, count = carry
+            key_act, key_take, key_learn = jax.random.split(jax.random.fold_in(key, count), 3)
+            step, after = advance(play, turn, alive, hyper, key_act)
+            play, episodes = remember(play, turn, step, after, terms)
+            left = Seats(tree.where(alive, after, step.before), episodes)
+            play = play._replace(seats=tree.put(play.seats, turn, left))
+            play = take_in(play, turn, step, hyper, key_take)
+            alive = standing(play, turn, length, count + 1, hyper)
+            ends = step.timestep.done[0] if config.burst else jnp.bool_(True)
+            return learn(play, turn, ends, ~alive.any(), hyper, key_learn), alive, count + 1
 
-        def moving(play: Play, count: Array) -> Array:
-            if group.together:
-                return count * group.width < length
-            going = [unfinished(group.first + i, play, length) for i in range(group.size)]
-            return _any_of(turn - group.first, going)[None]
-
-        def going(carry: tuple[Play, Array]) -> Array:
-            play, count = carry
-            # Steps that the global agent owes for evolution's phase are taken in a vector step without moves.
-            settles = pays & (count == 0) & (turn < tested)
-            return tree.any_lane(moving(play, count).any() | settles)
-
-        def body(carry: tuple[Play, Array]) -> tuple[Play, Array]:
-            play, count = carry
-            now = jnp.arange(group.size) if group.together else turn[None]
-            key_step = jax.random.fold_in(key, count)
-            return vector_step(group, play, now, moving(play, count), length, terms, key_step), count + 1
-
-        return jax.lax.while_loop(going, body, (play, jnp.int32(0)))[0]
+        none = jnp.int32(0)
+        begun = play, standing(play, turn, length, none, hyper), none
+        return jax.lax.while_loop(lambda carry: tree.any_lane(carry[1]), vector_step, begun)[0]
 
     return run
-
-
-def _any_of(row: Array, conditions: list[Array]) -> Array:
-    """Return bool []: the condition of ``row``; False of a row that has none."""
-    return (jnp.stack(conditions) & (jnp.arange(len(conditions)) == row)).any()

@@ -1,16 +1,16 @@
-"""Agents that play one vector step at a time, beside each other or in turn: each takes in what its lanes
-answered, and learns when its own schedule says so.
+"""Agents of different kinds that play one vector step at a time, beside each other or in turn: each takes in
+what its lanes answered, and learns when its own schedule says so.
 
 Three kinds: a learner from a replay, which may learn after every step; a learner from its latest play, after
-a batch or an episode; a search over parameters, after a generation. None of them calls the environment, so
-that one vector step can serve all.
+a batch or an episode; a search over parameters, after a generation. Each is a ``Player``: a loop over players
+needs to know no kinds. None of them calls the environment, so that one vector step can serve all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,27 @@ from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from popjax import tree
+from popjax import nets, tree
 from popjax.core import (
     Act,
     Agent,
     Choice,
     Key,
+    Network,
     OnPolicyAgent,
     Params,
     PyTree,
     Spec,
     Timestep,
     Trajectory,
-    Transition,
     example_transition,
 )
 from popjax.evolution import cem
-from popjax.population import lanes, learning
+from popjax.population import exchange, lanes, learning, policy
+from popjax.population.exchange import MeanNetwork
 from popjax.population.lanes import Lanes
+
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -48,15 +51,40 @@ class Step(NamedTuple):
     alive: Array
 
 
+class Player(NamedTuple):
+    """An agent as functions of its own state and numbers, for loops over agents of different kinds.
+
+    lanes:   environments in which it trains.
+    network: of its mean action.
+    init:    (key, hyper) -> state
+    act:     (state, hyper, obs [N], key) -> Choice [N], as it trains
+    test:    the same, as it is tested
+    mean:    state -> the mean network that is tested, handed over and deployed
+    take_in: (state, Step [N], hyper, key) -> state after a vector step, from which it may have learned
+    midway:  (state, int32 [N] steps of its lanes' episodes) -> bool [] whether its phase must not end yet
+    plays:   state -> bool [N] or [] the lanes that do not wait for others to end their episodes
+    """
+
+    lanes: int
+    network: MeanNetwork
+    init: Callable[[Key, Any], Any]
+    act: Callable[[Any, Any, Array, Key], Choice]
+    test: Callable[[Any, Any, Array, Key], Choice]
+    mean: Callable[[Any], Params]
+    take_in: Callable[[Any, Step, Any, Key], Any]
+    midway: Callable[[Any, Array], Array]
+    plays: Callable[[Any], Array] = lambda state: jnp.bool_(True)
+
+
 def act_in_lanes(act: Act, params: Params, obs: Array, key: Key, scale: Array | float) -> Choice:
     """Return how one policy acts on ``obs`` [N, *obs]: a Choice [N]."""
     keys = jax.random.split(key, obs.shape[0])
     return jax.vmap(act, (None, None, 0, 0, None))(params, (), obs, keys, scale)
 
 
-def padded(choice: Choice, size: int) -> Choice:
-    """Return ``choice`` [N] for ``size`` lanes, the further ones with zeros."""
-    return jax.tree.map(lambda x: jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)), choice)
+def padded(rows: T, size: int) -> T:
+    """Return ``rows`` [N, ...] for ``size`` lanes, the further ones with zeros."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)), rows)
 
 
 # A learner from a replay.
@@ -74,32 +102,68 @@ class OffPolicy:
     losses: PyTree
 
 
-def off_policy(agent: Agent, key: Key, hyper: PyTree, batch: Transition) -> OffPolicy:
-    """Return a fresh learner from batches like ``batch`` [B]."""
-    state, none = agent.init(key, hyper), jnp.int32(0)
-    return OffPolicy(state, none, none, none, learning.no_losses(agent.learn, state, batch, hyper, key))
+def off_policy(
+    agent: Agent,
+    hyper: PyTree,
+    spec: Spec,
+    lanes: int,
+    *,
+    batch: int,
+    warmup: int,
+    test_scale: float,
+    burst: bool,
+) -> Player:
+    """Return the player of an ``agent`` that owes a gradient step for every step it plays, the first
+    ``warmup`` of them uniformly at random.
+
+    batch:      transitions per gradient step, see ``pay``.
+    test_scale: of the exploration in tests.
+    burst:      whether its phases end with an episode.
+    """
+
+    def init(key: Key, hyper: PyTree) -> OffPolicy:
+        state, none = agent.init(key, hyper), jnp.int32(0)
+        rows = tree.repeat(example_transition(spec), batch)
+        return OffPolicy(state, none, none, none, learning.no_losses(agent.learn, state, rows, hyper, key))
+
+    def explore(state: OffPolicy, hyper: Any, obs: Array, key: Key, scale: float) -> Choice:
+        scales = scale * agent.exploration(hyper, state.steps)
+        return act_in_lanes(agent.act, agent.policy(state.agent), obs, key, scales)
+
+    def act(state: OffPolicy, hyper: PyTree, obs: Array, key: Key) -> Choice:
+        def explored(memory: tuple[()], obs: Array, key: Key) -> Choice:
+            return explore(state, hyper, obs, key, 1.0)
+
+        return policy.randomly(explored, spec, state.steps < warmup)((), obs, key)
+
+    def take_in(state: OffPolicy, step: Step, hyper: PyTree, key: Key) -> OffPolicy:
+        played = step.alive.sum(dtype=jnp.int32)
+        return replace(state, steps=state.steps + played, owed=state.owed + played)
+
+    return Player(
+        lanes,
+        exchange.mean_network(agent, hyper),
+        init,
+        act,
+        lambda state, hyper, obs, key: explore(state, hyper, obs, key, test_scale),
+        lambda state: nets.mean_of(agent.policy(state.agent)),
+        take_in,
+        lambda state, steps: burst & (steps[0] > 0),
+    )
 
 
 def pay(
-    agent: Agent,
-    state: OffPolicy,
-    ready: Array,
-    draw: Callable[[Key], Transition],
-    hyper: PyTree,
-    key: Key,
-) -> OffPolicy:
-    """Take the gradient steps that are owed, where ``ready`` bool [], on batches that ``draw`` makes."""
+    update: learning.Update, state: OffPolicy, beside: PyTree, ready: Array, key: Key
+) -> tuple[OffPolicy, PyTree]:
+    """Take the gradient steps that are owed, where ``ready`` bool []; return the learner, and what learns
+    ``beside`` it.
 
-    def update(carry: tuple[PyTree, Array], key: Key) -> tuple[tuple[PyTree, Array], PyTree]:
-        key_draw, key_learn = jax.random.split(key)
-        learner, losses = agent.learn(carry[0], draw(key_draw), hyper, key_learn)
-        return (learner, carry[1] + 1), losses
-
+    update: ((agent's state, beside), key) -> (the same after a gradient step, the agent's losses)
+    """
     count = jnp.where(ready, state.owed, 0)
-    (learner, updates), losses = learning.steps(
-        update, (state.agent, state.updates), count, key, state.losses
-    )
-    return replace(state, agent=learner, owed=state.owed - count, updates=updates, losses=losses)
+    (agent, beside), losses = learning.steps(update, (state.agent, beside), count, key, state.losses)
+    updates, owed = state.updates + count, state.owed - count
+    return replace(state, agent=agent, owed=owed, updates=updates, losses=losses), beside
 
 
 # A learner from its latest play.
@@ -116,16 +180,36 @@ class OnPolicy:
     losses: PyTree
 
 
-def on_policy(agent: OnPolicyAgent, key: Key, hyper: PyTree, spec: Spec, shape: tuple[int, int]) -> OnPolicy:
-    """Return a fresh learner from rows ``shape`` = (T, N)."""
-    row = Trajectory(
-        **vars(example_transition(spec)),
-        done=jnp.bool_(False),
-        log_prob=jnp.float32(0),
+def on_policy(
+    agent: OnPolicyAgent,
+    hyper: PyTree,
+    spec: Spec,
+    lanes: int,
+    *,
+    length: int,
+    by_episode: bool,
+    test_scale: float,
+) -> Player:
+    """Return the player of an ``agent`` that learns from each ``length`` steps of its lanes, see ``fill``."""
+
+    def init(key: Key, hyper: PyTree) -> OnPolicy:
+        row = Trajectory(**vars(example_transition(spec)), done=jnp.bool_(False), log_prob=jnp.float32(0))
+        rows, state = tree.repeat(tree.repeat(row, lanes), length), agent.init(key, hyper)
+        return OnPolicy(state, rows, jnp.int32(0), learning.no_losses(agent.learn, state, rows, hyper, key))
+
+    def act(state: OnPolicy, hyper: PyTree, obs: Array, key: Key, scale: float = 1.0) -> Choice:
+        return act_in_lanes(agent.act, agent.policy(state.agent), obs, key, scale)
+
+    return Player(
+        lanes,
+        exchange.mean_network(agent, hyper),
+        init,
+        act,
+        lambda state, hyper, obs, key: act(state, hyper, obs, key, test_scale),
+        lambda state: nets.mean_of(agent.policy(state.agent)),
+        lambda *given: fill(agent, *given, by_episode=by_episode),
+        lambda state, steps: state.filled > 0,
     )
-    rows = tree.repeat(tree.repeat(row, shape[1]), shape[0])
-    state = agent.init(key, hyper)
-    return OnPolicy(state, rows, jnp.int32(0), learning.no_losses(agent.learn, state, rows, hyper, key))
 
 
 def fill(
@@ -180,7 +264,49 @@ class Search:
     expects: Array
 
 
-def search(params: Params, hyper: cem.Hyper, config: cem.Config, key: Key, slots: int) -> Search:
+def search(actor: Network, config: cem.Config, *, slots: int, tests_best: bool) -> Player:
+    """Return the player of a search over the mean networks of ``actor``, whose individuals play an episode
+    each.
+
+    slots:      policies of others that it takes, see ``offer``.
+    tests_best: test the best individual of the last generation, else the mean.
+    """
+    blank = learning.zeros(jax.eval_shape(actor.init, jax.random.key(0)))
+    network = MeanNetwork(
+        nets.mean_of(blank), lambda mean, obs: actor.apply(nets.with_mean(blank, mean), obs)
+    )
+    unflatten = ravel_pytree(network.blank)[1]
+
+    def init(key: Key, hyper: cem.Hyper) -> Search:
+        key_mean, key_search = jax.random.split(key)
+        return fresh_search(nets.mean_of(actor.init(key_mean)), hyper, config, key_search, slots)
+
+    def mean(state: Search) -> Params:
+        return unflatten(state.best if tests_best else state.search.mean)
+
+    def by_mean(mean: Params, obs: Array) -> Choice:
+        return greedy(network, mean, obs)
+
+    return Player(
+        config.population,
+        network,
+        init,
+        lambda state, hyper, obs, key: jax.vmap(by_mean)(state.population, obs),
+        lambda state, hyper, obs, key: jax.vmap(by_mean, (None, 0))(mean(state), obs),
+        mean,
+        lambda state, step, hyper, key: evaluate(state, step, hyper, config, key),
+        lambda state, steps: state.begun,
+        lambda state: ~state.done,
+    )
+
+
+def greedy(network: MeanNetwork, mean: Params, obs: Array) -> Choice:
+    """Return the Choice of the mean network with parameters ``mean``."""
+    action = network.greedy(mean, obs)
+    return Choice((), action, action, jnp.float32(0))
+
+
+def fresh_search(params: Params, hyper: cem.Hyper, config: cem.Config, key: Key, slots: int) -> Search:
     """Return a fresh search around ``params`` with its first generation, which takes ``slots`` policies of
     others."""
     mean, unflatten = ravel_pytree(params)

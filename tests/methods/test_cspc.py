@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,16 @@ from jax.flatten_util import ravel_pytree
 
 from popjax import tree
 from popjax.agents import a2c, ddpg, ppo, sac, sac2018, td3
-from popjax.core import Env, Spec, Timestep, Transition, as_arrays
+from popjax.core import Env, Spec, Timestep, Transition
 from popjax.envs import make
 from popjax.evolution import cem
-from popjax.methods import cspc, cspc_team
+from popjax.intrinsic import contrastive, diayn, rnd
+from popjax.methods import cspc, cspc_play, cspc_team
 from popjax.methods.cspc import Config, Evolution
-from popjax.population import exchange, players
+from popjax.population import drives, exchange, players
 from popjax.replay import good_episodes as store
 from popjax.replay import ring
-from tests.support import Case, same
+from tests.support import Case, close, same
 
 PPO = ppo.Config(
     hidden=(8,), activation="relu", initializer="uniform", squash=True, policy_epochs=2, value_epochs=2
@@ -130,7 +132,7 @@ def test_every_phase_is_within_the_bound_and_ends_at_a_boundary():
     method = compiled(TINY, ends=True)[0]
     states = history(6, ends=True, hyper=varied(TINY))
     for before, after in pairwise(states):
-        assert int(after.env_steps - before.env_steps) <= method.steps_bound
+        assert int(after.env_steps) - int(before.env_steps) <= method.steps_bound
     for s in states[2:]:
         np.testing.assert_array_equal(s.metrics.steps[:2], [100, 100])
     # What a phase of the search was too long is taken off the next one.
@@ -431,7 +433,7 @@ def handed(scores, config=TINY, edit=lambda team: team):
     team = edit(init(jax.random.key(3), method.hyper).team)
     members = cspc_team.gather(walk().spec, config)
     taken = exchange.ahead(jnp.float32(jnp.array(scores)), 100.0) & cspc_team.givers(members)
-    return team, cspc_team.hand_over(members, config, team, taken), taken.astype(int).tolist()
+    return team, cspc_team.hand_over(members, team, taken), taken.astype(int).tolist()
 
 
 def flat(mean):
@@ -514,8 +516,8 @@ def drawn(search):
 
 def by_mean(policy, obs):
     """Actions [B] of a flat policy."""
-    members = cspc_team.gather(walk().spec, DUO)
-    return jax.vmap(members.network.greedy, (None, 0))(members.unflatten(policy), obs)
+    network = cspc_team.gather(walk().spec, DUO).network
+    return jax.vmap(network.greedy, (None, 0))(ravel_pytree(network.blank)[1](policy), obs)
 
 
 def test_later_generations_of_a_phase_are_as_drawn():
@@ -532,7 +534,7 @@ def test_later_generations_of_a_phase_are_as_drawn():
 def test_policies_of_others_wait_for_a_generation_under_way():
     """They enter the next one then, and only that."""
     config, hyper, policy = cem.Config(population=2, parents=1), cem.Hyper(), jnp.full(3, 7.0)
-    fresh = players.search(jnp.zeros(3), hyper, config, jax.random.key(0), slots=1)
+    fresh = players.fresh_search(jnp.zeros(3), hyper, config, jax.random.key(0), slots=1)
 
     def played(search, done):
         timestep = Timestep(None, None, jnp.ones(2), jnp.array(done), jnp.zeros(2, bool))
@@ -589,6 +591,71 @@ def test_no_transfers_leave_labels_and_policies_alone():
     assert int(states[-1].metrics.kept[1]) == 0
 
 
+# Drives.
+
+
+def test_off_policy_agents_learn_from_the_tasks_reward_and_the_drives():
+    """Of two agents one has seen [1, 0], the other [0, 1]. To go to [1, 0], which returns 3, has novelty -1
+    to the first and 0 to the second; a quarter of a bonus is the agent's own, and half of it is paid."""
+    config = contrastive.Config(encoder="identity", bank_size=1, bank_every=1, neighbours=1, horizon=1)
+    drive = drives.build(walk().spec, config, population=2, lanes=1)
+    hyper = cspc.default_hyper(replace(TINY, drive=config))
+    hyper = hyper.replace(drive=hyper.drive.replace(weight=0.5, ego_weight=0.25))
+    seen = jnp.eye(2)[None, :, None]  # [T, P, N, 2]
+    blank = Transition(seen, jnp.zeros((1, 2, 1, 1)), *jnp.zeros((2, 1, 2, 1)), seen)
+    yes = jnp.ones((1, 2, 1), bool)
+    state = drive.observe(drive.init(jax.random.key(0)), blank, ~yes, yes, hyper)
+    batch = Transition(jnp.eye(2)[1:], jnp.zeros((1, 1)), jnp.full(1, 3.0), jnp.ones(1), jnp.eye(2)[:1])
+    agent = SimpleNamespace(learn=lambda state, rows, numbers, key: (state, rows.reward))
+    paid = []
+    for row in range(2):
+        update = cspc_play.lesson(agent, drive, row, lambda key: batch, hyper, teaches=False)
+        paid.append(update(((), cspc_play.Driven(state, (), ())), jax.random.key(0))[1][0])
+    np.testing.assert_allclose(paid, [3 - 0.5 * 0.25, 3 - 0.5 * 0.75], atol=1e-6)
+
+
+def test_a_drive_without_weight_changes_nothing():
+    config = replace(SOLO, drive=cspc.DRIVES["rnd"])
+    plain, hyper = history(2, SOLO)[-1], compiled(config)[0].hyper
+    free, driven = (
+        history(2, config, hyper=hyper.replace(drive=hyper.drive.replace(weight=weight)))[-1]
+        for weight in (0.0, 1.0)
+    )
+    close(plain.team, free.team)
+    assert float(free.metrics.bonus) == 0
+    assert float(driven.metrics.bonus) > 0
+    assert float(driven.metrics.drive.predictor_loss) > 0
+    assert not same(plain.team.off_policy.agent, driven.team.off_policy.agent)
+    np.testing.assert_array_equal(driven.metrics.steps, plain.metrics.steps)
+
+
+@pytest.mark.slow
+def test_each_agent_remembers_the_states_it_visited():
+    """Every step is remembered: of the last phases of 100 steps each agent's own."""
+    config = replace(TINY, drive=replace(cspc.DRIVES["collab"], bank_size=100, bank_every=1))
+    s = history(2, config)[-1]
+    visited = np.asarray(s.memory.replay.rows.next_obs[500:800]).reshape(3, 100, 2)
+    held = s.drive.state.bank
+    for row in range(3):
+        own = np.roll(np.asarray(held.rows[row]), -int(held.position[row]), axis=0)
+        np.testing.assert_array_equal(own, visited[row])
+    assert float(s.metrics.drive.encoder_loss) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"off_policy": None, "drive": cspc.DRIVES["rnd"]}, "off_policy is none; say drive none"),
+        ({"drive": rnd.Config()}, "got drive.modules own; say drive.modules one"),
+        ({"drive": contrastive.Config()}, "got drive.horizon 5; say drive.horizon 1"),
+        ({"drive": diayn.Config()}, "say drive collab, rnd or none"),
+    ],
+)
+def test_drives_that_a_team_cannot_carry_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **options)
+
+
 # Scores.
 
 
@@ -614,12 +681,12 @@ def test_a_score_is_the_mean_return_of_the_tested_policy():
     config = TINY
     s = history(2, hyper=compiled()[0].hyper.replace(gap=1e9))[-1]
     env, members = walk(), cspc_team.gather(walk().spec, config)
-    means = cspc_team.means(members, s.team, config)
+    means = cspc_team.means(members, s.team)
     _, begun, _ = s.starts.env
     for row in range(members.size):
         mean, totals = tree.take(means, row), []
         for trial in range(config.trials):
-            state, obs, total = jax.tree.map(lambda x, i=trial: x[0, i], begun), s.starts.obs[0, trial], 0.0
+            state, obs, total = tree.take(begun, trial), s.starts.obs[trial], 0.0
             for _ in range(10):
                 state, timestep = env.step(state, members.network.greedy(mean, obs))
                 total, obs = total + timestep.reward, timestep.obs
@@ -635,7 +702,8 @@ def test_the_search_is_represented_by_its_best_or_its_mean():
     team = history(2)[-1].team
     for score, expected in (("best", team.evolution.best), ("mean", team.evolution.search.mean)):
         config = replace(TINY, evolution=replace(TINY.evolution, score=score))
-        np.testing.assert_array_equal(cspc_team.represented(team, config), expected)
+        player = cspc_team.gather(walk().spec, config).players.evolution
+        np.testing.assert_array_equal(flat(player.mean(team.evolution)), expected)
     assert not same(team.evolution.best, team.evolution.search.mean)
     first = history(1)[-1].team.evolution
     np.testing.assert_array_equal(first.best, first.search.mean)
@@ -678,7 +746,7 @@ def moved(before, after, config):
     """bool [P] whose mean network, or whose search's mean, differs."""
     config = replace(config, evolution=config.evolution and replace(config.evolution, score="mean"))
     members = cspc_team.gather(walk().spec, config)
-    means = [jax.vmap(flat)(cspc_team.means(members, s.team, config)) for s in (before, after)]
+    means = [jax.vmap(flat)(cspc_team.means(members, s.team)) for s in (before, after)]
     return np.asarray((means[0] != means[1]).any(1))
 
 
@@ -705,7 +773,7 @@ def test_any_team_keeps_the_accounts_and_learns(team):
 
 def test_copies_learn_from_their_own_steps_and_the_global_one_from_everybodys():
     states = history(3, replace(TINY, **TEAMS["three sacs"]))
-    updates = [int(one.updates) for one in cspc_team.learners(states[-1].team)]
+    updates = [int(one.updates) for one in states[-1].team.learners]
     assert updates == [1100, 200, 200]
 
 
@@ -722,7 +790,7 @@ def test_copies_take_over_all_networks_but_not_the_moments():
     team = jax.jit(lambda: made_of(config))()
     members = cspc_team.gather(walk().spec, config)
     behind = jnp.array([[False] * 3, [True, False, False], [False] * 3])
-    after = cspc_team.hand_over(members, config, team, behind)
+    after = cspc_team.hand_over(members, team, behind)
     given, own = team.off_policy.agent, after.copies[0].agent
     for network in ("actor", "critics", "value", "target_value"):
         assert same(getattr(own, network), getattr(given, network))
@@ -734,9 +802,8 @@ def test_copies_take_over_all_networks_but_not_the_moments():
 
 def made_of(config):
     """A fresh team whose agents have moments other than those of the global one."""
-    hyper = as_arrays(cspc.default_hyper(config))
-    members = cspc_team.gather(walk().spec, config)
-    team = cspc_team.init(members, walk().spec, config, jax.random.key(0), hyper)
+    method = cspc.build(walk(), config)
+    team = method.init(jax.random.key(0), method.hyper).team
     agent = team.off_policy.agent
     moments = jax.tree.map(lambda x: x + 1, (agent.actor_optimizer, agent.critic_optimizer))
     agent = replace(agent, actor_optimizer=moments[0], critic_optimizer=moments[1])
@@ -766,7 +833,7 @@ def test_seeds_side_by_side_equal_single_runs():
         states, singles = both(states), [step(s) for s in singles]
     assert int(singles[0].env_steps) != int(singles[1].env_steps)
     for i, single in enumerate(singles):
-        assert int(states.env_steps[i]) == int(single.env_steps)
+        assert int(tree.take(states.env_steps, i)) == int(single.env_steps)
         assert int(states.metrics.gradient_steps[i]) == int(single.metrics.gradient_steps)
         np.testing.assert_allclose(
             states.memory.replay.rows.reward[i], single.memory.replay.rows.reward, atol=5e-2

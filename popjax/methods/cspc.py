@@ -197,9 +197,9 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def phase(s: State, play: Play, turn: Array, key: Key) -> Play:
         """Play the phase of the agents of a turn; the first iteration is the global one's alone."""
-        length = jnp.full(count, config.phase)
+        length = jnp.int32(config.phase)
         if config.schedule == "code" and searching is not None:
-            length = length.at[:].set(jnp.where(turn == searching.turn, s.length, play.steps[rows.evolution]))
+            length = jnp.where(turn == searching.turn, s.length, play.steps[rows.evolution])
         alone = (s.generation == 0) & is_global.any()
         length = jnp.where(alone, config.first_phase * is_global, length)
         if searching is None:

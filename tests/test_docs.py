@@ -21,10 +21,12 @@ DOCS = ROOT / "docs"
 LESS = {
     "env_steps=100_000": "env_steps=2_000",
     "env_steps=20_000": "env_steps=200",
-    "pderl.build(env)": "pderl.build(env, pderl.Config(population=2, memory=200, capacity=4_000))",
+    "pderl.build(env)": "pderl.build(env, popjax.pderl.Config(population=2, memory=200, capacity=4_000))",
 }
 PAGES = sorted(
-    path for path in [*DOCS.glob("*.md"), *DOCS.glob("extending/*.md")] if "```python" in path.read_text()
+    path
+    for path in [ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("extending/*.md")]
+    if "```python" in path.read_text()
 )
 
 
@@ -60,7 +62,8 @@ QUICK = ["agent", "drive", "environment", "operator", "method"]
         for path in PAGES
     ],
 )
-def test_the_python_of_a_page_runs(path, module):
+def test_the_python_of_a_page_runs(path, module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a page writes its runs
     if "optuna" in code(path):
         pytest.importorskip("optuna")
     module(path)

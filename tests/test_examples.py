@@ -103,12 +103,12 @@ def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
     assert cli.run([name, *OPTIONS, *swept]) == 0
 
 
-def test_the_method_of_the_readme_keeps_its_contract_and_transfers_policies(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if "METHOD = Recipe" in block)
-    (tmp_path / "method_of_the_readme.py").write_text(code)
+def test_the_method_of_the_documentation_keeps_its_contract_and_transfers_policies(tmp_path, monkeypatch):
+    page = (ROOT / "docs/extending/method.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "method_of_the_docs.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    build = importlib.import_module("method_of_the_readme").build
+    build = importlib.import_module("method_of_the_docs").build
     env = popjax.make("probe/corridor")
     config = offpolicy.Config(agent=SMALL.agent, population=3, capacity=60, batch=8, warmup=100)
     method = build(env, config)

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom and show what is committed; the cheapest of them in the default run."""
+"""The notebooks run from top to bottom and show what is committed; the default run has the cheapest."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LESS = {
 
 
 def kinds(cell):
-    """Return what a cell shows; consecutive lines of print are one output or several, as the kernel has it."""
+    """Return the kinds of what a cell shows; how often it prints is the kernel's affair."""
     return {kind for output in cell.outputs for kind in output.get("data", {output.output_type: None})}
 
 

@@ -104,7 +104,8 @@ def report(argv: list[str]) -> None:
     from popjax.cli import show
     from popjax.host.report import report as write
 
-    show.report(write(arguments.run_dirs, arguments.out, arguments.labels, arguments.csv))
+    judged = (arguments.measure, arguments.statistic)
+    show.report(write(arguments.run_dirs, arguments.out, arguments.labels, arguments.csv, *judged))
 
 
 def export(argv: list[str]) -> None:

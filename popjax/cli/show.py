@@ -83,7 +83,7 @@ def _setting(member: Mapping[str, Any]) -> str:
 def report(written: Any) -> None:
     """The table of results of a ``Report``, and where its page is."""
     header, rows = written.table.header, written.table.rows
-    table = _numbers("return, mean ± std over seeds of the last 10 evaluations", *header)
+    table = _numbers(written.caption, *header)
     table.columns[0].justify = "left"
     for place, cells in enumerate(rows):
         table.add_row(

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from popjax import counting
+
+
+class Seconds(NamedTuple):
+    """Seconds since a run began, those before a resume included.
+
+    train: spent in chunks of training: without compiling, evaluating, writing and waiting.
+    wall:  on the clock, while a process trained.
+    """
+
+    train: Any
+    wall: Any
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class Evaluation:
     returns:    undiscounted return of each episode.
     lengths:    environment steps of each episode.
     member:     its number in the sweep.
+    seconds:    when it began; None in records of an earlier time. Equal evaluations may differ in it.
     """
 
     seed: int
@@ -30,6 +42,7 @@ class Evaluation:
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     member: int = 0
+    seconds: Seconds | None = field(default=None, compare=False)
 
     @property
     def mean(self) -> float:
@@ -55,11 +68,13 @@ class History:
     metrics:     [S, C, ...]      the method's Metrics, same structure.
     evaluations: those made at the end of the last of these generations.
     still:       places [S] of members that stand still: their steps do not grow, their metrics are void.
+    seconds:     float [C] each; within a chunk, which is one program, in proportion to its generations.
     """
 
     generation: np.ndarray
     env_steps: np.ndarray
     metrics: Any
+    seconds: Seconds
     evaluations: tuple[Evaluation, ...] = ()
     still: frozenset[int] = frozenset()
 
@@ -84,6 +99,7 @@ class History:
             np.where(still[:, None], generation[:, None], self.generation),
             np.where(still[:, None], env_steps[:, None], self.env_steps),
             jax.tree.map(void, self.metrics),
+            self.seconds,
             self.evaluations,
             places,
         )
@@ -95,6 +111,7 @@ class History:
             self.generation[:, kept],
             self.env_steps[:, kept],
             jax.tree.map(lambda x: x[:, kept], self.metrics),
+            Seconds(*(x[kept] for x in self.seconds)),
             self.evaluations,
             self.still,
         )
@@ -106,6 +123,7 @@ def join(parts: Sequence[History]) -> History:
         np.concatenate([part.generation for part in parts], axis=1),
         np.concatenate([part.env_steps for part in parts], axis=1),
         jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(part.metrics for part in parts)),
+        Seconds(*(np.concatenate(xs) for xs in zip(*(part.seconds for part in parts), strict=True))),
         tuple(evaluation for part in parts for evaluation in part.evaluations),
         frozenset().union(*(part.still for part in parts)),
     )
@@ -118,7 +136,8 @@ def empty(shapes: Any) -> History:
         return np.zeros((leaf.shape[0], 0, *leaf.shape[1:]), leaf.dtype)
 
     steps = counting.on_host(jax.tree.map(none, shapes.env_steps))
-    return History(none(shapes.generation), steps, jax.tree.map(none, shapes.metrics))
+    seconds = Seconds(np.zeros(0), np.zeros(0))
+    return History(none(shapes.generation), steps, jax.tree.map(none, shapes.metrics), seconds)
 
 
 def named(metrics: Any) -> dict[str, np.ndarray]:

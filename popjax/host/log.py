@@ -22,7 +22,7 @@ import numpy as np
 
 from popjax.host.background import Background, background
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation, History, Recorded, named
+from popjax.host.history import Evaluation, History, Recorded, Seconds, named
 from popjax.host.numbers import plain
 from popjax.host.sweep import Member
 from popjax.host.tensorboard import Scalars
@@ -31,14 +31,17 @@ from popjax.host.terminal import Lasting, complain
 Sink: TypeAlias = Callable[..., Any]
 """``(chunk, History) -> None``, or with the policy as a third argument; True asks the run to end."""
 
+TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
+"""What a line calls them."""
+
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 
 
 @contextmanager
 def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
     """Append to ``path``, in the background, one JSON line per recorded generation and member: ``member``,
-    ``seed``, the swept numbers by name, ``generation``, ``env_steps`` and every metric by its dotted name,
-    ``[P]`` metrics as lists.
+    ``seed``, the swept numbers by name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds``
+    since the run began, and every metric by its dotted name, ``[P]`` metrics as lists.
 
     ``pandas.read_json(path, lines=True)`` reads it. NaN is null, an infinity "inf" or "-inf".
     """
@@ -51,6 +54,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
                     **_identity(members[place]),
                     "generation": int(history.generation[place, row]),
                     "env_steps": int(history.env_steps[place, row]),
+                    **_times(Seconds(*(float(x[row]) for x in history.seconds))),
                     **{name: values[place, row] for name, values in metrics.items()},
                 }
 
@@ -63,9 +67,9 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
 
 @contextmanager
 def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
-    """Appends to ``path`` one JSON line per evaluation and member: ``member``, ``seed``, the swept numbers by
-    name, ``generation``, ``env_steps``, ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one
-    per episode)."""
+    """Append to ``path`` one JSON line per evaluation and member: ``member``, ``seed``, the swept numbers by
+    name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds`` since the run began,
+    ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one per episode)."""
     numbered = {member.number: member for member in members}
 
     def row(evaluation: Evaluation) -> dict[str, Any]:
@@ -73,6 +77,7 @@ def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
             **_identity(numbered[evaluation.member]),
             "generation": evaluation.generation,
             "env_steps": evaluation.env_steps,
+            **_times(evaluation.seconds),
             "return": evaluation.mean,
             "returns": list(evaluation.returns),
             "lengths": list(evaluation.lengths),
@@ -99,6 +104,7 @@ def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
         tuple(line["returns"]),
         tuple(line["lengths"]),
         line.get("member", line["seed"] - first),
+        Seconds(*(line[name] for name in TIMES)) if line.keys() >= set(TIMES) else None,
     )
 
 
@@ -234,6 +240,10 @@ def _write_lines(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
 
 def _identity(member: Member) -> dict[str, Any]:
     return {"member": member.number, "seed": member.seed, **member.numbers}
+
+
+def _times(seconds: Seconds | None) -> dict[str, float]:
+    return {} if seconds is None else {name: round(x, 4) for name, x in zip(TIMES, seconds, strict=True)}
 
 
 def scalars(value: np.ndarray) -> list[tuple[str, float]]:

@@ -11,15 +11,16 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 
 from popjax.host import causes, checkpoint, ending, interrupt, log, processes, sweep
 from popjax.host.background import Background
 from popjax.host.best import Best
 from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, Refused
-from popjax.host.history import Evaluation, History, empty, join, non_finite
+from popjax.host.history import Evaluation, History, Seconds, empty, join, non_finite
 from popjax.host.programs import Programs
 from popjax.host.recorded import recorded
-from popjax.host.run import Position, Result, Run, extra, finish
+from popjax.host.run import Position, Result, Run, extra, finish, wall_seconds
 from popjax.host.standing import Standing
 from popjax.host.terminal import complain
 from popjax.host.writer import Writer
@@ -153,7 +154,7 @@ def _advance(
     trained: Trained, state: Any, position: Position, saved: Position, standing: Standing
 ) -> tuple[Any, Position, History]:
     """One chunk: the State and position after it, and what it recorded of the members that went on."""
-    state, rows, seconds = _run_chunk(trained.programs, state)
+    state, rows, seconds = _run_chunk(trained, state, position)
     rows = rows.freeze(position.generations, position.env_steps, standing.places)
     if failures := non_finite(rows):
         position = _freeze(trained, failures, position, saved, standing)
@@ -170,11 +171,14 @@ def _advance(
     return state, position, rows
 
 
-def _run_chunk(programs: Programs, state: Any) -> tuple[Any, History, float]:
-    begun = time.perf_counter()
-    state, rows = programs.chunk(state)
+def _run_chunk(trained: Trained, state: Any, position: Position) -> tuple[Any, History, float]:
+    begun, before = time.perf_counter(), wall_seconds(trained.run, position)
+    state, rows = trained.programs.chunk(state)
     generation, env_steps, metrics = processes.fetch(interrupt.ready(rows))
-    return state, History(generation, env_steps, metrics), time.perf_counter() - begun
+    took, count = time.perf_counter() - begun, generation.shape[1]
+    within = took * np.arange(1, count + 1) / count
+    seconds = Seconds(position.chunk_seconds + within, before + within)
+    return state, History(generation, env_steps, metrics, seconds), took
 
 
 def _evaluate(
@@ -186,6 +190,7 @@ def _evaluate(
     """
     due = evaluations_due(trained.run, position)
     heard = stop if jax.process_count() == 1 else None  # several processes compute it together
+    seconds = Seconds(position.chunk_seconds, wall_seconds(trained.run, position))
     if not due or (heard and heard.arrived):
         return rows, position, None
     try:
@@ -203,6 +208,7 @@ def _evaluate(
             tuple(returns.tolist()),
             tuple(lengths.tolist()),
             trained.run.members[place].number,
+            seconds,
         )
         for place, returns, lengths in zip(due, *answer, strict=True)
     )

@@ -25,7 +25,8 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
         values = {"eval/return": made.mean, "eval/length": float(np.mean(made.lengths))}
         waiting[made.member].append(Recorded(made.member, made.env_steps, values))
     known = {
-        member.number: {"member", "seed", "generation", "env_steps", *member.numbers} for member in members
+        member.number: {"member", "seed", "generation", "env_steps", *log.TIMES, *member.numbers}
+        for member in members
     }
     for row in _rows(files):
         number, steps = row.get("member"), row.get("env_steps")

@@ -120,7 +120,7 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
     return {
         "members": [member.identity for member in run.members],
         "env_steps": position.env_steps.tolist(),
-        "wall_seconds": _wall_seconds(run, position),
+        "wall_seconds": wall_seconds(run, position),
         "compile_seconds": position.compile_seconds,
         "chunk_seconds": position.chunk_seconds,
         "frozen": {str(place): why for place, why in position.frozen.items()},
@@ -205,7 +205,7 @@ def finish(
         "env_steps_per_seed": position.env_steps.tolist(),
         "generations": int(position.generations.max()),
         "final_return": finals,
-        "wall_seconds": round(_wall_seconds(run, position), 3),
+        "wall_seconds": round(wall_seconds(run, position), 3),
         "compile_seconds": round(position.compile_seconds, 3),
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
         "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
@@ -286,5 +286,6 @@ def _final_returns(run: Run, position: Position) -> np.ndarray:
     )
 
 
-def _wall_seconds(run: Run, position: Position) -> float:
+def wall_seconds(run: Run, position: Position) -> float:
+    """Return the seconds that processes have spent on the run so far, this one included."""
     return position.wall_seconds + time.perf_counter() - run.begun

@@ -21,7 +21,8 @@ class Recorded:
     config:      content of ``config.json``.
     summary:     content of ``summary.json``; None before the end.
     evaluations: columns [R] of ``eval.jsonl``, by name: ``member``, ``seed``, the swept numbers,
-                 ``generation``, ``env_steps``, ``return``, and ``returns`` and ``lengths`` [R, E].
+                 ``generation``, ``env_steps``, ``train_seconds``, ``wall_seconds``, ``return``, and
+                 ``returns`` and ``lengths`` [R, E].
     metrics:     columns [R] of ``metrics.jsonl``: the first ones of these, and every metric [R, ...] by its
                  dotted name.
     """

@@ -11,7 +11,7 @@ import pytest
 
 from popjax.host import log, memory
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation, History, join, non_finite
+from popjax.host.history import Evaluation, History, Seconds, join, non_finite
 from popjax.host.report import learning_curve, moving_average
 
 
@@ -43,7 +43,8 @@ def test_a_curve_needs_a_window(tmp_path: Path) -> None:
 def history(loss: list[list[float]]) -> History:
     generation = np.tile(np.arange(1, 1 + len(loss[0])), (len(loss), 1))
     fitness = np.zeros((*generation.shape, 4), np.float32)
-    return History(generation, 10 * generation, {"a": {"loss": np.array(loss)}, "fitness": fitness})
+    metrics = {"a": {"loss": np.array(loss)}, "fitness": fitness}
+    return History(generation, 10 * generation, metrics, Seconds(*2 * (np.arange(len(loss[0])),)))
 
 
 def test_the_earliest_broken_metric_of_each_member_is_found() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from popjax.host import log, rundir
 from popjax.host.background import Background, background
-from popjax.host.history import Evaluation, History
+from popjax.host.history import Evaluation, History, Seconds
 from popjax.host.recorded import recorded
 from popjax.host.sweep import grid
 from tests.host.tiny import Losses, Metrics
@@ -26,7 +26,7 @@ def history(members: int, first: int = 1, rows: int = 2, still: frozenset[int] =
     fitness = np.stack([best, np.zeros_like(best)], -1).astype(np.float32)
     made = tuple(Evaluation(i, first, 10 * first, (1.0, 3.0), (5, 7), i) for i in range(members))
     metrics = Metrics(fitness, Losses(best.astype(np.float32) / 4), generation.astype(np.int32))
-    return History(generation, 10 * generation, metrics, made, still)
+    return History(generation, 10 * generation, metrics, Seconds(*2 * (np.arange(rows),)), made, still)
 
 
 def events(path: Path) -> list[Any]:

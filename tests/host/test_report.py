@@ -17,7 +17,7 @@ from popjax import cli
 from popjax.host import index
 from popjax.host.errors import Refused
 from popjax.host.index import Entry
-from popjax.host.report import charts, population, records, report, write
+from popjax.host.report import charts, measures, population, records, report, write
 from tests.host import runs
 from tests.host.runs import make_run
 
@@ -48,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float, list[
 def test_every_figure_is_there(written: Any) -> None:
     made, seconds, _ = written
     views = [f"{view}-alpha-probe-context" for view in ("fitness", "lineage", "transfers")]
-    names = ["curves-probe-context", "interquartile-mean", "improvement", "profiles"]
+    names = ["curves-probe-context", "time-probe-context", "interquartile-mean", "improvement", "profiles"]
     assert list(made.figures) == [*names, *views]
     page = made.page.read_text()
     for name in made.figures:
@@ -76,10 +76,12 @@ def test_every_axis_is_labelled_and_every_comparison_has_a_legend(written: Any) 
             assert axes.get_ylabel()
             assert axes.get_xlabel() or axes.get_label() == "<colorbar>"
         assert figure.axes[0].get_title(loc="left")
-    for figure in written[2][:4]:
+    for figure in written[2][:5]:
         assert len(figure.legends[0].get_texts()) >= 2
     labels = [text.get_text() for text in written[2][0].legends[0].get_texts()]
     assert labels == [f"{method} (5 seeds)" for method in METHODS]
+    hours = written[2][1].axes[0].lines[0].get_xdata()
+    np.testing.assert_allclose([hours[0], hours[-1]], [1 / 3600, (36 * 19 + 1) / 3600])
 
 
 def test_the_tables_say_what_the_runs_did(written: Any) -> None:
@@ -88,7 +90,7 @@ def test_the_tables_say_what_the_runs_did(written: Any) -> None:
     assert cells.rows == [["probe/context", "16.5 ± 1.6 (5)", "31.0 ± 1.6 (5)", "45.5 ± 1.6 (5)"]]
     assert cells.best == {(0, 3)}
     page = written[0].page.read_text()
-    assert "21.0 ± 1.6 (5)" in page  # the last evaluation of alpha
+    assert "Mean ± standard deviation over seeds; a seed counts by the mean of its last 10 eval" in page
     assert "<td>alpha &gt; beta</td><td>0.00</td><td>[0.00, 0.00]</td>" in page
 
 
@@ -179,12 +181,76 @@ def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path)
         file.write('{"seed": 0, "gener')  # being written
     groups = records.grouped([one(done), one(going)])
     assert records.budget(groups, "probe/context") == 500
-    np.testing.assert_allclose(groups[0].scores(500), 2.5)  # evaluations 0 to 5
-    np.testing.assert_allclose(groups[0].scores(450, last=1), 5)  # the first at or beyond
+    np.testing.assert_allclose(measures.measure("last10").of(groups[0], 500), 2.5)  # evaluations 0 to 5
+    np.testing.assert_allclose(measures.measure("last").of(groups[0], 450), 5)  # the first at or beyond
     page = report([done, going], tmp_path / "out").page.read_text()
     assert "those at 500 environment steps" in page
     assert "What done did after that" in page
     assert f"Unfinished: {going}" in page
+
+
+RETURNS = [0, 4, 9, 1, 2]  # after 0, 100, ... environment steps, of seed 0; of seed 1 ten more
+
+
+def test_measures(tmp_path: Path) -> None:
+    rows = [
+        {"seed": seed, "env_steps": 100 * place, "fitness": [place, 3 * place], "rate": seed + place / 10}
+        for place in range(1, 5)
+        for seed in (0, 1)
+    ]
+    level = lambda seed, place: RETURNS[place] + 10 * seed  # noqa: E731
+    run = make_run(tmp_path / "a", seeds=(0, 1), evaluations=5, level=level, metrics=rows)
+    (group,) = records.grouped([one(run)])
+    wanted = {
+        "last10": (400, [3.2, 13.2]),
+        "last": (400, [2, 12]),
+        "best": (400, [9, 19]),
+        "area": (400, [(2 + 6.5 + 5 + 1.5) / 4, (2 + 6.5 + 5 + 1.5) / 4 + 10]),
+        "metric:rate": (300, [0.3, 1.3]),
+        "metric:fitness/max": (200, [6, 6]),
+        "metric:fitness/mean": (400, [8, 8]),
+    }
+    for name, (budget, scores) in wanted.items():
+        np.testing.assert_allclose(measures.measure(name).of(group, budget), scores, err_msg=name)
+    np.testing.assert_allclose(measures.measure("area").of(group, 150), [462.5 / 150, 462.5 / 150 + 10])
+    np.testing.assert_allclose(measures.measure("best").of(group, 100), [4, 14])
+    for name, told in (("metric:fitness", "no metric 'fitness'.*fitness, rate"), ("lst", "no measure 'lst'")):
+        with pytest.raises(Refused, match=told):
+            measures.measure(name).of(group, 400)
+
+
+def test_statistics_of_a_table(tmp_path: Path) -> None:
+    """Seeds score 0, 1, 2, 3 and 10: their mean is 3.2, their median 2, the mean of the middle half 2."""
+    level = lambda seed, place: 10.0 if seed == 4 else float(seed)  # noqa: E731
+    run = make_run(tmp_path / "a", level=level)
+    cells = {
+        name: report([run], tmp_path / name, measure="best", statistic=name).table.rows[0][1]
+        for name in ("mean", "median", "iqm")
+    }
+    assert cells["mean"] == "3.2 ± 4.0 (5)"
+    assert cells["median"] == "2.0 [0.0, 10.0] (5)"
+    assert re.fullmatch(r"2\.0 \[0\.\d, [2-9]\.\d\] \(5\)", cells["iqm"])
+
+
+@pytest.mark.parametrize("methods", [("one",), ("one", "two")])
+def test_a_single_method_or_seed_is_not_compared(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    seeds = (0, 1) if len(methods) == 1 else (0,)
+    roots = [make_run(tmp_path / name, name, seeds=seeds) for name in methods]
+    made = report(roots, tmp_path / "out")
+    assert made.figures == ("curves-probe-context", "time-probe-context")
+    page = made.page.read_text()
+    assert "Comparison" not in page
+    assert "Populations" not in page
+
+
+def test_runs_without_times_have_no_curve_against_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    rows = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    kept = [{name: row[name] for name in row if not name.endswith("_seconds")} for row in rows]
+    (run / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    made = report([run], tmp_path / "out")
+    assert made.figures == ("curves-probe-context",)
+    assert "No times were recorded of ours on probe/context." in made.page.read_text()
 
 
 def test_a_frozen_member_cuts_nobody_else_short(tmp_path: Path) -> None:
@@ -370,7 +436,7 @@ def test_the_command_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "16.5 ± 1.6 (5)" in shown
     assert "Ours" in shown
-    assert f"{tmp_path / 'out' / 'report.html'}: 3 figures" in shown
+    assert f"{tmp_path / 'out' / 'report.html'}: 2 figures" in shown
 
 
 def test_labels_are_drawn_as_they_are_written_and_have_files_of_their_own(tmp_path: Path) -> None:

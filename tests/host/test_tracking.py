@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.host.history import Evaluation, History
+from popjax.host.history import Evaluation, History, Seconds
 from popjax.host.tracking import rows
 
 
 def test_what_is_logged_of_a_member() -> None:
     metrics = {"fitness": np.array([[[1.0, 3.0]], [[5.0, 7.0]]]), "loss": np.array([[0.5], [0.25]])}
     made = (Evaluation(4, 1, 10, (1.0, 2.0), (5, 7), 2), Evaluation(4, 1, 12, (8.0, 8.0), (5, 5), 3))
-    history = History(np.array([[1], [1]]), np.array([[10], [12]]), metrics, made)
+    history = History(
+        np.array([[1], [1]]), np.array([[10], [12]]), metrics, Seconds(np.ones(1), np.ones(1)), made
+    )
     assert list(rows(history, 1, 3)) == [
         {"env_steps": 12, "metrics/fitness/mean": 6, "metrics/fitness/max": 7, "metrics/loss": 0.25},
         {"env_steps": 12, "eval/return": 8, "eval/length": 5},

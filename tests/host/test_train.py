@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host import memory, sweep
+from popjax.host import log, memory, sweep
 from popjax.host.errors import NonFiniteMetric, Refused
 from popjax.host.evaluate import evaluate
 from popjax.host.leaves import digest
@@ -23,7 +23,9 @@ OPTIONS = {"eval_every": 100, "checkpoint_every": 120, "log_every": 40, "eval_ep
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Records but for their times, which no two runs share."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: row[name] for name in row if name not in log.TIMES} for row in rows]
 
 
 def test_stopped_and_resumed_equals_straight(tmp_path: Path) -> None:
@@ -39,6 +41,24 @@ def test_stopped_and_resumed_equals_straight(tmp_path: Path) -> None:
         last = [row for row in rows if row["member"] == member["member"]][-1]
         assert member["metrics"] == {name: last[name] for name in member["metrics"]}
         assert "fitness" in member["metrics"]
+
+
+def test_records_have_times_that_go_on_after_a_resume(tmp_path: Path) -> None:
+    method, spent, reached = tiny.build(ENV), 0.0, -1
+    for budget in (240, 480):
+        train(method, ENV, env_steps=budget, seeds=2, run_dir=tmp_path, resume=True, **OPTIONS)
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            rows = [row for row in log.read_lines(tmp_path / name) if row["member"] == 1]
+            train_seconds, wall_seconds = ([row[key] for row in rows] for key in log.TIMES)
+            assert train_seconds == sorted(train_seconds)
+            assert wall_seconds == sorted(wall_seconds)
+            steps = [row["env_steps"] for row in rows]
+            assert train_seconds[-1] * summary["steps_per_second"] == pytest.approx(2 * steps[-1], rel=0.05)
+            assert summary["wall_seconds"] >= wall_seconds[-1] > train_seconds[-1]
+            later = [wall for wall, at in zip(wall_seconds, steps, strict=True) if at > reached]
+            assert min(later) > spent  # what the first process spent counts
+        spent, reached = summary["wall_seconds"], summary["env_steps"]
 
 
 def test_training_does_not_depend_on_files_or_evaluation(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from popjax.host.report.statistics import Estimate, Scores
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 STEPS = "environment steps per seed"
+HOURS = "hours on the clock, all seeds of a run together"
 RETURN = "evaluation return (sum of rewards)"
 
 
@@ -36,19 +37,23 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def learning_curves(task: str, groups: Sequence[Group], look: Mapping[str, Style]) -> Any:
-    """Mean over seeds against environment steps, within one standard deviation; one line for each method."""
-    figure, axes = canvas(f"{task}: learning curves")
+def learning_curves(
+    task: str, groups: Sequence[Group], look: Mapping[str, Style], by_time: bool = False
+) -> Any:
+    """Mean over seeds against environment steps, or hours ``by_time``, within one standard deviation; one
+    line for each method."""
+    figure, axes = canvas(f"{task}: return against {'time' if by_time else 'environment steps'}")
     for group in groups:
-        steps, returns = _aligned(group.curves)
+        steps, returns = _aligned(group.curves, by_time)
         mean, style = returns.mean(0), look[group.label]
         seeds = f"{len(returns)} seed" + "s" * (len(returns) > 1)
         axes.plot(steps, mean, linewidth=2, label=_shown(f"{group.label} ({seeds})"), **style._asdict())
         if len(returns) > 1:
             std = returns.std(0, ddof=1)
             axes.fill_between(steps, mean - std, mean + std, color=style.color, alpha=0.18, linewidth=0)
-    count_axis(axes.xaxis)
-    axes.set(xlabel=STEPS, ylabel=RETURN)
+    if not by_time:
+        count_axis(axes.xaxis)
+    axes.set(xlabel=HOURS if by_time else STEPS, ylabel=RETURN)
     axes.margins(x=0.01)
     legend(axes, _columns(groups))
     return figure
@@ -171,11 +176,12 @@ def _wrapped(label: str) -> str:
     return textwrap.fill(label, 36)
 
 
-def _aligned(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """Environment steps [N] that all seeds have in their range and their returns there [seeds, N], linear
-    between evaluations; all of a curve's own if it is alone."""
-    start = max(curve.env_steps[0] for curve in curves)
-    end = min(curve.env_steps[-1] for curve in curves)
-    steps = np.unique(np.concatenate([curve.env_steps for curve in curves]))
-    steps = steps[(steps >= start) & (steps <= end)]
-    return steps, np.array([np.interp(steps, curve.env_steps, curve.returns) for curve in curves])
+def _aligned(curves: Sequence[Curve], by_time: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps or hours [N] that all seeds have in their range and their returns there [seeds, N],
+    linear between evaluations; all of a curve's own if it is alone."""
+    places = [np.asarray(c.seconds) / 3600 if by_time else c.env_steps for c in curves]
+    start, end = max(place[0] for place in places), min(place[-1] for place in places)
+    shared = np.unique(np.concatenate(places))
+    shared = shared[(shared >= start) & (shared <= end)]
+    returns = [np.interp(shared, place, c.returns) for place, c in zip(places, curves, strict=True)]
+    return shared, np.array(returns)

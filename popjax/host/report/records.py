@@ -14,8 +14,6 @@ from popjax.host import index, log, rundir, sweep
 from popjax.host.errors import NoRun, Refused
 from popjax.host.history import Evaluation
 
-LAST = 10
-"""Evaluations whose mean is the score of a run."""
 _MOST_OPTIONS = 3  # by which a method is told from another one of the same name, in its label
 
 
@@ -65,11 +63,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Curve:
-    """The evaluations of one seed: env_steps int [N], ascending; returns float [N], means over episodes."""
+    """The evaluations of one seed: env_steps int [N], ascending; returns float [N], means over episodes;
+    seconds [N] on the clock since the run began, None of a run that did not record them."""
 
     seed: int
     env_steps: np.ndarray
     returns: np.ndarray
+    seconds: np.ndarray | None = None
 
     def until(self, budget: int) -> np.ndarray:
         """The returns up to the first evaluation at or beyond ``budget`` environment steps."""
@@ -84,10 +84,6 @@ class Group:
     task: str
     records: tuple[Record, ...]
     curves: tuple[Curve, ...]
-
-    def scores(self, budget: int, last: int = LAST) -> np.ndarray:
-        """[seeds] mean return of each seed's last evaluations, as of ``budget`` environment steps."""
-        return np.array([curve.until(budget)[-last:].mean() for curve in self.curves])
 
     @property
     def reached(self) -> int:
@@ -246,7 +242,9 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
                 raise Refused(f"seed {seed} of {label} on {record.task} is in {home[seed]} and {record.root}")
             mine = [evaluation for evaluation in record.evaluations if evaluation.seed == seed]
             steps = np.array([evaluation.env_steps for evaluation in mine])
-            curves[seed] = Curve(seed, steps, np.array([evaluation.mean for evaluation in mine]))
+            times = [evaluation.seconds.wall for evaluation in mine if evaluation.seconds is not None]
+            seconds = np.array(times) if len(times) == len(mine) else None
+            curves[seed] = Curve(seed, steps, np.array([evaluation.mean for evaluation in mine]), seconds)
             home[seed] = record.root
     return tuple(curves[seed] for seed in sorted(curves))
 

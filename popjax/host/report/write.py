@@ -15,9 +15,9 @@ import numpy as np
 from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
 from popjax.host.memory import human
-from popjax.host.report import charts, population, records, statistics
+from popjax.host.report import charts, measures, population, records, statistics
 from popjax.host.report.page import Cells, Picture, Section, Text, render
-from popjax.host.report.records import LAST, Group, Record
+from popjax.host.report.records import Group, Record
 
 PAGE = "report.html"
 _TITLE = 60  # the most characters that a title spends on the names of methods, or of tasks
@@ -30,25 +30,32 @@ _INTERVAL = (
 @dataclass(frozen=True)
 class Report:
     """Parts of a report that was written: the page, the name of every figure, which lies beside it as PNG,
-    what had not begun yet, and what was named but is no run."""
+    the table of results and what it shows, what had not begun yet, and what was named but is no run."""
 
     page: Path
     figures: tuple[str, ...]
     table: Cells
+    caption: str
     missing: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
 
 @charts.literal_text()
 def report(
-    run_dirs: Sequence[str | Path], out: str | Path, labels: Sequence[str] = (), csv: bool = False
+    run_dirs: Sequence[str | Path],
+    out: str | Path,
+    labels: Sequence[str] = (),
+    csv: bool = False,
+    measure: str = "last10",
+    statistic: measures.Statistic = "mean",
 ) -> Report:
     """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
     Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
     those that have not begun yet are named. What is no run, such as a note or an earlier report beside them,
     is skipped. labels: names of the methods, one for each run directory. csv: write every evaluation to
-    ``curves.csv``, too: method, task, seed, env_steps and return.
+    ``curves.csv``, too: method, task, seed, env_steps and return. measure: by what a seed counts, see
+    ``measures.measure``. statistic: what tables show of the seeds.
 
     Raises:
         Refused: there is no run with evaluations, a path does not exist, or there is no task that all methods
@@ -72,12 +79,12 @@ def report(
     found = [each.records for each in read]
     missing = [line for each in read for line in each.missing]
     groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
-    common, out = records.common_tasks(groups), paths.path(out)
+    common, out, judged = records.common_tasks(groups), paths.path(out), measures.measure(measure)
     sections = [
-        _results(groups, missing),
+        _results(groups, missing, judged, statistic),
         _curves(groups),
-        _comparison(groups, common),
-        _populations(groups),
+        *([_comparison(groups, common, judged)] if _comparable(groups, common) else []),
+        *_populations(groups),
         _costs(groups),
     ]
     sections = _named_apart(sections)
@@ -90,7 +97,11 @@ def report(
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
     figures = tuple(picture.name for picture in pictures)
-    return Report(out / PAGE, figures, table, tuple(missing), tuple(skipped))
+    return Report(out / PAGE, figures, table, _caption(judged, statistic), tuple(missing), tuple(skipped))
+
+
+def _caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
+    return f"{measures.WORDS[statistic].capitalize()}; a seed counts by {judged.words}."
 
 
 def _named_apart(sections: Sequence[Section]) -> list[Section]:
@@ -129,44 +140,49 @@ def _write_csv(groups: Sequence[Group], path: Path) -> None:
                 writer.writerows([group.label, group.task, curve.seed, *row] for row in rows)
 
 
-def _results(groups: Sequence[Group], missing: Sequence[str]) -> Section:
+def _comparable(groups: Sequence[Group], common: Sequence[str]) -> bool:
+    """Whether there are several methods, and several seeds of any on a task that all are on."""
+    seeds = [len(group.curves) for group in groups if group.task in common]
+    return len(records.methods(groups)) > 1 and max(seeds) > 1
+
+
+def _results(
+    groups: Sequence[Group],
+    missing: Sequence[str],
+    judged: measures.Measure,
+    statistic: measures.Statistic,
+) -> Section:
     return Section(
         "Results",
         [
-            Text(
-                f"Return, mean ± standard deviation over seeds; a seed counts by its last {LAST} evaluations:"
-            ),
-            _table(groups, LAST),
-            Text("and by its last evaluation alone:"),
-            _table(groups, 1),
+            Text(_caption(judged, statistic)),
+            _table(groups, judged, statistic),
             *_budgets(groups),
             *([Text(f"Not begun yet: {'; '.join(missing)}.", note=True)] if missing else []),
         ],
     )
 
 
-def _table(groups: Sequence[Group], last: int) -> Cells:
-    """A row for each task and a column for each method; the highest mean is bold."""
+def _table(groups: Sequence[Group], judged: measures.Measure, statistic: measures.Statistic) -> Cells:
+    """A row for each task and a column for each method; the highest is bold."""
     labels, rows, best = records.methods(groups), [], set()
     for place, task in enumerate(records.tasks(groups)):
         budget = records.budget(groups, task)
-        here = {group.label: group.scores(budget, last) for group in groups if group.task == task}
-        rows.append([task, *(_mean_std(here.get(label)) for label in labels)])
+        here = {group.label: judged.of(group, budget) for group in groups if group.task == task}
+        rows.append([task, *(_cell(here.get(label), statistic) for label in labels)])
         if len(here) > 1:
-            best.add((place, 1 + labels.index(max(here, key=lambda label: here[label].mean()))))
+            centres = {label: measures.centre(scores, statistic) for label, scores in here.items()}
+            best.add((place, 1 + labels.index(max(centres, key=lambda label: centres[label]))))
     return Cells(["task", *labels], rows, frozenset(best))
 
 
-def _mean_std(scores: np.ndarray | None) -> str:
-    if scores is None:
-        return ""
-    spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
-    return f"{scores.mean():.1f}{spread} ({len(scores)})"
+def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
+    return "" if scores is None else f"{measures.summary(scores, statistic)} ({len(scores)})"
 
 
 def _budgets(groups: Sequence[Group]) -> list[Text]:
     """Up to which step methods are compared, and who has gone further or has not ended."""
-    told = ["In brackets, the number of seeds. Standard deviations divide by one less than that."]
+    told = ["In round brackets, the number of seeds. Standard deviations divide by one less than that."]
     for task in records.tasks(groups):
         budget = records.budget(groups, task)
         told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
@@ -184,26 +200,39 @@ def _budgets(groups: Sequence[Group]) -> list[Text]:
 
 
 def _curves(groups: Sequence[Group]) -> Section:
-    look, parts = charts.styles(records.methods(groups)), []
+    look = charts.styles(records.methods(groups))
+    parts: list[Picture | Text] = []
     caption = (
         "Return of the evaluations on {task} against the environment steps that a seed has trained for. "
         "Lines are means over seeds, linear between evaluations; bands are one standard deviation over seeds "
         "on either side, and there is none for a single seed."
     )
+    timed = (
+        "The same against the time on the clock since a run began, which compiling and evaluating are part "
+        "of; seeds that were trained side by side in one run share it."
+    )
     for task in records.tasks(groups):
-        figure = charts.learning_curves(task, [group for group in groups if group.task == task], look)
-        parts.append(_picture(f"curves-{task}", figure, caption.format(task=task)))
+        here = [group for group in groups if group.task == task]
+        parts.append(
+            _picture(f"curves-{task}", charts.learning_curves(task, here, look), caption.format(task=task))
+        )
+        times = [group for group in here if all(curve.seconds is not None for curve in group.curves)]
+        if times:
+            parts.append(_picture(f"time-{task}", charts.learning_curves(task, times, look, True), timed))
+        if len(times) < len(here):
+            without = ", ".join(group.label for group in here if group not in times)
+            parts.append(Text(f"No times were recorded of {without} on {task}.", note=True))
     return Section("Learning curves", parts)
 
 
-def _comparison(groups: Sequence[Group], common: Sequence[str]) -> Section:
+def _comparison(groups: Sequence[Group], common: Sequence[str], judged: measures.Measure) -> Section:
     labels = records.methods(groups)
     look, by_place = charts.styles(labels), {(group.label, group.task): group for group in groups}
     scores: Any = {
-        label: [by_place[label, task].scores(records.budget(groups, task)) for task in common]
+        label: [judged.of(by_place[label, task], records.budget(groups, task)) for task in common]
         for label in labels
     }
-    unit = "return (sum of rewards)"
+    unit = judged.unit
     parts: list[Text | Picture | Cells] = []
     if len(common) > 1:
         scores, ends = statistics.normalised(scores)
@@ -216,8 +245,7 @@ def _comparison(groups: Sequence[Group], common: Sequence[str]) -> Section:
     caption = f"The mean of the middle half of all runs on {', '.join(common)}; bars are the {_INTERVAL}."
     parts.append(_picture("interquartile-mean", charts.interquartile_means(means, look, unit), caption))
     parts.append(Cells(["method", "interquartile mean", "interval"], [_row(k, v) for k, v in means.items()]))
-    if len(labels) > 1:
-        parts += _pairs(scores, look)
+    parts += _pairs(scores, look)
     caption = (
         f"Share of runs that score above the number on the axis; bands are the {_INTERVAL}, point by point."
     )
@@ -251,7 +279,8 @@ def _row(name: str, found: statistics.Estimate) -> list[str]:
     return [name, value, f"[{float(found.low):.2f}, {float(found.high):.2f}]"]
 
 
-def _populations(groups: Sequence[Group]) -> Section:
+def _populations(groups: Sequence[Group]) -> list[Section]:
+    """The populations there are; no section without any."""
     parts: list[Text | Picture | Cells] = []
     for group in groups:
         found = population.rows(group.records[0])
@@ -262,7 +291,7 @@ def _populations(groups: Sequence[Group]) -> Section:
         absent = population.missing(found)
         if absent:
             parts.append(Text(f"{group.label} on {group.task}: {absent}", note=True))
-    return Section("Populations", parts or [Text("No run has a population of more than one.")])
+    return [Section("Populations", parts)] if parts else []
 
 
 def _costs(groups: Sequence[Group]) -> Section:

@@ -1,0 +1,149 @@
+"""A table or figure of a paper by one command: train what it takes, and put our numbers beside the paper's.
+
+    python benchmarks/reproduce.py pderl-table1 --tasks Swimmer
+    python benchmarks/reproduce.py chdrl-table1 --tasks Hopper --fraction 0.1 --seeds 3
+    python benchmarks/reproduce.py ce-table1 --minutes 30
+    python benchmarks/reproduce.py ce-table1 --dry-run
+
+Runs lie in ``--runs``, one for each row and task, and several tables may have one in common. Tasks come in
+the table's order, and of each its rows, the most valuable first. The same command again goes on where it was
+interrupted, and trains nothing of what has its budget already. Ends with *ours | the paper | fraction of the
+budget*, and writes NAME.json and NAME-TASK.png, return against environment steps and against time, to
+``--out``; ``--report-only`` does nothing else, whatever there is of the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import registry, reproduced
+from benchmarks.registry import Cell
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to reproduce, and how much of it."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """Table or figure, such as pderl-table1; "list" shows all of them, "page" writes the page about results."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks; by default all of the table."""
+    rows: tuple[str, ...] = ()
+    """Only these rows; by default all of the table."""
+    fraction: float = 1.0
+    """Share of every budget."""
+    seeds: int | None = None
+    """Seeds of every row; by default as many as in the paper [count]."""
+    minutes: float | None = None
+    """Stop, with everything saved, after so many minutes: what comes first is worth most."""
+    devices: str = "1"
+    """As of run.py: devices to spread the seeds over, or all."""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """As of run.py: who runs the programs."""
+    runs: Path = Path("runs/reproduce")
+    """Where the runs lie."""
+    out: Path = Path(__file__).parent / "results" / "reproduce"
+    """Where results are written."""
+    dry_run: bool = False
+    """Print the commands, and what is left of each, and do nothing."""
+    report_only: bool = False
+    """Train nothing."""
+
+
+def main(arguments: Arguments) -> int:
+    """Return the exit code: 0 when all is done or the minutes are over, 1 when a run failed, 128 and more
+    when a signal ended it."""
+    if arguments.name == "list":
+        for name, paper in registry.names().items():
+            print(f"{name}: {paper.tables[name].where}; {paper.title}")
+        return 0
+    if arguments.name == "page":
+        print(reproduced.write_page(arguments.out))
+        return 0
+    try:
+        chosen = (arguments.name, arguments.tasks, arguments.rows, arguments.seeds, arguments.fraction)
+        cells = registry.cells(*chosen)
+    except ValueError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        for cell in cells:
+            print(f"# {cell.row} on {cell.task}: {reproduced.left(cell, arguments.runs)}")
+            print(shlex.join(["python", "scripts/run.py", *cell.arguments(arguments.runs)]))
+        for command in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
+            print(shlex.join(["python", *command]))
+        return 0
+    code = 0 if arguments.report_only else train(cells, arguments)
+    if code >= 128:
+        return code
+    if not arguments.report_only:
+        for command in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
+            code = execute([str(ROOT / command[0]), *command[1:]]) or code
+    return reproduced.report(arguments.name, cells, arguments.runs, arguments.out) or code
+
+
+def train(cells: list[Cell], arguments: Arguments) -> int:
+    """Train what is not finished, in order, until the minutes are over; return an exit code."""
+    begun, code = time.perf_counter(), 0
+    for cell in cells:
+        if reproduced.finished(cell, arguments.runs):
+            continue
+        argv = [*cell.arguments(arguments.runs), "--devices", arguments.devices]
+        argv += ["--launcher", arguments.launcher]
+        if arguments.minutes is not None:
+            rest = arguments.minutes - (time.perf_counter() - begun) / 60
+            if rest <= 0:
+                say(f"{arguments.minutes:g} minutes are over; the same command goes on")
+                break
+            argv += ["--max-minutes", f"{rest:.3f}"]
+        if missing := [one for one in cell.needs.values() if not reproduced.finished(one, arguments.runs)]:
+            say(f"{cell.row} on {cell.task} waits for {missing[0].row} on {missing[0].task}")
+            continue
+        say(f"{cell.row} on {cell.task}: {reproduced.left(cell, arguments.runs)}")
+        ended = execute([str(ROOT / "scripts" / "run.py"), *argv])
+        if ended >= 128:
+            return ended
+        code = ended or code
+    return code
+
+
+def execute(argv: list[str]) -> int:
+    """Run a script in a process of its own, which hears the signals that ask this one to end; return its exit
+    code, 128 and more where a signal ended it."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(
+        [sys.executable, *argv], env={**os.environ, "PYTHONPATH": path}, start_new_session=True
+    ) as process:
+        asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {one: signal.getsignal(one) for one in asked}
+        try:
+            for one in asked:
+                if before[one] is not signal.SIG_IGN:  # as under nohup
+                    signal.signal(one, lambda number, _: process.send_signal(number))
+            code = process.wait()
+        finally:
+            for one in asked:
+                signal.signal(one, before[one])
+    return code if code >= 0 else 128 - code
+
+
+def say(line: str) -> None:
+    """Print a remark to standard error."""
+    print(f"reproduce: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Arguments, description=__doc__)))

@@ -1,0 +1,180 @@
+"""What has been reproduced: read from run directories, beside what the papers say.
+
+``NAME.json`` has for each row on each task our numbers, the paper's, the share of the paper's budget and of
+its seeds that they are of, and commit, hardware and seconds of the run. The page is made of these files.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as Shown
+
+from benchmarks import record, registry
+from benchmarks.registry import Cell, Table
+from popjax.host import index, log, rundir, sweep
+from popjax.host.errors import Refused
+from popjax.host.report import charts, measures, records
+from popjax.host.report.records import Group
+
+STATISTICS = {
+    "mean": np.mean,
+    "median": np.median,
+    "std": lambda x: np.std(x, ddof=1) if len(x) > 1 else None,
+}
+PAGE = "reproduction.md"
+
+
+def finished(cell: Cell, runs: Path) -> bool:
+    """Return whether the run of a cell has its budget, with all of its seeds."""
+    members = {member.identity for member in sweep.grid(0, cell.seeds, {})}
+    return index.finished(runs / cell.directory, cell.env_steps, members)
+
+
+def left(cell: Cell, runs: Path) -> str:
+    """Return in words how much of a cell's run is left, and for how long at its own pace so far."""
+    if finished(cell, runs):
+        return "finished"
+    lines = log.read_lines(rundir.RunDirectory(runs / cell.directory).evaluations)
+    reached: dict[int, int] = {line["member"]: line["env_steps"] for line in lines}
+    done = sum(reached.values()) / (cell.seeds * cell.env_steps)
+    if not done:
+        return f"all of {cell.seeds} x {cell.env_steps:,} environment steps left"
+    hours = lines[-1]["wall_seconds"] / done * (1 - done) / 3600
+    return f"{done:.1%} of {cell.seeds} x {cell.env_steps:,} environment steps done, {hours:.1f} h left"
+
+
+def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator[list[str]]:
+    """Yield the commands, from benchmarks/ on, of what a table does with finished runs."""
+    _, table = registry.find(name)
+    for cell in cells:
+        if table.study and cell.row in table.rows and (finished(cell, runs) or not runs.exists()):
+            given = {"run": str(runs / cell.directory), "out": str(out / f"{name}-{cell.task}")}
+            script, *options = [word.format(**given) for word in shlex.split(table.study)]
+            yield [f"benchmarks/{script}", *options]
+
+
+def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
+    """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet."""
+    _, table = registry.find(name)
+    found = {cell: group for cell in cells if cell.row in table.rows and (group := _group(cell, runs))}
+    if not found:
+        print(f"nothing of {name} has been evaluated yet")
+        return 1
+    rows = [row for cell, group in found.items() for row in _rows(table, cell, group)]
+    out.mkdir(parents=True, exist_ok=True)
+    look = charts.styles(table.rows)
+    figures = []
+    for task in dict.fromkeys(cell.task for cell in found):
+        groups = [group for cell, group in found.items() if cell.task == task]
+        for kind, by_time in (("", False), ("-time", True)):
+            timed = [g for g in groups if not by_time or all(c.seconds is not None for c in g.curves)]
+            if timed:
+                figures.append(f"{name}-{task}{kind}.png")
+                charts.learning_curves(task, timed, look, by_time).savefig(out / figures[-1])
+    about = {"name": name, "where": table.where, "note": table.note, "measures": dict(table.measures)}
+    record.write(out / f"{name}.json", **about, rows=rows, figures=figures)
+    _show(name, table, rows)
+    return 0
+
+
+def _group(cell: Cell, runs: Path) -> Group | None:
+    try:
+        (found,) = records.read(runs / cell.directory).records
+    except Refused:
+        return None
+    (group,) = records.grouped([found], [cell.row])
+    return group
+
+
+def _rows(table: Table, cell: Cell, group: Group) -> Iterator[dict[str, Any]]:
+    """Yield a row of results for every measure."""
+    (run,) = group.records
+    reached = min(int(curve.env_steps[-1]) for curve in group.curves)
+    said = table.paper.get(cell.task, {}).get(cell.row)
+    for column, name in table.measures.items():
+        scores = table.factor * measures.measure(name).of(group, reached)
+        theirs = said.get(column) if isinstance(said, Mapping) else said
+        ours = {key: STATISTICS[key](scores) for key in table.statistics or ("mean", "std")}
+        yield {
+            "task": cell.task,
+            "row": cell.row,
+            "column": column,
+            "ours": {key: None if value is None else round(float(value), 3) for key, value in ours.items()},
+            "scores": np.round(scores, 3).tolist(),
+            "paper": dict(zip(table.statistics, theirs, strict=True)) if theirs else None,
+            "env_steps": reached,
+            "fraction_of_budget": round(min(reached / cell.full_steps, 1.0), 4),
+            "seeds": len(group.curves),
+            "seeds_of_paper": cell.paper.seeds,
+            "wall_seconds": log.read_lines(rundir.RunDirectory(run.root).evaluations)[-1].get("wall_seconds"),
+            "device": run.config.get("device"),
+            "git_commit": run.config.get("git_commit"),
+            "command": run.config.get("command"),
+        }
+
+
+def _show(name: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    shown = Shown(title=f"{name}: {table.where}")
+    header = ("task", "row", "ours", "the paper", "fraction of the budget")
+    for place, title in enumerate(header):
+        shown.add_column(title, justify="left" if place < 2 else "right")
+    for cells in _cells(rows):
+        shown.add_row(*cells)
+    Console().print(shown)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        label = f"{row['row']}, {row['column']}" if row["column"] else row["row"]
+        seeds = f" ({row['seeds']} of {row['seeds_of_paper']} seeds)"
+        fraction = f"{row['fraction_of_budget']:.1%}"
+        yield row["task"], label, _spelt(row["ours"]) + seeds, _spelt(row["paper"]), fraction
+
+
+def _spelt(numbers: Mapping[str, float] | None) -> str:
+    """Return mean, deviation and median as "mean ± deviation, median"."""
+    if not numbers:
+        return "-"
+    parts = []
+    if numbers.get("mean") is not None:
+        std = numbers.get("std")
+        parts.append(f"{numbers['mean']:,.4g}" + ("" if std is None else f" ± {std:,.3g}"))
+    if numbers.get("median") is not None:
+        parts.append(f"median {numbers['median']:,.4g}")
+    return ", ".join(parts)
+
+
+def write_page(results: Path) -> Path:
+    """Write the page about everything in ``results`` beside them; return its path."""
+    papers = registry.names()
+    lines = [
+        "# What has been reproduced",
+        "",
+        "Made by `python benchmarks/reproduce.py page` from the files beside it; do not edit. *Fraction* is the",
+        "share of the paper's environment steps that ours have been trained for.",
+    ]
+    for name, paper in papers.items():
+        path = results / f"{name}.json"
+        lines += ["", f"## {name}", "", f"{paper.title}: {paper.tables[name].where}.", ""]
+        if not path.exists():
+            lines.append("Not run yet.")
+            continue
+        found = json.loads(path.read_text())
+        lines += [f"{found['note']}", ""] * bool(found["note"])
+        lines += ["| task | row | ours | the paper | fraction of the budget |", "|---|---|---|---|---|"]
+        lines += [f"| {' | '.join(cells)} |" for cells in _cells(found["rows"])]
+        origins = dict.fromkeys((row["git_commit"], row["device"]) for row in found["rows"])
+        told = "; ".join(f"{(commit or '-')[:10]} on {device}" for commit, device in origins)
+        lines += ["", f"Trained at {told}."]
+        lines += [line for figure in found["figures"] for line in ("", f"![{figure}]({figure})")]
+    page = results / PAGE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines) + "\n")
+    return page

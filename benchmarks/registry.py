@@ -1,15 +1,15 @@
 """The tables and figures of the papers as data: ``papers/PAPER.toml``.
 
-A file has the ``paper``, its common ``options`` and number of ``seeds``; ``tasks``, each with its environment
-and budget; ``rows``, each a method with its options; and ``tables``, each with rows, tasks, what a seed counts
-by, and what the paper says. A row may have:
+A file has the ``paper``, its common ``options`` and number of ``seeds``; ``tasks``, each with its
+environment and budget; ``rows``, each a method with its options; and ``tables``, each with rows, tasks, what
+a seed counts by, and what the paper says. A row may have:
 
 least:   by task, the fewest environment steps that a run can have: one generation
 tasks:   by task, further options
 multiples: option -> multiple of the budget, for numbers that follow from it
 needs:   name -> row whose run, on the same task, comes first; ``{name}`` in the options is its directory
-task:    the only task of the row, whatever task of a table it is for
-env_steps, seeds: its own, other than the task's and the paper's
+instead: task of a table -> task on which the row is trained for it
+env_steps: its own budget, other than the task's
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ class Row:
     tasks: Mapping[str, str] = field(default_factory=dict)
     multiples: Mapping[str, float] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
-    task: str | None = None
+    instead: Mapping[str, str] = field(default_factory=dict)
     env_steps: int | None = None
-    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ class Cell:
 
     @property
     def directory(self) -> Path:
-        """Return where it lies, below that of all runs. Numbers that follow from the budget make a shorter run
-        another one."""
+        """Return where it lies, below that of all runs. Numbers that follow from the budget make a shorter
+        run another one."""
         shorter = f" at {self.fraction:g}" if self._row.multiples and self.fraction != 1 else ""
         return Path(self.paper.name, self.task, _file(self.row + shorter))
 
@@ -122,12 +121,10 @@ class Cell:
     @property
     def needs(self) -> dict[str, Cell]:
         """Return the runs that come first, by the name that the options have for them."""
-        found = {}
-        for name, label in self._row.needs.items():
-            row = self.paper.rows[label]
-            seeds = row.seeds or self.seeds
-            found[name] = Cell(self.paper, label, row.task or self.task, seeds, self.fraction)
-        return found
+        return {
+            name: cell_of(self.paper, label, self.task, self.seeds, self.fraction)
+            for name, label in self._row.needs.items()
+        }
 
     def arguments(self, runs: Path) -> list[str]:
         """Return the arguments of run.py for this run below ``runs``."""
@@ -198,10 +195,14 @@ def cells(
     found: dict[Path, Cell] = {}
     for task in [task for task in table.tasks if not tasks or task in tasks]:
         for label in [row for row in table.rows if not rows or row in rows]:
-            row = paper.rows[label]
-            cell = Cell(paper, label, row.task or task, row.seeds or seeds or paper.seeds, fraction)
+            cell = cell_of(paper, label, task, seeds or paper.seeds, fraction)
             found |= {one.directory: one for one in _in_order(cell) if one.directory not in found}
     return list(found.values())
+
+
+def cell_of(paper: Paper, row: str, task: str, seeds: int, fraction: float) -> Cell:
+    """Return the run of a row for a task of a table."""
+    return Cell(paper, row, paper.rows[row].instead.get(task, task), seeds, fraction)
 
 
 def find(name: str) -> tuple[Paper, Table]:

@@ -14,7 +14,6 @@ budget*, and writes NAME.json and NAME-TASK.png, return against environment step
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -29,8 +28,8 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import registry, reproduced
-from benchmarks.registry import Cell
+from benchmarks import registry, reproduced  # noqa: E402
+from benchmarks.registry import Cell  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Arguments:
     """What to reproduce, and how much of it."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """Table or figure, such as pderl-table1; "list" shows all of them, "page" writes the page about results."""
+    """Table or figure, such as pderl-table1; "list" shows all of them, "page" writes a page about results."""
     tasks: tuple[str, ...] = ()
     """Only these tasks; by default all of the table."""
     rows: tuple[str, ...] = ()
@@ -108,7 +107,7 @@ def train(cells: list[Cell], arguments: Arguments) -> int:
             if rest <= 0:
                 say(f"{arguments.minutes:g} minutes are over; the same command goes on")
                 break
-            argv += ["--max-minutes", f"{rest:.3f}"]
+            argv += ["--max-minutes", f"{rest:g}"]
         if missing := [one for one in cell.needs.values() if not reproduced.finished(one, arguments.runs)]:
             say(f"{cell.row} on {cell.task} waits for {missing[0].row} on {missing[0].task}")
             continue

@@ -63,16 +63,16 @@ def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator
 def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet."""
     _, table = registry.find(name)
-    found = {cell: group for cell in cells if cell.row in table.rows and (group := _group(cell, runs))}
+    found = [(cell, group) for cell in cells if cell.row in table.rows and (group := _group(cell, runs))]
     if not found:
         print(f"nothing of {name} has been evaluated yet")
         return 1
-    rows = [row for cell, group in found.items() for row in _rows(table, cell, group)]
+    rows = [row for cell, group in found for row in _rows(table, cell, group)]
     out.mkdir(parents=True, exist_ok=True)
     look = charts.styles(table.rows)
     figures = []
-    for task in dict.fromkeys(cell.task for cell in found):
-        groups = [group for cell, group in found.items() if cell.task == task]
+    for task in dict.fromkeys(cell.task for cell, _ in found):
+        groups = [group for cell, group in found if cell.task == task]
         for kind, by_time in (("", False), ("-time", True)):
             timed = [g for g in groups if not by_time or all(c.seconds is not None for c in g.curves)]
             if timed:
@@ -157,8 +157,8 @@ def write_page(results: Path) -> Path:
     lines = [
         "# What has been reproduced",
         "",
-        "Made by `python benchmarks/reproduce.py page` from the files beside it; do not edit. *Fraction* is the",
-        "share of the paper's environment steps that ours have been trained for.",
+        "Made by `python benchmarks/reproduce.py page` from the files beside it; do not edit. *Fraction* is",
+        "the share of the paper's environment steps that ours have been trained for.",
     ]
     for name, paper in papers.items():
         path = results / f"{name}.json"

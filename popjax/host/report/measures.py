@@ -39,7 +39,8 @@ class Measure(NamedTuple):
 
 def measure(name: str) -> Measure:
     """Return the measure of this name: last10, last, best, area, or metric:NAME, the last recorded value of
-    a metric of the method, called as in TensorBoard: metric:fitness/max of one with axes.
+    a metric of the method. Of one with axes it is metric:NAME/mean or NAME/max; of one [P], NAME/2 is the
+    third component and NAME/first:2 whether that is the largest, 1 or 0. "minutes" are those on the clock.
 
     Raises:
         Refused: there is none.
@@ -47,7 +48,7 @@ def measure(name: str) -> Measure:
     if name in _OF_CURVES:
         words, of = _OF_CURVES[name]
         scores = lambda group, budget: np.array([of(c, budget) for c in group.curves])  # noqa: E731
-        return Measure(name, words, "return (sum of rewards)", scores)
+        return Measure(name, words, "minutes" if name == "minutes" else "return (sum of rewards)", scores)
     metric = name.removeprefix(METRIC)
     if metric == name or not metric:
         raise Refused(f"there is no measure {name!r}: use {', '.join(_OF_CURVES)} or {METRIC}NAME")
@@ -70,10 +71,19 @@ def area(curve: Curve, budget: int) -> float:
     return float(np.trapezoid(returns, steps) / (steps[-1] - steps[0]))
 
 
+def minutes(curve: Curve, budget: int) -> float:
+    """Return the minutes on the clock from the beginning of the run to the last evaluation as of ``budget``
+    environment steps; NaN of a run that did not record them."""
+    if curve.seconds is None:
+        return float("nan")
+    return float(curve.seconds[len(curve.until(budget)) - 1]) / 60
+
+
 _OF_CURVES: dict[str, tuple[str, Callable[[Curve, int], float]]] = {
     "last10": (f"the mean of its last {LAST} evaluations", last),
     "last": ("its last evaluation alone", lambda curve, budget: last(curve, budget, 1)),
     "best": ("its best evaluation", lambda curve, budget: float(curve.until(budget).max())),
+    "minutes": ("the minutes on the clock until its last evaluation", minutes),
     "area": ("the area under its curve over the steps, its mean return over training", area),
 }
 
@@ -83,16 +93,25 @@ def _last_metric(metric: str, group: Group, budget: int) -> np.ndarray:
     found: dict[int, float] = {}
     for record in group.records:
         for row in _rows(record, budget):
-            values = dict(scalars(np.asarray(row.get(name, []), np.float64)))
+            values = _scalars(np.asarray(row.get(name, []), np.float64))
             if slash + kind in values:
                 found[row["seed"]] = values[slash + kind]
     if not found:
         known = sorted({name for record in group.records for row in _rows(record, 0) for name in row})
         raise Refused(
-            f"{group.label} on {group.task} records no metric {metric!r}, as TensorBoard has it; of one with"
-            f" axes say NAME/mean or NAME/max. It records {', '.join(known) or 'none'}"
+            f"{group.label} on {group.task} records no metric {metric!r}; of one with axes say NAME/mean,"
+            f" NAME/max, NAME/0 or NAME/first:0. It records {', '.join(known) or 'none'}"
         )
     return np.array([found.get(curve.seed, np.nan) for curve in group.curves])
+
+
+def _scalars(value: np.ndarray) -> dict[str, float]:
+    """Return what a metric may be called by, behind its name, and its numbers."""
+    found = dict(scalars(value))
+    if value.ndim == 1:
+        found |= {f"/{place}": float(x) for place, x in enumerate(value)}
+        found |= {f"/first:{place}": float(place == np.argmax(value)) for place in range(len(value))}
+    return found
 
 
 def _rows(record: Record, budget: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,170 @@
+"""Tables of the papers by one command: its commands are valid, and repeating one goes on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import registry, reproduce, reproduced
+from popjax import cli
+from popjax.cli import grid
+
+NAMES = list(registry.names())
+TOY = """
+paper = "A paper"
+seeds = 2
+options = "--eval-every 20000 --log-every 20000 --eval-episodes 2"
+[tasks]
+context = { env = "probe/context", env_steps = 120_000_000 }
+[rows]
+teacher = { method = "tests.host.tiny", options = "--hyper.rate 0.2" }
+A = { method = "tests.host.tiny", options = "--hyper.rate 0.1 --eval-every 40000" }
+[tables.toy-table1]
+where = "Table 1"
+rows = ["A", "teacher"]
+tasks = ["context"]
+measures = { "" = "last", fitness = "metric:fitness/max" }
+statistics = ["mean", "std"]
+[tables.toy-table1.paper.context]
+A = { "" = [1.0, 0.5] }
+"""
+
+
+def understood(cell: registry.Cell) -> object:
+    """Return what the command line makes of the arguments of a cell."""
+    method, *rest = cell.arguments(Path("runs"))
+    _, rest = grid.control(rest)
+    return cli.understand(method, rest).arguments.common
+
+
+def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are the same on all tasks but for options of their own and the environment."""
+    seen = set()
+    for name in NAMES:
+        for cell in registry.cells(name):
+            own = cell.paper.rows[cell.row].tasks.get(cell.task)
+            if (cell.paper.name, cell.row, own) in seen:
+                continue
+            seen.add((cell.paper.name, cell.row, own))
+            common = understood(cell)
+            assert common.options.env_steps == cell.full_steps
+            assert common.options.seeds == cell.paper.seeds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_lists_what_would_be_trained(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = reproduce.Arguments(name, fraction=0.5, dry_run=True, runs=tmp_path / "runs", out=tmp_path)
+    assert reproduce.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if "run.py" in line]
+    _, table = registry.find(name)
+    assert len(commands) >= len(table.rows) * len(table.tasks)
+    begun: list[str] = []
+    for words in commands:
+        needed = [words[i + 1].rpartition(":")[0] or words[i + 1] for i, w in enumerate(words) if w in USES]
+        assert set(needed) <= set(begun)  # what a run needs comes before it
+        begun.append(words[words.index("--run-dir") + 1])
+    assert len(set(begun)) == len(begun)
+    assert not list(tmp_path.iterdir())
+
+
+USES = ("--prior", "--teacher", "--expert", "--alignment")
+
+
+def test_numbers_of_the_papers_belong_to_a_statistic() -> None:
+    for paper in registry.papers().values():
+        for table in paper.tables.values():
+            for said in table.paper.values():
+                for numbers in said.values():
+                    columns = numbers if isinstance(numbers, dict) else {"": numbers}
+                    assert columns.keys() <= table.measures.keys()
+                    assert {len(found) for found in columns.values()} == {len(table.statistics)}
+
+
+def test_names_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (reproduce.Arguments("pderl-table9"), "there is no 'pderl-table9'"),
+        (reproduce.Arguments("pderl-table1", tasks=("Reacher",)), "has no task 'Reacher'; it has Swimmer"),
+        (reproduce.Arguments("pderl-table1", rows=("SAC",)), "has no row 'SAC'; it has PDERL"),
+    ]
+    for arguments, told in cases:
+        assert reproduce.main(arguments) == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "toy.toml").write_text(TOY)
+    monkeypatch.setattr(registry, "PAPERS", tmp_path / "papers")
+    registry.papers.cache_clear()
+    yield tmp_path
+    registry.papers.cache_clear()
+
+
+def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever ends a run: its minutes are over, or another table trained a part of it before."""
+    monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
+
+    def reproduced_in(directory: str, **options: float) -> dict:
+        arguments = reproduce.Arguments(
+            "toy-table1", fraction=0.001, runs=toy / directory, out=toy / f"{directory}-out", **options
+        )
+        assert reproduce.main(arguments) == 0
+        return json.loads((toy / f"{directory}-out" / "toy-table1.json").read_text())
+
+    whole = reproduced_in("whole")
+    reproduced_in("parts", minutes=1e-4)
+    assert not reproduced.finished(registry.cells("toy-table1", fraction=0.001)[0], toy / "parts")
+    parts = reproduced_in("parts")
+    for key in ("row", "scores", "ours", "env_steps"):
+        assert [row[key] for row in parts["rows"]] == [row[key] for row in whole["rows"]]
+    first = whole["rows"][0]
+    assert (first["row"], first["column"], first["seeds"]) == ("A", "", 2)
+    assert first["paper"] == {"mean": 1.0, "std": 0.5}
+    assert first["ours"]["mean"] == pytest.approx(np.mean(first["scores"]), abs=1e-3)
+    assert first["fraction_of_budget"] == pytest.approx(first["env_steps"] / 120_000_000, abs=1e-4)
+    assert first["git_commit"]
+    assert first["device"]
+    assert whole["figures"] == ["toy-table1-context.png", "toy-table1-context-time.png"]
+    digests = [
+        json.loads((toy / place / "toy/context/A/summary.json").read_text())["state_sha256"]
+        for place in ("whole", "parts")
+    ]
+    assert digests[0] == digests[1]
+    capsys.readouterr()
+    reproduced_in("parts")  # trains nothing
+    assert "resuming" not in capsys.readouterr().err
+    page = reproduced.write_page(toy / "parts-out").read_text()
+    assert "| context | A |" in page
+    assert "1 ± 0.5" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_thousandth_of_every_table(name: str, tmp_path: Path) -> None:
+    """On its first task, its last row, which is the cheapest, and what that needs."""
+    _, table = registry.find(name)
+    arguments = reproduce.Arguments(
+        name,
+        tasks=table.tasks[:1],
+        rows=table.rows[-1:],
+        fraction=0.001,
+        seeds=1,
+        runs=tmp_path / "runs",
+        out=tmp_path / "out",
+    )
+    assert reproduce.main(arguments) == 0
+    (row, *_) = json.loads((tmp_path / "out" / f"{name}.json").read_text())["rows"]
+    assert (row["task"], row["row"]) == (table.tasks[0], table.rows[-1])
+    assert all(np.isfinite(row["scores"]))

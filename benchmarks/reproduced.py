@@ -85,12 +85,13 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
 
 
 def _group(cell: Cell, runs: Path) -> Group | None:
+    """Return what a cell's run has recorded; None before all of its seeds have been trained at all."""
     try:
         (found,) = records.read(runs / cell.directory).records
     except Refused:
         return None
     (group,) = records.grouped([found], [cell.row])
-    return group
+    return group if group.reached else None
 
 
 def _rows(table: Table, cell: Cell, group: Group) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,7 @@ def test_stopped_and_resumed_equals_straight(tmp_path: Path) -> None:
 
 
 def test_records_have_times_that_go_on_after_a_resume(tmp_path: Path) -> None:
-    method, spent, reached = tiny.build(ENV), 0.0, -1
+    method, spent, reached = tiny.build(ENV, tiny.Config(uneven=True)), 0.0, -1
     for budget in (240, 480):
         train(method, ENV, env_steps=budget, seeds=2, run_dir=tmp_path, resume=True, **OPTIONS)
         summary = json.loads((tmp_path / "summary.json").read_text())

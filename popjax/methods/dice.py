@@ -4,8 +4,8 @@ Exploration"; in its SAC form.
 Agents share a replay and learn from batches with as many transitions of each. Every actor climbs the bisector
 of two gradients: that of the task, and that of a critic of acting unlike the others.
 
-An iteration: act -> learn x updates. Differs from the paper: critics are clipped as Collaborative
-Exploration's SAC does, with which it is compared.
+An iteration: collect -> learn x updates. The first agent is evaluated. Differs from the paper: critics are
+clipped as Collaborative Exploration's SAC does, with which it is compared.
 """
 
 from __future__ import annotations
@@ -20,61 +20,37 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import counting, distributions, nets, rollout, tree
+from popjax import distributions, nets, tree
 from popjax.agents import sac
 from popjax.checks import check_least, check_shapes
-from popjax.core import (
-    Env,
-    Key,
-    Method,
-    Params,
-    PyTree,
-    Transition,
-    as_arrays,
-    chain,
-    continuous_dims,
-    example_transition,
-    stacked,
-)
+from popjax.core import Env, Key, Method, Params, PyTree, Transition, chain, continuous_dims
 from popjax.intrinsic import dice
 from popjax.optimize import adam, descend
-from popjax.population import lanes, learning, policy
-from popjax.population.lanes import Lanes
+from popjax.population import offpolicy
+from popjax.population.learners import Learners
+from popjax.population.offpolicy import State
 from popjax.recipe import Recipe, recorded
 from popjax.replay import episodes
-from popjax.replay.ring import Ring, ring
+from popjax.replay.ring import Ring
 
 GRADIENT_LIMIT = 40.0
 """Norm of every tensor's gradient before the bisector, and of the bisector as a whole."""
 
 
 @dataclass(frozen=True)
-class Config:
-    """Sizes of the population, its experience and its updates."""
+class Config(offpolicy.Common):
+    """The agents; sizes are those of ``offpolicy.Common``, and a batch is an equal share of each agent."""
 
     sac: sac.Config = field(default_factory=sac.Config)  # actor and critics
-    population: int = 4  # agents
-    lanes: int = 1  # environments of each agent
-    updates_per_step: float = 1.0  # gradient steps of each agent per environment step of any agent
-    batch: int = 256  # transitions per gradient step, an equal share of each agent
-    capacity: int = 1_000_000  # transitions that the replay holds, rounded down to whole vector steps
-    warmup: int = 10_000  # environment steps of all agents that are uniformly random and before any update
-    eval_agent: int = 0  # who is evaluated
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_least(self, 2, "population")
-        check_least(self, 1, "lanes", "batch", "capacity")
-        check_least(self, 0, "warmup")
-        learning.whole_updates(self.updates_per_step, self.population * self.lanes)
-        if not 0 <= self.eval_agent < self.population:
-            raise ValueError(f"eval_agent {self.eval_agent} is none of {self.population} agents")
         if self.batch % self.population:
             raise ValueError(
                 f"agents have equal shares of a batch: make batch {self.batch} a multiple of"
                 f" population {self.population}"
             )
-        if self.capacity < max(self.batch, self.population * self.lanes):
-            raise ValueError(f"capacity {self.capacity} is less than a batch or a vector step; raise it")
 
 
 @struct.dataclass
@@ -96,65 +72,25 @@ class Agents:
     slow_actor: Params
 
 
-@struct.dataclass
-class Metrics:
-    """Metrics of an iteration.
-
-    fitness:  float32 [P] return of the last finished episode of the agent's lanes, the mean.
-    episodes: int32 []    finished episodes.
-    losses:   [P] each    SAC's losses in the last update.
-    """
-
-    fitness: Array
-    episodes: Array
-    losses: sac.Losses
-
-
-@struct.dataclass
-class State:
-    """Everything that training carries; one replay whatever the population."""
-
-    key: Key
-    hyper: Hyper
-    env_steps: counting.Count  # [] summed over lanes
-    generation: Array  # int32 [] iterations
-    metrics: Metrics
-    replay: Ring
-    agents: Agents = stacked()
-    lanes: Lanes = stacked()  # [P, N]
-
-
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return agents that learn ``env`` and to be unlike each other."""
     population, shape = config.population, (config.population, config.lanes)
-    stride = population * config.lanes
-    updates = learning.whole_updates(config.updates_per_step, stride)
-    lanes_env, parts = rollout.autoreset(env), sac.parts(env.spec, config.sac)
+    parts = sac.parts(env.spec, config.sac)
     agent = parts.agent
     network = nets.critic(*continuous_dims(env.spec, "dice"), config.sac.hidden, initializer="orthogonal")
-    replay = ring(config.capacity // stride * stride)
 
-    def init(key: Key, hyper: Hyper) -> State:
-        hyper = as_arrays(hyper)
-        check_shapes(hyper, (), population)
-        key, key_agents, key_lanes = jax.random.split(key, 3)
-        each = jax.vmap(init_one, (0, None))
-        states, row = each(jax.random.split(key_agents, population), hyper.sac), example_transition(env.spec)
-        batch = tree.repeat(row, config.batch)
-        return State(
-            key=key,
-            hyper=hyper,
-            env_steps=counting.none(),
-            generation=jnp.int32(0),
-            metrics=Metrics(
-                fitness=jnp.zeros(population),
-                episodes=jnp.int32(0),
-                losses=learning.no_losses(learn_all, states, batch, hyper.sac, key),
+    def apart(crew: Learners) -> Learners:
+        """Let agents learn to be unlike each other, from equal shares of everyone's transitions."""
+        return crew._replace(
+            init=lambda key, hyper: jax.vmap(init_one, (0, None))(
+                jax.random.split(key, population), hyper.sac
             ),
-            replay=replay.init(row),
-            agents=states,
-            lanes=lanes.start(lanes_env, key_lanes, shape),
+            learn=learn_all,
+            observe=lambda states, obs, valid: states,
+            policies=lambda states: crew.policies(states.sac),
+            play=lambda states, *how: crew.play(states.sac, *how),
+            draw=partial(equal_shares, shape=shape),
         )
 
     def init_one(key: Key, hyper: sac.Hyper) -> Agents:
@@ -162,23 +98,6 @@ def build(env: Env, config: Config = Config()) -> Method:
         state, critic = agent.init(key_sac, hyper), network.init(key_critic)
         optimizer = adam(hyper.critic_lr, hyper.max_grad_norm).init(critic)
         return Agents(state, critic, critic, optimizer, state.actor)
-
-    def act(s: State) -> State:
-        """Play every agent in its lanes, uniformly at random during the warm-up."""
-        key, key_play = jax.random.split(s.key)
-        chosen = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents.sac), s.hyper.sac.exploration)
-        chosen = policy.randomly(chosen, env.spec, s.env_steps < config.warmup)
-        keep = lanes.keep_transitions(s.hyper.sac.discount)
-        played, rows = lanes.play(lanes_env, chosen, s.lanes, key_play, 1, keep)
-        return replace(
-            s,
-            key=key,
-            env_steps=s.env_steps + stride,
-            generation=s.generation + 1,
-            metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes.sum()),
-            replay=replay.add(s.replay, tree.flatten(rows, 3), jnp.ones(stride, jnp.bool_)),
-            lanes=played,
-        )
 
     def learn_diversity(state: Agents, rows: Transition, bonus: Array, hyper: sac.Hyper, key: Key) -> Agents:
         """Take a step of the critic of diversity on its own soft TD target."""
@@ -223,43 +142,37 @@ def build(env: Env, config: Config = Config()) -> Method:
         state, actor_loss, entropy = learn_actor(state, rows.obs, hyper, key_actor)
         return state, sac.Losses(loss, actor_loss, jnp.exp(state.sac.log_temperature), entropy)
 
-    def learn_all(states: Agents, rows: Transition, hyper: sac.Hyper, key: Key) -> tuple[Agents, sac.Losses]:
+    def learn_all(
+        states: Agents, everybodys: Transition, hyper: Hyper, key: Key
+    ) -> tuple[Agents, sac.Losses]:
         """Take a gradient step of every agent on a common batch."""
+        rows = tree.take(everybodys, 0)
         at = jax.vmap(agent.actor.apply, (0, None))
         means, slow = (jnp.tanh(at(x, rows.obs)[0]) for x in (states.sac.actor, states.slow_actor))
         bonuses = jax.vmap(dice.diversity_reward, (0, None, 0))(means, slow, jnp.arange(population))  # [P, B]
         keys = jax.random.split(key, population)
-        return jax.vmap(learn_one, (0, 0, None, None, 0))(states, bonuses, rows, hyper, keys)
+        return jax.vmap(learn_one, (0, 0, None, None, 0))(states, bonuses, rows, hyper.sac, keys)
 
-    def update(s: State, states: Agents, key: Key) -> tuple[Agents, sac.Losses]:
-        key_batch, key_learn = jax.random.split(key)
-        slots = equal_shares(s.replay, key_batch, config.batch, shape)
-        return learn_all(states, tree.take(s.replay.rows, slots), s.hyper.sac, key_learn)
+    base = offpolicy.build(env, config.sizes(config.sac), lambda hyper: hyper.sac, adapt=apart)
 
-    def learn(s: State) -> State:
-        """Take the gradient steps that the step owes, once the warm-up is over."""
-        key, key_learn = jax.random.split(s.key)
-        count = learning.due(s.env_steps >= config.warmup, updates)
-        states, losses = learning.steps(partial(update, s), s.agents, count, key_learn, s.metrics.losses)
-        return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
-
-    def individuals(s: State) -> Params:
-        return jax.vmap(agent.policy)(s.agents.sac)
+    def init(key: Key, hyper: Hyper) -> State:
+        check_shapes(hyper, (), population)
+        return State(**base.fields(key, hyper))
 
     return Method(
         init=init,
-        step=chain(act, learn),
-        policy=lambda s: tree.take(individuals(s), config.eval_agent),
-        act=agent.act,
+        step=chain(base.collect, base.learn),
+        policy=lambda s: tree.take(base.individuals(s), 0),
+        act=base.act,
         hyper=Hyper(),
-        steps_bound=stride,
+        steps_bound=base.steps,
         learning_starts=config.warmup,
-        individuals=individuals,
-        exploration=lambda s: s.hyper.sac.exploration,
+        individuals=base.individuals,
+        exploration=base.exploration,
     )
 
 
-def equal_shares(store: Ring, key: Key, batch: int, shape: tuple[int, int]) -> Array:
+def equal_shares(store: Ring, key: Key, batch: int, *, shape: tuple[int, int]) -> Array:
     """Return int32 [batch] slots of a ring that lanes ``shape`` = (P, N) fill in turn, as many of every
     agent, in the order of the agents."""
     key_slot, key_lane = jax.random.split(key)

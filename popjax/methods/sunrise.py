@@ -4,7 +4,7 @@ An ensemble of SAC agents plays one environment, by the proposal that all critic
 promising. Every transition is for some of its members only, and counts less where the members' targets
 disagree.
 
-An iteration: act -> learn x updates. Evaluation takes the mean of the members' deterministic actions.
+An iteration: collect -> learn x updates. Evaluation takes the mean of the members' deterministic actions.
 
 Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, which it is
 compared with, and there are 4 members. A member without a transition in a batch stands still.
@@ -13,56 +13,36 @@ compared with, and there are 4 members. A member without a transition in a batch
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import counting, distributions, rollout, tree
+from popjax import distributions, tree
 from popjax.agents import sac
-from popjax.checks import check_least, check_shapes
-from popjax.core import (
-    Choice,
-    Env,
-    Key,
-    Method,
-    Number,
-    Params,
-    PyTree,
-    Transition,
-    as_arrays,
-    chain,
-    example_transition,
-    number,
-    stacked,
-)
+from popjax.checks import check_shapes
+from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, Transition, chain, number
 from popjax.optimize import adam, descend
-from popjax.population import acting, lanes, learners, learning, policy
+from popjax.population import acting, offpolicy
 from popjax.population.lanes import Lanes
+from popjax.population.learners import Learners
 from popjax.recipe import Recipe, recorded
-from popjax.replay.ring import Ring, ring
+from popjax.replay import episodes
+from popjax.replay.episodes import Episodic
 
 
 @dataclass(frozen=True)
-class Config:
-    """Sizes of the ensemble, its experience and its updates."""
+class Config(offpolicy.Common):
+    """The members; sizes are those of ``offpolicy.Common``, and all members play in the same lanes."""
 
     sac: sac.Config = field(default_factory=sac.Config)  # actor and critics
-    population: int = 4  # members
-    lanes: int = 1  # environments, which all members play together
-    updates_per_step: float = 1.0  # gradient steps of each member per environment step
-    batch: int = 256  # transitions per gradient step, common to all members
-    capacity: int = 1_000_000  # transitions that the replay holds
-    warmup: int = 10_000  # environment steps that are uniformly random and before any update
 
-    def __post_init__(self) -> None:
-        check_least(self, 1, "population", "lanes", "batch", "capacity")
-        check_least(self, 0, "warmup")
-        learning.whole_updates(self.updates_per_step, self.lanes)
-        if self.batch > self.capacity:
-            raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}; raise it")
+    @property
+    def players(self) -> int:
+        """The ensemble."""
+        return 1
 
 
 @struct.dataclass
@@ -86,82 +66,34 @@ class Masked(Transition):
 
 
 @struct.dataclass
-class Metrics:
-    """Metrics of an iteration.
+class State(offpolicy.State):
+    """``offpolicy.State``; the members play the same lanes [1, N]."""
 
-    fitness:  float32 [P] return of the last episode, mean over lanes; members play them together.
-    episodes: int32 []    finished episodes.
-    losses:   [P] each    SAC's losses in the last update.
-    """
-
-    fitness: Array
-    episodes: Array
-    losses: sac.Losses
-
-
-@struct.dataclass
-class State:
-    """Everything that training carries."""
-
-    key: Key
-    hyper: Hyper
-    env_steps: counting.Count  # [] summed over lanes
-    generation: Array  # int32 [] iterations
-    metrics: Metrics
-    replay: Ring
-    lanes: Lanes  # [1, N]
-    agents: sac.State = stacked()
+    lanes: Lanes  # type: ignore[misc]
 
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return an ensemble that plays ``env``."""
-    population, updates = config.population, learning.whole_updates(config.updates_per_step, config.lanes)
-    lanes_env, parts = rollout.autoreset(env), sac.parts(env.spec, config.sac)
-    agent, ensemble = parts.agent, learners.apart(parts.agent, population)
-    replay = ring(config.capacity)
+    population, parts = config.population, sac.parts(env.spec, config.sac)
+    agent = parts.agent
 
-    def init(key: Key, hyper: Hyper) -> State:
-        hyper = as_arrays(hyper)
-        check_shapes(hyper, (), population)
-        key, key_agents, key_lanes = jax.random.split(key, 3)
-        states = ensemble.init(key_agents, hyper.sac)
-        row = Masked(**vars(example_transition(env.spec)), members=jnp.zeros(population, jnp.bool_))
-        batch = tree.repeat(row, config.batch)
-        return State(
-            key=key,
-            hyper=hyper,
-            env_steps=counting.none(),
-            generation=jnp.int32(0),
-            metrics=Metrics(
-                fitness=jnp.zeros(population),
-                episodes=jnp.int32(0),
-                losses=learning.no_losses(learn_all, states, batch, hyper, key),
+    def ensemble(crew: Learners) -> Learners:
+        """Let members play as one, and learn from the transitions that are theirs."""
+
+        def keep(rows: Episodic, hyper: Hyper, key: Key) -> Masked:
+            members = draw_members(key, hyper.member_share, (*rows.reward.shape, population))
+            return Masked(**vars(rows.plain), members=members)
+
+        return crew._replace(
+            play=lambda states, hyper, scale: acting.by_upper_confidence(
+                crew, states, scale, hyper.ucb_weight
             ),
-            replay=replay.init(row),
-            lanes=lanes.start(lanes_env, key_lanes, (1, config.lanes)),
-            agents=states,
-        )
-
-    def act(s: State) -> State:
-        """Play the most promising proposal in each lane, uniformly random actions during the warm-up."""
-        key, key_play, key_members = jax.random.split(s.key, 3)
-        scale, weight = s.hyper.sac.exploration, s.hyper.ucb_weight
-        chosen = acting.by_upper_confidence(ensemble, s.agents, scale, weight)
-        chosen = policy.randomly(chosen, env.spec, s.env_steps < config.warmup)
-        keep = lanes.keep_transitions(s.hyper.sac.discount)
-        played, rows = lanes.play(lanes_env, chosen, s.lanes, key_play, 1, keep)
-        rows = tree.flatten(rows, 3)
-        members = draw_members(key_members, s.hyper.member_share, (config.lanes, population))
-        fitness, valid = jnp.broadcast_to(played.fitness, (population,)), jnp.ones(config.lanes, jnp.bool_)
-        return replace(
-            s,
-            key=key,
-            env_steps=s.env_steps + config.lanes,
-            generation=s.generation + 1,
-            metrics=replace(s.metrics, fitness=fitness, episodes=played.episodes.sum()),
-            replay=replay.add(s.replay, Masked(**vars(rows), members=members), valid),
-            lanes=played,
+            learn=learn_all,
+            observe=lambda states, obs, valid: states,
+            draw=episodes.slots,
+            keep=keep,
+            as_one=True,
         )
 
     def spread(states: sac.State, next_obs: Array, keys: Array) -> Array:
@@ -194,8 +126,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         state = tree.where(member.any(), state, before)
         return state, sac.Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
 
-    def learn_all(states: sac.State, batch: Masked, hyper: Hyper, key: Key) -> tuple[sac.State, sac.Losses]:
+    def learn_all(states: sac.State, everybodys: Any, hyper: Hyper, key: Key) -> tuple[sac.State, sac.Losses]:
         """Take a gradient step of every member on a common batch, weighted by the trust in each target."""
+        batch = tree.take(everybodys, 0)
         key_spread, key_learn = jax.random.split(key)
         std = spread(states, batch.next_obs, jax.random.split(key_spread, population))
         trust, members = target_weight(std, hyper.trust_temperature), jnp.float32(batch.members.T)  # [P, B]
@@ -203,16 +136,11 @@ def build(env: Env, config: Config = Config()) -> Method:
             states, members, trust, batch, hyper.sac, jax.random.split(key_learn, population)
         )
 
-    def update(s: State, states: sac.State, key: Key) -> tuple[sac.State, sac.Losses]:
-        key_batch, key_learn = jax.random.split(key)
-        return learn_all(states, replay.sample(s.replay, key_batch, config.batch), s.hyper, key_learn)
+    base = offpolicy.build(env, config.sizes(config.sac), lambda hyper: hyper.sac, adapt=ensemble)
 
-    def learn(s: State) -> State:
-        """Take the gradient steps that the step owes, once the warm-up is over."""
-        key, key_learn = jax.random.split(s.key)
-        count = learning.due(s.env_steps >= config.warmup, updates)
-        states, losses = learning.steps(partial(update, s), s.agents, count, key_learn, s.metrics.losses)
-        return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
+    def init(key: Key, hyper: Hyper) -> State:
+        check_shapes(hyper, (), population)
+        return State(**base.fields(key, hyper))
 
     def mean_action(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         keys = jax.random.split(key, population)
@@ -222,13 +150,13 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     return Method(
         init=init,
-        step=chain(act, learn),
-        policy=lambda s: ensemble.policies(s.agents),
+        step=chain(base.collect, base.learn),
+        policy=base.individuals,
         act=mean_action,
         hyper=Hyper(),
-        steps_bound=config.lanes,
+        steps_bound=base.steps,
         learning_starts=config.warmup,
-        exploration=lambda s: s.hyper.sac.exploration,
+        exploration=base.exploration,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,13 @@ from jax import Array
 from popjax import agents, distributions, tree
 from popjax.agents import sac
 from popjax.core import Act, Agent, Choice, Distribution, Key, Params, PyTree, Spec, Transition
-from popjax.population import learning
+from popjax.population import learning, policy
+from popjax.population.lanes import ActAll
+from popjax.replay.episodes import Episodic
+from popjax.replay.ring import Ring
+
+Numbers: TypeAlias = Callable[[Any], Any]
+"""``Hyper of a method -> that of its agents``."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,22 @@ class Multihead(sac.Config):
 
 
 class Learners(NamedTuple):
-    """``P`` agents together.
+    """``P`` agents together. ``hyper`` is that of the method.
 
     init:        (key, hyper) -> states
     learn:       (states, rows [P, B], hyper, key) -> (states, losses [P] each)
-    observe:     (states, obs [B, ...], valid [B]) -> states that have all seen these observations
+    observe:     (states, obs, valid) -> states that have seen their own observations [P, B, ...], or all of
+                 common ones [B, ...]
     policies:    states -> parameters [P] that ``act`` reads
     values:      (states, obs [..., *obs], actions [P, ...]) -> [P, K, ...] of each agent's K critics
-    act, outputs, actions, exploration: as of an ``Agent``, for one of the policies
+    exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of an agent
+    play:        (states, hyper, scale) -> how all lanes act
+    act, outputs, actions: as of an ``Agent``, for one of the policies
+    draw:        (replay, key, B) -> slots [B] of the batch from which all learn; None: each has one of its
+                 own
+    keep:        (Episodic rows, hyper, key) -> rows as the replay keeps them; None: numbered by episode only
+                 if a drive asks for it
+    as_one:      all agents play the same lanes [1, N]
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -42,28 +56,45 @@ class Learners(NamedTuple):
     observe: Callable[[PyTree, Array, Array], PyTree]
     policies: Callable[[PyTree], Params]
     values: Callable[[PyTree, Array, Array], Array]
+    exploration: Callable[[PyTree, Array], Array]
+    play: Callable[[PyTree, PyTree, Array], ActAll]
     act: Act
     outputs: Callable[[Params, Array], PyTree]
     actions: Distribution
-    exploration: Callable[[PyTree, Array], Array]
+    draw: Callable[[Ring, Key, int], Array] | None = None
+    keep: Callable[[Episodic, PyTree, Key], Transition] | None = None
+    as_one: bool = False
 
 
-def build(spec: Spec, config: agents.AnyConfig, population: int) -> Learners:
+def build(
+    spec: Spec, config: agents.AnyConfig, population: int, numbers: Numbers = lambda hyper: hyper
+) -> Learners:
     """Return ``population`` agents of the kind of ``config``; those of ``Multihead`` share their torsos.
+
+    ``numbers`` finds the agents' own in a method's Hyper.
 
     Raises:
         ValueError: agents of this kind cannot play the task.
     """
     if isinstance(config, Multihead):
-        return multihead(spec, config, population)
-    return apart(agents.build(spec, config), population)
+        return multihead(spec, config, population, numbers)
+    return apart(agents.build(spec, config), population, numbers)
 
 
-def apart(agent: Agent, population: int) -> Learners:
-    """Return agents with networks of their own. A leaf of ``hyper`` is [] or [P]."""
+def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper) -> Learners:
+    """Return agents with networks of their own. A leaf of their numbers is [] or [P]."""
+    learn = learning.everyone(agent.learn)
 
     def init(key: Key, hyper: PyTree) -> PyTree:
-        return jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key, population), hyper)
+        own = numbers(hyper)
+        return jax.vmap(agent.init, (0, tree.axes(own)))(jax.random.split(key, population), own)
+
+    def observe(states: PyTree, obs: Array, valid: Array) -> PyTree:
+        axis = None if valid.ndim == 1 else 0
+        return jax.vmap(agent.observe, (0, axis, axis))(states, obs, valid)
+
+    def play(states: PyTree, hyper: PyTree, scale: Array) -> ActAll:
+        return policy.everyone(agent.act, jax.vmap(agent.policy)(states), scale)
 
     def values(states: PyTree, obs: Array, actions: Array) -> Array:
         if agent.values is None:
@@ -72,18 +103,21 @@ def apart(agent: Agent, population: int) -> Learners:
 
     return Learners(
         init=init,
-        learn=learning.everyone(agent.learn),
-        observe=lambda states, obs, valid: jax.vmap(agent.observe, (0, None, None))(states, obs, valid),
+        learn=lambda states, rows, hyper, key: learn(states, rows, numbers(hyper), key),
+        observe=observe,
         policies=jax.vmap(agent.policy),
         values=values,
+        exploration=lambda hyper, env_steps: agent.exploration(numbers(hyper), env_steps),
+        play=play,
         act=agent.act,
         outputs=agent.outputs,
         actions=agent.actions,
-        exploration=agent.exploration,
     )
 
 
-def multihead(spec: Spec, config: sac.Config, population: int) -> Learners:
+def multihead(
+    spec: Spec, config: sac.Config, population: int, numbers: Numbers = lambda hyper: hyper
+) -> Learners:
     """Return SAC agents that are heads of one learner, whose state leads with an axis of 1.
 
     They have one number each of ``hyper``, and learn by the sum of their losses from the same transitions.
@@ -92,7 +126,7 @@ def multihead(spec: Spec, config: sac.Config, population: int) -> Learners:
 
     def learn(states: PyTree, rows: Transition, hyper: PyTree, key: Key) -> tuple[PyTree, sac.Losses]:
         common = replace(tree.take(rows, 0), reward=rows.reward)
-        state, losses = agent.learn(tree.take(states, 0), common, hyper, key)
+        state, losses = agent.learn(tree.take(states, 0), common, numbers(hyper), key)
         # The losses of critics and actors are sums over heads.
         mean = {name: getattr(losses, name) / population for name in ("critic_loss", "actor_loss")}
         losses = replace(losses, **jax.tree.map(lambda x: jnp.full(population, x), mean))
@@ -112,13 +146,14 @@ def multihead(spec: Spec, config: sac.Config, population: int) -> Learners:
         return jnp.moveaxis(agent.critic.apply(tree.take(states.critics, 0), obs, actions), 0, 1)
 
     return Learners(
-        init=lambda key, hyper: tree.repeat(agent.init(key, hyper), 1),
+        init=lambda key, hyper: tree.repeat(agent.init(key, numbers(hyper)), 1),
         learn=learn,
         observe=lambda states, obs, valid: states,
         policies=policies,
         values=values,
+        exploration=lambda hyper, env_steps: agent.exploration(numbers(hyper), env_steps),
+        play=lambda states, hyper, scale: policy.everyone(act, policies(states), scale),
         act=act,
         outputs=outputs,
         actions=agent.actions,
-        exploration=agent.exploration,
     )

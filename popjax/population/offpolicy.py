@@ -24,9 +24,11 @@ from jax import Array
 from popjax import agents, counting, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
-from popjax.core import Env, Key, Params, PyTree, as_arrays, example_transition, stacked
-from popjax.population import drives, lanes, learning, policy
+from popjax.core import Env, Key, Params, PyTree, Transition, as_arrays, example_transition, stacked
+from popjax.population import drives, lanes, learners, learning, policy
+from popjax.population.drives import Drive
 from popjax.population.lanes import Lanes
+from popjax.population.learners import Learners
 from popjax.population.parts import Parts
 from popjax.replay import episodes
 from popjax.replay.ring import Ring, ring
@@ -88,6 +90,59 @@ class State:
     lanes: Lanes = stacked()  # [P, N]
 
 
+@dataclass(frozen=True)
+class Common:
+    """Sizes of agents that fill one replay and learn from the same batches."""
+
+    population: int = 4  # agents
+    lanes: int = 1  # environments of each agent
+    steps: int = 1  # environment steps of each lane per iteration
+    updates_per_step: float = 1.0  # gradient steps of each agent per environment step of any agent
+    batch: int = 256  # transitions per gradient step, common to all agents
+    capacity: int = 1_000_000  # transitions that the replay holds, rounded down to whole vector steps
+    warmup: int = 10_000  # environment steps of all agents that are uniformly random and before any update
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "population", "lanes", "steps", "batch", "capacity")
+        check_least(self, 0, "warmup")
+        learning.whole_updates(self.updates_per_step, self.taken)
+        if self.capacity < max(self.batch, self.window):
+            raise ValueError(
+                f"capacity {self.capacity} is less than a batch of {self.batch} or the {self.window}"
+                " transitions that are read around a row; raise it"
+            )
+
+    @property
+    def players(self) -> int:
+        """Agents with lanes of their own."""
+        return self.population
+
+    @property
+    def taken(self) -> int:
+        """Environment steps of an iteration, of all agents."""
+        return self.players * self.lanes * self.steps
+
+    @property
+    def window(self) -> int:
+        """Transitions between the ends of what is looked up around a row."""
+        return self.players * self.lanes
+
+    def sizes(self, agent: agents.AnyConfig, drive: drives.AnyConfig | None = None) -> Config:
+        """Return the Config that ``build`` reads, of such agents."""
+        return Config(
+            agent=agent,
+            population=self.population,
+            lanes=self.lanes,
+            steps=self.steps,
+            updates=learning.whole_updates(self.updates_per_step, self.taken),
+            batch=self.batch,
+            capacity=self.capacity,
+            warmup=-(-self.warmup // self.players),  # of each agent
+            shared_replay=True,
+            drive=drive,
+        )
+
+
 S = TypeVar("S", bound=State)
 AGENTS: dict[str, dict[str, Any]] = {
     "agent": {name: module.Config() for name, module in agents.AGENTS.items()},
@@ -97,34 +152,43 @@ AGENTS: dict[str, dict[str, Any]] = {
 
 
 def build(
-    env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper: hyper, recent: int = 0
+    env: Env,
+    config: Config,
+    numbers: Callable[[Any], Any] = lambda hyper: hyper,
+    recent: int = 0,
+    adapt: Callable[[Learners], Learners] = lambda crew: crew,
+    drive: Drive | None = None,
 ) -> Parts:
     """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
 
-    ``numbers`` finds the agents' own in a method's Hyper; the drive's are its field ``drive``. ``recent`` is
-    how many episodes of each lane ``lanes.Account`` remembers. A row's discount is that of the agent which
-    learns from it now, whatever it was when the row was written.
+    numbers: finds the agents' own in a method's Hyper; the drive's are its field ``drive``.
+    recent:  how many episodes of each lane ``lanes.Account`` remembers.
+    adapt:   changes how the agents act or learn; a common ``draw`` is for a shared replay.
+    drive:   in place of that of ``config.drive``.
+
+    A row's discount is that of the agent which learns from it now, whatever it was when the row was written.
     """
-    population, shape = config.population, (config.population, config.lanes)
-    drive = drives.build(env.spec, config.drive, *shape)
+    population = config.population
+    drive = drive or drives.build(env.spec, config.drive, population, config.lanes)
     lanes_env = drive.env(rollout.autoreset(env))
     agent = agents.build(lanes_env.spec, config.agent)
-    stride = config.lanes * (population if config.shared_replay else 1)
-    replay = ring(config.capacity // stride * stride if drive.horizon else config.capacity)
-    warmup, taken = config.warmup * population, population * config.lanes * config.steps
-    learn_all = learning.everyone(agent.learn)
+    crew = adapt(learners.build(lanes_env.spec, config.agent, population, numbers))
+    keep = crew.keep or (lambda rows, hyper, key: rows if drive.horizon else rows.plain)
+    shape = (1 if crew.as_one else population, config.lanes)
+    stride = config.lanes * (shape[0] if config.shared_replay else 1)
+    replay = ring(config.capacity // stride * stride if drive.horizon or crew.draw else config.capacity)
+    warmup, taken = config.warmup * shape[0], shape[0] * config.lanes * config.steps
 
     def fields(key: Key, hyper: PyTree) -> dict[str, Any]:
         hyper = as_arrays(hyper)
-        own = numbers(hyper)
-        if config.shared_replay and own.discount.ndim:
+        if config.shared_replay and numbers(hyper).discount.ndim:
             raise ValueError(
                 "a shared replay stores the discount, which must then be one number for all agents"
             )
         key, key_agents, key_lanes, key_drive = jax.random.split(key, 4)
-        states = jax.vmap(agent.init, (0, tree.axes(own)))(jax.random.split(key_agents, population), own)
-        row = example_transition(lanes_env.spec)
-        store = replay.init(episodes.numbered(row, jnp.int32(0)) if drive.horizon else row)
+        states = crew.init(key_agents, hyper)
+        row = episodes.numbered(example_transition(lanes_env.spec), jnp.int32(0))
+        store = replay.init(jax.eval_shape(keep, row, hyper, key))
         store = store if config.shared_replay else tree.repeat(store, population)
         held = drive.init(key_drive)
         told = learning.no_losses(update, (states, held), store, hyper, key)
@@ -140,48 +204,57 @@ def build(
             "lanes": lanes.start(lanes_env, key_lanes, shape, recent=recent),
         }
 
+    def scale(s: S) -> Array:
+        return crew.exploration(s.hyper, s.env_steps / shape[0])
+
     def collect(s: S) -> S:
         """Play every agent in its lanes, uniformly at random during the warm-up."""
-        key, key_play = jax.random.split(s.key)
-        scale = agent.exploration(numbers(s.hyper), s.env_steps / population)
-        act = policy.everyone(agent.act, jax.vmap(agent.policy)(s.agents), scale)
-        act = policy.randomly(act, env.spec, s.env_steps < warmup)
-        keep = lanes.numbered(lanes.keep_transitions(numbers(s.hyper).discount))
-        played, (rows, done) = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, keep)
+        key, key_play, key_keep = jax.random.split(s.key, 3)
+        act = policy.randomly(crew.play(s.agents, s.hyper, scale(s)), env.spec, s.env_steps < warmup)
+        record = lanes.numbered(lanes.keep_transitions(numbers(s.hyper).discount))
+        played, (rows, done) = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, record)
         valid = jnp.ones(done.shape, jnp.bool_)  # [T, P, N]
-        held = drive.observe(s.drive, rows, done, valid, s.hyper)
-        rows = rows if drive.horizon else rows.plain
-        seen, by_agent = lanes.in_order(rows.obs), lanes.in_order(valid)  # [P, T * N]
+        held, kept = drive.observe(s.drive, rows, done, valid, s.hyper), keep(rows, s.hyper, key_keep)
         if config.shared_replay:
-            store = replay.add(s.replay, tree.flatten(rows, 3), valid.ravel())
+            kept, valid = tree.flatten((kept, valid), 3)
+            store = replay.add(s.replay, kept, valid)
         else:
-            store = jax.vmap(replay.add)(s.replay, lanes.in_order(rows), by_agent)
+            kept, valid = lanes.in_order((kept, valid))  # [P, T * N]
+            store = jax.vmap(replay.add)(s.replay, kept, valid)
+        fitness, finished = (jnp.broadcast_to(x, (population,)) for x in (played.fitness, played.episodes))
         return replace(
             s,
             key=key,
             env_steps=s.env_steps + taken,
             generation=s.generation + 1,
-            metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes),
+            metrics=replace(s.metrics, fitness=fitness, episodes=finished),
             replay=store,
             drive=held,
-            agents=jax.vmap(agent.observe)(s.agents, seen, by_agent),
+            agents=crew.observe(s.agents, kept.obs, valid),
             lanes=played,
         )
 
     def update(
-        learners: tuple[PyTree, PyTree], store: Ring, hyper: PyTree, key: Key
+        learned: tuple[PyTree, PyTree], store: Ring, hyper: PyTree, key: Key
     ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]:
-        """Take one gradient step of every agent on a batch of its own, then one of the drive."""
-        states, held = learners
-        key_sample, key_learn, key_drive = jax.random.split(key, 3)
-        sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
-        rows = sample(store, jax.random.split(key_sample, population), config.batch)  # [P, B]
+        """Take one gradient step of every agent, then one of the drive."""
+        states, held = learned
+        key_draw, key_learn, key_drive = jax.random.split(key, 3)
+        rows, own = draw(store, key_draw)
         paid, bonus = drive.pay(held, rows, hyper)
         gamma = tree.align(numbers(hyper).discount, paid.discount)
         paid = replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0))
-        states, losses = learn_all(states, paid, numbers(hyper), key_learn)
-        held, told = drive.learn(held, rows, None, partial(near, store), hyper, key_drive)
+        states, losses = crew.learn(states, paid, hyper, key_learn)
+        held, told = drive.learn(held, rows, own, partial(near, store), hyper, key_drive)
         return (states, held), (losses, bonus, told)
+
+    def draw(store: Ring, key: Key) -> tuple[Transition, Array | None]:
+        """Return everybody's own rows [P, B]; or common ones [B], and whose they are, bool [P, B]."""
+        if crew.draw is None:
+            sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
+            return sample(store, jax.random.split(key, population), config.batch), None
+        slots = crew.draw(store, key, config.batch)
+        return tree.take(store.rows, slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
 
     def near(store: Ring, key: Key) -> tuple[Array, Array, Array]:
         """Draw about a batch of pairs of states for the drive, evenly from all replays."""
@@ -210,10 +283,10 @@ def build(
         return drive.deploy(s.drive, policies)
 
     def individuals(s: S) -> Params:
-        return deploy(s, jax.vmap(agent.policy)(s.agents))
+        return deploy(s, crew.policies(s.agents))
 
     def exploration(s: S) -> Array:
-        return jnp.mean(agent.exploration(numbers(s.hyper), s.env_steps / population))
+        return jnp.mean(scale(s))
 
     return Parts(
         fields=fields,
@@ -221,9 +294,10 @@ def build(
         learn=learn,
         individuals=individuals,
         deploy=deploy,
-        act=drive.act(agent.act),
+        act=drive.act(crew.act),
         agent=agent,
         steps=taken,
         exploration=exploration,
         learning_starts=warmup,
+        crew=crew,
     )

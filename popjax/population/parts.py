@@ -10,6 +10,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Unroll
+from popjax.population.learners import Learners
 
 
 class Parts(NamedTuple):
@@ -27,6 +28,7 @@ class Parts(NamedTuple):
     exploration:     State -> the scale [] at which everyone explores now, the mean
     unroll:          as ``Method.unroll``
     learning_starts: as ``Method.learning_starts``
+    crew:            all of them together, if they are off-policy
     """
 
     fields: Callable[[Key, PyTree], dict[str, Any]]
@@ -40,6 +42,7 @@ class Parts(NamedTuple):
     exploration: Callable[[Any], Array | float] = lambda state: 1.0
     unroll: Unroll | None = None
     learning_starts: int = 0
+    crew: Learners | None = None
 
 
 def whole(

@@ -18,7 +18,7 @@ from tests.support import Case, same
 
 SMALL = diayn.Config(
     sac=sac.Config(hidden=(8,)),
-    diayn=drive.Config(skills=4, hidden=(8,)),
+    drive=drive.Config(skills=4, hidden=(8,)),
     batch=12,
     capacity=400,
     warmup=20,
@@ -55,7 +55,7 @@ def test_the_task_is_nothing_to_the_pretraining_and_all_that_counts_later():
     assert same(steps(state, 9).agents, steps(rich, 9).agents)
     assert not same(steps(state, 10).agents, steps(rich, 10).agents)
     # And the skill counts before, not later: another weight of it.
-    more = replace(state.hyper, diayn=replace(state.hyper.diayn, weight=jnp.float32(3)))
+    more = replace(state.hyper, drive=replace(state.hyper.drive, weight=jnp.float32(3)))
     assert not same(steps(state, 1).agents, steps(replace(state, hyper=more), 1).agents)
     late = steps(state, 10)
     assert same(steps(late, 3).agents, steps(replace(late, hyper=more), 3).agents)
@@ -63,11 +63,11 @@ def test_the_task_is_nothing_to_the_pretraining_and_all_that_counts_later():
 
 def test_it_goes_on_with_the_skill_that_returned_most():
     steps, state = compiled()[2], played(59)
-    known = replace(state.drive, returns=jnp.array([-jnp.inf, -50.0, 20.0, -jnp.inf]))
-    later = steps(replace(state, drive=known), 120)
+    known = replace(state.drive.drive, returns=jnp.array([[-jnp.inf, -50.0, 20.0, -jnp.inf]]))
+    later = steps(replace(state, drive=replace(state.drive, drive=known)), 120)
     assert (later.lanes.env.skill == 2).all()
     np.testing.assert_array_equal(later.lanes.obs[0, 0, 1:], [0, 0, 1, 0])
-    np.testing.assert_array_equal(later.drive.returns, known.returns)
+    np.testing.assert_array_equal(later.drive.drive.returns, known.returns)
     method = compiled()[0]
     policy, skill = method.policy(later)
     assert int(skill) == 2
@@ -106,7 +106,7 @@ CASES = {
             make("probe/delay"),
             diayn.Config(
                 sac=sac.Config(hidden=(4,)),
-                diayn=drive.Config(skills=2, hidden=(4,)),
+                drive=drive.Config(skills=2, hidden=(4,)),
                 batch=6,
                 capacity=60,
                 warmup=3,

@@ -38,9 +38,9 @@ def played(count, **numbers):
 @pytest.mark.parametrize("shape", [(4, 1), (3, 2)])
 def test_a_batch_has_equal_shares_of_every_agent(shape, key):
     owner = jnp.broadcast_to(jnp.arange(shape[0])[:, None], (10, *shape)).reshape(-1)  # [T, P, N]
-    slots = dice.equal_shares(full(owner), key, 12, shape)
+    slots = dice.equal_shares(full(owner), key, 12, shape=shape)
     np.testing.assert_array_equal(np.bincount(owner[slots], minlength=shape[0]), [12 // shape[0]] * shape[0])
-    drawn = dice.equal_shares(full(owner), key, 6000, shape)
+    drawn = dice.equal_shares(full(owner), key, 6000, shape=shape)
     assert len(np.unique(drawn)) == len(owner)
 
 
@@ -98,7 +98,6 @@ def test_the_warm_up_ends_in_time():
     [
         ({"population": 1}, "population must be at least 2, got 1"),
         ({"batch": 10}, "make batch 10 a multiple of population 4"),
-        ({"eval_agent": 4}, "eval_agent 4 is none of 4 agents"),
         ({"capacity": 100}, "capacity 100 is less than a batch"),
     ],
 )

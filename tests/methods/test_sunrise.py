@@ -85,7 +85,7 @@ def test_the_ensemble_deploys_its_mean_action():
     [
         ({"population": 0}, "population must be at least 1"),
         ({"updates_per_step": 0.3}, "updates_per_step 0.3 times 1 environment steps"),
-        ({"capacity": 100}, "batch 256 exceeds the replay's capacity 100"),
+        ({"capacity": 100}, "capacity 100 is less than a batch of 256"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

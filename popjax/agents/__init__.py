@@ -61,6 +61,18 @@ def default_rollout(config: AnyOnPolicyConfig) -> int:
     return steps
 
 
+def kind(config: Any) -> str:
+    """Return the name on the command line of the kind of agent that ``config`` belongs to, or its module."""
+    known = AGENTS | ON_POLICY_AGENTS
+    module = _module(config, known)
+    return next((name for name, one in known.items() if one is module), module.__name__)
+
+
+def on_policy(config: Any) -> bool:
+    """Return whether the agent that ``config`` belongs to learns from what it has just played."""
+    return hasattr(_module(config, AGENTS | ON_POLICY_AGENTS), "ROLLOUT")
+
+
 def _built(spec: Spec, config: Any, known: dict[str, ModuleType], kind: type[Made]) -> Made:
     agent = _module(config, known).build(spec, config)
     if not isinstance(agent, kind):

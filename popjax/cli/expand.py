@@ -29,7 +29,13 @@ def expanded(argv: Sequence[str]) -> list[str]:
     """
     renamed = [_renamed(argument) for argument in argv]
     file, own = peel(renamed, "--options")
-    return drawn([*_from_file(Path(file).expanduser(), own), *own] if file else own)
+    return drawn(_gathered([*_from_file(Path(file).expanduser(), own), *own] if file else own))
+
+
+def _gathered(argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` with every ``--evolve NUMBER`` as one of the values of ``--config.evolve``."""
+    numbers, rest = peel_all(argv, "--evolve")
+    return [*rest, "--config.evolve", *numbers] if numbers else rest
 
 
 def _renamed(argument: str) -> str:

@@ -55,8 +55,12 @@ class Common:
     """Only this part of the sweep, such as 0:8; members are numbered with the seeds running fastest."""
     slice: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Most members in one program [count]; the others follow. By default as many as fit into memory."""
-    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR")] = None
-    """Begin with what the same members have come to in the run in DIR."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR[@GENERATION]")] = None
+    """Begin with what the same members have come to in the run in DIR, or had at its checkpoint of a
+    generation."""
+    intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
+    """With --from a run of pbt: at the next ready point let this individual take over that one, or stay
+    itself."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
     """Devices to spread the members over or, where there is only one, its population. A CPU is divided into
     as many, at most one a core."""

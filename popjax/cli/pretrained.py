@@ -164,11 +164,20 @@ def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pre
         individuals=_individuals(run.method, state),
         unroll=run.method.unroll,
         origin={"run": str(path.resolve()), "seed": seed, "env_steps": env_steps, "config": run.saved},
+        schedule=_schedule(run.method, state),
     )
 
 
 def _individuals(method: Method, state: Any) -> Any:
     return None if method.individuals is None else method.individuals(state)
+
+
+def _schedule(method: Method, state: Any) -> Any:
+    if method.schedule is None:
+        return None
+    import jax
+
+    return method.schedule.tell(jax.device_get(method.schedule.read(state)))
 
 
 def _shapes(entry: dict[str, Any]) -> Pretrained:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     """Trains one program in this process; returns its ``Result``."""
     from popjax import cli
     from popjax.cli import parse, pretrained, results
-    from popjax.host import detach, paths, rundir
+    from popjax.host import rundir
     from popjax.host.train import train
 
     recipe, arguments = program.recipe, program.arguments
@@ -53,7 +53,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
         cli.say(remark)
     with ExitStack() as stack:
         if common.from_ is not None and not begun:
-            stack.enter_context(detach.detached(paths.path(common.from_), root, members))
+            stack.enter_context(_begun_elsewhere(program, root, members))
             resume = True
         return train(
             method,
@@ -69,6 +69,45 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
             name=program.name,
             command=shlex.join(["python", *sys.argv]),
         )
+
+
+def _begun_elsewhere(
+    program: Program, root: Path, members: tuple[int, int] | None
+) -> AbstractContextManager[None]:
+    """Return the context in which ``root`` is a copy of the run that ``--from`` names."""
+    from popjax.cli import parse
+    from popjax.host import detach, paths
+
+    common, edits = program.arguments.common, {}
+    if common.intervene is not None:
+        if any(program.runs.values()):
+            raise parse.Fault("--intervene changes a selection, and --replay repeats all: leave out one")
+        population = getattr(program.arguments.config, "population", 1)
+        edits["intervene"] = _intervention(common.intervene, population)
+    directory, generation = _checkpoint(common.from_)
+    return detach.detached(paths.path(directory), root, members, generation, edits)
+
+
+def _checkpoint(text: str) -> tuple[str, int | None]:
+    """Return the directory and the generation of ``DIR@GENERATION``, or ``DIR`` and None."""
+    directory, at, generation = text.rpartition("@")
+    return (directory, int(generation)) if at and generation.isdecimal() else (text, None)
+
+
+def _intervention(text: str, population: int) -> tuple[int, int]:
+    """Return ``"3=0"`` as two individuals of a population.
+
+    Raises:
+        Fault: it does not look like that, or there are no such individuals.
+    """
+    from popjax.cli import parse
+
+    slot, equals, parent = text.partition("=")
+    if not (equals and slot.isdecimal() and parent.isdecimal()):
+        raise parse.Fault(f"--intervene wants SLOT=PARENT such as 3=0, got {text!r}")
+    if max(int(slot), int(parent)) >= population:
+        raise parse.Fault(f"--intervene {text}: individuals are numbered from 0 to {population - 1}")
+    return int(slot), int(parent)
 
 
 def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
@@ -102,8 +141,12 @@ def _check_numbers(program: Program, method: Method) -> None:
     from popjax.host.options import validate
 
     common = program.arguments.common
-    validate(common.options, method.steps_bound)
-    sweep.check(program.arguments.hyper, parse.swept_numbers(common.sweep))
+    if common.intervene is not None and common.from_ is None:
+        raise parse.Fault("--intervene continues a run: name it with --from RUN_DIR or RUN_DIR@GENERATION")
+    validate(common.options, method)
+    swept = parse.swept_numbers(common.sweep)
+    sweep.check(program.arguments.hyper, swept)
+    sweep.check_driven(method.driven, program.arguments.hyper, method.hyper, swept)
     grid.chosen(common)
 
 

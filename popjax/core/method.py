@@ -26,6 +26,17 @@ class Built(NamedTuple):
     further: Mapping[str, Any]
 
 
+class Schedule(NamedTuple):
+    """What a method whose numbers change tells of them, in ``schedule.json``.
+
+    read: State -> arrays
+    tell: these arrays, as NumPy's -> what JSON can hold
+    """
+
+    read: Callable[[Any], Any]
+    tell: Callable[[Any], Mapping[str, Any]]
+
+
 class Method(NamedTuple):
     """A training method: everything the host needs, and all that it may know.
 
@@ -44,6 +55,9 @@ class Method(NamedTuple):
     unroll:      see ``Unroll``: the logits by which the policy acts, from which others can learn; None of a
                  policy that has none
     learning_starts: environment steps before the first update; a shorter run is told that it learns nothing
+    accepts:     environment steps of a run -> None; a ValueError where so many make no sense
+    driven:      numbers of ``hyper`` that the method sets itself, so that nobody else can
+    schedule:    who stemmed from whom with which numbers; None of a method whose numbers stay
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -58,6 +72,9 @@ class Method(NamedTuple):
     exploration: Callable[[Any], Array | float] = lambda state: 1.0
     unroll: Unroll | None = None
     learning_starts: int = 0
+    accepts: Callable[[int], None] = lambda env_steps: None
+    driven: tuple[str, ...] = ()
+    schedule: Schedule | None = None
 
 
 class Pretrained(NamedTuple):
@@ -73,6 +90,7 @@ class Pretrained(NamedTuple):
     individuals: parameters [P] of all policies of the population; None where nobody acts alone.
     unroll:      as ``Method.unroll``.
     origin:      the run that it comes from, as ``config.json`` keeps it; None of a policy without one.
+    schedule:    what ``Method.schedule`` tells of its State; None without one.
     """
 
     name: str
@@ -85,6 +103,7 @@ class Pretrained(NamedTuple):
     individuals: Params | None = None
     unroll: Unroll | None = None
     origin: Mapping[str, Any] | None = None
+    schedule: Mapping[str, Any] | None = None
 
 
 class Ingredient(NamedTuple):

@@ -148,6 +148,19 @@ def copies(source: Array) -> Decision:
     return Decision(source, source, source != jnp.arange(source.shape[0]), jnp.zeros(source.shape, jnp.bool_))
 
 
+def intervened(decision: Decision, slot: Array, parent: Array) -> Decision:
+    """Return ``decision`` but for ``slot`` int32 [], which takes over from ``parent`` or, if that is itself,
+    goes on; unchanged where it is negative."""
+    own = jnp.arange(decision.source.shape[0])
+    here = own == slot
+    return Decision(
+        source=jnp.where(here, parent, decision.source),
+        numbers=jnp.where(here, parent, decision.numbers),
+        explore=jnp.where(here, parent != own, decision.explore),
+        fresh=decision.fresh & ~here,
+    )
+
+
 def ranks(fitness: Array) -> Array:
     """Return int32 [P]: how many are better, or equal and before it; one that is not a number is the
     worst."""

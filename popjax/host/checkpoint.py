@@ -199,7 +199,7 @@ def member_of_newest(
 
 
 def slice_of_newest(
-    directory: Path, places: Sequence[int], tell: Callable[[str], None]
+    directory: Path, places: Sequence[int], tell: Callable[[str], None], until: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The rows ``places`` of the leading axis of every leaf of the newest whole checkpoint, by name, and the
     extra; keys are their data. For who does not know the method."""
@@ -208,7 +208,7 @@ def slice_of_newest(
         arrays, extra = rows(path)
         return {name: array[list(places)] for name, array in arrays.items()}, extra
 
-    found = _newest(directory, tell, read)
+    found = _newest(directory, tell, read, until)
     return found[1:] if found else None
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
 
 from popjax.host import best, checkpoint, index, processes, rundir
 from popjax.host.errors import Refused
@@ -20,17 +23,27 @@ _PARTIAL = "partial"
 
 
 @contextmanager
-def detached(source: Path, destination: Path, bounds: tuple[int, int] | None) -> Iterator[None]:
+def detached(
+    source: Path,
+    destination: Path,
+    bounds: tuple[int, int] | None,
+    generation: int | None = None,
+    edits: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> Iterator[None]:
     """Copy the members ``bounds``, all of them without, of the run in ``source`` into a new run.
+
+    They are taken from the checkpoint of ``generation``, the newest without; ``edits`` are leaves of the
+    State by name, one value for all members.
 
     What was frozen is no longer: continued with the same numbers it fails again. Where the context ends
     because the new run is refused, before it has trained, the copy is removed: it would block other commands.
 
     Raises:
-        Refused: ``source`` has no such members or no whole checkpoint, or ``destination`` holds a run.
+        Refused: ``source`` has no such members, no such whole checkpoint or no such leaf, or ``destination``
+            holds a run.
     """
     files = rundir.RunDirectory(destination)
-    processes.together(lambda: _detach(source, destination, bounds))
+    processes.together(lambda: _detach(source, destination, bounds, generation, edits))
     copied = checkpoint.generations(files.checkpoints)
     try:
         yield
@@ -40,7 +53,13 @@ def detached(source: Path, destination: Path, bounds: tuple[int, int] | None) ->
         raise
 
 
-def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> None:
+def _detach(
+    source: Path,
+    destination: Path,
+    bounds: tuple[int, int] | None,
+    generation: int | None,
+    edits: Mapping[str, Sequence[int]],
+) -> None:
     source = index.run_of(source, bounds[0] if bounds else None)
     config = rundir.read_config(source)
     config.pop("id", None)  # the new run gets its own
@@ -53,10 +72,21 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     if first not in numbers or last - 1 not in numbers or first >= last:
         raise Refused(f"--members {first}:{last} is no part of the members {numbers[0]}:{numbers[-1] + 1}")
     places = [numbers.index(number) for number in range(first, last)]
-    found = checkpoint.slice_of_newest(old.checkpoints, places, complain)
+    there = checkpoint.generations(old.checkpoints)
+    if generation is not None and generation not in there:
+        has = ", ".join(map(str, sorted(there))) or "none"
+        raise Refused(
+            f"{source} has no checkpoint of generation {generation}; it has {has} (--keep-checkpoints N keeps"
+            " more, --checkpoint-every N makes more)"
+        )
+    found = checkpoint.slice_of_newest(old.checkpoints, places, complain, generation)
     if found is None:
         raise Refused(f"{source} has no whole checkpoint")
     arrays, extra = found
+    for name, value in edits.items():
+        if name not in arrays:
+            raise Refused(f"the State of {source} has no {name}: its method decides nothing of that kind")
+        arrays[name] = np.broadcast_to(np.asarray(value, arrays[name].dtype), arrays[name].shape).copy()
     # Apart until all is there: a process that is killed meanwhile leaves nothing that looks like a run.
     new = rundir.RunDirectory(destination / _PARTIAL)
     shutil.rmtree(new.root, ignore_errors=True)
@@ -67,7 +97,8 @@ def _detach(source: Path, destination: Path, bounds: tuple[int, int] | None) -> 
     for file in ("metrics", "evaluations"):
         _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)
     checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, kept)
-    best.copy(old.best, new.best, [numbers[place] for place in places])
+    if generation in (None, max(there)):
+        best.copy(old.best, new.best, [numbers[place] for place in places])
     rundir.write_json(
         new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from popjax import counting
+from popjax.core import Method
 from popjax.host.errors import Refused
 from popjax.host.numbers import whole
 
@@ -63,12 +64,13 @@ def whole_numbers(options: Options) -> Options:
     return replace(options, **found)
 
 
-def validate(options: Options, steps_bound: int) -> None:
-    """Refuses numbers that make no run. ``steps_bound`` is the ``Method``'s.
+def validate(options: Options, method: Method) -> None:
+    """Refuse numbers that make no run of ``method``.
 
     Raises:
-        Refused: a number is out of range, or the budget is below one generation.
+        Refused: a number is out of range, or the budget is below one generation or not for this method.
     """
+    steps_bound = method.steps_bound
     for field in fields(options):
         value, least = getattr(options, field.name), 0 if field.name == "seed" else 1
         if field.type in (int, "int") and value < least:
@@ -82,6 +84,10 @@ def validate(options: Options, steps_bound: int) -> None:
             f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"
             " environment steps"
         )
+    try:
+        method.accepts(options.env_steps)
+    except ValueError as refusal:
+        raise Refused(f"--env-steps {options.env_steps}: {refusal}") from None
     _check_seeds(options)
 
 

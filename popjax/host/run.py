@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from popjax.core import Env, Method
-from popjax.host import checkpoint, leaves, log, memory, processes, report, rundir
+from popjax.host import checkpoint, leaves, log, memory, processes, report, rundir, sweep
 from popjax.host.errors import Refused
 from popjax.host.history import Evaluation, History, empty, named
 from popjax.host.numbers import plain
@@ -218,8 +218,8 @@ def finish(
         ],
     }
     if run.files is not None:
-        files = run.files
-        processes.together(lambda: _write_results(run, files, position, summary))
+        files, schedules = run.files, _schedules(run, state)
+        processes.together(lambda: _write_results(run, files, position, summary, schedules))
     return Result(state, returns, position.evaluations, history, summary, run.members)
 
 
@@ -241,7 +241,26 @@ def _member(
     }
 
 
-def _write_results(run: Run, files: rundir.RunDirectory, position: Position, summary: dict[str, Any]) -> None:
+def _schedules(run: Run, state: Any) -> list[dict[str, Any]]:
+    """The schedule of every member; of a method without schedules, nothing."""
+    told = run.method.schedule
+    if told is None:
+        return []
+    arrays = processes.fetch(jax.jit(sweep.lift(told.read, len(run.members)))(state))
+    return [
+        {"member": member.number, "seed": member.seed, **member.numbers}
+        | dict(told.tell(jax.tree.map(lambda x: x[place], arrays)))
+        for place, member in enumerate(run.members)
+    ]
+
+
+def _write_results(
+    run: Run,
+    files: rundir.RunDirectory,
+    position: Position,
+    summary: dict[str, Any],
+    schedules: list[dict[str, Any]],
+) -> None:
     settings = {
         member.setting: [m for m in run.members if m.setting == member.setting] for member in run.members
     }
@@ -251,6 +270,8 @@ def _write_results(run: Run, files: rundir.RunDirectory, position: Position, sum
         title = f"{run.title}, {setting}" if setting else run.title
         files.curve(setting).parent.mkdir(exist_ok=True)
         report.learning_curve(evaluations, files.curve(setting), title=title)
+    if schedules:
+        rundir.write_json(files.schedule, {"members": schedules})
     rundir.write_json(files.summary, summary)
 
 

@@ -8,6 +8,7 @@ best.npz        the policy of each member that had the highest return in an eval
 tensorboard/    scalars, one run per member
 curve.png       learning curve, at the end; curves/NUMBERS.png where numbers were swept
 summary.json    results, at the end, with a row per member, its last metrics among them
+schedule.json   of a method whose numbers change, who stemmed from whom and with which, at the end
 
 A sweep that takes several programs has one such directory for each, in one that ``index`` describes.
 """
@@ -86,6 +87,10 @@ class RunDirectory:
         return self.root / "summary.json"
 
     @property
+    def schedule(self) -> Path:
+        return self.root / "schedule.json"
+
+    @property
     def index(self) -> Path:
         return self.root / "index.json"
 
@@ -100,6 +105,7 @@ class RunDirectory:
             self.best,
             self.tensorboard,
             self.summary,
+            self.schedule,
             self.config,
         )
 

@@ -136,6 +136,24 @@ def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
             _check_ranges(_with_number(hyper, name.removeprefix(_PREFIX), value))
 
 
+def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse one number for all where the method sets the number itself, see ``Method.driven``.
+
+    Raises:
+        Refused: such a number is swept, or is another in ``hyper`` than in ``default``.
+    """
+    named = {name for joined in swept for name in joined.split(",")}
+    for name in driven:
+        value, usual = getattr(hyper, name), getattr(default, name)
+        if f"{_PREFIX}{name}" in named:
+            raise Refused(f"--sweep {_PREFIX}{name}: the method sets that number itself; sweep another one")
+        if np.ndim(value) == 0 and np.float32(value) != np.float32(usual):
+            raise Refused(
+                f"--{_PREFIX}{name} {value:g} would not be used: the method sets that number itself; leave it"
+                " out"
+            )
+
+
 def hypers(hyper: Any, members: Sequence[Member]) -> Any:
     """The ``Hyper`` of every member as one, every leaf [S, ...] float32."""
     each = [as_arrays(hyper_of(hyper, member)) for member in members]

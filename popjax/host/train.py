@@ -106,7 +106,7 @@ def train(
         max_minutes=max_minutes,
     )
     options = whole_numbers(given)
-    validate(options, method.steps_bound)
+    validate(options, method)
     compilation.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
@@ -115,6 +115,7 @@ def train(
     members = None if members is None else (whole(members[0]), whole(members[1]))
     root = None if run_dir is None else path(run_dir)
     sweep.check(numbers, swept)
+    sweep.check_driven(method.driven, numbers, method.hyper, swept)
     chosen = sweep.part(sweep.grid(options.seed, options.seeds, swept), members)
     config = describe.configuration(method, env, numbers, options, swept, members, name, command)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)

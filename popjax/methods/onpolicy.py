@@ -8,12 +8,14 @@ An iteration: collect -> learn, both of ``population.onpolicy``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from popjax import agents
 from popjax.core import Env, Key, Method, PyTree, chain
-from popjax.population import drives, onpolicy, parts
+from popjax.population import drives, onpolicy, parts, schedules
 from popjax.population.onpolicy import Config, Metrics, State
+from popjax.population.schedules import FOLLOWED, Scheduled
 from popjax.recipe import Recipe, recorded
 
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "default_hyper"]
@@ -29,14 +31,20 @@ def default_hyper(config: Config) -> PyTree:
 
 
 @recorded
-def build(env: Env, config: Config = Config()) -> Method:
-    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``."""
+def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = ()) -> Method:
+    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``, whose numbers follow the
+    ``schedule`` of a search where there is one.
+
+    Raises:
+        ValueError: that is of another kind of agent.
+    """
     base = onpolicy.build(env, config)
 
     def init(key: Key, hyper: PyTree) -> State:
         return State(**base.fields(key, hyper))
 
-    return parts.whole(base, default_hyper(config), init, chain(base.collect, base.learn))
+    method = parts.whole(base, default_hyper(config), init, chain(base.collect, base.learn))
+    return schedules.follow(method, schedule, agents.kind(config.agent), base.steps // config.population)
 
 
-METHOD = Recipe(build, Config, default_hyper, agents=onpolicy.AGENTS)
+METHOD = Recipe(build, Config, default_hyper, agents=onpolicy.AGENTS, runs={"schedule": FOLLOWED})

@@ -8,7 +8,8 @@ the State, so that the winner's schedule can be read off and the whole run repea
 An iteration: collect -> learn -> evolve.
 
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
-An agent keeps its lanes, and its replay unless ``copy_replay``; the returns by which it is judged go with it.
+A slot keeps its lanes, and its replay unless ``copy_replay``; the returns by which an agent is judged go with
+it. An agent that has diverged is the worst; whoever replaces it takes over lanes and replay, too.
 
 Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
 is explored by its distance to that end. A newcomer of halving learns from its slot's replay.
@@ -16,6 +17,7 @@ is explored by its distance to that end. A newcomer of halving learns from its s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -26,7 +28,8 @@ from jax import Array
 
 from popjax import tree
 from popjax.agents import AGENTS, ON_POLICY_AGENTS
-from popjax.core import Env, Key, Method, PyTree, as_arrays, chain, stacked
+from popjax.agents import kind as kind_of
+from popjax.core import Env, Key, Method, PyTree, Schedule, as_arrays, chain, stacked
 from popjax.evolution import priors, search
 from popjax.evolution.search import Decision, Standing
 from popjax.methods.pbt_config import (
@@ -38,23 +41,24 @@ from popjax.methods.pbt_config import (
     default_hyper,
     evolved,
 )
-from popjax.population import drives, exchange, lineage, offpolicy, onpolicy, parts, scoring
+from popjax.population import drives, exchange, lineage, offpolicy, onpolicy, parts, schedules, scoring
 from popjax.population.lineage import Lineage
+from popjax.population.schedules import Scheduled, Selections
 from popjax.recipe import Recipe, recorded
 
 START, TURN = 0x50425401, 0x50425402
 """Folded into keys for draws of the search, so that agents draw as they do without one."""
-CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born")
-"""What a ready point changes; a replay is not among it."""
+CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "intervene")
+"""What a ready point changes, beside replays of each agent's own."""
 
 
 @struct.dataclass
 class Searching:
-    """What a State carries beside its agents: ``born`` int32 [P] is the ready point at which the line of each
-    slot began."""
+    """What a State carries beside its agents."""
 
     lineage: Lineage
-    born: Array = stacked()
+    intervene: Array  # int32 [2] slot and parent that the next ready point is to join; -1: as it decides
+    born: Array = stacked()  # int32 [P] ready point at which the line of each slot began
 
 
 @struct.dataclass
@@ -76,7 +80,7 @@ LAYERS: dict[type, tuple[Any, Any]] = {
 
 
 @recorded
-def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
+def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Scheduled] = ()) -> Method:
     """Return a search over the numbers of ``config.population`` agents of the kind ``config.agent`` in
     ``env``.
 
@@ -88,15 +92,23 @@ def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
     agent, population, own = base.agent, config.population, jnp.arange(config.population)
     evolving, decide = evolved(config), search.build(config.search, population)
     every = -(-config.interval * population // base.steps)  # iterations between ready points
+    names, own_steps = [prior.name for prior in evolving], base.steps // population
+    own_replays = isinstance(config, OffPolicyConfig) and not config.shared_replay
+    copying = isinstance(config, OffPolicyConfig) and config.copy_replay
+    changed = (*CARRIED, *(["replay"] if own_replays else []))
+    again = schedules.selections(replay, kind_of(config.agent), names, population, every * own_steps)
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = priors.begin(evolving, jax.random.fold_in(key, START), as_arrays(hyper), population)
+        hyper = hyper if again is None else valued(hyper, again.numbers[0])
         fields = base.fields(key, hyper)
         chosen, none = copies(own), jnp.int32(0)
-        told = Metrics(**vars(fields.pop("metrics")), numbers=named(hyper), ready=none, **chosen)
+        told = {"numbers": named(hyper), "ready": none, "diverged": none, **chosen}
+        metrics = Metrics(**vars(fields.pop("metrics")), **told)
         table = lineage.begin(values(hyper), config.rounds + 1)
         born = jnp.zeros(population, jnp.int32)
-        state: State = kind(**fields, metrics=told, lineage=table, born=born)
+        nothing = jnp.full(2, -1, jnp.int32)
+        state: State = kind(**fields, metrics=metrics, lineage=table, intervene=nothing, born=born)
         return state
 
     def named(hyper: PyTree) -> dict[str, Array]:
@@ -105,13 +117,16 @@ def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
     def values(hyper: PyTree) -> Array:
         return jnp.stack(list(named(hyper).values()), 1)  # [P, F]
 
+    def valued(hyper: PyTree, rows: Array) -> PyTree:
+        return replace(hyper, **dict(zip(names, rows.T, strict=True)))
+
     def copies(source: Array) -> dict[str, Array]:
         return {"parents": exchange.parents(source), "transfers": exchange.transfers(source)}
 
     def collect(s: State) -> State:
         """Play everyone in its lanes, and judge it by its last episodes there."""
         after = base.collect(s)
-        fitness = s.metrics.fitness if config.scoring else judged(after).fitness
+        fitness = s.metrics.fitness if config.scoring else finite(judged(after).fitness)
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
 
     def judged(s: State) -> Standing:
@@ -123,6 +138,16 @@ def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
         fitness = jnp.where(count > 0, mean, s.lanes.fitness)
         return Standing(fitness, returns, valid, s.lineage.count, s.lineage.count - s.born)
 
+    def finite(fitness: Array) -> Array:
+        """Return the fitness as it is shown: of one that has diverged, that of the worst other."""
+        shown = jnp.isfinite(fitness)
+        return jnp.where(shown, fitness, jnp.min(fitness, where=shown, initial=jnp.inf))
+
+    def broken(numbers: PyTree) -> Array:
+        """Return bool [P] whether any of everyone's numbers is not finite."""
+        leaves = [x.reshape(population, -1) for x in jax.tree.leaves(numbers) if x.dtype == jnp.float32]
+        return jnp.stack([~jnp.isfinite(x).all(1) for x in leaves]).any(0)
+
     def scored(s: State, key: Key) -> Standing:
         """Return how everyone stands by greedy episodes, which do not count as training."""
         policies = base.individuals(s)
@@ -132,27 +157,30 @@ def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
 
     def evolve(s: State) -> State:
         """Let everyone that is to take over an agent do so and explore, at a ready point."""
+        losses = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), s.metrics.losses)
+        diverged = broken(s.metrics.losses).sum(dtype=jnp.int32)
+        s = replace(s, metrics=replace(s.metrics, losses=losses, diverged=diverged))
         now = (s.generation % every == 0) & (s.env_steps >= base.learning_starts)
         due = jnp.where(tree.any_lane(now), 1, 0)
 
         def turn(_: Array, carried: dict[str, Any]) -> dict[str, Any]:
             after = turned(replace(s, **carried))
-            return {name: getattr(after, name) for name in CARRIED}
+            return {name: getattr(after, name) for name in changed}
 
-        after = jax.lax.fori_loop(0, due, turn, {name: getattr(s, name) for name in CARRIED})
-        s = replace(s, **after)
-        if not (isinstance(config, OffPolicyConfig) and config.copy_replay):
-            return s
-        source = jnp.where(s.metrics.parents[:, 0] < 0, own, s.metrics.parents[:, 0])
-        return replace(s, replay=exchange.copy_replays(s.replay, source, due))
+        return replace(s, **jax.lax.fori_loop(0, due, turn, {name: getattr(s, name) for name in changed}))
 
     def turned(s: State) -> State:
-        """Return the State behind a ready point, its replay as it was."""
+        """Return the State behind a ready point."""
         key = jax.random.fold_in(s.key, TURN)
         key_score, key_decide, key_explore, key_prior, key_fresh = jax.random.split(key, 5)
-        standing = scored(s, key_score) if config.scoring else judged(s)
-        decision = decide(key_decide, standing, s.hyper.search.significance)
-        hyper = numbers_after(s.hyper, decision, key_explore, key_prior)
+        standing, lost = scored(s, key_score) if config.scoring else judged(s), broken(s.agents)
+        standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
+        if again is None:
+            decision = decide(key_decide, standing, s.hyper.search.significance)
+            decision = search.intervened(decision, *s.intervene)
+            hyper = numbers_after(s.hyper, decision, key_explore, key_prior)
+        else:
+            decision, hyper = repeated(again, s)
         agents, recent = tree.take((s.agents, s.lanes.account.recent), decision.source)
         born, fitness = tree.take((s.born, standing.fitness), decision.source)
         if newcomers:
@@ -161,16 +189,28 @@ def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
             recent = replace(recent, count=jnp.where(decision.fresh[:, None], 0, recent.count))
             born = jnp.where(decision.fresh, s.lineage.count, born)
         source = jnp.where(decision.fresh, -1, decision.source)
+        lender = jnp.where(lost & decision.fresh, jnp.argmax(standing.fitness), decision.source)
+        lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         table = lineage.record(s.lineage, s.generation, source, standing.fitness, values(hyper))
-        told = {"fitness": fitness, "numbers": named(hyper), "ready": table.count - 1, **copies(source)}
-        account = replace(s.lanes.account, recent=recent)
+        told = {
+            "fitness": finite(fitness),
+            "numbers": named(hyper),
+            "ready": table.count - 1,
+            **copies(source),
+        }
+        lanes = replace(lanes, account=replace(lanes.account, recent=recent))
+        if own_replays:
+            handed = jnp.where(lost | copying, lender, own)
+            moved = jnp.where(tree.any_lane((handed != own).any()), 1, 0)
+            s = replace(s, replay=exchange.copy_replays(s.replay, handed, moved))
         return replace(
             s,
             hyper=hyper,
             metrics=replace(s.metrics, **told),
             agents=agents,
-            lanes=replace(s.lanes, account=account),
+            lanes=lanes,
             lineage=table,
+            intervene=jnp.full(2, -1, jnp.int32),
             born=born,
         )
 
@@ -188,8 +228,39 @@ def build(env: Env, config: Config = OffPolicyConfig()) -> Method:
             hyper = replace(hyper, **mixed)
         return hyper
 
+    def repeated(again: Selections, s: State) -> tuple[Decision, PyTree]:
+        """Return what was decided at this ready point before, and its numbers; behind the last, nothing
+        new."""
+        row, known = s.lineage.count, s.lineage.count < len(again.source)
+        source = jnp.where(known, again.source[row], own)
+        decision = search.copies(jnp.where(source < 0, own, source))._replace(fresh=source < 0)
+        return decision, tree.where(known, valued(s.hyper, again.numbers[row]), s.hyper)
+
+    def accepts(env_steps: int) -> None:
+        span = every * base.steps
+        if env_steps < span:
+            raise ValueError(
+                f"an interval of {every * own_steps} environment steps of each of {population} agents takes"
+                f" {span}; shorten interval or raise --env-steps to that"
+            )
+        if env_steps // span >= config.rounds:
+            raise ValueError(
+                f"that is {env_steps // span} intervals of {span} environment steps, and the State has room"
+                f" for fewer than {config.rounds}; raise rounds or interval"
+            )
+
+    def tell(read: tuple[Lineage, Any]) -> dict[str, Any]:
+        """Return the winner's schedule and all selections, see ``lineage.schedule``."""
+        told = lineage.schedule(read[0], int(read[1].argmax()), names, own_steps)
+        facts = {"agent": kind_of(config.agent), "population": population, "interval": every * own_steps}
+        return facts | told
+
+    def read(s: State) -> tuple[Lineage, Array]:
+        return s.lineage, s.metrics.fitness
+
     newcomers = isinstance(config.search, search.Halving) and config.search.freed == "fresh"
-    return parts.whole(base, default_hyper(config), init, chain(collect, base.learn, evolve))
+    method = parts.whole(base, default_hyper(config), init, chain(collect, base.learn, evolve))
+    return method._replace(accepts=accepts, driven=tuple(names), schedule=Schedule(read, tell))
 
 
 METHOD = Recipe(
@@ -200,5 +271,10 @@ METHOD = Recipe(
         "agent": {name: module.Config() for name, module in (AGENTS | ON_POLICY_AGENTS).items()},
         "drive": drives.KINDS,
         "search": search.KINDS,
+    },
+    runs={
+        "replay": schedules.ingredient(
+            "replay", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose selections are repeated."
+        )
     },
 )

@@ -34,7 +34,7 @@ class Search:
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
-    # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2; (): the agent's own
+    # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, --evolve for each; (): the agent's own
     evolve: tuple[str, ...] = ()
     interval: int = 10_000  # environment steps of an agent between two ready points, up to whole iterations
     explore: bool = True  # whether copies explore; else they keep the numbers that they take over
@@ -72,8 +72,8 @@ Config: TypeAlias = OffPolicyConfig | OnPolicyConfig
 
 def configured(agent: Any = sac.Config(), **choices: Any) -> Config:
     """Return the Config for this kind of agent with these choices."""
-    on_policy = type(agent) in {module.Config for module in agents.ON_POLICY_AGENTS.values()}
-    return (OnPolicyConfig if on_policy else OffPolicyConfig)(agent=agent, **choices)
+    kind = OnPolicyConfig if agents.on_policy(agent) else OffPolicyConfig
+    return kind(agent=agent, **choices)
 
 
 @struct.dataclass
@@ -120,13 +120,16 @@ class Metrics(offpolicy.Metrics):
     """Metrics of an iteration; more in ``offpolicy.Metrics``.
 
     fitness:   float32 [P]    mean return of the last episodes, or of those that were played for it.
+    losses:    [P] each       as there, 0 where they are not finite.
     numbers:   float32 [P] each, by name: what evolves, as everyone goes on with it.
     ready:     int32 []       ready points so far.
+    diverged:  int32 []       individuals of whom a loss was not finite.
     parents:   int32 [P, 2]   slot that each individual stems from, -1 of a newcomer; its own between them.
     transfers: int32 [P, P]   1 where the row's individual took over from the column's in this iteration.
     """
 
     numbers: dict[str, Array]
     ready: Array
+    diverged: Array
     parents: Array
     transfers: Array

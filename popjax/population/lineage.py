@@ -6,6 +6,7 @@ State.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +54,7 @@ def record(table: Lineage, generation: Array, source: Array, fitness: Array, num
     row = table.count
     return replace(
         table,
-        count=row + 1,
+        count=jnp.minimum(row + 1, len(table.source)),
         generation=table.generation.at[row].set(generation, mode="drop"),
         source=table.source.at[row].set(source.astype(jnp.int32), mode="drop"),
         fitness=table.fitness.at[row].set(fitness, mode="drop"),
@@ -73,7 +74,7 @@ def line(table: Lineage, slot: int) -> list[tuple[int, int]]:
     return found[::-1]
 
 
-def schedule(table: Lineage, winner: int, names: tuple[str, ...], steps: int) -> dict[str, Any]:
+def schedule(table: Lineage, winner: int, names: Sequence[str], steps: int) -> dict[str, Any]:
     """Return the schedule of the ``winner``'s line, and all selections, as JSON keeps them; on the host.
 
     ``names`` are the numbers' [F], ``steps`` the environment steps of an agent in an iteration. A line's own

@@ -2,41 +2,379 @@
 
 from __future__ import annotations
 
-from functools import partial
+import json
+import re
+from dataclasses import fields, replace
+from functools import lru_cache, partial
 
-from popjax.agents import a2c, td3
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import cli, tree
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.evolution import search
-from popjax.methods import pbt
-from tests.support import Case
+from popjax.host import checkpoint
+from popjax.methods import independent, onpolicy, pbt
+from popjax.population import counterfactual
+from tests.support import Case, close, same
+
+P = 4
 
 
 def on_policy(**choices):
-    own = {"lanes": 2, "steps": 5, "interval": 10, "episodes": 4, "population": 4, "rounds": 6}
+    own = {"lanes": 2, "steps": 5, "interval": 10, "episodes": 4, "population": P, "rounds": 6}
     return pbt.configured(a2c.Config(hidden=(8,)), **(own | choices))
 
 
 def off_policy(**choices):
     own = {
         "batch": 8,
-        "capacity": 64,
+        "capacity": 62,
         "warmup": 2,
         "interval": 2,
         "episodes": 2,
-        "population": 4,
+        "population": P,
         "rounds": 6,
     }
     return pbt.configured(td3.Config(hidden=(8, 8)), **(own | choices))
 
 
-def a_case(config, env="probe/corridor", population=4, **marks):
+CONFIGS = {
+    "on": (on_policy(), "probe/corridor-discrete"),
+    "off": (off_policy(search=search.Pbt(fraction=0.5), copy_replay=True), "probe/corridor"),
+    "fresh": (on_policy(search=search.Halving(freed="fresh")), "probe/corridor-discrete"),
+}
+
+
+@lru_cache
+def compiled(name):
+    config, task = CONFIGS[name]
+    method = pbt.build(make(task), config)
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
+@lru_cache
+def history(name, iterations, seed=0):
+    method, init, step = compiled(name)
+    states = [init(jax.random.key(seed), method.hyper)]
+    for _ in range(iterations):
+        states.append(step(states[-1]))
+    return states
+
+
+@pytest.mark.parametrize(
+    ("make_config", "module", "kind", "task"),
+    [
+        pytest.param(on_policy, onpolicy, onpolicy.Config, "probe/corridor-discrete", id="on"),
+        pytest.param(
+            off_policy, independent, independent.Config, "probe/corridor", id="off", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_without_exploit_it_is_the_plain_population_with_its_numbers(make_config, module, kind, task):
+    """Bit for bit, ready points included: the search draws from keys of its own."""
+    config = make_config(search=search.Random(), explore=False)
+    shared = {field.name: getattr(config, field.name) for field in fields(kind)}
+    method, plain = pbt.build(make(task), config), module.build(make(task), kind(**shared))
+    state = jax.jit(method.init)(jax.random.key(3), method.hyper)
+    own = {field.name: getattr(state.hyper, field.name) for field in fields(plain.hyper)}
+    other = jax.jit(plain.init)(jax.random.key(3), replace(plain.hyper, **own))
+    steps = jax.jit(method.step), jax.jit(plain.step)
+    for _ in range(5):
+        state, other = steps[0](state), steps[1](other)
+    assert int(state.metrics.ready) > 1
+    assert [x.shape for x in jax.tree.leaves(own)].count((P,)) == len(state.metrics.numbers)
+    lanes = replace(state.lanes, account=replace(state.lanes.account, recent=()))
+    names = ("key", "env_steps", "agents", *(["replay"] if module is independent else ["trajectory"]))
+    assert same([getattr(state, name) for name in names], [getattr(other, name) for name in names])
+    assert same(lanes, other.lanes)
+
+
+def test_a_ready_point_copies_whole_agents_and_explores_their_numbers():
+    """Half of four take over; lanes stay, returns and replays go with the agent. Nobody else's numbers
+    move."""
+    before, after = history("off", 2)[1:]
+    source = np.asarray(after.metrics.parents[:, 0])
+    taken = source != np.arange(P)
+    assert taken.sum() == 2
+    assert set(source[taken]) <= set(np.argsort(-np.asarray(after.lineage.fitness[after.metrics.ready]))[:2])
+    parents = jax.tree.map(lambda x: x[source], (after.agents, after.replay, after.lanes.account.recent))
+    assert same((after.agents, after.replay, after.lanes.account.recent), parents)
+    assert not same(after.lanes.env, tree.take(after.lanes.env, source))
+    assert same(np.asarray(after.metrics.transfers).sum(1), taken.astype(np.int32))
+    parent = {name: np.asarray(getattr(before.hyper, name))[source] for name in after.metrics.numbers}
+    for name, moved in after.metrics.numbers.items():
+        np.testing.assert_array_equal(np.asarray(moved)[~taken], parent[name][~taken])
+        np.testing.assert_array_equal(moved, getattr(after.hyper, name))
+    moved = np.stack([np.asarray(after.metrics.numbers[name]) != parent[name] for name in parent])
+    assert moved[:, taken].any(0).all()
+
+
+def test_between_ready_points_nobody_is_copied():
+    """Every two iterations, once all have played their warm-up; on-policy here in every iteration."""
+    assert [int(s.metrics.ready) for s in history("on", 3)] == [0, 1, 2, 3]
+    off = history("off", 3)
+    assert [int(s.metrics.ready) for s in off] == [0, 0, 1, 1]
+    assert same(off[1].hyper, off[0].hyper)
+    assert not off[3].metrics.transfers.any()
+
+
+def test_newcomers_begin_anew_and_are_as_old_as_that():
+    """At the first rung half of them make room; a newcomer has moments of zero steps and no episodes."""
+    state = history("fresh", 1)[-1]
+    fresh = np.asarray(state.metrics.parents[:, 0]) == -1
+    assert fresh.sum() == P // 2
+    np.testing.assert_array_equal(state.agents.updates, np.where(fresh, 0, 1))
+    np.testing.assert_array_equal(state.born, np.where(fresh, 1, 0))
+    assert (np.asarray(state.lanes.account.recent.count)[fresh] == 0).all()
+    assert not state.metrics.transfers.any()
+
+
+def test_who_has_diverged_is_replaced_for_good():
+    """NaN parameters, observations and experience of the best of four end with the next ready point."""
+    step = compiled("off")[2]
+    state = history("off", 3)[-1]
+    best = int(state.metrics.fitness.argmax())
+
+    def poisoned(x):
+        return x.at[best].set(jnp.nan) if x.dtype == jnp.float32 and x.shape[:1] == (P,) else x
+
+    parts = {name: jax.tree.map(poisoned, getattr(state, name)) for name in ("agents", "lanes", "replay")}
+    state = step(state.replace(**parts))
+    assert int(state.metrics.diverged) == 1
+    assert int(state.metrics.parents[best, 0]) != best
+    assert np.isneginf(state.lineage.fitness[2, best])
+    for _ in range(5):
+        numbers = jax.tree.leaves((state.agents, state.lanes, state.replay, state.metrics))
+        assert all(np.isfinite(x).all() for x in numbers if x.dtype == jnp.float32)
+        state = step(state)
+        assert int(state.metrics.diverged) == 0
+
+
+AGENTS = {
+    "ddpg": ddpg.Config((8,), critic_branch=8, critic_hidden=8),
+    "td3": td3.Config((8,)),
+    "sac": sac.Config((8,)),
+    "sac2018": sac2018.Config((8,)),
+    "dqn": dqn.Config(hidden=(8,)),
+    "ppo": ppo.Config((8,), policy_epochs=8, value_epochs=2),
+    "a2c": a2c.Config((8,)),
+}
+OTHER = {
+    "discount": 0.5,
+    "trace_decay": 0.5,
+    "target_period": 1.0,
+    "max_grad_norm": 1e-3,
+    "critic_l2": 0.1,
+    "clip": 1e-5,
+    "target_kl": 1e-9,
+    "anneal_updates": 2.0,
+}
+"""Values that change an update; of other numbers twice the default and a bit."""
+NOT_IN_AN_UPDATE = {"exploration", "exploration_start", "exploration_steps", "init_temperature"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "ppo")) for x in AGENTS])
+def test_a_mutated_number_reaches_the_update(name, tmp_path):
+    """For every number: an update behind the mutation is, bit for bit, that of agents built with it from the
+    same State and batch; and again from a checkpoint. It differs from the update without."""
+    discrete = name in ("dqn", "a2c", "ppo")
+    small = {"lanes": 2, "steps": 4, "population": 2, "interval": 8}
+    small |= {} if name in ("ppo", "a2c") else {"batch": 8, "capacity": 16, "warmup": 2}
+    config = pbt.configured(AGENTS[name], search=search.Random(), **small)
+    method = pbt.build(make("probe/corridor-discrete" if discrete else "probe/corridor"), config)
+    plain = (onpolicy if name in ("ppo", "a2c") else independent).build(
+        method.built.env,
+        {True: onpolicy.Config, False: independent.Config}[name in ("ppo", "a2c")](
+            agent=AGENTS[name], **{k: v for k, v in small.items() if k != "interval"}
+        ),
+    )
+    step, plain_step = jax.jit(method.step), jax.jit(plain.step)
+    numbers = [field.name for field in fields(plain.hyper)]
+    wide = {name: jnp.full(2, getattr(plain.hyper, name), jnp.float32) for name in numbers}
+    state = step(jax.jit(method.init)(jax.random.key(1), as_arrays(method.hyper).replace(**wide)))
+    bare = jax.eval_shape(plain.init, jax.random.key(0), plain.hyper)
+    shared = {
+        x.name: getattr(state, x.name) for x in fields(bare) if x.name not in ("hyper", "metrics", "lanes")
+    }
+    shared["lanes"] = replace(state.lanes, account=replace(state.lanes.account, recent=()))
+    shared["metrics"] = type(bare.metrics)(
+        **{x.name: getattr(state.metrics, x.name) for x in fields(bare.metrics)}
+    )
+    unchanged = step(state)
+    for number in numbers:
+        default = float(getattr(plain.hyper, number))
+        value = OTHER.get(number, 2 * default + 0.001 if np.isfinite(default) else 0.5)
+        value = min(value, 1.0) if number in ("polyak", "exploration", "exploration_start") else value
+        mutated = state.replace(hyper=state.hyper.replace(**{number: jnp.full(2, value, jnp.float32)}))
+        built_with = type(bare)(**shared, hyper=as_arrays(replace(plain.hyper, **{number: value})))
+        after, expected = step(mutated), plain_step(built_with)
+        assert same(after.agents, expected.agents), number
+        assert (number in NOT_IN_AN_UPDATE) or not same(after.agents, unchanged.agents), number
+        if number == numbers[-1]:
+            checkpoint.save(tmp_path, 1, jax.tree.map(lambda x: x[None], mutated), {"env_steps": [1]})
+            shapes = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[None], s), mutated)
+            restored = tree.take(checkpoint.restore(tmp_path / "1", shapes)[0], 0)
+            assert same(restored, mutated)
+            assert same(step(restored), after)
+
+
+def trained(tmp_path, name, *arguments, code=0):
+    """Run the command line in this process; return the summary and the schedule of what it leaves."""
+    root = tmp_path / name
+    assert cli.run([*arguments, "--run-dir", str(root)]) == code
+    files = (root / "summary.json", root / "schedule.json")
+    return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+
+SMALL = [
+    *(
+        "--env",
+        "probe/corridor-discrete",
+        "--env-steps",
+        "200",
+        "--eval-every",
+        "100",
+        "--eval-episodes",
+        "1",
+    ),
+    *("--config.agent", "a2c", "--config.agent.hidden", "8", "--config.lanes", "2", "--config.steps", "5"),
+]
+SEARCH = ["pbt", *SMALL, "--config.population", "4", "--config.interval", "10", "--config.episodes", "4"]
+KEPT = ["--checkpoint-every", "40", "--keep-checkpoints", "9"]
+
+
+def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
+    summary, schedule = trained(tmp_path, "run", *SEARCH, *KEPT)
+    (told,) = schedule["members"]
+    assert told["agent"] == "a2c"
+    assert [row["env_steps"] for row in told["line"]] == [0, 10, 20, 30, 40, 50]
+    assert told["line"][-1]["slot"] == told["winner"]
+    for row, behind in zip(told["line"], told["line"][1:], strict=False):
+        assert behind["parent"] == row["slot"]
+    # The run's own selections end in its State, bit for bit.
+    again, _ = trained(tmp_path, "again", *SEARCH, *KEPT, "--replay", str(tmp_path / "run"))
+    assert again["state_sha256"] == summary["state_sha256"]
+    # A single agent has the winner's numbers at their times.
+    trained(tmp_path, "alone", "onpolicy", *SMALL, "--schedule", str(tmp_path / "run"))
+    alone = cli.load(tmp_path / "alone")
+    for name, value in told["line"][-1]["numbers"].items():
+        assert getattr(alone.state.hyper, name)[0] == np.float32(value)
+    # From the checkpoint before the third ready point, the same end; and another with one selection changed.
+    source = told["selections"]["source"][3]
+    slot = next((i for i, parent in enumerate(source) if parent != i), 0)
+    start = f"{tmp_path / 'run'}@2"
+    kept, _ = trained(tmp_path, "kept", *SEARCH, *KEPT, "--from", start)
+    assert kept["state_sha256"] == summary["state_sha256"]
+    for parent, same_end in ((source[slot], True), (slot, False)):
+        change = ["--from", start, "--intervene", f"{slot}={parent}"]
+        other, changed = trained(tmp_path, f"other{parent}{same_end}", *SEARCH, *KEPT, *change)
+        assert changed["members"][0]["selections"]["source"][3][slot] == parent
+        assert (other["state_sha256"] == summary["state_sha256"]) == (same_end or source[slot] == slot)
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_replay_beside_another_seed_is_the_run_to_rounding(tmp_path):
+    """The program of two members is another one; the winner's parameters agree."""
+    trained(tmp_path, "run", *SEARCH)
+    trained(tmp_path, "two", *SEARCH, "--seeds", "2", "--replay", f"{tmp_path / 'run'}:0")
+    one, two = cli.load(tmp_path / "run"), cli.load(tmp_path / "two")
+    first, beside = tree.take(one.state, 0), tree.take(two.state, 0)
+    close(one.method.policy(first), two.method.policy(beside), rtol=1e-4, atol=1e-5)
+    assert same(first.lineage.source, beside.lineage.source)
+
+
+def test_what_decisions_were_worth():
+    """Undoing what was not done changes nothing; continuations one by one are those side by side."""
+    method, state = compiled("on")[0], history("on", 2)[-1]
+    found = counterfactual.worth(method, state, 3)
+    stayed = np.asarray(found.source) == np.arange(P)
+    assert not stayed.all()
+    np.testing.assert_allclose(found.mean[stayed], 0, atol=1e-6)
+    np.testing.assert_allclose(found.best[stayed], 0, atol=1e-6)
+    slot = int(np.flatnonzero(~stayed)[0])
+    begun = state.replace(intervene=jnp.array([slot, slot], jnp.int32))
+    for _ in range(3):
+        begun = compiled("on")[2](begun)
+    close(found.undone[slot], begun.metrics.fitness)
+    assert int(begun.lineage.source[3, slot]) == slot
+    assert (begun.intervene == -1).all()
+
+
+BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            [*BASE, "--evolve", "hyper.actor_rl=1:2"],
+            "evolve hyper.actor_rl: there is no such number; did you mean",
+        ),
+        ([*BASE, "--evolve", "hyper.hidden=1:2"], "evolve hyper.hidden: that is a shape"),
+        ([*BASE, "--evolve", "hyper.batch=1:2"], "evolve hyper.batch: that is a shape"),
+        ([*BASE, "--evolve", "hyper.discount=0.9:2"], "hyper.discount=0.9:2 must stay in [0, 1]"),
+        ([*BASE, "--evolve", "hyper.actor_lr=0:1:log"], "a log scale needs hyper.actor_lr above 0"),
+        ([*BASE, "--config.population", "1"], "population must be at least 2, got 1"),
+        (
+            [*BASE, "--config.interval", "1e6"],
+            "takes 16000000; shorten interval or raise --env-steps to that",
+        ),
+        (
+            [*BASE, "--config.interval", "10"],
+            "the State has room for fewer than 1000; raise rounds or interval",
+        ),
+        (
+            [*BASE, "--config.search", "halving", "--config.population", "12"],
+            "is a power of 2, got 12; use 16",
+        ),
+        ([*BASE, "--config.search", "mf", "--config.population", "8"], "that 16 divides, quarters of 4"),
+        ([*BASE, "--config.shared-replay", "--config.copy-replay"], "leave out copy_replay or shared_replay"),
+        ([*BASE, "--config.shared-replay", "--evolve", "hyper.discount=0.9:0.99"], "do not evolve it"),
+        ([*BASE, "--intervene", "0=1"], "--intervene continues a run: name it with --from"),
+        ([*BASE, "--config.search", "greedy"], "unknown agent 'greedy'"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(arguments, told, tmp_path, capsys):
+    assert cli.run([*arguments, "--run-dir", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_schedules_of_others_are_refused(tmp_path, capsys):
+    trained(tmp_path, "run", *SEARCH)
+    run = str(tmp_path / "run")
+    ppo_steps = ["--config.agent", "ppo", "--config.steps", "5"]
+    for arguments, told in (
+        (["onpolicy", *SMALL[:8], *ppo_steps, "--schedule", run], "is of a2c, the agent here is ppo"),
+        ([*SEARCH, "--config.interval", "20", "--replay", run], "of another interval: 10, here 20"),
+        ([*SEARCH, "--config.population", "8", "--replay", run], "of another population: 4, here 8"),
+        ([*SEARCH, "--from", run + "@3", "--intervene", "9=0"], "individuals are numbered from 0 to 3"),
+        ([*SEARCH, "--from", run + "@3", "--intervene", "0"], "--intervene wants SLOT=PARENT"),
+        ([*SEARCH, "--from", run + "@77"], "no checkpoint of generation 77; it has"),
+    ):
+        capsys.readouterr()
+        assert cli.run([*arguments, "--run-dir", str(tmp_path / "other")]) == 2, told
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert re.search(re.escape(told), lines[-1])
+
+
+def a_case(config, env="probe/corridor", population=P, **marks):
     return Case(partial(pbt.build, make(env), config), population=population, **marks)
 
 
 CASES = {
-    "pbt": a_case(off_policy()),
+    "pbt": a_case(on_policy(), "probe/corridor-discrete"),
     "pbt_copy_replay": a_case(off_policy(copy_replay=True, search=search.Pbt("welch")), slow=True),
-    "pbt_on_policy": a_case(on_policy(), "probe/corridor-discrete"),
+    "pbt_off_policy": a_case(off_policy(), slow=True),
     "pbt_scoring": a_case(on_policy(scoring=2, search=search.Pbt("tournament")), slow=True),
     "pbt_halving": a_case(off_policy(search=search.Halving(freed="fresh")), slow=True),
     "pbt_mf": a_case(

@@ -1,0 +1,72 @@
+"""What selections were worth: a search continued from one State with single decisions changed.
+
+All continuations draw the same random numbers, so that they differ in the decision and in what follows from
+it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from popjax.core import Method
+
+
+class Worth(NamedTuple):
+    """The decisions of one ready point, and the population without each of them.
+
+    source:  int32 [P]       whom each slot took over; itself: it went on.
+    decided: float32 [P]     fitness of everyone at the end.
+    undone:  float32 [P, P]  the same where slot (row) went on as itself instead.
+    """
+
+    source: Array
+    decided: Array
+    undone: Array
+
+    @property
+    def best(self) -> Array:
+        """float32 [P]: by how much the best individual is better for the decision on each slot."""
+        return self.decided.max() - self.undone.max(1)
+
+    @property
+    def mean(self) -> Array:
+        """float32 [P]: by how much the mean individual is better for the decision on each slot."""
+        return self.decided.mean() - self.undone.mean(1)
+
+
+def outcomes(
+    method: Method, state: Any, interventions: Array, iterations: int, at_once: int | None = None
+) -> tuple[Array, Array]:
+    """Return the fitness float32 [M, P] and the selections int32 [M, P] of M continuations of ``state``.
+
+    interventions: int32 [M, 2], (slot, parent) at the next ready point; (-1, -1) changes nothing.
+    iterations:    how long each goes on; a ready point must be among them.
+    at_once:       so many continuations side by side, each with a copy of the State; None: all.
+    """
+    row = state.lineage.count
+
+    def one(pair: Array) -> tuple[Array, Array]:
+        begun = replace(state, intervene=pair.astype(jnp.int32))
+        after = jax.lax.fori_loop(0, iterations, lambda _, s: method.step(s), begun)
+        return after.metrics.fitness, after.lineage.source[row]
+
+    run = jax.vmap(one) if at_once is None else partial(jax.lax.map, one, batch_size=at_once)
+    found: tuple[Array, Array] = jax.jit(run)(interventions)
+    return found
+
+
+def worth(method: Method, state: Any, iterations: int, at_once: int | None = None) -> Worth:
+    """Return what the decision on each slot at the next ready point of ``state`` is worth; see
+    ``outcomes``."""
+    slots = jnp.arange(len(state.metrics.fitness))
+    undone = jnp.stack([slots, slots], 1)
+    fitness, source = outcomes(
+        method, state, jnp.concatenate([jnp.full((1, 2), -1), undone]), iterations, at_once
+    )
+    return Worth(source[0], fitness[0], fitness[1:])

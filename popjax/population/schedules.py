@@ -1,0 +1,115 @@
+"""Schedules of finished searches as ingredients of other runs: a single agent's numbers over time, and all
+selections of a population again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from popjax.core import Env, Ingredient, Method, Pretrained, chain
+
+
+class Scheduled(NamedTuple):
+    """A run whose schedule is taken over, as ``lineage.schedule`` tells it."""
+
+    policy: Pretrained
+    schedule: Mapping[str, Any]
+
+
+def take(env: Env, policies: Sequence[Pretrained]) -> list[Scheduled]:
+    """Return the schedule of a run.
+
+    Raises:
+        ValueError: there is more than one run, or one without a schedule.
+    """
+    if len(policies) > 1:
+        raise ValueError(f"one schedule is followed at a time, got {len(policies)} runs; name one")
+    for policy in policies:
+        if policy.schedule is None:
+            raise ValueError(f"{policy.name} has no schedule; name a run of pbt")
+    return [Scheduled(policy, policy.schedule) for policy in policies if policy.schedule is not None]
+
+
+def ingredient(keyword: str, text: str) -> Ingredient:
+    """Return the use of a finished search under the keyword of ``build``; ``text`` is its line in the
+    help."""
+    return Ingredient(keyword, take, Scheduled, text)
+
+
+FOLLOWED = ingredient(
+    "schedule", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose winner's numbers are followed."
+)
+
+REPEATED = ingredient(
+    "replay", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose selections are repeated."
+)
+
+
+def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int) -> Method:
+    """Return ``method`` with numbers that follow ``schedule``; as it is without one.
+
+    kind:  of the agents, as the command line names it.
+    steps: environment steps of an agent in an iteration.
+
+    Raises:
+        ValueError: the schedule is of another kind of agent.
+    """
+    if not schedule:
+        return method
+    told, run = schedule[0].schedule, schedule[0].policy.name
+    if told["agent"] != kind:
+        raise ValueError(
+            f"the schedule of {run} is of {told['agent']}, the agent here is {kind}; use the same kind"
+        )
+    line = told["line"]
+    starts = jnp.array([row["env_steps"] for row in line], jnp.int32)
+    values = {name: jnp.array([row["numbers"][name] for row in line], jnp.float32) for name in told["names"]}
+
+    def at(hyper: Any, row: Array | int) -> Any:
+        return replace(hyper, **{name: column[row] for name, column in values.items()})
+
+    def set_numbers(s: Any) -> Any:
+        """Set the numbers of the time."""
+        row = jnp.searchsorted(starts, s.generation * steps, side="right") - 1
+        return replace(s, hyper=at(s.hyper, row))
+
+    return method._replace(
+        init=lambda key, hyper: method.init(key, at(hyper, 0)),
+        step=chain(set_numbers, method.step),
+        driven=tuple(values),
+    )
+
+
+class Selections(NamedTuple):
+    """What a search decided at each ready point: ``source`` int32 [R, P] and ``numbers`` float32 [R, P, F] as
+    in ``lineage.Lineage``."""
+
+    source: Array
+    numbers: Array
+
+
+def selections(
+    replay: Sequence[Scheduled], kind: str, names: Sequence[str], population: int, interval: int
+) -> Selections | None:
+    """Return the selections to be repeated; None where there are none.
+
+    ``interval`` are environment steps of an agent between ready points.
+
+    Raises:
+        ValueError: they are of another kind of agent, or of a population of another form.
+    """
+    if not replay:
+        return None
+    told, run = replay[0].schedule, replay[0].policy.name
+    own = {"agent": kind, "names": list(names), "population": population, "interval": interval}
+    for what, value in own.items():
+        if told[what] != value:
+            raise ValueError(
+                f"the selections of {run} are of another {what}: {told[what]}, here {value}; use the same"
+            )
+    recorded = told["selections"]
+    return Selections(jnp.array(recorded["source"], jnp.int32), jnp.array(recorded["numbers"], jnp.float32))

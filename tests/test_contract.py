@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from popjax import envs, rollout
 from popjax.contract import check_env, checked
@@ -165,3 +166,39 @@ def test_an_end_of_its_own_starts_the_count_anew(key):
     timestep = jax.jit(run)(key)
     (end,) = np.flatnonzero(timestep.terminated)
     assert np.flatnonzero(timestep.truncated).tolist()[0] == end + 20
+
+
+class Label:
+    """A static part of a state, made anew in every step: equal to another of the same text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __eq__(self, other):
+        return self.text == other.text
+
+    def __hash__(self):
+        return hash(self.text)
+
+
+@struct.dataclass
+class Labelled:
+    place: jax.Array
+    label: Label = struct.field(pytree_node=False)
+
+
+@pytest.mark.parametrize("text", ["same", "other"])
+def test_static_parts_of_a_state_are_compared_by_what_they_are(text):
+    def reset(key):
+        return Labelled(jnp.zeros(3), Label("same")), jnp.zeros(3)
+
+    def step(state, action):
+        return Labelled(state.place, Label(text)), GOOD
+
+    env = checked(Env(reset, step, Spec("mine/labelled", (3,), 3, 20)))
+    play = lambda: env.step(env.reset(jax.random.key(0))[0], jnp.zeros(3))  # noqa: E731
+    if text == "same":
+        assert play()[0].label == Label("same")
+    else:
+        with pytest.raises(ValueError, match="step must return a state of the structure"):
+            play()

@@ -54,6 +54,7 @@ _RUNS = {
     "pderl-pendulum": "(`make demo`)",
     "sac-pendulum": "",
     "td3-pendulum": "",
+    "cem-rl-pendulum": "",
     "ppo-cartpole": "",
     "ppo-inverted_pendulum": "",
     "minatar-breakout-a2c": "",

@@ -117,14 +117,13 @@ def test_mixed_individuals_are_spread_as_the_new_search(key):
 
     def once(key):
         key_old, key_mix = jax.random.split(key)
-        old = jax.random.normal(key_old, (4, 2))
+        old = jax.random.normal(key_old, (500, 2))
         mixed, source = cem.mix(before, after, old, jnp.bool_(True), key_mix)
         return mixed, source, jnp.where((source >= 0)[:, None], old[source] - mixed, 0.0)
 
-    mixed, source, apart = jax.vmap(once)(jax.random.split(key, 20_000))
+    mixed, source, apart = jax.vmap(once)(jax.random.split(key, 160))
     assert not apart.any()
     assert 0.5 < (source >= 0).mean() < 0.9
-    # The order of a generation tells who stayed, the generation as a whole does not.
     np.testing.assert_allclose(mixed.mean((0, 1)), after.mean, atol=0.015)
     np.testing.assert_allclose(mixed.var((0, 1)), after.variance, rtol=0.03)
 

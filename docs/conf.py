@@ -58,12 +58,17 @@ html_title = "popjax"
 html_static_path = ["_static"]
 html_css_files = ["popjax.css"]
 html_show_sourcelink = False
+html_sidebars = {  # pages without pages below them need no navigation of a section
+    page: []
+    for page in ("getting-started", "tasks", "sweeps", "reports", "reproduction", "benchmarks", "design")
+}
 html_theme_options = {
     "show_nav_level": 1,
     "show_toc_level": 2,
     "logo": {"text": "popjax"},
     "header_links_before_dropdown": 8,
     "navigation_with_keys": False,
+    "navbar_persistent": ["search-button"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }

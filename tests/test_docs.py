@@ -77,6 +77,19 @@ def test_every_method_has_a_page_with_its_options_and_a_line_in_the_table():
         assert f"[`{name}`]({name}.md)" in table
 
 
+def test_the_page_of_a_method_tells_of_every_phase():
+    for name, module in recipes.METHODS.items():
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        phases = ",".join(re.findall(r"chain\(([^)]*)\)", source)).split(",")
+        page = (DOCS / f"methods/{name}.md").read_text()
+        for phase in (words.strip().rpartition(".")[2] for words in phases):
+            assert not phase or f"`{phase}`" in page, (name, phase)
+
+
+def test_readme_is_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_every_option_says_what_it_means(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     for name, part in importlib.import_module("generate.settings").parts().items():

@@ -59,11 +59,11 @@ _RUNS = {
     "ppo-inverted_pendulum": "",
     "minatar-breakout-a2c": "",
     "pderl-inverted_pendulum": "",
-    "pderl-hopper": "the paper's preset",
+    "pderl-hopper": "(the paper's preset)",
     "gym-swimmer-pderl": "",
     "gym-swimmer-erl": "",
     "gym-swimmer-td3": "",
-    "cem-swimmer": "CEM alone",
+    "cem-swimmer": "(CEM alone)",
 }
 
 
@@ -82,9 +82,12 @@ def _runs(load: Load) -> str:
 
 
 def _agent(found: Any) -> str:
-    """Return the kind of agent that the command asks for, such as ", SAC"."""
-    words = found["command"].split()
-    return f", {words[words.index('--config.agent') + 1].upper()}" if "--config.agent" in words else ""
+    """Return the kind of agent of a run of plain agents, such as ", SAC"."""
+    words, summary = found["command"].split(), found["summary"]
+    if "--config.agent" in words:
+        return f", {words[words.index('--config.agent') + 1].upper()}"
+    kind = (summary.get("agents") or {}).get("agent")
+    return f", {kind.upper()}" if kind and summary["method"] in ("independent", "onpolicy") else ""
 
 
 def _each(values: Iterable[float | None], digits: int | None = None) -> str:

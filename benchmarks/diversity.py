@@ -20,6 +20,7 @@ import jax
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
 from popjax import cli, diversity, nets, rollout
 from popjax.core import continuous_dims
 from popjax.intrinsic import diayn
@@ -43,6 +44,8 @@ class Arguments:
     """Gradient steps of the mutual information's estimator."""
     seed: int = 0
     """Seed of the play and of the estimator."""
+    out: Path | None = None
+    """JSON file for the results, beside the table on standard output."""
 
 
 def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
@@ -89,6 +92,9 @@ def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     arguments = tyro.cli(Arguments, description=__doc__)
+    rows = []
     for directory in arguments.runs:
         for place, row in enumerate(measure(cli.load(str(directory)), arguments)):
-            print(json.dumps({"run": directory.name, "seed": place, **row}))
+            rows.append({"run": directory.name, "seed": place, **row})
+            print(json.dumps(rows[-1]))
+    record.write(arguments.out, rows=rows)

@@ -1,4 +1,4 @@
-"""What has been reproduced: read from run directories, beside what the papers say.
+"""Read what has been reproduced from run directories, and show it beside what the papers say.
 
 ``NAME.json`` has for each row on each task our numbers, the paper's, the share of the paper's budget and of
 its seeds that they are of, and commit, hardware and seconds of the run. The page is made of these files.
@@ -55,7 +55,8 @@ def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator
     _, table = registry.find(name)
     for cell in cells:
         if table.study and cell.row in table.rows and (finished(cell, runs) or not runs.exists()):
-            given = {"run": str(runs / cell.directory), "out": str(out / f"{name}-{cell.task}")}
+            file = out / f"{name}-{cell.task}-{cell.directory.name}.json"
+            given = {"run": str(runs / cell.directory), "out": str(file)}
             script, *options = [word.format(**given) for word in shlex.split(table.study)]
             yield [f"benchmarks/{script}", *options]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import registry, reproduce, reproduced
@@ -74,6 +76,16 @@ def test_a_dry_run_lists_what_would_be_trained(
         begun.append(words[words.index("--run-dir") + 1])
     assert len(set(begun)) == len(begun)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_study_is_one_that_its_script_takes(tmp_path: Path) -> None:
+    found = 0
+    for name in NAMES:
+        for script, *options in reproduced.studies(name, registry.cells(name), tmp_path / "runs", tmp_path):
+            module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+            tyro.cli(module.Arguments, args=options)
+            found += 1
+    assert found
 
 
 USES = ("--prior", "--teacher", "--expert", "--alignment")

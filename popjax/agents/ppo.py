@@ -2,8 +2,10 @@
 
 Policy and value have networks and optimizers of their own, and every rollout is learned from in two phases:
 the policy until it has moved too far in divergence, then the value. This is the form of OpenAI's Spinning Up
-(2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm`` and
-``normalize_obs`` it is the common one.
+(2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm``,
+``normalize_obs``, ``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's
+Baselines, except that policy and value take turns and the discounted sums of rewards begin anew with every
+rollout.
 
 Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform", of which the hidden
 layers' biases and all of the value's are zero, as CSPC has it after the form of 2018; in 2020 all biases are
@@ -27,7 +29,7 @@ from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
 from popjax.optimize import adam, annealed, descend
 
-CLIP_OBS = 10.0  # standard deviations
+CLIP_OBS = CLIP_REWARD = 10.0  # standard deviations
 LOG_STD = -0.5  # of a fresh Gaussian policy
 ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns from 4,000 at a time
 
@@ -46,6 +48,9 @@ class Config:
     minibatches: int = 1  # gradient steps of a pass, each on an equal part of the rollout
     normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what, to mean 0 and std 1
     normalize_obs: bool = False  # observations are whitened by their running statistics
+    normalize_reward: bool = False  # rewards are divided by the running deviation of their discounted sums
+    # sums of rewards, or PPO2's: lambda-returns, moving from the value before by at most the policy's clip
+    value_target: Literal["return", "clipped"] = "return"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -70,14 +75,15 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Actor and value, Adam's moments of each, statistics of observations (() without whitening), rollouts
-    learned from (int32 [])."""
+    """Actor and value, Adam's moments of each, statistics of observations and of discounted sums of rewards
+    (() without these), rollouts learned from (int32 [])."""
 
     actor: Params
     value: Params
     actor_optimizer: PyTree
     value_optimizer: PyTree
     observations: PyTree
+    rewards: PyTree
     rollouts: Array
 
 
@@ -128,6 +134,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             actor_optimizer=adam(hyper.policy_lr, hyper.max_grad_norm).init(policy_params),
             value_optimizer=adam(hyper.value_lr, hyper.max_grad_norm).init(value_params),
             observations=normalize.init(spec.obs_shape) if config.normalize_obs else (),
+            rewards=normalize.init() if config.normalize_reward else (),
             rollouts=jnp.int32(0),
         )
 
@@ -191,29 +198,42 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         return state, (last, kl, entropy, jnp.float32(count * config.minibatches))
 
     def learn_value(
-        state: State, rows: Trajectory, returns: Array, hyper: Hyper, key: Key
+        state: State, rows: Trajectory, before: Array, returns: Array, hyper: Hyper, key: Key
     ) -> tuple[State, Array]:
-        """Take ``value_epochs`` passes towards the returns [B]."""
+        """Take ``value_epochs`` passes from the values ``before`` towards the returns, [B] each."""
         rate = annealed(hyper.value_lr, state.rollouts, hyper.anneal_rollouts)
         optimizer = adam(rate, hyper.max_grad_norm)
 
-        def step(carry: PyTree, part: tuple[Array, Array, Array | None]) -> tuple[PyTree, Array]:
-            obs, returns, valid = part
+        def step(carry: PyTree, part: tuple[Array, Array, Array, Array | None]) -> tuple[PyTree, Array]:
+            obs, before, returns, valid = part
 
             def loss(params: Params) -> tuple[Array, None]:
-                return jnp.square(value.apply(params, obs) - returns).mean(where=valid), None
+                now = value.apply(params, obs)
+                error = jnp.square(now - returns)
+                if config.value_target == "clipped":
+                    near = before + jnp.clip(now - before, -hyper.clip, hyper.clip)
+                    error = jnp.maximum(error, jnp.square(near - returns))
+                return error.mean(where=valid), None
 
             params, moments, error, _ = descend(optimizer, loss, *carry)
             return (params, moments), error
 
         def epoch(carry: PyTree, key: Key) -> tuple[PyTree, Array]:
-            parts = _parts((rows.obs, returns, rows.valid), key, config.minibatches)
+            parts = _parts((rows.obs, before, returns, rows.valid), key, config.minibatches)
             carry, errors = jax.lax.scan(step, carry, parts)
             return carry, errors[-1]
 
         keys = jax.random.split(key, config.value_epochs)
         (params, moments), errors = jax.lax.scan(epoch, (state.value, state.value_optimizer), keys)
         return replace(state, value=params, value_optimizer=moments), errors[-1]
+
+    def scaled(state: State, rollout: Trajectory, hyper: Hyper) -> tuple[State, Trajectory]:
+        """Return statistics after the rollout, and it with rewards divided by the deviation they tell."""
+        anew = normalize.ReturnStatistics(state.rewards, jnp.zeros(rollout.reward.shape[1:]))
+        seen = normalize.update_returns(anew, rollout.reward, rollout.done, hyper.discount, rollout.valid)
+        deviation = jnp.sqrt(seen.statistics.variance + 1e-8)
+        reward = jnp.clip(rollout.reward / deviation, -CLIP_REWARD, CLIP_REWARD)
+        return replace(state, rewards=seen.statistics), replace(rollout, reward=reward)
 
     def learn(state: State, rollout: Trajectory, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         key_policy, key_value = jax.random.split(key)
@@ -224,16 +244,21 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             obs=seen(state.observations, raw),
             next_obs=seen(state.observations, rollout.next_obs),
         )
+        if config.normalize_reward:
+            state, rollout = scaled(state, rollout, hyper)
         values, next_values = (value.apply(state.value, obs) for obs in (rollout.obs, rollout.next_obs))
         targets = advantage.targets(
             rollout.reward, rollout.discount, values, next_values, rollout.done, hyper.trace_decay
         )
         rows = tree.flatten(rollout)
         advantages, returns = tree.flatten(targets)
+        before = tree.flatten(values)
+        if config.value_target == "clipped":
+            returns = advantages + before
         if config.normalize_advantage == "rollout":
             advantages = standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
-        state, value_loss = learn_value(state, rows, returns, hyper, key_value)
+        state, value_loss = learn_value(state, rows, before, returns, hyper, key_value)
         state = replace(state, rollouts=state.rollouts + 1)
         if config.normalize_obs:
             state = replace(state, observations=normalize.update(state.observations, raw, rollout.valid))

@@ -30,6 +30,7 @@ class Config:
     actor_q: Literal["mean", "min"] = (
         "mean"  # the actor ascends the mean of the twins (jaxrl2) or their minimum
     )
+    initializer: nets.Initializer = "orthogonal"  # or PyTorch's default: uniform by fan-in, biases too
     normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
@@ -108,12 +109,14 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     if config.normalize_obs:
         raise ValueError("normalize_obs is for a whole SAC learner; leave it out where its parts are used")
     obs_dim, action_dim = continuous_dims(spec, "sac")
+    sizes = obs_dim, action_dim, config.hidden
+    initializer = "uniform_fan_in" if config.initializer == "uniform" else config.initializer
     if heads is None:
-        actor = nets.gaussian_actor(obs_dim, action_dim, config.hidden)
-        critic = nets.critic(obs_dim, action_dim, config.hidden, initializer="orthogonal")
+        actor = nets.gaussian_actor(*sizes, initializer=initializer)
+        critic = nets.critic(*sizes, initializer=initializer)
     else:
-        actor = nets.multihead_gaussian_actor(obs_dim, action_dim, config.hidden, heads)
-        critic = nets.multihead_critic(obs_dim, action_dim, config.hidden, heads)
+        actor = nets.multihead_gaussian_actor(*sizes, heads, initializer=initializer)
+        critic = nets.multihead_critic(*sizes, heads, initializer=initializer)
     twins = nets.ensemble(critic, 2)
     actions = distributions.squashed()
 

@@ -32,7 +32,7 @@ Sink: TypeAlias = Callable[..., Any]
 """``(chunk, History) -> None``, or with the policy as a third argument; True asks the run to end."""
 
 TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
-"""What a line calls them."""
+"""Fields of a line that have a time."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 

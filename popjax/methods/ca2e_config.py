@@ -40,8 +40,9 @@ class Config:
     stratified: bool = True  # one draw from each of equal masses of priority, or independent draws
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
-    return_window: int = 100  # finished episodes of nature actors whose mean is the learner's return
-    return_source: Literal["nature", "greedy"] = "nature"  # or greedy episodes, played at each comparison
+    return_window: int = 100  # finished episodes of nature actors whose mean is their average return
+    # greedy episodes of the learner, played at each comparison, or the nature actors', which explore
+    return_source: Literal["greedy", "nature"] = "greedy"
     greedy_episodes: int = 10  # how many of those
     rule: Literal["signed", "literal"] = (
         "signed"  # threshold: r + (a - 1) |r|, or a r, which negative r lowers

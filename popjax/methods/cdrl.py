@@ -8,10 +8,12 @@ teacher it is A3C, restated for lanes.
 
 Differs from the paper and its code: workers are lanes of one program, so that rollouts run across the ends of
 episodes and nothing is asynchronous; a lane's gradients are taken where the lanes before it have brought the
-parameters; rollouts of one episode are not merged; KL divergences are exact where the code adds
-1e-10 inside of the logarithm. A teacher carries its own memory along the student's episodes, advanced as the
-student's is when it acts, where the code gives it the student's (``teacher_state``). Several teachers have
-an alignment network each and share the student's Adam for distillation. The paper's measure is
+parameters; rollouts of one episode are not merged; KL divergences are exact where the code adds 1e-10 inside
+of the logarithm. Adam adds 1e-8 to the root of the corrected second moment, where the code's TensorFlow adds
+it to that of the raw one, as if it were 3.2e-7 in the first step. The paper's divergence has the other
+direction than the code's (``align_kl``). A teacher carries its own memory along the student's episodes,
+advanced as the student's is when it acts, where the code gives it the student's (``teacher_state``). Several
+teachers have an alignment network each and share the student's Adam for distillation. The paper's measure is
 ``Metrics.score``, of the policy that samples; a run's evaluations play it greedily.
 """
 

@@ -392,6 +392,21 @@ def test_sac_is_orthogonal_with_gain_sqrt_2_and_no_bias():
     assert any((a != b).any() for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("heads", [None, 2])
+def test_sac_may_begin_as_pytorch_does(heads):
+    """Weights and biases of a layer are uniform within one over the root of its inputs."""
+    parts = sac.parts(SPEC, sac.Config(hidden=(128, 64), initializer="uniform"), heads)
+    state = parts.agent.init(jax.random.key(0), sac.Hyper())
+    obs_dim, action_dim = SPEC.obs_shape[0], SPEC.action_dim
+    leaves = jax.tree.leaves(state.actor) + jax.tree.leaves(state.critics)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in leaves)  # biases, too
+    for leaf in leaves:
+        inputs = {(128,): (obs_dim, obs_dim + action_dim), (64,): (128,)}.get(leaf.shape[-1:])
+        if inputs and max(leaf.shape) in (64, 128):
+            assert float(jnp.abs(leaf).max()) <= max(n**-0.5 for n in inputs)
+            assert float(jnp.abs(leaf).max()) > 0.8 * min(n**-0.5 for n in inputs)
+
+
 def test_the_log_std_of_sac_stays_in_range(key):
     agent = sac.build(SPEC, CONFIGS["sac"])
     _, log_std = agent.actor.apply(agent.actor.init(key), 1e4 * a_batch().obs)

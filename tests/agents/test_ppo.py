@@ -286,3 +286,47 @@ def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does():
         onpolicy.build(make("probe/context"), config)
     with pytest.raises(ValueError, match="value_epochs must be at least 1, got 0"):
         ppo.Config(value_epochs=0)
+
+
+def test_rewards_are_divided_by_the_deviation_of_their_discounted_sums(key):
+    config = ppo.Config(hidden=(8,), policy_epochs=2, value_epochs=2)
+    hyper = as_arrays(ppo.Hyper(discount=0.9))
+    plain, state, rows = played(config, hyper, key)
+    ended = jnp.zeros_like(rows.done).at[4].set(True)
+    rows = replace(rows, reward=7 * rows.reward, done=ended)
+    sums, reward = np.zeros(rows.reward.shape), np.asarray(rows.reward)
+    for t in range(len(reward)):  # an episode ends behind the fifth step
+        sums[t] = reward[t] + (0.9 * sums[t - 1] if t not in (0, 5) else 0)
+    by_hand = replace(rows, reward=jnp.clip(rows.reward / sums.std(), -10, 10))
+    scaling = ppo.build(make("probe/context").spec, replace(config, normalize_reward=True))
+    scaled_state = scaling.init(key, hyper)
+    after, losses = jax.jit(scaling.learn)(scaled_state, rows, hyper, key)
+    wanted, told = jax.jit(plain.learn)(state, by_hand, hyper, key)
+    close((after.actor, after.value, losses), (wanted.actor, wanted.value, told), rtol=1e-3, atol=1e-5)
+    assert float(after.rewards.variance) == pytest.approx(sums.var(), rel=1e-4)
+
+
+def test_the_first_step_of_a_clipped_value_by_hand(key):
+    """Every row's target is the lambda-return; a value that has gone further than the clip, to where that
+    tells against it, has no gradient."""
+    config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=2, value_target="clipped")
+    hyper = as_arrays(ppo.Hyper(trace_decay=0.5, value_lr=0.05, clip=0.01))
+    agent, state, rows = played(config, hyper, key)
+    rows = replace(rows, discount=0.9 + rows.discount, done=jnp.zeros_like(rows.done))
+    after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
+    before, following = (agent.critic.apply(state.value, obs) for obs in (rows.obs, rows.next_obs))
+    advantages = advantage.targets(rows.reward, rows.discount, before, following, rows.done, 0.5).advantages
+
+    def loss(params):
+        now = agent.critic.apply(params, rows.obs)
+        cut = jnp.clip(now, before - 0.01, before + 0.01)
+        return jnp.maximum((now - before - advantages) ** 2, (cut - before - advantages) ** 2).mean()
+
+    adam, params = optax.adam(0.05), state.value
+    moments = adam.init(params)
+    for _ in range(2):
+        last, gradient = jax.value_and_grad(loss)(params)
+        updates, moments = adam.update(gradient, moments)
+        params = optax.apply_updates(params, updates)
+    close(after.value, params, rtol=1e-3, atol=1e-5)
+    assert float(losses.value_loss) == pytest.approx(float(last), rel=1e-4)

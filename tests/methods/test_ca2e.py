@@ -31,6 +31,7 @@ SMALL = replace(
     learning_starts=40,
     check_every=20,
     checks=3,
+    return_source="nature",
     return_window=4,
     exploration=(0.1, 0.2),
 )
@@ -153,7 +154,8 @@ def test_retired_actors_count_and_explore():
 
 
 @pytest.mark.slow
-def test_greedy_episodes_can_stand_for_the_return():
+def test_greedy_episodes_stand_for_the_return():
+    assert ca2e.default_config().return_source == "greedy"
     states = played("probe/endless", 20, baseline=4.0, return_source="greedy", greedy_episodes=2)
     assert (states.metrics.retired_at[-1] == 60).all()  # no waiting for episodes to finish
 

@@ -1,4 +1,4 @@
-"""Measures: what one number a run is judged by, of each seed, and statistics over seeds."""
+"""Measures, the one number by which a seed is judged, and statistics over seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Statistic: TypeAlias = Literal["mean", "median", "iqm"]
 
 
 class Measure(NamedTuple):
-    """What a seed is judged by.
+    """A number by which a seed is judged.
 
     name:  as on the command line.
     words: the same in a sentence: "a seed counts by ...".
@@ -156,4 +156,4 @@ WORDS = {
     "median": "median and range over seeds",
     "iqm": f"interquartile mean over seeds and its {statistics.LEVEL:.0%} bootstrap interval",
 }
-"""What a cell shows."""
+"""Statistics in words, as a cell shows them."""

@@ -141,7 +141,7 @@ def _write_csv(groups: Sequence[Group], path: Path) -> None:
 
 
 def _comparable(groups: Sequence[Group], common: Sequence[str]) -> bool:
-    """Whether there are several methods, and several seeds of any on a task that all are on."""
+    """Return whether there are several methods, and several seeds of any on a task that all are on."""
     seeds = [len(group.curves) for group in groups if group.task in common]
     return len(records.methods(groups)) > 1 and max(seeds) > 1
 
@@ -280,7 +280,7 @@ def _row(name: str, found: statistics.Estimate) -> list[str]:
 
 
 def _populations(groups: Sequence[Group]) -> list[Section]:
-    """The populations there are; no section without any."""
+    """Return the section on populations; none without any."""
     parts: list[Text | Picture | Cells] = []
     for group in groups:
         found = population.rows(group.records[0])

@@ -37,7 +37,7 @@ class Arguments:
     """What to reproduce, and how much of it."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """Table or figure, such as pderl-table1; "list" shows all of them, "page" writes a page about results."""
+    """Table or figure, such as pderl-table1; "list" shows all of them."""
     tasks: tuple[str, ...] = ()
     """Only these tasks; by default all of the table."""
     rows: tuple[str, ...] = ()
@@ -68,9 +68,6 @@ def main(arguments: Arguments) -> int:
     if arguments.name == "list":
         for name, paper in registry.names().items():
             print(f"{name}: {paper.tables[name].where}; {paper.title}")
-        return 0
-    if arguments.name == "page":
-        print(reproduced.write_page(arguments.out))
         return 0
     try:
         chosen = (arguments.name, arguments.tasks, arguments.rows, arguments.seeds, arguments.fraction)

@@ -1,7 +1,7 @@
 """Read what has been reproduced from run directories, and show it beside what the papers say.
 
 ``NAME.json`` has for each row on each task our numbers, the paper's, the share of the paper's budget and of
-its seeds that they are of, and commit, hardware and seconds of the run. The page is made of these files.
+its seeds that they are of, and commit, hardware and seconds of the run. Documentation is made of these files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ STATISTICS = {
     "median": np.median,
     "std": lambda x: np.std(x, ddof=1) if len(x) > 1 else None,
 }
-PAGE = "reproduction.md"
 
 
 def finished(cell: Cell, runs: Path) -> bool:
@@ -153,30 +152,31 @@ def _spelt(numbers: Mapping[str, float] | None) -> str:
     return ", ".join(parts)
 
 
-def write_page(results: Path) -> Path:
-    """Write the page about everything in ``results`` beside them; return its path."""
-    papers = registry.names()
-    lines = [
-        "# What has been reproduced",
-        "",
-        "Made by `python benchmarks/reproduce.py page` from the files beside it; do not edit. *Fraction* is",
-        "the share of the paper's environment steps that ours have been trained for.",
+def page(results: Path, place: str = ".") -> str:
+    """Return Markdown about everything in ``results``, which lie at ``place`` as seen from the page."""
+    found = {name: results / f"{name}.json" for name in registry.names()}
+    missing = [name for name, path in found.items() if not path.exists()]
+    parts = [
+        _section(name, json.loads(path.read_text()), place) for name, path in found.items() if path.exists()
     ]
-    for name, paper in papers.items():
-        path = results / f"{name}.json"
-        lines += ["", f"## {name}", "", f"{paper.title}: {paper.tables[name].where}.", ""]
-        if not path.exists():
-            lines.append("Not run yet.")
-            continue
-        found = json.loads(path.read_text())
-        lines += [f"{found['note']}", ""] * bool(found["note"])
-        lines += ["| task | row | ours | the paper | fraction of the budget |", "|---|---|---|---|---|"]
-        lines += [f"| {' | '.join(cells)} |" for cells in _cells(found["rows"])]
-        origins = dict.fromkeys((row["git_commit"], row["device"]) for row in found["rows"])
-        told = "; ".join(f"{(commit or '-')[:10]} on {device}" for commit, device in origins)
-        lines += ["", f"Trained at {told}."]
-        lines += [line for figure in found["figures"] for line in ("", f"![{figure}]({figure})")]
-    page = results / PAGE
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines) + "\n")
-    return page
+    if missing:
+        parts.append(f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(name: str, found: Mapping[str, Any], place: str) -> str:
+    rows = [
+        "| task | row | ours | the paper | fraction of the budget |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(cells)} |" for cells in _cells(found["rows"])),
+    ]
+    origins = dict.fromkeys((row["git_commit"] or "-", row["device"]) for row in found["rows"])
+    paragraphs = [
+        f"### {name}",
+        f"{registry.names()[name].title}: {found['where']}.",
+        *filter(None, [found["note"]]),
+        "\n".join(rows),
+        f"Trained at {'; '.join(f'`{commit[:8]}` on {device}' for commit, device in origins)}.",
+        *(f"![{figure}]({place}/{figure})" for figure in found["figures"]),
+    ]
+    return "\n\n".join(paragraphs)

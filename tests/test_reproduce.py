@@ -160,7 +160,7 @@ def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
     capsys.readouterr()
     reproduced_in("parts")  # trains nothing
     assert "resuming" not in capsys.readouterr().err
-    page = reproduced.write_page(toy / "parts-out").read_text()
+    page = reproduced.page(toy / "parts-out")
     assert "| context | A |" in page
     assert "1 ± 0.5" in page
 

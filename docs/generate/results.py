@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import reproduced
 from generate.tables import table
 
 Load = Callable[[str], Any]
@@ -35,6 +36,7 @@ def parts(root: Path) -> dict[str, str]:
         "speed-update-modes": _update_modes(load),
         "speed-prioritized": _prioritized(load),
         "speed-convolutions": _convolutions(load),
+        "reproduced": reproduced.page(folder / "reproduce", "../benchmarks/results/reproduce"),
         "files": _files(folder),
     }
     for task in ("swimmer", "hopper"):

@@ -7,7 +7,7 @@ has visited lately, measured between embeddings that are trained to be alike wit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -47,6 +47,7 @@ class Config:
     bank_every: int = 5  # environment steps of a lane between two remembered states
     neighbours: int = 20  # K of the nearest neighbours
     similarity: Literal["kth", "mean"] = "kth"  # similarity of the K-th nearest, or mean of the K nearest
+    others: Literal["mean", "max", "min"] = "mean"  # g, what counts of the novelty to the other agents
     horizon: int = 5  # a positive is at most so many environment steps away
     steps: int = 1  # encoder steps per gradient step of the agents
 
@@ -179,16 +180,26 @@ def novelty(embedded: Array, keys: Array, count: Array, config: Config = Config(
     return -similarity
 
 
-def collaborative(novelty: Array, ego_weight: Array | float) -> Array:
+_MOST: dict[str, tuple[Any, float]] = {"max": (jnp.max, -jnp.inf), "min": (jnp.min, jnp.inf)}
+
+
+def collaborative(
+    novelty: Array, ego_weight: Array | float, others: Literal["mean", "max", "min"] = "mean"
+) -> Array:
     """Return each agent's reward [..., P] from the novelty [..., P] of a state to each. Equation 3.
 
-    ``ego_weight`` times the agent's own, the rest times the mean of the others'; alone, an agent has its own.
+    ``ego_weight`` times the agent's own, the rest times the mean, largest or least of the others'; alone, an
+    agent has its own.
     """
     population = novelty.shape[-1]
     if population == 1:
         return novelty
-    others = (novelty.sum(-1, keepdims=True) - novelty) / (population - 1)
-    return ego_weight * novelty + (1 - ego_weight) * others
+    if others == "mean":
+        theirs = (novelty.sum(-1, keepdims=True) - novelty) / (population - 1)
+    else:
+        own, (most, nothing) = jnp.eye(population, dtype=bool), _MOST[others]
+        theirs = most(jnp.where(own, nothing, novelty[..., None, :]), -1)
+    return ego_weight * novelty + (1 - ego_weight) * theirs
 
 
 def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array | float) -> Array:

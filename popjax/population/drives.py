@@ -167,10 +167,10 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
         common = rows.reward.ndim == 1
         novelty = jax.vmap(module.reward, (by_bank, None))(state, rows if common else tree.flatten(rows)).T
         if common:
-            return contrastive.collaborative(novelty, hyper.drive.ego_weight).T
+            return contrastive.collaborative(novelty, hyper.drive.ego_weight, config.others).T
         novelty = novelty.reshape(*rows.reward.shape, population)
         place = jnp.arange(population)
-        return contrastive.collaborative(novelty, hyper.drive.ego_weight)[place, :, place]
+        return contrastive.collaborative(novelty, hyper.drive.ego_weight, config.others)[place, :, place]
 
     def learn(
         state: contrastive.State, rows: Transition, own: Any, pairs: Pairs, hyper: Any, key: Key

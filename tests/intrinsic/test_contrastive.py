@@ -41,6 +41,16 @@ def test_the_worked_example_of_three_agents():
     assert 0.3 + 0.2 * reward[0] == pytest.approx(0.17, abs=1e-6)
 
 
+def test_the_most_and_the_least_novel_to_another_agent_may_count():
+    r = jnp.array([[-0.9, -0.6, -0.2], [0.5, 0.5, 0.1]])
+    theirs = {
+        "max": jnp.array([[-0.2, -0.2, -0.6], [0.5, 0.5, 0.5]]),
+        "min": jnp.array([[-0.6, -0.9, -0.9], [0.1, 0.1, 0.5]]),
+    }
+    for others, counts in theirs.items():
+        np.testing.assert_allclose(collaborative(r, 0.5, others), 0.5 * (r + counts), rtol=1e-6)
+
+
 def test_ego_weight_one_and_a_single_agent_leave_the_own_novelty():
     r = jnp.array([[-0.9, -0.6, -0.2]])
     np.testing.assert_array_equal(collaborative(r, 1.0), r)

@@ -134,14 +134,16 @@ def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
     return step
 
 
-def stacked(**kwargs: Any) -> Any:
-    """Mark a field of a State: each of its leaves leads with the population axis ``P``."""
-    return struct.field(metadata={"stacked": True}, **kwargs)
+def stacked(when: Callable[[Any], bool] = lambda state: True, **kwargs: Any) -> Any:
+    """Mark a field of a State: each of its leaves leads with the population axis ``P``, in a State of which
+    ``when`` holds, be it of arrays or of their shapes, with the axis ``S`` or without."""
+    return struct.field(metadata={"stacked": when}, **kwargs)
 
 
 def stacked_fields(state: Any) -> dict[str, PyTree]:
-    """Return the fields of a State that were declared with ``stacked()``, by name."""
-    return {f.name: getattr(state, f.name) for f in fields(state) if f.metadata.get("stacked")}
+    """Return the fields of a State that were declared with ``stacked()`` and are, by name."""
+    marked = {f.name: f.metadata["stacked"] for f in fields(state) if "stacked" in f.metadata}
+    return {name: getattr(state, name) for name, when in marked.items() if when(state)}
 
 
 def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:

@@ -76,16 +76,15 @@ class Metrics:
 
 @struct.dataclass
 class State:
-    """Everything that training carries. ``replay`` leads with P unless it is shared; ``drive`` is () without
-    one."""
+    """Everything that training carries. ``drive`` is () without one."""
 
     key: Key
     hyper: PyTree
     env_steps: counting.Count  # [] summed over agents and lanes
     generation: Array  # int32 [] iterations
     metrics: Metrics
-    replay: Ring
     drive: PyTree
+    replay: Ring = stacked(when=lambda s: s.replay.size.ndim > s.generation.ndim)  # unless it is shared
     agents: PyTree = stacked()
     lanes: Lanes = stacked()  # [P, N]
 

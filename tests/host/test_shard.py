@@ -9,8 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+
+from popjax.core import stacked_fields
+from popjax.envs import make
+from popjax.methods import independent
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +78,9 @@ def test_members_of_a_real_method_learn_alike_on_two_devices_which_never_speak()
     assert found["devices"] == 2
     assert found["difference"] < 1e-4
     assert found["collectives"] == 0
+    population = found["population"]
+    assert population["told"] < population["observations"] / 10
+    assert population["own"] < 0.6 * population["all"]
 
 
 def test_a_population_is_the_same_on_any_number_of_devices(answer: dict[str, Any]) -> None:
@@ -81,6 +89,16 @@ def test_a_population_is_the_same_on_any_number_of_devices(answer: dict[str, Any
         assert found[str(n)]["devices"] == [n, n]
         np.testing.assert_allclose(found[str(n)]["weights"], found["1"]["weights"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["resumed"], found["straight"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_replay_is_spread_with_its_agents_unless_they_share_it() -> None:
+    for shared in (False, True):
+        config = independent.Config(population=4, capacity=300, shared_replay=shared)
+        method = independent.build(make("probe/context"), config)
+        state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+        assert ("replay" in stacked_fields(state)) is not shared
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state)
+        assert ("replay" in stacked_fields(shapes)) is not shared
 
 
 def test_slices_of_a_sweep_divide_over_the_devices(answer: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def test_numbers_that_vary_together(tmp_path: Path) -> None:
 )
 def test_senseless_seeds_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(Refused, match=said):
-        validate(whole_numbers(Options(env_steps=100, **options)), 1)
+        validate(whole_numbers(Options(env_steps=100, **options)), tiny.build(make("probe/context")))
 
 
 @pytest.mark.parametrize(("typed", "meant"), [(["3"], 3), (["3", "7", "11"], (3, 7, 11)), (["1e1"], 10)])

@@ -83,7 +83,7 @@ KINDS: dict[str, AnyConfig] = {
 class Standing(NamedTuple):
     """What a search knows at a ready point.
 
-    fitness: float32 [P].
+    fitness: float32 [P]; minus infinity of one that has diverged.
     returns: float32 [P, M] of single episodes, whose mean fitness is.
     valid:   bool [P, M] where there has been such an episode.
     ready:   int32 [] number of the ready point, from 1.
@@ -204,7 +204,8 @@ def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
     chance = betainc(0.5 * jnp.maximum(freedom, 1e-6), 0.5, freedom / (freedom + squared))
     chance = jnp.where(both > 0, chance, 0.0)
     enough = (count >= 2) & (count[rival] >= 2)
-    return jnp.where(enough & (gap > 0) & (chance < significance), rival, own)
+    lost = jnp.isneginf(now.fitness)  # whose returns say nothing
+    return jnp.where((enough & (gap > 0) & (chance < significance)) | (lost & ~lost[rival]), rival, own)
 
 
 def _rival(uniform: Array) -> Array:

@@ -196,7 +196,7 @@ def finish(
         "method": run.config["method"],
         "agents": run.config["agents"],
         "runs": {
-            option: [{**_without_config(run), "run": Path(run["run"]).name} for run in runs]
+            option: [{**_briefly(run), "run": Path(run["run"]).name} for run in runs]
             for option, runs in run.config["runs"].items()
         },
         "env": run.config["env"],
@@ -275,8 +275,9 @@ def _write_results(
     rundir.write_json(files.summary, summary)
 
 
-def _without_config(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry[name] for name in entry if name != "config"}
+def _briefly(entry: dict[str, Any]) -> dict[str, Any]:
+    """A run that was built on, without what is long: config.json has all of it."""
+    return {name: value for name, value in entry.items() if not isinstance(value, Mapping)}
 
 
 def finished(run: Run, state: Any, position: Position) -> Result:

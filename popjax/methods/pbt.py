@@ -181,38 +181,36 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
             hyper = numbers_after(s.hyper, decision, key_explore, key_prior)
         else:
             decision, hyper = repeated(again, s)
-        agents, recent = tree.take((s.agents, s.lanes.account.recent), decision.source)
-        born, fitness = tree.take((s.born, standing.fitness), decision.source)
+        s = handed_over(s, decision, standing.fitness, lost)
         if newcomers:
-            anew = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key_fresh, population), hyper)
-            agents = tree.where(decision.fresh, anew, agents)
-            recent = replace(recent, count=jnp.where(decision.fresh[:, None], 0, recent.count))
-            born = jnp.where(decision.fresh, s.lineage.count, born)
+            s = begun_anew(s, decision.fresh, hyper, key_fresh)
         source = jnp.where(decision.fresh, -1, decision.source)
-        lender = jnp.where(lost & decision.fresh, jnp.argmax(standing.fitness), decision.source)
-        lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         table = lineage.record(s.lineage, s.generation, source, standing.fitness, values(hyper))
-        told = {
-            "fitness": finite(fitness),
-            "numbers": named(hyper),
-            "ready": table.count - 1,
-            **copies(source),
-        }
+        fitness = finite(standing.fitness[decision.source])
+        told = {"fitness": fitness, "numbers": named(hyper), "ready": table.count - 1, **copies(source)}
+        metrics, nothing = replace(s.metrics, **told), jnp.full(2, -1, jnp.int32)
+        return replace(s, hyper=hyper, metrics=metrics, lineage=table, intervene=nothing)
+
+    def handed_over(s: State, decision: Decision, fitness: Array, lost: Array) -> State:
+        """Give everyone the agent that it takes over and what goes with it; ``lost`` [P] have diverged."""
+        lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
+        agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
+        lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         lanes = replace(lanes, account=replace(lanes.account, recent=recent))
         if own_replays:
             handed = jnp.where(lost | copying, lender, own)
             moved = jnp.where(tree.any_lane((handed != own).any()), 1, 0)
             s = replace(s, replay=exchange.copy_replays(s.replay, handed, moved))
-        return replace(
-            s,
-            hyper=hyper,
-            metrics=replace(s.metrics, **told),
-            agents=agents,
-            lanes=lanes,
-            lineage=table,
-            intervene=jnp.full(2, -1, jnp.int32),
-            born=born,
-        )
+        return replace(s, agents=agents, lanes=lanes, born=born)
+
+    def begun_anew(s: State, fresh: Array, hyper: PyTree, key: Key) -> State:
+        """Put newcomers into the slots that are ``fresh`` [P]."""
+        anew = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key, population), hyper)
+        recent = s.lanes.account.recent
+        recent = replace(recent, count=jnp.where(fresh[:, None], 0, recent.count))
+        lanes = replace(s.lanes, account=replace(s.lanes.account, recent=recent))
+        born = jnp.where(fresh, s.lineage.count, s.born)
+        return replace(s, agents=tree.where(fresh, anew, s.agents), lanes=lanes, born=born)
 
     def numbers_after(hyper: PyTree, decision: Decision, key_explore: Key, key_prior: Key) -> PyTree:
         """Return the numbers with which everyone goes on."""

@@ -80,6 +80,13 @@ def test_welchs_test_at_its_edges(returns, count, expected):
     assert search.welch(jnp.zeros(2), now, 0.05).tolist() == expected
 
 
+@pytest.mark.parametrize("exploit", ["truncation", "tournament", "welch"])
+def test_who_has_diverged_is_replaced_and_copied_by_nobody(exploit):
+    returns = jnp.array([[1.0, 1.0], [jnp.nan, jnp.nan]])
+    now = standing([1.0, -jnp.inf])._replace(returns=returns)
+    assert decided(search.Pbt(exploit, fraction=0.5), now).source.tolist() == [0, 0]
+
+
 def test_random_search_copies_nobody():
     decision = decided(search.Random(), standing(range(16)))
     assert decision.source.tolist() == decision.numbers.tolist() == list(range(16))

@@ -178,7 +178,7 @@ OTHER = {
 NOT_IN_AN_UPDATE = {"exploration", "exploration_start", "exploration_steps", "init_temperature"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "ppo")) for x in AGENTS])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "a2c")) for x in AGENTS])
 def test_a_mutated_number_reaches_the_update(name, tmp_path):
     """For every number: an update behind the mutation is, bit for bit, that of agents built with it from the
     same State and batch; and again from a checkpoint. It differs from the update without."""
@@ -268,8 +268,6 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
     source = told["selections"]["source"][3]
     slot = next((i for i, parent in enumerate(source) if parent != i), 0)
     start = f"{tmp_path / 'run'}@2"
-    kept, _ = trained(tmp_path, "kept", *SEARCH, *KEPT, "--from", start)
-    assert kept["state_sha256"] == summary["state_sha256"]
     for parent, same_end in ((source[slot], True), (slot, False)):
         change = ["--from", start, "--intervene", f"{slot}={parent}"]
         other, changed = trained(tmp_path, f"other{parent}{same_end}", *SEARCH, *KEPT, *change)

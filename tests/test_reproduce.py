@@ -8,13 +8,15 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import registry, reproduce, reproduced
-from popjax import cli
+from benchmarks import maze, registry, reproduce, reproduced
+from popjax import cli, testing
 from popjax.cli import grid
 
 NAMES = list(registry.names())
@@ -163,6 +165,29 @@ def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
     page = reproduced.page(toy / "parts-out")
     assert "| context | A |" in page
     assert "1 ± 0.5" in page
+
+
+def test_the_maze_has_a_wall_and_two_goals() -> None:
+    env = maze.make()
+    testing.check_env(env)
+    step = jax.jit(env.step)
+    for turn, goal in ((1.0, 0), (-1.0, 1), (0.0, None)):
+        state, obs = env.reset(jax.random.key(0))
+        total, ends, places = 0.0, [], [obs]
+        for time in range(100):
+            up = turn if time < 8 else 0.0
+            state, timestep = step(state, jnp.array([float(time >= 8), up]))
+            total += float(timestep.reward)
+            ends.append(bool(timestep.terminated))
+            places.append(timestep.obs)
+            if ends[-1]:
+                break
+        if goal is None:  # straight on is the wall
+            assert total == 0
+            assert max(float(place[0]) for place in places) <= 0
+        else:
+            assert total == 1
+            assert list(maze.reached(places[-1])) == [goal == 0, goal == 1]
 
 
 @pytest.mark.slow

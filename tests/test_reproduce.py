@@ -93,6 +93,13 @@ def test_every_study_is_one_that_its_script_takes(tmp_path: Path) -> None:
 USES = ("--prior", "--teacher", "--expert", "--alignment")
 
 
+def test_no_script_hides_a_module_of_pythons_own() -> None:
+    """A script's folder comes first where it looks for modules."""
+    root = Path(registry.__file__).parents[1]
+    names = {path.stem for folder in ("benchmarks", "scripts") for path in (root / folder).glob("*.py")}
+    assert not names & set(sys.stdlib_module_names)
+
+
 def test_numbers_of_the_papers_belong_to_a_statistic() -> None:
     for paper in registry.papers().values():
         for table in paper.tables.values():

@@ -38,7 +38,8 @@ def missing(kind: str) -> str:
 def devices(kind: str) -> tuple[Any, ...]:
     """Return four devices of a ``kind``, "h100" or "v5e"."""
     if kind == "h100":
-        described = topologies.get_topology_desc("1x1x4", "cuda", target_config=H100.read_text())
+        target = H100.read_text()
+        described = topologies.get_topology_desc("", "cuda", target_config=target, topology="1x1x4")
     else:
         # So that libtpu does not ask the network which machine this is.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

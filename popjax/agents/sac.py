@@ -27,9 +27,8 @@ class Config:
     """Shapes of the networks and the form of the actor's loss."""
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
-    actor_q: Literal["mean", "min"] = (
-        "mean"  # the actor ascends the mean of the twins (jaxrl2) or their minimum
-    )
+    # the actor ascends the mean of the twins (jaxrl2) or their minimum
+    actor_q: Literal["mean", "min"] = "mean"
     initializer: nets.Initializer = "orthogonal"  # or PyTorch's default: uniform by fan-in, biases too
     normalize_obs: bool = False  # observations are whitened by their running statistics
 

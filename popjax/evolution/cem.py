@@ -25,9 +25,8 @@ class Config:
     population: int = 10  # individuals of a generation
     parents: int = 5  # the best of them, which move mean and variance
     antithetic: bool = True  # the second half of a population mirrors the first
-    divide_by_parents: bool = (
-        True  # the variance is divided by ``parents`` too: in the code, not in the paper
-    )
+    # the variance is divided by ``parents`` too: in the code, not in the paper
+    divide_by_parents: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.parents <= self.population:

@@ -38,9 +38,8 @@ from popjax.replay.ring import Ring, ring
 class Config:
     """The encoder, what is remembered and what counts as near."""
 
-    encoder: Literal["contrastive", "random", "identity"] = (
-        "contrastive"  # trained, left as initialised, or the raw observation
-    )
+    # trained, left as initialised, or the raw observation
+    encoder: Literal["contrastive", "random", "identity"] = "contrastive"
     hidden: tuple[int, ...] = (64,)  # hidden layers of the encoder, units
     features: int = 64  # size of an embedding
     bank_size: int = 300  # states of each agent that are remembered

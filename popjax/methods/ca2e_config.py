@@ -44,9 +44,8 @@ class Config:
     # greedy episodes of the learner, played at each comparison, or the nature actors', which explore
     return_source: Literal["greedy", "nature"] = "greedy"
     greedy_episodes: int = 10  # how many of those
-    rule: Literal["signed", "literal"] = (
-        "signed"  # threshold: r + (a - 1) |r|, or a r, which negative r lowers
-    )
+    # threshold: r + (a - 1) |r|, or a r, which negative r lowers
+    rule: Literal["signed", "literal"] = "signed"
     prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 

@@ -64,13 +64,11 @@ class Config:
     first_phase: int = 50_000  # T_g, environment steps of the global agent before anything else
     phase: int = 10_000  # T, environment steps of each agent in an iteration
     fused: bool = False  # all agents play at once; else one after the other
-    schedule: Literal["paper", "code"] = (
-        "paper"  # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's
-    )
+    # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's
+    schedule: Literal["paper", "code"] = "paper"
 
-    drive: drives.NoveltyConfig | None = (
-        None  # off-policy agents' reward beside the task's: collab, rnd, none
-    )
+    # off-policy agents' reward beside the task's: collab, rnd, none
+    drive: drives.NoveltyConfig | None = None
 
     transfer: bool = True  # hand policies over
     share: bool = True  # the global agent learns from everybody's transitions, else from its own alone
@@ -87,9 +85,8 @@ class Config:
     on_policy_lanes: int = 1  # environments of the on-policy agent
     on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
     reset_at_batch: bool = True  # its episodes end with the batch, in which a lane has room for a whole one
-    on_policy_update: Literal["batch", "episode"] = (
-        "batch"  # learn from batches; or after every episode, as Algorithm 2 could be read: no batches then
-    )
+    # learn from batches; or after every episode, as Algorithm 2 could be read: no batches then
+    on_policy_update: Literal["batch", "episode"] = "batch"
 
     trials: int = 5  # test episodes of each agent in an iteration
     test: Literal["sample", "mean"] = "sample"  # act in tests as in training, or by the mean

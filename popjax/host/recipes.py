@@ -15,6 +15,7 @@ METHODS = {
     "pderl": "popjax.methods.pderl",
     "erl": "popjax.methods.erl",
     "cem_rl": "popjax.methods.cem_rl",
+    "es": "popjax.methods.es",
     "ce": "popjax.methods.ce",
     "sunrise": "popjax.methods.sunrise",
     "dice": "popjax.methods.dice",

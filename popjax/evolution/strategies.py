@@ -1,0 +1,116 @@
+"""Evolution strategies of evosax (Lange, 2022) by name, each a search over the parameters of one network.
+
+    strategy = strategies.build("Sep_CMA_ES", 32, params)
+    search = strategy.init(params, hyper, key)
+    population, search = strategy.ask(search, hyper, key)
+    search = strategy.tell(search, population, fitness, hyper, key)
+
+Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's. Its
+numbers are the library's defaults but for the two in ``Hyper``, which a sweep can fill.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from popjax.core import Key, Number, Params, PyTree, number
+
+ADAM = ("ARS", "ASEBO", "ESMC", "GuidedES", "Open_ES", "PGPE")
+"""Strategies that follow an estimated gradient; their mean moves by Adam, as OpenAI's does (Salimans et al.,
+2017)."""
+UNFIT = ("GradientlessDescent", "NoiseReuseES", "PersistentES", "RandomSearch", "SV_CMA_ES", "SV_Open_ES")
+"""Those of evosax that have no standard deviation, or want parts of episodes, a sampler or several
+populations."""
+
+
+@struct.dataclass
+class Hyper:
+    """Numbers of a search."""
+
+    std: Number = number(0.05)  # standard deviation of a parameter; at first, where the strategy adapts it
+    lr: Number = number(0.01)  # Adam's rate for the mean, of the strategies in ADAM; the others have no Adam
+
+
+class Strategy(NamedTuple):
+    """A search over parameters.
+
+    init: (params, hyper, key) -> search around ``params``
+    ask:  (search, hyper, key) -> (population [P] of parameters, search)
+    tell: (search, population [P], fitness [P], hyper, key) -> search; more fitness is better
+    mean: search -> parameters
+    """
+
+    init: Callable[[Params, Hyper, Key], PyTree]
+    ask: Callable[[PyTree, Hyper, Key], tuple[Params, PyTree]]
+    tell: Callable[[PyTree, Params, Array, Hyper, Key], PyTree]
+    mean: Callable[[PyTree], Params]
+
+
+def names() -> list[str]:
+    """Return the names of the strategies.
+
+    Raises:
+        ValueError: evosax is not installed.
+    """
+    return sorted(set(_known()) - set(UNFIT))
+
+
+def build(name: str, population: int, params: Params) -> Strategy:
+    """Return the strategy ``name`` of evosax with ``population`` individuals like ``params``.
+
+    Raises:
+        ValueError: there is none of this name, it cannot have that population, or evosax is not installed.
+    """
+    if name not in names():
+        raise ValueError(f"strategy {name!r} is none of {', '.join(names())}; choose one of these")
+    kind = _known()[name]
+    accepts = inspect.signature(kind.__init__).parameters
+    options: dict[str, Any] = {}
+    if name in ADAM:
+        options["optimizer"] = optax.inject_hyperparams(optax.adam)(learning_rate=Hyper().lr)
+    try:
+        library = kind(population_size=population, solution=params, **options)
+    except AssertionError as refusal:
+        raise ValueError(f"strategy {name} refuses population {population}: {refusal}") from refusal
+
+    def numbers(hyper: Hyper) -> Any:
+        found = library.default_params
+        return found.replace(std_init=hyper.std) if hasattr(found, "std_init") else found
+
+    def told(search: PyTree, hyper: Hyper) -> PyTree:
+        """Return the search with the numbers that the library would take from a schedule."""
+        if "std_schedule" in accepts:
+            search = search.replace(std=jnp.broadcast_to(hyper.std, jnp.shape(search.std)))
+        if name in ADAM:
+            rates = {**search.opt_state.hyperparams, "learning_rate": hyper.lr}
+            search = search.replace(opt_state=search.opt_state._replace(hyperparams=rates))
+        # Weak types, of which the library has some, would compile the second step anew.
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), search)
+
+    def init(params: Params, hyper: Hyper, key: Key) -> PyTree:
+        return told(library.init(key, params, numbers(hyper)), hyper)
+
+    def ask(search: PyTree, hyper: Hyper, key: Key) -> tuple[Params, PyTree]:
+        population, search = library.ask(key, search, numbers(hyper))
+        return population, told(search, hyper)
+
+    def tell(search: PyTree, population: Params, fitness: Array, hyper: Hyper, key: Key) -> PyTree:
+        return told(library.tell(key, population, -fitness, search, numbers(hyper))[0], hyper)
+
+    return Strategy(init, ask, tell, library.get_mean)
+
+
+def _known() -> dict[str, Any]:
+    try:
+        from evosax.algorithms import distribution_based_algorithms
+    except ImportError as absent:
+        raise ValueError(f"es needs evosax: pip install 'popjax[es]' ({absent})") from absent
+    return distribution_based_algorithms

@@ -1,0 +1,211 @@
+"""Evolution strategies over policies: OpenAI-ES (Salimans et al., 2017), CMA-ES, SNES and others of evosax.
+
+A distribution over the parameters of one network is asked for a population, everyone plays whole episodes,
+and the distribution is told their mean returns. There is neither a gradient of the policy nor a replay, so
+any task will do. Observations are normalized by running statistics of all steps of all individuals.
+
+A generation: ask -> evaluate -> tell. The distribution's mean is deployed.
+
+Differs from Salimans et al.: no weight decay, episodes are played to their end, and everyone's observations
+count in the statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import distributions, nets, normalize, tree
+from popjax.checks import check_least, check_widths
+from popjax.core import (
+    Choice,
+    Env,
+    Key,
+    Method,
+    Network,
+    Params,
+    PyTree,
+    Spec,
+    Timestep,
+    as_arrays,
+    chain,
+    stacked,
+)
+from popjax.evolution import strategies
+from popjax.evolution.strategies import Hyper
+from popjax.nets import images
+from popjax.population import lanes, learning
+from popjax.recipe import Recipe, recorded
+
+CLIP_OBS = 5.0  # standard deviations
+
+
+@dataclass(frozen=True)
+class Config:
+    """The strategy, and sizes."""
+
+    strategy: str = "Open_ES"  # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES; an unknown name lists them
+    population: int = 32  # individuals of a generation
+    trials: int = 1  # episodes whose mean return is an individual's fitness
+    hidden: tuple[int, ...] = (
+        32,
+        32,
+    )  # hidden layers of the policy, units; CMA_ES keeps a square of all weights
+    normalize_obs: bool = True  # observations are whitened by their running statistics
+
+    def __post_init__(self) -> None:
+        check_widths(self)
+        check_least(self, 2, "population")
+        check_least(self, 1, "trials")
+
+
+@struct.dataclass
+class Metrics:
+    """Metrics of a generation.
+
+    fitness: float32 [P] mean return of each individual's trials.
+    steps:   int32 environment steps.
+    moved:   distance by which the mean of the distribution moved.
+    """
+
+    fitness: Array
+    steps: Array
+    moved: Array
+
+
+@struct.dataclass
+class State:
+    """Everything that training carries."""
+
+    key: Key
+    hyper: Hyper
+    env_steps: Array  # int32 [] of all individuals
+    generation: Array  # int32 [] completed
+    metrics: Metrics
+    search: PyTree  # the strategy's
+    statistics: PyTree  # of observations; () where they are not normalized
+    population: Params = stacked()  # as evaluated last
+
+
+@recorded
+def build(env: Env, config: Config = Config()) -> Method:
+    """Return the strategy over policies in ``env``.
+
+    Raises:
+        ValueError: evosax is not installed, has no such strategy, or refuses the population.
+    """
+    spec, population = env.spec, config.population
+    network = policy_network(spec, config.hidden)
+    actions = distributions.categorical() if spec.discrete else distributions.deterministic()
+    example = learning.zeros(jax.eval_shape(network.init, jax.random.key(0)))
+    strategy = strategies.build(config.strategy, population, example)
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        if config.normalize_obs:
+            params, statistics = params
+            obs = normalize.normalize(statistics, obs, clip=CLIP_OBS)
+        return distributions.choose(actions, memory, network.apply(params, obs), key, scale)
+
+    def deployed(s: State, params: Params) -> Params:
+        return (params, s.statistics) if config.normalize_obs else params
+
+    def individuals(s: State) -> Params:
+        statistics = tree.repeat(s.statistics, population)
+        return (s.population, statistics) if config.normalize_obs else s.population
+
+    def init(key: Key, hyper: Hyper) -> State:
+        hyper = as_arrays(hyper)
+        key, key_network, key_init, key_ask = jax.random.split(key, 4)
+        search = strategy.init(network.init(key_network), hyper, key_init)
+        none = jnp.int32(0)
+        return State(
+            key=key,
+            hyper=hyper,
+            env_steps=none,
+            generation=none,
+            metrics=Metrics(jnp.zeros(population), none, jnp.float32(0)),
+            search=search,
+            statistics=normalize.init(spec.obs_shape) if config.normalize_obs else (),
+            population=strategy.ask(search, hyper, key_ask)[0],
+        )
+
+    def ask(s: State) -> State:
+        """Draw a generation."""
+        key, key_ask = jax.random.split(s.key)
+        drawn, search = strategy.ask(s.search, s.hyper, key_ask)
+        return replace(s, key=key, search=search, population=drawn)
+
+    def record(obs: Array, action: Array, timestep: Timestep) -> PyTree:
+        return obs if config.normalize_obs else ()
+
+    def evaluate(s: State) -> State:
+        """Play ``trials`` greedy episodes of everyone."""
+        key, key_play = jax.random.split(s.key)
+        players = population * config.trials
+        owner = jnp.repeat(jnp.arange(population), config.trials)
+        episodes = lanes.episodes(
+            env,
+            act,
+            tree.take(individuals(s), owner),
+            (),
+            key_play,
+            scale=jnp.zeros(players),
+            record=record,
+        )  # [P * trials, T]
+        statistics = s.statistics
+        if config.normalize_obs:
+            statistics = normalize.update(statistics, episodes.steps, episodes.valid)
+        steps = episodes.length.sum()
+        fitness = episodes.total.reshape(population, config.trials).mean(1)
+        return replace(
+            s,
+            key=key,
+            env_steps=s.env_steps + steps,
+            metrics=replace(s.metrics, fitness=fitness, steps=steps),
+            statistics=statistics,
+        )
+
+    def tell(s: State) -> State:
+        """Move the distribution by what everyone reached."""
+        key, key_tell = jax.random.split(s.key)
+        search = strategy.tell(s.search, s.population, s.metrics.fitness, s.hyper, key_tell)
+        moved = jnp.linalg.norm(search.mean - s.search.mean)
+        metrics = replace(s.metrics, moved=moved)
+        return replace(s, key=key, generation=s.generation + 1, metrics=metrics, search=search)
+
+    return Method(
+        init=init,
+        step=chain(ask, evaluate, tell),
+        policy=lambda s: deployed(s, strategy.mean(s.search)),
+        act=act,
+        hyper=Hyper(),
+        steps_bound=population * config.trials * spec.episode_length,
+        individuals=individuals,
+        exploration=lambda s: jnp.float32(0),  # in parameters, not in actions
+    )
+
+
+def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:
+    """Return the network obs [..., *obs] -> actions in [-1, 1], or logits of discrete ones; of images behind
+    convolutions."""
+
+    def make(inputs: int) -> Network:
+        if spec.discrete:
+            return nets.categorical_actor(inputs, spec.action_dim, hidden, gain=1.0)
+        return nets.tanh_actor(inputs, spec.action_dim, hidden, activation="tanh")
+
+    return images.behind_convolutions(spec.obs_shape, make)
+
+
+def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
+    """Return a line where a number was set that the strategy does not have."""
+    if config.strategy in strategies.ADAM or hyper.lr == Hyper().lr:
+        return []
+    return [f"hyper.lr {hyper.lr:g} changes nothing: {config.strategy} has no Adam"]
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper(), remarks=remarks)

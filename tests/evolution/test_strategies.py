@@ -1,0 +1,133 @@
+"""evosax's strategies behind the adapter: the library's own numbers, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from popjax.core import as_arrays
+from popjax.evolution import strategies
+from tests.support import equal
+
+algorithms = pytest.importorskip("evosax.algorithms")
+
+TOP = {"w": jnp.array([0.5, -0.3, 0.2]), "b": jnp.array([0.1])}
+START = jax.tree.map(jnp.zeros_like, TOP)
+HYPER = as_arrays(strategies.Hyper(std=0.1, lr=0.03))
+OWN = {
+    "Open_ES": {"optimizer": optax.adam(0.03), "std_schedule": optax.constant_schedule(0.1)},
+    "Sep_CMA_ES": {},
+}
+EVERY = sorted(set(algorithms.distribution_based_algorithms) - set(strategies.UNFIT))
+SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name not in OWN)) for name in EVERY]
+
+
+def height(params):
+    return -sum(
+        jnp.square(x - top).sum() for x, top in zip(*map(jax.tree.leaves, (params, TOP)), strict=True)
+    )
+
+
+def climb(strategy, generations, hyper=HYPER):
+    """The search after so many generations on a hill, and the heights of its mean along the way."""
+
+    def generation(search, key):
+        key_ask, key_tell = jax.random.split(key)
+        population, search = strategy.ask(search, hyper, key_ask)
+        search = strategy.tell(search, population, jax.vmap(height)(population), hyper, key_tell)
+        return search, height(strategy.mean(search))
+
+    keys = jax.random.split(jax.random.key(1), generations)
+    return jax.lax.scan(generation, strategy.init(START, hyper, jax.random.key(0)), keys)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_adapter_is_the_librarys_ask_and_tell(name):
+    strategy = strategies.build(name, 8, START)
+    library = algorithms.distribution_based_algorithms[name](population_size=8, solution=START, **OWN[name])
+    numbers = library.default_params
+    numbers = numbers.replace(std_init=0.1) if hasattr(numbers, "std_init") else numbers
+    keys = jax.random.split(jax.random.key(3), 7)
+    ours, theirs = strategy.init(START, HYPER, keys[0]), library.init(keys[0], START, numbers)
+    for key_ask, key_tell in zip(keys[1::2], keys[2::2], strict=True):
+        population, ours = strategy.ask(ours, HYPER, key_ask)
+        expected, theirs = library.ask(key_ask, theirs, numbers)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), population, expected
+        )
+        fitness = jax.vmap(height)(population)
+        ours = strategy.tell(ours, population, fitness, HYPER, key_tell)
+        theirs, _ = library.tell(key_tell, expected, -fitness, theirs, numbers)
+        np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-5, atol=1e-6)
+    assert np.abs(ours.mean).max() > 0.01
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_every_strategy_climbs_by_its_numbers_and_keeps_its_form(name):
+    strategy = strategies.build(name, 8, START)
+    start = jax.eval_shape(strategy.init, START, HYPER, jax.random.key(0))
+    search, heights = climb(strategy, 60)
+    assert heights[-1] > 0.5 * height(START)
+    kinds = (
+        [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(jax.eval_shape(lambda s: s, s))]
+        for s in (start, search)
+    )
+    assert next(kinds) == next(kinds)
+    assert not any(x.weak_type for x in jax.tree.leaves(start))
+    narrow = climb(strategy, 1, replace(HYPER, std=jnp.float32(0.05)))[0]
+    assert not np.array_equal(narrow.best_solution, climb(strategy, 1)[0].best_solution)
+    slow = climb(strategy, 2, replace(HYPER, lr=jnp.float32(0.003)))[0]
+    assert np.array_equal(slow.mean, climb(strategy, 2)[0].mean) is (name not in strategies.ADAM)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_order_of_a_population_does_not_matter(name):
+    strategy = strategies.build(name, 8, START)
+    search = strategy.init(START, HYPER, jax.random.key(0))
+    population, search = strategy.ask(search, HYPER, jax.random.key(1))
+    order = jnp.array([3, 1, 7, 0, 5, 2, 6, 4])
+    mixed = jax.tree.map(lambda x: x[order], population)
+    one, two = (
+        strategy.tell(search, each, jax.vmap(height)(each), HYPER, jax.random.key(2))
+        for each in (population, mixed)
+    )
+    np.testing.assert_allclose(one.mean, two.mean, atol=1e-6)
+    assert not np.array_equal(one.mean, search.mean)
+
+
+def test_open_es_draws_pairs():
+    strategy = strategies.build("Open_ES", 8, START)
+    search = strategy.init(START, HYPER, jax.random.key(0))
+    population = strategy.ask(search, HYPER, jax.random.key(1))[0]
+    equal(jax.tree.map(lambda x: x[:4], population), jax.tree.map(lambda x: -x[4:], population))
+
+
+@pytest.mark.parametrize(
+    ("name", "population", "message"),
+    [
+        ("OpenES", 8, "strategy 'OpenES' is none of ARS, .*Open_ES, .*xNES; choose one of these"),
+        ("PersistentES", 8, "strategy 'PersistentES' is none of"),
+        ("Open_ES", 7, "strategy Open_ES refuses population 7: Population size must be even"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, population, message):
+    with pytest.raises(ValueError, match=message):
+        strategies.build(name, population, START)
+
+
+def test_without_the_library_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evosax.algorithms", None)
+    with pytest.raises(ValueError, match=r"es needs evosax: pip install 'popjax\[es\]'"):
+        strategies.build("Open_ES", 8, START)
+
+
+def test_every_strategy_of_the_library_is_known_to_fit_or_not():
+    everything = set(algorithms.distribution_based_algorithms)
+    assert set(strategies.UNFIT) | set(strategies.ADAM) <= everything
+    assert strategies.names() == EVERY

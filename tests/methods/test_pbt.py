@@ -171,6 +171,7 @@ OTHER = {
     "max_grad_norm": 1e-3,
     "critic_l2": 0.1,
     "clip": 1e-5,
+    "target_noise_clip": 1e-3,
     "target_kl": 1e-9,
     "anneal_updates": 2.0,
 }
@@ -273,6 +274,27 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
         other, changed = trained(tmp_path, f"other{parent}{same_end}", *SEARCH, *KEPT, *change)
         assert changed["members"][0]["selections"]["source"][3][slot] == parent
         assert (other["state_sha256"] == summary["state_sha256"]) == (same_end or source[slot] == slot)
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_every_command_takes_its_runs_and_a_resumed_one_ends_alike(tmp_path, capsys):
+    """Two seeds with each of two probabilities of a new draw; the schedule of every member is told."""
+    members = [*SEARCH, *KEPT, "--seeds", "2", "--sweep", "hyper.search.resample=0.0,1.0"]
+    longer = ["400" if word == "200" else word for word in members]
+    whole, schedule = trained(tmp_path, "whole", *longer)
+    trained(tmp_path, "parts", *members)
+    parts, _ = trained(tmp_path, "parts", *longer, "--resume")
+    assert parts["state_sha256"] == whole["state_sha256"]
+    told = [(member["seed"], member["hyper.search.resample"]) for member in schedule["members"]]
+    assert told == [(0, 0.0), (1, 0.0), (0, 1.0), (1, 1.0)]
+    lines = [json.dumps(member["selections"]["numbers"]) for member in schedule["members"]]
+    assert len(set(lines)) == 4
+    root = str(tmp_path / "whole")
+    assert cli.evaluate([root, "--episodes", "1"]) == 0
+    assert cli.evaluate([root, "--episodes", "1", "--member", "1", "--individual", "3"]) == 0
+    assert cli.export([root, "--out", str(tmp_path / "out")]) == 0
+    assert cli.report([root, "--out", str(tmp_path / "report")]) == 0
     capsys.readouterr()
 
 

@@ -109,6 +109,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
         def child() -> Params:
             judge, memory = tree.take(s.agents, best), newest(s.replay, config.memory)
+            memory = replace(memory, rows=replace(memory.rows, obs=base.look(s, memory.rows.obs)))
             how = config.distillation, s.hyper.crossover_lr
             return distil(agent, judge, x, y, memory, key_child, *how, now)
 
@@ -130,7 +131,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             return jnp.square(agent.actions.vector(said) - agent.actions.vector(target)).mean()
 
         def draw(key: Key) -> Array:
-            return s.replay.rows.obs[slots(s.replay, key, config.batch)]
+            return base.look(s, s.replay.rows.obs[slots(s.replay, key, config.batch)])
 
         optimizer = adam(s.hyper.student_lr, jnp.inf)
         student, told = imitation.study(optimizer, loss, draw, s.student, config.updates, key_study)

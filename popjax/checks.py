@@ -25,14 +25,15 @@ def check_least(config: Any, least: int, *names: str) -> None:
 
 
 def check_widths(config: Any) -> None:
-    """Check that every layer in a field with a tuple of sizes, ``tuple[int, ...]``, has at least one unit.
+    """Check that every layer in a field with a tuple of sizes, ``tuple[int, ...]`` or None, has at least one
+    unit.
 
     Raises:
         ValueError: one has none.
     """
     for name, kind in get_type_hints(type(config)).items():
         sizes = getattr(config, name)
-        if kind == tuple[int, ...] and min(sizes, default=1) < 1:
+        if kind in (tuple[int, ...], tuple[int, ...] | None) and min(sizes or (), default=1) < 1:
             spelt = " ".join(map(str, sizes))
             raise ValueError(f"{name} must have sizes of at least 1, got {spelt}; leave a layer out instead")
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax.core import Agent, Choice, Key, Params, PyTree, Transition
+from popjax.core import Agent, Choice, Key, Params, PyTree, Spec, Transition
 
 COUNT_LIMIT = 2**30
 """Samples after which the count stands still; from there on old samples fade slowly."""
@@ -129,6 +129,18 @@ class Whitened:
 
     agent: PyTree
     statistics: RunningStatistics
+
+
+def check_no_bytes(spec: Spec) -> None:
+    """Check that observations are numbers that statistics can whiten.
+
+    Raises:
+        ValueError: they are bytes, which networks divide by 255.
+    """
+    if jnp.dtype(spec.obs_dtype) == jnp.uint8:
+        raise ValueError(
+            f"observations of {spec.name} are bytes, which are scaled already; unset normalize_obs"
+        )
 
 
 def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Agent:

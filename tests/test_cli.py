@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from popjax import cli
+from popjax.agents import a2c
 from popjax.cli import parse
 from popjax.host.errors import Refused
 from popjax.host.options import Options
@@ -226,6 +227,7 @@ def test_a_configuration_survives_json() -> None:
             assert parse.rebuild(default, json.loads(Path("config.json").read_text())) == default
     with pytest.raises(parse.Fault, match="'colour'"):
         parse.rebuild(pderl.Config(), {"colour": 1})
+    assert parse.rebuild(a2c.Config(), {"hidden": [32, 16]}) == a2c.Config(hidden=(32, 16))
 
 
 def test_environment_options_are_literals_or_strings() -> None:

@@ -9,6 +9,8 @@ import pytest
 from jax import lax
 
 from popjax import nets
+from popjax.agents import a2c, dqn, ppo
+from popjax.core import Spec
 from popjax.nets.layers import Conv, Dense, patches
 
 
@@ -36,6 +38,25 @@ def test_a_convolution_is_the_one_of_xla(side, stride, padding, height):
 def test_patches_are_ordered_by_row_column_channel():
     x = jnp.arange(3 * 3 * 2.0).reshape(3, 3, 2)
     np.testing.assert_array_equal(patches(x, 2, 1)[0, 0], [0, 1, 2, 3, 6, 7, 8, 9])
+
+
+def test_on_policy_agents_have_the_dense_layers_of_their_convolutions():
+    for agent in (a2c, ppo):
+        for shape, last in (((84, 84, 4), (512, 6)), ((10, 10, 4), (64, 6)), ((3,), (64, 6))):
+            built = agent.build(Spec("none", shape, 6, 1, discrete=True, obs_dtype=jnp.uint8))
+            params = jax.eval_shape(built.actor.init, jax.random.key(0))
+            assert last in [x.shape for x in jax.tree.leaves(params)]
+        linear = agent.build(Spec("none", (3,), 6, 1, discrete=True), agent.Config(hidden=()))
+        assert len(jax.tree.leaves(jax.eval_shape(linear.actor.init, jax.random.key(0)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("agent", "config"), [(ppo, ppo.Config(normalize_obs=True)), (dqn, dqn.Config(normalize_obs=True))]
+)
+def test_bytes_are_not_whitened(agent, config):
+    spec = Spec("frames", (84, 84, 4), 6, 1, discrete=True, obs_dtype=jnp.uint8)
+    with pytest.raises(ValueError, match=r"observations of frames are bytes.*unset normalize_obs"):
+        agent.build(spec, config)
 
 
 def test_glorot_counts_the_places_of_a_kernel():

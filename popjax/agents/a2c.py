@@ -50,7 +50,7 @@ ROLLOUT = 5
 class Config:
     """Shapes of the networks."""
 
-    hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value network, units
+    hidden: tuple[int, ...] | None = None  # units; None: 64 64, behind images of Atari 512
     activation: Literal["relu", "tanh"] = "tanh"  # between them
     initializer: nets.Initializer = "orthogonal"  # of both
     squash: bool = False  # whether continuous actions are tanh of a Gaussian's, else they are clipped

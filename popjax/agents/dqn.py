@@ -43,10 +43,15 @@ class Config:
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
     normalize_obs: bool = False  # observations are whitened by their running statistics
+    # least probability of a random action, also where it is to act greedily: on Atari 0.001, else evaluations
+    # may go on in a circle until the time limit
+    least_exploration: float = 0.0
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_widths(self)
+        if not 0 <= self.least_exploration <= 1:
+            raise ValueError(f"least_exploration must be in [0, 1], got {self.least_exploration}")
 
 
 @struct.dataclass
@@ -88,6 +93,8 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         raise ValueError(
             f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: ddpg takes those"
         )
+    if config.normalize_obs:
+        normalize.check_no_bytes(spec)
     network, actions = _network(spec, config), distributions.epsilon_greedy()
 
     def init(key: Key, hyper: Hyper) -> State:
@@ -105,6 +112,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return replace(state, online=policy, target=policy)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        scale = jnp.maximum(scale, config.least_exploration)
         return distributions.choose(actions, memory, network.apply(params, obs), key, scale)
 
     def value(state: State, obs: Array, action: Array) -> Array:

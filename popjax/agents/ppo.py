@@ -38,7 +38,7 @@ ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns f
 class Config:
     """Networks, and how often a rollout is gone through."""
 
-    hidden: tuple[int, ...] = (64, 64)  # hidden layers of policy and value, units
+    hidden: tuple[int, ...] | None = None  # units; None: 64 64, behind images of Atari 512
     activation: Literal["relu", "tanh"] = "tanh"  # between them
     initializer: nets.Initializer = "orthogonal"  # of both
     # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
@@ -114,6 +114,8 @@ def standardized(x: Array, valid: Array | None = None) -> Array:
 
 def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     """Return a PPO learner for discrete or continuous actions."""
+    if config.normalize_obs:
+        normalize.check_no_bytes(spec)
     policy, value = nets.policy_and_value(
         spec.obs_shape,
         spec.action_dim,

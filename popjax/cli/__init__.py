@@ -74,7 +74,7 @@ def export(argv: Sequence[str] | None = None) -> int:
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
     from popjax.host import terminal
-    from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
+    from popjax.host.errors import FAILURES, Interrupted, Refused
 
     training.see_current_directory()
     terminal.open_missing()
@@ -94,7 +94,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return _fail(str(fault), 2)
-    except (NonFiniteMetric, NotRead, NotSaved, NotTracked) as failure:
+    except FAILURES as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
@@ -264,8 +264,19 @@ def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], l
 def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
     """Return the further tasks that ``build`` is given, by keyword."""
     return {
-        recipe.envs[option]: tuple(make_env(name, {}) for name in names) for option, names in tasks.items()
+        recipe.envs[option]: tuple(_further_env(option, text) for text in texts)
+        for option, texts in tasks.items()
     }
+
+
+def _further_env(option: str, text: str) -> Any:
+    """Return the task that "SUITE/TASK" or "SUITE/TASK KEY=VALUE ..." names."""
+    from popjax.cli.parse import Fault, key_values
+
+    if not text.strip():
+        raise Fault(f"--{option} wants SUITE/TASK, got {text!r}")
+    name, *options = text.split()
+    return make_env(name, key_values(options, f"--{option}"))
 
 
 def _peel_agents(
@@ -293,7 +304,7 @@ def _peel_agents(
 def _beyond(recipe: Recipe) -> dict[str, str]:
     """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
     return {f"--{name}": known.help for name, known in recipe.runs.items()} | {
-        f"--{name}": "A further task, SUITE/TASK, with its defaults: --env-option is for --env alone."
+        f"--{name}": "A further task, 'SUITE/TASK KEY=VALUE ...': --env-option is for --env alone."
         for name in recipe.envs
     }
 

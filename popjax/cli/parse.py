@@ -114,8 +114,8 @@ class EvaluateArguments:
         Literal["gymnasium", "dm_control"] | None,
         tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
     ] = None
-    """Also play as many episodes in the original environment on the host; --in gymnasium for gym/ tasks,
-    --in dm_control for dmc/."""
+    """Also play as many episodes in the original environment on the host; --in gymnasium for gym/ and
+    atari/ tasks, --in dm_control for dmc/."""
     video: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Film one episode of the first member's policy: .mp4 or .gif, for brax/ also .html."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -372,7 +372,7 @@ def rebuild(default: T, saved: Any) -> T:
             if name not in known:
                 raise Fault(f"config.json has {name!r}, which {type(default).__name__} does not know")
         return replace(default, **{name: rebuild(getattr(default, name), saved[name]) for name in saved})
-    if isinstance(default, tuple):
+    if isinstance(saved, list):  # JSON has no tuples, and a Config has no lists
         saved = tuple(saved)
     return type(default)(saved) if isinstance(default, float) else saved  # infinities are kept as strings
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from popjax.cli import grid, show
 from popjax.host import index, launch, processes
-from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, NotTracked, TooLarge
+from popjax.host.errors import FAILURES, TooLarge
 from popjax.host.index import Entry
 
 
@@ -94,6 +94,6 @@ def _run_in_slices(
             if smaller.fitting < 1:
                 raise
             fault = smaller
-        except (NonFiniteMetric, NotRead, NotSaved, NotTracked):
+        except FAILURES:
             break  # it is told with the others
     run_all(tools, entries, root, control)

@@ -122,15 +122,15 @@ def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
 
 
 def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
-    """A further task has the defaults of its task; as the run's own task with other options it would be
-    another."""
+    """A further task without options has the defaults of its task; as the run's own task with other options
+    it would be another."""
     from popjax.cli.parse import Fault
 
     for option, names in tasks.items():
         if common.env_option and common.env in names:
             raise Fault(
                 f"--{option} {common.env}: --env-option is for --env alone, a further task has its defaults;"
-                " leave out --env-option"
+                f" leave out --env-option, or give the task its own, --{option} '{common.env} KEY=VALUE'"
             )
 
 
@@ -166,7 +166,7 @@ def check_build(program: Program) -> None:
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
     """Runs ``command``; what goes wrong in it is told with an exit code, which is returned. Ctrl-C is not."""
     from popjax.cli.parse import Fault
-    from popjax.host.errors import NonFiniteMetric, NotRead, NotSaved, NotTracked, Refused
+    from popjax.host.errors import FAILURES, Refused
 
     try:
         command()
@@ -174,7 +174,7 @@ def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
         return int(stop.code or 0)
     except (Fault, Refused) as fault:
         return tell(str(fault), 2)
-    except (NonFiniteMetric, NotRead, NotSaved, NotTracked, OSError) as failure:
+    except (*FAILURES, OSError) as failure:
         return tell(str(failure), 1)
     return 0
 
@@ -218,6 +218,7 @@ def prepare_jax() -> None:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # it prints what it raises
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from popjax import cli, numerics
     from popjax.host.compilation import keep_compiled

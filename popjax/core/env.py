@@ -38,6 +38,11 @@ class Timestep:
         return self.terminated | self.truncated
 
     @property
+    def anew(self) -> Array:
+        """[] bool: the observation to act on next does not follow this one."""
+        return self.done | self.cut
+
+    @property
     def final(self) -> Array:
         """[] bool: the value of ``next_obs`` does not count."""
         return self.terminated | self.cut
@@ -48,8 +53,9 @@ class Spec(NamedTuple):
 
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions. ``episode_length``
     is the time limit in environment steps. ``stack`` frames, oldest first, make an observation along its last
-    axis. ``dt`` is the duration of an environment step in seconds, ``None`` where the task has no clock.
-    ``highest_return`` is what no policy can exceed, ``None`` where that is not known.
+    axis: the latest ones, or one repeated at the beginning of an episode and behind a cut. ``dt`` is the
+    duration of an environment step in seconds, ``None`` where the task has no clock. ``highest_return`` is
+    what no policy can exceed, ``None`` where that is not known.
     """
 
     name: str

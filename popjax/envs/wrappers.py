@@ -48,7 +48,7 @@ def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
 
 
 def repeated(env: Env, times: int) -> Env:
-    """Return ``env`` with every action played ``times`` times, or until the episode ends."""
+    """Return ``env`` with every action played ``times`` times, or until the episode ends or is cut."""
     spec = env.spec
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
@@ -58,7 +58,7 @@ def repeated(env: Env, times: int) -> Env:
             state, timestep = carry
             after, latest = env.step(state, action)
             summed = replace(latest, reward=timestep.reward + latest.reward)
-            return tree.where(timestep.done, carry, (after, summed)), None
+            return tree.where(timestep.done | timestep.cut, carry, (after, summed)), None
 
         return jax.lax.scan(again, first, length=times - 1)[0]
 
@@ -72,7 +72,8 @@ def repeated(env: Env, times: int) -> Env:
 
 
 def stacked(env: Env, count: int) -> Env:
-    """Return ``env`` with its latest ``count`` observations as one, joined along the last axis."""
+    """Return ``env`` with its latest ``count`` observations as one, joined along the last axis; behind a cut
+    the one that goes on is repeated, as at the beginning of an episode."""
     spec = env.spec
     shape = (*spec.obs_shape[:-1], spec.obs_shape[-1] * count) if spec.obs_shape else (count,)
 
@@ -87,11 +88,11 @@ def stacked(env: Env, count: int) -> Env:
     def step(carry: PyTree, action: Array) -> tuple[PyTree, Timestep]:
         state, frames = carry
         state, timestep = env.step(state, action)
-        frames = jnp.concatenate([frames[1:], timestep.next_obs[None]])
-        seen = joined(frames)
-        return (state, frames), replace(timestep, obs=seen, next_obs=seen)
+        followed = jnp.concatenate([frames[1:], timestep.next_obs[None]])
+        frames = tree.where(jnp.asarray(timestep.cut), tree.repeat(timestep.obs, count), followed)
+        return (state, frames), replace(timestep, obs=joined(frames), next_obs=joined(followed))
 
-    return env._replace(reset=reset, step=step, spec=spec._replace(obs_shape=shape))
+    return env._replace(reset=reset, step=step, spec=spec._replace(obs_shape=shape, stack=count))
 
 
 def rewarded(env: Env, scale: float, clip: float) -> Env:

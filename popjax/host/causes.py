@@ -76,6 +76,12 @@ def unreadable(root: Path) -> str | None:
     return os.strerror(codes[0]) if codes else None
 
 
+def callback(error: BaseException) -> str | None:
+    """Return what a function that a program calls on the host raised; None where the program failed."""
+    told = str(error).strip()
+    return told.splitlines()[-1].partition(": ")[2] if "error calling callback" in told else None
+
+
 def _system_code(error: BaseException) -> int | None:
     """The number of the operating system's error, if one is at the bottom of this."""
     for cause in _causes(error):

@@ -33,6 +33,7 @@ _PACKAGES = (
     "gymnasium",
     "dm-control",
     "playground",
+    "ale-py",
 )
 
 _SETTINGS = (

@@ -42,6 +42,15 @@ class NonFiniteMetric(RuntimeError):
     """A metric became NaN or infinite; the State it came from was not saved."""
 
 
+class CallbackFailed(RuntimeError):
+    """What an environment computes on the host failed, such as an emulator; the checkpoints before are
+    whole."""
+
+
+FAILURES = (CallbackFailed, NonFiniteMetric, NotRead, NotSaved, NotTracked)
+"""What a run may fail of that is no bug of popjax, told in one line."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal arrived, such as Ctrl-C; the chunk was finished and the State saved.
 

@@ -16,7 +16,7 @@ import numpy as np
 from popjax.host import causes, checkpoint, ending, interrupt, log, processes, sweep
 from popjax.host.background import Background
 from popjax.host.best import Best
-from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, Refused
+from popjax.host.errors import CallbackFailed, Interrupted, NonFiniteMetric, NotRead, Refused
 from popjax.host.history import Evaluation, History, Seconds, empty, join, non_finite
 from popjax.host.programs import Programs
 from popjax.host.recorded import recorded
@@ -153,8 +153,20 @@ def _save(trained: Trained, state: Any, position: Position, due: bool, again: bo
 def _advance(
     trained: Trained, state: Any, position: Position, saved: Position, standing: Standing
 ) -> tuple[Any, Position, History]:
-    """One chunk: the State and position after it, and what it recorded of the members that went on."""
-    state, rows, seconds = _run_chunk(trained, state, position)
+    """One chunk: the State and position after it, and what it recorded of the members that went on.
+
+    Raises:
+        CallbackFailed: what the environment computes on the host failed.
+        NonFiniteMetric: a metric of the last member that went on is not finite.
+    """
+    try:
+        state, rows, seconds = _run_chunk(trained, state, position)
+    except jax.errors.JaxRuntimeError as error:
+        if what := causes.callback(error):
+            if trained.writer:
+                trained.writer.wait()
+            raise CallbackFailed(f"{what}; {_last_saved(trained.run, saved)}") from None
+        raise
     rows = rows.freeze(position.generations, position.env_steps, standing.places)
     if failures := non_finite(rows):
         position = _freeze(trained, failures, position, saved, standing)
@@ -199,7 +211,8 @@ def _evaluate(
         stop.left = True
         return rows, position, None
     except Exception as error:
-        return rows, position, error
+        what = causes.callback(error)
+        return rows, position, CallbackFailed(what) if what else error
     made = tuple(
         Evaluation(
             trained.run.members[place].seed,
@@ -305,15 +318,19 @@ def _last_good(trained: Trained, place: int, regular: int | None) -> Any:
     return jax.jit(sweep.lift(trained.run.method.init, 1))(key, hyper)
 
 
-def _all_failed(run: Run, failures: dict[int, tuple[int, str]], saved: Position) -> str:
+def _last_saved(run: Run, saved: Position) -> str:
+    """Return where a run that failed can go on."""
     if run.files is None:
-        where = "nothing was saved, as there is no run directory"
-    elif checkpoint.generations(run.files.checkpoints):
-        where = (
+        return "nothing was saved, as there is no run directory"
+    if checkpoint.generations(run.files.checkpoints):
+        return (
             f"the State of generation {saved.generation} is saved in {run.files.root}; --resume starts there"
         )
-    else:
-        where = f"no checkpoint had been made yet; --resume in {run.files.root} starts from the beginning"
+    return f"no checkpoint had been made yet; --resume in {run.files.root} starts from the beginning"
+
+
+def _all_failed(run: Run, failures: dict[int, tuple[int, str]], saved: Position) -> str:
+    where = _last_saved(run, saved)
     (generation, metric), place = min((failure, place) for place, failure in failures.items())
     seed = run.members[place].seed
     return f"metric {metric} of seed {seed} became NaN or infinite in generation {generation}; {where}"

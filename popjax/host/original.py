@@ -1,7 +1,8 @@
 """Policies in the environments that ours are copies of: Gymnasium's and dm_control's, on the host.
 
 The originals are played as they are, with MuJoCo in C and their own solver, so the difference of the returns
-is what a policy loses on the way from MJX.
+is what a policy loses on the way from MJX. Atari's games are ale-py's own environments with Gymnasium's
+preprocessing.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from popjax.envs.episodic import rescale
 from popjax.host import sweep
 from popjax.host.errors import Refused
 
-LIBRARIES = {"gymnasium": "gym", "dm_control": "dmc"}
-"""Each library and our suite of its tasks, which is also the extra that installs it."""
+LIBRARIES = {"gym": "gymnasium", "atari": "gymnasium", "dmc": "dm_control"}
+"""Our suites, each also the extra that installs its library, and the library that has their tasks."""
 _ELSEWHERE = 0x4F524947
 
 
 class Original(NamedTuple):
     """One original environment on the host.
 
-    reset: seed -> obs float32 [D]
-    step:  action [A] in [-1, 1] -> (obs, reward, terminated, truncated); rescales the action as popjax does
+    reset: seed -> obs [*obs]
+    step:  action [A] in [-1, 1], or an integer [] -> (obs, reward, terminated, truncated); rescales the
+           action as popjax does
     """
 
     reset: Callable[[int], np.ndarray]
@@ -44,16 +46,15 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
         Refused: the task is not from that library, the library is missing, or it observes something else.
     """
     suite, _, task = env.spec.name.partition("/")
-    if suite not in LIBRARIES.values():
-        raise Refused(f"{env.spec.name} has no original; --in plays the tasks of gym/ and dmc/")
-    if suite != LIBRARIES[library]:
-        right = next(name for name, of in LIBRARIES.items() if of == suite)
-        raise Refused(f"{env.spec.name} is not a task of {library}; say --in {right}")
+    if suite not in LIBRARIES:
+        raise Refused(f"{env.spec.name} has no original; --in plays the tasks of gym/, dmc/ and atari/")
+    if library != LIBRARIES[suite]:
+        raise Refused(f"{env.spec.name} is not a task of {library}; say --in {LIBRARIES[suite]}")
     rest = {key: value for key, value in options.items() if key != "episode_length"}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that version 4 is not the newest is known
-            build = {"gym": _gymnasium, "dmc": _dm_control}[suite]
+            build = {"gym": _gymnasium, "dmc": _dm_control, "atari": _atari}[suite]
             original = build(task, env.spec.episode_length, rest)
     except ImportError as absent:
         raise Refused(f"--in {library} needs the library: pip install 'popjax[{suite}]'") from absent
@@ -77,6 +78,58 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
     def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         obs, reward, terminated, truncated, _ = env.step(to_action(action))
         return np.asarray(obs, np.float32), float(reward), bool(terminated), bool(truncated)
+
+    return Original(reset, step)
+
+
+def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
+    """A game of ale-py's own environment, preprocessed by Gymnasium; FIRE and the action behind it begin an
+    episode, or every life, as they do in ours, in which nothing is seen of the frames before."""
+    from ale_py.env import AtariEnv
+    from gymnasium.error import DependencyNotInstalled
+    from gymnasium.wrappers import AtariPreprocessing
+
+    from popjax.envs import atari
+
+    o = atari.settings(task, options)
+    low, high = o["frame_skip"]
+    if o["view"] != "grey84" or low != high:
+        raise Refused("--in gymnasium plays the view grey84 with a frame_skip that is one number")
+    full = o["actions"] == "full"
+    game = AtariEnv(task, frameskip=1, repeat_action_probability=o["sticky"], full_action_space=full)
+    try:
+        env = AtariPreprocessing(game, noop_max=o["noops"], frame_skip=high)
+    except DependencyNotInstalled as absent:
+        raise Refused("--in gymnasium plays Atari with OpenCV: pip install opencv-python") from absent
+    meanings = game.get_action_meanings()
+    fires = o["fire"] != "never" and len(meanings) >= 3 and meanings[1] == "FIRE"
+    seen: list[np.ndarray] = []
+    steps = 0
+
+    def look(frame: np.ndarray, anew: bool) -> np.ndarray:
+        seen[:] = [frame] * atari.STACK if anew else [*seen[1:], frame]
+        return np.stack(seen, -1)
+
+    def reset(seed: int) -> np.ndarray:
+        nonlocal steps
+        steps = 0
+        frame: Any = env.reset(seed=seed)[0]
+        for action in (1, 2) if fires else ():
+            frame = env.step(action)[0]
+        return look(frame, anew=True)
+
+    def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        nonlocal steps
+        steps, before = steps + 1, game.ale.lives()
+        played: Any = env.step(int(action))
+        frame, reward, over = played[:3]
+        lost = 0 < game.ale.lives() < before and not over
+        for hidden in (0, 1, 2) if lost and fires and o["fire"] == "life" else ():
+            if not over:
+                frame, more, over = env.step(hidden)[:3]
+                reward += more
+        obs = look(frame, anew=lost and o["cut_lives"])
+        return obs, float(reward), bool(over), steps >= episode_length
 
     return Original(reset, step)
 

@@ -170,10 +170,14 @@ def begun(root: Path) -> bool:
 
 
 def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return 'option old -> new' for what is free to change and has changed since the run was last begun."""
+    """Return 'option old -> new' for what is free to change and has changed since the run was last begun, and
+    'package old -> new' for other versions, which may compute something else."""
     before = read_config(root)
-    free = _free(before, config)
-    return [line for name, line in differences(before, config) if free(name)]
+    free, old, new = _free(before, config), before.get("versions", {}), config.get("versions", {})
+    found = [line for name, line in differences(before, config) if free(name)]
+    return found + [
+        f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]
+    ]
 
 
 def _free(before: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[str], bool]:

@@ -1,7 +1,8 @@
 """One episode of a policy as a film: played on the device, recorded as poses, drawn on the host.
 
 MuJoCo models are drawn by MJX's ray tracer on Warp, which needs neither display nor OpenGL and runs on any
-processor, or else by MuJoCo's own renderer; tasks of gymnax as ``pictures`` has them.
+processor, or else by MuJoCo's own renderer; tasks of gymnax as ``pictures`` has them; Atari's screens by its
+emulator.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     suite, _, task = env.spec.name.partition("/")
     if path.suffix not in FASTEST:
         raise Refused(f"--video writes {', '.join(FASTEST)}; got {path.name!r}")
-    if suite not in ("gym", "dmc", "brax", "playground", "gymnax"):
+    if suite not in ("gym", "dmc", "brax", "playground", "gymnax", "atari"):
         raise Refused(
-            f"nothing draws {env.spec.name}: --video films tasks of gym/, dmc/, brax/, playground/, gymnax/"
+            f"nothing draws {env.spec.name}: --video films tasks of gym/, dmc/, brax/, playground/, gymnax/,"
+            " atari/"
         )
     if path.suffix == ".html":
         if suite != "brax":
@@ -81,6 +83,8 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
         return Subject(lambda state: state.inner.pipeline_state.x, _page(_system(task, options)))
     if suite == "gymnax":
         return Subject(lambda state: state.inner[1], _film(pictures.drawer(task, options), path))
+    if suite == "atari":
+        return Subject(lambda state: (state.ale, state.last), _film(_screens(task, options), path))
     if suite == "brax":
         return Subject(
             lambda state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
@@ -153,6 +157,19 @@ def _pose_with_mocap(state: Any) -> Array:
     """Playground moves its targets as mocap bodies."""
     data = state.inner.data
     return jnp.concatenate([data[part].ravel() for part in ("qpos", "mocap_pos", "mocap_quat")])
+
+
+def _screens(task: str, options: Mapping[str, Any]) -> Draw:
+    """Atari's pixels are about twice as wide as high."""
+    from popjax.envs import atari
+
+    screens = atari.painter(task, dict(options))
+
+    def draw(poses: Any) -> Iterator[np.ndarray]:
+        for screen in screens(poses):
+            yield np.asarray(Image.fromarray(screen).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST))
+
+    return draw
 
 
 def _page(system: Any) -> Write:

@@ -87,13 +87,17 @@ class Losses:
 def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
     """Return a module that rewards what its predictor does not know.
 
-    ``reward`` is the squared distance of the networks' outputs at ``next_obs``, summed over features and
-    divided by the running standard deviation. ``learn`` first takes the batch into the statistics, then steps
-    the predictor on what they whiten. With ``scale="return"``, ``observe`` measures the discounted sum of
-    bonuses along each of the environment ``lanes``, which starts anew with an episode (the paper's never
-    does), as soon as ``learn`` has seen observations by which to whiten.
+    ``reward`` is the squared distance of the networks' outputs at ``next_obs``, of stacked images at the
+    newest frame, summed over features and divided by the running standard deviation. ``learn`` first takes
+    the batch into the statistics, then steps the predictor on what they whiten. With ``scale="return"``,
+    ``observe`` measures the discounted sum of bonuses along each of the environment ``lanes``, which starts
+    anew with an episode (the paper's never does), as soon as ``learn`` has seen observations by which to
+    whiten.
     """
-    network = _network(spec, config)
+    shape = spec.obs_shape
+    if len(shape) == 3:  # of stacked images the newest tells all that is new
+        shape = (*shape[:2], shape[2] // spec.stack)
+    network = _network(shape, config)
 
     def init(key: Key) -> State:
         key_target, key_predictor = jax.random.split(key)
@@ -102,18 +106,23 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
             target=network.init(key_target),
             predictor=predictor,
             optimizer=adam(0.0, jnp.inf).init(predictor),
-            observations=normalize.init(spec.obs_shape),
+            observations=normalize.init(shape),
             magnitudes=normalize.init(),
             returns=jnp.zeros(lanes),
         )
 
+    def seen(obs: Array) -> Array:
+        return obs[..., -shape[-1] :] if len(shape) == 3 else obs
+
     def reward(state: State, batch: Transition) -> Array:
-        bonus = _distance(network, state, state.predictor, batch.next_obs) / _deviation(state.magnitudes)
+        bonus = _distance(network, state, state.predictor, seen(batch.next_obs))
+        bonus = bonus / _deviation(state.magnitudes)
         return jax.lax.stop_gradient(bonus)
 
     def learn(state: State, batch: Transition, weight: Array, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         counts = weight > 0
-        next_obs = tree.where(counts, batch.next_obs, jnp.zeros_like(batch.next_obs))
+        next_obs = seen(batch.next_obs)
+        next_obs = tree.where(counts, next_obs, jnp.zeros_like(next_obs))
         new = replace(state, observations=normalize.update(state.observations, next_obs, counts))
         share = weight / jnp.where(counts.any(), weight.sum(), 1.0)
 
@@ -134,22 +143,20 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
     def observe(state: State, rows: Transition, done: Array, valid: Array, hyper: Hyper) -> State:
         if config.scale == "bonus":
             return state
-        bonus = _distance(network, state, state.predictor, rows.next_obs)
-        seen = ReturnStatistics(state.magnitudes, state.returns)
+        bonus = _distance(network, state, state.predictor, seen(rows.next_obs))
+        returns = ReturnStatistics(state.magnitudes, state.returns)
         # Bonuses of observations that nothing has whitened yet are of another scale.
         valid &= state.observations.count > 0
-        seen = normalize.update_returns(seen, bonus, done, hyper.discount, valid)
-        return replace(state, magnitudes=seen.statistics, returns=seen.returns)
+        returns = normalize.update_returns(returns, bonus, done, hyper.discount, valid)
+        return replace(state, magnitudes=returns.statistics, returns=returns.returns)
 
     return Intrinsic(init, reward, learn, observe)
 
 
-def _network(spec: Spec, config: Config) -> Network:
-    """Return the network obs [..., *obs] -> features [..., F] of both target and predictor, behind
+def _network(shape: tuple[int, ...], config: Config) -> Network:
+    """Return the network obs [..., *shape] -> features [..., F] of both target and predictor, behind
     convolutions where observations are images."""
-    return images.behind_convolutions(
-        spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features)
-    )
+    return images.behind_convolutions(shape, lambda size: nets.mlp(size, config.hidden, config.features))
 
 
 def _distance(network: Network, state: State, predictor: Params, obs: Array) -> Array:

@@ -36,12 +36,20 @@ from popjax.core import (
     Method,
     Params,
     PyTree,
+    Timestep,
     as_arrays,
     chain,
-    example_transition,
     stacked,
 )
-from popjax.methods.ca2e_config import Config, Hyper, default_config, default_hyper, scales
+from popjax.methods.ca2e_config import (
+    Config,
+    Hyper,
+    Metrics,
+    default_config,
+    default_hyper,
+    preset,
+    scales,
+)
 from popjax.methods.ca2e_priors import (
     PRIOR,
     Prior,
@@ -56,41 +64,13 @@ from popjax.methods.ca2e_priors import (
 from popjax.population import lanes, learning, policy, scoring
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
-from popjax.replay import ring
+from popjax.replay import frames, ring
 from popjax.replay.local import Local, contents, emptied, empty, remember
 from popjax.replay.prioritized import Prioritized, prioritized
 
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "Prior", "State", "build", "measure", "remarks"]
 
 Held: TypeAlias = tuple[PyTree, Prioritized]  # the learner, and the replay whose priorities it writes
-
-
-@struct.dataclass
-class Metrics:
-    """Metrics of a step.
-
-    fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
-    episodes:       int32 [P]   finished episodes.
-    average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
-    compared:       float32 []  what was compared with the prior policies last, 0 before that.
-    losses:         [] each     the learner's in the last gradient step, 0 before the first.
-    updates:        int32 []    gradient steps.
-    exploration:    float32 [P] scale of each actor's exploration; that of prior actors is for later.
-    retired_at:     int32 [prior] environment steps when a prior actor retired, -1 while it has not.
-    baseline:       float32 [prior] mean return of its policy.
-    stored:         int32 []    transitions in the replay.
-    """
-
-    fitness: Array
-    episodes: Array
-    average_return: Array
-    compared: Array
-    losses: PyTree
-    updates: Array
-    exploration: Array
-    retired_at: Array
-    baseline: Array
-    stored: Array
 
 
 @struct.dataclass
@@ -106,6 +86,7 @@ class State:
     copy: Params  # the learner's policy as the actors have it
     copy_age: Array  # int32 [] environment steps of an actor since it was made
     replay: Prioritized
+    frames: PyTree  # () where observations are no stacks
     recent: ring.Ring  # returns of nature actors' finished episodes
     retirement: Retirement
     prior_params: tuple[Params, ...]
@@ -132,6 +113,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     recent = ring.ring(config.return_window)
     nature, shape = config.nature_actors, (config.actors, config.lanes)
     per_step = config.actors * config.lanes  # environment steps
+    sight = frames.sight(env.spec, config.capacity, per_step, config.local_buffer + config.n_step)
 
     def in_lanes(x: Any, actors: int) -> Any:
         return tree.repeat(tree.repeat(x, config.lanes), actors)
@@ -141,9 +123,10 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
         key, key_learner, key_lanes = jax.random.split(key, 3)
-        learner, example = agent.init(key_learner, hyper.agent), example_transition(env.spec)
-        replay, retirement = store.init(example, hyper.priority_exponent), initial_retirement(config, priors)
-        losses = learning.no_losses(partial(update, hyper=hyper), (learner, replay), key)
+        learner, start = agent.init(key_learner, hyper.agent), lanes.start(lanes_env, key_lanes, shape)
+        replay = store.init(sight.example, hyper.priority_exponent)
+        seen, retirement = sight.start(tree.flatten(start.obs)), initial_retirement(config, priors)
+        losses, stale = learning.no_losses(partial(update, seen, hyper), (learner, replay), key)
         zero, none, actors = jnp.float32(0), jnp.int32(0), jnp.zeros(config.actors)
         return State(
             key=key,
@@ -152,19 +135,20 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             generation=none,
             metrics=Metrics(
                 *(actors, actors.astype(jnp.int32), zero, zero, losses, none, actors),
-                *(retirement.retired_at, retirement.baseline, none),
+                *(retirement.retired_at, retirement.baseline, none, stale),
             ),
             learner=learner,
             copy=agent.policy(learner),
             copy_age=none,
             replay=replay,
+            frames=seen,
             recent=recent.init(zero),
             retirement=retirement,
             prior_params=tuple(each.params for each in policies),
             prior_memories=first_memories,
             guided=jnp.broadcast_to(guides(retirement)[:, None], shape),
-            lanes=lanes.start(lanes_env, key_lanes, shape),
-            locals=in_lanes(empty(example, config.n_step, config.local_buffer), config.actors),
+            lanes=start,
+            locals=in_lanes(empty(sight.example, config.n_step, config.local_buffer), config.actors),
         )
 
     def guides(state: Retirement) -> Array:
@@ -191,9 +175,10 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         choice, memories = choose(s, scale, key_act)
         played, timestep = lanes.step(lanes_env, s.lanes, choice)
         done, total = timestep.done, s.lanes.account.running + timestep.reward  # [P, N]
-        learned = timestep
+        seen, obs, next_obs = see(s, played, timestep)
+        learned = replace(timestep, next_obs=next_obs)
         if config.clip_rewards:
-            learned = replace(timestep, reward=jnp.clip(timestep.reward, -1.0, 1.0))
+            learned = replace(learned, reward=jnp.clip(timestep.reward, -1.0, 1.0))
         into_local = jax.vmap(jax.vmap(partial(remember, discount=s.hyper.agent.discount)))
         return replace(
             s,
@@ -202,12 +187,21 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             generation=s.generation + 1,
             copy_age=s.copy_age + 1,
             lanes=played,
-            locals=into_local(s.locals, s.lanes.obs, choice.action, learned),
+            locals=into_local(s.locals, obs, choice.action, learned),
+            frames=seen,
             recent=recent.add(s.recent, total.reshape(-1), (done & ~s.guided).reshape(-1)),
             prior_memories=tree.where(done[nature:], first_memories, memories),
             guided=jnp.where(done, guides(s.retirement)[:, None], s.guided),
             metrics=replace(s.metrics, fitness=played.fitness, episodes=played.episodes, exploration=scale),
         )
+
+    def see(s: State, played: Lanes, timestep: Timestep) -> tuple[PyTree, Array, Array]:
+        """Return the frames after a step, and observations and successors [P, N, ...] as rows keep them."""
+        views = s.lanes.obs, timestep.next_obs, played.obs, timestep.anew
+        obs, next_obs, after, anew = tree.flatten(views)
+        seen, *kept = sight.see(s.frames, obs[None], next_obs[None], after, anew[None])
+        obs, next_obs = (x.reshape(*shape, *x.shape[2:]) for x in kept)
+        return seen, obs, next_obs
 
     def refresh(s: State) -> State:
         """Copy the learner's policy to the actors when theirs is ``sync_every`` steps old."""
@@ -222,8 +216,9 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         def one(loop: tuple[Array, PyTree, Prioritized]) -> tuple[Array, PyTree, Prioritized]:
             done, learner, replay = loop
             rows, valid = contents(s.locals, order[done], done < full)
-            learner = agent.observe(learner, rows.obs, valid)
-            error = agent.td_error(learner, rows)
+            looked = frames.looked(sight, s.frames, rows)
+            learner = agent.observe(learner, looked.obs, valid)
+            error = agent.td_error(learner, looked)
             replay = store.add(replay, rows, valid, jnp.abs(error) + s.hyper.priority_offset)
             return done + 1, learner, replay
 
@@ -232,10 +227,12 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         metrics = replace(s.metrics, stored=replay.size)
         return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
 
-    def update(carry: Held, key: Key, hyper: Hyper) -> tuple[Held, PyTree]:
+    def update(seen: PyTree, hyper: Hyper, held: Held, key: Key) -> tuple[Held, tuple[PyTree, PyTree]]:
         """Take one gradient step, and set the new priorities of its transitions."""
-        how = hyper.importance_exponent, hyper.priority_offset
-        return learning.prioritized_step(agent, store, carry, config.batch, hyper.agent, key, *how)
+        how = hyper.importance_exponent, hyper.priority_offset, partial(frames.looked, sight, seen)
+        batch = config.batch, hyper.agent, key
+        held, (losses, kept) = learning.prioritized_step(agent, store, held, *batch, *how)
+        return held, (losses, sight.stale(seen, kept))
 
     def passed(env_steps: Array, period: int) -> Array:
         """Return whether the actors' last step reached a multiple of ``period`` environment steps."""
@@ -249,12 +246,13 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         """Take the gradient steps that this step of the actors owes."""
         key, key_learn = jax.random.split(s.key)
         due = owed(s.env_steps) - owed(s.env_steps - per_step)
-        one, held, count = partial(update, hyper=s.hyper), (s.learner, s.replay), tree.largest(due)
-        (learner, replay), losses = learning.steps(one, held, count, key_learn, s.metrics.losses)
+        one, held, count = partial(update, s.frames, s.hyper), (s.learner, s.replay), tree.largest(due)
+        before = s.metrics.losses, s.metrics.stale
+        (learner, replay), (losses, stale) = learning.steps(one, held, count, key_learn, before)
         if isinstance(config.agent, dqn.Config):
             copy = passed(s.env_steps, config.target_every)
             learner = replace(learner, target=tree.where(copy, learner.online, learner.target))
-        metrics = replace(s.metrics, losses=losses, updates=s.metrics.updates + due)
+        metrics = replace(s.metrics, losses=losses, stale=stale, updates=s.metrics.updates + due)
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 
     def retire(s: State) -> State:
@@ -295,5 +293,6 @@ METHOD = Recipe(
     agents={"agent": {"dqn": dqn.Config(), "ddpg": ddpg.BASELINES}},
     kinds=lambda spec: {"agent": "dqn" if spec.discrete else "ddpg"},
     runs={"prior": PRIOR},
+    preset=preset,
     remarks=remarks,
 )

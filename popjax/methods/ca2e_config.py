@@ -1,4 +1,4 @@
-"""Sizes and numbers of CA2E, and the paper's constants for each of its two learners."""
+"""Sizes, numbers and metrics of CA2E, and the paper's constants for each of its two learners."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jax import Array
 
 from popjax.agents import ddpg, dqn
 from popjax.checks import check_choices, check_least
-from popjax.core import Agent, Number, number
+from popjax.core import Agent, Number, PyTree, number
+from popjax.recipe import Preset
 
 AgentConfig: TypeAlias = dqn.Config | ddpg.Config
 
@@ -85,6 +86,37 @@ class Hyper:
     replacement_factor: Number = number(1.05, low=1.0)
 
 
+@struct.dataclass
+class Metrics:
+    """Metrics of a step.
+
+    fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
+    episodes:       int32 [P]   finished episodes.
+    average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
+    compared:       float32 []  what was compared with the prior policies last, 0 before that.
+    losses:         [] each     the learner's in the last gradient step, 0 before the first.
+    updates:        int32 []    gradient steps.
+    exploration:    float32 [P] scale of each actor's exploration; that of prior actors is for later.
+    retired_at:     int32 [prior] environment steps when a prior actor retired, -1 while it has not.
+    baseline:       float32 [prior] mean return of its policy.
+    stored:         int32 []    transitions in the replay.
+    stale:          int32 []    rows of the last batch that have lost a frame, which must be none; () where
+                                observations are no stacks.
+    """
+
+    fitness: Array
+    episodes: Array
+    average_return: Array
+    compared: Array
+    losses: PyTree
+    updates: Array
+    exploration: Array
+    retired_at: Array
+    baseline: Array
+    stored: Array
+    stale: PyTree
+
+
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:
     """Return the paper's constants for a learner of this kind; what it does not state is of the
     specification."""
@@ -98,6 +130,14 @@ def default_config(agent: AgentConfig = dqn.Config()) -> Config:
         exploration=(0.1, 0.2, 0.3, 0.4, 0.5),
         schedule="constant",
     )
+
+
+def preset(task: str) -> Preset | None:
+    """Return the paper's constants for a game such as "atari/breakout"; None for another task."""
+    if not task.startswith("atari/"):
+        return None
+    config = replace(default_config(dqn.Config(least_exploration=0.001)), clip_rewards=True)
+    return Preset(config, default_hyper(config), 10_000_000)
 
 
 def default_hyper(config: Config) -> Hyper:

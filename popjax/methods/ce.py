@@ -21,6 +21,7 @@ rewarded for its own novelty, whatever ``ego_weight``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -28,7 +29,7 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, tree
-from popjax.agents import sac
+from popjax.agents import dqn, sac
 from popjax.checks import check_choices, check_least, check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
 from popjax.intrinsic import contrastive, diayn
@@ -77,9 +78,28 @@ class Hyper:
     classifier_lr: Number = number(3e-4)  # Adam's rate for the Q-classifier
 
 
+DQN = dqn.Config(double=True, least_exploration=0.001)
+"""The kind of DQN that collaborates on Atari."""
+
+
+def default_config(
+    learner: agents.AnyConfig = sac.Config(), drive: drives.AnyConfig | None = contrastive.Config()
+) -> Config:
+    """Return the paper's constants for agents of a kind. For DQN it states none: those of its experiments on
+    pixels, and one gradient step in four environment steps of all agents, as DQN alone takes it."""
+    if not isinstance(learner, dqn.Config):
+        return Config(learner=learner, drive=drive)
+    sizes: dict[str, Any] = {"population": 2, "steps": 2, "batch": 32, "warmup": 20_000}
+    return Config(learner=learner, drive=drive, updates_per_step=0.25, **sizes)
+
+
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers of the kinds of agents and drive that there are."""
-    return Hyper(agents.default_hyper(config.learner), drives.default_numbers(config.drive))
+    """Return the numbers of the kinds of agents and drive that there are; those of DQN explore for 500,000
+    environment steps of all agents together."""
+    numbers = agents.default_hyper(config.learner)
+    if isinstance(config.learner, dqn.Config):
+        numbers = replace(numbers, exploration=0.05, exploration_steps=500_000 / config.population)
+    return Hyper(numbers, drives.default_numbers(config.drive))
 
 
 @struct.dataclass
@@ -132,7 +152,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         count = learning.due(s.env_steps >= config.warmup, sizes.updates)
 
         def update(opinion: classifier.State, key: Key) -> tuple[classifier.State, tuple[()]]:
-            return judge.learn(opinion, s.replay, config.batch, s.hyper.classifier_lr, key), ()
+            how = partial(base.look, s), config.batch, s.hyper.classifier_lr
+            return judge.learn(opinion, s.replay, *how, key), ()
 
         opinion, _ = learning.steps(update, s.classifier, count, key_learn, ())
         return replace(s, key=key, classifier=opinion)
@@ -173,11 +194,11 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 METHOD = Recipe(
     build,
-    Config,
+    default_config,
     default_hyper,
     agents={
         "learner": {name: module.Config() for name, module in agents.AGENTS.items()}
-        | {"multihead": Multihead()},
+        | {"multihead": Multihead(), "dqn": DQN},
         "drive": drives.KINDS,
     },
 )

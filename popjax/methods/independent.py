@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from popjax import agents
+from popjax.agents import dqn
 from popjax.core import Env, Key, Method, PyTree, chain
 from popjax.population import drives, offpolicy, parts, schedules
 from popjax.population.offpolicy import Config, Metrics, State
 from popjax.population.schedules import FOLLOWED, Scheduled
-from popjax.recipe import Recipe, recorded
+from popjax.recipe import Preset, Recipe, recorded
 
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
@@ -48,4 +49,20 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
     return schedules.follow(method, schedule, agents.kind(config.agent), base.steps // config.population)
 
 
-METHOD = Recipe(build, Config, default_hyper, agents=offpolicy.AGENTS, runs={"schedule": FOLLOWED})
+def preset(task: str) -> Preset | None:
+    """Return the constants of DQN for a game such as "atari/pong" (Mnih et al., 2015): one gradient step on
+    32 transitions in four environment steps, after 50,000; None for another task."""
+    if not task.startswith("atari/"):
+        return None
+    config = Config(agent=dqn.Config(least_exploration=0.001), steps=4, batch=32, warmup=50_000)
+    return Preset(config, default_hyper(config), 10_000_000)
+
+
+METHOD = Recipe(
+    build,
+    Config,
+    default_hyper,
+    agents=offpolicy.AGENTS,
+    runs={"schedule": FOLLOWED},
+    preset=preset,
+)

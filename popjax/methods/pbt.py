@@ -85,8 +85,14 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     ``env``.
 
     Raises:
-        ValueError: what shall evolve is no number, or the population does not divide as the search needs it.
+        ValueError: what shall evolve is no number, or the population does not divide as the search needs it;
+            or replays are to be copied whose frames belong to their lanes.
     """
+    if isinstance(config, OffPolicyConfig) and config.copy_replay and env.spec.stack > 1:
+        raise ValueError(
+            f"copy_replay copies rows, and those of {env.spec.name} hold numbers of their lanes' own frames;"
+            " unset copy_replay"
+        )
     layer, kind = LAYERS[type(config)]
     base: parts.Parts = layer(env, config, recent=-(-config.episodes // config.lanes))
     agent, population, own = base.agent, config.population, jnp.arange(config.population)
@@ -104,7 +110,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         fields = base.fields(key, hyper)
         chosen, none = copies(own), jnp.int32(0)
         told = {"numbers": named(hyper), "ready": none, "diverged": none, **chosen}
-        metrics = Metrics(**vars(fields.pop("metrics")), **told)
+        of_agents = {"stale": ()} | vars(fields.pop("metrics"))  # those without a replay have no rows
+        metrics = Metrics(**of_agents, **told)
         table = lineage.begin(values(hyper), config.rounds + 1)
         born = jnp.zeros(population, jnp.int32)
         nothing = jnp.full(2, -1, jnp.int32)

@@ -200,7 +200,7 @@ def state_value(
 def policy_and_value(
     obs_shape: Sequence[int],
     action_dim: int,
-    hidden: Sequence[int],
+    hidden: Sequence[int] | None,
     *,
     discrete: bool,
     activation: str,
@@ -208,7 +208,9 @@ def policy_and_value(
     log_std: float = 0.0,
 ) -> tuple[Network, Network]:
     """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
-    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``."""
+    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
+    are ``images.dense_for``."""
+    hidden = images.dense_for(obs_shape) if hidden is None else hidden
     options: Any = {"activation": activation, "initializer": initializer}
 
     def policy(inputs: int) -> Network:
@@ -225,7 +227,7 @@ def policy_and_value(
 def recurrent_policy_and_value(
     obs_shape: Sequence[int],
     action_dim: int,
-    hidden: Sequence[int],
+    hidden: Sequence[int] | None,
     units: int,
     *,
     discrete: bool,
@@ -234,6 +236,7 @@ def recurrent_policy_and_value(
 ) -> tuple[Recurrent, Recurrent]:
     """Return the networks of ``policy_and_value`` with an LSTM of ``units`` behind the hidden layers of
     each."""
+    hidden = images.dense_for(obs_shape) if hidden is None else hidden
     of_hidden = "uniform_zero_bias" if initializer == "uniform" else initializer
     torso = images.behind_convolutions(
         obs_shape, lambda inputs: network(_Torso(tuple(hidden), of_hidden, activation), inputs)

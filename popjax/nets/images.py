@@ -38,6 +38,12 @@ def torso_for(obs_shape: Sequence[int]) -> str:
     return "atari" if min(obs_shape[:2]) >= _LEAST_ATARI_SIDE else "minatar"
 
 
+def dense_for(obs_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the dense layers of an on-policy agent's networks, units: those of Mnih et al. behind Atari's
+    convolutions, else two of 64."""
+    return TORSOS["atari"][1] if torso_for(obs_shape) == "atari" else (64, 64)
+
+
 def check_channels_last(obs_shape: Sequence[int]) -> None:
     """Check that observations are no images [C, H, W], which convolutions would take for ones C pixels high.
 

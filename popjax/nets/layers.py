@@ -111,11 +111,22 @@ def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
         edges = [(0, 0)] * (x.ndim - 3) + [(m // 2, m - m // 2) for m in missing] + [(0, 0)]
         x = jnp.pad(x, edges)
         height, width = x.shape[-3:-1]
-    rows, columns = height - side + 1, width - side + 1
+    # Blocks of stride x stride pixels first: cutting out each pixel of a patch by itself compiles for longer.
+    block = stride if side % stride == 0 else 1
+    across, step = side // block, stride // block
+    high, wide = ((n - side) // stride + 1 for n in (height, width))
+    rows, columns = (((n - 1) * step + across) for n in (high, wide))  # blocks that some patch covers
+    x = x[..., : rows * block, : columns * block, :]
+    x = x.reshape(*x.shape[:-3], rows, block, columns, block, x.shape[-1])
+    places = [(i, j) for i in range(across) for j in range(across)]
     shifted = [
-        x[..., i : i + rows : stride, j : j + columns : stride, :] for i in range(side) for j in range(side)
+        x[..., i : i + rows - across + 1 : step, :, j : j + columns - across + 1 : step, :, :]
+        for i, j in places
     ]
-    return jnp.concatenate(shifted, -1)
+    lead = x.shape[:-5]
+    seen = jnp.stack(shifted, -6).reshape(*lead, across, across, high, block, wide, block, x.shape[-1])
+    axes = (*range(len(lead)), *(len(lead) + axis for axis in (2, 4, 0, 3, 1, 5, 6)))
+    return seen.transpose(axes).reshape(*lead, high, wide, -1)
 
 
 class MLP(nn.Module):

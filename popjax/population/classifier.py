@@ -36,14 +36,15 @@ class Classifier(NamedTuple):
     """Says which of ``P`` agents acts.
 
     init:   key -> state
-    learn:  (state, replay of ``Episodic`` rows, batch size, rate, key) -> state after a gradient step
+    learn:  (state, replay of ``Episodic`` rows, ``Sight.look`` at what they keep, batch size, rate, key) ->
+            state after a gradient step
     choose: (params, memory, obs) -> (int32 [] agent, memory); it is asked every ``horizon`` steps and its
             choice kept in between
     memory: at the start of an episode: the agent in force and the steps so far, int32 [] each
     """
 
     init: Callable[[Key], State]
-    learn: Callable[[State, Ring, int, Array | float, Key], State]
+    learn: Callable[[State, Ring, Callable[[Array], Array], int, Array | float, Key], State]
     choose: Callable[[Params, tuple[Array, Array], Array], tuple[Array, tuple[Array, Array]]]
     memory: tuple[Array, Array]
 
@@ -57,13 +58,20 @@ def build(spec: Spec, shape: tuple[int, int], horizon: int) -> Classifier:
         params = network.init(key)
         return State(params, adam(0.0, jnp.inf).init(params))
 
-    def learn(state: State, replay: Ring, batch: int, rate: Array | float, key: Key) -> State:
+    def learn(
+        state: State,
+        replay: Ring,
+        look: Callable[[Array], Array],
+        batch: int,
+        rate: Array | float,
+        key: Key,
+    ) -> State:
         slots = episodes.slots(replay, key, batch)
         owner = lanes.owner(slots, shape)
         returns, complete = episodes.following(replay, slots, stride, horizon)
 
         def loss(params: Params) -> tuple[Array, None]:
-            guesses = network.apply(params, replay.rows.obs[slots])
+            guesses = network.apply(params, look(replay.rows.obs[slots]))
             guess = jnp.take_along_axis(guesses, owner[:, None], 1)[:, 0]
             errors = jnp.where(complete, (guess - returns) ** 2, 0.0)
             return errors.sum() / jnp.maximum(complete.sum(), 1), None

@@ -188,11 +188,12 @@ def keep_trajectory(discount: Array | float, timeout_is_terminal: bool = False) 
 
 def numbered(record: Record) -> Record:
     """Return ``record`` with rows that also carry the number of their episode, and, beside them, where an
-    episode ended: ``(Episodic, done)``. What a drive and ``replay.episodes`` read."""
+    episode ended and where observations begin anew: ``(Episodic, done, anew)``. What a drive,
+    ``replay.episodes`` and ``replay.frames`` read."""
 
-    def with_episodes(lanes: Lanes, choice: Choice, timestep: Timestep) -> tuple[Episodic, Array]:
+    def with_episodes(lanes: Lanes, choice: Choice, timestep: Timestep) -> tuple[Episodic, Array, Array]:
         row = record(lanes, choice, timestep)
-        return numbering.numbered(row, lanes.account.episodes), timestep.done
+        return numbering.numbered(row, lanes.account.episodes), timestep.done, timestep.anew
 
     return with_episodes
 

@@ -114,19 +114,23 @@ def prioritized_step(
     key: Key,
     exponent: Array | float,
     offset: Array | float,
-) -> tuple[tuple[PyTree, Prioritized], PyTree]:
-    """Take a gradient step on ``batch`` rows drawn by priority: learner and replay, and the losses.
+    look: Callable[[Any], Any],
+) -> tuple[tuple[PyTree, Prioritized], tuple[PyTree, Any]]:
+    """Take a gradient step on ``batch`` rows drawn by priority: learner and replay; the losses and the rows
+    as they are kept.
 
     exponent: beta of the importance weights, of which the batch's largest is 1.
     offset:   added to the absolute TD errors before the step, which are the rows' new priorities.
+    look:     rows as they are kept -> what the agent learns from.
 
     Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
     """
     learner, replay = held
     key_sample, key_learn = jax.random.split(key)
-    rows, draw = store.sample(replay, key_sample, batch)
+    kept, draw = store.sample(replay, key_sample, batch)
+    rows = look(kept)
     weight = importance_weights(draw.probability, replay.size, exponent)
     assert agent.td_error is not None
     priority = jnp.abs(agent.td_error(learner, rows)) + offset
     learner, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)
-    return (learner, store.update(replay, draw.slots, priority)), losses
+    return (learner, store.update(replay, draw.slots, priority)), (losses, kept)

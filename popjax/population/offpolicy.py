@@ -24,13 +24,14 @@ from jax import Array
 from popjax import agents, counting, rollout, tree
 from popjax.agents import sac
 from popjax.checks import check_least
-from popjax.core import Env, Key, Params, PyTree, Transition, as_arrays, example_transition, stacked
+from popjax.core import Env, Key, Params, PyTree, Replay, Transition, as_arrays, stacked
 from popjax.population import drives, lanes, learners, learning, policy
 from popjax.population.drives import Drive
 from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
 from popjax.population.parts import Parts
-from popjax.replay import episodes
+from popjax.replay import episodes, frames
+from popjax.replay.frames import Sight
 from popjax.replay.ring import Ring, ring
 
 
@@ -65,6 +66,8 @@ class Metrics:
     losses:   [P] each    the agent's losses in the last gradient step of the iteration, 0 before the first.
     bonus:    float32 [P] mean of what the drive added to the rewards of its batch; () without a drive.
     drive:    [] each     the drive's losses behind it; () without a drive.
+    stale:    int32 []    rows of the last batch that have lost a frame, which must be none; () where
+                          observations are no stacks.
     """
 
     fitness: Array
@@ -72,11 +75,18 @@ class Metrics:
     losses: PyTree
     bonus: PyTree
     drive: PyTree
+    stale: PyTree
+
+
+def _own(s: Any) -> bool:
+    """Return whether every agent has a replay of its own."""
+    return bool(s.replay.size.ndim > s.generation.ndim)
 
 
 @struct.dataclass
 class State:
-    """Everything that training carries. ``drive`` is () without one."""
+    """Everything that training carries. ``drive`` is () without one, ``frames`` () where observations are no
+    stacks."""
 
     key: Key
     hyper: PyTree
@@ -84,7 +94,8 @@ class State:
     generation: Array  # int32 [] iterations
     metrics: Metrics
     drive: PyTree
-    replay: Ring = stacked(when=lambda s: s.replay.size.ndim > s.generation.ndim)  # unless it is shared
+    replay: Ring = stacked(when=_own)
+    frames: PyTree = stacked(when=_own)
     agents: PyTree = stacked()
     lanes: Lanes = stacked()  # [P, N]
 
@@ -176,6 +187,8 @@ def build(
     shape = (1 if crew.as_one else population, config.lanes)
     stride = config.lanes * (shape[0] if config.shared_replay else 1)
     replay = ring(config.capacity // stride * stride if drive.horizon or crew.draw else config.capacity)
+    sight = frames.sight(lanes_env.spec, config.capacity, stride, config.steps)
+    each = (lambda f: f) if config.shared_replay else jax.vmap
     warmup, taken = config.warmup * shape[0], shape[0] * config.lanes * config.steps
 
     def fields(key: Key, hyper: PyTree) -> dict[str, Any]:
@@ -186,11 +199,12 @@ def build(
             )
         key, key_agents, key_lanes, key_drive = jax.random.split(key, 4)
         states = crew.init(key_agents, hyper)
-        row = episodes.numbered(example_transition(lanes_env.spec), jnp.int32(0))
+        row = episodes.numbered(sight.example, jnp.int32(0))
         store = replay.init(jax.eval_shape(keep, row, hyper, key))
         store = store if config.shared_replay else tree.repeat(store, population)
-        held = drive.init(key_drive)
-        told = learning.no_losses(update, (states, held), store, hyper, key)
+        start, held = lanes.start(lanes_env, key_lanes, shape, recent=recent), drive.init(key_drive)
+        seen = each(sight.start)(tree.flatten(start.obs) if config.shared_replay else start.obs)
+        told = learning.no_losses(update, (states, held), (store, seen), hyper, key)
         return {
             "key": key,
             "hyper": hyper,
@@ -198,9 +212,10 @@ def build(
             "generation": jnp.int32(0),
             "metrics": Metrics(jnp.zeros(population), jnp.zeros(population, jnp.int32), *told),
             "replay": store,
+            "frames": seen,
             "drive": held,
             "agents": states,
-            "lanes": lanes.start(lanes_env, key_lanes, shape, recent=recent),
+            "lanes": start,
         }
 
     def scale(s: S) -> Array:
@@ -211,15 +226,17 @@ def build(
         key, key_play, key_keep = jax.random.split(s.key, 3)
         act = policy.randomly(crew.play(s.agents, s.hyper, scale(s)), env.spec, s.env_steps < warmup)
         record = lanes.numbered(lanes.keep_transitions(numbers(s.hyper).discount))
-        played, (rows, done) = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, record)
+        played, (rows, done, anew) = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, record)
         valid = jnp.ones(done.shape, jnp.bool_)  # [T, P, N]
         held, kept = drive.observe(s.drive, rows, done, valid, s.hyper), keep(rows, s.hyper, key_keep)
+        by_replay, after = (kept, anew, valid), played.obs
         if config.shared_replay:
-            kept, valid = tree.flatten((kept, valid), 3)
-            store = replay.add(s.replay, kept, valid)
+            by_replay = jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), by_replay)  # [T, P * N]
+            after = tree.flatten(after)
         else:
-            kept, valid = lanes.in_order((kept, valid))  # [P, T * N]
-            store = jax.vmap(replay.add)(s.replay, kept, valid)
+            by_replay = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), by_replay)  # [P, T, N]
+        store, seen = each(_stored(replay, sight))(s.replay, s.frames, *by_replay, after)
+        observed, valid = each(tree.flatten)((by_replay[0].obs, by_replay[2]))
         fitness, finished = (jnp.broadcast_to(x, (population,)) for x in (played.fitness, played.episodes))
         return replace(
             s,
@@ -228,24 +245,27 @@ def build(
             generation=s.generation + 1,
             metrics=replace(s.metrics, fitness=fitness, episodes=finished),
             replay=store,
+            frames=seen,
             drive=held,
-            agents=crew.observe(s.agents, kept.obs, valid),
+            agents=crew.observe(s.agents, observed, valid),
             lanes=played,
         )
 
     def update(
-        learned: tuple[PyTree, PyTree], store: Ring, hyper: PyTree, key: Key
-    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]:
+        learned: tuple[PyTree, PyTree], stored: tuple[Ring, PyTree], hyper: PyTree, key: Key
+    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree, PyTree]]:
         """Take one gradient step of every agent, then one of the drive."""
-        states, held = learned
+        (states, held), (store, seen) = learned, stored
         key_draw, key_learn, key_drive = jax.random.split(key, 3)
-        rows, own = draw(store, key_draw)
+        kept, own = draw(store, key_draw)
+        rows = each(partial(frames.looked, sight))(seen, kept)
         paid, bonus = drive.pay(held, rows, hyper)
         gamma = tree.align(numbers(hyper).discount, paid.discount)
         paid = replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0))
         states, losses = crew.learn(states, paid, hyper, key_learn)
-        held, told = drive.learn(held, rows, own, partial(near, store), hyper, key_drive)
-        return (states, held), (losses, bonus, told)
+        held, told = drive.learn(held, rows, own, partial(near, store, seen), hyper, key_drive)
+        stale = jax.tree.map(jnp.sum, each(sight.stale)(seen, kept))
+        return (states, held), (losses, bonus, told, stale)
 
     def draw(store: Ring, key: Key) -> tuple[Transition, Array | None]:
         """Return everybody's own rows [P, B]; or common ones [B], and whose they are, bool [P, B]."""
@@ -255,27 +275,31 @@ def build(
         slots = crew.draw(store, key, config.batch)
         return tree.take(store.rows, slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
 
-    def near(store: Ring, key: Key) -> tuple[Array, Array, Array]:
+    def near(store: Ring, seen: PyTree, key: Key) -> tuple[Array, Array, Array]:
         """Draw about a batch of pairs of states for the drive, evenly from all replays."""
-        read = partial(episodes.pairs, stride=stride, horizon=drive.horizon)
+
+        def read(store: Ring, seen: PyTree, key: Key, count: int) -> tuple[Array, Array, Array]:
+            anchors, partners, valid = episodes.pairs(store, key, count, stride, drive.horizon)
+            return sight.look(seen, anchors), sight.look(seen, partners), valid
+
         if config.shared_replay:
-            return read(store, key, config.batch)
+            return read(store, seen, key, config.batch)
         keys = jax.random.split(key, population)
         share = -(-config.batch // population)
-        return tree.flatten(jax.vmap(lambda one, key: read(one, key, share))(store, keys))
+        return tree.flatten(jax.vmap(partial(read, count=share))(store, seen, keys))
 
     def learn(s: S) -> S:
         """Take the gradient steps of every agent, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
-        before = s.metrics.losses, s.metrics.bonus, s.metrics.drive
-        (states, held), (losses, bonus, told) = learning.steps(
-            lambda learners, key: update(learners, s.replay, s.hyper, key),
+        before = s.metrics.losses, s.metrics.bonus, s.metrics.drive, s.metrics.stale
+        (states, held), (losses, bonus, told, stale) = learning.steps(
+            lambda learners, key: update(learners, (s.replay, s.frames), s.hyper, key),
             (s.agents, s.drive),
             learning.due(s.env_steps >= warmup, config.updates),
             key_learn,
             before,
         )
-        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told)
+        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told, stale=stale)
         return replace(s, key=key, agents=states, drive=held, metrics=metrics)
 
     def deploy(s: S, policies: Params) -> Params:
@@ -283,6 +307,9 @@ def build(
 
     def individuals(s: S) -> Params:
         return deploy(s, crew.policies(s.agents))
+
+    def look(s: S, kept: Array) -> Array:
+        return each(sight.look)(s.frames, kept)
 
     def exploration(s: S) -> Array:
         return jnp.mean(scale(s))
@@ -296,7 +323,21 @@ def build(
         act=drive.act(crew.act),
         agent=agent,
         steps=taken,
+        look=look,
         exploration=exploration,
         learning_starts=warmup,
         crew=crew,
     )
+
+
+def _stored(replay: Replay, sight: Sight) -> Callable[..., tuple[Ring, PyTree]]:
+    """Return how one replay and its frames take in what its lanes have played."""
+
+    def stored(
+        store: Ring, seen: PyTree, rows: PyTree, anew: Array, valid: Array, after: Array
+    ) -> tuple[Ring, PyTree]:
+        """Write rows, anew and valid [T, L], behind which the lanes go on with ``after`` [L, *obs]."""
+        seen, rows = frames.keep(sight, seen, rows, after, anew)
+        return replay.add(store, tree.flatten(rows), valid.ravel()), seen
+
+    return stored

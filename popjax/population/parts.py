@@ -25,6 +25,7 @@ class Parts(NamedTuple):
     act:             of one of these policies, see ``core.Act``
     agent:           of the kind that all are
     steps:           environment steps of an iteration, of all agents together
+    look:            (State, observations as its replay keeps them) -> observations, see ``replay.frames``
     exploration:     State -> the scale [] at which everyone explores now, the mean
     unroll:          as ``Method.unroll``
     learning_starts: as ``Method.learning_starts``
@@ -39,6 +40,7 @@ class Parts(NamedTuple):
     act: Act
     agent: Agent | OnPolicyAgent
     steps: int
+    look: Callable[[Any, Array], Array] = lambda state, obs: obs
     exploration: Callable[[Any], Array | float] = lambda state: 1.0
     unroll: Unroll | None = None
     learning_starts: int = 0

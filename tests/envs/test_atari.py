@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from popjax import envs, rollout
 from popjax.contract import check_env
+from popjax.core import Method
+from popjax.host import original, video
+from popjax.host.errors import Refused
 from tests.support import equal
 
 ale_py = pytest.importorskip("ale_py")
 
 from popjax.envs import atari  # noqa: E402
+from popjax.envs.atari import crew  # noqa: E402
 from popjax.envs.atari.console import Console, games  # noqa: E402
 from popjax.envs.atari.screen import area_weights, grey84  # noqa: E402
 
@@ -128,6 +137,8 @@ def test_a_lost_life_of_breakout_is_cut_and_starts_the_next():
     plain = play("atari/breakout", 60, (3,), **FEW, cut_lives=False)[2]
     assert not plain.cut.any()
     np.testing.assert_array_equal(plain.reward, timestep.reward)
+    same = (np.asarray(plain.obs) == np.asarray(plain.next_obs)).all((2, 3, 4))
+    np.testing.assert_array_equal(same, ~done, "hidden frames are frames of the step where no life is cut")
 
 
 def test_a_game_that_is_over_costs_and_changes_nothing():
@@ -185,3 +196,139 @@ def test_a_state_of_another_game_is_named():
     console = Console("pong", grey=True, full_actions=False, starts_lives=False)
     with pytest.raises(RuntimeError, match="cannot restore this state"):
         console.play(np.zeros((1, 9), np.uint8), np.zeros((1, 4), np.int32), np.array([4]))
+
+
+# Worker processes
+
+OPTIONS = {"grey": True, "full_actions": False, "starts_lives": True}
+
+
+def worked(monkeypatch, workers, lanes=5, steps=4, kill=()):
+    """What random play of lanes of Breakout shows, shared among workers of which the first is killed before
+    some steps."""
+    monkeypatch.setenv(crew.VARIABLE, str(workers))
+    team, found, chance = crew.Crew("breakout", OPTIONS, 4), [], np.random.default_rng(0)
+    states = np.repeat(team.console.starts([1], True)[0], lanes, 0)
+    try:
+        for t in range(steps):
+            if t in kill:
+                team._workers[0]._process.kill()
+            codes = np.repeat(team.console.codes[chance.integers(4, size=lanes)][:, None], 4, 1)
+            found.append(team.play(states, codes, np.full(lanes, 4, np.int32)))
+            states = found[-1][0]
+        return found, len(team._workers)
+    finally:
+        team.stop()
+
+
+def test_the_number_of_workers_changes_nothing_and_one_that_dies_is_replaced(monkeypatch):
+    alone, none = worked(monkeypatch, 0)
+    shared, three = worked(monkeypatch, 3)
+    replaced, two = worked(monkeypatch, 2, kill=[2])
+    assert (none, three, two) == (0, 3, 2)
+    equal(shared, alone)
+    equal(replaced, alone)
+
+
+def test_a_worker_that_dies_twice_is_given_up(monkeypatch):
+    with pytest.raises(RuntimeError, match="an Atari worker died a second time, with exit status -9"):
+        worked(monkeypatch, 2, kill=[1, 3])
+
+
+def test_many_lanes_are_given_to_workers_in_turn(monkeypatch):
+    monkeypatch.setattr(crew, "_AT_ONCE", 2)
+    equal(worked(monkeypatch, 2, lanes=9, steps=1)[0], worked(monkeypatch, 0, lanes=9, steps=1)[0])
+
+
+def test_workers_ignore_what_is_for_the_trainer_and_end_with_it(monkeypatch):
+    """Ctrl-C and SIGTERM reach the trainer, which saves first."""
+    monkeypatch.setenv(crew.VARIABLE, "2")
+    team = crew.Crew("pong", OPTIONS, 4)
+    state = np.repeat(team.console.starts([1], True)[0], 2, 0)
+    step = (np.zeros((2, 4), np.int32), np.full(2, 4, np.int32))
+    team.play(state, *step)
+    processes = [worker._process for worker in team._workers]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for process in processes:
+            process.send_signal(number)
+    team.play(state, *step)
+    assert all(process.poll() is None and os.getsid(process.pid) == process.pid for process in processes)
+    with pytest.raises(RuntimeError, match="cannot restore this state"):
+        team.play(np.zeros_like(state), *step)
+    assert all(process.wait(10) == 0 for process in processes), "what fails lets all of them go"
+
+
+def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv(crew.VARIABLE, "many")
+    with pytest.raises(
+        ValueError, match="POPJAX_ATARI_WORKERS must be a number of processes from 0, got 'many'"
+    ):
+        crew.workers()
+
+
+# Gymnasium's own preprocessing
+
+
+@pytest.mark.parametrize(
+    ("game", "options"),
+    [
+        ("breakout", {}),
+        ("pong", {}),
+        ("asterix", {"fire": "episode"}),
+        ("space_invaders", {"cut_lives": False, "fire": "never", "actions": "full", "frame_skip": 3}),
+        ("bowling", {"preset": "machado", "sticky": 0.0}),
+    ],
+)
+def test_a_game_is_the_one_of_gymnasium(game, options):
+    """Rewards and ends of 250 steps exactly, pixels but for those whose mean lies between two numbers."""
+    pytest.importorskip("cv2")
+    env = envs.make(f"atari/{game}", noops=0, **options)
+    copy = original.make("gymnasium", env, {"noops": 0, **options})
+    (state, obs), step = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
+    seen, chance = copy.reset(0), np.random.default_rng(0)
+    total = 0.0
+    for _ in range(250):
+        off = np.abs(np.asarray(obs, int) - seen)
+        assert off.max() <= 1
+        assert (off > 0).mean() < 1e-3
+        action = chance.integers(env.spec.action_dim)
+        state, timestep = step(state, jnp.int32(action))
+        seen, reward, over, truncated = copy.step(action)
+        assert (float(timestep.reward), bool(timestep.terminated)) == (reward, over)
+        assert not truncated
+        if over:  # theirs is the frame before the last
+            break
+        obs, total = timestep.obs, total + reward
+    assert total > 0 or game == "pong"
+
+
+def test_what_gymnasium_does_not_play_is_refused():
+    gymnasium = pytest.importorskip("gymnasium")
+    assert gymnasium
+    env = envs.make("atari/pong", preset="universe")
+    with pytest.raises(Refused, match="plays the view grey84 with a frame_skip that is one number"):
+        original.make("gymnasium", env, {"preset": "universe"})
+
+
+# Films
+
+
+def test_a_film_shows_the_game_in_colour_at_its_own_speed(tmp_path):
+    env = envs.make("atari/breakout", noops=1, episode_length=12)
+
+    def act(params, memory, obs, key, scale):
+        return memory, jnp.int32(2)
+
+    nothing = None
+    method = Method(nothing, nothing, lambda state: state, act, nothing, 1)
+    path = tmp_path / "film.gif"
+    subject = video.subject(env, {"noops": 1}, path)
+    film = video.record(method, env, jnp.zeros((1, 1)), subject, path)
+    assert (film.length, film.fps) == (12, 15.0)
+    with Image.open(path) as shown:
+        frames = [np.asarray(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(shown)]
+    assert len(frames) == 12
+    assert frames[0].shape == (480, 640, 3)
+    colours = {tuple(colour) for colour in frames[0][::4, ::4].reshape(-1, 3)}
+    assert len(colours) > 5, "bricks of six colours"
+    assert any((a != b).any() for a, b in pairwise(frames)), "the ball moves"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -61,6 +62,35 @@ def test_frames_are_stacked() -> None:
     assert image.spec.obs_shape == (10, 10, 8)
     frame = image.reset(KEY)[1]
     np.testing.assert_array_equal(frame[..., :4], frame[..., 4:])
+
+
+def cut_after(count: int) -> Env:
+    """``counter`` with a cut in step ``count``, behind which the observation to act on is 50."""
+    env = counter()
+
+    def step(state: jax.Array, action: jax.Array) -> tuple[jax.Array, Timestep]:
+        state, timestep = env.step(state, action)
+        cut = state == count
+        obs = jnp.where(cut, 50.0, timestep.next_obs)
+        return state, replace(timestep, obs=obs, cut=cut)
+
+    return env._replace(step=step)
+
+
+def test_a_repeated_action_stops_at_a_cut() -> None:
+    steps = played(wrappers.repeated(cut_after(2), 3), 2)
+    assert [float(step.reward) for step in steps] == [1 + 2, 3 + 4 + 5]
+    assert [bool(step.cut) for step in steps] == [True, False]
+    assert steps[0].next_obs.tolist() == [2, -2]
+
+
+def test_stacked_frames_begin_anew_behind_a_cut() -> None:
+    env = wrappers.stacked(cut_after(2), 3)
+    assert env.spec.stack == 3
+    steps = played(env, 3)
+    assert steps[1].next_obs.tolist() == [0, 0, 1, -1, 2, -2], "the true successor goes on"
+    assert steps[1].obs.tolist() == [50] * 6
+    assert steps[2].obs.tolist() == [50, 50, 50, 50, 3, -3]
 
 
 def test_rewards_are_scaled_then_clipped() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host import checkpoint
-from popjax.host.errors import NotSaved
+from popjax.host import causes, checkpoint
+from popjax.host.errors import CallbackFailed, NotSaved
 from popjax.host.train import train
 from popjax.host.writer import Writer
 from tests.host import tiny
@@ -155,3 +155,42 @@ def test_without_any_checkpoint_files_a_run_begins_again(
     again = train(method, ENV, env_steps=240, run_dir=tmp_path, resume=True, **(OPTIONS | {"quiet": False}))
     assert "has no checkpoint yet: starting from the beginning" in capsys.readouterr().err
     assert again.summary["state_sha256"] == first.summary["state_sha256"]
+
+
+def failing(env: Any, calls: int, told: str) -> Any:
+    """``env`` with a step that asks the host, where a function fails from so many ``calls`` on."""
+    made = 0
+
+    def ask(x: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made > calls:
+            raise RuntimeError(told)
+        return x
+
+    def step(state: Any, action: Any) -> Any:
+        state, timestep = env.step(state, action)
+        kind = jax.ShapeDtypeStruct(timestep.reward.shape, timestep.reward.dtype)
+        reward = jax.pure_callback(ask, kind, timestep.reward, vmap_method="broadcast_all")
+        return state, timestep.replace(reward=reward)
+
+    return env._replace(step=step, origin=None)
+
+
+def test_an_environment_that_fails_on_the_host_ends_the_run_at_its_last_checkpoint(tmp_path: Path) -> None:
+    env = failing(ENV, 100, "the emulator is gone")
+    options = {**OPTIONS, "env_steps": 6_000, "checkpoint_every": 120}
+    with pytest.raises(
+        CallbackFailed, match=r"^the emulator is gone; the State of generation (\d+) is saved"
+    ):
+        train(tiny.build(env), env, run_dir=tmp_path, **options)
+    saved = checkpoint.generations(tmp_path / "checkpoints")
+    assert saved
+    result = train(tiny.build(ENV), ENV, run_dir=tmp_path / "sound", **options)
+    assert result.generation > max(saved)
+
+
+def test_what_a_callback_raised_is_told_apart_from_what_a_program_raises() -> None:
+    told = "INTERNAL: CpuCallback error calling callback: Traceback ...\nRuntimeError: a worker: died\n"
+    assert causes.callback(jax.errors.JaxRuntimeError(told)) == "a worker: died"
+    assert causes.callback(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")) is None

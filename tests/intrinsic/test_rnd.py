@@ -212,3 +212,24 @@ def test_lifted_modules_are_single_modules(key):
         single, _ = learn(init(keys[i]), batch, weight[i], HYPER, keys[i])
         close(tree.take(lifted, i), single)
         close(bonus[i], reward(single, batch), rtol=1e-5)
+
+
+def test_of_stacked_images_the_newest_frame_is_what_is_new(key):
+    spec = Spec("frames", (5, 5, 6), 2, 10, discrete=True, obs_dtype=jnp.uint8, stack=3)
+    module = rnd.build(spec, CONFIG)
+    state = module.init(key)
+    assert state.observations.mean.shape == (5, 5, 2)
+    obs = jnp.asarray(np.random.default_rng(0).integers(0, 255, (4, 5, 5, 6)), jnp.uint8)
+    none = jnp.zeros(4)
+    state, _ = module.learn(state, Transition(obs, none, none, none, obs), jnp.ones(4), HYPER, key)
+    older = obs.at[..., :4].set(0)
+    bonus = module.reward(state, Transition(obs, none, none, none, obs))
+    equal(bonus, module.reward(state, Transition(obs, none, none, none, older)))
+    assert (
+        float(
+            jnp.abs(
+                bonus - module.reward(state, Transition(obs, none, none, none, older.at[..., 5].set(0)))
+            ).max()
+        )
+        > 0
+    )

@@ -331,3 +331,13 @@ CASES = {
     "ce_all": a_case(alone=False, slow=True, col_unroll="eps_collab", col_eval="q", lanes=2),
     "ce_dqn": a_case("probe/corridor-discrete", slow=True, learner=dqn.Config(hidden=(4,)), steps=2),
 }
+
+
+def test_agents_of_dqn_begin_with_the_numbers_of_pixels():
+    config = ce.default_config(ce.METHOD.agents["learner"]["dqn"])
+    hyper = ce.default_hyper(config)
+    assert (config.population, config.batch, config.warmup, config.updates) == (2, 32, 20_000, 1)
+    assert config.population * config.lanes * config.steps == 4, "environment steps of all per gradient step"
+    assert (hyper.learner.exploration, hyper.learner.exploration_steps) == (0.05, 250_000)
+    assert 4 * hyper.learner.target_period == 10_000
+    assert ce.default_config() == ce.Config()

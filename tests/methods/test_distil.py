@@ -15,7 +15,7 @@ from popjax import cli
 from popjax.agents import a2c
 from popjax.core import Choice, Pretrained
 from popjax.envs import make
-from popjax.methods import distil
+from popjax.methods import cdrl, distil
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
 from popjax.population import imitation
@@ -368,11 +368,23 @@ def test_options_of_the_task_do_not_reach_a_further_one(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_further_task_has_options_of_its_own(capsys):
+    text = "gymnax/CartPole-v1 max_steps_in_episode=50"
+    (env,) = cli.further_envs(cdrl.METHOD, {"teacher-env": [text]})["teacher_envs"]
+    assert (env.spec.name, env.spec.episode_length) == ("gymnax/CartPole-v1", 50)
+    for wrong, said in (
+        ("gymnax/CartPole-v1 50", "--teacher-env wants KEY=VALUE"),
+        (" ", "--teacher-env wants SUITE/TASK"),
+    ):
+        assert run("cdrl", "--env", "gymnax/CartPole-v1", "--env-steps", 999, "--teacher-env", wrong) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_the_help_names_what_a_method_builds_on(capsys):
     assert cli.run(["cdrl", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--teacher: A finished run of cdrl" in shown
-    assert "--teacher-env: A further task, SUITE/TASK" in shown
+    assert "--teacher-env: A further task, 'SUITE/TASK KEY=VALUE ...'" in shown
 
 
 def a_case():

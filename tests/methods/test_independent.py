@@ -277,3 +277,11 @@ CASES = {
     "sac": a_case(sac.Config(hidden=(4,)), eager=True),
     "shared": a_case(sac.Config(hidden=(4,)), shared_replay=True, slow=True),
 }
+
+
+def test_games_have_the_constants_of_dqn():
+    config, hyper, _ = independent.METHOD.preset("atari/pong")
+    assert (config.steps, config.updates, config.batch, config.warmup) == (4, 1, 32, 50_000)
+    assert isinstance(config.agent, dqn.Config)
+    assert config.steps * hyper.target_period == 10_000
+    assert independent.METHOD.preset("gym/Hopper-v4") is None

@@ -401,3 +401,8 @@ CASES = {
         on_policy(population=8, search=search.MultipleFrequencies((1, 2))), population=8, slow=True
     ),
 }
+
+
+def test_a_replay_whose_frames_belong_to_its_lanes_is_not_copied():
+    with pytest.raises(ValueError, match="numbers of their lanes' own frames; unset copy_replay"):
+        pbt.build(make("probe/corridor", frame_stack=2), off_policy(copy_replay=True))

@@ -3,7 +3,10 @@
 The State carries the game's own serialised state, so that lanes may be lifted, cut, selected and resumed as
 those of any task. Emulation is a callback to the host, everything else is on the device: sticky actions,
 frame skips, resizing, stacking. A reset draws from a table of starts and touches no emulator. Programs with
-callbacks are compiled anew in every process: JAX does not store them.
+callbacks are compiled anew in every process: JAX does not store them. Lanes are shared among worker
+processes,
+one for each core but one, or as many as the environment variable ``POPJAX_ATARI_WORKERS`` says; their number
+changes no result.
 
 | option | "dqn" (OpenAI Baselines) | "universe" (universe-starter-agent) | "machado" (Machado et al., 2018) |
 |---|---|---|---|
@@ -22,17 +25,19 @@ is the frame before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec, Timestep
 from popjax.envs.atari.console import Console, games
+from popjax.envs.atari.crew import Crew
 from popjax.envs.atari.screen import SIDE, grey84
 from popjax.envs.frames import playing_field
 from popjax.envs.options import check
@@ -103,10 +108,11 @@ def make(task: str, **options: Any) -> Env:
     Raises:
         ValueError: ale-py is missing, there is no such option, or a value is out of range.
     """
-    o = _options(task, options)
+    o = settings(task, options)
     low, high = o["frame_skip"]
     grey, renews = o["view"] == "grey84", o["fire"] == "life"
-    console = Console(task, grey=grey, full_actions=o["actions"] == "full", starts_lives=renews)
+    crew = Crew(task, {"grey": grey, "full_actions": o["actions"] == "full", "starts_lives": renews}, high)
+    console = crew.console
     side = console.shape[-2:] if grey else console.shape[-3:-1]
     if not grey and side != (210, 160):
         raise ValueError(
@@ -127,7 +133,7 @@ def make(task: str, **options: Any) -> Env:
     states, screens = console.starts(range(min(1, o["noops"]), o["noops"] + 1), o["fire"] != "never")
     view = grey84 if grey else playing_field
     firsts = jax.jit(jax.vmap(view))(screens)
-    emulate = _emulation(console)
+    emulate = _emulation(crew)
 
     def full(frame: Array) -> tuple[Any, PyTree]:
         """Observation and stack where nothing was seen before."""
@@ -147,10 +153,11 @@ def make(task: str, **options: Any) -> Env:
         played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
         ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
         frames = jax.vmap(view)(screens) if renews else view(screens)[None]
-        stack = jnp.concatenate([state.stack[..., 1:], frames[0][..., None]], -1) if grey else ()
-        next_obs: Any = stack if grey else frames[0]
-        anew = lost & (o["cut_lives"] or renews)
-        obs, stack = jax.tree.map(partial(jnp.where, anew), full(frames[-1]), (next_obs, stack))
+        # Where a life is cut, the frames that start the next one come behind the end of the last.
+        seen, cut = frames[0 if o["cut_lives"] else -1], lost & o["cut_lives"]
+        stack = jnp.concatenate([state.stack[..., 1:], seen[..., None]], -1) if grey else ()
+        next_obs: Any = stack if grey else seen
+        obs, stack = jax.tree.map(partial(jnp.where, cut), full(frames[-1]), (next_obs, stack))
         steps = state.steps + 1
         timestep = Timestep(
             obs=obs,
@@ -158,7 +165,7 @@ def make(task: str, **options: Any) -> Env:
             reward=reward,
             terminated=over,
             truncated=steps >= spec.episode_length,
-            cut=lost & o["cut_lives"],
+            cut=cut,
         )
         return AtariState(ale, stack, played[count - 1], steps, key), timestep
 
@@ -170,24 +177,45 @@ def in_force(kept: Array, last: Array, action: Array) -> Array:
     return jnp.where(jnp.cumsum(~kept) == 0, last, action)
 
 
-def _emulation(console: Console) -> Any:
+def _emulation(crew: Crew) -> Any:
     """``(ale [K], codes [F], count) -> the fields of Played``, a callback that any ``vmap`` may lift."""
     answers = (
-        jax.ShapeDtypeStruct((console.state_size,), jnp.uint8),
-        jax.ShapeDtypeStruct(console.shape, jnp.uint8),
+        jax.ShapeDtypeStruct((crew.console.state_size,), jnp.uint8),
+        jax.ShapeDtypeStruct(crew.console.shape, jnp.uint8),
         jax.ShapeDtypeStruct((), jnp.float32),
         jax.ShapeDtypeStruct((), jnp.bool_),
         jax.ShapeDtypeStruct((), jnp.bool_),
     )
 
     def emulate(ale: Array, codes: Array, count: Array) -> Any:
-        return jax.pure_callback(console.play, answers, ale, codes, count, vmap_method="broadcast_all")
+        return jax.pure_callback(crew.play, answers, ale, codes, count, vmap_method="broadcast_all")
 
     return emulate
 
 
-def _options(task: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options with their values, checked."""
+def painter(task: str, options: dict[str, Any]) -> Callable[[Any], Iterator[np.ndarray]]:
+    """Return what draws states: the emulator's states uint8 [T, K] and the actions in force int32 [T] ->
+    screens uint8 [H, W, 3].
+
+    A state has no screen: drawn is the frame behind it, with the action in force.
+    """
+    o = settings(task, options)
+    console = Console(task, grey=False, full_actions=o["actions"] == "full", starts_lives=False)
+
+    def draw(poses: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
+        for ale, action in zip(*poses, strict=True):
+            codes = console.codes[action][None, None]
+            yield console.play(ale[None], codes, np.ones(1, np.int32))[1][0]
+
+    return draw
+
+
+def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of a game with their values; ``frame_skip`` is (low, high).
+
+    Raises:
+        ValueError: there is no such option, or a value is out of range.
+    """
     name = f"atari/{task}"
     given = check(name, options, _KINDS)
     o = {"preset": "dqn", "inexact": False, **given}

@@ -1,0 +1,75 @@
+"""The program of a worker process: a console that plays what it finds in shared memory.
+
+    python worker.py SETTINGS
+
+A byte on standard input says how many lanes are to be played, one on standard output answers 0, or 1 and a
+line that says why they cannot be. The process knows nothing between two bytes, and ends when its input does.
+Started by its path, so that it imports NumPy and ale-py and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Part: TypeAlias = tuple[tuple[int, ...], Any]
+"""Shape and dtype of an array."""
+
+
+def layout(lanes: int, frames: int, state_size: int, shape: tuple[int, ...]) -> list[Part]:
+    """Return shape and dtype of what goes in (states, codes, counts) and comes out (the fields of ``Played``)
+    for so many ``lanes``."""
+    inward = [((lanes, state_size), np.uint8), ((lanes, frames), np.int32), ((lanes,), np.int32)]
+    outward = [((lanes, state_size), np.uint8), ((lanes, *shape), np.uint8), ((lanes,), np.float32)]
+    return [*inward, *outward, ((lanes,), np.bool_), ((lanes,), np.bool_)]
+
+
+def views(memory: mmap.mmap, parts: list[Part]) -> list[np.ndarray]:
+    """Return arrays in ``memory``, one behind the other."""
+    found, offset = [], 0
+    for shape, dtype in parts:
+        found.append(np.ndarray(shape, dtype, memory, offset))
+        offset += padded(shape, dtype)
+    return found
+
+
+def padded(shape: tuple[int, ...], dtype: Any) -> int:
+    """Return the bytes of an array, up to where the next may begin."""
+    return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 8) * 8
+
+
+def main() -> None:
+    """Play until standard input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they are for the trainer, which saves first
+    settings = json.loads(sys.argv[1])
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever the emulator prints is no answer
+    from console import Console
+
+    console = Console(settings["game"], **settings["options"])
+    parts = layout(settings["lanes"], settings["frames"], console.state_size, console.shape)
+    memory = mmap.mmap(settings["memory"], sum(padded(*part) for part in parts))
+    arrays = views(memory, parts)
+    while asked := os.read(0, 1):
+        given, answered = ([x[: asked[0]] for x in half] for half in (arrays[:3], arrays[3:]))
+        try:
+            played = console.play(*given)
+        except RuntimeError as failure:
+            os.write(answers, b"\1" + str(failure).encode() + b"\n")
+            continue
+        for place, x in zip(answered, played, strict=True):
+            place[:] = x
+        os.write(answers, b"\0")
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):  # the trainer has gone
+        main()

@@ -1,0 +1,141 @@
+"""Observations by reference: rows hold the numbers of frames, and each frame is kept once.
+
+An observation of ``Spec.stack`` frames shares all but one of them with the next, and a row has two: as they
+are, a million transitions of an Atari game take 56 GB, by reference 7.5 GB. Frames lie in a ring of their
+own. What a lane sees is ``ids`` int32 [stack], oldest frame first; frame k lies in slot k mod F. Rows hold
+ids in place of ``obs`` and ``next_obs``, and whatever keeps rows need not know: rings, priorities, windows of
+n steps. Whoever learns from rows looks at the frames first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from popjax import tree
+from popjax.core import PyTree, Spec, Transition, example_transition
+
+T = TypeVar("T", bound=Transition)
+SPARE = 64
+"""Frames of each lane beyond those of the replay, at least."""
+
+
+@struct.dataclass
+class Frames:
+    """Frames of some lanes, and what these see.
+
+    pixels: [F, ..., C]          frames as the environment gives them.
+    count:  int32 []             frames ever written.
+    ids:    int32 [L, stack]     of the observation that each lane acts on next.
+    """
+
+    pixels: Array
+    count: Array
+    ids: Array
+
+
+class Sight(NamedTuple):
+    """How the observations of a task are kept in rows: as ids, or as they are where they are no stacks.
+
+    example: a row as it is kept, all zeros
+    start:   obs [L, *obs] of the lanes' first observations -> frames; () where nothing is kept apart
+    see:     (frames, obs [T, L, *obs], next_obs [T, L, *obs], obs [L, *obs] after them, anew bool [T, L]) ->
+             (frames, obs and next_obs as rows keep them, [T, L, ...] each). Behind a step that is ``anew``,
+             the end of an episode or a cut, the lane goes on with one frame repeated
+    look:    (frames, observations [...] as rows keep them) -> [..., *obs]
+    stale:   (frames, rows [...]) -> int32 [] how many of them have lost a frame, which must be none; () where
+             none can
+    """
+
+    example: Transition
+    start: Callable[[Array], PyTree]
+    see: Callable[[PyTree, Array, Array, Array, Array], tuple[PyTree, Array, Array]]
+    look: Callable[[PyTree, Array], Array]
+    stale: Callable[[PyTree, Any], PyTree]
+
+
+def slots(capacity: int, lanes: int, spare: int = SPARE) -> int:
+    """Return how many frames are kept for ``capacity`` rows of ``lanes``: room for episodes and lives of 16
+    steps on average, each of which begins with a frame of its own, and for at least ``spare`` of each
+    lane."""
+    return capacity + capacity // 16 + lanes * max(SPARE, spare)
+
+
+def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
+    """Return how a replay of ``capacity`` rows keeps what ``lanes`` see.
+
+    At most ``in_flight`` steps of a lane lie between one that is played and the row that is stored of it.
+
+    Raises:
+        ValueError: the observations of ``spec`` cannot be divided into its ``stack``.
+    """
+    row = example_transition(spec)
+    if spec.stack == 1:
+        return Sight(row, lambda obs: (), lambda *seen: seen[:3], lambda _, obs: obs, lambda *_: ())
+    depth, size = spec.stack, slots(capacity, lanes, spec.stack + 2 * in_flight)
+    channels = spec.obs_shape[-1] // depth
+    if channels * depth != spec.obs_shape[-1]:
+        raise ValueError(
+            f"{spec.name}: observations of shape {spec.obs_shape} are no stack of {depth} frames along the"
+            " last axis; correct stack of the Spec"
+        )
+
+    def newest(obs: Array) -> Array:
+        return obs[..., -channels:]
+
+    def start(obs: Array) -> Frames:
+        pixels = jnp.zeros((size, *spec.obs_shape[:-1], channels), spec.obs_dtype)
+        ids = jnp.broadcast_to(jnp.arange(lanes, dtype=jnp.int32)[:, None], (lanes, depth))
+        return Frames(pixels.at[:lanes].set(newest(obs)), jnp.int32(lanes), ids)
+
+    def see(
+        frames: Frames, obs: Array, next_obs: Array, after: Array, anew: Array
+    ) -> tuple[Frames, Array, Array]:
+        chex.assert_shape(anew, (None, lanes))
+        begun = jnp.concatenate([obs[1:], after[None]])
+        shown = jnp.stack([newest(next_obs), newest(begun)], 1)  # [T, 2, L, ..., C]
+        written = jnp.stack([jnp.ones_like(anew), anew], 1)  # [T, 2, L]
+        number = frames.count + (jnp.cumsum(written.ravel()) - 1).reshape(written.shape).astype(jnp.int32)
+
+        def one(ids: Array, step: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            (latest, first), anew = step
+            next_ids = jnp.concatenate([ids[:, 1:], latest[:, None]], 1)
+            following = jnp.where(anew[:, None], first[:, None], next_ids)
+            return following, (ids, next_ids)
+
+        ids, (obs_ids, next_obs_ids) = jax.lax.scan(one, frames.ids, (number, anew))
+        slots = jnp.where(written, number % size, size).ravel()  # size: dropped by the scatter
+        pixels = frames.pixels.at[slots].set(tree.flatten(shown, 3), mode="drop")
+        frames = Frames(pixels, frames.count + written.sum(dtype=jnp.int32), ids)
+        return frames, obs_ids, next_obs_ids
+
+    def look(frames: Frames, ids: Array) -> Array:
+        found = frames.pixels[ids % size]  # [..., stack, H, W, C]
+        found = jnp.moveaxis(found, ids.ndim - 1, -2)
+        return found.reshape(*found.shape[:-2], -1)
+
+    def stale(frames: Frames, rows: Any) -> Array:
+        return (frames.count - rows.obs[..., 0] > size).sum(dtype=jnp.int32)
+
+    seen = jnp.zeros(depth, jnp.int32)
+    return Sight(replace(row, obs=seen, next_obs=seen), start, see, look, stale)
+
+
+def keep(sight: Sight, frames: PyTree, rows: T, after: Array, anew: Array) -> tuple[PyTree, T]:
+    """Return frames and ``rows`` [T, L] as they are kept; see ``Sight.see``."""
+    given: Any = rows
+    frames, obs, next_obs = sight.see(frames, given.obs, given.next_obs, after, anew)
+    return frames, replace(given, obs=obs, next_obs=next_obs)
+
+
+def looked(sight: Sight, frames: PyTree, rows: T) -> T:
+    """Return ``rows`` [...], such as a batch, with the observations that they keep."""
+    kept: Any = rows
+    return replace(kept, obs=sight.look(frames, kept.obs), next_obs=sight.look(frames, kept.next_obs))

@@ -1,0 +1,163 @@
+"""Frames by reference show what the environment has shown, and methods learn from them as from plain rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import tree
+from popjax.agents import dqn
+from popjax.core import Env, Spec, Timestep, example_transition
+from popjax.envs import make
+from popjax.host import memory
+from popjax.intrinsic import contrastive
+from popjax.methods import ca2e, ce, independent
+from popjax.replay import frames
+from popjax.replay.ring import ring
+from tests.support import close, equal
+
+GAME = Spec("game", (84, 84, 4), 4, 100, discrete=True, obs_dtype=jnp.uint8, stack=4)
+SMALL = Spec("small", (3, 2, 8), 4, 100, discrete=True, obs_dtype=jnp.uint8, stack=4)
+
+
+def test_ids_of_two_lanes():
+    spec = SMALL._replace(obs_shape=(3, 2, 4))
+    sight = frames.sight(spec, capacity=10, lanes=2, in_flight=1)
+    held = sight.start(jnp.zeros((2, 3, 2, 4), jnp.uint8))
+    assert held.ids.tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    obs = jnp.zeros((2, 2, 3, 2, 4), jnp.uint8)
+    anew = jnp.array([[False, True], [False, False]])
+    held, before, after = sight.see(held, obs, obs, obs[0], anew)
+    assert before[0].tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert after[0].tolist() == [[0, 0, 0, 2], [1, 1, 1, 3]]
+    assert before[1].tolist() == [[0, 0, 0, 2], [4, 4, 4, 4]]
+    assert after[1].tolist() == held.ids.tolist() == [[0, 0, 2, 5], [4, 4, 4, 6]]
+    assert int(held.count) == 7
+
+
+def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped():
+    """500 steps of three lanes, a ninth of which end or are cut: 40 rows are kept of 1,500."""
+    lanes, block, capacity, chance = 3, 5, 40, np.random.default_rng(0)
+    sight, plain = frames.sight(SMALL, capacity, lanes, block), ring(capacity)
+
+    def frame(count):
+        return chance.integers(0, 256, (count, 3, 2, 2), np.uint8)
+
+    def alike(frames):
+        return np.tile(frames, (1, 1, 1, 4))
+
+    obs = alike(frame(lanes))
+    held = sight.start(jnp.asarray(obs))
+    store, wanted = plain.init(sight.example), plain.init(example_transition(SMALL))
+
+    @jax.jit
+    def write(held, store, wanted, rows, after, anew):
+        held, kept = frames.keep(sight, held, rows, after, anew)
+        valid = jnp.ones(block * lanes, bool)
+        return held, plain.add(store, tree.flatten(kept), valid), plain.add(wanted, tree.flatten(rows), valid)
+
+    for _ in range(100):
+        shown, followed, new = [], [], []
+        for _ in range(block):
+            next_obs = np.concatenate([obs[..., 2:], frame(lanes)], -1)
+            anew = chance.random(lanes) < 1 / 9
+            shown.append(obs), followed.append(next_obs), new.append(anew)
+            obs = np.where(anew[:, None, None, None], alike(frame(lanes)), next_obs)
+        rows = tree.repeat(tree.repeat(example_transition(SMALL), lanes), block)
+        rows = replace(rows, obs=jnp.asarray(np.stack(shown)), next_obs=jnp.asarray(np.stack(followed)))
+        held, store, wanted = write(held, store, wanted, rows, jnp.asarray(obs), jnp.asarray(np.stack(new)))
+    assert int(held.count) > 5 * len(held.pixels)
+    equal(frames.looked(sight, held, store.rows), wanted.rows)
+    assert int(sight.stale(held, store.rows)) == 0
+    lost = replace(store.rows, obs=store.rows.obs - len(held.pixels))
+    assert int(sight.stale(held, lost)) == capacity
+
+
+def test_a_million_transitions_of_a_game_fit_into_8_gigabytes():
+    assert frames.slots(1_000_000, 8) * 84 * 84 == pytest.approx(7.5e9, rel=1e-3)
+    state, obs = jnp.int32(0), jnp.zeros(GAME.obs_shape, jnp.uint8)
+    blank = Timestep(obs, obs, jnp.float32(0), jnp.bool_(False), jnp.bool_(False))
+    env = Env(lambda key: (state, obs), lambda state, action: (state, blank), GAME)
+
+    def size(env):
+        method = independent.build(env, independent.Config(agent=dqn.Config()))
+        return memory.tree_bytes(jax.eval_shape(method.init, jax.random.key(0), method.hyper))
+
+    assert 7.5e9 < size(env) < 7.6e9
+    assert size(env._replace(spec=GAME._replace(stack=1))) > 56e9
+
+
+def test_observations_that_are_no_such_stack_are_refused():
+    with pytest.raises(
+        ValueError, match="no stack of 3 frames along the last axis; correct stack of the Spec"
+    ):
+        frames.sight(SMALL._replace(stack=3), 10, 1, 1)
+
+
+AGENT = dqn.Config(hidden=(8,))
+METHODS = {
+    "independent": (
+        independent,
+        independent.Config(AGENT, population=2, steps=2, batch=4, capacity=30, warmup=8),
+    ),
+    "shared": (
+        independent,
+        independent.Config(
+            AGENT,
+            population=2,
+            lanes=2,
+            batch=4,
+            capacity=40,
+            warmup=8,
+            shared_replay=True,
+            drive=contrastive.Config(hidden=(8,), features=4, bank_size=10, neighbours=3),
+        ),
+    ),
+    "ce": (
+        ce,
+        ce.Config(
+            learner=AGENT,
+            drive=contrastive.Config(hidden=(8,), features=4, bank_size=10, neighbours=3),
+            population=2,
+            batch=4,
+            capacity=60,
+            warmup=20,
+            col_eval="q",
+            q_horizon=4,
+        ),
+    ),
+    "ca2e": (
+        ca2e,
+        ca2e.Config(
+            AGENT, nature_actors=2, prior_actors=1, batch=4, capacity=40, local_buffer=4, learning_starts=30
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns_from_references_as_from_plain_rows(name):
+    module, config = METHODS[name]
+    env = make("probe/corridor-discrete", frame_stack=3)
+    assert env.spec.stack == 3
+
+    def trained(env):
+        method = module.build(env, config)
+
+        @jax.jit
+        def run(key):
+            return jax.lax.fori_loop(0, 60, lambda _, s: method.step(s), method.init(key, method.hyper))
+
+        return run(jax.random.key(0))
+
+    by_reference, plain = trained(env), trained(env._replace(spec=env.spec._replace(stack=1)))
+    assert plain.frames == ()
+    assert int(by_reference.metrics.stale) == 0
+    learner = "learner" if name == "ca2e" else "agents"
+    close(getattr(by_reference, learner), getattr(plain, learner))
+    close(replace(by_reference.metrics, stale=()), plain.metrics)
+    equal(by_reference.lanes, plain.lanes)

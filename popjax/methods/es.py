@@ -51,10 +51,8 @@ class Config:
     strategy: str = "Open_ES"  # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES; an unknown name lists them
     population: int = 32  # individuals of a generation
     trials: int = 1  # episodes whose mean return is an individual's fitness
-    hidden: tuple[int, ...] = (
-        32,
-        32,
-    )  # hidden layers of the policy, units; CMA_ES keeps a square of all weights
+    # hidden layers of the policy, units; CMA_ES keeps a square of all weights
+    hidden: tuple[int, ...] = (32, 32)
     normalize_obs: bool = True  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:

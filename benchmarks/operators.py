@@ -71,18 +71,18 @@ def study(run: cli.Loaded, arguments: Arguments) -> dict[str, Returns]:
     swap = returns[pairs[:, 1]] > returns[pairs[:, 0]]
     pairs = jnp.where(swap[:, None], pairs[:, ::-1], pairs)  # [trials, 2] the fitter one first
     chosen = jax.random.choice(keys[2], population, (trials,), replace=trials > population)
-    crossed = _crossed(run, state, pairs, keys[3])
+    children = crossed(run, state, pairs, keys[3])
     found = {
         "crossover": {"parent 1": returns[pairs[:, 0]], "parent 2": returns[pairs[:, 1]]}
-        | {name: play(actors) for name, actors in crossed.items()}
+        | {name: play(actors) for name, actors in children.items()}
     }
     for name, who, key in (("fitter", pairs[:, 0], keys[4]), ("random", chosen, keys[5])):
-        mutants = _mutated(run, state, who, key, arguments.magnitudes)
+        mutants = mutated(run, state, who, key, arguments.magnitudes)
         found[name] = {"parent": returns[who]} | {name: play(actors) for name, actors in mutants.items()}
     return jax.tree.map(np.asarray, found)
 
 
-def _crossed(run: cli.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> dict[str, Any]:
+def crossed(run: cli.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> dict[str, Any]:
     """Return the children [trials] of each operator."""
     agent = agents.build(run.env.spec, run.config.agent)
     key_merge, key_vary = jax.random.split(key)
@@ -104,7 +104,7 @@ def _crossed(run: cli.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> d
     }
 
 
-def _mutated(
+def mutated(
     run: cli.Loaded, state: Any, who: jax.Array, key: jax.Array, magnitudes: tuple[float, ...]
 ) -> dict[str, Any]:
     """Return the mutants of individuals [trials] by each operator and magnitude."""

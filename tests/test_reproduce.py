@@ -15,7 +15,7 @@ import pytest
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import maze, registry, reproduce, reproduced
+from benchmarks import maze, registry, reproduce, reproduced, visitation
 from popjax import cli, testing
 from popjax.cli import grid
 
@@ -195,6 +195,20 @@ def test_the_maze_has_a_wall_and_two_goals() -> None:
         else:
             assert total == 1
             assert list(maze.reached(places[-1])) == [goal == 0, goal == 1]
+
+
+def test_visitation_tells_how_far_a_child_has_gone() -> None:
+    """Two normal densities one standard deviation apart diverge by half a nat, but for the kernel's width."""
+    rng = np.random.default_rng(0)
+    parent = rng.normal(size=(4_000, 2))
+    near, far = (parent + np.array([step, 0.0]) for step in (0.1, 1.0))
+    _, (p, q, r) = visitation.densities([parent, near, far])
+    assert p.sum() == pytest.approx(1)
+    assert visitation.divergence(p, p) == 0
+    assert visitation.divergence(p, q) == pytest.approx(0.005, abs=0.005)
+    assert visitation.divergence(p, r) == pytest.approx(0.5, abs=0.15)
+    with pytest.raises(ValueError, match="never changes; choose others"):
+        visitation.densities([np.zeros((5, 2))])
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec
 from popjax.optimize import adam, annealed, descend
 
 CLIP_OBS = CLIP_REWARD = 10.0  # standard deviations
-LOG_STD = -0.5  # of a fresh Gaussian policy
 ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns from 4,000 at a time
 
 
@@ -41,6 +40,7 @@ class Config:
     hidden: tuple[int, ...] | None = None  # units; None: 64 64, behind images of Atari 512
     activation: Literal["relu", "tanh"] = "tanh"  # between them
     initializer: nets.Initializer = "orthogonal"  # of both
+    log_std: float = -0.5  # of a fresh Gaussian policy, at all observations
     # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
     squash: bool = False
     policy_epochs: int = 80  # passes of the policy over a rollout, at most
@@ -123,7 +123,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         discrete=spec.discrete,
         activation=config.activation,
         initializer=config.initializer,
-        log_std=LOG_STD,
+        log_std=config.log_std,
     )
     actions = distributions.of(spec, squash=config.squash)
 

@@ -330,3 +330,10 @@ def test_the_first_step_of_a_clipped_value_by_hand(key):
         params = optax.apply_updates(params, updates)
     close(after.value, params, rtol=1e-3, atol=1e-5)
     assert float(losses.value_loss) == pytest.approx(float(last), rel=1e-4)
+
+
+def test_a_fresh_policy_has_the_spread_that_is_asked_for(key):
+    for log_std in (-0.5, 0.0):
+        agent = ppo.build(make("probe/context").spec, ppo.Config(hidden=(8,), log_std=log_std))
+        _, found = agent.outputs(agent.policy(agent.init(key, as_arrays(ppo.Hyper()))), jnp.ones(1))
+        np.testing.assert_array_equal(found, log_std)

@@ -98,6 +98,9 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
 def study(arguments: Arguments) -> dict[str, Any]:
     """Return names, returns, densities and divergences from the first parent."""
     run = cli.load(arguments.run)
+    components = run.env.spec.obs_shape[0]
+    if not all(0 <= one < components for one in arguments.dimensions):
+        raise SystemExit(f"--dimensions must be from 0 to {components - 1}, got {arguments.dimensions}")
     state = tree.take(run.state, 0)
     key_pair, key_cross, key_mutate, key_play = jax.random.split(jax.random.key(arguments.seed), 4)
     pair = jax.random.choice(key_pair, state.metrics.fitness.shape[0], (2,), replace=False)

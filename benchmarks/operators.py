@@ -79,7 +79,8 @@ def study(run: cli.Loaded, arguments: Arguments) -> dict[str, Returns]:
     for name, who, key in (("fitter", pairs[:, 0], keys[4]), ("random", chosen, keys[5])):
         mutants = mutated(run, state, who, key, arguments.magnitudes)
         found[name] = {"parent": returns[who]} | {name: play(actors) for name, actors in mutants.items()}
-    return jax.tree.map(np.asarray, found)
+    # Not by a map over trees, which would sort the names: the parent comes first.
+    return {kind: {name: np.asarray(x) for name, x in returns.items()} for kind, returns in found.items()}
 
 
 def crossed(run: cli.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> dict[str, Any]:
@@ -146,6 +147,7 @@ def draw_figure(found: dict[str, Returns], title: str, path: Path) -> None:
         panel.axhline(1, color="0.35", linewidth=0.8)
         panel.set_ylabel(f"{kind}: return / {parent}")
         panel.set_xticks(range(len(order)))
+        panel.margins(y=0.25)
         panel.legend(ncols=len(returns), fontsize=8, loc="upper right")
     panels[0].set_title(title)
     panels[-1].set_xlabel("trial, by the return of the first parent")

@@ -18,6 +18,7 @@ from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.evolution import search
 from popjax.host import checkpoint
+from popjax.intrinsic import diayn, rnd
 from popjax.methods import independent, onpolicy, pbt
 from popjax.population import counterfactual
 from tests.support import Case, close, same
@@ -153,6 +154,28 @@ def test_who_has_diverged_is_replaced_for_good():
         assert all(np.isfinite(x).all() for x in numbers if x.dtype == jnp.float32)
         state = step(state)
         assert int(state.metrics.diverged) == 0
+
+
+DRIVES = {"rnd": rnd.Config(hidden=(8,)), "diayn": diayn.Config(skills=3, hidden=(8,))}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [off_policy(drive=drive) for drive in DRIVES.values()]
+    + [on_policy(drive=drive) for drive in DRIVES.values()]
+    + [off_policy(shared_replay=True), on_policy(search=search.Random())],
+    ids=["off_rnd", "off_diayn", "on_rnd", "on_diayn", "shared", "random"],
+)
+def test_every_drive_and_replay_fits_a_search(config):
+    """Shapes only: what a step returns is what it takes."""
+    method = pbt.build(make("probe/corridor"), config)
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    forms = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (state, jax.eval_shape(method.step, state))
+    ]
+    assert forms[0] == forms[1]
+    own = not getattr(config, "shared_replay", True)
+    assert ("discount" in state.metrics.numbers) == own, "a shared replay has one discount"
 
 
 AGENTS = {

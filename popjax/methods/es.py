@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, nets, normalize, tree
+from popjax import counting, distributions, nets, normalize, tree
 from popjax.checks import check_least, check_widths
 from popjax.core import (
     Choice,
@@ -81,7 +81,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 [] of all individuals
+    env_steps: counting.Count  # [] of all individuals
     generation: Array  # int32 [] completed
     metrics: Metrics
     search: PyTree  # the strategy's
@@ -123,7 +123,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return State(
             key=key,
             hyper=hyper,
-            env_steps=none,
+            env_steps=counting.none(),
             generation=none,
             metrics=Metrics(jnp.zeros(population), none, jnp.float32(0)),
             search=search,

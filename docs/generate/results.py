@@ -61,6 +61,7 @@ _RUNS = {
     "ppo-inverted_pendulum": "",
     "minatar-breakout-a2c": "",
     "pderl-inverted_pendulum": "",
+    "es-inverted_pendulum": "(Open_ES)",
     "pderl-hopper": "(the paper's preset)",
     "gym-swimmer-pderl": "",
     "gym-swimmer-erl": "",

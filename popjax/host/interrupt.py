@@ -95,23 +95,25 @@ def ready(arrays: T, stop: Stop | None = None) -> T:
     return arrays
 
 
-def beside(work: Callable[[], T]) -> T:
-    """Return what ``work`` gives, done in another thread, so that a signal is answered meanwhile.
+def beside(*works: Callable[[], T]) -> list[T]:
+    """Return what each of ``works`` gives, all done at the same time in other threads, so that a signal is
+    answered meanwhile.
 
     For work that does not come back to Python for long, such as compiling.
     """
     if threading.current_thread() is not threading.main_thread():
-        return work()
-    future: Future[T] = Future()
+        return [work() for work in works]
+    futures: list[Future[T]] = [Future() for _ in works]
 
-    def run() -> None:
+    def run(work: Callable[[], T], future: Future[T]) -> None:
         try:
             future.set_result(work())
         except BaseException as failure:
             future.set_exception(failure)
 
-    threading.Thread(target=run, daemon=True).start()
-    return future.result()
+    for pair in zip(works, futures, strict=True):
+        threading.Thread(target=run, args=pair, daemon=True).start()
+    return [future.result() for future in futures]
 
 
 def _under_nohup(number: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,21 +98,27 @@ def _compile(
 ) -> Programs:
     members, length = len(start[0]), chunk_length(options, method.steps_bound)
     by_member, by_state = placement.members(), placement.state(state)
-    init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
-    first = compiled(init.lower(*start), placement) if fresh else None
-    step = compiled(lower_chunk(method, state, length, placement), placement)
-    play = _evaluation(method, env, start[0], state, options, placement)
+    play = evaluator(method, env, options.eval_episodes)
+    lowered = [
+        lower_chunk(method, state, length, placement),
+        _lower_evaluation(play, start[0], state, placement),
+    ]
+    if fresh:
+        init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
+        lowered.append(init.lower(*start))
+    chunk, whole, *first = compiled(lowered, placement)
     needed = [
-        memory.compiled_bytes(step),
+        memory.compiled_bytes(chunk),
         # Of the arguments, a program counts only what it reads.
-        memory.argument_bytes(step) + memory.compiled_bytes(play.whole) - memory.argument_bytes(play.whole),
-        memory.compiled_bytes(first) if first is not None else 0,
+        memory.argument_bytes(chunk) + memory.compiled_bytes(whole) - memory.argument_bytes(whole),
+        *map(memory.compiled_bytes, first),
         # One member that stands still is put back beside the State.
-        memory.argument_bytes(step) + memory.lane_bytes(state),
+        memory.argument_bytes(chunk) + memory.lane_bytes(state),
     ]
     copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
     policy = jax.jit(placement.lift(method.policy, members), in_shardings=(by_state,))
-    return Programs(first, step, play.some, policy, 0.0, copies * max(needed))
+    evaluate = _evaluation(whole, play, start[0], state, placement)
+    return Programs(first[0] if fresh else None, chunk, evaluate, policy, 0.0, copies * max(needed))
 
 
 def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -> Any:
@@ -128,48 +134,53 @@ def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -
     return chunk.lower(state)
 
 
-def compiled(lowered: Any, placement: Placement) -> Any:
-    """A lowered program, compiled so that a member comes out alike whatever members are beside it.
+def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
+    """Return lowered programs, compiled at the same time, and so that a member comes out alike whatever
+    members are beside it.
 
     On a CPU, XLA hands reductions to a library that sums in another order for every size of the axis; its own
     loops do not, and were faster on small networks.
     """
-    if placement.devices[0].platform != "cpu":
-        return beside(lowered.compile)
-    try:
-        options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-        return beside(lambda: lowered.compile(compiler_options=options))
-    except jax.errors.JaxRuntimeError as error:
-        if "ynn" not in str(error):  # not known to every version
-            raise
-        return beside(lowered.compile)
+
+    def one(program: Any) -> Any:
+        if placement.devices[0].platform != "cpu":
+            return program.compile()
+        try:
+            return program.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+        except jax.errors.JaxRuntimeError as error:
+            if "ynn" not in str(error):  # not known to every version
+                raise
+            return program.compile()
+
+    return beside(*(partial(one, program) for program in lowered))
 
 
-class _Evaluation(NamedTuple):
-    whole: Any
-    some: Callable[..., tuple[np.ndarray, np.ndarray]]
-
-
-def _evaluation(
-    method: Method, env: Env, keys: Any, state: Any, options: Options, placement: Placement
-) -> _Evaluation:
-    """The program that evaluates all members, and the function that evaluates those that are due."""
-    members, one = len(keys), evaluator(method, env, options.eval_episodes)
+def _lower_evaluation(play: Callable[..., Any], keys: Any, state: Any, placement: Placement) -> Any:
+    """Return the lowered program that evaluates all members."""
+    members = len(keys)
     function = jax.jit(
-        placement.lift(one, members),
+        placement.lift(play, members),
         in_shardings=(placement.state(state), placement.members(), placement.members()),
         out_shardings=placement.members(),
     )
     # A shape, not an array, which would lie on a device that the program may not be for.
-    whole = compiled(function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32)), placement)
+    return function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32))
+
+
+def _evaluation(
+    whole: Any, play: Callable[..., Any], keys: Any, state: Any, placement: Placement
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Return the function that evaluates those members that are due: by ``whole`` where all are, else by a
+    program for one, which is compiled when it is first needed."""
+    members = len(keys)
 
     @lru_cache(maxsize=1)
-    def single() -> Any:  # few runs need it
+    def single() -> Any:
         def chosen(state: Any, keys: Any, generation: Any, place: Any) -> Any:
-            return one(*tree.take((state, keys), place), generation)
+            return play(*tree.take((state, keys), place), generation)
 
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        return compiled(jax.jit(chosen).lower(state, keys, number, number), placement)
+        return compiled([jax.jit(chosen).lower(state, keys, number, number)], placement)[0]
 
     def some(
         state: Any, keys: Any, generations: np.ndarray, places: Sequence[int], stop: Stop | None = None
@@ -185,4 +196,4 @@ def _evaluation(
         ]
         return np.stack([returns for returns, _ in each]), np.stack([lengths for _, lengths in each])
 
-    return _Evaluation(whole, some)
+    return some

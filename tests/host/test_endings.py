@@ -144,9 +144,9 @@ def test_what_is_computed_is_left_when_a_signal_comes() -> None:
     stop = interrupt.Stop()
     with pytest.raises(interrupt.Left):
         interrupt.ready([Slow()], stop)
-    assert interrupt.beside(lambda: 5) == 5
+    assert interrupt.beside(lambda: 5, lambda: 6) == [5, 6]
     with pytest.raises(ZeroDivisionError):
-        interrupt.beside(lambda: 1 // 0)
+        interrupt.beside(lambda: 5, lambda: 1 // 0)
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:

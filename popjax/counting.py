@@ -18,8 +18,8 @@ _BASE = 2**32
 class Count:
     """A whole number from 0, such as the environment steps of a large population: ``high * 2^32 + low``.
 
-    It adds and compares like a number, with another one from 0: an int or an array of integers. Divided, it
-    becomes a float32.
+    It adds and compares like a number, with another one from 0: an int or an array of integers. Divided by
+    ``/`` it becomes a float32; ``//`` and ``%`` are exact, by an int from 1 to 2^31.
 
     high, low: uint32 [...].
     """
@@ -31,6 +31,34 @@ class Count:
         high, low = _halves(more)
         total = self.low + low
         return Count(self.high + high + (total < low).astype(jnp.uint32), total)
+
+    def __sub__(self, less: Array | int | Count) -> Count:
+        """Return the difference, which must be at least 0."""
+        high, low = (less.high, less.low) if isinstance(less, Count) else _halves(less)
+        return Count(self.high - high - (self.low < low).astype(jnp.uint32), self.low - low)
+
+    def __divmod__(self, divisor: int) -> tuple[Count, Array]:
+        """Return the quotient and the remainder uint32 [...]."""
+        width = min(16, 32 - (divisor - 1).bit_length())
+        if divisor < 1 or width < 1:
+            raise ValueError(f"a count is divided by a whole number from 1 to {2**31:,}, not by {divisor:,}")
+        by, remainder, halves = jnp.uint32(divisor), jnp.zeros_like(self.low), []
+        # Long division, with digits so short that a remainder and the next digit fit into 32 bits.
+        for half in (self.high, self.low):
+            quotient = jnp.zeros_like(half)
+            for end in range(32, 0, -width):
+                taken = min(width, end)
+                digit = (half >> (end - taken)) & (2**taken - 1)
+                rest = (remainder << taken) | digit
+                quotient, remainder = (quotient << taken) | (rest // by), rest % by
+            halves.append(quotient)
+        return Count(*halves), remainder
+
+    def __floordiv__(self, divisor: int) -> Count:
+        return divmod(self, divisor)[0]
+
+    def __mod__(self, divisor: int) -> Array:
+        return divmod(self, divisor)[1]
 
     def __ge__(self, least: Array | int) -> Array:
         high, low = _halves(least)

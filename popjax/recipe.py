@@ -14,11 +14,14 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
+from popjax import numerics
 from popjax.core import Built, Ingredient, Method, Spec
 from popjax.remember import remembered
 
 P = ParamSpec("P")
 _NONE: Mapping[str, Any] = MappingProxyType({})
+_FUNCTIONS = ("init", "step", "policy", "act", "individuals", "exploration", "unroll")
+"""Fields of a Method that are traced."""
 
 
 class Preset(NamedTuple):
@@ -60,17 +63,22 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     """Decorate the ``build`` of a method so that the Method records the call that made it.
 
     From this record a run of ``popjax.train`` gets the same config.json as one of the command line. Equal
-    calls give one Method, of which nothing is compiled twice.
+    calls give one Method, of which nothing is compiled twice. Its functions are traced under
+    ``numerics.standard``, whoever compiles them.
     """
     signature = inspect.signature(build)
 
     @remembered
+    @numerics.standard()
     @wraps(build)
     def recording(*args: P.args, **kwargs: P.kwargs) -> Method:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         env, config, *further = call.arguments.items()
-        return build(*args, **kwargs)._replace(built=Built(recording, env[1], config[1], dict(further)))
+        method = build(*args, **kwargs)
+        functions = {name: getattr(method, name) for name in _FUNCTIONS if getattr(method, name) is not None}
+        traced = {name: numerics.standard()(function) for name, function in functions.items()}
+        return method._replace(**traced, built=Built(recording, env[1], config[1], dict(further)))
 
     return recording
 

@@ -206,7 +206,7 @@ def _where(path: Any) -> str:
 
 
 def _check_fields(state: Any) -> None:
-    """Check the fields that the host reads."""
+    """Check the fields that the host reads; it refuses a budget that ``env_steps`` cannot count."""
     fields = vars(state)
     for name in ("key", "hyper", "env_steps", "generation", "metrics"):
         if name not in fields:
@@ -216,7 +216,9 @@ def _check_fields(state: Any) -> None:
     steps = jax.tree.leaves(state.env_steps)
     if [(x.shape, x.dtype) for x in steps] not in ([((), jnp.int32)], [((), jnp.uint32)] * 2):
         found = ", ".join(map(_told, steps))
-        raise ValueError(f"State.env_steps must be int32 [] or a counting.Count, got {found}")
+        raise ValueError(
+            f"State.env_steps must be a counting.Count, or int32 [] for budgets below 2^31; got {found}"
+        )
     if not jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"State.key must be a typed key of jax.random.key, got {_told(state.key)}")
     for path, x in jax.tree.leaves_with_path(state.hyper):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import testing, tree
+from popjax import counting, testing, tree
 from popjax.envs import make
 from popjax.host.recipes import METHODS
 from popjax.methods import ca2e, ce, independent, pderl
@@ -40,8 +40,7 @@ def built(name):
 
 def test_every_method_has_a_case():
     made = {built(name).built.build for name in CASES}
-    missing = [name for name in METHODS if importlib.import_module(METHODS[name]).build not in made]
-    assert missing in ([], ["erl"])  # which is pderl with other defaults
+    assert [name for name in METHODS if importlib.import_module(METHODS[name]).build not in made] == []
 
 
 @pytest.mark.parametrize("name", map(marked, CASES))
@@ -50,6 +49,7 @@ def test_a_method_keeps_its_contract(name):
     testing.check_method(method, method.built.env, members=not case.slow_members)
     state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
     assert state.metrics.fitness.shape == (case.population,)
+    assert isinstance(state.env_steps, counting.Count)  # beyond 32 bits, whatever the method
     assert (method.individuals is not None) == case.alone
 
 
@@ -57,6 +57,20 @@ def test_a_method_keeps_its_contract(name):
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].slow_members])
 def test_a_sweep_equals_single_runs(name):
     testing.check_members(built(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_state_has_32_bits_whoever_compiles_it(name):
+    method = built(name)
+
+    def types():
+        state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+        return [str(x.dtype) for s in (state, jax.eval_shape(method.step, state)) for x in jax.tree.leaves(s)]
+
+    plain = types()
+    with jax.enable_x64(True):
+        assert types() == plain
 
 
 @pytest.mark.parametrize("name", map(marked, ALONE))

@@ -34,6 +34,23 @@ def test_as_pythons_integers(number: int, more: int) -> None:
     np.testing.assert_allclose(count(number) / 3.0, number / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("number", [0, 5, 2**31 - 1, 2**32 - 1, 2**32, BUDGET, 2**63 - 1])
+@pytest.mark.parametrize("divisor", [1, 3, 10_000, 2**16 + 1, 10**9 + 7, 2**31])
+def test_divided_as_pythons_integers(number: int, divisor: int) -> None:
+    assert (int(count(number) // divisor), int(count(number) % divisor)) == divmod(number, divisor)
+
+
+@pytest.mark.parametrize("divisor", [0, 2**31 + 1])
+def test_a_divisor_beyond_31_bits_is_refused(divisor: int) -> None:
+    with pytest.raises(ValueError, match=f"from 1 to 2,147,483,648, not by {divisor:,}"):
+        divmod(count(5), divisor)
+
+
+@pytest.mark.parametrize(("number", "less"), [(5, 5), (2**32, 1), (BUDGET, 2**32 + 7), (2**40, 2**31 - 1)])
+def test_differences_are_pythons(number: int, less: int) -> None:
+    assert int(count(number) - less) == int(count(number) - count(less)) == number - less
+
+
 def test_counted_in_a_compiled_program() -> None:
     @jax.jit
     @jax.vmap

@@ -82,7 +82,7 @@ SLIPS = {
     ),
     "steps as a float": (
         begun(env_steps=lambda s: jnp.float32(0)),
-        r"env_steps must be int32 \[\]",
+        "env_steps must be a counting.Count, or int32",
     ),
     "an old key": (begun(key=lambda s: jnp.zeros(2, jnp.uint32)), "typed key of jax.random.key, got uint32"),
     "numbers as integers": (begun(hyper=lambda s: crowd.Hyper(jnp.int32(1))), r"hyper.noise must be float32"),

@@ -50,13 +50,14 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Distillation:
-    """Options of training a child."""
+    """Options of training a child.
+
+    As in the authors' code it starts from the less fit parent, imitates that one where both actions have one
+    value, and its regulariser is a mean over action components, too.
+    """
 
     batch: int = 128  # states per gradient step
     epochs: int = 12  # passes over the child's memory, each of (memory size // batch) gradient steps
-    child_init: Literal["y", "random"] = "y"  # start from the less fit parent, or from a random one (paper)
-    tie: Literal["y", "drop"] = "y"  # equally valued actions: imitate the less fit parent, or nobody (paper)
-    regularizer: Literal["mean_all", "paper"] = "mean_all"  # mean over states and components, or states only
     imitate: Literal["mode", "kl"] = "mode"  # of a stochastic parent: its greedy action, or all of its policy
 
     def __post_init__(self) -> None:
@@ -88,7 +89,6 @@ def distil(
     is worked out once for the whole memory and not again in every batch that a state appears in.
     """
     actions = agent.actions
-    key_init, key_train = jax.random.split(key)
 
     def played(params: Params, obs: Array) -> Array:
         return actions.bounded(actions.mode(agent.outputs(params, obs)))
@@ -97,7 +97,7 @@ def distil(
         """Return what to do in a state, and whether anybody is imitated there."""
         value_x, value_y = (agent.value(learner, obs, played(parent, obs)) for parent in (x, y))
         said = agent.outputs if config.imitate == "kl" else played
-        return better_action(value_x, value_y, said(x, obs), said(y, obs), config.tie)
+        return better_action(value_x, value_y, said(x, obs), said(y, obs))
 
     discrete = jnp.issubdtype(jax.eval_shape(played, x, memory.rows.obs).dtype, jnp.integer)
 
@@ -105,12 +105,12 @@ def distil(
         obs, target, imitate = rows
         outputs = agent.outputs(params, obs)
         if config.imitate == "mode" and not discrete:
-            return imitation_loss(actions.vector(outputs), target, imitate, valid, config.regularizer)
+            return imitation_loss(actions.vector(outputs), target, imitate, valid)
         if config.imitate == "kl" and actions.kl is not None:
             distance = actions.kl(target, outputs)
         else:
             distance = -actions.log_prob(outputs, target)
-        pulled = 0.0 if discrete else regularization(actions.vector(outputs), valid, config.regularizer)
+        pulled = 0.0 if discrete else regularization(actions.vector(outputs), valid)
         return jnp.where(valid, imitate * distance, 0.0).sum() + pulled
 
     obs = memory.rows.obs  # [capacity, *obs]
@@ -118,17 +118,14 @@ def distil(
     lessons = jax.lax.map(lesson, obs, batch_size=BLOCK)
     curriculum = replace(memory, rows=(obs, *lessons))
 
-    child = y
-    if config.child_init == "random":
-        child = tree.where(jax.random.bernoulli(key_init), x, y)
     optimizer = adam(learning_rate, jnp.inf)
     steps = jnp.where(active, distillation_steps(memory.size, config.batch, config.epochs), 0)
 
     def step(i: Array, carry: tuple[Params, Params]) -> tuple[Params, Params]:
-        rows, valid = draw(curriculum, jax.random.fold_in(key_train, i), config.batch)
+        rows, valid = draw(curriculum, jax.random.fold_in(key, i), config.batch)
         return descend(optimizer, lambda params: (imitation(params, rows, valid), None), *carry)[:2]
 
-    return jax.lax.fori_loop(0, steps, step, (child, optimizer.init(child)))[0]
+    return jax.lax.fori_loop(0, steps, step, (y, optimizer.init(y)))[0]
 
 
 def distillation_steps(size: Array, batch: int, epochs: int) -> Array:

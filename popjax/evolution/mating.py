@@ -17,10 +17,12 @@ from popjax.replay.ring import Ring, draw
 
 @dataclass(frozen=True)
 class Mating:
-    """Options of scoring and forming pairs. Bodnar et al., parent selection mechanism."""
+    """Options of scoring and forming pairs. Bodnar et al., parent selection mechanism.
+
+    A distance compares what actors do now, whatever the owner of a state did when it was there.
+    """
 
     score: Literal["greedy", "distance"] = "greedy"  # summed fitness, or difference in behaviour
-    actions: Literal["current", "stored"] = "current"  # distance: what the owner of a state does now, or did
     batch: int = 256  # distance: states per individual
     newest: int = 1_000  # distance: newest states of a memory that they are drawn from
 
@@ -36,7 +38,7 @@ Behave: TypeAlias = Callable[[Params, Array], Array]
 def scores(config: Mating, behave: Behave, actors: Params, memories: Ring, fitness: Array, key: Key) -> Array:
     """Return the mating score of every pair, float [P, P].
 
-    actors, memories: [P]; a memory's rows have fields ``obs`` [D] and ``action`` [A]. fitness: float [P].
+    actors, memories: [P]; a memory's rows have a field ``obs`` [D]. fitness: float [P].
     """
     if config.score == "greedy":
         return fitness[:, None] + fitness[None, :]
@@ -53,15 +55,10 @@ def behaviour_distance(config: Mating, behave: Behave, actors: Params, memories:
     rows, _ = jax.vmap(lambda memory, key: draw(memory, key, batch, newest=config.newest))(memories, keys)
     each_actor_on_each_memory = jax.vmap(jax.vmap(behave, (0, None)), (None, 0))
     actions = each_actor_on_each_memory(actors, rows.obs)  # [owner of the states, actor, B, A]
-    own = _vector(rows.action, actions) if config.actions == "stored" else jax.vmap(behave)(actors, rows.obs)
+    own = jax.vmap(behave)(actors, rows.obs)
     squared = jnp.sum((actions - own[:, None]) ** 2, -1)  # [owner, actor, B]
     held = jnp.minimum(memories.size, config.newest)
     count = jnp.minimum(batch, jnp.minimum(held[:, None], held[None, :]))  # [owner, actor]
     counted = jnp.arange(batch) < count[..., None]
     term = jnp.where(counted, squared, 0.0).sum(-1) / jnp.maximum(count, 1)
     return term + term.T
-
-
-def _vector(stored: Array, like: Array) -> Array:
-    """Return stored actions as ``Behave`` tells them: discrete ones one-hot."""
-    return jax.nn.one_hot(stored, like.shape[-1]) if jnp.issubdtype(stored.dtype, jnp.integer) else stored

@@ -118,11 +118,11 @@ def replaceable(fitness: Array, protected: Array) -> Array:
     """Return the slot that an outsider takes, int32 []: the least fit or, if that is protected, the next one
     up.
 
-    protected: int32 [] slot; slots follow one another cyclically.
+    protected: int32 [] or [n] slots; slots follow one another cyclically.
     """
-    chex.assert_rank([fitness, protected], [1, 0])
-    least = jnp.argmin(fitness)
-    return jnp.where(least == protected, (least + 1) % fitness.shape[0], least)
+    chex.assert_rank([fitness, protected], [1, {0, 1}])
+    candidates = (jnp.argmin(fitness) + jnp.arange(fitness.shape[0])) % fitness.shape[0]
+    return candidates[jnp.argmin(jnp.isin(candidates, protected))]
 
 
 def _front(indices: Array, kept: Array) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, rollout, tree
+from popjax import counting, distributions, rollout, tree
 from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import (
     Choice,
@@ -36,7 +36,7 @@ from popjax.core import (
     stacked,
 )
 from popjax.distillation import Direction, alignment_loss
-from popjax.nets.recurrent import AlignActivation, alignment
+from popjax.nets.recurrent import alignment
 from popjax.optimize import adam
 from popjax.population import imitation, lanes, policy
 from popjax.population.imitation import Aligned, Learner, Teacher, Told
@@ -55,7 +55,6 @@ class Config:
     batch: int = 160  # pairs of logits per gradient step
     capacity: int = 100_000  # pairs that are kept
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
-    align_act: AlignActivation = "elu"  # between them; "relu" in the paper's text
     align_kl: Direction = "code"  # KL(aligned || expert), or the other way about
     # teachers see observations with other channels or components padded with zeros or cropped
     pad_observations: bool = False
@@ -116,7 +115,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 []
+    env_steps: counting.Count  # []
     generation: Array  # int32 []
     metrics: Metrics
     learner: Learner
@@ -145,7 +144,7 @@ def build(
     teacher = imitation.reading(teacher, env.spec, config.pad_observations)
     lead, look_on = imitation.telling(expert, "logits"), imitation.telling(teacher, "logits")
     sizes = teacher.spec.action_dim, env.spec.action_dim
-    network = alignment(*sizes, config.align_hidden, config.align_act)
+    network = alignment(*sizes, config.align_hidden)
     lanes_env, store, taken = rollout.autoreset(env), ring(config.capacity), config.lanes * config.steps
     memories = expert.memory, teacher.memory
 
@@ -160,7 +159,7 @@ def build(
         return State(
             key=key,
             hyper=hyper,
-            env_steps=jnp.int32(0),
+            env_steps=counting.none(),
             generation=jnp.int32(0),
             metrics=Metrics(
                 jnp.zeros(1), jnp.float32(0), jnp.float32(0), pair.expert, pair.teacher, pair.expert
@@ -224,7 +223,7 @@ def build(
     return Method(
         init=init,
         step=chain(collect, learn),
-        policy=lambda s: Aligned(s.frozen.teacher, s.learner.params, config.align_act),
+        policy=lambda s: Aligned(s.frozen.teacher, s.learner.params),
         act=act,
         hyper=Hyper(),
         steps_bound=taken,

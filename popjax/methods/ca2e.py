@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import agents, rollout, tree
+from popjax import agents, counting, rollout, tree
 from popjax.agents import ddpg, dqn
 from popjax.core import (
     Choice,
@@ -79,7 +79,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 [] summed over actors and lanes
+    env_steps: counting.Count  # [] summed over actors and lanes
     generation: Array  # int32 [] environment steps of each lane
     metrics: Metrics
     learner: PyTree
@@ -109,7 +109,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     agent: Any = agents.build(env.spec, config.agent)
     policies = [prior.policy for prior in priors]
     lanes_env = rollout.autoreset(env)
-    store = prioritized(config.capacity, stratified=config.stratified)
+    store = prioritized(config.capacity)
     recent = ring.ring(config.return_window)
     nature, shape = config.nature_actors, (config.actors, config.lanes)
     per_step = config.actors * config.lanes  # environment steps
@@ -131,7 +131,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return State(
             key=key,
             hyper=hyper,
-            env_steps=none,
+            env_steps=counting.none(),
             generation=none,
             metrics=Metrics(
                 *(actors, actors.astype(jnp.int32), zero, zero, losses, none, actors),
@@ -171,7 +171,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def act(s: State) -> State:
         """Play one step in every actor's lanes; what is complete joins the local buffers."""
         key, key_act = jax.random.split(s.key)
-        scale = scales(agent, config, s.hyper, s.env_steps)
+        scale = scales(agent, config, s.hyper, s.env_steps / 1)
         choice, memories = choose(s, scale, key_act)
         played, timestep = lanes.step(lanes_env, s.lanes, choice)
         done, total = timestep.done, s.lanes.account.running + timestep.reward  # [P, N]
@@ -234,18 +234,19 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         held, (losses, kept) = learning.prioritized_step(agent, store, held, *batch, *how)
         return held, (losses, sight.stale(seen, kept))
 
-    def passed(env_steps: Array, period: int) -> Array:
+    def passed(env_steps: counting.Count, period: int) -> Array:
         """Return whether the actors' last step reached a multiple of ``period`` environment steps."""
-        return env_steps // period > (env_steps - per_step) // period
+        return env_steps % period < per_step
 
-    def owed(env_steps: Array) -> Array:
+    def owed(env_steps: counting.Count) -> counting.Count:
         """Return the gradient steps that belong to the first ``env_steps`` of all actors."""
-        return jnp.maximum(env_steps - config.learning_starts, 0) // config.env_steps_per_update
+        steps = (env_steps - config.learning_starts) // config.env_steps_per_update
+        return tree.where(env_steps >= config.learning_starts, steps, counting.none())
 
     def learn(s: State) -> State:
         """Take the gradient steps that this step of the actors owes."""
         key, key_learn = jax.random.split(s.key)
-        due = owed(s.env_steps) - owed(s.env_steps - per_step)
+        due = (owed(s.env_steps) - owed(s.env_steps - per_step)).low.astype(jnp.int32)
         one, held, count = partial(update, s.frames, s.hyper), (s.learner, s.replay), tree.largest(due)
         before = s.metrics.losses, s.metrics.stale
         (learner, replay), (losses, stale) = learning.steps(one, held, count, key_learn, before)
@@ -282,7 +283,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         hyper=default_hyper(config),
         steps_bound=per_step,
         learning_starts=config.learning_starts,
-        exploration=lambda s: agent.exploration(s.hyper.agent, s.env_steps),
+        exploration=lambda s: agent.exploration(s.hyper.agent, s.env_steps / 1),
     )
 
 

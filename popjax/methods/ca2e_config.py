@@ -38,15 +38,12 @@ class Config:
     # of exploration; "apex": 0.4^(1 + 7i / (N - 1))
     schedule: Literal["anneal", "constant", "apex"] = "anneal"
     clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
-    stratified: bool = True  # one draw from each of equal masses of priority, or independent draws
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
     return_window: int = 100  # finished episodes of nature actors whose mean is their average return
     # greedy episodes of the learner, played at each comparison, or the nature actors', which explore
     return_source: Literal["greedy", "nature"] = "greedy"
     greedy_episodes: int = 10  # how many of those
-    # threshold: r + (a - 1) |r|, or a r, which negative r lowers
-    rule: Literal["signed", "literal"] = "signed"
     prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 
@@ -97,7 +94,7 @@ class Metrics:
     losses:         [] each     the learner's in the last gradient step, 0 before the first.
     updates:        int32 []    gradient steps.
     exploration:    float32 [P] scale of each actor's exploration; that of prior actors is for later.
-    retired_at:     int32 [prior] environment steps when a prior actor retired, -1 while it has not.
+    retired_at:     float32 [prior] environment steps when a prior actor retired, -1 while it has not.
     baseline:       float32 [prior] mean return of its policy.
     stored:         int32 []    transitions in the replay.
     stale:          int32 []    rows of the last batch that have lost a frame, which must be none; () where

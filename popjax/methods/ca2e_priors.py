@@ -16,6 +16,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Act, Env, Ingredient, Key, Params, Pretrained, PyTree
+from popjax.counting import Count
 from popjax.methods.ca2e_config import Config, Hyper, check_learner
 from popjax.population import scoring
 from popjax.population.policy import several
@@ -34,7 +35,7 @@ class Retirement:
 
     baseline:   float32  mean return of its policy.
     successes:  int32    comparisons in a row that the learner has won.
-    retired_at: int32    environment steps when it became a nature actor; -1 while it has not.
+    retired_at: float32  environment steps when it became a nature actor; -1 while it has not.
     """
 
     baseline: Array
@@ -106,20 +107,20 @@ def remarks(
     highest, factor = env.spec.highest_return, float(np.max(hyper.replacement_factor))
     told = []
     for prior in priors:
-        bar = float(threshold(jnp.float32(prior.mean_return), factor, config.rule))
+        bar = float(threshold(jnp.float32(prior.mean_return), factor))
         told.append(f"prior policy of {prior.policy.name}: mean return {prior.mean_return:g}")
         if highest is not None and highest < bar < math.inf:
             told[-1] += f"; it is replaced at {bar:g}, and {env.spec.name} returns at most {highest:g}"
     return told
 
 
-def threshold(baseline: Array, factor: Array | float, rule: str) -> Array:
+def threshold(baseline: Array, factor: Array | float) -> Array:
     """Return the return at which the learner has surpassed a policy that returns ``baseline``, [...].
 
-    "literal": ``factor * baseline``, Algorithm 1.1, which lies below a negative baseline; "signed":
-    ``baseline + (factor - 1) |baseline|``, the same from 0 on.
+    It is ``baseline + (factor - 1) |baseline|``: from 0 on ``factor * baseline``, as in Algorithm 1.1, which
+    would lie below a negative baseline.
     """
-    bar = factor * baseline if rule == "literal" else baseline + (factor - 1) * jnp.abs(baseline)
+    bar = baseline + (factor - 1) * jnp.abs(baseline)
     return jnp.where(jnp.isinf(factor), jnp.inf, bar)
 
 
@@ -146,20 +147,20 @@ def after_check(
     average: Array,
     known: Array,
     due: Array,
-    env_steps: Array,
+    env_steps: Count,
 ) -> Retirement:
     """Return the state after a comparison of the learner's return ``average`` [], if it is ``due`` and
     ``known``.
 
     Algorithm 1.1: a prior actor retires whose policy the learner has surpassed ``checks`` times in a row.
     """
-    bar = threshold(state.baseline, hyper.replacement_factor, config.rule)
-    compared = compare(state, known & (average >= bar), env_steps, config.checks)
+    bar = threshold(state.baseline, hyper.replacement_factor)
+    compared = compare(state, known & (average >= bar), env_steps / 1, config.checks)
     state = tree.where(due, compared, state)
     if not config.prior_until:
         return state
     over = state.active & (env_steps >= config.prior_until)
-    return replace(state, retired_at=jnp.where(over, env_steps, state.retired_at))
+    return replace(state, retired_at=jnp.where(over, env_steps / 1, state.retired_at))
 
 
 def compare(state: Retirement, surpassed: Array, env_steps: Array, checks: int) -> Retirement:
@@ -181,5 +182,5 @@ def initial_retirement(config: Config, priors: Sequence[Prior]) -> Retirement:
     return Retirement(
         baseline=jnp.array(given, jnp.float32),
         successes=jnp.zeros(count, jnp.int32),
-        retired_at=jnp.full(count, -1 if priors else 0, jnp.int32),
+        retired_at=jnp.full(count, -1.0 if priors else 0.0),
     )

@@ -9,12 +9,13 @@ teacher it is A3C, restated for lanes.
 Differs from the paper and its code: workers are lanes of one program, so that rollouts run across the ends of
 episodes and nothing is asynchronous; a lane's gradients are taken where the lanes before it have brought the
 parameters; rollouts of one episode are not merged; KL divergences are exact where the code adds 1e-10 inside
-of the logarithm. Adam adds 1e-8 to the root of the corrected second moment, where the code's TensorFlow adds
-it to that of the raw one, as if it were 3.2e-7 in the first step. The paper's divergence has the other
-direction than the code's (``align_kl``). A teacher carries its own memory along the student's episodes,
-advanced as the student's is when it acts, where the code gives it the student's (``teacher_state``). Several
-teachers have an alignment network each and share the student's Adam for distillation. The paper's measure is
-``Metrics.score``, of the policy that samples; a run's evaluations play it greedily.
+of the logarithm. As in the code, alignment networks have ELU and a time limit ends an episode. Adam adds 1e-8
+to the root of the corrected second moment, where the code's TensorFlow adds it to that of the raw one, as if
+it were 3.2e-7 in the first step. The paper's divergence has the other direction than the code's
+(``align_kl``). A teacher carries its own memory along the student's episodes, advanced as the student's is
+when it acts, where the code gives it the student's (``teacher_state``). Several teachers have an alignment
+network each and share the student's Adam for distillation. The paper's measure is ``Metrics.score``, of the
+policy that samples; a run's evaluations play it greedily.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from popjax import rollout, tree
+from popjax import counting, rollout, tree
 from popjax.advantage import Targets
 from popjax.agents import a2c
 from popjax.core import (
@@ -66,7 +67,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 [] of the student, in all lanes; a teacher that trains takes as many
+    env_steps: counting.Count  # [] of the student, in all lanes; a teacher that trains takes as many
     generation: Array  # int32 [] rollouts
     metrics: Metrics
     tasks: tuple[Task, ...]  # the student's and then those of the teachers that train
@@ -107,8 +108,8 @@ def build(
     if not (tutors or config.student_gae):
         raise ValueError("student_gae False without a teacher: the student would learn from nothing")
     offline = tutors if config.align == "offline" else []
-    trained = tutoring.trained(env.spec, offline, alignments, config.align_act) or [None] * len(tutors)
-    play = actor_critic.side_by_side(envs, networks, config.steps, config.timeout_bootstrap)
+    trained = tutoring.trained(env.spec, offline, alignments) or [None] * len(tutors)
+    play = actor_critic.side_by_side(envs, networks, config.steps)
     learns = [_learner(networks[0], tutors, config)]
     learns += [_learner(network, (), replace(config, student_gae=True)) for network in networks[1:]]
     scores, taken = ring(EPISODES), config.lanes * config.steps
@@ -125,7 +126,7 @@ def build(
         state = State(
             key=key,
             hyper=hyper,
-            env_steps=jnp.int32(0),
+            env_steps=counting.none(),
             generation=jnp.int32(0),
             metrics=None,  # type: ignore[arg-type]  # its shapes are those of the first step's
             tasks=tasks,
@@ -157,8 +158,7 @@ def build(
         )
 
     def learn(s: State) -> State:
-        """Train the student by its rewards and its teachers, and teachers that learn beside it by their
-        rewards."""
+        """Train every task's network by its rewards, and the student by its teachers, too."""
         training = [task.student.params for task in s.tasks[1:]]
         params = [guide.frozen for guide in s.guides[: len(teachers)]] + training
         before = s.env_steps - taken
@@ -210,7 +210,7 @@ def _tutor(env: Env, teacher: Teacher, network: Recurrent, config: Config) -> Tu
         return Tutor(policy, tutoring.one_by_one(env.spec, policy.spec, config.pad_actions))
     sizes = policy.spec.action_dim, env.spec.action_dim, config.align_hidden
     direction = config.align_kl if config.align == "online" else None
-    return Tutor(policy, recurrent.alignment(*sizes, config.align_act), direction)
+    return Tutor(policy, recurrent.alignment(*sizes), direction)
 
 
 def _start_task(env: Env, network: Recurrent, key: Key, config: Config, hyper: Hyper) -> Task:
@@ -227,7 +227,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
     size = config.lanes if config.update_mode == "batched" else 1
 
     def learn(
-        task: Task, guides: Sequence[Guide], params: Sequence[Params], taken: Array, hyper: Hyper
+        task: Task, guides: Sequence[Guide], params: Sequence[Params], taken: counting.Count, hyper: Hyper
     ) -> Learned:
         rates = hyper.lr, hyper.distil_lr, hyper.align_lr
         reward_adam, distil_adam, align_adam = (adam(rate, hyper.max_grad_norm) for rate in rates)

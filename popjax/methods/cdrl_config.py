@@ -16,6 +16,7 @@ from popjax.advantage import Targets
 from popjax.agents import a2c
 from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Env, Number, Params, PyTree, Trajectory, number
+from popjax.counting import Count
 from popjax.distillation import Direction
 from popjax.nets import recurrent
 from popjax.population.lanes import Lanes
@@ -37,14 +38,12 @@ class Config:
     # fewer of every kind, so that lr, distil_lr and align_lr are to be raised together
     update_mode: Literal["sequential", "batched"] = "sequential"
     student_gae: bool = True  # the student learns from its own rewards, too
-    timeout_bootstrap: bool = False  # the value behind a time limit counts, else a time limit is an end
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
     # whose memory a teacher reads a rollout with; "student" as in the authors' code
     teacher_state: Literal["own", "student"] = "own"
     # no alignment of logits, by a network trained before, or by one that is trained meanwhile
     align: Literal["none", "offline", "online"] = "online"
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
-    align_act: recurrent.AlignActivation = "elu"  # between them; "relu" in the paper's text
     align_kl: Direction = "code"  # KL(aligned || student), or the other way about
     # teachers see observations with other channels or components padded with zeros or cropped
     pad_observations: bool = False
@@ -128,16 +127,16 @@ class Task:
     targets: Targets
 
 
-def due(taken: Array, hyper: Hyper) -> Due:
+def due(taken: Count, hyper: Hyper) -> Due:
     """Return who learns from teachers after ``taken`` environment steps."""
     going_on = ~reached(taken, hyper.distil_until, hyper)
     return Due(*(going_on & reached(taken, when, hyper) for when in (hyper.align_from, hyper.distil_from)))
 
 
-def reached(taken: Array, when: Number, hyper: Hyper) -> Array:
+def reached(taken: Count, when: Number, hyper: Hyper) -> Array:
     """Return bool []: whether ``taken`` environment steps are at or beyond the time ``when`` of ``hyper``."""
     # Rounded, because 0.3 of 100,000 is 30,000.002 in float32, which 30,000 steps would not have reached.
-    return taken.astype(jnp.float32) >= jnp.where(when < 1, jnp.round(when * hyper.budget), when)
+    return taken / 1 >= jnp.where(when < 1, jnp.round(when * hyper.budget), when)
 
 
 def remarks(

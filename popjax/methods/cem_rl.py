@@ -25,7 +25,7 @@ from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from popjax import distributions, rollout, tree
+from popjax import counting, distributions, rollout, tree
 from popjax.checks import check_least, check_widths
 from popjax.core import (
     Choice,
@@ -122,7 +122,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 [] of all actors
+    env_steps: counting.Count  # [] of all actors
     generation: Array  # int32 [] completed
     metrics: Metrics
     critic: shared_critic.Critic
@@ -165,7 +165,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return State(
             key=key,
             hyper=hyper,
-            env_steps=none,
+            env_steps=counting.none(),
             generation=none,
             metrics=Metrics(scores, zero, jnp.zeros(trained), none, none, none, none, zero),
             critic=learner.init(key_critic, hyper.learner),
@@ -197,7 +197,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         are then (lines 11 to 16)."""
         key, key_critic, key_actors = jax.random.split(s.key, 3)
         owed = (s.length.sum() * s.hyper.updates_per_step).astype(jnp.int32)
-        count = jnp.where(s.env_steps > config.warmup, owed, 0)
+        count = jnp.where(s.env_steps >= config.warmup + 1, owed, 0)
         policies = jax.vmap(unflatten)(s.population[:trained])
 
         def judge(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import rollout, tree
+from popjax import counting, rollout, tree
 from popjax.checks import check_choices, check_least
 from popjax.core import (
     Env,
@@ -130,7 +130,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 []
+    env_steps: counting.Count  # []
     generation: Array  # int32 []
     metrics: Metrics
     learner: Learner
@@ -188,7 +188,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         return State(
             key=key,
             hyper=hyper,
-            env_steps=jnp.int32(0),
+            env_steps=counting.none(),
             generation=jnp.int32(0),
             metrics=Metrics(jnp.zeros(1), jnp.float32(0), jnp.float32(0)),
             learner=imitation.beginner(params, adam(hyper.lr, hyper.max_grad_norm)),

@@ -11,9 +11,9 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
 ``gaussian``. With a ``drive`` the learner is also rewarded for what is new; fitness stays the task's return.
 
-Differs from the paper where its code, which made the paper's numbers, does. Options turn these back: a child
-starts from the less fit parent, its regulariser is a mean over action components too, equal values imitate
-the less fit parent (``distillation``); the time limit is terminal (``timeout_is_terminal``). An elite's copy
+Differs from the paper where its code, which made the paper's numbers, does: a child starts from the less fit
+parent, its regulariser is a mean over action components too, equal values imitate the less fit parent; the
+learner takes the time limit for the end of the task. An elite's copy
 mates with the fitness of the individual it replaced, a repeated winner may mate with itself, the learner may
 overwrite any slot but that of the best elite's copy, and its noise goes on from episode to episode. Left out
 as slips of ERL's first code: unclipped actor gradients, noisy actions stored beyond [-1, 1], sync counted in
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import agents, rollout, tree
+from popjax import agents, counting, rollout, tree
 from popjax.core import (
     Env,
     Key,
@@ -55,10 +55,9 @@ from popjax.replay.ring import Ring, add, ring
 
 @struct.dataclass
 class Memory:
-    """A row of a genetic memory: obs [*obs], action [A] or int32 []."""
+    """A row of a genetic memory: obs [*obs]."""
 
     obs: Array
-    action: Array
 
 
 @struct.dataclass
@@ -67,7 +66,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: Array  # int32 [] of population and learner
+    env_steps: counting.Count  # [] of population and learner
     generation: Array  # int32 [] completed
     metrics: Metrics
     learner: PyTree
@@ -109,7 +108,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         actors = jax.vmap(agent.actor.init)(jax.random.split(key_actors, population))
         learner, row = agent.init(key_learner, hyper.agent), example_transition(env.spec)
         kept = numbering.numbered(row, jnp.int32(0)) if drive.horizon else row
-        store, empty = replay.init(kept), memory.init(Memory(row.obs, row.action))
+        store, empty = replay.init(kept), memory.init(Memory(row.obs))
         zero, none = jnp.float32(0), jnp.int32(0)
         held = drive.init(key_drive)
         losses, bonus, behind = learning.no_losses(update, (learner, held), store, hyper, key)
@@ -117,7 +116,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return State(
             key=key,
             hyper=hyper,
-            env_steps=none,
+            env_steps=counting.none(),
             generation=none,
             metrics=Metrics(scores, zero, losses, bonus, behind, none, none, none, orphans, zero, zero, zero),
             learner=learner,
@@ -139,7 +138,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_play = jax.random.split(s.key)
         learner = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
         noise = jnp.zeros((players + 1, *s.noise.shape)).at[-1].set(s.noise)
-        explores = s.hyper.noise_scale if noisy else agent.exploration(s.hyper.agent, s.env_steps)
+        explores = s.hyper.noise_scale if noisy else agent.exploration(s.hyper.agent, s.env_steps / 1)
         episodes = lanes.episodes(
             env,
             policy.with_noise(agent, s.hyper.noise_theta, s.hyper.noise_sigma) if noisy else agent.act,
@@ -147,11 +146,11 @@ def build(env: Env, config: Config = Config()) -> Method:
             noise if noisy else (),
             key_play,
             scale=jnp.zeros(players + 1).at[-1].set(explores),
-            record=partial(rollout.keep_transition, s.hyper.agent.discount, config.timeout_is_terminal),
+            record=partial(rollout.keep_transition, s.hyper.agent.discount, True),
         )  # [P * trials + 1, T]
         fitness = episodes.total[:-1].reshape(population, trials).mean(1)
         steps = episodes.length.sum()
-        seen = (Memory(episodes.steps.obs, episodes.steps.action), episodes.valid)
+        seen = (Memory(episodes.steps.obs), episodes.valid)
         by_individual = jax.tree.map(lambda x: x[:-1].reshape(population, -1, *x.shape[2:]), seen)
         rows, held = drives.after_episodes(drive, s.drive, episodes, s.generation, s.hyper)
         return replace(

@@ -39,7 +39,6 @@ class Config:
     capacity: int = 1_000_000  # transitions that the learner's replay holds
     batch: int = 128  # transitions per gradient step of the learner
     start_batches: int = 5  # the learner starts once the replay holds more than so many batches
-    timeout_is_terminal: bool = True  # the learner takes the time limit for the end of the task
     drive: drives.NoveltyConfig | None = None  # the learner's reward beside the task's: collab, rnd or none
 
     @property

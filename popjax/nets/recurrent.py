@@ -23,10 +23,9 @@ from popjax import tree
 from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Key, Network, Params, PyTree, Recurrent
 from popjax.nets.images import check_channels_last, flat
-from popjax.nets.layers import ACTIVATIONS, Conv, Dense
+from popjax.nets.layers import Conv, Dense
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
-AlignActivation = Literal["elu", "relu"]
 Memory: TypeAlias = PyTree
 """(c, h) [units] each of an LSTM; () of a network without memory."""
 
@@ -127,17 +126,12 @@ def behind(network: Recurrent, memories: Memory, done: Array) -> Memory:
     return tree.where(~done[-1], tree.take(memories, -1), network.memory)
 
 
-def alignment(
-    inputs: int, out: int, hidden: Sequence[int] = (512,) * 4, activation: AlignActivation = "elu"
-) -> Network:
+def alignment(inputs: int, out: int, hidden: Sequence[int] = (512,) * 4) -> Network:
     """Return the network from a teacher's logits [..., inputs] -> logits over a student's actions [..., out].
-    Glorot's uniform initialization, zero biases, a linear last layer. CDRL, section 4.2.
 
-    Raises:
-        ValueError: the activation is another.
+    Glorot's uniform initialization, zero biases, a linear last layer. CDRL, section 4.2; ELU as in its code,
+    where the text says ReLU.
     """
-    if activation not in ("elu", "relu"):
-        raise ValueError(f"the alignment network's activation is 'elu' or 'relu', got {activation!r}")
     sizes = (inputs, *hidden, out)
 
     def init(key: Key) -> Params:
@@ -148,7 +142,7 @@ def alignment(
     def apply(params: Params, logits: Array) -> Array:
         x = logits
         for i in range(len(hidden)):
-            x = ACTIVATIONS[activation](_linear(params[f"layer_{i}"], x))
+            x = jax.nn.elu(_linear(params[f"layer_{i}"], x))
         return _linear(params[f"layer_{len(hidden)}"], x)
 
     return Network(init, apply)

@@ -60,7 +60,7 @@ def network(spec: Spec, config: recurrent.Config) -> Recurrent:
 
 
 def side_by_side(
-    envs: Sequence[Env], networks: Sequence[Recurrent], length: int, timeout_bootstrap: bool
+    envs: Sequence[Env], networks: Sequence[Recurrent], length: int
 ) -> Callable[..., list[tuple[Lanes, Played]]]:
     """Return ``(lanes [1, N], params, discount, trace decay, key) -> [(lanes, Played [T, N])]`` of several
     tasks, with lanes and parameters for each.
@@ -68,7 +68,7 @@ def side_by_side(
     Tasks of one environment play in one loop, so that its physics stands in a program once.
     """
     crews = [[i for i, each in enumerate(envs) if each == world] for world in dict.fromkeys(envs)]
-    players = [_player(envs[crew[0]], networks[crew[0]], length, timeout_bootstrap) for crew in crews]
+    players = [_player(envs[crew[0]], networks[crew[0]], length) for crew in crews]
 
     def play(
         before: Sequence[Lanes], params: Sequence[Params], discount: Number, trace_decay: Number, key: Key
@@ -124,11 +124,9 @@ def distil_gradient(
     return reading.pull(direction)[0], value
 
 
-def _player(env: Env, network: Recurrent, length: int, timeout_bootstrap: bool) -> Play:
-    """Return how networks with ``Heads`` over discrete actions play rollouts across the ends of episodes.
-
-    timeout_bootstrap: the value behind a time limit counts, else a time limit is an end.
-    """
+def _player(env: Env, network: Recurrent, length: int) -> Play:
+    """Return how networks with ``Heads`` over discrete actions play rollouts across the ends of episodes. A
+    time limit is an end, behind which no value counts, as in CDRL's code."""
     env = rollout.autoreset(env)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Told:
@@ -141,24 +139,17 @@ def _player(env: Env, network: Recurrent, length: int, timeout_bootstrap: bool) 
     def play(
         before: Lanes, params: Params, discount: Number, trace_decay: Number, key: Key
     ) -> tuple[Lanes, Played]:
-        keep = lanes.keep_trajectory(discount, timeout_is_terminal=not timeout_bootstrap)
+        keep = lanes.keep_trajectory(discount, timeout_is_terminal=True)
 
-        def record(now: Lanes, told: Told, timestep: Timestep) -> tuple[Trajectory, Array, Array]:
+        def record(now: Lanes, told: Told, timestep: Timestep) -> tuple[Trajectory, Array]:
             row = replace(keep(now, told, timestep), outputs=told.said)
-            beyond = jnp.zeros_like(timestep.reward)
-            if timeout_bootstrap:  # the value of the true successor behind a time limit
-                beyond = jax.lax.cond(
-                    tree.any_lane(timestep.truncated),
-                    lambda: value(params, told.memory, timestep.next_obs),
-                    lambda: jnp.zeros_like(timestep.reward),
-                )
-            return row, now.account.running + timestep.reward, beyond
+            return row, now.account.running + timestep.reward
 
         everyone = policy.everyone(act, params, 1.0)
         played = lanes.play(env, everyone, before, key, length, record, network.memory)
-        after, (rows, returns, beyond) = played
+        after, (rows, returns) = played
         values, last = rows.outputs.value, value(params, after.memory, after.obs)
-        following = jnp.where(rows.done, beyond, jnp.concatenate([values[1:], last[None]]))
+        following = jnp.concatenate([values[1:], last[None]])
         worth = rows.reward, rows.discount, values, following, rows.done
         targets = advantage.targets(*worth, trace_decay)
         each = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (targets, returns))

@@ -63,14 +63,12 @@ class Learner:
 class Aligned:
     """The policy of a teacher whose actions are translated to those of another task.
 
-    teacher:    what the teacher acts by.
-    alignment:  the network that maps its logits.
-    activation: of that network's hidden layers.
+    teacher:   what the teacher acts by.
+    alignment: the network that maps its logits.
     """
 
     teacher: Params
     alignment: Params
-    activation: str = struct.field(pytree_node=False)
 
 
 # Who teaches.

@@ -227,28 +227,23 @@ def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
     return tuple(map(Teacher, policies))
 
 
-def trained(spec: Spec, tutors: Sequence[Tutor], given: Sequence[Teacher], activation: str) -> list[Params]:
+def trained(spec: Spec, tutors: Sequence[Tutor], given: Sequence[Teacher]) -> list[Params]:
     """Return the parameters of the tutors' alignment networks, from runs of align in their order.
 
     Raises:
-        ValueError: there are too many or too few, or one is for another task, teacher, activation or shape.
+        ValueError: there are too many or too few, or one is for another task, teacher or shape.
     """
     if len(given) != len(tutors):
         raise ValueError(
             f"{len(given)} trained alignment networks for {len(tutors)} teachers: align offline takes one"
             " from a run of align for each teacher, in order; the others take none"
         )
-    return [_trained(spec, *each, activation) for each in zip(tutors, given, strict=True)]
+    return [_trained(spec, *each) for each in zip(tutors, given, strict=True)]
 
 
-def _trained(spec: Spec, tutor: Tutor, given: Teacher, activation: str) -> Params:
+def _trained(spec: Spec, tutor: Tutor, given: Teacher) -> Params:
     require_alignment(spec, given.policy)
     name, aligned = given.policy.name, given.policy.params
-    if aligned.activation != activation:
-        raise ValueError(
-            f"the alignment network of {name} was trained with align_act {aligned.activation}, not"
-            f" {activation}"
-        )
     if not _same(tutor.policy.params, aligned.teacher):
         raise ValueError(
             f"the alignment network of {name} was trained with another teacher than {tutor.policy.name} in"

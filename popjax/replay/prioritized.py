@@ -221,5 +221,10 @@ def importance_weights(probability: Array, size: Array | int, exponent: Array | 
     size:        int32 []     N, rows stored now.
     exponent:    []           1 undoes the bias wholly, 0 not at all.
     """
-    weight = (size * jnp.maximum(probability, jnp.finfo(jnp.float32).tiny)) ** -jnp.asarray(exponent)
+    weight = unscaled_weights(probability, size, exponent)
     return weight / jnp.max(weight)
+
+
+def unscaled_weights(probability: Array, size: Array | int, exponent: Array | float) -> Array:
+    """Return (N P)^-exponent [B], which is 1 of a row that is drawn as often as by chance alone."""
+    return (size * jnp.maximum(probability, jnp.finfo(jnp.float32).tiny)) ** -jnp.asarray(exponent)

@@ -26,31 +26,30 @@ def world():
     actors = tree.put(actors, 1, tree.take(actors, 0))
     store, chance, memories = ring(CAPACITY), np.random.default_rng(0), []
     for size in SIZES:
-        rows = Memory(jnp.asarray(chance.normal(size=(20, 3))), jnp.asarray(chance.normal(size=(20, 2))))
+        rows = Memory(jnp.asarray(chance.normal(size=(20, 3))))
         memories.append(add(store.init(tree.take(rows, 0)), rows, jnp.arange(20) < size))
     return actors, tree.stack(memories)
 
 
-def by_numpy(actors, memories, stored):
+def by_numpy(actors, memories):
     """Every pair by the formula, over all that both memories hold; only exact where sizes are equal."""
     found = np.zeros((4, 4))
     for owner in range(4):
         rows, valid = latest(tree.take(memories, owner), CAPACITY)
-        obs, action = np.asarray(rows.obs)[valid], np.asarray(rows.action)[valid]
+        obs = np.asarray(rows.obs)[valid]
         for other in range(4):
-            mine = action if stored else ACTOR.apply(tree.take(actors, owner), obs)
+            mine = ACTOR.apply(tree.take(actors, owner), obs)
             theirs = ACTOR.apply(tree.take(actors, other), obs)
             term = ((np.asarray(mine) - np.asarray(theirs)) ** 2).sum(-1)
             found[owner, other] += term.mean() if len(term) else 0
     return found + found.T
 
 
-@pytest.mark.parametrize("actions", ["current", "stored"])
-def test_distance_equals_numpy_where_memories_are_of_one_size(world, actions, key):
+def test_distance_equals_numpy_where_memories_are_of_one_size(world, key):
     actors, memories = world
     memories = memories.replace(size=jnp.full(4, 4), position=jnp.full(4, 4))
-    found = DISTANCE(Mating(actions=actions), ACT, actors, memories, key)
-    np.testing.assert_allclose(found, by_numpy(actors, memories, actions == "stored"), rtol=1e-4, atol=1e-6)
+    found = DISTANCE(Mating(), ACT, actors, memories, key)
+    np.testing.assert_allclose(found, by_numpy(actors, memories), rtol=1e-4, atol=1e-6)
 
 
 def test_distance_is_symmetric_and_0_between_equals(world, key):
@@ -62,17 +61,6 @@ def test_distance_is_symmetric_and_0_between_equals(world, key):
     assert found[0, 1] < 1e-10
     assert found[0, 2] > 0
     assert found[3].max() == 0  # an empty memory tells nothing
-
-
-def test_stored_actions_tell_what_the_owner_did_then(world, key):
-    """With what the current policies do in the memory, both modes agree."""
-    actors, memories = world
-    rows = memories.rows.replace(action=jax.vmap(ACTOR.apply)(actors, memories.rows.obs))
-    memories = memories.replace(rows=rows)
-    current, stored = (
-        DISTANCE(Mating(actions=actions), ACT, actors, memories, key) for actions in ("current", "stored")
-    )
-    np.testing.assert_allclose(current, stored, rtol=1e-5, atol=1e-7)
 
 
 def test_only_the_newest_states_count(world, key):
@@ -92,7 +80,7 @@ def test_greedy_scores_are_sums_of_fitness(world, key):
     np.testing.assert_array_equal(found, np.add.outer(fitness, fitness))
 
 
-@pytest.mark.parametrize("choice", [{"score": "far"}, {"actions": "old"}, {"batch": 0}, {"newest": 0}])
+@pytest.mark.parametrize("choice", [{"score": "far"}, {"batch": 0}, {"newest": 0}])
 def test_senseless_choices_are_refused(choice):
     with pytest.raises(ValueError, match=str(next(iter(choice.values())))):
         Mating(**choice)

@@ -211,6 +211,9 @@ def test_few_pairs_are_used_again():
         ([5, 1, 9, 3, 4, 6, 7, 8, 2, 10], 1, 2),
         ([5, 1, 9, 3, 4, 6, 7, 8, 2, 10], 7, 1),
         ([5, 2, 9, 3, 4, 6, 7, 8, 2, 1], 9, 0),
+        ([5, 1, 9, 3], [1, 2], 3),
+        ([5, 4, 9, 3], [3, 0, 1], 2),
+        ([5, 1, 9, 3], [2, 1], 3),
     ],
 )
 def test_worked_example_9_the_slot_that_the_learner_takes(fitness, protected, slot):

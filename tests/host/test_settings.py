@@ -22,6 +22,7 @@ from popjax.host.evaluate import evaluate
 from popjax.host.train import train
 from popjax.methods import onpolicy
 from tests.host import tiny
+from tests.support import equal
 
 SHORT: dict[str, Any] = {"env_steps": 48, "eval_every": 24, "eval_episodes": 2, "quiet": True}
 
@@ -62,6 +63,18 @@ def test_a_policy_with_memory_trains_and_plays_where_64_bits_are_the_default():
         returns, _ = evaluate(method, env, result.state, episodes=2)
     assert not {str(leaf.dtype) for leaf in jax.tree.leaves(result.state)} & {"float64", "int64"}
     assert np.isfinite(returns).all()
+
+
+def test_a_step_compiled_by_hand_is_the_same_with_64_bits():
+    method = tiny.build(make("probe/context"))
+
+    def played() -> Any:
+        state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+        return jax.lax.fori_loop(0, 20, lambda _, s: method.step(s), state)
+
+    plain = played()
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        equal(played(), plain)
 
 
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])

@@ -145,9 +145,8 @@ def test_the_defaults_are_the_papers():
     config, hyper = pderl.Config(), pderl.Hyper()
     assert (config.population, config.tournament, config.memory, config.capacity) == (10, 3, 8000, 1_000_000)
     assert (config.batch, config.start_batches, config.mutation_batch) == (128, 5, 256)
-    assert config.timeout_is_terminal
-    assert config.distillation == Distillation(128, 12, "y", "y", "mean_all", "mode")
-    assert config.mating == Mating("greedy", "current", 256, 1000)
+    assert config.distillation == Distillation(128, 12, "mode")
+    assert config.mating == Mating("greedy", 256, 1000)
     assert (config.agent.hidden, config.agent.critic_branch, config.agent.critic_hidden) == (
         (128, 128),
         200,
@@ -436,8 +435,8 @@ def test_the_replay_of_a_drive_numbers_whole_episodes():
     assert sorted(map(tuple, held)) == sorted(map(tuple, rows.next_obs))
 
 
-def a_case(slow=False, eager=False, **options):
-    config = pderl.Config(
+def a_case(method=pderl, slow=False, eager=False, **options):
+    config = method.Config(
         population=4,
         sync_period=2,
         memory=12,
@@ -448,12 +447,12 @@ def a_case(slow=False, eager=False, **options):
         distillation=Distillation(batch=4, epochs=1),
         agent=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
     )
-    build = partial(pderl.build, make("probe/delay"), replace(config, **options))
+    build = partial(method.build, make("probe/delay"), replace(config, **options))
     return Case(build, population=4, slow=slow, eager=eager)
 
 
 CASES = {
     "pderl": a_case(),
     "pderl_collab": a_case(slow=True, drive=COLLAB),
-    "erl": a_case(slow=True, eager=True, crossover="n_point", mutation="gaussian"),
+    "erl": a_case(erl, slow=True, eager=True),
 }

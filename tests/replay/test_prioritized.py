@@ -12,7 +12,7 @@ import pytest
 
 from popjax import tree
 from popjax.replay import prioritized as module
-from popjax.replay.prioritized import FAN_OUT, first_nodes, importance_weights, prioritized
+from popjax.replay.prioritized import FAN_OUT, first_nodes, importance_weights, prioritized, unscaled_weights
 from tests.support import equal
 
 EXPONENT = 0.6
@@ -53,6 +53,8 @@ def test_worked_example_3_masses_probabilities_and_weights():
     expected = np.array([0.172025, 0.260741, 0.395209, 0.172025])
     np.testing.assert_allclose(draw.probability, expected[draw.slots], rtol=3e-6)
     probability = state.masses[:4] / state.total
+    raw = [1.161287, 0.983314, 0.832617, 1.161287]
+    np.testing.assert_allclose(unscaled_weights(probability, 4, 0.4), raw, rtol=1e-6)
     np.testing.assert_allclose(importance_weights(probability, 4, 0.4), [1, 0.846745, 0.716978, 1], rtol=1e-6)
 
 

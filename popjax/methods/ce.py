@@ -33,7 +33,7 @@ from popjax.agents import dqn, sac
 from popjax.checks import check_choices, check_least, check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
 from popjax.intrinsic import contrastive, diayn
-from popjax.population import acting, classifier, drives, learning, offpolicy
+from popjax.population import acting, classifier, drives, learning, offpolicy, parts
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
 from popjax.recipe import Recipe, recorded
@@ -178,17 +178,12 @@ def build(env: Env, config: Config = Config()) -> Method:
         choice = crew.act(tree.take(policies, chosen), (), obs, key_act, scale)
         return choice._replace(memory=memory)
 
-    return Method(
-        init=init,
-        step=chain(base.collect, base.learn, learn_to_judge),
+    step = chain(base.collect, base.learn, learn_to_judge)
+    return parts.whole(base, default_hyper(config), init, step)._replace(
         policy=deployed,
         act=elect if config.col_eval else base.act,
-        hyper=default_hyper(config),
-        steps_bound=base.steps,
-        learning_starts=config.warmup,
         memory=() if judge is None else judge.memory,
         individuals=None if config.col_eval else base.individuals,
-        exploration=base.exploration,
     )
 
 

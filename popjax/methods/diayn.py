@@ -21,12 +21,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import tree
 from popjax.agents import sac
 from popjax.checks import check_least, check_shapes
 from popjax.core import Env, Key, Method, Transition, chain, vector_size
 from popjax.intrinsic import diayn
-from popjax.population import drives, learning, offpolicy
+from popjax.population import drives, learning, offpolicy, parts
 from popjax.population.drives import Drive
 from popjax.population.offpolicy import State
 from popjax.recipe import Recipe, recorded
@@ -118,17 +117,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         settled = replace(s.lanes, env=replace(s.lanes.env, skill=skill), obs=obs)
         return replace(s, drive=replace(s.drive, over=over), lanes=settled)
 
-    return Method(
-        init=init,
-        step=chain(base.collect, settle, base.learn),
-        policy=lambda s: tree.take(base.individuals(s), 0),
-        act=base.act,
-        hyper=Hyper(),
-        steps_bound=base.steps,
-        learning_starts=config.warmup,
-        individuals=base.individuals,
-        exploration=base.exploration,
-    )
+    return parts.whole(base, Hyper(), init, chain(base.collect, settle, base.learn))
 
 
 METHOD = Recipe(build, Config, lambda config: Hyper())

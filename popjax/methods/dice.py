@@ -26,7 +26,7 @@ from popjax.checks import check_least, check_shapes
 from popjax.core import Env, Key, Method, Params, PyTree, Transition, chain, continuous_dims
 from popjax.intrinsic import dice
 from popjax.optimize import adam, descend
-from popjax.population import offpolicy
+from popjax.population import offpolicy, parts
 from popjax.population.learners import Learners
 from popjax.population.offpolicy import State
 from popjax.recipe import Recipe, recorded
@@ -76,8 +76,8 @@ class Agents:
 def build(env: Env, config: Config = Config()) -> Method:
     """Return agents that learn ``env`` and to be unlike each other."""
     population, shape = config.population, (config.population, config.lanes)
-    parts = sac.parts(env.spec, config.sac)
-    agent = parts.agent
+    learner = sac.parts(env.spec, config.sac)
+    agent = learner.agent
     network = nets.critic(*continuous_dims(env.spec, "dice"), config.sac.hidden, initializer="orthogonal")
 
     def apart(crew: Learners) -> Learners:
@@ -120,7 +120,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         inner = state.sac
 
         def climb(value: Callable[[Array, Array], Array] | None) -> Any:
-            loss = partial(parts.actor_loss, state=inner, obs=obs, key=key, value=value)
+            loss = partial(learner.actor_loss, state=inner, obs=obs, key=key, value=value)
             return jax.value_and_grad(loss, has_aux=True)(inner.actor)
 
         (loss, entropy), task = climb(None)
@@ -129,7 +129,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         optimizer = adam(hyper.actor_lr, GRADIENT_LIMIT)
         changes, moments = optimizer.update(dice.bisector(*limited), inner.actor_optimizer, inner.actor)
         actor = jax.tree.map(jnp.add, inner.actor, changes)
-        inner = parts.learn_temperature(replace(inner, actor=actor, actor_optimizer=moments), hyper, entropy)
+        inner = learner.learn_temperature(
+            replace(inner, actor=actor, actor_optimizer=moments), hyper, entropy
+        )
         slow = tree.polyak(state.slow_actor, actor, hyper.polyak)
         return replace(state, sac=inner, slow_actor=slow), loss, entropy
 
@@ -137,7 +139,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         state: Agents, bonus: Array, rows: Transition, hyper: sac.Hyper, key: Key
     ) -> tuple[Agents, sac.Losses]:
         key_critic, key_diversity, key_actor = jax.random.split(key, 3)
-        inner, loss = parts.learn_critics(state.sac, rows, hyper, key_critic)
+        inner, loss = learner.learn_critics(state.sac, rows, hyper, key_critic)
         state = learn_diversity(replace(state, sac=inner), rows, bonus, hyper, key_diversity)
         state, actor_loss, entropy = learn_actor(state, rows.obs, hyper, key_actor)
         return state, sac.Losses(loss, actor_loss, jnp.exp(state.sac.log_temperature), entropy)
@@ -159,17 +161,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         check_shapes(hyper, (), population)
         return State(**base.fields(key, hyper))
 
-    return Method(
-        init=init,
-        step=chain(base.collect, base.learn),
-        policy=lambda s: tree.take(base.individuals(s), 0),
-        act=base.act,
-        hyper=Hyper(),
-        steps_bound=base.steps,
-        learning_starts=config.warmup,
-        individuals=base.individuals,
-        exploration=base.exploration,
-    )
+    method = parts.whole(base, Hyper(), init, chain(base.collect, base.learn))
+    return method._replace(policy=lambda s: tree.take(base.individuals(s), 0))
 
 
 def equal_shares(store: Ring, key: Key, batch: int, *, shape: tuple[int, int]) -> Array:

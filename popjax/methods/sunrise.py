@@ -28,7 +28,7 @@ from popjax.agents import sac
 from popjax.checks import check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, Transition, chain, number
 from popjax.optimize import adam, descend
-from popjax.population import acting, offpolicy
+from popjax.population import acting, offpolicy, parts
 from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
 from popjax.recipe import Recipe, recorded
@@ -78,8 +78,8 @@ class State(offpolicy.State):
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return an ensemble that plays ``env``."""
-    population, parts = config.population, sac.parts(env.spec, config.sac)
-    agent = parts.agent
+    population, learner = config.population, sac.parts(env.spec, config.sac)
+    agent = learner.agent
 
     def ensemble(crew: Learners) -> Learners:
         """Let members play as one, and learn from the transitions that are theirs."""
@@ -116,15 +116,15 @@ def build(env: Env, config: Config = Config()) -> Method:
         key_critic, key_actor = jax.random.split(key)
         before = state
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
-        state, critic_loss = parts.learn_critics(state, rows, hyper, key_critic, counted * trust)
+        state, critic_loss = learner.learn_critics(state, rows, hyper, key_critic, counted * trust)
         actor, optimizer, loss, entropy = descend(
             adam(hyper.actor_lr, hyper.max_grad_norm),
-            lambda params: parts.actor_loss(params, state, rows.obs, key_actor, counted),
+            lambda params: learner.actor_loss(params, state, rows.obs, key_actor, counted),
             state.actor,
             state.actor_optimizer,
         )
         state = replace(state, actor=actor, actor_optimizer=optimizer)
-        state = parts.learn_temperature(state, hyper, entropy)
+        state = learner.learn_temperature(state, hyper, entropy)
         # Nothing is learned from nothing, where Adam would move on by its momentum.
         state = tree.where(member.any(), state, before)
         return state, sac.Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
@@ -151,16 +151,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         action = choices.action.mean(0)
         return Choice(memory, action, action, jnp.float32(0))
 
-    return Method(
-        init=init,
-        step=chain(base.collect, base.learn),
-        policy=base.individuals,
-        act=mean_action,
-        hyper=Hyper(),
-        steps_bound=base.steps,
-        learning_starts=config.warmup,
-        exploration=base.exploration,
-    )
+    method = parts.whole(base, Hyper(), init, chain(base.collect, base.learn))
+    return method._replace(policy=base.individuals, act=mean_action, individuals=None)
 
 
 def target_weight(std: Array, temperature: Array | float) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import shlex
 import sys
@@ -56,6 +56,8 @@ def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.Mo
             if (cell.paper.name, cell.row, own) in seen:
                 continue
             seen.add((cell.paper.name, cell.row, own))
+            if "atari" in cell.paper.tasks[cell.task].env and importlib.util.find_spec("ale_py") is None:
+                continue
             common = understood(cell)
             assert common.options.env_steps == cell.full_steps
             assert common.options.seeds == cell.paper.seeds

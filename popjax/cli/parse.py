@@ -154,11 +154,11 @@ class ReportArguments:
     csv: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write every evaluation to curves.csv, too: method, task, seed, env_steps and return."""
     measure: Annotated[str, tyro.conf.arg(metavar="last10|last|best|area|metric:NAME")] = "last10"
-    """What a seed counts by: the mean of its last ten evaluations, the last one, the best one, the area under
+    """Measure of a seed: the mean of its last ten evaluations, the last one, the best one, the area under
     its curve, or the last value of a metric, called as in TensorBoard."""
     statistic: Literal["mean", "median", "iqm"] = "mean"
-    """What tables show of the seeds: mean and standard deviation, median and range, or interquartile mean and
-    its bootstrap interval."""
+    """Statistic of the seeds in tables: mean and standard deviation, median and range, or interquartile mean
+    and its bootstrap interval."""
 
 
 def parse(

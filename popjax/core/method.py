@@ -27,7 +27,7 @@ class Built(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What a method whose numbers change tells of them, in ``schedule.json``.
+    """Record of the numbers of a method that change, for ``schedule.json``.
 
     read: State -> arrays
     tell: these arrays, as NumPy's -> what JSON can hold

@@ -81,7 +81,7 @@ KINDS: dict[str, AnyConfig] = {
 
 
 class Standing(NamedTuple):
-    """What a search knows at a ready point.
+    """Facts that a search knows at a ready point.
 
     fitness: float32 [P]; minus infinity of one that has diverged.
     returns: float32 [P, M] of single episodes, whose mean fitness is.
@@ -98,7 +98,7 @@ class Standing(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of each slot.
+    """Decision about each slot.
 
     source:  int32 [P] whose agent it takes over; its own index: it goes on.
     numbers: int32 [P] whose numbers it takes over.

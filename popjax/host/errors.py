@@ -43,12 +43,12 @@ class NonFiniteMetric(RuntimeError):
 
 
 class CallbackFailed(RuntimeError):
-    """What an environment computes on the host failed, such as an emulator; the checkpoints before are
+    """An environment failed on the host, such as an emulator; the checkpoints before are
     whole."""
 
 
 FAILURES = (CallbackFailed, NonFiniteMetric, NotRead, NotSaved, NotTracked)
-"""What a run may fail of that is no bug of popjax, told in one line."""
+"""Failures of a run that are no bug of popjax, told in one line."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -83,7 +83,7 @@ class Members(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Where an agent trains: in which turn, and its lanes in that."""
+    """Place in which an agent trains: its turn, and its lanes in that."""
 
     turn: int
     lanes: slice

@@ -49,12 +49,12 @@ from popjax.recipe import Recipe, recorded
 START, TURN = 0x50425401, 0x50425402
 """Folded into keys for draws of the search, so that agents draw as they do without one."""
 CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "intervene")
-"""What a ready point changes, beside replays of each agent's own."""
+"""Fields that a ready point changes, beside replays of each agent's own."""
 
 
 @struct.dataclass
 class Searching:
-    """What a State carries beside its agents."""
+    """Fields of a State beside its agents."""
 
     lineage: Lineage
     intervene: Array  # int32 [2] slot and parent that the next ready point is to join; -1: as it decides

@@ -30,7 +30,7 @@ EVOLVED: dict[type, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Search:
-    """What evolves, when and how."""
+    """Choice of the numbers that evolve, and when and how."""
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf

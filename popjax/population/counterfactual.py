@@ -1,4 +1,4 @@
-"""What selections were worth: a search continued from one State with single decisions changed.
+"""Worth of selections: a search continued from one State with single decisions changed.
 
 All continuations draw the same random numbers, so that they differ in the decision and in what follows from
 it.

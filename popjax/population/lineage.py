@@ -1,4 +1,4 @@
-"""Who stems from whom in a population whose numbers evolve, and with which numbers: a table in the State.
+"""Lineage of a population whose numbers evolve, and the numbers of each line: a table in the State.
 
 A row for each ready point, behind one for the start. It is written in place, and saved and restored with the
 State.

@@ -85,7 +85,7 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
 
 
 class Selections(NamedTuple):
-    """What a search decided at each ready point: ``source`` int32 [R, P] and ``numbers`` float32 [R, P, F] as
+    """Decisions of a search at each ready point: ``source`` int32 [R, P] and ``numbers`` float32 [R, P, F] as
     in ``lineage.Lineage``."""
 
     source: Array

@@ -42,7 +42,7 @@ class Frames:
 
 
 class Sight(NamedTuple):
-    """How the observations of a task are kept in rows: as ids, or as they are where they are no stacks.
+    """Storage of the observations of a task in rows: as ids, or as they are where they are no stacks.
 
     example: a row as it is kept, all zeros
     start:   obs [L, *obs] of the lanes' first observations -> frames; () where nothing is kept apart

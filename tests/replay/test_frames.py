@@ -139,7 +139,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("shared", "ce"))) for name in METHODS]
+)
 def test_a_method_learns_from_references_as_from_plain_rows(name):
     module, config = METHODS[name]
     env = make("probe/corridor-discrete", frame_stack=3)

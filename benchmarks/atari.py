@@ -6,9 +6,9 @@ plays Pong at random with 1, 8 and 32 lanes: in this process, with worker proces
 same callback answers at once: its round trip and all that the device does) and in ale-py's ``AtariVectorEnv``
 with as many threads as cores. Environment steps per second and per second of this process's processor time,
 which other programs disturb less, the best of several rounds, in which the ways take turns; the emulator does
-four frames a step everywhere. Then DQN's replay with frames by reference and
-with plain rows: bytes of the State, and gradient steps per second on batches of 32. Writes
-``atari-BACKEND.json`` to ``benchmarks/results``.
+four frames a step everywhere. Then DQN's replay with frames by reference and with plain rows: bytes of the
+State, and gradient steps per second of processor time on batches of 32. Writes ``atari-BACKEND.json`` to
+``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -55,19 +55,21 @@ def game(workers: int, emulates: bool = True) -> Env:
     env = atari.make(GAME)
     if emulates:
         return env
-    play = crew.Crew.play
-
-    def idle(self: crew.Crew, ale: Any, codes: Any, count: Any) -> list[np.ndarray]:
-        ale, lead = np.asarray(ale), np.shape(count)
-        screens = np.zeros((*lead, *self.console.shape), np.uint8)
-        none = np.zeros(lead, bool)
-        return [ale, screens, np.zeros(lead, np.float32), none, none]
-
-    crew.Crew.play = idle  # type: ignore[method-assign]
+    atari.Crew = Idle  # type: ignore[misc]
     try:
         return atari.make(GAME)
     finally:
-        crew.Crew.play = play  # type: ignore[method-assign]
+        atari.Crew = crew.Crew  # type: ignore[misc]
+
+
+class Idle(crew.Crew):
+    """Workers that answer at once: every state as it was given, and a black screen."""
+
+    def play(self, ale: Any, codes: Any, count: Any) -> list[np.ndarray]:
+        ale, lead = np.asarray(ale), np.shape(count)
+        none = np.zeros(lead, bool)
+        screens = np.zeros((*lead, *self.console.shape), np.uint8)
+        return [ale, screens, np.zeros(lead, np.float32), none, none]
 
 
 def ours(env: Env, lanes: int) -> Callable[[], Rates]:

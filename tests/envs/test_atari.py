@@ -88,6 +88,7 @@ def test_starts_are_the_game_after_as_many_frames_without_action():
     states, screens = console.starts(range(31), fire=False)
     assert len({state.tobytes() for state in states}) == 31
     ale = playing_on("pong")
+    np.testing.assert_array_equal(screens[0], ale.getScreenGrayscale())
     for count in range(1, 31):
         ale.act(0)
         assert states[count].tobytes() == ale.cloneState(include_rng=False).serialize()
@@ -280,7 +281,8 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):
     ],
 )
 def test_a_game_is_the_one_of_gymnasium(game, options):
-    """Rewards and ends of 250 steps exactly, pixels but for those whose mean lies between two numbers."""
+    """Rewards and ends of 250 steps exactly, pixels but for those whose mean lies between two numbers; also
+    the first ones, behind no frame."""
     pytest.importorskip("cv2")
     env = envs.make(f"atari/{game}", noops=0, **options)
     copy = original.make("gymnasium", env, {"noops": 0, **options})
@@ -299,7 +301,7 @@ def test_a_game_is_the_one_of_gymnasium(game, options):
         if over:  # theirs is the frame before the last
             break
         obs, total = timestep.obs, total + reward
-    assert total > 0 or game == "pong"
+    assert total != 0 or game == "breakout"  # which random play of so few steps seldom scores in
 
 
 def test_what_gymnasium_does_not_play_is_refused():

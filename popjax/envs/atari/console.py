@@ -77,13 +77,13 @@ class Console:
         ale.setInt("max_num_frames_per_episode", 0)
         ale.loadROM(games()[game])
         ale.reset_game()
-        self._first = self._state()
+        self._first = self._state(), self._screen()  # which no restored state has
         chosen = ale.getLegalActionSet() if full_actions else ale.getMinimalActionSet()
         self.codes = np.array([action.value for action in chosen], np.int32)
         self.fires = len(self.codes) >= 3 and self.codes[1] == FIRE
         self._hidden = self.codes[[NOOP, FIRE, 2]] if self.fires and starts_lives else ()
         self.shape = (*((2,) if len(self._hidden) else ()), *self._screen().shape)
-        self.state_size = len(self._first)
+        self.state_size = len(self._first[0])
 
     def starts(self, noops: Sequence[int], fire: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return states uint8 [S, K] and screens uint8 [S, H, W(, 3)] of the game after each number of frames
@@ -91,10 +91,8 @@ class Console:
         found: list[tuple[bytes, np.ndarray]] = []
         with self._lock:
             for count in noops:
-                self._restore(self._first)
-                screen = self._frames([NOOP] * max(count, 1))[1]
-                if not count:  # the screen of the first state is that of no frame
-                    self._restore(self._first)
+                self._restore(self._first[0])
+                screen = self._frames([NOOP] * count)[1] if count else self._first[1]
                 if fire and self.fires:
                     for code in self.codes[[FIRE, 2]]:
                         screen = self._frames([code] * HIDDEN_FRAMES)[1]

@@ -65,13 +65,14 @@ def test_a_method_trains_on_a_game(name, tmp_path):
 def test_ca2e_that_goes_on_in_a_new_process_ends_as_if_it_had_not_stopped(tmp_path):
     """48 steps, saved, and 48 more equal 96: games, frames, priorities and learner, bit for bit."""
     method, game, *options = COMMANDS["ca2e"]
-    command = [method, "--env", game, *SHORT, *options, "--eval-episodes", 1]
-    half = [str(x) for x in command]
+    command = [str(x) for x in (method, "--env", game, *SHORT, *options, "--eval-episodes", 1)]
+    command[command.index("--eval-every") + 1] = "48"
+    half = [*command]
     half[half.index("--env-steps") + 1] = "48"
     program = "from popjax import cli; raise SystemExit(cli.run())"
 
     def train(arguments, directory):
-        given = [*map(str, arguments), "--run-dir", str(tmp_path / directory)]
+        given = [*arguments, "--run-dir", str(tmp_path / directory)]
         done = subprocess.run([sys.executable, "-c", program, *given], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return cli.load(tmp_path / directory)

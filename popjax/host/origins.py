@@ -95,12 +95,12 @@ def _named(built: Built) -> tuple[str, Recipe]:
 
 
 def _task(env: Env) -> str:
+    """Return "SUITE/TASK KEY=VALUE ...", as a further environment is named on the command line."""
     made = envs.origin(env)
-    if made is None or json.loads(made.options):
-        raise Unknown(
-            f"the further environment {env.spec.name} is not one that popjax.make makes by default; pass one"
-        )
-    return made.name
+    if made is None:
+        raise Unknown(f"the further environment {env.spec.name} is not one that popjax.make makes; pass one")
+    options = json.loads(made.options).items()
+    return " ".join([made.name, *(f"{name}={value!r}".replace(" ", "") for name, value in options)])
 
 
 def _run(option: str, entry: Any, record: Any) -> dict[str, Any]:

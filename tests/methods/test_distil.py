@@ -15,6 +15,7 @@ from popjax import cli
 from popjax.agents import a2c
 from popjax.core import Choice, Pretrained
 from popjax.envs import make
+from popjax.host import origins
 from popjax.methods import cdrl, distil
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
@@ -372,6 +373,7 @@ def test_a_further_task_has_options_of_its_own(capsys):
     text = "gymnax/CartPole-v1 max_steps_in_episode=50"
     (env,) = cli.further_envs(cdrl.METHOD, {"teacher-env": [text]})["teacher_envs"]
     assert (env.spec.name, env.spec.episode_length) == ("gymnax/CartPole-v1", 50)
+    assert origins._task(env) == text, "config.json names it so that the run can be built again"
     for wrong, said in (
         ("gymnax/CartPole-v1 50", "--teacher-env wants KEY=VALUE"),
         (" ", "--teacher-env wants SUITE/TASK"),

@@ -182,5 +182,5 @@ def initial_retirement(config: Config, priors: Sequence[Prior]) -> Retirement:
     return Retirement(
         baseline=jnp.array(given, jnp.float32),
         successes=jnp.zeros(count, jnp.int32),
-        retired_at=jnp.full(count, -1.0 if priors else 0.0),
+        retired_at=jnp.full(count, -1.0 if priors else 0.0, jnp.float32),
     )

@@ -53,8 +53,8 @@ from popjax.core import (
 )
 from popjax.methods import cspc_play, cspc_team
 from popjax.methods.cspc_config import DRIVES, Config, Evolution, Hyper, default_hyper, of_team, steps_bound
-from popjax.methods.cspc_play import Driven, Play, Seats, Terms
-from popjax.methods.cspc_team import States, present
+from popjax.methods.cspc_play import Play, Seats, Terms
+from popjax.methods.cspc_team import Driven, States
 from popjax.population import drives, exchange, players
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
@@ -133,9 +133,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     turns = cspc_team.turns(members, config)
     drive = drives.build(env.spec, config.drive, members.size, turns.width)
     run = cspc_play.build(env, config, members, turns, drive)
-    count, rows, searching = members.size, members.rows, turns.parts.evolution
+    count, rows = members.size, members.rows
     is_global = np.arange(count) == (-1 if rows.off_policy is None else rows.off_policy)
-    order = jnp.arange(turns.tests) if config.schedule == "paper" else jnp.arange(turns.tests)[::-1]
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
@@ -143,7 +142,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         everybody = members.players.everybody, cspc_team.numbers(members, hyper).everybody
         made = zip(jax.random.split(key_team, count), *everybody, strict=True)
         team: States = rows.of(player.init(one, own) for one, player, own in made)
-        driven = cspc_play.driven(drive, env.spec, config, hyper, key_drive)
+        driven = cspc_team.driven(drive, env.spec, config, hyper, key_drive)
         memory = good_episodes.init(example_transition(env.spec), config.capacity, config.local_capacity)
         seats, starts = cspc_play.start(env, config, turns, key_lanes)
         none, zeros, zero = jnp.int32(0), jnp.zeros(count, jnp.int32), jnp.float32(0)
@@ -181,49 +180,38 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Losses(*(None if one is None else one.losses for one in (team.off_policy, team.on_policy)))
 
     def terms(s: State) -> Terms:
-        """Return the terms of an iteration: no episode is good before there are scores, and the global agent
-        needs no label."""
+        """Return the terms of an iteration: the first is the global agent's alone, no episode is good
+        before there are scores, and the global agent needs no label."""
+        alone, length = (s.generation == 0) & is_global.any(), jnp.full(count, config.phase)
+        if rows.evolution is not None:
+            own = s.length if config.schedule == "code" else config.phase - s.excess
+            length = length.at[rows.evolution].set(own)
+        length = jnp.where(alone, config.first_phase * is_global, length)
         opens = (s.generation > 0) & (s.labels | is_global)
-        return Terms(Gate(jnp.pad(opens, (0, 1)), s.scores.min()), s.hyper)
+        return Terms(Gate(jnp.pad(opens, (0, 1)), s.scores.min()), length, alone, s.hyper)
 
-    def begin(s: State) -> Play:
+    def begin(s: State, terms: Terms) -> Play:
         """Return the play before the first step; the lanes of the tests are where their episodes begin."""
-        place = jnp.arange(turns.width)
+        place, team = jnp.arange(turns.width), s.team
         tests = cspc_play.followed(env, tree.take(s.starts, place % config.trials))
         seats = jax.tree.map(lambda own, test: jnp.concatenate([own, test[None]]), s.seats, tests)
-        zeros = jnp.zeros(count, jnp.int32)
-        absent = place >= turns.sizes[-1]
-        return Play(s.team, s.memory, s.drive, seats, jnp.zeros(turns.width), absent, s.excess, zeros, zeros)
-
-    def phase(s: State, play: Play, turn: Array, key: Key) -> Play:
-        """Play the phase of the agents of a turn; the first iteration is the global one's alone."""
-        length = jnp.int32(config.phase)
-        if config.schedule == "code" and searching is not None:
-            length = jnp.where(turn == searching.turn, s.length, play.steps[rows.evolution])
-        alone = (s.generation == 0) & is_global.any()
-        length = jnp.where(alone, config.first_phase * is_global, length)
-        if searching is None:
-            return run(play, turn, length, terms(s), key)
-        searches = (turn == searching.turn) & (length[rows.evolution] > 0)
-        if config.schedule == "paper":
-            length = length.at[rows.evolution].add(-jnp.where(searches, play.excess, 0))
-        due = length[rows.evolution]
-        begun = players.begin_phase(present(play.team.evolution), searches & (due > 0))
-        play = play._replace(team=play.team._replace(evolution=begun))
-        play = run(play, turn, length, terms(s), key)
-        excess = jnp.maximum(play.steps[rows.evolution] - due, 0)
-        return play._replace(excess=jnp.where(searches, excess, play.excess))
+        if team.evolution is not None:
+            plays = ~terms.alone & (terms.length[rows.evolution] > 0)
+            team = team._replace(evolution=players.begin_phase(team.evolution, plays))
+        zeros, absent = jnp.zeros(count, jnp.int32), place >= turns.sizes[-1]
+        return Play(team, s.memory, s.drive, seats, jnp.zeros(turns.width), absent, zeros, zeros)
 
     def cooperate(s: State) -> State:
         """Play with all agents, fill the memories, learn and test. Algorithms 2 and 3."""
         key, key_play = jax.random.split(s.key)
-
-        def one(i: Array, play: Play) -> Play:
-            return phase(s, play, jnp.append(order, turns.tests)[i], jax.random.fold_in(key_play, i))
-
-        play = jax.lax.fori_loop(0, turns.tests + 1, one, begin(s))
+        agreed = terms(s)
+        play = run(begin(s, agreed), agreed, key_play)
         none, learner = jnp.int32(0), play.team.off_policy
-        played = none if rows.evolution is None else play.steps[rows.evolution]
+        played, excess = none, s.excess
+        if rows.evolution is not None:
+            played = play.steps[rows.evolution]
+            too_long = jnp.maximum(played - agreed.length[rows.evolution], 0)
+            excess = jnp.where(agreed.alone, excess, too_long)
         scores = play.total[: turns.sizes[-1]].reshape(count, config.trials).mean(1)
         elite = scores.max()
         return replace(
@@ -235,7 +223,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             memory=play.memory,
             drive=play.drive,
             seats=tree.take(play.seats, slice(-1)),
-            excess=play.excess,
+            excess=excess,
             length=jnp.where(played > config.phase // 2, jnp.minimum(config.phase, played), s.length),
             scores=scores,
             metrics=replace(

@@ -124,8 +124,12 @@ class Config:
                 f"on_policy_batch {self.on_policy_batch} is not divided by on_policy_lanes"
                 f" {self.on_policy_lanes}; {near} lanes would do"
             )
-        if self.fused:
-            _check_fused(self)
+        in_turn = self.burst or self.schedule != "paper" or (self.on_policy and self.reset_at_batch)
+        if self.fused and in_turn:
+            raise ValueError(
+                "fused agents play on and on: burst, schedule code and reset_at_batch have no meaning;"
+                " say no-reset-at-batch"
+            )
         if self.burst and self.lanes > 1:
             raise ValueError(f"burst plays one episode after the other; lanes is {self.lanes}")
         if self.on_policy_update == "episode":
@@ -194,26 +198,6 @@ def _check_by_episode(config: Config) -> None:
         raise ValueError("fused agents may lose a batch underway, not an episode; say on_policy_update batch")
 
 
-def _check_fused(config: Config) -> None:
-    sizes = {"lanes": config.lanes}
-    if config.on_policy is not None:
-        sizes["on_policy_lanes"] = config.on_policy_lanes
-    if config.evolution is not None:
-        sizes["evolution.cem.population"] = config.individuals
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"fused agents play in as many environments each, got {told}")
-    if config.phase % config.lanes:
-        # Lanes are as many as the individuals, which are not any number.
-        longer = config.phase + -config.phase % config.lanes
-        raise ValueError(f"phase {config.phase} is not divided by lanes {config.lanes}; {longer} would do")
-    if config.burst or config.schedule != "paper" or (config.on_policy is not None and config.reset_at_batch):
-        raise ValueError(
-            "fused agents play on and on: burst, schedule code and reset_at_batch have no meaning; "
-            "say no-reset-at-batch"
-        )
-
-
 def check_on_policy(spec: Spec, config: Config) -> None:
     """Check that the on-policy agent of ``config`` can learn from what it plays in ``spec``.
 
@@ -239,19 +223,19 @@ def steps_bound(spec: Spec, config: Config) -> int:
     if config.schedule == "code":
         longest += generation  # others play as long as evolution did
 
-    def off_policy(length: int) -> int:
-        return length - 1 + limit if config.burst else -(-length // config.lanes) * config.lanes
+    def whole(length: int, part: int) -> int:
+        return -(-length // part) * part
 
-    if config.fused:
-        everybody = config.members * longest
-    else:
-        everybody = (1 + config.copies) * off_policy(longest) if config.off_policy else 0
-        if config.evolution is not None:
-            everybody += longest - 1 + generation
-        if config.on_policy is not None and config.on_policy_update == "episode":
-            everybody += longest - 1 + limit
-        elif config.on_policy is not None:
-            everybody += -(-longest // config.on_policy_batch) * config.on_policy_batch
+    def off_policy(length: int) -> int:
+        return length - 1 + limit if config.burst else whole(length, config.lanes)
+
+    everybody = (1 + config.copies) * off_policy(longest) if config.off_policy else 0
+    if config.evolution is not None:
+        everybody += whole(longest, config.individuals) if config.fused else longest - 1 + generation
+    if config.on_policy is not None and config.on_policy_update == "episode":
+        everybody += longest - 1 + limit
+    elif config.on_policy is not None:
+        everybody += whole(longest, config.on_policy_lanes if config.fused else config.on_policy_batch)
     return max(everybody, off_policy(config.first_phase)) if config.off_policy else everybody
 
 

@@ -1,7 +1,7 @@
 """Vector steps of a cooperating team, of one agent after the other or of all at once; see ``cspc``.
 
 A turn is the lanes that play together: those of one agent or, with ``fused``, of all; the last turn is that
-of the tests. Which turn it is is data: one loop plays all of them, in as many lanes as the largest has.
+of the tests. Whose turn it is is data: one loop plays all of them, in as many lanes as the largest has.
 The environment's step stands in the program once, and a second time for turns of less than half as many
 lanes, such as SAC's own; its reset stands there once. Lanes that do not play, such as those of individuals
 whose episode is over, are put back.
@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 from popjax import rollout, tree
-from popjax.core import Agent, Choice, Env, Key, PyTree, Spec, Timestep, Transition, example_transition
+from popjax.core import Choice, Env, Key, PyTree, Timestep, Transition
 from popjax.methods import cspc_team
 from popjax.methods.cspc_config import Config, Hyper
-from popjax.methods.cspc_team import Members, Part, States, Turns, present
-from popjax.population import lanes, learning, players
-from popjax.population.drives import Drive, Pairs
+from popjax.methods.cspc_team import Driven, Members, Part, States, Turns, present
+from popjax.population import lanes, players
+from popjax.population.drives import Drive
 from popjax.population.lanes import Lanes
 from popjax.population.players import Player, Step
 from popjax.replay import good_episodes
@@ -45,7 +46,6 @@ class Play(NamedTuple):
 
     seats:  [K, W] of all turns.
     total, done: [W] returns and ends of the test episodes.
-    excess: int32 []  steps by which evolution's latest phase was too long.
     steps:  int32 [P] environment steps of this iteration.
     kept:   int32 [P] episodes that entered the local memory.
     """
@@ -56,25 +56,22 @@ class Play(NamedTuple):
     seats: Seats
     total: Array
     done: Array
-    excess: Array
     steps: Array
     kept: Array
 
 
-@struct.dataclass
-class Driven:
-    """The drive's state, the mean [] of what it added to the rewards of the global agent's last batch, and
-    its losses there; () each without a drive."""
-
-    state: PyTree
-    bonus: PyTree
-    losses: PyTree
-
-
 class Terms(NamedTuple):
-    """The terms of an iteration: the gate to the local memory [P + 1], and the numbers."""
+    """The terms of an iteration.
+
+    gate:   [P + 1] to the local memory.
+    length: int32 [P] environment steps of each agent's phase.
+    alone:  bool [] whether only the global agent plays.
+    hyper:  the numbers.
+    """
 
     gate: Gate
+    length: Array
+    alone: Array
     hyper: Hyper
 
 
@@ -92,48 +89,12 @@ def followed(env: Env, fresh: Lanes) -> Seats:
     return Seats(fresh, jnp.zeros((*fresh.account.length.shape, env.spec.episode_length), jnp.int32))
 
 
-def driven(drive: Drive, spec: Spec, config: Config, hyper: Hyper, key: Key) -> Driven:
-    """Return the drive before the first step."""
-    state, rows = drive.init(key), tree.repeat(example_transition(spec), config.batch)
-
-    def told(state: PyTree) -> tuple[PyTree, PyTree]:
-        return drive.pay(state, rows, hyper)[1], drive.learn(state, rows, None, near(rows), hyper, key)[1]
-
-    bonus, losses = learning.zeros(jax.eval_shape(told, state))
-    return Driven(state, tree.take(bonus, 0), losses)
-
-
-def near(rows: Transition) -> Pairs:
-    """Return the pairs of each state with its successor: rows of other lanes lie between those of a lane."""
-    return lambda key: (rows.obs, rows.next_obs, jnp.ones(rows.reward.shape, jnp.bool_))
-
-
-def lesson(
-    agent: Agent, drive: Drive, row: int, draw: Callable[[Key], Transition], hyper: Hyper, *, teaches: bool
-) -> learning.Update:
-    """Return a gradient step of the off-policy agent in ``row`` on a batch that ``draw`` makes and the drive
-    rewards; where it ``teaches``, the drive learns from the same batch."""
-
-    def update(learned: tuple[PyTree, Driven], key: Key) -> tuple[tuple[PyTree, Driven], PyTree]:
-        state, held = learned
-        key_draw, key_learn, key_drive = jax.random.split(key, 3)
-        rows = draw(key_draw)
-        paid, bonus = drive.pay(held.state, rows, hyper)
-        state, losses = agent.learn(state, tree.take(paid, row), hyper.off_policy, key_learn)
-        if teaches:
-            taught, told = drive.learn(held.state, rows, None, near(rows), hyper, key_drive)
-            held = Driven(taught, tree.take(bonus, row), told)
-        return (state, held), losses
-
-    return update
-
-
 def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive) -> Callable[..., Play]:
-    """Return ``run(play, turn, length, terms, key) -> Play``.
+    """Return ``run(play, terms, key) -> Play``, which plays all turns, one after the other.
 
-    The agents of ``turn`` play vector steps: one that has it for itself until its phase has ``length`` [P]
-    environment steps and is at a boundary of the agent's schedule; together, each for as many vector steps as
-    make up its ``length`` where all its lanes play; the tests until all episodes are over.
+    An agent that has a turn for itself plays until its phase has its length and is at a boundary of the
+    agent's schedule; together, each plays as many vector steps as make up its length where all its lanes
+    play. The tests play until all episodes are over.
     """
     limited, owners, width = rollout.limited(env), jnp.array(turns.owners), turns.width
     parts = turns.parts
@@ -146,17 +107,21 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         everybody = (team.everybody for team in (members.players, parts, play.team, numbers))
         return zip(*everybody, strict=True)
 
-    def standing(play: Play, turn: Array, length: Array, count: Array, hyper: Hyper) -> Array:
-        """Return bool [W]: the lanes that play the next vector step of a turn, its ``count``-th."""
+    def standing(play: Play, terms: Terms, clock: Array) -> Array:
+        """Return bool [K, W]: the lanes that would play after ``clock`` vector steps, were it their turn."""
+        length, search = terms.length, members.rows.evolution
+        if config.schedule == "code" and search is not None:  # the others play as long as evolution has
+            follows = ~terms.alone & (np.arange(members.size) != search)
+            length = jnp.where(follows, play.steps[search], length)
         found = jnp.zeros(turns.owners.shape, jnp.bool_).at[-1].set(~play.done)
-        for row, (player, part, state, _) in enumerate(cast(play, hyper)):
+        for row, (player, part, state, _) in enumerate(cast(play, terms.hyper)):
             if config.fused:
-                goes = count * player.lanes < length[row]
+                goes = clock * player.lanes < length[row]
             else:
                 midway = player.midway(state, play.seats.lanes.account.length[part.turn, part.lanes])
                 goes = (play.steps[row] < length[row]) | midway
             found = found.at[part.turn, part.lanes].set(player.plays(state) & goes)
-        return found[turn]
+        return found
 
     def choose(play: Play, turn: Array, obs: Array, hyper: Hyper, key: Key) -> Choice:
         """Return the choices [W] of those whose turn it is."""
@@ -259,7 +224,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         def everything(key: Key) -> Transition:
             return good_episodes.sample_all(memory, key, config.batch)
 
-        teach = partial(lesson, present(members.off_policy), drive, hyper=hyper)
+        teach = partial(cspc_team.lesson, present(members.off_policy), drive, hyper=hyper)
         own = [(turn == part.turn) & ends for part in parts.learners]
         key_global, *keys = jax.random.split(key, len(own))
         # Only the global agent prefers good episodes, and one that is alone has only its own.
@@ -275,23 +240,30 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         team = team._replace(off_policy=learner, copies=tuple(copies))
         return play._replace(team=team, drive=held)
 
-    def run(play: Play, turn: Array, length: Array, terms: Terms, key: Key) -> Play:
-        hyper = terms.hyper
+    def run(play: Play, terms: Terms, key: Key) -> Play:
+        order = np.arange(turns.tests + 1)
+        if config.schedule == "code":
+            order[:-1] = order[-2::-1]
 
-        def vector_step(carry: tuple[Play, Array, Array]) -> tuple[Play, Array, Array]:
-            play, alive, count = carry
-            key_act, key_take, key_learn = jax.random.split(jax.random.fold_in(key, count), 3)
+        def vector_step(carry: tuple[Play, Array, Array, Array]) -> tuple[Play, Array, Array, Array]:
+            play, alive, place, clock = carry
+            turn, hyper = jnp.array(order)[place], terms.hyper
+            key_act, key_take, key_learn = jax.random.split(jax.random.fold_in(key, clock), 3)
             step, after = advance(play, turn, alive, hyper, key_act)
             play, episodes = remember(play, turn, step, after, terms)
             left = Seats(tree.where(alive, after, step.before), episodes)
             play = play._replace(seats=tree.put(play.seats, turn, left))
-            play = take_in(play, turn, step, hyper, key_take)
-            alive = standing(play, turn, length, count + 1, hyper)
+            play, clock = take_in(play, turn, step, hyper, key_take), clock + 1
+            standings = standing(play, terms, clock)
+            over = ~standings[turn].any()
             ends = step.timestep.done[0] if config.burst else jnp.bool_(True)
-            return learn(play, turn, ends, ~alive.any(), hyper, key_learn), alive, count + 1
+            play = learn(play, turn, ends, over, hyper, key_learn)
+            # All members of a sweep wait for the last one, so that whose turn it is stays one number.
+            place += ~tree.any_lane(~over)
+            return play, standings[jnp.array(order)[jnp.minimum(place, turns.tests)]], place, clock
 
         none = jnp.int32(0)
-        begun = play, standing(play, turn, length, none, hyper), none
-        return jax.lax.while_loop(lambda carry: tree.any_lane(carry[1]), vector_step, begun)[0]
+        begun = play, standing(play, terms, none)[order[0]], none, none
+        return jax.lax.while_loop(lambda carry: carry[2] <= turns.tests, vector_step, begun)[0]
 
     return run

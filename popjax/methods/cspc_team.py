@@ -1,28 +1,34 @@
-"""The agents of a cooperating team: what each is made of, how it acts, and who takes over whose policy; see
-``cspc``."""
+"""The agents of a cooperating team: what they are, when they play, who takes over from whom; see ``cspc``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from popjax import agents, nets, tree
 from popjax.core import (
     Agent,
+    Key,
     OnPolicyAgent,
     Params,
+    PyTree,
     Spec,
+    Transition,
     continuous_dims,
+    example_transition,
 )
 from popjax.methods.cspc_config import Config, Hyper, check_on_policy
-from popjax.population import exchange, players
+from popjax.population import exchange, learning, players
+from popjax.population.drives import Drive, Pairs
 from popjax.population.exchange import MeanNetwork
 from popjax.population.players import OffPolicy, OnPolicy, Player, Search
 
@@ -80,6 +86,16 @@ class Members(NamedTuple):
     rows: Team[int, int, int]
     size: int
     network: MeanNetwork
+
+
+@struct.dataclass
+class Driven:
+    """The drive's state, the mean [] of what it added to the rewards of the global agent's last batch, and
+    its losses there; () each without a drive."""
+
+    state: PyTree
+    bonus: PyTree
+    losses: PyTree
 
 
 class Part(NamedTuple):
@@ -194,6 +210,42 @@ def numbers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
     local = (hyper.off_policy, hyper.on_policy, hyper.cem)
     there = [own for row, own in zip(members.rows[:3], local, strict=True) if row is not None]
     return members.rows.of([*there, *(hyper.off_policy for _ in members.rows.copies)])
+
+
+def driven(drive: Drive, spec: Spec, config: Config, hyper: Hyper, key: Key) -> Driven:
+    """Return the drive before the first step."""
+    state, rows = drive.init(key), tree.repeat(example_transition(spec), config.batch)
+
+    def told(state: PyTree) -> tuple[PyTree, PyTree]:
+        return drive.pay(state, rows, hyper)[1], drive.learn(state, rows, None, near(rows), hyper, key)[1]
+
+    bonus, losses = learning.zeros(jax.eval_shape(told, state))
+    return Driven(state, tree.take(bonus, 0), losses)
+
+
+def near(rows: Transition) -> Pairs:
+    """Return the pairs of each state with its successor: rows of other lanes lie between those of a lane."""
+    return lambda key: (rows.obs, rows.next_obs, jnp.ones(rows.reward.shape, jnp.bool_))
+
+
+def lesson(
+    agent: Agent, drive: Drive, row: int, draw: Callable[[Key], Transition], hyper: Hyper, *, teaches: bool
+) -> learning.Update:
+    """Return a gradient step of the off-policy agent in ``row`` on a batch that ``draw`` makes and the drive
+    rewards; where it ``teaches``, the drive learns from the same batch."""
+
+    def update(learned: tuple[PyTree, Driven], key: Key) -> tuple[tuple[PyTree, Driven], PyTree]:
+        state, held = learned
+        key_draw, key_learn, key_drive = jax.random.split(key, 3)
+        rows = draw(key_draw)
+        paid, bonus = drive.pay(held.state, rows, hyper)
+        state, losses = agent.learn(state, tree.take(paid, row), hyper.off_policy, key_learn)
+        if teaches:
+            taught, told = drive.learn(held.state, rows, None, near(rows), hyper, key_drive)
+            held = Driven(taught, tree.take(bonus, row), told)
+        return (state, held), losses
+
+    return update
 
 
 def givers(members: Members) -> np.ndarray:

@@ -23,7 +23,7 @@ from popjax.core import Env, Spec, Timestep, Transition
 from popjax.envs import make
 from popjax.evolution import cem
 from popjax.intrinsic import contrastive, diayn, rnd
-from popjax.methods import cspc, cspc_play, cspc_team
+from popjax.methods import cspc, cspc_team
 from popjax.methods.cspc import Config, Evolution
 from popjax.population import drives, exchange, players
 from popjax.replay import good_episodes as store
@@ -609,8 +609,8 @@ def test_off_policy_agents_learn_from_the_tasks_reward_and_the_drives():
     agent = SimpleNamespace(learn=lambda state, rows, numbers, key: (state, rows.reward))
     paid = []
     for row in range(2):
-        update = cspc_play.lesson(agent, drive, row, lambda key: batch, hyper, teaches=False)
-        paid.append(update(((), cspc_play.Driven(state, (), ())), jax.random.key(0))[1][0])
+        update = cspc_team.lesson(agent, drive, row, lambda key: batch, hyper, teaches=False)
+        paid.append(update(((), cspc_team.Driven(state, (), ())), jax.random.key(0))[1][0])
     np.testing.assert_allclose(paid, [3 - 0.5 * 0.25, 3 - 0.5 * 0.75], atol=1e-6)
 
 
@@ -878,6 +878,15 @@ def test_fused_play_keeps_the_accounts():
 
 
 @pytest.mark.slow
+def test_fused_agents_may_have_different_numbers_of_lanes():
+    """Of five lanes and of ten each plays as many vector steps as make up its phase."""
+    states = history(3, replace(FUSED, lanes=5, on_policy_lanes=4))
+    assert [int(s.env_steps) for s in states] == [0, 500, 800, 1100]
+    assert int(states[-1].memory.written) == int(states[-1].metrics.gradient_steps) == 1100
+    np.testing.assert_array_equal(states[-1].metrics.steps, [100, 100, 100])
+
+
+@pytest.mark.slow
 def test_a_fused_generation_is_told_what_its_individuals_earned():
     """The rewards of the memory's rows, of which each step wrote one of every environment, in order."""
     never = compiled(FUSED)[0].hyper.replace(gap=1e9)
@@ -944,9 +953,9 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lanes": 5}, "lanes 5, on_policy_lanes 10, evolution.cem.population 10"),
-        ({"phase": 105}, "phase 105 is not divided by lanes 10; 110 would do"),
+        ({"phase": 105}, "phase 105 is not divided by lanes 10; 5 lanes would do"),
         ({"schedule": "code"}, "play on and on"),
+        ({"reset_at_batch": True}, "say no-reset-at-batch"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message):

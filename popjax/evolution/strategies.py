@@ -81,9 +81,10 @@ def build(name: str, population: int, params: Params) -> Strategy:
     except AssertionError as refusal:
         raise ValueError(f"strategy {name} refuses population {population}: {refusal}") from refusal
 
+    defaults = library.default_params  # computed now: LM_MA_ES takes a size from it
+
     def numbers(hyper: Hyper) -> Any:
-        found = library.default_params
-        return found.replace(std_init=hyper.std) if hasattr(found, "std_init") else found
+        return defaults.replace(std_init=hyper.std) if hasattr(defaults, "std_init") else defaults
 
     def told(search: PyTree, hyper: Hyper) -> PyTree:
         """Return the search with the numbers that the library would take from a schedule."""

@@ -141,7 +141,7 @@ def _normalisations(params: Any, width: int) -> Iterator[dict[str, np.ndarray]]:
     mean = np.asarray(held[0].mean, np.float64) + np.asarray(held[0].low, np.float64)
     variance = np.asarray(held[0].variance, np.float64)
     scale = 1 / np.sqrt(variance + 1e-8)
-    for clip in (10.0, np.inf):
+    for clip in (10.0, 5.0, np.inf):
         yield _normalisation(mean, scale, clip)
 
 

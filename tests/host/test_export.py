@@ -23,7 +23,7 @@ from popjax.host import individuals
 from popjax.host.errors import Refused
 from popjax.host.export import export_policy
 from popjax.host.plain import NotPlain, plain_network
-from popjax.methods import ce, independent, onpolicy, pderl
+from popjax.methods import ce, es, independent, onpolicy, pderl
 from popjax.population.learners import Multihead
 from tests.support import equal
 
@@ -55,6 +55,8 @@ def built(kind: str) -> tuple[Any, Any, Any]:
         case "ppo":
             config = ppo.Config(hidden=(8, 8), normalize_obs=True)
             method = onpolicy.build(env, onpolicy.Config(agent=config, steps=8))
+        case "es":
+            method = es.build(env, es.Config(population=4, hidden=(8, 8)))
         case "pderl":
             small = ddpg.Config(hidden=(8, 8), critic_branch=4, critic_hidden=4)
             config = pderl.Config(population=4, capacity=1000, memory=9, batch=8, agent=small)
@@ -64,10 +66,13 @@ def built(kind: str) -> tuple[Any, Any, Any]:
             method = ce.build(env, config)
     state = jax.jit(jax.vmap(method.init, (0, None)))(jax.random.split(jax.random.key(0)), method.hyper)
     state = jax.tree.map(lambda x: 4 * x if x.dtype == jnp.float32 and x.ndim > 2 else x, state)
-    if kind == "ppo":
-        seen = state.agents.observations
+    if kind in ("ppo", "es"):
+        seen = state.agents.observations if kind == "ppo" else state.statistics
         seen = replace(seen, mean=seen.mean + 0.5, low=seen.low + 1e-6, variance=seen.variance * 0.1)
-        state = replace(state, agents=replace(state.agents, observations=seen))
+        if kind == "ppo":
+            state = replace(state, agents=replace(state.agents, observations=seen))
+        else:
+            state = replace(state, statistics=seen)
     return env, method, state
 
 
@@ -76,7 +81,7 @@ CE: dict[str, Any] = {
     "votes": {"learner": sac.Config(hidden=(8,)), "col_eval": "q"},
 }
 ORIGINS = [{"method": "ours", "seed": seed, "env_steps": 10} for seed in (5, 6)]
-PLAIN = ("td3", "sac", "categorical", "ppo", "pderl")
+PLAIN = ("td3", "sac", "categorical", "ppo", "es", "pderl")
 
 SCRIPT = """
 import importlib.util, sys

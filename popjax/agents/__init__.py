@@ -56,7 +56,13 @@ def default_hyper(config: AnyConfig | AnyOnPolicyConfig) -> Any:
 
 
 def default_rollout(config: AnyOnPolicyConfig) -> int:
-    """Return the environment steps of a lane in a rollout, as the on-policy agent's source has it."""
+    """Return the environment steps of a lane in a rollout, as the on-policy agent's source has it.
+
+    Raises:
+        ValueError: ``config`` is not of an on-policy agent.
+    """
+    if not on_policy(config):
+        raise _stranger(config, ON_POLICY_AGENTS)
     steps: int = _module(config, ON_POLICY_AGENTS).ROLLOUT
     return steps
 

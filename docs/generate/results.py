@@ -66,6 +66,7 @@ _RUNS = {
     "gym-swimmer-pderl": "",
     "gym-swimmer-erl": "",
     "gym-swimmer-td3": "",
+    "es-swimmer": "(CMA_ES)",
     "cem-swimmer": "(CEM alone)",
 }
 

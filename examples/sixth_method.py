@@ -24,7 +24,7 @@ from popjax.core import Env, Key, Method, Number, Params, chain, number
 from popjax.evolution.crossover import Distillation, distil
 from popjax.intrinsic import contrastive
 from popjax.optimize import adam
-from popjax.population import drives, exchange, imitation, offpolicy, scoring
+from popjax.population import drives, exchange, imitation, offpolicy, parts, scoring
 from popjax.recipe import Recipe, recorded
 from popjax.replay.episodes import slots
 from popjax.replay.ring import newest
@@ -77,19 +77,22 @@ def default_hyper(config: Config) -> Hyper:
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return the mixed method in ``env``."""
+    if not config.shared_replay:
+        raise ValueError("children and student learn from what all have seen: leave shared_replay on")
     base = offpolicy.build(env, config, lambda hyper: hyper.agent)
     agent, population = base.agent, config.population
 
     def init(key: Key, hyper: Hyper) -> State:
-        fields, own = base.fields(key, hyper), jnp.arange(population)
+        key_base, key_student = jax.random.split(key)
+        fields, own = base.fields(key_base, hyper), jnp.arange(population)
         told = exchange.transfers(own), exchange.parents(own), jnp.float32(0)
         metrics = Metrics(*vars(fields.pop("metrics")).values(), *told)
-        student = imitation.beginner(agent.actor.init(key), adam(hyper.student_lr, jnp.inf))
+        student = imitation.beginner(agent.actor.init(key_student), adam(hyper.student_lr, jnp.inf))
         return State(**fields, metrics=metrics, student=student)
 
     def due(s: State) -> Array:
         """Return whether the step reached a multiple of ``interval`` environment steps."""
-        reached = s.generation * base.steps % config.interval < base.steps
+        reached = s.env_steps % config.interval < base.steps
         return reached & (s.env_steps >= config.warmup * population)
 
     def transfer(s: State) -> State:
@@ -104,14 +107,13 @@ def build(env: Env, config: Config = Config()) -> Method:
         """The worst agent becomes a child of the two best. PDERL, algorithm 1."""
         key, key_child = jax.random.split(s.key)
         worst, second, best = jnp.argsort(s.metrics.fitness)[jnp.array([0, -2, -1])]
-        policies, now = jax.vmap(agent.policy)(s.agents), due(s)
-        x, y = (tree.take(policies, parent) for parent in (best, second))
+        now, policies = due(s), jax.vmap(agent.policy)(s.agents)
+        x, y = tree.take(policies, best), tree.take(policies, second)
 
         def child() -> Params:
             judge, memory = tree.take(s.agents, best), newest(s.replay, config.memory)
-            memory = replace(memory, rows=replace(memory.rows, obs=base.look(s, memory.rows.obs)))
-            how = config.distillation, s.hyper.crossover_lr
-            return distil(agent, judge, x, y, memory, key_child, *how, now)
+            seen = replace(memory, rows=replace(memory.rows, obs=base.look(s, memory.rows.obs)))
+            return distil(agent, judge, x, y, seen, key_child, config.distillation, s.hyper.crossover_lr, now)
 
         born = tree.repeat(scoring.when(now, child), population)
         which = (jnp.arange(population) == worst) & now
@@ -133,19 +135,16 @@ def build(env: Env, config: Config = Config()) -> Method:
         def draw(key: Key) -> Array:
             return base.look(s, s.replay.rows.obs[slots(s.replay, key, config.batch)])
 
-        optimizer = adam(s.hyper.student_lr, jnp.inf)
-        student, told = imitation.study(optimizer, loss, draw, s.student, config.updates, key_study)
+        how = adam(s.hyper.student_lr, jnp.inf), loss, draw
+        student, told = imitation.study(*how, s.student, config.updates, key_study)
         return replace(s, key=key, student=student, metrics=replace(s.metrics, student_loss=told))
 
-    return Method(
-        init=init,
-        step=chain(base.collect, base.learn, transfer, cross, teach),
-        policy=lambda s: tree.take(base.deploy(s, tree.repeat(s.student.params, population)), 0),
-        act=base.act,
-        hyper=default_hyper(config),
-        steps_bound=base.steps,
-        individuals=base.individuals,
-    )
+    def student(s: State) -> Params:  # with the best agent's skill, where the drive has skills
+        students = base.deploy(s, tree.repeat(s.student.params, population))
+        return tree.take(students, jnp.argmax(s.metrics.fitness))
+
+    step = chain(base.collect, base.learn, transfer, cross, teach)
+    return parts.whole(base, default_hyper(config), init, step)._replace(policy=student)
 
 
 METHOD = Recipe(build, Config, default_hyper, agents=offpolicy.AGENTS)

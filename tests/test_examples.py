@@ -78,7 +78,7 @@ def test_every_part_of_it_happens(task, agent):
                 crossed += 1
                 ranked = np.argsort(state.metrics.fitness, stable=True).tolist()
                 assert [slot, second, first] == [ranked[0], ranked[-2], ranked[-1]]
-    assert (transferred > 0) == (task == "probe/corridor")  # the other's returns are all the same
+    assert transferred > 0 or task == "probe/corridor-discrete"  # whose returns may all be the same
     assert crossed > 0
     assert np.mean(losses[-10:]) < np.mean(losses[:5])
     assert same(method.policy(state), state.student.params)

@@ -205,7 +205,8 @@ def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
     chance = jnp.where(both > 0, chance, 0.0)
     enough = (count >= 2) & (count[rival] >= 2)
     lost = jnp.isneginf(now.fitness)  # whose returns say nothing
-    return jnp.where((enough & (gap > 0) & (chance < significance)) | (lost & ~lost[rival]), rival, own)
+    better = enough & (gap > 0) & (chance < significance)
+    return jnp.where((better | lost) & ~lost[rival], rival, own)
 
 
 def _rival(uniform: Array) -> Array:

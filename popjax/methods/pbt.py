@@ -165,8 +165,10 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def evolve(s: State) -> State:
         """Let everyone that is to take over an agent do so and explore, at a ready point."""
         losses = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), s.metrics.losses)
-        diverged = broken(s.metrics.losses).sum(dtype=jnp.int32)
-        s = replace(s, metrics=replace(s.metrics, losses=losses, diverged=diverged))
+        sick = broken(s.metrics.losses)
+        told = {"losses": losses, "diverged": sick.sum(dtype=jnp.int32)}
+        fitness = finite(jnp.where(sick, -jnp.inf, s.metrics.fitness))
+        s = replace(s, metrics=replace(s.metrics, fitness=fitness, **told))
         now = (s.generation % every == 0) & (s.env_steps >= base.learning_starts)
         due = jnp.where(tree.any_lane(now), 1, 0)
 
@@ -202,6 +204,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         """Give everyone the agent that it takes over and what goes with it; ``lost`` [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
         agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
+        if env.spec.stack > 1:  # rows tell of the lanes' own frames, which a lost agent's actions leave sound
+            lost = jnp.zeros_like(lost)
         lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         lanes = replace(lanes, account=replace(lanes.account, recent=recent))
         if own_replays:
@@ -263,7 +267,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def read(s: State) -> tuple[Lineage, Array]:
         return s.lineage, s.metrics.fitness
 
-    newcomers = isinstance(config.search, search.Halving) and config.search.freed == "fresh"
+    fresh = isinstance(config.search, search.Halving) and config.search.freed == "fresh"
+    newcomers = fresh if again is None else bool((again.source < 0).any())
     method = parts.whole(base, default_hyper(config), init, chain(collect, base.learn, evolve))
     return method._replace(accepts=accepts, driven=tuple(names), schedule=Schedule(read, tell))
 

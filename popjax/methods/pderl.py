@@ -271,6 +271,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper=default_hyper(config),
         steps_bound=(players + 1) * env.spec.episode_length,
         individuals=lambda s: s.actors,
+        exploration=lambda s: agent.exploration(s.hyper.agent, s.env_steps / 1),
     )
 
 

@@ -51,13 +51,16 @@ def outcomes(
     """
     row = state.lineage.count
 
-    def one(pair: Array) -> tuple[Array, Array]:
+    def one(state: Any, pair: Array) -> tuple[Array, Array]:
         begun = replace(state, intervene=pair.astype(jnp.int32))
         after = jax.lax.fori_loop(0, iterations, lambda _, s: method.step(s), begun)
         return after.metrics.fitness, after.lineage.source[row]
 
-    run = jax.vmap(one) if at_once is None else partial(jax.lax.map, one, batch_size=at_once)
-    found: tuple[Array, Array] = jax.jit(run)(interventions)
+    def run(state: Any, interventions: Array) -> tuple[Array, Array]:
+        size = len(interventions) if at_once is None else at_once
+        return jax.lax.map(partial(one, state), interventions, batch_size=size)
+
+    found: tuple[Array, Array] = jax.jit(run)(state, interventions)  # a constant, a replay would be copied
     return found
 
 

@@ -85,6 +85,8 @@ def test_who_has_diverged_is_replaced_and_copied_by_nobody(exploit):
     returns = jnp.array([[1.0, 1.0], [jnp.nan, jnp.nan]])
     now = standing([1.0, -jnp.inf])._replace(returns=returns)
     assert decided(search.Pbt(exploit, fraction=0.5), now).source.tolist() == [0, 0]
+    before = jnp.array([[1.0, 1.1], [9.0, 9.1]])  # returns of the time before it diverged
+    assert decided(search.Pbt(exploit, fraction=0.5), now._replace(returns=before)).source.tolist() == [0, 0]
 
 
 def test_random_search_copies_nobody():

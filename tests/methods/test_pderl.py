@@ -353,6 +353,7 @@ def test_the_champion_is_what_would_be_deployed(key):
     action = method.act(method.policy(state), method.memory, jnp.ones(2), key, 0.0).action
     assert action.shape == (2,)
     assert np.abs(action).max() <= 1
+    np.testing.assert_allclose(method.exploration(state), 0.1)  # DDPG's, not noise of deviation 1
 
 
 @pytest.mark.parametrize("name", ["pderl", "perl", "erl"])

@@ -192,7 +192,7 @@ def test_an_agent_brings_its_own_options() -> None:
 def test_members_of_a_team_are_chosen_or_left_out() -> None:
     argv = ["--env=probe/context", "--env-steps=9", "--config.on-policy", "a2c", "--config.evolution=none"]
     agents, rest = cli._peel_agents(cspc.METHOD, [*argv, "--config.off_policy", "td3"], None)
-    assert agents == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none"}
+    assert agents == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none", "drive": "none"}
     config, hyper = defaults(cspc.METHOD, agents, None)
     rest += [
         "--hyper.off-policy.target-noise",

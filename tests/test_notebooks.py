@@ -34,6 +34,7 @@ def run(path, less):
             assert kinds(after) == kinds(before), after.source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LESS))
 def test_notebook_runs_with_less_to_train(name):
     run(next(path for path in NOTEBOOKS if path.stem == name), LESS[name])

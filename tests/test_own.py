@@ -152,6 +152,7 @@ def test_a_run_from_python_is_one_of_the_command_line(tmp_path, capsys):
     assert " (2)" in (tmp_path / "page" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_built_in_method_from_python_teaches(tmp_path):
     """Its run is the prior of another run from Python, which is evaluated on the command line."""
     env = popjax.make("probe/corridor-discrete")

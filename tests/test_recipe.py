@@ -17,7 +17,7 @@ def test_every_method_is_an_attribute_that_exports_a_recipe(name):
     found = recipe(name)
     assert found is module.METHOD
     assert found.build is module.build
-    assert type(found.config()) is module.Config
+    assert isinstance(found.config(), module.Config)
     kinds = kinds_of(found, found.config())
     config, hyper = defaults(found, kinds)
     assert config == found.config()
@@ -27,7 +27,7 @@ def test_every_method_is_an_attribute_that_exports_a_recipe(name):
 def test_a_method_remembers_the_call_that_made_it():
     env = envs.make("probe/context")
     method = independent.build(env)
-    assert method.built == (independent.build, env, independent.Config(), {})
+    assert method.built == (independent.build, env, independent.Config(), {"schedule": ()})
     assert method.built.build is independent.METHOD.build
     discrete = envs.make("probe/corridor-discrete")
     assert ca2e.build(discrete).built.further == {"priors": ()}

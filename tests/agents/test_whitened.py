@@ -35,6 +35,7 @@ def batch(name: str, key: jax.Array) -> Transition:
     return Transition(obs[0], action, jnp.ones(16), jnp.full(16, 0.9), obs[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_it_is_the_agent_of_normalized_observations(name: str) -> None:
     key, rows = jax.random.key(0), batch(name, jax.random.key(1))

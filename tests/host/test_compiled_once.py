@@ -102,6 +102,7 @@ def test_only_the_latest_are_kept() -> None:
     assert kept.get("second", object) is not second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "code", "kept"),
     [

@@ -42,6 +42,7 @@ def records(root: Path, name: str) -> list[tuple[Any, ...]]:
 RATES = {"hyper.rate": [0.1, 0.3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [

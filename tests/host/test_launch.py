@@ -77,6 +77,7 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("_ray")
 def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
@@ -96,6 +97,7 @@ def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["USR2", "TERM"]
 )

@@ -48,6 +48,7 @@ def aligned():
     return method, expert.policy, *run(state)
 
 
+@pytest.mark.slow
 def test_an_alignment_network_turns_a_teacher_into_the_expert():
     method, expert, state, rows = aligned()
     assert rows.fresh_loss[1] > 0.1 > 20 * rows.fresh_loss[-1]

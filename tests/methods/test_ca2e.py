@@ -219,6 +219,7 @@ def counting(env, sign):
     return Pretrained("runs/counting", env.spec, act, (), jnp.int32(0))
 
 
+@pytest.mark.slow
 def test_several_lanes_and_policies_with_a_memory():
     """Each prior actor plays its own policy, from the beginning of each episode of each of its lanes."""
     env = make("probe/endless")

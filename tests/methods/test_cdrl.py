@@ -186,6 +186,7 @@ def test_alignment_alone_does_not_touch_the_student():
     assert told(second).distil_loss == 0
 
 
+@pytest.mark.slow
 def test_teachers_receive_nothing():
     """One that no longer learns, and one that trains beside the student, whether it teaches or not."""
     (first, second), (_, beside) = (
@@ -202,6 +203,7 @@ def test_teachers_receive_nothing():
     assert all(not same(a.aligner.params, b.aligner.params) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_an_offline_alignment_stays_as_it_is():
     run = run_of_align(frozen())
     method = cdrl.build(env(), replace(TINY, align="offline"), [frozen()], alignments=[run])
@@ -263,6 +265,7 @@ def test_the_schedule_of_lanes_at_once():
     assert learned == [False, False, True, True, False]
 
 
+@pytest.mark.slow
 def test_lanes_count_one_after_the_other():
     """Two lanes of 3 steps: with T1 at 6 the first lane's steps are 3, the second's 6."""
     times = {"align_from": 6.0, "distil_from": NEVER, "distil_until": NEVER}
@@ -275,6 +278,7 @@ def test_lanes_count_one_after_the_other():
 # Identity (worked example 8).
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sequential", pytest.param("batched", marks=pytest.mark.slow)])
 def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
     """Same task, same parameters, its own memory, no alignment, the policy head: for many rollouts with the
@@ -302,6 +306,7 @@ def test_a_teacher_equal_to_its_student_has_nothing_to_say(mode):
 # Update modes.
 
 
+@pytest.mark.slow
 def test_with_one_lane_the_update_modes_agree():
     one, other = (
         student(after(2, ALWAYS, lanes=1, update_mode=mode)[-1]) for mode in ("sequential", "batched")
@@ -415,6 +420,7 @@ def test_a_step_is_the_papers(options):
 # Memories of teachers.
 
 
+@pytest.mark.slow
 def test_a_teacher_remembers_along_the_students_episodes():
     """From the first step on, long before it teaches."""
     states = after(3, {"distil_from": NEVER, "align_from": NEVER}, task="corridor-discrete")
@@ -553,6 +559,7 @@ def test_remarks_on_times_at_which_nothing_is_distilled():
     assert "begins at 20 environment steps, before" in told(100, **sweep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_wider_teacher_through_adapters(actions):
     """It sees zeros where the student's task has no component; probabilities stay those of a policy."""
@@ -654,6 +661,7 @@ def test_without_a_teacher_it_learns():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("remembers", "low", "high"), [(True, 0.95, 1.0), pytest.param(False, -0.3, 0.3, marks=pytest.mark.slow)]
 )

@@ -170,6 +170,7 @@ def test_the_codes_schedule_follows_a_search_of_any_length():
         assert int(on_policy) == -(-int(search) // 10) * 10
 
 
+@pytest.mark.slow
 def test_gradient_steps_wait_for_experience_and_are_made_up_for():
     states = history(2, replace(SOLO, update_after=150), under_way)
     learners = [s.team.off_policy for s in states]
@@ -185,6 +186,7 @@ def test_experience_is_stored_before_it_is_learned_from():
     assert [int(s.metrics.gradient_steps) for s in states] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reset", "clocks"), [(True, [0, 1, 2] * 2), (False, [0, 1, 2, 3, 4, 5])])
 def test_episodes_of_the_on_policy_agent_end_with_its_batch(reset, clocks):
     """Batches of ten steps of episodes of seven: the rest of three is an episode, or goes on."""
@@ -210,6 +212,7 @@ def test_several_lanes_may_end_their_episodes_with_a_batch_that_has_room_for_the
     assert int(store.local_size(s.memory)) == 40 + 48
 
 
+@pytest.mark.slow
 def test_the_on_policy_agent_may_learn_after_every_episode():
     """Episodes of seven steps: twenty are three, and every one is a gradient step of A2C."""
     agent = a2c.Config(hidden=(8,), activation="relu", initializer="uniform", squash=True)
@@ -236,6 +239,7 @@ def test_a_team_that_learns_after_every_episode_keeps_the_accounts():
     assert all(100 <= int(s.metrics.steps[1]) < 110 for s in states[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bound", "kept"), [(8.9, 50), (9.1, 0)])
 def test_whole_episodes_of_bursts_pass_the_gate(bound, kept):
     """A policy that plays 0.9 ten times returns 9."""
@@ -244,6 +248,7 @@ def test_whole_episodes_of_bursts_pass_the_gate(bound, kept):
     assert int(store.local_size(s.memory)) == kept
 
 
+@pytest.mark.slow
 def test_bursts_play_whole_episodes_and_then_learn():
     states = history(2, replace(SOLO, burst=True, first_phase=495))
     assert [int(s.metrics.steps[0]) for s in states] == [0, 500, 100]
@@ -520,6 +525,7 @@ def by_mean(policy, obs):
     return jax.vmap(network.greedy, (None, 0))(ravel_pytree(network.blank)[1](policy), obs)
 
 
+@pytest.mark.slow
 def test_later_generations_of_a_phase_are_as_drawn():
     """A vector step writes one row of each of ten individuals, and a generation is ten steps."""
     policy = jnp.linspace(-1.0, 1.0, flat_size())
@@ -614,6 +620,7 @@ def test_off_policy_agents_learn_from_the_tasks_reward_and_the_drives():
     np.testing.assert_allclose(paid, [3 - 0.5 * 0.25, 3 - 0.5 * 0.75], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_drive_without_weight_changes_nothing():
     config = replace(SOLO, drive=cspc.DRIVES["rnd"])
     plain, hyper = history(2, SOLO)[-1], compiled(config)[0].hyper
@@ -750,6 +757,7 @@ def moved(before, after, config):
     return np.asarray((means[0] != means[1]).any(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "team", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in TEAMS]
 )
@@ -771,6 +779,7 @@ def test_any_team_keeps_the_accounts_and_learns(team):
     assert compiled(config)[2]._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_copies_learn_from_their_own_steps_and_the_global_one_from_everybodys():
     states = history(3, replace(TINY, **TEAMS["three sacs"]))
     updates = [int(one.updates) for one in states[-1].team.learners]
@@ -865,6 +874,7 @@ def test_the_replay_is_never_copied(config):
 # All at once.
 
 
+@pytest.mark.slow
 def test_fused_play_keeps_the_accounts():
     """All episodes have ten steps, so that batches and generations end with iterations of 100 steps each."""
     states = history(4, FUSED)

@@ -114,5 +114,6 @@ CASES = {
             ),
         ),
         1,
+        slow_members=True,
     )
 }

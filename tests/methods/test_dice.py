@@ -121,5 +121,6 @@ CASES = {
             dice.Config(sac=sac.Config(hidden=(4,)), population=3, batch=6, capacity=60, warmup=3),
         ),
         3,
+        slow_members=True,
     )
 }

@@ -202,6 +202,7 @@ def run(*arguments):
 TINY = ("--config.network.hidden", 4, "--config.network.units", 4, "--config.lanes", 2, "--config.steps", 4)
 
 
+@pytest.mark.slow
 def test_runs_that_build_on_runs(tmp_path, capsys):
     """A baseline; with its policy as a teacher; an alignment trained with both; distillation through it; and
     the first as one deployable policy. Each can be loaded again."""

@@ -168,6 +168,7 @@ DRIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_agents_learn_from_the_tasks_reward_plus_the_drives(shared):
     """Where all observations are 1 the novelty of the identity is -1: rewards are less by the weight."""
@@ -267,7 +268,7 @@ def a_case(agent, env="probe/delay", slow=False, eager=False, **options):
 
 
 CASES = {
-    "sac_collab": a_case(sac.Config(hidden=(4,)), drive=COLLAB),
+    "sac_collab": a_case(sac.Config(hidden=(4,)), drive=COLLAB, slow=True),
     "dqn_rnd": a_case(dqn.Config(hidden=(4,)), env="probe/corridor-discrete", drive=DRIVES["rnd"], slow=True),
     "sac_diayn": a_case(sac.Config(hidden=(4,)), drive=DRIVES["diayn"], slow=True),
     "ddpg": a_case(ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4), slow=True),

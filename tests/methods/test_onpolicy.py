@@ -172,6 +172,7 @@ DRIVES = {
 }
 
 
+@pytest.mark.slow
 def test_agents_learn_from_the_tasks_reward_plus_the_drives():
     """Where all observations are 1 the novelty of the identity is -1: rewards are less by the weight."""
     env, drive = make("probe/endless"), replace(COLLAB, encoder="identity")
@@ -254,6 +255,7 @@ def test_senseless_configs_are_refused():
         onpolicy.build(make("probe/delay"), onpolicy.Config(agent=sac.Config()))
 
 
+@pytest.mark.slow
 def test_it_learns_to_balance_a_pole(key):
     """CartPole in 400,000 steps, then 64 greedy episodes of at most 500."""
     env = make("gymnax/CartPole-v1")
@@ -284,7 +286,7 @@ CASES = {
     "onpolicy": a_case(),
     "onpolicy_lstm": a_case(lstm=4, slow=True),
     # Successors of the other probe are all alike: whitening would show how each program rounds.
-    "onpolicy_rnd": a_case(drive=DRIVES["rnd"], env="probe/corridor"),
+    "onpolicy_rnd": a_case(drive=DRIVES["rnd"], env="probe/corridor", slow=True),
     "onpolicy_collab": a_case(drive=COLLAB, slow=True),
     "onpolicy_diayn": a_case(drive=DRIVES["diayn"], lstm=4, slow=True),
 }

@@ -332,6 +332,7 @@ def test_a_replay_beside_another_seed_is_the_run_to_rounding(tmp_path):
     assert same(first.lineage.source, beside.lineage.source)
 
 
+@pytest.mark.slow
 def test_what_decisions_were_worth():
     """Undoing what was not done changes nothing; continuations one by one are those side by side."""
     method, state = compiled("on")[0], history("on", 2)[-1]

@@ -101,5 +101,6 @@ CASES = {
         ),
         3,
         alone=False,
+        slow_members=True,
     )
 }

@@ -130,7 +130,7 @@ def mutated(
 def mean_return(run: cli.Loaded, episodes: int, key: jax.Array, actor: Any) -> jax.Array:
     """Return the mean return of greedy episodes; everyone plays the same."""
     one = jax.tree.map(lambda x: x[None], actor)
-    return scoring.mean_returns(run.env, run.method.act, one, (), key, episodes)[0]
+    return scoring.returns(run.env, run.method.act, one, (), key, episodes).mean()
 
 
 def draw_figure(found: dict[str, Returns], title: str, path: Path) -> None:

@@ -59,8 +59,8 @@ def measure(env: Env, policies: Sequence[Pretrained], key: Key, episodes: int = 
     if not policies:
         return ()
     act, memory = acting(env, policies, [p.params for p in policies])
-    play = partial(scoring.mean_returns, env, act, jnp.arange(len(policies)), memory, episodes=episodes)
-    means = jax.jit(play)(key=key)
+    play = partial(scoring.returns, env, act, jnp.arange(len(policies)), memory, episodes=episodes)
+    means = jax.jit(play)(key=key).mean(1)
     return tuple(Prior(policy, float(mean)) for policy, mean in zip(policies, means, strict=True))
 
 

@@ -152,8 +152,8 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
         act, everyone, alone = run.act, run.individuals, run.individuals is None
         if alone:  # its parameters may be none at all
             act, everyone = (lambda _, *seen, run=run: run.act(run.params, *seen)), jnp.zeros(1)
-        measure = partial(scoring.mean_returns, env, act, episodes=episodes, starts=keys)
-        returns = jax.jit(measure)(everyone, run.memory, jax.random.key(0))
+        measure = partial(scoring.returns, env, act, episodes=episodes, starts=keys)
+        returns = jax.jit(measure)(everyone, run.memory, jax.random.key(0)).mean(1)
         graded.append(Graded(run, -1 if alone else int(returns.argmax()), float(returns.max())))
     return tuple(graded)
 

@@ -1,4 +1,4 @@
-"""Mean returns of policies over fresh episodes: for fitness, tests, retirement and choosing whom to deploy.
+"""Returns of policies over fresh episodes: for fitness, tests, retirement and choosing whom to deploy.
 
 All individuals play in one loop, so the physics stands in the program once whatever their number.
 """
@@ -15,22 +15,6 @@ from jax import Array
 from popjax import rollout, tree
 from popjax.core import Act, Env, Key, Params, PyTree
 from popjax.replay.ring import Ring
-
-
-def mean_returns(
-    env: Env,
-    act: Act,
-    params: Params,
-    memory: PyTree,
-    key: Key,
-    episodes: int,
-    *,
-    scale: Array | float = 0.0,
-    starts: Array | None = None,
-) -> Array:
-    """Return float32 [P]: the mean undiscounted return of each of ``params`` [P] over ``episodes`` fresh
-    episodes; see ``returns``."""
-    return returns(env, act, params, memory, key, episodes, scale=scale, starts=starts).mean(1)
 
 
 def returns(

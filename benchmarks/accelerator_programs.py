@@ -160,7 +160,7 @@ def one(case: str, kind: str, capacity: str) -> None:
     import jax
 
     sys.path.append(str(ROOT))
-    from popjax.host import memory
+    from popjax.host.scaling import memory
     from tests import absent
 
     method = build(case, int(capacity))

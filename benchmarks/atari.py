@@ -32,7 +32,7 @@ from popjax.agents import dqn
 from popjax.core import Env
 from popjax.envs import atari
 from popjax.envs.atari import crew
-from popjax.host import memory
+from popjax.host.scaling import memory
 from popjax.methods import independent
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
 from benchmarks.throughput import Program
-from popjax.host import memory
+from popjax.host.scaling import memory
 from popjax.methods import ce
 
 

@@ -21,7 +21,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
-from popjax import cli, diversity, nets, rollout
+from popjax import diversity, nets, rollout
+from popjax.cli import building
 from popjax.core import continuous_dims
 from popjax.intrinsic import diayn
 from popjax.methods import ce
@@ -48,7 +49,7 @@ class Arguments:
     """JSON file for the results, beside the table on standard output."""
 
 
-def measure(run: cli.Loaded, arguments: Arguments) -> list[dict[str, float]]:
+def measure(run: building.Loaded, arguments: Arguments) -> list[dict[str, float]]:
     """A row for each seed of a run."""
     config: ce.Config = run.config
     if isinstance(config.drive, diayn.Config):
@@ -94,7 +95,7 @@ if __name__ == "__main__":
     arguments = tyro.cli(Arguments, description=__doc__)
     rows = []
     for directory in arguments.runs:
-        for place, row in enumerate(measure(cli.load(str(directory)), arguments)):
+        for place, row in enumerate(measure(building.load(str(directory)), arguments)):
             rows.append({"run": directory.name, "seed": place, **row})
             print(json.dumps(rows[-1]))
     record.write(arguments.out, rows=rows)

@@ -50,8 +50,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
 from popjax import envs, rollout
 from popjax.core import Env
-from popjax.host import describe, memory, shard
 from popjax.host.errors import Refused
+from popjax.host.runs import configuration
+from popjax.host.scaling import memory, shard
 
 # Where ``truth(task)`` is, or ``truth(suite, task)`` for the suites whose libraries are written in JAX.
 TRUTH = {"gym": "tests.envs.test_gym", "dmc": "tests.envs.test_dmc"}
@@ -160,7 +161,7 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     compile_seconds, cost, steps_per_second = speed(env, arguments)
     return {
         "task": name,
-        "commit": describe.git_commit(),
+        "commit": configuration.git_commit(),
         "compile_seconds": compile_seconds,
         "env_steps_per_second": steps_per_second,
         "devices": arguments.devices,
@@ -268,7 +269,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     """``envs-<platform>.json`` and ``.csv`` in ``arguments.results``."""
     found = {d.metadata["name"]: d.version for d in importlib.metadata.distributions()}
-    versions = describe.versions() | {name: found[name] for name in LIBRARIES if name in found}
+    versions = configuration.versions() | {name: found[name] for name in LIBRARIES if name in found}
     target = (arguments.results or arguments.out) / f"envs-{jax.default_backend()}.json"
     record.write(target, versions=versions, rows=rows)
     table = [flat(row) for row in rows]
@@ -281,7 +282,7 @@ def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
 
 def show(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     """The table on standard output."""
-    table = Table(title=f"Random play on {describe.device_name()}")
+    table = Table(title=f"Random play on {configuration.device_name()}")
     lanes = [f"steps/s, {n}" for n in arguments.lanes]
     for header in ["task", "compile s", *lanes, "reset %", "bytes", "truth median", "p99"]:
         table.add_column(header, justify="left" if header == "task" else "right", no_wrap=True)

@@ -26,9 +26,11 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
-from popjax import cli, rollout
+from popjax import rollout
+from popjax.cli import building
 from popjax.core import Env, Key, Spec, Timestep
-from popjax.host import checkpoint, rundir
+from popjax.host.checkpoints import checkpoint
+from popjax.host.runs import rundir
 
 START = (-0.9, 0.0)
 GOALS = ((0.9, 0.8), (0.9, -0.8))
@@ -81,7 +83,7 @@ class Arguments:
     """Seed of the play."""
 
 
-def play(run: cli.Loaded, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def play(run: building.Loaded, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the paths float [S, P, episodes, T, 2] of every seed's agents, and the steps of each [S, P,
     episodes]."""
     assert run.method.individuals is not None
@@ -111,7 +113,7 @@ def study(arguments: Arguments) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     files, found = rundir.RunDirectory(arguments.run), {}
     for generation in checkpoint.generations(files.checkpoints):
         steps = max(checkpoint.env_steps(files.checkpoints, generation))
-        run = cli.load(arguments.run, picked=str(steps))
+        run = building.load(arguments.run, picked=str(steps))
         found[steps] = play(run, arguments.episodes, arguments.seed)
     return dict(sorted(found.items()))
 

@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
-from popjax import agents, cli, tree
+from popjax import agents, tree
+from popjax.cli import building
 from popjax.evolution import crossover, mutate
 from popjax.population import scoring
 from popjax.replay.ring import draw, merge
@@ -57,7 +58,7 @@ Returns = dict[str, np.ndarray]
 """Mean returns [trials] by who plays."""
 
 
-def study(run: cli.Loaded, arguments: Arguments) -> dict[str, Returns]:
+def study(run: building.Loaded, arguments: Arguments) -> dict[str, Returns]:
     """Return what everyone of the first seed's population returns: ``crossover`` of pairs, mutation of
     ``fitter`` parents and of ``random`` individuals."""
     state, trials = tree.take(run.state, 0), arguments.trials
@@ -83,7 +84,7 @@ def study(run: cli.Loaded, arguments: Arguments) -> dict[str, Returns]:
     return {kind: {name: np.asarray(x) for name, x in returns.items()} for kind, returns in found.items()}
 
 
-def crossed(run: cli.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> dict[str, Any]:
+def crossed(run: building.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> dict[str, Any]:
     """Return the children [trials] of each operator."""
     agent = agents.build(run.env.spec, run.config.agent)
     key_merge, key_vary = jax.random.split(key)
@@ -106,7 +107,7 @@ def crossed(run: cli.Loaded, state: Any, pairs: jax.Array, key: jax.Array) -> di
 
 
 def mutated(
-    run: cli.Loaded, state: Any, who: jax.Array, key: jax.Array, magnitudes: tuple[float, ...]
+    run: building.Loaded, state: Any, who: jax.Array, key: jax.Array, magnitudes: tuple[float, ...]
 ) -> dict[str, Any]:
     """Return the mutants of individuals [trials] by each operator and magnitude."""
     agent = agents.build(run.env.spec, run.config.agent)
@@ -127,7 +128,7 @@ def mutated(
     return {"gaussian": jax.vmap(mutate.gaussian)(actors, keys)} | mutants
 
 
-def mean_return(run: cli.Loaded, episodes: int, key: jax.Array, actor: Any) -> jax.Array:
+def mean_return(run: building.Loaded, episodes: int, key: jax.Array, actor: Any) -> jax.Array:
     """Return the mean return of greedy episodes; everyone plays the same."""
     one = jax.tree.map(lambda x: x[None], actor)
     return scoring.returns(run.env, run.method.act, one, (), key, episodes).mean()
@@ -156,7 +157,7 @@ def draw_figure(found: dict[str, Returns], title: str, path: Path) -> None:
 
 def main(arguments: Arguments) -> None:
     """Study, print and write."""
-    loaded = cli.load(arguments.run)
+    loaded = building.load(arguments.run)
     found = study(loaded, arguments)
     medians = {
         kind: {

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from popjax.host import describe
+from popjax.host.runs import configuration
 
 
 def about() -> dict[str, Any]:
@@ -17,9 +17,9 @@ def about() -> dict[str, Any]:
         "command": shlex.join(
             ["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_out(sys.argv[1:])]
         ),
-        "device": describe.device_name(),
-        "versions": describe.versions(),
-        "git_commit": describe.git_commit(),
+        "device": configuration.device_name(),
+        "versions": configuration.versions(),
+        "git_commit": configuration.git_commit(),
     }
 
 

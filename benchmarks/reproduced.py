@@ -18,10 +18,11 @@ from rich.table import Table as Shown
 
 from benchmarks import record, registry
 from benchmarks.registry import Cell, Table
-from popjax.host import index, log, rundir, sweep
 from popjax.host.errors import Refused
 from popjax.host.report import charts, measures, records
 from popjax.host.report.records import Group
+from popjax.host.runs import log, run_group, rundir
+from popjax.host.scaling import sweep
 
 STATISTICS = {
     "mean": np.mean,
@@ -33,7 +34,7 @@ STATISTICS = {
 def finished(cell: Cell, runs: Path) -> bool:
     """Return whether the run of a cell has its budget, with all of its seeds."""
     members = {member.identity for member in sweep.grid(0, cell.seeds, {})}
-    return index.finished(runs / cell.directory, cell.env_steps, members)
+    return run_group.finished(runs / cell.directory, cell.env_steps, members)
 
 
 def left(cell: Cell, runs: Path) -> str:

@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
 from popjax.agents import sac
-from popjax.host import checkpoint, leaves, memory, shard, sweep
-from popjax.host.options import Options
-from popjax.host.programs import Programs, compile_programs
-from popjax.host.writer import Writer
+from popjax.host.checkpoints import checkpoint, state_arrays
+from popjax.host.checkpoints.writer import Writer
+from popjax.host.runs.options import Options
+from popjax.host.scaling import memory, shard, sweep
+from popjax.host.training.compiled_programs import Programs, compile_programs
 from popjax.methods import independent
 
 
@@ -176,10 +177,10 @@ def saving(arguments: Arguments) -> dict[str, Any]:
 def parts(state: Any, directory: Path) -> dict[str, dict[str, float]]:
     """Seconds on the clock and of the processor that each part of one save takes, and those of writing the
     same bytes to a file, below which no design comes."""
-    arrays = {name: np.empty_like(array) for name, array in leaves.to_arrays(state).items()}
+    arrays = {name: np.empty_like(array) for name, array in state_arrays.to_arrays(state).items()}
 
     def copy() -> None:
-        for name, array in leaves.to_arrays(state).items():
+        for name, array in state_arrays.to_arrays(state).items():
             np.copyto(arrays[name], array)
 
     def checksum() -> None:

@@ -28,7 +28,7 @@ import popjax
 from benchmarks import record
 from popjax.agents import AGENTS, ddpg, dqn, ppo
 from popjax.core import Method
-from popjax.host import memory
+from popjax.host.scaling import memory
 from popjax.methods import ca2e, ce, independent, onpolicy, pderl
 
 

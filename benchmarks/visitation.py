@@ -26,7 +26,8 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import operators, record
-from popjax import cli, rollout, tree
+from popjax import rollout, tree
+from popjax.cli import building
 
 GRID, POINTS = 60, 4_000  # cells a side, states that an estimate is made of
 
@@ -49,7 +50,9 @@ class Arguments:
     """Seed of what is chosen, drawn and played."""
 
 
-def play(run: cli.Loaded, actors: Any, arguments: Arguments, key: jax.Array) -> tuple[np.ndarray, list[Any]]:
+def play(
+    run: building.Loaded, actors: Any, arguments: Arguments, key: jax.Array
+) -> tuple[np.ndarray, list[Any]]:
     """Return the mean return [K] of actors [K] and the states [M, 2] that each visits; all play the same
     episodes, greedily."""
     dimensions = jnp.array(arguments.dimensions)
@@ -97,7 +100,7 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
 
 def study(arguments: Arguments) -> dict[str, Any]:
     """Return names, returns, densities and divergences from the first parent."""
-    run = cli.load(arguments.run)
+    run = building.load(arguments.run)
     components = run.env.spec.obs_shape[0]
     if not all(0 <= one < components for one in arguments.dimensions):
         raise SystemExit(f"--dimensions must be from 0 to {components - 1}, got {arguments.dimensions}")

@@ -40,12 +40,9 @@ if TYPE_CHECKING:
     )
     from popjax.envs import make, suites, tasks
     from popjax.host.errors import Interrupted, NonFiniteMetric, Refused
-    from popjax.host.evaluate import evaluate
-    from popjax.host.history import Evaluation, History
     from popjax.host.report import learning_curve, report
-    from popjax.host.run import Result
-    from popjax.host.tables import Recorded, load
-    from popjax.host.train import train
+    from popjax.host.runs import Evaluation, History, Recorded, Result, load
+    from popjax.host.training import evaluate, train
     from popjax.methods import (
         align,
         ca2e,
@@ -84,12 +81,9 @@ _NAMES = {
     ),
     "popjax.envs": ("make", "suites", "tasks"),
     "popjax.host.errors": ("Interrupted", "NonFiniteMetric", "Refused"),
-    "popjax.host.evaluate": ("evaluate",),
-    "popjax.host.history": ("Evaluation", "History"),
-    "popjax.host.tables": ("Recorded", "load"),
     "popjax.host.report": ("learning_curve", "report"),
-    "popjax.host.run": ("Result",),
-    "popjax.host.train": ("train",),
+    "popjax.host.runs": ("Evaluation", "History", "Recorded", "Result", "load"),
+    "popjax.host.training": ("evaluate", "train"),
     "popjax.recipe": ("Preset", "Recipe", "recorded"),
     "popjax.version": ("__version__",),
 }

@@ -15,8 +15,9 @@ import jax
 from jax.experimental import topologies
 
 from popjax.core import Method
-from popjax.host import programs, sweep
-from popjax.host.shard import SWEEP, Placement
+from popjax.host.scaling import sweep
+from popjax.host.scaling.shard import SWEEP, Placement
+from popjax.host.training import compiled_programs
 
 # The versions in the text matter: without them XLA leaves conditionals out of CUDA graphs.
 H100 = Path(__file__).with_name("h100.txtpb")
@@ -60,4 +61,4 @@ def lower(method: Method, kind: str, *, members: int = 1, count: int = 1, length
     """Return the lowered program of a chunk of ``length`` generations, on ``count`` devices of a ``kind``."""
     placement = Placement(devices(kind)[:count], SWEEP if count > 1 else None)
     state = jax.eval_shape(sweep.lift(method.init, members), *start(method, members))
-    return programs.lower_chunk(method, state, length, placement)
+    return compiled_programs.lower_chunk(method, state, length, placement)

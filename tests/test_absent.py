@@ -10,10 +10,10 @@ import pytest
 
 from popjax.agents import sac
 from popjax.envs import make
-from popjax.host import sweep
-from popjax.host.options import Options
-from popjax.host.programs import compile_programs
-from popjax.host.shard import SWEEP, Placement
+from popjax.host.runs.options import Options
+from popjax.host.scaling import sweep
+from popjax.host.scaling.shard import SWEEP, Placement
+from popjax.host.training.compiled_programs import compile_programs
 from popjax.methods import independent
 from tests import absent, hlo
 

@@ -13,10 +13,10 @@ import pytest
 
 from popjax import cli
 from popjax.agents import a2c
-from popjax.cli import parse
+from popjax.cli import building, parse
 from popjax.host.errors import Refused
-from popjax.host.options import Options
-from popjax.host.rundir import write_json
+from popjax.host.runs.options import Options
+from popjax.host.runs.rundir import write_json
 from popjax.methods import cspc, independent, pderl
 from popjax.recipe import defaults
 
@@ -248,7 +248,7 @@ def test_importing_the_package_is_light() -> None:
 
 def test_a_run_of_an_earlier_version_is_refused_with_its_commit():
     with pytest.raises(ValueError, match="earlier popjax, readable at commit abc"):
-        cli.rebuilt({"method": "pderl", "git_commit": "abc"})
+        building.rebuilt({"method": "pderl", "git_commit": "abc"})
 
 
 def test_a_configuration_that_is_refused_today_names_the_commit_of_its_run():
@@ -260,7 +260,7 @@ def test_a_configuration_that_is_refused_today_names_the_commit_of_its_run():
         "git_commit": "abc",
     }
     with pytest.raises(Refused, match="population must be at least 1, got 0; the run was made at commit abc"):
-        cli.rebuilt(saved)
+        building.rebuilt(saved)
 
 
 def test_numbers_and_flags_as_people_type_them(tmp_path: Path):

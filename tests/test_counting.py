@@ -10,9 +10,9 @@ import pytest
 from popjax import counting
 from popjax.agents import dqn
 from popjax.envs import make
-from popjax.host import processes
 from popjax.host.errors import Refused
-from popjax.host.options import Options, check_counter
+from popjax.host.runs.options import Options, check_counter
+from popjax.host.scaling import processes
 from popjax.methods import independent
 
 BUDGET = 2048 * 10**9  # environment steps of 2048 agents, a billion each

@@ -13,10 +13,10 @@ from popjax import cli
 from popjax.cli import expand, parse
 from popjax.cli.parse import Fault
 from popjax.envs import make
-from popjax.host import sweep
 from popjax.host.errors import Refused
-from popjax.host.options import Options, validate, whole_numbers
-from popjax.host.train import train
+from popjax.host.runs.options import Options, validate, whole_numbers
+from popjax.host.scaling import sweep
+from popjax.host.training import train
 from tests.host import tiny
 
 CONTENT: dict[str, Any] = {

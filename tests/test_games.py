@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("ale_py")
 
 from popjax import cli
+from popjax.cli import building
 from tests.support import equal
 
 SHORT = (
@@ -47,7 +48,7 @@ def test_a_method_trains_on_a_game(name, tmp_path):
     method, game, *options = COMMANDS[name]
     command = [method, "--env", game, *SHORT, *options, "--eval-episodes", 1, "--run-dir", tmp_path]
     assert cli.run(list(map(str, command))) == 0
-    loaded = cli.load(tmp_path)
+    loaded = building.load(tmp_path)
     assert loaded.env_steps == [96]
     fresh = jax.jit(loaded.method.init)(jax.random.key(0), loaded.method.hyper)
     before, after = (
@@ -75,7 +76,7 @@ def test_ca2e_that_goes_on_in_a_new_process_ends_as_if_it_had_not_stopped(tmp_pa
         given = [*arguments, "--run-dir", str(tmp_path / directory)]
         done = subprocess.run([sys.executable, "-c", program, *given], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return cli.load(tmp_path / directory)
+        return building.load(tmp_path / directory)
 
     whole = train(command, "whole")
     assert train(half, "parts").env_steps == [48]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.cli import grid
-from popjax.host import memory, shard
+from popjax.cli import building, grid
 from popjax.host.errors import TooLarge
+from popjax.host.scaling import memory, shard
 from tests.test_cli import TINY, refused
 
 BASE = ["tiny", "--env-steps", "240", "--eval-every", "120", "--checkpoint-every", "120"]
@@ -111,8 +111,8 @@ def test_a_sweep_of_numbers_is_one_run(
     assert cli.evaluate([str(root), "--member", "3"]) == 0
     assert "hyper.rate=0.4,seed1" in capsys.readouterr().out
     assert "--member must be in 0 to 3" in refused([str(root), "--member", "4"], capsys, cli.evaluate)
-    loaded = cli.load(root, 2)
-    whole = cli.load(root)
+    loaded = building.load(root, 2)
+    whole = building.load(root)
     np.testing.assert_array_equal(loaded.state.weight, whole.state.weight[2:3])
     error = refused(
         [*TINY, "--seeds", "2", "--sweep", "hyper.rate=0.1,0.5", "--run-dir", str(root), "--resume"], capsys
@@ -267,7 +267,7 @@ def test_a_sweep_in_slices_has_the_members_of_the_whole(
         [row["final_return"] for row in rows], [row["final_return"] for row in whole], rtol=1e-5
     )
     np.testing.assert_allclose(
-        cli.load("parts", 3).state.weight[0], cli.load("whole", 3).state.weight[0], rtol=1e-5
+        building.load("parts", 3).state.weight[0], building.load("whole", 3).state.weight[0], rtol=1e-5
     )
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
     assert cli.run([*argv, "--run-dir", "parts", "--resume", *(["--slice", "2"] if by_hand else [])]) == 0

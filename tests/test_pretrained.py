@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.cli import pretrained
+from popjax.cli import building, pretrained
 from popjax.methods import ca2e, pderl
 from popjax.recipe import defaults
 
@@ -68,8 +68,8 @@ def test_what_a_run_keeps_of_its_ingredients(runs):
     assert explicit["run"] == str(runs / "dqn")
     assert (explicit["seed"], best["seed"]) == (4, max(last, key=last.get))
     assert explicit["env_steps"] == 200
-    loaded = cli.load(runs / "whole")
-    state = cli.load(runs / "dqn").state
+    loaded = building.load(runs / "whole")
+    state = building.load(runs / "dqn").state
     policy = loaded.state.prior_params[0]["Dense_0"]["linear"]["kernel"][0]
     np.testing.assert_array_equal(policy, state.agents.online["Dense_0"]["linear"]["kernel"][1, 0])
     assert list(loaded.state.retirement.baseline[0]) == [

@@ -14,15 +14,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from popjax.cli import training
+from popjax.cli import building, jax_setup, training
 from popjax.cli.training import Program
 from popjax.host import recipes
 from popjax.host.recipes import METHODS
+from popjax.host.terminal import complain
 
 if TYPE_CHECKING:
-    from popjax.core import Env, Method
     from popjax.recipe import Recipe
 
 
@@ -76,7 +76,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     from popjax.host import terminal
     from popjax.host.errors import FAILURES, Interrupted, Refused
 
-    training.see_current_directory()
+    jax_setup.see_current_directory()
     terminal.open_missing()
     if list(argv) == ["--version"]:
         from popjax.version import __version__
@@ -84,7 +84,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         print(f"popjax {__version__}")
         return 0
     terminal.write_any_text()
-    if wrong := training.setting_unknown_to_jax():
+    if wrong := jax_setup.setting_unknown_to_jax():
         return _fail(wrong, 2)
     from popjax.cli.parse import Fault
 
@@ -99,12 +99,12 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
         started = sys.argv[: len(sys.argv) - len(argv)] or sys.argv[:1]
-        say(f"{interrupted}\nto continue: {shlex.join(['python', *started, *resume, '--resume'])}")
+        complain(f"{interrupted}\nto continue: {shlex.join(['python', *started, *resume, '--resume'])}")
         if interrupted.left:
             os._exit(128 + interrupted.signal_number)
         return 128 + interrupted.signal_number
     except KeyboardInterrupt:
-        say("interrupted; what was not saved is lost")
+        complain("interrupted; what was not saved is lost")
         os._exit(130)  # a chunk may still be computed in the background: nobody wants to wait for it
     except BrokenPipeError:  # whoever read our output has had enough
         return 1
@@ -117,7 +117,8 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> None:
     from popjax.cli import expand, grid, parse, several
-    from popjax.host import launch, paths, shard
+    from popjax.host import paths
+    from popjax.host.scaling import launchers, shard
 
     if not argv:
         raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
@@ -125,10 +126,10 @@ def _run(argv: list[str]) -> None:
     if name in ("-h", "--help"):
         _help(parse)
     recipes.recipe(name)
-    training.prepare_jax()
-    control, rest = grid.control(training.join_processes(expand.expanded(rest)))
+    jax_setup.prepare_jax()
+    control, rest = grid.control(jax_setup.join_processes(expand.expanded(rest)))
     shard.divide_cpu(parse.peel(rest, "--devices")[0])
-    training.require_backend()
+    jax_setup.require_backend()
     programs: dict[tuple[str, ...], Program] = {}
 
     def common(arguments: Sequence[str]) -> Any:
@@ -138,13 +139,13 @@ def _run(argv: list[str]) -> None:
     entries = grid.programs(rest, common, control.launcher)
     commons = [program.arguments.common for program in programs.values()]
     root = paths.path(control.run_dir or grid.default_directory(name, commons))
-    tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run, say)
+    tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run)
     if len(entries) == 1 and control.launcher == "local":
         several.run_one(tools, entries[0].argv, root, control)
         return
     for program in programs.values():
         training.check_build(program)
-    launch.require(control.launcher, control.launcher_option)
+    launchers.require(control.launcher, control.launcher_option)
     grid.open_index(root, entries, resume=control.resume)
     several.run_all(tools, entries, root, control)
 
@@ -171,84 +172,9 @@ def understand(name: str, argv: list[str]) -> Program:
     try:
         config, hyper = defaults(recipe, kinds, task)
     except ValueError as refusal:
-        raise parse.Fault(_one_line(refusal)) from None
+        raise parse.Fault(building.one_line(refusal)) from None
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe))
     return Program(name, recipe, kinds, runs, tasks, arguments)
-
-
-class Loaded(NamedTuple):
-    """A run read back: its environment, method and ``Config``, the State of its newest whole checkpoint with
-    a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
-    Of a single member that was asked for, all of that is its own."""
-
-    env: Env
-    method: Method
-    config: Any
-    state: Any
-    saved: dict[str, Any]
-    env_steps: list[int]
-
-
-def load(run_dir: str | Path, member: int | None = None, picked: str | None = None) -> Loaded:
-    """The run in ``run_dir`` as it can be evaluated or built upon; with ``member`` only that one of a sweep.
-
-    ``picked`` is "best" or, as text, the environment steps of an older checkpoint than the newest.
-
-    Raises:
-        Refused: there is no run, no whole checkpoint or no such member.
-    """
-    from popjax.host import checkpoint, index, paths, rundir, sweep
-    from popjax.host import picked as picking
-    from popjax.host.errors import Refused
-    from popjax.host.terminal import complain
-
-    root = index.run_of(paths.path(run_dir), member)
-    saved = rundir.read_config(root)
-    if saved.get("not_rebuilt") or not saved.get("config"):
-        why = saved.get("not_rebuilt") or "it was not made by run.py"
-        raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
-    env, method, config, hyper = rebuilt(saved)
-    members = sweep.of_config(saved)
-    shapes = _state_shapes(method, hyper, members)
-    files = rundir.RunDirectory(root)
-    until = None
-    if picked not in (None, picking.BEST):
-        until = picking.generation(files, str(picked), saved["options"]["checkpoint_every"])
-    if member is None:
-        found = checkpoint.restore_newest(files.checkpoints, shapes, complain, until=until)
-    else:
-        place = index.place_of(root, members, member)
-        found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
-    if found is None:
-        raise Refused(f"{root} has no whole checkpoint")
-    _, state, extra = found
-    steps = extra["env_steps"]
-    if member is not None:
-        saved, steps = saved | {"members": [member, member + 1]}, [steps[place]]
-    if picked == picking.BEST:
-        numbers = [m.number for m in sweep.of_config(saved)]
-        method, state, steps = picking.with_best(method, state, files, numbers)
-    return Loaded(env, method, config, state, saved, steps)
-
-
-def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
-    """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
-    from popjax.cli import parse, pretrained
-    from popjax.host.errors import Refused
-    from popjax.recipe import defaults
-
-    if "agents" not in saved:
-        raise Refused(f"the run is of an earlier popjax, readable at commit {saved.get('git_commit')}")
-    recipe = recipes.recipe(saved["method"])
-    try:
-        config, hyper = defaults(recipe, saved["agents"])
-        config, hyper = parse.rebuild(config, saved["config"]), parse.rebuild(hyper, saved["hyper"])
-    except ValueError as refusal:
-        raise Refused(f"{_one_line(refusal)}; the run was made at commit {saved.get('git_commit')}") from None
-    env = make_env(saved["env"], saved["env_options"])
-    built_on = pretrained.rebuild(recipe, saved.get("runs", {}))
-    built_on |= further_envs(recipe, saved.get("envs", {}))
-    return env, build(recipe, env, config, built_on), config, hyper
 
 
 def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -259,24 +185,6 @@ def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], l
     for option in recipe.envs:
         found[option], argv = peel_all(argv, f"--{option}")
     return found, argv
-
-
-def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
-    """Return the further tasks that ``build`` is given, by keyword."""
-    return {
-        recipe.envs[option]: tuple(_further_env(option, text) for text in texts)
-        for option, texts in tasks.items()
-    }
-
-
-def _further_env(option: str, text: str) -> Any:
-    """Return the task that "SUITE/TASK" or "SUITE/TASK KEY=VALUE ..." names."""
-    from popjax.cli.parse import Fault, key_values
-
-    if not text.strip():
-        raise Fault(f"--{option} wants SUITE/TASK, got {text!r}")
-    name, *options = text.split()
-    return make_env(name, key_values(options, f"--{option}"))
 
 
 def _peel_agents(
@@ -293,7 +201,7 @@ def _peel_agents(
     kinds = kinds_of(recipe, preset.config if preset else recipe.config())
     if recipe.kinds and task and None in given.values():
         options = key_values(peel_all(argv, "--env-option")[0])
-        kinds |= recipe.kinds(make_env(task, options).spec)
+        kinds |= recipe.kinds(building.make_env(task, options).spec)
     kinds |= {field: kind for field, kind in given.items() if kind is not None}
     for field, kind in kinds.items():
         if kind not in recipe.agents[field]:
@@ -354,53 +262,6 @@ def _help(parse: ModuleType) -> None:
     )
 
 
-def make_env(name: str, options: dict[str, Any]) -> Any:
-    """The environment; a Fault where there is none."""
-    from popjax.cli.parse import Fault
-    from popjax.envs import make
-
-    try:
-        return make(name, **options)
-    except ValueError as refusal:
-        raise Fault(_one_line(refusal)) from None
-    except TypeError as refusal:
-        if not options:
-            raise
-        raise Fault(f"--env-option: {_one_line(refusal)}") from None
-
-
-def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
-    """The method; a Fault where it cannot be built."""
-    from popjax.cli.parse import Fault
-    from popjax.core import Built
-
-    try:
-        method = recipe.build(env, config, **built_on)
-    except ValueError as refusal:
-        raise Fault(_one_line(refusal)) from None
-    return method._replace(built=Built(recipe.build, env, config, built_on))
-
-
-def _state_shapes(method: Any, hyper: Any, members: Any) -> Any:
-    import jax
-
-    from popjax.host import sweep
-
-    start = sweep.keys(members), sweep.hypers(hyper, members)
-    return jax.eval_shape(sweep.lift(method.init, len(members)), *start)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def say(text: str) -> None:
-    """A line on standard error."""
-    from popjax.host.terminal import complain
-
-    complain(text)
-
-
 def _fail(text: str, code: int) -> int:
-    say(f"error: {text}")
+    complain(f"error: {text}")
     return code

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from popjax.cli import forms, parse
-from popjax.host import index, paths, processes, rundir, shard, sweep
+from popjax.host import paths
 from popjax.host.errors import Refused, TooLarge
-from popjax.host.index import Entry
-from popjax.host.options import Options, option_name
+from popjax.host.runs import run_group, rundir
+from popjax.host.runs.options import Options, option_name
+from popjax.host.runs.run_group import Entry
+from popjax.host.scaling import processes, shard, sweep
 from popjax.host.terminal import complain
 
 Understand = Callable[[Sequence[str]], Any]
@@ -159,7 +161,7 @@ def slices_again(argv: Sequence[str], common: Any, root: Path, devices: int = 1)
     Raises:
         Refused: it holds runs of another kind, or one that cannot be spread over ``devices``.
     """
-    before = index.read(root)
+    before = run_group.read(root)
     parts = [parse.peel(entry.argv, "--members")[0] for entry in before]
     if None in parts:
         raise Refused(f"{root} was made by another command: it has {before[0].directory}")
@@ -187,17 +189,17 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
     """
 
     def make() -> None:
-        if index.started(root) and index.holds(root):
+        if run_group.started(root) and run_group.holds(root):
             if not resume:
                 raise Refused(
                     f"{root} already holds runs: add --resume to continue them, or name another --run-dir"
                 )
-            require_same(root, index.read(root), entries)
-        elif not index.holds(root) and rundir.RunDirectory(root).holds_a_run():
+            require_same(root, run_group.read(root), entries)
+        elif not run_group.holds(root) and rundir.RunDirectory(root).holds_a_run():
             raise Refused(f"{root} already holds a run: name another --run-dir")
         elif resume:
             complain(f"{root} holds no run yet: starting from the beginning")
-        index.write(root, shlex.join(["python", *sys.argv]), entries)
+        run_group.write(root, shlex.join(["python", *sys.argv]), entries)
 
     processes.together(make)
 
@@ -205,7 +207,7 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
 def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> None:
     """Raises Refused where a command does not ask for the runs that have begun in a directory; it may ask for
     more."""
-    known = {entry.directory: entry.argv for entry in before if index.started(root / entry.directory)}
+    known = {entry.directory: entry.argv for entry in before if run_group.started(root / entry.directory)}
     if left := sorted(known.keys() - {entry.directory for entry in now}):
         raise Refused(f"{root} was made by another command: it has {', '.join(left)}")
     for entry in now:

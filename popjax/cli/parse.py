@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import tyro
 
 from popjax.cli import forms
-from popjax.host.options import Options, option_name
+from popjax.host.runs.options import Options, option_name
 
 C = TypeVar("C")
 H = TypeVar("H")

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from popjax import envs
 from popjax.cli import parse
-from popjax.host import checkpoint, paths, rundir, sweep
+from popjax.host import paths
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
+from popjax.host.runs import rundir
+from popjax.host.scaling import sweep
 
 if TYPE_CHECKING:
     from popjax.core import Env, Ingredient, Method, Pretrained
@@ -140,11 +143,12 @@ def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
 
 def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pretrained:
     """As ``pretrained``; ``name`` is what messages call it."""
-    from popjax import cli, tree
+    from popjax import tree
+    from popjax.cli import building
     from popjax.core import Pretrained
 
     path = paths.path(run_dir)
-    run = cli.load(path)
+    run = building.load(path)
     seeds = [member.seed for member in sweep.of_config(run.saved)]
     if len(set(seeds)) < len(seeds):
         raise Refused(f"{path} is a sweep over numbers; build on a run of one setting")
@@ -185,10 +189,10 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
     import jax
     import jax.numpy as jnp
 
-    from popjax import cli
+    from popjax.cli import building
     from popjax.core import Pretrained
 
-    env, method, config, hyper = cli.rebuilt(entry["config"])
+    env, method, config, hyper = building.rebuilt(entry["config"])
     state = jax.eval_shape(method.init, jax.random.key(0), hyper)
 
     def zeros(shapes: Any) -> Any:

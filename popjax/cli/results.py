@@ -1,30 +1,28 @@
-"""Commands on finished runs: evaluation, reports, export of policies, and messages to trackers meanwhile."""
+"""Commands on finished runs: evaluation, reports and export of policies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from popjax.cli import Loaded
+    from popjax.cli.building import Loaded
 
 
 def evaluate(argv: list[str]) -> None:
     """``scripts/evaluate.py``."""
-    from popjax import cli
-    from popjax.cli import parse, training
+    from popjax.cli import building, jax_setup, parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
-    training.prepare_jax()
-    training.require_backend()
+    jax_setup.prepare_jax()
+    jax_setup.require_backend()
     from popjax.cli import show
-    from popjax.host import paths, sweep
-    from popjax.host.evaluate import evaluate as evaluate_state
+    from popjax.host import paths
+    from popjax.host.scaling import sweep
+    from popjax.host.training import evaluate as evaluate_state
 
     root = paths.path(arguments.run_dir)
-    run = cli.load(arguments.run_dir, arguments.member, arguments.checkpoint)
+    run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
     run = under(alone(run, arguments.individual), arguments.env_option)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
@@ -56,11 +54,13 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
     if library is None:
         return None
     from popjax.cli.show import Played
-    from popjax.host import original
+    from popjax.host.deploy import reference_envs
 
     _refuse_wrapped(run, "--in")
-    copies = [original.make(library, run.env, _options(run)) for _ in range(arguments.episodes)]
-    return lambda: Played(*original.evaluate(run.method, copies, run.state, seed=arguments.seed), library)
+    copies = [reference_envs.make(library, run.env, _options(run)) for _ in range(arguments.episodes)]
+    return lambda: Played(
+        *reference_envs.evaluate(run.method, copies, run.state, seed=arguments.seed), library
+    )
 
 
 def _options(run: Loaded) -> dict[str, Any]:
@@ -81,7 +81,9 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
     """``--video``: what films an episode of the first member, and says what it shows."""
     if arguments.video is None:
         return None
-    from popjax.host import paths, sweep, video
+    from popjax.host import paths
+    from popjax.host.deploy import video
+    from popjax.host.scaling import sweep
 
     _refuse_wrapped(run, "--video")
     path = paths.path(arguments.video)
@@ -110,17 +112,16 @@ def report(argv: list[str]) -> None:
 
 def export(argv: list[str]) -> None:
     """``scripts/export.py``."""
-    from popjax import cli
-    from popjax.cli import parse, training
+    from popjax.cli import building, jax_setup, parse
 
     arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
-    training.prepare_jax()
-    training.require_backend()
+    jax_setup.prepare_jax()
+    jax_setup.require_backend()
     from popjax.cli import show
-    from popjax.host import sweep
-    from popjax.host.export import export_policy
+    from popjax.host.deploy import export_policy
+    from popjax.host.scaling import sweep
 
-    run = cli.load(arguments.run_dir, arguments.member, arguments.checkpoint)
+    run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
     run = alone(run, arguments.individual)
     origins = [
         {
@@ -146,11 +147,11 @@ def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
     """
     if not pairs:
         return run
-    from popjax import cli
+    from popjax.cli import building
     from popjax.cli.parse import Fault, key_values
 
     options = run.saved["env_options"] | key_values(pairs)
-    env = cli.make_env(run.saved["env"], options)
+    env = building.make_env(run.saved["env"], options)
     for name in ("obs_shape", "obs_dtype", "action_dim", "discrete"):
         before, now = getattr(run.env.spec, name), getattr(env.spec, name)
         if before != now:
@@ -162,20 +163,7 @@ def alone(run: Loaded, individual: int | None) -> Loaded:
     """``--individual``: the run with the policy of one individual."""
     if individual is None:
         return run
-    from popjax.host import individuals
+    from popjax.host.deploy import single_individual
 
-    method = individuals.alone(run.method, run.state, individual)
+    method = single_individual.alone(run.method, run.state, individual)
     return run._replace(method=method, saved=run.saved | {"individual": individual})
-
-
-def tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
-    """``--wandb``: the sink that sends to a project."""
-    if common.wandb is None:
-        return []
-    from popjax.cli import grid
-    from popjax.host import processes
-    from popjax.host.tracking import wandb_runs
-
-    if not processes.first():
-        return []
-    return [stack.enter_context(wandb_runs(common.wandb, root, grid.chosen(common)))]

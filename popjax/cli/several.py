@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from popjax.cli import grid, show
-from popjax.host import index, launch, processes
 from popjax.host.errors import FAILURES, TooLarge
-from popjax.host.index import Entry
+from popjax.host.runs import run_group
+from popjax.host.runs.run_group import Entry
+from popjax.host.scaling import launchers, processes
+from popjax.host.terminal import complain
 
 
 class Tools(NamedTuple):
@@ -20,20 +22,18 @@ class Tools(NamedTuple):
     train:  (arguments, directory, resume) -> Result; trains one program in this process.
     within: runs a whole command line in this process, except that Ctrl-C ends the caller too.
     run:    runs a whole command line in a process of its own.
-    say:    a line to the user.
     """
 
     method: str
     common: Any
     train: Callable[[Sequence[str], Path, bool], Any]
-    within: launch.Execute
-    run: launch.Execute
-    say: Callable[[str], None]
+    within: launchers.Execute
+    run: launchers.Execute
 
 
 def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
     """Trains one program here; a sweep that is too large for memory becomes several."""
-    if control.resume and index.holds(root):
+    if control.resume and run_group.holds(root):
         entries = grid.slices_again(argv, tools.common, root, grid.device_count(tools.common, "local"))
         grid.open_index(root, entries, resume=True)
         run_all(tools, entries, root, control)
@@ -50,26 +50,26 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
 
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:
     """Runs the programs of a directory of runs, and puts their results together."""
-    jobs = [launch.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
+    jobs = [launchers.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
     budget = tools.common.options.env_steps
     due = [
         job
         for job, entry in zip(jobs, entries, strict=True)
-        if not index.finished(job.directory, budget, grid.identities(tools.common, entry.argv))
+        if not run_group.finished(job.directory, budget, grid.identities(tools.common, entry.argv))
     ]
     if not due:
         codes = []
     elif control.launcher == "local":
-        codes = launch.local(due, tools.within, tools.say)
+        codes = launchers.local(due, tools.within, complain)
     else:
-        start = launch.ray if control.launcher == "ray" else launch.slurm
-        codes = start(due, tools.run, tools.say, control.launcher_option, control.retries)
-    processes.together(lambda: index.summarize(root))
+        start = launchers.ray if control.launcher == "ray" else launchers.slurm
+        codes = start(due, tools.run, complain, control.launcher_option, control.retries)
+    processes.together(lambda: run_group.summarize(root))
     if processes.first():
-        show.results(list(index.results(root)), root)
+        show.results(list(run_group.results(root)), root)
     failed = [job.directory.name for job, code in zip(due, codes, strict=True) if code]
     if failed:
-        tools.say(
+        complain(
             f"error: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; --resume tries again"
         )
         raise SystemExit(1)
@@ -83,7 +83,7 @@ def _run_in_slices(
     while True:
         size = grid.largest_slice(tools.common, fault)
         entries = grid.slices(argv, tools.common, size, grid.device_count(tools.common, "local"))
-        tools.say(f"{fault}; training {size} of {members} members at a time instead")
+        complain(f"{fault}; training {size} of {members} members at a time instead")
         grid.open_index(root, entries, resume=control.resume)
         control = control._replace(resume=True)
         try:

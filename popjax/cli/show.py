@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from popjax.host import sweep
 from popjax.host.numbers import plain
+from popjax.host.scaling import sweep
 from popjax.host.terminal import Lasting
 
 

@@ -16,7 +16,7 @@ from popjax import distributions, tree
 from popjax.agents import a2c
 from popjax.core import Recurrent, Spec, Trajectory, as_arrays
 from popjax.envs import make
-from popjax.host import evaluate
+from popjax.host.training import evaluation
 from popjax.methods import onpolicy
 from tests.agents import probes
 from tests.support import close, equal
@@ -258,7 +258,7 @@ def test_who_remembers_recalls_and_nobody_else(discrete):
         def trained(key):
             start = method.init(key, hyper)
             state = jax.lax.scan(lambda s, _: (method.step(s), None), start, length=800)[0]
-            return evaluate.play(env, method, method.policy(state), key, 64)[0].mean()
+            return evaluation.play(env, method, method.policy(state), key, 64)[0].mean()
 
         return float(jax.jit(trained)(jax.random.key(0)))
 

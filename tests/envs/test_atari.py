@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 from popjax import envs, rollout
 from popjax.contract import check_env
 from popjax.core import Method
-from popjax.host import original, video
+from popjax.host.deploy import reference_envs, video
 from popjax.host.errors import Refused
 from tests.support import equal
 
@@ -285,7 +285,7 @@ def test_a_game_is_the_one_of_gymnasium(game, options):
     the first ones, behind no frame."""
     pytest.importorskip("cv2")
     env = envs.make(f"atari/{game}", noops=0, **options)
-    copy = original.make("gymnasium", env, {"noops": 0, **options})
+    copy = reference_envs.make("gymnasium", env, {"noops": 0, **options})
     (state, obs), step = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
     seen, chance = copy.reset(0), np.random.default_rng(0)
     total = 0.0
@@ -309,7 +309,7 @@ def test_what_gymnasium_does_not_play_is_refused():
     assert gymnasium
     env = envs.make("atari/pong", preset="universe")
     with pytest.raises(Refused, match="plays the view grey84 with a frame_skip that is one number"):
-        original.make("gymnasium", env, {"preset": "universe"})
+        reference_envs.make("gymnasium", env, {"preset": "universe"})
 
 
 # Films

@@ -14,7 +14,7 @@ from popjax.agents import td3
 from popjax.contract import check_env
 from popjax.core import Env, Spec, Timestep
 from popjax.envs import make, wrappers
-from popjax.host.evaluate import play
+from popjax.host.training.evaluation import play
 from popjax.methods import independent
 
 KEY = jax.random.key(0)

@@ -17,11 +17,12 @@ import numpy as np
 from popjax import cli, rollout, tree
 from popjax.core import Method
 from popjax.envs import make
-from popjax.host import leaves, memory, shard, sweep
-from popjax.host.options import Options
-from popjax.host.programs import chunk_function, compile_programs
-from popjax.host.standing import Standing
-from popjax.host.train import train
+from popjax.host.checkpoints import state_arrays
+from popjax.host.runs.options import Options
+from popjax.host.scaling import memory, shard, sweep
+from popjax.host.training import train
+from popjax.host.training.compiled_programs import chunk_function, compile_programs
+from popjax.host.training.stopped_members import Standing
 from tests.host import crowd, tiny
 from tests.host.test_train import OPTIONS
 
@@ -74,7 +75,7 @@ def standing_still() -> dict[str, Any]:
 
     standing._take, standing._put = seen(standing._take), seen(standing._put)
     standing.keep(first, (2, 7))
-    expected = [leaves.digest(tree.take(first if i in (2, 7) else other, i)) for i in range(8)]
+    expected = [state_arrays.digest(tree.take(first if i in (2, 7) else other, i)) for i in range(8)]
     buffers = [part.data.unsafe_buffer_pointer() for part in other.replay.addressable_shards]
     back = standing.put_back(other)
     return {
@@ -82,7 +83,7 @@ def standing_still() -> dict[str, Any]:
         "collectives": sum(len(COLLECTIVE.findall(program.as_text())) for program in programs),
         "temporaries": max(program.memory_analysis().temp_size_in_bytes for program in programs),
         "lane": memory.tree_bytes(shapes) // 8,
-        "right": [leaves.digest(tree.take(back, i)) for i in range(8)] == expected,
+        "right": [state_arrays.digest(tree.take(back, i)) for i in range(8)] == expected,
         "lies": jax.tree.map(lambda x: x.sharding, back) == by_state,
         "in_place": buffers == [part.data.unsafe_buffer_pointer() for part in back.replay.addressable_shards],
     }

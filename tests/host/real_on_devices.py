@@ -12,9 +12,10 @@ import numpy as np
 from popjax import tree
 from popjax.agents import td3
 from popjax.envs import make
-from popjax.host import leaves, memory, shard, sweep
-from popjax.host.programs import lower_chunk
-from popjax.host.train import train
+from popjax.host.checkpoints import state_arrays
+from popjax.host.scaling import memory, shard, sweep
+from popjax.host.training import train
+from popjax.host.training.compiled_programs import lower_chunk
 from popjax.methods import independent
 from tests import absent, hlo
 from tests.host import on_devices
@@ -46,7 +47,7 @@ if __name__ == "__main__":
     options: Any = {"env_steps": 100, "eval_every": 100, "log_every": 100, "quiet": True, "seeds": 4}
     spread = train(method, ENV, devices=2, **options).state
     alone = tree.concat([train(method, ENV, members=part, **options).state for part in ((0, 2), (2, 4))])
-    pairs = zip(leaves.to_arrays(spread).values(), leaves.to_arrays(alone).values(), strict=True)
+    pairs = zip(state_arrays.to_arrays(spread).values(), state_arrays.to_arrays(alone).values(), strict=True)
     answer = {
         "devices": len(spread.env_steps.sharding.device_set),
         "difference": max(float(np.abs(np.float64(x) - np.float64(y)).max()) for x, y in pairs if x.size),

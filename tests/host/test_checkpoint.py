@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 from popjax.envs import make
-from popjax.host import checkpoint, leaves
+from popjax.host.checkpoints import checkpoint, state_arrays
 from popjax.host.errors import NotRead, Refused
-from popjax.host.train import train
+from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS
 
@@ -43,7 +43,7 @@ def test_every_leaf_comes_back_bitwise(tmp_path: Path) -> None:
     state = example()
     checkpoint.save(tmp_path, 4, state, {"note": [1, 2]})
     restored, extra = checkpoint.restore(tmp_path / "4", shapes_of(state))
-    assert leaves.digest(restored) == leaves.digest(state)
+    assert state_arrays.digest(restored) == state_arrays.digest(state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert extra == {"note": [1, 2]}
     jax.random.normal(restored["key"][0])  # a key again, not its data
@@ -57,7 +57,7 @@ def test_a_digest_sees_path_dtype_shape_and_bytes() -> None:
         {"a": jnp.zeros(4, jnp.int32)},
         {"a": -jnp.zeros(4)},
     ]
-    assert len({leaves.digest(state) for state in states}) == len(states)
+    assert len({state_arrays.digest(state) for state in states}) == len(states)
 
 
 def test_only_the_newest_are_kept_and_partial_ones_removed(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_damage_is_noticed_and_the_one_before_used(tmp_path: Path, damage: Calla
     found = checkpoint.restore_newest(tmp_path, shapes_of(state(0)), said.append)
     assert found is not None
     assert found[0] == 1
-    assert leaves.digest(found[1]) == leaves.digest(state(1))
+    assert state_arrays.digest(found[1]) == state_arrays.digest(state(1))
     assert len(said) == 1
     assert "damaged" in said[0]
     assert "generation 1" in said[0]
@@ -310,7 +310,7 @@ def test_a_run_continues_from_the_one_before(tmp_path: Path, capsys: pytest.Capt
         file.write('{"seed": 0, "gener')  # a half-written line
     resumed = train(method, ENV, env_steps=600, run_dir=run, resume=True, **OPTIONS)
     assert "is damaged" in capsys.readouterr().err
-    assert resumed.summary["state_sha256"] == leaves.digest(straight.state)
+    assert resumed.summary["state_sha256"] == state_arrays.digest(straight.state)
     rows = [json.loads(line)["generation"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows == straight.history.generation[0].tolist()
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.host import log, memory
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation, History, Seconds, join, non_finite
 from popjax.host.report import learning_curve, moving_average
+from popjax.host.runs import log
+from popjax.host.runs.history import Evaluation, History, Seconds, join, non_finite
+from popjax.host.scaling import memory
 
 
 def test_moving_average() -> None:

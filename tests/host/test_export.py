@@ -19,10 +19,9 @@ from popjax import cli, tree
 from popjax.agents import a2c, ddpg, ppo, sac, td3
 from popjax.core import Spec
 from popjax.envs.episodic import episodic
-from popjax.host import individuals
+from popjax.host.deploy import export_policy, single_individual
+from popjax.host.deploy.numpy_export import NotPlain, plain_network
 from popjax.host.errors import Refused
-from popjax.host.export import export_policy
-from popjax.host.plain import NotPlain, plain_network
 from popjax.methods import ce, es, independent, onpolicy, pderl
 from popjax.population.learners import Multihead
 from tests.support import equal
@@ -188,15 +187,15 @@ def test_a_network_that_acts_otherwise_is_not_taken_for_plain() -> None:
 def test_one_individual_takes_the_policys_place() -> None:
     _, method, state = built("pderl")
     for index in (0, 3):
-        alone = individuals.alone(method, state, index)
+        alone = single_individual.alone(method, state, index)
         chosen = alone.policy(tree.take(state, 1))
         equal(chosen, tree.take(tree.take(state, 1).actors, index))
     for index in (-1, 4):
         with pytest.raises(Refused, match=rf"in 0 to 3, the population's size being 4, got {index}"):
-            individuals.alone(method, state, index)
+            single_individual.alone(method, state, index)
     _, method, state = built("votes")
     with pytest.raises(Refused, match="offers no policies of individuals"):
-        individuals.alone(method, state, 0)
+        single_individual.alone(method, state, 0)
 
 
 def test_the_commands(

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host import rundir, sweep
 from popjax.host.errors import Refused
 from popjax.host.numbers import equal, plain, real, whole
-from popjax.host.train import train
+from popjax.host.runs import rundir
+from popjax.host.scaling import sweep
+from popjax.host.training import train
 from tests.host import tiny
 
 

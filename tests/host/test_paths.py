@@ -11,7 +11,8 @@ import pytest
 from jax import eval_shape
 
 from popjax.cli import grid, show
-from popjax.host import checkpoint, paths
+from popjax.host import paths
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 
 

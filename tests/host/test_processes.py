@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from popjax.host import checkpoint, processes
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
+from popjax.host.scaling import processes
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from popjax.host import log, rundir
-from popjax.host.background import Background, background
-from popjax.host.history import Evaluation, History, Seconds
-from popjax.host.recorded import recorded
-from popjax.host.sweep import grid
+from popjax.host.runs import log, rundir
+from popjax.host.runs.background_writer import Background, background
+from popjax.host.runs.history import Evaluation, History, Seconds
+from popjax.host.runs.recorded_scalars import recorded
+from popjax.host.scaling.sweep import grid
 from tests.host.tiny import Losses, Metrics
 
 

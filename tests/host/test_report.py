@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.host import index
 from popjax.host.errors import Refused
-from popjax.host.index import Entry
 from popjax.host.report import charts, measures, population, records, report, write
+from popjax.host.runs import run_group
+from popjax.host.runs.run_group import Entry
 from tests.host import runs
 from tests.host.runs import make_run
 
@@ -337,8 +337,8 @@ def test_what_has_not_begun_is_named_and_the_others_are_reported(
     make_run(root / "deeper" / "far", config={"population": 8})
     young = make_run(root / "young", config={"population": 16}, finished=False)
     (young / "eval.jsonl").write_text("")
-    index.write(root, "a command", [Entry(name, ()) for name in ("near", "deeper", "young", "later")])
-    index.write(root / "deeper", "a command", [Entry(name, ()) for name in ("far", "further")])
+    run_group.write(root, "a command", [Entry(name, ()) for name in ("near", "deeper", "young", "later")])
+    run_group.write(root / "deeper", "a command", [Entry(name, ()) for name in ("far", "further")])
     partly = make_run(root / "partly", config={"population": 32}, finished=False)
     rows = [json.loads(line) for line in (partly / "eval.jsonl").read_text().splitlines()]
     kept = [row | {"member": row["seed"]} for row in rows if row["seed"] not in (2, 4)]

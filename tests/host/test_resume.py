@@ -17,10 +17,9 @@ import pytest
 
 from popjax import cli
 from popjax.envs import make
-from popjax.host import detach
 from popjax.host.errors import Refused
-from popjax.host.run import Result
-from popjax.host.train import train
+from popjax.host.runs import Result, member_subset
+from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS
 
@@ -179,14 +178,14 @@ def test_what_is_refused_late_blocks_no_corrected_command(monkeypatch: pytest.Mo
     """A sweep of which no run has begun, and a copy of which nothing was trained."""
     sweep = [*TINY, "--sweep", "config.capacity=10,20", "--run-dir", "run"]
     with monkeypatch.context() as patch:
-        patch.setattr("popjax.host.train.memory.available_bytes", lambda _: 10)
+        patch.setattr("popjax.host.training.start.memory.available_bytes", lambda _: 10)
         assert cli.run(sweep) == 1
         assert Path("run/index.json").exists()
     assert cli.run([*TINY, "--sweep", "config.capacity=30,40", "--run-dir", "run"]) == 0
     assert cli.run([*TINY, "--run-dir", "one"]) == 0
     copy = [*TINY, "--from", "one", "--run-dir", "copy"]
     with monkeypatch.context() as patch:
-        patch.setattr("popjax.host.train.memory.available_bytes", lambda _: 10)
+        patch.setattr("popjax.host.training.start.memory.available_bytes", lambda _: 10)
         assert cli.run(copy) == 2
     assert not Path("copy").exists()
     assert cli.run([*copy, "--hyper.rate", "0.5"]) == 2  # the copy would be another run than it was
@@ -200,10 +199,10 @@ def test_a_copy_that_was_killed_half_way_is_made_again(monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(detach.checkpoint, "write_arrays", killed)
-        with pytest.raises(KeyboardInterrupt), detach.detached(Path("one"), Path("copy"), None):
+        patch.setattr(member_subset.checkpoint, "write_arrays", killed)
+        with pytest.raises(KeyboardInterrupt), member_subset.detached(Path("one"), Path("copy"), None):
             pass
-    with detach.detached(Path("one"), Path("copy"), None):
+    with member_subset.detached(Path("one"), Path("copy"), None):
         pass
     assert sorted(path.name for path in Path("copy").iterdir()) == sorted(
         path.name

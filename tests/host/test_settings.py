@@ -16,10 +16,10 @@ import pytest
 
 from popjax.agents import a2c
 from popjax.envs import make
-from popjax.host import sweep, terminal
+from popjax.host import terminal
 from popjax.host.errors import Refused
-from popjax.host.evaluate import evaluate
-from popjax.host.train import train
+from popjax.host.scaling import sweep
+from popjax.host.training import evaluate, train
 from popjax.methods import onpolicy
 from tests.host import tiny
 from tests.support import equal

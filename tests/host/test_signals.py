@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host import checkpoint, interrupt, leaves
+from popjax.host import signals
+from popjax.host.checkpoints import checkpoint, state_arrays
+from popjax.host.checkpoints.writer import Writer
 from popjax.host.errors import Refused
-from popjax.host.train import train
-from popjax.host.writer import Writer
+from popjax.host.training import train
 from tests.host import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ PROGRAM = "from popjax import cli; raise SystemExit(cli.run())"
 @pytest.fixture(scope="module")
 def straight() -> str:
     """The digest of a run that nothing disturbed."""
-    return leaves.digest(train(tiny.build(ENV), ENV, quiet=True, **OPTIONS).state)
+    return state_arrays.digest(train(tiny.build(ENV), ENV, quiet=True, **OPTIONS).state)
 
 
 def start(run: Path, *more: str) -> subprocess.Popen[str]:
@@ -145,7 +146,7 @@ def newest(run: Path) -> int:
 def test_the_second_signal_stops_at_once_and_handlers_return() -> None:
     before = signal.getsignal(signal.SIGINT)
     said: list[str] = []
-    with interrupt.deferred(said.append) as stop:
+    with signals.deferred(said.append) as stop:
         assert stop.arrived is None
         signal.raise_signal(signal.SIGINT)
         assert stop.arrived == signal.SIGINT
@@ -157,7 +158,7 @@ def test_the_second_signal_stops_at_once_and_handlers_return() -> None:
 
 def test_ctrl_c_is_heard_while_the_first_state_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first State of many large networks takes long; this one takes seconds."""
-    train_module = sys.modules[train.__module__]  # popjax.host.train is the function's name, too
+    train_module = sys.modules[train.__module__]
     method, struck, compile_programs = tiny.build(ENV), [], train_module.compile_programs
 
     def slow_init(key: Any, hyper: Any) -> Any:
@@ -182,7 +183,7 @@ def test_ctrl_c_is_heard_while_the_first_state_is_made(monkeypatch: pytest.Monke
 
 def test_a_cluster_may_ask_twice_and_nothing_interrupts_the_last_saving(tmp_path: Path) -> None:
     """SLURM sends SIGUSR2 and, a little later, SIGTERM."""
-    with interrupt.deferred(lambda line: None) as stop:
+    with signals.deferred(lambda line: None) as stop:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
             signal.raise_signal(number)
         assert stop.arrived == signal.SIGUSR2

@@ -18,10 +18,11 @@ import pytest
 from popjax.agents import ddpg
 from popjax.envs import make
 from popjax.evolution.crossover import Distillation
-from popjax.host import checkpoint, leaves, memory, processes, sweep
+from popjax.host.checkpoints import checkpoint, state_arrays
 from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused, TooLarge
-from popjax.host.standing import Standing
-from popjax.host.train import train
+from popjax.host.scaling import memory, processes, sweep
+from popjax.host.training import train
+from popjax.host.training.stopped_members import Standing
 from popjax.methods import pderl
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
@@ -77,7 +78,7 @@ def test_members_equal_single_runs(tmp_path: Path) -> None:
         assert finals[place]["numbers"] == member.numbers
         np.testing.assert_allclose(finals[place]["final_return"], alone.returns[0], rtol=1e-5)
         lane = jax.tree.map(lambda x: x[place : place + 1], together.state)
-        assert finals[place]["state_sha256"] == leaves.digest(lane)
+        assert finals[place]["state_sha256"] == state_arrays.digest(lane)
     assert len({row["final_return"] for row in finals}) == 4
     assert {path.name for path in (tmp_path / "curves").iterdir()} == {
         "hyper.rate=0.1.png",
@@ -118,7 +119,7 @@ def test_members_that_stand_still_share_one_part_of_the_memory(
 ) -> None:
     """Those for whom there is none left are in files, which are closed at the end."""
     state = three_that_differ()
-    expected, lane = leaves.digest(state), memory.tree_bytes(state) // 3
+    expected, lane = state_arrays.digest(state), memory.tree_bytes(state) // 3
     monkeypatch.setattr(memory, "host_bytes", lambda: 4 * lane + 2)
     files: list[Any] = []
     make = tempfile.TemporaryFile
@@ -134,7 +135,7 @@ def test_members_that_stand_still_share_one_part_of_the_memory(
     standing.keep(state, (2,))
     assert len(files) == 1
     assert standing.places == {0, 1, 2}
-    assert leaves.digest(standing.put_back(jax.tree.map(jnp.zeros_like, state))) == expected
+    assert state_arrays.digest(standing.put_back(jax.tree.map(jnp.zeros_like, state))) == expected
     standing.close()
     assert files[0].closed
 
@@ -227,7 +228,7 @@ def test_where_a_member_is_to_be_frozen_cannot_be_read(
     assert lines(tmp_path / "a/eval.jsonl") == lines(tmp_path / "b/eval.jsonl")
     found = checkpoint.restore_newest(tmp_path / "b/checkpoints", resumed.state, pytest.fail)
     assert found is not None
-    assert leaves.digest(found[1]) == straight.summary["state_sha256"]
+    assert state_arrays.digest(found[1]) == straight.summary["state_sha256"]
 
 
 def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:

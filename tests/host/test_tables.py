@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import popjax
-from popjax.host import tables
 from popjax.host.errors import Refused
+from popjax.host.runs import tables
 from tests.host import tiny
 
 ENV = popjax.make("probe/context")

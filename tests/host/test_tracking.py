@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.host.history import Evaluation, History, Seconds
-from popjax.host.tracking import rows
+from popjax.host.runs.history import Evaluation, History, Seconds
+from popjax.host.runs.wandb_sink import rows
 
 
 def test_what_is_logged_of_a_member() -> None:

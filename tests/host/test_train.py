@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host import log, memory, sweep
+from popjax.host.checkpoints.state_arrays import digest
 from popjax.host.errors import NonFiniteMetric, Refused
-from popjax.host.evaluate import evaluate
-from popjax.host.leaves import digest
-from popjax.host.programs import chunk_function
-from popjax.host.train import train
+from popjax.host.runs import log
+from popjax.host.scaling import memory, sweep
+from popjax.host.training import evaluate, train
+from popjax.host.training.compiled_programs import chunk_function
 from tests.host import tiny
 
 ENV = make("probe/context")

@@ -24,7 +24,7 @@ from popjax.core import Env, Method, Spec
 from popjax.envs import make
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import PhysicsState
-from popjax.host import pictures, video
+from popjax.host.deploy import gymnax_pictures, video
 from popjax.host.errors import Refused
 
 LENGTH = 8
@@ -236,7 +236,7 @@ def test_a_missing_writer_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_classic_control_without_pygame_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(Refused, match=r"needs pygame: pip install 'popjax\[video\]'"):
-        pictures.drawer("Pendulum-v1", {})
+        gymnax_pictures.drawer("Pendulum-v1", {})
 
 
 def test_without_warp_opengl_draws_or_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

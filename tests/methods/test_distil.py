@@ -13,9 +13,10 @@ import pytest
 
 from popjax import cli
 from popjax.agents import a2c
+from popjax.cli import building
 from popjax.core import Choice, Pretrained
 from popjax.envs import make
-from popjax.host import origins
+from popjax.host.runs import origins
 from popjax.methods import cdrl, distil
 from popjax.nets import recurrent
 from popjax.nets.recurrent import recurrent_actor_critic
@@ -224,10 +225,10 @@ def test_runs_that_build_on_runs(tmp_path, capsys):
     start("distil", here, "one", "--teacher", paths["expert"], *TINY, "--config.labels", "logits")
     config = json.loads((paths["beside"] / "config.json").read_text())
     assert config["envs"] == {"teacher-env": [there]}
-    loaded = cli.load(paths["offline"])
-    trained = cli.load(paths["align"]).state.learner.params
+    loaded = building.load(paths["offline"])
+    trained = building.load(paths["align"]).state.learner.params
     equal(loaded.state.guides[0].aligner.params, trained)
-    assert len(cli.load(paths["beside"]).state.tasks) == 2
+    assert len(building.load(paths["beside"]).state.tasks) == 2
     assert run("cdrl", "--env", here, *budget, *TINY, *thin, "--run-dir", paths["beside"], "--resume",
                "--teacher", paths["expert"]) == 2  # fmt: skip
     assert "--teacher-env" in capsys.readouterr().err
@@ -303,7 +304,7 @@ def test_a_run_of_a_method_outside_the_package_is_distilled(tmp_path, monkeypatc
     assert run("distil", *task, "--env-steps", 400, "--run-dir", student, "--teacher", teacher, *small) == 0
     (taught_by,) = json.loads((student / "config.json").read_text())["runs"]["teacher"]
     assert (taught_by["individual"], taught_by["mean_return"]) == (1, 1.0)
-    found = cli.load(student)
+    found = building.load(student)
     for obs in (-1.0, 1.0):
         params = found.method.policy(jax.tree.map(lambda x: x[0], found.state))
         action = found.method.act(
@@ -332,7 +333,7 @@ def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(
 
     assert taught("whole", 64) == 0
     assert taught("half", 32) == 0
-    before = cli.load(tmp_path / "half").state
+    before = building.load(tmp_path / "half").state
     assert np.abs(before.guides[0].memory[1]).max() > 0
     shutil.rmtree(teacher)
     assert taught("half", 64, "--resume") == 0
@@ -341,7 +342,7 @@ def test_a_run_with_a_teacher_goes_on_where_it_was_although_the_teacher_is_gone(
         for name in ("whole", "half")
     ]
     assert digests[0] == digests[1]
-    after = cli.load(tmp_path / "half").state
+    after = building.load(tmp_path / "half").state
     assert not np.array_equal(before.tasks[0].student.params["distil"]["bias"],
                               after.tasks[0].student.params["distil"]["bias"])  # fmt: skip
     capsys.readouterr()
@@ -372,7 +373,7 @@ def test_options_of_the_task_do_not_reach_a_further_one(tmp_path, capsys):
 
 def test_a_further_task_has_options_of_its_own(capsys):
     text = "gymnax/CartPole-v1 max_steps_in_episode=50"
-    (env,) = cli.further_envs(cdrl.METHOD, {"teacher-env": [text]})["teacher_envs"]
+    (env,) = building.further_envs(cdrl.METHOD, {"teacher-env": [text]})["teacher_envs"]
     assert (env.spec.name, env.spec.episode_length) == ("gymnax/CartPole-v1", 50)
     assert origins._task(env) == text, "config.json names it so that the run can be built again"
     for wrong, said in (

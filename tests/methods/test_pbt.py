@@ -14,10 +14,11 @@ import pytest
 
 from popjax import cli, tree
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.cli import building
 from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.evolution import search
-from popjax.host import checkpoint
+from popjax.host.checkpoints import checkpoint
 from popjax.intrinsic import diayn, rnd
 from popjax.methods import independent, onpolicy, pbt
 from popjax.population import counterfactual
@@ -285,7 +286,7 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
     assert again["state_sha256"] == summary["state_sha256"]
     # A single agent has the winner's numbers at their times.
     trained(tmp_path, "alone", "onpolicy", *SMALL, "--schedule", str(tmp_path / "run"))
-    alone = cli.load(tmp_path / "alone")
+    alone = building.load(tmp_path / "alone")
     for name, value in told["line"][-1]["numbers"].items():
         assert getattr(alone.state.hyper, name)[0] == np.float32(value)
     # From the checkpoint before the third ready point, the same end; and another with one selection changed.
@@ -326,7 +327,7 @@ def test_a_replay_beside_another_seed_is_the_run_to_rounding(tmp_path):
     """The program of two members is another one; the winner's parameters agree."""
     trained(tmp_path, "run", *SEARCH)
     trained(tmp_path, "two", *SEARCH, "--seeds", "2", "--replay", f"{tmp_path / 'run'}:0")
-    one, two = cli.load(tmp_path / "run"), cli.load(tmp_path / "two")
+    one, two = building.load(tmp_path / "run"), building.load(tmp_path / "two")
     first, beside = tree.take(one.state, 0), tree.take(two.state, 0)
     close(one.method.policy(first), two.method.policy(beside), rtol=1e-4, atol=1e-5)
     assert same(first.lineage.source, beside.lineage.source)

@@ -13,7 +13,7 @@ from popjax import tree
 from popjax.agents import dqn
 from popjax.core import Env, Spec, Timestep, example_transition
 from popjax.envs import make
-from popjax.host import memory
+from popjax.host.scaling import memory
 from popjax.intrinsic import contrastive
 from popjax.methods import ca2e, ce, independent
 from popjax.replay import frames

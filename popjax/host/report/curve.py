@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from popjax.host.errors import Refused
-from popjax.host.history import Evaluation
 from popjax.host.report import charts
+from popjax.host.runs.history import Evaluation
 
 _COLOUR = "#1f5fa8"
 

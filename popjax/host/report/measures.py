@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from popjax.host import rundir
 from popjax.host.errors import Refused
-from popjax.host.log import scalars
 from popjax.host.report import statistics
 from popjax.host.report.records import Curve, Group, Record
+from popjax.host.runs import rundir
+from popjax.host.runs.log import scalars
 
 LAST = 10
 """Evaluations that ``last10`` averages."""

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from popjax.host import log, rundir
 from popjax.host.report import charts
 from popjax.host.report.records import Record
+from popjax.host.runs import log, rundir
 
 _GENERATIONS = 40  # the most that a lineage shows
 _GREY, _BLUE, _ORANGE, _GREEN = "#BBBBBB", "#0072B2", "#D55E00", "#009E73"

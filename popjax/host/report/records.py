@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from popjax.host import index, log, rundir, sweep
 from popjax.host.errors import NoRun, Refused
-from popjax.host.history import Evaluation
+from popjax.host.runs import log, run_group, rundir
+from popjax.host.runs.history import Evaluation
+from popjax.host.scaling import sweep
 
 _MOST_OPTIONS = 3  # by which a method is told from another one of the same name, in its label
 
@@ -120,8 +121,8 @@ def _planned(root: Path) -> Iterator[Path]:
     """The runs that the indices at and below ``root`` speak of, begun or not."""
     for path in [root / "index.json", *root.glob("*/**/index.json")]:
         if path.exists():
-            for entry in index.read(path.parent):
-                if not index.holds(path.parent / entry.directory):
+            for entry in run_group.read(path.parent):
+                if not run_group.holds(path.parent / entry.directory):
                     yield path.parent / entry.directory
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
-from popjax.host.memory import human
 from popjax.host.report import charts, measures, population, records, statistics
 from popjax.host.report.page import Cells, Picture, Section, Text, render
 from popjax.host.report.records import Group, Record
+from popjax.host.scaling.memory import human
 
 PAGE = "report.html"
 _TITLE = 60  # the most characters that a title spends on the names of methods, or of tasks

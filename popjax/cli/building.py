@@ -1,0 +1,149 @@
+"""Environments, methods and finished runs, built from what the command line or a ``config.json`` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from popjax.host import recipes
+
+if TYPE_CHECKING:
+    from popjax.core import Env, Method
+    from popjax.recipe import Recipe
+
+
+class Loaded(NamedTuple):
+    """A run read back: its environment, method and ``Config``, the State of its newest whole checkpoint with
+    a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
+    Of a single member that was asked for, all of that is its own."""
+
+    env: Env
+    method: Method
+    config: Any
+    state: Any
+    saved: dict[str, Any]
+    env_steps: list[int]
+
+
+def load(run_dir: str | Path, member: int | None = None, picked: str | None = None) -> Loaded:
+    """The run in ``run_dir`` as it can be evaluated or built upon; with ``member`` only that one of a sweep.
+
+    ``picked`` is "best" or, as text, the environment steps of an older checkpoint than the newest.
+
+    Raises:
+        Refused: there is no run, no whole checkpoint or no such member.
+    """
+    from popjax.host import paths
+    from popjax.host.checkpoints import checkpoint
+    from popjax.host.errors import Refused
+    from popjax.host.runs import chosen_checkpoint as picking
+    from popjax.host.runs import run_group, rundir
+    from popjax.host.scaling import sweep
+    from popjax.host.terminal import complain
+
+    root = run_group.run_of(paths.path(run_dir), member)
+    saved = rundir.read_config(root)
+    if saved.get("not_rebuilt") or not saved.get("config"):
+        why = saved.get("not_rebuilt") or "it was not made by run.py"
+        raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
+    env, method, config, hyper = rebuilt(saved)
+    members = sweep.of_config(saved)
+    shapes = _state_shapes(method, hyper, members)
+    files = rundir.RunDirectory(root)
+    until = None
+    if picked not in (None, picking.BEST):
+        until = picking.generation(files, str(picked), saved["options"]["checkpoint_every"])
+    if member is None:
+        found = checkpoint.restore_newest(files.checkpoints, shapes, complain, until=until)
+    else:
+        place = run_group.place_of(root, members, member)
+        found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
+    if found is None:
+        raise Refused(f"{root} has no whole checkpoint")
+    _, state, extra = found
+    steps = extra["env_steps"]
+    if member is not None:
+        saved, steps = saved | {"members": [member, member + 1]}, [steps[place]]
+    if picked == picking.BEST:
+        numbers = [m.number for m in sweep.of_config(saved)]
+        method, state, steps = picking.with_best(method, state, files, numbers)
+    return Loaded(env, method, config, state, saved, steps)
+
+
+def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
+    """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
+    from popjax.cli import parse, pretrained
+    from popjax.host.errors import Refused
+    from popjax.recipe import defaults
+
+    if "agents" not in saved:
+        raise Refused(f"the run is of an earlier popjax, readable at commit {saved.get('git_commit')}")
+    recipe = recipes.recipe(saved["method"])
+    try:
+        config, hyper = defaults(recipe, saved["agents"])
+        config, hyper = parse.rebuild(config, saved["config"]), parse.rebuild(hyper, saved["hyper"])
+    except ValueError as refusal:
+        raise Refused(f"{one_line(refusal)}; the run was made at commit {saved.get('git_commit')}") from None
+    env = make_env(saved["env"], saved["env_options"])
+    built_on = pretrained.rebuild(recipe, saved.get("runs", {}))
+    built_on |= further_envs(recipe, saved.get("envs", {}))
+    return env, build(recipe, env, config, built_on), config, hyper
+
+
+def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
+    """Return the further tasks that ``build`` is given, by keyword."""
+    return {
+        recipe.envs[option]: tuple(_further_env(option, text) for text in texts)
+        for option, texts in tasks.items()
+    }
+
+
+def _further_env(option: str, text: str) -> Any:
+    """Return the task that "SUITE/TASK" or "SUITE/TASK KEY=VALUE ..." names."""
+    from popjax.cli.parse import Fault, key_values
+
+    if not text.strip():
+        raise Fault(f"--{option} wants SUITE/TASK, got {text!r}")
+    name, *options = text.split()
+    return make_env(name, key_values(options, f"--{option}"))
+
+
+def make_env(name: str, options: dict[str, Any]) -> Any:
+    """The environment; a Fault where there is none."""
+    from popjax.cli.parse import Fault
+    from popjax.envs import make
+
+    try:
+        return make(name, **options)
+    except ValueError as refusal:
+        raise Fault(one_line(refusal)) from None
+    except TypeError as refusal:
+        if not options:
+            raise
+        raise Fault(f"--env-option: {one_line(refusal)}") from None
+
+
+def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
+    """The method; a Fault where it cannot be built."""
+    from popjax.cli.parse import Fault
+    from popjax.core import Built
+
+    try:
+        method = recipe.build(env, config, **built_on)
+    except ValueError as refusal:
+        raise Fault(one_line(refusal)) from None
+    return method._replace(built=Built(recipe.build, env, config, built_on))
+
+
+def _state_shapes(method: Any, hyper: Any, members: Any) -> Any:
+    import jax
+
+    from popjax.host.scaling import sweep
+
+    start = sweep.keys(members), sweep.hypers(hyper, members)
+    return jax.eval_shape(sweep.lift(method.init, len(members)), *start)
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an exception in one line."""
+    return " ".join(str(error).split())

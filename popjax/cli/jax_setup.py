@@ -1,0 +1,73 @@
+"""JAX as the command line uses it: its settings, processes and devices."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+
+def join_processes(argv: list[str]) -> list[str]:
+    """Starts the processes that the arguments speak of, which must come before anything else of JAX."""
+    from popjax.cli import parse
+    from popjax.host.scaling import processes
+
+    coordinator, argv = parse.peel(argv, "--coordinator")
+    numbers: list[int | None] = []
+    for option in ("--processes", "--process"):
+        text, argv = parse.peel(argv, option)
+        if text is not None and not text.isdigit():
+            raise parse.Fault(f"{option} must be a number from 0, got {text!r}")
+        numbers.append(None if text is None else int(text))
+    processes.start(coordinator, *numbers)
+    return argv
+
+
+def setting_unknown_to_jax() -> str | None:
+    """Import JAX, which reads its environment variables; return why that fails where one is wrong."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        return f"{' '.join(str(error).split())}: correct or unset that environment variable"
+    return None
+
+
+def see_current_directory() -> None:
+    """Let methods and environments be imported from it, whatever started this process."""
+    with suppress(OSError):  # it may have been removed
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+
+
+def prepare_jax() -> None:
+    """Keep compiled programs between processes and the libraries' remarks off the screen."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # it prints what it raises
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from popjax import numerics
+    from popjax.host.terminal import complain
+    from popjax.host.training.compile_cache import keep_compiled
+
+    for setting in numerics.standardize():
+        complain(f"{setting} is overruled: popjax computes with 32 bits and standard promotion")
+    keep_compiled()
+
+
+def require_backend() -> None:
+    """Raise a Fault where JAX has nothing to compute on, such as CUDA that JAX_PLATFORMS names."""
+    import jax
+
+    from popjax.cli.parse import Fault
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        named = os.environ.get("JAX_PLATFORMS")
+        told = f"JAX cannot use what JAX_PLATFORMS={named} names" if named else "JAX finds no device"
+        why = " ".join(str(error).split())
+        remedy = "name one that is here, such as cpu, or install JAX for it"
+        raise Fault(f"{told}{f' ({why})' if why else ''}; {remedy}") from None

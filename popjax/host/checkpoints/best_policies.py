@@ -1,0 +1,134 @@
+"""The policy of every member that had the highest return in an evaluation, and its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.host.checkpoints import io_errors, state_arrays
+from popjax.host.errors import NotSaved, Refused
+from popjax.host.runs.history import Evaluation
+from popjax.host.scaling import processes
+from popjax.host.scaling.sweep import Member
+
+_FACTS = ("number", "env_steps", "return")
+
+
+class Best:
+    """The best policies so far of members ``numbers`` [S], kept on the host and saved to ``path``.
+
+    ``policies`` makes the parameters [S, ...] of everyone's policy from a State.
+    """
+
+    def __init__(self, path: Path, numbers: Sequence[int], policies: Callable[[Any], Any]):
+        self._path, self._policies = path, policies
+        self._places = {number: place for place, number in enumerate(numbers)}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._env_steps = np.zeros(len(numbers), np.int64)
+        self._returns = np.full(len(numbers), -np.inf)
+        self._saved = True
+        if path.exists():
+            self._restore()
+
+    def see(self, state: Any, evaluations: Sequence[Evaluation]) -> None:
+        """Keep the policies of ``state`` [S, ...] whose evaluations are better than all before."""
+        better = [e for e in evaluations if e.mean > self._returns[self._places[e.member]]]
+        if not better:
+            return
+        arrays = state_arrays.to_arrays(self._policies(state))
+        if not self._arrays:
+            self._arrays = {name: array.copy() for name, array in arrays.items()}
+        for evaluation in better:
+            place = self._places[evaluation.member]
+            for name, array in arrays.items():
+                self._arrays[name][place] = array[place]
+            self._returns[place], self._env_steps[place] = evaluation.mean, evaluation.env_steps
+        self._saved = False
+
+    def save(self) -> None:
+        """Replace the file, if there is anything new.
+
+        Raises:
+            NotSaved: it could not be written.
+        """
+        if not self._saved and processes.first():
+            partial = self._path.with_suffix(".part")
+            facts: dict[str, Any] = dict(
+                zip(_FACTS, (list(self._places), self._env_steps, self._returns), strict=True)
+            )
+            policies: dict[str, Any] = {f"policy.{name}": array for name, array in self._arrays.items()}
+            try:
+                with partial.open("wb") as file:
+                    np.savez(file, **facts, **policies)
+                os.replace(partial, self._path)
+            except OSError as error:
+                raise NotSaved(f"{self._path} could not be written ({io_errors.reason(error)})") from error
+        self._saved = True
+
+    def _restore(self) -> None:
+        with np.load(self._path) as file:
+            if file["number"].tolist() == list(self._places):
+                self._env_steps, self._returns = file["env_steps"], file["return"]
+                self._arrays = {
+                    name.removeprefix("policy."): file[name] for name in file.files if name not in _FACTS
+                }
+
+
+def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
+    """Copy the best policies of members ``numbers``, if any were kept."""
+    if source.exists():
+        np.savez(destination, **_rows(source, numbers))
+
+
+def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
+    """Put the policies of the members ``before``, by identity, in the places that they have among more."""
+    if not path.exists():
+        return
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    if len(arrays["number"]) != len(before):  # done before
+        return
+    grown: dict[str, Any] = {
+        name: np.zeros((len(members), *array.shape[1:]), array.dtype) for name, array in arrays.items()
+    }
+    grown["return"][:] = -np.inf
+    for place, member in enumerate(members):
+        if member.identity in before:
+            for name, array in arrays.items():
+                grown[name][place] = array[before.index(member.identity)]
+    grown["number"][:] = [member.number for member in members]
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as file:
+        np.savez(file, **grown)
+    os.replace(partial, path)
+
+
+def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:
+    """The arrays of a file, of members ``numbers`` alone."""
+    with np.load(path) as file:
+        rows = [file["number"].tolist().index(number) for number in numbers]
+        return {name: file[name][rows] for name in file.files}
+
+
+def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int]]:
+    """Return the best policies of members ``numbers`` as parameters [S, ...], and the environment steps that
+    each had been trained for.
+
+    ``shapes`` are those of one policy.
+
+    Raises:
+        Refused: no policy was kept, or they are of another structure.
+    """
+    if not path.exists():
+        raise Refused(f"{path} is not there: no policy has been evaluated since training began")
+    rows = _rows(path, numbers)
+    kept = {name.removeprefix("policy."): array for name, array in rows.items() if name not in _FACTS}
+    wanted = {name: leaf.shape for name, leaf in state_arrays.data_shapes(shapes).items()}
+    if wanted != {name: array.shape[1:] for name, array in kept.items()}:
+        raise Refused(f"{path} has policies of another structure than the method of config.json")
+    return jax.tree.map(jax.numpy.asarray, state_arrays.from_arrays(kept, shapes)), rows["env_steps"].tolist()

@@ -1,0 +1,395 @@
+"""Exact checkpoints: the whole State on disk, written atomically, checked on the way back.
+
+A checkpoint is a directory named after its generation. It holds the State as orbax writes it and a manifest
+with shape, dtype and checksum of every leaf. It is built under another name and renamed when complete, so a
+process that is killed at any moment leaves the earlier ones as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from popjax.host.checkpoints import io_errors
+from popjax.host.checkpoints.state_arrays import data, data_shapes, from_arrays, named, raw
+from popjax.host.errors import NotRead, NotSaved, Refused
+from popjax.host.paths import without_patterns
+from popjax.host.scaling.processes import fetch, largest, together
+from popjax.host.terminal import complain
+
+T = TypeVar("T")
+
+KEPT = 2
+"""Checkpoints that stay unless told otherwise: the newest, and the one to fall back on."""
+_MANIFEST = "manifest.json"
+_ARRAYS = "arrays"
+_PARTIAL = "partial-"
+_DAMAGED = "damaged-"
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read back as it was written."""
+
+
+def save(
+    directory: Path,
+    generation: int,
+    state: Any,
+    extra: dict[str, Any],
+    keep: int | None = None,
+    kept: int = KEPT,
+) -> None:
+    """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
+
+    A checkpoint that the generation has already is replaced. The oldest are removed once the new one is
+    complete, but for the newest ``kept`` and that of generation ``keep``. Every process of a run calls this;
+    each writes what lies on its own devices.
+
+    Raises:
+        NotSaved: it could not be written; the older ones are as they were.
+    """
+    write_arrays(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep, kept)
+
+
+def write_arrays(
+    directory: Path,
+    generation: int,
+    arrays: dict[str, Any],
+    extra: dict[str, Any],
+    keep: int | None = None,
+    kept: int = KEPT,
+) -> None:
+    """Save a State that is given as arrays by name, keys as their data: see ``save``."""
+    partial = directory / f"{_PARTIAL}{generation}"
+    try:
+        _write_arrays(directory, partial, arrays)
+        content = {
+            "generation": generation,
+            "extra": extra,
+            "leaves": {path: _describe(fetch(array)) for path, array in arrays.items()},
+        }
+        together(lambda: _complete(directory, generation, json.dumps(content), keep, kept))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        older = generations(directory)
+        rest = f"that of generation {older[0]} is whole" if older else "there is none before it"
+        raise NotSaved(
+            f"the checkpoint of generation {generation} could not be written to {directory}"
+            f" ({io_errors.reason(error)}); {rest}; --resume continues from there"
+        ) from error
+
+
+def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> None:
+    import orbax.checkpoint as orbax
+
+    def prepare() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        discard_partial(directory)
+
+    together(prepare)
+    stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
+    # Compressing takes several times as long as writing, and weights and experience hardly shrink.
+    writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
+    with io_errors.remarks_held(), without_patterns(directory.absolute()) as here:
+        writer.save(here / partial.name / _ARRAYS, stored)
+
+
+def _complete(directory: Path, generation: int, content: str, keep: int | None, kept: int) -> None:
+    partial = directory / f"{_PARTIAL}{generation}"
+    envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
+    (partial / _MANIFEST).write_text(json.dumps(envelope))
+    target = directory / str(generation)
+    replaced = target.rename(_without_number(target)) if target.exists() else None
+    partial.rename(target)
+    if replaced:
+        remove(replaced)
+    for old in generations(directory)[kept:]:
+        if old != keep:
+            remove(directory / str(old))
+
+
+def generations(directory: Path) -> list[int]:
+    """The generations that have a checkpoint, newest first."""
+    if not directory.is_dir():
+        return []
+    return sorted((int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()), reverse=True)
+
+
+def discard_partial(directory: Path) -> None:
+    """Removes what a process that was killed while saving has left, and what could not be removed before."""
+    for entry in directory.glob(_PARTIAL + "*"):
+        remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; one that is held, as by a reader on NFS, is tried again with the next.
+
+    It loses its number first, so that a reader meets a whole checkpoint or none.
+    """
+    try:
+        if not path.name.startswith(_PARTIAL):
+            path = path.rename(_without_number(path))
+        shutil.rmtree(path)
+    except OSError as error:
+        complain(f"{path} could not be removed ({io_errors.reason(error)}); it is tried again later")
+
+
+def _without_number(path: Path) -> Path:
+    return path.with_name(f"{_PARTIAL}{path.name}-old")
+
+
+def set_aside_newer(directory: Path, generation: int) -> None:
+    """Renames the checkpoints beyond ``generation``, so that they no longer count as the newest."""
+    for newer in generations(directory):
+        if newer > generation:
+            aside = directory / f"{_DAMAGED}{newer}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (directory / str(newer)).rename(aside)
+
+
+def env_steps(directory: Path, generation: int) -> list[int]:
+    """Return the environment steps of each member in a checkpoint.
+
+    Raises:
+        Damaged: its manifest cannot be read.
+    """
+    steps: list[int] = _read_manifest(directory / str(generation))["extra"]["env_steps"]
+    return steps
+
+
+def restore_newest(
+    directory: Path,
+    shapes: Any,
+    tell: Callable[[str], None],
+    shardings: Any = None,
+    until: int | None = None,
+) -> tuple[int, Any, dict[str, Any]] | None:
+    """The newest checkpoint that is whole: ``(generation, state, extra)``; ``None`` if there is none. With
+    ``until``, of those no newer than that generation.
+
+    ``shapes`` is the State as ``jax.eval_shape`` gives it; ``shardings`` says where its leaves are to lie.
+    Each damaged checkpoint is named to ``tell``, in one line, and passed over.
+
+    Raises:
+        Refused: the checkpoint is whole but of a State of another structure.
+        NotRead: it may be whole, but the machine cannot read it now.
+    """
+    return _newest(directory, tell, lambda path: restore(path, shapes, shardings), until)
+
+
+def member_of_newest(
+    directory: Path, shapes: Any, tell: Callable[[str], None], place: int, until: int | None = None
+) -> tuple[int, Any, dict[str, Any]] | None:
+    """``restore_newest`` of one member, with ``until`` of a checkpoint no newer than that generation: its
+    State [1, ...]; the others take no room on the device."""
+
+    def read(path: Path) -> tuple[Any, dict[str, Any]]:
+        arrays, extra = _read(path, shapes, None)
+        return from_arrays({name: array[place : place + 1] for name, array in arrays.items()}, shapes), extra
+
+    return _newest(directory, tell, read, until)
+
+
+def slice_of_newest(
+    directory: Path, places: Sequence[int], tell: Callable[[str], None], until: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The rows ``places`` of the leading axis of every leaf of the newest whole checkpoint, by name, and the
+    extra; keys are their data. For who does not know the method."""
+
+    def read(path: Path) -> tuple[Any, dict[str, Any]]:
+        arrays, extra = rows(path)
+        return {name: array[list(places)] for name, array in arrays.items()}, extra
+
+    found = _newest(directory, tell, read, until)
+    return found[1:] if found else None
+
+
+def rows(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return every leaf of a checkpoint by name, keys as their data, and the extra; raises as ``restore``."""
+    leaves = _read_manifest(path)["leaves"]
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"])) for name, leaf in leaves.items()
+    }
+    return _read(path, shapes, None)
+
+
+def members(path: Path) -> list[str] | None:
+    """Return the identities of the members that a checkpoint has; ``None`` if it does not tell."""
+    try:
+        return _read_manifest(path)["extra"].get("members")
+    except (Damaged, NotRead):
+        return None
+
+
+def _newest(
+    directory: Path,
+    tell: Callable[[str], None],
+    read: Callable[[Path], tuple[Any, dict[str, Any]]],
+    until: int | None = None,
+) -> tuple[int, Any, dict[str, Any]] | None:
+    damaged: set[int] = set()
+
+    def available() -> list[int]:
+        there = generations(directory)
+        return [n for n in there if n not in damaged and (until is None or n <= until)]
+
+    while there := available():
+        path = directory / str(there[0])
+        try:
+            return there[0], *read(path)
+        except (Damaged, NotRead) as failure:
+            if not path.exists():  # removed meanwhile by the process that trains, which has made newer ones
+                continue
+            if isinstance(failure, NotRead):
+                raise
+            damaged.add(there[0])
+            older = available()
+            instead = (
+                f"going back to the one of generation {older[0]}" if older else "there is none before it"
+            )
+            tell(f"checkpoint {path} is damaged ({failure}); {instead}")
+    return None
+
+
+def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Reads one checkpoint into new arrays, bitwise as it was saved, on the default device unless
+    ``shardings``, in the structure of ``shapes``, says otherwise.
+
+    Raises:
+        Damaged: something is missing, cut or fails its checksum.
+        NotRead: there is no memory or no permission for it, or the disk fails.
+        Refused: it is whole but of a State of another structure than ``shapes``.
+    """
+    if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: here, shapes)
+    arrays, extra = _read(path, shapes, shardings)
+    return from_arrays(arrays, shapes), extra
+
+
+def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The leaves by name, keys as their data, and the extra; NumPy arrays without ``shardings``."""
+    target = data_shapes(shapes)
+    where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
+
+    def described() -> dict[str, Any]:
+        manifest = _read_manifest(path)
+        _require_equal_structure(path, manifest["leaves"], target)
+        return manifest
+
+    # What comes next needs all processes, so each step is agreed on before it.
+    manifest = _agreed(path, described)
+    arrays = _agreed(path, lambda: _read_arrays(path, target, where))
+    _agreed(path, lambda: _require_checksums(arrays, manifest["leaves"]))
+    return arrays, manifest["extra"]
+
+
+def _agreed(path: Path, read: Callable[[], T]) -> T:
+    """Return the result of ``read``; where it fails on one process, fail on all.
+
+    Raises:
+        Damaged, Refused, NotRead: the worst that happened, in this order.
+    """
+    result, failure = None, None
+    try:
+        result = read()
+    except (Damaged, Refused, NotRead) as error:
+        failure = error
+    except Exception as error:  # whatever orbax and tensorstore make of broken files
+        trouble = io_errors.trouble(error) or io_errors.unreadable(path)
+        failure = _not_read(path, trouble) if trouble else Damaged(io_errors.first_line(error))
+        failure.__cause__ = error
+    kinds: list[type[Exception]] = [Damaged, Refused, NotRead]
+    worst = largest(1 + kinds.index(type(failure)) if failure else 0)
+    if not worst:
+        return cast(T, result)
+    if failure is not None and type(failure) is kinds[worst - 1]:
+        raise failure
+    why = "another process says why"
+    raise [Damaged(why), Refused(f"checkpoint {path} is refused: {why}"), _not_read(path, why)][worst - 1]
+
+
+def _require_checksums(arrays: dict[str, Any], leaves: dict[str, Any]) -> None:
+    for name, described in leaves.items():
+        if zlib.crc32(raw(fetch(arrays[name]))) != described["crc32"]:
+            raise Damaged(f"the checksum of {name} differs")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        envelope = json.loads((path / _MANIFEST).read_text())
+        if zlib.crc32(envelope["content"].encode()) != envelope["crc32"]:
+            raise Damaged("the checksum of its manifest differs")
+        return json.loads(envelope["content"])
+    except (OSError, MemoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if trouble := io_errors.trouble(error):
+            raise _not_read(path, trouble) from error
+        raise Damaged(f"its manifest is unreadable: {io_errors.first_line(error)}") from error
+
+
+def _read_arrays(path: Path, target: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
+    import orbax.checkpoint as orbax
+
+    def arguments(name: str, leaf: Any) -> Any:
+        if not shardings:
+            return orbax.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return orbax.ArrayRestoreArgs(sharding=shardings[name], dtype=leaf.dtype, global_shape=leaf.shape)
+
+    stored = {name: leaf for name, leaf in target.items() if 0 not in leaf.shape}
+    # Each process reads for itself: at a barrier of orbax's it would wait for one that has failed.
+    alone = jax.process_index()
+    own = orbax.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
+    reader = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(), multiprocessing_options=own)
+    with without_patterns(path.absolute()) as here:
+        arrays = reader.restore(
+            here / _ARRAYS,
+            item=stored,
+            restore_args={name: arguments(name, leaf) for name, leaf in stored.items()},
+        )
+    empty = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in target.items() if name not in stored}
+    if shardings:
+        empty = {name: jax.device_put(array, shardings[name]) for name, array in empty.items()}
+    return arrays | empty
+
+
+def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str, Any]) -> None:
+    def spell(shape: Any, dtype: Any) -> str:
+        return f"{dtype}{list(shape)}"
+
+    there = {name: spell(leaf["shape"], leaf["dtype"]) for name, leaf in saved.items()}
+    here = {name: spell(leaf.shape, leaf.dtype) for name, leaf in target.items()}
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise Refused(
+                f"checkpoint {path} does not fit the method: {name} is {there.get(name, 'absent')} in it"
+                f" and {here.get(name, 'absent')} in the State{_made_with(path)}"
+            )
+
+
+def _made_with(path: Path) -> str:
+    """Return the commit that can use a checkpoint, if its run names one."""
+    try:
+        commit = json.loads((path.parent.parent / "config.json").read_text()).get("git_commit")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f"; its run was made with commit {commit}: check that out to use it" if commit else ""
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": zlib.crc32(raw(array))}
+
+
+def _not_read(path: Path, trouble: str) -> NotRead:
+    return NotRead(
+        f"checkpoint {path} cannot be read ({trouble})",
+        "nothing was changed: mend that and try again, or remove the directory to go back to the checkpoint"
+        " before it",
+    )

@@ -1,0 +1,67 @@
+"""The leaves of a State by name, and as NumPy arrays, which know no keys; and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from popjax.host.scaling.processes import fetch
+
+
+def named(state: Any) -> Iterator[tuple[str, Any]]:
+    """Every leaf with its dotted path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
+
+
+def data(leaf: Any) -> Any:
+    """A leaf, or the data of a key."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def digest(state: Any) -> str:
+    """Return the SHA-256 over path, dtype, shape and bytes of every leaf."""
+    total = hashlib.sha256()
+    for path, leaf in named(state):
+        array = fetch(data(leaf))
+        total.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
+        total.update(raw(array))
+    return total.hexdigest()
+
+
+def to_arrays(state: Any) -> dict[str, np.ndarray]:
+    """The leaves of a State by name, whole, on the host; keys are their data."""
+    return {name: fetch(data(leaf)) for name, leaf in named(state)}
+
+
+def data_shapes(shapes: Any) -> dict[str, Any]:
+    """The shapes of what ``to_arrays`` makes of a State of these ``shapes``."""
+    return {name: jax.eval_shape(data, leaf) for name, leaf in named(shapes)}
+
+
+def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
+    """The State in the structure of ``shapes`` of which ``to_arrays`` has made ``arrays``."""
+    leaves = [_undata(arrays[name], leaf) for name, leaf in named(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def raw(array: np.ndarray) -> memoryview:
+    """Its bytes, in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _undata(array: Any, shape: Any) -> Any:
+    if not _is_key(shape):
+        return array if isinstance(array, jax.Array) else jnp.array(array)
+    implementations: list[Any] = []
+    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), shape)
+    return jax.random.wrap_key_data(array, impl=implementations[0])

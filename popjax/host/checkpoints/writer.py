@@ -1,0 +1,70 @@
+"""Checkpoints written in the background, while training goes on."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.host.checkpoints import checkpoint
+from popjax.host.checkpoints.state_arrays import data, named
+
+
+class Writer:
+    """Saves in the background: ``save`` returns when the State is copied, so that training may overwrite it,
+    and a thread writes the copy. At most one checkpoint is being written at a time.
+
+    Without ``background``, or where several processes write together, ``save`` returns when all is written.
+    What goes wrong in the thread is raised by the next call. The newest ``kept`` checkpoints stay.
+    """
+
+    def __init__(self, directory: Path, background: bool, kept: int = checkpoint.KEPT):
+        self._kept = kept
+        self.directory, self.background = directory, background and jax.process_count() == 1
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._copies: dict[str, np.ndarray] = {}
+
+    def save(
+        self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None, again: bool = False
+    ) -> None:
+        """As the function ``save``; a generation that has a checkpoint already keeps it, unless ``again``."""
+        self.wait()
+        if not again and generation in checkpoint.generations(self.directory):
+            return
+        if not self.background:
+            checkpoint.save(self.directory, generation, state, extra, keep, self._kept)
+            return
+        for path, leaf in named(state):
+            array = np.asarray(data(leaf))
+            if path not in self._copies:  # kept, because fresh memory costs more than the copying
+                self._copies[path] = np.empty_like(array, order="C")
+            np.copyto(self._copies[path], array)
+        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra, keep))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more.
+
+        Raises:
+            NotSaved: what was being written could not be.
+        """
+        self.settle()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def settle(self) -> None:
+        """Returns when nothing is being written any more, however that went."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None) -> None:
+        try:
+            checkpoint.write_arrays(self.directory, generation, arrays, extra, keep, self._kept)
+        except BaseException as failure:
+            self._failure = failure

@@ -1,0 +1,176 @@
+"""A policy as files that act without popjax.
+
+policy.stablehlo  the greedy policy as a compiled program's text, for JAX alone: any batch, CPU, GPU or TPU
+policy.npz        the same as weights, for NumPy alone, where the policy is a plain network
+policy.py         what reads policy.npz
+policy.json       what it observes and how it acts
+README.md         how to use them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, export
+
+from popjax import numerics, tree
+from popjax.core import Env, Method, Params
+from popjax.host import paths
+from popjax.host.deploy.numpy_export import LOADER, NotPlain, plain_network
+from popjax.host.errors import Refused
+from popjax.host.runs.rundir import write_json
+from popjax.host.scaling import sweep
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_RESETS = 64  # initial states that a policy is tried on
+_README = """# {title}
+
+{line}
+
+- Observations: {obs_dtype} {obs_shape}, as the environment gives them; normalisation is part of the policy.
+- Actions: {action}
+- `policy.json` holds the same for programs.
+
+With JAX and without popjax, for any number of observations at once (`pip install "jax=={jax}" flatbuffers`;
+later versions of JAX read the program for half a year at least):
+
+```python
+import jax
+from jax import export
+
+policy = export.deserialize(bytearray(open("policy.stablehlo", "rb").read()))
+actions = policy.call(observations)  # [batch, {obs}] -> [batch{components}]
+```
+
+{numpy}
+"""
+_NUMPY = """With NumPy alone (`pip install numpy`):
+
+```python
+from policy import act  # policy.py reads policy.npz beside it
+
+action = act(observation)  # [{obs}] or [batch, {obs}]
+```"""
+
+
+@numerics.standard()
+def export_policy(
+    method: Method, env: Env, state: Any, out: str | Path, member: int, origins: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """Writes the policy of the ``member``-th State of ``state`` [S, ...] into the directory ``out``.
+
+    origins: facts about each of them, for ``policy.json``.
+    Returns why there is no policy.npz, ``None`` where there is one.
+
+    Raises:
+        Refused: there is no such member, or the policy remembers or draws at random.
+    """
+    members = len(origins)
+    if not 0 <= member < members:
+        raise Refused(f"--member must be in 0 to {members - 1}, the run having {members}, got {member}")
+    if jax.tree.leaves(method.memory):
+        raise Refused(
+            "this policy acts by what it remembers, and only one that acts by what it sees can be exported"
+        )
+    params = jax.device_get(tree.take(jax.jit(sweep.lift(method.policy, members))(state), member))
+    observations = probes(env)
+    actions = _actions(method, params, observations, jax.random.key(0))
+    if not np.array_equal(actions, _actions(method, params, observations, jax.random.key(1))):
+        raise Refused("this policy draws its actions at random, and only a greedy one can be exported")
+    program = _program(method, env, params)
+    out = paths.path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "policy.stablehlo").write_bytes(program)
+    reason = None
+    try:
+        arrays: Any = plain_network(params, observations, actions)
+        np.savez(out / "policy.npz", **arrays)
+        (out / "policy.py").write_text(LOADER)
+    except NotPlain as why:
+        reason = str(why)
+        for name in ("policy.npz", "policy.py"):  # of an earlier export, perhaps
+            (out / name).unlink(missing_ok=True)
+    facts = _facts(env, origins[member])
+    write_json(out / "policy.json", facts)
+    (out / "README.md").write_text(_readme(facts, reason))
+    return reason
+
+
+def probes(env: Env) -> np.ndarray:
+    """Observations [B, *obs] on which policies are compared: first ones of episodes, and noise far around."""
+    keys = jax.random.split(jax.random.key(0), _RESETS)
+    first = jax.jit(jax.vmap(lambda key: env.reset(key)[1]))(keys)
+    noise = jax.random.normal(keys[0], (3, *first.shape)) * jnp.array([0.3, 3.0, 30.0]).reshape(
+        3, *[1] * first.ndim
+    )
+    return np.asarray(jnp.concatenate([first, *(first + noise)]).astype(env.spec.obs_dtype))
+
+
+def _actions(method: Method, params: Params, observations: np.ndarray, key: Array) -> np.ndarray:
+    act = jax.jit(jax.vmap(lambda obs: method.act(params, method.memory, obs, key, 0.0)[1]))
+    return np.asarray(act(observations))
+
+
+def _program(method: Method, env: Env, params: Params) -> bytes:
+    """The serialized program observations [b, *obs] -> actions [b, ...], for any b; weights are constants."""
+    weights, key = jax.tree.map(jnp.asarray, params), jax.random.key(0)
+
+    def act(observations: Array) -> Array:
+        return jax.vmap(lambda obs: method.act(weights, method.memory, obs, key, 0.0)[1])(observations)
+
+    (batch,) = export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, *env.spec.obs_shape), env.spec.obs_dtype)
+    return bytes(export.export(jax.jit(act), platforms=PLATFORMS)(shape).serialize())
+
+
+def _facts(env: Env, origin: Mapping[str, Any]) -> dict[str, Any]:
+    spec = env.spec
+    if spec.discrete:
+        action = {"kind": "discrete", "count": spec.action_dim}
+    else:
+        action = {"kind": "continuous", "components": spec.action_dim, "low": -1.0, "high": 1.0}
+    return {
+        "env": spec.name,
+        "observation": {"shape": list(spec.obs_shape), "dtype": jnp.dtype(spec.obs_dtype).name},
+        "action": action,
+        "step_seconds": spec.dt,
+        "episode_length": spec.episode_length,
+        "jax": jax.__version__,
+        **origin,
+    }
+
+
+def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
+    observation, action = facts["observation"], facts["action"]
+    if action["kind"] == "discrete":
+        told, components = f"one of the {action['count']} numbers from 0.", ""
+    else:
+        told = (
+            f"{action['components']} numbers in [-1, 1]; where the environment's bounds are others, "
+            "low + (action + 1) / 2 * (high - low)."
+        )
+        components = f", {action['components']}"
+    shape = ", ".join(map(str, observation["shape"]))
+    who = ", ".join(
+        f"{key} {facts[key]}"
+        for key in ("member", "seed", "individual", "env_steps")
+        if facts.get(key) is not None
+    )
+    return _README.format(
+        title=f"A policy for {facts['env']}",
+        line=f"Trained by {facts.get('method', 'popjax')} ({who}); it acts greedily.",
+        obs_dtype=observation["dtype"],
+        obs_shape=f"[{shape}]",
+        obs=shape,
+        action=told,
+        components=components,
+        jax=facts["jax"],
+        numpy=_NUMPY.format(obs=shape)
+        if reason is None
+        else f"There is no version for NumPy alone: {reason}.",
+    )

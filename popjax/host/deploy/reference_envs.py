@@ -1,0 +1,221 @@
+"""Policies in the environments that ours are copies of: Gymnasium's and dm_control's, on the host.
+
+The originals are played as they are, with MuJoCo in C and their own solver, so the difference of the returns
+is what a policy loses on the way from MJX. Atari's games are ale-py's own environments with Gymnasium's
+preprocessing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from popjax import numerics, tree
+from popjax.core import Env, Key, Method, Params, PyTree
+from popjax.envs.episodic import rescale
+from popjax.host.errors import Refused
+from popjax.host.scaling import sweep
+
+LIBRARIES = {"gym": "gymnasium", "atari": "gymnasium", "dmc": "dm_control"}
+"""Our suites, each also the extra that installs its library, and the library that has their tasks."""
+_ELSEWHERE = 0x4F524947
+
+
+class Original(NamedTuple):
+    """One original environment on the host.
+
+    reset: seed -> obs [*obs]
+    step:  action [A] in [-1, 1], or an integer [] -> (obs, reward, terminated, truncated); rescales the
+           action as popjax does
+    """
+
+    reset: Callable[[int], np.ndarray]
+    step: Callable[[np.ndarray], tuple[np.ndarray, float, bool, bool]]
+
+
+def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
+    """The environment of ``library`` that ``env``, made with ``options``, is a copy of.
+
+    Raises:
+        Refused: the task is not from that library, the library is missing, or it observes something else.
+    """
+    suite, _, task = env.spec.name.partition("/")
+    if suite not in LIBRARIES:
+        raise Refused(f"{env.spec.name} has no original; --in plays the tasks of gym/, dmc/ and atari/")
+    if library != LIBRARIES[suite]:
+        raise Refused(f"{env.spec.name} is not a task of {library}; say --in {LIBRARIES[suite]}")
+    rest = {key: value for key, value in options.items() if key != "episode_length"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that version 4 is not the newest is known
+            build = {"gym": _gymnasium, "dmc": _dm_control, "atari": _atari}[suite]
+            original = build(task, env.spec.episode_length, rest)
+    except ImportError as absent:
+        raise Refused(f"--in {library} needs the library: pip install 'popjax[{suite}]'") from absent
+    if (shape := original.reset(0).shape) != env.spec.obs_shape:
+        raise Refused(
+            f"{library} observes {shape} in {task}, popjax {env.spec.obs_shape}: install another version"
+        )
+    return original
+
+
+def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Original:
+    import gymnasium
+
+    env = gymnasium.make(task, max_episode_steps=episode_length, disable_env_checker=True, **options)
+    space: Any = env.action_space
+    to_action: Callable[[Any], Any] = rescale(space.low, space.high)
+
+    def reset(seed: int) -> np.ndarray:
+        return np.asarray(env.reset(seed=seed)[0], np.float32)
+
+    def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        obs, reward, terminated, truncated, _ = env.step(to_action(action))
+        return np.asarray(obs, np.float32), float(reward), bool(terminated), bool(truncated)
+
+    return Original(reset, step)
+
+
+def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
+    """A game of ale-py's own environment, preprocessed by Gymnasium; FIRE and the action behind it begin an
+    episode, or every life, as they do in ours, in which nothing is seen of the frames before."""
+    from ale_py.env import AtariEnv
+    from gymnasium.error import DependencyNotInstalled
+    from gymnasium.wrappers import AtariPreprocessing
+
+    from popjax.envs import atari
+
+    o = atari.settings(task, options)
+    low, high = o["frame_skip"]
+    if o["view"] != "grey84" or low != high:
+        raise Refused("--in gymnasium plays the view grey84 with a frame_skip that is one number")
+    full = o["actions"] == "full"
+    game = AtariEnv(task, frameskip=1, repeat_action_probability=o["sticky"], full_action_space=full)
+    try:
+        env = AtariPreprocessing(game, noop_max=o["noops"], frame_skip=high)
+    except DependencyNotInstalled as absent:
+        raise Refused("--in gymnasium plays Atari with OpenCV: pip install opencv-python") from absent
+    meanings = game.get_action_meanings()
+    fires = o["fire"] != "never" and len(meanings) >= 3 and meanings[1] == "FIRE"
+    seen: list[np.ndarray] = []
+    steps = 0
+
+    def look(frame: np.ndarray, anew: bool) -> np.ndarray:
+        seen[:] = [frame] * atari.STACK if anew else [*seen[1:], frame]
+        return np.stack(seen, -1)
+
+    def reset(seed: int) -> np.ndarray:
+        nonlocal steps
+        steps = 0
+        frame: Any = env.reset(seed=seed)[0]
+        for action in (1, 2) if fires else ():
+            frame = env.step(action)[0]
+        return look(frame, anew=True)
+
+    def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        nonlocal steps
+        steps, before = steps + 1, game.ale.lives()
+        played: Any = env.step(int(action))
+        frame, reward, over = played[:3]
+        lost = 0 < game.ale.lives() < before and not over
+        for hidden in (0, 1, 2) if lost and fires and o["fire"] == "life" else ():
+            if not over:
+                frame, more, over = env.step(hidden)[:3]
+                reward += more
+        obs = look(frame, anew=lost and o["cut_lives"])
+        return obs, float(reward), bool(over), steps >= episode_length
+
+    return Original(reset, step)
+
+
+def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Original:
+    from dm_control import suite
+    from dm_control.rl.control import PhysicsError
+
+    domain, _, kind = task.partition("-")
+    # Half a step less than the limit, so that no rounding of seconds adds a step.
+    limit = (episode_length - 0.5) * suite.load(domain, kind).control_timestep()
+    env = suite.load(domain, kind, task_kwargs={"time_limit": limit, **options})
+    bounds = env.action_spec()
+    to_action: Callable[[Any], Any] = rescale(bounds.minimum, bounds.maximum)
+
+    def flat(observation: Mapping[str, Any]) -> np.ndarray:
+        return np.concatenate([np.ravel(part) for part in observation.values()]).astype(np.float32)
+
+    def reset(seed: int) -> np.ndarray:
+        env.task.random.seed(seed)
+        return flat(env.reset().observation)
+
+    def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        try:
+            timestep = env.step(to_action(action))
+        except PhysicsError:  # the simulation has diverged; the episode ends as it does in ours
+            return np.zeros_like(flat(env.reset().observation)), 0.0, True, False
+        terminated = timestep.last() and timestep.discount == 0
+        return (
+            flat(timestep.observation),
+            float(timestep.reward),
+            terminated,
+            timestep.last() and not terminated,
+        )
+
+    return Original(reset, step)
+
+
+@numerics.standard()
+def evaluate(
+    method: Method, originals: Sequence[Original], state: Any, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays the policies of ``state`` [S, ...] for one episode in each of E originals, in lockstep.
+
+    Equal ``seed`` gives equal episodes, the same for every policy.
+    Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
+    """
+    seeds, episodes = jax.tree.leaves(state)[0].shape[0], len(originals)
+    policies = jax.jit(sweep.lift(method.policy, seeds))(state)
+
+    @jax.jit
+    def act(params: Params, key: Key, memory: PyTree, obs: Array, t: Array) -> tuple[PyTree, Array]:
+        keys = jax.random.split(jax.random.fold_in(key, t), episodes)
+        act = jax.vmap(method.act, in_axes=(None, 0, 0, 0, None))
+        return act(params, memory, obs, keys, 0.0)[:2]
+
+    key, fresh = jax.random.fold_in(jax.random.key(seed), _ELSEWHERE), tree.repeat(method.memory, episodes)
+    starts = [int(start) for start in np.random.SeedSequence(seed).generate_state(episodes)]
+    played = [
+        _play(originals, starts, partial(act, tree.take(policies, place), key), fresh)
+        for place in range(seeds)
+    ]
+    returns, lengths = zip(*played, strict=True)
+    return np.stack(returns), np.stack(lengths)
+
+
+def _play(
+    originals: Sequence[Original],
+    starts: Sequence[int],
+    act: Callable[[PyTree, np.ndarray, np.int32], tuple[PyTree, Array]],
+    memory: PyTree,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One episode in each original: returns float32 [E] and lengths int32 [E].
+
+    ``act`` gets ``memory`` [E, ...], which it moves on, the observations [E, D] and the time; what it says of
+    an episode that has ended is not used.
+    """
+    obs = np.stack([original.reset(start) for original, start in zip(originals, starts, strict=True)])
+    total, length = np.zeros(len(originals)), np.zeros(len(originals), np.int32)
+    alive = np.ones(len(originals), bool)
+    while alive.any():
+        memory, said = act(memory, obs, length.max())
+        action = np.asarray(said)
+        for lane in np.flatnonzero(alive).tolist():
+            obs[lane], reward, terminated, truncated = originals[lane].step(action[lane])
+            total[lane] += reward
+            length[lane] += 1
+            alive[lane] = not (terminated or truncated)
+    return total.astype(np.float32), length

@@ -1,0 +1,102 @@
+"""More seeds or values of a sweep in a run that has begun: members that are missing join at their beginning.
+
+A run that has grown is what it would be had it been asked for like that from the start, but for where the old
+members stand: checkpoints, best policies and records are put in the order of the larger sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.host.checkpoints import best_policies, checkpoint, state_arrays
+from popjax.host.errors import Refused
+from popjax.host.runs.run import Run
+from popjax.host.scaling import processes, sweep
+from popjax.host.scaling.sweep import Member
+
+
+def grow(run: Run, start: tuple[Any, Any]) -> None:
+    """Give every checkpoint of ``run`` the members that it lacks; ``start`` are keys [S] and hypers [S, ...].
+
+    May be interrupted anywhere and done again. A checkpoint that is damaged stays as it is.
+
+    Raises:
+        Refused: several processes train together, which do not have each other's members.
+    """
+    assert run.files is not None
+    names, directory = [member.identity for member in run.members], run.files.checkpoints
+    lacking = []
+    for generation in reversed(checkpoint.generations(directory)):
+        there = checkpoint.members(directory / str(generation))
+        if there is not None and there != names:
+            lacking.append((generation, there))
+    if not lacking:
+        return
+    if jax.process_count() > 1:
+        raise Refused(f"{run.files.root} gets more members: resume it with one process first")
+    added = [name for name in names if name not in lacking[-1][1]]
+    run.say(f"{len(added)} members are added: {', '.join(added)}")
+    for path in (run.files.metrics, run.files.evaluations):
+        _renumber(path, run.members)
+    best_policies.grow(run.files.best, lacking[-1][1], run.members)
+    for generation, there in lacking:
+        _grow_checkpoint(run, start, generation, there)
+
+
+def _grow_checkpoint(run: Run, start: tuple[Any, Any], generation: int, there: list[str]) -> None:
+    assert run.files is not None
+    names = [member.identity for member in run.members]
+    missing = [place for place, name in enumerate(names) if name not in there]
+    try:
+        arrays, extra = checkpoint.rows(run.files.checkpoints / str(generation))
+    except checkpoint.Damaged:
+        return  # it is told when it would be read
+    fresh = state_arrays.to_arrays(_beginning(run, start, missing))
+    shapes, ours = ({name: a.shape[1:] for name, a in found.items()} for found in (arrays, fresh))
+    if shapes != ours:
+        return  # of another popjax, which is told when it would be read
+    known = {name: place for place, name in enumerate([*there, *(names[place] for place in missing)])}
+    order = [known[name] for name in names]
+    grown = {name: np.concatenate([array, fresh[name]])[order] for name, array in arrays.items()}
+    steps = [*extra["env_steps"], *[0] * len(missing)]
+    moved = {
+        key: {str(names.index(there[int(place)])): why for place, why in extra.get(key, {}).items()}
+        for key in ("frozen", "unsettled")
+    }
+    told = extra | moved | {"members": names, "env_steps": [steps[place] for place in order]}
+    every = len(checkpoint.generations(run.files.checkpoints))
+    checkpoint.write_arrays(run.files.checkpoints, generation, grown, told, kept=every)
+
+
+def _beginning(run: Run, start: tuple[Any, Any], places: Sequence[int]) -> Any:
+    """The States [n, ...] with which the members at ``places`` begin."""
+    keys = sweep.keys([run.members[place] for place in places])
+    hypers = jax.tree.map(lambda x: processes.fetch(x)[list(places)], start[1])
+    return jax.jit(sweep.lift(run.method.init, len(places)))(keys, hypers)
+
+
+def _renumber(path: Path, members: Sequence[Member]) -> None:
+    """Give the lines of a file of records the numbers that their members have now."""
+    if not path.exists():
+        return
+    numbers = {member.identity: member.number for member in members}
+    swept = list(members[0].numbers)
+    other = path.with_suffix(".part")
+    with path.open(errors="replace") as old, other.open("w") as new:
+        for line in old:
+            try:
+                row = json.loads(line)
+                own = Member(0, row["seed"], {name: float(row[name]) for name in swept})
+                row["member"] = numbers[own.identity]
+            except (ValueError, KeyError, TypeError):
+                new.write(line)
+            else:
+                new.write(json.dumps(row, allow_nan=False) + "\n")
+    os.replace(other, path)

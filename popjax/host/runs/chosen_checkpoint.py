@@ -1,0 +1,58 @@
+"""Choice among the checkpoints of a run: an older one, or the best policies."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from popjax.core import Method
+from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.errors import Refused
+from popjax.host.runs.rundir import RunDirectory
+from popjax.host.scaling import sweep
+
+BEST = "best"
+
+
+def generation(files: RunDirectory, wanted: str, every: int) -> int:
+    """Return the generation of the checkpoint of ``wanted`` environment steps: the first that reached them,
+    within an interval ``every``.
+
+    Raises:
+        Refused: ``wanted`` is no number, or there is no such checkpoint.
+    """
+    try:
+        steps = int(float(wanted))
+    except (ValueError, OverflowError):
+        raise Refused(f"--checkpoint is best or a number of environment steps, got {wanted!r}") from None
+    known: dict[int, int] = {}
+    for number in reversed(checkpoint.generations(files.checkpoints)):
+        with suppress(checkpoint.Damaged):
+            known[number] = max(checkpoint.env_steps(files.checkpoints, number))
+    found = next((number for number, reached in known.items() if reached >= steps), None)
+    if found is None or known[found] >= steps + every:
+        there = ", ".join(f"{reached:,}" for reached in known.values()) or "none"
+        raise Refused(
+            f"{files.root} has no checkpoint of {steps:,} environment steps; it has {there}"
+            " (--keep-checkpoints N keeps more)"
+        )
+    return found
+
+
+def with_best(
+    method: Method, state: Any, files: RunDirectory, numbers: list[int]
+) -> tuple[Method, Any, list[int]]:
+    """Return ``method`` and a State [S, ...] of which the policies are the best ones of members ``numbers``,
+    and the environment steps that each was trained for. They explore as in ``state``.
+
+    Raises:
+        Refused: none was kept.
+    """
+    first = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[0], s), state)
+    policies, steps = best_policies.load(files.best, jax.eval_shape(method.policy, first), numbers)
+    scale = sweep.lift(lambda s: jnp.asarray(method.exploration(s), jnp.float32), len(numbers))(state)
+    kept = method._replace(policy=lambda pair: pair[0], exploration=lambda pair: pair[1], individuals=None)
+    return kept, (policies, scale), steps

@@ -1,0 +1,169 @@
+"""Facts of a run and its machine that go into ``config.json``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from popjax.core import Env, Method
+from popjax.host.numbers import plain
+from popjax.host.runs import origins
+from popjax.host.runs.options import Options
+
+_PACKAGES = (
+    "popjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "brax",
+    "mujoco",
+    "mujoco-mjx",
+    "gymnax",
+    "gymnasium",
+    "dm-control",
+    "playground",
+    "ale-py",
+)
+
+_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+)
+_FLAGS = ("deterministic", "precision", "fast_math", "nondeterminism")
+"""Parts of the names of XLA's flags that decide about numbers."""
+
+
+def configuration(
+    method: Method,
+    env: Env,
+    hyper: Any,
+    options: Options,
+    sweep: Mapping[str, Sequence[float]],
+    members: tuple[int, int] | None,
+    name: str | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Everything needed to build and repeat a run, and where it ran.
+
+    ``sweep`` are the swept numbers, ``members`` the part of the sweep; ``name`` is the method's, where its
+    records do not say it, and ``command`` what started the run.
+    """
+    return {
+        **origins.describe(method, env, name),
+        "hyper": numbers(hyper),
+        "options": asdict(options),
+        "sweep": {name: list(values) for name, values in sweep.items()},
+        "members": None if members is None else list(members),
+        "command": command,
+        "versions": versions(),
+        "jax": jax_settings(),
+        "device": device_name(),
+        "git_commit": git_commit(),
+        "git_dirty": _origin()[1],
+        "remarks": remarks(method, options),
+    }
+
+
+def numbers(hyper: Any) -> Any:
+    """A pytree of numbers as nested dictionaries of Python numbers."""
+    if is_dataclass(hyper):
+        return {field.name: numbers(getattr(hyper, field.name)) for field in fields(hyper)}
+    if isinstance(hyper, Mapping):
+        return {str(key): numbers(value) for key, value in hyper.items()}
+    return hyper if type(hyper) in (bool, int, float) else plain(hyper)
+
+
+def jax_settings() -> dict[str, Any]:
+    """Return the settings of JAX and XLA that decide about numbers, by the variables that set them."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return {name.upper(): getattr(jax.config, name) for name in _SETTINGS} | {
+        "XLA_FLAGS": " ".join(sorted(flag for flag in flags if any(word in flag for word in _FLAGS)))
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide about results."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name() -> str:
+    """The device that arrays are made on, such as "cpu (x86_64, 8 cores)" or "NVIDIA H200"."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    import psutil
+
+    return f"cpu ({platform.machine()}, {psutil.cpu_count()} cores)"
+
+
+def git_commit() -> str | None:
+    """Return the commit that this package is of; ``None`` where nobody has recorded it."""
+    return _origin()[0]
+
+
+def remarks(method: Method, options: Options) -> list[str]:
+    """Return what somebody who reads the results of a run should know of it, a line each."""
+    found = []
+    commit, changed = _origin()
+    if changed:
+        found.append(f"popjax has changes that commit {commit} has not: it alone does not repeat this run")
+    if method.learning_starts >= options.env_steps:
+        found.append(
+            f"learning begins after {method.learning_starts:,} environment steps, and --env-steps is"
+            f" {options.env_steps:,}: nothing is learned; raise it, or let learning begin earlier"
+        )
+    return found
+
+
+@lru_cache(maxsize=1)
+def _origin() -> tuple[str | None, bool]:
+    """The commit of this package, and whether its files differ from it.
+
+    A package that is installed inside a project of somebody's own has the commit that pip recorded, if any,
+    and not that of the project.
+    """
+    package = Path(__file__).resolve().parents[2]
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return _installed_commit(package), False
+    return _git(package, "rev-parse", "HEAD"), bool(_git(package, "status", "--porcelain", "--", "."))
+
+
+def _git(directory: Path, *command: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(directory), *command], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _installed_commit(package: Path) -> str | None:
+    """The commit of an installation from a repository (PEP 610)."""
+    try:
+        distribution = importlib.metadata.distribution("popjax")
+        facts = json.loads(distribution.read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    ours = Path(str(distribution.locate_file("popjax"))).resolve() == package
+    return facts.get("vcs_info", {}).get("commit_id") if ours else None

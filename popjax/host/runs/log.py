@@ -1,0 +1,256 @@
+"""Sinks: where a run's history goes while it trains.
+
+A sink is any ``(chunk index, history) -> None``, called after every chunk with what that chunk recorded;
+chunk 0 is the evaluation before training. Those here hold a file or a terminal open and are context managers
+that yield their sink.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TextIO, TypeAlias
+
+import numpy as np
+
+from popjax.host.errors import Refused
+from popjax.host.numbers import plain
+from popjax.host.runs.background_writer import Background, background
+from popjax.host.runs.history import Evaluation, History, Recorded, Seconds, named
+from popjax.host.runs.tensorboard import Scalars
+from popjax.host.scaling.sweep import Member
+from popjax.host.terminal import Lasting, complain
+
+Sink: TypeAlias = Callable[..., Any]
+"""``(chunk, History) -> None``, or with the policy as a third argument; True asks the run to end."""
+
+TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
+"""Fields of a line that have a time."""
+
+_PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
+
+
+@contextmanager
+def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
+    """Append to ``path``, in the background, one JSON line per recorded generation and member: ``member``,
+    ``seed``, the swept numbers by name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds``
+    since the run began, and every metric by its dotted name, ``[P]`` metrics as lists.
+
+    ``pandas.read_json(path, lines=True)`` reads it. NaN is null, an infinity "inf" or "-inf".
+    """
+
+    def rows(history: History) -> Iterator[dict[str, Any]]:
+        metrics = named(history.metrics)
+        for row in range(history.generation.shape[1]):
+            for place in history.living:
+                yield {
+                    **_identity(members[place]),
+                    "generation": int(history.generation[place, row]),
+                    "env_steps": int(history.env_steps[place, row]),
+                    **_times(Seconds(*(float(x[row]) for x in history.seconds))),
+                    **{name: values[place, row] for name, values in metrics.items()},
+                }
+
+    def write(histories: Sequence[History]) -> None:
+        _write_lines(file, itertools.chain.from_iterable(map(rows, histories)))
+
+    with path.open("a") as file, background(write) as sink:
+        yield sink
+
+
+@contextmanager
+def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
+    """Append to ``path`` one JSON line per evaluation and member: ``member``, ``seed``, the swept numbers by
+    name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds`` since the run began,
+    ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one per episode)."""
+    numbered = {member.number: member for member in members}
+
+    def row(evaluation: Evaluation) -> dict[str, Any]:
+        return {
+            **_identity(numbered[evaluation.member]),
+            "generation": evaluation.generation,
+            "env_steps": evaluation.env_steps,
+            **_times(evaluation.seconds),
+            "return": evaluation.mean,
+            "returns": list(evaluation.returns),
+            "lengths": list(evaluation.lengths),
+        }
+
+    with path.open("a") as file:
+        yield lambda _, history: _write_lines(file, map(row, history.evaluations))
+
+
+def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
+    """Return the evaluations that ``evaluations_file`` has written, in its order; none if there is no such
+    file."""
+    lines = list(read_lines(path))
+    first = min((line["seed"] for line in lines), default=0)
+    return tuple(evaluation(line, first) for line in lines)
+
+
+def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
+    """A record of ``evaluations_file``; in one that knew of seeds only, ``first`` is the lowest of them."""
+    return Evaluation(
+        line["seed"],
+        line["generation"],
+        line["env_steps"],
+        tuple(line["returns"]),
+        tuple(line["lengths"]),
+        line.get("member", line["seed"] - first),
+        Seconds(*(line[name] for name in TIMES)) if line.keys() >= set(TIMES) else None,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, but for a last one that is being written; none if there is no
+    such file.
+
+    Raises:
+        Refused: a line cannot be read.
+    """
+    if not path.exists():
+        return []
+    found = []
+    with path.open(errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    raise Refused(f"line {number} of {path} is no JSON: remove that line") from None
+    return found
+
+
+def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:
+    """Removes the records of generations beyond ``generation``, of the ``members`` by number beyond one of
+    their own, from a file of JSON lines, and a half-written last line."""
+    if not path.exists():
+        return
+
+    def stays(line: str) -> bool:
+        try:
+            row = json.loads(line)
+            return row["generation"] <= members.get(row.get("member"), generation)
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    # Line by line: the metrics of a long run may be larger than what one wants in memory.
+    shorter = path.with_suffix(".part")
+    with path.open(errors="replace") as old, shorter.open("w") as new:
+        new.writelines(line for line in old if line.endswith("\n") and stays(line))
+    os.replace(shorter, path)
+
+
+@contextmanager
+def tensorboard(
+    directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Recorded] = ()
+) -> Iterator[Background]:
+    """TensorBoard scalars below ``directory``, written in the background: see ``Scalars``."""
+    with background(Scalars(directory, members, env_steps, earlier).write) as sink:
+        yield sink
+
+
+@contextmanager
+def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
+    """Environment steps per second over all members, latest mean return and time left, on standard error: a
+    bar on a terminal, elsewhere a plain line now and then. ``env_steps`` [S] are those already done."""
+    begun, first = time.perf_counter(), env_steps.astype(np.int64)
+    now = first
+    latest: dict[int, float] = {}
+
+    def measure(history: History) -> tuple[int, float, float]:
+        """Steps of the slowest member that goes on, steps per second of all, seconds left."""
+        nonlocal now
+        latest.update({evaluation.member: evaluation.mean for evaluation in history.evaluations})
+        now = history.env_steps[:, -1] if history.env_steps.size else now
+        seconds = max(time.perf_counter() - begun, 1e-9)
+        # Where the last one that went on was frozen just now, all others have finished.
+        slowest = min(history.living or range(len(now)), key=lambda place: int(now[place]))
+        rate = (now - first)[slowest] / seconds
+        left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")
+        return int(now[slowest]), float((now - first).sum()) / seconds, left
+
+    def text() -> str:
+        return f"{np.mean(list(latest.values())):.1f}" if latest else "-"
+
+    display = _bar if Lasting(sys.stderr).isatty() else _lines
+    with display(title, budget) as show:
+        yield lambda _, history: show(*measure(history), text())
+
+
+@contextmanager
+def _bar(title: str, budget: int) -> Iterator[Callable[[int, float, float, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% of {task.total:,.0f} env steps"),
+        TextColumn("[cyan]{task.fields[rate]} steps/s"),
+        TextColumn("[green]return {task.fields[value]}"),
+        TextColumn("{task.fields[left]} left"),
+    )
+    console = Console(file=Lasting(sys.stderr))  # type: ignore[arg-type]
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=budget, rate="-", value="-", left="-")
+
+        def show(steps: int, rate: float, left: float, value: str) -> None:
+            bar.update(
+                task, completed=min(steps, budget), rate=f"{rate:,.0f}", value=value, left=_clock(left)
+            )
+
+        yield show
+
+
+@contextmanager
+def _lines(title: str, budget: int) -> Iterator[Callable[[int, float, float, str], None]]:
+    shown = time.perf_counter()
+
+    def show(steps: int, rate: float, left: float, value: str) -> None:
+        nonlocal shown
+        if steps < budget and time.perf_counter() - shown < _PLAIN_INTERVAL:
+            return
+        shown = time.perf_counter()
+        line = f"{title}: {steps:,} of {budget:,} env steps, {rate:,.0f} steps/s, return {value}"
+        complain(f"{line}, {_clock(left)} left")
+
+    yield show
+
+
+def _clock(seconds: float) -> str:
+    if not np.isfinite(seconds):
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _write_lines(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
+    file.writelines(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
+    file.flush()
+
+
+def _identity(member: Member) -> dict[str, Any]:
+    return {"member": member.number, "seed": member.seed, **member.numbers}
+
+
+def _times(seconds: Seconds | None) -> dict[str, float]:
+    return {} if seconds is None else {name: round(x, 4) for name, x in zip(TIMES, seconds, strict=True)}
+
+
+def scalars(value: np.ndarray) -> list[tuple[str, float]]:
+    """A metric of one generation as suffix and number: itself, or its mean and maximum if it has axes; of
+    nothing, as of prior actors where there are none, nothing."""
+    if np.ndim(value) == 0:
+        return [("", float(value))]
+    if np.size(value) == 0:
+        return []
+    return [("/mean", float(np.mean(value))), ("/max", float(np.max(value)))]

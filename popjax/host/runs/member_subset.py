@@ -1,0 +1,125 @@
+"""A part of a sweep as a run of its own: its States, records and numbers, to be continued without the others.
+
+Nothing of a method is needed for it: a checkpoint is arrays that lead with the members, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.errors import Refused
+from popjax.host.runs import run_group, rundir
+from popjax.host.scaling import processes
+from popjax.host.scaling.sweep import of_config
+from popjax.host.terminal import complain
+
+_PARTIAL = "partial"
+
+
+@contextmanager
+def detached(
+    source: Path,
+    destination: Path,
+    bounds: tuple[int, int] | None,
+    generation: int | None = None,
+    edits: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Copy the members ``bounds``, all of them without, of the run in ``source`` into a new run.
+
+    They are taken from the checkpoint of ``generation``, the newest without; ``edits`` are leaves of the
+    State by name, one value for all members.
+
+    What was frozen is no longer: continued with the same numbers it fails again. Where the context ends
+    because the new run is refused, before it has trained, the copy is removed: it would block other commands.
+
+    Raises:
+        Refused: ``source`` has no such members, no such whole checkpoint or no such leaf, or ``destination``
+            holds a run.
+    """
+    files = rundir.RunDirectory(destination)
+    processes.together(lambda: _detach(source, destination, bounds, generation, edits))
+    copied = checkpoint.generations(files.checkpoints)
+    try:
+        yield
+    except Refused:
+        if processes.first() and checkpoint.generations(files.checkpoints) == copied:
+            files.clear()
+        raise
+
+
+def _detach(
+    source: Path,
+    destination: Path,
+    bounds: tuple[int, int] | None,
+    generation: int | None,
+    edits: Mapping[str, Sequence[int]],
+) -> None:
+    source = run_group.run_of(source, bounds[0] if bounds else None)
+    config = rundir.read_config(source)
+    config.pop("id", None)  # the new run gets its own
+    old, whole = rundir.RunDirectory(source), rundir.RunDirectory(destination)
+    if whole.holds_a_run():
+        raise Refused(f"{destination} already holds a run: name another --run-dir")
+    members = of_config(config)
+    numbers = [member.number for member in members]
+    first, last = bounds or (numbers[0], numbers[-1] + 1)
+    if first not in numbers or last - 1 not in numbers or first >= last:
+        raise Refused(f"--members {first}:{last} is no part of the members {numbers[0]}:{numbers[-1] + 1}")
+    places = [numbers.index(number) for number in range(first, last)]
+    there = checkpoint.generations(old.checkpoints)
+    if generation is not None and generation not in there:
+        has = ", ".join(map(str, sorted(there))) or "none"
+        raise Refused(
+            f"{source} has no checkpoint of generation {generation}; it has {has} (--keep-checkpoints N keeps"
+            " more, --checkpoint-every N makes more)"
+        )
+    found = checkpoint.slice_of_newest(old.checkpoints, places, complain, generation)
+    if found is None:
+        raise Refused(f"{source} has no whole checkpoint")
+    arrays, extra = found
+    for name, value in edits.items():
+        if name not in arrays:
+            raise Refused(f"the State of {source} has no {name}: its method decides nothing of that kind")
+        arrays[name] = np.broadcast_to(np.asarray(value, arrays[name].dtype), arrays[name].shape).copy()
+    # Apart until all is there: a process that is killed meanwhile leaves nothing that looks like a run.
+    new = rundir.RunDirectory(destination / _PARTIAL)
+    shutil.rmtree(new.root, ignore_errors=True)
+    kept = {key: value for key, value in extra.items() if key not in ("frozen", "regular")}
+    if "members" in extra:
+        kept["members"] = [extra["members"][place] for place in places]
+    kept["env_steps"] = [extra["env_steps"][place] for place in places]
+    for file in ("metrics", "evaluations"):
+        _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)
+    checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, kept)
+    if generation in (None, max(there)):
+        best_policies.copy(old.best, new.best, [numbers[place] for place in places])
+    rundir.write_json(
+        new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
+    )
+    for copied, wanted in zip(new.contents, whole.contents, strict=True):
+        if copied.exists():
+            copied.rename(wanted)
+    new.root.rmdir()
+
+
+def _copy_lines(source: Path, destination: Path, members: set[int], first_seed: int) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        return
+    with source.open(errors="replace") as old, destination.open("w") as new:
+        for line in old:
+            try:
+                row = json.loads(line)
+                member = row.get("member", row["seed"] - first_seed)
+            except (ValueError, KeyError):
+                continue  # half written by a process that was killed
+            if member in members:
+                new.write(line)

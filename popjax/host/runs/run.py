@@ -1,0 +1,316 @@
+"""A run's records, and how they go to disk and come back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax.core import Env, Method
+from popjax.host import report
+from popjax.host.checkpoints import checkpoint, state_arrays
+from popjax.host.errors import Refused
+from popjax.host.numbers import plain
+from popjax.host.runs import log, rundir
+from popjax.host.runs.history import Evaluation, History, empty, named
+from popjax.host.runs.options import Options
+from popjax.host.scaling import memory, processes, sweep
+from popjax.host.scaling.sweep import Member
+from popjax.host.terminal import complain
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a run.
+
+    state:       the final State, every leaf [S, ...].
+    returns:     float [S] mean return of each member's evaluation on reaching the budget; NaN of one that
+                 was frozen.
+    evaluations: all of them, oldest first, those before a resume included.
+    history:     recorded generations since the start or the resume.
+    summary:     the content of ``summary.json``.
+    members:     what the axis S stands for.
+    """
+
+    state: Any
+    returns: np.ndarray
+    evaluations: tuple[Evaluation, ...]
+    history: History
+    summary: dict[str, Any]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Facts that do not change while a run goes on.
+
+    config:  the content of ``config.json``.
+    members: those that are trained here.
+    begun:   ``time.perf_counter()`` at its beginning.
+    files:   ``None`` for a run without a directory.
+    """
+
+    method: Method
+    env: Env
+    options: Options
+    config: dict[str, Any]
+    members: tuple[Member, ...]
+    begun: float
+    quiet: bool = False
+    files: rundir.RunDirectory | None = None
+
+    @property
+    def title(self) -> str:
+        """Method, agents where the method leaves them open, and environment."""
+        kinds = self.config["agents"].values()
+        agents = f" ({', '.join(kinds)})" if kinds else ""
+        return f"{self.config['method']}{agents} on {self.config['env']}"
+
+    def say(self, line: str) -> None:
+        """A remark on standard error, unless the run is quiet or another process makes it."""
+        if not self.quiet and processes.first():
+            complain(line)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Progress of a run.
+
+    generation:      generations done by whoever went on; checkpoints are named after it.
+    generations:     int [S] generations done by each member: fewer where it stood still.
+    env_steps:       int [S] environment steps done.
+    evaluations:     all so far.
+    wall_seconds:    seconds spent by earlier processes of the same run.
+    compile_seconds: seconds spent compiling, by all processes.
+    chunk_seconds:   seconds spent in chunks, by all processes.
+    frozen:          why the members at these places [S] stand still, though they have not finished.
+    regular:         generation of the newest checkpoint that the interval asked for, and neither a signal nor
+                     the end of the budget; None before the first.
+    unsettled:       of those frozen members that are not where they are to stand still, which checkpoint
+                     could not be read and why.
+    """
+
+    generation: int
+    generations: np.ndarray
+    env_steps: np.ndarray
+    evaluations: tuple[Evaluation, ...] = ()
+    wall_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    chunk_seconds: float = 0.0
+    frozen: Mapping[int, str] = field(default_factory=dict)
+    regular: int | None = None
+    unsettled: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def living(self) -> list[int]:
+        """Places of the members that are not frozen."""
+        return [place for place in range(len(self.env_steps)) if place not in self.frozen]
+
+    @property
+    def least(self) -> int:
+        """Environment steps of the slowest member that is not frozen."""
+        return int(self.env_steps[self.living].min())
+
+
+def extra(run: Run, position: Position) -> dict[str, Any]:
+    """Return the entries of a checkpoint beside the State."""
+    return {
+        "members": [member.identity for member in run.members],
+        "env_steps": position.env_steps.tolist(),
+        "wall_seconds": wall_seconds(run, position),
+        "compile_seconds": position.compile_seconds,
+        "chunk_seconds": position.chunk_seconds,
+        "frozen": {str(place): why for place, why in position.frozen.items()},
+        "regular": position.regular,
+        "unsettled": {str(place): what for place, what in position.unsettled.items()},
+    }
+
+
+def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | None:
+    """State and position of the newest whole checkpoint, ``None`` if there is no checkpoint yet.
+
+    Records beyond it are removed, as those generations are about to be done again; checkpoints beyond it are
+    set aside.
+
+    Raises:
+        Refused: there are checkpoints, but none is whole; nothing is removed.
+        NotRead: there may be one, but it cannot be read now.
+    """
+    files = run.files
+    assert files is not None
+    processes.together(lambda: checkpoint.discard_partial(files.checkpoints))
+    found = checkpoint.restore_newest(files.checkpoints, shapes, complain, shardings)
+    if found is None and checkpoint.generations(files.checkpoints):
+        raise Refused(
+            f"{files.checkpoints} has no whole checkpoint to continue from; its records are as they were:"
+            " remove that directory to begin again with --resume, or name another --run-dir"
+        )
+    if found is None:
+        processes.together(lambda: _forget_beyond(files, -1, {}))
+        run.say(f"{files.root} has no checkpoint yet: starting from the beginning")
+        return None
+    generation, state, extra = found
+    generations = processes.fetch(state.generation).copy()
+    frozen = {int(place): why for place, why in extra.get("frozen", {}).items()}
+    going = {m.number: int(generations[i]) for i, m in enumerate(run.members) if i not in frozen}
+    processes.together(lambda: _forget_beyond(files, generation, going))
+    position = Position(
+        generation=generation,
+        generations=generations,
+        env_steps=np.array(extra["env_steps"]),
+        evaluations=log.read_evaluations(files.evaluations),
+        wall_seconds=extra["wall_seconds"],
+        compile_seconds=extra["compile_seconds"],
+        chunk_seconds=extra["chunk_seconds"],
+        frozen=frozen,
+        regular=extra.get("regular", generation),
+        unsettled={int(place): what for place, what in extra.get("unsettled", {}).items()},
+    )
+    run.say(f"resuming at generation {generation}, {position.least:,} environment steps")
+    return state, position
+
+
+def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
+    """Sets checkpoints beyond ``generation`` aside and removes records beyond it or, of the ``members`` by
+    number, beyond a generation of their own: what a frozen one did until it failed stays."""
+    checkpoint.set_aside_newer(files.checkpoints, generation)
+    log.drop_after(files.metrics, generation, members)
+    log.drop_after(files.evaluations, generation, members)
+
+
+def finish(
+    run: Run, state: Any, position: Position, history: History, early: Mapping[int, str] | None = None
+) -> Result:
+    """The result of a run that has come to its end; writes curves and summary if it has a directory.
+
+    ``early`` says why members stopped before their budget, by place.
+    """
+    returns = _final_returns(run, position)
+    steps = int(position.env_steps.astype(np.int64).sum())
+    finals = [None if np.isnan(value) else value for value in returns.tolist()]
+    metrics = named(processes.fetch(state.metrics))
+    summary = {
+        "method": run.config["method"],
+        "agents": run.config["agents"],
+        "runs": {
+            option: [{**_briefly(run), "run": Path(run["run"]).name} for run in runs]
+            for option, runs in run.config["runs"].items()
+        },
+        "env": run.config["env"],
+        "seeds": [member.seed for member in run.members],
+        "env_steps": int(position.env_steps.max()),
+        "env_steps_per_seed": position.env_steps.tolist(),
+        "generations": int(position.generations.max()),
+        "final_return": finals,
+        "wall_seconds": round(wall_seconds(run, position), 3),
+        "compile_seconds": round(position.compile_seconds, 3),
+        "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
+        "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
+        "hardware": run.config["device"],
+        "state_sha256": state_arrays.digest(state),
+        "members": [
+            _member(run, state, position, place, finals[place], (early or {}).get(place))
+            | {"metrics": {name: plain(values[place]) for name, values in metrics.items()}}
+            for place in range(len(finals))
+        ],
+    }
+    if run.files is not None:
+        files, schedules = run.files, _schedules(run, state)
+        processes.together(lambda: _write_results(run, files, position, summary, schedules))
+    return Result(state, returns, position.evaluations, history, summary, run.members)
+
+
+def _member(
+    run: Run, state: Any, position: Position, place: int, final: float | None, early: str | None
+) -> dict[str, Any]:
+    """A member's line in the summary; its digest is what a run of it alone would have."""
+    member = run.members[place]
+    alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
+    return {
+        "member": member.number,
+        "seed": member.seed,
+        "numbers": dict(member.numbers),
+        "status": "frozen" if place in position.frozen else "stopped" if early else "finished",
+        "reason": position.frozen.get(place, early),
+        "env_steps": int(position.env_steps[place]),
+        "final_return": final,
+        "state_sha256": state_arrays.digest(alone),
+    }
+
+
+def _schedules(run: Run, state: Any) -> list[dict[str, Any]]:
+    """The schedule of every member; of a method without schedules, nothing."""
+    told = run.method.schedule
+    if told is None:
+        return []
+    arrays = processes.fetch(jax.jit(sweep.lift(told.read, len(run.members)))(state))
+    return [
+        {"member": member.number, "seed": member.seed, **member.numbers}
+        | dict(told.tell(jax.tree.map(lambda x: x[place], arrays)))
+        for place, member in enumerate(run.members)
+    ]
+
+
+def _write_results(
+    run: Run,
+    files: rundir.RunDirectory,
+    position: Position,
+    summary: dict[str, Any],
+    schedules: list[dict[str, Any]],
+) -> None:
+    settings = {
+        member.setting: [m for m in run.members if m.setting == member.setting] for member in run.members
+    }
+    for setting, members in settings.items():
+        numbers = {member.number for member in members}
+        evaluations = [e for e in position.evaluations if e.member in numbers]
+        title = f"{run.title}, {setting}" if setting else run.title
+        files.curve(setting).parent.mkdir(exist_ok=True)
+        report.learning_curve(evaluations, files.curve(setting), title=title)
+    if schedules:
+        rundir.write_json(files.schedule, {"members": schedules})
+    rundir.write_json(files.summary, summary)
+
+
+def _briefly(entry: dict[str, Any]) -> dict[str, Any]:
+    """A run that was built on, without what is long: config.json has all of it."""
+    return {name: value for name, value in entry.items() if not isinstance(value, Mapping)}
+
+
+def finished(run: Run, state: Any, position: Position) -> Result:
+    """The result of a run that had spent its budget before it was resumed; nothing is trained."""
+    assert run.files is not None
+    run.say(
+        f"{run.files.root} has finished at {position.least:,} environment steps already;"
+        " a larger --env-steps would continue it"
+    )
+    try:
+        summary = json.loads(run.files.summary.read_text())
+    except (OSError, ValueError):
+        summary = {}
+    if summary.get("env_steps_per_seed") != position.env_steps.tolist():  # killed after the last checkpoint
+        return finish(run, state, position, empty(state))
+    returns = _final_returns(run, position)
+    return Result(state, returns, position.evaluations, empty(state), summary, run.members)
+
+
+def _final_returns(run: Run, position: Position) -> np.ndarray:
+    """[S] mean return of the last evaluation of each member; NaN of the frozen or where records are lost."""
+    last = {evaluation.member: evaluation.mean for evaluation in position.evaluations}
+    return np.array(
+        [
+            np.nan if place in position.frozen else last.get(member.number, np.nan)
+            for place, member in enumerate(run.members)
+        ]
+    )
+
+
+def wall_seconds(run: Run, position: Position) -> float:
+    """Return the seconds that processes have spent on the run so far, this one included."""
+    return position.wall_seconds + time.perf_counter() - run.begun

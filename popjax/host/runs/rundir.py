@@ -1,0 +1,283 @@
+"""The run directory: what lies where, and who may write there.
+
+config.json     what was run: method, environment, every option and number, versions, device, commit
+metrics.jsonl   one line per recorded generation and member: its number, seed and swept numbers in each
+eval.jsonl      one line per evaluation and member
+checkpoints/    the newest States
+best.npz        the policy of each member that had the highest return in an evaluation
+tensorboard/    scalars, one run per member
+curve.png       learning curve, at the end; curves/NUMBERS.png where numbers were swept
+summary.json    results, at the end, with a row per member, its last metrics among them
+schedule.json   of a method whose numbers change, who stemmed from whom and with which, at the end
+
+A sweep that takes several programs has one such directory for each, in one that ``index`` describes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from popjax.host.errors import NoRun, Refused
+from popjax.host.numbers import equal, plain
+from popjax.host.paths import file_name
+from popjax.host.runs.options import option_name
+from popjax.host.scaling import processes, sweep
+
+_COMPARED = (
+    "method",
+    "agent",
+    "env",
+    "env_options",
+    "envs",
+    "config",
+    "hyper",
+    "options",
+    "sweep",
+    "members",
+    "jax",
+)
+_DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
+"""The options of the host that decide what is computed; the others say how often it is looked at."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.root / "eval.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.npz"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def curve(self, setting: str = "") -> Path:
+        """Return the path of the curve of a setting of the swept numbers."""
+        return self.root / "curves" / f"{file_name(setting)}.png" if setting else self.root / "curve.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def schedule(self) -> Path:
+        return self.root / "schedule.json"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.json"
+
+    @property
+    def contents(self) -> tuple[Path, ...]:
+        """Return the files that a run has here; ``config.json`` comes last, as without it nothing is a
+        run."""
+        return (
+            self.metrics,
+            self.evaluations,
+            self.checkpoints,
+            self.best,
+            self.tensorboard,
+            self.summary,
+            self.schedule,
+            self.config,
+        )
+
+    def holds_a_run(self) -> bool:
+        """Return whether any file of a run is here, or of a directory of runs."""
+        return any(path.exists() for path in (self.index, *self.contents))
+
+    def clear(self) -> None:
+        """Remove what a run has here, and the directory if nothing else is in it."""
+        for path in reversed(self.contents):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.root.rmdir()
+
+
+@contextmanager
+def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDirectory]:
+    """The directory of a run that is about to start or to continue, locked against other processes.
+
+    Raises:
+        Refused: it already holds a run and ``resume`` is false; its run has a different configuration;
+            another process is writing to it.
+    """
+    files = RunDirectory(root)
+    check(root, config, resume)
+    processes.together(lambda: root.mkdir(parents=True, exist_ok=True))
+    with ExitStack() as stack:
+
+        def own() -> None:
+            stack.enter_context(_locked(root))
+            write_json(files.config, {"id": identity(files.config), **config})
+
+        processes.together(own)
+        yield files
+
+
+def check(root: Path, config: dict[str, Any], resume: bool) -> None:
+    """Check that ``config`` may be run in ``root``, and touch nothing. Raises as ``opened`` does."""
+    processes.together(lambda: _check(root, config, resume))
+
+
+def _check(root: Path, config: dict[str, Any], resume: bool) -> None:
+    files = RunDirectory(root)
+    if root.exists() and not root.is_dir():
+        raise Refused(f"{root} is not a directory")
+    if not resume:
+        if files.holds_a_run():
+            raise Refused(
+                f"{root} already holds a run: add --resume to continue it, or name another --run-dir"
+            )
+        return
+    before = read_config(root)
+    free = _free(before, config)
+    different = [line for name, line in differences(before, config) if not free(name)]
+    if different:
+        raise Refused(f"{root} was run with other options: {'; '.join(different)} (old -> new)")
+
+
+def begun(root: Path) -> bool:
+    """Return whether ``root`` holds a run or runs: on every process what the first one sees."""
+    return bool(processes.largest(int(processes.first() and RunDirectory(root).holds_a_run())))
+
+
+def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return 'option old -> new' for what is free to change and has changed since the run was last begun, and
+    'package old -> new' for other versions, which may compute something else."""
+    before = read_config(root)
+    free, old, new = _free(before, config), before.get("versions", {}), config.get("versions", {})
+    found = [line for name, line in differences(before, config) if free(name)]
+    return found + [
+        f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]
+    ]
+
+
+def _free(before: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Return whether an option, by its name, may change without changing anything that was computed."""
+    larger = _members(before) <= _members(config)
+
+    def free(name: str) -> bool:
+        of_members = name in ("options.seed", "options.seeds", "members") or name.startswith("sweep")
+        return (larger and of_members) or (name.startswith("options.") and name not in _DECISIVE)
+
+    return free
+
+
+def _members(config: Mapping[str, Any]) -> set[str]:
+    return {member.identity for member in sweep.of_config(config)}
+
+
+def read_config(root: Path) -> dict[str, Any]:
+    """``config.json`` of a run.
+
+    Raises:
+        NoRun: there is none.
+        Refused: it cannot be read.
+    """
+    path = RunDirectory(root).config
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoRun(f"{root} holds no run (there is no {path})") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from None
+
+
+def identity(path: Path) -> str:
+    """Return the id of what a JSON file describes, a new one where there is none. It does not tell paths."""
+    try:
+        return str(json.loads(path.read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return uuid.uuid4().hex
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield name and 'option old -> new' of what differs between two configurations, spelt as it is set.
+
+    A larger budget of environment steps is no difference: it continues the same run. Versions, device and
+    commit are not options, and settings of JAX were not recorded in early runs. Fractions are equal if
+    they are so in float32, in which they are computed with.
+    """
+    compared = [key for key in _COMPARED if key != "jax" or (key in old and key in new)]
+    flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in compared}))) for c in (old, new))
+    for name in sorted(flat_old.keys() | flat_new.keys()):
+        before, after = flat_old.get(name), flat_new.get(name)
+        if equal(before, after) or (name == "options.env_steps" and _larger(after, before)):
+            continue
+        setting = name.removeprefix("jax.")
+        option = (
+            setting if setting != name else option_name(name.removeprefix("options.").removeprefix("envs."))
+        )
+        yield name, f"{option} {_spell(before)} -> {_spell(after)}"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces ``path`` in one step: a reader sees the old or the new content, never half of it."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option in nested dictionaries by its dotted name."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flattened(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
+
+
+def _larger(new: Any, old: Any) -> bool:
+    return isinstance(new, int) and isinstance(old, int) and new > old
+
+
+def _spell(value: Any) -> str:
+    return "unset" if value is None else str(value)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Holds the directory's lock, which the system gives back however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Refused(f"another process is training in {root}") from None
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,248 @@
+"""Launchers of the programs of a sweep: this process, Ray or SLURM.
+
+A job is a command line and the directory that it trains in. Whatever happens to the process that runs it, the
+directory says how far it has come, so a job that died is simply run again with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from popjax.host import signals
+from popjax.host.errors import Interrupted, Refused
+from popjax.host.runs import run_group
+
+Execute = Callable[[Sequence[str]], int]
+"""Runs a command line and returns its exit code; on another machine it is imported by its name."""
+PREEMPTED = frozenset(128 + number for number in signals.SIGNALS)
+"""Exit codes of a run that was asked to end and has saved its State."""
+_DIED = -1  # the process is gone and left no exit code
+
+
+class Ended(NamedTuple):
+    """Exit code of a job and, if it failed, the reason that it told."""
+
+    code: int
+    reason: str = ""
+
+
+class Job(NamedTuple):
+    """argv makes the run in ``directory``, but for --run-dir and --resume."""
+
+    argv: tuple[str, ...]
+    directory: Path
+
+
+def arguments(job: Job) -> list[str]:
+    """The job's command line as it is to be run now: from the beginning or from its last checkpoint."""
+    resume = ["--resume"] if run_group.started(job.directory) else []
+    return [*job.argv, "--run-dir", str(job.directory.absolute()), *resume]
+
+
+def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> list[int]:
+    """Runs one job after the other in this process; returns their exit codes."""
+    codes = []
+    for number, job in enumerate(jobs, 1):
+        say(f"run {number} of {len(jobs)}: {job.directory}")
+        codes.append(execute(arguments(job)))
+    return codes
+
+
+def ray(
+    jobs: Sequence[Job],
+    execute: Execute,
+    say: Callable[[str], None],
+    options: Mapping[str, Any],
+    retries: int,
+) -> list[int]:
+    """Runs jobs on a Ray cluster, the one that RAY_ADDRESS names or one started here; returns exit codes.
+
+    ``options`` are those of a Ray task, such as ``num_gpus``; by default a job takes one GPU where there is
+    any. A job whose worker dies or is preempted continues from its checkpoint, ``retries`` times.
+    """
+    cluster = _imported("ray")
+    # Nothing large passes through a cluster that is started here: runs write to their own directories.
+    ours = {} if os.environ.get("RAY_ADDRESS") else {"object_store_memory": 10**8, "include_dashboard": False}
+    cluster.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False, **ours)
+    resources = {"num_gpus": 1 if cluster.cluster_resources().get("GPU") else 0} | dict(options)
+    # A process of its own for every job: JAX gives its memory back only when a process ends.
+    remote = cluster.remote(max_retries=0, max_calls=1, **resources)(_run)
+
+    def submit(job: Job) -> Any:
+        return remote.remote(execute, job)
+
+    def result(task: Any) -> Ended:
+        try:
+            return cluster.get(task)
+        except cluster.exceptions.RayTaskError as failure:  # an error in the program: trying again is no use
+            return Ended(1, _last_line(str(failure)))
+        except cluster.exceptions.RayError as failure:  # the worker, its node or its memory
+            return Ended(_DIED, type(failure).__name__)
+
+    def wait(tasks: Sequence[Any]) -> Any:
+        return next(iter(cluster.wait(list(tasks), num_returns=1, timeout=_POLL)[0]), None)
+
+    return _supervise(jobs, submit, wait, result, cluster.cancel, say, retries)
+
+
+def slurm(
+    jobs: Sequence[Job],
+    execute: Execute,
+    say: Callable[[str], None],
+    options: Mapping[str, Any],
+    retries: int,
+) -> list[int]:
+    """Submits jobs to SLURM through submitit and waits for them; returns their exit codes.
+
+    ``options`` are submitit's, such as ``slurm_partition``, ``gpus_per_node`` and ``timeout_min``;
+    ``cluster`` may be "local", which runs jobs on this machine. Its files go to ``slurm`` beside the runs. A
+    job that dies or is preempted continues from its checkpoint, ``retries`` times.
+    """
+    submitit = _imported("submitit")
+    given = dict(options)
+    folder = jobs[0].directory.parent / "slurm"
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=given.pop("cluster", None))
+        executor.update_parameters(**given)
+    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        raise Refused(f"--launcher slurm: {' '.join(str(error).split())}") from None
+
+    def submit(job: Job) -> Any:
+        return executor.submit(_run, execute, job)
+
+    def wait(tasks: Sequence[Any]) -> Any:
+        ended = next((task for task in tasks if task.done()), None)
+        if ended is None:
+            time.sleep(_POLL)
+        return ended
+
+    def result(task: Any) -> Ended:
+        try:
+            return task.result()
+        except submitit.core.utils.FailedJobError as failure:
+            return Ended(1, _last_line(str(failure)))
+        except submitit.core.utils.UncompletedJobError:
+            return Ended(_DIED, f"see {task.paths.stderr}")
+
+    def cancel(task: Any) -> None:
+        process = getattr(
+            task, "_process", None
+        )  # of the cluster "local", which would kill it a second later
+        if process is None:
+            task.cancel()
+        else:
+            process.send_signal(signal.SIGTERM)
+
+    return _supervise(jobs, submit, wait, result, cancel, say, retries)
+
+
+_POLL = 1.0  # seconds between looks at the queue
+
+
+def _supervise(
+    jobs: Sequence[Job],
+    submit: Callable[[Job], Any],
+    wait: Callable[[Sequence[Any]], Any],
+    result: Callable[[Any], Ended],
+    cancel: Callable[[Any], object],
+    say: Callable[[str], None],
+    retries: int,
+) -> list[int]:
+    """Submits all jobs, and again those that died. A signal to this process is passed on: what still runs is
+    cancelled, which lets it save, and waited for. ``wait`` returns a task that has ended, None after a while.
+
+    Raises:
+        Interrupted: a signal came; ``--resume`` goes on.
+        KeyboardInterrupt: Ctrl-C came after it, and jobs may still run.
+    """
+    codes, tries, stopped = [_DIED] * len(jobs), [0] * len(jobs), False
+    with signals.deferred(say, "asking the jobs to save and to end") as stop:
+        running = {submit(job): place for place, job in enumerate(jobs)}
+        say(f"{len(jobs)} jobs submitted")
+        while running:
+            if stop.arrived and not stopped:
+                stopped = True
+                for task in running:
+                    cancel(task)
+            task = wait(list(running))
+            if task is None:
+                continue
+            place = running.pop(task)
+            code, why = result(task)
+            codes[place] = code
+            tries[place] += 1
+            name = jobs[place].directory
+            if code == 0:
+                say(f"{name} has finished; {len(running)} jobs left")
+            elif stop.arrived:
+                say(f"{name} has ended; {len(running)} jobs left")
+            elif (code == _DIED or code in PREEMPTED) and tries[place] <= retries:
+                how = "died" if code == _DIED else "was preempted"
+                say(f"{name} {how}; continuing it, {tries[place]} of {retries} retries")
+                running[submit(jobs[place])] = place
+            else:
+                how = "no exit code" if code == _DIED else f"exit code {code}"
+                say(f"{name} ended with {how}{f': {why}' if why else ''}")
+    if stop.arrived and any(codes):
+        unfinished = sum(code != 0 for code in codes)
+        raise Interrupted(f"stopped; {unfinished} of {len(jobs)} jobs have not finished", stop.arrived)
+    return codes
+
+
+def _run(execute: Execute, job: Job) -> Ended:
+    """Do what a worker does, whose standard error nobody watches."""
+    told = _Kept(sys.stderr)
+    with contextlib.redirect_stderr(told):
+        code = execute(arguments(job))
+    return Ended(code, _last_line(told.end) if code else "")
+
+
+class _Kept:
+    """A stream of which the end is kept."""
+
+    def __init__(self, stream: Any):
+        self._stream, self.end = stream, ""
+
+    def write(self, text: str) -> int:
+        """Write and keep ``text``."""
+        self.end = (self.end + text)[-4_000:]
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _last_line(text: str) -> str:
+    """The last line of what a job told: of a traceback that which says what it was."""
+    return (text.strip().splitlines() or [""])[-1].removeprefix("error: ")
+
+
+def require(launcher: str, options: Mapping[str, Any]) -> None:
+    """Raise Refused where ``launcher`` cannot run jobs."""
+    if launcher == "ray":
+        _imported("ray")
+    elif launcher == "slurm":
+        _imported("submitit")
+        if "cluster" not in options and shutil.which("srun") is None:
+            raise Refused(
+                "--launcher slurm: there is no SLURM here, as srun is not found: load its module, or add"
+                " --launcher-option cluster=local to run the jobs on this machine"
+            )
+
+
+def _imported(library: str) -> Any:
+    import importlib
+
+    extra = {"ray": "ray", "submitit": "slurm"}[library]
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise Refused(f"--launcher {extra} needs {library}: pip install 'popjax[{extra}]'") from None

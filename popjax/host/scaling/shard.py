@@ -1,0 +1,161 @@
+"""A run on several devices: its members, or the population of its only member, spread over a mesh.
+
+Members never speak to each other, so each device is given its own share of them and its own program, with its
+own loops: an episode that is long for one device keeps no other waiting, and the compiled program holds no
+collective. The individuals of one population do speak to each other; there the compiler is told where the
+``stacked()`` fields of the State lie and derives the rest. A method knows of neither.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from popjax.core import stacked_fields
+from popjax.host.errors import Refused
+from popjax.host.scaling import sweep
+
+SWEEP, POPULATION = "sweep", "population"
+
+
+class Placement(NamedTuple):
+    """Placement of the arrays of a run on devices.
+
+    devices: those in use, of all processes.
+    axis:    what is spread over them: ``SWEEP`` [S] or ``POPULATION`` [P]; ``None`` on a single device.
+    """
+
+    devices: tuple[jax.Device, ...]
+    axis: str | None = None
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices in a row."""
+        return Mesh(np.array(self.devices), (self.axis or SWEEP,))
+
+    @property
+    def local(self) -> int:
+        """Return the number of devices that are this process's own."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
+    def lift(self, function: Callable[..., Any], members: int) -> Callable[..., Any]:
+        """``sweep.lift`` with every device working on its own members."""
+        if self.axis != SWEEP:
+            return sweep.lift(function, members)
+        share = sweep.lift(function, members // len(self.devices))
+        spec = PartitionSpec(SWEEP)
+        return jax.shard_map(share, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+    def members(self) -> Sharding:
+        """Of arrays [S, ...] that are not a State."""
+        if self.axis is None:
+            return SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self.mesh, PartitionSpec(*[SWEEP] if self.axis == SWEEP else []))
+
+    def state(self, shapes: Any) -> Any:
+        """Of every leaf of a State [S, ...], in its structure."""
+        everywhere = jax.tree.map(lambda _: self.members(), shapes)
+        if self.axis != POPULATION:
+            return everywhere
+        spread = NamedSharding(self.mesh, PartitionSpec(None, POPULATION))
+        return everywhere.replace(
+            **{name: jax.tree.map(lambda _: spread, field) for name, field in stacked_fields(shapes).items()}
+        )
+
+
+def spread(arrays: Any, sharding: Sharding) -> Any:
+    """A pytree that every process has in full, such as keys and hypers, as arrays that lie as ``sharding``
+    says."""
+
+    def put(array: Any) -> jax.Array:
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(array)), impl=jax.random.key_impl(array))
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    return jax.tree.map(put, arrays)
+
+
+def place(shapes: Any, devices: int | str) -> Placement:
+    """The placement of a State of these ``shapes`` [S, ...] on so many ``devices``, or on "all".
+
+    Raises:
+        Refused: there are fewer devices, or what is to be spread does not divide over them.
+    """
+    present, count = jax.devices(), number(devices)
+    if count == 1:
+        return Placement((jax.local_devices()[0],))
+    members = shapes.generation.shape[0]
+    if members > 1:
+        require_divisible(members, count, "members of the sweep")
+        return Placement(tuple(present[:count]), SWEEP)
+    sizes = {leaf.shape[1] for leaf in jax.tree.leaves(stacked_fields(shapes))}
+    if len(sizes) != 1:
+        raise Refused(f"--devices {count}: there is one member and no population to spread; use --devices 1")
+    require_divisible(sizes.pop(), count, "individuals of the population")
+    return Placement(tuple(present[:count]), POPULATION)
+
+
+def divide_cpu(devices: str | None) -> None:
+    """Makes of the CPU as many devices as ``--devices`` says, at most one a core; to be called before any
+    array is made.
+
+    XLA leaves much of a second core idle on arrays as small as those of a population, nearly all of it in
+    physics (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Whoever divided the CPU
+    already, with JAX_NUM_CPU_DEVICES or XLA_FLAGS, is left alone, and so are processes that train together.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(int(devices), cores) if devices and devices.isdecimal() else 1
+    told = jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
+    divided = told or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if count < 2 or divided or jax.distributed.is_initialized():
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # too late; what is missing is refused where it is asked for
+        return
+    # All devices share the threads of which a single one needs eight: see the package's `__init__`.
+    if os.environ.get("NPROC") == str(max(8, os.cpu_count() or 1)):
+        os.environ["NPROC"] = str(max(8 * count, os.cpu_count() or 1))
+
+
+def number(devices: int | str) -> int:
+    """Return the number of ``devices``, which may be "all".
+
+    Raises:
+        Refused: it is no number, there are fewer, or processes that train together leave some out.
+    """
+    present = len(jax.devices())
+    if jax.process_count() > 1:
+        if devices not in ("all", present):
+            raise Refused(f"processes that train together use all {present} devices: add --devices all")
+        return present
+    if devices == "all":
+        return present
+    try:
+        count = int(devices)
+    except ValueError:
+        raise Refused(f"--devices must be a number or all, got {devices!r}") from None
+    if not 1 <= count <= present:
+        remedy = "; JAX_NUM_CPU_DEVICES=N makes N of a CPU" if jax.default_backend() == "cpu" else ""
+        raise Refused(f"--devices must be in 1 to {present}, which is what there is, got {count}{remedy}")
+    return count
+
+
+def require_divisible(size: int, devices: int, what: str) -> None:
+    """Raises Refused where so many of ``what`` cannot be spread over so many devices, with what could."""
+    if size % devices == 0:
+        return
+    fitting = [n for n in range(1, min(size, len(jax.devices())) + 1) if size % n == 0]
+    below, above = size // devices * devices, -(-size // devices) * devices
+    others = " or ".join(str(n) for n in (below, above) if n)
+    raise Refused(
+        f"{size} {what} do not divide over {devices} devices: use --devices"
+        f" {' or '.join(map(str, fitting))}, or {others} of them"
+    )

@@ -1,0 +1,6 @@
+"""Training: the loop over compiled chunks, evaluation, and what ends a member or a run."""
+
+from popjax.host.training.evaluation import evaluate
+from popjax.host.training.start import train
+
+__all__ = ["evaluate", "train"]

@@ -1,0 +1,199 @@
+"""The compiled programs of a run, made before anything is allocated.
+
+A run needs three: ``init``, one chunk of generations and one evaluation. They are compiled ahead of time for
+the exact shapes of the State, so nothing can be compiled again later, the seconds it took are known apart
+from those of training, and so is the memory it will take. Those of the latest runs are kept for others of the
+same method, shapes and options.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from popjax import tree
+from popjax.core import Env, Method
+from popjax.host.runs.options import Options, chunk_length
+from popjax.host.scaling import memory
+from popjax.host.scaling.processes import fetch
+from popjax.host.scaling.shard import SWEEP, Placement, spread
+from popjax.host.signals import Stop, beside, ready
+from popjax.host.training.compile_cache import identity
+from popjax.host.training.evaluation import evaluator
+from popjax.remember import Remembered
+
+
+class Programs(NamedTuple):
+    """Compiled for the shapes of one run.
+
+    init:            (keys [S], hypers [S, ...]) -> State [S, ...]; ``None`` where a State is going to be
+                     restored
+    chunk:           State -> (State, rows); donates its argument. Rows are the generation [S, C], env_steps
+                     [S, C] and metrics [S, C, ...] after each of its generations
+    evaluate:        (State, keys [S], generations [S], places [n], Stop) -> returns [n, E], lengths [n, E];
+                     NumPy. A signal that the Stop notes ends the waiting with ``interrupt.Left``
+    policy:          State -> parameters [S, ...] of everyone's policy; compiled at its first call
+    compile_seconds: time it took to trace and compile them, or to find them
+    total_bytes:     the most memory that any of them needs, with the State
+    """
+
+    init: Callable[..., Any] | None
+    chunk: Callable[[Any], tuple[Any, Any]]
+    evaluate: Callable[..., tuple[np.ndarray, np.ndarray]]
+    policy: Callable[[Any], Any]
+    compile_seconds: float
+    total_bytes: int
+
+
+def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, Any]]:
+    """``State -> (State, (generation [C], env_steps [C], metrics [C, ...]))``: ``length`` generations of one
+    member."""
+
+    def one(state: Any, _: None) -> tuple[Any, Any]:
+        state = method.step(state)
+        return state, (state.generation, state.env_steps, state.metrics)
+
+    return lambda state: jax.lax.scan(one, state, length=length)
+
+
+_KEPT: Remembered[Programs] = Remembered(8)
+
+
+def compile_programs(
+    method: Method,
+    env: Env,
+    start: tuple[Any, Any],
+    state: Any,
+    options: Options,
+    placement: Placement,
+    *,
+    fresh: bool,
+) -> Programs:
+    """Return the programs of a run, compiled unless this process has run the like before. ``start`` are the
+    keys [S] and hypers [S, ...], ``state`` is the State's shapes, ``fresh`` if it is not restored."""
+    begun = time.perf_counter()
+    leaves, structure = jax.tree.flatten((start, state))
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    counts = chunk_length(options, method.steps_bound), options.eval_episodes
+    key = identity(method, env), structure, shapes, counts, placement, fresh
+    programs = _KEPT.get(key, lambda: _compile(method, env, start, state, options, placement, fresh=fresh))
+    return programs._replace(compile_seconds=time.perf_counter() - begun)
+
+
+def _compile(
+    method: Method,
+    env: Env,
+    start: tuple[Any, Any],
+    state: Any,
+    options: Options,
+    placement: Placement,
+    *,
+    fresh: bool,
+) -> Programs:
+    members, length = len(start[0]), chunk_length(options, method.steps_bound)
+    by_member, by_state = placement.members(), placement.state(state)
+    play = evaluator(method, env, options.eval_episodes)
+    lowered = [
+        lower_chunk(method, state, length, placement),
+        _lower_evaluation(play, start[0], state, placement),
+    ]
+    if fresh:
+        init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
+        lowered.append(init.lower(*start))
+    chunk, whole, *first = compiled(lowered, placement)
+    needed = [
+        memory.compiled_bytes(chunk),
+        # Of the arguments, a program counts only what it reads.
+        memory.argument_bytes(chunk) + memory.compiled_bytes(whole) - memory.argument_bytes(whole),
+        *map(memory.compiled_bytes, first),
+        # One member that stands still is put back beside the State.
+        memory.argument_bytes(chunk) + memory.lane_bytes(state),
+    ]
+    copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
+    policy = jax.jit(placement.lift(method.policy, members), in_shardings=(by_state,))
+    evaluate = _evaluation(whole, play, start[0], state, placement)
+    return Programs(first[0] if fresh else None, chunk, evaluate, policy, 0.0, copies * max(needed))
+
+
+def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -> Any:
+    """Return the lowered program of a chunk of ``length`` generations, see ``Programs``, for a State of the
+    shapes ``state`` [S, ...]; the devices may be described ones, of ``jax.experimental.topologies``."""
+    by_state = placement.state(state)
+    chunk = jax.jit(
+        placement.lift(chunk_function(method, length), state.generation.shape[0]),
+        in_shardings=(by_state,),
+        out_shardings=(by_state, placement.members()),
+        donate_argnums=0,
+    )
+    return chunk.lower(state)
+
+
+def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
+    """Return lowered programs, compiled at the same time, and so that a member comes out alike whatever
+    members are beside it.
+
+    On a CPU, XLA hands reductions to a library that sums in another order for every size of the axis; its own
+    loops do not, and were faster on small networks.
+    """
+
+    def one(program: Any) -> Any:
+        if placement.devices[0].platform != "cpu":
+            return program.compile()
+        try:
+            return program.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+        except jax.errors.JaxRuntimeError as error:
+            if "ynn" not in str(error):  # not known to every version
+                raise
+            return program.compile()
+
+    return beside(*(partial(one, program) for program in lowered))
+
+
+def _lower_evaluation(play: Callable[..., Any], keys: Any, state: Any, placement: Placement) -> Any:
+    """Return the lowered program that evaluates all members."""
+    members = len(keys)
+    function = jax.jit(
+        placement.lift(play, members),
+        in_shardings=(placement.state(state), placement.members(), placement.members()),
+        out_shardings=placement.members(),
+    )
+    # A shape, not an array, which would lie on a device that the program may not be for.
+    return function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32))
+
+
+def _evaluation(
+    whole: Any, play: Callable[..., Any], keys: Any, state: Any, placement: Placement
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Return the function that evaluates those members that are due: by ``whole`` where all are, else by a
+    program for one, which is compiled when it is first needed."""
+    members = len(keys)
+
+    @lru_cache(maxsize=1)
+    def single() -> Any:
+        def chosen(state: Any, keys: Any, generation: Any, place: Any) -> Any:
+            return play(*tree.take((state, keys), place), generation)
+
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        return compiled([jax.jit(chosen).lower(state, keys, number, number)], placement)[0]
+
+    def some(
+        state: Any, keys: Any, generations: np.ndarray, places: Sequence[int], stop: Stop | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        numbers = generations.astype(np.int32)
+        if len(places) == members or placement.axis == SWEEP:
+            answer = whole(state, keys, spread(numbers, placement.members()))
+            returns, lengths = fetch(ready(answer, stop))
+            return returns[list(places)], lengths[list(places)]
+        # Members that count steps at different rates are due at different times, one by one.
+        each = [
+            fetch(ready(single()(state, keys, numbers[place], np.int32(place)), stop)) for place in places
+        ]
+        return np.stack([returns for returns, _ in each]), np.stack([lengths for _, lengths in each])
+
+    return some

@@ -1,0 +1,116 @@
+"""Returns of a policy on fresh environments.
+
+Evaluation draws from its own key stream, so how often it happens never changes training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from popjax import numerics, rollout
+from popjax.core import Env, Key, Method, Params, PyTree
+from popjax.host.errors import Refused
+from popjax.host.scaling import sweep
+from popjax.host.signals import ready
+from popjax.host.training.compile_cache import identity, keep_compiled
+from popjax.remember import Remembered
+
+_DURING_TRAINING = 0x45564131
+_AFTERWARDS = 0x45564132
+
+
+def play(
+    env: Env, method: Method, params: Params, key: Key, episodes: int, scale: Array | float = 0.0
+) -> tuple[Array, Array]:
+    """Play one policy, with its exploration at ``scale`` [], for ``episodes`` episodes from fresh resets.
+
+    Returns undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
+    """
+
+    env = env.scored or env
+
+    def one(key: Key) -> tuple[Array, Array]:
+        def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
+            return method.act(params, memory, obs, key, scale)[:2]
+
+        episode = rollout.episode(env, choose, method.memory, key, record=lambda *_: ())
+        return episode.total, episode.length
+
+    return jax.vmap(one)(jax.random.split(key, episodes))
+
+
+def training_key(seed_key: Key, generation: Array) -> Key:
+    """The key of the evaluation that seed ``seed_key`` [] gets after ``generation`` generations."""
+    return jax.random.fold_in(jax.random.fold_in(seed_key, _DURING_TRAINING), generation)
+
+
+def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Array, Array]]:
+    """``(state, seed key, generation []) -> returns [E], lengths [E]``: plays the policy of one member."""
+
+    def evaluation(state: Any, key: Key, generation: Array) -> tuple[Array, Array]:
+        return play(env, method, method.policy(state), training_key(key, generation), episodes)
+
+    return evaluation
+
+
+@numerics.standard()
+def evaluate(
+    method: Method,
+    env: Env,
+    state: Any,
+    *,
+    episodes: int = 5,
+    seed: int = 0,
+    members: Sequence[int] | None = None,
+    stochastic: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluates the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
+
+    A State without the axis S, as ``method.init`` makes it, is that of a single member.
+
+    Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on. ``members``
+    are the numbers of the policies in their sweep, 0 to S - 1 without: a policy of the same number plays the
+    same episodes, alone or among others. ``stochastic`` policies act as they explore in training: one with a
+    distribution samples from it, a deterministic one adds its noise.
+    Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
+
+    Raises:
+        Refused: ``episodes`` or ``seed`` is out of range.
+    """
+    if episodes < 1:
+        raise Refused(f"--episodes must be at least 1, got {episodes}")
+    if not 0 <= seed < 2**31:
+        raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
+    keep_compiled()
+    if any(not np.ndim(leaf) for leaf in jax.tree.leaves(state)):  # no members: a State has scalars
+        state = jax.tree.map(lambda x: x[None], state)
+    count = jax.tree.leaves(state)[0].shape[0]
+    numbers = np.asarray(range(count) if members is None else members, np.int32)
+    key = identity(method, env), method.exploration, count, episodes, stochastic
+    run = _PLAYERS.get(key, lambda: _player(method, env, count, episodes, stochastic))
+    returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS), numbers))
+    return np.asarray(returns), np.asarray(lengths)
+
+
+_PLAYERS: Remembered[Callable[..., tuple[Array, Array]]] = Remembered(8)
+
+
+def _player(
+    method: Method, env: Env, count: int, episodes: int, stochastic: bool
+) -> Callable[..., tuple[Array, Array]]:
+    """Return ``(state, key, member numbers [S]) -> returns [S, E], lengths [S, E]`` of ``count`` members."""
+
+    @jax.jit
+    def run(state: Any, key: Key, numbers: Array) -> tuple[Array, Array]:
+        def one(state: Any, number: Array) -> tuple[Array, Array]:
+            scale = method.exploration(state) if stochastic else 0.0
+            return play(env, method, method.policy(state), jax.random.fold_in(key, number), episodes, scale)
+
+        return sweep.lift(one, count)(state, numbers)
+
+    return run

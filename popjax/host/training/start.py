@@ -1,0 +1,235 @@
+"""Training: one compiled chunk, called until the budget is spent.
+
+Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member
+stands still from the end of the first chunk in which it has reached the budget, so what becomes of one that
+finishes does not depend on the members beside it. Where a frozen one stands does: at a checkpoint of the
+whole sweep, and when one is due depends on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from popjax import numerics
+from popjax.core import Env, Method
+from popjax.host.checkpoints.best_policies import Best
+from popjax.host.checkpoints.writer import Writer
+from popjax.host.errors import Refused
+from popjax.host.numbers import real, whole
+from popjax.host.paths import path
+from popjax.host.runs import added_members, configuration, log, rundir
+from popjax.host.runs.options import Options, check_counter, validate, whole_numbers
+from popjax.host.runs.run import Position, Result, Run, finished, restore
+from popjax.host.scaling import memory, processes, shard, sweep
+from popjax.host.signals import ready
+from popjax.host.training import compile_cache, stopping
+from popjax.host.training.compiled_programs import Programs, compile_programs
+from popjax.host.training.loop import Trained, evaluations_due, train_on
+
+
+@numerics.standard()
+def train(
+    method: Method,
+    env: Env,
+    *,
+    env_steps: int,
+    seeds: int | Sequence[int] = 1,
+    seed: int = 0,
+    eval_every: int = 10_000,
+    eval_episodes: int = 5,
+    checkpoint_every: int = 50_000,
+    log_every: int = 1_000,
+    keep_checkpoints: int = 2,
+    stop_at_return: float | None = None,
+    max_minutes: float | None = None,
+    hyper: Any = None,
+    swept: Mapping[str, Sequence[Any]] | None = None,
+    members: tuple[int, int] | None = None,
+    devices: int | str = 1,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    sinks: Sequence[log.Sink] = (),
+    name: str | None = None,
+    command: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Trains ``method`` in ``env`` until every member has counted ``env_steps`` environment steps.
+
+    Args:
+        env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every, keep_checkpoints,
+            stop_at_return, max_minutes: see ``Options``.
+        hyper: numbers to use instead of ``method.hyper``.
+        swept: values of some of these numbers, by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``: every
+            combination of them is trained with every seed, on one vmapped axis. A name such as
+            "hyper.actor_lr,hyper.polyak" has tuples as values, of numbers that vary together.
+        members: only those from the first number to before the second one of this sweep.
+        devices: over how many devices, or "all", to spread the members or, where there is only one, its
+            population.
+        run_dir: where to write; without it nothing is written and Ctrl-C is Python's own.
+        resume: continue the run in ``run_dir``, or begin it where there is none yet; a larger ``env_steps``
+            prolongs it, more seeds or swept values join it, and the intervals may be others.
+        sinks: called after every chunk with ``(chunk index, history)`` or, if they take three arguments,
+            ``(chunk index, history, policy)``: parameters [S, ...] of everyone's policy, which ``method.act``
+            reads. One that returns True ends the run, saved and summarised.
+        name: what config.json calls the method, an import path or a built-in name; by default as its module
+            exports it.
+        command: what started the run, for config.json.
+        quiet: no progress and no remarks on standard error.
+
+    Raises:
+        Refused: a number is out of range, the run does not fit into memory (``TooLarge``), or ``run_dir``
+            holds another run; raised before anything is allocated.
+        NonFiniteMetric: a metric of the last member that went on became NaN or infinite.
+        NotSaved: a checkpoint could not be written.
+        NotRead: a checkpoint could not be read, for want of memory or permission.
+        Interrupted: Ctrl-C or another signal that asks it to end came; the State is saved.
+        Exception: whatever a sink or an evaluation raised; the State is saved before.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise Refused(_NO_JIT)
+    given = Options(
+        env_steps=env_steps,
+        seeds=seeds,  # type: ignore[arg-type]
+        seed=seed,
+        eval_every=eval_every,
+        eval_episodes=eval_episodes,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        keep_checkpoints=keep_checkpoints,
+        stop_at_return=stop_at_return,
+        max_minutes=max_minutes,
+    )
+    options = whole_numbers(given)
+    validate(options, method)
+    compile_cache.keep_compiled()
+    if resume and run_dir is None:
+        raise Refused("--resume needs a --run-dir to continue from")
+    numbers = method.hyper if hyper is None else hyper
+    swept = {name: _reals(values) for name, values in (swept or {}).items()}
+    members = None if members is None else (whole(members[0]), whole(members[1]))
+    root = None if run_dir is None else path(run_dir)
+    sweep.check(numbers, swept)
+    sweep.check_driven(method.driven, numbers, method.hyper, swept)
+    chosen = sweep.part(sweep.grid(options.seed, options.seeds, swept), members)
+    config = configuration.configuration(method, env, numbers, options, swept, members, name, command)
+    run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
+    if root is not None:
+        resume = _continues(run, root, resume)
+        if config["not_rebuilt"]:
+            run.say(f"only Python can evaluate this run: {config['not_rebuilt']}")
+    with ExitStack() as stack:
+        directory = None if root is None else rundir.opened(root, config, resume)
+        return _start(run, numbers, devices, directory, resume, sinks, stack)
+
+
+def _continues(run: Run, root: Path, resume: bool) -> bool:
+    """Return whether a run in ``root`` is to be continued, once it is known that it may be."""
+    begun = resume and rundir.begun(root)
+    rundir.check(root, run.config, begun)
+    if resume and not begun:
+        run.say(f"{root} holds no run yet: starting from the beginning")
+    if begun and (changed := rundir.changed(root, run.config)):
+        run.say(f"continuing with {'; '.join(changed)}")
+    return begun
+
+
+def _reals(values: Any) -> list[Any]:
+    """The values of a sweep, which may be one, a sequence or an array."""
+    rows = values if isinstance(values, list | tuple) else np.ravel(values)
+    return [tuple(map(real, row)) if isinstance(row, list | tuple) else real(row) for row in rows]
+
+
+_NO_JIT = (
+    "JAX_DISABLE_JIT is set, and a run is one compiled program: unset it; to step through a generation, call"
+    " method.init and method.step from Python, or print from compiled code with jax.debug.print"
+)
+
+
+def _start(
+    run: Run,
+    numbers: Any,
+    devices: int | str,
+    directory: Any,
+    resume: bool,
+    sinks: Sequence[log.Sink],
+    stack: ExitStack,
+) -> Result:
+    """Checks memory, restores or initialises, trains. A new directory is made once it is known to fit."""
+    start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
+    shapes = jax.eval_shape(sweep.lift(run.method.init, count), *start)
+    check_counter(run.options, run.method.steps_bound, shapes.env_steps)
+    placement = shard.place(shapes, devices)
+    device = jax.local_devices()[0]
+    available = processes.smallest_size(memory.available_bytes(device))
+    memory.check(_least_bytes(shapes, placement), available, shapes, device, count)
+    for line in run.config["remarks"]:
+        run.say(line)
+    if count > 1 and not sweep.vmappable():
+        generator = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+        run.say(f"the generator {generator} draws otherwise under vmap: members are computed one by one")
+    start = shard.spread(start, placement.members())
+    restored = None
+    if resume:
+        run = replace(run, files=stack.enter_context(directory))
+        added_members.grow(run, start)
+        restored = restore(run, shapes, placement.state(shapes))
+        if restored and _done(run, restored[1]):
+            return finished(run, *restored)
+    programs = compile_programs(
+        run.method, run.env, start, shapes, run.options, placement, fresh=restored is None
+    )
+    memory.check(programs.total_bytes, available, shapes, device, count)
+    spare = memory.spare_for_copies(programs.total_bytes, available, device)
+    background = memory.tree_bytes(shapes) <= spare
+    _tell_memory(run, shapes, programs, available, background)
+    if directory is not None and run.files is None:
+        run = replace(run, files=stack.enter_context(directory))
+    if restored is None:
+        assert programs.init is not None
+        state = ready(programs.init(*start))
+        steps = processes.fetch((state.generation, state.env_steps))
+        restored = state, Position(int(steps[0].max()), steps[0].copy(), steps[1].copy())
+    state, position = restored
+    position = replace(position, compile_seconds=position.compile_seconds + programs.compile_seconds)
+    del restored  # a second reference to the State would keep its donated arrays from being reused
+    writer = Writer(run.files.checkpoints, background, run.options.keep_checkpoints) if run.files else None
+    if writer:
+        stack.callback(writer.settle)  # before the directory is given to another process
+    numbers = [member.number for member in run.members]
+    best = Best(run.files.best, numbers, programs.policy) if run.files else None
+    return train_on(Trained(run, programs, start, shapes, writer, best), state, position, sinks, stack)
+
+
+def _done(run: Run, position: Position) -> bool:
+    """Return whether nothing is left to train or to evaluate."""
+    spent = stopping.over(run, position) and not position.unsettled
+    return spent and not evaluations_due(run, position)
+
+
+def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
+    """Return the bytes that the State takes of the memory in question, a device's own or that of all CPUs,
+    with the member that is put back on it after it stood still."""
+    whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
+    if placement.axis != shard.SWEEP:
+        return whole + lane if placement.axis is None else 0  # of a population, the compiled programs tell
+    copies = placement.local if placement.devices[0].platform == "cpu" else 1
+    return copies * (whole // len(placement.devices) + lane)
+
+
+def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int, background: bool) -> None:
+    name, size = memory.largest_field(shapes)
+    run.say(
+        f"memory: {memory.human(programs.total_bytes)} of {memory.human(available)} available;"
+        f" the State takes {memory.human(memory.tree_bytes(shapes))}, {name!r} alone {memory.human(size)};"
+        f" compiled in {programs.compile_seconds:.1f} s"
+    )
+    if not background:
+        run.say("memory: no room for a copy of the State, so training waits while a checkpoint is written")

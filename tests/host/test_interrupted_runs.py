@@ -1,0 +1,273 @@
+"""However a run ends, the State at hand is saved, and resumed it comes to what it would have come to."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import popjax
+from popjax.envs import make
+from popjax.host import signals
+from popjax.host.checkpoints import checkpoint, state_arrays
+from popjax.host.runs import Result, log
+from popjax.host.terminal import Lasting, complain
+from popjax.host.training import compiled_programs, loop, train
+from tests.host import tiny
+from tests.host.test_train import OPTIONS, lines
+
+ROOT = Path(__file__).parents[2]
+ENV = make("probe/context")
+METHOD = tiny.build(ENV)
+PROGRAM = "from popjax import cli; cli.METHODS['tiny'] = 'tests.host.tiny'; raise SystemExit(cli.{}())"
+
+
+def run(root: Path | None, **more: Any) -> Result:
+    return train(METHOD, ENV, env_steps=360, run_dir=root, **(OPTIONS | more))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict], list[dict]]:
+    """Digest, metrics and evaluations of a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("straight")
+    digest = run(root).summary["state_sha256"]
+    return digest, lines(root / "metrics.jsonl"), lines(root / "eval.jsonl")
+
+
+def failing(error: BaseException, at: int) -> log.Sink:
+    def sink(index: int, history: Any) -> None:
+        if index == at:
+            raise error
+
+    return sink
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("the tracker is down"), OSError(errno.ENOSPC, "full"), popjax.Interrupted("enough", 2)],
+    ids=["tracker", "disk", "enough"],
+)
+def test_a_sink_that_raises_ends_the_run_saved(error: BaseException, tmp_path: Path, straight: Any) -> None:
+    told: list[int] = []
+    sinks = [failing(error, 5), lambda index, _: told.append(index)]
+    with pytest.raises(type(error)) as failure:
+        run(tmp_path, sinks=sinks)
+    assert failure.value is error
+    assert told == [0, 1, 2, 3, 4, 5]  # the others hear of the last chunk too
+    assert checkpoint.generations(tmp_path / "checkpoints")[0] == 15  # where none was due
+    assert_resumes(tmp_path, straight)
+
+
+def assert_resumes(root: Path, straight: Any) -> None:
+    assert run(root, resume=True).summary["state_sha256"] == straight[0]
+    assert lines(root / "metrics.jsonl") == straight[1]
+    assert lines(root / "eval.jsonl") == straight[2]
+
+
+def test_an_evaluation_that_fails_ends_the_run_saved(tmp_path: Path, straight: Any) -> None:
+    """It is made when the run goes on."""
+
+    ready, calls = compiled_programs.ready, iter(range(100))
+
+    def third_fails(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return ready(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_programs, "ready", third_fails)
+        with pytest.raises(RuntimeError, match="RESOURCE"):
+            run(tmp_path)
+    assert checkpoint.generations(tmp_path / "checkpoints")[0] == 18  # 216 environment steps
+    assert lines(tmp_path / "eval.jsonl") == straight[2][:2]
+    assert_resumes(tmp_path, straight)
+
+
+def test_a_failure_while_saving_is_told_beside_what_failed(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(popjax.host.errors.NotSaved, match="could not be written"):
+        run(tmp_path / "run", sinks=[occupy(tmp_path / "run")], quiet=False)
+    assert "ConnectionError: gone" in capsys.readouterr().err
+
+
+def occupy(root: Path) -> log.Sink:
+    def sink(index: int, history: Any) -> None:
+        if index == 1:
+            (root / "checkpoints").write_text("a file where the directory should be")
+            raise ConnectionError("gone")
+
+    return sink
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
+def test_a_signal_while_the_last_chunk_is_computed_leaves_its_evaluation_to_the_resumed_run(
+    number: int, tmp_path: Path, straight: Any
+) -> None:
+    compute, chunks = loop._run_chunk, iter(range(100))
+
+    def struck(*arguments: Any) -> Any:
+        answer = compute(*arguments)
+        if next(chunks) == 9:  # of 10, which end at 360
+            signal.raise_signal(number)
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_run_chunk", struck)
+        with pytest.raises(popjax.Interrupted) as stopped:
+            run(tmp_path)
+    assert stopped.value.signal_number == number
+    assert not (tmp_path / "summary.json").exists()
+    assert lines(tmp_path / "eval.jsonl") == straight[2][:-1]
+    assert_resumes(tmp_path, straight)
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_what_is_computed_is_left_when_a_signal_comes() -> None:
+    class Slow:
+        dtype = float
+        asked = 0
+
+        def is_ready(self) -> bool:
+            self.asked += 1
+            if self.asked == 3:
+                stop.arrived = signal.SIGTERM
+            return False
+
+    stop = signals.Stop()
+    with pytest.raises(signals.Left):
+        signals.ready([Slow()], stop)
+    assert signals.beside(lambda: 5, lambda: 6) == [5, 6]
+    with pytest.raises(ZeroDivisionError):
+        signals.beside(lambda: 5, lambda: 1 // 0)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.deferred(lambda line: None) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.arrived is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+ENDLESS = ["tiny", "--env=gymnax/Pendulum-v1", "--env-option=max_steps_in_episode=2000000000"]
+
+
+def start(tool: str, *argv: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM.format(tool), *map(str, argv)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def seconds_to_end(process: subprocess.Popen[str]) -> float:
+    time.sleep(1)  # it plays by now
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    return time.monotonic() - begun
+
+
+def test_ctrl_c_is_heard_while_an_evaluation_is_computed(tmp_path: Path) -> None:
+    """Here and by evaluate.py, which then plays what the run has saved."""
+    root = tmp_path / "run"
+    training = start("run", *ENDLESS, "--env-steps=1200", "--run-dir", root)
+    assert training.stderr is not None
+    while "compiled in" not in training.stderr.readline():
+        assert training.poll() is None
+    assert seconds_to_end(training) < 5
+    said = training.stderr.read()
+    assert training.returncode == 130, said
+    assert "SIGINT" in said
+    assert "--resume" in said
+    assert checkpoint.generations(root / "checkpoints") == [0]
+    tells = "import sys; import popjax.host.training.evaluation as e; ready = e.ready\n"
+    tells += "e.ready = lambda x: (print('playing', file=sys.stderr, flush=True), ready(x))[1]\n"
+    program = tells + PROGRAM.format("evaluate")
+    playing = subprocess.Popen(
+        [sys.executable, "-c", program, str(root)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert playing.stderr is not None
+    assert "playing" in playing.stderr.readline()
+    assert seconds_to_end(playing) < 5
+    assert playing.returncode == 130
+    training.stderr.close()
+    playing.stderr.close()
+
+
+class Gone(io.StringIO):
+    """A terminal that is closed after some lines."""
+
+    encoding = "ascii"
+
+    def __init__(self, error: int, after: int = 2):
+        super().__init__()
+        self.error, self.left = error, after
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().write(text.encode("ascii").decode())
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda: Gone(errno.EIO),
+        lambda: Gone(errno.EPIPE, 0),
+        lambda: Gone(errno.ENOSPC, 5),
+        lambda: None,
+        lambda: shut(),
+    ],
+    ids=["hung up", "no reader", "full", "none", "closed"],
+)
+def test_standard_error_that_goes_away_does_not_end_a_run(
+    stream: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, straight: Any
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream())
+    assert state_arrays.digest(run(None, quiet=False).state) == straight[0]
+
+
+def shut() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def test_a_terminal_without_a_character_shows_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", stream)
+    complain("5 ± 1")
+    stream.seek(0)
+    assert stream.read() == "5 ? 1\n"
+    assert not Lasting(None).isatty()
+
+
+@pytest.mark.parametrize("how", ["2>&-", ">&-", "2>&- >&- <&-", ">/dev/full", "2>/dev/full"])
+def test_streams_that_the_shell_closed_or_filled(how: str, tmp_path: Path) -> None:
+    """Nothing that a library prints goes into a file of the run, and the exit code is that of success."""
+    program = PROGRAM.format("run")
+    command = (
+        f'exec "{sys.executable}" -c "{program}" tiny --env probe/context --env-steps 24 --run-dir run {how}'
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, timeout=120, check=False)
+    assert done.returncode == 0
+    assert len(lines(tmp_path / "run/eval.jsonl")) == 2

@@ -1,0 +1,243 @@
+"""Launchers, for real: a Ray of our own and submitit's executor for one machine. Workers are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from popjax import cli
+from popjax.envs import make
+from popjax.host.checkpoints import checkpoint
+from popjax.host.errors import Interrupted, Refused
+from popjax.host.scaling import launchers
+from popjax.host.training import train
+from tests.host import tiny, worker
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = {"env_steps": 36_000, "eval_every": 18_000, "log_every": 1_200, "checkpoint_every": 600}
+ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+
+
+@pytest.fixture(scope="module")
+def straight() -> list[str]:
+    """The digests of the runs of two seeds that nothing disturbed."""
+    env = make("probe/context")
+    return [
+        train(tiny.build(env), env, seed=seed, quiet=True, **OPTIONS).summary["state_sha256"]
+        for seed in (0, 1)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def jobs(root: Path) -> list[launchers.Job]:
+    common = ("tiny", "--env", "probe/context", *ARGUMENTS)
+    return [launchers.Job((*common, "--seed", str(seed)), root / f"seed{seed}") for seed in (0, 1)]
+
+
+def pids(directory: Path) -> list[int]:
+    file = directory.parent / f"{directory.name}.pids"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def signal_when_saved(directory: Path, number: signal.Signals) -> threading.Thread:
+    """Sends a signal to the process that trains in ``directory`` after its first checkpoint."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 120
+        while not checkpoint.generations(directory / "checkpoints") and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(pids(directory)[0], number)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def digests(root: Path) -> list[str]:
+    return [json.loads((job.directory / "summary.json").read_text())["state_sha256"] for job in jobs(root)]
+
+
+@pytest.fixture
+def _ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("_ray")
+def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
+    number: signal.Signals, tmp_path: Path, straight: list[str]
+) -> None:
+    said: list[str] = []
+    killer = signal_when_saved(tmp_path / "seed1", number)
+    codes = launchers.ray(jobs(tmp_path), worker.run, said.append, {"num_cpus": 1}, retries=2)
+    killer.join()
+    assert codes == [0, 0], said
+    assert digests(tmp_path) == straight
+    assert len(pids(tmp_path / "seed0")) == 1
+    assert len(pids(tmp_path / "seed1")) == 2
+    how = "died" if number == signal.SIGKILL else "was preempted"
+    assert [line for line in said if how in line] == [
+        f"{tmp_path / 'seed1'} {how}; continuing it, 1 of 2 retries"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["USR2", "TERM"]
+)
+def test_a_job_of_slurm_that_is_preempted_finishes_in_the_same_state(
+    number: signal.Signals, tmp_path: Path, straight: list[str]
+) -> None:
+    pytest.importorskip("submitit")
+    said: list[str] = []
+    killer = signal_when_saved(tmp_path / "seed1", number)
+    options = {"cluster": "local", "timeout_min": 5}
+    codes = launchers.slurm(jobs(tmp_path), worker.run, said.append, options, retries=2)
+    killer.join()
+    assert codes == [0, 0], said
+    assert digests(tmp_path) == straight
+    assert any("was preempted; continuing it, 1 of 2" in line for line in said)
+
+
+def test_slurm_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(Refused, match=r"--launcher slurm: .*colour"):
+        launchers.slurm(jobs(tmp_path), worker.run, print, {"cluster": "local", "colour": 1}, retries=0)
+
+
+def test_the_reason_of_a_failed_job_comes_from_its_worker(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    refused = launchers.Job(("tiny", "--env", "probe/context", "--env-steps=1"), tmp_path / "refused")
+    said: list[str] = []
+    codes = launchers.slurm(
+        [refused], worker.run, said.append, {"cluster": "local", "timeout_min": 5}, retries=0
+    )
+    assert codes == [2]
+    assert "ended with exit code 2: --env-steps 1 is under one generation" in said[-1]
+
+
+def test_what_cannot_run_jobs_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    launchers.require("local", {})
+    launchers.require("slurm", {"cluster": "local"})
+    argv = ["tiny", "--env", "probe/context", "--env-steps", "240", "--sweep", "config.capacity=9,10"]
+    assert cli.run([*argv, "--launcher", "slurm", "--run-dir", str(tmp_path / "runs")]) == 2
+    assert "there is no SLURM here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+class Clock:
+    """A scheduler in this process: tasks end in the order in which they were submitted."""
+
+    def __init__(self, codes: dict[str, list[int]]):
+        self.codes, self.submitted, self.cancelled, self.said = codes, [], [], []  # type: ignore[var-annotated]
+
+    def submit(self, job: launchers.Job) -> object:
+        self.submitted.append(job.directory.name)
+        return (job.directory.name, len(self.submitted))
+
+    def run(self, jobs: list[launchers.Job], retries: int, wait: Callable | None = None) -> list[int]:
+        return launchers._supervise(
+            jobs,
+            self.submit,
+            wait or (lambda tasks: min(tasks, key=lambda task: task[1])),
+            lambda task: launchers.Ended(self.codes[task[0]].pop(0), "no room"),
+            self.cancelled.append,
+            self.said.append,
+            retries,
+        )
+
+
+def test_what_is_retried_and_what_is_not(tmp_path: Path) -> None:
+    """Who died or was preempted is, until there are no retries left; who failed or was refused is not."""
+    clock = Clock({"seed0": [143, launchers._DIED, 0], "seed1": [1]})
+    assert clock.run(jobs(tmp_path), retries=2) == [0, 1]
+    assert clock.submitted == ["seed0", "seed1", "seed0", "seed0"]
+    clock = Clock({"seed0": [143, 143], "seed1": [2]})
+    assert clock.run(jobs(tmp_path), retries=1) == [143, 2]
+    assert f"{tmp_path / 'seed1'} ended with exit code 2: no room" in clock.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_cancels_what_still_runs_and_waits_for_it(number: signal.Signals, tmp_path: Path) -> None:
+    waited: list[int] = []
+
+    def wait(tasks: list) -> object:
+        waited.append(len(tasks))
+        if len(waited) == 1:
+            signal.raise_signal(number)
+            return None
+        return tasks[0]
+
+    clock = Clock({"seed0": [143], "seed1": [143]})
+    with pytest.raises(Interrupted, match="2 of 2 jobs have not finished") as stopped:
+        clock.run(jobs(tmp_path), 1, wait)
+    assert stopped.value.signal_number == number
+    assert [name for name, _ in clock.cancelled] == clock.submitted == ["seed0", "seed1"]
+    assert waited == [2, 2, 1]
+
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from popjax.host.scaling import launchers
+from popjax.host.errors import Interrupted
+from tests.host import test_launchers, worker
+
+root, launcher, options = Path(sys.argv[1]), *eval(sys.argv[2])
+jobs = [job._replace(argv=(*job.argv, "--env-steps=200000000", "--checkpoint-every=200000000"))
+        for job in test_launchers.jobs(root)]
+try:
+    getattr(launch, launcher)(jobs, worker.run, lambda line: print(line, flush=True), options, 2)
+except Interrupted as stop:
+    print(stop)
+    raise SystemExit(128 + stop.signal_number)
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("slurm", {"cluster": "local", "timeout_min": 5}),
+        pytest.param(("ray", {"num_cpus": 1}), marks=pytest.mark.slow),
+    ],
+    ids=lambda launcher: launcher[0],
+)
+def test_a_signal_to_the_supervisor_lets_its_workers_save(launcher: tuple, tmp_path: Path) -> None:
+    """They would have made no checkpoint for hours."""
+    pytest.importorskip({"slurm": "submitit", "ray": "ray"}[launcher[0]])
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path), repr(launcher)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    records = [job.directory / "metrics.jsonl" for job in jobs(tmp_path)]
+    deadline = time.monotonic() + 120
+    while not all(file.exists() and file.stat().st_size for file in records):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "2 of 2 jobs have not finished" in said
+    for job in jobs(tmp_path):
+        assert len(checkpoint.generations(job.directory / "checkpoints")) == 1, said

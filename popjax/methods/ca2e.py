@@ -158,7 +158,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def choose(s: State, scale: Array, key: Key) -> tuple[Choice, PyTree]:
         """Return the actions of all lanes [P, N, ...], and what the prior policies remember behind them."""
         key_nature, key_prior = jax.random.split(key)
-        everyone = policy.everyone(agent.act, tree.repeat(s.copy, config.actors), scale)
+        everyone = policy.everyone(agent.act, s.copy, scale, shared=True)
         choice = everyone((), s.lanes.obs, key_nature)
         if not priors:
             return choice, s.prior_memories
@@ -206,7 +206,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def refresh(s: State) -> State:
         """Copy the learner's policy to the actors when theirs is ``sync_every`` steps old."""
         due = s.copy_age >= config.sync_every
-        copy = tree.where(due, agent.policy(s.learner), s.copy)
+        copy, _ = learning.once(lambda _: (agent.policy(s.learner), ()), s.copy, due, ())
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:

@@ -204,8 +204,8 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         others."""
 
         def act(memory: PyTree, obs: Array, key: Key) -> Told:
-            mine = policy.everyone(student.act, tree.repeat(params, 1), 0.0)(memory[0], obs, key)
-            told = policy.everyone(tell, tree.repeat(frozen, 1), 0.0)(memory[1], obs, key)
+            mine = policy.everyone(student.act, params, 0.0, shared=True)(memory[0], obs, key)
+            told = policy.everyone(tell, frozen, 0.0, shared=True)(memory[1], obs, key)
             action = tree.where(guided, told.action, mine.action)
             return told._replace(memory=(mine.memory, told.memory), action=action)
 

@@ -111,20 +111,21 @@ def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
         edges = [(0, 0)] * (x.ndim - 3) + [(m // 2, m - m // 2) for m in missing] + [(0, 0)]
         x = jnp.pad(x, edges)
         height, width = x.shape[-3:-1]
-    # Blocks of stride x stride pixels first: cutting out each pixel of a patch by itself compiles for longer.
-    block = stride if side % stride == 0 else 1
-    across, step = side // block, stride // block
     high, wide = ((n - side) // stride + 1 for n in (height, width))
-    rows, columns = (((n - 1) * step + across) for n in (high, wide))  # blocks that some patch covers
-    x = x[..., : rows * block, : columns * block, :]
-    x = x.reshape(*x.shape[:-3], rows, block, columns, block, x.shape[-1])
-    places = [(i, j) for i in range(across) for j in range(across)]
-    shifted = [
-        x[..., i : i + rows - across + 1 : step, :, j : j + columns - across + 1 : step, :, :]
-        for i, j in places
-    ]
+    places = [(i, j) for i in range(side) for j in range(side)]
+    if stride == 1 or side % stride:
+        ends = (high - 1) * stride + 1, (wide - 1) * stride + 1
+        return jnp.concatenate(
+            [x[..., i : i + ends[0] : stride, j : j + ends[1] : stride, :] for i, j in places], -1
+        )
+    # Blocks of stride x stride pixels first: cutting out each pixel of a patch by itself compiles for longer.
+    across = side // stride
+    rows, columns = high - 1 + across, wide - 1 + across  # blocks that some patch covers
+    x = x[..., : rows * stride, : columns * stride, :]
+    x = x.reshape(*x.shape[:-3], rows, stride, columns, stride, x.shape[-1])
+    shifted = [x[..., i : i + high, :, j : j + wide, :, :] for i in range(across) for j in range(across)]
     lead = x.shape[:-5]
-    seen = jnp.stack(shifted, -6).reshape(*lead, across, across, high, block, wide, block, x.shape[-1])
+    seen = jnp.stack(shifted, -6).reshape(*lead, across, across, high, stride, wide, stride, x.shape[-1])
     axes = (*range(len(lead)), *(len(lead) + axis for axis in (2, 4, 0, 3, 1, 5, 6)))
     return seen.transpose(axes).reshape(*lead, high, wide, -1)
 

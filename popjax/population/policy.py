@@ -15,11 +15,13 @@ from popjax.core import Act, Agent, Choice, Key, Params, PyTree, Spec
 from popjax.population.lanes import ActAll
 
 
-def everyone(act: Callable[..., Any], params: Params, scale: Array | float) -> ActAll:
+def everyone(
+    act: Callable[..., Any], params: Params, scale: Array | float, *, shared: bool = False
+) -> ActAll:
     """Return how every individual acts in its own lanes.
 
     act:    of one policy and one observation, such as ``Agent.act``.
-    params: [P] policies.
+    params: [P] policies; if ``shared``, one policy without the axis, which is never copied P times.
     scale:  [], [P] or [P, N] multiplies the exploration.
     """
 
@@ -27,7 +29,8 @@ def everyone(act: Callable[..., Any], params: Params, scale: Array | float) -> A
         shape = jax.tree.leaves(obs)[0].shape[:2]
         scales = jnp.broadcast_to(tree.align(scale, jnp.zeros(shape)), shape)
         over_lanes = jax.vmap(act, (None, 0, 0, 0, 0))
-        return jax.vmap(over_lanes)(params, memory, obs, jax.random.split(key, shape), scales)
+        over_all = jax.vmap(over_lanes, (None if shared else 0, 0, 0, 0, 0))
+        return over_all(params, memory, obs, jax.random.split(key, shape), scales)
 
     return act_all
 

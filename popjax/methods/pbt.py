@@ -262,7 +262,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         """Return the winner's schedule and all selections, see ``lineage.schedule``."""
         told = lineage.schedule(read[0], int(read[1].argmax()), names, own_steps)
         facts = {"agent": kind_of(config.agent), "population": population, "interval": every * own_steps}
-        return facts | told
+        return facts | told | {"priors": [prior._asdict() for prior in evolving]}
 
     def read(s: State) -> tuple[Lineage, Array]:
         return s.lineage, s.metrics.fitness

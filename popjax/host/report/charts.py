@@ -45,16 +45,30 @@ def learning_curves(
     figure, axes = canvas(f"{task}: return against {'time' if by_time else 'environment steps'}")
     for group in groups:
         steps, returns = _aligned(group.curves, by_time)
-        mean, style = returns.mean(0), look[group.label]
-        seeds = f"{len(returns)} seed" + "s" * (len(returns) > 1)
-        axes.plot(steps, mean, linewidth=2, label=_shown(f"{group.label} ({seeds})"), **style._asdict())
-        if len(returns) > 1:
-            std = returns.std(0, ddof=1)
-            axes.fill_between(steps, mean - std, mean + std, color=style.color, alpha=0.18, linewidth=0)
+        _band(axes, steps, returns, group, look[group.label])
     if not by_time:
         count_axis(axes.xaxis)
     axes.set(xlabel=HOURS if by_time else STEPS, ylabel=RETURN)
     axes.margins(x=0.01)
+    legend(axes, _columns(groups))
+    return figure
+
+
+def anytime(task: str, groups: Sequence[Group], look: Mapping[str, Style]) -> Any:
+    """Best return so far, mean over seeds within one standard deviation, up to the least that all methods
+    have reached: at equal environment steps and, where all recorded it, at equal time."""
+    timed = all(curve.seconds is not None for group in groups for curve in group.curves)
+    figure, panels = canvas(f"{task}: best return so far", height=3.4 + 2.6 * timed, rows=1 + timed)
+    for axes, by_time in zip(np.atleast_1d(panels), (False, True), strict=False):
+        aligned = [_aligned(group.curves, by_time, best=True) for group in groups]
+        end = min(places[-1] for places, _ in aligned)
+        for group, (places, returns) in zip(groups, aligned, strict=True):
+            kept = places <= end
+            _band(axes, places[kept], returns[:, kept], group, look[group.label], stays=True)
+        if not by_time:
+            count_axis(axes.xaxis)
+        axes.set(xlabel=HOURS if by_time else STEPS, ylabel="best return so far")
+        axes.margins(x=0.01)
     legend(axes, _columns(groups))
     return figure
 
@@ -176,12 +190,31 @@ def _wrapped(label: str) -> str:
     return textwrap.fill(label, 36)
 
 
-def _aligned(curves: Sequence[Curve], by_time: bool) -> tuple[np.ndarray, np.ndarray]:
+def _band(
+    axes: Any, places: np.ndarray, returns: np.ndarray, group: Group, style: Style, stays: bool = False
+) -> None:
+    """The mean of returns [seeds, N] within one standard deviation; no band of a single seed. ``stays``: a
+    return holds until the next one, else it moves there."""
+    mean, seeds = returns.mean(0), f"{len(returns)} seed" + "s" * (len(returns) > 1)
+    how = {"linewidth": 2, "drawstyle": "steps-post" if stays else "default", **style._asdict()}
+    axes.plot(places, mean, label=_shown(f"{group.label} ({seeds})"), **how)
+    if len(returns) > 1:
+        std = returns.std(0, ddof=1)
+        how = {"color": style.color, "alpha": 0.18, "linewidth": 0, "step": "post" if stays else None}
+        axes.fill_between(places, mean - std, mean + std, **how)
+
+
+def _aligned(curves: Sequence[Curve], by_time: bool, best: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Environment steps or hours [N] that all seeds have in their range and their returns there [seeds, N],
-    linear between evaluations; all of a curve's own if it is alone."""
+    linear between evaluations; all of a curve's own if it is alone. ``best``: the highest return so far
+    instead, which stays until the next evaluation."""
     places = [np.asarray(c.seconds) / 3600 if by_time else c.env_steps for c in curves]
     start, end = max(place[0] for place in places), min(place[-1] for place in places)
     shared = np.unique(np.concatenate(places))
     shared = shared[(shared >= start) & (shared <= end)]
+    if best:
+        so_far = [np.maximum.accumulate(c.returns) for c in curves]
+        held = [y[np.searchsorted(x, shared, side="right") - 1] for x, y in zip(places, so_far, strict=True)]
+        return shared, np.array(held)
     returns = [np.interp(shared, place, c.returns) for place, c in zip(places, curves, strict=True)]
     return shared, np.array(returns)

@@ -55,8 +55,11 @@ def rows(record: Record) -> Rows | None:
     return Rows(first, np.array([line["generation"] for line in mine]), metrics)
 
 
-def figures(label: str, found: Rows) -> Iterator[tuple[str, Any, str]]:
-    """(what it is, figure, caption) for each view that was recorded; none of a population of one."""
+def figures(label: str, found: Rows, fates: bool = True) -> Iterator[tuple[str, Any, str]]:
+    """(what it is, figure, caption) for each view that was recorded; none of a population of one.
+
+    fates: whether to draw who stems from whom; those of a search are in its schedule.
+    """
     who = f"{label}, seed {found.seed}"
     if found.population < 2 or len(found.generation) < 2:
         return
@@ -66,6 +69,8 @@ def figures(label: str, found: Rows) -> Iterator[tuple[str, Any, str]]:
         f"Fitness of each of the {found.population} individuals of {who}: above, the best, the mean and the "
         "worst; below, all of them. Where a method replaces individuals, a row is a slot of the population.",
     )
+    if not fates:
+        return
     if "parents" in found.metrics and found.consecutive:
         yield (
             "lineage",

@@ -14,7 +14,7 @@ import numpy as np
 
 from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
-from popjax.host.report import charts, measures, population, records, statistics
+from popjax.host.report import charts, measures, population, records, searches, statistics
 from popjax.host.report.page import Cells, Picture, Section, Text, render
 from popjax.host.report.records import Group, Record
 from popjax.host.scaling.memory import human
@@ -54,7 +54,8 @@ def report(
     Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
     those that have not begun yet are named. What is no run, such as a note or an earlier report beside them,
     is skipped. labels: names of the methods, one for each run directory. csv: write every evaluation to
-    ``curves.csv``, too: method, task, seed, env_steps and return. measure: by what a seed counts, see
+    ``curves.csv``, too: method, task, seed, env_steps and return; and the ready points of searches over
+    numbers to ``lineage.csv``. measure: by what a seed counts, see
     ``measures.measure``. statistic: what tables show of the seeds.
 
     Raises:
@@ -92,6 +93,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     if csv:
         _write_csv(groups, out / "curves.csv")
+        _write_lineages(groups, out / "lineage.csv")
     for picture in pictures:
         (out / f"{picture.name}.png").write_bytes(picture.png)
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
@@ -138,6 +140,21 @@ def _write_csv(groups: Sequence[Group], path: Path) -> None:
             for curve in group.curves:
                 rows = zip(curve.env_steps.tolist(), curve.returns.tolist(), strict=True)
                 writer.writerows([group.label, group.task, curve.seed, *row] for row in rows)
+
+
+def _write_lineages(groups: Sequence[Group], path: Path) -> None:
+    """A row for every slot at every ready point of all searches; no file without any."""
+    made = [
+        {"method": group.label, "task": group.task, **row}
+        for group in groups
+        for search in _searched(group)
+        for row in searches.rows(search)
+    ]
+    if made:
+        with path.open("w", newline="") as file:
+            writer = csv_file.DictWriter(file, list({name: None for row in made for name in row}))
+            writer.writeheader()
+            writer.writerows(made)
 
 
 def _comparable(groups: Sequence[Group], common: Sequence[str]) -> bool:
@@ -211,6 +228,10 @@ def _curves(groups: Sequence[Group]) -> Section:
         "The same against the time on the clock since a run began, which compiling and evaluating are part "
         "of; seeds that were trained side by side in one run share it."
     )
+    anytime = (
+        "The best evaluation so far, up to what all methods have reached: at equal environment steps and at "
+        "equal time on the clock. Lines and bands as above. The best of noisy evaluations flatters all alike."
+    )
     for task in records.tasks(groups):
         here = [group for group in groups if group.task == task]
         parts.append(
@@ -219,6 +240,8 @@ def _curves(groups: Sequence[Group]) -> Section:
         times = [group for group in here if all(curve.seconds is not None for curve in group.curves)]
         if times:
             parts.append(_picture(f"time-{task}", charts.learning_curves(task, times, look, True), timed))
+        if len(here) > 1 and any(map(_searched, here)):
+            parts.append(_picture(f"anytime-{task}", charts.anytime(task, here, look), anytime))
         if len(times) < len(here):
             without = ", ".join(group.label for group in here if group not in times)
             parts.append(Text(f"No times were recorded of {without} on {task}.", note=True))
@@ -283,15 +306,27 @@ def _populations(groups: Sequence[Group]) -> list[Section]:
     """Return the section on populations; none without any."""
     parts: list[Text | Picture | Cells] = []
     for group in groups:
+        searched = _searched(group)
         found = population.rows(group.records[0])
-        if found is None:
-            continue
-        for kind, figure, caption in population.figures(f"{group.label} on {group.task}", found):
+        label = f"{group.label} on {group.task}"
+        views = [] if found is None else list(population.figures(label, found, fates=not searched))
+        views += searches.figures(label, searched) if searched else []
+        for kind, figure, caption in views:
             parts.append(_picture(f"{kind}-{group.label}-{group.task}", figure, caption))
-        absent = population.missing(found)
+        if searched:
+            parts.append(
+                Text(f"The numbers of the best of {label}, seed {searched[0].seed}, as they changed:")
+            )
+            parts.append(Cells(*searches.table(searched[0])))
+        absent = None if searched else population.missing(found)
         if absent:
-            parts.append(Text(f"{group.label} on {group.task}: {absent}", note=True))
+            parts.append(Text(f"{label}: {absent}", note=True))
     return [Section("Populations", parts)] if parts else []
+
+
+def _searched(group: Group) -> list[searches.Search]:
+    """Return the searches over numbers of all seeds of a group; none of other methods."""
+    return [search for record in group.records for search in searches.read(record)]
 
 
 def _costs(groups: Sequence[Group]) -> Section:

@@ -62,6 +62,12 @@ def generalized(
     chex.assert_equal_shape([rewards, discounts, values, next_values, done])
     errors = rewards + discounts * next_values - values
     traces = jnp.where(done, 0.0, discounts * trace_decay)
+    # A turn of a loop costs an accelerator several launches, whatever the number of lanes.
+    return jax.lax.platform_dependent(errors, traces, cpu=in_turn, default=at_once)
+
+
+def in_turn(errors: Array, traces: Array) -> Array:
+    """Return ``A_t = errors_t + traces_t A_{t+1}`` [T, ...], row after row from the last."""
 
     def one(following: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
         error, trace = row
@@ -69,3 +75,13 @@ def generalized(
         return advantage, advantage
 
     return jax.lax.scan(one, jnp.zeros_like(errors[0]), (errors, traces), reverse=True)[1]
+
+
+def at_once(errors: Array, traces: Array) -> Array:
+    """Return the same in a number of operations that grows with the logarithm of T: each row is a map ``x ->
+    error + trace x``, and composing maps is associative."""
+
+    def compose(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
+
+    return jax.lax.associative_scan(compose, (errors, traces), reverse=True)[0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.advantage import generalized
+from popjax.advantage import at_once, generalized, in_turn
 
 GAMMA = 0.9
 
@@ -93,6 +93,13 @@ def test_between_them_it_is_the_mean_of_returns_of_all_lengths(trace_decay):
     expected = (1 - trace_decay) * (trace_decay ** (n - 1) * of_length).sum()
     got = estimate(rewards, np.full(steps, GAMMA), values, next_values, np.zeros(steps), trace_decay)
     assert got[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_accelerator_takes_all_rows_at_once_and_finds_the_same():
+    rewards, discounts, values, next_values, done = rollouts(steps=37)
+    errors = jnp.asarray(rewards + discounts * next_values - values, jnp.float32)
+    traces = jnp.asarray(np.where(done, 0, 0.95 * discounts), jnp.float32)
+    np.testing.assert_allclose(at_once(errors, traces), in_turn(errors, traces), atol=1e-5)
 
 
 def test_lanes_and_vmap_agree_and_other_episodes_leave_no_trace():

@@ -13,6 +13,7 @@ from popjax import tree
 from popjax.checks import check_choices, check_least
 from popjax.core import Agent, Key, Params, PyTree
 from popjax.distillation import better_action, imitation_loss, regularization
+from popjax.evolution.blocks import mapped
 from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, draw
 
@@ -42,10 +43,6 @@ def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
 
     both = jax.tree.map(cross, tree.keys_like(key, x), x, y)
     return tuple(jax.tree.transpose(jax.tree.structure(x), jax.tree.structure((0, 0)), both))
-
-
-BLOCK = 64
-"""States of a child's memory whose lessons are worked out at once."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ def distil(
         return jnp.where(valid, imitate * distance, 0.0).sum() + pulled
 
     obs = memory.rows.obs  # [capacity, *obs]
-    # In blocks: all states at once would need more memory than the population.
-    lessons = jax.lax.map(lesson, obs, batch_size=BLOCK)
+    # All states at once would need more memory than the population.
+    lessons = mapped(lesson, obs, cpu=64, accelerator=1024)
     curriculum = replace(memory, rows=(obs, *lessons))
 
     optimizer = adam(learning_rate, jnp.inf)

@@ -14,6 +14,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Key, Params
+from popjax.evolution.blocks import mapped
 from popjax.replay.ring import Ring, draw
 
 
@@ -87,8 +88,8 @@ def proximal_all(
         rows, valid = draw(memory, key_draw, batch)
         return proximal(policy, actor, rows.obs, valid, key_noise, std, floor)
 
-    # Two by two: a Jacobian per action component for everyone at once needs much memory.
-    return jax.lax.map(one, (actors, memories, keys, stds), batch_size=2)
+    # A Jacobian per action component for everyone at once needs much memory.
+    return mapped(one, (actors, memories, keys, stds), cpu=2, accelerator=16)
 
 
 def gaussian(params: Params, key: Key) -> Params:

@@ -1,0 +1,22 @@
+"""The same work on many: as much of it at once as suits the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from popjax.core import PyTree
+
+
+def mapped(one: Callable[[Any], PyTree], xs: PyTree, *, cpu: int, accelerator: int) -> PyTree:
+    """Return ``one`` of each of ``xs`` [P, ...], stacked [P, ...]: so many at once on a CPU, whose memory and
+    caches are small, and so many on an accelerator, which waits for a launch with each block."""
+    count = jax.tree.leaves(xs)[0].shape[0]
+
+    def blocks_of(size: int) -> Callable[[PyTree], PyTree]:
+        return jax.vmap(one) if size >= count else partial(jax.lax.map, one, batch_size=size)
+
+    return jax.lax.platform_dependent(xs, cpu=blocks_of(cpu), default=blocks_of(accelerator))

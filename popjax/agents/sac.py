@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,19 @@ from jax import Array
 
 from popjax import distributions, nets, normalize, tree
 from popjax.checks import check_choices, check_widths
-from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
+from popjax.core import (
+    Agent,
+    Choice,
+    Key,
+    Network,
+    Number,
+    Params,
+    PyTree,
+    Spec,
+    Transition,
+    continuous_dims,
+    number,
+)
 from popjax.optimize import adam, descend
 
 
@@ -31,6 +43,7 @@ class Config:
     actor_q: Literal["mean", "min"] = "mean"
     initializer: nets.Initializer = "orthogonal"  # or PyTorch's default: uniform by fan-in, biases too
     normalize_obs: bool = False  # observations are whitened by their running statistics
+    precision: nets.Precision = "float32"  # of hidden layers while learning; acting is float32
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -107,15 +120,9 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     """
     if config.normalize_obs:
         raise ValueError("normalize_obs is for a whole SAC learner; leave it out where its parts are used")
-    obs_dim, action_dim = continuous_dims(spec, "sac")
-    sizes = obs_dim, action_dim, config.hidden
-    initializer = "uniform_fan_in" if config.initializer == "uniform" else config.initializer
-    if heads is None:
-        actor = nets.gaussian_actor(*sizes, initializer=initializer)
-        critic = nets.critic(*sizes, initializer=initializer)
-    else:
-        actor = nets.multihead_gaussian_actor(*sizes, heads, initializer=initializer)
-        critic = nets.multihead_critic(*sizes, heads, initializer=initializer)
+    action_dim = continuous_dims(spec, "sac")[1]
+    actor = _networks(spec, replace(config, precision="float32"), heads)[0]
+    learnt, critic = _networks(spec, config, heads)
     twins = nets.ensemble(critic, 2)
     actions = distributions.squashed()
 
@@ -158,7 +165,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         state: State, batch: Transition, hyper: Hyper, key: Key, weight: Array | float = 1.0
     ) -> tuple[State, Array]:
         next_action, next_log_prob = distributions.squashed_sample(
-            key, *actor.apply(state.actor, batch.next_obs)
+            key, *learnt.apply(state.actor, batch.next_obs)
         )
         next_value = twins.apply(state.target_critics, batch.next_obs, next_action).min(0)
         soft_value = next_value - jnp.exp(state.log_temperature)[..., None] * next_log_prob
@@ -191,7 +198,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         weight: Array | float = 1.0,
         value: Callable[[Array, Array], Array] | None = None,
     ) -> tuple[Array, Array]:
-        action, log_prob = distributions.squashed_sample(key, *actor.apply(params, obs))
+        action, log_prob = distributions.squashed_sample(key, *learnt.apply(params, obs))
         ascended = (value or critics_value(state))(obs, action)
         cost = jnp.exp(state.log_temperature)[..., None] * log_prob - ascended
         entropy = -(weight * log_prob).mean(-1) / jnp.maximum(jnp.mean(weight), 1e-8)
@@ -235,3 +242,16 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         values=values,
     )
     return Parts(agent, learn_critics, actor_loss, learn_temperature)
+
+
+def _networks(spec: Spec, config: Config, heads: int | None) -> tuple[Network, Network]:
+    """Return the network of the actor and that of one critic."""
+    sizes: Any = *continuous_dims(spec, "sac"), config.hidden
+    initializer = "uniform_fan_in" if config.initializer == "uniform" else config.initializer
+    options: Any = {"initializer": initializer, "precision": config.precision}
+    if heads is None:
+        return nets.gaussian_actor(*sizes, **options), nets.critic(*sizes, **options)
+    return (
+        nets.multihead_gaussian_actor(*sizes, heads, **options),
+        nets.multihead_critic(*sizes, heads, **options),
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ class Losses:
 def build(spec: Spec, config: Config = Config()) -> Agent:
     """Return a learner. ``act`` with scale 0 is tanh of the mean."""
     obs_dim, action_dim = continuous_dims(spec, "sac2018")
-    initial = {"initializer": "uniform_zero_bias"}
+    initial: Any = {"initializer": "uniform_zero_bias"}
     actor = nets.gaussian_actor(
         obs_dim, action_dim, config.hidden, **initial, final_initializer="uniform_fan_in", soft_range=True
     )

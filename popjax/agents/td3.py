@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, normalize, tree
-from popjax.checks import check_least, check_widths
+from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -27,8 +27,10 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
     policy_delay: int = 2  # gradient steps of the critics per step of actor and targets
     normalize_obs: bool = False  # observations are whitened by their running statistics
+    precision: nets.Precision = "float32"  # of hidden layers while learning; acting is float32
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_widths(self)
         check_least(self, 1, "policy_delay")
 
@@ -73,7 +75,8 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     """Return a TD3 learner."""
     obs_dim, action_dim = continuous_dims(spec, "td3")
     actor = nets.tanh_actor(obs_dim, action_dim, config.hidden)
-    critic = nets.critic(obs_dim, action_dim, config.hidden)
+    learnt = nets.tanh_actor(obs_dim, action_dim, config.hidden, precision=config.precision)
+    critic = nets.critic(obs_dim, action_dim, config.hidden, precision=config.precision)
     twins = nets.ensemble(critic, 2)
     actions = distributions.deterministic()
 
@@ -114,7 +117,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         """Return the target [B] by clipped double Q with target policy smoothing."""
         noise = hyper.target_noise * jax.random.normal(key, batch.action.shape)
         noise = jnp.clip(noise, -hyper.target_noise_clip, hyper.target_noise_clip)
-        next_action = jnp.clip(actor.apply(state.target_actor, batch.next_obs) + noise, -1.0, 1.0)
+        next_action = jnp.clip(learnt.apply(state.target_actor, batch.next_obs) + noise, -1.0, 1.0)
         next_values = twins.apply(state.target_critics, batch.next_obs, next_action)  # [2, B]
         return batch.reward + batch.discount * next_values.min(0)
 
@@ -122,7 +125,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         first = tree.take(state.critics, 0)
 
         def loss(params: Params) -> tuple[Array, None]:
-            return -jnp.mean(critic.apply(first, batch.obs, actor.apply(params, batch.obs))), None
+            return -jnp.mean(critic.apply(first, batch.obs, learnt.apply(params, batch.obs))), None
 
         params, optimizer, value, _ = descend(
             adam(hyper.actor_lr, hyper.max_grad_norm), loss, state.actor, state.actor_optimizer
@@ -148,12 +151,14 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         delayed = (state.delayed + 1) % config.policy_delay
         state = replace(state, critics=critics, critic_optimizer=critic_optimizer, delayed=delayed)
         due = delayed == 0
-        # One branch for all lanes: the individuals of a population are due together.
-        state, actor_value = jax.lax.cond(
-            tree.any_lane(due),
-            lambda: tree.where(due, learn_actor(state, batch, hyper), (state, jnp.float32(0))),
-            lambda: (state, jnp.float32(0)),
-        )
+
+        def once(_: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            return tree.where(due, learn_actor(carry[0], batch, hyper), carry)
+
+        # A loop of one turn, where a branch would copy the State on an accelerator; and one loop for all
+        # lanes, since the individuals of a population are due together.
+        turns = tree.any_lane(due).astype(jnp.int32)
+        state, actor_value = jax.lax.fori_loop(0, turns, once, (state, jnp.float32(0)))
         return state, Losses(critic_loss=critic_value, actor_loss=actor_value)
 
     agent = Agent(

@@ -78,7 +78,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     population, shape = config.population, (config.population, config.lanes)
     learner = sac.parts(env.spec, config.sac)
     agent = learner.agent
-    network = nets.critic(*continuous_dims(env.spec, "dice"), config.sac.hidden, initializer="orthogonal")
+    sizes = *continuous_dims(env.spec, "dice"), config.sac.hidden
+    network = nets.critic(*sizes, initializer="orthogonal", precision=config.sac.precision)
 
     def apart(crew: Learners) -> Learners:
         """Let agents learn to be unlike each other, from equal shares of everyone's transitions."""

@@ -17,7 +17,7 @@ from jax import Array
 
 from popjax.core import Key, Network, Params, Recurrent
 from popjax.nets import images, recurrent
-from popjax.nets.layers import ACTIVATIONS, MLP, Dense, LayerNorm, Norm, network, rectified
+from popjax.nets.layers import ACTIVATIONS, MLP, Dense, LayerNorm, Norm, Precision, network, rectified
 
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
@@ -35,13 +35,14 @@ class _Torso(nn.Module):
     hidden: Sequence[int]
     initializer: str
     activation: str = "relu"
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
         x = jnp.concatenate(inputs, -1)
         for width in self.hidden:
-            x = ACTIVATIONS[self.activation](Dense(width, self.initializer)(x))
-        return x
+            x = ACTIVATIONS[self.activation](Dense(width, self.initializer, precision=self.precision)(x))
+        return x.astype(jnp.float32)
 
 
 class _GaussianActor(nn.Module):
@@ -125,9 +126,11 @@ def tanh_actor(
     final_scale: float = 1.0,
     initializer: str = "uniform_fan_in",
     final_initializer: str | None = None,
+    precision: Precision = "float32",
 ) -> Network:
     """Return a deterministic policy: obs [..., D] -> action [..., A] in [-1, 1]."""
-    mlp = MLP(tuple(hidden), action_dim, activation, norm, initializer, final_scale, final_initializer)
+    layers: Any = activation, norm, initializer, final_scale, final_initializer, precision
+    mlp = MLP(tuple(hidden), action_dim, *layers)
     return network(_TanhActor(mlp), obs_dim)
 
 
@@ -139,12 +142,14 @@ def gaussian_actor(
     initializer: str = "orthogonal",
     final_initializer: str | None = None,
     soft_range: bool = False,
+    precision: Precision = "float32",
 ) -> Network:
     """Return the network obs [..., D] -> (mean [..., A], log std [..., A] in [-20, 2]) of a Gaussian before
     squashing.
 
     The log std is clipped to its range or, with ``soft_range``, scaled into it by a tanh."""
-    mlp = MLP(tuple(hidden), action_dim, initializer=initializer, final_initializer=final_initializer)
+    options: Any = {"final_initializer": final_initializer, "precision": precision}
+    mlp = MLP(tuple(hidden), action_dim, initializer=initializer, **options)
     return network(_GaussianActor(mlp, soft_range), obs_dim)
 
 
@@ -262,10 +267,12 @@ def critic(
     *,
     activation: str = "relu",
     initializer: str = "uniform_fan_in",
+    precision: Precision = "float32",
 ) -> Network:
     """Return the network (obs [..., D], action [..., A]) -> value [...]; observation and action are
     concatenated."""
-    return network(_Critic(MLP(tuple(hidden), 1, activation, initializer=initializer)), obs_dim, action_dim)
+    mlp = MLP(tuple(hidden), 1, activation, initializer=initializer, precision=precision)
+    return network(_Critic(mlp), obs_dim, action_dim)
 
 
 def late_action_critic(
@@ -292,11 +299,17 @@ def two_branch_critic(
 
 
 def multihead_gaussian_actor(
-    obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    heads: int,
+    *,
+    initializer: str = "orthogonal",
+    precision: Precision = "float32",
 ) -> Network:
     """Return ``heads`` Gaussian policies on one torso: obs [..., D] -> (mean [heads, ..., A], log std
     alike)."""
-    torso = network(_Torso(tuple(hidden), initializer), obs_dim)
+    torso = network(_Torso(tuple(hidden), initializer, precision=precision), obs_dim)
     head = ensemble(gaussian_actor(hidden[-1], action_dim, (), initializer=initializer), heads)
 
     def init(key: Key) -> Params:
@@ -310,14 +323,20 @@ def multihead_gaussian_actor(
 
 
 def multihead_critic(
-    obs_dim: int, action_dim: int, hidden: Sequence[int], heads: int, *, initializer: str = "orthogonal"
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    heads: int,
+    *,
+    initializer: str = "orthogonal",
+    precision: Precision = "float32",
 ) -> Network:
     """Return ``heads`` critics on one torso -> value [heads, ...].
 
     (obs [..., D], action [..., A]) values one action by all heads; an action with one more leading axis,
     [heads, ..., A], gives each head its own.
     """
-    torso = network(_Torso(tuple(hidden), initializer), obs_dim, action_dim)
+    torso = network(_Torso(tuple(hidden), initializer, precision=precision), obs_dim, action_dim)
     head = network(MLP((), 1, initializer=initializer), hidden[-1])
 
     def init(key: Key) -> Params:

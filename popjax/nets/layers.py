@@ -12,6 +12,8 @@ from jax import Array
 
 from popjax.core import Key, Network, Params
 
+Precision = Literal["float32", "bfloat16"]
+"""Of hidden layers: their products and activations. Parameters and outputs are float32 whatever it is."""
 Activation = Callable[[Array], Array]
 ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.relu,
@@ -30,12 +32,14 @@ class Dense(nn.Module):
                  "glorot", U(-sqrt(6/(fan in + fan out)), ...), zero bias; "small", U(-3e-3, 3e-3), zero bias.
     scale:       multiplies the initial weights and bias.
     positions:   inputs that an output unit is connected to by weights of its own: > 1 in a convolution.
+    precision:   of the product and the result.
     """
 
     features: int
     initializer: str = "uniform_fan_in"
     scale: float = 1.0
     positions: int = 1
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -50,7 +54,11 @@ class Dense(nn.Module):
             kernel_init = bias_init = _uniform(self.scale * x.shape[-1] ** -0.5)
             if self.initializer == "uniform_zero_bias":
                 bias_init = nn.initializers.zeros
-        return nn.Dense(self.features, kernel_init=kernel_init, bias_init=bias_init, name="linear")(x)
+        dtype = None if self.precision == "float32" else jnp.dtype(self.precision)
+        layer = nn.Dense(
+            self.features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name="linear"
+        )
+        return layer(x)
 
 
 class LayerNorm(nn.Module):
@@ -133,8 +141,8 @@ def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
 class MLP(nn.Module):
     """Linear layers of widths ``hidden`` with activation (and a norm before it), then ``out`` units.
 
-    ``final_initializer`` is the last layer's, ``initializer`` if None. ``with_features`` returns
-    what the last layer is given, too.
+    ``final_initializer`` is the last layer's, ``initializer`` if None; that layer is float32 whatever
+    ``precision`` the others have. ``with_features`` returns what the last layer is given, too.
     """
 
     hidden: Sequence[int]
@@ -144,13 +152,15 @@ class MLP(nn.Module):
     initializer: str = "uniform_fan_in"
     final_scale: float = 1.0
     final_initializer: str | None = None
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: Array, with_features: bool = False) -> Any:
         for width in self.hidden:
-            x = Dense(width, self.initializer)(x)
+            x = Dense(width, self.initializer, precision=self.precision)(x)
             norm = NORMS[self.norm]
             x = ACTIVATIONS[self.activation](norm()(x) if norm else x)
+        x = x.astype(jnp.float32)  # eight bits are too few for a value or an action
         out = Dense(self.out, self.final_initializer or self.initializer, self.final_scale)(x)
         return (out, x) if with_features else out
 

@@ -246,12 +246,15 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
 
 def _networks(spec: Spec, config: Config, heads: int | None) -> tuple[Network, Network]:
     """Return the network of the actor and that of one critic."""
-    sizes: Any = *continuous_dims(spec, "sac"), config.hidden
+    obs_dim, action_dim = continuous_dims(spec, "sac")
     initializer = "uniform_fan_in" if config.initializer == "uniform" else config.initializer
     options: Any = {"initializer": initializer, "precision": config.precision}
     if heads is None:
-        return nets.gaussian_actor(*sizes, **options), nets.critic(*sizes, **options)
+        return (
+            nets.gaussian_actor(obs_dim, action_dim, config.hidden, **options),
+            nets.critic(obs_dim, action_dim, config.hidden, **options),
+        )
     return (
-        nets.multihead_gaussian_actor(*sizes, heads, **options),
-        nets.multihead_critic(*sizes, heads, **options),
+        nets.multihead_gaussian_actor(obs_dim, action_dim, config.hidden, heads, **options),
+        nets.multihead_critic(obs_dim, action_dim, config.hidden, heads, **options),
     )

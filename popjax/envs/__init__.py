@@ -22,7 +22,7 @@ from popjax.core import Env, Origin
 from popjax.envs import wrappers
 from popjax.remember import remembered
 
-_SUITES = ("gymnax", "brax", "gym", "dmc", "playground", "atari", "probe")
+_SUITES = ("gymnax", "brax", "gym", "dmc", "pixels", "playground", "atari", "probe")
 
 
 def suites() -> tuple[str, ...]:

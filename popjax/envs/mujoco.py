@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -171,6 +171,22 @@ def posed(model: Any) -> Callable[[Array], Any]:
     def pose(qpos: Array) -> Any:
         with _as_in_c():
             return mjx.collision(physics, mjx.kinematics(physics, blank.replace(qpos=qpos)))
+
+    return pose
+
+
+def in_view(model: Any) -> Callable[..., tuple[Any, Any]]:
+    """Return ``(qpos [nq], fields of the model that are otherwise in this episode) -> (mjx.Model, mjx.Data)``
+    with the frames of all bodies and cameras. Nothing collides, so that any geoms may be seen."""
+    mjx, model = _mjx(), _plain(model)
+    model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
+    physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
+
+    def pose(qpos: Array, changed: Mapping[str, Array]) -> tuple[Any, Any]:
+        with tracing():
+            scene = physics.replace(**changed)
+            data = mjx.kinematics(scene, blank.replace(qpos=qpos))
+            return scene, mjx.camlight(scene, mjx.com_pos(scene, data))
 
     return pose
 

@@ -52,15 +52,17 @@ def repeated(env: Env, times: int) -> Env:
     spec = env.spec
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
-        first = env.step(state, action)
-
         def again(carry: tuple[PyTree, Timestep], _: None) -> tuple[tuple[PyTree, Timestep], None]:
             state, timestep = carry
             after, latest = env.step(state, action)
             summed = replace(latest, reward=timestep.reward + latest.reward)
             return tree.where(timestep.done | timestep.cut, carry, (after, summed)), None
 
-        return jax.lax.scan(again, first, length=times - 1)[0]
+        # Begun from nothing, so that a physics step stands in a program once.
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(env.step, state, action)[1]
+        )
+        return jax.lax.scan(again, (state, nothing), length=times)[0]
 
     return env._replace(
         step=step,

@@ -261,7 +261,8 @@ def test_a_scene_has_the_target_where_dm_control_has_it(task):
     for _ in range(3):
         env.reset()
         (there,) = goal(task, env)
-        place(scene, there)
+        for field, value in place(scene, there).items():
+            getattr(scene, field)[:] = value
         mujoco.mj_kinematics(scene, drawn := mujoco.MjData(scene))
         geom, theirs = drawn.geom(mark), env.physics.data.ptr
         their = theirs.site(name) if task.startswith("finger") else theirs.geom(name)

@@ -125,3 +125,14 @@ def test_all_together_and_evaluations_count_the_tasks_rewards() -> None:
 def test_senseless_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make("probe/endless", **options)
+
+
+def test_a_repeated_step_stands_in_a_program_once() -> None:
+    env = counter()
+
+    def step(state: jax.Array, action: jax.Array) -> tuple[jax.Array, Timestep]:
+        return env.step(state, jnp.sin(action))
+
+    repeated = wrappers.repeated(env._replace(step=step), 3)
+    program = str(jax.make_jaxpr(repeated.step)(jnp.int32(0), jnp.zeros(1)))
+    assert program.count(" sin ") == 1

@@ -72,8 +72,8 @@ def load(task: str) -> Any:
 
 
 def place(task: str) -> scene.Place | None:
-    """Return the function that puts the target of an episode into the model of ``load``; ``None`` where it is
-    always the same."""
+    """Return the function that says where in the model of ``load`` an episode's target is; ``None`` where it
+    is always the same."""
     return scene.PLACES.get(task.partition("-")[0])
 
 

@@ -1,17 +1,19 @@
-"""Scene that a film of the Control Suite draws: dm_control's model, and the target where an episode has
-it."""
+"""Scene that pictures and films of the Control Suite show: dm_control's model, and the target where an
+episode has it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
+from jax import Array
 
 from popjax.envs.mujoco import marked
 
-Place = Callable[[Any, np.ndarray], None]
-"""``(mujoco.MjModel, the goal that Task.reset drew)``: writes into the model where the target is."""
+Place = Callable[[Any, Any], dict[str, Array]]
+"""``(mujoco.MjModel, the goal that Task.reset drew) -> fields of the model, by name, in which the target is
+where the goal says``."""
 
 
 def finger(model: Any) -> Any:
@@ -23,23 +25,31 @@ def finger(model: Any) -> Any:
     return marked(mujoco.MjSpec.from_string(xml.decode(), include=parts), model)
 
 
-def _finger(model: Any, goal: np.ndarray) -> None:
-    model.geom("target_mark").pos[[0, 2]] = goal
+def _finger(model: Any, goal: Any) -> dict[str, Array]:
+    return {"geom_pos": _moved(model.geom_pos, model.geom("target_mark").id, goal, 0, 2)}
 
 
-def _manipulator(model: Any, goal: np.ndarray) -> None:
-    target = model.body("target_ball")
-    target.pos[[0, 2]] = goal[:2]
-    target.quat[[0, 2]] = np.cos(goal[2] / 2), np.sin(goal[2] / 2)
+def _manipulator(model: Any, goal: Any) -> dict[str, Array]:
+    target, half = model.body("target_ball").id, goal[2] / 2
+    turn = jnp.stack([jnp.cos(half), jnp.sin(half)])
+    return {
+        "body_pos": _moved(model.body_pos, target, goal[:2], 0, 2),
+        "body_quat": _moved(model.body_quat, target, turn, 0, 2),
+    }
 
 
-def _swimmer(model: Any, goal: np.ndarray) -> None:
-    _geom(model, goal)
-    model.light("target_light").pos[:2] = goal[:2]
+def _swimmer(model: Any, goal: Any) -> dict[str, Array]:
+    light = _moved(model.light_pos, model.light("target_light").id, goal[:2], 0, 1)
+    return {**_geom(model, goal), "light_pos": light}
 
 
-def _geom(model: Any, goal: np.ndarray) -> None:
-    model.geom("target").pos[: len(goal)] = goal
+def _geom(model: Any, goal: Any) -> dict[str, Array]:
+    return {"geom_pos": _moved(model.geom_pos, model.geom("target").id, goal, *range(len(goal)))}
+
+
+def _moved(places: Any, row: int, to: Any, *axes: int) -> Array:
+    """Return ``places`` with ``to`` along these axes of one row."""
+    return jnp.asarray(places, jnp.float32).at[row, jnp.array(axes)].set(to)
 
 
 PLACES: dict[str, Place] = {

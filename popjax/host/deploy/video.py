@@ -1,8 +1,8 @@
 """One episode of a policy as a film: played on the device, recorded as poses, drawn on the host.
 
 MuJoCo models are drawn by MJX's ray tracer on Warp, which needs neither display nor OpenGL and runs on any
-processor, or else by MuJoCo's own renderer; tasks of gymnax as ``pictures`` has them; Atari's screens by its
-emulator.
+processor, or else by MuJoCo's own renderer; tasks from pixels by what draws their observations; tasks of
+gymnax as ``pictures`` has them; Atari's screens by its emulator.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _FILMED = 0x46494C4D
 Write = Callable[[Path, PyTree, float], None]
 Draw = Callable[[np.ndarray], Iterator[np.ndarray]]
 """``poses [T, nq or more] -> frames uint8 [H, W, 3]``"""
-Place = Callable[[Any, np.ndarray], None]
-"""``(model, goal)``: writes into the model where the target of an episode is."""
+Place = Callable[[Any, np.ndarray], Mapping[str, Any]]
+"""``(model, goal) -> fields of the model`` with the target of an episode; ``envs.dmc.scene.Place``."""
 
 
 class Subject(NamedTuple):
@@ -73,10 +73,10 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     suite, _, task = env.spec.name.partition("/")
     if path.suffix not in FASTEST:
         raise Refused(f"--video writes {', '.join(FASTEST)}; got {path.name!r}")
-    if suite not in ("gym", "dmc", "brax", "playground", "gymnax", "atari"):
+    if suite not in ("gym", "dmc", "pixels", "brax", "playground", "gymnax", "atari"):
         raise Refused(
-            f"nothing draws {env.spec.name}: --video films tasks of gym/, dmc/, brax/, playground/, gymnax/,"
-            " atari/"
+            f"nothing draws {env.spec.name}: --video films tasks of gym/, dmc/, pixels/, brax/, playground/,"
+            " gymnax/, atari/"
         )
     if path.suffix == ".html":
         if suite != "brax":
@@ -86,6 +86,10 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
         return Subject(lambda state: state.inner[1], _film(gymnax_pictures.drawer(task, options), path))
     if suite == "atari":
         return Subject(lambda state: (state.ale, state.last), _film(_screens(task, options), path))
+    if suite == "pixels":
+        from popjax.envs import pixels
+
+        return Subject(pixels.pose, _film(_seen(task, options), path))
     if suite == "brax":
         return Subject(
             lambda state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
@@ -169,6 +173,19 @@ def _screens(task: str, options: Mapping[str, Any]) -> Draw:
     def draw(poses: Any) -> Iterator[np.ndarray]:
         for screen in screens(poses):
             yield np.asarray(Image.fromarray(screen).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST))
+
+    return draw
+
+
+def _seen(task: str, options: Mapping[str, Any]) -> Draw:
+    """What the camera of a task from pixels sees, larger."""
+    from popjax.envs import pixels
+
+    see = jax.jit(pixels.painter(task, HEIGHT, WIDTH, pixels.settings(task, dict(options))["camera"]))
+
+    def draw(poses: Any) -> Iterator[np.ndarray]:
+        for frame in range(len(poses[0])):
+            yield np.asarray(see(*jax.tree.map(lambda x: x[frame], poses)))
 
     return draw
 
@@ -329,14 +346,15 @@ def _placed(data: Any) -> dict[str, np.ndarray]:
 def _posed(model: Any, poses: np.ndarray, place: Place | None = None) -> Iterator[Any]:
     """``mujoco.MjData``, always the same one, in each of the poses [T, nq + ...].
 
-    What is beyond nq is the goal of the episode, where it has its own, which ``place`` writes into the model;
+    What is beyond nq is the goal of the episode, where it has its own, which ``place`` puts into the model;
     or else place [3] and quaternion [4] of the mocap bodies, if the pose has them.
     """
     data, mocap = mujoco.MjData(model), 3 * model.nmocap
     for pose in poses:
         data.qpos[:], rest = pose[: model.nq], pose[model.nq :]
         if place and len(rest):
-            place(model, rest)
+            for name, value in place(model, rest).items():
+                getattr(model, name)[:] = value
         elif mocap and len(rest) == 7 * model.nmocap:
             data.mocap_pos[:], data.mocap_quat[:] = rest[:mocap].reshape(-1, 3), rest[mocap:].reshape(-1, 4)
         mujoco.mj_kinematics(model, data)

@@ -176,6 +176,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
         learn=learn,
         policy=lambda state: (agent.policy(state.agent), state.statistics),
         adopt=adopt,
+        inherit=lambda state, other: Whitened(agent.inherit(state.agent, other.agent), other.statistics),
         value=lambda state, obs, action: agent.value(state.agent, seen(state.statistics, obs), action),
         outputs=lambda params, obs: agent.outputs(params[0], seen(params[1], obs)),
         state_value=_of_agent(agent.state_value),

@@ -65,8 +65,13 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     From this record a run of ``popjax.train`` gets the same config.json as one of the command line. Equal
     calls give one Method, of which nothing is compiled twice. Its functions are traced under
     ``numerics.standard``, whoever compiles them.
+
+    Raises:
+        ValueError: ``build`` takes no Config.
     """
     signature = inspect.signature(build)
+    if len(signature.parameters) < 2:
+        raise ValueError(f"{build.__qualname__}{signature} takes no Config; let it take (env, config)")
 
     @remembered
     @numerics.standard()

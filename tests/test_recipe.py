@@ -42,6 +42,14 @@ def test_the_outermost_build_is_remembered():
     assert (method.built.build, method.built.config) == (build, "own")
 
 
+def test_a_build_without_a_config_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match=r"build\(env\) takes no Config; let it take \(env, config\)"):
+
+        @recorded
+        def build(env):
+            return pderl.build(env)
+
+
 def test_agents_are_named_by_their_configs():
     kinds = kinds_of(cspc.METHOD, cspc.Config(evolution=None))
     assert kinds == {"off_policy": "sac2018", "on_policy": "ppo", "evolution": "none", "drive": "none"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 
 from popjax import agents, testing
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
-from popjax.core import Choice, Env, Spec, Timestep
+from popjax.core import Choice, Env, Spec, Timestep, Transition
 from popjax.envs import make
+from popjax.methods import independent
 from tests.host import crowd, tiny
 
 ENV = make("probe/context")
@@ -79,6 +81,14 @@ SLIPS = {
     "a weak type": (
         begun(shared=lambda s: jnp.broadcast_to(jnp.asarray(1.0), (12,))),
         r"State.shared weak float32 \[12\]; give it a dtype",
+    ),
+    "a State of another kind": (
+        METHOD._replace(init=lambda key, hyper: {"key": key}),
+        "State must be a flax.struct.dataclass, got a dict",
+    ),
+    "no fitness": (
+        begun(metrics=lambda s: {"return": s.metrics.fitness}),
+        r"must have a field fitness \[P\]",
     ),
     "steps as a float": (
         begun(env_steps=lambda s: jnp.float32(0)),
@@ -210,6 +220,7 @@ SMALL = {
     "td3": td3.Config(hidden=(4,), policy_delay=1),
     "sac": sac.Config(hidden=(4,)),
     "sac2018": sac2018.Config(hidden=(4,)),
+    "whitened": sac.Config(hidden=(4,), normalize_obs=True),
     "dqn": dqn.Config(hidden=(4,)),
     "a2c": a2c.Config(hidden=(4,)),
     "a2c_lstm": a2c.Config(hidden=(4,), lstm=3),
@@ -217,6 +228,7 @@ SMALL = {
 }
 
 
+@lru_cache
 def an_agent(name):
     config, spec = SMALL[name], make("probe/corridor-discrete" if name == "dqn" else "probe/context").spec
     on_policy = type(config) in (a2c.Config, ppo.Config)
@@ -229,24 +241,127 @@ def test_agents_keep_their_contract(name):
     testing.check_agent(*an_agent(name))
 
 
-@pytest.mark.parametrize(
-    ("slip", "message"),
-    [
-        ({"learn": lambda state, rows, hyper, key: (state, ())}, "returns the state as it was"),
-        ({"adopt": lambda state, policy: state}, "adopt.* does not act by that policy"),
-        ({"value": lambda state, obs, action: obs}, r"value gives float32 \[.*\] for \["),
-    ],
-)
-def test_what_is_wrong_with_an_agent_is_named(slip, message):
+def never_greedy(agent):
+    return lambda params, memory, obs, key, scale: agent.act(params, memory, obs, key, 1.0)
+
+
+def forgetful_unroll(agent):
+    """An ``unroll`` that goes on with the memory of an episode that has ended."""
+    return lambda params, memory, obs, done: agent.unroll(params, memory, obs, done & False)
+
+
+def stuck_unroll(agent):
+    return lambda params, memory, obs, done: (memory, agent.unroll(params, memory, obs, done)[1])
+
+
+AGENT_SLIPS = {
+    "nothing learned": ("sac", "learn", lambda a: lambda s, rows, hyper, key: (s, ()), "state as it was"),
+    "never greedy": ("sac", "act", never_greedy, "draws at random at scale 0"),
+    "outputs of another network": (
+        "sac",
+        "outputs",
+        lambda a: lambda params, obs: jax.tree.map(lambda x: x + 1, a.outputs(params, obs)),
+        "mode of outputs is .*; act by actions.mode",
+    ),
+    "nothing adopted": ("sac", "adopt", lambda a: lambda s, p, value=None: s, "does not act by that policy"),
+    "adopts no value": ("ddpg", "adopt", lambda a: lambda s, p: a.adopt(s, p), "must take .*value=None"),
+    "keeps its own state value": (
+        "a2c",
+        "adopt",
+        lambda a: lambda s, p, value=None: a.adopt(s, p),
+        "keeps its own state value",
+    ),
+    "a value of each component": (
+        "sac",
+        "value",
+        lambda a: lambda s, obs, action: obs,
+        r"value gives float32",
+    ),
+    "values of the last critic": (
+        "td3",
+        "values",
+        lambda a: lambda s, obs, action: a.values(s, obs, action)[-1],
+        r"values gives float32 \[24\] for \[24\] observations; give \[K",
+    ),
+    "the value minus the target": (
+        "dqn",
+        "td_error",
+        lambda a: lambda s, rows: -a.td_error(s, rows),
+        "does not rise with the reward; give the target minus the value",
+    ),
+    "the mean error": (
+        "dqn",
+        "td_error",
+        lambda a: lambda s, rows: a.td_error(s, rows).mean(),
+        r"td_error gives float32 \[\] for \[24\] transitions",
+    ),
+    "no weights": (
+        "dqn",
+        "learn",
+        lambda a: lambda s, rows, hyper, key: a.learn(s, plainly(rows), hyper, key),
+        "learn ignores weights",
+    ),
+    "observes what nobody has seen": (
+        "whitened",
+        "observe",
+        lambda a: lambda s, obs, valid: a.observe(s, obs, valid | True),
+        "by observations that are not valid",
+    ),
+    "observes in another type": (
+        "whitened",
+        "observe",
+        lambda a: lambda s, obs, valid: jax.tree.map(lambda x: x.astype(jnp.bfloat16), s),
+        "is float32 .* before observe and bfloat16",
+    ),
+    "inherits nothing": ("td3", "inherit", lambda a: lambda s, other: s, "does not act as other does"),
+    "explores in each lane": (
+        "dqn",
+        "exploration",
+        lambda a: lambda hyper, steps: jnp.full(2, hyper.exploration),
+        r"exploration gives float32 \[2\]",
+    ),
+    "explores less and less": (
+        "dqn",
+        "exploration",
+        lambda a: lambda hyper, steps: 1 - steps / 1000,
+        r"exploration gives .* after 1e\+06 environment steps",
+    ),
+    "a memory that never begins anew": ("a2c_lstm", "unroll", forgetful_unroll, "begin with memory anew"),
+    "a memory that stays": ("a2c_lstm", "unroll", stuck_unroll, "differs in two parts"),
+    "no memory behind the rows": (
+        "a2c_lstm",
+        "unroll",
+        lambda a: lambda *given: ((), a.unroll(*given)[1]),
+        "unroll returns another form of memory",
+    ),
+}
+
+
+def plainly(rows):
+    return Transition(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs)
+
+
+@pytest.mark.parametrize("slip", AGENT_SLIPS)
+def test_what_is_wrong_with_an_agent_is_named(slip):
+    name, field, broken, message = AGENT_SLIPS[slip]
+    agent, spec, hyper = an_agent(name)
+    with pytest.raises(ValueError, match=message) as refusal:
+        testing.check_agent(agent._replace(**{field: broken(agent)}), spec, hyper)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_agent_without_a_discount_is_named():
+    agent, spec, _ = an_agent("sac")
+    with pytest.raises(ValueError, match="Hyper has no number discount"):
+        testing.check_agent(agent, spec, crowd.Hyper())
+
+
+def test_an_agent_of_single_transitions_with_a_memory_is_refused_by_check_and_methods(monkeypatch):
     agent, spec, hyper = an_agent("sac")
+    recurrent = agent._replace(memory={"h": jnp.zeros(3)})
+    message = r"cannot have a memory, got {'h': \(3,\)}; make it an OnPolicyAgent"
     with pytest.raises(ValueError, match=message):
-        testing.check_agent(agent._replace(**slip), spec, hyper)
-
-
-def test_an_agent_that_is_never_greedy_is_named():
-    agent, spec, hyper = an_agent("sac")
-    noisy = agent._replace(
-        act=lambda params, memory, obs, key, scale: agent.act(params, memory, obs, key, 1.0)
-    )
-    with pytest.raises(ValueError, match="draws at random at scale 0"):
-        testing.check_agent(noisy, spec, hyper)
+        testing.check_agent(recurrent, spec, hyper)
+    monkeypatch.setattr(sac, "build", lambda spec, config: recurrent)
+    with pytest.raises(ValueError, match=message):
+        independent.build(ENV, independent.Config(agent=sac.Config(hidden=(5,))))

@@ -11,6 +11,8 @@ import sys
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
+import jax
+
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
 from popjax.checks import nearest_divisor
 from popjax.core import Agent, OnPolicyAgent, Spec
@@ -29,9 +31,25 @@ def build(spec: Spec, config: AnyConfig) -> Agent:
     """Return the agent that ``config`` belongs to.
 
     Raises:
-        ValueError: ``config`` is not of an agent that learns from a replay.
+        ValueError: ``config`` is not of an agent that learns from a replay, or the agent has a memory.
     """
-    return _built(spec, config, AGENTS, Agent)
+    agent = _built(spec, config, AGENTS, Agent)
+    check_no_memory(agent)
+    return agent
+
+
+def check_no_memory(agent: Agent) -> None:
+    """Check that an agent acts by what it sees, as learning from single transitions demands.
+
+    Raises:
+        ValueError: its policy has a memory.
+    """
+    if jax.tree.leaves(agent.memory):
+        shapes = jax.tree.map(jax.numpy.shape, agent.memory)
+        raise ValueError(
+            f"an Agent learns from single transitions and cannot have a memory, got {shapes}; make it an"
+            " OnPolicyAgent, or set memory=()"
+        )
 
 
 def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None = None) -> OnPolicyAgent:

@@ -106,7 +106,7 @@ class Agent(NamedTuple):
     exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
     inherit:     (state, other) -> the state ``other`` of another agent of this kind with the own optimizer's
                  moments and counts; of an agent that keeps none, ``other``
-    memory:      what the policy remembers at the start of an episode; () of one that acts by what it sees
+    memory:      (): an agent that learns from single transitions has none
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -131,12 +131,13 @@ class Agent(NamedTuple):
 class OnPolicyAgent(NamedTuple):
     """An individual that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
 
-    ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value``, ``memory`` as in ``Agent``;
-    ``scale`` 1 is the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
+    ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value`` as in ``Agent``; ``scale`` 1 is
+    the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
 
     learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
     value:  (state, obs [..., *obs], action) -> V(obs) [...], whatever the action
     unroll: see ``Unroll``
+    memory: what the policy remembers at the start of an episode; () of one that acts by what it sees
     """
 
     init: Callable[[Key, PyTree], PyTree]

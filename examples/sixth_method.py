@@ -5,8 +5,7 @@
 Agents of any kind are paid for what is new to all of them (Collaborative Exploration). From time to time
 agents far behind take over the best one's policy (CSPC), and the worst becomes a child of the two best,
 distilled as the best one's critic judges (PDERL). A student imitates the best agent throughout and is
-deployed (CDRL).
-A step: collect -> learn -> transfer -> cross -> teach. Every command of popjax takes its runs.
+deployed (CDRL). A step: collect -> learn -> transfer -> cross -> teach.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from popjax.core import Env, Key, Method, Number, Params, chain, number
 from popjax.evolution.crossover import Distillation, distil
 from popjax.intrinsic import contrastive
 from popjax.optimize import adam
-from popjax.population import drives, exchange, imitation, offpolicy, parts, scoring
+from popjax.population import drives, exchange, imitation, offpolicy, parts, policy
+from popjax.population.scoring import best_first, when
 from popjax.recipe import Recipe, recorded
 from popjax.replay.episodes import slots
 from popjax.replay.ring import newest
@@ -81,6 +81,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         raise ValueError("children and student learn from what all have seen: leave shared_replay on")
     base = offpolicy.build(env, config, lambda hyper: hyper.agent)
     agent, population = base.agent, config.population
+    policy.require_network(agent, default_hyper(config).agent)
 
     def init(key: Key, hyper: Hyper) -> State:
         key_base, key_student = jax.random.split(key)
@@ -97,7 +98,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def transfer(s: State) -> State:
         """Agents more than ``gap`` behind take over the best one's policy. CHDRL, algorithm 1."""
-        best = jnp.argmax(s.metrics.fitness)
+        best = best_first(s.metrics.fitness)[0]
         behind = exchange.ahead(s.metrics.fitness, s.hyper.gap)[:, best] & due(s)
         source = jnp.where(behind, best, jnp.arange(population))
         metrics = replace(s.metrics, transfers=exchange.transfers(source), parents=exchange.parents(source))
@@ -105,17 +106,16 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def cross(s: State) -> State:
         """The worst agent becomes a child of the two best. PDERL, algorithm 1."""
-        key, key_child = jax.random.split(s.key)
-        worst, second, best = jnp.argsort(s.metrics.fitness)[jnp.array([0, -2, -1])]
-        now, policies = due(s), jax.vmap(agent.policy)(s.agents)
-        x, y = tree.take(policies, best), tree.take(policies, second)
+        (key, key_child), now = jax.random.split(s.key), due(s)
+        best, second, worst = best_first(s.metrics.fitness)[jnp.array([0, 1, -1])]
+        x, y = (agent.policy(tree.take(s.agents, i)) for i in (best, second))
 
         def child() -> Params:
             judge, memory = tree.take(s.agents, best), newest(s.replay, config.memory)
             seen = replace(memory, rows=replace(memory.rows, obs=base.look(s, memory.rows.obs)))
             return distil(agent, judge, x, y, seen, key_child, config.distillation, s.hyper.crossover_lr, now)
 
-        born = tree.repeat(scoring.when(now, child), population)
+        born = tree.repeat(when(now, child), population)
         which = (jnp.arange(population) == worst) & now
         stems = jnp.where(which[:, None], jnp.stack([best, second])[None], s.metrics.parents)
         crossed = exchange.adopt(agent, s.agents, born, which)
@@ -124,7 +124,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def teach(s: State) -> State:
         """The student imitates the best agent in what all have seen. CDRL, section 4."""
         key, key_study = jax.random.split(s.key)
-        best = tree.take(jax.vmap(agent.policy)(s.agents), jnp.argmax(s.metrics.fitness))
+        best = agent.policy(tree.take(s.agents, best_first(s.metrics.fitness)[0]))
 
         def loss(student: Params, obs: Array) -> Array:
             said, target = agent.outputs(student, obs), agent.outputs(best, obs)
@@ -141,7 +141,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def student(s: State) -> Params:  # with the best agent's skill, where the drive has skills
         students = base.deploy(s, tree.repeat(s.student.params, population))
-        return tree.take(students, jnp.argmax(s.metrics.fitness))
+        return tree.take(students, best_first(s.metrics.fitness)[0])
 
     step = chain(base.collect, base.learn, transfer, cross, teach)
     return parts.whole(base, default_hyper(config), init, step)._replace(policy=student)

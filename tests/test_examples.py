@@ -76,13 +76,32 @@ def test_every_part_of_it_happens(task, agent):
         for slot, (first, second) in enumerate(np.asarray(state.metrics.parents).tolist()):
             if second >= 0:
                 crossed += 1
-                ranked = np.argsort(state.metrics.fitness, stable=True).tolist()
-                assert [slot, second, first] == [ranked[0], ranked[-2], ranked[-1]]
+                ranked = np.argsort(-state.metrics.fitness, stable=True).tolist()
+                assert [first, second, slot] == [ranked[0], ranked[1], ranked[-1]]
     assert transferred > 0 or task == "probe/corridor-discrete"  # whose returns may all be the same
     assert crossed > 0
     assert np.mean(losses[-10:]) < np.mean(losses[:5])
     assert same(method.policy(state), state.student.params)
     assert not same(before.student.params, state.student.params)
+
+
+def test_an_agent_that_normalizes_observations_is_refused():
+    config = replace(SMALL, agent=sac.Config(hidden=(8,), normalize_obs=True))
+    with pytest.raises(ValueError, match="choose an agent that does not normalize observations"):
+        sixth_method.build(popjax.make("probe/corridor"), config)
+
+
+def test_an_agent_without_a_return_gives_no_policy_and_takes_the_best_ones():
+    """NaN is what an agent returns whose networks have diverged."""
+    method = sixth_method.build(
+        popjax.make("probe/corridor"), replace(SMALL, warmup=0, interval=3, drive=None)
+    )
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    returns = jnp.array([[jnp.nan], [0.0], [500.0]])  # of the last episodes; the gap is 100
+    account = replace(state.lanes.account, latest=returns, episodes=jnp.ones((3, 1), jnp.int32))
+    after = jax.jit(method.step)(replace(state, lanes=replace(state.lanes, account=account)))
+    np.testing.assert_array_equal(after.metrics.transfers, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(after.metrics.parents, [[2, 1], [2, -1], [2, -1]])
 
 
 def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):

@@ -72,6 +72,7 @@ SHARED = {
     "popjax.population.lanes",
     "popjax.population.learners",
     "popjax.population.parts",
+    "popjax.population.scoring",
 }
 # What puts the modules of its package together, as the package's `__init__` may.
 ASSEMBLES = {"popjax.evolution.offspring"}

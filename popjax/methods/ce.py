@@ -136,8 +136,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     assert crew is not None
     each = {"drive.weight", "drive.ego_weight"}  # numbers that may differ from agent to agent
     if not isinstance(config.learner, Multihead):
-        own = fields(agents.default_hyper(config.learner))
-        each |= {f"learner.{f.name}" for f in own if f.name != "discount"}  # which the replay stores
+        each |= {f"learner.{f.name}" for f in fields(agents.default_hyper(config.learner))}
 
     def init(key: Key, hyper: Hyper) -> State:
         check_shapes(hyper, each, config.population)

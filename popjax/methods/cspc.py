@@ -55,7 +55,7 @@ from popjax.methods import cspc_play, cspc_team
 from popjax.methods.cspc_config import DRIVES, Config, Evolution, Hyper, default_hyper, of_team, steps_bound
 from popjax.methods.cspc_play import Play, Seats, Terms
 from popjax.methods.cspc_team import Driven, States
-from popjax.population import drives, exchange, players
+from popjax.population import drives, exchange, learning, players, scoring
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import good_episodes
@@ -85,7 +85,7 @@ class Metrics:
                     their episodes may enter.
     transfers:      int32 [P, P] policies that each (row) took over from each (column).
     local_size:     int32 transitions in the local memory.
-    gradient_steps: int32 of the global agent, since the start.
+    gradient_steps: int32 of the global agent.
     losses:         see ``Losses``.
     bonus:          mean of what the drive added to the rewards of the global agent's last batch; () without
                     a drive.
@@ -142,7 +142,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         everybody = members.players.everybody, cspc_team.numbers(members, hyper).everybody
         made = zip(jax.random.split(key_team, count), *everybody, strict=True)
         team: States = rows.of(player.init(one, own) for one, player, own in made)
-        driven = cspc_team.driven(drive, env.spec, config, hyper, key_drive)
+        driven = unrewarded(hyper, key_drive)
         memory = good_episodes.init(example_transition(env.spec), config.capacity, config.local_capacity)
         seats, starts = cspc_play.start(env, config, turns, key_lanes)
         none, zeros, zero = jnp.int32(0), jnp.zeros(count, jnp.int32), jnp.float32(0)
@@ -176,6 +176,19 @@ def build(env: Env, config: Config = Config()) -> Method:
             labels=jnp.zeros(count, jnp.bool_),
         )
 
+    def unrewarded(hyper: Hyper, key: Key) -> Driven:
+        """Return the drive before the first step."""
+        held, rows = drive.init(key), tree.repeat(example_transition(env.spec), config.batch)
+        near = cspc_team.near(rows)
+        bonus = jax.eval_shape(drive.pay, held, rows, hyper)[1]
+        told = learning.no_losses(lambda: drive.learn(held, rows, None, near, hyper, key))
+        return Driven(held, tree.take(learning.zeros(bonus), 0), told)
+
+    def gained(before: States, after: States) -> Array:
+        """Return int32 []: the gradient steps of the global agent from one team to the next."""
+        started, ended = cspc_team.present(before.off_policy), cspc_team.present(after.off_policy)
+        return (ended.updates - started.updates).low.astype(jnp.int32)
+
     def losses(team: States) -> Losses:
         return Losses(*(None if one is None else one.losses for one in (team.off_policy, team.on_policy)))
 
@@ -188,7 +201,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             length = length.at[rows.evolution].set(own)
         length = jnp.where(alone, config.first_phase * is_global, length)
         opens = (s.generation > 0) & (s.labels | is_global)
-        return Terms(Gate(jnp.pad(opens, (0, 1)), s.scores.min()), length, alone, s.hyper)
+        return Terms(Gate(jnp.pad(opens, (0, 1)), jnp.nanmin(s.scores)), length, alone, s.hyper)
 
     def begin(s: State, terms: Terms) -> Play:
         """Return the play before the first step; the lanes of the tests are where their episodes begin."""
@@ -213,7 +226,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             too_long = jnp.maximum(played - agreed.length[rows.evolution], 0)
             excess = jnp.where(agreed.alone, excess, too_long)
         scores = play.total[: turns.sizes[-1]].reshape(count, config.trials).mean(1)
-        elite = scores.max()
+        elite = jnp.nanmax(scores)
         return replace(
             s,
             key=key,
@@ -230,11 +243,11 @@ def build(env: Env, config: Config = Config()) -> Method:
                 s.metrics,
                 fitness=scores,
                 elite_score=elite,
-                best_score=jnp.where(s.generation == 0, elite, jnp.maximum(s.metrics.best_score, elite)),
+                best_score=jnp.where(s.generation == 0, elite, jnp.fmax(s.metrics.best_score, elite)),
                 steps=play.steps,
                 kept=play.kept,
                 local_size=none if play.memory is None else good_episodes.local_size(play.memory),
-                gradient_steps=none if learner is None else learner.updates,
+                gradient_steps=none if learner is None else gained(s.team, play.team),
                 losses=losses(play.team),
                 bonus=play.drive.bonus,
                 drive=play.drive.losses,
@@ -260,7 +273,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     return Method(
         init=init,
         step=chain(cooperate, hand_over),
-        policy=lambda s: tree.take(individuals(s), jnp.argmax(s.scores)),
+        policy=lambda s: tree.take(individuals(s), scoring.best_first(s.scores)[0]),
         act=act,
         hyper=default_hyper(config),
         steps_bound=steps_bound(env.spec, config),

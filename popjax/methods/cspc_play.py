@@ -20,8 +20,9 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from popjax import rollout, tree
+from popjax import counting, rollout, tree
 from popjax.core import Choice, Env, Key, PyTree, Timestep, Transition
+from popjax.counting import Count
 from popjax.methods import cspc_team
 from popjax.methods.cspc_config import Config, Hyper
 from popjax.methods.cspc_team import Driven, Members, Part, States, Turns, present
@@ -35,10 +36,10 @@ from popjax.replay.good_episodes import Gate, Memory
 
 @struct.dataclass
 class Seats:
-    """Lanes [..., W], and int32 [..., W, L] the numbers in the memory of the rows of their episodes."""
+    """Lanes [..., W], and the numbers [..., W, L] in the memory of the rows of their episodes."""
 
     lanes: Lanes
-    episodes: Array
+    episodes: Count
 
 
 class Play(NamedTuple):
@@ -86,7 +87,8 @@ def start(env: Env, config: Config, turns: Turns, key: Key) -> tuple[Seats, Lane
 
 def followed(env: Env, fresh: Lanes) -> Seats:
     """Return seats of lanes [..., W] whose episodes begin."""
-    return Seats(fresh, jnp.zeros((*fresh.account.length.shape, env.spec.episode_length), jnp.int32))
+    shape = (*fresh.account.length.shape, env.spec.episode_length)
+    return Seats(fresh, jax.tree.map(lambda x: jnp.broadcast_to(x, shape), counting.none()))
 
 
 def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive) -> Callable[..., Play]:
@@ -169,13 +171,15 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         account = lanes.track(before.account, timestep.reward, timestep.done)
         return Step(before, choice, timestep, alive), Lanes(states, timestep.obs, (), account)
 
-    def remember(play: Play, turn: Array, step: Step, after: Lanes, terms: Terms) -> tuple[Play, Array]:
+    def remember(play: Play, turn: Array, step: Step, after: Lanes, terms: Terms) -> tuple[Play, Count]:
         """Return the play with its transitions in the global memory and good episodes in the local one, and
         the numbers of the episodes under way."""
-        episodes, owner = play.seats.episodes[turn], owners[turn]
+        episodes, owner = tree.take(play.seats.episodes, turn), owners[turn]
         if play.memory is None:
             return play, episodes
-        rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(*step[:3])
+        rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(
+            step.before, step.choice, step.timestep
+        )
         stored, done = step.alive & stores[owner], step.timestep.done
         memory, number = good_episodes.remember(play.memory, rows, stored)
         length, total = step.before.account.length, after.account.latest

@@ -24,7 +24,6 @@ from popjax.core import (
     Spec,
     Transition,
     continuous_dims,
-    example_transition,
 )
 from popjax.methods.cspc_config import Config, Hyper, check_on_policy
 from popjax.population import exchange, learning, players
@@ -60,9 +59,13 @@ class Team(NamedTuple, Generic[A, B, C]):
 
     def of(self, values: Iterable[T]) -> Team[T, T, T]:
         """Return the same team of other ``values``, which are given in the order of the rows."""
-        values = iter(values)
-        off_policy, on_policy, evolution = (None if one is None else next(values) for one in self[:3])
-        return Team(off_policy, on_policy, evolution, tuple(next(values) for _ in self.copies))
+        left = iter(values)
+
+        def next_of(one: Any) -> Any:
+            return None if one is None else next(left)
+
+        local = next_of(self.off_policy), next_of(self.on_policy), next_of(self.evolution)
+        return Team(*local, copies=tuple(next(left) for _ in self.copies))
 
 
 States: TypeAlias = Team[OffPolicy, OnPolicy, Search]
@@ -183,8 +186,8 @@ def gather(spec: Spec, config: Config) -> Members:
         )
         search = players.search(actor, evolution.cem, slots=2, tests_best=evolution.score == "best")
     everybody = Team(learner, local, search, copies)
-    named = zip(Team._fields, everybody[:3], strict=False)
-    networks = {name: player.network for name, player in named if player is not None}
+    named = {"off_policy": learner, "on_policy": local, "evolution": search}
+    networks = {name: player.network for name, player in named.items() if player is not None}
     exchange.check_alike(spec, networks)
     rows, network = everybody.of(range(config.members)), everybody.everybody[0].network
     return Members(off_policy, on_policy, everybody, rows, config.members, network)
@@ -207,20 +210,13 @@ def turns(members: Members, config: Config) -> Turns:
 
 def numbers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
     """Return the numbers of each agent."""
-    local = (hyper.off_policy, hyper.on_policy, hyper.cem)
-    there = [own for row, own in zip(members.rows[:3], local, strict=True) if row is not None]
-    return members.rows.of([*there, *(hyper.off_policy for _ in members.rows.copies)])
-
-
-def driven(drive: Drive, spec: Spec, config: Config, hyper: Hyper, key: Key) -> Driven:
-    """Return the drive before the first step."""
-    state, rows = drive.init(key), tree.repeat(example_transition(spec), config.batch)
-
-    def told(state: PyTree) -> tuple[PyTree, PyTree]:
-        return drive.pay(state, rows, hyper)[1], drive.learn(state, rows, None, near(rows), hyper, key)[1]
-
-    bonus, losses = learning.zeros(jax.eval_shape(told, state))
-    return Driven(state, tree.take(bonus, 0), losses)
+    rows = members.rows
+    return Team(
+        off_policy=None if rows.off_policy is None else hyper.off_policy,
+        on_policy=None if rows.on_policy is None else hyper.on_policy,
+        evolution=None if rows.evolution is None else hyper.cem,
+        copies=(hyper.off_policy,) * len(rows.copies),
+    )
 
 
 def near(rows: Transition) -> Pairs:

@@ -154,7 +154,8 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
             act, everyone = (lambda _, *seen, run=run: run.act(run.params, *seen)), jnp.zeros(1)
         measure = partial(scoring.returns, env, act, episodes=episodes, starts=keys)
         returns = jax.jit(measure)(everyone, run.memory, jax.random.key(0)).mean(1)
-        graded.append(Graded(run, -1 if alone else int(returns.argmax()), float(returns.max())))
+        best = int(scoring.best_first(returns)[0])
+        graded.append(Graded(run, -1 if alone else best, float(returns[best])))
     return tuple(graded)
 
 
@@ -168,7 +169,8 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")
     spec = env.spec
-    teacher = max(teachers, key=lambda t: t.mean_return).teacher
+    best = scoring.best_first(jnp.array([graded.mean_return for graded in teachers]))[0]
+    teacher = teachers[int(best)].teacher
     imitation.require_task(spec, teacher, "--teacher")
     if config.labels == "logits" and not spec.discrete:
         raise ValueError(f"labels logits is for discrete actions, which {spec.name} has not")

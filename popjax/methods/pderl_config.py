@@ -6,17 +6,16 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 from flax import struct
 from jax import Array
 
 from popjax import agents
 from popjax.agents import ddpg
 from popjax.checks import check_choices, check_least
-from popjax.core import Agent, Key, Number, Params, PyTree, as_arrays, number
+from popjax.core import Agent, Number, PyTree, number
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
-from popjax.population import drives
+from popjax.population import drives, policy
 from popjax.recipe import Preset
 
 
@@ -125,13 +124,7 @@ def check(agent: Agent, config: Config) -> None:
     Raises:
         ValueError: it normalizes observations, or has no density for ``imitate="kl"``.
     """
-
-    def policy(key: Key) -> Params:
-        return agent.policy(agent.init(key, as_arrays(default_hyper(config).agent)))
-
-    own, learned = (jax.eval_shape(f, jax.random.key(0)) for f in (agent.actor.init, policy))
-    if str(jax.tree.structure(own)) != str(jax.tree.structure(learned)):
-        raise ValueError("individuals and learner share actors, which cannot normalize observations")
+    policy.require_network(agent, default_hyper(config).agent)
     if config.distillation.imitate == "kl" and agent.actions.kl is None:
         raise ValueError("distillation.imitate kl needs a stochastic policy such as SAC's; use mode")
 

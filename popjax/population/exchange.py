@@ -87,9 +87,10 @@ def parents(source: Array) -> Array:
 
 def ahead(scores: Array, gap: Array | float) -> Array:
     """Return bool [P, P]: whether the score of the column's individual exceeds that of the row's by more than
-    ``gap``."""
+    ``gap``. NaN is behind every number."""
     chex.assert_rank(scores, 1)
-    return scores[None, :] - scores[:, None] > gap
+    known = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    return known[None, :] - known[:, None] > gap
 
 
 class MeanNetwork(NamedTuple):

@@ -97,7 +97,7 @@ def schedule(table: Lineage, winner: int, names: Sequence[str], steps: int) -> d
             for row, slot in rows
         ],
         "selections": {
-            "env_steps": (table.generation[:count] * steps).tolist(),
+            "env_steps": (table.generation[:count].astype(np.int64) * steps).tolist(),
             "source": table.source[:count].tolist(),
             "fitness": [list(map(float, row)) for row in table.fitness[:count]],
             "numbers": [[list(map(float, own)) for own in row] for row in table.numbers[:count]],

@@ -176,7 +176,8 @@ def build(
     adapt:   changes how the agents act or learn; a common ``draw`` is for a shared replay.
     drive:   in place of that of ``config.drive``.
 
-    A row's discount is that of the agent which learns from it now, whatever it was when the row was written.
+    A replay keeps whether the task went on, as a discount of 1 or 0; an agent's own gamma is put in its place
+    when the agent learns. So agents with different discounts, or with one that changes, can share a replay.
     """
     population = config.population
     drive = drive or drives.build(env.spec, config.drive, population, config.lanes)
@@ -193,10 +194,6 @@ def build(
 
     def fields(key: Key, hyper: PyTree) -> dict[str, Any]:
         hyper = as_arrays(hyper)
-        if config.shared_replay and numbers(hyper).discount.ndim:
-            raise ValueError(
-                "a shared replay stores the discount, which must then be one number for all agents"
-            )
         key, key_agents, key_lanes, key_drive = jax.random.split(key, 4)
         states = crew.init(key_agents, hyper)
         row = episodes.numbered(sight.example, jnp.int32(0))
@@ -225,7 +222,7 @@ def build(
         """Play every agent in its lanes, uniformly at random during the warm-up."""
         key, key_play, key_keep = jax.random.split(s.key, 3)
         act = policy.randomly(crew.play(s.agents, s.hyper, scale(s)), env.spec, s.env_steps < warmup)
-        record = lanes.numbered(lanes.keep_transitions(numbers(s.hyper).discount))
+        record = lanes.numbered(lanes.keep_transitions(1.0))
         played, (rows, done, anew) = lanes.play(lanes_env, act, s.lanes, key_play, config.steps, record)
         valid = jnp.ones(done.shape, jnp.bool_)  # [T, P, N]
         held, kept = drive.observe(s.drive, rows, done, valid, s.hyper), keep(rows, s.hyper, key_keep)

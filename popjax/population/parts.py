@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
 from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Unroll
+from popjax.population import scoring
 from popjax.population.learners import Learners
 
 
@@ -55,7 +55,7 @@ def whole(
     return Method(
         init=init,
         step=step,
-        policy=lambda s: tree.take(parts.individuals(s), jnp.argmax(s.metrics.fitness)),
+        policy=lambda s: tree.take(parts.individuals(s), scoring.best_first(s.metrics.fitness)[0]),
         act=parts.act,
         hyper=hyper,
         steps_bound=parts.steps,

@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from popjax import nets, tree
+from popjax import counting, nets, tree
 from popjax.core import (
     Act,
     Agent,
@@ -33,8 +33,9 @@ from popjax.core import (
     Trajectory,
     example_transition,
 )
+from popjax.counting import Count
 from popjax.evolution import cem
-from popjax.population import exchange, lanes, learning, policy
+from popjax.population import exchange, lanes, learning, policy, scoring
 from popjax.population.exchange import MeanNetwork
 from popjax.population.lanes import Lanes
 
@@ -92,13 +93,19 @@ def padded(rows: T, size: int) -> T:
 
 @struct.dataclass
 class OffPolicy:
-    """agent: its State; steps: int32 [] environment steps that it has played; owed: int32 [] gradient steps
-    that are due; updates: int32 [] gradient steps taken; losses: of the last."""
+    """State of a learner from a replay.
+
+    agent:   its State.
+    steps:   [] environment steps that it has played.
+    owed:    int32 [] gradient steps that are due, for the steps since it last learned.
+    updates: [] gradient steps taken.
+    losses:  of the last.
+    """
 
     agent: PyTree
-    steps: Array
+    steps: Count
     owed: Array
-    updates: Array
+    updates: Count
     losses: PyTree
 
 
@@ -122,12 +129,12 @@ def off_policy(
     """
 
     def init(key: Key, hyper: PyTree) -> OffPolicy:
-        state, none = agent.init(key, hyper), jnp.int32(0)
-        rows = tree.repeat(example_transition(spec), batch)
-        return OffPolicy(state, none, none, none, learning.no_losses(agent.learn, state, rows, hyper, key))
+        state, rows = agent.init(key, hyper), tree.repeat(example_transition(spec), batch)
+        losses = learning.no_losses(agent.learn, state, rows, hyper, key)
+        return OffPolicy(state, counting.none(), jnp.int32(0), counting.none(), losses)
 
     def explore(state: OffPolicy, hyper: Any, obs: Array, key: Key, scale: float) -> Choice:
-        scales = scale * agent.exploration(hyper, state.steps)
+        scales = scale * agent.exploration(hyper, state.steps / 1)
         return act_in_lanes(agent.act, agent.policy(state.agent), obs, key, scales)
 
     def act(state: OffPolicy, hyper: PyTree, obs: Array, key: Key) -> Choice:
@@ -357,8 +364,7 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
     def told(state: Search, key: Key) -> tuple[Search, tuple[()]]:
         population, unflatten = _vectors(state.population)
         moved = cem.tell(state.search, population, state.total, hyper, config)
-        # In the order of ``tell``, for which a return that is no number is the worst.
-        best = population[jnp.argsort(-state.total, stable=True)[0]]
+        best = population[scoring.best_first(state.total)[0]]
         after = replace(
             state,
             search=moved,

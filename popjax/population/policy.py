@@ -11,7 +11,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.agents.ddpg import ornstein_uhlenbeck
-from popjax.core import Act, Agent, Choice, Key, Params, PyTree, Spec
+from popjax.core import Act, Agent, Choice, Key, Params, PyTree, Spec, as_arrays
 from popjax.population.lanes import ActAll
 
 
@@ -82,6 +82,27 @@ def with_noise(agent: Agent, theta: Array | float, sigma: Array | float) -> Act:
         return Choice(noise, action, action, jnp.float32(0))
 
     return act
+
+
+def require_network(agent: Agent, hyper: PyTree) -> None:
+    """Check that a policy is the parameters of ``agent.actor`` and nothing else, so that all of it can be
+    crossed, mutated and trained.
+
+    hyper: the agent's numbers.
+
+    Raises:
+        ValueError: it also holds statistics of observations.
+    """
+
+    def policy(key: Key) -> Params:
+        return agent.policy(agent.init(key, as_arrays(hyper)))
+
+    own, learned = (jax.eval_shape(f, jax.random.key(0)) for f in (agent.actor.init, policy))
+    if str(jax.tree.structure(own)) != str(jax.tree.structure(learned)):
+        raise ValueError(
+            "a policy that is crossed, mutated or imitated is a network alone; choose an agent that does not"
+            " normalize observations"
+        )
 
 
 def uniform(spec: Spec, key: Key, shape: tuple[int, ...]) -> Array:

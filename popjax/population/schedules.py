@@ -66,7 +66,7 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
             f"the schedule of {run} is of {told['agent']}, the agent here is {kind}; use the same kind"
         )
     line = told["line"]
-    starts = jnp.array([row["env_steps"] for row in line], jnp.int32)
+    starts = jnp.array([-(-row["env_steps"] // steps) for row in line], jnp.int32)  # iterations
     values = {name: jnp.array([row["numbers"][name] for row in line], jnp.float32) for name in told["names"]}
 
     def at(hyper: Any, row: Array | int) -> Any:
@@ -74,7 +74,7 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
 
     def set_numbers(s: Any) -> Any:
         """Set the numbers of the time."""
-        row = jnp.searchsorted(starts, s.generation * steps, side="right") - 1
+        row = jnp.searchsorted(starts, s.generation, side="right") - 1
         return replace(s, hyper=at(s.hyper, row))
 
     return method._replace(

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import tree
+from popjax import counting, tree
 from popjax.core import Key, Transition
+from popjax.counting import Count
 from popjax.replay import ring
 from popjax.replay.ring import Ring
 
@@ -26,12 +27,12 @@ class Memory:
     """Both memories.
 
     replay:  Transition rows of everybody.
-    written: int32 [] rows ever written.
-    local:   int32 rows, the numbers of the rows of good episodes.
+    written: Count [] of the rows ever written.
+    local:   rows that are Counts, the numbers of the rows of good episodes.
     """
 
     replay: Ring
-    written: Array
+    written: Count
     local: Ring
 
 
@@ -55,43 +56,47 @@ def init(row: Transition, capacity: int, local_capacity: int) -> Memory:
     """Return empty memories for rows like ``row``."""
     return Memory(
         replay=ring.ring(capacity).init(row),
-        written=jnp.int32(0),
-        local=ring.ring(local_capacity).init(jnp.int32(0)),
+        written=counting.none(),
+        local=ring.ring(local_capacity).init(counting.none()),
     )
 
 
-def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Array]:
-    """Write the valid rows of ``rows`` [B]; return the numbers int32 [B] that they have from now on."""
-    numbers = memory.written + jnp.cumsum(valid) - 1
+def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Count]:
+    """Write the valid rows of ``rows`` [B]; return the numbers [B] that they have from now on."""
+    numbers = memory.written + (jnp.cumsum(valid) - valid)
     memory = replace(
         memory,
         replay=ring.add(memory.replay, rows, valid),
         written=memory.written + valid.sum(dtype=jnp.int32),
     )
-    return memory, numbers.astype(jnp.int32)
+    return memory, numbers
 
 
 def follow(
-    memory: Memory, episode: Array, length: Array, number: Array, total: Array, ends: Array, gate: Gate
-) -> tuple[Memory, Array, Array]:
+    memory: Memory, episode: Count, length: Array, number: Count, total: Array, ends: Array, gate: Gate
+) -> tuple[Memory, Count, Array]:
     """Follow the episodes of lanes [E] through one step; those that end and pass the gate enter the local
     memory.
 
-    episode: int32 [E, L] numbers of the rows of the episode under way, L the time limit.
+    episode: [E, L]       numbers of the rows of the episode under way, L the time limit.
     length:  int32 [E]    how many there are before this step.
-    number:  int32 [E]    of this step's row.
+    number:  [E]          of this step's row.
     total:   [E]          return of the episode, where it ends.
     ends:    bool [E]
 
     Returns the memory, ``episode`` after the step, and which episodes entered, bool [E].
     """
-    lanes, limit = episode.shape
-    episode = episode.at[jnp.arange(lanes), length].set(number, mode="drop")
+    lanes, limit = episode.low.shape
+
+    def followed(numbers: Array, number: Array) -> Array:
+        return numbers.at[jnp.arange(lanes), length].set(number, mode="drop")
+
+    episode = jax.tree.map(followed, episode, number)
     enters = ends & gate.passes(total)
     worth = enters[:, None] & (jnp.arange(limit) <= length[:, None])
     local = jax.lax.cond(
         tree.any_lane(enters),
-        lambda: ring.add(memory.local, episode.ravel(), worth.ravel()),
+        lambda: ring.add(memory.local, tree.flatten(episode), worth.ravel()),
         lambda: memory.local,
     )
     return replace(memory, local=local), episode, enters
@@ -101,8 +106,8 @@ def local_size(memory: Memory) -> Array:
     """Return int32 [] entries of the local memory, newest first, before the first whose row is
     overwritten."""
     local, age = memory.local, jnp.arange(memory.local.capacity)
-    numbers = local.rows[(local.position - 1 - age) % local.capacity]
-    gone = (age >= local.size) | (memory.written - numbers > memory.replay.capacity)
+    numbers = tree.take(local.rows, (local.position - 1 - age) % local.capacity)
+    gone = (age >= local.size) | (memory.written - numbers >= memory.replay.capacity + 1)
     return jnp.where(gone.any(), jnp.argmax(gone), local.capacity).astype(jnp.int32)
 
 
@@ -114,8 +119,10 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
     here = jax.random.bernoulli(key_which, share) & (held > least)
     stored = jnp.maximum(memory.replay.size, 1)
     draw = jax.random.randint(key_row, (batch,), 0, jnp.where(here, held, stored))
-    number = memory.local.rows[(memory.local.position - 1 - draw) % memory.local.capacity]
-    return tree.take(memory.replay.rows, jnp.where(here, number % memory.replay.capacity, draw))
+    number = tree.take(memory.local.rows, (memory.local.position - 1 - draw) % memory.local.capacity)
+    back = (memory.written - number).low.astype(jnp.int32)  # at most the capacity, of entries that are held
+    good = (memory.replay.position - back) % memory.replay.capacity
+    return tree.take(memory.replay.rows, jnp.where(here, good, draw))
 
 
 def sample_all(memory: Memory, key: Key, batch: int) -> Transition:

@@ -210,6 +210,18 @@ def test_each_agent_may_have_numbers_of_its_own():
     assert (jnp.abs(actions[1:] - mean[1:]) > 1e-4).all()
 
 
+def test_each_agent_may_have_a_discount_of_its_own():
+    """The rows of all, also of one without foresight, are learned from with the learner's discount."""
+    config, discounts = replace(SMALL, drive=None), jnp.array([0.0, 0.5, 0.9, 0.99])
+    method = ce.build(make("probe/endless"), config)
+    final = ran(method, replace(method.hyper, learner=replace(method.hyper.learner, discount=discounts)))
+    for i, discount in enumerate(discounts):
+        common = replace(method.hyper, learner=replace(method.hyper.learner, discount=discount))
+        expected = ran(method, common)
+        close(tree.take(final.agents, i), tree.take(expected.agents, i), atol=1e-5)
+        assert i == 3 or not same(tree.take(final.agents, 3), tree.take(expected.agents, 3))
+
+
 # Replay, banks and evaluation
 
 
@@ -303,7 +315,8 @@ def test_agents_that_cannot_play_the_task_are_refused(env, options, message):
 @pytest.mark.parametrize(
     ("name", "part", "field", "count", "message"),
     [
-        ("ce", "learner", "discount", 4, "hyper.learner.discount is one number; got shape"),
+        ("ce", "learner", "discount", 3, "discount is one number, or one of each of 4 agents; got shape"),
+        ("multihead", "learner", "discount", 4, "hyper.learner.discount is one number; got shape"),
         ("ce", "acting", "epsilon", 4, "hyper.acting.epsilon is one number; got shape"),
         ("ce", "drive", "weight", 3, "hyper.drive.weight is one number, or one of each of 4 agents; got"),
         ("multihead", "learner", "actor_lr", 4, "hyper.learner.actor_lr is one number; got shape"),

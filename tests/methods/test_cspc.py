@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from popjax import tree
+from popjax import counting, tree
 from popjax.agents import a2c, ddpg, ppo, sac, sac2018, td3
 from popjax.core import Env, Spec, Timestep, Transition
 from popjax.envs import make
@@ -118,7 +118,8 @@ def test_steps_iterations_and_gradient_steps_are_the_papers():
     assert steps[-1] == 10_100
     np.testing.assert_array_equal(states[1].metrics.steps, [500, 0, 0])
     np.testing.assert_array_equal(states[2].metrics.steps, [100, 100, 100])
-    assert [int(s.metrics.gradient_steps) for s in states[1:]] == steps[1:]
+    assert [int(s.team.off_policy.updates) for s in states[1:]] == steps[1:]
+    assert [int(s.metrics.gradient_steps) for s in states[1:]] == [500] + 32 * [300]
     assert int(states[-1].memory.written) == 10_100
 
 
@@ -183,7 +184,7 @@ def test_gradient_steps_wait_for_experience_and_are_made_up_for():
 def test_experience_is_stored_before_it_is_learned_from():
     """The gradient step of the first environment step learns from that step."""
     states = history(2, replace(SOLO, phase=1, update_after=1), under_way)
-    assert [int(s.metrics.gradient_steps) for s in states] == [0, 1, 2]
+    assert [int(s.team.off_policy.updates) for s in states] == [0, 1, 2]
 
 
 @pytest.mark.slow
@@ -235,7 +236,7 @@ def test_a_team_that_learns_after_every_episode_keeps_the_accounts():
     steps = np.diff([int(s.env_steps) for s in states])
     assert steps.max() <= compiled(config, True)[0].steps_bound == max(500, 100 + 109 + 199)
     assert int(states[-1].env_steps) == int(states[-1].memory.written)
-    assert int(states[-1].metrics.gradient_steps) == int(states[-1].env_steps)
+    assert int(states[-1].team.off_policy.updates) == int(states[-1].env_steps)
     assert all(100 <= int(s.metrics.steps[1]) < 110 for s in states[2:])
 
 
@@ -252,7 +253,7 @@ def test_whole_episodes_of_bursts_pass_the_gate(bound, kept):
 def test_bursts_play_whole_episodes_and_then_learn():
     states = history(2, replace(SOLO, burst=True, first_phase=495))
     assert [int(s.metrics.steps[0]) for s in states] == [0, 500, 100]
-    assert [int(s.metrics.gradient_steps) for s in states] == [0, 500, 600]
+    assert [int(s.team.off_policy.updates) for s in states] == [0, 500, 600]
     assert [int(s.memory.written) for s in states] == [0, 500, 600]
 
 
@@ -306,7 +307,7 @@ def held(memory):
     """Rewards of what the local memory holds, oldest first; each row's reward is its number."""
     size = int(store.local_size(memory))
     slots = (int(memory.local.position) - size + np.arange(size)) % memory.local.capacity
-    return [int(n) for n in memory.local.rows[slots]]
+    return [int(n) for n in counting.on_host(tree.take(memory.local.rows, slots))]
 
 
 def test_the_local_memory_is_first_in_first_out():
@@ -322,23 +323,34 @@ def test_rows_that_were_overwritten_are_gone_with_all_that_entered_before():
     memory = entering(memory, numbers, jnp.ones(4, bool))
     memory, more = written(memory, 8, 4)  # 12 in all: rows 0 and 1 are overwritten
     assert held(memory) == [2, 3]
-    memory = entering(memory, more[:2], jnp.ones(2, bool))
+    memory = entering(memory, tree.take(more, slice(2)), jnp.ones(2, bool))
     assert held(memory) == [2, 3, 4, 5]
     memory, _ = written(memory, 4, 12)
     assert held(memory) == []
 
 
+@pytest.mark.parametrize("before", [2**31 - 3, 2**32 - 3])
+def test_rows_are_numbered_beyond_32_bits(before, key):
+    memory = replace(empty(capacity=10, local=8), written=counting.none() + before)
+    memory, numbers = written(memory, 4)
+    assert int(memory.written) == before + 4
+    memory = entering(memory, numbers, jnp.ones(4, bool))
+    memory, _ = written(memory, 8, 4)  # 12 in all: rows 0 and 1 are overwritten
+    assert held(memory) == [before + 2, before + 3]
+    assert set(store.sample(memory, key, 50, 1.0, 1).reward.tolist()) == {2, 3}
+
+
 def test_invalid_rows_are_neither_written_nor_numbered():
     memory, numbers = store.remember(empty(), rows(4), jnp.array([True, False, True, True]))
     assert int(memory.written) == 3
-    np.testing.assert_array_equal(numbers[jnp.array([0, 2, 3])], [0, 1, 2])
+    np.testing.assert_array_equal(counting.on_host(numbers)[[0, 2, 3]], [0, 1, 2])
     np.testing.assert_array_equal(memory.replay.rows.reward[:3], [0, 2, 3])
 
 
 @pytest.mark.parametrize(("entries", "expected"), [(10_001, 0.3), (10_000, 0.0)])
 def test_three_batches_in_ten_come_from_a_local_memory_that_is_full_enough(entries, expected, key):
     memory, _ = written(empty(capacity=20_000, local=20_000), 20_000)
-    memory = entering(memory, jnp.arange(entries), jnp.ones(entries, bool))
+    memory = entering(memory, counting.none() + jnp.arange(entries), jnp.ones(entries, bool))
 
     @jax.jit
     @jax.vmap
@@ -353,7 +365,7 @@ def test_three_batches_in_ten_come_from_a_local_memory_that_is_full_enough(entri
 
 def test_a_batch_is_from_one_memory(key):
     memory, _ = written(empty(capacity=1000, local=50), 1000)
-    memory = entering(memory, jnp.arange(900, 920), jnp.ones(20, bool))
+    memory = entering(memory, counting.none() + jnp.arange(900, 920), jnp.ones(20, bool))
     drawn = jax.jit(jax.vmap(lambda k: store.sample(memory, k, 16, 0.5, 5).reward))(
         jax.random.split(key, 400)
     )
@@ -375,7 +387,7 @@ def test_the_gate(label, total, scored, enters):
 
 def test_episodes_of_lanes_enter_when_they_end_and_pass():
     """Returns of the two lanes' episodes: 3; 1 and 6."""
-    episodes = jnp.zeros((2, 4), jnp.int32)
+    episodes = tree.repeat(tree.repeat(counting.none(), 4), 2)
     memory, gate = empty(local=10), store.Gate(jnp.array([True, True]), jnp.float32(2.5))
     lengths, totals = [[0, 0], [1, 1], [2, 0], [0, 1]], [[0, 0], [0, 1], [3, 0], [0, 6]]
     done = [[0, 0], [0, 1], [1, 0], [0, 1]]
@@ -457,6 +469,15 @@ def test_who_is_far_behind_takes_over():
     assert same(after.evolution.population, before.evolution.population)
     assert same(after.off_policy, before.off_policy)
     assert taken == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+def test_an_agent_without_a_score_is_behind_all_others_and_never_deployed():
+    """NaN is what an agent scores whose weights have diverged."""
+    assert handed((500, np.nan, 450))[2] == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert handed((np.nan, np.nan, 450))[2] == [[0, 0, 0]] * 3
+    method = compiled()[0]
+    state = replace(history(0)[0], scores=jnp.array([np.nan, 1, 2]))
+    assert same(method.policy(state), tree.take(method.individuals(state), 2))
 
 
 def test_the_search_gets_the_on_policy_agents_policy_as_it_was():
@@ -775,7 +796,7 @@ def test_any_team_keeps_the_accounts_and_learns(team):
     else:
         expected = int(states[-1].env_steps) if config.share else 700
         assert int(states[-1].memory.written) == expected
-        assert int(states[-1].metrics.gradient_steps) == int(states[-1].env_steps) or config.copies
+        assert int(states[-1].team.off_policy.updates) == int(states[-1].env_steps) or config.copies
     assert compiled(config)[2]._cache_size() == 1
 
 
@@ -879,7 +900,7 @@ def test_fused_play_keeps_the_accounts():
     """All episodes have ten steps, so that batches and generations end with iterations of 100 steps each."""
     states = history(4, FUSED)
     assert [int(s.env_steps) for s in states] == [0, 500, 800, 1100, 1400]
-    assert [int(s.metrics.gradient_steps) for s in states[1:]] == [500, 800, 1100, 1400]
+    assert [int(s.team.off_policy.updates) for s in states[1:]] == [500, 800, 1100, 1400]
     assert int(states[-1].memory.written) == 1400
     for before, after in pairwise(states[1:]):
         np.testing.assert_array_equal(after.metrics.steps, [100, 100, 100])
@@ -892,7 +913,7 @@ def test_fused_agents_may_have_different_numbers_of_lanes():
     """Of five lanes and of ten each plays as many vector steps as make up its phase."""
     states = history(3, replace(FUSED, lanes=5, on_policy_lanes=4))
     assert [int(s.env_steps) for s in states] == [0, 500, 800, 1100]
-    assert int(states[-1].memory.written) == int(states[-1].metrics.gradient_steps) == 1100
+    assert int(states[-1].memory.written) == int(states[-1].team.off_policy.updates) == 1100
     np.testing.assert_array_equal(states[-1].metrics.steps, [100, 100, 100])
 
 

@@ -85,9 +85,10 @@ def test_a_policy_with_discrete_actions_is_copied_and_the_best_of_several():
         assert int(method.act(method.policy(state), (), jnp.array([obs]), jax.random.key(0), 0.0)[1]) == best
 
 
-def test_the_best_individual_of_a_population_is_the_teacher():
-    """Not the one that the run would deploy."""
-    env, gains = make("probe/context"), jnp.array([-1.0, 1.0, 0.0])
+@pytest.mark.parametrize("first", [-1.0, np.nan])
+def test_the_best_individual_of_a_population_is_the_teacher(first):
+    """Not the one that the run would deploy, nor one that has diverged."""
+    env, gains = make("probe/context"), jnp.array([first, 1.0, 0.0])
     run = taught(mirrored, "probe/context", params=gains[0])._replace(individuals=gains)
     (graded,) = distil.grade(env, [run], episodes=4)
     assert (graded.individual, graded.mean_return) == (1, 1.0)

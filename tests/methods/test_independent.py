@@ -62,14 +62,14 @@ def test_one_agent_is_the_plain_algorithm():
         got.append(step(got[-1]))
         row, account = tree.take(got[t].replay.rows, (0, 0)), tree.take(got[t].lanes.account, (0, 0))
         _, timestep = env_step(env_state, row.action)
-        expected = (obs, row.action, timestep.reward, 0.99 * (1 - timestep.terminated), timestep.next_obs)
+        expected = (obs, row.action, timestep.reward, 1.0 - timestep.terminated, timestep.next_obs)
         close(tuple(vars(row).values()), expected)
         obs, total = timestep.next_obs, total + float(timestep.reward)
         if timestep.done:
             episodes, total = episodes + 1, 0.0
         (_, env_state, *_), obs = tree.take(got[t].lanes.env, (0, 0)), got[t].lanes.obs[0, 0]
         if t >= 5:
-            batch = jax.tree.map(lambda x: x[None], row)
+            batch = jax.tree.map(lambda x: x[None], replace(row, discount=0.99 * row.discount))
             learner, _ = learn(learner, batch, hyper, jax.random.key(t))
         assert int(got[t].env_steps) == int(got[t].generation) == t
         assert int(got[t].metrics.episodes[0]) == episodes

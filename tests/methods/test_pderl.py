@@ -200,7 +200,7 @@ def test_every_kind_of_agent_evolves(kind):
 def test_agents_that_cannot_be_shared_or_distilled_are_refused():
     with pytest.raises(ValueError, match="needs continuous actions"):
         pderl.build(make("probe/action-discrete"))
-    with pytest.raises(ValueError, match="cannot normalize observations"):
+    with pytest.raises(ValueError, match="is a network alone; choose an agent that"):
         pderl.build(walk(), replace(TINY, agent=ddpg.Config(normalize=True)))
     with pytest.raises(ValueError, match="imitate kl needs a stochastic policy"):
         pderl.build(walk(), replace(TINY, distillation=Distillation(imitate="kl")))
@@ -353,6 +353,16 @@ def test_the_champion_is_what_would_be_deployed(key):
     assert action.shape == (2,)
     assert np.abs(action).max() <= 1
     np.testing.assert_allclose(method.exploration(state), 0.1)  # DDPG's, not noise of deviation 1
+
+
+def test_an_individual_without_a_return_is_no_champion():
+    """NaN is what an actor earns whose weights have diverged."""
+    state = history("pderl")[0]
+    lost = jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.actors)
+    after = compiled("pderl")[2](replace(state, actors=lost))
+    assert np.isnan(after.metrics.fitness[0])
+    best = np.nanargmax(after.metrics.fitness)
+    assert same(after.champion, tree.take(state.actors, int(best)))
 
 
 @pytest.mark.parametrize("name", ["pderl", "perl", "erl"])

@@ -1,0 +1,35 @@
+"""The order of individuals, in which one that has diverged comes last."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from popjax import tree
+from popjax.agents import sac
+from popjax.envs import make
+from popjax.methods import independent
+from popjax.population import exchange, scoring
+from tests.support import same
+
+NAN = jnp.nan
+
+
+def test_nan_is_the_worst_and_equals_keep_their_order():
+    np.testing.assert_array_equal(scoring.best_first(jnp.array([1, NAN, 3, 3, -jnp.inf])), [2, 3, 0, 4, 1])
+    np.testing.assert_array_equal(scoring.best_first(jnp.array([NAN, NAN])), [0, 1])
+
+
+def test_nan_is_behind_every_number_and_ahead_of_none():
+    ahead = exchange.ahead(jnp.array([NAN, 0.0, 50.0]), 100.0)
+    np.testing.assert_array_equal(ahead, [[0, 1, 1], [0, 0, 0], [0, 0, 0]])
+
+
+def test_an_agent_that_has_diverged_is_not_deployed():
+    config = independent.Config(agent=sac.Config(hidden=(4,)), population=3, capacity=300)
+    method = independent.build(make("probe/context"), config)
+    state = method.init(jax.random.key(0), method.hyper)
+    for fitness, best in (([NAN, 1.0, 2.0], 2), ([2.0, NAN, 1.0], 0)):
+        judged = state.replace(metrics=state.metrics.replace(fitness=jnp.array(fitness)))
+        assert same(method.policy(judged), tree.take(method.individuals(judged), best))

@@ -36,16 +36,16 @@ class Recipe(NamedTuple):
     """A method as its module exports it.
 
     build:   (env, config, **further) -> Method, ``recorded``.
-    config:  () -> the default Config, a frozen dataclass; with a keyword for every field of ``agents``, whose
-             agents' Configs may decide about the other defaults. Usually the class itself.
+    config:  () -> the default Config, a frozen dataclass. It takes a keyword for every field of ``agents``,
+             so that their Configs can decide the other defaults. Usually the class itself.
     hyper:   Config -> its default numbers, a struct.
     agents:  field of Config -> name on the command line -> Config with which such an agent begins; None where
              the field may be None.
-    kinds:   Spec -> name of the agent by field, where the task decides; None: those of ``config()``.
-    runs:    option -> what ``build`` is given of finished runs.
+    kinds:   Spec -> name of the kind for each field, if the task decides; None: those of ``config()``.
+    runs:    option -> Ingredient of ``build`` made from finished runs.
     envs:    option -> keyword of ``build``, which takes a tuple of further environments.
-    preset:  name of a task -> its constants, None of a task without.
-    remarks: (env, config, hyper, env_steps, **further) -> lines for whoever starts such a run.
+    preset:  name of a task -> its constants; None of a task that has none.
+    remarks: (env, config, hyper, env_steps, **further) -> warnings that are printed when such a run starts.
     """
 
     build: Callable[..., Method]

@@ -12,7 +12,7 @@ from popjax.core.types import Key, Params, PyTree
 
 
 class Network(NamedTuple):
-    """A function with learnable parameters, for one input: ``apply(params, *inputs)``; batches by ``vmap``
+    """A function with learnable parameters, ``apply(params, *inputs)``, for one input. Batch it by ``vmap``
     or by leading axes, which every layer of ``nets`` lets through."""
 
     init: Callable[[Key], Params]
@@ -20,13 +20,14 @@ class Network(NamedTuple):
 
 
 class Recurrent(NamedTuple):
-    """A Network with a memory. Axes between time and what is given of one input, such as lanes, are free.
+    """A Network with a memory. Inputs may have further axes, such as lanes, between time and those of one
+    input.
 
     init:   key -> params
-    memory: what it remembers at the start of an episode; () of one that forgets at once
+    memory: at the start of an episode; () of a network that remembers nothing
     step:   (params, memory, obs) -> (memory, outputs)
-    unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]: the memory
-            starts anew behind every row in which an episode ended, and is told as it was before that
+    unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]; the memory
+            begins anew after every row that ends an episode, and ``memories`` holds it as it was before that
     """
 
     init: Callable[[Key], Params]
@@ -38,12 +39,12 @@ class Recurrent(NamedTuple):
 class Distribution(NamedTuple):
     """A family of distributions over actions, see ``distributions``.
 
-    sample:   (key, outputs, scale) -> action; ``scale`` 1 draws from the distribution, 0 is its mode, and
-              between them lie narrower ones
-    log_prob: (outputs, action) -> [...], that of ``scale`` 1
+    sample:   (key, outputs, scale) -> action; ``scale`` 1 draws from the distribution, 0 gives its mode, and
+              values between draw from narrower ones
+    log_prob: (outputs, action) -> [...] at ``scale`` 1
     entropy:  outputs -> [...]
     mode:     outputs -> action
-    bounded:  action -> what an environment takes of it
+    bounded:  action -> the action that an environment takes
     vector:   outputs -> [..., A], differentiable: the greedy action as the environment takes it, or the
               logits or values of discrete actions
     kl:       (outputs p, outputs q) -> [...] KL(p || q); None of a policy without a density
@@ -61,9 +62,9 @@ class Distribution(NamedTuple):
 class Choice(NamedTuple):
     """The answer of a policy to one observation.
 
-    memory:   what it carries to the next observation; () of a policy without memory.
-    action:   what the environment takes: [A] in [-1, 1], or int32 [] where actions are discrete.
-    sampled:  the action as its distribution drew it, before squashing or clipping.
+    memory:   carried to the next observation; () of a policy without memory.
+    action:   for the environment: [A] in [-1, 1], or int32 [] where actions are discrete.
+    sampled:  the action as drawn from its distribution, before squashing or clipping.
     log_prob: float32 [] of ``sampled`` at ``scale`` 1, nats; 0 of a policy without a density.
     """
 
@@ -79,8 +80,8 @@ acts. ``scale`` multiplies the exploration; 0 is greedy."""
 
 
 Unroll: TypeAlias = Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
-"""``(params, memory, obs [T, ...], done bool [T, ...]) -> (memory behind the last row, outputs [T, ...])`` of
-a policy along the rows of lanes; its memory starts anew behind every row in which an episode ended. The
+"""``(params, memory, obs [T, ...], done bool [T, ...]) -> (memory after the last row, outputs [T, ...])`` of
+a policy along the rows of lanes; its memory begins anew after every row that ends an episode. The
 outputs of discrete actions are logits [T, ..., A]."""
 
 
@@ -103,9 +104,9 @@ class Agent(NamedTuple):
     state_value: state -> parameters of V(s); None of an agent without
     td_error:    (state, batch) -> target minus value [B]; None of an agent without priorities
     observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
-    exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of this agent
-    inherit:     (state, other) -> the state ``other`` of another agent of this kind with the own optimizer's
-                 moments and counts; of an agent that keeps none, ``other``
+    exploration: (hyper, env_steps) -> the ``scale`` of exploration after so many steps of this agent
+    inherit:     (state, other) -> ``other``, the state of another agent of this kind, with the optimizer's
+                 moments and counts of ``state``; of an agent that has none, ``other``
     memory:      (): an agent that learns from single transitions has none
     """
 
@@ -129,7 +130,7 @@ class Agent(NamedTuple):
 
 
 class OnPolicyAgent(NamedTuple):
-    """An individual that learns once from what its present policy did. Its ``Hyper`` has a ``discount``.
+    """An individual that learns once from what its present policy played. Its ``Hyper`` has a ``discount``.
 
     ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value`` as in ``Agent``; ``scale`` 1 is
     the policy, 0 its mode. ``outputs`` is None of a policy with a memory.

@@ -1,4 +1,4 @@
-"""The contract of environments: what they answer, what they are like, and how they can be made again."""
+"""The contract of environments: their answers, their facts, and the call that makes them again."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def vector_size(spec: Spec, who: str) -> int:
 
 
 class Origin(NamedTuple):
-    """The call of ``envs.make`` behind an environment: its name and, as JSON, its options.
+    """The call of ``envs.make`` that made an environment: its name and its options as JSON.
 
-    ``functions`` are the ``reset`` and ``step`` that it made: with others it is another environment.
+    ``functions`` are the ``reset`` and ``step`` that it returned; with others it is another environment.
     """
 
     name: str
@@ -104,8 +104,8 @@ class Env(NamedTuple):
 
     reset:  key -> (state, obs)
     step:   (state, action) -> (state, Timestep)
-    scored: the same environment with the rewards that evaluations count; None: these
-    origin: how it can be made again; None of one made by hand
+    scored: the same environment with the rewards that evaluations count; None: the same rewards
+    origin: the call that made it; None if it was made by hand
     """
 
     reset: Callable[[Key], tuple[PyTree, Array]]

@@ -12,7 +12,7 @@ from popjax.core.types import PyTree
 
 @struct.dataclass
 class Transition:
-    """Experience. Leading axes are free; the trailing ones are given.
+    """Experience, with any leading axes before those given here.
 
     obs:      [..., *obs]  observation acted on.
     action:   [..., A]     float in [-1, 1], or int32 [...] where actions are discrete.
@@ -52,9 +52,9 @@ class Trajectory(Transition):
 
     done:     bool [T, N]     the episode ended here, for either reason: the next row is of another one.
     log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
-    valid:    bool [T, N]     rows that were played, the others leave no trace; None: all were.
-    memory:   [1, N, ...]     what the policy remembered before the first row; () of one without memory.
-    outputs:  [T, N, ...]     of the network that acted; () where nobody asks for them.
+    valid:    bool [T, N]     rows that were played; the others must leave no trace. None: all were played.
+    memory:   [1, N, ...]     of the policy before the first row; () of a policy without memory.
+    outputs:  [T, N, ...]     of the network that acted; () if no learner reads them.
     """
 
     done: Array
@@ -65,7 +65,7 @@ class Trajectory(Transition):
 
 
 def example_transition(spec: Spec) -> Transition:
-    """Return one transition of an environment in shape and dtype, all zeros: what a replay is made for."""
+    """Return a transition of zeros in an environment's shapes and dtypes, from which a replay is made."""
     obs = jnp.zeros(spec.obs_shape, spec.obs_dtype)
     action = jnp.zeros((), jnp.int32) if spec.discrete else jnp.zeros(spec.action_dim)
     return Transition(obs, action, jnp.float32(0), jnp.float32(0), obs)

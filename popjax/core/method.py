@@ -27,10 +27,10 @@ class Built(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Record of the numbers of a method that change, for ``schedule.json``.
+    """The record for ``schedule.json`` of numbers that a method changes.
 
     read: State -> arrays
-    tell: these arrays, as NumPy's -> what JSON can hold
+    tell: the arrays as NumPy's -> an object that JSON can hold
     """
 
     read: Callable[[Any], Any]
@@ -38,26 +38,25 @@ class Schedule(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A training method: everything the host needs, and all that it may know.
+    """A training method: all that the host needs and may know.
 
     init:        (key, hyper) -> State
     step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
     policy:      State -> parameters of the policy you would deploy now
-    act:         (policy parameters, memory, obs, key, scale) -> Choice, see ``Act``; pure: all that
-                 evaluation and export use
+    act:         (policy parameters, memory, obs, key, scale) -> Choice, see ``Act``; evaluation and export
+                 use nothing else
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
-    memory:      what a policy remembers at the start of an episode; () of one that acts by what it sees
-    individuals: State -> parameters [P] of everybody's policies, each like those that ``policy`` gives; None
-                 where they act together, share one or play different tasks
+    memory:      of a policy at the start of an episode; () of one that acts by what it sees
+    individuals: State -> parameters [P] of all individuals' policies, each like those of ``policy``; None if
+                 they act together, share a policy or play different tasks
     built:       the call that made it; None of a method whose ``build`` is not ``recipe.recorded``
-    exploration: State -> the ``scale`` [] at which the policy explores now while it trains
-    unroll:      see ``Unroll``: the logits by which the policy acts, from which others can learn; None of a
-                 policy that has none
-    learning_starts: environment steps before the first update; a shorter run is told that it learns nothing
-    accepts:     environment steps of a run -> None; a ValueError where so many make no sense
-    driven:      numbers of ``hyper`` that the method sets itself, so that nobody else can
-    schedule:    who stemmed from whom with which numbers; None of a method whose numbers stay
+    exploration: State -> the ``scale`` [] at which the policy explores in training now
+    unroll:      see ``Unroll``; gives the policy's logits, from which others can learn. None if it has none
+    learning_starts: environment steps before the first update; a shorter run is warned that it learns nothing
+    accepts:     environment steps of a run -> None; raises a ValueError if the method cannot use that number
+    driven:      numbers of ``hyper`` that the method sets itself and users cannot
+    schedule:    lineage and numbers of a population over time; None if the numbers stay
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -89,7 +88,7 @@ class Pretrained(NamedTuple):
     config:      the Config of its method.
     individuals: parameters [P] of all policies of the population; None where nobody acts alone.
     unroll:      as ``Method.unroll``.
-    origin:      the run that it comes from, as ``config.json`` keeps it; None of a policy without one.
+    origin:      the run that it comes from, as in ``config.json``; None of a policy that comes from none.
     schedule:    what ``Method.schedule`` tells of its State; None without one.
     """
 
@@ -107,10 +106,10 @@ class Pretrained(NamedTuple):
 
 
 class Ingredient(NamedTuple):
-    """A use that a method makes of finished runs.
+    """A way in which a method builds on finished runs.
 
     keyword: of ``build``, which takes a tuple of records.
-    make:    (env, policies) -> records, one for each policy; a ValueError where one does not fit.
+    make:    (env, policies) -> records, one for each policy; raises a ValueError if one does not fit.
     record:  their type, a NamedTuple of the ``Pretrained`` and facts that JSON can hold.
     help:    the option's line in ``--help``.
     """
@@ -135,23 +134,26 @@ def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
 
 
 def stacked(when: Callable[[Any], bool] = lambda state: True, **kwargs: Any) -> Any:
-    """Mark a field of a State: each of its leaves leads with the population axis ``P``, in a State of which
-    ``when`` holds, be it of arrays or of their shapes, with the axis ``S`` or without."""
+    """Mark a field of a State: all its leaves lead with the population axis ``P``, in States where ``when``
+    holds.
+
+    ``when`` reads a State of arrays or of their shapes, with or without the axis ``S``.
+    """
     return struct.field(metadata={"stacked": when}, **kwargs)
 
 
 def stacked_fields(state: Any) -> dict[str, PyTree]:
-    """Return the fields of a State that were declared with ``stacked()`` and are, by name."""
+    """Return by name the fields of a State that ``stacked()`` marks and for which its condition holds."""
     marked = {f.name: f.metadata["stacked"] for f in fields(state) if "stacked" in f.metadata}
     return {name: getattr(state, name) for name, when in marked.items() if when(state)}
 
 
 def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:
-    """Declare a field of a ``Hyper``: a number in [low, high], which ``checks.check_numbers`` asks for before
-    a run."""
+    """Declare a field of a ``Hyper``: a number in [low, high]. ``checks.check_numbers`` enforces the range
+    before a run."""
     return struct.field(default=default, metadata={"range": (low, high)})
 
 
 def as_arrays(hyper: S) -> S:
-    """Return every number as a strong float32 array: weak types would recompile the first chunk."""
+    """Return every number as a strong float32 array: weak types would make the first chunk compile twice."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)

@@ -1,4 +1,4 @@
-"""Acting with an eye on each other: agents that seek what the others would not do, or elect one of them.
+"""Joint exploration: agents choose their actions by what the others would do, or elect the one who acts.
 
 Collaborative Exploration (ICLR 2024 submission), equations 5 and 6; upper confidence bounds as in SUNRISE
 (Lee et al., 2021).
@@ -25,7 +25,7 @@ Mode = Literal["eps_collab", "eps_greedy", "ucb", "softmax"]
 
 @struct.dataclass
 class Hyper:
-    """Numbers of acting together."""
+    """Numbers of joint exploration."""
 
     epsilon: Number = number(0.2, high=1.0)  # how often eps_collab and eps_greedy do not act as they would
     ucb_weight: Number = number(1.0)  # standard deviations that ucb adds to the mean
@@ -43,15 +43,18 @@ def farthest(candidates: Array, references: Array, own: Array | int) -> Array:
 
 def upper_confidence(values: Array, weight: Array | float) -> Array:
     """Return the index of the proposal with the largest mean plus ``weight`` standard deviations over the
-    critics; values [C, P] are what each critic says of each of P proposals. SUNRISE, equation 4."""
+    critics. SUNRISE, equation 4.
+
+    values: [C, P] values that C critics give to P proposals
+    """
     return jnp.argmax(values.mean(0) + weight * values.std(0))
 
 
 def boltzmann(key: Key, values: Array, hyper: Hyper) -> Array:
-    """Return the index of an agent with probability proportional to ``exp(softmax_inv_temp * value)``, or,
-    with probability ``1 - softmax_eps``, the best one. Equation 6.
+    """Return the index of an agent drawn with probability proportional to ``exp(softmax_inv_temp * value)``
+    or, with probability ``1 - softmax_eps``, the index of the largest value. Equation 6.
 
-    values: [P] each agent's value of what it would do
+    values: [P] each agent's value of its own action
     """
     key_draw, key_explore = jax.random.split(key)
     drawn = jax.random.categorical(key_draw, hyper.softmax_inv_temp * values)
@@ -67,7 +70,7 @@ def together(
     candidates: int,
     hyper: Hyper,
 ) -> ActAll:
-    """Return how agents act: by ``mode``, or each by itself if that is None."""
+    """Return the function by which all lanes act: by ``mode``, or each agent for itself if that is None."""
     policies = learners.policies(states)
     alone = policy.everyone(learners.act, policies, scale)
     match mode:
@@ -83,7 +86,7 @@ def together(
 
 
 def eps_greedy(act: ActAll, spec: Spec, epsilon: Array | float) -> ActAll:
-    """Return ``act`` with a uniformly random action in place of each with probability ``epsilon``."""
+    """Return ``act`` with each action replaced by a uniformly random one with probability ``epsilon``."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_act, key_chance = jax.random.split(key)
@@ -101,8 +104,9 @@ def eps_collaborative(
     candidates: int,
     epsilon: Array | float,
 ) -> ActAll:
-    """Return ``act``, but with probability ``epsilon`` the one of ``candidates`` samples of an agent's own
-    policy that is farthest from as many samples of each other's. Equation 5."""
+    """Return ``act`` with each action replaced, with probability ``epsilon``, by the one of ``candidates``
+    samples of the agent's own policy that lies farthest from as many samples of every other policy. Equation
+    5."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_plain, key_mode, key_draws = jax.random.split(key, 3)
@@ -123,8 +127,11 @@ def eps_collaborative(
 def by_upper_confidence(
     learners: Learners, states: PyTree, scale: Array | float, weight: Array | float
 ) -> ActAll:
-    """Return how all agents act as one in lanes [Q, N]: of everybody's proposals, that with the largest mean
-    plus ``weight`` standard deviations over all critics."""
+    """Return the function by which all agents act as one in lanes [Q, N].
+
+    Of all proposals, that with the largest mean plus ``weight`` standard deviations over all critics is
+    played.
+    """
     return _elected(
         learners,
         states,
@@ -136,8 +143,10 @@ def by_upper_confidence(
 
 
 def by_value(learners: Learners, states: PyTree, scale: Array | float, hyper: Hyper) -> ActAll:
-    """Return how all agents act as one in lanes [Q, N]: the proposal of an agent that ``boltzmann`` draws by
-    the values of what each would do greedily."""
+    """Return the function by which all agents act as one in lanes [Q, N].
+
+    ``boltzmann`` draws the agent whose proposal is played, by each agent's value of its own greedy action.
+    """
 
     def elect(key: Key, obs: Array, proposed: Array) -> Array:
         values = jnp.moveaxis(greedy_values(learners, states, obs), 0, -1)  # [Q, N, P]
@@ -148,7 +157,7 @@ def by_value(learners: Learners, states: PyTree, scale: Array | float, hyper: Hy
 
 
 def proposals(learners: Learners, policies: Params, obs: Array, key: Key, scale: Array | float) -> Array:
-    """Return what every policy [P] would do at the same observations [..., *obs]: actions [P, ..., A]."""
+    """Return the actions [P, ..., A] of all policies [P] at the same observations [..., *obs]."""
     outputs = jax.vmap(learners.outputs, (0, None))(policies, obs)
     count = jax.tree.leaves(outputs)[0].shape[0]
     scales = jnp.broadcast_to(scale, (count,))
@@ -157,14 +166,15 @@ def proposals(learners: Learners, policies: Params, obs: Array, key: Key, scale:
 
 
 def greedy_values(learners: Learners, states: PyTree, obs: Array) -> Array:
-    """Return the least that an agent's critics say of its greedy action, [P, ...] for obs [..., *obs]."""
+    """Return the smallest value [P, ...] that an agent's critics give to its greedy action at obs [...,
+    *obs]."""
     outputs = jax.vmap(learners.outputs, (0, None))(learners.policies(states), obs)
     return learners.values(states, obs, learners.actions.bounded(learners.actions.mode(outputs))).min(1)
 
 
 def all_values(learners: Learners, states: PyTree, obs: Array, proposed: Array) -> Array:
-    """Return what all C critics say of every proposal: obs [..., *obs], proposals [P, ..., A] -> [..., C,
-    P]."""
+    """Return the values [..., C, P] that all C critics give to all proposals [P, ..., A] at obs [...,
+    *obs]."""
 
     def one(proposal: Array) -> Array:
         everyone = jnp.broadcast_to(proposal, (len(proposed), *proposal.shape))
@@ -174,8 +184,8 @@ def all_values(learners: Learners, states: PyTree, obs: Array, proposed: Array) 
 
 
 def _elected(learners: Learners, states: PyTree, scale: Array | float, elect: Callable[..., Array]) -> ActAll:
-    """Return how the lanes act if ``elect(key, obs, proposals)`` int32 [Q, N] names whose proposal is
-    played."""
+    """Return the function by which lanes play the proposal that ``elect(key, obs, proposals)`` names, int32
+    [Q, N]."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_draws, key_choice = jax.random.split(key)

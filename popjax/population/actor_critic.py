@@ -1,5 +1,5 @@
-"""Actor-critics that are one network with a memory, A3C restated for lanes: rollouts, targets by the values
-that acted, and gradients from rewards and from a teacher's logits."""
+"""Recurrent actor-critics: A3C restated for lanes, with gradients from rewards and from a teacher's
+logits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _ACTIONS = distributions.categorical()
 
 
 class Played(NamedTuple):
-    """Rollouts [..., T, N] with ``Heads`` as outputs, their targets by the values that acted, and the returns
-    of episodes up to each row."""
+    """Rollouts [..., T, N] with ``Heads`` as outputs, targets by the values predicted while acting, and the
+    return of each episode up to each row."""
 
     trajectory: Trajectory
     targets: Targets
@@ -35,8 +35,8 @@ class Played(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Outputs of a network along rollouts [T, n], and the way from a direction of that to a gradient of its
-    parameters."""
+    """Outputs of a network along rollouts [T, n], and the function that pulls a gradient of the outputs back
+    to the parameters."""
 
     heads: Heads
     pull: Callable[[Heads], tuple[Params]]
@@ -62,10 +62,10 @@ def network(spec: Spec, config: recurrent.Config) -> Recurrent:
 def side_by_side(
     envs: Sequence[Env], networks: Sequence[Recurrent], length: int
 ) -> Callable[..., list[tuple[Lanes, Played]]]:
-    """Return ``(lanes [1, N], params, discount, trace decay, key) -> [(lanes, Played [T, N])]`` of several
-    tasks, with lanes and parameters for each.
+    """Return a function that plays rollouts in several tasks, with lanes and parameters for each.
 
-    Tasks of one environment play in one loop, so that its physics stands in a program once.
+    Its signature is ``(lanes [1, N], params, discount, trace decay, key) -> [(lanes, Played [T, N])]``. Tasks
+    with the same environment play in one loop, so that its physics is compiled once.
     """
     crews = [[i for i, each in enumerate(envs) if each == world] for world in dict.fromkeys(envs)]
     players = [_player(envs[crew[0]], networks[crew[0]], length) for crew in crews]
@@ -86,7 +86,7 @@ def side_by_side(
 
 
 def read(network: Recurrent, params: Params, played: Trajectory) -> Reading:
-    """Return what ``network`` says of rollouts; gradients stop at the memory with which they begin."""
+    """Return the outputs of ``network`` along rollouts; gradients stop at the memory before the first row."""
 
     def say(params: Params) -> Heads:
         return network.unroll(params, tree.take(played.memory, 0), played.obs, played.done)[1]
@@ -99,8 +99,8 @@ def reward_gradient(
 ) -> tuple[Params, a2c.Losses]:
     """Return the gradient of A3C's loss, and A2C's losses.
 
-    A3C's is a sum over the rows of a lane, with half the squared error of the values; the mean over lanes of
-    that is ``T`` times A2C's.
+    A3C sums over the rows of a lane and halves the squared error of the values. Averaged over lanes that is
+    ``T`` times A2C's loss.
     """
 
     def loss(heads: Heads) -> tuple[Array, a2c.Losses]:
@@ -125,8 +125,11 @@ def distil_gradient(
 
 
 def _player(env: Env, network: Recurrent, length: int) -> Play:
-    """Return how networks with ``Heads`` over discrete actions play rollouts across the ends of episodes. A
-    time limit is an end, behind which no value counts, as in CDRL's code."""
+    """Return the function that plays rollouts, across the ends of episodes, with networks that have ``Heads``
+    over discrete actions.
+
+    A time limit ends the task: no value behind it counts, as in CDRL's code.
+    """
     env = rollout.autoreset(env)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Told:

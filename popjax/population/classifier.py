@@ -1,4 +1,5 @@
-"""The Q-classifier of Collaborative Exploration: a network that tells which agent does best from a state on.
+"""The Q-classifier of Collaborative Exploration: a network that predicts which agent will do best from a
+state on.
 
 It regresses the undiscounted return of the next ``horizon`` steps under the agent that played them.
 """
@@ -33,13 +34,13 @@ class State:
 
 
 class Classifier(NamedTuple):
-    """Says which of ``P`` agents acts.
+    """Functions of a classifier that chooses which of ``P`` agents acts.
 
     init:   key -> state
     learn:  (state, replay of ``Episodic`` rows, ``Sight.look`` at what they keep, batch size, rate, key) ->
             state after a gradient step
-    choose: (params, memory, obs) -> (int32 [] agent, memory); it is asked every ``horizon`` steps and its
-            choice kept in between
+    choose: (params, memory, obs) -> (int32 [] agent, memory); the choice is made every ``horizon`` steps
+            and kept in between
     memory: at the start of an episode: the agent in force and the steps so far, int32 [] each
     """
 

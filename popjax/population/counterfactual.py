@@ -1,7 +1,6 @@
-"""Worth of selections: a search continued from one State with single decisions changed.
+"""Worth of the decisions of a search, measured by continuing the search from one State without each of them.
 
-All continuations draw the same random numbers, so that they differ in the decision and in what follows from
-it.
+All continuations draw the same random numbers, so that they differ only in the decision and its consequences.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from popjax.core import Method
 
 
 class Worth(NamedTuple):
-    """The decisions of one ready point, and the population without each of them.
+    """Outcomes of a ready point with all its decisions, and with each of them undone.
 
-    source:  int32 [P]       whom each slot took over; itself: it went on.
-    decided: float32 [P]     fitness of everyone at the end.
-    undone:  float32 [P, P]  the same where slot (row) went on as itself instead.
+    source:  int32 [P]       individual that each slot took over; its own index if it went on.
+    decided: float32 [P]     final fitness of everyone with all decisions.
+    undone:  float32 [P, P]  the same if the slot (row) had gone on as itself.
     """
 
     source: Array
@@ -31,23 +30,24 @@ class Worth(NamedTuple):
 
     @property
     def best(self) -> Array:
-        """float32 [P]: by how much the best individual is better for the decision on each slot."""
+        """float32 [P]: gain in the best individual's fitness from the decision on each slot."""
         return self.decided.max() - self.undone.max(1)
 
     @property
     def mean(self) -> Array:
-        """float32 [P]: by how much the mean individual is better for the decision on each slot."""
+        """float32 [P]: gain in the mean fitness from the decision on each slot."""
         return self.decided.mean() - self.undone.mean(1)
 
 
 def outcomes(
     method: Method, state: Any, interventions: Array, iterations: int, at_once: int | None = None
 ) -> tuple[Array, Array]:
-    """Return the fitness float32 [M, P] and the selections int32 [M, P] of M continuations of ``state``.
+    """Return the final fitness float32 [M, P] and the selections int32 [M, P] of M continuations of
+    ``state``.
 
     interventions: int32 [M, 2], (slot, parent) at the next ready point; (-1, -1) changes nothing.
-    iterations:    how long each goes on; a ready point must be among them.
-    at_once:       so many continuations side by side, each with a copy of the State; None: all.
+    iterations:    length of each continuation; it must include a ready point.
+    at_once:       continuations computed side by side, each with its own copy of the State; None: all.
     """
     row = state.lineage.count
 
@@ -65,8 +65,7 @@ def outcomes(
 
 
 def worth(method: Method, state: Any, iterations: int, at_once: int | None = None) -> Worth:
-    """Return what the decision on each slot at the next ready point of ``state`` is worth; see
-    ``outcomes``."""
+    """Return the worth of each slot's decision at the next ready point of ``state``; see ``outcomes``."""
     slots = jnp.arange(len(state.metrics.fitness))
     undone = jnp.stack([slots, slots], 1)
     fitness, source = outcomes(

@@ -1,4 +1,4 @@
-"""Drives of a population: rewards beside the task's, by one record that every method can carry.
+"""Drives of a population: rewards beside the task's, in one record that every method can use.
 
 A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's numbers in
 ``hyper.drive`` (``with_numbers``) carries the drive's state in its own and makes five calls::
@@ -56,12 +56,12 @@ class Drive(NamedTuple):
              steps, in order of time
     pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of what the drive
              added). ``rows`` are everybody's own [P, B], or common ones [B]
-    learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] tells of
-             common rows whose they are; it is None of rows [P, B]
-    env:     Env that resets itself -> what the agents play in
-    act:     Act of an agent -> Act on the observations of the task
+    learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] marks the
+             agent's own among common rows; None for rows [P, B]
+    env:     self-resetting Env -> the Env that the agents play
+    act:     Act on the agents' observations -> Act on the task's
     deploy:  (state, policies [P]) -> parameters [P] for that ``act``
-    horizon: environment steps within which ``Pairs`` are; 0: they are never asked for
+    horizon: largest distance of two states of ``Pairs``, environment steps; 0: no pairs are needed
     """
 
     init: Callable[[Key], PyTree]
@@ -77,8 +77,8 @@ class Drive(NamedTuple):
 def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> Drive:
     """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
 
-    A Config of a user's own tells in which module it is defined; the ``build`` there makes an ``Intrinsic``,
-    of which every agent has one that learns from its own transitions.
+    For a Config of your own, ``build`` of the module that defines it makes an ``Intrinsic``. Each agent gets
+    one, which learns from that agent's transitions.
 
     Raises:
         ValueError: the drive cannot see the observations of the task, or ``config`` is not of a drive.
@@ -96,7 +96,7 @@ def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> 
 
 
 def default_numbers(config: AnyConfig | None) -> PyTree:
-    """Return the default ``Hyper`` of the drive of ``config``, None of none."""
+    """Return the default ``Hyper`` of the drive of ``config``; None without a drive."""
     if isinstance(config, contrastive.Config):
         return contrastive.Hyper()
     if isinstance(config, diayn.Config):
@@ -118,13 +118,13 @@ def _own(config: Any) -> ModuleType:
 
 
 def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:
-    """Return the ``Hyper`` of an agent with the numbers of a drive in a further field ``drive``; itself
-    without a drive."""
+    """Return an agent's ``Hyper`` extended by a field ``drive`` with the drive's numbers; unchanged without a
+    drive."""
     return hyper if config is None else extended(hyper, drive=default_numbers(config))
 
 
 def extended(hyper: Any, **further: Any) -> Any:
-    """Return a ``Hyper`` with ``further`` fields behind its own."""
+    """Return a ``Hyper`` with ``further`` fields appended."""
     own = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
     return _extended(hyper.__class__, tuple(further))(**own, **further)
 
@@ -136,7 +136,7 @@ def _extended(kind: type, names: tuple[str, ...]) -> Any:
 
 
 def none(population: int) -> Drive:
-    """Return no drive: the task's reward is all."""
+    """Return a drive that adds nothing to the task's reward."""
     return Drive(
         init=lambda key: (),
         observe=lambda state, *_: state,
@@ -193,7 +193,7 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
 
 
 def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: bool = True) -> Drive:
-    """Return the drive of a module for each of ``population`` agents, or of one ``shared`` by all of them.
+    """Return a drive that gives each of ``population`` agents a module, or all of them one if ``shared``.
 
     A module learns from its agent's ``own`` transitions, else from everybody's.
     """
@@ -235,9 +235,9 @@ def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: boo
 
 
 def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Drive:
-    """Return DIAYN's drive: every episode has a skill, which its states should tell.
+    """Return DIAYN's drive: each episode has a skill, and states are rewarded for revealing it.
 
-    An agent has skills and a discriminator of its own; it is deployed with the skill whose latest episode
+    Each agent has its own skills and discriminator. It is deployed with the skill whose latest episode
     returned most in the task.
     """
     drive = lifted(diayn.build(spec, config, (lanes,)), population)
@@ -252,8 +252,8 @@ def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Dri
 def after_episodes(
     drive: Drive, state: PyTree, played: Episode, generation: Array, hyper: Any
 ) -> tuple[Transition, PyTree]:
-    """Return the Transitions [E, T] of whole episodes, numbered if the drive asks for pairs, and the drive of
-    one learner after it has seen them, an episode for each of its E lanes."""
+    """Return the Transitions [E, T] of whole episodes, numbered if the drive needs pairs, and the drive after
+    it has observed them as E lanes of one learner."""
     rows, valid = played.steps, played.valid
     count = valid.shape[0]
     number = jnp.broadcast_to((generation * count + jnp.arange(count))[:, None], valid.shape)
@@ -266,8 +266,10 @@ def after_episodes(
 
 
 def skill_act(act: Act, skills: int) -> Act:
-    """Return how an agent that sees one of ``skills`` acts on the task's own observations; its parameters are
-    (policy, skill int32 [])."""
+    """Return an Act on the task's observations, given that of an agent that also sees one of ``skills``.
+
+    Its parameters are (policy, skill int32 []).
+    """
 
     def act_with_skill(
         params: tuple[Params, Array], memory: PyTree, obs: Array, key: Key, scale: Array | float
@@ -292,5 +294,5 @@ def _paying(
 
 
 def _everybodys(rows: Transition, population: int) -> Transition:
-    """Return rows [P, B] of rows [P, B] or of common rows [B]."""
+    """Return rows [P, B], given those or common rows [B]."""
     return rows if rows.reward.ndim == 2 else tree.repeat(rows, population)

@@ -1,5 +1,7 @@
-"""Handing policies over between individuals: PDERL's sync and PBT's exploit are one gather over P; agents of
-different kinds, as CSPC has them, exchange the networks of their mean actions."""
+"""Transfer of policies between individuals: a gather over P, as in PDERL's sync and PBT's exploit.
+
+Agents of different kinds, as in CSPC, exchange the networks of their mean actions.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ from popjax.replay.ring import Ring
 
 
 def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> PyTree:
-    """Return agents [P] each of which acts by the policy of ``source`` int32 [P]; its own index changes
-    nothing.
+    """Return agents [P] that act by the policies of the individuals ``source`` int32 [P]; an agent with its
+    own index stays as it is.
 
-    Critics and moments stay the taker's, targets follow as ``agent.adopt`` defines.
+    Critics and moments stay the taker's; targets follow as ``agent.adopt`` defines.
     """
     chex.assert_rank(source, 1)
     chex.assert_type(source, int)
@@ -39,10 +41,10 @@ def adopt(agent: Agent | OnPolicyAgent, states: PyTree, policies: Params, which:
 
 
 def copy_replays(replays: Ring, source: Array, due: Array | int) -> Ring:
-    """Return replays [P] each of which is that of ``source`` int32 [P], where ``due`` [] is 1; as they are
+    """Return replays [P] copied from the individuals ``source`` int32 [P] where ``due`` [] is 1; unchanged
     where it is 0.
 
-    Written in place, a part of all replays at a time, so that no second copy of them is ever made.
+    They are written in place and in parts, so that no second copy of all of them is ever made.
     """
     chex.assert_rank([source, due], [1, 0])
     capacity = jax.tree.leaves(replays.rows)[0].shape[1]
@@ -94,7 +96,7 @@ def ahead(scores: Array, gap: Array | float) -> Array:
 
 
 class MeanNetwork(NamedTuple):
-    """The part of a policy that agents of different kinds have in common.
+    """The network of the mean action, which policies of different kinds have in common.
 
     blank:  its parameters, all 0.
     greedy: (parameters, obs [*obs]) -> action
@@ -128,8 +130,8 @@ def mean_network(agent: Agent | OnPolicyAgent, hyper: PyTree) -> MeanNetwork:
 def adopt_mean(
     agent: Agent | OnPolicyAgent, state: PyTree, mean: Params, value: Params, when: Array
 ) -> PyTree:
-    """Return an agent that acts by ``mean`` where ``when`` bool []; it takes over the state value ``value``,
-    too, unless that is None. Its spread and its optimizer's moments stay."""
+    """Return an agent that acts by the network ``mean`` where ``when`` bool []. It takes over the state value
+    ``value``, too, unless that is None; its spread and its optimizer's moments stay."""
     policy = nets.with_mean(agent.policy(state), mean)
     return tree.where(when, agent.adopt(state, policy, value), state)
 

@@ -1,8 +1,7 @@
-"""Teaching one policy by others: who teaches, what a teacher says of an observation, and how a student learns
-from it.
+"""Teaching one policy by others: teachers, their answers to observations, and the student's gradient steps.
 
-A teacher is a policy with the one signature of acting, such as that of a finished run. Any of them can say
-its actions; one with an ``unroll`` also says its logits, along rows of lanes. The losses are in
+A teacher is any policy with the common signature of acting, such as that of a finished run. All teachers give
+actions; those with an ``unroll`` also give logits along rows of lanes. The losses are in
 ``popjax.distillation``.
 """
 
@@ -42,7 +41,7 @@ class Teacher(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A ``Choice``, and what the network said or a student is told beside it."""
+    """A ``Choice`` with outputs of the network, or with a label for a student."""
 
     memory: PyTree
     action: Array
@@ -75,7 +74,7 @@ class Aligned:
 
 
 def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
-    """Return finished runs as teachers of a task, whatever their own.
+    """Return finished runs as teachers, whatever task they were trained on.
 
     Raises:
         ValueError: one has no logits.
@@ -86,8 +85,8 @@ def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
 
 
 def of_network(spec: Spec, network: Recurrent, params: Params = ()) -> Teacher:
-    """Return a teacher that acts by the policy head of an actor-critic of ``nets.recurrent``; continuous
-    actions are the tanh of what that says."""
+    """Return a teacher that acts by the policy head of an actor-critic of ``nets.recurrent``; its continuous
+    actions are the tanh of the outputs."""
     actions = distributions.categorical() if spec.discrete else distributions.squashed_mean()
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
@@ -103,7 +102,7 @@ def of_network(spec: Spec, network: Recurrent, params: Params = ()) -> Teacher:
 
 
 def of_agent(spec: Spec, agent: OnPolicyAgent, params: Params) -> Teacher:
-    """Return a teacher that is an on-policy agent, such as A2C or PPO, with what it acts by."""
+    """Return an on-policy agent, such as A2C or PPO, with parameters to act by, as a teacher."""
     logits = agent.unroll if spec.discrete else None
     return Teacher(Pretrained(spec.name, spec, agent.act, params, agent.memory, unroll=logits))
 
@@ -125,7 +124,7 @@ def require_task(spec: Spec, policy: Pretrained, option: str) -> None:
     """Check that a policy is of the task of ``spec``.
 
     Raises:
-        ValueError: its task or shapes are others.
+        ValueError: it is of another task, or has other shapes.
     """
     here, there = ((s.name, tuple(s.obs_shape), s.action_dim, s.discrete) for s in (spec, policy.spec))
     if here != there:
@@ -141,7 +140,7 @@ def require_task(spec: Spec, policy: Pretrained, option: str) -> None:
 
 
 def reading(policy: Pretrained, spec: Spec, pad: bool) -> Pretrained:
-    """Return a policy with logits so that it reads the observations of ``spec``.
+    """Return a policy with logits that reads the observations of ``spec``.
 
     With ``pad`` their last axis, channels or components, is cropped or padded with zeros to the policy's.
 
@@ -179,17 +178,16 @@ def fit(x: Array, size: int, filling: float) -> Array:
 
 
 def ask(policy: Pretrained, params: Params, memory: PyTree, obs: Array) -> tuple[PyTree, Array]:
-    """Return memory and logits [A] of a policy after one observation."""
+    """Return a policy's memory and logits [A] after one observation."""
     assert policy.unroll is not None
     memory, logits = policy.unroll(params, memory, obs[None], jnp.zeros(1, jnp.bool_))
     return memory, logits[0]
 
 
 def follow(policy: Pretrained, params: Params, memory: PyTree, obs: Array, done: Array) -> PyTree:
-    """Return the memory [N, ...] of a policy behind rows [T, N], which it reads one by one as if it acted.
+    """Return a policy's memory [N, ...] after rows [T, N], read one by one as if it acted.
 
-    One ``unroll`` of all rows rounds otherwise, so that a teacher equal to its student would soon remember,
-    and say, something else.
+    One ``unroll`` over all rows rounds differently: a teacher equal to its student would drift away from it.
     """
 
     def one(memory: PyTree, row: tuple[Array, Array]) -> tuple[PyTree, None]:
@@ -203,8 +201,8 @@ def follow(policy: Pretrained, params: Params, memory: PyTree, obs: Array, done:
 def telling(
     policy: Pretrained, labels: Literal["actions", "logits"]
 ) -> Callable[[Params, PyTree, Array, Key, Array | float], Told]:
-    """Return ``(params, memory, obs, key, scale) -> Told`` of a policy that says its logits, or the action
-    that it takes: a discrete one as logits of 0, and minus infinity for all others.
+    """Return ``(params, memory, obs, key, scale) -> Told`` of a policy that gives its logits or its action; a
+    discrete action as logits of 0 for it and minus infinity for all others.
 
     Raises:
         ValueError: it has no logits where they are asked for.
@@ -236,7 +234,7 @@ def beginner(params: Params, optimizer: optax.GradientTransformation) -> Learner
 
 
 def descend(optimizer: optax.GradientTransformation, learner: Learner, gradient: Params) -> Learner:
-    """Return the learner one step down the ``gradient``."""
+    """Return the learner after one step down the ``gradient``."""
     updates, moments = optimizer.update(gradient, learner.optimizer, learner.params)
     return replace(learner, params=optax.apply_updates(learner.params, updates), optimizer=moments)
 
@@ -249,8 +247,8 @@ def study(
     count: int,
     key: Key,
 ) -> tuple[Learner, Array]:
-    """Take ``count`` gradient steps of ``loss(params, batch)`` [] on batches that ``draw`` takes of what was
-    told so far: the learner, and the loss before the last step."""
+    """Take ``count`` gradient steps of ``loss(params, batch)`` [] on batches from ``draw``; return the
+    learner and the loss before the last step."""
 
     def update(learner: Learner, key: Key) -> tuple[Learner, Array]:
         value, gradient = jax.value_and_grad(loss)(learner.params, draw(key))

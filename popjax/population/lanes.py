@@ -1,8 +1,7 @@
 """Environment lanes ``[P, N]``: ``N`` copies of a task for each of ``P`` individuals, played in vector steps.
 
-Environments reset themselves (``rollout.autoreset``), so a lane goes on for ever. The physics of a vector
-step stands in a program once for every place that calls ``step`` or ``play``; let one call serve all
-individuals.
+Environments reset themselves (``rollout.autoreset``), so a lane never stops. The physics of a vector step is
+compiled once for every call of ``step`` or ``play``; let one call serve all individuals.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ Record: TypeAlias = Callable[["Lanes", Any, Timestep], Any]
 
 @struct.dataclass
 class Recent:
-    """The returns float32 [P, N, K] of a lane's last K episodes, the newest first, and how many of them there
-    have been, int32 [P, N] up to K."""
+    """Returns float32 [P, N, K] of a lane's last K episodes, newest first, and how many there are, int32 [P,
+    N] up to K."""
 
     returns: Array
     count: Array
@@ -99,7 +98,8 @@ class Lanes:
 def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = (), recent: int = 0) -> Lanes:
     """Return lanes ``shape`` = (P, N) of an ``autoreset`` environment, each at the beginning of an episode.
 
-    ``memory`` is what a policy remembers there, ``recent`` how many episodes of a lane its account does.
+    memory: of a policy at the start of an episode.
+    recent: past episodes that the account of a lane keeps.
     """
     states, obs = jax.vmap(jax.vmap(env.reset))(jax.random.split(key, shape))
     zero, none = jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
@@ -109,7 +109,7 @@ def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = (), recen
 
 
 def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes, Timestep]:
-    """Play one vector step of an ``autoreset`` environment: the lanes after it, and what they answered [P,
+    """Play one vector step of an ``autoreset`` environment; return the lanes after it and the Timestep [P,
     N].
 
     ``fresh`` is the memory with which the policy begins the next episode where one has ended.
@@ -126,7 +126,7 @@ def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes
 def play(
     env: Env, act: ActAll, lanes: Lanes, key: Key, length: int, record: Record, fresh: PyTree = ()
 ) -> tuple[Lanes, Any]:
-    """Play ``length`` vector steps: the lanes after them, and what ``record`` kept, [T, P, N, ...]."""
+    """Play ``length`` vector steps; return the lanes after them, and what ``record`` kept, [T, P, N, ...]."""
 
     def one(lanes: Lanes, key: Key) -> tuple[Lanes, Any]:
         choice = act(lanes.memory, lanes.obs, key)
@@ -146,7 +146,8 @@ def episodes(
     scale: Array,
     record: rollout.Record,
 ) -> rollout.Episode:
-    """Play one whole episode with each of ``params`` [E]: rows [E, T], valid [E, T], returns and lengths [E].
+    """Play one whole episode with each of ``params`` [E]; return rows [E, T], valid [E, T], returns and
+    lengths [E].
 
     memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is what it ends with.
     scale:  [E] of the exploration.
@@ -187,9 +188,12 @@ def keep_trajectory(discount: Array | float, timeout_is_terminal: bool = False) 
 
 
 def numbered(record: Record) -> Record:
-    """Return ``record`` with rows that also carry the number of their episode, and, beside them, where an
-    episode ended and where observations begin anew: ``(Episodic, done, anew)``. What a drive,
-    ``replay.episodes`` and ``replay.frames`` read."""
+    """Return ``record`` with the number of the episode in every row, and with flags: ``(Episodic, done,
+    anew)``.
+
+    The flags say where an episode ended and where observations begin anew. Drives, ``replay.episodes`` and
+    ``replay.frames`` read these.
+    """
 
     def with_episodes(lanes: Lanes, choice: Choice, timestep: Timestep) -> tuple[Episodic, Array, Array]:
         row = record(lanes, choice, timestep)
@@ -212,8 +216,8 @@ def trajectories(rows: Trajectory, before: PyTree) -> Trajectory:
 
 
 def in_order(rows: Any) -> Any:
-    """Return rows [T, P, N, ...] as each individual's own [P, T * N, ...], in the order of time: as a
-    sequential program would have written them, step by step and in a step lane by lane."""
+    """Return rows [T, P, N, ...] as each individual's own, [P, T * N, ...], in the order of a sequential
+    program: step by step, and lane by lane within a step."""
     return jax.vmap(tree.flatten)(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows))
 
 
@@ -233,7 +237,7 @@ def track(account: Account, reward: Array, done: Array) -> Account:
 
 
 def _remember(recent: Recent, returns: Array, done: Array) -> Recent:
-    """Return ``recent`` with the ``returns`` [P, N] of the episodes that are ``done``, in front."""
+    """Return ``recent`` with the ``returns`` [P, N] of episodes that are ``done`` put first."""
     shifted = jnp.concatenate([returns[..., None], recent.returns[..., :-1]], -1)
     count = jnp.minimum(recent.count + 1, recent.returns.shape[-1])
     return tree.where(done, Recent(shifted, count), recent)

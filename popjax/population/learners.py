@@ -1,4 +1,5 @@
-"""Agents that learn side by side from transitions with rewards of their own: apart, or on one torso."""
+"""Agents that learn side by side, each by its own rewards: with networks of their own, or on shared
+torsos."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Numbers: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Multihead(sac.Config):
-    """SAC agents that are heads: on one torso of the actors, and on one for each twin of the critics."""
+    """SAC agents that are heads of shared networks: one torso for the actors, and one for each of the twin
+    critics."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,13 +43,12 @@ class Learners(NamedTuple):
                  common ones [B, ...]
     policies:    states -> parameters [P] that ``act`` reads
     values:      (states, obs [..., *obs], actions [P, ...]) -> [P, K, ...] of each agent's K critics
-    exploration: (hyper, env_steps) -> the ``scale`` with which to act after so many steps of an agent
-    play:        (states, hyper, scale) -> how all lanes act
+    exploration: (hyper, env_steps) -> the ``scale`` of exploration after so many steps of an agent
+    play:        (states, hyper, scale) -> the function by which all lanes act
     act, outputs, actions: as of an ``Agent``, for one of the policies
-    draw:        (replay, key, B) -> slots [B] of the batch from which all learn; None: each has one of its
-                 own
-    keep:        (Episodic rows, hyper, key) -> rows as the replay keeps them; None: numbered by episode only
-                 if a drive asks for it
+    draw:        (replay, key, B) -> slots [B] of a batch for all; None: each draws its own
+    keep:        (Episodic rows, hyper, key) -> rows as the replay stores them; None: with the number of the
+                 episode only if a drive needs it
     as_one:      all agents play the same lanes [1, N]
     """
 
@@ -71,7 +72,7 @@ def build(
 ) -> Learners:
     """Return ``population`` agents of the kind of ``config``; those of ``Multihead`` share their torsos.
 
-    ``numbers`` finds the agents' own in a method's Hyper.
+    ``numbers`` selects the agents' numbers from a method's Hyper.
 
     Raises:
         ValueError: agents of this kind cannot play the task.
@@ -118,9 +119,9 @@ def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper)
 def multihead(
     spec: Spec, config: sac.Config, population: int, numbers: Numbers = lambda hyper: hyper
 ) -> Learners:
-    """Return SAC agents that are heads of one learner, whose state leads with an axis of 1.
+    """Return SAC agents that are heads of one learner; their state has a leading axis of 1.
 
-    They have one number each of ``hyper``, and learn by the sum of their losses from the same transitions.
+    They share all numbers, and learn from the same transitions by the sum of their losses.
     """
     agent = sac.parts(spec, config, heads=population).agent
 

@@ -1,4 +1,4 @@
-"""Gradient steps of a population: so many of them, from a replay that they read and never carry."""
+"""Gradient steps of a population, taken from a replay that they read and never carry."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ Learn: TypeAlias = Callable[..., tuple[Any, PyTree]]
 
 
 def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTree) -> tuple[Any, PyTree]:
-    """Take ``count`` [] gradient steps: the state after them and the losses of the last; ``losses`` if there
-    was none.
+    """Take ``count`` [] gradient steps; return the state after them and the losses of the last, or ``losses``
+    if there was none.
 
-    A loop and not a branch: on an accelerator ``lax.cond`` copies the whole State. Steer it by data that is
-    equal for all members of a sweep (``due``) where possible; with a count of its own for each member the
-    state is selected in every step. ``update`` closes over the replay, so that the loop does not carry it.
+    A loop and not a branch, because ``lax.cond`` copies the whole State on an accelerator. Where possible,
+    steer it by data that is equal for all members of a sweep (``due``): with a count that differs between
+    members the state is selected in every step. ``update`` closes over the replay, so that the loop does not
+    carry it.
     """
 
     chex.assert_rank(count, 0)
@@ -43,10 +44,10 @@ def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTr
 def once(
     update: Callable[[Any], tuple[Any, PyTree]], state: Any, ready: Array, losses: PyTree
 ) -> tuple[Any, PyTree]:
-    """Return ``update(state)`` where ``ready`` bool [], else ``(state, losses)``; computed only if it is for
-    some member of a sweep.
+    """Return ``update(state)`` where ``ready`` bool [], else ``(state, losses)``; compute it only if some
+    member of a sweep is ready.
 
-    For times that differ between members, which a loop of a count of their own would treat one by one.
+    For times that differ between members: a loop with a count for each would treat them one by one.
     """
 
     chex.assert_rank(ready, 0)
@@ -69,7 +70,7 @@ def whole_updates(per_step: float, taken: int) -> int:
     """Return the gradient steps of an iteration that takes ``taken`` environment steps, ``per_step`` each.
 
     Raises:
-        ValueError: they are no whole number from 1.
+        ValueError: this is no whole number from 1.
     """
     count = per_step * taken
     if not 0.5 <= count < math.inf or abs(count - round(count)) > 1e-6:
@@ -81,8 +82,8 @@ def whole_updates(per_step: float, taken: int) -> int:
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:
-    """Return zeros in the shapes of the losses of ``update(*args)``, which is not computed: before the first
-    step."""
+    """Return zeros in the shapes of the losses of ``update(*args)``, the losses before the first step,
+    without computing it."""
     return zeros(jax.eval_shape(update, *args)[1])
 
 
@@ -116,12 +117,12 @@ def prioritized_step(
     offset: Array | float,
     look: Callable[[Any], Any],
 ) -> tuple[tuple[PyTree, Prioritized], tuple[PyTree, Any]]:
-    """Take a gradient step on ``batch`` rows drawn by priority: learner and replay; the losses and the rows
-    as they are kept.
+    """Take a gradient step on ``batch`` rows drawn by priority; return learner and replay, then the losses
+    and the rows as they are kept.
 
-    exponent: beta of the importance weights, of which the batch's largest is 1.
-    offset:   added to the absolute TD errors before the step, which are the rows' new priorities.
-    look:     rows as they are kept -> what the agent learns from.
+    exponent: beta of the importance weights, which are scaled to a largest one of 1.
+    offset:   added to the absolute TD errors before the step to give the rows' new priorities.
+    look:     rows as they are kept -> rows from which the agent learns.
 
     Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
     """

@@ -1,7 +1,7 @@
-"""Lineage of a population whose numbers evolve, and the numbers of each line: a table in the State.
+"""Lineage of a population whose numbers evolve: a table in the State.
 
-A row for each ready point, behind one for the start. It is written in place, and saved and restored with the
-State.
+It has a row for the start and one for each ready point. It is written in place, and saved and restored with
+the State.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jax import Array
 
 @struct.dataclass
 class Lineage:
-    """The table; R rows for P slots with F numbers.
+    """Table of R rows for P slots with F numbers.
 
-    count:      int32 []          rows that are filled, the start included.
+    count:      int32 []          filled rows, including the start.
     generation: int32 [R]         iterations before the ready point.
-    source:     int32 [R, P]      slot whose agent a slot took over, its own where it went on, -1 of a
+    source:     int32 [R, P]      slot whose agent each slot took over; its own if it went on, -1 for a
                 newcomer.
     fitness:    float32 [R, P]    on which that was decided; 0 at the start.
-    numbers:    float32 [R, P, F] with which a slot went on.
+    numbers:    float32 [R, P, F] with which each slot went on.
     """
 
     count: Array
@@ -37,7 +37,7 @@ class Lineage:
 
 
 def begin(numbers: Array, rows: int) -> Lineage:
-    """Return a table of ``rows`` rows whose first says that a population starts with ``numbers`` [P, F]."""
+    """Return a table of ``rows`` rows; the first holds the numbers [P, F] with which a population starts."""
     population = numbers.shape[0]
     empty = Lineage(
         count=jnp.int32(0),
@@ -50,7 +50,7 @@ def begin(numbers: Array, rows: int) -> Lineage:
 
 
 def record(table: Lineage, generation: Array, source: Array, fitness: Array, numbers: Array) -> Lineage:
-    """Return the table with one more row; see ``Lineage``. Beyond the last nothing is written."""
+    """Return the table with one more row, see ``Lineage``; unchanged if it is full."""
     row = table.count
     return replace(
         table,
@@ -63,7 +63,7 @@ def record(table: Lineage, generation: Array, source: Array, fitness: Array, num
 
 
 def line(table: Lineage, slot: int) -> list[tuple[int, int]]:
-    """Return (row, slot) of the line that has come to ``slot`` today, from its beginning on; on the host."""
+    """Return the (row, slot) pairs of the line that leads to ``slot``, from its beginning on; on the host."""
     found, source = [], np.asarray(table.source)
     for row in reversed(range(int(table.count))):
         found.append((row, slot))

@@ -1,8 +1,7 @@
 """Agents with replays, side by side in lanes of their own: the phases ``collect`` and ``learn`` of every
-method that has such a population.
+method with such a population.
 
-A method's Config, Metrics and State extend the ones here, so that its own phases stand beside these two in
-one chain::
+A method extends the Config, Metrics and State of this module, and chains its own phases with these two::
 
     base = offpolicy.build(env, config, lambda hyper: hyper.agent)
     init = lambda key, hyper: State(**base.fields(key, hyper), mine=...)
@@ -171,10 +170,10 @@ def build(
 ) -> Parts:
     """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
 
-    numbers: finds the agents' own in a method's Hyper; the drive's are its field ``drive``.
-    recent:  how many episodes of each lane ``lanes.Account`` remembers.
+    numbers: selects the agents' numbers from a method's Hyper; the drive's are its field ``drive``.
+    recent:  past episodes of each lane that ``lanes.Account`` keeps.
     adapt:   changes how the agents act or learn; a common ``draw`` is for a shared replay.
-    drive:   in place of that of ``config.drive``.
+    drive:   replaces that of ``config.drive``.
 
     A replay keeps whether the task went on, as a discount of 1 or 0; an agent's own gamma is put in its place
     when the agent learns. So agents with different discounts, or with one that changes, can share a replay.
@@ -265,7 +264,8 @@ def build(
         return (states, held), (losses, bonus, told, stale)
 
     def draw(store: Ring, key: Key) -> tuple[Transition, Array | None]:
-        """Return everybody's own rows [P, B]; or common ones [B], and whose they are, bool [P, B]."""
+        """Return everybody's own rows [P, B]; or common rows [B], and bool [P, B] that marks each agent's
+        own."""
         if crew.draw is None:
             sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
             return sample(store, jax.random.split(key, population), config.batch), None
@@ -328,12 +328,12 @@ def build(
 
 
 def _stored(replay: Replay, sight: Sight) -> Callable[..., tuple[Ring, PyTree]]:
-    """Return how one replay and its frames take in what its lanes have played."""
+    """Return the function that stores what the lanes of one replay have played, with its frames."""
 
     def stored(
         store: Ring, seen: PyTree, rows: PyTree, anew: Array, valid: Array, after: Array
     ) -> tuple[Ring, PyTree]:
-        """Write rows, anew and valid [T, L], behind which the lanes go on with ``after`` [L, *obs]."""
+        """Store rows, anew and valid [T, L]; ``after`` [L, *obs] is what the lanes act on next."""
         seen, rows = frames.keep(sight, seen, rows, after, anew)
         return replay.add(store, tree.flatten(rows), valid.ravel()), seen
 

@@ -1,9 +1,9 @@
 """On-policy agents side by side in lanes of their own: the phases ``collect`` and ``learn`` of every method
-that has such a population.
+with such a population.
 
-What ``offpolicy`` is to agents with a replay, with the same names. A rollout is learned from once, in the
-iteration that played it; episodes go on from one rollout to the next, and both may end anywhere in the other.
-A ``drive`` learns from the rollout first, about once from every step, and then pays.
+The counterpart of ``offpolicy``, with the same names. Each rollout is learned from once, in the iteration
+that played it. Episodes go on across rollouts, and a rollout may span several episodes. A ``drive`` first
+learns from the rollout, about once from every step, and then rewards it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def build(
 ) -> Parts:
     """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
 
-    ``numbers`` finds the agents' own in a method's Hyper; the drive's are its field ``drive``. ``recent`` is
-    how many episodes of each lane ``lanes.Account`` remembers.
+    ``numbers`` selects the agents' numbers from a method's Hyper; the drive's are its field ``drive``.
+    ``recent`` is the number of past episodes of each lane that ``lanes.Account`` keeps.
     """
     length = config.steps or agents.default_rollout(config.agent)
     population, shape = config.population, (config.population, config.lanes)
@@ -150,8 +150,8 @@ def build(
     def pay(
         held: PyTree, trajectory: Trajectory, hyper: PyTree, key: Key
     ) -> tuple[tuple[PyTree, Array], tuple[PyTree, PyTree]]:
-        """Return the drive after a rollout, the rewards [P, T, N] with its own; the mean bonus and its
-        losses."""
+        """Return the drive after a rollout and the rewards [P, T, N] with its bonus; then the mean bonus and
+        the drive's losses."""
         episode = jnp.cumsum(trajectory.done, 1) - trajectory.done
         numbered = episodes.numbered(trajectory, episode.astype(jnp.int32))
         by_time, done = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (numbered, trajectory.done))

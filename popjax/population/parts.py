@@ -1,4 +1,4 @@
-"""The parts that agents side by side make up of a method, whatever kind they are."""
+"""The parts that a population of agents contributes to a method, whatever their kind."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from popjax.population.learners import Learners
 
 
 class Parts(NamedTuple):
-    """The parts of a method that ``P`` agents make up; ``offpolicy.build`` and ``onpolicy.build`` return
-    them.
+    """Parts of a method that ``P`` agents contribute; ``offpolicy.build`` and ``onpolicy.build`` return them.
 
     fields:          (key, hyper) -> the fields of State by name, before the first step
     collect:         State -> State: everyone plays in its lanes; with a drive on-policy, its reward is added
     learn:           State -> State: everyone learns
     individuals:     State -> policies [P], as the Method's ``act`` reads them
-    deploy:          (State, policies [P] of such agents) -> the same, as the Method's ``act`` reads them
+    deploy:          (State, policies [P] of such agents) -> policies [P], as the Method's ``act`` reads them
     act:             of one of these policies, see ``core.Act``
-    agent:           of the kind that all are
+    agent:           the kind of all of them
     steps:           environment steps of an iteration, of all agents together
-    look:            (State, observations as its replay keeps them) -> observations, see ``replay.frames``
-    exploration:     State -> the scale [] at which everyone explores now, the mean
+    look:            (State, observations as its replay stores them) -> observations, see ``replay.frames``
+    exploration:     State -> the mean scale [] at which agents explore now
     unroll:          as ``Method.unroll``
     learning_starts: as ``Method.learning_starts``
-    crew:            all of them together, if they are off-policy
+    crew:            all off-policy agents together; None of on-policy ones
     """
 
     fields: Callable[[Key, PyTree], dict[str, Any]]
@@ -50,8 +49,7 @@ class Parts(NamedTuple):
 def whole(
     parts: Parts, hyper: PyTree, init: Callable[[Key, PyTree], Any], step: Callable[[Any], Any]
 ) -> Method:
-    """Return the Method of these parts, of which the agent with the highest ``metrics.fitness`` is
-    deployed."""
+    """Return the Method made of these parts; it deploys the agent with the highest ``metrics.fitness``."""
     return Method(
         init=init,
         step=step,

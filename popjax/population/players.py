@@ -1,9 +1,9 @@
-"""Agents of different kinds that play one vector step at a time, beside each other or in turn: each takes in
-what its lanes answered, and learns when its own schedule says so.
+"""Agents of different kinds that play one vector step at a time, side by side or in turn; each takes in the
+answers of its lanes and learns by its own schedule.
 
-Three kinds: a learner from a replay, which may learn after every step; a learner from its latest play, after
-a batch or an episode; a search over parameters, after a generation. Each is a ``Player``: a loop over players
-needs to know no kinds. None of them calls the environment, so that one vector step can serve all.
+There are three kinds: a learner from a replay, which may learn after every step; an on-policy learner, after
+a batch or an episode; a search over parameters, after a generation. Each is a ``Player``, so that a loop over
+players need not know their kinds. None of them calls the environment: one vector step can serve all.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ T = TypeVar("T")
 
 
 class Step(NamedTuple):
-    """A vector step of lanes [...]: the lanes before it, the actions, what the environments answered, and
-    which lanes played it. What the others answered means nothing."""
+    """A vector step of lanes [...]: the lanes before it, the actions, the environments' answers, and which
+    lanes played. The answers of the other lanes mean nothing."""
 
     before: Lanes
     choice: Choice
@@ -62,8 +62,8 @@ class Player(NamedTuple):
     test:    the same, as it is tested
     mean:    state -> the mean network that is tested, handed over and deployed
     take_in: (state, Step [N], hyper, key) -> state after a vector step, from which it may have learned
-    midway:  (state, int32 [N] steps of its lanes' episodes) -> bool [] whether its phase must not end yet
-    plays:   state -> bool [N] or [] the lanes that do not wait for others to end their episodes
+    midway:  (state, int32 [N] steps of its lanes' episodes) -> bool [] whether its phase must go on
+    plays:   state -> bool [N] or [] lanes that play; the others wait for their peers' episodes to end
     """
 
     lanes: int
@@ -84,7 +84,7 @@ def act_in_lanes(act: Act, params: Params, obs: Array, key: Key, scale: Array | 
 
 
 def padded(rows: T, size: int) -> T:
-    """Return ``rows`` [N, ...] for ``size`` lanes, the further ones with zeros."""
+    """Return ``rows`` [N, ...] padded with zeros to ``size`` lanes."""
     return jax.tree.map(lambda x: jnp.pad(x, [(0, size - len(x))] + [(0, 0)] * (x.ndim - 1)), rows)
 
 
@@ -120,8 +120,8 @@ def off_policy(
     test_scale: float,
     burst: bool,
 ) -> Player:
-    """Return the player of an ``agent`` that owes a gradient step for every step it plays, the first
-    ``warmup`` of them uniformly at random.
+    """Return the player of an ``agent`` that owes a gradient step for every step it plays; the first
+    ``warmup`` steps are uniformly random.
 
     batch:      transitions per gradient step, see ``pay``.
     test_scale: of the exploration in tests.
@@ -162,8 +162,8 @@ def off_policy(
 def pay(
     update: learning.Update, state: OffPolicy, beside: PyTree, ready: Array, key: Key
 ) -> tuple[OffPolicy, PyTree]:
-    """Take the gradient steps that are owed, where ``ready`` bool []; return the learner, and what learns
-    ``beside`` it.
+    """Take the owed gradient steps where ``ready`` bool []; return the learner, and ``beside``, which learns
+    with it.
 
     update: ((agent's state, beside), key) -> (the same after a gradient step, the agent's losses)
     """
@@ -178,8 +178,13 @@ def pay(
 
 @struct.dataclass
 class OnPolicy:
-    """agent: its State; rows: [T, N] of the batch or the episode under way; filled: int32 [] how many of the
-    T there are; losses: of the last update."""
+    """State of an on-policy learner.
+
+    agent:  its State.
+    rows:   [T, N] of the batch or the episode under way.
+    filled: int32 [] rows played so far.
+    losses: of the last update.
+    """
 
     agent: PyTree
     rows: Trajectory
@@ -222,8 +227,8 @@ def on_policy(
 def fill(
     agent: OnPolicyAgent, state: OnPolicy, step: Step, hyper: PyTree, key: Key, *, by_episode: bool = False
 ) -> OnPolicy:
-    """Keep a vector step, which all lanes have played or none; learn from the rows once they are full or, if
-    ``by_episode``, once the episode of the only lane is over."""
+    """Store a vector step that all lanes have played, or skip one that none has; learn once the rows are full
+    or, if ``by_episode``, once the episode of the only lane is over."""
     length = len(state.rows.reward)
     plays = step.alive.all()
     row = lanes.keep_trajectory(hyper.discount)(step.before, step.choice, step.timestep)
@@ -247,16 +252,16 @@ class Search:
     """A search over the n parameters of a policy, and the generation under way.
 
     search:     mean, variance and damp.
-    population: parameters [individuals, ...] drawn and not yet evaluated; not as vectors, so that acting does
-                not cut them up in every step.
+    population: parameters [individuals, ...] of the generation; not as vectors, which every step of acting
+                would have to cut up.
     total:      [individuals] returns so far.
     done:       bool [individuals] whose episode is over.
     begun:      bool [] whether any step of the generation has been played.
     best:       [n] the fittest of the last generation; the mean before the first.
     fitness:    [individuals] of the last generation.
-    offers:     [slots, n] policies of others, which enter the first rows of a generation.
-    offered:    bool [slots] which of them there are.
-    expects:    bool [] whether they enter the next generation, having missed the one under way.
+    offers:     [slots, n] policies of others, which replace the first individuals of a generation.
+    offered:    bool [slots] which slots hold one.
+    expects:    bool [] whether they enter the next generation, as the one under way began without them.
     """
 
     search: cem.State
@@ -272,10 +277,9 @@ class Search:
 
 
 def search(actor: Network, config: cem.Config, *, slots: int, tests_best: bool) -> Player:
-    """Return the player of a search over the mean networks of ``actor``, whose individuals play an episode
-    each.
+    """Return the player of a search over the mean networks of ``actor``; each individual plays one episode.
 
-    slots:      policies of others that it takes, see ``offer``.
+    slots:      policies of others that it accepts, see ``offer``.
     tests_best: test the best individual of the last generation, else the mean.
     """
     blank = learning.zeros(jax.eval_shape(actor.init, jax.random.key(0)))
@@ -314,7 +318,7 @@ def greedy(network: MeanNetwork, mean: Params, obs: Array) -> Choice:
 
 
 def fresh_search(params: Params, hyper: cem.Hyper, config: cem.Config, key: Key, slots: int) -> Search:
-    """Return a fresh search around ``params`` with its first generation, which takes ``slots`` policies of
+    """Return a new search around ``params`` with its first generation, and ``slots`` for policies of
     others."""
     mean, unflatten = ravel_pytree(params)
     start = cem.init(mean, hyper)
@@ -334,7 +338,7 @@ def fresh_search(params: Params, hyper: cem.Hyper, config: cem.Config, key: Key,
 
 
 def offer(state: Search, slot: int, policy: Array, when: Array) -> Search:
-    """Return the search with ``policy`` [n] in a slot, where ``when`` bool []."""
+    """Return the search with ``policy`` [n] put into a slot, where ``when`` bool []."""
     return replace(
         state,
         offers=state.offers.at[slot].set(jnp.where(when, policy, state.offers[slot])),
@@ -343,7 +347,7 @@ def offer(state: Search, slot: int, policy: Array, when: Array) -> Search:
 
 
 def begin_phase(state: Search, when: Array) -> Search:
-    """Let the policies of others enter the generation that is drawn or, if that is under way, the next;
+    """Let the policies of others enter the drawn generation or, if that is already under way, the next one;
     where ``when`` bool []."""
     entered = _entered(state, when & ~state.begun)
     return replace(entered, expects=jnp.where(when, state.begun, state.expects))
@@ -383,13 +387,10 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
 
 
 def _entered(state: Search, when: Array) -> Search:
-    slots = len(state.offered)
-    rows, others = (
-        tree.take(state.population, slice(slots)),
-        jax.vmap(_vectors(state.population)[1])(state.offers),
-    )
-    rows = tree.where(state.offered & when, others, rows)
-    return replace(state, population=tree.put(state.population, slice(slots), rows))
+    first = slice(len(state.offered))
+    others = jax.vmap(_vectors(state.population)[1])(state.offers)
+    rows = tree.where(state.offered & when, others, tree.take(state.population, first))
+    return replace(state, population=tree.put(state.population, first, rows))
 
 
 def _vectors(population: Params) -> tuple[Array, Callable[[Array], Params]]:

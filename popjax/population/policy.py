@@ -18,7 +18,7 @@ from popjax.population.lanes import ActAll
 def everyone(
     act: Callable[..., Any], params: Params, scale: Array | float, *, shared: bool = False
 ) -> ActAll:
-    """Return how every individual acts in its own lanes.
+    """Return the function by which every individual acts in its own lanes.
 
     act:    of one policy and one observation, such as ``Agent.act``.
     params: [P] policies; if ``shared``, one policy without the axis, which is never copied P times.
@@ -50,12 +50,13 @@ def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
 
 
 def several(acts: Sequence[Act], params: Sequence[Params], spec: Spec) -> Act:
-    """Return policies of different kinds as one; its parameter is the index int32 [] of the one that acts.
+    """Return policies of different kinds as one, whose parameter is the index int32 [] of the policy that
+    acts.
 
-    acts, params: of each of them; the memory is a tuple of everyone's.
+    acts, params: of each policy; the memory is a tuple of all their memories.
 
-    All compute their action, which is cheap beside an environment's step: the physics stands in a program
-    once, whoever plays.
+    All of them compute their action, which is cheap beside an environment's step, so that the physics is
+    compiled once whichever policy acts.
     """
 
     def act(which: Array, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
@@ -70,9 +71,9 @@ def several(acts: Sequence[Act], params: Sequence[Params], spec: Spec) -> Act:
 
 
 def with_noise(agent: Agent, theta: Array | float, sigma: Array | float) -> Act:
-    """Return how a deterministic policy acts with Ornstein-Uhlenbeck noise [A], which is its memory.
+    """Return a deterministic policy's Act with Ornstein-Uhlenbeck noise [A], which is its memory.
 
-    ``scale`` multiplies the noise before it is added to the action. ERL and PDERL's learner explores so.
+    ``scale`` multiplies the noise before it is added to the action. ERL's and PDERL's learners explore so.
     """
 
     def act(params: Params, noise: Array, obs: Array, key: Key, scale: Array | float) -> Choice:

@@ -1,5 +1,5 @@
-"""Schedules of finished searches as ingredients of other runs: a single agent's numbers over time, and all
-selections of a population again."""
+"""Schedules of finished searches, used by other runs: an agent follows the winner's numbers over time, or a
+population repeats all selections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from popjax.core import Env, Ingredient, Method, Pretrained, chain
 
 
 class Scheduled(NamedTuple):
-    """A run whose schedule is taken over, as ``lineage.schedule`` tells it."""
+    """A finished run and its schedule, as ``lineage.schedule`` gives it."""
 
     policy: Pretrained
     schedule: Mapping[str, Any]
@@ -35,7 +35,7 @@ def take(env: Env, policies: Sequence[Pretrained]) -> list[Scheduled]:
 
 
 def ingredient(keyword: str, text: str) -> Ingredient:
-    """Return the use of a finished search under the keyword of ``build``; ``text`` is its line in the
+    """Return the Ingredient of a finished search for this keyword of ``build``; ``text`` is its line in the
     help."""
     return Ingredient(keyword, take, Scheduled, text)
 
@@ -50,7 +50,7 @@ REPEATED = ingredient(
 
 
 def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int) -> Method:
-    """Return ``method`` with numbers that follow ``schedule``; as it is without one.
+    """Return ``method`` with numbers that follow ``schedule``; unchanged without one.
 
     kind:  of the agents, as the command line names it.
     steps: environment steps of an agent in an iteration.
@@ -73,7 +73,7 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
         return replace(hyper, **{name: column[row] for name, column in values.items()})
 
     def set_numbers(s: Any) -> Any:
-        """Set the numbers of the time."""
+        """Set the numbers that the schedule has for this iteration."""
         row = jnp.searchsorted(starts, s.generation, side="right") - 1
         return replace(s, hyper=at(s.hyper, row))
 
@@ -95,9 +95,9 @@ class Selections(NamedTuple):
 def selections(
     replay: Sequence[Scheduled], kind: str, names: Sequence[str], population: int, interval: int
 ) -> Selections | None:
-    """Return the selections to be repeated; None where there are none.
+    """Return the selections to repeat; None if there are none.
 
-    ``interval`` are environment steps of an agent between ready points.
+    ``interval`` is the number of environment steps of an agent between ready points.
 
     Raises:
         ValueError: they are of another kind of agent, or of a population of another form.

@@ -1,6 +1,6 @@
-"""Returns of policies over fresh episodes: for fitness, tests, retirement and choosing whom to deploy.
+"""Returns of policies in fresh episodes: for fitness, tests, retirement and the choice of whom to deploy.
 
-All individuals play in one loop, so the physics stands in the program once whatever their number.
+All individuals play in one loop, so that the physics is compiled once whatever their number.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def returns(
 
     memory: what a policy remembers at the start of an episode.
     scale:  of the exploration; 0 is greedy.
-    starts: keys [episodes] whose initial states everyone plays from; None: states of its own for each
-            episode.
+    starts: keys [episodes] of initial states that all individuals share; None: each episode has its own.
     """
 
     def one(params: Params, key: Key, first: Array | None) -> Array:
@@ -51,8 +50,8 @@ def returns(
 
 
 def when(due: Array, play: Callable[[], Array]) -> Array:
-    """Return what ``play()`` scores [...] where it is ``due`` for any member of a sweep, else 0, not played
-    at all."""
+    """Return the scores [...] of ``play()`` where they are ``due`` for any member of a sweep, else 0 without
+    playing."""
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(play))
     return jax.lax.cond(tree.any_lane(due), play, lambda: nothing)
 

@@ -45,8 +45,8 @@ class SharedCritic(NamedTuple):
 
     actor: network of the actors, deterministic
     init:  (key, hyper) -> Critic
-    learn: (critic, target actor, rows [B], hyper, key) -> (critic, loss): a gradient step towards the least
-           value, over the C target critics, of what the target actor would do
+    learn: (critic, target actor, rows [B], hyper, key) -> (critic, loss): a gradient step towards the
+           smallest value that the C target critics give to the target actor's action
     begin: (actor, hyper) -> the actor with fresh moments of its optimizer
     climb: (actor with its moments, judge, obs [B, *obs], hyper) -> (the same, loss): a gradient step up the
            value that the parameters ``judge`` of one critic give to the actor's actions

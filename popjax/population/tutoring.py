@@ -1,5 +1,5 @@
-"""Teachers beside a student that acts in another task: the alignment of their actions with the student's, and
-the student's distillation.
+"""Teachers of a student that acts in another task: alignment of their actions with the student's, and
+distillation.
 
 Source: "Collaborative Deep Reinforcement Learning" (Lin, Wang & Zhou, 2017), section 4 and algorithm 1.
 """
@@ -27,11 +27,11 @@ S = TypeVar("S")
 
 
 class Tutor(NamedTuple):
-    """A teacher as one student asks it.
+    """A teacher with the translation of its actions to one student's.
 
     policy:    reads the student's observations.
     alignment: maps its logits to logits over the student's actions.
-    direction: of the alignment network's loss; None of one that does not learn.
+    direction: of the alignment network's loss; None if that network does not learn.
     """
 
     policy: Pretrained
@@ -43,9 +43,10 @@ class Tutor(NamedTuple):
 class Guide:
     """State of a tutor.
 
-    frozen:  what it acts by; of a teacher that trains beside the student not what counts.
-    memory:  along the student's lanes [N]; () where it reads the student's.
-    aligner: its alignment network; () where logits are taken as they are.
+    frozen:  parameters that it acts by; unused for a teacher that trains beside the student, which acts by
+             its current ones.
+    memory:  along the student's lanes [N]; () if it uses the student's.
+    aligner: its alignment network; () if logits are used as they are.
     """
 
     frozen: Params
@@ -55,12 +56,12 @@ class Guide:
 
 @struct.dataclass
 class Distillation:
-    """Of one tutor, means over rows; 0 while neither it nor its alignment network teaches anything.
+    """Metrics of one tutor, means over rows; 0 while neither it nor its alignment network is due.
 
-    align_loss:  []   what the alignment network is trained to reduce; 0 while it is not.
-    distil_loss: []   what the student is trained to reduce; 0 while it is not.
+    align_loss:  []   loss of the alignment network; 0 while it does not learn.
+    distil_loss: []   loss of the student; 0 while it does not learn from this tutor.
     teacher:     [A'] probabilities of the teacher's actions on the student's observations.
-    aligned:     [A]  of the student's actions as the teacher would choose them, at temperature 1.
+    aligned:     [A]  the same after alignment, over the student's actions, at temperature 1.
     """
 
     align_loss: Array
@@ -70,15 +71,15 @@ class Distillation:
 
 
 class Due(NamedTuple):
-    """Conditions, bool [] each, under which alignment networks and the student learn now."""
+    """Conditions, bool [] each, for alignment networks and the student to learn now."""
 
     align: Array
     distil: Array
 
 
 class Lesson(NamedTuple):
-    """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's
-    parameters and its memory [n] before them, and who learns."""
+    """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's parameters,
+    its memory [n] before them, and who learns now."""
 
     played: Trajectory
     params: Params
@@ -89,7 +90,7 @@ class Lesson(NamedTuple):
 def start(
     tutor: Tutor, aligner: Params | None, key: Key, memories: int, optimizer: optax.GradientTransformation
 ) -> Guide:
-    """Return what a tutor carries before the student's first rollout.
+    """Return the state of a tutor before the student's first rollout.
 
     aligner:   parameters of the alignment network, trained before; None: fresh ones.
     memories:  lanes along which the tutor remembers; 0: none.
@@ -110,7 +111,7 @@ def follow(
     played: Trajectory,
     ready: Array,
 ) -> list[PyTree]:
-    """Return the tutors' own memories behind the rollouts [T, N], if ``ready``, else as they were."""
+    """Return the tutors' own memories after the rollouts [T, N] if ``ready``, else unchanged."""
     before = [guide.memory for guide in guides]
 
     def behind(memories: list[PyTree]) -> tuple[list[PyTree], tuple[()]]:
@@ -134,8 +135,8 @@ def teach(
     optimizer: of the alignment network.
     pupils:    the student and the alignment network.
 
-    The tutor reads the rollouts; its alignment network takes a step, then the student, which is told what
-    that network said before its step. Where neither is due the tutor is not even asked.
+    The tutor reads the rollouts. Its alignment network takes a step, then the student, which learns from the
+    alignment before that step. If neither is due, the tutor is not evaluated.
     """
 
     def both(pupils: tuple[S, Learner]) -> tuple[tuple[S, Learner], Distillation]:
@@ -159,7 +160,8 @@ def teach(
 def _align(
     tutor: Tutor, optimizer: optax.GradientTransformation, said: Array, logits: Array, aligner: Learner
 ) -> tuple[Learner, Array]:
-    """Take one step of the alignment network on logits that the tutor ``said``, towards the student's."""
+    """Take one step of the alignment network from the tutor's logits ``said`` towards the student's
+    ``logits``."""
 
     def loss(params: Params) -> Array:
         assert tutor.direction is not None
@@ -170,9 +172,10 @@ def _align(
 
 
 def one_by_one(student: Spec, teacher: Spec, pad: bool) -> Network:
-    """Return the mapping of a teacher's logits [..., A'] to a student's [..., A] without anything learned:
-    the i-th action is the i-th. With ``pad`` actions that the student does not have are dropped, those that
-    the teacher does not have are impossible.
+    """Return the mapping of a teacher's logits [..., A'] to a student's [..., A] that takes the i-th action
+    for the i-th; nothing is learned.
+
+    With ``pad`` the teacher's surplus actions are dropped, and those that it lacks are impossible.
 
     Raises:
         ValueError: the numbers of actions differ, and not ``pad``.
@@ -187,7 +190,7 @@ def one_by_one(student: Spec, teacher: Spec, pad: bool) -> Network:
 
 
 def require_memory(memory: PyTree, policy: Pretrained) -> None:
-    """Check that a teacher can read the ``memory`` of a student.
+    """Check that a teacher can use the ``memory`` of a student.
 
     Raises:
         ValueError: it has none, or one of another shape.

@@ -1,8 +1,8 @@
 """Learning agents, one file each, each for one individual.
 
 Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (numbers), ``State`` and
-``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``. A
-module of a user's own with these names is as good: a Config tells in which module it is defined.
+``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``.
+Your own module with these names is as good: it is found by the module that defines its Config.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 The default numbers are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5 steps. Two
 things differ from that program: policy and value are separate networks, where its default shares the hidden
-layers, and a time limit is not taken for the end of the task. A3C restated for lanes, with one network
-for both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
+layers, and a time limit is not taken for the end of the task. A3C restated for lanes, with one network for
+both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
 
-With an LSTM each of the two networks has a memory of its own, and both go along while the policy acts: what
-acts is then the pair of networks. Episodes go on from one rollout to the next with the memories that the
-parameters of that time have left; gradients end at the beginning of the rollout.
+With an LSTM each of the two networks has a memory of its own, and both advance while the policy acts, so that
+the policy is then the pair of networks. Episodes continue across rollouts with the memories that the earlier
+parameters produced; gradients stop at the beginning of the rollout.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax
 def losses_of(
     actions: Distribution, outputs: Any, values: Array, rows: Trajectory, targets: Targets
 ) -> Losses:
-    """Return the losses of networks that now say ``outputs`` and ``values`` [T, N] of the rows."""
+    """Return the losses of networks with the present ``outputs`` and ``values`` [T, N] for the rows."""
     mean = partial(jnp.mean, where=rows.valid)
     return Losses(
         policy_loss=-mean(actions.log_prob(outputs, rows.action) * targets.advantages),
@@ -121,7 +121,7 @@ def losses_of(
 
 
 def total(losses: Losses, value_weight: Number, entropy_weight: Number) -> Array:
-    """Return what a gradient step descends, []."""
+    """Return the loss [] that a gradient step descends."""
     return losses.policy_loss + value_weight * losses.value_loss - entropy_weight * losses.entropy
 
 

@@ -35,7 +35,7 @@ ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns f
 
 @dataclass(frozen=True)
 class Config:
-    """Networks, and how often a rollout is gone through."""
+    """Networks, and passes over a rollout."""
 
     hidden: tuple[int, ...] | None = None  # units; None: 64 64, behind images of Atari 512
     activation: Literal["relu", "tanh"] = "tanh"  # between them
@@ -230,7 +230,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         return replace(state, value=params, value_optimizer=moments), errors[-1]
 
     def scaled(state: State, rollout: Trajectory, hyper: Hyper) -> tuple[State, Trajectory]:
-        """Return statistics after the rollout, and it with rewards divided by the deviation they tell."""
+        """Return the statistics after the rollout, and the rollout with rewards divided by their
+        deviation."""
         anew = normalize.ReturnStatistics(state.rewards, jnp.zeros(rollout.reward.shape[1:]))
         seen = normalize.update_returns(anew, rollout.reward, rollout.done, hyper.discount, rollout.valid)
         deviation = jnp.sqrt(seen.statistics.variance + 1e-8)
@@ -283,7 +284,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
 
 def _parts(rows: PyTree, key: Key, count: int) -> PyTree:
-    """Return rows [B, ...] in random order as [count, B / count, ...]; as they are if they make one part."""
+    """Return rows [B, ...] in random order as [count, B / count, ...]; in their own order if ``count`` is
+    1."""
     size = jax.tree.leaves(rows)[0].shape[0]
     if count > 1:
         rows = tree.take(rows, jax.random.permutation(key, size))

@@ -1,7 +1,7 @@
 """Novelty by nearest neighbours in the space of a contrastive encoder, and its collaborative form.
 
-Collaborative Exploration (ICLR 2024 submission), equations 2 to 4: how unlike a state is to what each agent
-has visited lately, measured between embeddings that are trained to be alike within a few steps of an episode.
+Collaborative Exploration (ICLR 2024 submission), equations 2 to 4: the dissimilarity of a state to each
+agent's recent visits, between embeddings that are trained to be similar within a few steps of an episode.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from popjax.replay.ring import Ring, ring
 
 @dataclass(frozen=True)
 class Config:
-    """The encoder, what is remembered and what counts as near."""
+    """Sizes of the encoder, the bank of visited states, and the neighbourhood."""
 
     # trained, left as initialised, or the raw observation
     encoder: Literal["contrastive", "random", "identity"] = "contrastive"
@@ -94,7 +94,7 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
-    """Return a module that rewards what lies far from the states of its bank. Equations 2 and 4.
+    """Return a module that rewards states far from those of its bank. Equations 2 and 4.
 
     ``observe`` remembers every ``bank_every``-th successor of each of the environment ``lanes``. ``learn``
     takes rows whose ``next_obs`` lies within ``horizon`` steps of ``obs`` in the same episode; rows without
@@ -187,8 +187,8 @@ def collaborative(
 ) -> Array:
     """Return each agent's reward [..., P] from the novelty [..., P] of a state to each. Equation 3.
 
-    ``ego_weight`` times the agent's own, the rest times the mean, largest or least of the others'; alone, an
-    agent has its own.
+    ``ego_weight`` times the agent's own novelty, and the rest times the mean, largest or smallest of the
+    others'. An agent that is alone has its own.
     """
     population = novelty.shape[-1]
     if population == 1:
@@ -204,8 +204,8 @@ def collaborative(
 def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array | float) -> Array:
     """Return the contrastive loss [], from embeddings [B, F] each. Equation 4.
 
-    Of an anchor all positives of the batch are candidates and its own is the right one. Rows that are not
-    ``valid`` bool [B] take no part, neither as anchors nor as candidates.
+    For each anchor all positives of the batch are candidates, and its own is the right one. Rows that are not
+    ``valid`` bool [B] are neither anchors nor candidates.
     """
     chex.assert_rank([anchors, positives, valid], [2, 2, 1])
     logits = jnp.where(valid, cosine(anchors, positives) / temperature, -jnp.inf)

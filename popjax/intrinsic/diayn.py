@@ -1,8 +1,8 @@
-"""Diversity is all you need: skills are rewarded for visiting states that tell which skill is at work.
+"""Diversity is all you need: skills are rewarded for visiting states that reveal them.
 
 Source: "Diversity Is All You Need: Learning Skills without a Reward Function" (Eysenbach, Gupta, Ibarz &
 Levine, 2019). The policy sees observations ``[s, one-hot skill]`` of a ``skilled`` environment; the
-discriminator sees the state ``s`` alone, or it would read the answer.
+discriminator sees the state ``s`` alone, as the rest is the answer.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
 
     Observations of a batch are [B, D + skills], as in a ``skilled`` environment. ``reward`` is
     ``log q(z|s') - log(1/skills)``, nats, at most log(skills) and 0 for a discriminator that knows nothing.
-    ``learn`` trains q by cross-entropy on ``s``. ``observe`` notes what each skill returns in the task.
+    ``learn`` trains q by cross-entropy on ``s``. ``observe`` records the return of each skill in the task.
     """
     obs_dim, skills = vector_size(spec, "diayn"), config.skills
     network = nets.mlp(obs_dim, config.hidden, skills, initializer="uniform_fan_in")

@@ -3,8 +3,8 @@
 The pieces of DiCE, as its code has them: the reward of agent i, the norm clip of every tensor, and the
 bisector of the gradients of task and diversity. They are pure functions for a method to put together.
 
-Differs from a projection: both lengths in ``bisector`` are norms of elementwise products with the direction,
-where a projection would take dot products. That is what was run, and it shortens the step.
+Both lengths in ``bisector`` are norms of elementwise products with the direction, not dot products as in a
+projection. The authors' experiments ran with this form, which shortens the step.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Alignment before distillation: a network learns to say a teacher's logits as an expert of the student's
-task would, on the states of that expert's play. CDRL, section 4.2 and experiment 5.3, offline.
+"""Alignment before distillation: a network learns to translate a teacher's logits into those of an expert of
+the student's task, on states from the expert's play. CDRL, section 4.2 and experiment 5.3, offline.
 
 A step: collect -> learn. The expert plays a rollout, the teacher is asked about the same states, and the
 alignment network takes gradient steps on pairs of logits drawn from all that were seen. The paper says
-neither how many states nor when to stop: a run is as long as its environment steps, and ``fresh_loss`` shows
-when it no longer gains. The policy of a run is the aligned teacher in the student's task; the method ``cdrl``
+neither how many states nor when to stop: a run lasts for its environment steps, and ``fresh_loss`` shows when
+it no longer improves. The policy of a run is the aligned teacher in the student's task; the method ``cdrl``
 takes the network with --alignment.
 """
 
@@ -128,11 +128,11 @@ class State:
 def build(
     env: Env, config: Config = Config(), teachers: Sequence[Teacher] = (), experts: Sequence[Teacher] = ()
 ) -> Method:
-    """Return the alignment of the one of ``teachers`` with the one of ``experts``, who knows ``env``.
+    """Return the alignment of a teacher with an expert of ``env``.
 
     Raises:
-        ValueError: there is not one of each, one has no logits, the expert is of another task, or the teacher
-            cannot read the task's observations.
+        ValueError: there is not exactly one of each, one has no logits, the expert is of another task, or the
+            teacher cannot read the task's observations.
     """
     if (len(teachers), len(experts)) != (1, 1):
         raise ValueError(
@@ -171,7 +171,7 @@ def build(
         )
 
     def collect(s: State) -> State:
-        """Play the expert's rollout and ask the teacher what it would do there."""
+        """Play the expert's rollout and ask the teacher for its logits in the same states."""
         key, key_play = jax.random.split(s.key)
         frozen = tree.repeat(s.frozen, 1)
 

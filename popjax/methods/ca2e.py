@@ -4,14 +4,14 @@ Bai, Liu, Wang, Zhang & Li, 2020; what the paper leaves open is taken from Ape-X
 and Plappert et al. (ICLR 2018).
 
 A step is one environment step of every actor and the gradient steps that it owes: act -> refresh -> flush ->
-learn -> retire. Asynchrony is what the copies of the learner's policy, as old as ``sync_every`` steps, and
-the local buffers, whose priorities are computed when they are flushed, make of it.
+learn -> retire. What is left of asynchrony: actors use copies of the learner's policy that are up to
+``sync_every`` steps old, and local buffers get their priorities when they are flushed.
 
 Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
 all; a critic that ends in a softmax is impossible and has a linear output; constants that it does not print
-are options of ``Config`` or numbers of ``Hyper``. A replay drops its oldest rows when it adds new ones, where
-Ape-X trims it now and then. Rewards are learned from as they are unless ``clip_rewards``, since tasks on the
-device stand in for Atari. DDPG's critic loss and penalty are twice the specification's, which Adam does not
+are options of ``Config`` or numbers of ``Hyper``. The replay drops its oldest rows when it adds new ones;
+Ape-X trims it from time to time. Rewards are not clipped unless ``clip_rewards``, since tasks on the device
+stand in for Atari. DDPG's critic loss and penalty are twice the specification's, which Adam does not
 see. The environment steps of greedy episodes are not counted.
 """
 
@@ -100,8 +100,8 @@ class State:
 def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) -> Method:
     """Return a learner of the kind ``config.agent``, by default the one that fits ``env``, and its actors.
 
-    ``priors``, from ``measure``, are dealt to the prior actors in turn. Without any, prior actors are retired
-    from the beginning, which is Ape-X with the paper's learner.
+    ``priors``, from ``measure``, are assigned to the prior actors in turn. Without priors these actors are
+    retired from the beginning, which is Ape-X with the paper's learner.
     """
     if config is None:
         config = default_config(dqn.Config() if env.spec.discrete else ddpg.BASELINES)
@@ -152,11 +152,11 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         )
 
     def guides(state: Retirement) -> Array:
-        """Return bool [P], whose next episode a prior policy plays."""
+        """Return bool [P]: actors whose next episode a prior policy plays."""
         return jnp.pad(state.active, (nature, 0))
 
     def choose(s: State, scale: Array, key: Key) -> tuple[Choice, PyTree]:
-        """Return the actions of all lanes [P, N, ...], and what the prior policies remember behind them."""
+        """Return the actions of all lanes [P, N, ...] and the prior policies' memories after them."""
         key_nature, key_prior = jax.random.split(key)
         everyone = policy.everyone(agent.act, s.copy, scale, shared=True)
         choice = everyone((), s.lanes.obs, key_nature)
@@ -169,7 +169,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return choice._replace(action=choice.action.at[nature:].set(played)), guide.memory
 
     def act(s: State) -> State:
-        """Play one step in every actor's lanes; what is complete joins the local buffers."""
+        """Play one step in every actor's lanes; completed transitions join the local buffers."""
         key, key_act = jax.random.split(s.key)
         scale = scales(agent, config, s.hyper, s.env_steps / 1)
         choice, memories = choose(s, scale, key_act)
@@ -196,7 +196,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         )
 
     def see(s: State, played: Lanes, timestep: Timestep) -> tuple[PyTree, Array, Array]:
-        """Return the frames after a step, and observations and successors [P, N, ...] as rows keep them."""
+        """Return the frames after a step, and observations and successors [P, N, ...] as rows store them."""
         views = s.lanes.obs, timestep.next_obs, played.obs, timestep.anew
         obs, next_obs, after, anew = tree.flatten(views)
         seen, *kept = sight.see(s.frames, obs[None], next_obs[None], after, anew[None])
@@ -204,7 +204,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return seen, obs, next_obs
 
     def refresh(s: State) -> State:
-        """Copy the learner's policy to the actors when theirs is ``sync_every`` steps old."""
+        """Copy the learner's policy to the actors if theirs is ``sync_every`` steps old."""
         due = s.copy_age >= config.sync_every
         copy, _ = learning.once(lambda _: (agent.policy(s.learner), ()), s.copy, due, ())
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
@@ -257,7 +257,8 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 
     def retire(s: State) -> State:
-        """Compare the learner with the prior policies; those it surpasses again and again retire."""
+        """Compare the learner with the prior policies, and retire those that it has surpassed often
+        enough."""
         key, key_play = jax.random.split(s.key)
         average = scoring.recent(s.recent)
         known = s.recent.size >= config.return_window

@@ -90,10 +90,11 @@ class Metrics:
     fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
     episodes:       int32 [P]   finished episodes.
     average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
-    compared:       float32 []  what was compared with the prior policies last, 0 before that.
+    compared:       float32 []  return that was last compared with the prior policies, 0 before that.
     losses:         [] each     the learner's in the last gradient step, 0 before the first.
     updates:        int32 []    gradient steps.
-    exploration:    float32 [P] scale of each actor's exploration; that of prior actors is for later.
+    exploration:    float32 [P] scale of each actor's exploration; prior actors use theirs once they are
+                    retired.
     retired_at:     float32 [prior] environment steps when a prior actor retired, -1 while it has not.
     baseline:       float32 [prior] mean return of its policy.
     stored:         int32 []    transitions in the replay.
@@ -148,8 +149,8 @@ def default_hyper(config: Config) -> Hyper:
 def scales(agent: Agent, config: Config, hyper: Hyper, env_steps: Array) -> Array:
     """Return float32 [P], the scale of each actor's exploration after ``env_steps`` of all.
 
-    That of prior actors, and of nature actors beyond ``config.exploration``, is what retired actors explore
-    with: what the numbers of the agent say, at the beginning of time unless the schedule is to anneal.
+    Prior actors, and nature actors beyond ``config.exploration``, have that of retired actors: the agent's
+    own exploration, at its start unless the schedule anneals.
     """
     count, annealing = config.nature_actors, config.schedule == "anneal"
     retired = agent.exploration(hyper.agent, env_steps if annealing else jnp.int32(0))
@@ -173,7 +174,7 @@ def ladder(place: Array, count: int) -> Array:
 
 
 def check_learner(config: Config) -> None:
-    """Check that there is such a learner, and that it has numbers for the schedule."""
+    """Check that the learner can be had, and that its Hyper has the numbers of the schedule."""
     if not isinstance(config.agent, dqn.Config | ddpg.Config):
         raise ValueError(f"the learner of CA2E is dqn or ddpg, not {type(config.agent).__module__}")
     if config.schedule != "constant" and not isinstance(config.agent, dqn.Config):

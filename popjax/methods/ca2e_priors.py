@@ -1,4 +1,4 @@
-"""Prior policies of CA2E, and when the learner has surpassed them."""
+"""Prior policies of CA2E, and their retirement once the learner has surpassed them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ PRIOR = Ingredient(
 
 
 def acting(env: Env, policies: Sequence[Pretrained], params: Sequence[Params]) -> tuple[Act, PyTree]:
-    """Return how the policies with ``params`` of each act, by number, and what they remember at first."""
+    """Return one Act for all policies, with parameters ``params`` of each, and their memories at the start of
+    an episode; the number of a policy is its parameter."""
     act = several([policy.act for policy in policies], params, env.spec)
     return act, tuple(policy.memory for policy in policies)
 
@@ -101,7 +102,7 @@ def check_fits(env: Env, policy: Pretrained) -> None:
 def remarks(
     env: Env, config: Config, hyper: Hyper, env_steps: int, priors: Sequence[Prior] = ()
 ) -> list[str]:
-    """Return what whoever starts a run should know of its prior policies, a line each."""
+    """Return warnings about the prior policies for the start of a run, a line each."""
     if config.prior_actors and not priors:
         return ["no prior policies were given: the prior actors explore, as nature actors do"]
     highest, factor = env.spec.highest_return, float(np.max(hyper.replacement_factor))
@@ -128,7 +129,7 @@ def check(env: Env, config: Config, priors: Sequence[Prior]) -> None:
     """Check that the learner can be had, and that every prior policy fits the task and has an actor.
 
     Raises:
-        ValueError: says what does not fit.
+        ValueError: one does not fit; the text says which.
     """
     check_learner(config)
     if len(priors) > config.prior_actors:

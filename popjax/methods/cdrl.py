@@ -1,9 +1,9 @@
 """Collaborative Deep RL (cA3C): a student learns its task and, through an alignment of actions, from teachers
 of other tasks. Lin, Wang & Zhou, 2017, https://arxiv.org/abs/1702.05796.
 
-A step: collect -> follow -> learn. All tasks play a rollout; the student learns from its rewards, its
-alignment networks learn to say the teachers' logits as the student's policy would, and the student's
-distillation head learns from what they make of them; teachers that train learn from their rewards. Without a
+A step: collect -> follow -> learn. All tasks play a rollout. The student learns from its rewards; its
+alignment networks learn to translate the teachers' logits into those of the student's policy; the student's
+distillation head learns from the translated logits. Teachers that train learn from their rewards. Without a
 teacher it is A3C, restated for lanes.
 
 Differs from the paper and its code: workers are lanes of one program, so that rollouts run across the ends of
@@ -202,7 +202,7 @@ def build(
 
 
 def _tutor(env: Env, teacher: Teacher, network: Recurrent, config: Config) -> Tutor:
-    """Return ``teacher`` as a student of ``env`` asks it."""
+    """Return ``teacher`` with its translation for a student of ``env``."""
     policy = imitation.reading(teacher.policy, env.spec, config.pad_observations)
     if config.teacher_state == "student":
         tutoring.require_memory(network.memory, policy)
@@ -223,7 +223,7 @@ def _start_task(env: Env, network: Recurrent, key: Key, config: Config, hyper: H
 
 
 def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Callable[..., Learned]:
-    """Return how a network and its alignment networks learn from a rollout: lane after lane, or from all."""
+    """Return how a network and its alignment networks learn from a rollout: lane by lane, or all at once."""
     size = config.lanes if config.update_mode == "batched" else 1
 
     def learn(
@@ -233,7 +233,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
         reward_adam, distil_adam, align_adam = (adam(rate, hyper.max_grad_norm) for rate in rates)
 
         def one(carry: tuple[Student, tuple[Learner, ...]], rows: Any) -> Any:
-            """Learn from a bundle of lanes: from rewards, then by alignment and distillation."""
+            """Learn from the rewards of a bundle of lanes, then by alignment and distillation."""
             (student, aligners), (played, targets, memories, taken) = carry, rows
             reading = actor_critic.read(network, student.params, played)
             student, losses, norm = reinforce(reading, played, targets, student)

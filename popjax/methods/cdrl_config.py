@@ -118,8 +118,7 @@ class Student:
 
 @struct.dataclass
 class Task:
-    """A task with its learner; lanes [1, N]; rollouts [T, N] with ``Heads`` as outputs, and their
-    targets."""
+    """A task with its learner; lanes [1, N]; rollouts [T, N] with ``Heads`` as outputs, and their targets."""
 
     student: Student
     lanes: Lanes
@@ -148,7 +147,7 @@ def remarks(
     teacher_envs: Sequence[Env] = (),
     alignments: Sequence[Any] = (),
 ) -> list[str]:
-    """Return a line for each reason why a run of ``env_steps`` distils nothing, or the wrong thing."""
+    """Return a line for each reason why a run of ``env_steps`` would distil nothing, or the wrong thing."""
     if not (teachers or teacher_envs):
         return []
     align_from, distil_from, distil_until = (_resolved(hyper, name) for name in TIMES)
@@ -179,7 +178,7 @@ def remarks(
 
 
 def _resolved(hyper: Hyper, name: str) -> np.ndarray:
-    """Return a time in environment steps, as many as there are values of it or of the budget."""
+    """Return a time in environment steps, for each value of it or of the budget."""
     when, budget = np.asarray(getattr(hyper, name), float), np.asarray(hyper.budget, float)
     return np.where(when < 1, np.round(np.minimum(when, 1) * budget), when)
 

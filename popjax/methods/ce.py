@@ -1,11 +1,10 @@
 """Collaborative Exploration. ICLR 2024 submission, "A Collaborative Perspective on Exploration".
 
-Agents of any kind that learns from a replay act in environments of their own, fill one replay and learn from
-the same batches, each with its own reward: the task's plus a novelty that counts what all of them have
-visited lately.
+Off-policy agents of any kind act in environments of their own, fill one replay and learn from the same
+batches, each with its own reward: the task's plus the novelty of a state to all agents' recent visits.
 
-An iteration: collect -> (relabel -> learn -> contrast) x updates -> learn_to_judge. The agents
-may collaborate in the reward (``drive``), in acting (``col_unroll``) and in evaluation (``col_eval``); the
+An iteration: collect -> (relabel -> learn -> contrast) x updates -> learn_to_judge. The agents may
+collaborate in the reward (``drive``), in acting (``col_unroll``) and in evaluation (``col_eval``); the
 paper's headline is the first alone, its "All" is all three. Another ``drive`` is a rival: none is Replica,
 and SAC with ``population=1``; ``rnd`` has a module for each agent (RND + Replica) or one for all (RND + CE).
 
@@ -13,9 +12,9 @@ Several lanes per agent: a vector step adds ``population * lanes`` transitions a
 replay and learner see the same ratio. A bank then receives every fifth state of each lane and covers
 ``1500 / lanes`` steps of a lane: it is fresher and wider, and results with different ``lanes`` are not equal.
 
-Differs from the paper: a replay row does not store agent and place in the episode, which follow from its slot
-and the rows beside it. Without ``col_eval`` the first agent is evaluated, as in the paper. Alone, an agent is
-rewarded for its own novelty, whatever ``ego_weight``.
+Differs from the paper: replay rows store neither the agent nor the place in the episode, which follow from
+their slots and neighbours. Without ``col_eval`` the first agent is evaluated, as in the paper. Alone, an
+agent is rewarded for its own novelty, whatever ``ego_weight``.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from popjax.replay import episodes
 
 @dataclass(frozen=True)
 class Config(offpolicy.Common):
-    """The agents, and the places in which they collaborate; sizes are those of ``offpolicy.Common``."""
+    """The agents, and where they collaborate; sizes are those of ``offpolicy.Common``."""
 
     learner: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agents, and their networks
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward beside the task's
@@ -62,7 +61,7 @@ class Config(offpolicy.Common):
 
     @property
     def window(self) -> int:
-        """Transitions between the ends of what is looked up around a row."""
+        """Transitions that are read around a row, from the first to the last."""
         horizon = self.drive.horizon if isinstance(self.drive, contrastive.Config) else 0
         classified = self.q_horizon if self.col_eval == "q" else 1
         return max(2 * horizon + 1, classified) * self.population * self.lanes
@@ -85,8 +84,11 @@ DQN = dqn.Config(double=True, least_exploration=0.001)
 def default_config(
     learner: agents.AnyConfig = sac.Config(), drive: drives.AnyConfig | None = contrastive.Config()
 ) -> Config:
-    """Return the paper's constants for agents of a kind. For DQN it states none: those of its experiments on
-    pixels, and one gradient step in four environment steps of all agents, as DQN alone takes it."""
+    """Return the paper's constants for agents of a kind.
+
+    It states none for DQN, which gets those of its experiments on pixels, and a gradient step for every four
+    environment steps of all agents, as DQN alone.
+    """
     if not isinstance(learner, dqn.Config):
         return Config(learner=learner, drive=drive)
     sizes: dict[str, Any] = {"population": 2, "steps": 2, "batch": 32, "warmup": 20_000}
@@ -120,7 +122,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     sizes = config.sizes(config.learner, config.drive)
 
     def together(crew: Learners) -> Learners:
-        """Let agents act with an eye on each other, and learn from common batches."""
+        """Let agents explore jointly and learn from common batches."""
 
         def play(states: PyTree, hyper: Hyper, scale: Array) -> ActAll:
             how = config.candidates, hyper.acting
@@ -166,7 +168,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return tree.take(base.individuals(s), 0)
 
     def elect(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        """Act as the agent whom the Q-classifier, or the softmax over Q of equation 6, chooses."""
+        """Act as the agent that the Q-classifier, or the softmax over Q of equation 6, chooses."""
         policies, chooser = params
         key_choice, key_act = jax.random.split(key)
         if judge is not None:

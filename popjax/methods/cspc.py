@@ -66,7 +66,7 @@ __all__ = ["DRIVES", "METHOD", "Config", "Evolution", "Hyper", "Metrics", "State
 
 @struct.dataclass
 class Losses:
-    """Of the last updates; None of an agent that is missing."""
+    """Losses of the last updates; None of an agent that is missing."""
 
     off_policy: PyTree | None
     on_policy: PyTree | None
@@ -81,8 +81,8 @@ class Metrics:
     best_score:     the largest in any iteration so far.
     steps:          int32 [P] environment steps.
     kept:           int32 [P] episodes that entered the local memory.
-    labels:         int32 [P] who has taken over the global agent's policy: besides the global agent's own,
-                    their episodes may enter.
+    labels:         int32 [P] agents that have taken over the global agent's policy: besides its own, only
+                    their episodes may enter the local memory.
     transfers:      int32 [P, P] policies that each (row) took over from each (column).
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent.
@@ -193,8 +193,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Losses(*(None if one is None else one.losses for one in (team.off_policy, team.on_policy)))
 
     def terms(s: State) -> Terms:
-        """Return the terms of an iteration: the first is the global agent's alone, no episode is good
-        before there are scores, and the global agent needs no label."""
+        """Return the terms of an iteration.
+
+        In the first one the global agent plays alone. No episode is good before there are scores. The global
+        agent needs no label.
+        """
         alone, length = (s.generation == 0) & is_global.any(), jnp.full(count, config.phase)
         if rows.evolution is not None:
             own = s.length if config.schedule == "code" else config.phase - s.excess
@@ -204,7 +207,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Terms(Gate(jnp.pad(opens, (0, 1)), jnp.nanmin(s.scores)), length, alone, s.hyper)
 
     def begin(s: State, terms: Terms) -> Play:
-        """Return the play before the first step; the lanes of the tests are where their episodes begin."""
+        """Return the play before the first step, with the lanes of the tests at the start of their
+        episodes."""
         place, team = jnp.arange(turns.width), s.team
         tests = cspc_play.followed(env, tree.take(s.starts, place % config.trials))
         seats = jax.tree.map(lambda own, test: jnp.concatenate([own, test[None]]), s.seats, tests)

@@ -1,4 +1,4 @@
-"""The choices and numbers of a cooperating team, see ``cspc``."""
+"""Choices and numbers of a cooperating team, see ``cspc``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Vector steps of a cooperating team, of one agent after the other or of all at once; see ``cspc``.
 
-A turn is the lanes that play together: those of one agent or, with ``fused``, of all; the last turn is that
-of the tests. Whose turn it is is data: one loop plays all of them, in as many lanes as the largest has.
-The environment's step stands in the program once, and a second time for turns of less than half as many
-lanes, such as SAC's own; its reset stands there once. Lanes that do not play, such as those of individuals
-whose episode is over, are put back.
+A turn is a set of lanes that play together: those of one agent or, with ``fused``, of all; the last turn is
+the tests. The number of the current turn is a traced integer, so that one loop plays all turns, in as many
+lanes as the largest has. The environment's step is compiled once, and a second time for turns of less than
+half as many lanes, such as SAC's own; its reset is compiled once. Lanes that do not play, such as those of
+individuals whose episode is over, keep their state.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from popjax.replay.good_episodes import Gate, Memory
 
 @struct.dataclass
 class Seats:
-    """Lanes [..., W], and the numbers [..., W, L] in the memory of the rows of their episodes."""
+    """Lanes [..., W], and the numbers [..., W, L] of the rows that the memory has of their episodes."""
 
     lanes: Lanes
     episodes: Count
@@ -64,7 +64,7 @@ class Play(NamedTuple):
 class Terms(NamedTuple):
     """The terms of an iteration.
 
-    gate:   [P + 1] to the local memory.
+    gate:   [P + 1] for episodes to enter the local memory.
     length: int32 [P] environment steps of each agent's phase.
     alone:  bool [] whether only the global agent plays.
     hyper:  the numbers.
@@ -94,9 +94,9 @@ def followed(env: Env, fresh: Lanes) -> Seats:
 def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive) -> Callable[..., Play]:
     """Return ``run(play, terms, key) -> Play``, which plays all turns, one after the other.
 
-    An agent that has a turn for itself plays until its phase has its length and is at a boundary of the
-    agent's schedule; together, each plays as many vector steps as make up its length where all its lanes
-    play. The tests play until all episodes are over.
+    An agent with a turn of its own plays until its phase has reached its length and a boundary of the agent's
+    schedule. Fused agents play as many vector steps as make up their length with all lanes playing. The tests
+    play until all episodes are over.
     """
     limited, owners, width = rollout.limited(env), jnp.array(turns.owners), turns.width
     parts = turns.parts
@@ -104,13 +104,13 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
     stores = jnp.array([*shares, False])
 
     def cast(play: Play, hyper: Hyper) -> Iterator[tuple[Player, Part, Any, Any]]:
-        """Go through all agents in the order of rows: functions, part, state and numbers."""
+        """Iterate over the agents in the order of rows: functions, part, state and numbers."""
         numbers = cspc_team.numbers(members, hyper)
         everybody = (team.everybody for team in (members.players, parts, play.team, numbers))
         return zip(*everybody, strict=True)
 
     def standing(play: Play, terms: Terms, clock: Array) -> Array:
-        """Return bool [K, W]: the lanes that would play after ``clock`` vector steps, were it their turn."""
+        """Return bool [K, W]: lanes that would play after ``clock`` vector steps if it were their turn."""
         length, search = terms.length, members.rows.evolution
         if config.schedule == "code" and search is not None:  # the others play as long as evolution has
             follows = ~terms.alone & (np.arange(members.size) != search)
@@ -126,7 +126,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return found
 
     def choose(play: Play, turn: Array, obs: Array, hyper: Hyper, key: Key) -> Choice:
-        """Return the choices [W] of those whose turn it is."""
+        """Return the choices [W] of the agents whose turn it is."""
 
         def acting(turn: int, key: Key) -> Choice:
             chosen = []
@@ -141,7 +141,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return jax.lax.switch(turn, [partial(acting, i) for i in range(turns.tests + 1)], key)
 
     def answer(turn: Array, states: PyTree, action: Array) -> tuple[PyTree, Timestep]:
-        """Return the states [W] of the environment after ``action`` and what it answers."""
+        """Return the environment's states [W] after ``action``, and its answers."""
 
         def at(size: int) -> Callable[[], tuple[PyTree, Timestep]]:
             def play() -> tuple[PyTree, Timestep]:
@@ -159,7 +159,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return jax.vmap(partial(rollout.renewed, limited))(*played)
 
     def advance(play: Play, turn: Array, alive: Array, hyper: Hyper, key: Key) -> tuple[Step, Lanes]:
-        """Play one vector step of ``turn``; return what it was and the lanes [W] after it."""
+        """Play one vector step of ``turn``; return the step and the lanes [W] after it."""
         before = tree.take(play.seats.lanes, turn)
         choice, states = choose(play, turn, before.obs, hyper, key), before.env
         if parts.on_policy is not None and config.reset_at_batch:  # the episode ends with the batch
@@ -194,7 +194,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return play._replace(memory=memory, drive=replace(play.drive, state=held), kept=kept), episodes
 
     def take_in(play: Play, turn: Array, step: Step, hyper: Hyper, key: Key) -> Play:
-        """Give each agent the answers of its lanes; local agents learn when they are due to."""
+        """Give each agent the answers of its lanes; local agents then learn when they are due."""
         count = jnp.zeros(members.size, jnp.int32).at[owners[turn]].add(step.alive, mode="drop")
         taken = []
         for row, (player, part, state, numbers) in enumerate(cast(play, hyper)):
@@ -215,8 +215,11 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         )
 
     def learn(play: Play, turn: Array, ends: Array, over: Array, hyper: Hyper, key: Key) -> Play:
-        """Take the gradient steps that the off-policy agents owe: after a vector step or episode of their
-        own, which ``ends`` []; the global one's for the phase of another, once that is ``over`` []."""
+        """Take the gradient steps that the off-policy agents owe.
+
+        For their own steps once a vector step or an episode ``ends`` []; the global agent also for the phase
+        of another, once that is ``over`` [].
+        """
         if play.memory is None:
             return play
         memory, team, rows = play.memory, play.team, members.rows

@@ -1,4 +1,4 @@
-"""The agents of a cooperating team: what they are, when they play, who takes over from whom; see ``cspc``."""
+"""Agents of a cooperating team: their kinds, their turns, and the transfer of policies; see ``cspc``."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 
 class Team(NamedTuple, Generic[A, B, C]):
-    """Something of each agent: of the global one, the local ones and the global one's copies. None is of an
-    agent that is missing."""
+    """A value for each agent: the global one, the local ones and the global one's copies; None for an agent
+    that is missing."""
 
     off_policy: A | None
     on_policy: B | None
@@ -48,17 +48,17 @@ class Team(NamedTuple, Generic[A, B, C]):
 
     @property
     def learners(self) -> tuple[A, ...]:
-        """Those of the global agent and its copies."""
+        """Values of the global agent and its copies."""
         return () if self.off_policy is None else (self.off_policy, *self.copies)
 
     @property
     def everybody(self) -> tuple[Any, ...]:
-        """Those of all agents there are, in the order of the rows of scores and labels."""
+        """Values of all agents of the team, in the order of the rows of scores and labels."""
         local = (self.off_policy, self.on_policy, self.evolution, *self.copies)
         return tuple(one for one in local if one is not None)
 
     def of(self, values: Iterable[T]) -> Team[T, T, T]:
-        """Return the same team of other ``values``, which are given in the order of the rows."""
+        """Return a team of other ``values``, given in the order of the rows."""
         left = iter(values)
 
         def next_of(one: Any) -> Any:
@@ -75,11 +75,11 @@ States: TypeAlias = Team[OffPolicy, OnPolicy, Search]
 class Members(NamedTuple):
     """The members of a team.
 
-    off_policy: the kind of the global one and its copies.
-    on_policy:  the kind of the on-policy one.
-    players:    all of them as functions of their states.
-    rows:       the row of each in scores, labels and metrics.
-    size:       how many there are.
+    off_policy: the kind of the global agent and its copies.
+    on_policy:  the kind of the on-policy agent.
+    players:    the functions of each agent.
+    rows:       the row of each agent in scores, labels and metrics.
+    size:       the number of agents.
     network:    the mean network that all share.
     """
 
@@ -93,8 +93,8 @@ class Members(NamedTuple):
 
 @struct.dataclass
 class Driven:
-    """The drive's state, the mean [] of what it added to the rewards of the global agent's last batch, and
-    its losses there; () each without a drive."""
+    """The drive's state, its mean bonus [] in the global agent's last batch, and its losses there; () each
+    without a drive."""
 
     state: PyTree
     bonus: PyTree
@@ -102,7 +102,7 @@ class Driven:
 
 
 class Part(NamedTuple):
-    """Place in which an agent trains: its turn, and its lanes in that."""
+    """Place in which an agent trains: its turn, and its lanes in that turn."""
 
     turn: int
     lanes: slice
@@ -113,7 +113,7 @@ class Turns(NamedTuple):
 
     parts:  where each agent trains.
     sizes:  [K] lanes that a turn has.
-    owners: int32 [K, W] the row of the agent that trains there; P of tests and of lanes that there are not.
+    owners: int32 [K, W] the row of the agent that trains in a lane; P for tests and unused lanes.
     """
 
     parts: Team[Part, Part, Part]
@@ -132,7 +132,7 @@ class Turns(NamedTuple):
 
 
 def present(part: T | None) -> T:
-    """Return what a member has, which must not be missing."""
+    """Return a value of an agent that must not be missing."""
     assert part is not None
     return part
 
@@ -220,7 +220,8 @@ def numbers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
 
 
 def near(rows: Transition) -> Pairs:
-    """Return the pairs of each state with its successor: rows of other lanes lie between those of a lane."""
+    """Return pairs of each state with its successor; farther pairs would have to skip the rows of other
+    lanes."""
     return lambda key: (rows.obs, rows.next_obs, jnp.ones(rows.reward.shape, jnp.bool_))
 
 

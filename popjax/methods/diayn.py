@@ -1,8 +1,8 @@
 """Diversity Is All You Need. Eysenbach, Gupta, Ibarz & Levine, ICLR 2019.
 
-An agent learns skills without the task's reward: every episode has a skill, which the agent sees and is paid
-for making its states tell. After the pretraining it goes on in the task, with the skill whose latest episode
-returned most, and that is deployed.
+An agent learns skills without the task's reward: every episode has a skill, which the agent observes, and its
+states are rewarded for revealing it. After the pretraining the agent learns the task with the skill whose
+latest episode returned most, and is deployed with that skill.
 
 An iteration: collect -> settle -> (relabel -> learn -> discriminate) x updates. A budget counts the
 pretraining.
@@ -74,8 +74,8 @@ class Skills:
 
 
 def alone(drive: Drive) -> Drive:
-    """Return ``drive`` as the only reward until the pretraining is over, when the task's takes its place and
-    the returns of skills are no longer noted."""
+    """Return ``drive`` as the only reward until the pretraining is over. Then the task's takes its place, and
+    the returns of skills are no longer recorded."""
 
     def observe(held: Skills, rows: Transition, done: Array, valid: Array, hyper: Hyper) -> Skills:
         return replace(held, drive=drive.observe(held.drive, rows, done, valid & ~held.over, hyper))

@@ -1,8 +1,8 @@
 """DiCE. Peng, Sun & Zhou, 2020, "Non-local Policy Optimization via Diversity-regularized Collaborative
 Exploration"; in its SAC form.
 
-Agents share a replay and learn from batches with as many transitions of each. Every actor climbs the bisector
-of two gradients: that of the task, and that of a critic of acting unlike the others.
+Agents share a replay and learn from batches with equal shares of everyone's transitions. Every actor climbs
+the bisector of two gradients: that of the task, and that of a critic that values acting unlike the others.
 
 An iteration: collect -> learn x updates. The first agent is evaluated. Differs from the paper: critics are
 clipped as Collaborative Exploration's SAC does, with which it is compared.
@@ -62,8 +62,8 @@ class Hyper:
 
 @struct.dataclass
 class Agents:
-    """SAC learners; the critics of diversity, their targets and Adam's moments; the slow copies of the actors
-    that the others measure their distance from."""
+    """SAC learners; the critics of diversity, their targets and Adam's moments; slow copies of the actors,
+    from which the others measure their distance."""
 
     sac: sac.State
     critic: Params
@@ -74,7 +74,7 @@ class Agents:
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """Return agents that learn ``env`` and to be unlike each other."""
+    """Return agents that learn ``env``, and to act unlike each other."""
     population, shape = config.population, (config.population, config.lanes)
     learner = sac.parts(env.spec, config.sac)
     agent = learner.agent
@@ -82,7 +82,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     network = nets.critic(*sizes, initializer="orthogonal", precision=config.sac.precision)
 
     def apart(crew: Learners) -> Learners:
-        """Let agents learn to be unlike each other, from equal shares of everyone's transitions."""
+        """Let agents learn to act unlike each other, from equal shares of everyone's transitions."""
         return crew._replace(
             init=lambda key, hyper: jax.vmap(init_one, (0, None))(
                 jax.random.split(key, population), hyper.sac
@@ -167,8 +167,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 
 def equal_shares(store: Ring, key: Key, batch: int, *, shape: tuple[int, int]) -> Array:
-    """Return int32 [batch] slots of a ring that lanes ``shape`` = (P, N) fill in turn, as many of every
-    agent, in the order of the agents."""
+    """Return int32 [batch] slots of a ring that lanes ``shape`` = (P, N) fill in turn: equal numbers for all
+    agents, in their order."""
     key_slot, key_lane = jax.random.split(key)
     population, count = shape
     slots = episodes.slots(store, key_slot, batch)

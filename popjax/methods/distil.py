@@ -1,13 +1,13 @@
-"""Any finished run, whatever its population and its networks, as one policy that can be deployed.
+"""Distillation of any finished run, whatever its population and networks, into one policy to deploy.
 
-A student plays, a teacher says of every state what it would do, and the student learns from all that was seen
-so far: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
+A student plays, a teacher labels every state with its own action, and the student learns from all labels so
+far: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
 
 A student with a memory learns from whole rollouts, each from the memory that it began with when it was
-played. Lanes are played by the teacher at first and by the student later, so that the student learns where it
-goes itself. The teacher is the individual of the population that returns most in episodes before the run or,
-where a method deploys all of them together with what chooses among them, all of them. Of several runs the one
-is distilled that returns most.
+played. The teacher plays the lanes at first and the student later, so that the student learns in the states
+that it reaches itself. The teacher is the individual with the highest return in episodes before the run or,
+if a method deploys all individuals together, all of them. Of several runs, the one with the highest return is
+distilled.
 
 Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's
 action or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
@@ -115,8 +115,8 @@ class Metrics:
 
 @struct.dataclass
 class Seen:
-    """Rollouts [T, N]: observations, what the teacher said of them, and the ends of episodes; the student's
-    memory [1, N] before them. One lane's are stored without the axis N."""
+    """Rollouts [T, N]: observations, the teacher's answers, and the ends of episodes; the student's memory
+    [1, N] before them. Those of one lane are stored without the axis N."""
 
     memory: PyTree
     obs: Array
@@ -161,7 +161,7 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
 
 @recorded
 def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) -> Method:
-    """Return a student of the best of ``teachers``, which ``grade`` makes of finished runs.
+    """Return a student of the best of ``teachers``, finished runs from ``grade``.
 
     Raises:
         ValueError: there is no teacher, it is of another task, or it has no logits where they are asked for.
@@ -225,7 +225,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
         return jnp.square(jnp.tanh(heads.policy) - seen.label).mean()
 
     def collect(s: State) -> State:
-        """Play student or teacher in each lane, and keep what the teacher would do."""
+        """Play student or teacher in each lane, and keep the teacher's answers."""
         key, key_who, key_play = jax.random.split(s.key, 3)
         left = 1 - s.env_steps / jnp.maximum(s.hyper.teacher_steps, 1)
         share = s.hyper.teacher_share * jnp.maximum(left, 0)

@@ -34,8 +34,8 @@ def default_hyper(config: Config) -> PyTree:
 
 @recorded
 def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = ()) -> Method:
-    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``, whose numbers follow the
-    ``schedule`` of a search where there is one.
+    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``; their numbers follow the
+    ``schedule`` of a search if there is one.
 
     Raises:
         ValueError: that is of another kind of agent.

@@ -1,7 +1,7 @@
 """On-policy agents side by side, each with its own environment lanes; one is the plain algorithm.
 
-What ``independent`` is to agents with a replay. A ``drive`` may add a reward for novelty or for skills to the
-task's.
+The counterpart of ``independent``, whose agents have a replay. A ``drive`` may add a reward for novelty or
+for skills to the task's.
 
 An iteration: collect -> learn, both of ``population.onpolicy``.
 """
@@ -32,8 +32,8 @@ def default_hyper(config: Config) -> PyTree:
 
 @recorded
 def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = ()) -> Method:
-    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``, whose numbers follow the
-    ``schedule`` of a search where there is one.
+    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``; their numbers follow the
+    ``schedule`` of a search if there is one.
 
     Raises:
         ValueError: that is of another kind of agent.

@@ -94,8 +94,8 @@ class Metrics:
     children:        int32 slots filled by crossover.
     parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of the
                      learner's actor both.
-    elite_rate, selected_rate, discarded_rate: what became of the learner's actor in the generation after it
-    entered the population: share of all its entries so far.
+    elite_rate, selected_rate, discarded_rate: share of the learner's entries into the population so far that
+    became elite, were selected or were discarded in the next generation.
     """
 
     fitness: Array
@@ -118,8 +118,8 @@ def default_hyper(config: Config) -> Hyper:
 
 
 def check(agent: Agent, config: Config) -> None:
-    """Check that the learner's policy is an actor as individuals are, and can be distilled as ``config`` has
-    it.
+    """Check that the learner's policy is a network like those of individuals, and can be distilled as
+    ``config`` says.
 
     Raises:
         ValueError: it normalizes observations, or has no density for ``imitate="kl"``.
@@ -151,5 +151,5 @@ def preset(task: str) -> Preset | None:
 
 
 def family(task: str) -> str:
-    """Return what the versions of a task in all suites have in common: "gym/Hopper-v4" -> "hopper"."""
+    """Return the name that a task has in all suites and versions: "gym/Hopper-v4" -> "hopper"."""
     return re.sub(r"-v\d+$", "", task.rpartition("/")[2].lower())

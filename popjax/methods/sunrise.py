@@ -1,8 +1,8 @@
 """SUNRISE. Lee, Laskin, Srinivas & Abbeel, ICML 2021, "A Simple Unified Framework for Ensemble Learning".
 
-An ensemble of SAC agents plays one environment, by the proposal that all critics together find most
-promising. Every transition is for some of its members only, and counts less where the members' targets
-disagree.
+An ensemble of SAC agents plays one environment, always by the proposal with the highest upper confidence
+bound over all critics. Each transition trains some of the members only, and counts less if the members'
+targets disagree.
 
 An iteration: collect -> learn x updates. Evaluation takes the mean of the members' deterministic actions.
 
@@ -62,7 +62,7 @@ class Hyper:
 class Masked(Transition):
     """Transitions that count in the losses of some members.
 
-    members: bool [..., P]  whose.
+    members: bool [..., P]  members that learn from a transition.
     """
 
     members: Array
@@ -156,7 +156,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 
 def target_weight(std: Array, temperature: Array | float) -> Array:
-    """Return the trust in a target whose values have standard deviation ``std``: 1 at 0, towards 0.5."""
+    """Return the weight of a target whose values have standard deviation ``std``: 1 at 0, falling towards
+    0.5."""
     return jax.nn.sigmoid(-std * temperature) + 0.5
 
 

@@ -133,7 +133,7 @@ class Common:
 
     @property
     def window(self) -> int:
-        """Transitions between the ends of what is looked up around a row."""
+        """Transitions that are read around a row, from the first to the last."""
         return self.players * self.lanes
 
     def sizes(self, agent: agents.AnyConfig, drive: drives.AnyConfig | None = None) -> Config:

@@ -1,4 +1,4 @@
-"""Reading a ring along episodes: states that lie close to each other, and the rewards that followed.
+"""Reading of a ring along episodes: states close to each other, and the rewards that followed.
 
 The ring is filled in the order of time, in turn by ``stride`` lanes (1: episode after episode), and its rows
 are ``Episodic``; its capacity is a multiple of the stride.
@@ -41,8 +41,12 @@ def slots(store: Ring, key: Key, count: int) -> Array:
 
 
 def pairs(store: Ring, key: Key, count: int, stride: int, horizon: int) -> tuple[Array, Array, Array]:
-    """Return observations [B, *obs]; of each another at most ``horizon`` steps before or after in the same
-    episode [B, *obs], all of these as likely; and whether there was any, bool [B]. B is ``count``."""
+    """Return observations [B, *obs], a partner for each [B, *obs], and whether there is one, bool [B]; B is
+    ``count``.
+
+    A partner is drawn uniformly from the observations at most ``horizon`` steps before or after in the same
+    episode.
+    """
     key_slot, key_choice = jax.random.split(key)
     anchors = slots(store, key_slot, count)
     offsets = jnp.array([offset for offset in range(-horizon, horizon + 1) if offset])

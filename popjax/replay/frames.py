@@ -2,9 +2,9 @@
 
 An observation of ``Spec.stack`` frames shares all but one of them with the next, and a row has two: as they
 are, a million transitions of an Atari game take 56 GB, by reference 7.5 GB. Frames lie in a ring of their
-own. What a lane sees is ``ids`` int32 [stack], oldest frame first; frame k lies in slot k mod F. Rows hold
-ids in place of ``obs`` and ``next_obs``, and whatever keeps rows need not know: rings, priorities, windows of
-n steps. Whoever learns from rows looks at the frames first.
+own. An observation is ``ids`` int32 [stack], oldest frame first; frame k lies in slot k mod F. Rows hold ids
+in place of ``obs`` and ``next_obs``, so that rings, priorities and windows of n steps need no change.
+Learners look up the frames first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPARE = 64
 
 @struct.dataclass
 class Frames:
-    """Frames of some lanes, and what these see.
+    """Frames of some lanes, and the observations on which these act.
 
     pixels: [F, ..., C]          frames as the environment gives them.
     count:  int32 []             frames ever written.
@@ -63,13 +63,13 @@ class Sight(NamedTuple):
 
 def slots(capacity: int, lanes: int, spare: int = SPARE) -> int:
     """Return how many frames are kept for ``capacity`` rows of ``lanes``: room for episodes and lives of 16
-    steps on average, each of which begins with a frame of its own, and for at least ``spare`` of each
-    lane."""
+    steps on average, each of which begins with a frame of its own, and for at least ``spare`` of each lane.
+    """
     return capacity + capacity // 16 + lanes * max(SPARE, spare)
 
 
 def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
-    """Return how a replay of ``capacity`` rows keeps what ``lanes`` see.
+    """Return the storage of observations for a replay of ``capacity`` rows that ``lanes`` fill.
 
     At most ``in_flight`` steps of a lane lie between one that is played and the row that is stored of it.
 

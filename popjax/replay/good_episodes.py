@@ -1,4 +1,4 @@
-"""A replay of everybody's transitions that also remembers which rows are of good episodes.
+"""A replay of everybody's transitions that also knows the rows of good episodes.
 
 The global and the local memory of "Cooperative Heterogeneous Deep Reinforcement Learning" (Zheng et al.,
 2020). The paper's local memory holds copies of whole good episodes; here it holds the numbers of their rows,
@@ -38,9 +38,9 @@ class Memory:
 
 @struct.dataclass
 class Gate:
-    """The terms on which episodes are good.
+    """Conditions for an episode to be good.
 
-    open:  bool [...] whether any of this lane's is.
+    open:  bool [...] whether episodes of this lane can be.
     bound: []         the return that an episode has to exceed.
     """
 
@@ -79,7 +79,7 @@ def follow(
     memory.
 
     episode: [E, L]       numbers of the rows of the episode under way, L the time limit.
-    length:  int32 [E]    how many there are before this step.
+    length:  int32 [E]    the number of rows before this step.
     number:  [E]          of this step's row.
     total:   [E]          return of the episode, where it ends.
     ends:    bool [E]
@@ -103,7 +103,7 @@ def follow(
 
 
 def local_size(memory: Memory) -> Array:
-    """Return int32 [] entries of the local memory, newest first, before the first whose row is
+    """Return int32 []: how many of the newest entries of the local memory come before one whose row is
     overwritten."""
     local, age = memory.local, jnp.arange(memory.local.capacity)
     numbers = tree.take(local.rows, (local.position - 1 - age) % local.capacity)

@@ -33,7 +33,7 @@ def empty(example: Transition, n_step: int, size: int) -> Local:
 
 
 def remember(local: Local, obs: Array, action: Array, timestep: Timestep, discount: Array) -> Local:
-    """Return the lane after one step: every return that it completes joins the buffer, in order of time."""
+    """Return the lane after one step; the returns that it completes join the buffer, in order of time."""
     flags = timestep.final, timestep.truncated
     window, rows, valid = nstep.push(
         local.window, obs, action, timestep.reward, *flags, timestep.next_obs, discount
@@ -48,8 +48,8 @@ def remember(local: Local, obs: Array, action: Array, timestep: Timestep, discou
 
 
 def emptied(locals_: Local, size: int) -> tuple[Local, Array, Array]:
-    """Return lanes [P, N] with the buffers of at least ``size`` rows emptied; the places int32 [P * N] of all
-    lanes, full ones first; and how many these are, int32 []."""
+    """Return lanes [P, N] with all buffers of at least ``size`` rows emptied; the places int32 [P * N] of all
+    lanes, full ones first; and the number of full ones, int32 []."""
     full = locals_.count >= size
     order = jnp.argsort(~full.reshape(-1), stable=True)
     return replace(locals_, count=jnp.where(full, 0, locals_.count)), order, full.sum(dtype=jnp.int32)

@@ -26,7 +26,7 @@ from popjax.core import Transition
 class Window:
     """The latest steps of a lane that have no return yet, oldest first; fewer than n between two pushes.
 
-    obs:    [n, *obs]  observations acted on; entries from ``count`` on mean nothing.
+    obs:    [n, *obs]  observations acted on; entries from ``count`` on are unused.
     action: [n, ...]   actions.
     reward: [n]        rewards of one step each.
     count:  int32 []   how many steps are held.
@@ -59,7 +59,7 @@ def push(
     next_obs: Array,
     discount: Array | float,
 ) -> tuple[Window, Transition, Array]:
-    """Take one step in, and return the transitions that it completes.
+    """Add one step, and return the transitions that it completes.
 
     ``next_obs`` is the true successor, ``discount`` [] is gamma. A step that both terminated and was
     truncated terminated.

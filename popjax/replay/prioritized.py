@@ -172,10 +172,10 @@ def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Dr
 
 
 def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Array, Array]:
-    """Return slots [B] drawn by mass from between the cumulative masses ``low`` and ``high`` [B], and their
+    """Return slots [B] drawn by mass between the cumulative masses ``low`` and ``high`` [B], and their
     masses.
 
-    Where ``low`` equals ``high`` that is the first slot that sums to more than it with all before it.
+    If ``low`` equals ``high``, it is the first slot whose cumulative mass exceeds it.
     """
     levels = first_nodes(state.capacity)
 

@@ -105,8 +105,8 @@ def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tup
 
 
 def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[Array, Array]:
-    """Return where the rows are that one lane wrote ``offsets`` [O] rows after or before those in ``slots``
-    [B].
+    """Return the slots of rows that the same lane wrote ``offsets`` [O] rows after or before those in
+    ``slots`` [B].
 
     For a ring that ``stride`` lanes fill in turn, one row each, and a capacity that is a multiple of it.
     Returns slots int32 [B, O] and whether that row is still, or already, there, bool [B, O].

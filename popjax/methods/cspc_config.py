@@ -115,23 +115,25 @@ class Config:
         check_least(self, 1, *whole, "on_policy_batch")
         check_least(self, 0, "copies", "first_phase", "local_least", "warmup", "update_after")
         if not self.members:
-            raise ValueError("a team needs an agent: off_policy, on_policy and evolution are all none")
+            raise ValueError("off_policy, on_policy and evolution are all none; give the team an agent")
         if self.individuals == 1:
-            raise ValueError("evolution needs a population of 2 at least, to take over two policies")
+            raise ValueError(
+                "evolution takes over two policies and has 1 individual; raise evolution.cem.population to 2"
+            )
         if self.on_policy_batch % self.on_policy_lanes:
             near = nearest_divisor(self.on_policy_batch, self.on_policy_lanes)
             raise ValueError(
                 f"on_policy_batch {self.on_policy_batch} is not divided by on_policy_lanes"
-                f" {self.on_policy_lanes}; {near} lanes would do"
+                f" {self.on_policy_lanes}; use {near} lanes"
             )
         in_turn = self.burst or self.schedule != "paper" or (self.on_policy and self.reset_at_batch)
         if self.fused and in_turn:
             raise ValueError(
-                "fused agents play on and on: burst, schedule code and reset_at_batch have no meaning;"
-                " say no-reset-at-batch"
+                "fused agents have neither bursts, schedule code nor resets at a batch; unset burst and"
+                " schedule, and set no-reset-at-batch"
             )
         if self.burst and self.lanes > 1:
-            raise ValueError(f"burst plays one episode after the other; lanes is {self.lanes}")
+            raise ValueError(f"burst plays one episode at a time, got lanes {self.lanes}; set lanes 1")
         if self.on_policy_update == "episode":
             _check_by_episode(self)
         _check_off_policy(self)
@@ -142,11 +144,11 @@ class Config:
 def _check_off_policy(config: Config) -> None:
     if config.off_policy is None:
         if config.copies:
-            raise ValueError(f"copies {config.copies} of an off_policy agent that is none")
+            raise ValueError(f"copies {config.copies} need an off_policy agent, which is none; set copies 0")
         return
     if config.copies and not config.share:
         raise ValueError(
-            f"copies {config.copies} have no memory but the one that all fill; say share, or copies 0"
+            f"copies {config.copies} learn from the memory that all agents fill; set share, or copies 0"
         )
     if config.local_least >= config.local_capacity:
         raise ValueError(
@@ -157,45 +159,46 @@ def _check_off_policy(config: Config) -> None:
         if getattr(config, name) % config.lanes:
             near = nearest_divisor(gcd(config.first_phase, config.phase), config.lanes)
             raise ValueError(
-                f"{name} {getattr(config, name)} is not divided by lanes {config.lanes};"
-                f" {near} lanes would do"
+                f"{name} {getattr(config, name)} is not divided by lanes {config.lanes}; use {near} lanes"
             )
     if config.update_after > config.capacity:
         raise ValueError(
-            f"update_after {config.update_after} transitions never fit into capacity {config.capacity}"
+            f"update_after {config.update_after} exceeds the memory's capacity {config.capacity}; lower it"
         )
 
 
 def _check_drive(config: Config) -> None:
     drive = config.drive
     if config.off_policy is None:
-        raise ValueError("a drive rewards off-policy agents, and off_policy is none; say drive none")
+        raise ValueError("a drive rewards off-policy agents, and off_policy is none; set drive none")
     if not isinstance(drive, contrastive.Config | rnd.Config):
         raise ValueError(
-            "agents that hand policies over observe what the task shows; say drive collab, rnd or none"
+            "agents that hand policies over observe the task alone, no skills; set drive collab, rnd or none"
         )
     if isinstance(drive, rnd.Config) and drive.modules != "one":
         raise ValueError(
-            f"a team's memory does not tell whose transitions it holds, got drive.modules {drive.modules};"
-            " say drive.modules one"
+            f"a team's memory does not record who played a transition, got drive.modules {drive.modules};"
+            " set drive.modules one"
         )
     if isinstance(drive, contrastive.Config) and drive.horizon > 1:
         raise ValueError(
-            f"a team's memory pairs a state with the next one only, got drive.horizon {drive.horizon};"
-            " say drive.horizon 1"
+            f"a team's memory pairs a state with its successor only, got drive.horizon {drive.horizon};"
+            " set drive.horizon 1"
         )
 
 
 def _check_by_episode(config: Config) -> None:
     if config.on_policy_lanes > 1:
         raise ValueError(
-            f"on_policy_update episode learns from one episode after the other; on_policy_lanes is"
-            f" {config.on_policy_lanes}"
+            f"on_policy_update episode learns from one episode at a time, got on_policy_lanes"
+            f" {config.on_policy_lanes}; set on_policy_lanes 1"
         )
     if config.reset_at_batch:
-        raise ValueError("on_policy_update episode has no batches; say no-reset-at-batch")
+        raise ValueError("on_policy_update episode has no batches to reset at; set no-reset-at-batch")
     if config.fused:
-        raise ValueError("fused agents may lose a batch underway, not an episode; say on_policy_update batch")
+        raise ValueError(
+            "fused agents learn from batches, not from whole episodes; set on_policy_update batch"
+        )
 
 
 def check_on_policy(spec: Spec, config: Config) -> None:
@@ -208,12 +211,14 @@ def check_on_policy(spec: Spec, config: Config) -> None:
     if config.reset_at_batch and config.rollout(limit) < limit:
         raise ValueError(
             f"with on_policy_batch {config.on_policy_batch} and on_policy_lanes {lanes} a reset at every"
-            f" batch hides what comes after step {config.rollout(limit)} of an episode's {limit}; say"
+            f" batch hides what comes after step {config.rollout(limit)} of an episode's {limit}; set"
             f" no-reset-at-batch, or a batch of at least {lanes * limit}"
         )
     parts = config.on_policy.minibatches if isinstance(config.on_policy, ppo.Config) else 1
     if config.on_policy_update == "episode" and parts > 1:
-        raise ValueError(f"an episode may have fewer steps than {parts} minibatches; 1 would do")
+        raise ValueError(
+            f"an episode may have fewer steps than {parts} minibatches; set on_policy.minibatches 1"
+        )
 
 
 def steps_bound(spec: Spec, config: Config) -> int:

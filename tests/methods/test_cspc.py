@@ -673,10 +673,10 @@ def test_each_agent_remembers_the_states_it_visited():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"off_policy": None, "drive": cspc.DRIVES["rnd"]}, "off_policy is none; say drive none"),
-        ({"drive": rnd.Config()}, "got drive.modules own; say drive.modules one"),
-        ({"drive": contrastive.Config()}, "got drive.horizon 5; say drive.horizon 1"),
-        ({"drive": diayn.Config()}, "say drive collab, rnd or none"),
+        ({"off_policy": None, "drive": cspc.DRIVES["rnd"]}, "off_policy is none; set drive none"),
+        ({"drive": rnd.Config()}, "got drive.modules own; set drive.modules one"),
+        ({"drive": contrastive.Config()}, "got drive.horizon 5; set drive.horizon 1"),
+        ({"drive": diayn.Config()}, "set drive collab, rnd or none"),
     ],
 )
 def test_drives_that_a_team_cannot_carry_are_refused(options, message):
@@ -984,9 +984,9 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"phase": 105}, "phase 105 is not divided by lanes 10; 5 lanes would do"),
-        ({"schedule": "code"}, "play on and on"),
-        ({"reset_at_batch": True}, "say no-reset-at-batch"),
+        ({"phase": 105}, "phase 105 is not divided by lanes 10; use 5 lanes"),
+        ({"schedule": "code"}, "neither bursts"),
+        ({"reset_at_batch": True}, "set no-reset-at-batch"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message):
@@ -1000,27 +1000,30 @@ def test_what_cannot_be_fused_is_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ALONE, "needs an agent"),
+        (ALONE, "give the team an agent"),
         ({"phase": 0}, "phase must be at least 1"),
         ({"first_phase": -1}, "first_phase must be at least 0, got -1"),
-        ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divided by on_policy_lanes 3; 2 lanes"),
-        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3; 2 lanes would do"),
+        ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divided by on_policy_lanes 3; use 2 lanes"),
+        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3; use 2 lanes"),
         (
             {"lanes": 30, "first_phase": 600},
-            "phase 100 is not divided by lanes 30; 25 lanes would do",
+            "phase 100 is not divided by lanes 30; use 25 lanes",
         ),
-        ({"lanes": 2, "burst": True}, "lanes is 2"),
+        ({"lanes": 2, "burst": True}, "got lanes 2; set lanes 1"),
         ({"off_policy": None, "copies": 1}, "copies 1"),
-        ({"share": False, "copies": 2}, "copies 2 have no memory but the one that all fill"),
+        ({"share": False, "copies": 2}, "copies 2 learn from the memory that all agents fill"),
         ({"local_least": 200}, "never holds more than 200"),
-        ({"update_after": 50_000}, "update_after 50000"),
+        ({"update_after": 50_000}, "update_after 50000 exceeds"),
         (
             {"on_policy_update": "episode", "on_policy_lanes": 2, "reset_at_batch": False},
-            "on_policy_lanes is 2",
+            "got on_policy_lanes 2",
         ),
         ({"on_policy_update": "episode"}, "has no batches"),
         ({"schedule": "Paper"}, "schedule is one of 'paper', 'code', got 'Paper'"),
-        ({"evolution": Evolution(cem=cem.Config(population=1, parents=1, antithetic=False))}, "2 at least"),
+        (
+            {"evolution": Evolution(cem=cem.Config(population=1, parents=1, antithetic=False))},
+            "has 1 individual; raise",
+        ),
     ],
 )
 def test_wrong_numbers_are_refused(options, message):
@@ -1052,7 +1055,7 @@ def test_wrong_numbers_are_refused(options, message):
                 "on_policy_update": "episode",
                 "reset_at_batch": False,
             },
-            "than 4 minibatches",
+            "than 4 minibatches; set on_policy.minibatches 1",
         ),
         ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divided by minibatches 3; 2 would do"),
         (

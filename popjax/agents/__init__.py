@@ -13,16 +13,23 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 
-from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.checks import nearest_divisor
 from popjax.core import Agent, OnPolicyAgent, Spec
 
-AGENTS: dict[str, ModuleType] = {"ddpg": ddpg, "td3": td3, "sac": sac, "sac2018": sac2018, "dqn": dqn}
+AGENTS: dict[str, ModuleType] = {
+    "ddpg": ddpg,
+    "td3": td3,
+    "sac": sac,
+    "sac2018": sac2018,
+    "drq": drq,
+    "dqn": dqn,
+}
 """The kinds of agent that learn from a replay, by their names on the command line."""
 ON_POLICY_AGENTS: dict[str, ModuleType] = {"a2c": a2c, "ppo": ppo}
 """The kinds that learn from what they have just played."""
 
-AnyConfig: TypeAlias = ddpg.Config | td3.Config | sac.Config | sac2018.Config | dqn.Config
+AnyConfig: TypeAlias = ddpg.Config | td3.Config | sac.Config | sac2018.Config | drq.Config | dqn.Config
 AnyOnPolicyConfig: TypeAlias = a2c.Config | ppo.Config
 Made = TypeVar("Made", Agent, OnPolicyAgent)
 

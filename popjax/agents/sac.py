@@ -92,6 +92,8 @@ class Losses:
 class Parts(NamedTuple):
     """A SAC learner and the steps that its ``learn`` is made of, for methods that change one of them.
 
+    step:              (state, batch, hyper, key, weight of the critics' errors [B], weight of the rest [B])
+                       -> (state, Losses); ``learn`` with weights, 1 where there are none
     learn_critics:     (state, batch, hyper, key, weight) -> (state, loss); targets follow at once
     actor_loss:        (actor params, state, obs, key, weight, value) -> (loss, entropy); the actor ascends
                        ``value(obs, action)``, the critics' if None
@@ -99,6 +101,7 @@ class Parts(NamedTuple):
     """
 
     agent: Agent
+    step: Callable[..., tuple[State, Losses]]
     learn_critics: Callable[..., tuple[State, Array]]
     actor_loss: Callable[..., tuple[Array, Array]]
     learn_temperature: Callable[[State, Hyper, Array], State]
@@ -123,8 +126,23 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     action_dim = continuous_dims(spec, "sac")[1]
     actor = _networks(spec, replace(config, precision="float32"), heads)[0]
     learnt, critic = _networks(spec, config, heads)
-    twins = nets.ensemble(critic, 2)
+    return assembled(actor, learnt, nets.ensemble(critic, 2), action_dim, config.actor_q, heads=heads)
+
+
+def assembled(
+    actor: Network,
+    learnt: Network,
+    twins: Network,
+    action_dim: int,
+    actor_q: Literal["mean", "min"],
+    target_q: Literal["mean", "min"] = "min",
+    heads: int | None = None,
+) -> Parts:
+    """Return the learner with these networks: obs -> Gaussian as it acts and, with the same parameters, as
+    losses see it; (obs, action) -> [2, ...] values. The actor ascends the mean of the twins or their minimum,
+    and a target is made of that of the target twins."""
     actions = distributions.squashed()
+    joined: dict[str, Callable[[Array], Array]] = {"mean": lambda x: x.mean(0), "min": lambda x: x.min(0)}
 
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
@@ -167,7 +185,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         next_action, next_log_prob = distributions.squashed_sample(
             key, *learnt.apply(state.actor, batch.next_obs)
         )
-        next_value = twins.apply(state.target_critics, batch.next_obs, next_action).min(0)
+        next_value = joined[target_q](twins.apply(state.target_critics, batch.next_obs, next_action))
         soft_value = next_value - jnp.exp(state.log_temperature)[..., None] * next_log_prob
         target = batch.reward + batch.discount * soft_value  # [B]
 
@@ -184,11 +202,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         ), value
 
     def critics_value(state: State) -> Callable[[Array, Array], Array]:
-        def value(obs: Array, action: Array) -> Array:
-            values = twins.apply(state.critics, obs, action)  # [2, B]
-            return values.mean(0) if config.actor_q == "mean" else values.min(0)
-
-        return value
+        return lambda obs, action: joined[actor_q](twins.apply(state.critics, obs, action))
 
     def actor_loss(
         params: Params,
@@ -214,12 +228,19 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         )
         return replace(state, log_temperature=log_temperature, temperature_optimizer=optimizer)
 
-    def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
+    def step(
+        state: State,
+        batch: Transition,
+        hyper: Hyper,
+        key: Key,
+        critic_weight: Array | float = 1.0,
+        weight: Array | float = 1.0,
+    ) -> tuple[State, Losses]:
         key_critic, key_actor = jax.random.split(key)
-        state, critic_loss = learn_critics(state, batch, hyper, key_critic)
+        state, critic_loss = learn_critics(state, batch, hyper, key_critic, critic_weight)
         actor_params, optimizer, loss, entropy = descend(
             adam(hyper.actor_lr, hyper.max_grad_norm),
-            lambda params: actor_loss(params, state, batch.obs, key_actor),
+            lambda params: actor_loss(params, state, batch.obs, key_actor, weight),
             state.actor,
             state.actor_optimizer,
         )
@@ -230,7 +251,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     agent = Agent(
         init=init,
         act=act,
-        learn=learn,
+        learn=lambda state, batch, hyper, key: step(state, batch, hyper, key),
         policy=lambda state: state.actor,
         adopt=adopt,
         inherit=inherit,
@@ -241,7 +262,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
         critic=twins,
         values=values,
     )
-    return Parts(agent, learn_critics, actor_loss, learn_temperature)
+    return Parts(agent, step, learn_critics, actor_loss, learn_temperature)
 
 
 def _networks(spec: Spec, config: Config, heads: int | None) -> tuple[Network, Network]:

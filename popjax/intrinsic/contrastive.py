@@ -41,6 +41,7 @@ class Config:
     # trained, left as initialised, or the raw observation
     encoder: Literal["contrastive", "random", "identity"] = "contrastive"
     hidden: tuple[int, ...] = (64,)  # hidden layers of the encoder, units
+    torso: images.Torso = "auto"  # convolutions in front of them, of images; "auto": by the observations
     features: int = 64  # size of an embedding
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states
@@ -143,7 +144,7 @@ def encoder(spec: Spec, config: Config = Config()) -> Network:
         vector_size(spec, "the identity encoder")
         return Network(init=lambda key: (), apply=lambda params, obs: obs)
     return images.behind_convolutions(
-        spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features)
+        spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features), config.torso
     )
 
 

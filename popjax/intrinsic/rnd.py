@@ -34,6 +34,7 @@ class Config:
     """Shapes of the two networks and what scales the bonus."""
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
+    torso: images.Torso = "auto"  # convolutions in front of them, of images; "auto": by the observations
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # whose standard deviation divides the bonus
     # Of a population: a module each that learns what its agent acted, a module each that learns everything,
@@ -156,7 +157,9 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
 def _network(shape: tuple[int, ...], config: Config) -> Network:
     """Return the network obs [..., *shape] -> features [..., F] of both target and predictor, behind
     convolutions where observations are images."""
-    return images.behind_convolutions(shape, lambda size: nets.mlp(size, config.hidden, config.features))
+    return images.behind_convolutions(
+        shape, lambda size: nets.mlp(size, config.hidden, config.features), config.torso
+    )
 
 
 def _distance(network: Network, state: State, predictor: Params, obs: Array) -> Array:

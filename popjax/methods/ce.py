@@ -28,14 +28,15 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, tree
-from popjax.agents import dqn, sac
+from popjax.agents import dqn, drq, sac
 from popjax.checks import check_choices, check_least, check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
-from popjax.intrinsic import contrastive, diayn
+from popjax.envs import pixels
+from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.population import acting, classifier, drives, learning, offpolicy, parts
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
-from popjax.recipe import Recipe, recorded
+from popjax.recipe import Preset, Recipe, recorded
 from popjax.replay import episodes
 
 
@@ -89,6 +90,10 @@ def default_config(
     It states none for DQN, which gets those of its experiments on pixels, and a gradient step for every four
     environment steps of all agents, as DQN alone.
     """
+    if isinstance(learner, drq.Config):
+        if isinstance(drive, contrastive.Config | rnd.Config) and drive.torso == "auto":
+            drive = replace(drive, torso="drq")
+        return Config(learner=learner, drive=drive, **offpolicy.FROM_PIXELS)
     if not isinstance(learner, dqn.Config):
         return Config(learner=learner, drive=drive)
     sizes: dict[str, Any] = {"population": 2, "steps": 2, "batch": 32, "warmup": 20_000}
@@ -97,8 +102,10 @@ def default_config(
 
 def default_hyper(config: Config) -> Hyper:
     """Return the numbers of the kinds of agents and drive that there are; those of DQN explore for 500,000
-    environment steps of all agents together."""
+    environment steps of all agents together, gradients of DrQ are clipped as those of SAC."""
     numbers = agents.default_hyper(config.learner)
+    if isinstance(config.learner, drq.Config):
+        numbers = drq.CLIPPED
     if isinstance(config.learner, dqn.Config):
         numbers = replace(numbers, exploration=0.05, exploration_steps=500_000 / config.population)
     return Hyper(numbers, drives.default_numbers(config.drive))
@@ -188,6 +195,15 @@ def build(env: Env, config: Config = Config()) -> Method:
     )
 
 
+def preset(task: str) -> Preset | None:
+    """Return the paper's constants for a task from pixels; None for another."""
+    choices = pixels.choices(task)
+    if choices is None:
+        return None
+    config = replace(default_config(drq.Config()), capacity=choices)
+    return Preset(config, default_hyper(config), choices)
+
+
 METHOD = Recipe(
     build,
     default_config,
@@ -197,4 +213,5 @@ METHOD = Recipe(
         | {"multihead": Multihead(), "dqn": DQN},
         "drive": drives.KINDS,
     },
+    preset=preset,
 )

@@ -292,7 +292,10 @@ METHOD = Recipe(
     Config,
     default_hyper,
     agents={
-        "off_policy": {name: of_team(kind) for name, kind in agents.AGENTS.items() if name != "dqn"} | NONE,
+        "off_policy": {
+            name: of_team(kind) for name, kind in agents.AGENTS.items() if name not in ("drq", "dqn")
+        }
+        | NONE,
         "on_policy": {name: of_team(kind) for name, kind in agents.ON_POLICY_AGENTS.items()} | NONE,
         "evolution": {"cem": Evolution()} | NONE,
         "drive": DRIVES,

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from popjax import agents
-from popjax.agents import dqn
+from popjax.agents import dqn, drq
 from popjax.core import Env, Key, Method, PyTree, chain
+from popjax.envs import pixels
 from popjax.population import drives, offpolicy, parts, schedules
 from popjax.population.offpolicy import Config, Metrics, State
 from popjax.population.schedules import FOLLOWED, Scheduled
@@ -51,7 +52,11 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
 
 def preset(task: str) -> Preset | None:
     """Return the constants of DQN for a game such as "atari/pong" (Mnih et al., 2015): one gradient step on
-    32 transitions in four environment steps, after 50,000; None for another task."""
+    32 transitions in four environment steps, after 50,000; those of DrQ for a task from pixels; None for
+    another."""
+    if choices := pixels.choices(task):
+        config = Config(agent=drq.Config(), capacity=choices)
+        return Preset(config, default_hyper(config), choices)
     if not task.startswith("atari/"):
         return None
     config = Config(agent=dqn.Config(least_exploration=0.001), steps=4, batch=32, warmup=50_000)

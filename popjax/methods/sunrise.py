@@ -9,7 +9,7 @@ An iteration: collect -> learn x updates. Evaluation takes the mean of the membe
 Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, which it is
 compared with, and there are 4 members. Theirs steps the temperature before critics and actor, and its actors
 ascend the minimum of the twins as they were before their step; here critics, actor and temperature follow one
-another, and actors ascend the mean of the new twins (``sac.actor_q``). A member without a transition in a
+another, and actors ascend the mean of the new twins (``agent.actor_q``). A member without a transition in a
 batch stands still.
 """
 
@@ -24,14 +24,14 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, tree
-from popjax.agents import sac
+from popjax.agents import drq, sac
 from popjax.checks import check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, Transition, chain, number
-from popjax.optimize import adam, descend
+from popjax.envs import pixels
 from popjax.population import acting, offpolicy, parts
 from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
-from popjax.recipe import Recipe, recorded
+from popjax.recipe import Preset, Recipe, recorded
 from popjax.replay import episodes
 from popjax.replay.episodes import Episodic
 
@@ -40,7 +40,7 @@ from popjax.replay.episodes import Episodic
 class Config(offpolicy.Common):
     """The members; sizes are those of ``offpolicy.Common``, and all members play in the same lanes."""
 
-    sac: sac.Config = field(default_factory=sac.Config)  # actor and critics
+    agent: sac.Config | drq.Config = field(default_factory=sac.Config)  # the kind of members
 
     @property
     def players(self) -> int:
@@ -52,7 +52,7 @@ class Config(offpolicy.Common):
 class Hyper:
     """Numbers of the method."""
 
-    sac: sac.Hyper = field(default_factory=sac.Hyper)
+    agent: Any = field(default_factory=sac.Hyper)  # of every member
     ucb_weight: Number = number(1.0)  # standard deviations that a proposal's score adds to the mean
     member_share: Number = number(0.5, high=1.0)  # probability that a member learns from a transition
     trust_temperature: Number = number(20.0)  # T in the weight of a target
@@ -78,7 +78,8 @@ class State(offpolicy.State):
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return an ensemble that plays ``env``."""
-    population, learner = config.population, sac.parts(env.spec, config.sac)
+    population, module = config.population, drq if isinstance(config.agent, drq.Config) else sac
+    learner = module.parts(env.spec, config.agent)
     agent = learner.agent
 
     def ensemble(crew: Learners) -> Learners:
@@ -113,21 +114,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         state: sac.State, member: Array, trust: Array, rows: Transition, hyper: sac.Hyper, key: Key
     ) -> tuple[sac.State, sac.Losses]:
         """Take a gradient step of SAC on the transitions of a ``member`` [B]."""
-        key_critic, key_actor = jax.random.split(key)
-        before = state
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
-        state, critic_loss = learner.learn_critics(state, rows, hyper, key_critic, counted * trust)
-        actor, optimizer, loss, entropy = descend(
-            adam(hyper.actor_lr, hyper.max_grad_norm),
-            lambda params: learner.actor_loss(params, state, rows.obs, key_actor, counted),
-            state.actor,
-            state.actor_optimizer,
-        )
-        state = replace(state, actor=actor, actor_optimizer=optimizer)
-        state = learner.learn_temperature(state, hyper, entropy)
+        after, losses = learner.step(state, rows, hyper, key, counted * trust, counted)
         # Nothing is learned from nothing, where Adam would move on by its momentum.
-        state = tree.where(member.any(), state, before)
-        return state, sac.Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
+        state = tree.where(member.any(), after, state)
+        return state, replace(losses, temperature=jnp.exp(state.log_temperature))
 
     def learn_all(states: sac.State, everybodys: Any, hyper: Hyper, key: Key) -> tuple[sac.State, sac.Losses]:
         """Take a gradient step of every member on a common batch, weighted by the trust in each target."""
@@ -136,10 +127,10 @@ def build(env: Env, config: Config = Config()) -> Method:
         std = spread(states, batch.next_obs, jax.random.split(key_spread, population))
         trust, members = target_weight(std, hyper.trust_temperature), jnp.float32(batch.members.T)  # [P, B]
         return jax.vmap(learn_one, (0, 0, None, None, None, 0))(
-            states, members, trust, batch, hyper.sac, jax.random.split(key_learn, population)
+            states, members, trust, batch, hyper.agent, jax.random.split(key_learn, population)
         )
 
-    base = offpolicy.build(env, config.sizes(config.sac), lambda hyper: hyper.sac, adapt=ensemble)
+    base = offpolicy.build(env, config.sizes(config.agent), lambda hyper: hyper.agent, adapt=ensemble)
 
     def init(key: Key, hyper: Hyper) -> State:
         check_shapes(hyper, (), population)
@@ -151,7 +142,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         action = choices.action.mean(0)
         return Choice(memory, action, action, jnp.float32(0))
 
-    method = parts.whole(base, Hyper(), init, chain(base.collect, base.learn))
+    method = parts.whole(base, default_hyper(config), init, chain(base.collect, base.learn))
     return method._replace(policy=base.individuals, act=mean_action, individuals=None)
 
 
@@ -170,4 +161,29 @@ def draw_members(key: Key, share: Array | float, shape: tuple[int, ...]) -> Arra
     return jnp.where(drawn.any(-1, keepdims=True), drawn, one)
 
 
-METHOD = Recipe(build, Config, lambda config: Hyper())
+def default_config(agent: sac.Config | drq.Config = sac.Config()) -> Config:
+    """Return the constants of Collaborative Exploration's comparison, of DrQ those from pixels."""
+    return Config(agent=agent, **(offpolicy.FROM_PIXELS if isinstance(agent, drq.Config) else {}))
+
+
+def default_hyper(config: Config) -> Hyper:
+    """Return the numbers of the kind of members."""
+    return Hyper(drq.CLIPPED if isinstance(config.agent, drq.Config) else sac.Hyper())
+
+
+def preset(task: str) -> Preset | None:
+    """Return the constants for a task from pixels; None for another."""
+    choices = pixels.choices(task)
+    if choices is None:
+        return None
+    config = replace(default_config(drq.Config()), capacity=choices)
+    return Preset(config, default_hyper(config), choices)
+
+
+METHOD = Recipe(
+    build,
+    default_config,
+    default_hyper,
+    agents={"agent": {"sac": sac.Config(), "drq": drq.Config()}},
+    preset=preset,
+)

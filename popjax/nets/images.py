@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,16 @@ from popjax.nets.layers import Conv, Dense, Norm, network, rectified
 
 Convolutions = Sequence[tuple[int, int, int]]
 """Features, side of the kernel and stride of each; without padding."""
+Torso = Literal["auto", "dense", "minatar", "atari", "drq"]
+"""A name in ``TORSOS``, or "auto": the one that fits the observations."""
 TORSOS: dict[str, tuple[Convolutions, tuple[int, ...]]] = {
     "dense": ((), (64, 64)),
     "minatar": (((16, 3, 1),), (128,)),
     "atari": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
+    "drq": (((32, 3, 2), (64, 3, 2), (128, 3, 2), (256, 3, 2)), (256, 256)),
 }
-"""Convolutions and dense layers: small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al., 2015."""
+"""Convolutions and dense layers: small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al., 2015; of
+jaxrl2's DrQ."""
 _LEAST_SIDE = 3  # pixels that MinAtar's convolution covers
 _LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one place
 
@@ -92,36 +97,62 @@ def as_floats(obs: Array) -> Array:
 
 class _Convolutions(nn.Module):
     convolutions: Convolutions
+    initializer: str = "glorot"
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         x = as_floats(obs)
         for features, side, stride in self.convolutions:
-            x = nn.relu(Conv(features, side, stride)(x))
+            x = nn.relu(Conv(features, side, stride, initializer=self.initializer)(x))
         return x.reshape(*x.shape[:-3], -1)
 
 
-def behind_convolutions(obs_shape: Sequence[int], make: Callable[[int], Network]) -> Network:
-    """Return ``make(features)``, fed by the convolutions that fit images of ``obs_shape``, each with its own;
-    by observations of another rank than 3 as a vector.
+class _Latent(nn.Module):
+    size: int
+    initializer: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return jnp.tanh(nn.LayerNorm()(Dense(self.size, self.initializer)(x)))
+
+
+def latent(inputs: int, size: int, *, initializer: str = "orthogonal") -> Network:
+    """Return the network x [..., inputs] -> [..., size] in [-1, 1]: a linear layer, a layer norm and tanh."""
+    return network(_Latent(size, initializer), inputs)
+
+
+def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: str = "glorot") -> Network:
+    """Return the convolutions alone: images [..., *obs_shape] -> what ``places`` counts, rectified.
 
     Raises:
-        ValueError: images have their channels first.
+        ValueError: an observation is no image, has its channels first, or is too small.
+    """
+    places(obs_shape, convolutions)
+    return network(_Convolutions(tuple(convolutions), initializer), tuple(obs_shape))
+
+
+def behind_convolutions(
+    obs_shape: Sequence[int], make: Callable[[int], Network], torso: Torso = "auto"
+) -> Network:
+    """Return ``make(features)``, fed by the convolutions of a ``torso`` for images of ``obs_shape``, each
+    with its own; by observations of another rank than 3 as a vector.
+
+    Raises:
+        ValueError: images have their channels first, or are too small for these convolutions.
     """
     rank = len(obs_shape)
     if rank != 3:
         plain = make(math.prod(obs_shape))
         return plain if rank == 1 else plain._replace(apply=lambda p, obs: plain.apply(p, flat(obs, rank)))
-    convolutions = TORSOS[torso_for(obs_shape)][0]
-    rest = make(places(obs_shape, convolutions))
-    eyes = network(_Convolutions(tuple(convolutions)), tuple(obs_shape))
+    convolutions = TORSOS[torso_for(obs_shape) if torso == "auto" else torso][0]
+    rest, seen = make(places(obs_shape, convolutions)), eyes(obs_shape, convolutions)
 
     def init(key: Key) -> Params:
         key_eyes, key_rest = jax.random.split(key)
-        return {"convolutions": eyes.init(key_eyes), **rest.init(key_rest)}
+        return {"convolutions": seen.init(key_eyes), **rest.init(key_rest)}
 
     def apply(params: Params, obs: Array) -> Array:
-        features = eyes.apply(params["convolutions"], obs)
+        features = seen.apply(params["convolutions"], obs)
         return rest.apply({name: params[name] for name in params if name != "convolutions"}, features)
 
     return Network(init, apply)

@@ -152,6 +152,8 @@ class Common:
         )
 
 
+FROM_PIXELS: dict[str, Any] = {"population": 2, "warmup": 1_000, "capacity": 500_000}
+"""Sizes of Collaborative Exploration's experiments from pixels, for fields of ``Common``."""
 S = TypeVar("S", bound=State)
 AGENTS: dict[str, dict[str, Any]] = {
     "agent": {name: module.Config() for name, module in agents.AGENTS.items()},

@@ -156,6 +156,7 @@ def test_a_plane_shows_its_texture_from_above() -> None:
     assert not picture(bright + floor.format(size="1 1", height=-2), side=8).any()  # from below
 
 
+@pytest.mark.slow
 def test_the_sky_has_six_faces() -> None:
     """A gradient from above to below; a camera that looks up sees its first colour."""
     colours = 'builtin="gradient" rgb1="0 1 0" rgb2="1 0 0"'

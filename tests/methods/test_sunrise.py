@@ -16,7 +16,7 @@ from popjax.methods import sunrise
 from popjax.replay.ring import full
 from tests.support import Case, same
 
-SMALL = sunrise.Config(sac=sac.Config(hidden=(8,)), population=3, batch=12, capacity=200, warmup=10)
+SMALL = sunrise.Config(agent=sac.Config(hidden=(8,)), population=3, batch=12, capacity=200, warmup=10)
 
 
 @lru_cache
@@ -73,7 +73,7 @@ def test_members_are_drawn_with_their_share(key):
 
 def test_the_ensemble_deploys_its_mean_action():
     method, state = compiled()[0], played(20)
-    outputs = sac.build(make("probe/corridor").spec, SMALL.sac).outputs
+    outputs = sac.build(make("probe/corridor").spec, SMALL.agent).outputs
     obs = jnp.full(1, 0.3)
     means = jnp.tanh(jax.vmap(outputs, (0, None))(state.agents.actor, obs)[0])
     action = method.act(method.policy(state), (), obs, jax.random.key(0), 0.0).action
@@ -97,7 +97,7 @@ CASES = {
     "sunrise": Case(
         lambda: sunrise.build(
             make("probe/delay"),
-            sunrise.Config(sac=sac.Config(hidden=(4,)), population=3, batch=6, capacity=60, warmup=3),
+            sunrise.Config(agent=sac.Config(hidden=(4,)), population=3, batch=6, capacity=60, warmup=3),
         ),
         3,
         alone=False,

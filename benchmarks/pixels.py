@@ -1,0 +1,163 @@
+"""Pictures of MuJoCo scenes per second: cast by rays in JAX, and drawn by what else this machine has.
+
+    python benchmarks/pixels.py
+
+draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses in 1, 8 and 32 lanes: with
+``envs.raycast``, kinematics included; with ``mjx.render`` on Warp and MuJoCo's OpenGL renderer, where these
+work, one picture after the other for the latter. Pictures per second and per second of this process's
+processor time, which other programs disturb less, the best of several rounds, and the seconds of compiling.
+Then a whole step of the environment, and the share of it that the picture costs. Writes
+``pixels-BACKEND.json`` to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
+from popjax.envs import dmc, make, pixels
+
+RESULTS = Path(__file__).parent / "results"
+TASKS, LANES, SIDE = ("cartpole-swingup", "cheetah-run", "walker-run"), (1, 8, 32), 84
+ROUNDS, PICTURES, STEPS = 5, 256, 8
+
+
+def poses(task: str, lanes: int) -> np.ndarray:
+    """Positions float32 [lanes, nq] about the model's first."""
+    chance, model = np.random.default_rng(0), dmc.load(task)
+    return np.float32(model.qpos0 + 0.1 * chance.normal(size=(lanes, model.nq)))
+
+
+def best(count: int, work: Callable[[], Any]) -> dict[str, float]:
+    """The best of several rounds of ``count`` things each."""
+    rounds = []
+    for _ in range(ROUNDS):
+        begun, spent = time.perf_counter(), time.process_time()
+        work()
+        rounds.append((count / (time.perf_counter() - begun), count / (time.process_time() - spent)))
+    wall, processor = map(max, zip(*rounds, strict=True))
+    return {"per_second": round(wall, 1), "per_processor_second": round(processor, 1)}
+
+
+def compiled(function: Callable[..., Any], *given: Any) -> tuple[Any, float]:
+    """The program, run once, and the seconds of tracing and compiling."""
+    begun = time.perf_counter()
+    program = jax.jit(function).lower(*given).compile()
+    seconds = time.perf_counter() - begun
+    jax.block_until_ready(program(*given))
+    return program, round(seconds, 1)
+
+
+def by_rays(task: str, lanes: int) -> dict[str, float]:
+    see = jax.vmap(lambda qpos: pixels.painter(task, SIDE, SIDE, 0)(qpos, ()))
+    given, times = jnp.asarray(poses(task, lanes)), PICTURES // lanes
+    program, seconds = compiled(see, given)
+
+    def work() -> None:
+        for _ in range(times):
+            jax.block_until_ready(program(given))
+
+    return best(times * lanes, work) | {"compile_seconds": seconds}
+
+
+def by_warp(task: str, lanes: int) -> dict[str, float]:
+    """MJX's tracer on Warp, with shadows off."""
+    import warp
+
+    from popjax.host import video
+
+    warp.config.log_level = warp.LOG_ERROR
+    from mujoco import mjx
+
+    model = dmc.load(task)
+    model.opt.solver, model.opt.enableflags = mujoco.mjtSolver.mjSOL_NEWTON, 0
+    cameras = [camera == 0 for camera in range(model.ncam)]
+    options = {"nworld": lanes, "cam_res": (SIDE, SIDE), "cam_active": cameras, "render_rgb": True}
+    scene = mjx.create_render_context(model, **options)
+    physics, handle = mjx.put_model(model, impl="warp"), scene.pytree()
+    least = jax.vmap(lambda _: mjx.make_data(model, impl="warp", naconmax=1, naccdmax=1, njmax=1))
+    empty = least(jnp.arange(lanes))
+    placed = [video._placed(data) for data in video._posed(model, poses(task, lanes))]
+    stacked = {name: np.stack([one[name] for one in placed]) for name in placed[0]}
+
+    def draw(placed: dict[str, Any]) -> Any:
+        data = mjx.refit_bvh(physics, empty.tree_replace(placed), handle)
+        return mjx.get_rgb(handle, 0, mjx.render(physics, data, handle)[0])
+
+    times = PICTURES // lanes
+    program, seconds = compiled(draw, stacked)
+
+    def work() -> None:
+        for _ in range(times):
+            jax.block_until_ready(program(stacked))
+
+    return best(times * lanes, work) | {"compile_seconds": seconds}
+
+
+def by_opengl(task: str, lanes: int) -> dict[str, float]:
+    model = dmc.load(task)
+    data, renderer = mujoco.MjData(model), mujoco.Renderer(model, SIDE, SIDE)
+
+    def work() -> None:
+        for qpos in poses(task, lanes):
+            data.qpos[:] = qpos
+            mujoco.mj_forward(model, data)
+            renderer.update_scene(data, camera=0)
+            renderer.render()
+
+    work()
+    return best(lanes, work)
+
+
+def drawn(task: str, lanes: int) -> dict[str, Any]:
+    """Every way that this machine has."""
+    found: dict[str, Any] = {"rays": by_rays(task, lanes)}
+    for name, way in (("mjx_render", by_warp), ("opengl", by_opengl)):
+        try:
+            found[name] = way(task, lanes)
+        except Exception as failure:  # drivers fail in their own ways
+            found[name] = {"absent": f"{type(failure).__name__}: {failure}".splitlines()[0][:120]}
+    return found
+
+
+def stepped(lanes: int) -> dict[str, Any]:
+    """Environment steps of cartpole-swingup, each eight of physics, from pixels and without."""
+    found: dict[str, Any] = {}
+    for name, env in (
+        ("pixels", make("pixels/cartpole-swingup", size=SIDE)),
+        ("states", make("dmc/cartpole-swingup", action_repeat=8)),
+    ):
+        spec, (key_reset, key_act) = env.spec, jax.random.split(jax.random.key(0))
+        states, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(key_reset, lanes))
+        actions = jax.random.uniform(key_act, (STEPS, lanes, spec.action_dim), minval=-1.0, maxval=1.0)
+
+        def play(states: Any, actions: Any, step: Any = env.step) -> Any:
+            return jax.lax.scan(jax.vmap(step), states, actions)[1].next_obs
+
+        program, seconds = compiled(play, states, actions)
+        rate = best(STEPS * lanes, lambda p=program, s=states, a=actions: jax.block_until_ready(p(s, a)))
+        found[name] = rate | {"compile_seconds": seconds}
+    share = found["pixels"]["per_processor_second"] / found["states"]["per_processor_second"]
+    return found | {"share_of_pictures": round(1 - share, 3)}
+
+
+def main() -> None:
+    pictures = {task: {str(lanes): drawn(task, lanes) for lanes in LANES} for task in TASKS}
+    steps = {str(lanes): stepped(lanes) for lanes in LANES}
+    place = RESULTS / f"pixels-{jax.default_backend()}.json"
+    record.write(place, size=SIDE, pictures=pictures, steps=steps)
+    print(place.read_text())
+
+
+if __name__ == "__main__":
+    main()

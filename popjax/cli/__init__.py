@@ -72,7 +72,7 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
-    """Runs ``command``; what a user can cause becomes one line and a code, a bug keeps its traceback."""
+    """Run ``command``, return its exit code; a user's mistake becomes one line, a bug keeps its traceback."""
     from popjax.host import terminal
     from popjax.host.errors import FAILURES, Interrupted, Refused
 
@@ -160,7 +160,7 @@ def _run_within(argv: Sequence[str]) -> int:
 
 
 def understand(name: str, argv: list[str]) -> Program:
-    """The arguments of one program, after those that several share are taken out."""
+    """Return the parsed arguments of one program, without those that several programs share."""
     from popjax.cli import parse, pretrained
     from popjax.recipe import defaults
 
@@ -178,7 +178,7 @@ def understand(name: str, argv: list[str]) -> Program:
 
 
 def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The tasks of every option in ``recipe.envs``, out of ``argv``, and what remains."""
+    """Take the tasks of every option in ``recipe.envs`` out of ``argv``; return them and the rest."""
     from popjax.cli.parse import peel_all
 
     found = {}
@@ -190,7 +190,7 @@ def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], l
 def _peel_agents(
     recipe: Recipe, argv: list[str], task: str | None = None
 ) -> tuple[dict[str, str], list[str]]:
-    """The kinds of agent, by field, of a method that leaves them open, out of ``--config.FIELD KIND``."""
+    """Take ``--config.FIELD KIND``, the kinds of agent that a method leaves open, out of ``argv``."""
     from popjax.cli.parse import Fault, key_values, nearest, peel, peel_all
     from popjax.recipe import kinds_of
 
@@ -210,7 +210,7 @@ def _peel_agents(
 
 
 def _beyond(recipe: Recipe) -> dict[str, str]:
-    """The options that a method has beside its Config and Hyper, and what ``--help`` says of them."""
+    """Return a method's options beside its Config and Hyper, with their lines in ``--help``."""
     return {f"--{name}": known.help for name, known in recipe.runs.items()} | {
         f"--{name}": "A further task, 'SUITE/TASK KEY=VALUE ...': --env-option is for --env alone."
         for name in recipe.envs
@@ -249,7 +249,7 @@ def _parse_run(
 
 
 def _help(parse: ModuleType) -> None:
-    """Prints what all methods share and leaves."""
+    """Print the options that all methods share and exit."""
     methods = ", ".join(METHODS)
     parse.parse(
         parse.Common,

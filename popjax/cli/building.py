@@ -26,9 +26,9 @@ class Loaded(NamedTuple):
 
 
 def load(run_dir: str | Path, member: int | None = None, picked: str | None = None) -> Loaded:
-    """The run in ``run_dir`` as it can be evaluated or built upon; with ``member`` only that one of a sweep.
+    """Load the run in ``run_dir`` to evaluate or build on it; with ``member``, that member of a sweep alone.
 
-    ``picked`` is "best" or, as text, the environment steps of an older checkpoint than the newest.
+    ``picked`` is "best" or the environment steps, as text, of a checkpoint older than the newest.
 
     Raises:
         Refused: there is no run, no whole checkpoint or no such member.
@@ -71,7 +71,7 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
 
 
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
-    """The environment, method, ``Config`` and ``Hyper`` that a ``config.json`` tells of."""
+    """Rebuild the environment, method, ``Config`` and ``Hyper`` recorded in a ``config.json``."""
     from popjax.cli import parse, pretrained
     from popjax.host.errors import Refused
     from popjax.recipe import defaults
@@ -109,7 +109,7 @@ def _further_env(option: str, text: str) -> Any:
 
 
 def make_env(name: str, options: dict[str, Any]) -> Any:
-    """The environment; a Fault where there is none."""
+    """Return the environment ``name``; raise a Fault if there is none."""
     from popjax.cli.parse import Fault
     from popjax.envs import make
 
@@ -124,7 +124,7 @@ def make_env(name: str, options: dict[str, Any]) -> Any:
 
 
 def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
-    """The method; a Fault where it cannot be built."""
+    """Build the method; raise a Fault if that fails."""
     from popjax.cli.parse import Fault
     from popjax.core import Built
 

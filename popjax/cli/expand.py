@@ -44,7 +44,7 @@ def _renamed(argument: str) -> str:
 
 
 def _from_file(path: Path, own: Sequence[str]) -> Iterator[str]:
-    """The options in a file, but for those that are among the ``own`` of the command line."""
+    """Yield the options in a file, except those that the command line sets itself (``own``)."""
     given = {_bare(argument) for argument in own if argument.startswith("--")}
     for tokens in _tokens(_read(path)):
         repeated = tokens[0][2:] in _PAIRS
@@ -53,7 +53,7 @@ def _from_file(path: Path, own: Sequence[str]) -> Iterator[str]:
 
 
 def _bare(argument: str) -> str:
-    """The name of an option, whether it is set or, with "no-", unset."""
+    """Return the name of an option without its dashes and without "no-"."""
     return re.sub(r"(^--|\.)no-", r"\1", argument.partition("=")[0].replace("_", "-"))
 
 

@@ -35,7 +35,7 @@ class Control(NamedTuple):
 
 
 def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
-    """Takes the ``Control`` out of the arguments."""
+    """Take the ``Control`` out of the arguments."""
     run_dir, rest = parse.peel(argv, "--run-dir")
     launcher, rest = parse.peel(rest, "--launcher")
     options, rest = parse.peel_all(rest, "--launcher-option")
@@ -54,8 +54,10 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
 
 
 def programs(argv: Sequence[str], understand: Understand, launcher: str = "local") -> list[Entry]:
-    """The programs that a command asks for, each understood before the first is run; one that needs no name
-    has the name ""."""
+    """Parse every program that a command asks for before the first one runs.
+
+    A program that needs no name is called "".
+    """
     axes, rest = _axes(argv)
     entries: list[Entry] = []
     origins: list[str] = []
@@ -88,10 +90,10 @@ def device_count(common: Any, launcher: str) -> int:
 
 
 def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> list[Entry]:
-    """The members of one program as several, of ``size`` members each; the last may have fewer.
+    """Split the members of one program into programs of ``size`` members; the last may have fewer.
 
     Raises:
-        Refused: one of them cannot be spread over ``devices``. A member alone is not, but its population.
+        Refused: a slice cannot be spread over ``devices``. A single member spreads its population instead.
     """
     if size < 1:
         raise Refused(f"--slice must be at least 1, got {size}")
@@ -127,14 +129,14 @@ def default_directory(method: str, programs: Sequence[Any]) -> str:
 
 
 def chosen(common: Any) -> tuple[sweep.Member, ...]:
-    """The members that a command trains."""
+    """Return the members that a command trains."""
     options = common.options
     whole = sweep.grid(options.seed, options.seeds, parse.swept_numbers(common.sweep))
     return sweep.part(whole, parse.bounds(common.members))
 
 
 def largest_slice(common: Any, fault: TooLarge) -> int:
-    """The most members in a program that fits into memory and can be spread over the devices.
+    """Return how many members fit into memory and can be spread evenly over the devices.
 
     Raises:
         TooLarge: there are more devices than members that fit.
@@ -155,11 +157,10 @@ def identities(common: Any, argv: Sequence[str]) -> set[str]:
 
 
 def slices_again(argv: Sequence[str], common: Any, root: Path, devices: int = 1) -> list[Entry]:
-    """The slices in which ``root`` has the members of one program, whatever fits into memory today, and more
-    of them for members that are new.
+    """Return the slices recorded in ``root``, whatever fits into memory today, and slices for new members.
 
     Raises:
-        Refused: it holds runs of another kind, or one that cannot be spread over ``devices``.
+        Refused: ``root`` holds other runs, or a slice that cannot be spread over ``devices``.
     """
     before = run_group.read(root)
     parts = [parse.peel(entry.argv, "--members")[0] for entry in before]
@@ -180,12 +181,12 @@ def slices_again(argv: Sequence[str], common: Any, root: Path, devices: int = 1)
 
 
 def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
-    """Makes ``root`` a directory of these runs, or makes sure that it is.
+    """Make ``root`` a directory of these runs, or check that it is one.
 
-    One of which no run has begun is as good as none.
+    A directory in which no run has begun is overwritten.
 
     Raises:
-        Refused: it holds something else, or holds them already and ``resume`` is false.
+        Refused: ``root`` holds something else, or these runs while ``resume`` is false.
     """
 
     def make() -> None:
@@ -205,8 +206,7 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
 
 
 def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> None:
-    """Raises Refused where a command does not ask for the runs that have begun in a directory; it may ask for
-    more."""
+    """Raise Refused unless a command asks for all runs begun in a directory; it may ask for more."""
     known = {entry.directory: entry.argv for entry in before if run_group.started(root / entry.directory)}
     if left := sorted(known.keys() - {entry.directory for entry in now}):
         raise Refused(f"{root} was made by another command: it has {', '.join(left)}")
@@ -220,8 +220,11 @@ def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> N
 
 
 def _decisive(argv: Sequence[str]) -> Counter[str]:
-    """The arguments that decide what a run is. More environment steps or members continue it, anywhere, and
-    how often it is looked at may change: whether they do is known when each run is resumed."""
+    """Return the arguments that identify a run.
+
+    Environment steps, members, devices and the intervals of logging and evaluation do not: each run checks
+    them itself when it is resumed.
+    """
     free = {*(option_name(field.name) for field in fields(Options)), "--devices", "--wandb", "--sweep"}
     rest, decides = [], True
     for word in argv:
@@ -253,7 +256,7 @@ def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], 
 
 
 def _environments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The values of ``--env A B --env C``, and all other arguments."""
+    """Return the values of ``--env A B --env C``, and all other arguments."""
     found: list[str] = []
     rest: list[str] = []
     taking = False
@@ -282,7 +285,7 @@ def _option(name: str, value: str) -> list[str]:
 
 
 def _in_a_name(task: str) -> str:
-    """A task or an import path as part of a directory's name."""
+    """Return a task or an import path in a form fit for a directory's name."""
     return task.replace("/", "-").replace(":", "-")
 
 

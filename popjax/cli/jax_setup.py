@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def join_processes(argv: list[str]) -> list[str]:
-    """Starts the processes that the arguments speak of, which must come before anything else of JAX."""
+    """Join the processes named in the arguments; call it before any other use of JAX."""
     from popjax.cli import parse
     from popjax.host.scaling import processes
 

@@ -240,20 +240,20 @@ def narrowed(config: Any, names: Sequence[str]) -> Any:
 
 
 def widened(config: Any, kind: type[T]) -> T:
-    """An instance of a ``narrowed`` type as one of the type that it was."""
+    """Return an instance of a ``narrowed`` type as one of the original type."""
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def open_fields(value: Any) -> list[str]:
-    """The fields of a dataclass that may be of any type."""
+    """Return the fields of a dataclass that are annotated ``Any``."""
     return [field.name for field in fields(value) if field.type in (Any, "Any")]
 
 
 def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
-    """Takes ``option VALUE`` or ``option=VALUE`` out of ``argv``: the last value, and what remains.
+    """Take ``option VALUE`` or ``option=VALUE`` out of ``argv``; return the last value and the rest.
 
     Raises:
-        Fault: the option is last and has no value.
+        Fault: the option stands last, without a value.
     """
     values, rest = peel_all(argv, option)
     return values[-1] if values else None, rest
@@ -386,7 +386,7 @@ def _unknown(argument: str, known: list[str]) -> str:
 
 
 def _condensed(box: str) -> str:
-    """The message inside tyro's box, without frame, option help and pointers to more help."""
+    """Return the message inside tyro's box, without its frame and help texts."""
     lines = _BOX.sub("\n", box).splitlines()
     text = " ".join(line.strip() for line in lines if line.strip())
     text = re.split(r"Argument helptext:|For full helptext", text)[0].strip()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def peel_runs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The run directories of every option in ``recipe.runs``, out of ``argv``, and what remains."""
+    """Take the options of ``recipe.runs`` out of ``argv``; return their run directories and the rest."""
     found = {}
     for name in recipe.runs:
         found[name], argv = parse.peel_all(argv, f"--{name}")
@@ -66,7 +66,7 @@ def take(
 
 
 def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrained]) -> Sequence[Any]:
-    """The records of the loaded policies."""
+    """Return the records of the loaded policies."""
     here = envs.origin(env)
     for policy in loaded:
         there = policy.origin["config"] if policy.origin else {}
@@ -119,7 +119,7 @@ def _is_run(path: Path, entry: dict[str, Any]) -> bool:
 
 
 def _unchanged(entry: dict[str, Any]) -> Pretrained:
-    """The policy of ``entry``, loaded again because no checkpoint holds it yet."""
+    """Load the policy of ``entry`` again, because no checkpoint holds it yet."""
     policy = _policy(Path(entry["run"]), entry["seed"])
     if policy.env_steps != entry["env_steps"]:
         raise Refused(
@@ -185,7 +185,7 @@ def _schedule(method: Method, state: Any) -> Any:
 
 
 def _shapes(entry: dict[str, Any]) -> Pretrained:
-    """The policy that ``entry`` tells of, with zeros for numbers."""
+    """Return the policy described by ``entry`` with zeros for its parameters."""
     import jax
     import jax.numpy as jnp
 
@@ -221,7 +221,7 @@ def split(argument: str) -> tuple[Path, int | None]:
 
 
 def _best_seed(path: Path, first: int) -> int:
-    """The seed whose last evaluation returned most; the first where none was evaluated."""
+    """Return the seed with the highest last evaluation; ``first`` if none was evaluated."""
     last = {}
     records = path / "eval.jsonl"
     for line in records.read_text().splitlines() if records.exists() else ():

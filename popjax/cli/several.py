@@ -49,7 +49,7 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
 
 
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:
-    """Runs the programs of a directory of runs, and puts their results together."""
+    """Run the programs of a directory of runs and summarize their results."""
     jobs = [launchers.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
     budget = tools.common.options.env_steps
     due = [

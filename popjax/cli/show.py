@@ -19,7 +19,7 @@ from popjax.host.terminal import Lasting
 
 
 def result(summary: Mapping[str, Any], root: Path) -> None:
-    """The end of a run: final return of each seed, cost, and where the files are."""
+    """Print the end of a run: each seed's final return, its cost, and where its files are."""
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
@@ -49,7 +49,7 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
 
 
 def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
-    """The end of several runs: one row per member, as ``summary.json`` of their directory has them."""
+    """Print the end of several runs: one row per member, as in their directory's ``summary.json``."""
     table = _numbers("runs", "run", "member", "seed", "env steps", "final return")
     for row in rows:
         value = row["final_return"]
@@ -69,8 +69,7 @@ def _lasting() -> Console:
 
 
 def _console(file: Any = None) -> Console:
-    """A console to which no text is markup, and that has no width where it is no terminal: what is read by a
-    program is never cut."""
+    """Return a console that takes no text for markup and, unless it is a terminal, never cuts a line."""
     file = sys.stdout if file is None else file
     width = None if file.isatty() else 10_000
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
@@ -81,7 +80,7 @@ def _setting(member: Mapping[str, Any]) -> str:
 
 
 def report(written: Any) -> None:
-    """The table of results of a ``Report``, and where its page is."""
+    """Print the table of results of a ``Report``, and where its page is."""
     header, rows = written.table.header, written.table.rows
     table = _numbers(written.caption, *header)
     table.columns[0].justify = "left"
@@ -139,7 +138,7 @@ def evaluation(config: Mapping[str, Any], env_steps: Sequence[int], here: Played
 
 
 def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
-    """The same policies on the device and in the original, one row per seed."""
+    """Print the returns of the same policies here and in the original library, one row per seed."""
     members = sweep.of_config(config)
     columns = ("seed", "on device", "std", f"in {there.where}", "std", "difference")
     table = _numbers(f"{config['env']} beside its original, {here.returns.shape[1]} episodes each", *columns)

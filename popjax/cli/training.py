@@ -135,8 +135,10 @@ def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
 
 
 def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
-    """A further task without options has the defaults of its task; as the run's own task with other options
-    it would be another."""
+    """Raise a Fault if a further task is the run's own task and that one has options.
+
+    Further tasks take their defaults, so the two would differ under one name.
+    """
     from popjax.cli.parse import Fault
 
     for option, names in tasks.items():
@@ -164,7 +166,7 @@ def _check_numbers(program: Program, method: Method) -> None:
 
 
 def check_build(program: Program) -> None:
-    """Builds one of several programs, so that what cannot be built is known before the first is trained."""
+    """Build one of several programs, so that faults show before the first one trains."""
     from popjax.cli import building, parse
 
     if any(program.runs.values()):
@@ -176,7 +178,7 @@ def check_build(program: Program) -> None:
 
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
-    """Runs ``command``; what goes wrong in it is told with an exit code, which is returned. Ctrl-C is not."""
+    """Run ``command``; report any failure and return its exit code. Ctrl-C passes through."""
     from popjax.cli.parse import Fault
     from popjax.host.errors import FAILURES, Refused
 

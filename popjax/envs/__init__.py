@@ -26,22 +26,22 @@ _SUITES = ("gymnax", "brax", "gym", "dmc", "pixels", "playground", "atari", "pro
 
 
 def suites() -> tuple[str, ...]:
-    """The names of all suites."""
+    """Return the names of all suites."""
     return _SUITES
 
 
 def tasks(suite: str) -> tuple[str, ...]:
-    """The names of all tasks of a suite, as its library spells them."""
+    """Return the names of all tasks of a suite, as its library spells them."""
     return tuple(_suite(suite).tasks())
 
 
 @remembered
 @numerics.standard()
 def make(name: str, **options: Any) -> Env:
-    """The environment ``name`` for one lane: "suite/task", or one's own as "package.module[:make]".
+    """Return the environment ``name``, for one lane: "suite/task", or your own as "package.module[:make]".
 
-    The latter is a function of ``options`` that returns an ``Env``, an environment of gymnax, or one with its
-    ``EnvParams`` as a pair.
+    Your own is a function of ``options`` that returns an ``Env``, a gymnax environment, or a pair of a gymnax
+    environment and its ``EnvParams``.
     ``options`` go to the suite's adapter: the keywords of the constructor, with ``backend`` for ``brax`` and
     any field of ``EnvParams`` for ``gymnax``; those of the original's constructor for ``gym``; ``impl`` and
     entries of the task's configuration for ``playground``. All but ``gymnax`` and ``probe`` take
@@ -49,8 +49,8 @@ def make(name: str, **options: Any) -> Env:
     Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.
 
     Raises:
-        ValueError: unknown suite, task or option, and the message names the nearest one that exists; or an
-            environment of one's own that cannot be imported, or breaks the contract of ``Env``.
+        ValueError: the suite, task or option is unknown (the message names the nearest that exists), or your
+            own environment cannot be imported or breaks the contract of ``Env``.
     """
     own = "/" not in name and importing.is_path(name)
     name = importing.full(name, "make") if own else name
@@ -82,14 +82,14 @@ def _json(options: dict[str, Any]) -> str | None:
 
 
 def _number(value: Any) -> Any:
-    """A number of NumPy as Python's."""
+    """Convert a NumPy number to a Python number."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} is no number")
 
 
 def _own(path: str, function: Callable[..., Any], options: dict[str, Any]) -> Env:
-    """The environment that a function of the user's makes."""
+    """Return the environment made by a user's function."""
     try:
         inspect.signature(function).bind(**options)
     except TypeError as misfit:

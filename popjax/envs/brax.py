@@ -30,12 +30,12 @@ BACKENDS = ("mjx", "generalized", "positional", "spring")
 
 
 def tasks() -> Sequence[str]:
-    """The tasks that the installed Brax registers; not ``fast``, a stub for Brax's own tests."""
+    """Return the tasks that the installed Brax registers, without ``fast``, a stub for Brax's own tests."""
     return tuple(task for task in brax.envs._envs if task != "fast")
 
 
 def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LENGTH, **options: Any) -> Env:
-    """A Brax task.
+    """Return a Brax task.
 
     backend:        physics: mjx, generalized, positional or spring; by default mjx where the task has it,
                     else generalized.
@@ -80,8 +80,10 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
 
 
 def _options(task: str) -> dict[str, Any]:
-    """The type of every option: what a constructor does not take itself it passes on to ``PipelineEnv``, of
-    which ``debug`` only fills a field that nobody reads."""
+    """Return the type of every option of a task's constructor, and of ``PipelineEnv``, which gets the rest.
+
+    ``debug`` is left out: it only fills a field that nothing reads.
+    """
     passed_on, own = keywords(PipelineEnv.__init__), keywords(brax.envs._envs[task].__init__)
     known = {"episode_length": int, **types({**passed_on, **own}), "backend": str}
     return {name: kind for name, kind in known.items() if name != "debug"}

@@ -27,8 +27,9 @@ def episodic(
     reset: Callable[[Key], tuple[PyTree, Array]],
     step: Callable[[PyTree, Array], tuple[PyTree, Array, Array, Array]],
 ) -> Env:
-    """An ``Env`` from ``reset(key) -> (state, obs)`` and ``step(state, action) -> (state, obs, reward,
-    terminated)``; truncation is the time limit of ``spec``.
+    """Make an ``Env`` of two functions; truncation is the time limit of ``spec``.
+
+    They are ``reset(key) -> (state, obs)`` and ``step(state, action) -> (state, obs, reward, terminated)``.
 
     ``step`` must return the state in the structure, shapes and dtypes that ``reset`` gave it.
     """
@@ -59,7 +60,7 @@ def episodic(
 
 
 def rescale(low: Any, high: Any) -> Callable[[Array], Array]:
-    """The affine map from [-1, 1] to the box [low, high]."""
+    """Return the affine map from [-1, 1] to the box [low, high]."""
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(f"actions need finite bounds to be rescaled from [-1, 1], got {low} to {high}")

@@ -13,10 +13,10 @@ SIZES = (80, 42)
 
 
 def playing_field(screen: Array) -> Array:
-    """A screen uint8 [210, 160, 3] -> the playing field float32 [42, 42, 1] in [0, 1].
+    """Reduce a screen uint8 [210, 160, 3] to its playing field float32 [42, 42, 1] in [0, 1].
 
-    Reduced twice by bilinear interpolation between pixel centres, without antialiasing, rounded to whole
-    numbers each time; then the mean of the colours. The original resizes with OpenCV.
+    Resizes twice by bilinear interpolation between pixel centres, without antialiasing, rounding to integers
+    each time, then averages the colours. The original resizes with OpenCV.
     """
     image = screen[ROWS, COLUMNS].astype(jnp.float32)
     for size in SIZES:

@@ -17,17 +17,19 @@ from popjax.envs.options import check, keywords, types
 
 
 def tasks() -> Sequence[str]:
-    """The tasks that the installed gymnax registers; not the one that downloads images first."""
+    """Return the tasks that the installed gymnax registers, without the one that downloads images first."""
     return tuple(task for task in gymnax.registered_envs if task != "MNISTBandit-bsuite")
 
 
 def make(task: str, **options: Any) -> Env:
-    """A gymnax task; ``options`` are the keywords of its constructor, such as the ``size`` of DeepSea, and
-    fields of its ``EnvParams``, such as ``max_steps_in_episode``.
+    """Return a gymnax task.
 
-    The task's own automatic reset is not used. Observations are float32, and bool in MinAtar, whose frames
-    are 0 and 1: a replay of them is a quarter the size. One of ``n`` places, as in FrozenLake, is seen as
-    ``n`` numbers of which one is 1, and a lone number as a vector of one. Continuous actions in [-1, 1] are
+    ``options`` are keywords of its constructor, such as the ``size`` of DeepSea, and fields of its
+    ``EnvParams``, such as ``max_steps_in_episode``.
+
+    The task's own automatic reset is not used. Observations are float32, but bool in MinAtar, whose frames
+    are 0 and 1, so that a replay takes a quarter of the memory. A discrete observation of ``n`` values, as in
+    FrozenLake, is one-hot, [n]; a scalar becomes a vector [1]. Continuous actions in [-1, 1] are
     rescaled to the task's bounds.
 
     Raises:
@@ -87,7 +89,7 @@ def load(task: str, **options: Any) -> tuple[Any, Any]:
 
 
 def _construct(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The environment and its parameters; the defaults of some follow from the constructor's keywords."""
+    """Return the environment and its parameters, whose defaults may depend on the keywords."""
     original, defaults = gymnax.make(task)
     own = types(keywords(type(original).__init__))
     own.pop("action_mapping_key", None)  # a random key, which no command line can write

@@ -88,7 +88,7 @@ class PhysicsState:
 def simulation(
     name: str, model: Any, task: Task, solver: Solver, *, frame_skip: int, episode_length: int
 ) -> Env:
-    """An ``Env`` from a ``mujoco.MjModel``; actions in [-1, 1] are rescaled to its ``ctrlrange``.
+    """Make an ``Env`` of a ``mujoco.MjModel``; actions in [-1, 1] are rescaled to its ``ctrlrange``.
 
     frame_skip:     physics steps in an environment step, all under the same control.
     episode_length: time limit, environment steps.
@@ -192,8 +192,10 @@ def in_view(model: Any) -> Callable[..., tuple[Any, Any]]:
 
 
 def marked(spec: Any, model: Any, names: tuple[str, ...] = ("tip", "target")) -> Any:
-    """The ``mujoco.MjModel`` of an ``MjSpec`` to look at, with geoms "NAME_mark" in place of the named sites,
-    which ray tracers do not draw: as large as in ``model``, where a task has changed that."""
+    """Return the model of an ``MjSpec`` for rendering, with a geom "NAME_mark" at each named site.
+
+    Ray tracers do not draw sites. Sizes are those in ``model``, since a task may have changed them.
+    """
     for site in spec.sites:
         if site.name in names:
             geom = site.parent.add_geom(name=f"{site.name}_mark", type=site.type, pos=site.pos)
@@ -217,9 +219,9 @@ def _mjx() -> Any:
 
 
 def _models(model: Any, solver: Solver, task: Task) -> tuple[Any, Any, Any]:
-    """The model for MJX: whole, as the substeps use it, and as the first observation of an episode does.
+    """Return three models for MJX: whole, for substeps, and for an episode's first observation.
 
-    Substeps need no sensors but those of forces. dm_control starts an episode with actuators switched off.
+    Substeps need only the sensors of forces. dm_control starts an episode with actuators switched off.
     """
     import mujoco
 
@@ -239,8 +241,11 @@ def _models(model: Any, solver: Solver, task: Task) -> tuple[Any, Any, Any]:
 
 
 def _plain(model: Any) -> Any:
-    """A copy without what MJX refuses although it changes nothing: the energy, which nobody reads, and pairs
-    of geoms that cannot collide because contacts or all constraints are switched off."""
+    """Return a copy without two features that MJX refuses although they have no effect here.
+
+    These are the energy, which nothing reads, and pairs of geoms that cannot collide because contacts or all
+    constraints are switched off.
+    """
     import mujoco
 
     model = copy.deepcopy(model)
@@ -252,7 +257,7 @@ def _plain(model: Any) -> Any:
 
 
 def _synced(physics: Any, data: Any) -> Any:
-    """``data`` with frames, centres of mass, velocities and their sensors as ``qpos`` and ``qvel`` say."""
+    """Recompute frames, centres of mass, velocities and their sensors from ``qpos`` and ``qvel``."""
     mjx = _mjx()
     data = mjx.com_pos(physics, mjx.kinematics(physics, data))
     data = mjx.com_vel(physics, mjx.sensor_pos(physics, data))

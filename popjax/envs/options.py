@@ -42,13 +42,13 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of ``function`` that have a default."""
+    """Return the parameters of ``function`` that have a default."""
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.default is not p.empty}
 
 
 def types(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """The type of each parameter, as annotated or else that of its default."""
+    """Return the type of each parameter: its annotation, or else its default's type."""
     return {name: _type(parameter) for name, parameter in parameters.items()}
 
 

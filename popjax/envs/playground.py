@@ -33,7 +33,7 @@ _NOT_OURS = ("action_repeat", "vision", "vision_config")
 
 
 def tasks() -> Sequence[str]:
-    """The tasks of Playground's Control Suite, as Playground spells them.
+    """Return the tasks of Playground's Control Suite, as Playground spells them.
 
     Raises:
         ValueError: Playground is missing.
@@ -42,8 +42,9 @@ def tasks() -> Sequence[str]:
 
 
 def make(task: str, impl: str = "jax", episode_length: int | None = None, **options: Any) -> Env:
-    """A task of MuJoCo Playground, in full float32 precision on every device; where its physics diverges, the
-    episode ends with reward 0 and zeros as observation.
+    """Return a task of MuJoCo Playground, in full float32 precision on every device.
+
+    If the physics diverges, the episode ends with reward 0 and zeros as observation.
 
     impl:           physics: jax, or warp, which is for NVIDIA GPUs.
     episode_length: time limit, environment steps; by default that of the task's configuration.
@@ -84,7 +85,7 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
 
 
 def load(task: str, **options: Any) -> Any:
-    """The ``mujoco.MjModel`` of a task to look at, made with the keywords of ``make``."""
+    """Return the ``mujoco.MjModel`` of a task for rendering, made with the keywords of ``make``."""
     env = _construct(task, options.pop("impl", "jax"), options)
     if not task.startswith("FingerTurn"):
         return copy.deepcopy(env.mj_model)
@@ -94,7 +95,7 @@ def load(task: str, **options: Any) -> Any:
 
 
 def _blank(env: Any) -> Any:
-    """The ``mjx.Data`` that a task fills at its reset."""
+    """Return the ``mjx.Data`` that a task fills at its reset."""
     from mujoco import mjx
 
     config = env._config

@@ -63,7 +63,7 @@ def tasks() -> Sequence[str]:
 
 
 def make(task: str, **options: Any) -> Env:
-    """The probe ``task``; probes have no options."""
+    """Return the probe ``task``; probes have no options."""
     if options:
         raise ValueError(f"probe/{task} has no option {next(iter(options))!r}; probes have none")
     discrete = task.endswith(_SUFFIX)

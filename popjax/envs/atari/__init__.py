@@ -86,7 +86,7 @@ class AtariState:
 
 
 def tasks() -> Sequence[str]:
-    """The games that the installed ale-py supports.
+    """Return the games that the installed ale-py supports.
 
     Raises:
         ValueError: ale-py is missing.
@@ -95,15 +95,15 @@ def tasks() -> Sequence[str]:
 
 
 def make(task: str, **options: Any) -> Env:
-    """A game; the table above has the options and their values in every ``preset``, "dqn" by default.
+    """Return a game; the table above has the options and their values in every ``preset``, "dqn" by default.
 
     frame_skip: frames in an environment step, or (low, high) to draw from, both inclusive.
     sticky:     chance in [0, 1) that a frame keeps the action in force.
-    noops:      up to so many frames without action, at least one, before an episode; 0 for none.
-    cut_lives:  whether nothing is bootstrapped across a lost life.
-    fire:       whether FIRE and the action behind it begin every "life", only the "episode", or are left to
-                the agent, in games that have them.
-    inexact:    True to play one of ``INEXACT`` all the same.
+    noops:      an episode starts after 1 to this many frames without action; 0 for none.
+    cut_lives:  whether losing a life ends bootstrapping.
+    fire:       when FIRE and the next action are played automatically, in games that have them: at the
+                start of every "life" or "episode", or never, which leaves them to the agent.
+    inexact:    True to allow a game listed in ``INEXACT``.
 
     Raises:
         ValueError: ale-py is missing, there is no such option, or a value is out of range.
@@ -173,7 +173,7 @@ def make(task: str, **options: Any) -> Env:
 
 
 def in_force(kept: Array, last: Array, action: Array) -> Array:
-    """The action of each frame, int32 [F]: the one in force where ``kept`` bool [F], else the new one."""
+    """Return the action of each frame, int32 [F]: ``last`` where ``kept`` (bool [F]), else ``action``."""
     return jnp.where(jnp.cumsum(~kept) == 0, last, action)
 
 
@@ -238,7 +238,7 @@ def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preset(task: str, preset: str) -> dict[str, Any]:
-    """The table above."""
+    """Return the options of ``preset``, a column of the table above."""
     if preset == "universe":
         pong = task == "pong"
         return {

@@ -40,7 +40,7 @@ class Played(NamedTuple):
 
 @functools.cache
 def games() -> dict[str, Any]:
-    """The path of every game that the installed ale-py supports, by its name.
+    """Return the ROM path of every game that the installed ale-py supports, by name.
 
     Raises:
         ValueError: ale-py is missing.

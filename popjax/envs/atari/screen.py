@@ -13,9 +13,9 @@ SIDE = 84
 
 
 def grey84(screen: Array) -> Array:
-    """A grey screen uint8 [..., H, W] -> uint8 [..., 84, 84]: the mean over each pixel's area, half to even.
+    """Shrink a grey screen uint8 [..., H, W] to uint8 [..., 84, 84] by area means, as OpenCV's INTER_AREA.
 
-    In whole numbers below 2^24, so that every device agrees: what OpenCV calls INTER_AREA.
+    Halves round to even. All sums are integers below 2^24, so that every device gives the same result.
     """
     height, width = screen.shape[-2:]
     down, across = area_weights(height), area_weights(width)  # [o, s] each, of one block

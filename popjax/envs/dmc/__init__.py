@@ -36,12 +36,12 @@ class _Domain(NamedTuple):
 
 
 def tasks() -> Sequence[str]:
-    """The ids of the tasks, "domain-task"."""
+    """Return the ids of the tasks, "domain-task"."""
     return tuple(f"{name}-{task}" for name, domain in DOMAINS.items() for task in domain.tasks)
 
 
 def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
-    """A task of the DeepMind Control Suite on MJX.
+    """Return a task of the DeepMind Control Suite on MJX.
 
     episode_length: time limit, environment steps; by default dm_control's 1000. There are no other options.
 
@@ -66,7 +66,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
 
 
 def load(task: str) -> Any:
-    """The ``mujoco.MjModel`` of a task to look at."""
+    """Return the ``mujoco.MjModel`` of a task, for rendering."""
     model = _original(task).physics.model.ptr
     return scene.finger(model) if task.startswith("finger") else model
 

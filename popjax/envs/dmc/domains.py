@@ -49,7 +49,7 @@ def acrobot(model: Any, task: str) -> Task:
 
 
 def ball_in_cup(model: Any, task: str) -> Task:
-    """A ball on a string, to be caught in the moving cup."""
+    """Build ball in cup: catch a ball on a string in a moving cup."""
     target, ball = model.site("target").id, model.body("ball").id
     room = jnp.float32(model.site_size[target, [0, 2]] - model.geom("ball").size[0])
     joints = addresses(model, "ball_x", "ball_z")
@@ -66,7 +66,7 @@ def ball_in_cup(model: Any, task: str) -> Task:
 
 
 def cartpole(model: Any, task: str) -> Task:
-    """A pole on a cart: balance it from upright or swing it up."""
+    """Build cartpole: balance a pole on a cart, or swing it up first."""
 
     def reset(key: Key) -> tuple[Array, Array]:
         key_cart, key_pole, key_velocity = jax.random.split(key, 3)
@@ -96,7 +96,7 @@ def cartpole(model: Any, task: str) -> Task:
 
 
 def cheetah(model: Any, task: str) -> Task:
-    """A planar cheetah: run at 10 m/s."""
+    """Build cheetah: run at 10 m/s, in a plane."""
     velocity = sensors(model, "torso_subtreelinvel")
 
     def draw(key: Key) -> Array:
@@ -155,7 +155,7 @@ def finger(model: Any, task: str) -> Task:
 
 
 def fish(model: Any, task: str) -> Task:
-    """A swimming fish: stay upright, or bring the mouth to a target."""
+    """Build fish: stay upright, or swim until the mouth meets a target."""
     fins = ("finright_roll", "finright_pitch", "finleft_roll", "finleft_pitch")
     joints = addresses(model, "tail1", "tail_twist", "tail2", *fins)
     torso, mouth = model.body("torso").id, model.geom("mouth").id
@@ -188,7 +188,7 @@ def fish(model: Any, task: str) -> Task:
 
 
 def hopper(model: Any, task: str) -> Task:
-    """A planar one-legged hopper: stand, or hop at 2 m/s."""
+    """Build hopper, planar with one leg: stand, or hop at 2 m/s."""
     velocity, touch = sensors(model, "torso_subtreelinvel"), sensors(model, "touch_toe", "touch_heel")
     torso, foot = model.body("torso").id, model.body("foot").id
 
@@ -205,7 +205,7 @@ def hopper(model: Any, task: str) -> Task:
 
 
 def humanoid(model: Any, task: str) -> Task:
-    """A humanoid of 21 joints: stand, walk at 1 m/s or run at 10 m/s."""
+    """Build humanoid, with 21 joints: stand, walk at 1 m/s or run at 10 m/s."""
     velocity = sensors(model, "torso_subtreelinvel")
     torso, head = model.body("torso").id, model.body("head").id
     limbs = np.array(
@@ -235,7 +235,7 @@ def humanoid(model: Any, task: str) -> Task:
 
 
 def pendulum(model: Any, task: str) -> Task:
-    """A pendulum too heavy for its motor: swing it up."""
+    """Build pendulum: swing up a pole too heavy for its motor."""
     pole, least = model.body("pole").id, np.cos(np.deg2rad(8))
 
     def observe(data: Any) -> Array:
@@ -248,7 +248,7 @@ def pendulum(model: Any, task: str) -> Task:
 
 
 def point_mass(model: Any, task: str) -> Task:
-    """A point mass in the plane, two motors: reach the centre."""
+    """Build point mass: drive a mass in the plane to the centre with two motors."""
     target, mass = model.geom("target").id, model.geom("pointmass").id
     size = model.geom_size[target, 0]
 
@@ -260,7 +260,7 @@ def point_mass(model: Any, task: str) -> Task:
 
 
 def quadruped(model: Any, task: str) -> Task:
-    """A four-legged body with 12 filtered actuators: move forward at 0.5 or 5 m/s."""
+    """Build quadruped, with 12 filtered actuators: move forward at 0.5 or 5 m/s."""
     velocimeter, imu = sensors(model, "velocimeter"), sensors(model, "imu_accel", "imu_gyro")
     ends = [model.sensor(i).name for i in range(model.nsensor)]
     forces = sensors(model, *(name for name in ends if name.startswith(("force_", "torque_"))))
@@ -313,7 +313,7 @@ def reacher(model: Any, task: str) -> Task:
 
 
 def swimmer(model: Any, task: str) -> Task:
-    """A chain of 6 or 15 links in a viscous plane: the nose to a target."""
+    """Build swimmer, a chain of 6 or 15 links in a viscous plane: bring the nose to a target."""
     nose, head = model.geom("nose").id, model.body("head").id
     size, height = model.geom("target").size[0], model.geom("target").pos[2]
 
@@ -337,7 +337,7 @@ def swimmer(model: Any, task: str) -> Task:
 
 
 def walker(model: Any, task: str) -> Task:
-    """A planar biped: stand, walk at 1 m/s or run at 8 m/s."""
+    """Build walker, a planar biped: stand, walk at 1 m/s or run at 8 m/s."""
     velocity, torso = sensors(model, "torso_subtreelinvel"), model.body("torso").id
     speed = {"stand": 0, "walk": 1, "run": 8}[task]
 

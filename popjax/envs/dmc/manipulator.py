@@ -15,7 +15,7 @@ from popjax.envs.mujoco import Task, posed, touching
 
 
 def manipulator(model: Any, task: str) -> Task:
-    """A planar arm with a hand: the ball to a target."""
+    """Build manipulator, a planar arm with a hand: bring a ball to a target."""
     names = ("arm_root", "arm_shoulder", "arm_elbow", "arm_wrist", "finger", "fingertip", "thumb", "thumbtip")
     arm, ball = addresses(model, *names), addresses(model, "ball_x", "ball_z", "ball_y")
     hand, thing, grip = model.body("hand").id, model.body("ball").id, model.site("grasp").id

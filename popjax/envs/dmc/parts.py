@@ -115,7 +115,7 @@ def untouched(model: Any, draw: Callable[[Key], Array]) -> Callable[[Key], Array
 
 
 def still(model: Any, draw: Callable[[Key], Array]) -> Callable[[Key], tuple[Array, Array]]:
-    """A reset to the position that ``draw`` gives, at rest."""
+    """Return a reset to the position drawn by ``draw``, at rest."""
     return lambda key: (draw(key), jnp.zeros(model.nv))
 
 

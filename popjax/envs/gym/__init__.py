@@ -42,15 +42,15 @@ class _Family(NamedTuple):
 
 
 def tasks() -> Sequence[str]:
-    """The ids of the tasks, as Gymnasium spells them."""
+    """Return the ids of the tasks, as Gymnasium spells them."""
     return tuple(f"{name}-v{v}" for name, family in FAMILIES.items() for v in family.versions)
 
 
 def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
-    """A Gymnasium task on MJX.
+    """Return a Gymnasium task on MJX.
 
     episode_length: time limit, environment steps; by default the one Gymnasium registers.
-    options:        keywords of the original's constructor, but for rendering.
+    options:        keywords of the original's constructor, except those for rendering.
 
     Raises:
         ValueError: Gymnasium or the model file is missing, the original's constructor has no such keyword, or
@@ -79,13 +79,15 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
 
 
 def load(task: str, **options: Any) -> Any:
-    """The ``mujoco.MjModel`` of a task to look at: with a camera, "view", where the original has none."""
+    """Return a task's ``mujoco.MjModel`` for rendering, with a camera "view" if the original has none."""
     return _load(task, _options(task, options).xml_file, watched=True)
 
 
 def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
-    """The time limit and the value of every keyword of any version. Version 4 writes as constants what
-    version 5 has as keywords, with the same values; the model file of Walker2d is the one exception."""
+    """Return the time limit and the value of every keyword of any version.
+
+    Version 5's keywords are constants in version 4, with the same values, except Walker2d's model file.
+    """
     try:
         import gymnasium
 

@@ -17,7 +17,7 @@ from popjax.envs.mujoco import Task, uniform
 
 
 def _perturbed(model: Any, scale: float, gaussian: bool = False) -> Callable[[Key], tuple[Array, Array]]:
-    """The model's initial state with uniform noise on qpos and uniform or Gaussian noise on qvel."""
+    """Return a reset to the initial state, with uniform noise on qpos and uniform or Gaussian on qvel."""
 
     def reset(key: Key) -> tuple[Array, Array]:
         key_position, key_velocity = jax.random.split(key)

@@ -83,7 +83,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
                 *PENDULUM,
                 *(f"--config.{who}=none" for who in ("off-policy", "on-policy", "evolution")),
             ],
-            ["a team needs an agent"],
+            ["give the team an agent"],
         ),
         (
             ["cspc", *PENDULUM, "--config.on-policy.minibatches", "3"],

@@ -1,11 +1,9 @@
 """How fast populations step and learn, and what they take: one table, and a JSON file beside it.
 
     python benchmarks/throughput.py --methods sac td3 pderl --populations 1 2 4 8 16
-    python benchmarks/throughput.py --methods sac --peer rejax --out benchmarks/results/throughput-sac.json
 
-Every figure is the median of ``--repeats`` timed chunks of one compiled program, after one untimed chunk.
-With ``--peer``, chunks of popjax and of the peer alternate in the same process, so that a noisy machine is
-noisy for both; the ratio is the median of the ratios of neighbours.
+Every figure is the median of ``--repeats`` timed chunks of one compiled program, after one untimed chunk;
+``benchmarks/peers.py`` compares with other libraries.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +55,6 @@ class Arguments:
     """Environment steps, and updates, of each independent agent in a timed chunk; pderl's is a generation."""
     repeats: int = 5
     """Timed chunks."""
-    peer: Literal["rejax"] | None = None
-    """Compare ``sac`` with this library at the same sizes."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -75,9 +71,6 @@ class Row:
     peak_bytes: int = 0
     state_bytes: int = 0
     temporary_bytes: int = 0
-    peer_gradient_steps_per_second: float | None = None
-    ratio_to_peer: float | None = None
-    ratios: list[float] = field(default_factory=list)
 
 
 class Program:
@@ -117,21 +110,12 @@ def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -
     """One row of the table."""
     method, length = build(name, population, env, arguments)
     program = Program(lambda key: method.init(key, method.hyper), method.step, length)
-    peer = None
-    if arguments.peer and name == "sac":
-        from benchmarks.peers import rejax_sac
-
-        sizes = {"batch": arguments.batch, "hidden": (256, 256), "capacity": arguments.capacity}
-        peer = Program(*rejax_sac.build(population, **sizes), length)
-        peer()
     program()
     while counted(name, program.state) == 0 and name in ("ca2e", "ce"):  # beyond the warm-up
         program()
-    seconds, peer_seconds, env_steps, updates = [], [], [], []
+    seconds, env_steps, updates = [], [], []
     for _ in range(arguments.repeats):
         before, learned = int(program.state.env_steps), counted(name, program.state)
-        if peer:
-            peer_seconds.append(peer())
         seconds.append(program())
         env_steps.append(int(program.state.env_steps) - before)
         updates.append(gradient_steps(name, learned, program.state, population, arguments))
@@ -141,11 +125,6 @@ def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -
     row.peak_bytes = memory.compiled_bytes(program.compiled)
     row.state_bytes = memory.tree_bytes(program.state)
     row.temporary_bytes = program.compiled.memory_analysis().temp_size_in_bytes
-    if peer:
-        done = arguments.iterations * population
-        row.peer_gradient_steps_per_second = done / statistics.median(peer_seconds)
-        row.ratios = [theirs / ours for theirs, ours in zip(peer_seconds, seconds, strict=True)]
-        row.ratio_to_peer = statistics.median(row.ratios)
     return row
 
 
@@ -195,7 +174,7 @@ def show(rows: Sequence[Row], arguments: Arguments) -> None:
     """The table on standard output."""
     table = Table(title=f"{arguments.env} on {jax.devices()[0].device_kind}")
     headers = ["method", "P", "env steps/s", "gradient steps/s", "compile s", "peak MB", "temporaries/State"]
-    for header in headers + (["rejax/s", "ratio"] if arguments.peer else []):
+    for header in headers:
         table.add_column(header, justify="left" if header == "method" else "right")
     for row in rows:
         cells = [
@@ -207,8 +186,6 @@ def show(rows: Sequence[Row], arguments: Arguments) -> None:
             f"{row.peak_bytes / 1e6:,.1f}",
             f"{row.temporary_bytes / row.state_bytes:.2f}",
         ]
-        if row.ratio_to_peer is not None:
-            cells += [f"{row.peer_gradient_steps_per_second:,.0f}", f"{row.ratio_to_peer:.2f}"]
         table.add_row(*cells)
     Console().print(table)
 

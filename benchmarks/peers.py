@@ -1,0 +1,238 @@
+"""Compare popjax with other trainers on the same work, at every population size, in one run.
+
+    python benchmarks/peers.py --python /tmp/peers/bin/python --out benchmarks/results/peers-cpu.json
+    python benchmarks/peers.py --peers rejax brax --algorithms ppo --populations 1 4
+
+Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
+machine is noisy for both, and the ratio is the median over neighbours. ``--python`` names an environment with
+the other trainers (``pip install rejax sbx-rl qdax brax gymnax``), ``--evorl`` a checkout of EvoRL. What a
+trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.trainers import Cannot, Work  # noqa: E402
+
+PEERS = ("rejax", "sbx", "qdax", "brax", "evorl")
+HIDDEN = {"sac": (256, 256), "ppo": (64, 64)}
+UNITS = {"sac": "agent updates per second", "ppo": "environment steps per second"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to compare."""
+
+    peers: tuple[str, ...] = PEERS
+    """Which trainers, beside popjax."""
+    algorithms: tuple[str, ...] = ("sac", "ppo")
+    """Which algorithms: sac, ppo."""
+    populations: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Agents that train together."""
+    repeats: int = 5
+    """Pairs of timed chunks."""
+    seconds: float = 3.0
+    """Length of a timed chunk of popjax, about; the other trainer does as much."""
+    limit: float = 300.0
+    """Seconds to wait for an answer."""
+    python: str = sys.executable
+    """Interpreter of an environment with the other trainers."""
+    evorl: Path | None = None
+    """Checkout of EvoRL."""
+    out: Path | None = None
+    """JSON file for the results; the figure goes beside it."""
+
+
+class Trainer:
+    """A process with one trainer; ``chunk`` returns what it did per second."""
+
+    def __init__(self, name: str, work: Work, arguments: Arguments) -> None:
+        paths = [str(ROOT)] + ([str(arguments.evorl)] if name == "evorl" and arguments.evorl else [])
+        python = sys.executable if name == "ours" else arguments.python
+        self.limit = arguments.limit
+        self.process = subprocess.Popen(
+            [python, __file__, "--worker", name, json.dumps(asdict(work))],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.start = self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Return the next line of the process.
+
+        Raises:
+            Cannot: it has none, or none in time.
+        """
+        assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], self.limit)[0]:
+            self.close()
+            raise Cannot(f"no answer in {self.limit:g} s")
+        line = self.process.stdout.readline()
+        said = json.loads(line) if line else {"cannot": f"ended with exit status {self.process.wait()}"}
+        if "cannot" in said:
+            self.close()
+            raise Cannot(said["cannot"])
+        return said
+
+    def chunk(self) -> dict[str, Any]:
+        """Train for a chunk."""
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def work(name: str, amount: dict[str, Any]) -> None:
+    """Compile a trainer in this process, then train for a chunk for every line on standard input."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(**said: Any) -> None:
+        print(json.dumps(said), file=answers, flush=True)
+
+    import importlib
+
+    amount["hidden"] = tuple(amount["hidden"])
+    begun = time.process_time()
+    try:
+        chunk = importlib.import_module(f"benchmarks.trainers.{name}").build(Work(**amount))
+        chunk()
+    except Cannot as error:
+        answer(cannot=str(error))
+        return
+    except ImportError as error:
+        answer(cannot=f"not installed: {error}")
+        return
+    compiled = time.process_time() - begun
+    played = 0
+    while played < 2 * amount["batch"] * amount["population"]:  # beyond what fills a replay first
+        played += chunk()
+    answer(first_chunk_processor_seconds=round(compiled, 2))
+    for _ in sys.stdin:
+        begun = time.perf_counter()
+        done = chunk()
+        seconds = time.perf_counter() - begun
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answer(per_second=done / seconds, seconds=seconds, peak_bytes=peak)
+
+
+def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
+    """Return work of which a chunk of popjax takes about ``arguments.seconds``."""
+    short = Work(algorithm, population, iterations=2, hidden=HIDDEN[algorithm])
+    trainer = Trainer("ours", short, arguments)
+    rate = statistics.median(trainer.chunk()["per_second"] for _ in range(3))
+    trainer.close()
+    each = short.done / short.iterations
+    return Work(algorithm, population, max(2, round(arguments.seconds * rate / each)), HIDDEN[algorithm])
+
+
+def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
+    """Return one row."""
+    row: dict[str, Any] = {"algorithm": amount.algorithm, "population": amount.population, "peer": peer}
+    row["iterations"] = amount.iterations
+    try:
+        theirs = Trainer(peer, amount, arguments)
+    except Cannot as error:
+        return row | {"cannot": str(error)}
+    ours = Trainer("ours", amount, arguments)
+    row |= {"first_chunk": {"ours": ours.start, peer: theirs.start}}
+    pairs = []
+    try:
+        for turn in range(arguments.repeats):
+            order = [ours, theirs] if turn % 2 == 0 else [theirs, ours]
+            told = [trainer.chunk() for trainer in order]
+            pairs.append(told if turn % 2 == 0 else told[::-1])
+    except Cannot as error:
+        ours.close()
+        return row | {"cannot": str(error)}
+    ours.close()
+    theirs.close()
+    ratios = [mine["per_second"] / other["per_second"] for mine, other in pairs]
+    return row | {
+        "ours_per_second": statistics.median(mine["per_second"] for mine, _ in pairs),
+        "peer_per_second": statistics.median(other["per_second"] for _, other in pairs),
+        "ratio": statistics.median(ratios),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "peak_bytes": {"ours": pairs[-1][0]["peak_bytes"], peer: pairs[-1][1]["peak_bytes"]},
+    }
+
+
+def versions(python: str) -> dict[str, str]:
+    """Return the versions of the other trainers and of what they stand on."""
+    names = ["rejax", "sbx-rl", "stable_baselines3", "qdax", "brax", "gymnax", "jax", "jaxlib", "torch"]
+    code = (
+        "import importlib.metadata as m, json\n"
+        f"found = {{d.metadata['Name'].lower(): d.version for d in m.distributions()}}\n"
+        f"print(json.dumps({{n: found[n] for n in {names!r} if n in found}}))"
+    )
+    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw what every trainer does per second against the number of agents."""
+    from matplotlib.figure import Figure
+
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    figure = Figure(figsize=(5.5 * len(algorithms), 3.8), layout="constrained")
+    for place, algorithm in enumerate(algorithms):
+        axes = figure.add_subplot(1, len(algorithms), place + 1)
+        mine = [row for row in rows if row["algorithm"] == algorithm and "ratio" in row]
+        sizes = sorted({row["population"] for row in mine})
+        best = [statistics.median(r["ours_per_second"] for r in mine if r["population"] == p) for p in sizes]
+        axes.plot(sizes, best, "o-", color="black", label="popjax")
+        for peer in dict.fromkeys(row["peer"] for row in mine):
+            points = [(r["population"], r["peer_per_second"]) for r in mine if r["peer"] == peer]
+            axes.plot(*zip(*points, strict=True), "o--", label=peer)
+        axes.set(
+            xscale="log", yscale="log", xlabel="agents", ylabel=UNITS[algorithm], title=algorithm.upper()
+        )
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def main(arguments: Arguments) -> None:
+    """Compare, print and write after every row, so that what there is survives an interruption."""
+    from benchmarks import record
+
+    rows: list[dict[str, Any]] = []
+    for algorithm in arguments.algorithms:
+        for population in arguments.populations:
+            amount = sized(algorithm, population, arguments)
+            for peer in arguments.peers:
+                rows.append(compare(peer, amount, arguments))
+                print(json.dumps(rows[-1]), flush=True)
+                record.write(arguments.out, peers=versions(arguments.python), units=UNITS, rows=rows)
+    if arguments.out and any("ratio" in row for row in rows):
+        draw(rows, arguments.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        work(sys.argv[-2], json.loads(sys.argv[-1]))
+    else:
+        import tyro
+
+        main(tyro.cli(Arguments, description=__doc__))

@@ -1,1 +1,0 @@
-"""Other libraries' trainers, reduced to the loop that is compared."""

@@ -1,0 +1,83 @@
+"""Brax's own SAC and PPO."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from benchmarks.trainers import Cannot, Work
+
+CHUNKS = 1_000  # more than anyone asks for
+
+
+def build(work: Work) -> Callable[[], int]:
+    """Return the chunk. ``train`` is one function, so it runs in a thread, which waits in the callback that
+    Brax calls between its epochs; the one episode that it plays there is part of a chunk."""
+    import jax
+    import jax.numpy as jnp
+    from brax.training.agents.ppo import networks as ppo_networks
+    from brax.training.agents.ppo import train as ppo
+    from brax.training.agents.sac import networks as sac_networks
+    from brax.training.agents.sac import train as sac
+
+    from benchmarks.trainers import on_brax
+
+    if work.population > 1:
+        raise Cannot("trains one agent a program")
+    if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 has it no more
+        jax.device_put_replicated = lambda x, devices: jax.tree.map(
+            lambda leaf: jnp.stack([leaf] * len(devices)), x
+        )
+    go: queue.Queue[Any] = queue.Queue()
+    came: queue.Queue[Any] = queue.Queue()
+
+    def wait(steps: int, metrics: Any) -> None:
+        came.put(steps)
+        go.get()
+
+    common = {
+        "environment": on_brax.Pendulum(),
+        "episode_length": on_brax.EPISODE,
+        "num_timesteps": work.done * CHUNKS,
+        "num_evals": CHUNKS + 1,
+        "num_eval_envs": 1,
+        "progress_fn": wait,
+    }
+    if work.algorithm == "ppo":
+        train = partial(
+            ppo.train,
+            **common,
+            num_envs=work.lanes,
+            unroll_length=work.steps,
+            num_minibatches=work.minibatches,
+            batch_size=work.lanes // work.minibatches,
+            num_updates_per_batch=work.epochs,
+            network_factory=partial(
+                ppo_networks.make_ppo_networks,
+                policy_hidden_layer_sizes=work.hidden,
+                value_hidden_layer_sizes=work.hidden,
+            ),
+        )
+    else:
+        train = partial(
+            sac.train,
+            **common,
+            num_envs=1,
+            batch_size=work.batch,
+            min_replay_size=work.batch,
+            max_replay_size=work.capacity,
+            grad_updates_per_step=1,
+            network_factory=partial(sac_networks.make_sac_networks, hidden_layer_sizes=work.hidden),
+        )
+    threading.Thread(target=train, daemon=True).start()
+    came.get()
+
+    def chunk() -> int:
+        go.put(None)
+        came.get()
+        return work.done
+
+    return chunk

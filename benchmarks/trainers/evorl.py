@@ -1,0 +1,68 @@
+"""EvoRL's SAC and PPO workflows, vmapped as its PBT does; from a checkout of its repository on the path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trainers import Work, each, scanned
+
+
+def build(work: Work) -> Callable[[], int]:
+    """Return the chunk: ``step`` of the workflow, of a population where there is one."""
+    import evorl
+    import gymnax
+    from evorl.algorithms.ppo import PPOWorkflow
+    from evorl.algorithms.sac import SACWorkflow
+    from gymnax.environments.classic_control.pendulum import Pendulum
+    from omegaconf import OmegaConf
+
+    class Discounted(Pendulum):
+        """Pendulum that reports a discount, as gymnax 0.0 did and EvoRL expects."""
+
+        def step_env(self, *state: Any) -> Any:
+            obs, moved, reward, terminated, info = super().step_env(*state)
+            return obs, moved, reward, terminated, info | {"discount": 1.0 - terminated}
+
+    gymnax.make = lambda name: (Discounted(), Pendulum().default_params)
+    root = Path(evorl.__file__).resolve().parents[1]
+    config = OmegaConf.load(root / "configs" / "agent" / f"{work.algorithm}.yaml")
+    config.merge_with(
+        {
+            "env": {"env_name": "Pendulum-v1", "env_type": "gymnax", "max_episode_steps": 200},
+            "checkpoint": {"enable": False},
+            "output_dir": "",
+            "seed": 0,
+            "enable_jit": True,
+        }
+    )
+    widths = list(work.hidden)
+    if work.algorithm == "ppo":
+        config.merge_with(
+            {
+                "num_envs": work.lanes,
+                "rollout_length": work.steps,
+                "minibatch_size": work.lanes * work.steps // work.minibatches,
+                "reuse_rollout_epochs": work.epochs,
+                "agent_network": {"actor_hidden_layer_sizes": widths, "critic_hidden_layer_sizes": widths},
+            }
+        )
+        workflow: Any = PPOWorkflow.build_from_config(config)
+    else:
+        config.merge_with(
+            {
+                "num_envs": 1,
+                "rollout_length": 1,
+                "num_updates_per_iter": 1,
+                "actor_update_interval": 1,
+                "adaptive_alpha": True,
+                "batch_size": work.batch,
+                "replay_buffer_capacity": work.capacity,
+                "random_timesteps": work.batch,
+                "learning_start_timesteps": work.batch,
+                "agent_network": {"actor_hidden_layer_sizes": widths, "critic_hidden_layer_sizes": widths},
+            }
+        )
+        workflow = SACWorkflow.build_from_config(config)
+    return scanned(*each(workflow.init, lambda state: workflow.step(state)[1], work.population), work)

@@ -1,0 +1,47 @@
+"""gymnax's Pendulum as an environment of Brax, for trainers that know no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from brax.envs.base import Env, State
+from gymnax.environments.classic_control import pendulum
+
+EPISODE = 200  # environment steps
+
+
+class Pendulum(Env):
+    """Actions in [-1, 1]; nothing ends an episode but the wrapper that counts its steps."""
+
+    def __init__(self) -> None:
+        self._task = pendulum.Pendulum()
+        self._params = self._task.default_params
+
+    def reset(self, rng: Any) -> State:
+        """Return the State of a new episode."""
+        obs, state = self._task.reset_env(rng, self._params)
+        return State(state, obs, jnp.float32(0), jnp.float32(0))
+
+    def step(self, state: State, action: Any) -> State:
+        """Return the State after a step."""
+        obs, moved, reward, *_ = self._task.step_env(
+            jax.random.key(0), state.pipeline_state, 2 * action, self._params
+        )
+        return state.replace(pipeline_state=moved, obs=obs, reward=jnp.float32(reward))
+
+    @property
+    def observation_size(self) -> int:
+        """Components of an observation."""
+        return 3
+
+    @property
+    def action_size(self) -> int:
+        """Components of an action."""
+        return 1
+
+    @property
+    def backend(self) -> str:
+        """Name of the physics, which is none of Brax's."""
+        return "gymnax"

@@ -1,0 +1,43 @@
+"""rejax's SAC and PPO, as its ``train`` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.trainers import Work, each, scanned
+
+
+def build(work: Work) -> Callable[[], int]:
+    """Return the chunk: ``train_iteration`` of a population, vmapped as rejax's examples do."""
+    from gymnax.environments.classic_control.pendulum import Pendulum
+    from rejax import PPO, SAC
+
+    class FiveValues(Pendulum):
+        """Pendulum with the step of gymnax 0.0: rejax 0.1 unpacks five values, gymnax 1.0 returns six."""
+
+        def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
+            obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+            return obs, state, reward, terminated | truncated, info
+
+    common = {"env": FiveValues(), "skip_initial_evaluation": True}
+    if work.algorithm == "ppo":
+        algorithm = PPO.create(
+            **common,
+            agent_kwargs={"hidden_layer_sizes": work.hidden},
+            num_envs=work.lanes,
+            num_steps=work.steps,
+            num_epochs=work.epochs,
+            num_minibatches=work.minibatches,
+        )
+    else:
+        algorithm = SAC.create(
+            **common,
+            hidden_layer_sizes=work.hidden,
+            buffer_size=work.capacity,
+            fill_buffer=work.batch,
+            batch_size=work.batch,
+            num_envs=1,
+            num_epochs=1,
+        )
+    return scanned(*each(algorithm.init_state, algorithm.train_iteration, work.population), work)

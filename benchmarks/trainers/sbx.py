@@ -1,0 +1,45 @@
+"""SBX's SAC and PPO: Stable-Baselines3 with compiled updates, environments in Python, one agent a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.trainers import Cannot, Work
+
+
+def build(work: Work) -> Callable[[], int]:
+    """Return the chunk: ``learn`` for so many more steps."""
+    import gymnasium
+    from sbx import PPO, SAC
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    if work.population > 1:
+        raise Cannot("trains one agent a process")
+    widths = list(work.hidden)
+    if work.algorithm == "ppo":
+        model = PPO(
+            "MlpPolicy",
+            DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")] * work.lanes),
+            n_steps=work.steps,
+            n_epochs=work.epochs,
+            batch_size=work.lanes * work.steps // work.minibatches,
+            policy_kwargs={"net_arch": widths},
+        )
+    else:
+        model = SAC(
+            "MlpPolicy",
+            gymnasium.make("Pendulum-v1"),
+            batch_size=work.batch,
+            buffer_size=work.capacity,
+            learning_starts=work.batch,
+            train_freq=1,
+            gradient_steps=1,
+            policy_kwargs={"net_arch": widths},
+        )
+        model.learn(2 * work.batch)
+
+    def chunk() -> int:
+        model.learn(work.done, reset_num_timesteps=False)
+        return work.done
+
+    return chunk

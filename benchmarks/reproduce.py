@@ -3,7 +3,7 @@
     python benchmarks/reproduce.py pderl-table1 --tasks Swimmer
     python benchmarks/reproduce.py chdrl-table1 --tasks Hopper --fraction 0.1 --seeds 3
     python benchmarks/reproduce.py ce-table1 --minutes 30
-    python benchmarks/reproduce.py ce-table1 --dry-run
+    python benchmarks/reproduce.py ce-table1 --dry-run --calibrate 0.01
 
 Runs lie in ``--runs``, one for each row and task, and several tables may have one in common. Tasks come in
 the table's order, and of each its rows, the most valuable first. The same command again goes on where it was
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,6 +58,9 @@ class Arguments:
     """Where results are written."""
     dry_run: bool = False
     """Print the commands, and what is left of each, and do nothing."""
+    calibrate: float | None = None
+    """Train this share of every budget apart from the runs, once, and tell the time and memory that follow
+    from it; a share beyond the warm-up tells more."""
     report_only: bool = False
     """Train nothing."""
 
@@ -75,9 +78,16 @@ def main(arguments: Arguments) -> int:
     except ValueError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
+    if arguments.calibrate is not None and not 0 < arguments.calibrate < 1:
+        print(f"error: --calibrate {arguments.calibrate:g} is no share; use 0.01, or so", file=sys.stderr)
+        return 2
+    if arguments.calibrate and (code := calibrate(cells, arguments)):
+        return code
     if arguments.dry_run:
         for cell in cells:
             print(f"# {cell.row} on {cell.task}: {reproduced.left(cell, arguments.runs)}")
+            if arguments.calibrate:
+                print(f"# {reproduced.estimate(cell, *apart(cell, arguments))}")
             print(shlex.join(["python", "scripts/run.py", *cell.arguments(arguments.runs)]))
         for command in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
             print(shlex.join(["python", *command]))
@@ -89,6 +99,18 @@ def main(arguments: Arguments) -> int:
         for command in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
             code = execute([str(ROOT / command[0]), *command[1:]]) or code
     return reproduced.report(arguments.name, cells, arguments.runs, arguments.out) or code
+
+
+def apart(cell: Cell, arguments: Arguments) -> tuple[Cell, Path]:
+    """Return the run that calibrates a cell, and the folder of such runs."""
+    assert arguments.calibrate is not None
+    return replace(cell, fraction=arguments.calibrate), arguments.runs / "calibration"
+
+
+def calibrate(cells: list[Cell], arguments: Arguments) -> int:
+    """Train the beginning of every cell apart from the runs; return an exit code."""
+    found = [apart(cell, arguments) for cell in cells]
+    return train([cell for cell, _ in found], replace(arguments, runs=found[0][1], minutes=None))
 
 
 def train(cells: list[Cell], arguments: Arguments) -> int:

@@ -50,6 +50,21 @@ def left(cell: Cell, runs: Path) -> str:
     return f"{done:.1%} of {cell.seeds} x {cell.env_steps:,} environment steps done, {hours:.1f} h left"
 
 
+def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
+    """Return in words what all of a cell takes by the pace and the memory of ``sample``, its beginning, which
+    was trained below ``runs``."""
+    try:
+        summary = json.loads(rundir.RunDirectory(runs / sample.directory).summary.read_text())
+    except OSError:
+        return "no estimate: its beginning was not trained"
+    pace, memory = summary["steps_per_second"], summary["peak_memory_bytes"]
+    if not pace:
+        return "no estimate: its beginning was too short to be timed"
+    hours = (cell.seeds * cell.env_steps / pace + summary["compile_seconds"]) / 3600
+    needed = f"{memory / 1e9:.1f} GB" if memory else "unknown memory"
+    return f"about {hours:.1f} h in all on {summary['hardware']}, {needed}"
+
+
 def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator[list[str]]:
     """Yield the commands, from benchmarks/ on, of what a table does with finished runs."""
     _, table = registry.find(name)

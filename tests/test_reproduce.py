@@ -15,9 +15,10 @@ import pytest
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import maze, registry, reproduce, reproduced, visitation
+from benchmarks import alignment, gaits, maze, registry, reproduce, reproduced, visitation
 from popjax import cli, testing
 from popjax.cli import grid
+from popjax.envs import gym
 
 NAMES = list(registry.names())
 TOY = """
@@ -175,6 +176,56 @@ def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
     page = reproduced.page(toy / "parts-out")
     assert "| context | A |" in page
     assert "1 ± 0.5" in page
+
+
+def test_a_beginning_that_is_trained_apart_tells_the_time_and_memory_of_all(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
+    arguments = reproduce.Arguments(
+        "toy-table1", dry_run=True, calibrate=0.001, runs=toy / "runs", out=toy, rows=("A",)
+    )
+    assert reproduce.main(arguments) == 0
+    summary = json.loads((toy / "runs/calibration/toy/context/A/summary.json").read_text())
+    hours = (2 * 120_000_000 / summary["steps_per_second"] + summary["compile_seconds"]) / 3600
+    told = capsys.readouterr().out
+    assert "# A on context: all of 2 x 120,000,000 environment steps left" in told
+    assert f"# about {hours:.1f} h in all on cpu" in told
+    assert f"{summary['peak_memory_bytes'] / 1e9:.1f} GB" in told
+    assert reproduce.main(reproduce.Arguments("toy-table1", calibrate=1.0)) == 2
+    assert "--calibrate 1 is no share" in capsys.readouterr().err
+
+
+def test_what_alignment_changes_is_drawn_from_the_metrics_of_a_run(tmp_path: Path) -> None:
+    """KL of (1/2, 1/2) from (3/4, 1/4) is ln(2 / sqrt(3)); from itself 0."""
+    even = [0.5, 0.5]
+    rows = [
+        {"member": 0, "teacher": [0.2, 0.3, 0.5], "expert": even, "aligned": a} for a in ([0.75, 0.25], even)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alignment.main(alignment.Arguments(tmp_path, tmp_path / "found.json"))
+    (found,) = json.loads((tmp_path / "found.json").read_text())["seeds"]
+    assert found["divergence"] == [pytest.approx(np.log(2 / 3**0.5), abs=1e-4), 0.0]
+    assert found["teacher"] == [0.2, 0.3, 0.5]
+    assert (tmp_path / "found.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("task", "heights"), [("Walker2d-v4", (1.45, 1.05, 0.1)), ("Hopper-v4", (1.45, 1.05, 0.1))]
+)
+def test_head_waist_and_foot_of_a_body_that_stands(
+    task: str, heights: tuple[float, ...], tmp_path: Path
+) -> None:
+    """Lengths are those of the model: a torso of 0.4 m on a thigh of 0.45 m, a shin of 0.5 m and a foot."""
+    model = gym.load(task)
+    poses = np.stack([model.qpos0, model.qpos0])
+    poses[1, 0] += 2  # two metres further
+    found = gaits.points(model, poses)
+    for name, height in zip(("head", "waist", "foot"), heights, strict=True):
+        np.testing.assert_allclose(found[name][:, 1], height, atol=0.01)
+        np.testing.assert_allclose(np.diff(found[name][:, 0]), 2)
+    gaits.draw(model, [poses, poses], tmp_path / "gaits.png")
+    assert (tmp_path / "gaits.png").stat().st_size > 5_000
 
 
 def test_the_maze_has_a_wall_and_two_goals() -> None:

@@ -1,0 +1,83 @@
+"""What alignment does to a teacher's choices, as in figure 5 of Collaborative Deep Reinforcement Learning.
+
+    python benchmarks/reproduce.py cdrl-figure5
+    python benchmarks/alignment.py runs/align --out runs/alignment.json
+
+draws the mean probability of every action on the states that the expert visits, from the metrics of a
+finished run of ``align``: the teacher's, the expert's own, and the aligned teacher's, averaged over seeds.
+The JSON file has them for each seed, and the divergence KL(expert || aligned) of the means in nats, first
+and last.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
+from popjax.host.runs import log, rundir
+
+POLICIES = {"teacher": "tab:blue", "expert": "tab:orange", "aligned": "tab:green"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which run."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a finished run of ``align``."""
+    out: Path
+    """JSON file for the results; the figure has its name."""
+
+
+def probabilities(row: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return the three policies' mean probabilities in a line of metrics.jsonl."""
+    return {name: np.asarray(row[name]) for name in POLICIES}
+
+
+def divergence(expert: np.ndarray, aligned: np.ndarray) -> float:
+    """Return KL(expert || aligned) [nats]."""
+    return float(np.sum(expert * np.log(np.maximum(expert, 1e-12) / np.maximum(aligned, 1e-12))))
+
+
+def draw(last: list[dict[str, np.ndarray]], file: Path) -> None:
+    """Draw a bar for every action of each policy, mean over seeds."""
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots(1, len(POLICIES), sharey=True)
+    for axis, (name, colour) in zip(axes, POLICIES.items(), strict=True):
+        mean = np.mean([row[name] for row in last], 0)
+        axis.bar(range(len(mean)), mean, color=colour)
+        axis.set(
+            title={"aligned": "aligned teacher"}.get(name, name), xlabel="action", xticks=range(len(mean))
+        )
+    axes[0].set_ylabel("mean probability")
+    figure.savefig(file, dpi=150)
+
+
+def main(arguments: Arguments) -> None:
+    """Read, draw and write."""
+    lines = list(log.read_lines(rundir.RunDirectory(arguments.run).metrics))
+    members = sorted({line["member"] for line in lines})
+    first, last = (
+        [[probabilities(r) for r in lines if r["member"] == m][i] for m in members] for i in (0, -1)
+    )
+    draw(last, arguments.out.with_suffix(".png"))
+    rows = [
+        {name: values.round(4).tolist() for name, values in end.items()}
+        | {"divergence": [round(divergence(x["expert"], x["aligned"]), 4) for x in (start, end)]}
+        for start, end in zip(first, last, strict=True)
+    ]
+    record.write(arguments.out, run=str(arguments.run), seeds=rows)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

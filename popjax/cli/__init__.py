@@ -127,7 +127,10 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     recipes.recipe(name)
     jax_setup.prepare_jax()
-    control, rest = grid.control(jax_setup.join_processes(expand.expanded(rest)))
+    rest = expand.expanded(rest)
+    if "--deterministic" in rest:  # the flags are read when JAX first looks for a device
+        jax_setup.compute_deterministically()
+    control, rest = grid.control(jax_setup.join_processes(rest))
     shard.divide_cpu(parse.peel(rest, "--devices")[0])
     jax_setup.require_backend()
     programs: dict[tuple[str, ...], Program] = {}

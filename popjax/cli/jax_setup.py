@@ -23,6 +23,16 @@ def join_processes(argv: list[str]) -> list[str]:
     return argv
 
 
+DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true")
+"""Flags of XLA under which a GPU computes the same bits every time; a CPU and a TPU do so anyway."""
+
+
+def compute_deterministically() -> None:
+    """Set the flags that make GPUs deterministic; call it before JAX looks for devices."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *(flag for flag in DETERMINISTIC if flag not in flags)])
+
+
 def setting_unknown_to_jax() -> str | None:
     """Import JAX, which reads its environment variables; return why that fails where one is wrong."""
     try:

@@ -64,6 +64,9 @@ class Common:
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
     """Devices to spread the members over or, where there is only one, its population. A CPU is divided into
     as many, at most one a core."""
+    deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Have GPUs compute the same bits every time, by flags of XLA, which the run directory records; slower.
+    Other devices always do."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
     """Train with other processes: where the first one listens, or auto for what SLURM or Kubernetes say."""
     processes: int | None = None

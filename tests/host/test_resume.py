@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from popjax import cli
+from popjax.cli import jax_setup
 from popjax.envs import make
 from popjax.host.errors import Refused
 from popjax.host.runs import Result, member_subset
@@ -119,6 +120,13 @@ def test_flags_of_xla_that_decide_numbers_are_compared(monkeypatch: pytest.Monke
     monkeypatch.setenv("XLA_FLAGS", f"--xla_gpu_deterministic_ops=true {flags}")
     with pytest.raises(Refused, match="XLA_FLAGS  -> --xla_gpu_deterministic_ops=true"):
         run(Path("run"), 240, resume=True)
+
+
+def test_determinism_is_asked_of_xla_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_gpu_deterministic_ops=true")
+    assert cli.run([*TINY, "--deterministic", "--run-dir", "run"]) == 0
+    assert os.environ["XLA_FLAGS"].split() == ["--xla_dump_to=x", *jax_setup.DETERMINISTIC]
+    assert config("run")["jax"]["XLA_FLAGS"] == " ".join(sorted(jax_setup.DETERMINISTIC))
 
 
 @pytest.mark.parametrize("more", [[], ["--sweep", "config.capacity=10,20"], ["--seeds", "2", "--slice", "1"]])

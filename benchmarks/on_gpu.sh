@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Measure everything that only an accelerator shows, in order of value. Each part takes at most nine minutes;
+# what has its result is not run again, so that the same command goes on after an interruption.
+#
+#     bash benchmarks/on_gpu.sh runs/gpu              all parts
+#     bash benchmarks/on_gpu.sh runs/gpu peers-sac    only these
+#
+# PEERS_PYTHON names an interpreter with the other trainers, EVORL a checkout of EvoRL: see peers.py.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${1:?where to write results}
+shift
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # several processes share the device
+PYTHON=${PYTHON:-python}
+SIZES=(1 4 16 64 256 1024)
+DETERMINISTIC="--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
+PEERS=(--python "${PEERS_PYTHON:-$PYTHON}" ${EVORL:+--evorl "$EVORL"} --repeats 3 --limit 120)
+mkdir -p "$OUT"
+
+part() { # NAME COMMAND...: writes to $OUT/NAME.log, and leaves $OUT/NAME.done where the command succeeds
+    local name=$1 code
+    shift
+    [[ ${#WANTED[@]} -eq 0 || " ${WANTED[*]} " == *" $name "* ]] || return 0
+    [[ -e $OUT/$name.done ]] && return 0
+    echo "$(date +%T) $name"
+    timeout --signal=INT --kill-after=20 540 "$@" >"$OUT/$name.log" 2>&1
+    code=$?
+    if [[ $code -eq 0 ]]; then touch "$OUT/$name.done"; else echo "$name ended with $code; see $OUT/$name.log"; fi
+}
+
+WANTED=("$@")
+part tests env JAX_PLATFORMS=cuda "$PYTHON" -m pytest -q -m gpu
+part peers-sac "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms sac --populations "${SIZES[@]}" --out "$OUT/peers-sac.json"
+part peers-ppo "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms ppo --populations "${SIZES[@]}" --out "$OUT/peers-ppo.json"
+part collaboration "$PYTHON" benchmarks/collaboration.py --populations 1 4 16 64 --out "$OUT/collaboration.json"
+part throughput "$PYTHON" benchmarks/throughput.py --methods sac td3 ppo pderl ce --populations "${SIZES[@]}" --out "$OUT/throughput.json"
+part deterministic env XLA_FLAGS="$DETERMINISTIC" "$PYTHON" benchmarks/throughput.py --methods sac ppo --populations 1 64 1024 --out "$OUT/throughput-deterministic.json"
+part physics "$PYTHON" benchmarks/envs.py --task gym/Hopper-v4 dmc/cheetah-run brax/hopper playground/CheetahRun --lanes 64 1024 4096 --out "$OUT/envs" --resume
+part pixels "$PYTHON" benchmarks/pixels.py
+part ce-table1 "$PYTHON" benchmarks/reproduce.py ce-table1 --tasks pendulum-swingup --minutes 8 --runs "$OUT/runs" --out "$OUT/reproduce"
+part chdrl-table1 "$PYTHON" benchmarks/reproduce.py chdrl-table1 --tasks Hopper --minutes 8 --runs "$OUT/runs" --out "$OUT/reproduce"
+part cdrl-standin "$PYTHON" benchmarks/reproduce.py cdrl-standin --tasks Asterix --minutes 8 --runs "$OUT/runs" --out "$OUT/reproduce"

@@ -50,6 +50,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 toc_object_entries_show_parents = "hide"
 
+viewcode_follow_imported_members = False  # the page of the module that defines a name has its source
+
 highlight_language = "none"
 smartquotes = False  # [..., A] is a shape
 

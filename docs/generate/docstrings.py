@@ -62,6 +62,8 @@ def escaped(text: str) -> str:
     ``code``."""
     parts = re.split(r"(``.+?``)", text, flags=re.DOTALL)
     parts[::2] = [re.sub(r"([*|`\\])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", x)) for x in parts[::2]]
+    # Code ends before a space or a punctuation mark; any other character needs a mark of no width between.
+    parts[2::2] = [re.sub(r"^(?=[^\s.,:;!?\-/'\")\]}>])", r"\\ ", x) for x in parts[2::2]]
     return "".join(parts)
 
 

@@ -32,7 +32,7 @@ def standard() -> Iterator[None]:
 
 
 def standardize() -> list[str]:
-    """Change the settings for the whole process, as a program of its own may; return what was overruled."""
+    """Change the settings for the whole process, which only a program may do; return what was overruled."""
     overruled = []
     for name, value in _SETTINGS.items():
         found = getattr(jax.config, name)

@@ -62,8 +62,8 @@ class Recipe(NamedTuple):
 def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     """Decorate the ``build`` of a method so that the Method records the call that made it.
 
-    From this record a run of ``popjax.train`` gets the same config.json as one of the command line. Equal
-    calls give one Method, of which nothing is compiled twice. Its functions are traced under
+    With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return one
+    Method, so that nothing is compiled twice. Its functions are traced under
     ``numerics.standard``, whoever compiles them.
 
     Raises:

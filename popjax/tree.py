@@ -41,7 +41,7 @@ def repeat(tree: T, count: int) -> T:
 
 
 def where(condition: Array, if_true: T, if_false: T) -> T:
-    """Choose leaf by leaf; ``condition`` [...] is matched to the leading axes of every leaf."""
+    """Select leaf by leaf; ``condition`` [...] matches the leading axes of every leaf."""
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)), a, b)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``popjax`` and ``python -m popjax``: the scripts as train, evaluate, report and export."""
+    """Run ``popjax`` or ``python -m popjax``, with the scripts as train, evaluate, report and export."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": run, "evaluate": evaluate, "report": report, "export": export}
     if arguments[:1] == ["--version"]:
@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """``scripts/run.py``: trains. Returns the exit code."""
+    """Train, as ``scripts/run.py``; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _run(arguments), arguments)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-    """``scripts/evaluate.py``: evaluates what a run has left. Returns the exit code."""
+    """Evaluate a run, as ``scripts/evaluate.py``; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     from popjax.cli import results
 
@@ -56,7 +56,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
 
 
 def report(argv: Sequence[str] | None = None) -> int:
-    """``scripts/report.py``: writes a page about runs. Returns the exit code."""
+    """Write a page about runs, as ``scripts/report.py``; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     from popjax.cli import results
 
@@ -64,7 +64,7 @@ def report(argv: Sequence[str] | None = None) -> int:
 
 
 def export(argv: Sequence[str] | None = None) -> int:
-    """``scripts/export.py``: writes a policy that acts without popjax. Returns the exit code."""
+    """Write a policy that acts without popjax, as ``scripts/export.py``; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     from popjax.cli import results
 
@@ -158,7 +158,7 @@ def _train(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
 
 
 def _run_within(argv: Sequence[str]) -> int:
-    """One of several runs in this process: a failure is told and leaves the others alone, Ctrl-C does not."""
+    """Run one of several runs in this process; after a failure the others go on, after Ctrl-C not."""
     return training.told(lambda: _run(list(argv)), _fail)
 
 

@@ -82,7 +82,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _tokens(content: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
-    """Each option in nested tables as the words that one would type."""
+    """Yield each option in nested tables as the words that one would type."""
     for key, value in content.items():
         name = prefix + str(key).replace("_", "-")
         if isinstance(value, Mapping) and name in _PAIRS:

@@ -83,7 +83,7 @@ def programs(argv: Sequence[str], understand: Understand, launcher: str = "local
 
 
 def device_count(common: Any, launcher: str) -> int:
-    """Over how many devices each program is spread; 1 where that is for the workers of a cluster to find."""
+    """Return over how many devices each program is spread; 1 if a cluster's workers decide that."""
     if launcher == "local":
         return shard.number(common.devices)
     return int(common.devices) if common.devices.isdigit() else 1
@@ -115,8 +115,7 @@ def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> lis
 
 
 def default_directory(method: str, programs: Sequence[Any]) -> str:
-    """Return the directory in which the programs of a command are trained if it names none; ``programs`` are
-    the arguments that all methods have in common."""
+    """Return the default directory of a command; ``programs`` hold the arguments that all methods share."""
     options = programs[0].options
     first, count = options.seed, options.seeds
     if not isinstance(count, int):
@@ -151,7 +150,7 @@ def largest_slice(common: Any, fault: TooLarge) -> int:
 
 
 def identities(common: Any, argv: Sequence[str]) -> set[str]:
-    """Return who the members of one program are; ``common`` is what all programs have of their arguments."""
+    """Return the identities of one program's members; ``common`` are the arguments all programs share."""
     bounds = parse.peel(argv, "--members")[0]
     return {member.identity for member in chosen(replace(common, members=bounds))}
 
@@ -275,7 +274,7 @@ def _environments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _option(name: str, value: str) -> list[str]:
-    """``config.NAME=value`` as it is typed: "64 64" is two values, true and false are flags."""
+    """Return ``config.NAME=value`` as it is typed: "64 64" is two values, true and false are flags."""
     group, _, field = name.replace("_", "-").partition(".")
     if value.lower() in ("true", "false"):
         path, _, last = field.rpartition(".")

@@ -173,8 +173,10 @@ def parse(
     description: str = "",
     others: Sequence[str] = (),
 ) -> Any:
-    """``argv`` as an instance of ``shape``; ``default`` is an instance that gives defaults, ``others`` are
-    options that were taken out of ``argv`` before, and may have been misspelt.
+    """Parse ``argv`` into an instance of ``shape``.
+
+    ``default`` is an instance with the defaults. ``others`` are options taken out of ``argv`` before, of
+    which an unknown option may be a misspelling.
 
     Raises:
         Fault: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
@@ -205,7 +207,7 @@ def parse(
 
 
 def _flags(shape: Any, prefix: str = "--") -> Iterator[tuple[str, bool]]:
-    """Every flag of a dataclass or an instance as it is typed, and whether there is one with "no-", too."""
+    """Yield every flag of a dataclass or an instance as it is typed, and whether "no-" may precede it."""
     for field in fields(shape):
         value = getattr(shape, field.name, None)
         if is_dataclass(value):
@@ -216,7 +218,7 @@ def _flags(shape: Any, prefix: str = "--") -> Iterator[tuple[str, bool]]:
 
 
 def option_names(shape: Any, prefix: str = "") -> Iterator[str]:
-    """Every option of a dataclass, or of an instance with its nested dataclasses, as it is typed."""
+    """Yield every option of a dataclass, or of an instance with nested dataclasses, as it is typed."""
     for field in fields(shape):
         value = getattr(shape, field.name, None)
         if is_dataclass(value):
@@ -227,10 +229,10 @@ def option_names(shape: Any, prefix: str = "") -> Iterator[str]:
 
 
 def narrowed(config: Any, names: Sequence[str]) -> Any:
-    """``config`` as an instance of a type whose fields ``names`` may only be of the types that they are now.
+    """Return ``config`` as an instance of a type whose fields ``names`` have exactly their present types.
 
-    A field that may hold one of several dataclasses would become a subcommand on the command line; one that
-    holds None has nothing to be set, and is a constant.
+    Otherwise a field that may hold one of several dataclasses would become a subcommand on the command line.
+    A field that holds None becomes a constant.
     """
     if not names:
         return config
@@ -263,7 +265,7 @@ def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
 
 
 def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
-    """As ``peel``, but all values of an option that may be repeated, in order."""
+    """Take every value of a repeatable option out of ``argv``, in order; otherwise as ``peel``."""
     values: list[str] = []
     rest: list[str] = []
     position = 0
@@ -283,7 +285,7 @@ def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
 
 
 def swept(texts: Sequence[str]) -> dict[str, list[str]]:
-    """``["hyper.rate=0.1,0.2"]`` as a dictionary of the texts between the commas.
+    """Parse ``["hyper.rate=0.1,0.2"]`` into a dictionary of the texts between the commas.
 
     Raises:
         Fault: one has no "=" or no value, or a name comes twice.
@@ -308,10 +310,10 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def swept_numbers(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """``swept`` of numbers; of names that vary together, tuples.
+    """Parse as ``swept`` does, into numbers, or tuples of numbers for names that vary together.
 
     Raises:
-        Fault: as ``swept``, or a value is no number.
+        Fault: as ``swept``, or a value is not a number.
     """
     numbers: dict[str, list[Any]] = {}
     for name, values in swept(texts).items():
@@ -326,7 +328,7 @@ def swept_numbers(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def bounds(text: str | None) -> tuple[int, int] | None:
-    """``"4:8"`` as two numbers.
+    """Parse ``"4:8"`` into two numbers.
 
     Raises:
         Fault: it does not look like that.
@@ -340,7 +342,7 @@ def bounds(text: str | None) -> tuple[int, int] | None:
 
 
 def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, Any]:
-    """``["backend=spring", "length=200"]`` as a dictionary; values are Python literals, else strings.
+    """Parse ``["backend=spring", "length=200"]`` into a dictionary of Python literals, else strings.
 
     Raises:
         Fault: a pair has no "=".
@@ -358,13 +360,13 @@ def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, 
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' or, where nothing is near, '; there is X, Y'."""
+    """Return '; did you mean X?' or, if no name is near, '; there is X, Y'."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
 
 
 def rebuild(default: T, saved: Any) -> T:
-    """``default`` with the values that JSON has kept of an instance of its type.
+    """Return ``default`` with the values of an instance of its type saved as JSON.
 
     Raises:
         Fault: the instance had a field that the type does not have.

@@ -96,7 +96,7 @@ def _record(ingredient: Ingredient, policy: Pretrained, entry: dict[str, Any]) -
 
 
 def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``before``, if ``arguments`` name the same runs, wherever they lie by now."""
+    """Return ``before`` if ``arguments`` name the same runs, even if these have moved."""
     given = [split(argument) for argument in arguments]
     if len(given) != len(before) or not all(
         seed in (None, entry["seed"]) and _is_run(path, entry)
@@ -142,7 +142,7 @@ def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
 
 
 def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pretrained:
-    """As ``pretrained``; ``name`` is what messages call it."""
+    """Load as ``pretrained`` does; messages call the run ``name``."""
     from popjax import tree
     from popjax.cli import building
     from popjax.core import Pretrained
@@ -213,7 +213,7 @@ def _shapes(entry: dict[str, Any]) -> Pretrained:
 
 
 def split(argument: str) -> tuple[Path, int | None]:
-    """``RUN_DIR`` or ``RUN_DIR:SEED``."""
+    """Split ``RUN_DIR`` or ``RUN_DIR:SEED``."""
     path, colon, seed = argument.rpartition(":")
     if colon and seed.isdecimal() and not paths.path(argument).exists():
         return paths.path(path), int(seed)

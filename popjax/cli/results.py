@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(argv: list[str]) -> None:
-    """``scripts/evaluate.py``."""
+    """Evaluate, as ``scripts/evaluate.py``."""
     from popjax.cli import building, jax_setup, parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
@@ -49,7 +49,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
-    """``--in``: what plays the policies in the original environment."""
+    """Return what plays the policies in the original environment, for ``--in``."""
     library = arguments.in_
     if library is None:
         return None
@@ -64,7 +64,7 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _options(run: Loaded) -> dict[str, Any]:
-    """Those of the task that the environment has its name of; a user's function has options of its own."""
+    """Return the options of the suite's task; none if a user's function made the environment."""
     return run.saved["env_options"] if run.saved["env"] == run.env.spec.name else {}
 
 
@@ -78,7 +78,7 @@ def _refuse_wrapped(run: Loaded, option: str) -> None:
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
-    """``--video``: what films an episode of the first member, and says what it shows."""
+    """Return what films an episode of the first member and describes it, for ``--video``."""
     if arguments.video is None:
         return None
     from popjax.host import paths
@@ -99,7 +99,7 @@ def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
 
 
 def report(argv: list[str]) -> None:
-    """``scripts/report.py``."""
+    """Write a report, as ``scripts/report.py``."""
     from popjax.cli import parse
 
     arguments = parse.parse(parse.ReportArguments, argv, program="report.py")
@@ -111,7 +111,7 @@ def report(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """``scripts/export.py``."""
+    """Export a policy, as ``scripts/export.py``."""
     from popjax.cli import building, jax_setup, parse
 
     arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
@@ -140,10 +140,10 @@ def export(argv: list[str]) -> None:
 
 
 def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
-    """``--env-option`` of evaluations: the run in its environment under other options.
+    """Return the run in its environment under other options, for ``--env-option``.
 
     Raises:
-        Fault: its observations or actions would be others.
+        Fault: observations or actions would have another shape.
     """
     if not pairs:
         return run
@@ -160,7 +160,7 @@ def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
 
 
 def alone(run: Loaded, individual: int | None) -> Loaded:
-    """``--individual``: the run with the policy of one individual."""
+    """Return the run with the policy of one individual, for ``--individual``."""
     if individual is None:
         return run
     from popjax.host.deploy import single_individual

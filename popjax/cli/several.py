@@ -32,7 +32,7 @@ class Tools(NamedTuple):
 
 
 def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
-    """Trains one program here; a sweep that is too large for memory becomes several."""
+    """Train one program here; split a sweep that is too large for memory."""
     if control.resume and run_group.holds(root):
         entries = grid.slices_again(argv, tools.common, root, grid.device_count(tools.common, "local"))
         grid.open_index(root, entries, resume=True)
@@ -78,7 +78,7 @@ def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Co
 def _run_in_slices(
     tools: Tools, argv: Sequence[str], root: Path, control: grid.Control, fault: TooLarge
 ) -> None:
-    """Trains a sweep in the largest slices that fit into memory; ``fault`` says what the whole needs."""
+    """Train a sweep in the largest slices that fit into memory; ``fault`` says what the whole needs."""
     members = len(grid.chosen(tools.common))
     while True:
         size = grid.largest_slice(tools.common, fault)

@@ -119,7 +119,7 @@ class Played(NamedTuple):
 
 
 def evaluation(config: Mapping[str, Any], env_steps: Sequence[int], here: Played) -> None:
-    """One row per member."""
+    """Print one row per member."""
     returns, lengths, members = here.returns, here.lengths, sweep.of_config(config)
     who = config["method"] + (f" (individual {config['individual']})" if "individual" in config else "")
     title = f"{who} on {config['env']}, {returns.shape[1]} episodes per seed"
@@ -169,7 +169,7 @@ def evaluation_json(
     there: Played | None,
     video: Mapping[str, Any] | None,
 ) -> None:
-    """All of it as one JSON object, with the return and length of every episode."""
+    """Print an evaluation as one JSON object, with the return and length of every episode."""
     seeds: list[dict[str, Any]] = [
         {
             "member": member.number,
@@ -217,7 +217,7 @@ def _episodes(played: Played, place: int) -> dict[str, Any]:
 
 
 def _difference(here: np.ndarray, there: np.ndarray) -> float | None:
-    """By how much the mean ``there`` is higher, per cent of that ``here``; None where that is 0."""
+    """Return by how many per cent the mean ``there`` exceeds that ``here``; None if that is 0."""
     ours = float(here.mean())
     return 100 * (float(there.mean()) - ours) / abs(ours) if ours else None
 

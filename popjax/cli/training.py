@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
 
 def train_program(program: Program, root: Path, resume: bool) -> Any:
-    """Trains one program in this process; returns its ``Result``."""
+    """Train one program in this process and return its ``Result``."""
     from popjax.cli import building, parse, pretrained
     from popjax.host.runs import rundir
     from popjax.host.training import train
@@ -72,7 +72,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
 
 
 def _tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
-    """``--wandb``: the sink that sends to a project."""
+    """Return the sink that sends to a project, for ``--wandb``."""
     if common.wandb is None:
         return []
     from popjax.cli import grid
@@ -125,7 +125,7 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
 
 
 def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
-    """Says what a method's preset for a task has changed, where there is one."""
+    """Print what a method's preset for a task changes, if there is one."""
 
     if task and recipe.preset(task):
         plain = asdict(recipe.config())

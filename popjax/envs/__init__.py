@@ -68,13 +68,13 @@ def make(name: str, **options: Any) -> Env:
 
 
 def origin(env: Env) -> Origin | None:
-    """Return how ``make`` made ``env``; None of one that was made or changed by hand, or with arrays."""
+    """Return how ``make`` made ``env``; None if it was made or changed by hand, or with arrays as options."""
     made = env.origin
     return made if made and made.functions == (env.reset, env.step) else None
 
 
 def _json(options: dict[str, Any]) -> str | None:
-    """``options`` as JSON; None where they hold arrays."""
+    """Return ``options`` as JSON, or None if they hold arrays."""
     try:
         return json.dumps(options, sort_keys=True, default=_number)
     except TypeError:
@@ -127,7 +127,7 @@ def _of_suite(name: str, options: dict[str, Any]) -> Env:
 
 
 def hint(word: str, known: Any) -> str:
-    """'; did you mean ...?' with the nearest of ``known``, or a list of all if none is near."""
+    """Return '; did you mean ...?' with the nearest of ``known``, or a list of all if none is near."""
     known = list(known)
     lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)

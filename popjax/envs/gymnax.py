@@ -42,12 +42,12 @@ def make(task: str, **options: Any) -> Env:
 
 
 def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
-    """Return an environment of gymnax's interface, with its ``EnvParams``, as an ``Env``; see ``make``.
+    """Return an ``Env`` of an environment with gymnax's interface and its ``EnvParams``; see ``make``.
 
     ``further`` are fields of its ``Spec``.
 
     Raises:
-        ValueError: its actions are no vector.
+        ValueError: its actions are not a vector.
     """
     action_space, seen = env.action_space(params), env.observation_space(params)
     discrete = isinstance(action_space, spaces.Discrete)
@@ -84,7 +84,7 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
 
 
 def load(task: str, **options: Any) -> tuple[Any, Any]:
-    """gymnax's own environment of a task and its ``EnvParams``, made with the keywords of ``make``."""
+    """Return gymnax's own environment of a task and its ``EnvParams``, made with the keywords of ``make``."""
     return _construct(task, options)
 
 
@@ -108,7 +108,7 @@ def _construct(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _like(value: Any, default: Any, what: str) -> Any:
-    """``value`` as gymnax has the ``default`` of a field: an integer is no float to it, a list no array."""
+    """Convert ``value`` to the type of a field's ``default``: an integer to a float, a list to an array."""
     if isinstance(default, float) and isinstance(value, int):
         return float(value)  # the limit of BernoulliBandit
     if not isinstance(default, jax.Array) or isinstance(value, jax.Array):
@@ -128,5 +128,5 @@ def _to_box(space: Any) -> Any:
 
 
 def _strong(state: PyTree) -> PyTree:
-    """gymnax resets with Python numbers; a scan needs arrays of settled dtype."""
+    """Convert Python numbers, with which gymnax resets, to arrays of fixed dtype, which a scan needs."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

@@ -151,20 +151,20 @@ def ended_if_lost(
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     """Return whether a simulation is sound, and (obs, reward, terminated): zeros, 0 and True if it is not.
 
-    ``physics``: positions and velocities. Sound: these, observation and reward are finite and below the bound
-    beyond which MuJoCo takes a simulation for lost.
+    It is sound if positions and velocities (``physics``), observation and reward are finite and below the
+    bound at which MuJoCo gives up a simulation.
     """
     sound = jnp.all(jnp.stack([jnp.all(jnp.abs(x) < 1e10) for x in (obs, reward, *physics)]))
     return sound, (jnp.where(sound, obs, 0.0), jnp.where(sound, reward, 0.0), terminated | ~sound)
 
 
 def uniform(key: Key, size: int, scale: float) -> Array:
-    """[size] uniform in [-scale, scale]."""
+    """Return [size] numbers uniform in [-scale, scale]."""
     return jax.random.uniform(key, (size,), minval=-scale, maxval=scale)
 
 
 def posed(model: Any) -> Callable[[Array], Any]:
-    """``qpos [nq] -> mjx.Data`` with the frames of all bodies and their contacts."""
+    """Return ``qpos [nq] -> mjx.Data`` with the frames of all bodies and their contacts."""
     mjx, model = _mjx(), _plain(model)
     physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
 
@@ -212,7 +212,7 @@ def touching(data: Any) -> Array:
 
 
 def _mjx() -> Any:
-    """MJX, imported when first used, which takes seconds; it prints that Warp, not used here, is absent."""
+    """Import MJX, which takes seconds, and silence its message that Warp, unused here, is absent."""
     with contextlib.redirect_stdout(io.StringIO()):
         from mujoco import mjx
     return mjx
@@ -266,7 +266,7 @@ def _synced(physics: Any, data: Any) -> Any:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """While a step of MJX is traced: full float32 precision and no frame computed twice."""
+    """Trace steps of MJX in full float32 precision and without computing a frame twice."""
     _mjx()
     from mujoco.mjx._src import scan
 
@@ -281,7 +281,7 @@ def tracing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_in_c() -> Iterator[None]:
-    """``tracing`` with the contact frames of MuJoCo in C."""
+    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C."""
     from mujoco.mjx._src import collision_driver
 
     functions = collision_driver._COLLISION_FUNC
@@ -296,7 +296,7 @@ def _as_in_c() -> Iterator[None]:
 
 
 def _level_by_level(body_tree: Any) -> Any:
-    """MJX's scan over the bodies, ``body_tree(model, f, ...)``, in which no level is computed twice.
+    """Return MJX's scan over the bodies, ``body_tree(model, f, ...)``, computing no level twice.
 
     XLA on CPU merges a level of the kinematic tree into each of its users, which computes it anew for each,
     and so its parents: the work doubles or worse with every body of a chain. A step of Pusher, eleven bodies
@@ -310,7 +310,7 @@ def _level_by_level(body_tree: Any) -> Any:
 
 
 def _plane_capsule(original: Any) -> Any:
-    """MJX's ``collide(model, data, key, geom [K, 2])`` with its 2K contacts in the frames of MuJoCo in C.
+    """Return MJX's ``collide(model, data, key, geom [K, 2])`` with 2K contacts in frames of MuJoCo in C.
 
     Friction acts along the edges of a pyramid, so the frame's directions in the plane matter. C takes the
     capsule's axis, projected; MJX takes the world's y axis instead where the capsule stands within 30 degrees
@@ -329,7 +329,7 @@ def _plane_capsule(original: Any) -> Any:
 
 
 def _frame(normal: Array, axis: Array) -> Array:
-    """[3, 3]: the normal, the axis made orthogonal to it, and their cross product."""
+    """Return the frame [3, 3]: normal, the axis made orthogonal to it, and their cross product."""
     tangent = axis - normal * jnp.dot(normal, axis)
     length = jnp.linalg.norm(tangent)
     upright = length < 1e-6  # no direction is left; the x axis, as in C

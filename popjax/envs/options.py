@@ -21,8 +21,9 @@ _WANTED = {
 
 
 def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` of ``env``, "suite/task", with integers where they were written as floats, 1e3; ``known``
-    has the type of every option.
+    """Check the ``options`` of ``env``, "suite/task", against their types in ``known`` and return them.
+
+    A float such as 1e3 becomes an integer where the option is one.
 
     Raises:
         ValueError: there is no option of that name, or its value is of another type.
@@ -53,7 +54,7 @@ def types(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean ...?' or, where nothing is near, '; there is ...'."""
+    """Return '; did you mean ...?' or, if no name is near, '; there is ...'."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
 

@@ -103,7 +103,7 @@ def _blank(env: Any) -> Any:
 
 
 def _suite() -> Any:
-    """Playground's registry of Control Suite tasks, imported when first used, which takes seconds."""
+    """Import Playground's registry of Control Suite tasks, which takes seconds."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints it if Warp is absent
             import mujoco
@@ -136,7 +136,7 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
 
 
 def _require_substeps(task: str, config: Mapping[str, Any]) -> None:
-    """Check that an environment step is a whole number of physics steps: Playground rounds, down to none."""
+    """Check that an environment step is a whole number of physics steps, which Playground would round."""
     control, physics = config["ctrl_dt"], config["sim_dt"]
     if physics <= 0 or control <= 0 or abs(control / physics - round(control / physics)) > 1e-6:
         raise ValueError(
@@ -145,6 +145,6 @@ def _require_substeps(task: str, config: Mapping[str, Any]) -> None:
 
 
 def _carried(state: PyTree) -> PyTree:
-    """Playground's state with what a step depends on in place of the whole ``mjx.Data``."""
+    """Replace the whole ``mjx.Data`` in Playground's state by the fields that a step depends on."""
     state = state.replace(data={name: getattr(state.data, name) for name in _CARRIED})
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

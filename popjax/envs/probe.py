@@ -58,7 +58,7 @@ _SUFFIX = "-discrete"
 
 
 def tasks() -> Sequence[str]:
-    """All probes."""
+    """Return all probes."""
     return (*_PROBES, *(name + _SUFFIX for name in _WITH_DISCRETE_TWIN))
 
 

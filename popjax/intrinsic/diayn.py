@@ -69,7 +69,7 @@ class State:
 
     @property
     def best(self) -> Array:
-        """int32 []: the skill whose latest episode returned most."""
+        """Return the skill whose latest episode returned most, int32 []."""
         return jnp.argmax(self.returns)
 
 

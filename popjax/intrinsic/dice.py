@@ -36,7 +36,7 @@ def bisector(task_gradient: PyTree, diversity_gradient: PyTree) -> PyTree:
 
 
 def clip_each(tree: PyTree, limit: Array | float) -> PyTree:
-    """Scale every leaf down on its own to a Euclidean norm of at most ``limit``; shorter ones stay."""
+    """Scale every leaf down on its own to a Euclidean norm of at most ``limit``; shorter leaves stay."""
 
     def clip(leaf: Array) -> Array:
         norm = jnp.linalg.norm(leaf.ravel())

@@ -136,7 +136,7 @@ def make(task: str, **options: Any) -> Env:
     emulate = _emulation(crew)
 
     def full(frame: Array) -> tuple[Any, PyTree]:
-        """Observation and stack where nothing was seen before."""
+        """Return the observation and the stack of frames if ``frame`` is the first one seen."""
         stack = jnp.repeat(frame[..., None], STACK, -1) if grey else ()
         return (stack if grey else frame), stack
 
@@ -178,7 +178,7 @@ def in_force(kept: Array, last: Array, action: Array) -> Array:
 
 
 def _emulation(crew: Crew) -> Any:
-    """``(ale [K], codes [F], count) -> the fields of Played``, a callback that any ``vmap`` may lift."""
+    """Return ``(ale [K], codes [F], count) -> the fields of Played``, a callback that ``vmap`` lifts."""
     answers = (
         jax.ShapeDtypeStruct((crew.console.state_size,), jnp.uint8),
         jax.ShapeDtypeStruct(crew.console.shape, jnp.uint8),
@@ -194,10 +194,9 @@ def _emulation(crew: Crew) -> Any:
 
 
 def painter(task: str, options: dict[str, Any]) -> Callable[[Any], Iterator[np.ndarray]]:
-    """Return what draws states: the emulator's states uint8 [T, K] and the actions in force int32 [T] ->
-    screens uint8 [H, W, 3].
+    """Return a function from states uint8 [T, K] and actions in force int32 [T] to screens uint8 [H, W, 3].
 
-    A state has no screen: drawn is the frame behind it, with the action in force.
+    The emulator's state has no screen, so the frame after it is drawn, with the action in force.
     """
     o = settings(task, options)
     console = Console(task, grey=False, full_actions=o["actions"] == "full", starts_lives=False)

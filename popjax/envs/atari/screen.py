@@ -30,7 +30,7 @@ def grey84(screen: Array) -> Array:
 
 
 def area_weights(size: int, out: int = SIDE) -> np.ndarray:
-    """float32 [o, s] whole weights of the s pixels of a block in its o outputs; blocks repeat gcd times."""
+    """Return whole weights float32 [o, s] of a block's s pixels in its o outputs; blocks repeat."""
     blocks = math.gcd(size, out)
     s, o = size // blocks, out // blocks
     j, i = np.arange(o)[:, None], np.arange(s)[None]

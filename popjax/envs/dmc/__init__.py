@@ -72,13 +72,12 @@ def load(task: str) -> Any:
 
 
 def place(task: str) -> scene.Place | None:
-    """Return the function that says where in the model of ``load`` an episode's target is; ``None`` where it
-    is always the same."""
+    """Return what places an episode's target in the model of ``load``; None if the target never moves."""
     return scene.PLACES.get(task.partition("-")[0])
 
 
 def _original(task: str) -> Any:
-    """dm_control's environment after a reset, which is when it sets the sizes that a task changes."""
+    """Return dm_control's environment after a reset, which sets the sizes that a task changes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without a display it says so

@@ -32,7 +32,7 @@ from popjax.envs.mujoco import Task, posed, touching
 
 
 def acrobot(model: Any, task: str) -> Task:
-    """Two links, torque at the elbow: the tip to a target above the shoulder."""
+    """Build acrobot, two links with torque at the elbow: bring the tip to a target above the shoulder."""
     arms = np.array([model.body("upper_arm").id, model.body("lower_arm").id])
     target, tip = model.site("target").id, model.site("tip").id
     radius, margin = model.site_size[target, 0], 0.0 if task.endswith("sparse") else 1.0
@@ -113,7 +113,7 @@ def cheetah(model: Any, task: str) -> Task:
 
 
 def finger(model: Any, task: str) -> Task:
-    """Two links beside a hinged body: spin it, or turn its tip to a target."""
+    """Build finger, two links beside a hinged body: spin the body, or turn its tip to a target."""
     posture = sensors(model, "proximal", "distal")
     velocity = sensors(model, "proximal_velocity", "distal_velocity", "hinge_velocity")
     touch = sensors(model, "touchtop", "touchbottom")
@@ -290,7 +290,7 @@ def quadruped(model: Any, task: str) -> Task:
 
 
 def reacher(model: Any, task: str) -> Task:
-    """Two links in the plane: the finger to a target of radius 0.05 or 0.015 m."""
+    """Build reacher, two links in the plane: bring the finger to a target of radius 0.05 or 0.015 m."""
     finger, radii = model.geom("finger").id, model.geom("target").size[0] + model.geom("finger").size[0]
 
     def reset(key: Key) -> tuple[Array, Array, Array]:

@@ -18,22 +18,22 @@ INFINITE = float("inf")
 
 
 def linear(x: Array, at_margin: float) -> Array:
-    """Falls in a straight line."""
+    """Return a line that falls from 1 to ``at_margin`` at x = 1, and 0 where it would be below."""
     return jnp.maximum(1 - x * (1 - at_margin), 0.0)
 
 
 def quadratic(x: Array, at_margin: float) -> Array:
-    """Falls as a parabola."""
+    """Return a parabola that falls from 1 to ``at_margin`` at x = 1."""
     return jnp.maximum(1 - x**2 * (1 - at_margin), 0.0)
 
 
 def gaussian(x: Array, at_margin: float) -> Array:
-    """Falls as a Gaussian."""
+    """Return a Gaussian that falls from 1 to ``at_margin`` at x = 1."""
     return at_margin ** (x**2)
 
 
 def long_tail(x: Array, at_margin: float) -> Array:
-    """Falls as a Cauchy density."""
+    """Return a Cauchy density that falls from 1 to ``at_margin`` at x = 1."""
     return 1 / (x**2 * (1 / at_margin - 1) + 1)
 
 
@@ -45,7 +45,7 @@ def tolerance(
     shape: Callable[[Array, float], Array] = gaussian,
     at_margin: float = 0.1,
 ) -> Array:
-    """1 where ``x`` is in [low, high]; beyond, 0 or a ``shape`` that has sunk to ``at_margin`` at ``margin``.
+    """Return 1 if ``x`` is in [low, high], else 0 or a ``shape`` that falls to ``at_margin`` at ``margin``.
 
     ``dm_control.utils.rewards.tolerance``.
     """
@@ -57,12 +57,12 @@ def tolerance(
 
 
 def small_control(ctrl: Array) -> Array:
-    """Between 4/5 for full and 1 for no control; ``ctrl`` [nu]."""
+    """Return a factor from 4/5 for full control to 1 for none; ``ctrl`` [nu]."""
     return (4 + tolerance(ctrl, margin=1, shape=quadratic, at_margin=0).mean()) / 5
 
 
 def at_least(x: Array, low: float, margin: float, at_margin: float = 0.0) -> Array:
-    """1 from ``low`` on, falling linearly below."""
+    """Return 1 if ``x`` is at least ``low``, falling linearly below."""
     return tolerance(x, low, INFINITE, margin, linear, at_margin)
 
 
@@ -74,7 +74,7 @@ def sensors(model: Any, *names: str) -> Callable[[Any], Array]:
 
 
 def pose(model: Any) -> Callable[[Key], Array]:
-    """``key -> qpos``: limited joints uniform in their range, other hinges in the circle.
+    """Return ``key -> qpos`` with limited joints uniform in their range and other hinges on the circle.
 
     The orientation of a free body is as dm_control draws it: four uniform numbers in [0, 1), normalized.
     """
@@ -100,7 +100,7 @@ def pose(model: Any) -> Callable[[Key], Array]:
 
 
 def untouched(model: Any, draw: Callable[[Key], Array]) -> Callable[[Key], Array]:
-    """``draw``, repeated until nothing is in contact."""
+    """Return ``draw`` repeated until nothing is in contact."""
     view = posed(model)
 
     def repeat(key: Key) -> Array:
@@ -120,7 +120,7 @@ def still(model: Any, draw: Callable[[Key], Array]) -> Callable[[Key], tuple[Arr
 
 
 def state(data: Any) -> Array:
-    """Positions and velocities."""
+    """Return positions and velocities."""
     return jnp.concatenate([data.qpos, data.qvel])
 
 

@@ -17,7 +17,7 @@ where the goal says``."""
 
 
 def finger(model: Any) -> Any:
-    """``model``, that of a ``finger`` task, with tip and target, which are sites, as geoms."""
+    """Return the ``model`` of a ``finger`` task with geoms in place of the sites of tip and target."""
     import mujoco
     from dm_control.suite import finger
 

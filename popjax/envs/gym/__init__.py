@@ -103,7 +103,7 @@ def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
 
 
 def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
-    """Those of the original's constructor, but for rendering and for what it takes and does not use."""
+    """Return the keywords of the original's constructor, without those for rendering and those it ignores."""
     module, _, name = spec.entry_point.partition(":")
     found = keywords(getattr(importlib.import_module(module), name))
     return {k: keyword for k, keyword in found.items() if "camera" not in k and k != "uph_cost_weight"}

@@ -49,7 +49,7 @@ def runner(
     sensed: Callable[[Any], list[Array]] = lambda data: [],
     cost: Callable[[Any], Array | float] | None = None,
 ) -> Task:
-    """Forward as fast as possible: what Hopper, Walker2d, HalfCheetah, Swimmer, Ant and Humanoid share.
+    """Build a task of running forward: Hopper, Walker2d, HalfCheetah, Swimmer, Ant and Humanoid share it.
 
     hidden:   leading entries of qpos left out of the observation: where the body is in the world
     position: data -> the coordinate whose rate is rewarded, metres
@@ -83,7 +83,7 @@ def runner(
 
 
 def hopper(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``HopperEnv``; the angle and every other coordinate but the first two must stay in bounds."""
+    """Build ``HopperEnv``, in which the angle and all coordinates but the first two must stay in bounds."""
 
     def healthy(data: Any) -> Array:
         rest = jnp.concatenate([data.qpos[2:], data.qvel])
@@ -98,12 +98,12 @@ def _upright(o: SimpleNamespace, data: Any) -> Array:
 
 
 def walker2d(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``Walker2dEnv``; version 5 has the same friction on both feet."""
+    """Build ``Walker2dEnv``; version 5 has the same friction on both feet."""
     return runner(model, o, version, speed_bound=10, healthy=lambda data: _upright(o, data))
 
 
 def ant(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``AntEnv``; the torso's place is that of the last stage of the integrator, as MuJoCo leaves it.
+    """Build ``AntEnv``; the torso's position is that of the integrator's last stage, as MuJoCo leaves it.
 
     Version 4 has contact forces, those on the world included, and their cost only with
     ``use_contact_forces``; version 5 always has the cost.
@@ -142,8 +142,10 @@ def _body(env: str, model: Any, name: int | str) -> int:
 
 
 def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array]]:
-    """Inertia, velocity, actuator and contact forces of a Humanoid: version 5 leaves out the world's and the
-    root's, which are constant, and can leave out each kind."""
+    """Return what senses a Humanoid's inertia, velocity, actuator and contact forces.
+
+    Version 5 leaves out those of the world and the root, which are constant, and can leave out each kind.
+    """
     body, joint = (1, 6) if version == 5 else (0, 0)
 
     def sensed(data: Any) -> list[Array]:
@@ -159,7 +161,7 @@ def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array
 
 
 def humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``HumanoidEnv``; rewarded is the centre of mass. Version 4 has no contact cost."""
+    """Build ``HumanoidEnv``, which rewards the centre of mass. Version 4 has no contact cost."""
     mass = jnp.asarray(model.body_mass / model.body_mass.sum(), jnp.float32)
 
     def cost(data: Any) -> Array | float:
@@ -179,8 +181,10 @@ def humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
 
 
 def humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``HumanoidStandupEnv``; rewarded is the height over the duration of a physics step, which Gymnasium
-    does not weight with its keyword ``uph_cost_weight``: it is no option here."""
+    """Build ``HumanoidStandupEnv``, which rewards height divided by the duration of a physics step.
+
+    Gymnasium ignores its keyword ``uph_cost_weight``, so it is no option here.
+    """
     hidden = 2 if o.exclude_current_positions_from_observation else 0
     sensed = _body_senses(o, version)
 
@@ -195,7 +199,7 @@ def humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
 
 
 def inverted_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``InvertedPendulumEnv``; 1 for every step, in version 5 but the last."""
+    """Build ``InvertedPendulumEnv``; every step is rewarded with 1, except the last in version 5."""
 
     def observe(data: Any) -> Array:
         return jnp.concatenate([data.qpos, data.qvel])
@@ -210,7 +214,7 @@ def inverted_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
 
 
 def inverted_double_pendulum(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``InvertedDoublePendulumEnv``; the tip is where the last stage of the integrator saw it."""
+    """Build ``InvertedDoublePendulumEnv``; the tip's position is that of the integrator's last stage."""
     forces = 1 if version == 5 else model.nv
 
     def observe(data: Any) -> Array:
@@ -231,7 +235,7 @@ def inverted_double_pendulum(model: Any, o: SimpleNamespace, version: int) -> Ta
 
 
 def reacher(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``ReacherEnv``; version 4 rewards the state before the step."""
+    """Build ``ReacherEnv``; version 4 rewards the state before the step."""
     fingertip, target = model.body("fingertip").id, model.body("target").id
     axes = 3 if version == 4 else 2
 
@@ -259,7 +263,7 @@ def reacher(model: Any, o: SimpleNamespace, version: int) -> Task:
 
 
 def pusher(model: Any, o: SimpleNamespace, version: int) -> Task:
-    """``PusherEnv``, version 5."""
+    """Build ``PusherEnv``, version 5."""
     tip, thing, goal = (model.body(name).id for name in ("tips_arm", "object", "goal"))
 
     def place(key: Key) -> Array:  # [2] uniform on a rectangle, but more than 0.17 m from the goal at 0

@@ -128,7 +128,7 @@ class EvaluateArguments:
 @dataclass(frozen=True)
 class ExportArguments:
     """Writes the policy in the newest whole checkpoint of a run as files that act without popjax: a program
-    for JAX and, of a plain network, weights for NumPy."""
+    for JAX and, where NumPy has its operations, one for NumPy alone."""
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,11 +17,11 @@ import numpy as np
 import pytest
 
 from popjax import cli, tree
-from popjax.agents import a2c, ddpg, ppo, sac, td3
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, td3
 from popjax.core import Spec
 from popjax.envs.episodic import episodic
 from popjax.host.deploy import export_policy, single_individual
-from popjax.host.deploy.numpy_export import NotPlain, plain_network
+from popjax.host.deploy.numpy_export import NotPlain, numpy_program
 from popjax.host.errors import Refused
 from popjax.methods import ce, es, independent, onpolicy, pderl
 from popjax.population.learners import Multihead
@@ -145,14 +146,23 @@ def test_the_conventions_are_told(exported: Any) -> None:
     assert needs in (root / "sac" / "README.md").read_text()
     assert "[batch, 4] -> [batch, 2]" in (root / "sac" / "README.md").read_text()
     assert "numbers from 0" in (root / "categorical" / "README.md").read_text()
-    assert str(np.load(root / "td3" / "policy.npz")["output"]) in ("tanh", "clip")
+    arrays = np.load(root / "td3" / "policy.npz")
+    assert {arrays[name].shape for name in arrays.files} >= {
+        (4, 8),
+        (8, 8),
+        (8, 2),
+    }  # the weights, as they are
 
 
-def test_a_policy_that_is_no_plain_network_has_no_weights_for_numpy(tmp_path: Path) -> None:
-    env, method, state = built("multihead")
+def test_a_policy_that_numpy_cannot_compute_has_no_program_for_it(tmp_path: Path) -> None:
+    env, method, state = built("td3")
     (tmp_path / "policy.npz").write_bytes(b"of another policy")
-    reason = export_policy(method, env, state, tmp_path, 0, ORIGINS)
-    assert "sequences of layers" in reason
+
+    def ordered(p: Any, m: Any, obs: Any, key: Any, scale: Any) -> Any:
+        return m, jnp.sort(method.act(p, m, obs, key, scale)[1])
+
+    reason = export_policy(method._replace(act=ordered), env, state, tmp_path, 0, ORIGINS)
+    assert reason == "it uses sort, which has no translation"
     assert reason in (tmp_path / "README.md").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "policy.json", "policy.stablehlo"]
 
@@ -170,18 +180,58 @@ def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_acts_otherwise_is_not_taken_for_plain() -> None:
-    rng = np.random.default_rng(0)
-    layer = {"linear": {"kernel": rng.normal(size=(4, 2)), "bias": np.zeros(2)}}
-    observations = rng.normal(size=(50, 4))
-    outputs = observations @ layer["linear"]["kernel"]
-    assert str(plain_network({"mlp": {"Dense_0": layer}}, observations, np.tanh(outputs))["output"]) == "tanh"
-    with pytest.raises(NotPlain, match="no network of its layers acts like it; the nearest is"):
-        plain_network({"mlp": {"Dense_0": layer}}, observations, np.sin(outputs))
-    with pytest.raises(NotPlain, match="reads 4 numbers of observations that have 5"):
-        plain_network({"mlp": {"Dense_0": layer}}, rng.normal(size=(50, 5)), outputs)
-    with pytest.raises(NotPlain, match="2 sequences"):
-        plain_network(({"Dense_0": layer}, {"Dense_0": layer}), observations, outputs)
+def acting(policy: Any, observations: np.ndarray, directory: Path) -> np.ndarray:
+    """Actions of the translation of ``policy``."""
+    source, arrays = numpy_program(policy, observations[0])
+    (directory / "policy.py").write_text(source)
+    np.savez(directory / "policy.npz", **arrays)
+    return runpy.run_path(str(directory / "policy.py"))["act"](observations)
+
+
+WEIGHTS = jnp.linspace(-1.0, 1.0, 24)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda obs: jax.nn.softmax(obs @ WEIGHTS.reshape(12, 2)),
+        lambda obs: jax.nn.elu(obs - obs.mean()) / (obs.std(ddof=1) + 1e-6),
+        lambda obs: jax.nn.swish(jnp.einsum("ij,kj->ki", obs.reshape(3, 4), WEIGHTS.reshape(6, 4))),
+        lambda obs: jnp.argmax(jnp.where(obs > 0, obs, -obs)),
+        lambda obs: jnp.concatenate([jnp.pad(obs, (1, 2))[::2], jnp.clip(obs, -0.5, jnp.inf)]).T,
+        lambda obs: obs.astype(jnp.int32) ** 3,
+        lambda obs: jnp.tanh(obs) + 0.0 * jnp.exp(obs),
+    ],
+    ids=["softmax", "norm", "einsum", "argmax", "shapes", "integers", "nothing"],
+)
+def test_operations_are_those_of_jax(policy: Any, tmp_path: Path) -> None:
+    observations = np.asarray(jax.random.normal(jax.random.key(0), (20, 12)))
+    found, wanted = acting(policy, observations, tmp_path), np.asarray(jax.vmap(policy)(observations))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_images_are_seen_alike(tmp_path: Path) -> None:
+    agent = dqn.build(Spec("probe/image", (10, 10, 3), 3, 5, discrete=True))
+    params = agent.policy(agent.init(jax.random.key(0), dqn.Hyper()))
+
+    def policy(obs: Any) -> Any:
+        return agent.act(params, (), obs, jax.random.key(0), 0.0).action
+
+    observations = np.asarray(jax.random.bernoulli(jax.random.key(1), 0.3, (30, 10, 10, 3)), np.float32)
+    np.testing.assert_array_equal(acting(policy, observations, tmp_path), jax.vmap(policy)(observations))
+
+
+def test_what_has_no_translation_matters_only_where_it_is_used(tmp_path: Path) -> None:
+    def policy(obs: Any) -> Any:
+        jnp.sort(obs)
+        return 2 * obs
+
+    np.testing.assert_array_equal(acting(policy, np.ones((2, 3), np.float32), tmp_path), np.full((2, 3), 2))
+    with pytest.raises(NotPlain, match="it uses sort"):
+        numpy_program(lambda obs: policy(jnp.sort(obs)), np.ones(3, np.float32))
+    with pytest.raises(NotPlain, match="it uses while"):
+        numpy_program(lambda obs: jax.lax.while_loop(jnp.any, lambda x: x - 1, obs), np.ones(3, np.float32))
 
 
 def test_one_individual_takes_the_policys_place() -> None:
@@ -218,7 +268,7 @@ def test_the_commands(
 
     out = tmp_path / "policy"
     assert cli.export([str(root), "--out", str(out), "--member", "1", "--individual", "2"]) == 0
-    assert "no policy.npz" in capsys.readouterr().out
+    assert "policy.py" in capsys.readouterr().out
     facts = json.loads((out / "policy.json").read_text())
     assert (facts["method"], facts["member"], facts["seed"]) == ("tiny", 1, 1)
     assert (facts["individual"], facts["env_steps"]) == (2, 24)

@@ -1,15 +1,16 @@
 """A policy as files that act without popjax.
 
 policy.stablehlo  the greedy policy as a compiled program's text, for JAX alone: any batch, CPU, GPU or TPU
-policy.npz        the same as weights, for NumPy alone, where the policy is a plain network
-policy.py         what reads policy.npz
+policy.py         the same for NumPy alone, where NumPy has all its operations
+policy.npz        the arrays that policy.py reads
 policy.json       what it observes and how it acts
 README.md         how to use them
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import runpy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from jax import Array, export
 from popjax import numerics, tree
 from popjax.core import Env, Method, Params
 from popjax.host import paths
-from popjax.host.deploy.numpy_export import LOADER, NotPlain, plain_network
+from popjax.host.deploy.numpy_export import NotPlain, numpy_program
 from popjax.host.errors import Refused
 from popjax.host.runs.rundir import write_json
 from popjax.host.scaling import sweep
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+TOLERANCE = 1e-3
+"""The most by which actions may differ, or share of the choices that may: both are made with rounding."""
 _RESETS = 64  # initial states that a policy is tried on
 _README = """# {title}
 
@@ -88,9 +91,7 @@ def export_policy(
     (out / "policy.stablehlo").write_bytes(program)
     reason = None
     try:
-        arrays: Any = plain_network(params, observations, actions)
-        np.savez(out / "policy.npz", **arrays)
-        (out / "policy.py").write_text(LOADER)
+        _write_numpy(out, _greedy(method, params, jax.random.key(0)), observations, actions)
     except NotPlain as why:
         reason = str(why)
         for name in ("policy.npz", "policy.py"):  # of an earlier export, perhaps
@@ -111,18 +112,37 @@ def probes(env: Env) -> np.ndarray:
     return np.asarray(jnp.concatenate([first, *(first + noise)]).astype(env.spec.obs_dtype))
 
 
+def _greedy(method: Method, params: Params, key: Array) -> Callable[[Array], Array]:
+    """Return obs [*obs] -> action; the weights and the key are constants of it."""
+    weights = jax.tree.map(jnp.asarray, params)
+    return lambda obs: method.act(weights, method.memory, obs, key, 0.0)[1]
+
+
 def _actions(method: Method, params: Params, observations: np.ndarray, key: Array) -> np.ndarray:
-    act = jax.jit(jax.vmap(lambda obs: method.act(params, method.memory, obs, key, 0.0)[1]))
-    return np.asarray(act(observations))
+    return np.asarray(jax.jit(jax.vmap(_greedy(method, params, key)))(observations))
+
+
+def _write_numpy(
+    out: Path, act: Callable[[Array], Array], observations: np.ndarray, actions: np.ndarray
+) -> None:
+    """Write policy.py and policy.npz, and try them.
+
+    Raises:
+        NotPlain: there is no translation, or it acts otherwise.
+    """
+    source, arrays = numpy_program(act, observations[0])
+    (out / "policy.py").write_text(source)
+    np.savez(out / "policy.npz", allow_pickle=False, **arrays)
+    found = runpy.run_path(str(out / "policy.py"))["act"](observations)
+    discrete = np.issubdtype(actions.dtype, np.integer)
+    apart = (found != actions).mean() if discrete else np.abs(found - actions).max()
+    if not apart <= TOLERANCE:
+        raise NotPlain(f"its translation acts otherwise: {apart:.2g} away")
 
 
 def _program(method: Method, env: Env, params: Params) -> bytes:
     """The serialized program observations [b, *obs] -> actions [b, ...], for any b; weights are constants."""
-    weights, key = jax.tree.map(jnp.asarray, params), jax.random.key(0)
-
-    def act(observations: Array) -> Array:
-        return jax.vmap(lambda obs: method.act(weights, method.memory, obs, key, 0.0)[1])(observations)
-
+    act = jax.vmap(_greedy(method, params, jax.random.key(0)))
     (batch,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, *env.spec.obs_shape), env.spec.obs_dtype)
     return bytes(export.export(jax.jit(act), platforms=PLATFORMS)(shape).serialize())

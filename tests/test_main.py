@@ -12,6 +12,7 @@ import pytest
 
 import popjax
 from popjax import cli
+from popjax.cli import forms
 
 ROOT = Path(__file__).parent.parent
 RUN = ["train", "tests.host.tiny", "--env", "probe/context", "--env-steps", "24", "--eval-episodes", "1"]
@@ -37,6 +38,11 @@ def test_a_module_is_a_command_and_says_how_to_repeat_it(tmp_path):
     assert popjax_m(*RUN, "--run-dir", "run").returncode == 0
     command = popjax.load(tmp_path / "run").config["command"]
     assert command.startswith("python -m popjax train tests.host.tiny --env")
+
+
+def test_the_installed_command_is_named_as_it_is_typed():
+    assert forms.command(["/opt/env/bin/popjax", "train", "a b"]) == "popjax train 'a b'"
+    assert forms.command(["scripts/run.py", "--resume"]) == "python scripts/run.py --resume"
 
 
 @pytest.mark.parametrize("command", [cli.run, cli.evaluate, cli.report, cli.export, cli.main])

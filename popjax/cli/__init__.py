@@ -7,7 +7,6 @@ the State saved.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -86,6 +85,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     terminal.write_any_text()
     if wrong := jax_setup.setting_unknown_to_jax():
         return _fail(wrong, 2)
+    from popjax.cli import forms
     from popjax.cli.parse import Fault
 
     try:
@@ -99,7 +99,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     except Interrupted as interrupted:
         resume = [argument for argument in argv if argument != "--resume"]
         started = sys.argv[: len(sys.argv) - len(argv)] or sys.argv[:1]
-        complain(f"{interrupted}\nto continue: {shlex.join(['python', *started, *resume, '--resume'])}")
+        complain(f"{interrupted}\nto continue: {forms.command([*started, *resume, '--resume'])}")
         if interrupted.left:
             os._exit(128 + interrupted.signal_number)
         return 128 + interrupted.signal_number

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import tyro
 
 from popjax.host.numbers import whole
+
+
+def command(words: Sequence[str]) -> str:
+    """Return the command that runs ``words``, a program and its arguments, again."""
+    installed = Path(words[0]).stem == "popjax"
+    return shlex.join(["popjax", *words[1:]] if installed else ["python", *words])
+
 
 NUMBERS = tyro.constructors.ConstructorRegistry()
 """Readers of values where tyro's own are too narrow."""

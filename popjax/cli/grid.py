@@ -199,7 +199,7 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
             raise Refused(f"{root} already holds a run: name another --run-dir")
         elif resume:
             complain(f"{root} holds no run yet: starting from the beginning")
-        run_group.write(root, shlex.join(["python", *sys.argv]), entries)
+        run_group.write(root, forms.command(sys.argv), entries)
 
     processes.together(make)
 

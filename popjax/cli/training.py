@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -31,7 +30,7 @@ class Program(NamedTuple):
 
 def train_program(program: Program, root: Path, resume: bool) -> Any:
     """Train one program in this process and return its ``Result``."""
-    from popjax.cli import building, parse, pretrained
+    from popjax.cli import building, forms, parse, pretrained
     from popjax.host.runs import rundir
     from popjax.host.training import train
 
@@ -67,7 +66,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
             resume=resume,
             sinks=_tracking(common, root, stack),
             name=program.name,
-            command=shlex.join(["python", *sys.argv]),
+            command=forms.command(sys.argv),
         )
 
 

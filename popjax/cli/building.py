@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +11,7 @@ from popjax.host import recipes
 
 if TYPE_CHECKING:
     from popjax.core import Env, Method
+    from popjax.host.scaling import Member
     from popjax.recipe import Recipe
 
 
@@ -33,6 +36,8 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     Raises:
         Refused: there is no run, no whole checkpoint or no such member.
     """
+    import jax
+
     from popjax.host import paths
     from popjax.host.checkpoints import checkpoint
     from popjax.host.errors import Refused
@@ -42,32 +47,44 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     from popjax.host.terminal import complain
 
     root = run_group.run_of(paths.path(run_dir), member)
-    saved = rundir.read_config(root)
-    if saved.get("not_rebuilt") or not saved.get("config"):
-        why = saved.get("not_rebuilt") or "it was not made by run.py"
-        raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
+    saved = _buildable(root)
     env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
-    shapes = _state_shapes(method, hyper, members)
+    begin = partial(_beginning, method, hyper)
+    shapes = jax.eval_shape(lambda: begin(members))
     files = rundir.RunDirectory(root)
     until = None
     if picked not in (None, picking.BEST):
         until = picking.generation(files, str(picked), saved["options"]["checkpoint_every"])
+    wanted = dict(enumerate(members))
     if member is None:
         found = checkpoint.restore_newest(files.checkpoints, shapes, complain, until=until)
     else:
         place = run_group.place_of(root, members, member)
+        wanted = {place: members[place]}
+        saved = saved | {"members": [member, member + 1]}
         found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
     if found is None:
         raise Refused(f"{root} has no whole checkpoint")
-    _, state, extra = found
-    steps = extra["env_steps"]
-    if member is not None:
-        saved, steps = saved | {"members": [member, member + 1]}, [steps[place]]
+    state, steps = picking.with_last_good(
+        files, shapes, found[1:], wanted, lambda place: begin(members[place : place + 1])
+    )
     if picked == picking.BEST:
         numbers = [m.number for m in sweep.of_config(saved)]
         method, state, steps = picking.with_best(method, state, files, numbers)
     return Loaded(env, method, config, state, saved, steps)
+
+
+def _buildable(root: Path) -> dict[str, Any]:
+    """Return the content of ``config.json``, if the run can be built again from it."""
+    from popjax.host.errors import Refused
+    from popjax.host.runs import rundir
+
+    saved = rundir.read_config(root)
+    if saved.get("not_rebuilt") or not saved.get("config"):
+        why = saved.get("not_rebuilt") or "it was not made by run.py"
+        raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
+    return saved
 
 
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
@@ -135,13 +152,14 @@ def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> An
     return method._replace(built=Built(recipe.build, env, config, built_on))
 
 
-def _state_shapes(method: Any, hyper: Any, members: Any) -> Any:
+def _beginning(method: Method, hyper: Any, members: Sequence[Member]) -> Any:
+    """Return the State [S, ...] with which ``members`` begin."""
     import jax
 
     from popjax.host.scaling import sweep
 
     start = sweep.keys(members), sweep.hypers(hyper, members)
-    return jax.eval_shape(sweep.lift(method.init, len(members)), *start)
+    return jax.jit(sweep.lift(method.init, len(members)))(*start)
 
 
 def one_line(error: Exception) -> str:

@@ -24,14 +24,7 @@ class NotSaved(RuntimeError):
 
 
 class NotRead(RuntimeError):
-    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk.
-
-    ``what`` says which and why, without the remedy.
-    """
-
-    def __init__(self, what: str, remedy: str):
-        super().__init__(f"{what}; {remedy}")
-        self.what = what
+    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk."""
 
 
 class NotTracked(RuntimeError):

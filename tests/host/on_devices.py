@@ -102,7 +102,7 @@ def collectives_without_a_mesh_of_its_own() -> int:
 
 
 def members(directory: Path) -> dict[str, Any]:
-    """Eight members, one of which is frozen, on 1, 2 and 4 devices, and across two numbers of devices."""
+    """Eight members, four of which fail, on 1, 2 and 4 devices, and across two numbers of devices."""
     method = tiny.build(ENV, tiny.Config(uneven=True))
     swept = {"hyper.poison_at": [-1.0, 25.0], "hyper.rate": [0.1, 0.2]}
     options: Any = OPTIONS | {"seeds": 2, "swept": swept}

@@ -83,11 +83,11 @@ def test_members_that_were_stopped_half_way_go_on_beside_those_that_begin(tmp_pa
     assert digests(grown) == digests(run(None, seeds=3))
 
 
-def test_a_frozen_member_stays_frozen_in_its_new_place(tmp_path: Path) -> None:
+def test_a_failed_member_stays_so_in_its_new_place(tmp_path: Path) -> None:
     poison = {"hyper.poison_at": [25.0, -1.0]}
     first = run(tmp_path, env_steps=360, swept=poison)
     grown = run(tmp_path, env_steps=360, swept={"hyper.poison_at": [-3.0, 25.0, -1.0]}, resume=True)
-    assert [row["status"] for row in grown.summary["members"]] == ["finished", "frozen", "finished"]
+    assert [row["status"] for row in grown.summary["members"]] == ["finished", "failed", "finished"]
     assert digests(first).items() < digests(grown).items()
 
 

@@ -253,7 +253,8 @@ def test_runs_without_times_have_no_curve_against_them(tmp_path: Path) -> None:
     assert "No times were recorded of ours on probe/context." in made.page.read_text()
 
 
-def test_a_frozen_member_cuts_nobody_else_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["failed", "frozen"])  # as it is called now, and as it was
+def test_a_failed_member_cuts_nobody_else_short(status: str, tmp_path: Path) -> None:
     root = make_run(tmp_path / "ours", seeds=(0, 1))
     lines = [json.loads(line) for line in (root / "eval.jsonl").read_text().splitlines()]
     kept = [line | {"member": line["seed"]} for line in lines if line["seed"] == 0 or line["generation"] < 3]
@@ -261,7 +262,7 @@ def test_a_frozen_member_cuts_nobody_else_short(tmp_path: Path) -> None:
     summary = json.loads((root / "summary.json").read_text())
     rows = [
         {"member": 0, "seed": 0, "status": "finished", "reason": None},
-        {"member": 1, "seed": 1, "status": "frozen", "reason": "critic_loss is nan in generation 3"},
+        {"member": 1, "seed": 1, "status": status, "reason": "critic_loss is nan in generation 3"},
     ]
     (root / "summary.json").write_text(json.dumps(summary | {"members": rows}))
     (group,) = records.grouped(records.read(root).records)

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from popjax.agents import ddpg
+from popjax.cli import building
 from popjax.envs import make
 from popjax.evolution.crossover import Distillation
 from popjax.host.checkpoints import checkpoint, state_arrays
-from popjax.host.errors import Interrupted, NonFiniteMetric, NotRead, NotSaved, Refused, TooLarge
+from popjax.host.errors import Interrupted, NonFiniteMetric, NotSaved, Refused, TooLarge
+from popjax.host.runs import member_subset
 from popjax.host.scaling import memory, processes, sweep
 from popjax.host.training import train
 from popjax.host.training.stopped_members import Standing
@@ -171,82 +173,108 @@ def test_a_part_of_a_sweep_equals_that_part_of_the_whole() -> None:
 POISON = {"hyper.poison_at": [-1.0, 25.0, -2.0]}
 
 
-def test_a_member_that_fails_is_frozen_while_the_others_go_on(
+def test_a_member_that_fails_is_marked_while_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method, options = tiny.build(ENV), OPTIONS | {"quiet": False}
     result = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path, **options)
-    said = [line for line in capsys.readouterr().err.splitlines() if "is frozen" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "has failed" in line]
     assert len(said) == 1
-    assert "member 1 (hyper.poison_at=25,seed0) is frozen at generation 21" in said[0]
-    assert "losses.loss became NaN or infinite in generation 25; 2 others go on" in said[0]
+    assert "member 1 (hyper.poison_at=25,seed0) has failed: metric losses.loss became NaN" in said[0]
+    assert "in generation 25; its last good checkpoint is that of generation 21; 2 others go on" in said[0]
     rows = result.summary["members"]
-    assert [row["status"] for row in rows] == ["finished", "frozen", "finished"]
-    assert [row["env_steps"] for row in rows] == [612, 252, 612]  # 21 generations of 12
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
+    assert [row["env_steps"] for row in rows] == [612, 288, 612]  # the chunk before ended at generation 24
     assert rows[1]["final_return"] is None
+    assert rows[1]["last_good_checkpoint"] == 21
     assert np.isnan(result.returns[1])
     assert not np.isnan(result.returns[[0, 2]]).any()
-    np.testing.assert_array_equal(result.state.generation, [51, 21, 51])
+    assert {21, 51} <= set(checkpoint.generations(tmp_path / "checkpoints"))  # it is kept for the failed one
     undisturbed = train(method, ENV, env_steps=600, swept={"hyper.poison_at": [-1.0, -3.0, -2.0]}, **OPTIONS)
     for place in (0, 2):
         assert rows[place]["state_sha256"] == undisturbed.summary["members"][place]["state_sha256"]
     recorded = [row["generation"] for row in lines(tmp_path / "metrics.jsonl") if row["member"] == 1]
     assert recorded[-1] == 24  # what was finite stays on record
     assert max(row["generation"] for row in lines(tmp_path / "eval.jsonl") if row["member"] == 1) <= 24
-    good = train(method, ENV, env_steps=252, hyper=tiny.Hyper(poison_at=25.0), **OPTIONS)
-    np.testing.assert_allclose(result.state.weight[1], good.state.weight[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("budget", [pytest.param(600, marks=pytest.mark.slow), 300])
-def test_where_a_member_is_to_be_frozen_cannot_be_read(
-    budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def made_by(directory: Path, **facts: str) -> None:
+    """Let ``config.json`` say something else of what made the run."""
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+def test_a_failed_member_is_deployed_as_its_last_good_checkpoint_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others are saved first; once it can be read the run goes on, or ends, as if it always had."""
-    method, options = tiny.build(ENV), OPTIONS | {"swept": POISON, "env_steps": budget}
-    straight = train(method, ENV, run_dir=tmp_path / "a", **options)
-    options["run_dir"] = tmp_path / "b"
-
-    def denied(*_: Any, **__: Any) -> Any:
-        raise NotRead("checkpoint x/21 cannot be read (Permission denied)", "nothing was changed")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(checkpoint, "member_of_newest", denied)
-        with pytest.raises(
-            NotRead, match=r"x/21 .*; member 1 is .* all is saved as generation .* --resume, or"
-        ):
-            train(method, ENV, **options)
-        reached = checkpoint.generations(tmp_path / "b/checkpoints")
-        assert reached[0] > 21
-        assert 21 in reached
-        with pytest.raises(NotRead, match="nothing was changed: mend that and --resume"):
-            train(method, ENV, resume=True, **options)
-        assert checkpoint.generations(tmp_path / "b/checkpoints") == reached
-    resumed = train(method, ENV, resume=True, **options)
-    assert resumed.summary["members"] == straight.summary["members"]
-    assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
-    assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
-    assert lines(tmp_path / "a/eval.jsonl") == lines(tmp_path / "b/eval.jsonl")
-    found = checkpoint.restore_newest(tmp_path / "b/checkpoints", resumed.state, pytest.fail)
-    assert found is not None
-    assert state_arrays.digest(found[1]) == straight.summary["state_sha256"]
+    """Alone, beside the others, and as the beginning of another run."""
+    method, options = tiny.build(ENV), OPTIONS | {"checkpoint_every": 240}
+    train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path / "all", **options)
+    made_by(tmp_path / "all", method="tests.host.tiny")
+    good = train(method, ENV, env_steps=252, hyper=tiny.Hyper(poison_at=25.0), **OPTIONS).state.weight[0]
+    for member, place in ((None, 1), (1, 0)):
+        loaded = building.load(tmp_path / "all", member)
+        assert loaded.env_steps[place] == 252
+        np.testing.assert_allclose(loaded.state.weight[place], good, rtol=1e-5)
+        assert "member 1 has failed: metric losses.loss" in capsys.readouterr().err
+    with member_subset.detached(tmp_path / "all", tmp_path / "one", (1, 2)):
+        arrays, extra = checkpoint.rows(tmp_path / "one/checkpoints/21")
+    np.testing.assert_allclose(arrays["weight"][0], good, rtol=1e-5)
+    assert extra["env_steps"] == [252]
+    with pytest.raises(NonFiniteMetric, match="generation 25"):
+        train(
+            method,
+            ENV,
+            env_steps=600,
+            swept=POISON,
+            members=(1, 2),
+            run_dir=tmp_path / "one",
+            resume=True,
+            **options,
+        )
 
 
-def test_a_frozen_member_stays_so_after_a_resume(tmp_path: Path) -> None:
+def test_a_member_that_failed_before_its_first_checkpoint_is_deployed_as_it_began(tmp_path: Path) -> None:
+    swept = {"hyper.poison_at": [-1.0, 3.0]}
+    result = train(tiny.build(ENV), ENV, env_steps=240, swept=swept, run_dir=tmp_path / "all", **OPTIONS)
+    assert result.summary["members"][1]["last_good_checkpoint"] is None
+    made_by(tmp_path / "all", method="tests.host.tiny")
+    loaded = building.load(tmp_path / "all")
+    assert loaded.env_steps == [252, 0]
+    assert loaded.state.generation.tolist() == [21, 0]
+    with (
+        pytest.raises(Refused, match=r"member 1 has failed: .* has no checkpoint: leave it out"),
+        member_subset.detached(tmp_path / "all", tmp_path / "one", None),
+    ):
+        pass
+
+
+def test_a_failed_member_stays_so_after_a_resume(tmp_path: Path) -> None:
     method = tiny.build(ENV)
     straight = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path / "a", **OPTIONS)
     train(method, ENV, env_steps=400, swept=POISON, run_dir=tmp_path / "b", **OPTIONS)
     resumed = train(method, ENV, env_steps=600, swept=POISON, run_dir=tmp_path / "b", resume=True, **OPTIONS)
     assert resumed.summary["members"] == straight.summary["members"]
     assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
+    assert 21 in checkpoint.generations(tmp_path / "b/checkpoints")
+
+
+def test_a_run_with_members_that_an_earlier_popjax_froze_is_refused(tmp_path: Path) -> None:
+    method, options = tiny.build(ENV), OPTIONS | {"swept": POISON, "run_dir": tmp_path}
+    train(method, ENV, env_steps=240, **options)
+    arrays, extra = checkpoint.rows(tmp_path / "checkpoints/21")
+    checkpoint.write_arrays(tmp_path / "checkpoints", 21, arrays, extra | {"frozen": {"1": "it was NaN"}})
+    made_by(tmp_path, git_commit="c0ffee")
+    for _ in range(2):  # the refusal leaves config.json as it was
+        with pytest.raises(Refused, match="froze; check out commit c0ffee to resume it"):
+            train(method, ENV, env_steps=600, resume=True, **options)
 
 
 @pytest.mark.slow
-def test_where_a_member_is_frozen_does_not_depend_on_interruptions(tmp_path: Path) -> None:
-    """Those that a signal makes save are not among the checkpoints that the interval asks for."""
+def test_what_a_failed_member_leaves_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+    """Only which checkpoint is its last good one does: a signal makes more of them."""
     method, options = tiny.build(ENV, tiny.Config(uneven=True)), OPTIONS | {"env_steps": 600, "swept": POISON}
     straight = train(method, ENV, run_dir=tmp_path / "a", **options)
-    regular = int(straight.state.generation[1])
-    assert 0 < regular < 21
 
     def stop(index: int, history: Any) -> None:
         if index == 1:
@@ -260,7 +288,9 @@ def test_where_a_member_is_frozen_does_not_depend_on_interruptions(tmp_path: Pat
             )
             break
         reached.append(checkpoint.generations(tmp_path / "b/checkpoints")[0])
-    assert {21, 24} <= set(reached)  # right before the failure in generation 25
+    assert 24 in reached  # right before the failure in generation 25
+    assert resumed.summary["members"][1].pop("last_good_checkpoint") == 24
+    assert 0 < straight.summary["members"][1].pop("last_good_checkpoint") < 21
     assert resumed.summary["members"] == straight.summary["members"]
     assert resumed.summary["state_sha256"] == straight.summary["state_sha256"]
     assert lines(tmp_path / "a/metrics.jsonl") == lines(tmp_path / "b/metrics.jsonl")
@@ -274,13 +304,10 @@ def test_the_last_member_that_goes_on_may_fail_when_the_others_have_finished(
     slowest = int(train(METHOD, ENV, env_steps=600, **options).state.generation.max())
     result = train(METHOD, ENV, env_steps=600, hyper=tiny.Hyper(poison_at=float(slowest)), **options)
     assert "the others have finished" in capsys.readouterr().err
-    assert {row["status"] for row in result.summary["members"]} == {"finished", "frozen"}
+    assert {row["status"] for row in result.summary["members"]} == {"finished", "failed"}
 
 
-def test_without_a_checkpoint_a_member_is_frozen_at_its_beginning() -> None:
-    swept = {"hyper.poison_at": [-1.0, 3.0]}
-    result = train(tiny.build(ENV), ENV, env_steps=240, swept=swept, **OPTIONS)
-    np.testing.assert_array_equal(result.state.generation, [21, 0])
+def test_a_run_ends_when_all_members_have_failed() -> None:
     with pytest.raises(NonFiniteMetric, match="generation 10"):
         train(tiny.build(ENV), ENV, env_steps=240, swept={"hyper.poison_at": [4.0, 10.0]}, **OPTIONS)
 

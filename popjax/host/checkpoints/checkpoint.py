@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -44,14 +44,14 @@ def save(
     generation: int,
     state: Any,
     extra: dict[str, Any],
-    keep: int | None = None,
+    keep: Collection[int] = (),
     kept: int = KEPT,
 ) -> None:
     """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
 
     A checkpoint that the generation has already is replaced. The oldest are removed once the new one is
-    complete, but for the newest ``kept`` and that of generation ``keep``. Every process of a run calls this;
-    each writes what lies on its own devices.
+    complete, but for the newest ``kept`` and those of the generations ``keep``. Every process of a run calls
+    this; each writes what lies on its own devices.
 
     Raises:
         NotSaved: it could not be written; the older ones are as they were.
@@ -64,7 +64,7 @@ def write_arrays(
     generation: int,
     arrays: dict[str, Any],
     extra: dict[str, Any],
-    keep: int | None = None,
+    keep: Collection[int] = (),
     kept: int = KEPT,
 ) -> None:
     """Save a State that is given as arrays by name, keys as their data: see ``save``."""
@@ -102,7 +102,7 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
         writer.save(here / partial.name / _ARRAYS, stored)
 
 
-def _complete(directory: Path, generation: int, content: str, keep: int | None, kept: int) -> None:
+def _complete(directory: Path, generation: int, content: str, keep: Collection[int], kept: int) -> None:
     partial = directory / f"{_PARTIAL}{generation}"
     envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
     (partial / _MANIFEST).write_text(json.dumps(envelope))
@@ -112,7 +112,7 @@ def _complete(directory: Path, generation: int, content: str, keep: int | None, 
     if replaced:
         remove(replaced)
     for old in generations(directory)[kept:]:
-        if old != keep:
+        if old not in keep:
             remove(directory / str(old))
 
 
@@ -389,7 +389,6 @@ def _describe(array: np.ndarray) -> dict[str, Any]:
 
 def _not_read(path: Path, trouble: str) -> NotRead:
     return NotRead(
-        f"checkpoint {path} cannot be read ({trouble})",
-        "nothing was changed: mend that and try again, or remove the directory to go back to the checkpoint"
-        " before it",
+        f"checkpoint {path} cannot be read ({trouble}); nothing was changed: mend that and try again, or"
+        " remove the directory to go back to the checkpoint before it"
     )

@@ -33,10 +33,10 @@ class Record:
     swept: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def frozen(self) -> list[dict[str, Any]]:
+    def failed(self) -> list[dict[str, Any]]:
         """The summary's rows of members that became non-finite, whose evaluations are left out."""
         rows = (self.summary or {}).get("members", [])
-        return [row for row in rows if row["status"] == "frozen"]
+        return [row for row in rows if row["status"] in rundir.FAILED]
 
     @property
     def task(self) -> str:
@@ -146,9 +146,10 @@ def _read(root: Path) -> list[Record]:
     if not lines:
         raise NoRun(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = _summary(files.summary)
-    frozen = {row["member"] for row in (summary or {}).get("members", []) if row["status"] == "frozen"}
+    rows = (summary or {}).get("members", [])
+    failed = {row["member"] for row in rows if row["status"] in rundir.FAILED}
     # One that stopped early would cut everybody's curve where it stopped.
-    lines = [line for line in lines if line.get("member") not in frozen] or lines
+    lines = [line for line in lines if line.get("member") not in failed] or lines
     settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
     for line in lines:
         swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))

@@ -210,8 +210,8 @@ def _budgets(groups: Sequence[Group]) -> list[Text]:
     if unfinished:
         told.append(f"Unfinished: {', '.join(unfinished)}.")
     for record in {str(r.root): r for group in groups for r in group.records}.values():
-        if record.frozen:
-            rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.frozen)
+        if record.failed:
+            rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.failed)
             told.append(f"Left out of {record.root}, having become non-finite: {'; '.join(rows)}.")
     return [Text(" ".join(told), note=True)]
 

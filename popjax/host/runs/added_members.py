@@ -66,11 +66,13 @@ def _grow_checkpoint(run: Run, start: tuple[Any, Any], generation: int, there: l
     order = [known[name] for name in names]
     grown = {name: np.concatenate([array, fresh[name]])[order] for name, array in arrays.items()}
     steps = [*extra["env_steps"], *[0] * len(missing)]
-    moved = {
-        key: {str(names.index(there[int(place)])): why for place, why in extra.get(key, {}).items()}
-        for key in ("frozen", "unsettled")
+    done = [*extra.get("generations", arrays["generation"].tolist()), *[0] * len(missing)]
+    told = extra | {
+        "members": names,
+        "env_steps": [steps[place] for place in order],
+        "generations": [done[place] for place in order],
+        "failed": {str(names.index(there[int(place)])): f for place, f in extra.get("failed", {}).items()},
     }
-    told = extra | moved | {"members": names, "env_steps": [steps[place] for place in order]}
     every = len(checkpoint.generations(run.files.checkpoints))
     checkpoint.write_arrays(run.files.checkpoints, generation, grown, told, kept=every)
 

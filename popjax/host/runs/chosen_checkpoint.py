@@ -1,18 +1,24 @@
-"""Choice among the checkpoints of a run: an older one, or the best policies."""
+"""Choice among the checkpoints of a run: an older one, the last good one of a failed member, or the best
+policies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from popjax import tree
 from popjax.core import Method
 from popjax.host.checkpoints import best_policies, checkpoint
 from popjax.host.errors import Refused
+from popjax.host.runs.run import Failure
 from popjax.host.runs.rundir import RunDirectory
 from popjax.host.scaling import sweep
+from popjax.host.scaling.sweep import Member
+from popjax.host.terminal import complain
 
 BEST = "best"
 
@@ -40,6 +46,40 @@ def generation(files: RunDirectory, wanted: str, every: int) -> int:
             " (--keep-checkpoints N keeps more)"
         )
     return found
+
+
+def with_last_good(
+    files: RunDirectory,
+    shapes: Any,
+    found: tuple[Any, dict[str, Any]],
+    members: Mapping[int, Member],
+    beginning: Callable[[int], Any],
+) -> tuple[Any, list[int]]:
+    """Return the State of ``members``, by place in the run, and the environment steps of each; those that
+    have failed are what they were at their last good checkpoint, or at their ``beginning`` without one.
+
+    ``found`` is the State [len(members), ...] of a checkpoint and its extra, ``beginning`` gives the State
+    [1, ...] with which the member at a place began.
+
+    Raises:
+        Refused: the last good checkpoint of one is not whole.
+    """
+    state, extra = found
+    steps = [int(extra["env_steps"][place]) for place in members]
+    for row, (place, member) in enumerate(members.items()):
+        if str(place) not in extra.get("failed", {}):
+            continue
+        failure = Failure(**extra["failed"][str(place)])
+        used = "which is used" if failure.checkpoint is not None else "its beginning is used"
+        complain(f"member {member.number} has failed: {failure.reason}; {failure.remains}, {used}")
+        lane, steps[row] = beginning(place), 0
+        if failure.checkpoint is not None:
+            good = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, failure.checkpoint)
+            if good is None:
+                raise Refused(f"{files.root} has no whole checkpoint before the failure of a member")
+            lane, steps[row] = good[1], int(good[2]["env_steps"][place])
+        state = tree.put(state, row, tree.take(lane, 0))
+    return state, steps
 
 
 def with_best(

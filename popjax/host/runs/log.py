@@ -171,7 +171,7 @@ def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
         latest.update({evaluation.member: evaluation.mean for evaluation in history.evaluations})
         now = history.env_steps[:, -1] if history.env_steps.size else now
         seconds = max(time.perf_counter() - begun, 1e-9)
-        # Where the last one that went on was frozen just now, all others have finished.
+        # Where the last one that went on has just failed, all others have finished.
         slowest = min(history.living or range(len(now)), key=lambda place: int(now[place]))
         rate = (now - first)[slowest] / seconds
         left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from popjax.host.checkpoints import best_policies, checkpoint
 from popjax.host.errors import Refused
 from popjax.host.runs import run_group, rundir
+from popjax.host.runs.run import Failure
 from popjax.host.scaling import processes
 from popjax.host.scaling.sweep import of_config
 from popjax.host.terminal import complain
@@ -37,8 +39,9 @@ def detached(
     They are taken from the checkpoint of ``generation``, the newest without; ``edits`` are leaves of the
     State by name, one value for all members.
 
-    What was frozen is no longer: continued with the same numbers it fails again. Where the context ends
-    because the new run is refused, before it has trained, the copy is removed: it would block other commands.
+    Members that have failed go on from their last good checkpoints: with the same numbers they fail again.
+    Where the context ends because the new run is refused, before it has trained, the copy is removed: it
+    would block other commands.
 
     Raises:
         Refused: ``source`` has no such members, no such whole checkpoint or no such leaf, or ``destination``
@@ -70,21 +73,8 @@ def _detach(
         raise Refused(f"{destination} already holds a run: name another --run-dir")
     members = of_config(config)
     numbers = [member.number for member in members]
-    first, last = bounds or (numbers[0], numbers[-1] + 1)
-    if first not in numbers or last - 1 not in numbers or first >= last:
-        raise Refused(f"--members {first}:{last} is no part of the members {numbers[0]}:{numbers[-1] + 1}")
-    places = [numbers.index(number) for number in range(first, last)]
-    there = checkpoint.generations(old.checkpoints)
-    if generation is not None and generation not in there:
-        has = ", ".join(map(str, sorted(there))) or "none"
-        raise Refused(
-            f"{source} has no checkpoint of generation {generation}; it has {has} (--keep-checkpoints N keeps"
-            " more, --checkpoint-every N makes more)"
-        )
-    found = checkpoint.slice_of_newest(old.checkpoints, places, complain, generation)
-    if found is None:
-        raise Refused(f"{source} has no whole checkpoint")
-    arrays, extra = found
+    places = _places(numbers, bounds)
+    arrays, extra = _taken(old, numbers, places, generation)
     for name, value in edits.items():
         if name not in arrays:
             raise Refused(f"the State of {source} has no {name}: its method decides nothing of that kind")
@@ -92,14 +82,12 @@ def _detach(
     # Apart until all is there: a process that is killed meanwhile leaves nothing that looks like a run.
     new = rundir.RunDirectory(destination / _PARTIAL)
     shutil.rmtree(new.root, ignore_errors=True)
-    kept = {key: value for key, value in extra.items() if key not in ("frozen", "regular")}
-    if "members" in extra:
-        kept["members"] = [extra["members"][place] for place in places]
-    kept["env_steps"] = [extra["env_steps"][place] for place in places]
     for file in ("metrics", "evaluations"):
-        _copy_lines(getattr(old, file), getattr(new, file), set(range(first, last)), members[0].seed)
-    checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, kept)
-    if generation in (None, max(there)):
+        _copy_lines(
+            getattr(old, file), getattr(new, file), {numbers[place] for place in places}, members[0].seed
+        )
+    checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, extra)
+    if generation in (None, *checkpoint.generations(old.checkpoints)[:1]):
         best_policies.copy(old.best, new.best, [numbers[place] for place in places])
     rundir.write_json(
         new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
@@ -108,6 +96,55 @@ def _detach(
         if copied.exists():
             copied.rename(wanted)
     new.root.rmdir()
+
+
+def _places(numbers: list[int], bounds: tuple[int, int] | None) -> list[int]:
+    """Return the places of the members ``bounds`` among those of ``numbers``."""
+    first, last = bounds or (numbers[0], numbers[-1] + 1)
+    if first not in numbers or last - 1 not in numbers or first >= last:
+        raise Refused(f"--members {first}:{last} is no part of the members {numbers[0]}:{numbers[-1] + 1}")
+    return [numbers.index(number) for number in range(first, last)]
+
+
+def _taken(
+    files: rundir.RunDirectory, numbers: list[int], places: list[int], generation: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the rows ``places`` of every leaf of a checkpoint, and its extra for a run of these alone."""
+    there = checkpoint.generations(files.checkpoints)
+    if generation is not None and generation not in there:
+        has = ", ".join(map(str, sorted(there))) or "none"
+        raise Refused(
+            f"{files.root} has no checkpoint of generation {generation}; it has {has} (--keep-checkpoints N"
+            " keeps more, --checkpoint-every N makes more)"
+        )
+    found = checkpoint.slice_of_newest(files.checkpoints, places, complain, generation)
+    if found is None:
+        raise Refused(f"{files.root} has no whole checkpoint")
+    arrays, extra = found
+    steps = [extra["env_steps"][place] for place in places]
+    for row, place in enumerate(places):
+        if facts := extra.get("failed", {}).get(str(place)):
+            good, then = _last_good(files, numbers[place], place, Failure(**facts))
+            for name, array in arrays.items():
+                array[row] = good[name][0]
+            steps[row] = then["env_steps"][place]
+    # Nobody has failed any more, and what stood still says so itself.
+    kept = {key: value for key, value in extra.items() if key not in ("frozen", "failed", "generations")}
+    if "members" in extra:
+        kept["members"] = [extra["members"][place] for place in places]
+    return arrays, kept | {"env_steps": steps}
+
+
+def _last_good(
+    files: rundir.RunDirectory, number: int, place: int, failure: Failure
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the rows [1, ...] of the last checkpoint before a member failed, and its extra."""
+    found = None
+    if failure.checkpoint is not None:
+        found = checkpoint.slice_of_newest(files.checkpoints, [place], complain, failure.checkpoint)
+    if found is None:
+        raise Refused(f"member {number} has failed: {failure.reason}, and has no checkpoint: leave it out")
+    return found
 
 
 def _copy_lines(source: Path, destination: Path, members: set[int], first_seed: int) -> None:

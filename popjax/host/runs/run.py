@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,9 +29,9 @@ from popjax.host.terminal import complain
 class Result:
     """Result of a run.
 
-    state:       the final State, every leaf [S, ...].
+    state:       the final State, every leaf [S, ...]; void of a member that has failed.
     returns:     float [S] mean return of each member's evaluation on reaching the budget; NaN of one that
-                 was frozen.
+                 has failed.
     evaluations: all of them, oldest first, those before a resume included.
     history:     recorded generations since the start or the resume.
     summary:     the content of ``summary.json``.
@@ -78,6 +78,24 @@ class Run:
             complain(line)
 
 
+class Failure(NamedTuple):
+    """End of a member of which a metric became NaN or infinite.
+
+    reason:     metric and generation.
+    checkpoint: generation of the last checkpoint before it; None where there is none.
+    """
+
+    reason: str
+    checkpoint: int | None
+
+    @property
+    def remains(self) -> str:
+        """What is left of the member, in words."""
+        if self.checkpoint is None:
+            return "there is no checkpoint before it"
+        return f"its last good checkpoint is that of generation {self.checkpoint}"
+
+
 @dataclass(frozen=True)
 class Position:
     """Progress of a run.
@@ -89,11 +107,7 @@ class Position:
     wall_seconds:    seconds spent by earlier processes of the same run.
     compile_seconds: seconds spent compiling, by all processes.
     chunk_seconds:   seconds spent in chunks, by all processes.
-    frozen:          why the members at these places [S] stand still, though they have not finished.
-    regular:         generation of the newest checkpoint that the interval asked for, and neither a signal nor
-                     the end of the budget; None before the first.
-    unsettled:       of those frozen members that are not where they are to stand still, which checkpoint
-                     could not be read and why.
+    failed:          the members, by place [S], of which a metric became NaN or infinite.
     """
 
     generation: int
@@ -103,18 +117,16 @@ class Position:
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     chunk_seconds: float = 0.0
-    frozen: Mapping[int, str] = field(default_factory=dict)
-    regular: int | None = None
-    unsettled: Mapping[int, str] = field(default_factory=dict)
+    failed: Mapping[int, Failure] = field(default_factory=dict)
 
     @property
     def living(self) -> list[int]:
-        """Places of the members that are not frozen."""
-        return [place for place in range(len(self.env_steps)) if place not in self.frozen]
+        """Places of the members that have not failed."""
+        return [place for place in range(len(self.env_steps)) if place not in self.failed]
 
     @property
     def least(self) -> int:
-        """Environment steps of the slowest member that is not frozen."""
+        """Environment steps of the slowest member that has not failed."""
         return int(self.env_steps[self.living].min())
 
 
@@ -126,9 +138,8 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
         "wall_seconds": wall_seconds(run, position),
         "compile_seconds": position.compile_seconds,
         "chunk_seconds": position.chunk_seconds,
-        "frozen": {str(place): why for place, why in position.frozen.items()},
-        "regular": position.regular,
-        "unsettled": {str(place): what for place, what in position.unsettled.items()},
+        "generations": position.generations.tolist(),
+        "failed": {str(place): failure._asdict() for place, failure in position.failed.items()},
     }
 
 
@@ -156,9 +167,14 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
         run.say(f"{files.root} has no checkpoint yet: starting from the beginning")
         return None
     generation, state, extra = found
-    generations = processes.fetch(state.generation).copy()
-    frozen = {int(place): why for place, why in extra.get("frozen", {}).items()}
-    going = {m.number: int(generations[i]) for i, m in enumerate(run.members) if i not in frozen}
+    if extra.get("frozen"):
+        raise Refused(
+            f"{files.root} has members that an earlier popjax froze; check out commit"
+            f" {rundir.read_config(files.root).get('git_commit')} to resume it"
+        )
+    generations = np.array(extra.get("generations", processes.fetch(state.generation)))
+    failed = {int(place): Failure(**facts) for place, facts in extra.get("failed", {}).items()}
+    going = {m.number: int(generations[i]) for i, m in enumerate(run.members) if i not in failed}
     processes.together(lambda: _forget_beyond(files, generation, going))
     position = Position(
         generation=generation,
@@ -168,9 +184,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
         wall_seconds=extra["wall_seconds"],
         compile_seconds=extra["compile_seconds"],
         chunk_seconds=extra["chunk_seconds"],
-        frozen=frozen,
-        regular=extra.get("regular", generation),
-        unsettled={int(place): what for place, what in extra.get("unsettled", {}).items()},
+        failed=failed,
     )
     run.say(f"resuming at generation {generation}, {position.least:,} environment steps")
     return state, position
@@ -178,7 +192,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
 
 def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
     """Sets checkpoints beyond ``generation`` aside and removes records beyond it or, of the ``members`` by
-    number, beyond a generation of their own: what a frozen one did until it failed stays."""
+    number, beyond a generation of their own."""
     checkpoint.set_aside_newer(files.checkpoints, generation)
     log.drop_after(files.metrics, generation, members)
     log.drop_after(files.evaluations, generation, members)
@@ -194,7 +208,6 @@ def finish(
     returns = _final_returns(run, position)
     steps = int(position.env_steps.astype(np.int64).sum())
     finals = [None if np.isnan(value) else value for value in returns.tolist()]
-    metrics = named(processes.fetch(state.metrics))
     summary = {
         "method": run.config["method"],
         "agents": run.config["agents"],
@@ -216,7 +229,6 @@ def finish(
         "state_sha256": state_arrays.digest(state),
         "members": [
             _member(run, state, position, place, finals[place], (early or {}).get(place))
-            | {"metrics": {name: plain(values[place]) for name, values in metrics.items()}}
             for place in range(len(finals))
         ],
     }
@@ -230,17 +242,23 @@ def _member(
     run: Run, state: Any, position: Position, place: int, final: float | None, early: str | None
 ) -> dict[str, Any]:
     """A member's line in the summary; its digest is what a run of it alone would have."""
-    member = run.members[place]
-    alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
-    return {
+    member, failure = run.members[place], position.failed.get(place)
+    facts = {
         "member": member.number,
         "seed": member.seed,
         "numbers": dict(member.numbers),
-        "status": "frozen" if place in position.frozen else "stopped" if early else "finished",
-        "reason": position.frozen.get(place, early),
+        "status": "failed" if failure else "stopped" if early else "finished",
+        "reason": failure.reason if failure else early,
         "env_steps": int(position.env_steps[place]),
         "final_return": final,
+    }
+    if failure:
+        return facts | {"state_sha256": None, "last_good_checkpoint": failure.checkpoint}
+    alone = state if len(run.members) == 1 else jax.tree.map(lambda x: x[place : place + 1], state)
+    metrics = named(processes.fetch(alone.metrics))
+    return facts | {
         "state_sha256": state_arrays.digest(alone),
+        "metrics": {name: plain(values[0]) for name, values in metrics.items()},
     }
 
 
@@ -301,11 +319,11 @@ def finished(run: Run, state: Any, position: Position) -> Result:
 
 
 def _final_returns(run: Run, position: Position) -> np.ndarray:
-    """[S] mean return of the last evaluation of each member; NaN of the frozen or where records are lost."""
+    """[S] mean return of the last evaluation of each member; NaN of the failed or where records are lost."""
     last = {evaluation.member: evaluation.mean for evaluation in position.evaluations}
     return np.array(
         [
-            np.nan if place in position.frozen else last.get(member.number, np.nan)
+            np.nan if place in position.failed else last.get(member.number, np.nan)
             for place, member in enumerate(run.members)
         ]
     )

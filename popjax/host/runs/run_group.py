@@ -73,7 +73,7 @@ def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> boo
             rows = json.loads(rundir.RunDirectory(root).summary.read_text())["members"]
         there = {Member(0, row["seed"], row["numbers"]).identity for row in rows}
         return members <= there and all(
-            row["status"] == "frozen" or (row["env_steps"] or 0) >= env_steps for row in rows
+            row["status"] in rundir.FAILED or (row["env_steps"] or 0) >= env_steps for row in rows
         )
     except (OSError, ValueError, KeyError):
         return False

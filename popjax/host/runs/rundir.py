@@ -10,7 +10,7 @@ curve.png       learning curve, at the end; curves/NUMBERS.png where numbers wer
 summary.json    results, at the end, with a row per member, its last metrics among them
 schedule.json   of a method whose numbers change, who stemmed from whom and with which, at the end
 
-A sweep that takes several programs has one such directory for each, in one that ``index`` describes.
+A sweep that takes several programs has one such directory for each, in one that ``run_group`` describes.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _COMPARED = (
 )
 _DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
 """The options of the host that decide what is computed; the others say how often it is looked at."""
+FAILED = ("failed", "frozen")
+"""Status of a failed member in ``summary.json``, by its name of today and of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class RunDirectory:
 def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDirectory]:
     """The directory of a run that is about to start or to continue, locked against other processes.
 
+    Of one that continues, ``config.json`` says what the run was until ``write_config`` is called.
+
     Raises:
         Refused: it already holds a run and ``resume`` is false; its run has a different configuration;
             another process is writing to it.
@@ -136,10 +140,16 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
         def own() -> None:
             stack.enter_context(_locked(root))
-            write_json(files.config, {"id": identity(files.config), **config})
+            if not resume:
+                write_config(files, config)
 
         processes.together(own)
         yield files
+
+
+def write_config(files: RunDirectory, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``; the id of the run stays."""
+    write_json(files.config, {"id": identity(files.config), **config})
 
 
 def check(root: Path, config: dict[str, Any], resume: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,14 +17,13 @@ from popjax.host import signals
 from popjax.host.checkpoints import checkpoint, io_errors
 from popjax.host.checkpoints.best_policies import Best
 from popjax.host.checkpoints.writer import Writer
-from popjax.host.errors import CallbackFailed, Interrupted, NonFiniteMetric, NotRead, Refused
+from popjax.host.errors import CallbackFailed, Interrupted, NonFiniteMetric, Refused
 from popjax.host.runs import log
 from popjax.host.runs.background_writer import Background
 from popjax.host.runs.history import Evaluation, History, Seconds, empty, join, non_finite
 from popjax.host.runs.recorded_scalars import recorded
-from popjax.host.runs.run import Position, Result, Run, extra, finish, wall_seconds
-from popjax.host.scaling import processes, sweep
-from popjax.host.terminal import complain
+from popjax.host.runs.run import Failure, Position, Result, Run, extra, finish, wall_seconds
+from popjax.host.scaling import processes
 from popjax.host.training import stopping
 from popjax.host.training.compiled_programs import Programs
 from popjax.host.training.stopped_members import Standing
@@ -59,15 +58,13 @@ def train_on(
     spacing = max(1, min(run.options.log_every, run.options.env_steps) // run.method.steps_bound)
     standing = Standing(trained.shapes, run.files.root if run.files else None)
     stack.callback(standing.close)
-    late, position = bool(position.unsettled), _settle(trained, position, standing)
-    _require_settled(trained, position, "nothing was changed")
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
-        standing.keep(state, stopping.standing(run, position) - standing.places)
+        standing.keep(state, stopping.ended(run, position) - standing.places)
         if index:
             state, position, rows = _advance(trained, state, position, saved, standing)
         else:
-            rows = rows.freeze(position.generations, position.env_steps, standing.places)
+            rows = rows.freeze(position.generations, position.env_steps, stopping.standing(run, position))
         due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
         part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
         parts.append(part)
@@ -77,20 +74,20 @@ def train_on(
             state = signals.ready(standing.put_back(state))
         arrived = stop.arrived or 0  # once: one that comes while sinks are told is for the next chunk
         out_of_time = stopping.out_of_time(run)
-        written = due or arrived or out_of_time or position.unsettled or stopping.over(run, position)
+        written = due or arrived or out_of_time or stopping.over(run, position)
         policy = trained.programs.policy(state) if watched else None
         enough, failure = _tell(run, sinks, (index, part, policy), bool(written), failure)
         asked = processes.largest(_FAILED if failure else arrived or _ENOUGH * (enough or out_of_time))
         done = stopping.over(run, position) and not evaluations_due(run, position)
-        ends = bool(done or asked or position.unsettled)
+        ends = bool(done or asked)
         if ends or (writer and due):
             state = signals.ready(standing.put_back(state))  # an evaluation that was left may be before it
         stop.saving = ends
         if writer and (ends or due):
-            saved = position = _save(trained, state, position, due, again=late and index == 0)
+            _save(trained, state, position)
+            saved = position
         if writer and ends:
             writer.wait()
-        _require_settled(trained, position, f"all is saved as generation {position.generation}")
         if asked == _FAILED:
             _end_failed(run, position, failure)
         if done or asked == _ENOUGH:
@@ -142,16 +139,13 @@ def _end_failed(run: Run, position: Position, failure: BaseException | None) -> 
     raise failure
 
 
-def _save(trained: Trained, state: Any, position: Position, due: bool, again: bool) -> Position:
-    """Saves, ``again`` over the checkpoint that was resumed from, which has unsettled members.
-    Returns the position with a checkpoint that was ``due`` as its newest regular one."""
-    if due and not position.unsettled:
-        position = replace(position, regular=position.generation)
+def _save(trained: Trained, state: Any, position: Position) -> None:
+    """Save the best policies and a checkpoint; the last good ones of failed members stay."""
     if trained.best:
         trained.best.save()
     assert trained.writer is not None
-    trained.writer.save(position.generation, state, extra(trained.run, position), position.regular, again)
-    return position
+    kept = {failure.checkpoint for failure in position.failed.values() if failure.checkpoint is not None}
+    trained.writer.save(position.generation, state, extra(trained.run, position), kept)
 
 
 def _advance(
@@ -171,11 +165,11 @@ def _advance(
                 trained.writer.wait()
             raise CallbackFailed(f"{what}; {_last_saved(trained.run, saved)}") from None
         raise
-    rows = rows.freeze(position.generations, position.env_steps, standing.places)
+    still = standing.places | position.failed.keys()
+    rows = rows.freeze(position.generations, position.env_steps, still)
     if failures := non_finite(rows):
-        position = _freeze(trained, failures, position, saved, standing)
-        still = standing.places | position.unsettled.keys()
-        rows = rows.freeze(position.generations, position.env_steps, still)
+        position = _mark_failed(trained, failures, position, saved)
+        rows = rows.freeze(position.generations, position.env_steps, failures)
     _require_progress(rows, position)
     position = replace(
         position,
@@ -252,74 +246,34 @@ def _crossed(before: Any, now: Any, every: int) -> Any:
     return now // every > before // every
 
 
-def _freeze(
-    trained: Trained,
-    failures: dict[int, tuple[int, str]],
-    position: Position,
-    saved: Position,
-    standing: Standing,
+def _mark_failed(
+    trained: Trained, failures: Mapping[int, tuple[int, str]], position: Position, saved: Position
 ) -> Position:
-    """Stops the members of which a metric is not finite at their last regular checkpoint; where they stand
-    does not depend on when the run was interrupted. Returns the position with them standing still.
+    """Return the position with the members failed of which a metric is not finite.
+
+    Their States go on being computed with the others', of which nothing is recorded or evaluated any more.
 
     Raises:
-        NonFiniteMetric: all others are frozen too.
+        NonFiniteMetric: all others have failed too.
     """
+    run = trained.run
     if trained.writer:
         trained.writer.wait()
     if not set(position.living) - failures.keys():
-        raise NonFiniteMetric(_all_failed(trained.run, failures, saved))
-    reasons = {
-        place: f"metric {metric} became NaN or infinite in generation {generation}"
+        raise NonFiniteMetric(_all_failed(run, failures, saved))
+    checkpoint = (saved.generation or None) if run.files else None
+    failed = {
+        place: Failure(f"metric {metric} became NaN or infinite in generation {generation}", checkpoint)
         for place, (generation, metric) in sorted(failures.items())
     }
-    position = replace(position, frozen={**position.frozen, **reasons}, unsettled=dict.fromkeys(reasons, ""))
-    return _settle(trained, position, standing)
-
-
-def _settle(trained: Trained, position: Position, standing: Standing) -> Position:
-    """Puts frozen members that are unsettled where they are to stand still. Those for whom it cannot be read
-    stay unsettled: the others can be saved first."""
-    run, unsettled = trained.run, {}
-    generations, steps = position.generations.copy(), position.env_steps.copy()
-    others = len(steps) - len(stopping.standing(run, position))
-    for place in sorted(position.unsettled):
-        try:
-            lane = _last_good(trained, place, position.regular)
-        except NotRead as error:
-            unsettled[place] = error.what
-            continue
-        standing.keep_lane(lane, place)
-        generations[place], steps[place] = (x[0] for x in processes.fetch((lane.generation, lane.env_steps)))
+    position = replace(position, failed={**position.failed, **failed})
+    others = len(run.members) - len(stopping.standing(run, position))
+    for place, failure in failed.items():
         run.say(
-            f"member {run.members[place].number} ({run.members[place].name}) is frozen at generation"
-            f" {generations[place]}: {position.frozen[place]};"
-            f" {f'{others} others go on' if others else 'the others have finished'}"
+            f"member {run.members[place].number} ({run.members[place].name}) has failed: {failure.reason};"
+            f" {failure.remains}; {f'{others} others go on' if others else 'the others have finished'}"
         )
-    return replace(position, generations=generations, env_steps=steps, unsettled=unsettled)
-
-
-def _require_settled(trained: Trained, position: Position, done: str) -> None:
-    """Raises NotRead where a frozen member is unsettled, with what was ``done``."""
-    for place, what in position.unsettled.items():
-        raise NotRead(
-            what,
-            f"member {trained.run.members[place].number} is to be frozen there, as {position.frozen[place]};"
-            f" {done}: mend that and --resume, or remove that directory first to have it frozen at the"
-            " checkpoint before it, or at its beginning",
-        )
-
-
-def _last_good(trained: Trained, place: int, regular: int | None) -> Any:
-    """A member's State [1, ...] of the newest regular checkpoint, else of its beginning."""
-    if trained.writer and regular is not None:
-        directory = trained.writer.directory
-        found = checkpoint.member_of_newest(directory, trained.shapes, complain, place, until=regular)
-        if found:
-            return found[1]
-    key = sweep.keys(trained.run.members[place : place + 1])
-    hyper = jax.tree.map(lambda x: processes.fetch(x)[place : place + 1], trained.start[1])
-    return jax.jit(sweep.lift(trained.run.method.init, 1))(key, hyper)
+    return position
 
 
 def _last_saved(run: Run, saved: Position) -> str:
@@ -333,7 +287,7 @@ def _last_saved(run: Run, saved: Position) -> str:
     return f"no checkpoint had been made yet; --resume in {run.files.root} starts from the beginning"
 
 
-def _all_failed(run: Run, failures: dict[int, tuple[int, str]], saved: Position) -> str:
+def _all_failed(run: Run, failures: Mapping[int, tuple[int, str]], saved: Position) -> str:
     where = _last_saved(run, saved)
     (generation, metric), place = min((failure, place) for place, failure in failures.items())
     seed = run.members[place].seed

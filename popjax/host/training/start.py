@@ -2,8 +2,7 @@
 
 Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member
 stands still from the end of the first chunk in which it has reached the budget, so what becomes of one that
-finishes does not depend on the members beside it. Where a frozen one stands does: at a checkpoint of the
-whole sweep, and when one is due depends on all of them.
+finishes does not depend on the members beside it.
 """
 
 from __future__ import annotations
@@ -178,9 +177,11 @@ def _start(
     start = shard.spread(start, placement.members())
     restored = None
     if resume:
-        run = replace(run, files=stack.enter_context(directory))
+        files = stack.enter_context(directory)
+        run = replace(run, files=files)
         added_members.grow(run, start)
         restored = restore(run, shapes, placement.state(shapes))
+        processes.together(lambda: rundir.write_config(files, run.config))
         if restored and _done(run, restored[1]):
             return finished(run, *restored)
     programs = compile_programs(
@@ -210,8 +211,7 @@ def _start(
 
 def _done(run: Run, position: Position) -> bool:
     """Return whether nothing is left to train or to evaluate."""
-    spent = stopping.over(run, position) and not position.unsettled
-    return spent and not evaluations_due(run, position)
+    return stopping.over(run, position) and not evaluations_due(run, position)
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:

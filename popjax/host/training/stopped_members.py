@@ -1,4 +1,4 @@
-"""Members of a sweep that stand still, finished or frozen, while the others go on.
+"""Members of a sweep that have finished and stand still while the others go on.
 
 One program trains all members, so it moves on those that should stand still too. Their States are kept here
 meanwhile, on the host, and put back whenever the State of all is looked at.
@@ -51,11 +51,6 @@ class Standing:
         places = sorted(places)
         if places:
             self._together(lambda: self._keep(state, places), "kept")
-
-    def keep_lane(self, lane: Any, place: int) -> None:
-        """From now on the member at ``place`` is ``lane`` [1, ...]; raises as ``keep`` does."""
-        self._together(lambda: self._hold(lane, place), "kept")
-        self._places.add(place)
 
     def put_back(self, state: Any) -> Any:
         """``state`` [S, ...], which is used up, with every member that stands still as it is.

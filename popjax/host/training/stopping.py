@@ -21,10 +21,15 @@ def satisfied(run: Run, position: Position) -> set[int]:
     return {place for place in position.living if latest.get(run.members[place].number, -np.inf) >= wanted}
 
 
+def ended(run: Run, position: Position) -> set[int]:
+    """Return the places of the members that are at the end of their budget or satisfied."""
+    spent = {place for place in position.living if position.env_steps[place] >= run.options.env_steps}
+    return spent | satisfied(run, position)
+
+
 def standing(run: Run, position: Position) -> set[int]:
-    """Return the places of the members that stand still: frozen, at the end of their budget or satisfied."""
-    spent = {place for place, steps in enumerate(position.env_steps) if steps >= run.options.env_steps}
-    return spent | set(position.frozen) | satisfied(run, position)
+    """Return the places of the members that do not go on: ended or failed."""
+    return ended(run, position) | position.failed.keys()
 
 
 def over(run: Run, position: Position) -> bool:

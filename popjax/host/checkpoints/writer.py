@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,14 @@ class Writer:
     def __init__(self, directory: Path, background: bool, kept: int = checkpoint.KEPT):
         self._kept = kept
         self.directory, self.background = directory, background and jax.process_count() == 1
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self._copies: dict[str, np.ndarray] = {}
 
-    def save(
-        self, generation: int, state: Any, extra: dict[str, Any], keep: int | None = None, again: bool = False
-    ) -> None:
-        """As the function ``save``; a generation that has a checkpoint already keeps it, unless ``again``."""
+    def save(self, generation: int, state: Any, extra: dict[str, Any], keep: Collection[int] = ()) -> None:
+        """As the function ``save``; a generation that has a checkpoint already keeps it."""
         self.wait()
-        if not again and generation in checkpoint.generations(self.directory):
+        if generation in checkpoint.generations(self.directory):
             return
         if not self.background:
             checkpoint.save(self.directory, generation, state, extra, keep, self._kept)
@@ -43,28 +42,21 @@ class Writer:
             if path not in self._copies:  # kept, because fresh memory costs more than the copying
                 self._copies[path] = np.empty_like(array, order="C")
             np.copyto(self._copies[path], array)
-        self._thread = threading.Thread(target=self._run, args=(generation, self._copies, extra, keep))
-        self._thread.start()
+        self._writing = self._thread.submit(
+            checkpoint.write_arrays, self.directory, generation, self._copies, extra, keep, self._kept
+        )
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more.
+        """Return when nothing is being written any more.
 
         Raises:
             NotSaved: what was being written could not be.
         """
-        self.settle()
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def settle(self) -> None:
-        """Returns when nothing is being written any more, however that went."""
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = None
-
-    def _run(self, generation: int, arrays: dict[str, Any], extra: dict[str, Any], keep: int | None) -> None:
-        try:
-            checkpoint.write_arrays(self.directory, generation, arrays, extra, keep, self._kept)
-        except BaseException as failure:
-            self._failure = failure
+        """Return when nothing is being written any more, however that went."""
+        if self._writing is not None:
+            wait([self._writing])

@@ -6,7 +6,7 @@ draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses 
 ``envs.raycast``, kinematics included; with ``mjx.render`` on Warp and MuJoCo's OpenGL renderer, where these
 work, one picture after the other for the latter. Pictures per second and per second of this process's
 processor time, which other programs disturb less, the best of several rounds, and the seconds of compiling.
-Then a whole step of the environment, and the share of it that the picture costs. Writes
+Then a whole step of the environment, the share of it that the picture costs, and DrQ's gradient steps. Writes
 ``pixels-BACKEND.json`` to ``benchmarks/results``.
 """
 
@@ -25,6 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
+from popjax.agents import drq
+from popjax.core import as_arrays, example_transition
 from popjax.envs import dmc, make, pixels
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +76,7 @@ def by_warp(task: str, lanes: int) -> dict[str, float]:
     """MJX's tracer on Warp, with shadows off."""
     import warp
 
-    from popjax.host import video
+    from popjax.host.deploy import video
 
     warp.config.log_level = warp.LOG_ERROR
     from mujoco import mjx
@@ -151,11 +153,23 @@ def stepped(lanes: int) -> dict[str, Any]:
     return found | {"share_of_pictures": round(1 - share, 3)}
 
 
+def learned() -> dict[str, float]:
+    """Gradient steps of DrQ on 256 rows of 64 x 64 x 9."""
+    spec = make("pixels/cartpole-swingup").spec
+    agent, hyper = drq.build(spec), as_arrays(drq.Hyper())
+    row = example_transition(spec)
+    batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (256, *x.shape)), row)
+    state = jax.jit(agent.init)(jax.random.key(0), hyper)
+    program, seconds = compiled(agent.learn, state, batch, hyper, jax.random.key(1))
+    rate = best(1, lambda: jax.block_until_ready(program(state, batch, hyper, jax.random.key(1))))
+    return rate | {"compile_seconds": seconds}
+
+
 def main() -> None:
     pictures = {task: {str(lanes): drawn(task, lanes) for lanes in LANES} for task in TASKS}
     steps = {str(lanes): stepped(lanes) for lanes in LANES}
     place = RESULTS / f"pixels-{jax.default_backend()}.json"
-    record.write(place, size=SIDE, pictures=pictures, steps=steps)
+    record.write(place, size=SIDE, pictures=pictures, steps=steps, drq_updates=learned())
     print(place.read_text())
 
 

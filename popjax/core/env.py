@@ -78,6 +78,11 @@ def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
     """
     if spec.discrete:
         raise ValueError(f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
+    if len(spec.obs_shape) == 3:
+        raise ValueError(
+            f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}: learn from"
+            " images with drq"
+        )
     return vector_size(spec, who), spec.action_dim
 
 

@@ -85,7 +85,8 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
         height, width = ((n - side) // stride + 1 for n in (height, width))
         if min(height, width) < 1:
             raise ValueError(
-                f"images of {tuple(obs_shape)} are too small for the convolutions; take another torso"
+                f"images of {tuple(obs_shape)} are too small for the convolutions; take larger images or"
+                " another torso"
             )
     return height * width * (convolutions[-1][0] if convolutions else obs_shape[2])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from popjax import distributions, testing, tree
-from popjax.agents import drq
+from popjax.agents import drq, sac
 from popjax.core import Spec, Transition, as_arrays
 from popjax.nets import images
 from tests.agents.by_hand import blend, norm
@@ -220,3 +220,8 @@ def test_the_goal_in_the_picture_is_reached(key: Any) -> None:
     mean, _ = agent.actor.apply(agent.policy(state), pictures(places))
     np.testing.assert_allclose(jnp.tanh(mean)[:, 0], places, atol=0.2)
     assert tree.take(agent.value(state, pictures(places), places[:, None]), 0) > 0.7
+
+
+def test_a_learner_of_vectors_names_who_sees_images() -> None:
+    with pytest.raises(ValueError, match=r"sac needs vector observations; .*: learn from images with drq"):
+        sac.build(SPEC)

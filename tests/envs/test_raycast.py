@@ -113,6 +113,19 @@ def picture(xml: str, side: int = 9) -> np.ndarray:
     return np.asarray(jax.jit(lambda q: see(*posed(q, {})))(jnp.float32(model.qpos0)))
 
 
+@pytest.mark.slow
+def test_a_picture_does_not_depend_on_other_lanes() -> None:
+    """Up to the last bit of a colour, which the order of additions decides."""
+    model = mujoco.MjModel.from_xml_string(EVERYTHING)
+    see, posed = raycast.camera(model, SIDE, SIDE), in_view(model)
+    lanes = jnp.asarray(np.float32(poses(model, 3)))
+    draw = lambda qpos: see(*posed(qpos, {}))  # noqa: E731
+    together, alone = jax.jit(jax.vmap(draw))(lanes), jax.jit(draw)
+    apart = np.abs(np.int32(together) - np.stack([alone(qpos) for qpos in lanes]))
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
+
+
 HEAD = '<visual><headlight ambient=".1 .2 .3" diffuse=".6 .4 .2"/></visual>'
 CAMERA = '<camera pos="0 0 2"/>'  # looks down
 

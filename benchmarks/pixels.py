@@ -6,8 +6,8 @@ draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses 
 ``envs.raycast``, kinematics included; with ``mjx.render`` on Warp and MuJoCo's OpenGL renderer, where these
 work, one picture after the other for the latter. Pictures per second and per second of this process's
 processor time, which other programs disturb less, the best of several rounds, and the seconds of compiling.
-Then a whole step of the environment, the share of it that the picture costs, and DrQ's gradient steps. Writes
-``pixels-BACKEND.json`` to ``benchmarks/results``.
+Then a whole step of the environment in 8 lanes, the share of it that the picture costs, and DrQ's gradient
+steps. Writes ``pixels-BACKEND.json`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from popjax.envs import dmc, make, pixels
 
 RESULTS = Path(__file__).parent / "results"
 TASKS, LANES, SIDE = ("cartpole-swingup", "cheetah-run", "walker-run"), (1, 8, 32), 84
-ROUNDS, PICTURES, STEPS = 5, 256, 8
+ROUNDS, PICTURES, STEPS, STEP_LANES = 5, 256, 8, 8
 
 
 def poses(task: str, lanes: int) -> np.ndarray:
@@ -133,7 +133,7 @@ def drawn(task: str, lanes: int) -> dict[str, Any]:
 
 
 def stepped(lanes: int) -> dict[str, Any]:
-    """Environment steps of cartpole-swingup, each eight of physics, from pixels and without."""
+    """Environment steps of cartpole-swingup in lanes, each eight of physics, from pixels and without."""
     found: dict[str, Any] = {}
     for name, env in (
         ("pixels", make("pixels/cartpole-swingup", size=SIDE)),
@@ -167,9 +167,9 @@ def learned() -> dict[str, float]:
 
 def main() -> None:
     pictures = {task: {str(lanes): drawn(task, lanes) for lanes in LANES} for task in TASKS}
-    steps = {str(lanes): stepped(lanes) for lanes in LANES}
     place = RESULTS / f"pixels-{jax.default_backend()}.json"
-    record.write(place, size=SIDE, pictures=pictures, steps=steps, drq_updates=learned())
+    environment = {"lanes": STEP_LANES} | stepped(STEP_LANES)
+    record.write(place, size=SIDE, pictures=pictures, environment=environment, drq_updates=learned())
     print(place.read_text())
 
 

@@ -73,8 +73,12 @@ def camera(model: Any, height: int, width: int, index: int = 0) -> Callable[[Any
     The data are posed: kinematics, centres of mass and cameras are computed.
 
     Raises:
-        ValueError: the model shows geoms of other kinds.
+        ValueError: the model shows geoms of other kinds, or has lamps that follow a body.
     """
+    if (model.light_mode > 2).any():  # mujoco.mjtCamLight: fixed, track and trackcom are below
+        raise ValueError(
+            "a lamp of this model aims at a body; fix it, or draw the model with mujoco.Renderer"
+        )
     trace, paint = tracer(model, height, width, index), _paint(model)
 
     def picture(physics: Any, data: Any) -> Array:

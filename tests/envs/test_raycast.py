@@ -183,6 +183,13 @@ def test_the_sky_has_six_faces() -> None:
     assert across[0, 4, 1] > across[8, 4, 1]
 
 
+def test_a_lamp_that_aims_at_a_body_is_refused() -> None:
+    body = '<body name="b"><geom size=".1"/></body><light mode="targetbody" target="b"/><camera/>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
+    with pytest.raises(ValueError, match="a lamp of this model aims at a body"):
+        raycast.camera(model, 8, 8)
+
+
 def test_a_model_of_other_shapes_is_refused() -> None:
     mesh = """<mujoco><asset><mesh name="m" vertex="0 0 0 1 0 0 0 1 0 0 0 1"/></asset>
     <worldbody><geom type="mesh" mesh="m"/><camera/></worldbody></mujoco>"""

@@ -66,8 +66,8 @@ bench: $(STAMP)
 # EXECUTE=force runs the notebooks again; by default they are shown as they ran.
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),docs]'
-	$(BIN)/python -m sphinx -W --keep-going -b doctest docs docs/_build/doctest
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees -b doctest docs docs/_build/doctest
 
 clean:
 	rm -rf $(VENV) docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache build dist

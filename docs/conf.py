@@ -10,7 +10,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
 import generate  # noqa: E402
-from generate import docstrings  # noqa: E402
+from generate import docstrings, links  # noqa: E402
 
 import popjax  # noqa: E402
 
@@ -84,5 +84,6 @@ llms_txt_suppress_unknown_node_warnings = ["abbreviation"]  # the star before ke
 
 
 def setup(app: object) -> None:
-    """Let docstrings, which are written to be read in an editor, through docutils."""
+    """Rewrite docstrings, which are written to be read in an editor, for docutils; check links at the end."""
     docstrings.connect(app)
+    links.connect(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 import popjax
 from popjax import cli
+from popjax.cli import expand, grid
+from popjax.cli.parse import Fault
 from popjax.host import recipes
 from popjax.methods import independent
 
@@ -67,6 +70,36 @@ def test_the_python_of_a_page_runs(path, module, tmp_path, monkeypatch):
     if "optuna" in code(path):
         pytest.importorskip("optuna")
     module(path)
+
+
+def training_commands():
+    """Yield (page, command) of every ``run.py`` line in the documentation that stands for itself."""
+    for path in [ROOT / "README.md", *sorted(DOCS.glob("[!_]*.md")), *sorted(DOCS.glob("[!_g]*/*.md"))]:
+        for language, block in re.findall(
+            r"^```([^\n]*)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            for line in block.replace("\\\n", " ").splitlines() if not language else ():
+                told = re.fullmatch(r"python scripts/run.py (.*)", line.strip())
+                if told and not re.search(r"\.\.\.|\[|METHOD|my_package|steps N", told[1]):
+                    yield path.name, told[1]
+
+
+def test_every_training_command_is_understood():
+    commands = list(training_commands())
+    assert len(commands) > 25
+    for page, command in commands:
+        name, *options = shlex.split(command, comments=True)
+        _, rest = grid.control(expand.expanded(options))
+        try:
+            grid.programs(rest, lambda argv, name=name: cli.understand(name, list(argv)).arguments.common)
+        except Fault as fault:
+            pytest.fail(f"{page}: {command}: {fault}")
+
+
+def test_links_of_the_readme_lead_to_files():
+    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_method_has_a_page_with_its_options_and_a_line_in_the_table():

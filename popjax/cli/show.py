@@ -42,6 +42,9 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
         table.add_row("environment steps per second", f"{summary['steps_per_second']:,.0f}")
     table.add_row("compile time", f"{summary['compile_seconds']:.1f} s")
     table.add_row("wall time", f"{summary['wall_seconds']:.1f} s")
+    spent = [f"{told} {share:.0%}" for told, share in summary.get("time_shares", {}).items()]
+    if spent:
+        table.add_row("of which", ", ".join(spent))
     table.add_row("hardware", summary["hardware"])
     console = _lasting()
     console.print(table)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -119,6 +121,13 @@ def test_the_run_directory_holds_everything(tmp_path: Path) -> None:
     )
     assert summary["env_steps"] == 252  # the end of the chunk that reached 240
     assert summary["wall_seconds"] > summary["compile_seconds"] > 0
+    shares = summary["time_shares"]
+    assert set(shares) == {"compiling", "training", "evaluating", "recording", "saving", "other"}
+    assert sum(shares.values()) == pytest.approx(1, abs=0.001)
+    assert min(shares.values()) >= 0
+    assert shares["compiling"] == pytest.approx(
+        summary["compile_seconds"] / summary["wall_seconds"], abs=0.01
+    )
     rows = lines(tmp_path / "metrics.jsonl")
     assert [row["seed"] for row in rows[:2]] == [3, 4]
     assert [row["member"] for row in rows[:2]] == [0, 1]
@@ -130,6 +139,13 @@ def test_the_run_directory_holds_everything(tmp_path: Path) -> None:
     assert config["hyper"] == {"rate": 0.1, "poison_at": -1.0}
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "tensorboard").glob("seed*/events*"))) == 2
+
+
+def test_time_that_a_sink_takes_is_no_time_in_training(tmp_path: Path) -> None:
+    slow = partial(train, tiny.build(ENV), ENV, env_steps=240, **OPTIONS)
+    found = slow(sinks=[lambda index, history: time.sleep(0.1)]).summary
+    assert found["time_shares"]["recording"] * found["wall_seconds"] > 0.1
+    assert found["time_shares"]["saving"] == 0  # nowhere to save to
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

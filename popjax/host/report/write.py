@@ -330,9 +330,19 @@ def _searched(group: Group) -> list[searches.Search]:
 
 
 def _costs(groups: Sequence[Group]) -> Section:
-    header = ["run", "method", "task", "seeds", "steps per seed", "compile", "wall time", "steps/s", "memory"]
+    header = [
+        "run",
+        "method",
+        "task",
+        "seeds",
+        "steps per seed",
+        "compile",
+        "wall time",
+        "training",
+        "steps/s",
+    ]
     cells = [_cost(group, record) for group in groups for record in group.records]
-    table = Cells([*header, "hardware", "commit"], cells)
+    table = Cells([*header, "memory", "hardware", "commit"], cells)
     commands = {
         f"{record.root.name}: {record.config['command']}": None
         for group in groups
@@ -340,7 +350,8 @@ def _costs(groups: Sequence[Group]) -> Section:
         if record.config.get("command")
     }
     note = (
-        "Steps/s are environment steps of all seeds together, without compiling and evaluating. Memory is "
+        "Training is the share of wall time that chunks took; the rest went to compiling, evaluating, "
+        "recording and saving. Steps/s are environment steps of all seeds together in chunks. Memory is "
         "the most that the process, or on an accelerator the device, held at once; '-' where it was not "
         "recorded."
     )
@@ -361,6 +372,7 @@ def _cost(group: Group, record: Record) -> list[str]:
         f"{summary.get('env_steps', done):,}",
         _shown(summary.get("compile_seconds"), lambda x: f"{x:.1f} s"),
         _shown(summary.get("wall_seconds"), _duration),
+        _shown(summary.get("time_shares", {}).get("training"), lambda x: f"{x:.0%}"),
         _shown(summary.get("steps_per_second"), lambda x: f"{x:,.0f}"),
         _shown(summary.get("peak_memory_bytes"), human),
         config.get("device") or "-",

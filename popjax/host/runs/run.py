@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,16 @@ class Run:
             complain(line)
 
 
+TIMED = {
+    "compile": "compiling",
+    "chunk": "training",
+    "evaluation": "evaluating",
+    "record": "recording",
+    "save": "saving",
+}
+"""What a run spends its time on, by the names of ``Position``'s seconds."""
+
+
 class Failure(NamedTuple):
     """End of a member of which a metric became NaN or infinite.
 
@@ -107,6 +117,8 @@ class Position:
     wall_seconds:    seconds spent by earlier processes of the same run.
     compile_seconds: seconds spent compiling, by all processes.
     chunk_seconds:   seconds spent in chunks, by all processes.
+    evaluation_seconds, record_seconds, save_seconds: seconds that training has waited for evaluations, for
+                     records and for checkpoints, by all processes.
     failed:          the members, by place [S], of which a metric became NaN or infinite.
     """
 
@@ -117,7 +129,15 @@ class Position:
     wall_seconds: float = 0.0
     compile_seconds: float = 0.0
     chunk_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    record_seconds: float = 0.0
+    save_seconds: float = 0.0
     failed: Mapping[int, Failure] = field(default_factory=dict)
+
+    def spent(self, name: str, begun: float) -> Position:
+        """Return this position with the seconds since ``begun`` added to its seconds of this name."""
+        seconds = f"{name}_seconds"
+        return replace(self, **{seconds: getattr(self, seconds) + time.perf_counter() - begun})
 
     @property
     def living(self) -> list[int]:
@@ -136,8 +156,7 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
         "members": [member.identity for member in run.members],
         "env_steps": position.env_steps.tolist(),
         "wall_seconds": wall_seconds(run, position),
-        "compile_seconds": position.compile_seconds,
-        "chunk_seconds": position.chunk_seconds,
+        **{f"{name}_seconds": getattr(position, f"{name}_seconds") for name in TIMED},
         "generations": position.generations.tolist(),
         "failed": {str(place): failure._asdict() for place, failure in position.failed.items()},
     }
@@ -182,8 +201,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
         env_steps=np.array(extra["env_steps"]),
         evaluations=log.read_evaluations(files.evaluations),
         wall_seconds=extra["wall_seconds"],
-        compile_seconds=extra["compile_seconds"],
-        chunk_seconds=extra["chunk_seconds"],
+        **{f"{name}_seconds": extra.get(f"{name}_seconds", 0.0) for name in TIMED},
         failed=failed,
     )
     run.say(f"resuming at generation {generation}, {position.least:,} environment steps")
@@ -223,6 +241,7 @@ def finish(
         "final_return": finals,
         "wall_seconds": round(wall_seconds(run, position), 3),
         "compile_seconds": round(position.compile_seconds, 3),
+        "time_shares": time_shares(run, position),
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
         "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
         "hardware": run.config["device"],
@@ -316,6 +335,14 @@ def finished(run: Run, state: Any, position: Position) -> Result:
         return finish(run, state, position, empty(state))
     returns = _final_returns(run, position)
     return Result(state, returns, position.evaluations, empty(state), summary, run.members)
+
+
+def time_shares(run: Run, position: Position) -> dict[str, float]:
+    """Return the share of the run's wall time that each activity took, by all processes; "other" is starting,
+    restoring and waiting for what is not in this list."""
+    wall = wall_seconds(run, position)
+    shares = {told: round(getattr(position, f"{name}_seconds") / wall, 4) for name, told in TIMED.items()}
+    return {**shares, "other": round(max(0.0, 1 - sum(shares.values())), 4)}
 
 
 def _final_returns(run: Run, position: Position) -> np.ndarray:

@@ -66,7 +66,9 @@ def train_on(
         else:
             rows = rows.freeze(position.generations, position.env_steps, stopping.standing(run, position))
         due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
+        begun = time.perf_counter()
         part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
+        position = position.spent("evaluation", begun)
         parts.append(part)
         if trained.best and index:
             trained.best.see(state, part.evaluations)
@@ -75,8 +77,10 @@ def train_on(
         arrived = stop.arrived or 0  # once: one that comes while sinks are told is for the next chunk
         out_of_time = stopping.out_of_time(run)
         written = due or arrived or out_of_time or stopping.over(run, position)
+        begun = time.perf_counter()
         policy = trained.programs.policy(state) if watched else None
         enough, failure = _tell(run, sinks, (index, part, policy), bool(written), failure)
+        position = position.spent("record", begun)
         asked = processes.largest(_FAILED if failure else arrived or _ENOUGH * (enough or out_of_time))
         done = stopping.over(run, position) and not evaluations_due(run, position)
         ends = bool(done or asked)
@@ -84,10 +88,11 @@ def train_on(
             state = signals.ready(standing.put_back(state))  # an evaluation that was left may be before it
         stop.saving = ends
         if writer and (ends or due):
+            begun = time.perf_counter()
             _save(trained, state, position)
-            saved = position
-        if writer and ends:
-            writer.wait()
+            if ends:
+                writer.wait()
+            saved = position = position.spent("save", begun)
         if asked == _FAILED:
             _end_failed(run, position, failure)
         if done or asked == _ENOUGH:

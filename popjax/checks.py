@@ -47,7 +47,8 @@ def check_choices(config: Any) -> None:
     for name, kind in get_type_hints(type(config)).items():
         known = choices(kind)
         if known and getattr(config, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(map(repr, known))}, got {getattr(config, name)!r}")
+            listed, value = ", ".join(map(repr, known)), getattr(config, name)
+            raise ValueError(f"{name} must be one of {listed}, got {value!r}")
 
 
 def choices(kind: Any) -> tuple[str | None, ...]:
@@ -84,7 +85,7 @@ def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
         name, shape = jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf)
         if shape and (name not in each or shape != (population,)):
             allowed = f", or one of each of {population} agents" if name in each else ""
-            raise ValueError(f"hyper.{name} is one number{allowed}; got shape {shape}")
+            raise ValueError(f"hyper.{name} must be one number{allowed}, got shape {shape}")
 
 
 def nearest_divisor(total: int, count: int) -> int:

@@ -37,9 +37,9 @@ def test_words_and_none_are_known():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"color": "green"}, "color is one of 'red', 'blue', got 'green'"),
-        ({"color": None}, "color is one of 'red', 'blue', got None"),
-        ({"frame": "green"}, "frame is one of 'red', 'blue', None, got 'green'"),
+        ({"color": "green"}, "color must be one of 'red', 'blue', got 'green'"),
+        ({"color": None}, "color must be one of 'red', 'blue', got None"),
+        ({"frame": "green"}, "frame must be one of 'red', 'blue', None, got 'green'"),
         ({"width": 0}, "width must be at least 1, got 0"),
     ],
 )

@@ -123,8 +123,8 @@ def _unchanged(entry: dict[str, Any]) -> Pretrained:
     policy = _policy(Path(entry["run"]), entry["seed"])
     if policy.env_steps != entry["env_steps"]:
         raise Refused(
-            f"{entry['run']} has gone on from {entry['env_steps']} to {policy.env_steps} environment steps"
-            " since it was taken; begin the new run again in another --run-dir"
+            f"{entry['run']} has been continued from {entry['env_steps']} to {policy.env_steps} environment"
+            " steps since; begin the new run again in another --run-dir"
         )
     return policy
 

@@ -74,7 +74,7 @@ def _refuse_wrapped(run: Loaded, option: str) -> None:
     from popjax.envs.wrappers import OPTIONS
 
     if names := sorted(OPTIONS.keys() & run.saved["env_options"].keys()):
-        raise Fault(f"{option} plays the bare task, and the run's has {', '.join(names)}: leave out {option}")
+        raise Fault(f"{option} plays the task without the run's {', '.join(names)}: leave out {option}")
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
@@ -155,7 +155,7 @@ def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
     for name in ("obs_shape", "obs_dtype", "action_dim", "discrete"):
         before, now = getattr(run.env.spec, name), getattr(env.spec, name)
         if before != now:
-            raise Fault(f"--env-option changes {name} from {before} to {now}: the policy was made for others")
+            raise Fault(f"--env-option changes {name} to {now}, but the policy needs {before}")
     return run._replace(env=env, saved=run.saved | {"env_options": options})
 
 

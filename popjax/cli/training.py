@@ -94,7 +94,7 @@ def _begun_elsewhere(
     common, edits = program.arguments.common, {}
     if common.intervene is not None:
         if any(program.runs.values()):
-            raise parse.Fault("--intervene changes a selection, and --replay repeats all: leave out one")
+            raise parse.Fault("--intervene changes a selection, --replay repeats them all: use only one")
         population = getattr(program.arguments.config, "population", 1)
         edits["intervene"] = _intervention(common.intervene, population)
     directory, generation = _checkpoint(common.from_)
@@ -143,7 +143,7 @@ def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
     for option, names in tasks.items():
         if common.env_option and common.env in names:
             raise Fault(
-                f"--{option} {common.env}: --env-option is for --env alone, a further task has its defaults;"
+                f"--{option} {common.env}: --env-option is for --env alone, this task has its defaults;"
                 f" leave out --env-option, or give the task its own, --{option} '{common.env} KEY=VALUE'"
             )
 

@@ -85,7 +85,7 @@ def _number(value: Any) -> Any:
     """Convert a NumPy number to a Python number."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} is no number")
+    raise TypeError(f"{type(value).__name__} is not a number")
 
 
 def _own(path: str, function: Callable[..., Any], options: dict[str, Any]) -> Env:

@@ -251,7 +251,7 @@ def _kinds(model: Any) -> dict[int, np.ndarray]:
         import mujoco
 
         names = ", ".join(mujoco.mjtGeom(kind).name for kind in strange)
-        raise ValueError(f"rays meet no {names}; draw this model with mujoco.Renderer")
+        raise ValueError(f"cannot draw {names}; draw this model with mujoco.Renderer")
     return kinds
 
 

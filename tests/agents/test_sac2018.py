@@ -255,5 +255,5 @@ def test_the_defaults_are_those_of_the_heterogeneous_teams():
 
 
 def test_another_choice_for_the_actor_is_refused():
-    with pytest.raises(ValueError, match="actor_q is one of 'min', 'first', got 'mean'"):
+    with pytest.raises(ValueError, match="actor_q must be one of 'min', 'first', got 'mean'"):
         sac2018.Config(actor_q="mean")

@@ -262,7 +262,7 @@ def test_workers_ignore_what_is_for_the_trainer_and_end_with_it(monkeypatch):
 def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv(crew.VARIABLE, "many")
     with pytest.raises(
-        ValueError, match="POPJAX_ATARI_WORKERS must be a number of processes from 0, got 'many'"
+        ValueError, match="POPJAX_ATARI_WORKERS must be a whole number of processes, 0 or more, got 'many'"
     ):
         crew.workers()
 

@@ -201,7 +201,7 @@ def test_permuted_individuals_with_permuted_draws_are_decided_on_alike(operator)
         (lambda: search.MultipleFrequencies((1,)), "at least two whole numbers from 1, got 1"),
         (lambda: search.Halving(factor=1), "factor must be at least 2, got 1"),
         (lambda: search.Pbt(fraction=0.7), "fraction must be above 0 and at most 0.5, got 0.7"),
-        (lambda: search.Pbt(exploit="best"), "exploit is one of"),
+        (lambda: search.Pbt(exploit="best"), "exploit must be one of"),
     ],
 )
 def test_what_does_not_divide_is_refused(make, told):

@@ -393,7 +393,7 @@ def test_what_is_told_of_prior_policies():
     [
         ({"learning_starts": 10}, "learning_starts 10 is under 24 environment steps, after which"),
         ({"nature_actors": 0}, "nature_actors must be at least 1, got 0"),
-        ({"schedule": "slow"}, "schedule is one of 'anneal', 'constant', 'apex', got 'slow'"),
+        ({"schedule": "slow"}, "schedule must be one of 'anneal', 'constant', 'apex', got 'slow'"),
         ({"batch": 400}, "batch 400 exceeds the replay's capacity 300"),
         ({"schedule": "apex"}, "schedule apex is for dqn's probabilities; ddpg's noise is constant"),
         ({"agent": td3.Config()}, "the learner of CA2E is dqn or ddpg, not popjax.agents.td3"),

@@ -287,7 +287,7 @@ def test_the_softmax_deploys_the_agent_of_the_highest_value():
         ({"capacity": 40, "batch": 20}, "capacity 40 is less than a batch of 20 or the 44 transitions"),
         ({"population": 1, "col_unroll": "eps_collab"}, "nobody to differ from: population is 1"),
         ({"drive": diayn.Config(), "col_eval": "softmax"}, "agents of diayn have skills of their own"),
-        ({"col_unroll": "eps"}, "col_unroll is one of"),
+        ({"col_unroll": "eps"}, "col_unroll must be one of"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_numbers(options, message):
@@ -315,11 +315,11 @@ def test_agents_that_cannot_play_the_task_are_refused(env, options, message):
 @pytest.mark.parametrize(
     ("name", "part", "field", "count", "message"),
     [
-        ("ce", "learner", "discount", 3, "discount is one number, or one of each of 4 agents; got shape"),
-        ("multihead", "learner", "discount", 4, "hyper.learner.discount is one number; got shape"),
-        ("ce", "acting", "epsilon", 4, "hyper.acting.epsilon is one number; got shape"),
-        ("ce", "drive", "weight", 3, "hyper.drive.weight is one number, or one of each of 4 agents; got"),
-        ("multihead", "learner", "actor_lr", 4, "hyper.learner.actor_lr is one number; got shape"),
+        ("ce", "learner", "discount", 3, "discount must be one number, or one of each of 4 agents, got"),
+        ("multihead", "learner", "discount", 4, "hyper.learner.discount must be one number, got shape"),
+        ("ce", "acting", "epsilon", 4, "hyper.acting.epsilon must be one number, got shape"),
+        ("ce", "drive", "weight", 3, "drive.weight must be one number, or one of each of 4 agents, got"),
+        ("multihead", "learner", "actor_lr", 4, "hyper.learner.actor_lr must be one number, got shape"),
     ],
 )
 def test_numbers_of_a_wrong_shape_are_refused(name, part, field, count, message):

@@ -1019,7 +1019,7 @@ def test_what_cannot_be_fused_is_refused(options, message):
             "got on_policy_lanes 2",
         ),
         ({"on_policy_update": "episode"}, "has no batches"),
-        ({"schedule": "Paper"}, "schedule is one of 'paper', 'code', got 'Paper'"),
+        ({"schedule": "Paper"}, "schedule must be one of 'paper', 'code', got 'Paper'"),
         (
             {"evolution": Evolution(cem=cem.Config(population=1, parents=1, antithetic=False))},
             "has 1 individual; raise",

@@ -232,7 +232,7 @@ def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
         if o[option] < least:
             raise ValueError(f"{name}: option {option} must be at least {least}, got {o[option]}")
     if task in INEXACT and not o["inexact"]:
-        raise ValueError(f"{name}: restored games do not always go on exactly; pass inexact=True to play it")
+        raise ValueError(f"{name}: restored games do not always continue exactly; pass inexact=True")
     return o
 
 

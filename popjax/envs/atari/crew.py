@@ -39,7 +39,7 @@ def workers() -> int:
     """
     text = os.environ.get(VARIABLE, "")
     if text and not text.isdigit():
-        raise ValueError(f"{VARIABLE} must be a number of processes from 0, got {text!r}")
+        raise ValueError(f"{VARIABLE} must be a whole number of processes, 0 or more, got {text!r}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = int(text) if text else cores - 1
     return count if os.name == "posix" else 0

@@ -40,12 +40,12 @@ def choices(name: str) -> int | None:
 
 
 def tasks() -> Sequence[str]:
-    """The ids of the tasks, those of ``dmc``."""
+    """Return the ids of the tasks, which are those of ``dmc``."""
     return dmc.tasks()
 
 
 def make(task: str, **options: Any) -> Env:
-    """A task of the Control Suite from pixels: uint8 [size, size, 3 * frames], newest frame last.
+    """Return a task of the Control Suite from pixels, uint8 [size, size, 3 * frames], newest frame last.
 
     size:           height and width of a picture, 64 by default.
     frames:         latest pictures in an observation, 3 by default: an episode begins with one, repeated.

@@ -16,10 +16,10 @@ _BASE = 2**32
 
 @struct.dataclass
 class Count:
-    """A whole number from 0, such as the environment steps of a large population: ``high * 2^32 + low``.
+    """A non-negative integer, such as the environment steps of a large population: ``high * 2^32 + low``.
 
-    It adds and compares like a number, with another one from 0: an int or an array of integers. Divided by
-    ``/`` it becomes a float32; ``//`` and ``%`` are exact, by an int from 1 to 2^31.
+    It can be added to and compared with non-negative ints and arrays of integers. ``/`` gives a float32;
+    ``//`` and ``%`` are exact, by an int from 1 to 2^31.
 
     high, low: uint32 [...].
     """

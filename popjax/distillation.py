@@ -128,8 +128,10 @@ def _kl(log_p: Array, log_q: Array) -> Array:
 
 
 def _masked(rows: Array, valid: Array | None) -> Array:
-    """Return rows [..., A], 0 where not valid: masking what a loss reads, not what it returns, keeps the NaN
-    of an invalid row out of the gradient too."""
+    """Return rows [..., A] with 0 where not valid.
+
+    Masking the inputs of a loss instead of its result keeps a NaN in an invalid row out of the gradient, too.
+    """
     return rows if valid is None else jnp.where(valid[..., None], rows, 0.0)
 
 

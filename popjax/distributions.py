@@ -1,4 +1,4 @@
-"""Distributions over actions, told by what a policy network returns.
+"""Distributions over actions, parametrized by the outputs of a policy network.
 
 Pure functions of the network's outputs; leading axes are free, and log-probability and entropy are in nats,
 summed over the components of an action.
@@ -130,10 +130,11 @@ def gaussian() -> Distribution:
 
 
 def squashed() -> Distribution:
-    """Return ``gaussian()`` with actions of which the environment takes the tanh.
+    """Return ``gaussian()`` for an environment that applies tanh to actions.
 
-    Actions and log-probabilities are those before it. The density of the tanh differs by a term of the action
-    alone, which ratios and divergences of two policies do not see; the entropy is the Gaussian's.
+    Actions and log-probabilities are those before the tanh. The tanh changes the density by a term that
+    depends
+    on the action alone and cancels in ratios and divergences of two policies; the entropy is the Gaussian's.
     """
     return gaussian()._replace(bounded=jnp.tanh, vector=lambda outputs: jnp.tanh(outputs[0]))
 

@@ -82,7 +82,7 @@ def normalize(
 ) -> Array:
     """Return ``(x - mean) / sqrt(variance + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
 
-    A component that never varied becomes 0.
+    A component that has never varied becomes 0.
     """
     normal = ((x - state.mean) - state.low) / jnp.sqrt(state.variance + epsilon)
     return normal if clip is None else jnp.clip(normal, -clip, clip)

@@ -105,7 +105,7 @@ def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
 
 
 def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) -> tuple[Any, Any]:
-    """Return the default Config and Hyper for agents of ``kinds``: the preset of ``task`` if it has them."""
+    """Return the default Config and Hyper for agents of ``kinds``, or the preset of ``task`` if any."""
     found = recipe.preset(task) if task else None
     if found and kinds_of(recipe, found.config) == kinds:
         return found.config, found.hyper

@@ -61,7 +61,7 @@ class _Playing(NamedTuple):
 
 
 def _blank(obs: Array) -> Timestep:
-    """Return a Timestep in shape and dtype: the cheap way to learn what ``record`` returns."""
+    """Return an empty Timestep, to find the shapes and dtypes that ``record`` returns."""
     return Timestep(obs, obs, jnp.float32(0), jnp.bool_(False), jnp.bool_(False))
 
 

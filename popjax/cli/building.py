@@ -76,7 +76,7 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
 
 
 def _buildable(root: Path) -> dict[str, Any]:
-    """Return the content of ``config.json``, if the run can be built again from it."""
+    """Return the content of ``config.json``, after checking that the run can be rebuilt from it."""
     from popjax.host.errors import Refused
     from popjax.host.runs import rundir
 
@@ -153,7 +153,7 @@ def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> An
 
 
 def _beginning(method: Method, hyper: Any, members: Sequence[Member]) -> Any:
-    """Return the State [S, ...] with which ``members`` begin."""
+    """Return the initial State [S, ...] of ``members``."""
     import jax
 
     from popjax.host.scaling import sweep

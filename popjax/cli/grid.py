@@ -25,7 +25,7 @@ Understand = Callable[[Sequence[str]], Any]
 
 
 class Control(NamedTuple):
-    """Arguments for the directory of runs and not for each of them."""
+    """Arguments that apply to the whole directory of runs, not to each run."""
 
     run_dir: str | None
     resume: bool

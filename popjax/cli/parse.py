@@ -94,7 +94,7 @@ class RunArguments(Generic[C, H]):
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Evaluates the policies of a run, one per member, by default those in the newest whole checkpoint."""
+    """Evaluates the policies of a run, one per member, by default those of the newest complete checkpoint."""
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""
@@ -288,7 +288,7 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
     """Parse ``["hyper.rate=0.1,0.2"]`` into a dictionary of the texts between the commas.
 
     Raises:
-        Fault: one has no "=" or no value, or a name comes twice.
+        Fault: a text has no "=" or no value, or a name occurs twice.
     """
     found: dict[str, list[str]] = {}
     for text in texts:

@@ -17,8 +17,8 @@ from popjax.host.terminal import complain
 class Tools(NamedTuple):
     """Parts of the command line that a sweep of several programs uses.
 
-    method: its name, the first argument of every program.
-    common: the arguments that all methods have, of the first program.
+    method: name of the method, the first argument of every program.
+    common: the arguments shared by all methods, from the first program.
     train:  (arguments, directory, resume) -> Result; trains one program in this process.
     within: runs a whole command line in this process, except that Ctrl-C ends the caller too.
     run:    runs a whole command line in a process of its own.

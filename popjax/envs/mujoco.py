@@ -68,13 +68,16 @@ class Task(NamedTuple):
 
 @struct.dataclass
 class PhysicsState:
-    """All of ``mjx.Data`` that the next step depends on: some hundred bytes, where the whole takes up to a
-    hundred kilobytes a lane, most of it the Jacobian of contacts that may never happen.
+    """The part of ``mjx.Data`` that the next step depends on.
+
+    It takes a few hundred bytes per lane. All of ``mjx.Data`` takes up to a hundred kilobytes, mostly for the
+    Jacobian of potential contacts.
+
 
     qpos, qvel, act: positions [nq], velocities [nv], actuator activations [na].
     qacc_warmstart:  [nv] where the constraint solver starts.
-    measured:        what ``Task.measure`` saw.
-    goal:            (what ``Task.reset`` drew for the episode,), or () if nothing.
+    measured:        the result of ``Task.measure``.
+    goal:            (the goal that ``Task.reset`` drew for the episode,), or () if there is none.
     """
 
     qpos: Array

@@ -3,8 +3,8 @@
 Its models differ from dm_control's in time steps, integrators, solvers and bodies: these tasks are for
 comparison with results on Playground.
 
-Left out are its robots, ``locomotion`` and ``manipulation``, whose models Playground clones from another
-repository when a task is first made, and pixels.
+Its robots, ``locomotion`` and ``manipulation``, are left out, because Playground clones their models from
+another repository when a task is first made. So are pixels.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ _MEET = {0: _plane, 2: _sphere, 3: _capsule, 4: _ellipsoid, 5: _cylinder, 6: _bo
 
 
 def _enters(start: tuple[Array, ...], ray: tuple[Array, ...], radius: Array | float) -> Array:
-    """Return where a ray enters a sphere about 0, or a circle; inf where it does not."""
+    """Return the multiple of ``ray`` at which it enters a sphere about 0, or a circle; inf if it misses."""
     a = jnp.maximum(_dot(ray, ray), _LEAST**2)
     b, c = _dot(start, ray), _dot(start, start) - radius**2
     square = b**2 - a * c
@@ -288,7 +288,7 @@ def _paint(model: Any) -> Paint:
 
 
 def _texture(model: Any, index: int) -> np.ndarray:
-    """Return uint8 [H, W, 3]."""
+    """Return a texture uint8 [H, W, 3]."""
     shape = model.tex_height[index], model.tex_width[index], model.tex_nchannel[index]
     start = model.tex_adr[index]
     image = model.tex_data[start : start + np.prod(shape)].reshape(shape)

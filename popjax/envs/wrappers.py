@@ -23,13 +23,14 @@ OPTIONS: dict[str, Any] = {
 
 
 def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
-    """Return ``env`` with what ``options`` ask for; an environment step is then one choice of an action.
+    """Return ``env`` changed by ``options``; an environment step is then one choice of an action.
 
     action_repeat: environment steps that an action is repeated for, their rewards summed.
     frame_stack:   latest observations that are joined along the last axis, oldest first; an episode begins
                    with its first one repeated.
-    reward_scale:  multiplies every reward that is learned from, before
-    reward_clip:   cuts it to [-reward_clip, reward_clip]. Evaluations count the task's own rewards.
+    reward_scale:  factor of every reward that is learned from.
+    reward_clip:   rewards, once scaled, are clipped to [-reward_clip, reward_clip]. Evaluations use the
+                   task's own rewards.
 
     Raises:
         ValueError: an option is of the wrong kind or out of range.

@@ -205,8 +205,8 @@ def collaborative(
 def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array | float) -> Array:
     """Return the contrastive loss [], from embeddings [B, F] each. Equation 4.
 
-    For each anchor all positives of the batch are candidates, and its own is the right one. Rows that are not
-    ``valid`` bool [B] are neither anchors nor candidates.
+    For each anchor, all positives of the batch are candidates and its own positive is the correct one. Rows
+    that are not ``valid`` bool [B] are neither anchors nor candidates.
     """
     chex.assert_rank([anchors, positives, valid], [2, 2, 1])
     logits = jnp.where(valid, cosine(anchors, positives) / temperature, -jnp.inf)

@@ -31,7 +31,7 @@ CLIP = 5.0
 
 @dataclass(frozen=True)
 class Config:
-    """Shapes of the two networks and what scales the bonus."""
+    """Shapes of the two networks, and the scaling of the bonus."""
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
     torso: images.Torso = "auto"  # convolutions in front of them, of images; "auto": by the observations

@@ -23,9 +23,9 @@ HIDDEN_FRAMES = 4
 class Played(NamedTuple):
     """Frames that were played.
 
-    ale:     uint8 [K] the state behind them.
-    screens: uint8 [..., H, W] grey, or [..., H, W, 3]: as after the action, and if hidden frames can follow a
-             lost life, as after those: [2, ...].
+    ale:     uint8 [K] the state after them.
+    screens: uint8 [..., H, W] grey, or [..., H, W, 3] after the action. If hidden frames can follow a lost
+             life, [2, ...]: after the action and after those frames.
     reward:  of all frames, float32.
     lost:    a life was lost, and the game goes on.
     over:    the game is over.
@@ -86,8 +86,10 @@ class Console:
         self.state_size = len(self._first[0])
 
     def starts(self, noops: Sequence[int], fire: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return states uint8 [S, K] and screens uint8 [S, H, W(, 3)] of the game after each number of frames
-        without action and, where ``fire``, those that begin a life."""
+        """Return states uint8 [S, K] and screens uint8 [S, H, W(, 3)] after numbers of frames without action.
+
+        If ``fire``, the actions that begin a life follow these frames.
+        """
         found: list[tuple[bytes, np.ndarray]] = []
         with self._lock:
             for count in noops:

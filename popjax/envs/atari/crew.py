@@ -80,7 +80,7 @@ class Crew:
         return [x.reshape(*lead, *x.shape[1:]) for x in answers]
 
     def stop(self) -> None:
-        """Let the workers go; others start when they are needed."""
+        """Stop the workers; new ones start when they are needed."""
         while self._workers:
             self._workers.pop().stop()
 

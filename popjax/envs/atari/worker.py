@@ -1,10 +1,10 @@
-"""The program of a worker process: a console that plays what it finds in shared memory.
+"""Program of a worker process: a console that plays the lanes found in shared memory.
 
     python worker.py SETTINGS
 
-A byte on standard input says how many lanes are to be played, one on standard output answers 0, or 1 and a
-line that says why they cannot be. The process knows nothing between two bytes, and ends when its input does.
-Started by its path, so that it imports NumPy and ale-py and nothing else.
+A byte on standard input gives the number of lanes to play. The answer on standard output is a byte, 0, or 1
+and a line with the reason why they cannot be played. The process keeps no state between requests and ends when
+its input does. It is started by its path, so that it imports only NumPy and ale-py.
 """
 
 from __future__ import annotations

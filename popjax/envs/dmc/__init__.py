@@ -46,7 +46,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     episode_length: time limit, environment steps; by default dm_control's 1000. There are no other options.
 
     Raises:
-        ValueError: dm_control is missing, there are other options, or the limit is no integer.
+        ValueError: dm_control is missing, there are other options, or the limit is not an integer.
     """
     given = options if episode_length is None else {"episode_length": episode_length, **options}
     given = check(f"dmc/{task}", given, {"episode_length": int})

@@ -133,8 +133,8 @@ def squashed() -> Distribution:
     """Return ``gaussian()`` for an environment that applies tanh to actions.
 
     Actions and log-probabilities are those before the tanh. The tanh changes the density by a term that
-    depends
-    on the action alone and cancels in ratios and divergences of two policies; the entropy is the Gaussian's.
+    depends on the action alone and cancels in ratios and divergences of two policies; the entropy is the
+    Gaussian's.
     """
     return gaussian()._replace(bounded=jnp.tanh, vector=lambda outputs: jnp.tanh(outputs[0]))
 

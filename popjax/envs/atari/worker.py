@@ -3,8 +3,8 @@
     python worker.py SETTINGS
 
 A byte on standard input gives the number of lanes to play. The answer on standard output is a byte, 0, or 1
-and a line with the reason why they cannot be played. The process keeps no state between requests and ends when
-its input does. It is started by its path, so that it imports only NumPy and ale-py.
+and a line with the reason why they cannot be played. The process keeps no state between requests and ends
+when its input does. It is started by its path, so that it imports only NumPy and ale-py.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from popjax.core import Choice, Distribution, Key, PyTree, Spec
 
 
 def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: Array | float) -> Choice:
-    """Return the Choice of a policy whose network said ``outputs``; ``memory`` is what it remembers from then
-    on."""
+    """Return the Choice of a policy with the network's ``outputs``; ``memory`` is its memory afterwards."""
     sampled = family.sample(key, outputs, scale)
     return Choice(memory, family.bounded(sampled), sampled, family.log_prob(outputs, sampled))
 

@@ -132,7 +132,7 @@ class Whitened:
 
 
 def check_no_bytes(spec: Spec) -> None:
-    """Check that observations are numbers that statistics can whiten.
+    """Check that observations can be whitened by statistics.
 
     Raises:
         ValueError: they are bytes, which networks divide by 255.

@@ -172,8 +172,7 @@ def limited(env: Env) -> Env:
 
 
 def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timestep]:
-    """Return what a step of a ``limited`` environment has left, reset where the episode has ended: the second
-    half of ``autoreset``."""
+    """Reset lanes in which a step of a ``limited`` environment has ended the episode."""
     key, going_on = carry[0], (carry, timestep.obs)
     carry, obs = jax.lax.cond(
         tree.any_lane(timestep.done),

@@ -34,7 +34,7 @@ def compute_deterministically() -> None:
 
 
 def setting_unknown_to_jax() -> str | None:
-    """Import JAX, which reads its environment variables; return why that fails where one is wrong."""
+    """Import JAX, which reads its environment variables; return the reason if it rejects one."""
     try:
         import jax  # noqa: F401
     except ValueError as error:

@@ -138,8 +138,10 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
 
 
 def encoder(spec: Spec, config: Config = Config()) -> Network:
-    """Return the network obs [..., *obs] -> embedding [..., F]; behind convolutions where observations are
-    images, and the observation itself for the identity."""
+    """Return the network obs [..., *obs] -> embedding [..., F].
+
+    Images pass through convolutions first; the identity returns the observation itself.
+    """
     if config.encoder == "identity":
         vector_size(spec, "the identity encoder")
         return Network(init=lambda key: (), apply=lambda params, obs: obs)

@@ -86,14 +86,14 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
-    """Return a module that rewards what its predictor does not know.
+    """Return a module that rewards observations which its predictor predicts badly.
 
     ``reward`` is the squared distance of the networks' outputs at ``next_obs``, of stacked images at the
-    newest frame, summed over features and divided by the running standard deviation. ``learn`` first takes
-    the batch into the statistics, then steps the predictor on what they whiten. With ``scale="return"``,
-    ``observe`` measures the discounted sum of bonuses along each of the environment ``lanes``, which starts
-    anew with an episode (the paper's never does), as soon as ``learn`` has seen observations by which to
-    whiten.
+    newest frame, summed over features and divided by the running standard deviation. ``learn`` first adds the
+    batch to the statistics, then trains the predictor on whitened observations. With ``scale="return"``,
+    ``observe`` measures the discounted sum of bonuses along each of the environment ``lanes``, starting once
+    ``learn`` has seen observations by which to whiten. The sum starts again with an episode; the paper's
+    never does.
     """
     shape = spec.obs_shape
     if len(shape) == 3:  # of stacked images the newest tells all that is new

@@ -293,8 +293,10 @@ def hidden_squares(params: Params) -> Array:
 def two_branch_critic(
     obs_dim: int, action_dim: int, branch: int, hidden: int, *, final_scale: float = 1.0
 ) -> Network:
-    """Return the network (obs [..., D], action [..., A]) -> value [...]; observation and action meet after a
-    layer each. ERL's critic."""
+    """Return ERL's critic, (obs [..., D], action [..., A]) -> value [...].
+
+    Observation and action are joined after a layer each.
+    """
     return network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
 
 

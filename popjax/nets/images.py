@@ -44,8 +44,7 @@ def torso_for(obs_shape: Sequence[int]) -> str:
 
 
 def dense_for(obs_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the dense layers of an on-policy agent's networks, units: those of Mnih et al. behind Atari's
-    convolutions, else two of 64."""
+    """Return the units of an on-policy agent's dense layers: Mnih et al.'s for images, else two of 64."""
     return TORSOS["atari"][1] if torso_for(obs_shape) == "atari" else (64, 64)
 
 
@@ -92,7 +91,7 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
 
 
 def as_floats(obs: Array) -> Array:
-    """Return float32; bytes, of which images are made, are divided by 255."""
+    """Convert to float32; bytes, as in images, are divided by 255."""
     return obs.astype(jnp.float32) / (255.0 if obs.dtype == jnp.uint8 else 1.0)
 
 

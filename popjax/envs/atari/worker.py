@@ -24,8 +24,7 @@ Part: TypeAlias = tuple[tuple[int, ...], Any]
 
 
 def layout(lanes: int, frames: int, state_size: int, shape: tuple[int, ...]) -> list[Part]:
-    """Return shape and dtype of what goes in (states, codes, counts) and comes out (the fields of ``Played``)
-    for so many ``lanes``."""
+    """Return shapes and dtypes of the inputs (states, codes, counts) and outputs (``Played``) of lanes."""
     inward = [((lanes, state_size), np.uint8), ((lanes, frames), np.int32), ((lanes,), np.int32)]
     outward = [((lanes, state_size), np.uint8), ((lanes, *shape), np.uint8), ((lanes,), np.float32)]
     return [*inward, *outward, ((lanes,), np.bool_), ((lanes,), np.bool_)]

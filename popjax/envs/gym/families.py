@@ -1,5 +1,4 @@
-"""The bodies of Gymnasium's MuJoCo tasks: where they start, what they sense, what they are paid for. Each is
-``(model, options, version) -> Task``."""
+"""Resets, observations and rewards of Gymnasium's MuJoCo tasks: ``(model, options, version) -> Task``."""
 
 from __future__ import annotations
 

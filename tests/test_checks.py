@@ -87,7 +87,7 @@ def test_the_walk_finds_configs():
 @pytest.mark.parametrize("field", WORDS)
 def test_a_misspelt_word_is_refused(field):
     kind, name = WORDS[field]
-    with pytest.raises(ValueError, match=rf"{name} is one of .*got 'misspelt'"):
+    with pytest.raises(ValueError, match=rf"{name} must be one of .*got 'misspelt'"):
         replace(kind(), **{name: "misspelt"})
 
 

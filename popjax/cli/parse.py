@@ -41,46 +41,44 @@ class Common:
     """Also send metrics and evaluations to this project of Weights & Biases, one run there per member; needs
     popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Continue the run in the directory, or begin it where there is none yet. A larger --env-steps prolongs
-    it, more seeds or values of --sweep are trained beside the others, and intervals may change."""
+    """Continue the run in the directory, or start it if there is none. A larger --env-steps extends it, more
+    seeds or values of --sweep are added, and intervals may change."""
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
-    """Train with each of these values, and every combination where this is repeated. hyper.NAME: all on one
-    vmapped axis with the seeds; config.NAME: one program after the other, as with several --env.
+    """Train with each of these values; if repeated, with every combination. hyper.NAME: all on one vmapped
+    axis with the seeds; config.NAME: one program after another, as with several --env.
     hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or uniform(LOW,HIGH) is random."""
     samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Points to draw where --sweep names distributions, by default 10; the same for equal --seed [count]."""
+    """Points to draw from distributions in --sweep, by default 10; the same for equal --seed [count]."""
     file: Annotated[str | None, tyro.conf.arg(name="options", metavar="FILE")] = None
-    """Options from a file, .toml, .json or .yaml; those on the command line come before them."""
+    """File of options, .toml, .json or .yaml; the command line takes precedence."""
     members: Annotated[str | None, tyro.conf.arg(metavar="FIRST:END")] = None
-    """Only this part of the sweep, such as 0:8; members are numbered with the seeds running fastest."""
+    """Only this part of the sweep, such as 0:8; members are numbered with the seed varying fastest."""
     slice: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Most members in one program [count]; the others follow. By default as many as fit into memory."""
+    """Members in one program at most [count]; the others follow. By default as many as fit into memory."""
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR[@GENERATION]")] = None
-    """Begin with what the same members have come to in the run in DIR, or had at its checkpoint of a
-    generation."""
+    """Start from the State of the same members in the run in DIR, or in its checkpoint of a generation."""
     intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
-    """With --from a run of pbt: at the next ready point let this individual take over that one, or stay
-    itself."""
+    """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or nobody if both are equal."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Devices to spread the members over or, where there is only one, its population. A CPU is divided into
-    as many, at most one a core."""
+    """Devices over which the members are spread or, if there is only one, its population. A CPU is split into
+    as many, at most one per core."""
     deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Have GPUs compute the same bits every time, by flags of XLA, which the run directory records; slower.
+    """Make GPUs compute the same bits every time, by flags of XLA, which the run directory records; slower.
     Other devices always do."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
-    """Train with other processes: where the first one listens, or auto for what SLURM or Kubernetes say."""
+    """Train with other processes: the address of the first one, or auto under SLURM or Kubernetes."""
     processes: int | None = None
     """Number of processes that train together; with --coordinator."""
     process: int | None = None
-    """Number of this one among them, from 0; with --coordinator."""
+    """Number of this process, from 0; with --coordinator."""
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """Launcher of the programs of a sweep: this process one after the other, or jobs of a cluster."""
+    """Where the programs of a sweep run: in this process, one after another, or as jobs of a cluster."""
     launcher_option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
     ] = ()
-    """Of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
+    """Setting of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
     retries: int = 3
-    """Times that a job which died or was preempted is continued from its checkpoint [count]."""
+    """How often a job that died or was preempted is continued from its checkpoint [count]."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,10 @@ class EvaluateArguments:
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
-    """Evaluate each member's best policy by its evaluations in training, or the checkpoint of so many
+    """Evaluate the policy of each member's best evaluation in training, or the checkpoint after STEPS
     environment steps; by default the newest."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Act as the policy explores in training, such as by sampling; by default greedily."""
+    """Explore as in training, for example by sampling; by default act greedily."""
     env_option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
     """Play under another option of the environment than the run's; may be repeated."""
     individual: int | None = None
@@ -127,17 +125,17 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Writes the policy in the newest whole checkpoint of a run as files that act without popjax: a program
-    for JAX and, where NumPy has its operations, one for NumPy alone."""
+    """Writes the policy in the newest complete checkpoint of a run as files that need no popjax: a program for
+    JAX and, if NumPy has its operations, one for NumPy alone."""
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Directory to write to."""
     member: int = 0
-    """Member of the sweep, by its number; members are numbered with the seeds running fastest."""
+    """Member of the sweep, by its number; members are numbered with the seed varying fastest."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
-    """Export the best policy by its evaluations in training, or that of the checkpoint of so many environment
+    """Export the policy of the best evaluation in training, or of the checkpoint after STEPS environment
     steps; by default the newest."""
     individual: int | None = None
     """Export this individual of the population, counted from 0, not the policy that the method chooses."""
@@ -145,11 +143,10 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Writes a page about runs, report.html, and its figures as PNG; runs that differ in nothing but their
-    seeds are pooled."""
+    """Writes a page about runs, report.html, and its figures as PNG; runs that differ only in seeds are pooled."""
 
     run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
-    """The run directories; they may be going on. What is no run is skipped, so runs/* will do."""
+    """Run directories, also of runs going on. Other directories are skipped, so runs/* works."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
     """Directory to write to."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()

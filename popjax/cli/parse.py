@@ -58,7 +58,7 @@ class Common:
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR[@GENERATION]")] = None
     """Start from the State of the same members in the run in DIR, or in its checkpoint of a generation."""
     intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
-    """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or nobody if both are equal."""
+    """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or none if equal."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
     """Devices over which the members are spread or, if there is only one, its population. A CPU is split into
     as many, at most one per core."""
@@ -125,8 +125,8 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Writes the policy in the newest complete checkpoint of a run as files that need no popjax: a program for
-    JAX and, if NumPy has its operations, one for NumPy alone."""
+    """Writes the policy in the newest complete checkpoint of a run as files that need no popjax: a program
+    for JAX and, if NumPy has its operations, one for NumPy alone."""
 
     run_dir: tyro.conf.Positional[str]
     """The run directory."""
@@ -143,7 +143,7 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Writes a page about runs, report.html, and its figures as PNG; runs that differ only in seeds are pooled."""
+    """Writes report.html, a page about runs, and figures as PNG. Runs that differ only in seeds are pooled."""
 
     run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
     """Run directories, also of runs going on. Other directories are skipped, so runs/* works."""

@@ -143,7 +143,7 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Writes report.html, a page about runs, with figures as PNG; runs that differ only in seed are pooled."""
+    """Writes report.html, a page about runs, and figures as PNG; runs that differ only in seed are pooled."""
 
     run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
     """Run directories, also of runs going on. Other directories are skipped, so runs/* works."""

@@ -9,7 +9,8 @@ An iteration: collect -> learn -> evolve.
 
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
 A slot keeps its lanes, and its replay unless ``copy_replay``; the returns by which an agent is judged go with
-it. An agent that has diverged is the worst; whoever replaces it takes over lanes and replay, too.
+it, but not that of the episode under way. An agent that has diverged is the worst; whoever replaces it takes
+over lanes and replay, too, and until then the best acts in its place where the replay is shared.
 
 Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
 is explored by its distance to that end. A newcomer of halving learns from its slot's replay.
@@ -41,7 +42,17 @@ from popjax.methods.pbt_config import (
     default_hyper,
     evolved,
 )
-from popjax.population import drives, exchange, lineage, offpolicy, onpolicy, parts, schedules, scoring
+from popjax.population import (
+    drives,
+    exchange,
+    judging,
+    lineage,
+    offpolicy,
+    onpolicy,
+    parts,
+    schedules,
+    scoring,
+)
 from popjax.population.lineage import Lineage
 from popjax.population.schedules import Scheduled, Selections
 from popjax.recipe import Recipe, recorded
@@ -99,7 +110,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     evolving, decide = evolved(config), search.build(config.search, population)
     every = -(-config.interval * population // base.steps)  # iterations between ready points
     names, own_steps = [prior.name for prior in evolving], base.steps // population
-    own_replays = isinstance(config, OffPolicyConfig) and not config.shared_replay
+    sharing = isinstance(config, OffPolicyConfig) and config.shared_replay
+    own_replays = isinstance(config, OffPolicyConfig) and not sharing
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     changed = (*CARRIED, *(["replay"] if own_replays else []))
     again = schedules.selections(replay, kind_of(config.agent), names, population, every * own_steps)
@@ -132,28 +144,23 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
 
     def collect(s: State) -> State:
         """Play everyone in its lanes, and judge it by its last episodes there."""
-        after = base.collect(s)
-        fitness = s.metrics.fitness if config.scoring else finite(judged(after).fitness)
+        after = played(s)
+        fitness = s.metrics.fitness if config.scoring else judging.shown(judged(after).fitness)
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
 
+    def played(s: State) -> State:
+        """Return the State behind a rollout. The best acts in the lanes of those who have diverged, if all
+        learn from what is played there."""
+        if not sharing:
+            return base.collect(s)
+        lost = judging.diverged(s.agents, population)
+        best = jnp.argmax(jnp.where(lost, -jnp.inf, s.metrics.fitness))
+        after = base.collect(replace(s, agents=tree.take(s.agents, jnp.where(lost, best, own))))
+        return replace(after, agents=tree.where(lost, s.agents, after.agents))
+
     def judged(s: State) -> Standing:
-        """Return how everyone stands by its episodes in training; by what it has so far before the first."""
-        recent = s.lanes.account.recent
-        returns, valid = (x.reshape(population, -1) for x in (recent.returns, recent.valid))
-        count = valid.sum(1)
-        mean = jnp.where(valid, returns, 0.0).sum(1) / jnp.maximum(count, 1)
-        fitness = jnp.where(count > 0, mean, s.lanes.fitness)
-        return Standing(fitness, returns, valid, s.lineage.count, s.lineage.count - s.born)
-
-    def finite(fitness: Array) -> Array:
-        """Return the fitness as it is shown: of one that has diverged, that of the worst other."""
-        shown = jnp.isfinite(fitness)
-        return jnp.where(shown, fitness, jnp.min(fitness, where=shown, initial=jnp.inf))
-
-    def broken(numbers: PyTree) -> Array:
-        """Return bool [P] whether any of everyone's numbers is not finite."""
-        leaves = [x.reshape(population, -1) for x in jax.tree.leaves(numbers) if x.dtype == jnp.float32]
-        return jnp.stack([~jnp.isfinite(x).all(1) for x in leaves]).any(0)
+        """Return how everyone stands by its episodes in training."""
+        return Standing(*judging.by_training(s.lanes), s.lineage.count, s.lineage.count - s.born)
 
     def scored(s: State, key: Key) -> Standing:
         """Return how everyone stands by greedy episodes, which do not count as training."""
@@ -165,9 +172,9 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def evolve(s: State) -> State:
         """Let everyone that is to take over an agent do so and explore, at a ready point."""
         losses = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), s.metrics.losses)
-        sick = broken(s.metrics.losses)
+        sick = judging.diverged(s.metrics.losses, population)
         told = {"losses": losses, "diverged": sick.sum(dtype=jnp.int32)}
-        fitness = finite(jnp.where(sick, -jnp.inf, s.metrics.fitness))
+        fitness = judging.shown(jnp.where(sick, -jnp.inf, s.metrics.fitness))
         s = replace(s, metrics=replace(s.metrics, fitness=fitness, **told))
         now = (s.generation % every == 0) & (s.env_steps >= base.learning_starts)
         due = jnp.where(tree.any_lane(now), 1, 0)
@@ -182,7 +189,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         """Return the State behind a ready point."""
         key = jax.random.fold_in(s.key, TURN)
         key_score, key_decide, key_explore, key_prior, key_fresh = jax.random.split(key, 5)
-        standing, lost = scored(s, key_score) if config.scoring else judged(s), broken(s.agents)
+        standing = scored(s, key_score) if config.scoring else judged(s)
+        lost = judging.diverged(s.agents, population)
         standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
         if again is None:
             decision = decide(key_decide, standing, s.hyper.search.significance)
@@ -195,7 +203,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
             s = begun_anew(s, decision.fresh, hyper, key_fresh)
         source = jnp.where(decision.fresh, -1, decision.source)
         table = lineage.record(s.lineage, s.generation, source, standing.fitness, values(hyper))
-        fitness = finite(standing.fitness[decision.source])
+        fitness = judging.shown(standing.fitness[decision.source])
         told = {"fitness": fitness, "numbers": named(hyper), "ready": table.count - 1, **copies(source)}
         metrics, nothing = replace(s.metrics, **told), jnp.full(2, -1, jnp.int32)
         return replace(s, hyper=hyper, metrics=metrics, lineage=table, intervene=nothing)
@@ -206,6 +214,9 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
         if env.spec.stack > 1:  # rows tell of the lanes' own frames, which a lost agent's actions leave sound
             lost = jnp.zeros_like(lost)
+        amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that somebody else began
+        count = jnp.where(decision.fresh[:, None], 0, recent.count)
+        recent = replace(recent, whole=recent.whole & ~amid[:, None], count=count)
         lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         lanes = replace(lanes, account=replace(lanes.account, recent=recent))
         if own_replays:
@@ -217,11 +228,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def begun_anew(s: State, fresh: Array, hyper: PyTree, key: Key) -> State:
         """Put newcomers into the slots that are ``fresh`` [P]."""
         anew = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key, population), hyper)
-        recent = s.lanes.account.recent
-        recent = replace(recent, count=jnp.where(fresh[:, None], 0, recent.count))
-        lanes = replace(s.lanes, account=replace(s.lanes.account, recent=recent))
         born = jnp.where(fresh, s.lineage.count, s.born)
-        return replace(s, agents=tree.where(fresh, anew, s.agents), lanes=lanes, born=born)
+        return replace(s, agents=tree.where(fresh, anew, s.agents), born=born)
 
     def numbers_after(hyper: PyTree, decision: Decision, key_explore: Key, key_prior: Key) -> PyTree:
         """Return the numbers with which everyone goes on."""

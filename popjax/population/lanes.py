@@ -42,11 +42,16 @@ Record: TypeAlias = Callable[["Lanes", Any, Timestep], Any]
 
 @struct.dataclass
 class Recent:
-    """Returns float32 [P, N, K] of a lane's last K episodes, newest first, and how many there are, int32 [P,
-    N] up to K."""
+    """Returns of a lane's last K episodes that one individual has played from the beginning.
+
+    returns: float32 [P, N, K] the newest first.
+    count:   int32 [P, N]      how many of them there have been, up to K.
+    whole:   bool [P, N]       whether the individual that plays now has begun the episode under way.
+    """
 
     returns: Array
     count: Array
+    whole: Array
 
     @property
     def valid(self) -> Array:
@@ -104,7 +109,8 @@ def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = (), recen
     states, obs = jax.vmap(jax.vmap(env.reset))(jax.random.split(key, shape))
     zero, none = jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
     memory = tree.repeat(tree.repeat(memory, shape[1]), shape[0])
-    remembered = Recent(jnp.zeros((*shape, recent)), none) if recent else ()
+    whole = jnp.ones(shape, jnp.bool_)
+    remembered = Recent(jnp.zeros((*shape, recent)), none, whole) if recent else ()
     return Lanes(states, obs, memory, Account(zero, none, zero, none, none, remembered))
 
 
@@ -237,10 +243,11 @@ def track(account: Account, reward: Array, done: Array) -> Account:
 
 
 def _remember(recent: Recent, returns: Array, done: Array) -> Recent:
-    """Return ``recent`` with the ``returns`` [P, N] of episodes that are ``done`` put first."""
+    """Return ``recent`` with the ``returns`` [P, N] of whole episodes that are ``done`` put first."""
     shifted = jnp.concatenate([returns[..., None], recent.returns[..., :-1]], -1)
     count = jnp.minimum(recent.count + 1, recent.returns.shape[-1])
-    return tree.where(done, Recent(shifted, count), recent)
+    after = Recent(shifted, count, jnp.ones_like(done))
+    return tree.where(done & recent.whole, after, replace(recent, whole=recent.whole | done))
 
 
 def _like(fresh: PyTree, memory: PyTree) -> PyTree:

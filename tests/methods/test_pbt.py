@@ -104,8 +104,10 @@ def test_a_ready_point_copies_whole_agents_and_explores_their_numbers():
     taken = source != np.arange(P)
     assert taken.sum() == 2
     assert set(source[taken]) <= set(np.argsort(-np.asarray(after.lineage.fitness[after.metrics.ready]))[:2])
-    parents = jax.tree.map(lambda x: x[source], (after.agents, after.replay, after.lanes.account.recent))
-    assert same((after.agents, after.replay, after.lanes.account.recent), parents)
+    recent = after.lanes.account.recent
+    handed = (after.agents, after.replay, recent.returns, recent.count)
+    assert same(handed, tree.take(handed, source))
+    np.testing.assert_array_equal(recent.whole[:, 0], ~taken)
     assert not same(after.lanes.env, tree.take(after.lanes.env, source))
     assert same(np.asarray(after.metrics.transfers).sum(1), taken.astype(np.int32))
     parent = {name: np.asarray(getattr(before.hyper, name))[source] for name in after.metrics.numbers}
@@ -132,7 +134,9 @@ def test_newcomers_begin_anew_and_are_as_old_as_that():
     assert fresh.sum() == P // 2
     np.testing.assert_array_equal(state.agents.updates, np.where(fresh, 0, 1))
     np.testing.assert_array_equal(state.born, np.where(fresh, 1, 0))
-    assert (np.asarray(state.lanes.account.recent.count)[fresh] == 0).all()
+    recent = state.lanes.account.recent
+    assert (np.asarray(recent.count)[fresh] == 0).all()
+    assert not np.asarray(recent.whole)[fresh].any(), "it enters amid an episode of its predecessor"
     assert not state.metrics.transfers.any()
 
 
@@ -155,6 +159,44 @@ def test_who_has_diverged_is_replaced_for_good():
         assert all(np.isfinite(x).all() for x in numbers if x.dtype == jnp.float32)
         state = step(state)
         assert int(state.metrics.diverged) == 0
+
+
+@pytest.mark.slow
+def test_who_has_diverged_leaves_nothing_in_a_shared_replay():
+    """The best acts in its lanes until the next ready point, at which it is replaced."""
+    method = pbt.build(make("probe/corridor"), off_policy(shared_replay=True, interval=4))
+    step = jax.jit(method.step)
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    for _ in range(5):
+        state = step(state)
+    slot = int(state.metrics.fitness.argmax())
+    poisoned = jax.tree.map(lambda x: x.at[slot].set(jnp.nan) if x.dtype == jnp.float32 else x, state.agents)
+    state, turns = state.replace(agents=poisoned), int(state.metrics.ready)
+    while int(state.metrics.ready) == turns:
+        state = step(state)
+        held = jax.tree.leaves((state.replay, state.lanes))
+        assert all(np.isfinite(x).all() for x in held if x.dtype == jnp.float32)
+    assert np.isneginf(state.lineage.fitness[turns + 1, slot])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.agents) if x.dtype == jnp.float32)
+
+
+def test_an_individuals_own_exploration_reaches_its_actions():
+    """Of two DQN agents with one network, the one whose epsilon is 1 acts at random and the other never."""
+    small = {"batch": 8, "capacity": 64, "warmup": 0, "population": 2, "interval": 8, "steps": 32}
+    config = pbt.configured(dqn.Config(hidden=(8,)), search=search.Random(), updates=1, **small)
+    method = pbt.build(make("probe/corridor-discrete"), config)
+    numbers = {"exploration": jnp.array([0.0, 1.0]), "exploration_start": jnp.array([0.0, 1.0])}
+    state = jax.jit(method.init)(jax.random.key(0), as_arrays(method.hyper).replace(**numbers))
+    same_networks = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), state.agents)
+    after = jax.jit(method.step)(state.replace(agents=same_networks))
+    greedy = jax.vmap(method.act, (None, None, 0, None, None))
+    policy = tree.take(method.individuals(state.replace(agents=same_networks)), 0)
+    for slot, share in ((0, 1.0), (1, 0.5)):
+        rows = tree.take(after.replay.rows, slot)
+        best = greedy(policy, (), rows.obs[:32], jax.random.key(0), 0.0).action
+        agree = float((best == rows.action[:32]).mean())
+        assert agree == 1.0 if share == 1.0 else agree < 0.95
+    np.testing.assert_array_equal(after.metrics.numbers["exploration"], numbers["exploration"])
 
 
 DRIVES = {"rnd": rnd.Config(hidden=(8,)), "diayn": diayn.Config(skills=3, hidden=(8,))}

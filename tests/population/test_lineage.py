@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.population import exchange, lanes, lineage
+from popjax.population import exchange, judging, lanes, lineage
 from popjax.replay.ring import Ring
 
 
@@ -69,7 +69,9 @@ def test_replays_are_copied_whole_whoever_copies_whom(capacity, source):
 def test_a_lane_remembers_its_last_episodes():
     """Two of them, the newest first: episodes that return 1, 2 + 3 and 4, and one under way."""
     zero, none = jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32)
-    account = lanes.Account(zero, none, zero, none, none, lanes.Recent(jnp.zeros((1, 1, 2)), none))
+    account = lanes.Account(
+        zero, none, zero, none, none, lanes.Recent(jnp.zeros((1, 1, 2)), none, jnp.ones((1, 1), bool))
+    )
     seen = []
     for reward, done in ((1.0, True), (2.0, False), (3.0, True), (4.0, True), (9.0, False)):
         account = lanes.track(account, jnp.full((1, 1), reward), jnp.full((1, 1), done))
@@ -78,3 +80,33 @@ def test_a_lane_remembers_its_last_episodes():
     assert seen[0] == seen[1] == ([1, 0], [True, False])
     assert seen[2] == ([5, 1], [True, True])
     assert seen[3] == seen[4] == ([4, 5], [True, True])
+
+
+def test_an_episode_that_somebody_else_began_is_not_remembered():
+    """The individual enters amid an episode that ends with a return of 7; its own first returns 2."""
+    zero, none = jnp.zeros((1, 1)), jnp.zeros((1, 1), jnp.int32)
+    recent = lanes.Recent(jnp.zeros((1, 1, 2)), none, jnp.zeros((1, 1), bool))
+    account = lanes.Account(zero + 4, none, zero, none, none, recent)
+    seen = []
+    for reward, done in ((3.0, True), (2.0, True)):
+        account = lanes.track(account, jnp.full((1, 1), reward), jnp.full((1, 1), done))
+        seen.append((float(account.latest[0, 0]), int(account.recent.count[0, 0])))
+    assert seen == [(7, 0), (2, 1)]
+    assert account.recent.returns[0, 0, 0] == 2
+
+
+def test_who_has_no_whole_episode_stands_by_what_it_has_or_as_the_mean():
+    """0 has two of 4 and 6; 1 has begun its lane and has 9 so far; 2 is amid an episode of another's."""
+    none = jnp.zeros((3, 1), jnp.int32)
+    recent = lanes.Recent(
+        returns=jnp.array([[[4.0, 6.0]], [[0.0, 0.0]], [[3.0, 3.0]]]),
+        count=jnp.array([[2], [0], [0]]),
+        whole=jnp.array([[True], [True], [False]]),
+    )
+    latest = jnp.array([[4.0], [9.0], [100.0]])
+    played = lanes.Lanes((), (), (), lanes.Account(latest, none, latest, none, none, recent))
+    fitness, _, valid = judging.by_training(played)
+    assert fitness.tolist() == [5, 9, 7]
+    assert valid.tolist() == [[True, True], [False, False], [False, False]]
+    ended = played.replace(account=played.account.replace(episodes=none + 1))
+    assert judging.by_training(ended)[0].tolist() == [5, 5, 5], "its lane's last is not its own for sure"

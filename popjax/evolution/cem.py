@@ -16,6 +16,7 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Key, Number, number
+from popjax.evolution.ranking import best_first
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,12 @@ def weights(parents: int) -> Array:
 def tell(state: State, population: Array, fitness: Array, hyper: Hyper, config: Config = Config()) -> State:
     """Return the search after ``population`` [P, n] was found to have ``fitness`` [P], more being better.
 
-    Deviations are taken from the old mean. Of individuals with equal fitness the earlier ranks first.
+    Deviations are taken from the old mean. Of individuals with equal fitness the earlier ranks first; those
+    whose fitness is no finite number rank last.
     """
     chex.assert_shape(population, (config.population, *state.mean.shape))
     chex.assert_shape(fitness, (config.population,))
-    best = jnp.argsort(-fitness, stable=True)[: config.parents]
+    best = best_first(fitness)[: config.parents]
     share, parents = weights(config.parents), population[best]
     damp = hyper.damp_rate * state.damp + (1 - hyper.damp_rate) * hyper.final_damp
     variance = share @ jnp.square(parents - state.mean)

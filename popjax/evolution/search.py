@@ -1,6 +1,7 @@
 """Searches over the numbers of a population in training: at a ready point, who goes on as whom.
 
-Each is a function of the individuals' returns, so that they differ in nothing else.
+Each is a function of the individuals' returns, so that they differ in nothing else. Chance decides among
+equals.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.scipy.special import betainc
 
 from popjax.checks import check_choices
 from popjax.core import Key
+from popjax.evolution.ranking import ranks
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,10 @@ def build(config: AnyConfig, population: int) -> Decide:
         return lambda key, now, significance: copies(jnp.arange(population))
 
     def decide(key: Key, now: Standing, significance: Array | float) -> Decision:
-        uniform = jax.random.uniform(key, (population,))
+        uniform, ties = jax.random.uniform(key, (2, population))
         if config.exploit == "truncation":
-            return copies(truncation(uniform, now.fitness, max(1, round(config.fraction * population))))
+            count = max(1, round(config.fraction * population))
+            return copies(truncation(uniform, now.fitness, count, ties))
         if config.exploit == "tournament":
             return copies(tournament(uniform, now.fitness))
         return copies(welch(uniform, now, significance))
@@ -161,19 +164,12 @@ def intervened(decision: Decision, slot: Array, parent: Array) -> Decision:
     )
 
 
-def ranks(fitness: Array) -> Array:
-    """Return int32 [P]: how many are better, or equal and before it; one that is not a number is the
-    worst."""
-    order = jnp.argsort(-fitness)
-    return jnp.zeros(fitness.shape, jnp.int32).at[order].set(jnp.arange(fitness.shape[0], dtype=jnp.int32))
-
-
-def truncation(uniform: Array, fitness: Array, count: int) -> Array:
+def truncation(uniform: Array, fitness: Array, count: int, ties: Array | None = None) -> Array:
     """Return int32 [P]: each of the ``count`` worst takes over from a random one of the ``count`` best.
 
-    ``uniform`` [P] are draws from [0, 1).
+    ``uniform`` [P] are draws from [0, 1); ``ties`` as in ``ranking.ranks``.
     """
-    rank = ranks(fitness)
+    rank = ranks(fitness, ties)
     best = jnp.argsort(rank)[: max(count, 1)]
     chosen = best[(uniform * count).astype(jnp.int32)]
     return jnp.where(rank >= fitness.shape[0] - count, chosen, jnp.arange(fitness.shape[0]))
@@ -232,7 +228,7 @@ def _halving(config: Halving, population: int) -> Decide:
         """Fill all lanes with as many clones of each survivor."""
         rung = (milestones < now.ready).sum() + 1
         left = jnp.maximum(population // config.factor ** jnp.minimum(rung, rungs), 1)
-        rank = ranks(now.fitness)
+        rank = ranks(now.fitness, jax.random.uniform(key, (population,)))
         survivor = jnp.argsort(rank)[rank % left]
         due = (milestones == now.ready).any() & (rung <= rungs)
         return copies(jnp.where(due & (rank >= left), survivor, own))
@@ -240,7 +236,8 @@ def _halving(config: Halving, population: int) -> Decide:
     def fresh(key: Key, now: Standing, significance: Array | float) -> Decision:
         """Stop all but the best of those of one age, and begin anew in their lanes."""
         peers = now.age[:, None] == now.age
-        better = peers & (ranks(now.fitness)[None, :] < ranks(now.fitness)[:, None])
+        rank = ranks(now.fitness, jax.random.uniform(key, (population,)))
+        better = peers & (rank[None, :] < rank[:, None])
         stays = better.sum(1) * config.factor < peers.sum(1)
         due = (milestones == now.age[:, None]).any(1)
         return copies(own)._replace(fresh=due & ~stays)
@@ -266,8 +263,9 @@ def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decid
     group = jnp.arange(population) // size
 
     def decide(key: Key, now: Standing, significance: Array | float) -> Decision:
-        rank = ranks(now.fitness)  # among all
-        inside = jnp.stack([ranks(part) for part in now.fitness.reshape(groups, size)])
+        ties = jax.random.uniform(key, (population,))
+        rank = ranks(now.fitness, ties)  # among all
+        inside = jax.vmap(ranks)(now.fitness.reshape(groups, size), ties.reshape(groups, size))
         order = jnp.argsort(inside, 1) + jnp.arange(groups)[:, None] * size  # [groups, size], best first
         source = numbers = jnp.arange(population)
         explore = jnp.zeros(population, jnp.bool_)

@@ -13,6 +13,7 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Key
+from popjax.evolution.ranking import comparable
 
 
 @struct.dataclass
@@ -48,7 +49,7 @@ def tournament(key: Key, ranking: Array, rounds: int, size: int) -> Array:
 def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selection:
     """Rank the population, hold the tournaments and clone the elites into slots that lost.
 
-    fitness: float [P], larger is better; of equals the higher index ranks first.
+    fitness: float [P], larger is better; of equals the higher index ranks first, NaN is the worst.
     elites:  how many, at most P / 2.
 
     Where fewer slots lost than there are elites, the remaining elites take the first offspring slots, which
@@ -59,7 +60,7 @@ def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selec
     if not 0 < 2 * elites <= population:
         raise ValueError(f"elites {elites} must be at least 1 and at most half of population {population}")
     key_tournament, key_even, key_shuffle = jax.random.split(key, 3)
-    ranking = jnp.flip(jnp.argsort(fitness))
+    ranking = jnp.flip(jnp.argsort(comparable(fitness)))
     winners = tournament(key_tournament, ranking, population - elites, tournament_size)
     elite = jnp.zeros(population, jnp.bool_).at[ranking[:elites]].set(True)
     selected = jnp.zeros(population, jnp.bool_).at[winners].set(True)
@@ -105,6 +106,7 @@ def parents(selection: Selection, fitness: Array, score: Array) -> tuple[Array, 
     order = jnp.argsort(jnp.where(valid, -score[a, b], jnp.inf))  # stable: equal scores keep list order
     pair = order[jnp.arange(selection.vacant.shape[0]) % jnp.maximum(valid.sum(), 1)]
     a, b = a[pair], b[pair]
+    fitness = comparable(fitness)
     swap = fitness[b] > fitness[a]
     return jnp.where(swap, b, a), jnp.where(swap, a, b)
 
@@ -121,7 +123,7 @@ def replaceable(fitness: Array, protected: Array) -> Array:
     protected: int32 [] or [n] slots; slots follow one another cyclically.
     """
     chex.assert_rank([fitness, protected], [1, {0, 1}])
-    candidates = (jnp.argmin(fitness) + jnp.arange(fitness.shape[0])) % fitness.shape[0]
+    candidates = (jnp.argmin(comparable(fitness)) + jnp.arange(fitness.shape[0])) % fitness.shape[0]
     return candidates[jnp.argmin(jnp.isin(candidates, protected))]
 
 

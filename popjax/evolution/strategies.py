@@ -1,4 +1,5 @@
-"""Evolution strategies of evosax (Lange, 2022) by name, each a search over the parameters of one network.
+"""Evolution strategies and genetic algorithms of evosax (Lange, 2022) by name, each a search over the
+parameters of one network.
 
     strategy = strategies.build("Sep_CMA_ES", 32, params)
     search = strategy.init(params, hyper, key)
@@ -6,7 +7,11 @@
     search = strategy.tell(search, population, fitness, hyper, key)
 
 Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's. Its
-numbers are the library's defaults but for the two in ``Hyper``, which a sweep can fill.
+numbers are the library's defaults but for the two in ``Hyper``, which a sweep can fill. Names are read
+without regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
+
+A strategy without a distribution, such as ``DifferentialEvolution``, begins with a population around the
+parameters, which its first generation evaluates; its mean is the best of its last population.
 """
 
 from __future__ import annotations
@@ -21,14 +26,18 @@ import optax
 from flax import struct
 from jax import Array
 
+from popjax import tree
 from popjax.core import Key, Number, Params, PyTree, number
 
 ADAM = ("ARS", "ASEBO", "ESMC", "GuidedES", "Open_ES", "PGPE")
 """Strategies that follow an estimated gradient; their mean moves by Adam, as OpenAI's does (Salimans et al.,
 2017)."""
-UNFIT = ("GradientlessDescent", "NoiseReuseES", "PersistentES", "RandomSearch", "SV_CMA_ES", "SV_Open_ES")
-"""Those of evosax that have no standard deviation, or want parts of episodes, a sampler or several
-populations."""
+UNFIT = (
+    *("DiffusionEvolution", "GradientlessDescent", "NoiseReuseES", "PersistentES", "RandomSearch"),
+    *("SV_CMA_ES", "SV_Open_ES"),
+)
+"""Those of evosax that have no standard deviation, or want parts of episodes, a sampler, several populations
+or to know when they end."""
 
 
 @struct.dataclass
@@ -46,6 +55,8 @@ class Strategy(NamedTuple):
     ask:  (search, hyper, key) -> (population [P] of parameters, search)
     tell: (search, population [P], fitness [P], hyper, key) -> search; more fitness is better
     mean: search -> parameters
+
+    An individual whose fitness is no finite number ranks below all others.
     """
 
     init: Callable[[Params, Hyper, Key], PyTree]
@@ -63,14 +74,30 @@ def names() -> list[str]:
     return sorted(set(_known()) - set(UNFIT))
 
 
+def named(name: str) -> str:
+    """Return the name that evosax has for the strategy ``name``, which may differ in case, hyphens and
+    underscores.
+
+    Raises:
+        ValueError: there is none, or evosax is not installed.
+    """
+    known = {_bare(own): own for own in names()}
+    if _bare(name) not in known:
+        raise ValueError(f"strategy {name!r} is none of {', '.join(names())}; choose one of these")
+    return known[_bare(name)]
+
+
+def _bare(name: str) -> str:
+    return name.replace("-", "").replace("_", "").lower()
+
+
 def build(name: str, population: int, params: Params) -> Strategy:
-    """Return the strategy ``name`` of evosax with ``population`` individuals like ``params``.
+    """Return the strategy ``name`` of evosax, see ``named``, with ``population`` individuals like ``params``.
 
     Raises:
         ValueError: there is none of this name, it cannot have that population, or evosax is not installed.
     """
-    if name not in names():
-        raise ValueError(f"strategy {name!r} is none of {', '.join(names())}; choose one of these")
+    name = named(name)
     kind = _known()[name]
     accepts = inspect.signature(kind.__init__).parameters
     options: dict[str, Any] = {}
@@ -104,14 +131,54 @@ def build(name: str, population: int, params: Params) -> Strategy:
         return population, told(search, hyper)
 
     def tell(search: PyTree, population: Params, fitness: Array, hyper: Hyper, key: Key) -> PyTree:
-        return told(library.tell(key, population, -fitness, search, numbers(hyper))[0], hyper)
+        return told(library.tell(key, population, _cost(fitness), search, numbers(hyper))[0], hyper)
 
-    return Strategy(init, ask, tell, library.get_mean)
+    if hasattr(library, "get_mean"):
+        return Strategy(init, ask, tell, library.get_mean)
+
+    def scattered(params: Params, hyper: Hyper, key: Key) -> Begun:
+        key_init, key_noise = jax.random.split(key)
+        noise = optax.tree.random_like(key_noise, tree.repeat(params, population), jax.random.normal)
+        first = jax.tree.map(lambda x, n: x + hyper.std * n, params, noise)
+        unknown = jnp.full(population, jnp.inf)
+        return Begun(told(library.init(key_init, first, unknown, numbers(hyper)), hyper), jnp.bool_(False))
+
+    def ask_on(search: Begun, hyper: Hyper, key: Key) -> tuple[Params, Begun]:
+        first = library.get_population(search.own)
+        asked, after = ask(search.own, hyper, key)
+        chosen, own = tree.where(search.begun, (asked, after), (first, search.own))
+        return chosen, Begun(own, search.begun)
+
+    def tell_on(search: Begun, individuals: Params, fitness: Array, hyper: Hyper, key: Key) -> Begun:
+        first = told(library.init(key, individuals, _cost(fitness), numbers(hyper)), hyper)
+        after = tell(search.own, individuals, fitness, hyper, key)
+        return Begun(tree.where(search.begun, after, first), jnp.bool_(True))
+
+    return Strategy(scattered, ask_on, tell_on, lambda search: library.get_best_solution(search.own))
+
+
+@struct.dataclass
+class Begun:
+    """A search without a distribution: the library's state, and whether its first generation has been
+    evaluated."""
+
+    own: PyTree
+    begun: Array
+
+
+def _cost(fitness: Array) -> Array:
+    """Return what the library makes least of fitness [P]; of one that is no finite number more than of all
+    others."""
+    sound = jnp.isfinite(fitness)
+    low = jnp.min(fitness, where=sound, initial=jnp.inf)
+    high = jnp.max(fitness, where=sound, initial=-jnp.inf)
+    below = jnp.where(sound.any(), low - jnp.maximum(high - low, 1.0), 0.0)
+    return -jnp.where(sound, fitness, below)
 
 
 def _known() -> dict[str, Any]:
     try:
-        from evosax.algorithms import distribution_based_algorithms
+        from evosax.algorithms import algorithms
     except ImportError as absent:
         raise ValueError(f"es needs evosax: pip install 'popjax[es]' ({absent})") from absent
-    return distribution_based_algorithms
+    return algorithms

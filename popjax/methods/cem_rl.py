@@ -42,7 +42,8 @@ from popjax.core import (
     stacked,
 )
 from popjax.evolution import cem
-from popjax.population import lanes, learning, shared_critic
+from popjax.evolution.ranking import best_first
+from popjax.population import judging, lanes, learning, shared_critic
 from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import Ring, ring
 
@@ -96,7 +97,9 @@ class Hyper:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:         float32 [P] mean return of each actor's trials, the trained ones first.
+    fitness:         float32 [P] mean return of each actor's trials, the trained ones first; of one that has
+                     diverged, that of the worst other.
+    diverged:        int32 actors whose return was no finite number.
     critic_loss:     mean squared TD error, summed over critics, of the last gradient step; 0 before it.
     actor_loss:      [trained] minus the mean value of an actor's actions there.
     gradient_steps:  int32 of each trained actor, and of the critics up to rounding.
@@ -107,6 +110,7 @@ class Metrics:
     """
 
     fitness: Array
+    diverged: Array
     critic_loss: Array
     actor_loss: Array
     gradient_steps: Array
@@ -167,7 +171,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             hyper=hyper,
             env_steps=counting.none(),
             generation=none,
-            metrics=Metrics(scores, zero, jnp.zeros(trained), none, none, none, none, zero),
+            metrics=Metrics(scores, none, zero, jnp.zeros(trained), none, none, none, none, zero),
             critic=learner.init(key_critic, hyper.learner),
             replay=replay.init(example_transition(env.spec)),
             search=search,
@@ -188,7 +192,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             drawn = drawn.at[trained:].set(mixed)
             source = source.at[trained:].set(jnp.where(kept >= 0, kept + trained, -1))
         if config.elitism:
-            elite = s.population[jnp.argmax(s.metrics.fitness)]
+            elite = s.population[best_first(s.metrics.fitness)[0]]
             drawn = drawn.at[-1].set(jnp.where(s.generation > 0, elite, drawn[-1]))
         return replace(s, key=key, population=drawn, source=source)
 
@@ -253,6 +257,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             rows = tree.where(stays, tree.take(s.replay.rows, slots), rows)
             valid = jnp.where(stays[:, None], place < s.length[s.source][:, None], valid)
             fitness = jnp.where(stays, s.metrics.fitness[s.source], fitness)
+        valid &= jnp.isfinite(s.population).all(1)[:, None]  # who has diverged leaves nothing to learn from
         length = valid.sum(1, dtype=jnp.int32)
         return replace(
             s,
@@ -268,9 +273,11 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Move mean and variance to the best half (line 23)."""
         fitness = s.metrics.fitness
         search = cem.tell(s.search, s.population, fitness, s.hyper.search, config.search)
-        best = jnp.argsort(-fitness, stable=True)[: config.search.parents]
+        best = best_first(fitness)[: config.search.parents]
         metrics = replace(
             s.metrics,
+            fitness=judging.shown(fitness),
+            diverged=(~jnp.isfinite(fitness)).sum(dtype=jnp.int32),
             trained_parents=(best < trained).sum(dtype=jnp.int32),
             spread=jnp.sqrt(search.variance).mean(),
         )

@@ -51,11 +51,12 @@ from popjax.core import (
     example_transition,
     stacked,
 )
+from popjax.evolution.ranking import best_first
 from popjax.methods import cspc_play, cspc_team
 from popjax.methods.cspc_config import DRIVES, Config, Evolution, Hyper, default_hyper, of_team, steps_bound
 from popjax.methods.cspc_play import Play, Seats, Terms
 from popjax.methods.cspc_team import Driven, States
-from popjax.population import drives, exchange, learning, players, scoring
+from popjax.population import drives, exchange, learning, players
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import good_episodes
@@ -277,7 +278,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     return Method(
         init=init,
         step=chain(cooperate, hand_over),
-        policy=lambda s: tree.take(individuals(s), scoring.best_first(s.scores)[0]),
+        policy=lambda s: tree.take(individuals(s), best_first(s.scores)[0]),
         act=act,
         hyper=default_hyper(config),
         steps_bound=steps_bound(env.spec, config),

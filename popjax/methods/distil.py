@@ -43,6 +43,7 @@ from popjax.core import (
     stacked,
 )
 from popjax.distillation import softened_kl
+from popjax.evolution.ranking import best_first
 from popjax.nets import recurrent
 from popjax.optimize import adam
 from popjax.population import imitation, lanes, policy, scoring
@@ -154,7 +155,7 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
             act, everyone = (lambda _, *seen, run=run: run.act(run.params, *seen)), jnp.zeros(1)
         measure = partial(scoring.returns, env, act, episodes=episodes, starts=keys)
         returns = jax.jit(measure)(everyone, run.memory, jax.random.key(0)).mean(1)
-        best = int(scoring.best_first(returns)[0])
+        best = int(best_first(returns)[0])
         graded.append(Graded(run, -1 if alone else best, float(returns[best])))
     return tuple(graded)
 
@@ -169,7 +170,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")
     spec = env.spec
-    best = scoring.best_first(jnp.array([graded.mean_return for graded in teachers]))[0]
+    best = best_first(jnp.array([graded.mean_return for graded in teachers]))[0]
     teacher = teachers[int(best)].teacher
     imitation.require_task(spec, teacher, "--teacher")
     if config.labels == "logits" and not spec.discrete:

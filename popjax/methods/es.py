@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax import Array
 
-from popjax import counting, distributions, nets, normalize, tree
+from popjax import counting, distributions, nets, normalize, rollout, tree
 from popjax.checks import check_least, check_widths
 from popjax.core import (
     Choice,
@@ -38,7 +39,7 @@ from popjax.core import (
 from popjax.evolution import strategies
 from popjax.evolution.strategies import Hyper
 from popjax.nets import images
-from popjax.population import lanes, learning
+from popjax.population import judging, lanes, learning
 from popjax.recipe import Recipe, recorded
 
 CLIP_OBS = 5.0  # standard deviations
@@ -48,7 +49,8 @@ CLIP_OBS = 5.0  # standard deviations
 class Config:
     """The strategy, and sizes."""
 
-    strategy: str = "Open_ES"  # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES; an unknown name lists them
+    # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES or SimpleGA; an unknown name lists them
+    strategy: str = "Open_ES"
     population: int = 32  # individuals of a generation
     trials: int = 1  # episodes whose mean return is an individual's fitness
     # hidden layers of the policy, units; CMA_ES keeps a square of all weights
@@ -65,12 +67,15 @@ class Config:
 class Metrics:
     """Metrics of a generation.
 
-    fitness: float32 [P] mean return of each individual's trials.
-    steps:   int32 environment steps.
-    moved:   distance by which the mean of the distribution moved.
+    fitness:  float32 [P] mean return of each individual's trials; of one that has diverged, that of the
+              worst other.
+    diverged: int32 individuals whose return was no finite number.
+    steps:    int32 environment steps.
+    moved:    distance by which the mean of the distribution moved.
     """
 
     fitness: Array
+    diverged: Array
     steps: Array
     moved: Array
 
@@ -125,7 +130,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             hyper=hyper,
             env_steps=counting.none(),
             generation=none,
-            metrics=Metrics(jnp.zeros(population), none, jnp.float32(0)),
+            metrics=Metrics(jnp.zeros(population), none, none, jnp.float32(0)),
             search=search,
             statistics=normalize.init(spec.obs_shape) if config.normalize_obs else (),
             population=strategy.ask(search, hyper, key_ask)[0],
@@ -141,24 +146,22 @@ def build(env: Env, config: Config = Config()) -> Method:
         return obs if config.normalize_obs else ()
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of everyone."""
+        """Play ``trials`` greedy episodes of everyone, all from the same initial states."""
         key, key_play = jax.random.split(s.key)
-        players = population * config.trials
-        owner = jnp.repeat(jnp.arange(population), config.trials)
-        episodes = lanes.episodes(
-            env,
-            act,
-            tree.take(individuals(s), owner),
-            (),
-            key_play,
-            scale=jnp.zeros(players),
-            record=record,
-        )  # [P * trials, T]
+
+        def play(policy: Params) -> rollout.Episode:
+            each = tree.repeat(policy, config.trials)
+            scale = jnp.zeros(config.trials)
+            return lanes.episodes(env, act, each, (), key_play, scale=scale, record=record)
+
+        episodes = jax.vmap(play)(individuals(s))  # [P, trials, T]
         statistics = s.statistics
         if config.normalize_obs:
-            statistics = normalize.update(statistics, episodes.steps, episodes.valid)
+            seen = episodes.steps.reshape(*episodes.valid.shape, -1)
+            sound = episodes.valid & jnp.isfinite(seen).all(-1)
+            statistics = normalize.update(statistics, episodes.steps, sound)
         steps = episodes.length.sum()
-        fitness = episodes.total.reshape(population, config.trials).mean(1)
+        fitness = episodes.total.mean(1)
         return replace(
             s,
             key=key,
@@ -171,8 +174,10 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Move the distribution by what everyone reached."""
         key, key_tell = jax.random.split(s.key)
         search = strategy.tell(s.search, s.population, s.metrics.fitness, s.hyper, key_tell)
-        moved = jnp.linalg.norm(search.mean - s.search.mean)
-        metrics = replace(s.metrics, moved=moved)
+        moved = optax.tree.norm(jax.tree.map(jnp.subtract, strategy.mean(search), strategy.mean(s.search)))
+        fitness = s.metrics.fitness
+        lost = (~jnp.isfinite(fitness)).sum(dtype=jnp.int32)
+        metrics = replace(s.metrics, fitness=judging.shown(fitness), diverged=lost, moved=moved)
         return replace(s, key=key, generation=s.generation + 1, metrics=metrics, search=search)
 
     return Method(
@@ -201,9 +206,10 @@ def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:
 
 def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
     """Return a line where a number was set that the strategy does not have."""
-    if config.strategy in strategies.ADAM or hyper.lr == Hyper().lr:
+    strategy = strategies.named(config.strategy)
+    if strategy in strategies.ADAM or hyper.lr == Hyper().lr:
         return []
-    return [f"hyper.lr {hyper.lr:g} changes nothing: {config.strategy} has no Adam"]
+    return [f"hyper.lr {hyper.lr:g} changes nothing: {strategy} has no Adam"]
 
 
 METHOD = Recipe(build, Config, lambda config: Hyper(), remarks=remarks)

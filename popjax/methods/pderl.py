@@ -45,9 +45,10 @@ from popjax.core import (
 from popjax.evolution import mutate
 from popjax.evolution.crossover import distil
 from popjax.evolution.offspring import breed, clones, recombine
+from popjax.evolution.ranking import best_first
 from popjax.evolution.select import Selection, fate, replaceable, select
 from popjax.methods.pderl_config import Config, Hyper, Metrics, check, default_hyper, preset
-from popjax.population import drives, exchange, lanes, learning, policy, scoring
+from popjax.population import drives, exchange, lanes, learning, policy
 from popjax.recipe import Recipe, recorded
 from popjax.replay import episodes as numbering
 from popjax.replay.ring import Ring, add, ring
@@ -163,7 +164,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             replay=replay.add(s.replay, tree.flatten(rows), episodes.valid.ravel()),
             drive=held,
             noise=episodes.carry[-1] if noisy else s.noise,
-            champion=tree.take(s.actors, scoring.best_first(fitness)[0]),
+            champion=tree.take(s.actors, best_first(fitness)[0]),
             memories=jax.vmap(add)(s.memories, *by_individual),
         )
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Unroll
-from popjax.population import scoring
+from popjax.evolution.ranking import best_first
 from popjax.population.learners import Learners
 
 
@@ -53,7 +53,7 @@ def whole(
     return Method(
         init=init,
         step=step,
-        policy=lambda s: tree.take(parts.individuals(s), scoring.best_first(s.metrics.fitness)[0]),
+        policy=lambda s: tree.take(parts.individuals(s), best_first(s.metrics.fitness)[0]),
         act=parts.act,
         hyper=hyper,
         steps_bound=parts.steps,

@@ -34,8 +34,8 @@ from popjax.core import (
     example_transition,
 )
 from popjax.counting import Count
-from popjax.evolution import cem
-from popjax.population import exchange, lanes, learning, policy, scoring
+from popjax.evolution import cem, ranking
+from popjax.population import exchange, lanes, learning, policy
 from popjax.population.exchange import MeanNetwork
 from popjax.population.lanes import Lanes
 
@@ -368,7 +368,7 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
     def told(state: Search, key: Key) -> tuple[Search, tuple[()]]:
         population, unflatten = _vectors(state.population)
         moved = cem.tell(state.search, population, state.total, hyper, config)
-        best = population[scoring.best_first(state.total)[0]]
+        best = population[ranking.best_first(state.total)[0]]
         after = replace(
             state,
             search=moved,

@@ -56,12 +56,6 @@ def when(due: Array, play: Callable[[], Array]) -> Array:
     return jax.lax.cond(tree.any_lane(due), play, lambda: nothing)
 
 
-def best_first(fitness: Array) -> Array:
-    """Return int32 [P]: the individuals from the highest ``fitness`` [P] to the lowest. NaN, the fitness of
-    one that has diverged, counts as the worst; equals keep their order."""
-    return jnp.argsort(-fitness, stable=True)  # which puts NaN last
-
-
 def recent(returns: Ring) -> Array:
     """Return float32 []: the mean of a ring of episodes' returns; 0 of an empty one."""
     stored = jnp.arange(returns.capacity) < returns.size

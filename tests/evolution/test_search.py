@@ -173,21 +173,59 @@ def test_permuted_individuals_are_decided_on_alike(config, key):
     np.testing.assert_array_equal(permuted.source, where[plain.source[order]])
 
 
-@pytest.mark.parametrize("operator", [search.truncation, search.tournament])
-def test_permuted_individuals_with_permuted_draws_are_decided_on_alike(operator):
-    """A tournament's rivals are relative to the slot: its best never loses, wherever it stands."""
-    for seed in range(4):
-        order, key = permutation(seed), jax.random.key(seed + 20)
-        uniform, fitness = jax.random.uniform(key, (16,)), jax.random.normal(key, (16,))
-        if operator is search.truncation:
-            plain = np.asarray(operator(uniform, fitness, 3))
-            permuted = np.asarray(operator(uniform[order], fitness[order], 3))
-            np.testing.assert_array_equal(permuted, np.argsort(order)[plain[order]])
-        else:
-            best = int(fitness.argmax())
-            assert operator(uniform, fitness)[best] == best
-            place = int(np.argsort(order)[best])
-            assert operator(uniform, fitness[order])[place] == place
+def relabelled(uniform, order):
+    """The draws with which the individuals in this order meet the same rivals."""
+    count = len(order)
+    rival = np.argsort(order)[np.asarray(search._rival(uniform))[order]]
+    return jnp.asarray(((rival - np.arange(count) - 1) % count + 0.5) / (count - 1))
+
+
+def welch(uniform, fitness, count):
+    """By five episodes of each, as many as there are differing."""
+    returns = fitness[:, None] + 0.3 * jnp.sin(7.0 * fitness[:, None] + jnp.arange(5.0))
+    valid = jnp.arange(5) < 2 + jnp.abs(8 * fitness[:, None]).astype(jnp.int32) % 4
+    now = standing(fitness)._replace(returns=returns, valid=valid)
+    return search.welch(uniform, now, 0.3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("operator", [search.truncation, lambda u, f, _: search.tournament(u, f), welch])
+def test_permuted_individuals_with_permuted_draws_are_decided_on_alike(operator, seed):
+    """A draw of truncation is the individual's, one of the others names its rival."""
+    order, key = permutation(seed), jax.random.key(seed + 20)
+    uniform, fitness = jax.random.uniform(key, (16,)), jax.random.normal(key, (16,))
+    drawn = uniform[order] if operator is search.truncation else relabelled(uniform, order)
+    plain, permuted = operator(uniform, fitness, 3), operator(drawn, fitness[order], 3)
+    assert (plain != OWN).any()
+    np.testing.assert_array_equal(permuted, np.argsort(order)[np.asarray(plain)[order]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_subpopulations_decide_on_their_permuted_individuals_alike(seed):
+    """Within each of two subpopulations of eight, as the subpopulation is where an individual stands."""
+    order = jnp.concatenate([permutation(seed, 8), 8 + permutation(seed + 50, 8)])
+    fitness, config = jax.random.normal(jax.random.key(seed), (16,)), search.MultipleFrequencies((1, 2))
+    plain, permuted = (decided(config, standing(x, 2)) for x in (fitness, fitness[order]))
+    where = np.argsort(order)
+    for field in ("source", "numbers"):
+        expected = where[np.asarray(getattr(plain, field))[order]]
+        np.testing.assert_array_equal(getattr(permuted, field), expected)
+    np.testing.assert_array_equal(permuted.explore, plain.explore[order])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [search.Pbt(), search.Halving(), search.Halving(freed="fresh"), search.MultipleFrequencies((1, 2))],
+    ids=["pbt", "clones", "fresh", "mf"],
+)
+def test_chance_decides_among_equals(config):
+    """Of sixteen equals each is replaced now and then, wherever it stands."""
+    keys = jax.random.split(jax.random.key(0), 200)
+    decide = search.build(config, 16)
+    made = jax.vmap(lambda key: decide(key, standing(jnp.ones(16), 2), 0.05))(keys)
+    replaced = (made.fresh | (made.source != jnp.arange(16))).mean(0)
+    assert replaced.min() > 0.5 * replaced.mean() > 0
+    assert replaced.max() < 1.5 * replaced.mean()
 
 
 @pytest.mark.parametrize(

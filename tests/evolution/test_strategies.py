@@ -24,8 +24,10 @@ OWN = {
     "Open_ES": {"optimizer": optax.adam(0.03), "std_schedule": optax.constant_schedule(0.1)},
     "Sep_CMA_ES": {},
 }
-EVERY = sorted(set(algorithms.distribution_based_algorithms) - set(strategies.UNFIT))
-SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name not in OWN)) for name in EVERY]
+EVERY = sorted(set(algorithms.algorithms) - set(strategies.UNFIT))
+WITHOUT_MEAN = sorted(set(algorithms.population_based_algorithms) - set(strategies.UNFIT))
+FAST = (*OWN, "DifferentialEvolution")
+SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in EVERY]
 
 
 def height(params):
@@ -80,10 +82,61 @@ def test_every_strategy_climbs_by_its_numbers_and_keeps_its_form(name):
     )
     assert next(kinds) == next(kinds)
     assert not any(x.weak_type for x in jax.tree.leaves(start))
-    narrow = climb(strategy, 1, replace(HYPER, std=jnp.float32(0.05)))[0]
-    assert not np.array_equal(narrow.best_solution, climb(strategy, 1)[0].best_solution)
-    slow = climb(strategy, 2, replace(HYPER, lr=jnp.float32(0.003)))[0]
-    assert np.array_equal(slow.mean, climb(strategy, 2)[0].mean) is (name not in strategies.ADAM)
+    narrow = climb(strategy, 3, replace(HYPER, std=jnp.float32(0.05)))[1]
+    assert narrow[-1] != climb(strategy, 3)[1][-1]
+    slow = climb(strategy, 2, replace(HYPER, lr=jnp.float32(0.003)))[1]
+    assert np.array_equal(slow, climb(strategy, 2)[1]) is (name not in strategies.ADAM)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "DifferentialEvolution"))
+        for name in WITHOUT_MEAN
+    ],
+)
+def test_a_search_without_a_distribution_begins_with_a_population_around_the_parameters(name):
+    """The library's state behind the first generation is that of its own ``init`` with what was found."""
+    strategy = strategies.build(name, 8, START)
+    search = strategy.init(TOP, HYPER, jax.random.key(0))
+    first, asked = strategy.ask(search, HYPER, jax.random.key(1))
+    equal(first, strategy.ask(search, HYPER, jax.random.key(9))[0])
+    far = [np.abs(x - top).max() for x, top in zip(*map(jax.tree.leaves, (first, TOP)), strict=True)]
+    assert 0 < max(far) < 0.5  # five standard deviations
+    fitness = jax.vmap(height)(first)
+    told = strategy.tell(asked, first, fitness, HYPER, jax.random.key(2))
+    np.testing.assert_allclose(told.own.fitness, -fitness, rtol=1e-6)
+    best = jax.tree.map(lambda x: x[fitness.argmax()], first)
+    equal(strategy.mean(told), best)
+    second = strategy.ask(told, HYPER, jax.random.key(3))[0]
+    assert not np.array_equal(second["w"], first["w"])
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_who_has_diverged_ranks_below_all_others(name):
+    """NaN and infinity are as the lowest, and leave nothing that is not finite; so does a generation without
+    any return."""
+    strategy = strategies.build(name, 8, START)
+    search = strategy.init(START, HYPER, jax.random.key(0))
+    for generation in range(3):
+        population, search = strategy.ask(search, HYPER, jax.random.key(generation))
+        fitness = jax.vmap(height)(population)
+        bad = fitness.at[jnp.array([1, 4])].set(jnp.array([jnp.nan, jnp.inf]))
+        low = fitness.at[jnp.array([1, 4])].set(jnp.delete(fitness, jnp.array([1, 4])).min() - 1)
+        after = [strategy.tell(search, population, x, HYPER, jax.random.key(9)) for x in (bad, low)]
+        for one, other in zip(*(jax.tree.leaves(strategy.mean(x)) for x in after), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        search = after[0]
+    none = strategy.tell(search, population, jnp.full(8, jnp.nan), HYPER, jax.random.key(9))
+    for found in (search, none):
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(strategy.mean(found)))
+
+
+@pytest.mark.parametrize("spelt", ["OpenES", "open-es", "Open_ES", "sep-CMA-ES", "CMA-ES", "SNES", "xnes"])
+def test_names_are_read_without_case_hyphens_and_underscores(spelt):
+    assert strategies.named(spelt).replace("_", "").lower() == spelt.replace("-", "").replace("_", "").lower()
+    bare = {name.replace("_", "").lower() for name in EVERY}
+    assert len(bare) == len(EVERY), "no two are read alike"
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -111,7 +164,7 @@ def test_open_es_draws_pairs():
 @pytest.mark.parametrize(
     ("name", "population", "message"),
     [
-        ("OpenES", 8, "strategy 'OpenES' is none of ARS, .*Open_ES, .*xNES; choose one of these"),
+        ("OpenAI", 8, "strategy 'OpenAI' is none of ARS, .*Open_ES, .*xNES; choose one of these"),
         ("PersistentES", 8, "strategy 'PersistentES' is none of"),
         ("Open_ES", 7, "strategy Open_ES refuses population 7: Population size must be even"),
     ],
@@ -128,6 +181,6 @@ def test_without_the_library_the_remedy_is_named(monkeypatch):
 
 
 def test_every_strategy_of_the_library_is_known_to_fit_or_not():
-    everything = set(algorithms.distribution_based_algorithms)
+    everything = set(algorithms.algorithms)
     assert set(strategies.UNFIT) | set(strategies.ADAM) <= everything
     assert strategies.names() == EVERY

@@ -64,6 +64,30 @@ def test_statistics_are_of_all_steps_of_everyone():
     assert float(state.statistics.variance[0]) == pytest.approx(1 - mean**2, abs=1e-5)  # of +1 and -1
 
 
+def test_everyone_begins_in_the_same_states():
+    """Almost equal policies return almost the same, whatever the contexts of a generation are."""
+    fitness = np.array([state.metrics.fitness for state in history("probe/context", std=1e-5)[1:]])
+    assert np.ptp(fitness, 1).max() < 1e-3
+    assert np.ptp(fitness[:, 0]) > 1e-3
+
+
+def test_who_has_diverged_is_told_and_leaves_no_trace():
+    """Where an action above 0 makes reward and observation NaN, mean and statistics stay finite."""
+    plain = make("probe/corridor")
+
+    def step(state, action):
+        state, timestep = plain.step(state, action)
+        lost = jnp.where(action[0] > 0, jnp.nan, 0.0)
+        return state, timestep.replace(reward=timestep.reward + lost, obs=timestep.obs + lost)
+
+    method = es.build(plain._replace(step=step), replace(TINY, strategy="Sep_CMA_ES"))
+    state = jax.jit(method.init)(jax.random.key(4), replace(method.hyper, std=1.0))
+    after = jax.jit(method.step)(state)
+    assert 0 < int(after.metrics.diverged) < 6
+    kept = (after.metrics, after.statistics, method.policy(after))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
+
+
 def test_a_policy_acts_by_normalized_observations():
     method = compiled("probe/corridor")[0]
     state = history("probe/corridor")[-1]
@@ -92,7 +116,7 @@ def test_it_learns_what_to_do_where(task):
     config = es.Config("Sep_CMA_ES", population=16, trials=16, hidden=())
     method, init, step = compiled(task, config)
     state = init(jax.random.key(0), replace(method.hyper, std=0.5))
-    for _ in range(25):
+    for _ in range(40):
         state = step(state)
     for obs in (-1.0, 1.0):
         choice = method.act(method.policy(state), (), jnp.array([obs]), jax.random.key(0), 0.0)

@@ -10,15 +10,10 @@ from popjax import tree
 from popjax.agents import sac
 from popjax.envs import make
 from popjax.methods import independent
-from popjax.population import exchange, scoring
+from popjax.population import exchange
 from tests.support import same
 
 NAN = jnp.nan
-
-
-def test_nan_is_the_worst_and_equals_keep_their_order():
-    np.testing.assert_array_equal(scoring.best_first(jnp.array([1, NAN, 3, 3, -jnp.inf])), [2, 3, 0, 4, 1])
-    np.testing.assert_array_equal(scoring.best_first(jnp.array([NAN, NAN])), [0, 1])
 
 
 def test_nan_is_behind_every_number_and_ahead_of_none():

@@ -1,0 +1,29 @@
+"""Ranks of individuals by fitness: more is better, and whoever has diverged is the worst."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def comparable(fitness: Array) -> Array:
+    """Return ``fitness`` [...] with minus infinity where it is no finite number."""
+    return jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
+
+
+def best_first(fitness: Array, ties: Array | None = None) -> Array:
+    """Return int32 [P]: the individuals from the highest ``fitness`` [P] to the lowest, behind which NaN and
+    infinity stand, the fitness of those who have diverged.
+
+    ties: [P] numbers that decide among equals, lower is before; None: they keep their order.
+    """
+    sound = jnp.where(jnp.isposinf(fitness), jnp.nan, fitness)
+    if ties is None:
+        return jnp.argsort(-sound, stable=True)
+    return jnp.lexsort((ties, -sound))
+
+
+def ranks(fitness: Array, ties: Array | None = None) -> Array:
+    """Return int32 [P]: how many individuals are before each in ``best_first``."""
+    count = fitness.shape[0]
+    return jnp.zeros(count, jnp.int32).at[best_first(fitness, ties)].set(jnp.arange(count, dtype=jnp.int32))

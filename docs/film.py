@@ -1,4 +1,4 @@
-"""Film a population that learns: PDERL's best, median and worst policies on Pendulum at three times.
+"""Film a population that learns: four agents of Collaborative Exploration on Pendulum, at three times.
 
 python docs/film.py    # two minutes on two cores; writes docs/_static/population.webp
 """
@@ -16,21 +16,28 @@ from PIL import Image
 
 import popjax
 from popjax import rollout
-from popjax.methods import pderl
+from popjax.agents import sac
+from popjax.methods import ce
 
 OUT = Path(__file__).parent / "_static/population.webp"
-GENERATIONS = (1, 8, 20)  # after which the population is filmed
-RANKS = {"best": 0, "median": 3, "worst": 5}  # of six individuals
+TIMES = (1_000, 3_000, 10_000)  # environment steps of all agents after which these are filmed
+AGENTS = ("best", "second", "third", "worst")
 EVERY = 2  # environment steps, of 0.05 s each, between two frames
-STARTS = 16  # episodes, of which the mean return ranks individuals
+STARTS = 16  # episodes, of which the mean return ranks agents; the first is filmed
 
 
 def main() -> None:
     """Train, play and draw."""
     env = popjax.make("gymnax/Pendulum-v1")
-    method = pderl.build(env, pderl.Config(population=6, sync_period=2, capacity=50_000))
-    hyper = pderl.Hyper()
-    hyper = hyper.replace(agent=hyper.agent.replace(actor_lr=5e-4, critic_lr=1e-3, polyak=0.01))
+    config = ce.Config(
+        learner=sac.Config(hidden=(64, 64)),
+        population=len(AGENTS),
+        batch=128,
+        capacity=20_000,
+        warmup=TIMES[0],
+    )
+    method = ce.build(env, config)
+    hyper = method.hyper.replace(learner=sac.Hyper(actor_lr=1e-3, critic_lr=1e-3, temperature_lr=1e-3))
 
     @jax.jit
     def train(state, count):
@@ -38,59 +45,54 @@ def main() -> None:
 
     @jax.jit
     def play(state):
-        """Return mean returns [P], and the angles [P, T] and torques [P, T] of one episode each."""
+        """Return mean returns [P], and the angles [P, T] of one episode each."""
 
         def one(policy, key):
             def choose(memory, obs, key):
                 return method.act(policy, memory, obs, key, 0.0)[:2]
 
             def record(obs, action, timestep):
-                return jnp.arctan2(obs[1], obs[0]), action[0]
+                return jnp.arctan2(obs[1], obs[0])
 
             return rollout.episode(env, choose, method.memory, key, record=record)
 
-        keys = jax.random.split(jax.random.key(3), STARTS)  # the same starts for everyone at every time
+        keys = jax.random.split(jax.random.key(3), STARTS)  # the same starts for every agent at every time
         played = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(method.individuals(state), keys)
-        return played.total.mean(1), *(x[:, 0] for x in played.steps)
+        return played.total.mean(1), played.steps[:, 0]
 
     state = jax.jit(method.init)(jax.random.key(0), hyper)
-    panels = {}
-    for column, (before, now) in enumerate(zip((0, *GENERATIONS), GENERATIONS, strict=False)):
-        state = train(state, now - before)
-        returns, angles, torques = jax.device_get(play(state))
+    scenes = []
+    for time in TIMES:
+        state = train(state, (time - int(state.env_steps)) // method.steps_bound)
+        returns, angles = jax.device_get(play(state))
         order = np.argsort(-returns)
-        for row, rank in enumerate(RANKS.values()):
-            who = order[rank]
-            panels[row, column] = f"return {returns[who]:.0f}", angles[who], torques[who]
-        print(f"{int(state.env_steps)} environment steps: returns {np.sort(returns)[::-1].round()}")
-        panels[-1, column] = f"after {int(state.env_steps):,} steps"
-    frames = list(draw(panels))
-    frames[0].save(OUT, save_all=True, append_images=frames[1:], duration=50 * EVERY, loop=0, quality=60)
-    print(f"{OUT}: {len(frames)} frames, {OUT.stat().st_size / 1e6:.2f} MB")
+        scenes.append((int(state.env_steps), returns[order], angles[order]))
+        print(f"{int(state.env_steps)} environment steps: mean returns {returns[order].round()}")
+    first, *rest = list(draw(scenes))
+    first.save(OUT, save_all=True, append_images=rest, duration=50 * EVERY, loop=0, quality=60)
+    print(f"{OUT}: {1 + len(rest)} frames, {OUT.stat().st_size / 1e6:.2f} MB")
 
 
-def draw(panels):
-    """Yield the frames: a row for each rank, a column for each time."""
-    figure, axes = plt.subplots(len(RANKS), len(GENERATIONS), figsize=(6.0, 6.3), dpi=100)
-    figure.subplots_adjust(0.06, 0.01, 0.99, 0.93, wspace=0.05, hspace=0.15)
-    rods, tips = {}, {}
-    for (row, column), panel in panels.items():
-        if row < 0:
-            axes[0, column].annotate(panel, (0.5, 1.2), xycoords="axes fraction", ha="center", weight="bold")
-            continue
-        ax = axes[row, column]
-        ax.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[])
-        ax.set_title(panel[0], fontsize=9)
-        if column == 0:
-            ax.set_ylabel(list(RANKS)[row], fontsize=11, weight="bold")
-        (rods[row, column],) = ax.plot([], [], color="tab:blue", linewidth=6, solid_capstyle="round")
-        (tips[row, column],) = ax.plot([0], [0], "o", color="0.2", markersize=5)
+def draw(scenes):
+    """Yield the frames: a row for each time, a column for each agent."""
+    figure, axes = plt.subplots(len(scenes), len(AGENTS), figsize=(6.4, 5.3), dpi=100)
+    figure.subplots_adjust(0.05, 0.01, 0.99, 0.93, wspace=0.04, hspace=0.16)
+    rods = np.empty_like(axes)
+    for row, (steps, returns, _) in enumerate(scenes):
+        axes[row, 0].set_ylabel(f"{steps:,} steps", weight="bold")
+        for column, total in enumerate(returns):
+            axis = axes[row, column]
+            axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[])
+            axis.set_title(f"return {total:.0f}", fontsize=9, pad=3)
+            (rods[row, column],) = axis.plot([], [], color="tab:blue", linewidth=6, solid_capstyle="round")
+            axis.plot([0], [0], "o", color="0.2", markersize=5)
+    for column, name in enumerate(AGENTS):
+        axes[0, column].annotate(name, (0.5, 1.18), xycoords="axes fraction", ha="center", weight="bold")
     canvas = FigureCanvasAgg(figure)
-    for t in range(0, len(panels[0, 0][1]), EVERY):
-        for place, rod in rods.items():
-            _, angles, torques = panels[place]
-            rod.set_data([0, -np.sin(angles[t])], [0, np.cos(angles[t])])
-            rod.set_color(plt.cm.coolwarm(0.5 + 0.5 * torques[t]))  # blue and red: torque right and left
+    for t in range(0, scenes[0][2].shape[1], EVERY):
+        for row, (_, _, angles) in enumerate(scenes):
+            for rod, angle in zip(rods[row], angles[:, t], strict=True):
+                rod.set_data([0, -np.sin(angle)], [0, np.cos(angle)])
         canvas.draw()
         yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 

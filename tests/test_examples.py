@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import popjax
-from popjax import cli, tree
+from popjax import cli, counting, tree
 from popjax.agents import dqn, sac
 from popjax.evolution.crossover import Distillation
 from popjax.population import offpolicy
@@ -53,6 +54,12 @@ OPTIONS = [
 ]
 
 
+@lru_cache
+def compiled(task, agent):
+    method = sixth_method.build(popjax.make(task), replace(SMALL, agent=agent))
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
 def test_it_has_at_most_150_lines():
     assert len((ROOT / "examples/sixth_method.py").read_text().splitlines()) <= 150
 
@@ -66,8 +73,8 @@ def test_it_has_at_most_150_lines():
 )
 def test_every_part_of_it_happens(task, agent):
     """Transfers, a child of the two best, and a student that comes closer to the best agent."""
-    method = sixth_method.build(popjax.make(task), replace(SMALL, agent=agent))
-    state, step = jax.jit(method.init)(jax.random.key(0), method.hyper.replace(gap=0.0)), jax.jit(method.step)
+    method, init, step = compiled(task, agent)
+    state = init(jax.random.key(0), method.hyper.replace(gap=0.0))
     losses, crossed, transferred = [], 0, 0
     for _ in range(60):
         before, state = state, step(state)
@@ -92,14 +99,13 @@ def test_an_agent_that_normalizes_observations_is_refused():
 
 
 def test_an_agent_without_a_return_gives_no_policy_and_takes_the_best_ones():
-    """NaN is what an agent returns whose networks have diverged."""
-    method = sixth_method.build(
-        popjax.make("probe/corridor"), replace(SMALL, warmup=0, interval=3, drive=None)
-    )
-    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    """NaN is what an agent returns whose networks have diverged; exchanges are due after 60 steps."""
+    method, init, step = compiled("probe/corridor", SMALL.agent)
+    state = init(jax.random.key(0), method.hyper)
     returns = jnp.array([[jnp.nan], [0.0], [500.0]])  # of the last episodes; the gap is 100
     account = replace(state.lanes.account, latest=returns, episodes=jnp.ones((3, 1), jnp.int32))
-    after = jax.jit(method.step)(replace(state, lanes=replace(state.lanes, account=account)))
+    lanes = replace(state.lanes, account=account)
+    after = step(replace(state, lanes=lanes, env_steps=counting.none() + 57))
     np.testing.assert_array_equal(after.metrics.transfers, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
     np.testing.assert_array_equal(after.metrics.parents, [[2, 1], [2, -1], [2, -1]])
 

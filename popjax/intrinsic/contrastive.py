@@ -46,7 +46,6 @@ class Config:
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states
     neighbours: int = 20  # K of the nearest neighbours
-    similarity: Literal["kth", "mean"] = "kth"  # similarity of the K-th nearest, or mean of the K nearest
     others: Literal["mean", "max", "min"] = "mean"  # g, what counts of the novelty to the other agents
     horizon: int = 5  # a positive is at most so many environment steps away
     steps: int = 1  # encoder steps per gradient step of the agents
@@ -111,7 +110,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
     def reward(state: State, batch: Transition) -> Array:
         embedded = embed(network, state.encoder, batch.next_obs)
         keys = embed(network, state.encoder, state.bank.rows)
-        return novelty(embedded, keys, state.bank.size, config)
+        return novelty(embedded, keys, state.bank.size, config.neighbours)
 
     def learn(state: State, batch: Transition, weight: Array, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         if config.encoder != "contrastive":
@@ -161,25 +160,19 @@ def _unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
 
-def novelty(embedded: Array, keys: Array, count: Array, config: Config = Config()) -> Array:
-    """Return how new each state is to an agent, [B] in [-1, 1]. Equation 2.
+def novelty(embedded: Array, keys: Array, count: Array, neighbours: int) -> Array:
+    """Return how new each state is to an agent, [B] in [-1, 1]: minus the cosine of the K-th nearest key.
+    Equation 2.
 
-    embedded: [B, F]    embeddings of the states
-    keys:     [M, F]    embeddings of the agent's bank
-    count:    int32 []  how many keys are filled; they come first
-
-    Minus the cosine of the K-th nearest key, or minus the mean of the K nearest. Of a bank with fewer than K
-    states all count; an empty bank gives 0.
+    embedded:   [B, F]    embeddings of the states
+    keys:       [M, F]    embeddings of the agent's bank
+    count:      int32 []  number of filled keys, which come first
+    neighbours: K; of fewer keys the farthest counts, and an empty bank gives 0
     """
     alike = jnp.where(jnp.arange(len(keys)) < count, cosine(embedded, keys), -jnp.inf)
-    nearest = jax.lax.top_k(alike, config.neighbours)[0]  # [B, K]
-    held = jnp.minimum(count, config.neighbours)
-    place = jnp.arange(config.neighbours)
-    if config.similarity == "kth":
-        similarity = jnp.where(place == held - 1, nearest, 0.0).sum(-1)
-    else:
-        similarity = jnp.where(place < held, nearest, 0.0).sum(-1) / jnp.maximum(held, 1)
-    return -similarity
+    nearest = jax.lax.top_k(alike, neighbours)[0]  # [B, K]
+    last = jnp.arange(neighbours) == jnp.minimum(count, neighbours) - 1
+    return -jnp.where(last, nearest, 0.0).sum(-1)
 
 
 _MOST: dict[str, tuple[Any, float]] = {"max": (jnp.max, -jnp.inf), "min": (jnp.min, jnp.inf)}

@@ -269,7 +269,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         if config.return_source == "greedy":
             learned = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
             play = partial(scoring.returns, env, agent.act, learned, (), key_play)
-            average = scoring.when(due, lambda: play(config.greedy_episodes).mean())
+            average = scoring.when(due, lambda: play(10).mean())
             known = jnp.bool_(True)
         retirement = after_check(s.retirement, config, s.hyper, average, known, due, s.env_steps)
         last = jnp.where(due, average, metrics.compared)

@@ -41,9 +41,8 @@ class Config:
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
     return_window: int = 100  # finished episodes of nature actors whose mean is their average return
-    # greedy episodes of the learner, played at each comparison, or the nature actors', which explore
+    # ten greedy episodes of the learner, played at each comparison, or the nature actors', which explore
     return_source: Literal["greedy", "nature"] = "greedy"
-    greedy_episodes: int = 10  # how many of those
     prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 
@@ -52,7 +51,7 @@ class Config:
         check_least(self, 0, "prior_actors", "prior_until")
         check_least(self, 1, "nature_actors", "lanes", "n_step", "batch", "capacity", "local_buffer")
         check_least(self, 1, "sync_every", "checks", "env_steps_per_update", "check_every", "target_every")
-        check_least(self, 1, "return_window", "greedy_episodes")
+        check_least(self, 1, "return_window")
         if not self.exploration or min(self.exploration) < 0:
             raise ValueError(f"exploration needs a number >= 0 for each nature actor, got {self.exploration}")
         if self.batch > self.capacity:

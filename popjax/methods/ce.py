@@ -47,13 +47,12 @@ class Config(offpolicy.Common):
     learner: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agents, and their networks
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward beside the task's
     col_unroll: acting.Mode | None = None  # agents choose actions with an eye on each other
-    candidates: int = 10  # M, actions sampled from each policy by eps_collab
     col_eval: Literal["softmax", "q"] | None = None  # evaluation uses all agents; else the first
     q_horizon: int = 100  # environment steps that the Q-classifier looks ahead and sticks to its choice
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_least(self, 1, "candidates", "q_horizon")
+        check_least(self, 1, "q_horizon")
         super().__post_init__()
         if self.col_unroll == "eps_collab" and self.population == 1:
             raise ValueError("eps_collab has nobody to differ from: population is 1")
@@ -132,8 +131,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Let agents explore jointly and learn from common batches."""
 
         def play(states: PyTree, hyper: Hyper, scale: Array) -> ActAll:
-            how = config.candidates, hyper.acting
-            return acting.together(config.col_unroll, crew, states, env.spec, scale, *how)
+            return acting.together(config.col_unroll, crew, states, env.spec, scale, hyper.acting)
 
         keep = (
             None if judge is None else lambda rows, hyper, key: rows

@@ -243,7 +243,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Take as many gradient steps of the learner as the generation took environment steps."""
         key, key_learn = jax.random.split(s.key)
         owed = (s.metrics.steps * s.hyper.updates_per_step).astype(jnp.int32)
-        count = jnp.where(s.replay.size > config.start_batches * config.batch, owed, 0)
+        count = jnp.where(s.replay.size > config.learning_starts, owed, 0)
         (learner, held), (losses, bonus, told) = learning.steps(
             lambda learned, key: update(learned, s.replay, s.hyper, key),
             (s.learner, s.drive),

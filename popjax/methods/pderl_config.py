@@ -37,7 +37,6 @@ class Config:
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured
     capacity: int = 1_000_000  # transitions that the learner's replay holds
     batch: int = 128  # transitions per gradient step of the learner
-    start_batches: int = 5  # the learner starts once the replay holds more than so many batches
     drive: drives.NoveltyConfig | None = None  # the learner's reward beside the task's: collab, rnd or none
 
     @property
@@ -45,19 +44,23 @@ class Config:
         """Return how many individuals are elite."""
         return max(1, int(self.elite_fraction * self.population + 1e-9))
 
+    @property
+    def learning_starts(self) -> int:
+        """Return the transitions beyond which the learner takes gradient steps: five batches."""
+        return 5 * self.batch
+
     def __post_init__(self) -> None:
         check_choices(self)
-        whole = ("trials", "sync_period", "tournament", "mutation_batch", "batch", "start_batches")
-        check_least(self, 1, *whole)
+        check_least(self, 1, "trials", "sync_period", "tournament", "mutation_batch", "batch")
         if self.population < 2 * self.elites:
             raise ValueError(
                 f"elites {self.elites} exceed half of population {self.population}: "
                 "each needs a slot of its own for its copy; lower elite_fraction"
             )
-        if self.start_batches * self.batch >= self.capacity:
+        if self.learning_starts >= self.capacity:
             raise ValueError(
-                f"learning starts beyond {self.start_batches} batches of {self.batch}, "
-                f"which a replay of capacity {self.capacity} never holds"
+                f"capacity {self.capacity} must exceed the {self.learning_starts} transitions after which the"
+                " learner starts, five batches; raise it or lower batch"
             )
         if self.memory < 2:
             raise ValueError(f"memory must hold at least 2 states, one of each parent, got {self.memory}")

@@ -21,6 +21,8 @@ from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners
 
 Mode = Literal["eps_collab", "eps_greedy", "ucb", "softmax"]
+CANDIDATES = 10
+"""Actions that ``eps_collaborative`` samples from each policy, M of equation 5."""
 
 
 @struct.dataclass
@@ -67,7 +69,6 @@ def together(
     states: PyTree,
     spec: Spec,
     scale: Array | float,
-    candidates: int,
     hyper: Hyper,
 ) -> ActAll:
     """Return the function by which all lanes act: by ``mode``, or each agent for itself if that is None."""
@@ -75,7 +76,7 @@ def together(
     alone = policy.everyone(learners.act, policies, scale)
     match mode:
         case "eps_collab":
-            return eps_collaborative(alone, learners, policies, scale, candidates, hyper.epsilon)
+            return eps_collaborative(alone, learners, policies, scale, hyper.epsilon)
         case "eps_greedy":
             return eps_greedy(alone, spec, hyper.epsilon)
         case "ucb":
@@ -101,7 +102,6 @@ def eps_collaborative(
     learners: Learners,
     policies: Params,
     scale: Array | float,
-    candidates: int,
     epsilon: Array | float,
 ) -> ActAll:
     """Return ``act`` with each action replaced, with probability ``epsilon``, by the one of ``candidates``
@@ -112,7 +112,7 @@ def eps_collaborative(
         key_plain, key_mode, key_draws = jax.random.split(key, 3)
         choice = act(memory, obs, key_plain)
         place = jnp.arange(len(obs))
-        keys = jax.random.split(key_draws, candidates)
+        keys = jax.random.split(key_draws, CANDIDATES)
         draws = jax.vmap(lambda k: proposals(learners, policies, obs, k, scale))(keys)  # [M, P, P, N, A]
         own = draws[:, place, place].transpose(1, 2, 0, 3)  # [P, N, M, A]
         references = draws.transpose(2, 3, 1, 0, 4)  # [P, N, P, M, A]

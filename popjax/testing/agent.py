@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -135,7 +136,7 @@ def _check_priorities(agent: Agent, state: Any, rows: Transition, hyper: Any, ke
     error = td_error(state, rows)
     if error.shape != rows.reward.shape:
         raise ValueError(f"td_error gives {told(error)} for {list(rows.reward.shape)} transitions")
-    if not (td_error(state, rows.replace(reward=rows.reward + 1.0)) > error).all():
+    if not (td_error(state, replace(rows, reward=rows.reward + 1.0)) > error).all():
         raise ValueError("td_error does not rise with the reward; give the target minus the value")
     ones = jnp.ones_like(rows.reward)
     light, heavy = (
@@ -200,7 +201,8 @@ def _form(values: PyTree) -> list[Any]:
 
 
 def _check_form(before: Any, after: Any, what: str) -> None:
-    check_same_form(*(jax.eval_shape(lambda x: x, s) for s in (before, after)), what)
+    forms: Any = [jax.eval_shape(lambda x: x, s) for s in (before, after)]
+    check_same_form(forms[0], forms[1], what)
 
 
 def _unchanged(before: Any, after: Any) -> bool:

@@ -93,8 +93,9 @@ def _key_shape() -> Any:
 
 def _check_fields(state: Any) -> None:
     """Check the fields that the host reads; it refuses a budget that ``env_steps`` cannot count."""
-    if not is_dataclass(state):
-        raise ValueError(f"State must be a flax.struct.dataclass, got a {type(state).__name__}")
+    kind: Any = type(state)
+    if not is_dataclass(kind):
+        raise ValueError(f"State must be a flax.struct.dataclass, got a {kind.__name__}")
     for name in ("key", "hyper", "env_steps", "generation", "metrics"):
         if not hasattr(state, name):
             raise ValueError(f"State has no field {name}; the host reads it")
@@ -113,7 +114,8 @@ def _check_fields(state: Any) -> None:
             raise ValueError(
                 f"State.hyper{jax.tree_util.keystr(path)} must be float32, got {told(x)}; use core.as_arrays"
             )
-    if jnp.ndim(getattr(state.metrics, "fitness", None)) != 1:
+    fitness: Any = getattr(state.metrics, "fitness", None)
+    if jnp.ndim(fitness) != 1:
         raise ValueError("State.metrics must have a field fitness [P]: how well each individual does")
 
 

@@ -332,8 +332,7 @@ def test_members_whose_episodes_are_of_any_length_do_not_depend_on_those_beside_
         memory=12,
         mutation_batch=4,
         capacity=200,
-        batch=4,
-        start_batches=2,
+        batch=2,
         distillation=Distillation(batch=4, epochs=1),
         agent=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
     )

@@ -150,7 +150,7 @@ def test_retired_actors_count_and_explore():
 @pytest.mark.slow
 def test_greedy_episodes_stand_for_the_return():
     assert ca2e.default_config().return_source == "greedy"
-    states = played("probe/endless", 20, baseline=4.0, return_source="greedy", greedy_episodes=2)
+    states = played("probe/endless", 20, baseline=4.0, return_source="greedy")
     assert (states.metrics.retired_at[-1] == 60).all()  # no waiting for episodes to finish
 
 

@@ -33,8 +33,7 @@ TINY = pderl.Config(
     memory=30,
     mutation_batch=8,
     capacity=400,
-    batch=8,
-    start_batches=20,
+    batch=32,
     distillation=Distillation(batch=8, epochs=2),
     agent=ddpg.Config(hidden=(4, 4), critic_branch=4, critic_hidden=4),
 )
@@ -144,7 +143,7 @@ def test_presets_of_erl(task, elites, trials, sync, steps):
 def test_the_defaults_are_the_papers():
     config, hyper = pderl.Config(), pderl.Hyper()
     assert (config.population, config.tournament, config.memory, config.capacity) == (10, 3, 8000, 1_000_000)
-    assert (config.batch, config.start_batches, config.mutation_batch) == (128, 5, 256)
+    assert (config.batch, config.learning_starts, config.mutation_batch) == (128, 640, 256)
     assert config.distillation == Distillation(128, 12, "mode")
     assert config.mating == Mating("greedy", 256, 1000)
     assert (config.agent.hidden, config.agent.critic_branch, config.agent.critic_hidden) == (
@@ -164,8 +163,7 @@ def test_the_defaults_are_the_papers():
     [
         ({"population": 3, "elite_fraction": 0.7}, "elites 2 exceed half of population 3"),
         ({"population": 1}, "elites 1 exceed half of population 1"),
-        ({"start_batches": 0}, "start_batches must be at least 1, got 0"),
-        ({"capacity": 640}, "5 batches of 128, which a replay of capacity 640"),
+        ({"capacity": 640}, "capacity 640 must exceed the 640 transitions after which the learner starts"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"sync_period": -1}, "sync_period must be at least 1, got -1"),
         ({"memory": 1}, "at least 2 states, one of each parent, got 1"),
@@ -182,7 +180,7 @@ def test_senseless_configs_are_refused(numbers, message):
 def test_every_kind_of_agent_evolves(kind):
     """A learner enters as it is, children are born, and the elite's copy survives."""
     env = make("probe/corridor-discrete" if kind is dqn else "probe/corridor")
-    config = replace(TINY, agent=kind.Config(hidden=(4,)), trials=1, start_batches=2)
+    config = replace(TINY, agent=kind.Config(hidden=(4,)), trials=1, batch=3)
     method = pderl.build(env, config)
     state, step = jax.jit(method.init)(jax.random.key(0), method.hyper), jax.jit(method.step)
     children = 0
@@ -220,7 +218,7 @@ def test_every_variant_trains(name):
         assert players <= steps <= players * LIMIT
         assert int(after.replay.size) == min(total, config.capacity)
         assert int(after.replay.position) == total % config.capacity
-        learning = int(after.replay.size) > config.start_batches * config.batch
+        learning = int(after.replay.size) > 160
         assert int(after.metrics.gradient_steps) == (steps if learning else 0)
         assert same(before.learner, after.learner) != learning
         assert (float(after.metrics.losses.critic_loss) != 0) == learning
@@ -408,7 +406,7 @@ COLLAB = contrastive.Config(hidden=(4,), features=4, bank_size=6, neighbours=2, 
 def test_the_learner_is_paid_for_novelty_and_individuals_are_not():
     """Where all observations are 1 the novelty of the identity is -1: the learner's rewards are less by the
     weight, and fitness is the task's return."""
-    env, config = make("probe/endless"), replace(TINY, start_batches=3)
+    env, config = make("probe/endless"), replace(TINY, batch=4)
 
     def less(state, action):
         state, timestep = env.step(state, action)
@@ -454,8 +452,7 @@ def a_case(method=pderl, slow=False, eager=False, **options):
         memory=12,
         mutation_batch=4,
         capacity=200,
-        batch=4,
-        start_batches=2,
+        batch=2,
         distillation=Distillation(batch=4, epochs=1),
         agent=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +240,31 @@ def an_agent(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_agents_keep_their_contract(name):
     testing.check_agent(*an_agent(name))
+
+
+class Boxed(NamedTuple):
+    """A State that is no dataclass."""
+
+    state: object
+
+
+def boxed(agent):
+    def unboxed(function):
+        return lambda box, *given: function(box.state, *given)
+
+    readers = {name: unboxed(getattr(agent, name)) for name in ("policy", "value", "values")}
+    return agent._replace(
+        **readers,
+        init=lambda key, hyper: Boxed(agent.init(key, hyper)),
+        learn=lambda box, *given: (Boxed((after := agent.learn(box.state, *given))[0]), after[1]),
+        adopt=lambda box, policy, value=None: Boxed(agent.adopt(box.state, policy, value)),
+        inherit=lambda box, other: Boxed(agent.inherit(box.state, other.state)),
+    )
+
+
+def test_any_pytree_is_an_agents_state():
+    agent, spec, hyper = an_agent("td3")
+    testing.check_agent(boxed(agent), spec, hyper)
 
 
 def never_greedy(agent):

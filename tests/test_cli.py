@@ -9,15 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from popjax import cli
 from popjax.agents import a2c
 from popjax.cli import building, parse
 from popjax.host.errors import Refused
+from popjax.host.runs import configuration
 from popjax.host.runs.options import Options
 from popjax.host.runs.rundir import write_json
-from popjax.methods import cspc, independent, pderl
+from popjax.methods import ce, cspc, independent, pderl
 from popjax.recipe import defaults
 
 TINY = ["tiny", "--env", "probe/context", "--env-steps", "240", "--eval-every", "120"]
@@ -71,6 +73,11 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
             ["gym/Reacher-v5: option frame_skip must be an integer, got 'abc'"],
         ),
         (["pderl", *PENDULUM, "--config.elite-fraction", "0.9"], ["elites 9", "population 10"]),
+        (
+            ["ce", *PENDULUM, "--hyper.learner.discont", "0.9,0.99"],
+            ["did you mean --hyper.learner.discount?"],
+        ),
+        (["ce", *PENDULUM, "--hyper.learner.discount=0.9,0.99"], ["one of each of 4 agents; got shape (2,)"]),
         (["pderl", *PENDULUM, "--config.crossover", "magic"], ["'magic'", "distil"]),
         (
             ["pderl", *PENDULUM, "--config.capacity", "10" + "0" * 12],
@@ -228,6 +235,18 @@ def test_a_configuration_survives_json() -> None:
     with pytest.raises(parse.Fault, match="'colour'"):
         parse.rebuild(pderl.Config(), {"colour": 1})
     assert parse.rebuild(a2c.Config(), {"hidden": [32, 16]}) == a2c.Config(hidden=(32, 16))
+
+
+def test_a_number_may_be_one_for_each_agent() -> None:
+    discounts = [0.9, 0.97, 0.99, 0.995]
+    argv = ["--env", "probe/endless", "--env-steps", "400", "--hyper.learner.discount", "0.9,.97,0.99,0.995"]
+    hyper = cli.understand("ce", [*argv, "--hyper.drive.weight", "0.1"]).arguments.hyper
+    np.testing.assert_array_equal(hyper.learner.discount, np.float32(discounts))
+    assert (hyper.learner.polyak, hyper.drive.weight) == (0.005, 0.1)
+    saved = json.loads(json.dumps(configuration.numbers(hyper)))
+    default = ce.default_hyper(ce.Config())
+    again = parse.rebuild(default, saved)
+    np.testing.assert_array_equal(again.learner.discount, np.float32(discounts))
 
 
 def test_environment_options_are_literals_or_strings() -> None:

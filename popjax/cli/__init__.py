@@ -231,14 +231,17 @@ def _parse_run(
 ) -> Any:
     import tyro
 
+    from popjax.cli import per_agent
+
     common = parse.Common(env=tyro.MISSING, options=parse.Options(env_steps=tyro.MISSING))
     narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
     default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
     shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
     also = [f"{option}: {line} May be repeated." for option, line in beyond.items()]
+    given, rest = per_agent.taken(argv)
     arguments = parse.parse(
         shape,
-        argv,
+        rest,
         program=f"run.py {name}",
         default=default,
         description="\n\n".join(["Trains a method in an environment and writes a run directory.", *also]),
@@ -247,7 +250,7 @@ def _parse_run(
     return replace(
         arguments,
         config=parse.widened(arguments.config, type(config)),
-        hyper=parse.widened(arguments.hyper, type(hyper)),
+        hyper=per_agent.put(parse.widened(arguments.hyper, type(hyper)), given),
     )
 
 

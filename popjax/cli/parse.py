@@ -9,8 +9,9 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
+import numpy as np
 import tyro
 
 from popjax.cli import forms
@@ -199,7 +200,7 @@ def parse(
         raise Fault(_condensed(printed.getvalue())) from None
     if unknown:
         known = option_names(shape if default is None else default)
-        raise Fault(_unknown(unknown[0], [*known, *others, "--help"]))
+        raise Fault(unknown_option(unknown[0], [*known, *others, "--help"]))
     return arguments
 
 
@@ -374,12 +375,15 @@ def rebuild(default: T, saved: Any) -> T:
             if name not in known:
                 raise Fault(f"config.json has {name!r}, which {type(default).__name__} does not know")
         return replace(default, **{name: rebuild(getattr(default, name), saved[name]) for name in saved})
+    if isinstance(saved, list) and isinstance(default, float):  # a number for each agent
+        return cast(T, np.array([float(value) for value in saved], np.float32))
     if isinstance(saved, list):  # JSON has no tuples, and a Config has no lists
         saved = tuple(saved)
     return type(default)(saved) if isinstance(default, float) else saved  # infinities are kept as strings
 
 
-def _unknown(argument: str, known: list[str]) -> str:
+def unknown_option(argument: str, known: list[str]) -> str:
+    """Return what is wrong with an ``argument`` that is none of the ``known`` options."""
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     name = argument.partition("=")[0]

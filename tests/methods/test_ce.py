@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from popjax import tree
+from popjax import cli, tree
 from popjax.agents import ddpg, dqn, sac, sac2018, td3
 from popjax.envs import make
 from popjax.intrinsic import contrastive, diayn, rnd
@@ -227,6 +227,26 @@ def test_each_agent_may_have_a_discount_of_its_own():
         alike = agents_after(jnp.full(4, discount))
         close(tree.take(mixed, i), tree.take(alike, i), atol=1e-5)
         assert i == 3 or not same(tree.take(mixed, 3), tree.take(alike, 3))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_discount_for_each_agent_goes_on_and_is_evaluated(tmp_path):
+    sizes = {"learner.hidden": 4, "batch": 8, "capacity": 400, "warmup": 40}
+    options = [word for name, size in sizes.items() for word in (f"--config.{name}", str(size))]
+    run = [
+        "ce",
+        "--env",
+        "probe/endless",
+        "--config.drive",
+        "none",
+        *options,
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    run += ["--hyper.learner.discount", "0.9,0.97,0.99,0.995"]
+    assert cli.run([*run, "--env-steps", "80"]) == 0
+    assert cli.run([*run, "--env-steps", "160", "--resume"]) == 0
+    assert cli.evaluate([str(tmp_path / "run"), "--episodes", "2"]) == 0
 
 
 # Replay, banks and evaluation

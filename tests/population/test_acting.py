@@ -92,14 +92,14 @@ def test_epsilon_zero_acts_as_without_collaboration_and_one_drives_agents_apart(
     @jax.jit
     def actions(epsilon, scale):
         hyper = replace(NUMBERS, epsilon=epsilon)
-        act = acting.together("eps_collab", crew, states, SPEC, scale, 10, hyper)
+        act = acting.together("eps_collab", crew, states, SPEC, scale, hyper)
         return act((), obs, key).action[..., 0]  # [3, 200]
 
     def distance(action):
         return float(jnp.square(action[:, None] - action[None]).mean())
 
     assert distance(actions(1.0, 1.0)) > 1.2 * distance(actions(0.0, 1.0))
-    greedy = jax.jit(acting.together(None, crew, states, SPEC, 0.0, 10, NUMBERS))((), obs, key)
+    greedy = jax.jit(acting.together(None, crew, states, SPEC, 0.0, NUMBERS))((), obs, key)
     np.testing.assert_allclose(actions(0.0, 0.0), greedy.action[..., 0], atol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_all_elect_one_proposal_for_every_lane(kind, mode, key):
     obs = observations((1, 4))
     hyper = replace(NUMBERS, softmax_eps=0.0)
     spec = DISCRETE if kind == "dqn" else SPEC
-    action = jax.jit(acting.together(mode, crew, states, spec, 0.0, 10, hyper))((), obs, key).action
+    action = jax.jit(acting.together(mode, crew, states, spec, 0.0, hyper))((), obs, key).action
     proposed = acting.proposals(crew, crew.policies(states), obs, key, 0.0)
     if mode == "ucb":
         scores = acting.all_values(crew, states, obs, proposed)  # [1, 4, C, P]

@@ -62,6 +62,7 @@ _RUNS = {
     "minatar-breakout-a2c": "",
     "pderl-inverted_pendulum": "",
     "es-inverted_pendulum": "(Open_ES)",
+    "es-pendulum": "(Sep_CMA_ES)",
     "pderl-hopper": "(the paper's preset)",
     "gym-swimmer-pderl": "",
     "gym-swimmer-erl": "",

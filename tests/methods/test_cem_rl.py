@@ -75,6 +75,19 @@ def test_the_first_individuals_climb_once_the_warm_up_is_over():
         np.testing.assert_allclose((drawn[:2] + drawn[2:]) / 2, np.stack([state.search.mean] * 2), atol=1e-6)
 
 
+def test_who_has_diverged_ranks_last_and_leaves_nothing_in_the_replay():
+    """With a rate that is no number both trained actors are lost; the others move the search."""
+    state = history("plain")[2]
+    learner = replace(state.hyper.learner, actor_lr=jnp.float32(jnp.nan))
+    after = compiled("plain")[2](replace(state, hyper=replace(state.hyper, learner=learner)))
+    assert not np.isfinite(after.population[:2]).any()
+    assert (int(after.metrics.diverged), int(after.metrics.trained_parents)) == (2, 0)
+    assert after.length[:2].tolist() == [0, 0]
+    assert int(after.metrics.steps) > int(after.length.sum()), "their steps are counted"
+    kept = (after.replay, after.search, after.metrics.fitness)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept) if x.dtype == jnp.float32)
+
+
 def test_gradient_steps_are_the_steps_of_the_last_generation():
     for before, after in pairwise(history("plain")[1:]):
         count = int(before.metrics.steps)

@@ -45,6 +45,8 @@ SHARED = {
     "popjax.core.experience",
     "popjax.core.types",
     "popjax.agents.sac",
+    "popjax.evolution.blocks",
+    "popjax.evolution.ranking",
     "popjax.envs.dmc",
     "popjax.envs.episodic",
     "popjax.envs.frames",

@@ -21,10 +21,10 @@ from jax import Array
 from popjax import agents, tree
 from popjax.core import Env, Key, Method, Number, Params, chain, number
 from popjax.evolution.crossover import Distillation, distil
+from popjax.evolution.ranking import best_first
 from popjax.intrinsic import contrastive
 from popjax.optimize import adam
-from popjax.population import drives, exchange, imitation, offpolicy, parts, policy
-from popjax.population.scoring import best_first, when
+from popjax.population import drives, exchange, imitation, offpolicy, parts, policy, scoring
 from popjax.recipe import Recipe, recorded
 from popjax.replay.episodes import slots
 from popjax.replay.ring import newest
@@ -115,7 +115,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             seen = replace(memory, rows=replace(memory.rows, obs=base.look(s, memory.rows.obs)))
             return distil(agent, judge, x, y, seen, key_child, config.distillation, s.hyper.crossover_lr, now)
 
-        born = tree.repeat(when(now, child), population)
+        born = tree.repeat(scoring.when(now, child), population)
         which = (jnp.arange(population) == worst) & now
         stems = jnp.where(which[:, None], jnp.stack([best, second])[None], s.metrics.parents)
         crossed = exchange.adopt(agent, s.agents, born, which)

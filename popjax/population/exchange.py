@@ -17,6 +17,7 @@ from jax import Array
 
 from popjax import nets, tree
 from popjax.core import Agent, Key, OnPolicyAgent, Params, PyTree, Spec, as_arrays
+from popjax.evolution.ranking import comparable
 from popjax.population import learning
 from popjax.replay.ring import Ring
 
@@ -91,7 +92,7 @@ def ahead(scores: Array, gap: Array | float) -> Array:
     """Return bool [P, P]: whether the score of the column's individual exceeds that of the row's by more than
     ``gap``. NaN is behind every number."""
     chex.assert_rank(scores, 1)
-    known = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    known = comparable(scores)
     return known[None, :] - known[:, None] > gap
 
 

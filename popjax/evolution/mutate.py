@@ -93,7 +93,7 @@ def proximal_all(
 
 
 def gaussian(params: Params, key: Key) -> Params:
-    """Disturb single weights, seldom strongly, and seldom redraw them. ERL's mutation.
+    """Add noise to single weights, rarely strong noise, and rarely redraw them. ERL's mutation.
 
     Each matrix is mutated with probability min(1, u), u ~ U(0, 2). It then takes
     n ~ U{0 .. ceil(size / 10) - 1} hits on random entries, one after the other: ``w += N(0, (10 w)^2)`` with

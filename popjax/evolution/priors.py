@@ -127,8 +127,8 @@ def draw(prior: Prior, key: Key, count: int) -> Array:
 
 
 def perturb(prior: Prior, value: Array, up: Array, shrink: Array | float, grow: Array | float) -> Array:
-    """Return ``value`` [P] multiplied by ``grow`` where ``up`` bool [P], else by ``shrink``; of a discount,
-    its distance to 1; of choices, the next one up or down."""
+    """Return ``value`` [P] multiplied by ``grow`` where ``up`` bool [P], else by ``shrink``. Of a discount
+    its distance to 1 is multiplied; of choices the next one up or down is taken."""
     if prior.choices:
         known = jnp.array(prior.choices, jnp.float32)
         place = jnp.abs(value[:, None] - known).argmin(1) + jnp.where(up, 1, -1)

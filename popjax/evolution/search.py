@@ -1,6 +1,6 @@
 """Searches over the numbers of a population in training: at a ready point, who goes on as whom.
 
-Each is a function of the individuals' returns, so that they differ in nothing else. Chance decides among
+Each search is a function of the individuals' returns, and they differ in nothing else. Chance decides among
 equals.
 """
 
@@ -246,10 +246,13 @@ def _halving(config: Halving, population: int) -> Decide:
 
 
 def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decide:
-    """A subpopulation that evolves is ranked in quarters. The last takes over from the first, rank by rank,
-    and explores. To the third the best of all others migrate, each one that is better than the individual it
-    replaces: one from a subpopulation that evolves less often brings its numbers, one from another gets those
-    of the subpopulation's best. The second goes on, as the first does."""
+    """Return how MF-PBT decides.
+
+    A subpopulation that evolves is ranked in quarters. The first and the second go on. The last takes over
+    from the first, rank by rank, and explores. To the third the best of all other subpopulations migrate,
+    each if it is better than the individual that it replaces: a migrant from a subpopulation that evolves
+    less often keeps its numbers, another one gets those of the subpopulation's best.
+    """
     groups = len(config.frequencies)
     if population % (4 * groups):
         least = -(-population // (4 * groups)) * 4 * groups

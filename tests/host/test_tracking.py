@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,21 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.host.runs.history import Evaluation, History, Seconds
-from popjax.host.runs.wandb_sink import rows
+from popjax.host.runs.history import Evaluation, History, Recorded, Seconds
+from popjax.host.runs.recorded_scalars import of_history
 
 
 def test_what_is_logged_of_a_member() -> None:
     metrics = {"fitness": np.array([[[1.0, 3.0]], [[5.0, 7.0]]]), "loss": np.array([[0.5], [0.25]])}
-    made = (Evaluation(4, 1, 10, (1.0, 2.0), (5, 7), 2), Evaluation(4, 1, 12, (8.0, 8.0), (5, 5), 3))
+    made = (Evaluation(4, 1, 12, (8.0, 8.0), (5, 5), 3),)
     history = History(
         np.array([[1], [1]]), np.array([[10], [12]]), metrics, Seconds(np.ones(1), np.ones(1)), made
     )
-    assert list(rows(history, 1, 3)) == [
-        {"env_steps": 12, "metrics/fitness/mean": 6, "metrics/fitness/max": 7, "metrics/loss": 0.25},
-        {"env_steps": 12, "eval/return": 8, "eval/length": 5},
+    assert list(of_history(replace(history, still=frozenset({0})), [2, 3])) == [
+        Recorded(3, 12, {"metrics/fitness/mean": 6, "metrics/fitness/max": 7, "metrics/loss": 0.25}),
+        Recorded(3, 12, {"eval/return": 8, "eval/length": 5}),
     ]
+    assert [record.member for record in of_history(history, [2, 3])] == [2, 3, 3]
 
 
 TINY = ["tiny", "--env", "probe/context", "--env-steps", "24", "--seeds", "2", "--log-every", "12"]

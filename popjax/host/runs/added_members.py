@@ -6,8 +6,6 @@ members stand: checkpoints, best policies and records are put in the order of th
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from popjax.host.checkpoints import best_policies, checkpoint, state_arrays
 from popjax.host.errors import Refused
+from popjax.host.runs import log
 from popjax.host.runs.run import Run
 from popjax.host.scaling import processes, sweep
 from popjax.host.scaling.sweep import Member
@@ -86,19 +85,11 @@ def _beginning(run: Run, start: tuple[Any, Any], places: Sequence[int]) -> Any:
 
 def _renumber(path: Path, members: Sequence[Member]) -> None:
     """Give the lines of a file of records the numbers that their members have now."""
-    if not path.exists():
-        return
     numbers = {member.identity: member.number for member in members}
     swept = list(members[0].numbers)
-    other = path.with_suffix(".part")
-    with path.open(errors="replace") as old, other.open("w") as new:
-        for line in old:
-            try:
-                row = json.loads(line)
-                own = Member(0, row["seed"], {name: float(row[name]) for name in swept})
-                row["member"] = numbers[own.identity]
-            except (ValueError, KeyError, TypeError):
-                new.write(line)
-            else:
-                new.write(json.dumps(row, allow_nan=False) + "\n")
-    os.replace(other, path)
+
+    def renumbered(row: dict[str, Any]) -> dict[str, Any]:
+        own = Member(0, row["seed"], {name: float(row[name]) for name in swept})
+        return row | {"member": numbers[own.identity]}
+
+    log.rewrite(path, path, renumbered)

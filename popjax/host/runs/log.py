@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TextIO, TypeAlias
+from typing import Any, Literal, TextIO, TypeAlias
 
 import numpy as np
 
@@ -129,23 +129,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Removes the records of generations beyond ``generation``, of the ``members`` by number beyond one of
-    their own, from a file of JSON lines, and a half-written last line."""
-    if not path.exists():
+    """Remove the records of generations beyond ``generation``, of the ``members`` by number beyond one of
+    their own, from a file of JSON lines."""
+    rewrite(
+        path, path, lambda row: row["generation"] <= members.get(row.get("member", -1), generation) and row
+    )
+
+
+def rewrite(
+    source: Path, destination: Path, change: Callable[[dict[str, Any]], dict[str, Any] | Literal[False]]
+) -> None:
+    """Write the records of ``source``, as ``change`` makes them, to ``destination``, which may be the same.
+
+    Those for which it says False are left out, and so is what is no record: a half-written last line.
+    """
+    if not source.exists():
         return
-
-    def stays(line: str) -> bool:
-        try:
-            row = json.loads(line)
-            return row["generation"] <= members.get(row.get("member"), generation)
-        except (ValueError, KeyError, TypeError):
-            return False
-
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    other = destination.with_suffix(".part")
     # Line by line: the metrics of a long run may be larger than what one wants in memory.
-    shorter = path.with_suffix(".part")
-    with path.open(errors="replace") as old, shorter.open("w") as new:
-        new.writelines(line for line in old if line.endswith("\n") and stays(line))
-    os.replace(shorter, path)
+    with source.open(errors="replace") as old, other.open("w") as new:
+        for line in old:
+            try:
+                row = line.endswith("\n") and change(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue
+            if row:
+                new.write(json.dumps(row, allow_nan=False) + "\n")
+    os.replace(other, destination)
 
 
 @contextmanager

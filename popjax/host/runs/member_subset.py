@@ -5,7 +5,6 @@ Nothing of a method is needed for it: a checkpoint is arrays that lead with the 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import numpy as np
 
 from popjax.host.checkpoints import best_policies, checkpoint
 from popjax.host.errors import Refused
-from popjax.host.runs import run_group, rundir
+from popjax.host.runs import log, run_group, rundir
 from popjax.host.runs.run import Failure
 from popjax.host.scaling import processes
 from popjax.host.scaling.sweep import of_config
@@ -82,9 +81,12 @@ def _detach(
     # Apart until all is there: a process that is killed meanwhile leaves nothing that looks like a run.
     new = rundir.RunDirectory(destination / _PARTIAL)
     shutil.rmtree(new.root, ignore_errors=True)
+    chosen, first = {numbers[place] for place in places}, members[0].seed
     for file in ("metrics", "evaluations"):
-        _copy_lines(
-            getattr(old, file), getattr(new, file), {numbers[place] for place in places}, members[0].seed
+        log.rewrite(
+            getattr(old, file),
+            getattr(new, file),
+            lambda row: row.get("member", row["seed"] - first) in chosen and row,
         )
     checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, extra)
     if generation in (None, *checkpoint.generations(old.checkpoints)[:1]):
@@ -145,18 +147,3 @@ def _last_good(
     if found is None:
         raise Refused(f"member {number} has failed: {failure.reason}, and has no checkpoint: leave it out")
     return found
-
-
-def _copy_lines(source: Path, destination: Path, members: set[int], first_seed: int) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    if not source.exists():
-        return
-    with source.open(errors="replace") as old, destination.open("w") as new:
-        for line in old:
-            try:
-                row = json.loads(line)
-                member = row.get("member", row["seed"] - first_seed)
-            except (ValueError, KeyError):
-                continue  # half written by a process that was killed
-            if member in members:
-                new.write(line)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from popjax.host.checkpoints import io_errors
 from popjax.host.errors import NotTracked, Refused
 from popjax.host.paths import file_name
 from popjax.host.runs import run_group, rundir
-from popjax.host.runs.history import History, named
-from popjax.host.runs.log import Sink, scalars
-from popjax.host.runs.recorded_scalars import recorded
+from popjax.host.runs.history import History, Recorded
+from popjax.host.runs.log import Sink
+from popjax.host.runs.recorded_scalars import of_history, recorded
 from popjax.host.scaling.sweep import Member
 
 
@@ -39,18 +37,18 @@ def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[
         import wandb
     except ImportError:
         raise Refused("--wandb needs the package wandb: pip install 'popjax[tracking]'") from None
-    runs: list[Any] = []
+    runs: dict[int, Any] = {}  # by the member's number
     failed = True
 
     def sink(_: int, history: History) -> None:
         try:
             if not runs:
                 new = _unknown(root, members)
-                runs.extend(_begin(wandb, project, root, member) for member in members)
-                _replay(root, members, runs, new)
-            for place in history.living:
-                for row in rows(history, place, members[place].number):
-                    runs[place].log(row, step=row["env_steps"])
+                runs.update({member.number: _begin(wandb, project, root, member) for member in members})
+                if new:
+                    earlier = recorded(rundir.RunDirectory(root), members)
+                    _log(runs, (record for record in earlier if record.member in new))
+            _log(runs, of_history(history, list(runs)))
         except Exception as error:
             raise NotTracked(f"Weights & Biases failed ({io_errors.first_line(error)})") from error
 
@@ -58,7 +56,7 @@ def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[
         yield sink
         failed = False
     finally:
-        for run in runs:
+        for run in runs.values():
             with suppress(Exception) if failed else nullcontext():
                 run.finish(exit_code=int(failed))
 
@@ -103,30 +101,7 @@ def _unknown(root: Path, members: Sequence[Member]) -> set[int]:
     return {m.number for m in members if not any((root / "wandb").glob(f"*run-*-{_id(config, m)}"))}
 
 
-def _replay(root: Path, members: Sequence[Member], runs: Sequence[Any], numbers: set[int]) -> None:
-    """Send what was recorded before of the members of these numbers."""
-    by_number = {member.number: run for member, run in zip(members, runs, strict=True)}
-    for record in recorded(rundir.RunDirectory(root), members) if numbers else ():
-        if record.member in numbers:
-            by_number[record.member].log(
-                {"env_steps": record.env_steps, **record.values}, step=record.env_steps
-            )
-
-
-def rows(history: History, place: int, member: int) -> Iterator[dict[str, Any]]:
-    """Return the rows to log of the member of this number, at ``place``: each generation, then each
-    evaluation."""
-    metrics = named(history.metrics)
-    for row in range(history.generation.shape[1]):
-        found: dict[str, Any] = {"env_steps": int(history.env_steps[place, row])}
-        for name, values in metrics.items():
-            for suffix, value in scalars(values[place, row]):
-                found[f"metrics/{name}{suffix}"] = value
-        yield found
-    for evaluation in history.evaluations:
-        if evaluation.member == member:
-            yield {
-                "env_steps": evaluation.env_steps,
-                "eval/return": evaluation.mean,
-                "eval/length": float(np.mean(evaluation.lengths)),
-            }
+def _log(runs: Mapping[int, Any], records: Iterable[Recorded]) -> None:
+    for record in records:
+        row = {"env_steps": record.env_steps, **record.values}
+        runs[record.member].log(row, step=record.env_steps)

@@ -209,7 +209,7 @@ root, launcher, options = Path(sys.argv[1]), *eval(sys.argv[2])
 jobs = [job._replace(argv=(*job.argv, "--env-steps=200000000", "--checkpoint-every=200000000"))
         for job in test_launchers.jobs(root)]
 try:
-    getattr(launch, launcher)(jobs, worker.run, lambda line: print(line, flush=True), options, 2)
+    getattr(launchers, launcher)(jobs, worker.run, lambda line: print(line, flush=True), options, 2)
 except Interrupted as stop:
     print(stop)
     raise SystemExit(128 + stop.signal_number)

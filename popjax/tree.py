@@ -99,6 +99,21 @@ def _any_lane_of_batch(axis_size: int, in_batched: list[bool], condition: Array)
 
 
 @custom_vmap
+def in_company(condition: Array) -> Array:
+    """Return ``condition`` under a ``vmap``, and True without one.
+
+    Masks what a loop or branch computes that ``any_lane(condition)`` steers: a lane alone is computed only if
+    the condition holds, so nothing need be selected; in company others may be the reason.
+    """
+    return jnp.ones_like(condition)
+
+
+@in_company.def_vmap
+def _in_company_of_batch(axis_size: int, in_batched: list[bool], condition: Array) -> tuple[Array, bool]:
+    return (condition, True) if in_batched[0] else (in_company(condition), False)
+
+
+@custom_vmap
 def largest(count: Array) -> Array:
     """Return the largest of ``count`` in this lane and in all lanes of any enclosing ``vmap``.
 

@@ -62,3 +62,16 @@ def close(a: Any, b: Any, rtol: float = 2e-4, atol: float = 2e-6) -> None:
             np.testing.assert_array_equal(x, y)
 
     jax.tree.map(compare, bare(a), bare(b))
+
+
+def out_of_step(method: Any, init: Any, step: Any, ahead: int) -> None:
+    """Check that a member goes on as if alone beside one that is ``ahead`` so many steps, in whatever phase
+    either is; as when members join a sweep that has begun."""
+    states = [init(jax.random.key(number), method.hyper) for number in range(2)]
+    for _ in range(ahead):
+        states[1] = step(states[1])
+    together, sweep_step = jax.tree.map(lambda *xs: jnp.stack(xs), *states), jax.jit(jax.vmap(method.step))
+    for _ in range(ahead + 2):
+        together, states = sweep_step(together), [step(state) for state in states]
+        for place, state in enumerate(states):
+            close(jax.tree.map(lambda x, place=place: x[place], together), state)

@@ -155,13 +155,13 @@ def build(env: Env, config: Config = Config()) -> Method:
         if judge is None:
             return s
         key, key_learn = jax.random.split(s.key)
-        count = learning.due(s.env_steps >= config.warmup, sizes.updates)
 
         def update(opinion: classifier.State, key: Key) -> tuple[classifier.State, tuple[()]]:
             how = partial(base.look, s), config.batch, s.hyper.classifier_lr
             return judge.learn(opinion, s.replay, *how, key), ()
 
-        opinion, _ = learning.steps(update, s.classifier, count, key_learn, ())
+        ready = s.env_steps >= config.warmup
+        opinion, _ = learning.steps(update, s.classifier, sizes.updates, key_learn, (), ready=ready)
         return replace(s, key=key, classifier=opinion)
 
     def deployed(s: State) -> Params:

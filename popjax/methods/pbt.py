@@ -111,9 +111,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     every = -(-config.interval * population // base.steps)  # iterations between ready points
     names, own_steps = [prior.name for prior in evolving], base.steps // population
     sharing = isinstance(config, OffPolicyConfig) and config.shared_replay
-    own_replays = isinstance(config, OffPolicyConfig) and not sharing
+    replays = ("replay",) if isinstance(config, OffPolicyConfig) and not sharing else ()  # of each's own
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
-    changed = (*CARRIED, *(["replay"] if own_replays else []))
     again = schedules.selections(replay, kind_of(config.agent), names, population, every * own_steps)
 
     def init(key: Key, hyper: PyTree) -> State:
@@ -176,14 +175,19 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         told = {"losses": losses, "diverged": sick.sum(dtype=jnp.int32)}
         fitness = judging.shown(jnp.where(sick, -jnp.inf, s.metrics.fitness))
         s = replace(s, metrics=replace(s.metrics, fitness=fitness, **told))
-        now = (s.generation % every == 0) & (s.env_steps >= base.learning_starts)
-        due = jnp.where(tree.any_lane(now), 1, 0)
+        now = at_ready_point(s)
+        own_time, due = tree.in_company(now), jnp.where(tree.any_lane(now), 1, 0)
 
         def turn(_: Array, carried: dict[str, Any]) -> dict[str, Any]:
             after = turned(replace(s, **carried))
-            return {name: getattr(after, name) for name in changed}
+            small = {name: tree.where(own_time, getattr(after, name), carried[name]) for name in CARRIED}
+            return small | {name: getattr(after, name) for name in replays}  # what is copied is masked there
 
-        return replace(s, **jax.lax.fori_loop(0, due, turn, {name: getattr(s, name) for name in changed}))
+        carried = {name: getattr(s, name) for name in (*CARRIED, *replays)}
+        return replace(s, **jax.lax.fori_loop(0, due, turn, carried))
+
+    def at_ready_point(s: State) -> Array:
+        return (s.generation % every == 0) & (s.env_steps >= base.learning_starts)
 
     def turned(s: State) -> State:
         """Return the State behind a ready point."""
@@ -219,8 +223,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         recent = replace(recent, whole=recent.whole & ~amid[:, None], count=count)
         lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         lanes = replace(lanes, account=replace(lanes.account, recent=recent))
-        if own_replays:
-            handed = jnp.where(lost | copying, lender, own)
+        if replays:
+            handed = jnp.where((lost | copying) & at_ready_point(s), lender, own)
             moved = jnp.where(tree.any_lane((handed != own).any()), 1, 0)
             s = replace(s, replay=exchange.copy_replays(s.replay, handed, moved))
         return replace(s, agents=agents, lanes=lanes, born=born)

@@ -23,47 +23,46 @@ Learn: TypeAlias = Callable[..., tuple[Any, PyTree]]
 """``(state, data, hyper, key) -> (state, losses)``, such as ``Agent.learn``."""
 
 
-def steps(update: Update, state: Any, count: Array | int, key: Key, losses: PyTree) -> tuple[Any, PyTree]:
+def steps(
+    update: Update,
+    state: Any,
+    count: Array | int,
+    key: Key,
+    losses: PyTree,
+    *,
+    ready: Array | None = None,
+) -> tuple[Any, PyTree]:
     """Take ``count`` [] gradient steps; return the state after them and the losses of the last, or ``losses``
     if there was none.
 
-    A loop and not a branch, because ``lax.cond`` copies the whole State on an accelerator. Where possible,
-    steer it by data that is equal for all members of a sweep (``due``): with a count that differs between
-    members the state is selected in every step. ``update`` closes over the replay, so that the loop does not
-    carry it.
+    ready: bool [], without which none is taken, such as the end of a warm-up.
+
+    A loop and not a branch, because ``lax.cond`` copies the whole State on an accelerator. Let ``count`` be
+    the same for all members of a sweep where possible, and ``ready`` tell what may differ: members in whom it
+    does are computed together and masked, whereas a loop with a count for each selects the state in every
+    step. ``update`` closes over the replay, so that the loop does not carry it.
     """
 
     chex.assert_rank(count, 0)
+    if ready is None:
+        turns, own = count, None
+    else:
+        chex.assert_rank(ready, 0)
+        turns, own = jnp.where(tree.any_lane(ready), count, 0), tree.in_company(ready)
 
     def one(i: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
-        return update(carry[0], jax.random.fold_in(key, i))
+        after = update(carry[0], jax.random.fold_in(key, i))
+        return after if own is None else tree.where(own, after, carry)
 
-    return jax.lax.fori_loop(0, count, one, (state, losses))
+    return jax.lax.fori_loop(0, turns, one, (state, losses))
 
 
 def once(
     update: Callable[[Any], tuple[Any, PyTree]], state: Any, ready: Array, losses: PyTree
 ) -> tuple[Any, PyTree]:
     """Return ``update(state)`` where ``ready`` bool [], else ``(state, losses)``; compute it only if some
-    member of a sweep is ready.
-
-    For times that differ between members: a loop with a count for each would treat them one by one.
-    """
-
-    chex.assert_rank(ready, 0)
-
-    def one(_: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
-        return tree.where(ready, update(carry[0]), carry)
-
-    return jax.lax.fori_loop(0, due(ready, 1), one, (state, losses))
-
-
-def due(ready: Array, count: int) -> Array:
-    """Return int32 [] ``count`` once ``ready`` holds for any member of a sweep, else 0.
-
-    For conditions on which all members agree, such as the end of a warm-up: the loop then stays one loop.
-    """
-    return jnp.where(tree.any_lane(ready), count, 0)
+    member of a sweep is ready."""
+    return steps(lambda state, _: update(state), state, 1, jax.random.key(0), losses, ready=ready)
 
 
 def whole_updates(per_step: float, taken: int) -> int:

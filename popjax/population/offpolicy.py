@@ -294,9 +294,10 @@ def build(
         (states, held), (losses, bonus, told, stale) = learning.steps(
             lambda learners, key: update(learners, (s.replay, s.frames), s.hyper, key),
             (s.agents, s.drive),
-            learning.due(s.env_steps >= warmup, config.updates),
+            config.updates,
             key_learn,
             before,
+            ready=s.env_steps >= warmup,
         )
         metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told, stale=stale)
         return replace(s, key=key, agents=states, drive=held, metrics=metrics)

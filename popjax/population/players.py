@@ -379,11 +379,10 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
             best=best,
             fitness=state.total,
         )
-        after = replace(_entered(after, state.expects), expects=jnp.bool_(False))
-        return tree.where(over, after, state), ()
+        return replace(_entered(after, state.expects), expects=jnp.bool_(False)), ()
 
     # ``steps`` makes the key in its loop: one from outside would let XLA draw the next generation every time.
-    return learning.steps(told, state, learning.due(over, 1), key, ())[0]
+    return learning.steps(told, state, 1, key, (), ready=over)[0]
 
 
 def _entered(state: Search, when: Array) -> Search:

@@ -22,7 +22,7 @@ from popjax.host.checkpoints import checkpoint
 from popjax.intrinsic import diayn, rnd
 from popjax.methods import independent, onpolicy, pbt
 from popjax.population import counterfactual
-from tests.support import Case, close, same
+from tests.support import Case, close, out_of_step, same
 
 P = 4
 
@@ -473,3 +473,7 @@ CASES = {
 def test_a_replay_whose_frames_belong_to_its_lanes_is_not_copied():
     with pytest.raises(ValueError, match="numbers of their lanes' own frames; unset copy_replay"):
         pbt.build(make("probe/corridor", frame_stack=2), off_policy(copy_replay=True))
+
+
+def test_a_member_evolves_at_its_own_ready_points():
+    out_of_step(*compiled("off"), ahead=1)

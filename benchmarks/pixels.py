@@ -3,8 +3,8 @@
     python benchmarks/pixels.py
 
 draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses in 1, 8 and 32 lanes: with
-``envs.raycast``, kinematics included; with ``mjx.render`` on Warp and MuJoCo's OpenGL renderer, where these
-work, one picture after the other for the latter. Pictures per second and per second of this process's
+``envs.raycast``, kinematics included; with ``mjx.render`` on Warp and, as ``MUJOCO_GL`` says, OpenGL, where
+these work, one picture after the other for the latter. Pictures per second and per second of this process's
 processor time, which other programs disturb less, the best of several rounds, and the seconds of compiling.
 Then a whole step of the environment in 8 lanes, the share of it that the picture costs, and DrQ's gradient
 steps. Writes ``pixels-BACKEND.json`` to ``benchmarks/results``.
@@ -12,6 +12,7 @@ steps. Writes ``pixels-BACKEND.json`` to ``benchmarks/results``.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -107,6 +108,8 @@ def by_warp(task: str, lanes: int) -> dict[str, float]:
 
 
 def by_opengl(task: str, lanes: int) -> dict[str, float]:
+    if "MUJOCO_GL" not in os.environ:
+        raise RuntimeError("MUJOCO_GL is not set")  # GLFW ends the process where there is no display
     model = dmc.load(task)
     data, renderer = mujoco.MjData(model), mujoco.Renderer(model, SIDE, SIDE)
 

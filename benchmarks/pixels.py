@@ -111,10 +111,10 @@ def by_opengl(task: str, lanes: int) -> dict[str, float]:
     if "MUJOCO_GL" not in os.environ:
         raise RuntimeError("MUJOCO_GL is not set")  # GLFW ends the process where there is no display
     model = dmc.load(task)
-    data, renderer = mujoco.MjData(model), mujoco.Renderer(model, SIDE, SIDE)
+    data, renderer, given = mujoco.MjData(model), mujoco.Renderer(model, SIDE, SIDE), poses(task, lanes)
 
     def work() -> None:
-        for qpos in poses(task, lanes):
+        for qpos in given:
             data.qpos[:] = qpos
             mujoco.mj_forward(model, data)
             renderer.update_scene(data, camera=0)

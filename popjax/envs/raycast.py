@@ -5,8 +5,8 @@ of worlds. Planes, spheres, capsules, ellipsoids, cylinders and boxes are what t
 rays know no cylinders and no normals, and as arrays [pixels, 3] they take five times as long on a CPU as x,
 y and z apart.
 
-Differs from MuJoCo's renderer: no shadows, reflections or highlights, lights shine in all directions, and a
-texture is read at its nearest place. Pictures resemble its own, they do not equal them. Distances are those
+Differs from MuJoCo's renderer: no shadows, reflections or highlights, and a texture is read at its nearest
+place. Pictures resemble its own, they do not equal them. Distances are those
 of ``mj_ray``, except that a camera inside a body sees through it.
 """
 
@@ -348,10 +348,18 @@ def _light(model: Any, physics: Any, data: Any, eye: Array, rays: Vector, hits: 
         if model.light_type[lamp] == 1:  # mujoco.mjLIGHT_DIRECTIONAL
             facing = jnp.maximum(-_dot(tuple(directions[lamp]), hits.normal), 0.0)
         else:
-            facing = jnp.maximum(_dot(_unit(to), hits.normal), 0.0)
+            to = _unit(to)
+            facing = jnp.maximum(_dot(to, hits.normal), 0.0) * _cone(model, lamp, directions[lamp], to)
         ambient, diffuse = model.light_ambient[lamp], model.light_diffuse[lamp]
         light = [x + a + d * facing for x, a, d in zip(light, ambient, diffuse, strict=True)]
     return light
+
+
+def _cone(model: Any, lamp: int, direction: Array, to: Vector) -> Array:
+    """Return the share of a spotlight that leaves it towards surfaces, which lie against ``to``."""
+    along = -_dot(tuple(direction), to)
+    inside = along >= np.cos(np.radians(model.light_cutoff[lamp]))
+    return jnp.where(inside, jnp.maximum(along, _LEAST) ** model.light_exponent[lamp], 0.0)
 
 
 def _lamps(model: Any, physics: Any, data: Any) -> tuple[Array, Array]:

@@ -146,9 +146,11 @@ def test_lamps_add_to_it_and_white_is_the_most() -> None:
     body = '<worldbody><geom type="plane" size="5 5 .1" rgba=".5 1 1 1"/>{}' + CAMERA + "</worldbody>"
     along = '<light directional="true" dir="0 0 -1" diffuse=".5 .6 2" ambient=".1 0 0"/>'
     assert picture(dark + body.format(along))[4, 4].tolist() == [76, 153, 255]
-    aside = '<light pos="{} 0 2" dir="0 0 -1" diffuse="1 .5 0" ambient="0 0 0"/>'  # 45 degrees
-    at = picture(dark + body.format(aside.format(2)))[4, 4]
-    np.testing.assert_allclose(at, [127 * 0.5**0.5, 127 * 0.5**0.5, 0], atol=1.5)
+    aside = '<light pos="2 0 2" dir="0 0 -1" diffuse="1 .5 0" ambient="0 0 0" {}/>'  # 45 degrees
+    cones = {'cutoff="60" exponent="0"': 0.5**0.5, 'cutoff="60" exponent="2"': 0.5**1.5, 'cutoff="30"': 0}
+    for cone, share in cones.items():
+        at = picture(dark + body.format(aside.format(cone)))[4, 4]
+        np.testing.assert_allclose(at, [127 * share, 127 * share, 0], atol=1.5)
 
 
 def test_a_plane_shows_its_texture_from_above() -> None:

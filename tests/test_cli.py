@@ -77,7 +77,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
             ["ce", *PENDULUM, "--hyper.learner.discont", "0.9,0.99"],
             ["did you mean --hyper.learner.discount?"],
         ),
-        (["ce", *PENDULUM, "--hyper.learner.discount=0.9,0.99"], ["one of each of 4 agents; got shape (2,)"]),
+        (["ce", *PENDULUM, "--hyper.learner.discount=0.9,0.99"], ["one of each of 4 agents, got shape (2,)"]),
         (["pderl", *PENDULUM, "--config.crossover", "magic"], ["'magic'", "distil"]),
         (
             ["pderl", *PENDULUM, "--config.capacity", "10" + "0" * 12],

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from popjax.cli import parse
+from popjax.core import Method, as_arrays
 
 
 def taken(argv: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -24,6 +26,21 @@ def taken(argv: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
         if len(numbers) > 1:
             found[option], rest = np.array(numbers, np.float32), parse.peel(rest, option)[1]
     return found, rest
+
+
+def check(method: Method, hyper: Any) -> None:
+    """Check, without computing it, that the first State of ``method`` can be made with such numbers.
+
+    Raises:
+        Fault: a number is not one for each of its agents, or must be one for all.
+    """
+    if all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(hyper)):
+        return
+    try:
+        jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)), as_arrays(hyper))
+    except ValueError as refusal:
+        text = str(refusal).partition("\n")[0]
+        raise parse.Fault(f"numbers of each agent do not fit: {text}") from None
 
 
 def put(hyper: Any, given: Mapping[str, np.ndarray]) -> Any:

@@ -343,7 +343,7 @@ def _light(model: Any, physics: Any, data: Any, eye: Array, rays: Vector, hits: 
     light = [on * (a + d * facing) for a, d in zip(head.ambient, head.diffuse, strict=True)]
     far = jnp.where(jnp.isfinite(hits.distance), hits.distance, 0.0)
     places, directions = _lamps(model, physics, data)
-    for lamp in np.flatnonzero(model.light_active):
+    for lamp in np.flatnonzero(model.light_active).tolist():
         to = tuple(place - far * ray for place, ray in zip(places[lamp] - eye, rays, strict=True))
         if model.light_type[lamp] == 1:  # mujoco.mjLIGHT_DIRECTIONAL
             facing = jnp.maximum(-_dot(tuple(directions[lamp]), hits.normal), 0.0)

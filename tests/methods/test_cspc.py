@@ -587,7 +587,7 @@ def test_training_draws_from_the_local_memory():
     many = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), (500, *x.shape[1:])), example_rows())
     memory, numbers = store.remember(blank, many, jnp.ones(500, bool))
     for entries, alike in ((DUO.local_least, True), (DUO.local_least + 1, False)):
-        held = entering(memory, numbers[:entries], jnp.ones(entries, bool))
+        held = entering(memory, tree.take(numbers, slice(entries)), jnp.ones(entries, bool))
         found = []
         for share in (0.0, 1.0):
             hyper = compiled(DUO)[0].hyper.replace(local_share=share)

@@ -7,12 +7,12 @@ Your own module with these names is as good: it is found by the module that defi
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 import jax
 
+from popjax import kinds
 from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.checks import nearest_divisor
 from popjax.core import Agent, OnPolicyAgent, Spec
@@ -87,7 +87,7 @@ def default_rollout(config: AnyOnPolicyConfig) -> int:
         ValueError: ``config`` is not of an on-policy agent.
     """
     if not on_policy(config):
-        raise _stranger(config, ON_POLICY_AGENTS)
+        raise kinds.stranger(config, "an agent", ON_POLICY_AGENTS)
     steps: int = _module(config, ON_POLICY_AGENTS).ROLLOUT
     return steps
 
@@ -107,22 +107,9 @@ def on_policy(config: Any) -> bool:
 def _built(spec: Spec, config: Any, known: dict[str, ModuleType], kind: type[Made]) -> Made:
     agent = _module(config, known).build(spec, config)
     if not isinstance(agent, kind):
-        raise _stranger(config, known)
+        raise kinds.stranger(config, "an agent", known)
     return agent
 
 
 def _module(config: Any, known: dict[str, ModuleType]) -> ModuleType:
-    for module in known.values():
-        if isinstance(config, module.Config):
-            return module
-    module = sys.modules[type(config).__module__]
-    if not {"Config", "Hyper", "build"} <= vars(module).keys() or type(config) is not module.Config:
-        raise _stranger(config, known)
-    return module
-
-
-def _stranger(config: Any, known: dict[str, ModuleType]) -> ValueError:
-    return ValueError(
-        f"{type(config).__name__} is not the Config of an agent; there is {', '.join(known)}, or give one"
-        " from a module of yours with Config, Hyper and build"
-    )
+    return kinds.home(config, "an agent", known)

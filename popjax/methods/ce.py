@@ -103,9 +103,10 @@ def default_hyper(config: Config) -> Hyper:
     """Return the numbers of the kinds of agents and drive that there are; those of DQN explore for 500,000
     environment steps of all agents together, gradients of DrQ are clipped as those of SAC."""
     numbers = agents.default_hyper(config.learner)
-    if isinstance(config.learner, drq.Config):
+    kind = agents.kind(config.learner)
+    if kind == "drq":
         numbers = drq.CLIPPED
-    if isinstance(config.learner, dqn.Config):
+    if kind == "dqn":
         numbers = replace(numbers, exploration=0.05, exploration_steps=500_000 / config.population)
     return Hyper(numbers, drives.default_numbers(config.drive))
 

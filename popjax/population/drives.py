@@ -1,7 +1,7 @@
 """Drives of a population: rewards beside the task's, in one record that every method can use.
 
 A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's numbers in
-``hyper.drive`` (``with_numbers``) carries the drive's state in its own and makes five calls::
+``hyper.drive`` (``with_numbers``) carries the drive's state in its own and calls::
 
     drive = drives.build(env.spec, config.drive, population, lanes)
     lanes_env = drive.env(rollout.autoreset(env))  # what agents see, DIAYN's skill included
@@ -15,7 +15,6 @@ Returns and fitness stay the task's.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import tree
+from popjax import kinds, tree
 from popjax.core import Act, Choice, Env, Intrinsic, Key, Params, PyTree, Spec, Transition
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.replay import episodes
@@ -85,36 +84,23 @@ def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> 
     """
     if config is None:
         return none(population)
-    if isinstance(config, contrastive.Config):
+    module = _module(config)
+    if module is contrastive:
         return collaborative(spec, config, population, lanes)
-    if isinstance(config, diayn.Config):
+    if module is diayn:
         return skills(spec, config, population, lanes)
-    if not isinstance(config, rnd.Config):
-        return lifted(_own(config).build(spec, config, (lanes,)), population)
-    module = rnd.build(spec, config, (population, lanes) if config.modules == "one" else (lanes,))
-    return lifted(module, population, shared=config.modules == "one", own=config.modules == "own")
+    modules = config.modules if isinstance(config, rnd.Config) and module is rnd else "own"
+    made = module.build(spec, config, (population, lanes) if modules == "one" else (lanes,))
+    return lifted(made, population, shared=modules == "one", own=modules == "own")
 
 
 def default_numbers(config: AnyConfig | None) -> PyTree:
     """Return the default ``Hyper`` of the drive of ``config``; None without a drive."""
-    if isinstance(config, contrastive.Config):
-        return contrastive.Hyper()
-    if isinstance(config, diayn.Config):
-        return diayn.Hyper()
-    if isinstance(config, rnd.Config):
-        return rnd.Hyper()
-    return None if config is None else _own(config).Hyper()
+    return None if config is None else _module(config).Hyper()
 
 
-def _own(config: Any) -> ModuleType:
-    module = sys.modules[type(config).__module__]
-    if not {"Config", "Hyper", "build"} <= vars(module).keys() or type(config) is not module.Config:
-        names = ", ".join(name for name in KINDS if name != "none")
-        raise ValueError(
-            f"{type(config).__name__} is not the Config of a drive; there is {names}, or give one from a"
-            " module of yours with Config, Hyper and build"
-        )
-    return module
+def _module(config: Any) -> ModuleType:
+    return kinds.home(config, "a drive", [name for name in KINDS if name != "none"])
 
 
 def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:

@@ -6,6 +6,7 @@ Answers are compared while a program is traced, so that a compiled one pays noth
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -63,8 +64,16 @@ def _check_spec(spec: Spec) -> None:
         raise ValueError(f"an Env needs a popjax.Spec as its spec, got {_told(spec)}")
     for name in ("action_dim", "episode_length", "stack"):
         value = getattr(spec, name)
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        if not _is_size(value):
             raise ValueError(f"{spec.name}: {name} of the Spec must be an integer from 1, got {value!r}")
+    if not isinstance(spec.obs_shape, tuple) or not all(map(_is_size, spec.obs_shape)):
+        raise ValueError(
+            f"{spec.name}: obs_shape of the Spec must be a tuple of integers from 1, got {spec.obs_shape!r}"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def _pair(spec: Spec, answer: Any, name: str, wanted: str) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ LIMIT = 2**63 - 1
 _BASE = 2**32
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class Count:
     """A non-negative integer, such as the environment steps of a large population: ``high * 2^32 + low``.
 
-    It can be added to and compared with non-negative ints and arrays of integers. ``/`` gives a float32;
-    ``//`` and ``%`` are exact, by an int from 1 to 2^31.
+    It can be added to and compared with counts and with non-negative ints and arrays of integers; like
+    arrays, counts are compared element by element. ``/`` gives a float32; ``//`` and ``%`` are exact, by an
+    int from 1 to 2^31. A ValueError refuses other numbers.
 
     high, low: uint32 [...].
     """
@@ -27,14 +29,14 @@ class Count:
     high: Array
     low: Array
 
-    def __add__(self, more: Array | int) -> Count:
+    def __add__(self, more: Array | int | Count) -> Count:
         high, low = _halves(more)
         total = self.low + low
         return Count(self.high + high + (total < low).astype(jnp.uint32), total)
 
     def __sub__(self, less: Array | int | Count) -> Count:
         """Return the difference, which must be at least 0."""
-        high, low = (less.high, less.low) if isinstance(less, Count) else _halves(less)
+        high, low = _halves(less)
         return Count(self.high - high - (self.low < low).astype(jnp.uint32), self.low - low)
 
     def __divmod__(self, divisor: int) -> tuple[Count, Array]:
@@ -60,12 +62,25 @@ class Count:
     def __mod__(self, divisor: int) -> Array:
         return divmod(self, divisor)[1]
 
-    def __ge__(self, least: Array | int) -> Array:
+    def __ge__(self, least: Array | int | Count) -> Array:
         high, low = _halves(least)
         return (self.high > high) | ((self.high == high) & (self.low >= low))
 
-    def __lt__(self, bound: Array | int) -> Array:
+    def __lt__(self, bound: Array | int | Count) -> Array:
         return ~(self >= bound)
+
+    def __eq__(self, other: Array | int | Count) -> Array:  # type: ignore[override]
+        high, low = _halves(other)
+        return (self.high == high) & (self.low == low)
+
+    def __ne__(self, other: Array | int | Count) -> Array:  # type: ignore[override]
+        return ~(self == other)
+
+    def __gt__(self, bound: Array | int | Count) -> Array:
+        return (self >= bound) & (self != bound)
+
+    def __le__(self, most: Array | int | Count) -> Array:
+        return ~(self > most)
 
     def __truediv__(self, divisor: Array | float) -> Array:
         return (self.high.astype(jnp.float32) * float(_BASE) + self.low.astype(jnp.float32)) / divisor
@@ -74,9 +89,19 @@ class Count:
         return int(self.high) * _BASE + int(self.low)
 
 
-def _halves(number: Array | int) -> tuple[Array, Array]:
-    high, low = divmod(number, _BASE) if isinstance(number, int) else (0, number)
-    return jnp.asarray(high, jnp.uint32), jnp.asarray(low, jnp.uint32)
+def _halves(number: Any) -> tuple[Array, Array]:
+    if isinstance(number, Count):
+        return number.high, number.low
+    if isinstance(number, Integral):
+        if not 0 <= number < _BASE**2:
+            raise ValueError(f"a count goes with integers from 0 to 2^64 - 1, got {number}; keep to these")
+        high, low = divmod(int(number), _BASE)
+        return jnp.uint32(high), jnp.uint32(low)
+    kind = getattr(number, "dtype", type(number).__name__)
+    if not hasattr(number, "dtype") or not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f"a count goes with integers, got {kind}; convert it, or divide the count by 1")
+    wide = jnp.iinfo(kind).bits > 32
+    return jnp.asarray(number >> 32 if wide else 0, jnp.uint32), jnp.asarray(number, jnp.uint32)
 
 
 def none() -> Count:

@@ -31,7 +31,28 @@ def test_as_pythons_integers(number: int, more: int) -> None:
         assert bool(count(number) >= jnp.int32(more)) == (number >= more)
     assert bool(count(number) >= more) == (number >= more)
     assert bool(count(number) < more) == (number < more)
+    for other in (more, count(more)):
+        told = [count(number) == other, count(number) != other, count(number) > other, count(number) <= other]
+        assert list(map(bool, told)) == [number == more, number != more, number > more, number <= more]
     np.testing.assert_allclose(count(number) / 3.0, number / 3, rtol=1e-6)
+
+
+def test_compared_element_by_element() -> None:
+    counts = jax.tree.map(lambda *x: jnp.stack(x), count(0), count(7), count(2**32 + 7))
+    assert (counts == 7).tolist() == [False, True, False]
+    assert (counts != counts).tolist() == [False] * 3
+    assert (counts > jnp.int32([0, 6, 7])).tolist() == [False, True, True]
+    with jax.enable_x64(True):
+        assert (counts <= jnp.int64(2**32 + 6)).tolist() == [True, True, False]
+    assert (counts <= np.int64(2**32 + 6)).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"), [(jnp.float32(7e9), "float32"), (7e9, "float"), (-1, "-1"), (None, "NoneType")]
+)
+def test_what_is_no_integer_is_refused(other: object, told: str) -> None:
+    with pytest.raises(ValueError, match=f"a count goes with integers.*, got {told};"):
+        count(5) >= other  # type: ignore[operator]  # noqa: B015
 
 
 @pytest.mark.parametrize("number", [0, 5, 2**31 - 1, 2**32 - 1, 2**32, BUDGET, 2**63 - 1])

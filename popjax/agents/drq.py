@@ -107,7 +107,11 @@ def parts(spec: Spec, config: Config = Config()) -> Parts:
         return state, Losses(critic_loss, loss, jnp.exp(state.log_temperature), entropy)
 
     def adopt(state: State, policy: Params, value: Params = None) -> State:
-        """Critics see as the policy does, which would copy other convolutions in the next step."""
+        """Adopt the policy, and give the critics its convolutions.
+
+        Policy and critics share them: the next step copies the critics' to the policy, and would undo the
+        adoption.
+        """
         critics, target_critics = (_seeing(x, policy) for x in (state.critics, state.target_critics))
         return replace(state, actor=policy, critics=critics, target_critics=target_critics)
 

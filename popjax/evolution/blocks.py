@@ -12,8 +12,11 @@ from popjax.core import PyTree
 
 
 def mapped(one: Callable[[Any], PyTree], xs: PyTree, *, cpu: int, accelerator: int) -> PyTree:
-    """Return ``one`` of each of ``xs`` [P, ...], stacked [P, ...]: so many at once on a CPU, whose memory and
-    caches are small, and so many on an accelerator, which waits for a launch with each block."""
+    """Return the results of ``one`` for each of ``xs`` [P, ...], stacked [P, ...].
+
+    cpu, accelerator: how many are computed at once on either. A CPU prefers small blocks, which fit its
+                      caches; an accelerator prefers large ones, since every block costs a launch.
+    """
     count = jax.tree.leaves(xs)[0].shape[0]
 
     def blocks_of(size: int) -> Callable[[PyTree], PyTree]:

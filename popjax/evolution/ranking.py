@@ -12,8 +12,8 @@ def comparable(fitness: Array) -> Array:
 
 
 def best_first(fitness: Array, ties: Array | None = None) -> Array:
-    """Return int32 [P]: the individuals from the highest ``fitness`` [P] to the lowest, behind which NaN and
-    infinity stand, the fitness of those who have diverged.
+    """Return int32 [P]: the individuals in order of ``fitness`` [P], the highest first. NaN and infinities
+    rank last.
 
     ties: [P] numbers that decide among equals, lower is before; None: they keep their order.
     """

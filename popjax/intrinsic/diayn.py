@@ -2,7 +2,7 @@
 
 Source: "Diversity Is All You Need: Learning Skills without a Reward Function" (Eysenbach, Gupta, Ibarz &
 Levine, 2019). The policy sees observations ``[s, one-hot skill]`` of a ``skilled`` environment; the
-discriminator sees the state ``s`` alone, as the rest is the answer.
+discriminator sees only the state ``s``, without the skill that it has to infer.
 """
 
 from __future__ import annotations

@@ -180,9 +180,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     def unrewarded(hyper: Hyper, key: Key) -> Driven:
         """Return the drive before the first step."""
         held, rows = drive.init(key), tree.repeat(example_transition(env.spec), config.batch)
-        near = cspc_team.near(rows)
         bonus = jax.eval_shape(drive.pay, held, rows, hyper)[1]
-        told = learning.no_losses(lambda: drive.learn(held, rows, None, near, hyper, key))
+        told = learning.no_losses(lambda: drive.learn(held, rows, None, cspc_team.near(rows), hyper, key))
         return Driven(held, tree.take(learning.zeros(bonus), 0), told)
 
     def gained(before: States, after: States) -> Array:
@@ -265,12 +264,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(members) & config.transfer
         labels = s.labels | (taken & is_global).any(1)
         metrics = replace(s.metrics, labels=labels.astype(jnp.int32), transfers=taken.astype(jnp.int32))
-        team = cspc_team.hand_over(members, s.team, taken)
-        return replace(s, team=team, labels=labels, metrics=metrics)
-
-    def individuals(s: State) -> Params:
-        """Return the mean network of each agent."""
-        return cspc_team.means(members, s.team)
+        return replace(s, team=cspc_team.hand_over(members, s.team, taken), labels=labels, metrics=metrics)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
         return players.greedy(members.network, params, obs)
@@ -278,12 +272,12 @@ def build(env: Env, config: Config = Config()) -> Method:
     return Method(
         init=init,
         step=chain(cooperate, hand_over),
-        policy=lambda s: tree.take(individuals(s), best_first(s.scores)[0]),
+        policy=lambda s: tree.take(cspc_team.means(members, s.team), best_first(s.scores)[0]),
         act=act,
         hyper=default_hyper(config),
         steps_bound=steps_bound(env.spec, config),
         learning_starts=0 if rows.off_policy is None else config.update_after,
-        individuals=individuals,
+        individuals=lambda s: cspc_team.means(members, s.team),
     )
 
 

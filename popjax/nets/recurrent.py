@@ -121,8 +121,12 @@ def recurrent_actor_critic(obs_shape: Sequence[int], actions: int, config: Confi
 
 
 def behind(network: Recurrent, memories: Memory, done: Array) -> Memory:
-    """Return the memory [...] with which ``network`` goes on behind rows that left it with ``memories`` [T,
-    ...], as ``unroll`` returns them, and ended episodes where ``done`` bool [T, ...]."""
+    """Return the memory [...] with which ``network`` continues after the last row: that row's, or a fresh one
+    if the row ended its episode.
+
+    memories: [T, ...] as ``unroll`` returns them.
+    done:     bool [T, ...] where a row ended an episode.
+    """
     return tree.where(~done[-1], tree.take(memories, -1), network.memory)
 
 

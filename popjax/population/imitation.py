@@ -41,7 +41,10 @@ class Teacher(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A ``Choice`` with outputs of the network, or with a label for a student."""
+    """A ``Choice`` with what a student imitates.
+
+    said: the logits of the network that acted, or the label that a teacher gives.
+    """
 
     memory: PyTree
     action: Array

@@ -16,6 +16,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Choice, Key, Number, Params, PyTree, Spec, number
+from popjax.evolution.ranking import comparable
 from popjax.population import policy
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners
@@ -37,30 +38,32 @@ class Hyper:
 
 def farthest(candidates: Array, references: Array, own: Array | int) -> Array:
     """Return the index of the candidate [M, A] with the largest summed squared distance to the references [P,
-    M, A] of all agents but ``own``. Equation 5."""
+    M, A] of all agents but ``own``. Distances that are not finite count as 0. Equation 5."""
     squares = jnp.square(candidates[:, None, None] - references).sum(-1)  # [M, P, M]
     others = jnp.arange(len(references)) != own
-    return jnp.argmax(jnp.where(others[:, None], squares, 0.0).sum((1, 2)))
+    return jnp.argmax(jnp.where(others[:, None] & jnp.isfinite(squares), squares, 0.0).sum((1, 2)))
 
 
 def upper_confidence(values: Array, weight: Array | float) -> Array:
     """Return the index of the proposal with the largest mean plus ``weight`` standard deviations over the
     critics. SUNRISE, equation 4.
 
-    values: [C, P] values that C critics give to P proposals
+    values: [C, P] values that C critics give to P proposals; those that are not finite are left out
     """
-    return jnp.argmax(values.mean(0) + weight * values.std(0))
+    sound = jnp.isfinite(values)
+    return jnp.argmax(comparable(values.mean(0, where=sound) + weight * values.std(0, where=sound)))
 
 
 def boltzmann(key: Key, values: Array, hyper: Hyper) -> Array:
     """Return the index of an agent drawn with probability proportional to ``exp(softmax_inv_temp * value)``
     or, with probability ``1 - softmax_eps``, the index of the largest value. Equation 6.
 
-    values: [P] each agent's value of its own action
+    values: [P] each agent's value of its own action; an agent whose value is not finite is not drawn
     """
     key_draw, key_explore = jax.random.split(key)
-    drawn = jax.random.categorical(key_draw, hyper.softmax_inv_temp * values)
-    return jnp.where(jax.random.bernoulli(key_explore, hyper.softmax_eps), drawn, jnp.argmax(values))
+    drawn = jax.random.categorical(key_draw, comparable(hyper.softmax_inv_temp * values))
+    best = jnp.argmax(comparable(values))
+    return jnp.where(jax.random.bernoulli(key_explore, hyper.softmax_eps), drawn, best)
 
 
 def together(
@@ -104,9 +107,8 @@ def eps_collaborative(
     scale: Array | float,
     epsilon: Array | float,
 ) -> ActAll:
-    """Return ``act`` with each action replaced, with probability ``epsilon``, by the one of ``candidates``
-    samples of the agent's own policy that lies farthest from as many samples of every other policy. Equation
-    5."""
+    """Return ``act`` with each action replaced with probability ``epsilon``: of ``CANDIDATES`` samples of the
+    agent's own policy, take the one farthest from as many samples of every other policy. Equation 5."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_plain, key_mode, key_draws = jax.random.split(key, 3)

@@ -11,11 +11,12 @@ from popjax.population.lanes import Lanes
 
 
 def by_training(lanes: Lanes) -> tuple[Array, Array, Array]:
-    """Return how everyone stands by the whole episodes that its ``lanes`` remember: the mean float32 [P], the
-    returns float32 [P, M] and, bool [P, M], where there is one.
+    """Return each individual's fitness float32 [P], the mean return of the whole episodes that its ``lanes``
+    remember; these returns float32 [P, M]; and bool [P, M], which entries of them are returns.
 
-    Before the first of these, an individual that has played its lanes from the start stands by what it has
-    there so far; another one, as a newcomer amid somebody else's episode, by the mean of those who stand.
+    An individual without such an episode is judged by its unfinished ones if it has played its lanes from
+    their start. A newcomer, who took over lanes in the middle of an episode, gets the mean fitness of the
+    others.
     """
     account, recent = lanes.account, lanes.account.recent
     returns, valid = (x.reshape(len(x), -1) for x in (recent.returns, recent.valid))
@@ -34,6 +35,9 @@ def shown(fitness: Array) -> Array:
 
 
 def diverged(numbers: PyTree, population: int) -> Array:
-    """Return bool [P] whether any of everyone's ``numbers`` [P, ...] is not finite."""
-    leaves = [x.reshape(population, -1) for x in jax.tree.leaves(numbers) if x.dtype == jnp.float32]
-    return jnp.stack([~jnp.isfinite(x).all(1) for x in leaves]).any(0)
+    """Return bool [P]: whether any of an individual's floating-point ``numbers`` [P, ...] is not finite."""
+    finite = jnp.ones(population, jnp.bool_)
+    for x in jax.tree.leaves(numbers):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            finite &= jnp.isfinite(x.reshape(population, -1)).all(1)
+    return ~finite

@@ -70,6 +70,19 @@ def test_the_worked_example_of_the_upper_confidence():
     assert int(acting.upper_confidence(values, 1.0)) == 1  # 0.75 + 1.30 exceeds 1.1 + 0.22
 
 
+def test_agents_that_have_diverged_are_not_elected(key):
+    """A NaN action has NaN values under every critic; a NaN critic values every action so."""
+    bad = jnp.nan
+    values = jnp.array([[1.0, bad, 2.0], [bad, bad, bad], [1.5, bad, 3.0]])
+    assert int(acting.upper_confidence(values, 1.0)) == 2
+    values, always = jnp.array([bad, 1.0, jnp.inf, 1.0]), replace(NUMBERS, softmax_eps=1.0)
+    drawn = jax.vmap(lambda k: acting.boltzmann(k, values, always))(jax.random.split(key, 100))
+    assert sorted(set(drawn.tolist())) == [1, 3]
+    assert int(acting.boltzmann(key, values, replace(NUMBERS, softmax_eps=0.0))) == 1
+    candidates, others = jnp.array([[bad], [1.0], [3.0]]), jnp.array([[[bad]] * 3, [[0.0]] * 3])
+    assert int(acting.farthest(candidates, others, 2)) == 2
+
+
 @pytest.mark.parametrize("kind", ["sac", "dqn"])
 def test_eps_greedy_acts_at_random_with_probability_epsilon(kind, key):
     crew, states, _ = made(kind)

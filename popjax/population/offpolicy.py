@@ -82,6 +82,12 @@ def _own(s: Any) -> bool:
     return bool(s.replay.size.ndim > s.generation.ndim)
 
 
+def _apart(s: Any) -> bool:
+    """Return whether every agent has networks of its own."""
+    count = jax.tree.leaves(s.agents)[0].shape[s.generation.ndim]
+    return bool(count == s.metrics.fitness.shape[-1])
+
+
 @struct.dataclass
 class State:
     """Everything that training carries. ``drive`` is () without one, ``frames`` () where observations are no
@@ -95,7 +101,7 @@ class State:
     drive: PyTree
     replay: Ring = stacked(when=_own)
     frames: PyTree = stacked(when=_own)
-    agents: PyTree = stacked()
+    agents: PyTree = stacked(when=_apart)  # heads of one network lead with 1
     lanes: Lanes = stacked()  # [P, N]
 
 
@@ -188,6 +194,11 @@ def build(
     keep = crew.keep or (lambda rows, hyper, key: rows if drive.horizon else rows.plain)
     shape = (1 if crew.as_one else population, config.lanes)
     stride = config.lanes * (shape[0] if config.shared_replay else 1)
+    if config.capacity < stride:
+        raise ValueError(
+            f"capacity {config.capacity} holds less than one environment step of all {stride} lanes that fill"
+            " a replay; raise it"
+        )
     replay = ring(config.capacity // stride * stride if drive.horizon or crew.draw else config.capacity)
     sight = frames.sight(lanes_env.spec, config.capacity, stride, config.steps)
     each = (lambda f: f) if config.shared_replay else jax.vmap

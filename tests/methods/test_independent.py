@@ -262,6 +262,12 @@ def test_senseless_configs_are_refused(numbers, message):
         independent.Config(agent=sac.Config(), **numbers)
 
 
+def test_a_replay_for_less_than_a_step_of_its_lanes_is_refused():
+    config = replace(TINY, population=2, lanes=3, batch=1, capacity=5, shared_replay=True)
+    with pytest.raises(ValueError, match="capacity 5 holds less than one environment step of all 6 lanes"):
+        independent.build(make("probe/corridor"), config)
+
+
 def a_case(agent, env="probe/delay", slow=False, eager=False, **options):
     config = independent.Config(agent=agent, population=3, batch=4, capacity=50, warmup=1, **options)
     return Case(partial(independent.build, make(env), config), population=3, slow=slow, eager=eager)

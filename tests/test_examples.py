@@ -60,6 +60,12 @@ def compiled(task, agent):
     return method, jax.jit(method.init), jax.jit(method.step)
 
 
+@pytest.mark.slow
+def test_it_keeps_the_contract_of_a_method():
+    env = popjax.make("probe/corridor")
+    check_method(sixth_method.build(env, SMALL), env, steps=24)
+
+
 def test_it_has_at_most_150_lines():
     assert len((ROOT / "examples/sixth_method.py").read_text().splitlines()) <= 150
 

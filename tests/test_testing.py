@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from popjax import agents, testing
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
-from popjax.core import Choice, Env, Spec, Timestep, Transition
+from popjax.core import Choice, Env, Spec, Timestep, Transition, as_arrays
 from popjax.envs import make
 from popjax.methods import independent
 from tests.host import crowd, tiny
@@ -66,6 +68,20 @@ def meddling(before, after):
     )
 
 
+@struct.dataclass
+class Nothing:
+    """A Hyper without numbers."""
+
+
+def without_numbers():
+    """Return METHOD with its numbers built in."""
+    return METHOD._replace(
+        init=lambda key, hyper: METHOD.init(key, as_arrays(METHOD.hyper)).replace(hyper=hyper),
+        step=lambda s: METHOD.step(s.replace(hyper=as_arrays(METHOD.hyper))).replace(hyper=s.hyper),
+        hyper=Nothing(),
+    )
+
+
 def acting(action):
     return METHOD._replace(act=lambda params, memory, obs, key, scale: Choice(memory, action, action, 0.0))
 
@@ -113,12 +129,18 @@ SLIPS = {
     "nothing": (METHOD, None),
     "numbers of the method": (
         METHOD._replace(step=lambda s: METHOD.step(s.replace(hyper=METHOD.hyper)).replace(hyper=s.hyper)),
-        "half of every number of hyper changes nothing in 5 steps",
+        "other numbers of hyper change nothing in 5 steps",
     ),
     "members that mix": (
         stepped(shared=meddling),
         r"State.shared of member 0 of a sweep is .* from",
     ),
+    "members that mix from the third step on": (
+        stepped(shared=lambda s, t: jnp.where(s.generation < 2, t.shared, meddling(s, t))),
+        r"State.shared of member 0 of a sweep is .* from that of a single run after step 5",
+    ),
+    "no numbers": (without_numbers(), None),
+    "a number of 0": (METHOD._replace(hyper=crowd.Hyper(noise=0.0)), None),
     "too many actions": (
         acting(jnp.zeros(2)),
         r"float32 \[2\], where probe/context takes float32 \[1\]",
@@ -216,6 +238,28 @@ def test_environments_keep_their_contract(name):
     testing.check_env(make(name))
 
 
+def jumping(marked):
+    """Walk a line that is observed anew every third step, as behind a lost life; ``marked`` as cut or not."""
+
+    def step(state, action):
+        place, steps = state[0] + action, state[1] + 1
+        jumps = steps % 3 == 0
+        no = jnp.bool_(False)
+        return (place, steps), Timestep(place - jumps, place, place.sum(), no, no, jumps & marked)
+
+    def reset(key):
+        place = jax.random.normal(key, (1,))
+        return (place, jnp.int32(0)), place
+
+    return Env(reset, step, Spec("own/jumping", (1,), 1, 20))
+
+
+def test_observations_may_differ_behind_a_cut_alone():
+    testing.check_env(jumping(True))
+    with pytest.raises(ValueError, match="own/jumping: obs differs from next_obs"):
+        testing.check_env(jumping(False))
+
+
 SMALL = {
     "ddpg": ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
     "td3": td3.Config(hidden=(4,), policy_delay=1),
@@ -271,6 +315,10 @@ def never_greedy(agent):
     return lambda params, memory, obs, key, scale: agent.act(params, memory, obs, key, 1.0)
 
 
+def always_greedy(agent):
+    return lambda params, memory, obs, key, scale: agent.act(params, memory, obs, key, 0.0)
+
+
 def forgetful_unroll(agent):
     """An ``unroll`` that goes on with the memory of an episode that has ended."""
     return lambda params, memory, obs, done: agent.unroll(params, memory, obs, done & False)
@@ -282,6 +330,24 @@ def stuck_unroll(agent):
 
 AGENT_SLIPS = {
     "nothing learned": ("sac", "learn", lambda a: lambda s, rows, hyper, key: (s, ()), "state as it was"),
+    "rewards ignored": (
+        "td3",
+        "learn",
+        lambda a: lambda s, rows, hyper, key: a.learn(s, replace(rows, reward=rows.reward * 0), hyper, key),
+        "the same state whatever the reward; read it from the batch",
+    ),
+    "the end of episodes ignored": (
+        "dqn",
+        "learn",
+        lambda a: (
+            lambda s, rows, hyper, key: a.learn(
+                s, replace(rows, discount=jnp.full_like(rows.discount, hyper.discount)), hyper, key
+            )
+        ),
+        "the same state whatever the discount",
+    ),
+    "always greedy": ("ddpg", "act", always_greedy, "at scale 1 with 16 keys; draw by actions.sample"),
+    "always greedy on policy": ("a2c", "act", always_greedy, "at scale 1 with 16 keys"),
     "never greedy": ("sac", "act", never_greedy, "draws at random at scale 0"),
     "outputs of another network": (
         "sac",

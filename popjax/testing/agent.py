@@ -23,9 +23,9 @@ STEPS, LANES = 6, 4
 def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
 
-    It acts as the task wants, at scale 0 by the mode of its ``outputs``. A gradient step on random experience
-    changes the state and keeps its form. ``adopt`` is the inverse of ``policy``. Every further function that
-    it has answers as the contract says.
+    It acts as the task wants: at scale 0 by the mode of its ``outputs``, at scale 1 at random. A gradient
+    step on random experience changes the state, by rewards and discounts, and keeps its form. ``adopt`` is
+    the inverse of ``policy``. Every further function that it has answers as the contract says.
 
     Raises:
         ValueError: one of these does not hold; the text says which.
@@ -38,7 +38,7 @@ def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     state, other = (jax.jit(agent.init)(key, hyper) for key in keys[:2])
     obs = jax.random.normal(keys[2], (STEPS, LANES, *spec.obs_shape)).astype(spec.obs_dtype)
     rows = _random_rows(agent, spec, obs, keys[3])
-    _check_acting(agent, spec, state, obs, keys)
+    _check_acting(agent, spec, state, obs, hyper, keys)
     _check_learning(agent, state, rows, hyper, keys[3])
     _check_adoption(agent, state, other)
     _check_value(agent, state, rows)
@@ -64,8 +64,10 @@ def _random_rows(agent: Agent | OnPolicyAgent, spec: Spec, obs: Array, key: Arra
     return Trajectory(**vars(rows), done=nothing > 0, log_prob=nothing - 1, memory=memory)
 
 
-def _check_acting(agent: Agent | OnPolicyAgent, spec: Spec, state: Any, obs: Array, keys: Array) -> None:
-    """Check actions at scales 0 and 1, and that the first is the mode of ``outputs``."""
+def _check_acting(
+    agent: Agent | OnPolicyAgent, spec: Spec, state: Any, obs: Array, hyper: Any, keys: Array
+) -> None:
+    """Check that actions at scale 0 are the mode of ``outputs``, and that those at scale 1 are drawn."""
     policy, outputs, act = agent.policy(state), agent.outputs, jax.jit(agent.act)
     greedy, again, drawn = (
         act(policy, agent.memory, obs[0, 0], key, scale)
@@ -75,6 +77,13 @@ def _check_acting(agent: Agent | OnPolicyAgent, spec: Spec, state: Any, obs: Arr
     check_choice(drawn, agent.memory, spec)
     if not same(greedy.action, again.action):
         raise ValueError("act draws at random at scale 0; act greedily there")
+    if isinstance(agent, OnPolicyAgent) or agent.exploration(hyper, jnp.float32(0)) > 0:
+        draw = jax.vmap(lambda key: agent.act(policy, agent.memory, obs[0, 0], key, 1.0).action)
+        actions = np.asarray(jax.jit(draw)(jax.random.split(keys[2], 16)))
+        if (actions == actions[0]).all():
+            raise ValueError(
+                f"act plays {actions[0]} at scale 1 with 16 keys; draw by actions.sample(key, outputs, scale)"
+            )
     if outputs is None:
         return
     mode = jax.jit(lambda p, o: agent.actions.bounded(agent.actions.mode(outputs(p, o))))(policy, obs[0, 0])
@@ -86,12 +95,16 @@ def _check_acting(agent: Agent | OnPolicyAgent, spec: Spec, state: Any, obs: Arr
 
 
 def _check_learning(agent: Agent | OnPolicyAgent, state: Any, rows: Any, hyper: Any, key: Array) -> None:
-    after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
+    learn = jax.jit(agent.learn)
+    after, losses = learn(state, rows, hyper, key)
     _check_form(state, after, "learn")
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(losses)):
         raise ValueError(f"learn gives losses that are not finite: {losses}")
     if _unchanged(state, after):
         raise ValueError("learn returns the state as it was; take a gradient step")
+    for name, other in (("reward", rows.reward[::-1]), ("discount", jnp.zeros_like(rows.discount))):
+        if _unchanged(after, learn(state, replace(rows, **{name: other}), hyper, key)[0]):
+            raise ValueError(f"learn gives the same state whatever the {name}; read it from the batch")
 
 
 def _check_adoption(agent: Agent | OnPolicyAgent, state: Any, other: Any) -> None:

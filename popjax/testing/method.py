@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from popjax import tree
 from popjax.core import Env, Method, Spec, stacked_fields
@@ -55,7 +57,8 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
 def check_members(method: Method, *, steps: int = 5) -> None:
     """Check that the members of a sweep equal single runs, and that ``steps`` steps depend on ``Hyper``.
 
-    There are two members; one has half of every number.
+    There are two members; one has half of every number, or another one in the range of its field. They are
+    compared after the first step and, with a wider tolerance, after the last.
 
     Raises:
         ValueError: they do not; the text names the leaf that differs.
@@ -121,13 +124,13 @@ def _check_fields(state: Any) -> None:
 
 def _check_stacked(state: Any) -> None:
     """Check that fields declared with ``stacked()`` lead with the population."""
-    population, fields = len(state.metrics.fitness), stacked_fields(state)
-    if population > 1 and not fields:
+    population, marked = len(state.metrics.fitness), stacked_fields(state)
+    if population > 1 and not marked:
         raise ValueError(
             f"no field of State is declared with core.stacked(), though fitness has {population} individuals;"
             " mark those whose leaves lead with them"
         )
-    for path, x in jax.tree.leaves_with_path(fields):
+    for path, x in jax.tree.leaves_with_path(marked):
         if x.shape[:1] != (population,):
             raise ValueError(
                 f"State{jax.tree_util.keystr(path)} is {told(x)}; as a stacked() field it must lead with the"
@@ -167,20 +170,38 @@ def _check_steps(method: Method, init: Callable[..., Any], step: Callable[[Any],
 
 def _check_members(method: Method, init: Callable[..., Any], step: Callable[[Any], Any], steps: int) -> None:
     keys = jnp.stack([jax.random.key(4)] * 2)
-    hyper = jax.tree.map(lambda x: jnp.stack([jnp.float32(x), jnp.float32(x) / 2]), method.hyper)
+    hyper = jax.tree.map(
+        lambda x, y: jnp.stack([jnp.float32(x), jnp.float32(y)]), method.hyper, _moved(method.hyper)
+    )
     sweep = jax.jit(jax.vmap(method.init))(keys, hyper)
     sweep_step = jax.jit(jax.vmap(method.step), donate_argnums=0)
-    for count in range(steps):
-        sweep = sweep_step(sweep)
-        for i in range(2 if count == 0 else 0):
-            single = step(init(keys[i], tree.take(hyper, i)))
-            check_close(tree.take(sweep, i), single, f"member {i} of a sweep")
+    singles = [init(keys[i], tree.take(hyper, i)) for i in range(2)]
+    for count in range(1, steps + 1):
+        sweep, singles = sweep_step(sweep), [step(single) for single in singles]
+        for i, single in enumerate(singles if count in (1, steps) else ()):
+            check_close(tree.take(sweep, i), single, f"member {i} of a sweep", count)
     first, second = (tree.take(sweep, i).replace(hyper=()) for i in range(2))
-    if same(first, second):
+    if jax.tree.leaves(hyper) and same(first, second):
         raise ValueError(
-            f"half of every number of hyper changes nothing in {steps} steps; read numbers from state.hyper,"
-            " which a sweep fills, and let the case learn within these steps"
+            f"other numbers of hyper change nothing in {steps} steps; read numbers from state.hyper, which a"
+            " sweep fills, and let the case learn within these steps"
         )
+
+
+def _moved(hyper: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """Return ``hyper`` with every number halved, or as near to that as its range allows; a number that this
+    does not change is raised."""
+    if is_dataclass(hyper) and not isinstance(hyper, type):
+        leaves = [f for f in fields(hyper) if f.metadata.get("pytree_node", True)]
+        ranges = {f.name: f.metadata.get("range", (low, high)) for f in leaves}
+        return replace(hyper, **{name: _moved(getattr(hyper, name), *ends) for name, ends in ranges.items()})
+
+    def move(x: Any) -> np.ndarray:
+        x = np.asarray(x, np.float32)
+        half = np.clip(x / 2, low, high)
+        return np.where(half != x, half, x + np.minimum(0.1, (high - x) / 2))
+
+    return jax.tree.map(move, hyper)
 
 
 def _check_policy(method: Method, spec: Spec, state: Any) -> None:

@@ -172,6 +172,14 @@ def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixt
         assert "--hyper." in text
 
 
+@pytest.mark.parametrize(("name", "repeated"), [("pbt", False), ("ca2e", True)])
+def test_help_says_which_runs_may_be_several(
+    name: str, repeated: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([name, "--help"]) == 0
+    assert ("May be repeated." in " ".join(capsys.readouterr().out.split())) == repeated
+
+
 def test_presets_are_defaults_that_flags_override() -> None:
     kinds = {"agent": "ddpg", "drive": "none"}
     config, hyper = defaults(pderl.METHOD, kinds, "brax/hopper")

@@ -50,7 +50,7 @@ class Hyper(sac.Hyper):
     """Numbers of one DrQ learner: those of SAC, with two other defaults."""
 
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
-    init_temperature: Number = number(0.1)  # temperature at the start
+    init_temperature: Number = number(0.1, instead="temperature_lr")  # temperature at the start
 
 
 CLIPPED = Hyper(max_grad_norm=20.0)

@@ -60,7 +60,7 @@ class Hyper:
     critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
     temperature_lr: Number = number(3e-4)  # Adam's rate for the log temperature
     max_grad_norm: Number = number(20.0)  # global norm to which gradients of actor and critics are clipped
-    init_temperature: Number = number(1.0)  # temperature at the start
+    init_temperature: Number = number(1.0, instead="temperature_lr")  # temperature at the start
     target_entropy: Number = number(-0.5, low=-math.inf)  # entropy aimed at, nats per action component
     exploration: Number = number(1.0)  # multiplies the policy's standard deviation while collecting
 

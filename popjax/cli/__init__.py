@@ -208,14 +208,16 @@ def _peel_agents(
     kinds |= {field: kind for field, kind in given.items() if kind is not None}
     for field, kind in kinds.items():
         if kind not in recipe.agents[field]:
-            raise Fault(f"unknown agent {kind!r}{nearest(kind, list(recipe.agents[field]))}")
+            raise Fault(f"unknown {field} {kind!r}{nearest(kind, list(recipe.agents[field]))}")
     return kinds, argv
 
 
 def _beyond(recipe: Recipe) -> dict[str, str]:
     """Return a method's options beside its Config and Hyper, with their lines in ``--help``."""
     return {f"--{name}": known.help for name, known in recipe.runs.items()} | {
-        f"--{name}": "A further task, 'SUITE/TASK KEY=VALUE ...': --env-option is for --env alone."
+        f"--{name}": (
+            "A further task, 'SUITE/TASK KEY=VALUE ...': --env-option is for --env alone. May be repeated."
+        )
         for name in recipe.envs
     }
 
@@ -237,7 +239,7 @@ def _parse_run(
     narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
     default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
     shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
-    also = [f"{option}: {line} May be repeated." for option, line in beyond.items()]
+    also = [f"{option}: {line}" for option, line in beyond.items()]
     given, rest = per_agent.taken(argv)
     arguments = parse.parse(
         shape,

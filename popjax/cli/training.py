@@ -32,6 +32,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     """Train one program in this process and return its ``Result``."""
     from popjax.cli import building, forms, parse, pretrained
     from popjax.host.runs import rundir
+    from popjax.host.scaling import processes
     from popjax.host.training import train
 
     recipe, arguments = program.recipe, program.arguments
@@ -42,6 +43,8 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     begun = resume and rundir.begun(root)
     if not begun:
         rundir.check(root, {}, resume=False)  # before anything that takes long
+    elif any(_beginning(common).values()):
+        processes.together(lambda: _refuse_other_beginning(common, root))
     built_on = pretrained.take(recipe, env, program.runs, resumed=root if begun else None)
     _refuse_other_options(common, program.tasks)
     built_on |= building.further_envs(recipe, program.tasks)
@@ -98,7 +101,28 @@ def _begun_elsewhere(
         population = getattr(program.arguments.config, "population", 1)
         edits["intervene"] = _intervention(common.intervene, population)
     directory, generation = _checkpoint(common.from_)
-    return member_subset.detached(paths.path(directory), root, members, generation, edits)
+    source, begun = paths.path(directory), _beginning(common)
+    return member_subset.detached(source, root, members, generation, edits, begun)
+
+
+def _beginning(common: Any) -> dict[str, str | None]:
+    """Return the options that tell of the State with which a run begins."""
+    return {"from": common.from_, "intervene": common.intervene}
+
+
+def _refuse_other_beginning(common: Any, root: Path) -> None:
+    """Raise a Fault if a run that continues is told to begin in another way than it did."""
+    from popjax.cli.parse import Fault
+    from popjax.host.runs import rundir
+
+    before = rundir.read_config(root).get("begun") or {}
+    for option, value in _beginning(common).items():
+        if value is not None and value != before.get(option):
+            how = f"with --{option} {before[option]}" if before.get(option) else f"without --{option}"
+            raise Fault(
+                f"{root} was begun {how}, and --resume continues it: leave out --{option} {value}, or name"
+                " another --run-dir"
+            )
 
 
 def _checkpoint(text: str) -> tuple[str, int | None]:

@@ -148,10 +148,13 @@ def stacked_fields(state: Any) -> dict[str, PyTree]:
     return {name: getattr(state, name) for name, when in marked.items() if when(state)}
 
 
-def number(default: float, low: float = 0.0, high: float = math.inf) -> Any:
+def number(default: float, low: float = 0.0, high: float = math.inf, instead: str | None = None) -> Any:
     """Declare a field of a ``Hyper``: a number in [low, high]. ``checks.check_numbers`` enforces the range
-    before a run."""
-    return struct.field(default=default, metadata={"range": (low, high)})
+    before a run.
+
+    A number that only ``init`` reads cannot evolve: ``instead`` names the one that can in its place.
+    """
+    return struct.field(default=default, metadata={"range": (low, high), "instead": instead})
 
 
 def as_arrays(hyper: S) -> S:

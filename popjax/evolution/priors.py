@@ -53,6 +53,8 @@ def parse(text: str, hyper: Any, shapes: Sequence[str] = ()) -> Prior:
     if not equals:
         raise ValueError(f"evolve {text!r} has no values: {_WANTED}")
     field = _field(name, hyper, shapes)
+    if instead := field.metadata.get("instead"):
+        raise ValueError(f"evolve {name}: {field.name} is read once, at the start; evolve {instead}")
     listed = "," in values
     parts = values.split("," if listed else ":")
     log = not listed and len(parts) == 3 and parts[2] == "log"

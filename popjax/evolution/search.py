@@ -43,7 +43,8 @@ class Random:
 @dataclass(frozen=True)
 class Halving:
     """Successive halving on a fixed number of lanes, at the ready points 1, ``factor``, ``factor``^2, ...
-    Jamieson & Talwalkar, AISTATS 2016. Those that are stopped make room, and nothing is compiled anew."""
+    Jamieson & Talwalkar, AISTATS 2016. Those that are stopped make room, and nothing is compiled anew. Nobody
+    explores: clones keep the numbers of the survivor."""
 
     factor: int = 2  # one in so many goes on
     freed: Literal["clones", "fresh"] = "clones"
@@ -145,6 +146,13 @@ def build(config: AnyConfig, population: int) -> Decide:
     return decide
 
 
+def last_rung(config: AnyConfig, population: int) -> int:
+    """Return the number of the last ready point at which the search decides; 1 where there is no last one."""
+    if not isinstance(config, Halving) or config.freed == "fresh":
+        return 1
+    return population // config.factor
+
+
 def copies(source: Array) -> Decision:
     """Return the decision that everyone goes on as ``source`` int32 [P], and explores where that is
     another."""
@@ -231,10 +239,11 @@ def _halving(config: Halving, population: int) -> Decide:
         rank = ranks(now.fitness, jax.random.uniform(key, (population,)))
         survivor = jnp.argsort(rank)[rank % left]
         due = (milestones == now.ready).any() & (rung <= rungs)
-        return copies(jnp.where(due & (rank >= left), survivor, own))
+        decision = copies(jnp.where(due & (rank >= left), survivor, own))
+        return decision._replace(explore=jnp.zeros_like(due, shape=population))
 
     def fresh(key: Key, now: Standing, significance: Array | float) -> Decision:
-        """Stop all but the best of those of one age, and begin anew in their lanes."""
+        """Within each age group keep the best 1/factor; restart the others."""
         peers = now.age[:, None] == now.age
         rank = ranks(now.fitness, jax.random.uniform(key, (population,)))
         better = peers & (rank[None, :] < rank[:, None])

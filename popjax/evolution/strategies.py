@@ -167,8 +167,7 @@ class Begun:
 
 
 def _cost(fitness: Array) -> Array:
-    """Return what the library makes least of fitness [P]; of one that is no finite number more than of all
-    others."""
+    """Return costs [P] to minimise: -fitness; non-finite entries cost more than any other."""
     sound = jnp.isfinite(fitness)
     low = jnp.min(fitness, where=sound, initial=jnp.inf)
     high = jnp.max(fitness, where=sound, initial=-jnp.inf)

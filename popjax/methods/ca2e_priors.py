@@ -68,7 +68,7 @@ PRIOR = Ingredient(
     "priors",
     lambda env, policies: measure(env, policies, jax.random.key(0)),
     Prior,
-    "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor.",
+    "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor. May be repeated.",
 )
 """Use that CA2E makes of finished runs."""
 

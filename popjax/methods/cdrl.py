@@ -286,7 +286,7 @@ METHOD = Recipe(
             "teachers",
             imitation.of_runs,
             Teacher,
-            "A finished run of cdrl, or another with logits, RUN_DIR or RUN_DIR:SEED, that teaches.",
+            "A run of cdrl, or another with logits, RUN_DIR or RUN_DIR:SEED, that teaches. May be repeated.",
         ),
         "alignment": Ingredient(
             "alignments",

@@ -282,7 +282,8 @@ METHOD = Recipe(
             "teachers",
             grade,
             Graded,
-            "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several.",
+            "A finished run of this task, RUN_DIR or RUN_DIR:SEED, to be distilled; the best of several."
+            " May be repeated.",
         )
     },
 )

@@ -8,8 +8,8 @@ the State, so that the winner's schedule can be read off and the whole run repea
 An iteration: collect -> learn -> evolve.
 
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
-A slot keeps its lanes, and its replay unless ``copy_replay``; the returns by which an agent is judged go with
-it, but not that of the episode under way. An agent that has diverged is the worst; whoever replaces it takes
+A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns are copied with it;
+the unfinished episode is not counted. An agent that has diverged is the worst; whoever replaces it takes
 over lanes and replay, too, and until then the best acts in its place where the replay is shared.
 
 Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
@@ -38,6 +38,7 @@ from popjax.methods.pbt_config import (
     Metrics,
     OffPolicyConfig,
     OnPolicyConfig,
+    check_budget,
     configured,
     default_hyper,
     evolved,
@@ -113,7 +114,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     sharing = isinstance(config, OffPolicyConfig) and config.shared_replay
     replays = ("replay",) if isinstance(config, OffPolicyConfig) and not sharing else ()  # of each's own
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
-    again = schedules.selections(replay, kind_of(config.agent), names, population, every * own_steps)
+    spans = population, every * own_steps
+    again = schedules.selections(replay, env.spec.name, kind_of(config.agent), names, *spans)
 
     def init(key: Key, hyper: PyTree) -> State:
         hyper = priors.begin(evolving, jax.random.fold_in(key, START), as_arrays(hyper), population)
@@ -148,8 +150,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
 
     def played(s: State) -> State:
-        """Return the State behind a rollout. The best acts in the lanes of those who have diverged, if all
-        learn from what is played there."""
+        """Return the State after a rollout. With a shared replay, the best agent acts in place of diverged
+        ones."""
         if not sharing:
             return base.collect(s)
         lost = judging.diverged(s.agents, population)
@@ -258,17 +260,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return decision, tree.where(known, valued(s.hyper, again.numbers[row]), s.hyper)
 
     def accepts(env_steps: int) -> None:
-        span = every * base.steps
-        if env_steps < span:
-            raise ValueError(
-                f"an interval of {every * own_steps} environment steps of each of {population} agents takes"
-                f" {span}; shorten interval or raise --env-steps to that"
-            )
-        if env_steps // span >= config.rounds:
-            raise ValueError(
-                f"that is {env_steps // span} intervals of {span} environment steps, and the State has room"
-                f" for fewer than {config.rounds}; raise rounds or interval"
-            )
+        recorded = None if again is None else (replay[0].policy.name, len(again.source) - 1)
+        check_budget(config, every * base.steps, base.learning_starts, recorded, env_steps)
 
     def tell(read: tuple[Lineage, Any]) -> dict[str, Any]:
         """Return the winner's schedule and all selections, see ``lineage.schedule``."""
@@ -294,9 +287,5 @@ METHOD = Recipe(
         "drive": drives.KINDS,
         "search": search.KINDS,
     },
-    runs={
-        "replay": schedules.ingredient(
-            "replay", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose selections are repeated."
-        )
-    },
+    runs={"replay": schedules.REPEATED},
 )

@@ -9,19 +9,19 @@ from flax import struct
 from jax import Array
 
 from popjax import agents
-from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.checks import check_least
 from popjax.core import Number, PyTree, number
 from popjax.evolution import priors, search
 from popjax.population import drives, offpolicy, onpolicy
 
-RATE, HORIZON = "1e-5:1e-2:log", "hyper.discount=0.9:0.999:log"
+RATE, DISCOUNT = "1e-5:1e-2:log", "hyper.discount=0.9:0.999:log"
 EVOLVED: dict[type, tuple[str, ...]] = {
     **dict.fromkeys(
-        (ddpg.Config, td3.Config, sac.Config, sac2018.Config),
-        (f"hyper.actor_lr={RATE}", f"hyper.critic_lr={RATE}", HORIZON),
+        (ddpg.Config, td3.Config, sac.Config, sac2018.Config, drq.Config),
+        (f"hyper.actor_lr={RATE}", f"hyper.critic_lr={RATE}", DISCOUNT),
     ),
-    dqn.Config: (f"hyper.lr={RATE}", HORIZON, "hyper.exploration=0.01:0.2:log"),
+    dqn.Config: (f"hyper.lr={RATE}", DISCOUNT, "hyper.exploration=0.01:0.2:log"),
     ppo.Config: (f"hyper.policy_lr={RATE}", f"hyper.value_lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
     a2c.Config: (f"hyper.lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
 }
@@ -96,23 +96,51 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
     """Return the priors of the numbers that evolve.
 
     Raises:
-        ValueError: as ``priors.parse_all``; none evolves of this kind of agent unless it is named; or the
-            discount does, which a shared replay has in common.
+        ValueError: as ``priors.parse_all``; or none evolves of this kind of agent unless it is named.
     """
     texts = config.evolve or EVOLVED.get(type(config.agent), ())
-    shared = isinstance(config, OffPolicyConfig) and config.shared_replay
-    if shared and not config.evolve:
-        texts = tuple(text for text in texts if text != HORIZON)
     if not texts:
         raise ValueError("nothing evolves: name a number, as in --evolve hyper.NAME=LOW:HIGH:log")
     nested = [value for value in vars(config).values() if is_dataclass(value)]
     shapes = [field.name for one in (config, *nested) for field in fields(one)]
-    found = priors.parse_all(texts, agents.default_hyper(config.agent), shapes)
-    if shared and any(prior.name == "discount" for prior in found):
+    return priors.parse_all(texts, agents.default_hyper(config.agent), shapes)
+
+
+def check_budget(
+    config: Config, span: int, learning_starts: int, recorded: tuple[str, int] | None, env_steps: int
+) -> None:
+    """Check that a budget of ``env_steps`` has as many ready points as the search needs, and no more than
+    there is room for.
+
+    span:            environment steps of all agents between two ready points.
+    learning_starts: environment steps before the first one.
+    recorded:        name and number of ready points of a run that is repeated.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if env_steps < span:
         raise ValueError(
-            "a shared replay has one discount for all agents: do not evolve it, or share no replay"
+            f"an interval of {span // config.population} environment steps of each of {config.population}"
+            f" agents takes {span}; shorten interval or raise --env-steps to that"
         )
-    return found
+    if env_steps // span >= config.rounds:
+        raise ValueError(
+            f"that is {env_steps // span} intervals of {span} environment steps, and the State has room for"
+            f" fewer than {config.rounds}; raise rounds or interval"
+        )
+    before = max(-(-learning_starts // span), 1) - 1  # intervals without a ready point at their ends
+    ready, last = env_steps // span - before, search.last_rung(config.search, config.population)
+    if recorded is not None and ready > recorded[1]:
+        raise ValueError(
+            f"{recorded[0]} has the selections of {recorded[1]} ready points, and --env-steps {env_steps} has"
+            f" {ready}; lower it to {(before + recorded[1] + 1) * span - 1} or less"
+        )
+    if recorded is None and ready < last:
+        raise ValueError(
+            f"halving decides last at ready point {last}, and --env-steps {env_steps} has {max(ready, 0)};"
+            f" raise it to {(before + last) * span}, or shorten interval"
+        )
 
 
 @struct.dataclass

@@ -48,20 +48,28 @@ def outcomes(
     interventions: int32 [M, 2], (slot, parent) at the next ready point; (-1, -1) changes nothing.
     iterations:    length of each continuation; it must include a ready point.
     at_once:       continuations computed side by side, each with its own copy of the State; None: all.
-    """
-    row = state.lineage.count
 
-    def one(state: Any, pair: Array) -> tuple[Array, Array]:
+    Raises:
+        ValueError: a continuation meets no ready point, or the table of selections is full.
+    """
+    row, rows = int(state.lineage.count), len(state.lineage.source)
+    if row >= rows:
+        raise ValueError(f"the State has had all {rows - 1} ready points that it has room for; raise rounds")
+
+    def one(state: Any, pair: Array) -> tuple[Array, Array, Array]:
         begun = replace(state, intervene=pair.astype(jnp.int32))
         after = jax.lax.fori_loop(0, iterations, lambda _, s: method.step(s), begun)
-        return after.metrics.fitness, after.lineage.source[row]
+        return after.metrics.fitness, after.lineage.source[row], after.lineage.count
 
-    def run(state: Any, interventions: Array) -> tuple[Array, Array]:
+    def run(state: Any, interventions: Array) -> tuple[Array, Array, Array]:
         size = len(interventions) if at_once is None else at_once
-        return jax.lax.map(partial(one, state), interventions, batch_size=size)
+        found: tuple[Array, Array, Array] = jax.lax.map(partial(one, state), interventions, batch_size=size)
+        return found
 
-    found: tuple[Array, Array] = jax.jit(run)(state, interventions)  # a constant, a replay would be copied
-    return found
+    fitness, source, count = jax.jit(run)(state, interventions)  # a constant, a replay would be copied
+    if int(count.min()) == row:
+        raise ValueError(f"no ready point within {iterations} iterations; raise iterations")
+    return fitness, source
 
 
 def worth(method: Method, state: Any, iterations: int, at_once: int | None = None) -> Worth:

@@ -89,19 +89,20 @@ class Selections(NamedTuple):
 
 
 def selections(
-    replay: Sequence[Scheduled], kind: str, names: Sequence[str], population: int, interval: int
+    replay: Sequence[Scheduled], task: str, kind: str, names: Sequence[str], population: int, interval: int
 ) -> Selections | None:
     """Return the selections to repeat; None if there are none.
 
     ``interval`` is the number of environment steps of an agent between ready points.
 
     Raises:
-        ValueError: they are of another kind of agent, or of a population of another form.
+        ValueError: they are of another task or kind of agent, or of a population of another form.
     """
     if not replay:
         return None
-    told, run = replay[0].schedule, replay[0].policy.name
-    own = {"agent": kind, "names": list(names), "population": population, "interval": interval}
+    run = replay[0].policy.name
+    told = {"task": replay[0].policy.spec.name, **replay[0].schedule}
+    own = {"task": task, "agent": kind, "names": list(names), "population": population, "interval": interval}
     for what, value in own.items():
         if told[what] != value:
             raise ValueError(

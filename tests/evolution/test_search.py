@@ -109,7 +109,9 @@ def test_halving_leaves_a_half_a_quarter_and_one_line():
     """The best of 16 is 15. Ready points 1, 2, 4 and 8 are rungs, at which survivors fill all lanes
     evenly."""
     for ready, left in ((1, 8), (2, 4), (3, 16), (4, 2), (5, 16), (8, 1), (16, 16), (32, 16)):
-        source = decided(search.Halving(), standing(range(16), ready)).source
+        decision = decided(search.Halving(), standing(range(16), ready))
+        assert not decision.explore.any()
+        source = decision.source
         kept, count = np.unique(source, return_counts=True)
         assert kept.tolist() == list(range(16 - left, 16))
         assert (count == 16 // left).all()
@@ -125,6 +127,14 @@ def test_halving_with_newcomers_compares_those_of_one_age():
     assert decision.source.tolist() == list(range(8))
     lonely = decided(search.Halving(freed="fresh"), standing([0, 1], 1, [1, 2]))
     assert not lonely.fresh.any(), "the only one of its age goes on"
+
+
+def test_the_last_rung_leaves_one_line():
+    for config, population, last in ((search.Halving(), 16, 8), (search.Halving(factor=3), 9, 3)):
+        assert search.last_rung(config, population) == last
+        kept = decided(config, standing(range(population), last)).source
+        assert set(kept.tolist()) == {population - 1}
+    assert search.last_rung(search.Halving(freed="fresh"), 16) == search.last_rung(search.Pbt(), 16) == 1
 
 
 def test_halving_by_three():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from popjax import cli, tree
-from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
+from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.cli import building
 from popjax.core import as_arrays
 from popjax.envs import make
@@ -118,6 +118,19 @@ def test_a_ready_point_copies_whole_agents_and_explores_their_numbers():
     assert moved[:, taken].any(0).all()
 
 
+def test_agents_with_discounts_of_their_own_share_a_replay():
+    config = off_policy(shared_replay=True, evolve=("hyper.discount=0.9:0.99",))
+    method = pbt.build(make("probe/corridor"), config)
+    state, step = jax.jit(method.init)(jax.random.key(0), method.hyper), jax.jit(method.step)
+    for _ in range(3):
+        state = step(state)
+    assert int(state.metrics.ready) > 0
+    assert len(set(np.asarray(state.metrics.numbers["discount"]).tolist())) > 1
+    alike = state.replace(hyper=state.hyper.replace(discount=jnp.full(P, 0.9)))
+    moved = [jax.tree.leaves(step(s).agents) for s in (state, alike)]
+    assert not same(*moved), "an agent learns with its own discount"
+
+
 def test_between_ready_points_nobody_is_copied():
     """Every two iterations, once all have played their warm-up; on-policy here in every iteration."""
     assert [int(s.metrics.ready) for s in history("on", 3)] == [0, 1, 2, 3]
@@ -217,8 +230,7 @@ def test_every_drive_and_replay_fits_a_search(config):
         jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (state, jax.eval_shape(method.step, state))
     ]
     assert forms[0] == forms[1]
-    own = not getattr(config, "shared_replay", True)
-    assert ("discount" in state.metrics.numbers) == own, "a shared replay has one discount"
+    assert ("discount" in state.metrics.numbers) == isinstance(config, pbt.OffPolicyConfig)
 
 
 AGENTS = {
@@ -242,7 +254,7 @@ OTHER = {
     "anneal_updates": 2.0,
 }
 """Values that change an update; of other numbers twice the default and a bit."""
-NOT_IN_AN_UPDATE = {"exploration", "exploration_start", "exploration_steps", "init_temperature"}
+NOT_IN_AN_UPDATE = {"exploration", "exploration_start", "exploration_steps"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "a2c")) for x in AGENTS])
@@ -262,6 +274,7 @@ def test_a_mutated_number_reaches_the_update(name, tmp_path):
     )
     step, plain_step = jax.jit(method.step), jax.jit(plain.step)
     numbers = [field.name for field in fields(plain.hyper)]
+    once = {field.name: field.metadata["instead"] for field in fields(plain.hyper)}
     wide = {name: jnp.full(2, getattr(plain.hyper, name), jnp.float32) for name in numbers}
     state = step(jax.jit(method.init)(jax.random.key(1), as_arrays(method.hyper).replace(**wide)))
     bare = jax.eval_shape(plain.init, jax.random.key(0), plain.hyper)
@@ -281,7 +294,8 @@ def test_a_mutated_number_reaches_the_update(name, tmp_path):
         built_with = type(bare)(**shared, hyper=as_arrays(replace(plain.hyper, **{number: value})))
         after, expected = step(mutated), plain_step(built_with)
         assert same(after.agents, expected.agents), number
-        assert (number in NOT_IN_AN_UPDATE) or not same(after.agents, unchanged.agents), number
+        unread = number in NOT_IN_AN_UPDATE or once[number] is not None  # only acting or only init reads it
+        assert same(after.agents, unchanged.agents) == unread, number
         if number == numbers[-1]:
             checkpoint.save(tmp_path, 1, jax.tree.map(lambda x: x[None], mutated), {"env_steps": [1]})
             shapes = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[None], s), mutated)
@@ -393,6 +407,21 @@ def test_what_decisions_were_worth():
     assert (begun.intervene == -1).all()
 
 
+def test_the_worth_of_decisions_needs_a_ready_point():
+    """Off-policy here they are two iterations apart; the State has room for six."""
+    method, state = compiled("off")[0], history("off", 3)[-1]
+    with pytest.raises(ValueError, match="no ready point within 0 iterations; raise iterations"):
+        counterfactual.worth(method, state, 0)
+    full = replace(state, lineage=replace(state.lineage, count=jnp.int32(7)))
+    with pytest.raises(ValueError, match="had all 6 ready points that it has room for; raise rounds"):
+        counterfactual.worth(method, full, 2)
+
+
+def test_drq_has_numbers_that_evolve():
+    names = [prior.name for prior in pbt.evolved(pbt.configured(drq.Config()))]
+    assert names == ["actor_lr", "critic_lr", "discount"]
+
+
 BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
 
 
@@ -422,9 +451,17 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ),
         ([*BASE, "--config.search", "mf", "--config.population", "8"], "that 16 divides, quarters of 4"),
         ([*BASE, "--config.shared-replay", "--config.copy-replay"], "leave out copy_replay or shared_replay"),
-        ([*BASE, "--config.shared-replay", "--evolve", "hyper.discount=0.9:0.99"], "do not evolve it"),
+        (
+            [*BASE, "--evolve", "hyper.init_temperature=0.1:1"],
+            "init_temperature is read once, at the start; evolve temperature_lr",
+        ),
+        (
+            [*BASE, "--config.search", "halving"],
+            "halving decides last at ready point 8, and --env-steps 1000000 has 6; raise it to 1280000",
+        ),
         ([*BASE, "--intervene", "0=1"], "--intervene continues a run: name it with --from"),
-        ([*BASE, "--config.search", "greedy"], "unknown agent 'greedy'"),
+        ([*BASE, "--config.search", "greedy"], "unknown search 'greedy'"),
+        ([*BASE, "--config.drive", "novelty"], "unknown drive 'novelty'"),
     ],
 )
 def test_bad_input_is_told_in_one_line(arguments, told, tmp_path, capsys):
@@ -444,6 +481,14 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         (["onpolicy", *SMALL[:8], *ppo_steps, "--schedule", run], "is of a2c, the agent here is ppo"),
         ([*SEARCH, "--config.interval", "20", "--replay", run], "of another interval: 10, here 20"),
         ([*SEARCH, "--config.population", "8", "--replay", run], "of another population: 4, here 8"),
+        (
+            [*SEARCH, "--env", "gymnax/CartPole-v1", "--replay", run],
+            "of another task: probe/corridor-discrete, here gymnax/CartPole-v1",
+        ),
+        (
+            [*SEARCH, "--env-steps", "400", "--replay", run],
+            "has the selections of 5 ready points, and --env-steps 400 has 10; lower it to 239 or less",
+        ),
         ([*SEARCH, "--from", run + "@3", "--intervene", "9=0"], "individuals are numbered from 0 to 3"),
         ([*SEARCH, "--from", run + "@3", "--intervene", "0"], "--intervene wants SLOT=PARENT"),
         ([*SEARCH, "--from", run + "@77"], "no checkpoint of generation 77; it has"),

@@ -51,7 +51,7 @@ class Search:
     env_steps: int [R]          of an individual.
     source:    int [R, P]       slot whose individual a slot took over, its own where it went on, -1 of a
                newcomer.
-    fitness:   float [R, P]     on which that was decided, not finite of who had diverged; row 0 says nothing.
+    fitness:   float [R, P]     on which that was decided, non-finite if diverged; row 0 is unused.
     numbers:   float [R, P, F]  with which a slot went on.
     winner:    slot of the best individual at the end.
     line:      int [L]          environment steps of the winner's line, from its beginning on.

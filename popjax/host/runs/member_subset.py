@@ -32,11 +32,12 @@ def detached(
     bounds: tuple[int, int] | None,
     generation: int | None = None,
     edits: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    begun: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Copy the members ``bounds``, all of them without, of the run in ``source`` into a new run.
 
     They are taken from the checkpoint of ``generation``, the newest without; ``edits`` are leaves of the
-    State by name, one value for all members.
+    State by name, one value for all members; ``begun`` is kept in ``config.json`` under that name.
 
     Members that have failed go on from their last good checkpoints: with the same numbers they fail again.
     Where the context ends because the new run is refused, before it has trained, the copy is removed: it
@@ -47,7 +48,7 @@ def detached(
             holds a run.
     """
     files = rundir.RunDirectory(destination)
-    processes.together(lambda: _detach(source, destination, bounds, generation, edits))
+    processes.together(lambda: _detach(source, destination, bounds, generation, edits, begun))
     copied = checkpoint.generations(files.checkpoints)
     try:
         yield
@@ -63,6 +64,7 @@ def _detach(
     bounds: tuple[int, int] | None,
     generation: int | None,
     edits: Mapping[str, Sequence[int]],
+    begun: Mapping[str, str | None],
 ) -> None:
     source = run_group.run_of(source, bounds[0] if bounds else None)
     config = rundir.read_config(source)
@@ -91,9 +93,8 @@ def _detach(
     checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, extra)
     if generation in (None, *checkpoint.generations(old.checkpoints)[:1]):
         best_policies.copy(old.best, new.best, [numbers[place] for place in places])
-    rundir.write_json(
-        new.config, config | {"members": config.get("members") if bounds is None else [*bounds]}
-    )
+    part = config.get("members") if bounds is None else [*bounds]
+    rundir.write_json(new.config, config | {"members": part, "begun": dict(begun)})
     for copied, wanted in zip(new.contents, whole.contents, strict=True):
         if copied.exists():
             copied.rename(wanted)

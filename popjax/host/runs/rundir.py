@@ -148,8 +148,9 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
 
 def write_config(files: RunDirectory, config: Mapping[str, Any]) -> None:
-    """Write ``config.json``; the id of the run stays."""
-    write_json(files.config, {"id": identity(files.config), **config})
+    """Write ``config.json``; the id of the run and the command's options that began it elsewhere stay."""
+    begun = {"begun": read_config(files.root).get("begun")} if files.config.exists() else {}
+    write_json(files.config, {"id": identity(files.config), **begun, **config})
 
 
 def check(root: Path, config: dict[str, Any], resume: bool) -> None:

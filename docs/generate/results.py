@@ -57,6 +57,7 @@ _RUNS = {
     "sac-pendulum": "",
     "td3-pendulum": "",
     "cem-rl-pendulum": "",
+    "cem-rl-swimmer": "",
     "ppo-cartpole": "",
     "ppo-inverted_pendulum": "",
     "minatar-breakout-a2c": "",

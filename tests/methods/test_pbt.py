@@ -482,8 +482,8 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         ([*SEARCH, "--config.interval", "20", "--replay", run], "of another interval: 10, here 20"),
         ([*SEARCH, "--config.population", "8", "--replay", run], "of another population: 4, here 8"),
         (
-            [*SEARCH, "--env", "gymnax/CartPole-v1", "--replay", run],
-            "of another task: probe/corridor-discrete, here gymnax/CartPole-v1",
+            [*(word.replace("corridor", "context") for word in SEARCH), "--replay", run],
+            "of another task: probe/corridor-discrete, here probe/context-discrete",
         ),
         (
             [*SEARCH, "--env-steps", "400", "--replay", run],

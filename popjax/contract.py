@@ -73,7 +73,7 @@ def _check_spec(spec: Spec) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _pair(spec: Spec, answer: Any, name: str, wanted: str) -> tuple[Any, Any]:

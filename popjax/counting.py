@@ -93,9 +93,10 @@ def _halves(number: Any) -> tuple[Array, Array]:
     if isinstance(number, Count):
         return number.high, number.low
     if isinstance(number, Integral):
-        if not 0 <= number < _BASE**2:
-            raise ValueError(f"a count goes with integers from 0 to 2^64 - 1, got {number}; keep to these")
-        high, low = divmod(int(number), _BASE)
+        whole = int(number)
+        if not 0 <= whole < _BASE**2:
+            raise ValueError(f"a count goes with integers from 0 to 2^64 - 1, got {whole}; keep to these")
+        high, low = divmod(whole, _BASE)
         return jnp.uint32(high), jnp.uint32(low)
     kind = getattr(number, "dtype", type(number).__name__)
     if not hasattr(number, "dtype") or not jnp.issubdtype(kind, jnp.integer):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,13 +84,13 @@ def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> 
     """
     if config is None:
         return none(population)
-    module = _module(config)
+    module, kind = _module(config), cast(Any, config)
     if module is contrastive:
-        return collaborative(spec, config, population, lanes)
+        return collaborative(spec, kind, population, lanes)
     if module is diayn:
-        return skills(spec, config, population, lanes)
-    modules = config.modules if isinstance(config, rnd.Config) and module is rnd else "own"
-    made = module.build(spec, config, (population, lanes) if modules == "one" else (lanes,))
+        return skills(spec, kind, population, lanes)
+    modules = kind.modules if module is rnd else "own"
+    made = module.build(spec, kind, (population, lanes) if modules == "one" else (lanes,))
     return lifted(made, population, shared=modules == "one", own=modules == "own")
 
 

@@ -44,6 +44,10 @@ FOLLOWED = ingredient(
     "schedule", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose winner's numbers are followed."
 )
 
+REPEATED = ingredient(
+    "replay", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose selections are repeated."
+)
+
 
 def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int) -> Method:
     """Return ``method`` with numbers that follow ``schedule``; unchanged without one.

@@ -44,8 +44,6 @@ def test_notebook_runs_with_less_to_train(name):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_shows_what_is_committed(path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # it trains for longer than it compiles
-    if path.stem == "look_inside":
-        pytest.importorskip("pygame")  # which draws gymnax's pendulum
     run(path, {})
 
 

@@ -31,6 +31,8 @@ def parts(root: Path) -> dict[str, str]:
         "results-transfer": _transfer(load),
         "speed-sac": _throughput(load),
         "speed-h200": _h200(load),
+        "speed-compile": _compile(load),
+        "speed-against": _against(load),
         "speed-collaboration": _collaboration(load),
         "speed-devices": _devices(load),
         "speed-update-modes": _update_modes(load),
@@ -224,6 +226,35 @@ def _throughput(load: Load) -> str:
         for row in load("throughput-sac-rejax-cpu")["rows"]
     ]
     return table(["agents", "popjax", "rejax", "ratio"], rows, range(4))
+
+
+def _against(load: Load) -> str:
+    rows = [(row["case"], f"{row['ratio']:.2f}", len(row["ratios"])) for row in load("against-cpu")["rows"]]
+    return table(["case", "pace over the first version's, median", "pairs of chunks"], rows, (1, 2))
+
+
+def _compile(load: Load) -> str:
+    found = load("compile-cpu")
+    before = {row["case"]: row for row in found["other_rows"]}
+    rows = []
+    for row in found["rows"]:
+        old = before[row["case"]]
+        seconds = [r["trace_processor_seconds"] + r["compile_processor_seconds"] for r in (old, row)]
+        places = [f"{old[key]} -> {row[key]}" for key in ("steps", "resets")]
+        lines = f"{old['stablehlo_lines']:,} -> {row['stablehlo_lines']:,}"
+        rows.append(
+            (row["case"], *places, lines, *(f"{s:.0f}" for s in seconds), f"{seconds[1] / seconds[0]:.2f}")
+        )
+    header = [
+        "case",
+        "places of the step",
+        "of the reset",
+        "lines of StableHLO",
+        "first version, s",
+        "now, s",
+        "ratio",
+    ]
+    return table(header, rows, range(1, 7))
 
 
 def _h200(load: Load) -> str:

@@ -16,7 +16,18 @@ import pytest
 ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
-    {"core", "checks", "tree", "shuffle", "importing", "version", "remember", "counting", "numerics"},
+    {
+        "core",
+        "checks",
+        "tree",
+        "shuffle",
+        "importing",
+        "version",
+        "remember",
+        "counting",
+        "numerics",
+        "kinds",
+    },
     {"contract"},
     {
         "nets",

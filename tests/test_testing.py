@@ -137,7 +137,7 @@ SLIPS = {
     ),
     "members that mix from the third step on": (
         stepped(shared=lambda s, t: jnp.where(s.generation < 2, t.shared, meddling(s, t))),
-        r"State.shared of member 0 of a sweep is .* from that of a single run after step 5",
+        r"member 0 of a sweep is .* from that of a single run after step 5",
     ),
     "no numbers": (without_numbers(), None),
     "a number of 0": (METHOD._replace(hyper=crowd.Hyper(noise=0.0)), None),

@@ -77,7 +77,7 @@ def _check_acting(
     check_choice(drawn, agent.memory, spec)
     if not same(greedy.action, again.action):
         raise ValueError("act draws at random at scale 0; act greedily there")
-    if isinstance(agent, OnPolicyAgent) or agent.exploration(hyper, jnp.float32(0)) > 0:
+    if isinstance(agent, OnPolicyAgent) or jnp.any(agent.exploration(hyper, jnp.float32(0)) > 0):
         draw = jax.vmap(lambda key: agent.act(policy, agent.memory, obs[0, 0], key, 1.0).action)
         actions = np.asarray(jax.jit(draw)(jax.random.split(keys[2], 16)))
         if (actions == actions[0]).all():

@@ -196,7 +196,7 @@ def test_images_are_whitened_by_pixel_and_seen_through_convolutions(key):
 
 
 def test_an_unknown_scale_is_refused():
-    with pytest.raises(ValueError, match="scale is"):
+    with pytest.raises(ValueError, match="scale must be"):
         rnd.Config(scale="none")
 
 

@@ -388,7 +388,7 @@ def test_a_further_task_has_options_of_its_own(capsys):
 def test_the_help_names_what_a_method_builds_on(capsys):
     assert cli.run(["cdrl", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--teacher: A finished run of cdrl" in shown
+    assert "--teacher: A run of cdrl" in shown
     assert "--teacher-env: A further task, 'SUITE/TASK KEY=VALUE ...'" in shown
 
 

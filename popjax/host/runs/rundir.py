@@ -149,7 +149,8 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
 def write_config(files: RunDirectory, config: Mapping[str, Any]) -> None:
     """Write ``config.json``; the id of the run and the command's options that began it elsewhere stay."""
-    begun = {"begun": read_config(files.root).get("begun")} if files.config.exists() else {}
+    old = read_config(files.root) if files.config.exists() else {}
+    begun = {"begun": old["begun"]} if old.get("begun") else {}
     write_json(files.config, {"id": identity(files.config), **begun, **config})
 
 

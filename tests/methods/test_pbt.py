@@ -474,7 +474,7 @@ def test_bad_input_is_told_in_one_line(arguments, told, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_schedules_of_others_are_refused(tmp_path, capsys):
-    trained(tmp_path, "run", *SEARCH)
+    trained(tmp_path, "run", *SEARCH, *KEPT)
     run = str(tmp_path / "run")
     ppo_steps = ["--config.agent", "ppo", "--config.steps", "5"]
     for arguments, told in (

@@ -199,7 +199,7 @@ def _moved(hyper: Any, low: float = -math.inf, high: float = math.inf) -> Any:
     def move(x: Any) -> np.ndarray:
         x = np.asarray(x, np.float32)
         half = np.clip(x / 2, low, high)
-        return np.where(half != x, half, x + np.minimum(0.1, (high - x) / 2))
+        return np.where(half != x, half, np.minimum(x + 0.1, high))
 
     return jax.tree.map(move, hyper)
 

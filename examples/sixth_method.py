@@ -105,7 +105,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, agents=exchange.take_over(agent, s.agents, source), metrics=metrics)
 
     def cross(s: State) -> State:
-        """The worst agent becomes a child of the two best. PDERL, algorithm 1."""
+        """Replace the worst agent by a child of the two best. PDERL, algorithm 1."""
         (key, key_child), now = jax.random.split(s.key), due(s)
         best, second, worst = best_first(s.metrics.fitness)[jnp.array([0, 1, -1])]
         x, y = (agent.policy(tree.take(s.agents, i)) for i in (best, second))
@@ -122,7 +122,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, agents=crossed, metrics=replace(s.metrics, parents=stems))
 
     def teach(s: State) -> State:
-        """The student imitates the best agent in what all have seen. CDRL, section 4."""
+        """Let the student imitate the best agent in what all have seen. CDRL, section 4."""
         key, key_study = jax.random.split(s.key)
         best = agent.policy(tree.take(s.agents, best_first(s.metrics.fitness)[0]))
 

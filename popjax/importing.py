@@ -49,4 +49,4 @@ def _why(module: str, error: Exception) -> str:
         )
     place = traceback.extract_tb(error.__traceback__)[-1]
     told = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"importing {module} failed: {told} ({place.filename}:{place.lineno}); mend the module"
+    return f"importing {module} failed: {told} ({place.filename}:{place.lineno}); fix the module"

@@ -61,11 +61,9 @@ class Common:
     intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
     """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or none if equal."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Devices over which the members are spread or, if there is only one, its population. A CPU is split into
-    as many, at most one per core."""
+    """Devices for the members or, of a single one, for its population. A CPU is split, at most one a core."""
     deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Make GPUs compute the same bits every time, by flags of XLA, which the run directory records; slower.
-    Other devices always do."""
+    """Make GPUs compute the same bits every time, by XLA flags that the run directory records; slower."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
     """Train with other processes: the address of the first one, or auto under SLURM or Kubernetes."""
     processes: int | None = None
@@ -204,26 +202,26 @@ def parse(
     return arguments
 
 
-def _flags(shape: Any, prefix: str = "--") -> Iterator[tuple[str, bool]]:
+def _flags(shape: Any) -> Iterator[tuple[str, bool]]:
     """Yield every flag of a dataclass or an instance as it is typed, and whether "no-" may precede it."""
-    for field in fields(shape):
-        value = getattr(shape, field.name, None)
-        if is_dataclass(value):
-            unnamed = isinstance(value, Common | Options)
-            yield from _flags(value, prefix if unnamed else f"{prefix}{field.name.replace('_', '-')}.")
-        elif isinstance(value, bool):
-            yield prefix + field.name.replace("_", "-"), "PairsOff" not in str(field.type)
+    for name, field, value in _options(shape):
+        if isinstance(value, bool):
+            yield option_name(name), "PairsOff" not in str(field.type)
 
 
 def option_names(shape: Any, prefix: str = "") -> Iterator[str]:
     """Yield every option of a dataclass, or of an instance with nested dataclasses, as it is typed."""
+    return (option_name(name) for name, _, _ in _options(shape, prefix))
+
+
+def _options(shape: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     for field in fields(shape):
         value = getattr(shape, field.name, None)
         if is_dataclass(value):
             unnamed = isinstance(value, Common | Options)
-            yield from option_names(value, prefix if unnamed else f"{prefix}{field.name}.")
+            yield from _options(value, prefix if unnamed else f"{prefix}{field.name}.")
         else:
-            yield option_name(prefix + field.name)
+            yield prefix + field.name, field, value
 
 
 def narrowed(config: Any, names: Sequence[str]) -> Any:

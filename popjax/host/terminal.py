@@ -58,7 +58,7 @@ def write_any_text() -> None:
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of ``codecs``: what ASCII has instead of a character."""
+    """Spell a character in ASCII: an error handler for ``codecs``."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     spelt = {"±": "+-", "…": "..."}

@@ -239,8 +239,7 @@ def recurrent_policy_and_value(
     activation: str,
     initializer: Initializer,
 ) -> tuple[Recurrent, Recurrent]:
-    """Return the networks of ``policy_and_value`` with an LSTM of ``units`` behind the hidden layers of
-    each."""
+    """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
     of_hidden = "uniform_zero_bias" if initializer == "uniform" else initializer
     torso = images.behind_convolutions(
@@ -269,8 +268,7 @@ def critic(
     initializer: str = "uniform_fan_in",
     precision: Precision = "float32",
 ) -> Network:
-    """Return the network (obs [..., D], action [..., A]) -> value [...]; observation and action are
-    concatenated."""
+    """Return the network of concatenated (obs [..., D], action [..., A]) -> value [...]."""
     mlp = MLP(tuple(hidden), 1, activation, initializer=initializer, precision=precision)
     return network(_Critic(mlp), obs_dim, action_dim)
 
@@ -309,8 +307,7 @@ def multihead_gaussian_actor(
     initializer: str = "orthogonal",
     precision: Precision = "float32",
 ) -> Network:
-    """Return ``heads`` Gaussian policies on one torso: obs [..., D] -> (mean [heads, ..., A], log std
-    alike)."""
+    """Return ``heads`` Gaussian policies on one torso: obs [..., D] -> (mean, log std) [heads, ..., A]."""
     torso = network(_Torso(tuple(hidden), initializer, precision=precision), obs_dim)
     head = ensemble(gaussian_actor(hidden[-1], action_dim, (), initializer=initializer), heads)
 
@@ -355,8 +352,7 @@ def multihead_critic(
 
 
 def ensemble(network: Network, members: int) -> Network:
-    """Return ``members`` independent copies: parameters and outputs gain a leading axis, inputs are
-    shared."""
+    """Return ``members`` independent copies that share inputs: parameters and outputs gain a leading axis."""
 
     def init(key: Key) -> Params:
         return jax.vmap(network.init)(jax.random.split(key, members))

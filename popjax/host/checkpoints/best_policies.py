@@ -109,7 +109,7 @@ def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
 
 
 def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:
-    """The arrays of a file, of members ``numbers`` alone."""
+    """Return the arrays of a file for the members ``numbers`` alone."""
     with np.load(path) as file:
         rows = [file["number"].tolist().index(number) for number in numbers]
         return {name: file[name][rows] for name in file.files}

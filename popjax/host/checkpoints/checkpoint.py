@@ -47,7 +47,7 @@ def save(
     keep: Collection[int] = (),
     kept: int = KEPT,
 ) -> None:
-    """Writes ``state`` as the checkpoint of ``generation``; ``extra`` is JSON that comes back with it.
+    """Write ``state`` as the checkpoint of ``generation``, with ``extra``, which is JSON.
 
     A checkpoint that the generation has already is replaced. The oldest are removed once the new one is
     complete, but for the newest ``kept`` and those of the generations ``keep``. Every process of a run calls
@@ -117,14 +117,14 @@ def _complete(directory: Path, generation: int, content: str, keep: Collection[i
 
 
 def generations(directory: Path) -> list[int]:
-    """The generations that have a checkpoint, newest first."""
+    """Return the generations that have a checkpoint, newest first."""
     if not directory.is_dir():
         return []
     return sorted((int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()), reverse=True)
 
 
 def discard_partial(directory: Path) -> None:
-    """Removes what a process that was killed while saving has left, and what could not be removed before."""
+    """Remove leftovers of interrupted saves and checkpoints that could not be removed before."""
     for entry in directory.glob(_PARTIAL + "*"):
         remove(entry)
 
@@ -147,7 +147,7 @@ def _without_number(path: Path) -> Path:
 
 
 def set_aside_newer(directory: Path, generation: int) -> None:
-    """Renames the checkpoints beyond ``generation``, so that they no longer count as the newest."""
+    """Rename the checkpoints beyond ``generation``, so that they no longer count as the newest."""
     for newer in generations(directory):
         if newer > generation:
             aside = directory / f"{_DAMAGED}{newer}"
@@ -172,8 +172,9 @@ def restore_newest(
     shardings: Any = None,
     until: int | None = None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """The newest checkpoint that is whole: ``(generation, state, extra)``; ``None`` if there is none. With
-    ``until``, of those no newer than that generation.
+    """Return ``(generation, state, extra)`` of the newest whole checkpoint, ``None`` if there is none.
+
+    ``until`` leaves out those newer than that generation.
 
     ``shapes`` is the State as ``jax.eval_shape`` gives it; ``shardings`` says where its leaves are to lie.
     Each damaged checkpoint is named to ``tell``, in one line, and passed over.
@@ -201,8 +202,10 @@ def member_of_newest(
 def slice_of_newest(
     directory: Path, places: Sequence[int], tell: Callable[[str], None], until: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The rows ``places`` of the leading axis of every leaf of the newest whole checkpoint, by name, and the
-    extra; keys are their data. For who does not know the method."""
+    """Return rows ``places`` of every leaf of the newest whole checkpoint, by name, and the extra.
+
+    PRNG keys are returned as raw data. Works without the State class.
+    """
 
     def read(path: Path) -> tuple[Any, dict[str, Any]]:
         arrays, extra = rows(path)
@@ -260,7 +263,7 @@ def _newest(
 
 
 def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[str, Any]]:
-    """Reads one checkpoint into new arrays, bitwise as it was saved, on the default device unless
+    """Read one checkpoint into new arrays, bitwise as it was saved, on the default device unless
     ``shardings``, in the structure of ``shapes``, says otherwise.
 
     Raises:
@@ -276,7 +279,7 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
 
 
 def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The leaves by name, keys as their data, and the extra; NumPy arrays without ``shardings``."""
+    """Return the leaves by name, PRNG keys as raw data, and the extra; NumPy arrays without ``shardings``."""
     target = data_shapes(shapes)
     where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
 
@@ -389,6 +392,6 @@ def _describe(array: np.ndarray) -> dict[str, Any]:
 
 def _not_read(path: Path, trouble: str) -> NotRead:
     return NotRead(
-        f"checkpoint {path} cannot be read ({trouble}); nothing was changed: mend that and try again, or"
+        f"checkpoint {path} cannot be read ({trouble}); nothing was changed: fix this and try again, or"
         " remove the directory to go back to the checkpoint before it"
     )

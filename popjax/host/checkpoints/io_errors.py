@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
-"""Error numbers of files that are missing or cut, which is damage and no trouble of the machine."""
+"""errno values that mean a missing or truncated file, not an I/O failure."""
 
 
 @contextmanager
 def remarks_held() -> Iterator[None]:
-    """Keeps off the screen what orbax and tensorstore print of a failure beside raising it.
+    """Suppress what orbax and tensorstore print about a failure that they also raise.
 
     The writes that were under way beside the one that failed end after this, each with a traceback of an
     event loop that is closed by then: after a failure these stay off the screen.
@@ -83,7 +83,7 @@ def callback(error: BaseException) -> str | None:
 
 
 def _system_code(error: BaseException) -> int | None:
-    """The number of the operating system's error, if one is at the bottom of this."""
+    """Return the errno of the operating system's error that caused this, if there is one."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno:
             return cause.errno

@@ -20,7 +20,7 @@ def named(state: Any) -> Iterator[tuple[str, Any]]:
 
 
 def data(leaf: Any) -> Any:
-    """A leaf, or the data of a key."""
+    """Return a leaf, or the raw data of a PRNG key."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
@@ -35,17 +35,17 @@ def digest(state: Any) -> str:
 
 
 def to_arrays(state: Any) -> dict[str, np.ndarray]:
-    """The leaves of a State by name, whole, on the host; keys are their data."""
+    """Return the leaves of a State by name, whole, on the host; PRNG keys as raw data."""
     return {name: fetch(data(leaf)) for name, leaf in named(state)}
 
 
 def data_shapes(shapes: Any) -> dict[str, Any]:
-    """The shapes of what ``to_arrays`` makes of a State of these ``shapes``."""
+    """Return the shapes of what ``to_arrays`` makes of a State of these ``shapes``."""
     return {name: jax.eval_shape(data, leaf) for name, leaf in named(shapes)}
 
 
 def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
-    """The State in the structure of ``shapes`` of which ``to_arrays`` has made ``arrays``."""
+    """Return the State in the structure of ``shapes`` from the ``arrays`` that ``to_arrays`` made."""
     leaves = [_undata(arrays[name], leaf) for name, leaf in named(shapes)]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 

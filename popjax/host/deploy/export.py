@@ -65,7 +65,7 @@ action = act(observation)  # [{obs}] or [batch, {obs}]
 def export_policy(
     method: Method, env: Env, state: Any, out: str | Path, member: int, origins: Sequence[Mapping[str, Any]]
 ) -> str | None:
-    """Writes the policy of the ``member``-th State of ``state`` [S, ...] into the directory ``out``.
+    """Write the policy of the ``member``-th State of ``state`` [S, ...] into the directory ``out``.
 
     origins: facts about each of them, for ``policy.json``.
     Returns why there is no policy.npz, ``None`` where there is one.
@@ -141,7 +141,10 @@ def _write_numpy(
 
 
 def _program(method: Method, env: Env, params: Params) -> bytes:
-    """The serialized program observations [b, *obs] -> actions [b, ...], for any b; weights are constants."""
+    """Return the serialized program observations [b, *obs] -> actions [b, ...], for any b.
+
+    The weights are constants of the program.
+    """
     act = jax.vmap(_greedy(method, params, jax.random.key(0)))
     (batch,) = export.symbolic_shape("b")
     shape = jax.ShapeDtypeStruct((batch, *env.spec.obs_shape), env.spec.obs_dtype)

@@ -40,7 +40,7 @@ class Original(NamedTuple):
 
 
 def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
-    """The environment of ``library`` that ``env``, made with ``options``, is a copy of.
+    """Return the environment of ``library`` that ``env``, made with ``options``, is a copy of.
 
     Raises:
         Refused: the task is not from that library, the library is missing, or it observes something else.
@@ -83,8 +83,10 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
 
 
 def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
-    """A game of ale-py's own environment, preprocessed by Gymnasium; FIRE and the action behind it begin an
-    episode, or every life, as they do in ours, in which nothing is seen of the frames before."""
+    """Return a game in ale-py's own environment, preprocessed by Gymnasium.
+
+    As in ours, FIRE and the next action begin an episode, or every life, and hide the frames before it.
+    """
     from ale_py.env import AtariEnv
     from gymnasium.error import DependencyNotInstalled
     from gymnasium.wrappers import AtariPreprocessing

@@ -12,7 +12,9 @@ from popjax.host.errors import Refused
 
 
 def alone(method: Method, state: Any, index: int) -> Method:
-    """``method`` with the policy of individual ``index`` of the population; ``state`` leads with the members.
+    """Return ``method`` with the policy of individual ``index`` of the population.
+
+    ``state`` leads with the members.
 
     Raises:
         Refused: there is no such individual, or the individuals of the method do not act alone.

@@ -178,7 +178,7 @@ def _screens(task: str, options: Mapping[str, Any]) -> Draw:
 
 
 def _seen(task: str, options: Mapping[str, Any]) -> Draw:
-    """What the camera of a task from pixels sees, larger."""
+    """Return a drawer of what the camera of a task from pixels sees, larger."""
     from popjax.envs import pixels
 
     see = jax.jit(pixels.painter(task, HEIGHT, WIDTH, pixels.settings(task, dict(options))["camera"]))
@@ -364,7 +364,7 @@ def _posed(model: Any, poses: np.ndarray, place: Place | None = None) -> Iterato
 
 
 def _aim(model: Any) -> None:
-    """Puts the first camera where all but the endless floors is in sight, from the front and above; it goes
+    """Put the first camera where all but the endless floors is in sight, from the front and above; it goes
     along with a root that floats freely. A scene without lights is lit from the camera."""
     data = next(_posed(model, model.qpos0[None]))
     solid = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE

@@ -29,7 +29,7 @@ class Style(NamedTuple):
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """A style for each method, the same in all figures."""
+    """Return a style for each method, the same in all figures."""
     count = len(_COLOURS)
     return {
         label: Style(_COLOURS[place % count], _DASHES[place // count % len(_DASHES)])
@@ -120,7 +120,7 @@ def profiles(scores: Mapping[str, Scores], look: Mapping[str, Style], unit: str)
 
 
 def canvas(title: str, height: float = 4.2, rows: int = 1) -> Any:
-    """A figure and its axes in the style of all."""
+    """Return a figure and its axes in the common style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), dpi=120, layout="constrained")
@@ -142,7 +142,7 @@ def literal_text() -> Iterator[None]:
 
 
 def _shown(label: str) -> str:
-    """A label that the legend has, too: matplotlib leaves out those that begin with an underscore."""
+    """Return a label that matplotlib shows in a legend, which leaves out those with a leading underscore."""
     return f" {label}" if label.startswith("_") else label
 
 
@@ -154,7 +154,7 @@ def count_axis(axis: Any) -> None:
 
 
 def legend(axes: Any, columns: int) -> None:
-    """The legend of one or all axes of a figure, below them, where it covers nothing."""
+    """Draw the legend of one or all axes of a figure below them, where it covers nothing."""
     axes.figure.legend(
         *axes.get_legend_handles_labels(),
         frameon=False,
@@ -186,15 +186,17 @@ def _columns(labels: Sized) -> int:
 
 
 def _wrapped(label: str) -> str:
-    """A label in lines that leave room for the axes."""
+    """Return a label in lines that leave room for the axes."""
     return textwrap.fill(label, 36)
 
 
 def _band(
     axes: Any, places: np.ndarray, returns: np.ndarray, group: Group, style: Style, stays: bool = False
 ) -> None:
-    """The mean of returns [seeds, N] within one standard deviation; no band of a single seed. ``stays``: a
-    return holds until the next one, else it moves there."""
+    """Draw the mean of returns [seeds, N] and, of several seeds, a band of one standard deviation.
+
+    ``stays`` holds each return until the next one; otherwise they are joined by straight lines.
+    """
     mean, seeds = returns.mean(0), f"{len(returns)} seed" + "s" * (len(returns) > 1)
     how = {"linewidth": 2, "drawstyle": "steps-post" if stays else "default", **style._asdict()}
     axes.plot(places, mean, label=_shown(f"{group.label} ({seeds})"), **how)

@@ -58,7 +58,7 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """The whole page as HTML."""
+    """Return the whole page as HTML."""
     body = "\n".join(
         f"<h2>{html.escape(section.title)}</h2>\n" + "\n".join(_part(part) for part in section.parts)
         for section in sections

@@ -56,7 +56,7 @@ def rows(record: Record) -> Rows | None:
 
 
 def figures(label: str, found: Rows, fates: bool = True) -> Iterator[tuple[str, Any, str]]:
-    """(what it is, figure, caption) for each view that was recorded; none of a population of one.
+    """Yield (title, figure, caption) for each view that was recorded; none of a population of one.
 
     fates: whether to draw who stems from whom; those of a search are in its schedule.
     """

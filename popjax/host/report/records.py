@@ -73,7 +73,7 @@ class Curve:
     seconds: np.ndarray | None = None
 
     def until(self, budget: int) -> np.ndarray:
-        """The returns up to the first evaluation at or beyond ``budget`` environment steps."""
+        """Return the returns up to the first evaluation at or beyond ``budget`` environment steps."""
         return self.returns[: int(np.searchsorted(self.env_steps, budget)) + 1]
 
 
@@ -101,7 +101,7 @@ class Found(NamedTuple):
 
 
 def read(root: Path) -> Found:
-    """The run in ``root``, or all runs below it, by their settings; they may be going on.
+    """Return the run in ``root``, or all runs below it, by their settings; they may be going on.
 
     Raises:
         NoRun: it holds no run, or none that was ever evaluated.
@@ -118,7 +118,7 @@ def read(root: Path) -> Found:
 
 
 def _planned(root: Path) -> Iterator[Path]:
-    """The runs that the indices at and below ``root`` speak of, begun or not."""
+    """Yield the runs that the indices at and below ``root`` name, begun or not."""
     for path in [root / "index.json", *root.glob("*/**/index.json")]:
         if path.exists():
             for entry in run_group.read(path.parent):
@@ -127,7 +127,7 @@ def _planned(root: Path) -> Iterator[Path]:
 
 
 def _members_missing(root: Path) -> list[str]:
-    """The members of a run that have not been evaluated yet, in words."""
+    """Return the members of a run that have not been evaluated yet, in words."""
     lines = log.read_lines(rundir.RunDirectory(root).evaluations)
     seen = {line.get("member") for line in lines}
     if None in seen:  # of a time when there were seeds only
@@ -183,7 +183,7 @@ def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str
 
 
 def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group]:
-    """Records by task and method, in the order in which they are given.
+    """Return the records by task and method, in the order in which they are given.
 
     labels: one for each record; without any a method is called by its name and what tells it from others.
 
@@ -209,7 +209,7 @@ def methods(groups: Sequence[Group]) -> list[str]:
 
 
 def common_tasks(groups: Sequence[Group]) -> list[str]:
-    """The tasks on which there are all methods.
+    """Return the tasks on which all methods have runs.
 
     Raises:
         Refused: there is none.
@@ -223,7 +223,7 @@ def common_tasks(groups: Sequence[Group]) -> list[str]:
 
 
 def budget(groups: Sequence[Group], task: str) -> int:
-    """The environment steps at which methods are compared on a task: the most that all have reached."""
+    """Return the environment steps at which methods are compared on a task: the most that all reached."""
     return min(group.reached for group in groups if group.task == task)
 
 
@@ -252,7 +252,7 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    """The name of the method, and the options that differ among methods of that name on one task; if they
+    """Return the method's name with the options that differ among methods of that name on one task; if these
     are many, the run directory's name."""
     found = []
     for record in records:
@@ -270,7 +270,7 @@ def _labels(records: Sequence[Record]) -> list[str]:
 
 
 def _told_apart(records: Sequence[Record]) -> list[str]:
-    """The options in which records of one task differ, of all tasks."""
+    """Return the options in which records of one task differ, of all tasks."""
     told: dict[str, None] = {}
     for task in dict.fromkeys(record.task for record in records):
         told |= dict.fromkeys(_different([record for record in records if record.task == task]))
@@ -278,7 +278,7 @@ def _told_apart(records: Sequence[Record]) -> list[str]:
 
 
 def _different(records: Sequence[Record]) -> list[str]:
-    """The options in which records differ."""
+    """Return the options in which records differ."""
     choices: list[Mapping[str, Any]] = [record.choices for record in records]
     names = sorted({name for chosen in choices for name in chosen})
     return [name for name in names if len({chosen.get(name) for chosen in choices}) > 1]

@@ -49,14 +49,14 @@ def report(
     measure: str = "last10",
     statistic: measures.Statistic = "mean",
 ) -> Report:
-    """Writes ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
+    """Write ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
     Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
     those that have not begun yet are named. What is no run, such as a note or an earlier report beside them,
     is skipped. labels: names of the methods, one for each run directory. csv: write every evaluation to
     ``curves.csv``, too: method, task, seed, env_steps and return; and the ready points of searches over
-    numbers to ``lineage.csv``. measure: by what a seed counts, see
-    ``measures.measure``. statistic: what tables show of the seeds.
+    numbers to ``lineage.csv``. measure: score of a seed, see ``measures.measure``. statistic: what tables
+    show of the seeds.
 
     Raises:
         Refused: there is no run with evaluations, a path does not exist, or there is no task that all methods
@@ -107,19 +107,14 @@ def _caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
 
 
 def _named_apart(sections: Sequence[Section]) -> list[Section]:
-    """The sections with a file's name at every picture."""
+    """Return the sections with a file's name at every picture."""
     names = [part.name for section in sections for part in section.parts if isinstance(part, Picture)]
     files = iter(paths.distinct([paths.file_name(_slug(name)) for name in names], names))
-    return [
-        Section(
-            section.title,
-            [
-                replace(part, name=next(files)) if isinstance(part, Picture) else part
-                for part in section.parts
-            ],
-        )
-        for section in sections
-    ]
+
+    def renamed(part: Any) -> Any:
+        return replace(part, name=next(files)) if isinstance(part, Picture) else part
+
+    return [Section(section.title, [renamed(part) for part in section.parts]) for section in sections]
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -132,7 +127,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 
 def _write_csv(groups: Sequence[Group], path: Path) -> None:
-    """A row for every evaluation of every seed."""
+    """Write a row for every evaluation of every seed."""
     with path.open("w", newline="") as file:
         writer = csv_file.writer(file)
         writer.writerow(["method", "task", "seed", "env_steps", "return"])
@@ -143,7 +138,7 @@ def _write_csv(groups: Sequence[Group], path: Path) -> None:
 
 
 def _write_lineages(groups: Sequence[Group], path: Path) -> None:
-    """A row for every slot at every ready point of all searches; no file without any."""
+    """Write a row for every slot at every ready point of all searches; no file if there is none."""
     made = [
         {"method": group.label, "task": group.task, **row}
         for group in groups
@@ -181,7 +176,7 @@ def _results(
 
 
 def _table(groups: Sequence[Group], judged: measures.Measure, statistic: measures.Statistic) -> Cells:
-    """A row for each task and a column for each method; the highest is bold."""
+    """Return a row for each task and a column for each method; the highest is bold."""
     labels, rows, best = records.methods(groups), [], set()
     for place, task in enumerate(records.tasks(groups)):
         budget = records.budget(groups, task)
@@ -397,6 +392,6 @@ def _picture(name: str, figure: Any, caption: str) -> Picture:
 
 
 def _slug(name: str) -> str:
-    """A name for a file; the signs of numbers, which tell settings apart, become words."""
+    """Return a name for a file; the signs of numbers, which tell settings apart, become words."""
     words = name.replace(" -", " minus ").replace("+", "plus")
     return re.sub(r"[\W_]+", "-", words).strip("-").lower()

@@ -77,7 +77,7 @@ def _grow_checkpoint(run: Run, start: tuple[Any, Any], generation: int, there: l
 
 
 def _beginning(run: Run, start: tuple[Any, Any], places: Sequence[int]) -> Any:
-    """The States [n, ...] with which the members at ``places`` begin."""
+    """Return the States [n, ...] with which the members at ``places`` begin."""
     keys = sweep.keys([run.members[place] for place in places])
     hypers = jax.tree.map(lambda x: processes.fetch(x)[list(places)], start[1])
     return jax.jit(sweep.lift(run.method.init, len(places)))(keys, hypers)

@@ -67,7 +67,7 @@ class Background:
 
 @contextmanager
 def background(write: Callable[[Sequence[History]], None]) -> Iterator[Background]:
-    """A ``Background`` whose thread ends, with all written, at the end of the context."""
+    """Provide a ``Background``, whose thread has written everything when the context ends."""
     sink = Background(write)
     try:
         yield sink

@@ -79,7 +79,7 @@ def configuration(
 
 
 def numbers(hyper: Any) -> Any:
-    """A pytree of numbers as nested dictionaries of Python numbers."""
+    """Return a pytree of numbers as nested dictionaries of Python numbers."""
     if is_dataclass(hyper):
         return {field.name: numbers(getattr(hyper, field.name)) for field in fields(hyper)}
     if isinstance(hyper, Mapping):
@@ -107,7 +107,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The device that arrays are made on, such as "cpu (x86_64, 8 cores)" or "NVIDIA H200"."""
+    """Return the device that arrays are made on, such as "cpu (x86_64, 8 cores)" or "NVIDIA H200"."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return str(device.device_kind)
@@ -137,7 +137,7 @@ def remarks(method: Method, options: Options) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _origin() -> tuple[str | None, bool]:
-    """The commit of this package, and whether its files differ from it.
+    """Return the commit of this package, and whether its files differ from it.
 
     A package that is installed inside a project of somebody's own has the commit that pip recorded, if any,
     and not that of the project.
@@ -159,7 +159,7 @@ def _git(directory: Path, *command: str) -> str | None:
 
 
 def _installed_commit(package: Path) -> str | None:
-    """The commit of an installation from a repository (PEP 610)."""
+    """Return the commit of an installation from a repository (PEP 610)."""
     try:
         distribution = importlib.metadata.distribution("popjax")
         facts = json.loads(distribution.read_text("direct_url.json") or "{}")

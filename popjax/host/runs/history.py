@@ -84,7 +84,7 @@ class History:
         return [place for place in range(len(self.generation)) if place not in self.still]
 
     def freeze(self, generation: np.ndarray, env_steps: np.ndarray, places: Iterable[int]) -> History:
-        """This history with the members at ``places`` standing still at ``generation`` [S] and ``env_steps``
+        """Return this history with the members at ``places`` held at ``generation`` [S] and ``env_steps``
         [S]."""
         places = self.still | frozenset(places)
         if not places:
@@ -130,7 +130,7 @@ def join(parts: Sequence[History]) -> History:
 
 
 def empty(shapes: Any) -> History:
-    """A history of no generations; ``shapes`` is a State [S, ...] or its shapes."""
+    """Return a history of no generations; ``shapes`` is a State [S, ...] or its shapes."""
 
     def none(leaf: Any) -> np.ndarray:
         return np.zeros((leaf.shape[0], 0, *leaf.shape[1:]), leaf.dtype)
@@ -147,8 +147,7 @@ def named(metrics: Any) -> dict[str, np.ndarray]:
 
 
 def non_finite(history: History) -> dict[int, tuple[int, str]]:
-    """The living members of which a metric is NaN or infinite: generation and metric, earliest first, by
-    place."""
+    """Return the earliest generation and metric that is NaN or infinite, by place of the living members."""
     found: dict[int, tuple[int, str]] = {}
     for name, values in named(history.metrics).items():
         if not np.issubdtype(values.dtype, np.floating):

@@ -96,7 +96,10 @@ def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
 
 
 def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
-    """A record of ``evaluations_file``; in one that knew of seeds only, ``first`` is the lowest of them."""
+    """Return a line of ``evaluations_file`` as an Evaluation.
+
+    Old files have seeds instead of members; ``first`` is then the lowest seed.
+    """
     return Evaluation(
         line["seed"],
         line["generation"],
@@ -109,8 +112,7 @@ def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines, but for a last one that is being written; none if there is no
-    such file.
+    """Return the records of a file of JSON lines, without an incomplete last one; none if there is no file.
 
     Raises:
         Refused: a line cannot be read.
@@ -177,7 +179,7 @@ def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
     latest: dict[int, float] = {}
 
     def measure(history: History) -> tuple[int, float, float]:
-        """Steps of the slowest member that goes on, steps per second of all, seconds left."""
+        """Return the steps of the slowest member that goes on, steps per second of all, and seconds left."""
         nonlocal now
         latest.update({evaluation.member: evaluation.mean for evaluation in history.evaluations})
         now = history.env_steps[:, -1] if history.env_steps.size else now
@@ -258,8 +260,10 @@ def _times(seconds: Seconds | None) -> dict[str, float]:
 
 
 def scalars(value: np.ndarray) -> list[tuple[str, float]]:
-    """A metric of one generation as suffix and number: itself, or its mean and maximum if it has axes; of
-    nothing, as of prior actors where there are none, nothing."""
+    """Return a metric of one generation as pairs of suffix and number: itself, or its mean and maximum.
+
+    An empty metric, such as of prior actors where there are none, gives no pair.
+    """
     if np.ndim(value) == 0:
         return [("", float(value))]
     if np.size(value) == 0:

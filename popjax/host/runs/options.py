@@ -121,7 +121,7 @@ def check_counter(options: Options, steps_bound: int, counter: Any) -> None:
 
 
 def chunk_length(options: Options, steps_bound: int) -> int:
-    """Generations per compiled chunk: as many as fit in the shortest interval, at least one.
+    """Return the generations per compiled chunk: as many as fit in the shortest interval, at least one.
 
     It follows from numbers alone and never from timing, because a run stops at the end of a chunk and equal
     commands must stop at the same generation.
@@ -131,5 +131,5 @@ def chunk_length(options: Options, steps_bound: int) -> int:
 
 
 def option_name(field: str) -> str:
-    """A field as the command line spells it; an underscore at its end only tells it from a keyword."""
+    """Return a field as the command line spells it, without the final underscore of Python's keywords."""
     return "--" + field.rstrip("_").replace("_", "-")

@@ -80,7 +80,7 @@ def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any
 
 
 def _named(built: Built) -> tuple[str, Recipe]:
-    """The name of the Recipe that has this build, a built-in one or an import path."""
+    """Return the name of the Recipe that has this build, a built-in one or an import path."""
     module = built.build.__module__
     if module == "__main__":
         raise Unknown("the method is of the script that was run; move it to a module with a Recipe as METHOD")
@@ -104,7 +104,7 @@ def _task(env: Env) -> str:
 
 
 def _run(option: str, entry: Any, record: Any) -> dict[str, Any]:
-    """A finished run that the method builds on: where it lies, and what was made of it."""
+    """Return a finished run that the method builds on: where it lies, and what was made of it."""
     origin = entry[0].origin if isinstance(entry, record) else None
     if origin is None:
         raise Unknown(f"a {option} comes from no run directory; load it with popjax.pretrained(run_dir)")

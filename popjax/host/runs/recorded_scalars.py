@@ -67,7 +67,7 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
 
 
 def _rows(files: rundir.RunDirectory) -> Iterator[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, one by one, as they may be more than fits into memory."""
+    """Yield the lines of ``metrics.jsonl`` one by one; all of them may not fit into memory."""
     if not files.metrics.exists():
         return
     with files.metrics.open(errors="replace") as file:

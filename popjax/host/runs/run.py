@@ -73,7 +73,7 @@ class Run:
         return f"{self.config['method']}{agents} on {self.config['env']}"
 
     def say(self, line: str) -> None:
-        """A remark on standard error, unless the run is quiet or another process makes it."""
+        """Print a remark to standard error, unless the run is quiet or another process prints it."""
         if not self.quiet and processes.first():
             complain(line)
 
@@ -100,7 +100,7 @@ class Failure(NamedTuple):
 
     @property
     def remains(self) -> str:
-        """What is left of the member, in words."""
+        """Name the member's last good checkpoint, in words."""
         if self.checkpoint is None:
             return "there is no checkpoint before it"
         return f"its last good checkpoint is that of generation {self.checkpoint}"
@@ -110,7 +110,7 @@ class Failure(NamedTuple):
 class Position:
     """Progress of a run.
 
-    generation:      generations done by whoever went on; checkpoints are named after it.
+    generation:      generations done by the members that go on; checkpoints are named after it.
     generations:     int [S] generations done by each member: fewer where it stood still.
     env_steps:       int [S] environment steps done.
     evaluations:     all so far.
@@ -209,7 +209,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
 
 
 def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
-    """Sets checkpoints beyond ``generation`` aside and removes records beyond it or, of the ``members`` by
+    """Set checkpoints beyond ``generation`` aside and remove records beyond it or, of the ``members`` by
     number, beyond a generation of their own."""
     checkpoint.set_aside_newer(files.checkpoints, generation)
     log.drop_after(files.metrics, generation, members)
@@ -219,7 +219,7 @@ def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping
 def finish(
     run: Run, state: Any, position: Position, history: History, early: Mapping[int, str] | None = None
 ) -> Result:
-    """The result of a run that has come to its end; writes curves and summary if it has a directory.
+    """Return the result of a finished run; write curves and summary if it has a directory.
 
     ``early`` says why members stopped before their budget, by place.
     """
@@ -260,7 +260,7 @@ def finish(
 def _member(
     run: Run, state: Any, position: Position, place: int, final: float | None, early: str | None
 ) -> dict[str, Any]:
-    """A member's line in the summary; its digest is what a run of it alone would have."""
+    """Return a member's entry in the summary; its digest equals that of a run of it alone."""
     member, failure = run.members[place], position.failed.get(place)
     facts = {
         "member": member.number,
@@ -282,7 +282,7 @@ def _member(
 
 
 def _schedules(run: Run, state: Any) -> list[dict[str, Any]]:
-    """The schedule of every member; of a method without schedules, nothing."""
+    """Return the schedule of every member; none for a method without schedules."""
     told = run.method.schedule
     if told is None:
         return []
@@ -316,12 +316,12 @@ def _write_results(
 
 
 def _briefly(entry: dict[str, Any]) -> dict[str, Any]:
-    """A run that was built on, without what is long: config.json has all of it."""
+    """Return the short fields of a run that was built on; config.json has all of them."""
     return {name: value for name, value in entry.items() if not isinstance(value, Mapping)}
 
 
 def finished(run: Run, state: Any, position: Position) -> Result:
-    """The result of a run that had spent its budget before it was resumed; nothing is trained."""
+    """Return the result of a run that had spent its budget before it was resumed; nothing is trained."""
     assert run.files is not None
     run.say(
         f"{run.files.root} has finished at {position.least:,} environment steps already;"

@@ -35,7 +35,7 @@ def holds(root: Path) -> bool:
 
 
 def write(root: Path, command: str, entries: Sequence[Entry]) -> None:
-    """Makes ``root`` a directory of these runs."""
+    """Make ``root`` a directory of these runs."""
     root.mkdir(parents=True, exist_ok=True)
     runs = [{"directory": entry.directory, "argv": list(entry.argv)} for entry in entries]
     path = rundir.RunDirectory(root).index
@@ -43,7 +43,7 @@ def write(root: Path, command: str, entries: Sequence[Entry]) -> None:
 
 
 def read(root: Path) -> tuple[Entry, ...]:
-    """The runs of an index.
+    """Return the runs of an index.
 
     Raises:
         Refused: it cannot be read.
@@ -80,13 +80,16 @@ def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> boo
 
 
 def summarize(root: Path) -> None:
-    """Writes ``summary.json`` of a directory of runs."""
+    """Write ``summary.json`` of a directory of runs."""
     rundir.write_json(rundir.RunDirectory(root).summary, {"members": list(results(root))})
 
 
 def results(root: Path) -> Iterator[dict[str, Any]]:
-    """A row per member of every run, in order: its line of the run's summary and ``run``, the run's directory
-    below ``root``. One row for a run that has no results: its ``status`` is "unfinished"."""
+    """Return a row per member of every run, in order: its entry in the run's summary, and ``run``, the run's
+    directory below ``root``.
+
+    A run without results has one row, with ``status`` "unfinished".
+    """
     for entry in read(root):
         below = root / entry.directory
         if holds(below):
@@ -102,8 +105,7 @@ def results(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def run_of(root: Path, member: int | None) -> Path:
-    """The run in ``root``: itself or, where it is the directory of one sweep in slices, the slice that has
-    ``member``.
+    """Return the run in ``root`` or, if that holds a sweep in slices, the slice with ``member``.
 
     Raises:
         Refused: it holds several runs and it is not clear which is meant.

@@ -125,7 +125,7 @@ class RunDirectory:
 
 @contextmanager
 def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDirectory]:
-    """The directory of a run that is about to start or to continue, locked against other processes.
+    """Provide the directory of a run that starts or continues, locked against other processes.
 
     Of one that continues, ``config.json`` says what the run was until ``write_config`` is called.
 
@@ -252,7 +252,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replaces ``path`` in one step: a reader sees the old or the new content, never half of it."""
+    """Replace ``path`` in one step: a reader sees the old or the new content, never half of it."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
@@ -277,7 +277,7 @@ def _spell(value: Any) -> str:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Holds the directory's lock, which the system gives back however the process ends."""
+    """Hold the directory's lock, which the system releases however the process ends."""
     try:
         import fcntl
     except ImportError:  # not on Windows

@@ -93,7 +93,7 @@ def _append(path: Path, events: Sequence[Any]) -> None:
 
 
 def _framed(content: bytes) -> bytes:
-    """A record of an event file: its length and content, each followed by a checksum."""
+    """Return a record of an event file: its length and content, each followed by a checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack("<Q", len(content))

@@ -84,7 +84,7 @@ def _begin(wandb: Any, project: str, root: Path, member: Member) -> Any:
 
 
 def _sweep_of(root: Path) -> Path:
-    """The directory of runs that ``root`` belongs to, the outermost; ``root`` itself of a run alone."""
+    """Return the outermost directory of runs that contains ``root``; ``root`` itself for a single run."""
     root = root.resolve()
     while run_group.holds(root.parent):
         root = root.parent
@@ -96,7 +96,7 @@ def _id(config: Mapping[str, Any], member: Member) -> str:
 
 
 def _unknown(root: Path, members: Sequence[Member]) -> set[int]:
-    """The numbers of the members that no process has sent to W&B from this directory."""
+    """Return the numbers of the members that no process has sent to W&B from this directory."""
     config = rundir.read_config(root)
     return {m.number for m in members if not any((root / "wandb").glob(f"*run-*-{_id(config, m)}"))}
 

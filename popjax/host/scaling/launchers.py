@@ -42,13 +42,13 @@ class Job(NamedTuple):
 
 
 def arguments(job: Job) -> list[str]:
-    """The job's command line as it is to be run now: from the beginning or from its last checkpoint."""
+    """Return the command line that begins the job or continues it from its last checkpoint."""
     resume = ["--resume"] if run_group.started(job.directory) else []
     return [*job.argv, "--run-dir", str(job.directory.absolute()), *resume]
 
 
 def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> list[int]:
-    """Runs one job after the other in this process; returns their exit codes."""
+    """Run one job after the other in this process; return their exit codes."""
     codes = []
     for number, job in enumerate(jobs, 1):
         say(f"run {number} of {len(jobs)}: {job.directory}")
@@ -63,7 +63,7 @@ def ray(
     options: Mapping[str, Any],
     retries: int,
 ) -> list[int]:
-    """Runs jobs on a Ray cluster, the one that RAY_ADDRESS names or one started here; returns exit codes.
+    """Run jobs on a Ray cluster, the one that RAY_ADDRESS names or one started here; return exit codes.
 
     ``options`` are those of a Ray task, such as ``num_gpus``; by default a job takes one GPU where there is
     any. A job whose worker dies or is preempted continues from its checkpoint, ``retries`` times.
@@ -100,7 +100,7 @@ def slurm(
     options: Mapping[str, Any],
     retries: int,
 ) -> list[int]:
-    """Submits jobs to SLURM through submitit and waits for them; returns their exit codes.
+    """Submit jobs to SLURM through submitit and wait for them; return their exit codes.
 
     ``options`` are submitit's, such as ``slurm_partition``, ``gpus_per_node`` and ``timeout_min``;
     ``cluster`` may be "local", which runs jobs on this machine. Its files go to ``slurm`` beside the runs. A
@@ -156,7 +156,7 @@ def _supervise(
     say: Callable[[str], None],
     retries: int,
 ) -> list[int]:
-    """Submits all jobs, and again those that died. A signal to this process is passed on: what still runs is
+    """Submit all jobs, and again those that died. A signal to this process is passed on: what still runs is
     cancelled, which lets it save, and waited for. ``wait`` returns a task that has ended, None after a while.
 
     Raises:
@@ -221,7 +221,7 @@ class _Kept:
 
 
 def _last_line(text: str) -> str:
-    """The last line of what a job told: of a traceback that which says what it was."""
+    """Return the last line that a job printed; of a traceback, the one that names the error."""
     return (text.strip().splitlines() or [""])[-1].removeprefix("error: ")
 
 

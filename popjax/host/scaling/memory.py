@@ -29,8 +29,8 @@ def lane_bytes(shapes: Any) -> int:
 
 
 def compiled_bytes(compiled: Any) -> int:
-    """The most bytes a compiled program holds at once: arguments, results and temporaries, donated arguments
-    counted once. 0 where the backend does not say."""
+    """Return the peak bytes of a compiled program: arguments, results and temporaries, donated arguments
+    counted once; 0 if the backend does not report them."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
@@ -74,8 +74,8 @@ def host_bytes() -> int:
 
 
 def peak_bytes(device: jax.Device) -> int:
-    """The most that ``device`` has held at once in this process: by its own account where it keeps one, else
-    what the whole process has."""
+    """Return the peak bytes that this process has held on ``device``; of a device that keeps no count, the
+    peak of the whole process."""
     statistics = device.memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])

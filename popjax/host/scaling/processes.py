@@ -24,7 +24,7 @@ PORT = 8476
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the processes of a run; to be called before any array is made.
+    """Join the processes of a run; call it before any array is made.
 
     Args:
         coordinator: HOST:PORT of the first process, or "auto": SLURM's, MPI's or Kubernetes' environment says
@@ -87,8 +87,10 @@ def first() -> bool:
 
 
 def fetch(arrays: Any) -> Any:
-    """A pytree of arrays as NumPy arrays, whole, on every process; a ``Count`` as int64. None of it may be a
-    key."""
+    """Return a pytree of arrays as whole NumPy arrays on every process, a ``Count`` as int64.
+
+    No leaf may be a PRNG key.
+    """
     return jax.tree.map(counting.on_host, jax.tree.map(_fetch, arrays), is_leaf=_is_count)
 
 
@@ -105,7 +107,7 @@ def _fetch(array: Any) -> np.ndarray:
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers, such as a signal that only one of them has received."""
+    """Return the largest of the processes' numbers, such as a signal that only one of them has received."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils
@@ -114,12 +116,12 @@ def largest(number: int) -> int:
 
 
 def smallest_size(count: int) -> int:
-    """The smallest of the processes' numbers of bytes, to the megabyte; exactly ``count`` of one alone."""
+    """Return the smallest ``count`` of bytes of all processes, to the megabyte; exact for one process."""
     return count if jax.process_count() == 1 else -largest(-(count // 10**6)) * 10**6
 
 
 def together(action: Callable[[], None], *, everyone: bool = False) -> None:
-    """Does ``action`` on the first process, or on everyone, and waits for all to be done.
+    """Do ``action`` on the first process, or on all, and wait until every process is done.
 
     Raises:
         Refused: it failed on some process; there, what it raised.

@@ -70,8 +70,7 @@ class Placement(NamedTuple):
 
 
 def spread(arrays: Any, sharding: Sharding) -> Any:
-    """A pytree that every process has in full, such as keys and hypers, as arrays that lie as ``sharding``
-    says."""
+    """Return a pytree that every process holds in full, such as keys and hypers, laid out by ``sharding``."""
 
     def put(array: Any) -> jax.Array:
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -83,7 +82,7 @@ def spread(arrays: Any, sharding: Sharding) -> Any:
 
 
 def place(shapes: Any, devices: int | str) -> Placement:
-    """The placement of a State of these ``shapes`` [S, ...] on so many ``devices``, or on "all".
+    """Return the placement of a State of these ``shapes`` [S, ...] on so many ``devices``, or on "all".
 
     Raises:
         Refused: there are fewer devices, or what is to be spread does not divide over them.
@@ -103,7 +102,7 @@ def place(shapes: Any, devices: int | str) -> Placement:
 
 
 def divide_cpu(devices: str | None) -> None:
-    """Makes of the CPU as many devices as ``--devices`` says, at most one a core; to be called before any
+    """Divide the CPU into as many devices as ``--devices`` says, at most one a core; call it before any
     array is made.
 
     XLA leaves much of a second core idle on arrays as small as those of a population, nearly all of it in
@@ -149,7 +148,7 @@ def number(devices: int | str) -> int:
 
 
 def require_divisible(size: int, devices: int, what: str) -> None:
-    """Raises Refused where so many of ``what`` cannot be spread over so many devices, with what could."""
+    """Check that ``size`` of ``what`` spread evenly over ``devices``. Raises Refused with numbers that do."""
     if size % devices == 0:
         return
     fitting = [n for n in range(1, min(size, len(jax.devices())) + 1) if size % n == 0]

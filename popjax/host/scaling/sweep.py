@@ -80,7 +80,7 @@ def _pairs(chosen: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, float]]:
 
 
 def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
-    """The members of the run whose ``config.json`` this is."""
+    """Return the members of the run whose ``config.json`` this is."""
     options, bounds = config["options"], config.get("members")
     # Infinities are kept as text.
     swept = {name: list(map(_floats, values)) for name, values in (config.get("sweep") or {}).items()}
@@ -112,7 +112,7 @@ def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Mem
 
 
 def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
-    """Compares a sweep with the ``Hyper`` that it varies, before anything is built.
+    """Compare a sweep with the ``Hyper`` that it varies, before anything is built.
 
     Raises:
         Refused: a name is no number of ``hyper``, a list is empty or repeats a value, or one is out of range.
@@ -155,13 +155,13 @@ def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping
 
 
 def hypers(hyper: Any, members: Sequence[Member]) -> Any:
-    """The ``Hyper`` of every member as one, every leaf [S, ...] float32."""
+    """Return the members' ``Hyper`` stacked, every leaf float32 [S, ...]."""
     each = [as_arrays(hyper_of(hyper, member)) for member in members]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
 def hyper_of(hyper: Any, member: Member) -> Any:
-    """The ``Hyper`` that a run of ``member`` alone would have."""
+    """Return the ``Hyper`` that a run of ``member`` alone would have."""
     for name, value in member.numbers.items():
         hyper = _with_number(hyper, name.removeprefix(_PREFIX), value)
     return hyper
@@ -179,7 +179,7 @@ def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
 
 @lru_cache(maxsize=64)  # of the same function the same one: JAX keeps what it has traced by identity
 def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
-    """``function`` of one member's arguments, as a function of arguments [S, ...] to results [S, ...].
+    """Return ``function`` of one member's arguments as a function of arguments [S, ...] to results [S, ...].
 
     Of generators other than threefry, ``vmap`` makes one draw for all lanes, with the key of the first, so a
     member would be another run than it is alone: with these, members are computed one after the other.

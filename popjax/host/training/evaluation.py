@@ -45,7 +45,7 @@ def play(
 
 
 def training_key(seed_key: Key, generation: Array) -> Key:
-    """The key of the evaluation that seed ``seed_key`` [] gets after ``generation`` generations."""
+    """Return the key of the evaluation that seed ``seed_key`` [] gets after ``generation`` generations."""
     return jax.random.fold_in(jax.random.fold_in(seed_key, _DURING_TRAINING), generation)
 
 
@@ -69,7 +69,7 @@ def evaluate(
     members: Sequence[int] | None = None,
     stochastic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluates the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
+    """Evaluate the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
 
     A State without the axis S, as ``method.init`` makes it, is that of a single member.
 

@@ -141,7 +141,7 @@ def _continues(run: Run, root: Path, resume: bool) -> bool:
 
 
 def _reals(values: Any) -> list[Any]:
-    """The values of a sweep, which may be one, a sequence or an array."""
+    """Return the values of a sweep, which may be one, a sequence or an array."""
     rows = values if isinstance(values, list | tuple) else np.ravel(values)
     return [tuple(map(real, row)) if isinstance(row, list | tuple) else real(row) for row in rows]
 
@@ -161,7 +161,7 @@ def _start(
     sinks: Sequence[log.Sink],
     stack: ExitStack,
 ) -> Result:
-    """Checks memory, restores or initialises, trains. A new directory is made once it is known to fit."""
+    """Check memory, restore or initialise, and train. Make a new directory only once the run fits."""
     start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
     shapes = jax.eval_shape(sweep.lift(run.method.init, count), *start)
     check_counter(run.options, run.method.steps_bound, shapes.env_steps)

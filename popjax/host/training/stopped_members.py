@@ -64,7 +64,7 @@ class Standing:
         return _joined(state, [share for _, share in shares])
 
     def close(self) -> None:
-        """Gives up what is held."""
+        """Release what is held."""
         for held in self._held.values():
             if not isinstance(held, dict):
                 held.close()
@@ -107,7 +107,7 @@ class Standing:
         return arrays
 
     def _together(self, action: Callable[[], None], what: str) -> None:
-        """Does ``action`` on every process; where the disk fails on one, none goes on."""
+        """Do ``action`` on every process; if the disk fails on one, stop all."""
         remedy = (
             "--resume continues from the newest checkpoint"
             if self._resumable
@@ -141,7 +141,7 @@ def _shares(state: Any) -> list[tuple[range, Any]]:
 
 
 def _joined(state: Any, shares: list[Any]) -> Any:
-    """The shares of this process's devices as a State that lies as ``state`` does."""
+    """Join the shares of this process's devices into a State laid out like ``state``."""
 
     def join(whole: Any, *parts: Any) -> Any:
         return jax.make_array_from_single_device_arrays(whole.shape, whole.sharding, list(parts))

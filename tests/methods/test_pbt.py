@@ -286,7 +286,7 @@ def test_a_mutated_number_reaches_the_update(name, tmp_path):
         **{x.name: getattr(state.metrics, x.name) for x in fields(bare.metrics)}
     )
     unchanged = step(state)
-    for number in numbers:
+    for saved, number in enumerate(numbers):
         default = float(getattr(plain.hyper, number))
         value = OTHER.get(number, 2 * default + 0.001 if np.isfinite(default) else 0.5)
         value = min(value, 1.0) if number in ("polyak", "exploration", "exploration_start") else value
@@ -296,12 +296,11 @@ def test_a_mutated_number_reaches_the_update(name, tmp_path):
         assert same(after.agents, expected.agents), number
         moved = not same(after.agents, unchanged.agents)
         assert (number in NOT_IN_AN_UPDATE) or moved == (once[number] is None), number
-        if number == numbers[-1]:
-            checkpoint.save(tmp_path, 1, jax.tree.map(lambda x: x[None], mutated), {"env_steps": [1]})
-            shapes = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[None], s), mutated)
-            restored = tree.take(checkpoint.restore(tmp_path / "1", shapes)[0], 0)
-            assert same(restored, mutated)
-            assert same(step(restored), after)
+        checkpoint.save(tmp_path, saved, jax.tree.map(lambda x: x[None], mutated), {"env_steps": [saved]})
+        shapes = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[None], s), mutated)
+        restored = tree.take(checkpoint.restore(tmp_path / str(saved), shapes)[0], 0)
+        assert same(restored, mutated), number
+        assert same(step(restored), after), number
 
 
 def trained(tmp_path, name, *arguments, code=0):

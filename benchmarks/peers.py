@@ -115,7 +115,7 @@ def work(name: str, amount: dict[str, Any]) -> None:
     amount["hidden"] = tuple(amount["hidden"])
     begun = time.process_time()
     try:
-        chunk = importlib.import_module(f"benchmarks.trainers.{name}").build(Work(**amount))
+        chunk = importlib.import_module(f"benchmarks.trainers.{name}").build(Work(**amount)).chunk
         chunk()
     except Cannot as error:
         answer(cannot=str(error))

@@ -1,8 +1,6 @@
 """Other libraries' trainers, and ours, reduced to the loop that is compared.
 
-Each module has ``build(work) -> chunk``: ``chunk()`` trains for ``work.iterations`` and returns how much it
-did, summed over agents: SAC's gradient steps, PPO's environment steps. What cannot be built raises
-``Cannot``.
+Each module has ``build(work) -> Training``. What cannot be built raises ``Cannot``.
 """
 
 from __future__ import annotations
@@ -31,6 +29,10 @@ class Work:
     steps: int = 64
     epochs: int = 4
     minibatches: int = 4
+    seed: int = 0
+    learning_rate: float = 3e-4
+    discount: float = 0.99
+    polyak: float = 0.005
 
     @property
     def done(self) -> int:
@@ -39,15 +41,39 @@ class Work:
         return self.iterations * each * self.population
 
 
+@dataclass(frozen=True)
+class Training:
+    """A trainer that stays compiled."""
+
+    chunk: Callable[[], int]
+    """Train for ``work.iterations``; return what was done, summed over agents: SAC's gradient steps, PPO's
+    environment steps."""
+    act: Callable[[Any], Any] | None = None
+    """Observations [B, 3] -> the most likely torques [B, 1] in -2 to 2 of a single SAC agent."""
+
+
 class Cannot(Exception):
     """The trainer has no such thing."""
 
 
-def scanned(init: Callable[[Any], Any], step: Callable[[Any], Any], work: Work) -> Callable[[], int]:
-    """Return the chunk of a trainer that is a pure step of its state: one compiled, donated scan."""
-    import jax
+def scanned(
+    init: Callable[[Any], Any],
+    step: Callable[[Any], Any],
+    work: Work,
+    act: Callable[[Any, Any], Any] | None = None,
+) -> Training:
+    """Return a trainer that is a pure step of its state: one compiled, donated scan.
 
-    held = [jax.jit(init)(jax.random.PRNGKey(0))]  # of the old kind, which EvoRL asks for
+    ``act`` maps the state of a single agent and observations [B, 3] to torques [B, 1].
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def begin(key: Any) -> Any:
+        """Return the first state with types that a step keeps, so that the second chunk compiles nothing."""
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), init(key))
+
+    held = [jax.jit(begin)(jax.random.PRNGKey(work.seed))]  # of the old kind, which EvoRL asks for
 
     def chunk(state: Any) -> Any:
         return jax.lax.scan(lambda s, _: (step(s), None), state, length=work.iterations)[0]
@@ -58,7 +84,10 @@ def scanned(init: Callable[[Any], Any], step: Callable[[Any], Any], work: Work) 
         held[0] = jax.block_until_ready(program(held[0]))
         return work.done
 
-    return run
+    if act is None:
+        return Training(run)
+    choose = jax.jit(act)
+    return Training(run, lambda obs: choose(held[0], obs))
 
 
 def each(init: Callable[[Any], Any], step: Callable[[Any], Any], population: int) -> tuple[Any, Any]:

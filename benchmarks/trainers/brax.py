@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.trainers import Cannot, Work
+from benchmarks.trainers import Cannot, Training, Work
 
 CHUNKS = 1_000  # more than anyone asks for
 
 
-def build(work: Work) -> Callable[[], int]:
-    """Return the chunk. ``train`` is one function, so it runs in a thread, which waits in the callback that
-    Brax calls between its epochs; the one episode that it plays there is part of a chunk."""
+def build(work: Work) -> Training:
+    """Return the trainer, whose policy cannot be reached between its epochs.
+
+    ``train`` is one function, so it runs in a thread, which waits in the callback that Brax calls between its
+    epochs; the one episode that it plays there is part of a chunk.
+    """
     import jax
     import jax.numpy as jnp
     from brax.training.agents.ppo import networks as ppo_networks
@@ -80,4 +82,4 @@ def build(work: Work) -> Callable[[], int]:
         came.get()
         return work.done
 
-    return chunk
+    return Training(chunk)

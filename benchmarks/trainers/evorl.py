@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainers import Work, each, scanned
+from benchmarks.trainers import Training, Work, each, scanned
 
 
-def build(work: Work) -> Callable[[], int]:
-    """Return the chunk: ``step`` of the workflow, of a population where there is one."""
+def build(work: Work) -> Training:
+    """Return the trainer: ``step`` of the workflow, of a population where there is one."""
     import evorl
     import gymnax
+    import jax
     from evorl.algorithms.ppo import PPOWorkflow
     from evorl.algorithms.sac import SACWorkflow
+    from evorl.sample_batch import SampleBatch
     from gymnax.environments.classic_control.pendulum import Pendulum
     from omegaconf import OmegaConf
 
@@ -57,6 +58,10 @@ def build(work: Work) -> Callable[[], int]:
                 "num_updates_per_iter": 1,
                 "actor_update_interval": 1,
                 "adaptive_alpha": True,
+                "alpha": 1.0,
+                "optimizer": {"lr": work.learning_rate},
+                "discount": work.discount,
+                "tau": work.polyak,
                 "batch_size": work.batch,
                 "replay_buffer_capacity": work.capacity,
                 "random_timesteps": work.batch,
@@ -65,4 +70,9 @@ def build(work: Work) -> Callable[[], int]:
             }
         )
         workflow = SACWorkflow.build_from_config(config)
-    return scanned(*each(workflow.init, lambda state: workflow.step(state)[1], work.population), work)
+
+    def act(state: Any, obs: Any) -> Any:
+        sample = SampleBatch(obs=obs)
+        return 2 * workflow.agent.evaluate_actions(state.agent_state, sample, jax.random.PRNGKey(0))[0]
+
+    return scanned(*each(workflow.init, lambda state: workflow.step(state)[1], work.population), work, act)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 
 import popjax
-from benchmarks.trainers import Work, scanned
+from benchmarks.trainers import Training, Work, scanned
 from popjax.agents import ppo, sac
 from popjax.methods import independent, onpolicy
 
 
-def build(work: Work) -> Callable[[], int]:
-    """Return the chunk."""
+def build(work: Work) -> Training:
+    """Return the trainer."""
     env = popjax.make("gymnax/Pendulum-v1")
     if work.algorithm == "ppo":
         agent = ppo.Config(
@@ -28,4 +28,15 @@ def build(work: Work) -> Callable[[], int]:
         own = {"batch": work.batch, "capacity": work.capacity, "warmup": work.batch}
         config = independent.Config(agent=sac.Config(hidden=work.hidden), population=work.population, **own)
         method = independent.build(env, config)
-    return scanned(lambda _: method.init(jax.random.key(0), method.hyper), method.step, work)
+    hyper = method.hyper
+    if work.algorithm == "sac":
+        rates = dict.fromkeys(("actor_lr", "critic_lr", "temperature_lr"), work.learning_rate)
+        hyper = hyper.replace(**rates, discount=work.discount, polyak=work.polyak)
+
+    def act(state: Any, obs: Any) -> Any:
+        return jax.vmap(
+            lambda o: method.act(method.policy(state), method.memory, o, jax.random.key(0), 0.0).action
+        )(obs)
+
+    key = jax.random.key(work.seed)
+    return scanned(lambda _: method.init(key, hyper), method.step, work, act)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from benchmarks.trainers import Cannot, Work
+from benchmarks.trainers import Cannot, Training, Work
 
 
-def build(work: Work) -> Callable[[], int]:
-    """Return the chunk."""
+def build(work: Work) -> Training:
+    """Return the trainer."""
     import jax
     import jax.numpy as jnp
     from brax.envs.wrappers.training import wrap
@@ -24,6 +24,7 @@ def build(work: Work) -> Callable[[], int]:
         episode_length=on_brax.EPISODE,
         policy_hidden_layer_size=work.hidden,
         critic_hidden_layer_size=work.hidden,
+        tau=work.polyak,
     )
     agent = PBTSAC(config=config, action_size=1)
     init = agent.get_init_fn(
@@ -32,14 +33,23 @@ def build(work: Work) -> Callable[[], int]:
     train = agent.get_train_fn(
         env=env, num_iterations=work.iterations, env_batch_size=1, grad_updates_per_step=1
     )
-    key, key_env = jax.random.split(jax.random.PRNGKey(0))
+    key, key_env = jax.random.split(jax.random.PRNGKey(work.seed))
     states, replays = jax.jit(init)(key)
+    rates = dict.fromkeys(("policy_lr", "critic_lr", "alpha_lr"), work.learning_rate)
+    for name, value in {**rates, "discount": work.discount, "reward_scaling": 1.0}.items():
+        states = states.replace(**{name: jnp.full_like(getattr(states, name), value)})  # drawn for the search
     lanes = jax.vmap(env.reset)(jax.random.split(key_env, (work.population, 1)))
-    held = [jax.tree.map(jnp.copy, (states, lanes, replays))]  # of which leaves are one array
+    # Some leaves are one array; types as a step leaves them, so that the second chunk compiles nothing.
+    held = [jax.tree.map(lambda x: jnp.array(x, x.dtype), (states, lanes, replays))]
     program = jax.jit(lambda *state: train(*state)[0], donate_argnums=(0, 1, 2))
 
     def chunk() -> int:
         held[0] = jax.block_until_ready(program(*held[0]))
         return work.done
 
-    return chunk
+    @jax.jit
+    def act(params: Any, obs: Any) -> Any:
+        first = jax.tree.map(lambda x: x[0], params)
+        return 2 * agent.select_action(obs, first, key, deterministic=True)
+
+    return Training(chunk, lambda obs: act(held[0][0].policy_params, obs))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks.trainers import Work, each, scanned
+from benchmarks.trainers import Training, Work, each, scanned
 
 
-def build(work: Work) -> Callable[[], int]:
-    """Return the chunk: ``train_iteration`` of a population, vmapped as rejax's examples do."""
+def build(work: Work) -> Training:
+    """Return the trainer: ``train_iteration`` of a population, vmapped as rejax's examples do."""
+    import jax.numpy as jnp
     from gymnax.environments.classic_control.pendulum import Pendulum
     from rejax import PPO, SAC
 
@@ -39,5 +39,13 @@ def build(work: Work) -> Callable[[], int]:
             batch_size=work.batch,
             num_envs=1,
             num_epochs=1,
+            learning_rate=work.learning_rate,
+            gamma=work.discount,
+            polyak=1 - work.polyak,
         )
-    return scanned(*each(algorithm.init_state, algorithm.train_iteration, work.population), work)
+
+    def act(state: Any, obs: Any) -> Any:
+        logits = algorithm.actor.apply(state.actor_ts.params, obs, method="_action_dist")
+        return 2 * jnp.tanh(logits.mode())
+
+    return scanned(*each(algorithm.init_state, algorithm.train_iteration, work.population), work, act)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from benchmarks.trainers import Cannot, Work
+from benchmarks.trainers import Cannot, Training, Work
 
 
-def build(work: Work) -> Callable[[], int]:
-    """Return the chunk: ``learn`` for so many more steps."""
+def build(work: Work) -> Training:
+    """Return the trainer: ``learn`` for so many more steps."""
     import gymnasium
+    import numpy as np
     from sbx import PPO, SAC
     from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -35,6 +36,10 @@ def build(work: Work) -> Callable[[], int]:
             train_freq=1,
             gradient_steps=1,
             policy_kwargs={"net_arch": widths},
+            learning_rate=work.learning_rate,
+            gamma=work.discount,
+            tau=work.polyak,
+            seed=work.seed,
         )
         model.learn(2 * work.batch)
 
@@ -42,4 +47,7 @@ def build(work: Work) -> Callable[[], int]:
         model.learn(work.done, reset_num_timesteps=False)
         return work.done
 
-    return chunk
+    def act(obs: Any) -> Any:
+        return model.predict(np.asarray(obs), deterministic=True)[0]
+
+    return Training(chunk, act)

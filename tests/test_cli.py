@@ -14,7 +14,7 @@ import pytest
 
 from popjax import cli
 from popjax.agents import a2c
-from popjax.cli import building, parse
+from popjax.cli import building, grid, parse
 from popjax.host.errors import Refused
 from popjax.host.runs import configuration
 from popjax.host.runs.options import Options
@@ -57,7 +57,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         (["pderl", *PENDULUM, "--sedes", "3"], ["unknown option --sedes", "did you mean --seeds?"]),
         (["pderl", *PENDULUM, "--hyper.mutation_sdt", "3"], ["did you mean --hyper.mutation-std?"]),
         (["pderl", *PENDULUM, "stray"], ["unexpected argument 'stray'"]),
-        (["pderl", "--env", "gymnax/Pendulum-v1"], ["missing --env-steps"]),
+        (["pderl", "--env-steps", "10000"], ["missing --env"]),
         (["pderl", *PENDULUM, "--seeds", "two"], ["--seeds", "'two'"]),
         (["pderl", *PENDULUM, "--seeds"], ["--seeds"]),
         (["pderl", *PENDULUM, "--seeds", "0"], ["--seeds must be at least 1, got 0"]),
@@ -189,6 +189,27 @@ def test_presets_are_defaults_that_flags_override() -> None:
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
     assert defaults(pderl.METHOD, kinds, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
+
+
+@pytest.mark.parametrize(
+    ("argv", "budget"),
+    [
+        (["pderl", "--env", "gymnax/Pendulum-v1"], 1_000_000),
+        (["pderl", "--env", "brax/hopper"], pderl.preset("brax/hopper").env_steps),
+        (["pderl", "--env", "brax/hopper", "--env-steps", "5e5"], 500_000),
+    ],
+)
+def test_the_budget_is_that_of_the_preset_unless_one_is_given(argv: list[str], budget: int) -> None:
+    assert cli.understand(argv[0], argv[1:]).arguments.common.options.env_steps == budget
+
+
+def test_each_task_of_a_command_has_its_own_budget() -> None:
+    argv = ["--env", "brax/hopper", "gymnax/Pendulum-v1"]
+    entries = grid.programs(argv, lambda own: cli.understand("pderl", list(own)).arguments.common)
+    assert [grid.budget(entry.argv) for entry in entries] == [
+        pderl.preset("brax/hopper").env_steps,
+        1_000_000,
+    ]
 
 
 def test_an_agent_brings_its_own_options() -> None:

@@ -176,7 +176,9 @@ def understand(name: str, argv: list[str]) -> Program:
         config, hyper = defaults(recipe, kinds, task)
     except ValueError as refusal:
         raise parse.Fault(building.one_line(refusal)) from None
-    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe))
+    preset = recipe.preset(task) if task else None
+    options = parse.Options(env_steps=preset.env_steps) if preset else parse.Options()
+    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe), options)
     return Program(name, recipe, kinds, runs, tasks, arguments)
 
 
@@ -230,12 +232,13 @@ def _parse_run(
     hyper: Any,
     agents: Sequence[str],
     beyond: Mapping[str, str] = MappingProxyType({}),
+    options: Any = None,
 ) -> Any:
     import tyro
 
     from popjax.cli import per_agent
 
-    common = parse.Common(env=tyro.MISSING, options=parse.Options(env_steps=tyro.MISSING))
+    common = parse.Common(env=tyro.MISSING, options=options or parse.Options())
     narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
     default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
     shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from popjax.cli import forms, parse
 from popjax.host import paths
 from popjax.host.errors import Refused, TooLarge
+from popjax.host.numbers import whole
 from popjax.host.runs import run_group, rundir
 from popjax.host.runs.options import Options, option_name
 from popjax.host.runs.run_group import Entry
@@ -66,6 +67,8 @@ def programs(argv: Sequence[str], understand: Understand, launcher: str = "local
         chosen = [token for _, tokens in choice for token in tokens]
         own = [*rest, *chosen]
         common = understand(own)
+        if parse.peel(own, "--env-steps")[0] is None:  # each task may have a budget of its own
+            own += ["--env-steps", str(common.options.env_steps)]
         if common.slice is None:
             entries.append(Entry(label, tuple(own)))
         else:
@@ -147,6 +150,11 @@ def largest_slice(common: Any, fault: TooLarge) -> int:
         fewer = max(n for n in range(1, fault.fitting + 1) if members % n == 0)
         raise TooLarge(f"{fault}; {fault.fitting} would fit at a time: use --devices {fewer}", fault.fitting)
     return size
+
+
+def budget(argv: Sequence[str]) -> int:
+    """Return the environment steps of one of the ``programs``."""
+    return whole(parse.peel(argv, "--env-steps")[0])
 
 
 def identities(common: Any, argv: Sequence[str]) -> set[str]:

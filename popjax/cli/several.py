@@ -51,11 +51,12 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:
     """Run the programs of a directory of runs and summarize their results."""
     jobs = [launchers.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
-    budget = tools.common.options.env_steps
     due = [
         job
         for job, entry in zip(jobs, entries, strict=True)
-        if not run_group.finished(job.directory, budget, grid.identities(tools.common, entry.argv))
+        if not run_group.finished(
+            job.directory, grid.budget(entry.argv), grid.identities(tools.common, entry.argv)
+        )
     ]
     if not due:
         codes = []

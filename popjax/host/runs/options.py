@@ -21,8 +21,9 @@ class Options:
     """Budget, intervals and seeds of a run. All intervals are in environment steps of one seed and take
     effect at the end of the first chunk that reaches them."""
 
-    env_steps: int
-    """Training budget per seed [environment steps]."""
+    env_steps: int = 1_000_000
+    """Training budget per seed [environment steps, summed over agents]; by default that of the method's
+    preset for the task if there is one."""
     seeds: int | tuple[int, ...] = 1
     """Independent runs trained side by side on one vmapped axis: one number is their count, several are the
     seeds themselves."""

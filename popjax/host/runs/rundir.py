@@ -187,6 +187,8 @@ def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
     before = read_config(root)
     free, old, new = _free(before, config), before.get("versions", {}), config.get("versions", {})
     found = [line for name, line in differences(before, config) if free(name)]
+    budget, larger = before["options"]["env_steps"], config["options"]["env_steps"]
+    found += [f"--env-steps {budget} -> {larger}"] if larger > budget else []
     return found + [
         f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]
     ]

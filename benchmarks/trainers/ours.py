@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -29,7 +30,9 @@ def build(work: Work) -> Training:
         config = independent.Config(agent=sac.Config(hidden=work.hidden), population=work.population, **own)
         method = independent.build(env, config)
     hyper = method.hyper
-    if work.algorithm == "sac":
+    if work.algorithm == "ppo":
+        hyper = hyper.replace(target_kl=math.inf)  # all epochs, like the others
+    else:
         rates = dict.fromkeys(("actor_lr", "critic_lr", "temperature_lr"), work.learning_rate)
         hyper = hyper.replace(**rates, discount=work.discount, polyak=work.polyak)
 

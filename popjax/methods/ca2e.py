@@ -29,18 +29,7 @@ from jax import Array
 
 from popjax import agents, counting, rollout, tree
 from popjax.agents import ddpg, dqn
-from popjax.core import (
-    Choice,
-    Env,
-    Key,
-    Method,
-    Params,
-    PyTree,
-    Timestep,
-    as_arrays,
-    chain,
-    stacked,
-)
+from popjax.core import Choice, Env, Key, Method, Params, PyTree, Timestep, as_arrays, chain, stacked
 from popjax.methods.ca2e_config import (
     Config,
     Hyper,
@@ -227,11 +216,13 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         metrics = replace(s.metrics, stored=replay.size)
         return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
 
-    def update(seen: PyTree, hyper: Hyper, held: Held, key: Key) -> tuple[Held, tuple[PyTree, PyTree]]:
-        """Take one gradient step, and set the new priorities of its transitions."""
+    def update(
+        seen: PyTree, hyper: Hyper, held: Held, key: Key, own: Array | bool = True
+    ) -> tuple[Held, tuple[PyTree, PyTree]]:
+        """Take one gradient step where it is ``own``, and set the new priorities of its transitions."""
         how = hyper.importance_exponent, hyper.priority_offset, partial(frames.looked, sight, seen)
         batch = config.batch, hyper.agent, key
-        held, (losses, kept) = learning.prioritized_step(agent, store, held, *batch, *how)
+        held, (losses, kept) = learning.prioritized_step(agent, store, held, *batch, *how, own)
         return held, (losses, sight.stale(seen, kept))
 
     def passed(env_steps: counting.Count, period: int) -> Array:
@@ -247,12 +238,17 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         """Take the gradient steps that this step of the actors owes."""
         key, key_learn = jax.random.split(s.key)
         due = (owed(s.env_steps) - owed(s.env_steps - per_step)).low.astype(jnp.int32)
-        one, held, count = partial(update, s.frames, s.hyper), (s.learner, s.replay), tree.largest(due)
-        before = s.metrics.losses, s.metrics.stale
-        (learner, replay), (losses, stale) = learning.steps(one, held, count, key_learn, before)
+
+        def one(i: Array, carry: tuple[Held, PyTree]) -> tuple[Held, PyTree]:
+            own = tree.in_company(i < due)  # members that joined a sweep later may owe fewer steps
+            held, told = update(s.frames, s.hyper, carry[0], jax.random.fold_in(key_learn, i), own)
+            return held, tree.where(own, told, carry[1])
+
+        before = (s.learner, s.replay), (s.metrics.losses, s.metrics.stale)
+        (learner, replay), (losses, stale) = jax.lax.fori_loop(0, tree.largest(due), one, before)
         if isinstance(config.agent, dqn.Config):
             copy = passed(s.env_steps, config.target_every)
-            learner = replace(learner, target=tree.where(copy, learner.online, learner.target))
+            learner = tree.where(copy, agent.adopt(learner, agent.policy(learner)), learner)
         metrics = replace(s.metrics, losses=losses, stale=stale, updates=s.metrics.updates + due)
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 

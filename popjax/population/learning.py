@@ -115,6 +115,7 @@ def prioritized_step(
     exponent: Array | float,
     offset: Array | float,
     look: Callable[[Any], Any],
+    own: Array | bool = True,
 ) -> tuple[tuple[PyTree, Prioritized], tuple[PyTree, Any]]:
     """Take a gradient step on ``batch`` rows drawn by priority; return learner and replay, then the losses
     and the rows as they are kept.
@@ -122,6 +123,8 @@ def prioritized_step(
     exponent: beta of the importance weights, which are scaled to a largest one of 1.
     offset:   added to the absolute TD errors before the step to give the rows' new priorities.
     look:     rows as they are kept -> rows from which the agent learns.
+    own:      bool [], without which nothing is learned. The priorities are written in place, so a loop that
+              some members leave early must not select between two replays.
 
     Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
     """
@@ -132,5 +135,6 @@ def prioritized_step(
     weight = importance_weights(draw.probability, replay.size, exponent)
     assert agent.td_error is not None
     priority = jnp.abs(agent.td_error(learner, rows)) + offset
-    learner, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)
-    return (learner, store.update(replay, draw.slots, priority)), (losses, kept)
+    after, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)
+    replay = store.update(replay, jnp.where(own, draw.slots, -1), priority)
+    return (tree.where(jnp.asarray(own), after, learner), replay), (losses, kept)

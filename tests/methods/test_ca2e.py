@@ -17,7 +17,7 @@ from popjax.envs import make
 from popjax.methods import ca2e
 from popjax.methods.ca2e_config import scales
 from popjax.methods.ca2e_priors import Retirement, compare, threshold
-from tests.support import Case
+from tests.support import Case, equal, out_of_step, same
 
 DDPG = replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))
 SMALL = replace(
@@ -167,6 +167,13 @@ def test_gradient_steps_are_owed_exactly():
     assert list(slow.metrics.updates) == [max(0, 4 * t - 50) // 6 for t in range(1, 41)]
 
 
+def test_a_member_takes_its_own_number_of_gradient_steps():
+    """As it would alone: here none beside three, 1 beside 2, and 2 beside 1."""
+    config = replace(SMALL, env_steps_per_update=3, learning_starts=24, prior_actors=2)
+    method = ca2e.build(make("probe/corridor"), config)
+    out_of_step(method, jax.jit(method.init), jax.jit(method.step), ahead=10)
+
+
 def test_the_copy_of_the_policy_is_stale():
     states = played(steps=40, baseline=1e9)
     kernel = lambda params: np.asarray(params["mlp"]["Dense_0"]["linear"]["kernel"])  # noqa: E731
@@ -310,6 +317,18 @@ def test_the_target_is_copied_by_environment_steps():
         source = online[step] if (step + 1) % 5 == 0 else target[step - 1]
         np.testing.assert_array_equal(target[step], source)
     assert (online[-2] != target[-2]).any()
+
+
+def test_the_target_is_copied_of_a_learner_that_normalizes_observations():
+    config = replace(learned()[1], agent=dqn.Config(hidden=(4,), normalize_obs=True), prior_actors=0)
+    method = ca2e.build(make("probe/corridor-discrete"), replace(config, learning_starts=12, local_buffer=2))
+    state, step = method.init(jax.random.key(0), method.hyper), jax.jit(method.step)
+    for _ in range(20):
+        state = step(state)
+    inner = state.learner.agent
+    equal(inner.online, inner.target)
+    inner = step(step(state)).learner.agent
+    assert not same(inner.online, inner.target)
 
 
 def test_importance_weights_reach_the_loss():

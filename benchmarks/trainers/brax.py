@@ -61,6 +61,7 @@ def build(work: Work) -> Training:
                 ppo_networks.make_ppo_networks,
                 policy_hidden_layer_sizes=work.hidden,
                 value_hidden_layer_sizes=work.hidden,
+                activation=jax.nn.tanh,
             ),
         )
     else:

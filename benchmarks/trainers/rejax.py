@@ -24,7 +24,7 @@ def build(work: Work) -> Training:
     if work.algorithm == "ppo":
         algorithm = PPO.create(
             **common,
-            agent_kwargs={"hidden_layer_sizes": work.hidden},
+            agent_kwargs={"hidden_layer_sizes": work.hidden, "activation": "tanh"},
             num_envs=work.lanes,
             num_steps=work.steps,
             num_epochs=work.epochs,

@@ -49,6 +49,17 @@ def where(condition: Array, if_true: T, if_false: T) -> T:
     return jax.tree.map(choose, if_true, if_false)
 
 
+def finite(tree: Any, axes: int = 1) -> Array:
+    """Return bool [...], the ``axes`` leading axes of every leaf: whether all floating-point numbers behind
+    them are finite."""
+    shape = jax.tree.leaves(tree)[0].shape[:axes]
+    sound = jnp.ones(shape, jnp.bool_)
+    for x in jax.tree.leaves(tree):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            sound &= jnp.isfinite(x).all(tuple(range(axes, x.ndim)))
+    return sound
+
+
 def flatten(tree: T, axes: int = 2) -> T:
     """Merge the ``axes`` leading axes of every leaf into one."""
     return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), tree)

@@ -26,6 +26,16 @@ def test_take_and_put_are_inverse_on_the_rows_they_name(rows):
     equal(restored, rows)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_numbers_that_are_not_finite_are_found(dtype):
+    numbers = {"loss": jnp.array([0.0, jnp.nan, 1.0], dtype), "size": jnp.ones((3, 2), jnp.int32)}
+    assert tree.finite(numbers).tolist() == [True, False, True]
+    numbers["weights"] = jnp.array([[1.0, jnp.inf], [0.0, 0.0], [0.0, 0.0]], dtype)
+    assert tree.finite(numbers).tolist() == [False, False, True]
+    assert not tree.finite(numbers, 0)
+    assert tree.finite({"updates": jnp.arange(3), "nothing": jnp.zeros((3, 0))}).tolist() == [True] * 3
+
+
 def test_take_of_an_int_drops_the_axis(rows):
     assert tree.take(rows, 1)["a"].shape == (3,)
 

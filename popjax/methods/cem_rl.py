@@ -249,15 +249,14 @@ def build(env: Env, config: Config = Config()) -> Method:
         rows, valid = jax.tree.map(
             lambda x: x.reshape(population, longest, *x.shape[2:]), (episodes.steps, episodes.valid)
         )
-        fitness = episodes.total.reshape(population, config.trials).mean(1)
-        steps = jnp.where(stays, 0, valid.sum(1)).sum(dtype=jnp.int32)
+        total, played = (x.reshape(population, config.trials) for x in (episodes.total, episodes.length))
+        fitness, steps = total.mean(1), jnp.where(stays, 0, played.sum(1)).sum(dtype=jnp.int32)
         if config.mixing:
             place = jnp.arange(longest)
             slots = (s.start[s.source][:, None] + place) % config.capacity
             rows = tree.where(stays, tree.take(s.replay.rows, slots), rows)
             valid = jnp.where(stays[:, None], place < s.length[s.source][:, None], valid)
             fitness = jnp.where(stays, s.metrics.fitness[s.source], fitness)
-        valid &= jnp.isfinite(s.population).all(1)[:, None]  # who has diverged leaves nothing to learn from
         length = valid.sum(1, dtype=jnp.int32)
         return replace(
             s,

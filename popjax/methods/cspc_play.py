@@ -180,7 +180,8 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(
             step.before, step.choice, step.timestep
         )
-        stored, done = step.alive & stores[owner], step.timestep.done
+        sound = tree.finite(step.choice.action)  # a policy that has diverged must not spoil the memory
+        stored, done = step.alive & stores[owner] & sound, step.timestep.done
         memory, number = good_episodes.remember(play.memory, rows, stored)
         length, total = step.before.account.length, after.account.latest
         gate = replace(terms.gate, open=terms.gate.open[owner])

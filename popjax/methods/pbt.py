@@ -10,7 +10,7 @@ An iteration: collect -> learn -> evolve.
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
 A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns are copied with it;
 the unfinished episode is not counted. An agent that has diverged is the worst; whoever replaces it takes
-over lanes and replay, too, and until then the best acts in its place where the replay is shared.
+over lanes and replay, too.
 
 Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
 is explored by its distance to that end. A newcomer of halving learns from its slot's replay.
@@ -111,8 +111,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     evolving, decide = evolved(config), search.build(config.search, population)
     every = -(-config.interval * population // base.steps)  # iterations between ready points
     names, own_steps = [prior.name for prior in evolving], base.steps // population
-    sharing = isinstance(config, OffPolicyConfig) and config.shared_replay
-    replays = ("replay",) if isinstance(config, OffPolicyConfig) and not sharing else ()  # of each's own
+    apart = isinstance(config, OffPolicyConfig) and not config.shared_replay
+    replays = ("replay",) if apart else ()  # of each's own
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     spans = population, every * own_steps
     again = schedules.selections(replay, env.spec.name, kind_of(config.agent), names, *spans)
@@ -123,7 +123,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         fields = base.fields(key, hyper)
         chosen, none = copies(own), jnp.int32(0)
         told = {"numbers": named(hyper), "ready": none, "diverged": none, **chosen}
-        of_agents = {"stale": ()} | vars(fields.pop("metrics"))  # those without a replay have no rows
+        of_agents = {"stale": None} | vars(fields.pop("metrics"))  # those without a replay have no rows
         metrics = Metrics(**of_agents, **told)
         table = lineage.begin(values(hyper), config.rounds + 1)
         born = jnp.zeros(population, jnp.int32)
@@ -145,19 +145,9 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
 
     def collect(s: State) -> State:
         """Play everyone in its lanes, and judge it by its last episodes there."""
-        after = played(s)
+        after = base.collect(s)
         fitness = s.metrics.fitness if config.scoring else judging.shown(judged(after).fitness)
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
-
-    def played(s: State) -> State:
-        """Return the State after a rollout. With a shared replay, the best agent acts in place of diverged
-        ones."""
-        if not sharing:
-            return base.collect(s)
-        lost = judging.diverged(s.agents, population)
-        best = jnp.argmax(jnp.where(lost, -jnp.inf, s.metrics.fitness))
-        after = base.collect(replace(s, agents=tree.take(s.agents, jnp.where(lost, best, own))))
-        return replace(after, agents=tree.where(lost, s.agents, after.agents))
 
     def judged(s: State) -> Standing:
         """Return how everyone stands by its episodes in training."""
@@ -173,7 +163,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def evolve(s: State) -> State:
         """Let everyone that is to take over an agent do so and explore, at a ready point."""
         losses = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), s.metrics.losses)
-        sick = judging.diverged(s.metrics.losses, population)
+        sick = ~tree.finite(s.metrics.losses)
         told = {"losses": losses, "diverged": sick.sum(dtype=jnp.int32)}
         fitness = judging.shown(jnp.where(sick, -jnp.inf, s.metrics.fitness))
         s = replace(s, metrics=replace(s.metrics, fitness=fitness, **told))
@@ -196,7 +186,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         key = jax.random.fold_in(s.key, TURN)
         key_score, key_decide, key_explore, key_prior, key_fresh = jax.random.split(key, 5)
         standing = scored(s, key_score) if config.scoring else judged(s)
-        lost = judging.diverged(s.agents, population)
+        lost = ~tree.finite(s.agents)
         standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
         if again is None:
             decision = decide(key_decide, standing, s.hyper.search.significance)

@@ -1,12 +1,10 @@
-"""Fitness of individuals in training: by their own episodes, and of those who have diverged."""
+"""Fitness of individuals in training: by their own episodes, and as it is shown."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.core import PyTree
 from popjax.population.lanes import Lanes
 
 
@@ -19,6 +17,7 @@ def by_training(lanes: Lanes) -> tuple[Array, Array, Array]:
     others.
     """
     account, recent = lanes.account, lanes.account.recent
+    assert recent is not None
     returns, valid = (x.reshape(len(x), -1) for x in (recent.returns, recent.valid))
     count, begun = valid.sum(1), (recent.whole & (account.episodes == 0)).all(1)
     mean = jnp.where(valid, returns, 0.0).sum(1) / jnp.maximum(count, 1)
@@ -32,12 +31,3 @@ def shown(fitness: Array) -> Array:
     """Return the fitness [P] as it is shown: of one that has diverged, that of the worst other."""
     finite = jnp.isfinite(fitness)
     return jnp.where(finite, fitness, jnp.min(fitness, where=finite, initial=jnp.inf))
-
-
-def diverged(numbers: PyTree, population: int) -> Array:
-    """Return bool [P]: whether any of an individual's floating-point ``numbers`` [P, ...] is not finite."""
-    finite = jnp.ones(population, jnp.bool_)
-    for x in jax.tree.leaves(numbers):
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            finite &= jnp.isfinite(x.reshape(population, -1)).all(1)
-    return ~finite

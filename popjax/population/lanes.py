@@ -68,7 +68,7 @@ class Account:
     latest:        float32  return of the last finished episode; of the one under way before any has finished.
     latest_length: int32    environment steps of the same episode.
     episodes:      int32    finished episodes.
-    recent:        Recent   the last of them; () where nobody asks.
+    recent:        Recent   the last of them; None where nobody asks.
     """
 
     running: Array
@@ -76,7 +76,7 @@ class Account:
     latest: Array
     latest_length: Array
     episodes: Array
-    recent: PyTree = ()
+    recent: Recent | None = None
 
 
 @struct.dataclass
@@ -110,7 +110,7 @@ def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = (), recen
     zero, none = jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
     memory = tree.repeat(tree.repeat(memory, shape[1]), shape[0])
     whole = jnp.ones(shape, jnp.bool_)
-    remembered = Recent(jnp.zeros((*shape, recent)), none, whole) if recent else ()
+    remembered = Recent(jnp.zeros((*shape, recent)), none, whole) if recent else None
     return Lanes(states, obs, memory, Account(zero, none, zero, none, none, remembered))
 
 
@@ -155,6 +155,9 @@ def episodes(
     """Play one whole episode with each of ``params`` [E]; return rows [E, T], valid [E, T], returns and
     lengths [E].
 
+    Rows of a policy that has diverged, whose parameters are not all finite, are not valid: they would spoil a
+    replay and all who learn from it. Its return and length are those that it played.
+
     memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is what it ends with.
     scale:  [E] of the exploration.
     record: ``(obs, action, timestep) -> what is kept of a step``.
@@ -165,7 +168,8 @@ def episodes(
         def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
             return act(params, memory, obs, key, scale)[:2]
 
-        return rollout.episode(env, choose, memory, key, record=record)
+        played = rollout.episode(env, choose, memory, key, record=record)
+        return replace(played, valid=played.valid & tree.finite(params, 0))
 
     return jax.vmap(one)(params, memory, jax.random.split(key, scale.shape[0]), scale)
 
@@ -219,12 +223,6 @@ def trajectories(rows: Trajectory, before: PyTree) -> Trajectory:
     memory ``before`` [P, N]."""
     by_individual = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
     return replace(by_individual, memory=jax.tree.map(lambda x: x[:, None], before))
-
-
-def in_order(rows: Any) -> Any:
-    """Return rows [T, P, N, ...] as each individual's own, [P, T * N, ...], in the order of a sequential
-    program: step by step, and lane by lane within a step."""
-    return jax.vmap(tree.flatten)(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows))
 
 
 def track(account: Account, reward: Array, done: Array) -> Account:

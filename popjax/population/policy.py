@@ -36,13 +36,16 @@ def everyone(
 
 
 def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
-    """Return ``act`` with uniformly random actions where ``random`` bool [], [P] or [P, N]: warm-up."""
+    """Return ``act`` with uniformly random actions where ``random`` bool [], [P] or [P, N], as in a warm-up,
+    and where the policy has diverged: an action that is not finite would spoil the lane, the replay and all
+    who learn from it."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_act, key_random = jax.random.split(key)
         choice = act(memory, obs, key_act)
         shape = choice.log_prob.shape
-        chance = jnp.broadcast_to(tree.align(random, choice.log_prob), shape)
+        sound = tree.finite(choice.action, len(shape))
+        chance = jnp.broadcast_to(tree.align(random, choice.log_prob), shape) | ~sound
         action = tree.where(chance, uniform(spec, key_random, shape), choice.action)
         return choice._replace(action=action)
 
@@ -92,7 +95,7 @@ def require_network(agent: Agent, hyper: PyTree) -> None:
     hyper: the agent's numbers.
 
     Raises:
-        ValueError: it also holds statistics of observations.
+        ValueError: it also holds statistics of observations, or parameters of other shapes.
     """
 
     def policy(key: Key) -> Params:
@@ -104,6 +107,14 @@ def require_network(agent: Agent, hyper: PyTree) -> None:
             "a policy that is crossed, mutated or imitated is a network alone; choose an agent that does not"
             " normalize observations"
         )
+    for (path, x), y in zip(jax.tree.leaves_with_path(own), jax.tree.leaves(learned), strict=True):
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"a policy that is crossed, mutated or imitated is the network agent.actor; {name} is"
+                f" {x.dtype} {list(x.shape)} there, and {y.dtype} {list(y.shape)} in agent.policy: let init"
+                " use that network"
+            )
 
 
 def uniform(spec: Spec, key: Key, shape: tuple[int, ...]) -> Array:

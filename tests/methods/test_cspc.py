@@ -480,6 +480,20 @@ def test_an_agent_without_a_score_is_behind_all_others_and_never_deployed():
     assert same(method.policy(state), tree.take(method.individuals(state), 2))
 
 
+def test_who_has_diverged_leaves_nothing_in_the_memory():
+    def lost(s):
+        learner = s.team.on_policy.agent
+        actor = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), learner.actor)
+        local = replace(s.team.on_policy, agent=replace(learner, actor=actor))
+        return replace(under_way(s), team=s.team._replace(on_policy=local))
+
+    after = history(1, edit=lost)[1]
+    assert after.metrics.steps.tolist() == [100, 100, 100]
+    assert int(after.memory.written) == 200
+    kept = jax.tree.leaves((after.memory, after.team.off_policy.agent))
+    assert all(np.isfinite(x).all() for x in kept if x.dtype == jnp.float32)
+
+
 def test_the_search_gets_the_on_policy_agents_policy_as_it_was():
     before, after, taken = handed((500, 390, 250))
     np.testing.assert_array_equal(after.evolution.offered, [True, True])

@@ -176,7 +176,7 @@ def test_who_has_diverged_is_replaced_for_good():
 
 @pytest.mark.slow
 def test_who_has_diverged_leaves_nothing_in_a_shared_replay():
-    """The best acts in its lanes until the next ready point, at which it is replaced."""
+    """It acts at random until the next ready point, at which it is replaced."""
     method = pbt.build(make("probe/corridor"), off_policy(shared_replay=True, interval=4))
     step = jax.jit(method.step)
     state = jax.jit(method.init)(jax.random.key(0), method.hyper)

@@ -361,6 +361,10 @@ def test_an_individual_without_a_return_is_no_champion():
     assert np.isnan(after.metrics.fitness[0])
     best = np.nanargmax(after.metrics.fitness)
     assert same(after.champion, tree.take(state.actors, int(best)))
+    steps = float(after.metrics.steps)
+    assert 0 < float(after.replay.size) < steps, "its episode is played, and leaves nothing"
+    kept = jax.tree.leaves((after.replay, after.learner, after.memories))
+    assert all(np.isfinite(x).all() for x in kept if x.dtype == jnp.float32)
 
 
 @pytest.mark.parametrize("name", ["pderl", "perl", "erl"])

@@ -77,7 +77,8 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Actor and value network, RMSProp's moments of both, gradient steps taken (int32 [])."""
+    """Actor and value network, RMSProp's moments of both, gradient steps taken (int32 [], which stands still
+    at its largest number, long after the rate has fallen)."""
 
     actor: Params
     value: Params
@@ -184,7 +185,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         (policy_params, value_params), optimizer, _, losses = descend(
             rmsprop(rate, hyper.max_grad_norm), loss, (state.actor, state.value), state.optimizer
         )
-        return State(policy_params, value_params, optimizer, state.updates + 1), losses
+        return State(policy_params, value_params, optimizer, optax.safe_increment(state.updates)), losses
 
     return OnPolicyAgent(
         init=init,

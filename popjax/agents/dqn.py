@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax import Array
 
@@ -69,7 +70,8 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Online and target network, Adam's moments; age: int32 [] gradient steps since the target was copied."""
+    """Online and target network, Adam's moments; age: int32 [] gradient steps since the target was copied,
+    which stands still at its largest number."""
 
     online: Params
     target: Params
@@ -102,11 +104,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return State(params, params, adam(hyper.lr, hyper.max_grad_norm).init(params), jnp.int32(0))
 
     def inherit(state: State, other: State) -> State:
-        return replace(
-            other,
-            optimizer=state.optimizer,
-            age=state.age,
-        )
+        return replace(other, optimizer=state.optimizer, age=state.age)
 
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, online=policy, target=policy)
@@ -136,7 +134,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
         optimizer = adam(hyper.lr, hyper.max_grad_norm)
         online, moments, total, value = descend(optimizer, loss, state.online, state.optimizer)
-        age = state.age + 1
+        age = optax.safe_increment(state.age)
         copy = age.astype(jnp.float32) >= hyper.target_period
         state = State(online, tree.where(copy, online, state.target), moments, jnp.where(copy, 0, age))
         return state, Losses(loss=total, value=value)

@@ -21,12 +21,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, normalize, tree
 from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
+from popjax.normalize import RunningStatistics
 from popjax.optimize import adam, annealed, descend
 from popjax.shuffle import permuted
 
@@ -77,14 +79,15 @@ class Hyper:
 @struct.dataclass
 class State:
     """Actor and value, Adam's moments of each, statistics of observations and of discounted sums of rewards
-    (() without these), rollouts learned from (int32 [])."""
+    (None without these), rollouts learned from (int32 [], which stands still at its largest number, long
+    after the rates have fallen)."""
 
     actor: Params
     value: Params
     actor_optimizer: PyTree
     value_optimizer: PyTree
-    observations: PyTree
-    rewards: PyTree
+    observations: RunningStatistics | None
+    rewards: RunningStatistics | None
     rollouts: Array
 
 
@@ -136,8 +139,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             value=value_params,
             actor_optimizer=adam(hyper.policy_lr, hyper.max_grad_norm).init(policy_params),
             value_optimizer=adam(hyper.value_lr, hyper.max_grad_norm).init(value_params),
-            observations=normalize.init(spec.obs_shape) if config.normalize_obs else (),
-            rewards=normalize.init() if config.normalize_reward else (),
+            observations=normalize.init(spec.obs_shape) if config.normalize_obs else None,
+            rewards=normalize.init() if config.normalize_reward else None,
             rollouts=jnp.int32(0),
         )
 
@@ -233,6 +236,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def scaled(state: State, rollout: Trajectory, hyper: Hyper) -> tuple[State, Trajectory]:
         """Return the statistics after the rollout, and the rollout with rewards divided by their
         deviation."""
+        assert state.rewards is not None
         anew = normalize.ReturnStatistics(state.rewards, jnp.zeros(rollout.reward.shape[1:]))
         seen = normalize.update_returns(anew, rollout.reward, rollout.done, hyper.discount, rollout.valid)
         deviation = jnp.sqrt(seen.statistics.variance + 1e-8)
@@ -263,8 +267,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             advantages = standardized(advantages, rows.valid)
         state, (policy_loss, kl, entropy, steps) = learn_policy(state, rows, advantages, hyper, key_policy)
         state, value_loss = learn_value(state, rows, before, returns, hyper, key_value)
-        state = replace(state, rollouts=state.rollouts + 1)
-        if config.normalize_obs:
+        state = replace(state, rollouts=optax.safe_increment(state.rollouts))
+        if state.observations is not None:
             state = replace(state, observations=normalize.update(state.observations, raw, rollout.valid))
         return state, Losses(policy_loss, value_loss, kl, entropy, steps)
 

@@ -75,7 +75,7 @@ class State:
     copy: Params  # the learner's policy as the actors have it
     copy_age: Array  # int32 [] environment steps of an actor since it was made
     replay: Prioritized
-    frames: PyTree  # () where observations are no stacks
+    frames: frames.Frames | None  # None where observations are no stacks
     recent: ring.Ring  # returns of nature actors' finished episodes
     retirement: Retirement
     prior_params: tuple[Params, ...]
@@ -249,7 +249,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         if isinstance(config.agent, dqn.Config):
             copy = passed(s.env_steps, config.target_every)
             learner = tree.where(copy, agent.adopt(learner, agent.policy(learner)), learner)
-        metrics = replace(s.metrics, losses=losses, stale=stale, updates=s.metrics.updates + due)
+        metrics = replace(s.metrics, losses=losses, stale=stale, gradient_steps=due)
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 
     def retire(s: State) -> State:

@@ -91,13 +91,13 @@ class Metrics:
     average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
     compared:       float32 []  return that was last compared with the prior policies, 0 before that.
     losses:         [] each     the learner's in the last gradient step, 0 before the first.
-    updates:        int32 []    gradient steps.
+    gradient_steps: int32 []    in this step.
     exploration:    float32 [P] scale of each actor's exploration; prior actors use theirs once they are
                     retired.
     retired_at:     float32 [prior] environment steps when a prior actor retired, -1 while it has not.
     baseline:       float32 [prior] mean return of its policy.
     stored:         int32 []    transitions in the replay.
-    stale:          int32 []    rows of the last batch that have lost a frame, which must be none; () where
+    stale:          int32 []    rows of the last batch that have lost a frame, which must be none; None where
                                 observations are no stacks.
     """
 
@@ -106,12 +106,12 @@ class Metrics:
     average_return: Array
     compared: Array
     losses: PyTree
-    updates: Array
+    gradient_steps: Array
     exploration: Array
     retired_at: Array
     baseline: Array
     stored: Array
-    stale: PyTree
+    stale: Array | None
 
 
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:

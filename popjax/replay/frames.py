@@ -32,7 +32,7 @@ class Frames:
     """Frames of some lanes, and the observations on which these act.
 
     pixels: [F, ..., C]          frames as the environment gives them.
-    count:  int32 []             frames ever written.
+    count:  int32 []             number of the next frame; numbers begin anew at a multiple of F near 2^30.
     ids:    int32 [L, stack]     of the observation that each lane acts on next.
     """
 
@@ -45,20 +45,20 @@ class Sight(NamedTuple):
     """Storage of the observations of a task in rows: as ids, or as they are where they are no stacks.
 
     example: a row as it is kept, all zeros
-    start:   obs [L, *obs] of the lanes' first observations -> frames; () where nothing is kept apart
+    start:   obs [L, *obs] of the lanes' first observations -> frames; None where nothing is kept apart
     see:     (frames, obs [T, L, *obs], next_obs [T, L, *obs], obs [L, *obs] after them, anew bool [T, L]) ->
              (frames, obs and next_obs as rows keep them, [T, L, ...] each). Behind a step that is ``anew``,
              the end of an episode or a cut, the lane goes on with one frame repeated
     look:    (frames, observations [...] as rows keep them) -> [..., *obs]
-    stale:   (frames, rows [...]) -> int32 [] how many of them have lost a frame, which must be none; () where
-             none can
+    stale:   (frames, rows [...]) -> int32 [] how many of them have lost a frame, which must be none; None
+             where none can
     """
 
     example: Transition
-    start: Callable[[Array], PyTree]
-    see: Callable[[PyTree, Array, Array, Array, Array], tuple[PyTree, Array, Array]]
-    look: Callable[[PyTree, Array], Array]
-    stale: Callable[[PyTree, Any], PyTree]
+    start: Callable[[Array], Frames | None]
+    see: Callable[..., tuple[Frames | None, Array, Array]]
+    look: Callable[..., Array]
+    stale: Callable[..., Array | None]
 
 
 def slots(capacity: int, lanes: int, spare: int = SPARE) -> int:
@@ -78,7 +78,7 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
     """
     row = example_transition(spec)
     if spec.stack == 1:
-        return Sight(row, lambda obs: (), lambda *seen: seen[:3], lambda _, obs: obs, lambda *_: ())
+        return Sight(row, lambda obs: None, lambda *seen: seen[:3], lambda _, obs: obs, lambda *_: None)
     depth, size = spec.stack, slots(capacity, lanes, spec.stack + 2 * in_flight)
     channels = spec.obs_shape[-1] // depth
     if channels * depth != spec.obs_shape[-1]:
@@ -86,6 +86,8 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
             f"{spec.name}: observations of shape {spec.obs_shape} are no stack of {depth} frames along the"
             " last axis; correct stack of the Spec"
         )
+
+    period = 2**30 // size * size  # after which numbers begin anew: 32 bits hold them however long a run is
 
     def newest(obs: Array) -> Array:
         return obs[..., -channels:]
@@ -102,7 +104,8 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
         begun = jnp.concatenate([obs[1:], after[None]])
         shown = jnp.stack([newest(next_obs), newest(begun)], 1)  # [T, 2, L, ..., C]
         written = jnp.stack([jnp.ones_like(anew), anew], 1)  # [T, 2, L]
-        number = frames.count + (jnp.cumsum(written.ravel()) - 1).reshape(written.shape).astype(jnp.int32)
+        later = (jnp.cumsum(written.ravel()) - 1).reshape(written.shape).astype(jnp.int32)
+        number = (frames.count + later) % period
 
         def one(ids: Array, step: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             (latest, first), anew = step
@@ -113,8 +116,8 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
         ids, (obs_ids, next_obs_ids) = jax.lax.scan(one, frames.ids, (number, anew))
         slots = jnp.where(written, number % size, size).ravel()  # size: dropped by the scatter
         pixels = frames.pixels.at[slots].set(tree.flatten(shown, 3), mode="drop")
-        frames = Frames(pixels, frames.count + written.sum(dtype=jnp.int32), ids)
-        return frames, obs_ids, next_obs_ids
+        count = (frames.count + written.sum(dtype=jnp.int32)) % period
+        return Frames(pixels, count, ids), obs_ids, next_obs_ids
 
     def look(frames: Frames, ids: Array) -> Array:
         found = frames.pixels[ids % size]  # [..., stack, H, W, C]
@@ -122,7 +125,7 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
         return found.reshape(*found.shape[:-2], -1)
 
     def stale(frames: Frames, rows: Any) -> Array:
-        return (frames.count - rows.obs[..., 0] > size).sum(dtype=jnp.int32)
+        return ((frames.count - rows.obs[..., 0]) % period > size).sum(dtype=jnp.int32)
 
     seen = jnp.zeros(depth, jnp.int32)
     return Sight(replace(row, obs=seen, next_obs=seen), start, see, look, stale)

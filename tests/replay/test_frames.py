@@ -39,8 +39,10 @@ def test_ids_of_two_lanes():
     assert int(held.count) == 7
 
 
-def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped():
-    """500 steps of three lanes, a ninth of which end or are cut: 40 rows are kept of 1,500."""
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped(begun):
+    """500 steps of three lanes, a ninth of which end or are cut: 40 rows are kept of 1,500. Numbers of frames
+    begin anew below 2^30, which is the same for a run that has ``begun`` long ago."""
     lanes, block, capacity, chance = 3, 5, 40, np.random.default_rng(0)
     sight, plain = frames.sight(SMALL, capacity, lanes, block), ring(capacity)
 
@@ -52,6 +54,9 @@ def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped():
 
     obs = alike(frame(lanes))
     held = sight.start(jnp.asarray(obs))
+    size = len(held.pixels)
+    earlier = begun * (2**30 // size - 2) * size
+    held = replace(held, count=held.count + earlier, ids=held.ids + earlier)
     store, wanted = plain.init(sight.example), plain.init(example_transition(SMALL))
 
     @jax.jit
@@ -70,10 +75,11 @@ def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped():
         rows = tree.repeat(tree.repeat(example_transition(SMALL), lanes), block)
         rows = replace(rows, obs=jnp.asarray(np.stack(shown)), next_obs=jnp.asarray(np.stack(followed)))
         held, store, wanted = write(held, store, wanted, rows, jnp.asarray(obs), jnp.asarray(np.stack(new)))
-    assert int(held.count) > 5 * len(held.pixels)
+    assert int(held.count) > (3 if begun else 5) * size
+    assert int(held.count) < 2**30 // size * size
     equal(frames.looked(sight, held, store.rows), wanted.rows)
     assert int(sight.stale(held, store.rows)) == 0
-    lost = replace(store.rows, obs=store.rows.obs - len(held.pixels))
+    lost = replace(store.rows, obs=store.rows.obs - size)
     assert int(sight.stale(held, lost)) == capacity
 
 

@@ -26,7 +26,6 @@ from popjax.intrinsic import contrastive
 from popjax.optimize import adam
 from popjax.population import drives, exchange, imitation, offpolicy, parts, policy, scoring
 from popjax.recipe import Recipe, recorded
-from popjax.replay.episodes import slots
 from popjax.replay.ring import newest
 
 
@@ -133,7 +132,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             return jnp.square(agent.actions.vector(said) - agent.actions.vector(target)).mean()
 
         def draw(key: Key) -> Array:
-            return base.look(s, s.replay.rows.obs[slots(s.replay, key, config.batch)])
+            return base.sample(s, key).obs[0]
 
         how = adam(s.hyper.student_lr, jnp.inf), loss, draw
         student, told = imitation.study(*how, s.student, config.updates, key_study)

@@ -18,7 +18,7 @@ from popjax import counting, testing, tree
 from popjax.envs import make
 from popjax.host.recipes import METHODS
 from popjax.methods import ca2e, ce, independent, pderl
-from tests.support import close
+from tests.support import close, out_of_step
 
 FILES = sorted((Path(__file__).parent / "methods").glob("test_*.py"))
 CASES = {
@@ -57,6 +57,13 @@ def test_a_method_keeps_its_contract(name):
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].slow_members])
 def test_a_sweep_equals_single_runs(name):
     testing.check_members(built(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_members_that_are_out_of_step_go_on_as_if_alone(name):
+    method = built(name)
+    out_of_step(method, jax.jit(method.init), jax.jit(method.step), ahead=3)
 
 
 @pytest.mark.slow

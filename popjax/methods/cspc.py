@@ -88,9 +88,9 @@ class Metrics:
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent.
     losses:         see ``Losses``.
-    bonus:          mean of what the drive added to the rewards of the global agent's last batch; () without
-                    a drive.
-    drive:          [] each, the drive's losses behind it; () without a drive.
+    bonus:          mean of what the drive added to the rewards of the global agent's last batch; None
+                    without a drive.
+    drive:          [] each, the drive's losses behind it; None without a drive.
     """
 
     fitness: Array
@@ -103,7 +103,7 @@ class Metrics:
     local_size: Array
     gradient_steps: Array
     losses: Losses
-    bonus: PyTree
+    bonus: Array | None
     drive: PyTree
 
 

@@ -93,11 +93,11 @@ class Members(NamedTuple):
 
 @struct.dataclass
 class Driven:
-    """The drive's state, its mean bonus [] in the global agent's last batch, and its losses there; () each
-    without a drive."""
+    """The drive's state, its mean bonus [] in the global agent's last batch, and its losses there; None
+    each without a drive."""
 
     state: PyTree
-    bonus: PyTree
+    bonus: Array | None
     losses: PyTree
 
 

@@ -39,6 +39,7 @@ from popjax.core import (
 from popjax.evolution import strategies
 from popjax.evolution.strategies import Hyper
 from popjax.nets import images
+from popjax.normalize import RunningStatistics
 from popjax.population import judging, lanes, learning
 from popjax.recipe import Recipe, recorded
 
@@ -90,7 +91,7 @@ class State:
     generation: Array  # int32 [] completed
     metrics: Metrics
     search: PyTree  # the strategy's
-    statistics: PyTree  # of observations; () where they are not normalized
+    statistics: RunningStatistics | None  # of observations; None where they are not normalized
     population: Params = stacked()  # as evaluated last
 
 
@@ -132,7 +133,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             generation=none,
             metrics=Metrics(jnp.zeros(population), none, none, jnp.float32(0)),
             search=search,
-            statistics=normalize.init(spec.obs_shape) if config.normalize_obs else (),
+            statistics=normalize.init(spec.obs_shape) if config.normalize_obs else None,
             population=strategy.ask(search, hyper, key_ask)[0],
         )
 
@@ -156,7 +157,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
         episodes = jax.vmap(play)(individuals(s))  # [P, trials, T]
         statistics = s.statistics
-        if config.normalize_obs:
+        if statistics is not None:
             seen = episodes.steps.reshape(*episodes.valid.shape, -1)
             sound = episodes.valid & jnp.isfinite(seen).all(-1)
             statistics = normalize.update(statistics, episodes.steps, sound)

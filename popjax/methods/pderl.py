@@ -73,7 +73,7 @@ class State:
     learner: PyTree
     learner_memory: Ring
     replay: Ring
-    drive: PyTree  # the learner's; () without one
+    drive: PyTree  # the learner's; None without one
     noise: Array  # float32 [A] the learner's Ornstein-Uhlenbeck process; [0] of one that explores by itself
     champion: Params  # the fittest policy of the last evaluation
     elite_copy: Array  # int32 [] slot of the best elite's copy, which sync must spare

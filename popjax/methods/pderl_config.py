@@ -91,7 +91,7 @@ class Metrics:
     learner_return:  return of the learner's exploring episode.
     losses:          the learner's, of its last gradient step; 0 before the first.
     bonus, drive:    [1] mean of what the drive added to that batch's rewards, and its losses behind the step;
-                     () without a drive.
+                     None without a drive.
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.
     children:        int32 slots filled by crossover.
@@ -104,7 +104,7 @@ class Metrics:
     fitness: Array
     learner_return: Array
     losses: PyTree
-    bonus: PyTree
+    bonus: Array | None
     drive: PyTree
     steps: Array
     gradient_steps: Array

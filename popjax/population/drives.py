@@ -124,10 +124,10 @@ def _extended(kind: type, names: tuple[str, ...]) -> Any:
 def none(population: int) -> Drive:
     """Return a drive that adds nothing to the task's reward."""
     return Drive(
-        init=lambda key: (),
+        init=lambda key: None,
         observe=lambda state, *_: state,
-        pay=lambda state, rows, hyper: (_everybodys(rows, population), ()),
-        learn=lambda state, *_: (state, ()),
+        pay=lambda state, rows, hyper: (_everybodys(rows, population), None),
+        learn=lambda state, *_: (state, None),
     )
 
 

@@ -30,7 +30,7 @@ from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
 from popjax.population.parts import Parts
 from popjax.replay import episodes, frames
-from popjax.replay.frames import Sight
+from popjax.replay.frames import Frames, Sight
 from popjax.replay.ring import Ring, ring
 
 
@@ -63,18 +63,18 @@ class Metrics:
     fitness:  float32 [P] return of the last finished episode, mean over lanes.
     episodes: int32 [P]   finished episodes.
     losses:   [P] each    the agent's losses in the last gradient step of the iteration, 0 before the first.
-    bonus:    float32 [P] mean of what the drive added to the rewards of its batch; () without a drive.
-    drive:    [] each     the drive's losses behind it; () without a drive.
-    stale:    int32 []    rows of the last batch that have lost a frame, which must be none; () where
+    bonus:    float32 [P] mean of what the drive added to the rewards of its batch; None without a drive.
+    drive:    [] each     the drive's losses behind it; None without a drive.
+    stale:    int32 []    rows of the last batch that have lost a frame, which must be none; None where
                           observations are no stacks.
     """
 
     fitness: Array
     episodes: Array
     losses: PyTree
-    bonus: PyTree
+    bonus: Array | None
     drive: PyTree
-    stale: PyTree
+    stale: Array | None
 
 
 def _own(s: Any) -> bool:
@@ -90,8 +90,13 @@ def _apart(s: Any) -> bool:
 
 @struct.dataclass
 class State:
-    """Everything that training carries. ``drive`` is () without one, ``frames`` () where observations are no
-    stacks."""
+    """Everything that training carries.
+
+    drive:  the drive's state; None without one.
+    replay: rows as they are kept; take batches from ``Parts.sample``, which puts in each agent's discount,
+            where rows have 1 as long as the task goes on, and looks up frames.
+    frames: None where observations are no stacks.
+    """
 
     key: Key
     hyper: PyTree
@@ -100,7 +105,7 @@ class State:
     metrics: Metrics
     drive: PyTree
     replay: Ring = stacked(when=_own)
-    frames: PyTree = stacked(when=_own)
+    frames: Frames | None = stacked(when=_own)
     agents: PyTree = stacked(when=_apart)  # heads of one network lead with 1
     lanes: Lanes = stacked()  # [P, N]
 
@@ -183,8 +188,8 @@ def build(
     adapt:   changes how the agents act or learn; a common ``draw`` is for a shared replay.
     drive:   replaces that of ``config.drive``.
 
-    A replay keeps whether the task went on, as a discount of 1 or 0; an agent's own gamma is put in its place
-    when the agent learns. So agents with different discounts, or with one that changes, can share a replay.
+    A replay keeps whether the task went on, as a discount of 1 or 0; ``sample`` and ``learn`` put an agent's
+    own gamma in its place. So agents with different discounts, or with one that changes, can share a replay.
     """
     population = config.population
     drive = drive or drives.build(env.spec, config.drive, population, config.lanes)
@@ -268,9 +273,7 @@ def build(
         key_draw, key_learn, key_drive = jax.random.split(key, 3)
         kept, own = draw(store, key_draw)
         rows = each(partial(frames.looked, sight))(seen, kept)
-        paid, bonus = drive.pay(held, rows, hyper)
-        gamma = tree.align(numbers(hyper).discount, paid.discount)
-        paid = replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0))
+        paid, bonus = priced(held, rows, hyper)
         states, losses = crew.learn(states, paid, hyper, key_learn)
         held, told = drive.learn(held, rows, own, partial(near, store, seen), hyper, key_drive)
         stale = jax.tree.map(jnp.sum, each(sight.stale)(seen, kept))
@@ -284,6 +287,17 @@ def build(
             return sample(store, jax.random.split(key, population), config.batch), None
         slots = crew.draw(store, key, config.batch)
         return tree.take(store.rows, slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
+
+    def priced(held: PyTree, rows: Transition, hyper: PyTree) -> tuple[Transition, Array | None]:
+        """Return everybody's rows [P, B], rewarded by task and drive and with everybody's discount, and the
+        mean bonus [P]."""
+        paid, bonus = drive.pay(held, rows, hyper)
+        gamma = tree.align(numbers(hyper).discount, paid.discount)
+        return replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0)), bonus
+
+    def sample(s: S, key: Key) -> Transition:
+        kept, _ = draw(s.replay, key)
+        return priced(s.drive, each(partial(frames.looked, sight))(s.frames, kept), s.hyper)[0]
 
     def near(store: Ring, seen: PyTree, key: Key) -> tuple[Array, Array, Array]:
         """Draw about a batch of pairs of states for the drive, evenly from all replays."""
@@ -335,6 +349,7 @@ def build(
         agent=agent,
         steps=taken,
         look=look,
+        sample=sample,
         exploration=exploration,
         learning_starts=warmup,
         crew=crew,

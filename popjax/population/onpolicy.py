@@ -54,20 +54,20 @@ class Metrics:
     fitness:  float32 [P] return of the last finished episode, mean over lanes.
     episodes: int32 [P]   finished episodes.
     losses:   [P] each    the agent's losses in the last update.
-    bonus:    float32 [P] mean of what the drive added to the rollout's rewards; () without a drive.
-    drive:    [] each     the drive's losses before it; () without a drive.
+    bonus:    float32 [P] mean of what the drive added to the rollout's rewards; None without a drive.
+    drive:    [] each     the drive's losses before it; None without a drive.
     """
 
     fitness: Array
     episodes: Array
     losses: PyTree
-    bonus: PyTree
+    bonus: Array | None
     drive: PyTree
 
 
 @struct.dataclass
 class State:
-    """Everything that training carries; ``drive`` is () without one."""
+    """Everything that training carries; ``drive`` is None without one."""
 
     key: Key
     hyper: PyTree

@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from popjax import tree
-from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Unroll
+from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Transition, Unroll
 from popjax.evolution.ranking import best_first
 from popjax.population.learners import Learners
+
+
+def _no_replay(state: Any, key: Key) -> Transition:
+    raise ValueError("agents that learn on-policy keep no replay; learn from state.trajectory")
 
 
 class Parts(NamedTuple):
@@ -24,6 +28,8 @@ class Parts(NamedTuple):
     act:             of one of these policies, see ``core.Act``
     agent:           the kind of all of them
     steps:           environment steps of an iteration, of all agents together
+    sample:          (State, key) -> a batch [P, B] as everybody learns from it: drawn from the replay, with
+                     observations looked up, the drive's reward added and each agent's discount put in
     look:            (State, observations as its replay stores them) -> observations, see ``replay.frames``
     exploration:     State -> the mean scale [] at which agents explore now
     unroll:          as ``Method.unroll``
@@ -39,6 +45,7 @@ class Parts(NamedTuple):
     act: Act
     agent: Agent | OnPolicyAgent
     steps: int
+    sample: Callable[[Any, Key], Transition] = _no_replay
     look: Callable[[Any, Array], Array] = lambda state, obs: obs
     exploration: Callable[[Any], Array | float] = lambda state: 1.0
     unroll: Unroll | None = None

@@ -148,11 +148,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return (state.actor, state.statistics) if config.normalize else state.actor
 
     def inherit(state: State, other: State) -> State:
-        return replace(
-            other,
-            actor_optimizer=state.actor_optimizer,
-            critic_optimizer=state.critic_optimizer,
-        )
+        return replace(other, actor_optimizer=state.actor_optimizer, critic_optimizer=state.critic_optimizer)
 
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         network, statistics = policy if config.normalize else (policy, state.statistics)

@@ -248,9 +248,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         # The statistics are those under which the rollout was played; they move on at the end.
         raw = rollout.obs
         rollout = replace(
-            rollout,
-            obs=seen(state.observations, raw),
-            next_obs=seen(state.observations, rollout.next_obs),
+            rollout, obs=seen(state.observations, raw), next_obs=seen(state.observations, rollout.next_obs)
         )
         if config.normalize_reward:
             state, rollout = scaled(state, rollout, hyper)

@@ -96,11 +96,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         )
 
     def inherit(state: State, other: State) -> State:
-        return replace(
-            other,
-            actor_optimizer=state.actor_optimizer,
-            critic_optimizer=state.critic_optimizer,
-        )
+        return replace(other, actor_optimizer=state.actor_optimizer, critic_optimizer=state.critic_optimizer)
 
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy, value=state.value if value is None else value)

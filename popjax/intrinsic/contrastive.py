@@ -17,18 +17,7 @@ from jax import Array
 
 from popjax import nets, tree
 from popjax.checks import check_choices, check_least, check_widths
-from popjax.core import (
-    Intrinsic,
-    Key,
-    Network,
-    Number,
-    Params,
-    PyTree,
-    Spec,
-    Transition,
-    number,
-    vector_size,
-)
+from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Spec, Transition, number, vector_size
 from popjax.nets import images
 from popjax.optimize import adam, descend
 from popjax.replay.ring import Ring, ring

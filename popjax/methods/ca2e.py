@@ -30,15 +30,7 @@ from jax import Array
 from popjax import agents, counting, rollout, tree
 from popjax.agents import ddpg, dqn
 from popjax.core import Choice, Env, Key, Method, Params, PyTree, Timestep, as_arrays, chain, stacked
-from popjax.methods.ca2e_config import (
-    Config,
-    Hyper,
-    Metrics,
-    default_config,
-    default_hyper,
-    preset,
-    scales,
-)
+from popjax.methods.ca2e_config import Config, Hyper, Metrics, default_config, default_hyper, preset, scales
 from popjax.methods.ca2e_priors import (
     PRIOR,
     Prior,

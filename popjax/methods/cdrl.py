@@ -34,18 +34,7 @@ from jax import Array
 from popjax import counting, rollout, tree
 from popjax.advantage import Targets
 from popjax.agents import a2c
-from popjax.core import (
-    Env,
-    Ingredient,
-    Key,
-    Method,
-    Params,
-    Recurrent,
-    Trajectory,
-    as_arrays,
-    chain,
-    stacked,
-)
+from popjax.core import Env, Ingredient, Key, Method, Params, Recurrent, Trajectory, as_arrays, chain, stacked
 from popjax.methods.cdrl_config import NEVER, Config, Hyper, Metrics, Student, Task, due, reached, remarks
 from popjax.nets import recurrent
 from popjax.optimize import adam

@@ -31,12 +31,11 @@ from popjax import agents, tree
 from popjax.agents import dqn, drq, sac
 from popjax.checks import check_choices, check_least, check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
-from popjax.envs import pixels
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.population import acting, classifier, drives, learning, offpolicy, parts
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
-from popjax.recipe import Preset, Recipe, recorded
+from popjax.recipe import Recipe, recorded
 from popjax.replay import episodes
 
 
@@ -194,15 +193,6 @@ def build(env: Env, config: Config = Config()) -> Method:
     )
 
 
-def preset(task: str) -> Preset | None:
-    """Return the paper's constants for a task from pixels; None for another."""
-    choices = pixels.choices(task)
-    if choices is None:
-        return None
-    config = replace(default_config(drq.Config()), capacity=choices)
-    return Preset(config, default_hyper(config), choices)
-
-
 METHOD = Recipe(
     build,
     default_config,
@@ -212,5 +202,5 @@ METHOD = Recipe(
         | {"multihead": Multihead(), "dqn": DQN},
         "drive": drives.KINDS,
     },
-    preset=preset,
+    preset=partial(offpolicy.from_pixels, default_config, default_hyper),
 )

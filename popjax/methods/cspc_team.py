@@ -15,16 +15,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from popjax import agents, nets, tree
-from popjax.core import (
-    Agent,
-    Key,
-    OnPolicyAgent,
-    Params,
-    PyTree,
-    Spec,
-    Transition,
-    continuous_dims,
-)
+from popjax.core import Agent, Key, OnPolicyAgent, Params, PyTree, Spec, Transition, continuous_dims
 from popjax.methods.cspc_config import Config, Hyper, check_on_policy
 from popjax.population import exchange, learning, players
 from popjax.population.drives import Drive, Pairs

@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from popjax import agents
-from popjax.agents import dqn, drq
-from popjax.core import Env, Key, Method, PyTree, chain
-from popjax.envs import pixels
-from popjax.population import drives, offpolicy, parts, schedules
+from popjax.agents import dqn
+from popjax.core import Env, Method
+from popjax.population import drives, offpolicy, schedules
 from popjax.population.offpolicy import Config, Metrics, State
 from popjax.population.schedules import FOLLOWED, Scheduled
 from popjax.recipe import Preset, Recipe, recorded
@@ -27,10 +25,7 @@ Hyper = Any
 """The ``Hyper`` of the agent, and the drive's in its field ``drive``; a leaf is [] for all agents or, of the
 agent, [P] for one number each."""
 
-
-def default_hyper(config: Config) -> PyTree:
-    """Return the numbers of the kinds of agent and drive that there are."""
-    return drives.with_numbers(agents.default_hyper(config.agent), config.drive)
+default_hyper = drives.hyper_of
 
 
 @recorded
@@ -41,22 +36,15 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
     Raises:
         ValueError: that is of another kind of agent.
     """
-    base = offpolicy.build(env, config)
-
-    def init(key: Key, hyper: PyTree) -> State:
-        return State(**base.fields(key, hyper))
-
-    method = parts.whole(base, default_hyper(config), init, chain(base.collect, base.learn))
-    return schedules.follow(method, schedule, agents.kind(config.agent), base.steps // config.population)
+    return schedules.plain(offpolicy, env, config, schedule)
 
 
 def preset(task: str) -> Preset | None:
     """Return the constants of DQN for a game such as "atari/pong" (Mnih et al., 2015): one gradient step on
     32 transitions in four environment steps, after 50,000; those of DrQ for a task from pixels; None for
     another."""
-    if choices := pixels.choices(task):
-        config = Config(agent=drq.Config(), capacity=choices)
-        return Preset(config, default_hyper(config), choices)
+    if from_pixels := offpolicy.from_pixels(lambda agent: Config(agent=agent), default_hyper, task):
+        return from_pixels
     if not task.startswith("atari/"):
         return None
     config = Config(agent=dqn.Config(least_exploration=0.001), steps=4, batch=32, warmup=50_000)
@@ -64,10 +52,5 @@ def preset(task: str) -> Preset | None:
 
 
 METHOD = Recipe(
-    build,
-    Config,
-    default_hyper,
-    agents=offpolicy.AGENTS,
-    runs={"schedule": FOLLOWED},
-    preset=preset,
+    build, Config, default_hyper, agents=offpolicy.AGENTS, runs={"schedule": FOLLOWED}, preset=preset
 )

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from popjax import agents
-from popjax.core import Env, Key, Method, PyTree, chain
-from popjax.population import drives, onpolicy, parts, schedules
+from popjax.core import Env, Method
+from popjax.population import drives, onpolicy, schedules
 from popjax.population.onpolicy import Config, Metrics, State
 from popjax.population.schedules import FOLLOWED, Scheduled
 from popjax.recipe import Recipe, recorded
@@ -24,10 +23,7 @@ Hyper = Any
 """The ``Hyper`` of the agent, and the drive's in its field ``drive``; a leaf is [] for all agents or, of the
 agent, [P] for one number each."""
 
-
-def default_hyper(config: Config) -> PyTree:
-    """Return the numbers of the kinds of agent and drive that there are."""
-    return drives.with_numbers(agents.default_hyper(config.agent), config.drive)
+default_hyper = drives.hyper_of
 
 
 @recorded
@@ -38,13 +34,7 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
     Raises:
         ValueError: that is of another kind of agent.
     """
-    base = onpolicy.build(env, config)
-
-    def init(key: Key, hyper: PyTree) -> State:
-        return State(**base.fields(key, hyper))
-
-    method = parts.whole(base, default_hyper(config), init, chain(base.collect, base.learn))
-    return schedules.follow(method, schedule, agents.kind(config.agent), base.steps // config.population)
+    return schedules.plain(onpolicy, env, config, schedule)
 
 
 METHOD = Recipe(build, Config, default_hyper, agents=onpolicy.AGENTS, runs={"schedule": FOLLOWED})

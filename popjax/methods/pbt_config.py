@@ -88,8 +88,7 @@ class Numbers:
 
 def default_hyper(config: Config) -> PyTree:
     """Return the numbers of the agents, of a drive and, in the field ``search``, of the search."""
-    own = drives.with_numbers(agents.default_hyper(config.agent), config.drive)
-    return drives.extended(own, search=Numbers())
+    return drives.extended(drives.hyper_of(config), search=Numbers())
 
 
 def evolved(config: Config) -> tuple[priors.Prior, ...]:

@@ -31,17 +31,7 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, counting, rollout, tree
-from popjax.core import (
-    Env,
-    Key,
-    Method,
-    Params,
-    PyTree,
-    as_arrays,
-    chain,
-    example_transition,
-    stacked,
-)
+from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
 from popjax.evolution import mutate
 from popjax.evolution.crossover import distil
 from popjax.evolution.offspring import breed, clones, recombine

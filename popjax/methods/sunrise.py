@@ -16,6 +16,7 @@ batch stands still.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,11 +28,10 @@ from popjax import distributions, tree
 from popjax.agents import drq, sac
 from popjax.checks import check_shapes
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, Transition, chain, number
-from popjax.envs import pixels
 from popjax.population import acting, offpolicy, parts
 from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
-from popjax.recipe import Preset, Recipe, recorded
+from popjax.recipe import Recipe, recorded
 from popjax.replay import episodes
 from popjax.replay.episodes import Episodic
 
@@ -171,19 +171,10 @@ def default_hyper(config: Config) -> Hyper:
     return Hyper(drq.CLIPPED if isinstance(config.agent, drq.Config) else sac.Hyper())
 
 
-def preset(task: str) -> Preset | None:
-    """Return the constants for a task from pixels; None for another."""
-    choices = pixels.choices(task)
-    if choices is None:
-        return None
-    config = replace(default_config(drq.Config()), capacity=choices)
-    return Preset(config, default_hyper(config), choices)
-
-
 METHOD = Recipe(
     build,
     default_config,
     default_hyper,
     agents={"agent": {"sac": sac.Config(), "drq": drq.Config()}},
-    preset=preset,
+    preset=partial(offpolicy.from_pixels, default_config, default_hyper),
 )

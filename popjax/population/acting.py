@@ -67,12 +67,7 @@ def boltzmann(key: Key, values: Array, hyper: Hyper) -> Array:
 
 
 def together(
-    mode: Mode | None,
-    learners: Learners,
-    states: PyTree,
-    spec: Spec,
-    scale: Array | float,
-    hyper: Hyper,
+    mode: Mode | None, learners: Learners, states: PyTree, spec: Spec, scale: Array | float, hyper: Hyper
 ) -> ActAll:
     """Return the function by which all lanes act: by ``mode``, or each agent for itself if that is None."""
     policies = learners.policies(states)
@@ -101,11 +96,7 @@ def eps_greedy(act: ActAll, spec: Spec, epsilon: Array | float) -> ActAll:
 
 
 def eps_collaborative(
-    act: ActAll,
-    learners: Learners,
-    policies: Params,
-    scale: Array | float,
-    epsilon: Array | float,
+    act: ActAll, learners: Learners, policies: Params, scale: Array | float, epsilon: Array | float
 ) -> ActAll:
     """Return ``act`` with each action replaced with probability ``epsilon``: of ``CANDIDATES`` samples of the
     agent's own policy, take the one farthest from as many samples of every other policy. Equation 5."""

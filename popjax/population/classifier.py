@@ -60,12 +60,7 @@ def build(spec: Spec, shape: tuple[int, int], horizon: int) -> Classifier:
         return State(params, adam(0.0, jnp.inf).init(params))
 
     def learn(
-        state: State,
-        replay: Ring,
-        look: Callable[[Array], Array],
-        batch: int,
-        rate: Array | float,
-        key: Key,
+        state: State, replay: Ring, look: Callable[[Array], Array], batch: int, rate: Array | float, key: Key
     ) -> State:
         slots = episodes.slots(replay, key, batch)
         owner = lanes.owner(slots, shape)

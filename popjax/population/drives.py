@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import kinds, tree
+from popjax import agents, kinds, tree
 from popjax.core import Act, Choice, Env, Intrinsic, Key, Params, PyTree, Spec, Transition
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.replay import episodes
@@ -34,11 +34,7 @@ from popjax.rollout import Episode
 
 AnyConfig: TypeAlias = contrastive.Config | rnd.Config | diayn.Config
 NoveltyConfig: TypeAlias = contrastive.Config | rnd.Config
-NOVELTY: dict[str, NoveltyConfig | None] = {
-    "none": None,
-    "collab": contrastive.Config(),
-    "rnd": rnd.Config(),
-}
+NOVELTY: dict[str, NoveltyConfig | None] = {"none": None, "collab": contrastive.Config(), "rnd": rnd.Config()}
 """Those that change no observation, for methods whose individuals have no skills."""
 KINDS: dict[str, AnyConfig | None] = {**NOVELTY, "diayn": diayn.Config()}
 """All kinds of drive by their names on the command line."""
@@ -101,6 +97,11 @@ def default_numbers(config: AnyConfig | None) -> PyTree:
 
 def _module(config: Any) -> ModuleType:
     return kinds.home(config, "a drive", [name for name in KINDS if name != "none"])
+
+
+def hyper_of(config: Any) -> PyTree:
+    """Return the default numbers of the agents ``config.agent`` and of ``config.drive``."""
+    return with_numbers(agents.default_hyper(config.agent), config.drive)
 
 
 def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:

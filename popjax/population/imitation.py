@@ -19,17 +19,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, tree
-from popjax.core import (
-    Choice,
-    Env,
-    Key,
-    OnPolicyAgent,
-    Params,
-    Pretrained,
-    PyTree,
-    Recurrent,
-    Spec,
-)
+from popjax.core import Choice, Env, Key, OnPolicyAgent, Params, Pretrained, PyTree, Recurrent, Spec
 from popjax.nets.recurrent import behind
 from popjax.population import learning
 

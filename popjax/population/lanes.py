@@ -18,18 +18,7 @@ from jax import Array
 
 from popjax import rollout, tree
 from popjax.contract import checked
-from popjax.core import (
-    Act,
-    Choice,
-    Env,
-    Key,
-    Params,
-    PyTree,
-    Timestep,
-    Trajectory,
-    Transition,
-    transition,
-)
+from popjax.core import Act, Choice, Env, Key, Params, PyTree, Timestep, Trajectory, Transition, transition
 from popjax.replay import episodes as numbering
 from popjax.replay.episodes import Episodic
 
@@ -143,14 +132,7 @@ def play(
 
 
 def episodes(
-    env: Env,
-    act: Act,
-    params: Params,
-    memory: PyTree,
-    key: Key,
-    *,
-    scale: Array,
-    record: rollout.Record,
+    env: Env, act: Act, params: Params, memory: PyTree, key: Key, *, scale: Array, record: rollout.Record
 ) -> rollout.Episode:
     """Play one whole episode with each of ``params`` [E]; return rows [E, T], valid [E, T], returns and
     lengths [E].

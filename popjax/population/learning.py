@@ -24,13 +24,7 @@ Learn: TypeAlias = Callable[..., tuple[Any, PyTree]]
 
 
 def steps(
-    update: Update,
-    state: Any,
-    count: Array | int,
-    key: Key,
-    losses: PyTree,
-    *,
-    ready: Array | None = None,
+    update: Update, state: Any, count: Array | int, key: Key, losses: PyTree, *, ready: Array | None = None
 ) -> tuple[Any, PyTree]:
     """Take ``count`` [] gradient steps; return the state after them and the losses of the last, or ``losses``
     if there was none.

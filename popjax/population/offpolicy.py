@@ -21,14 +21,15 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, counting, rollout, tree
-from popjax.agents import sac
+from popjax.agents import drq, sac
 from popjax.checks import check_least
 from popjax.core import Env, Key, Params, PyTree, Replay, Transition, as_arrays, stacked
-from popjax.population import drives, lanes, learners, learning, policy
+from popjax.envs import pixels
+from popjax.population import drives, lanes, learners, learning, parts, policy
 from popjax.population.drives import Drive
-from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
 from popjax.population.parts import Parts
+from popjax.recipe import Preset
 from popjax.replay import episodes, frames
 from popjax.replay.frames import Frames, Sight
 from popjax.replay.ring import Ring, ring
@@ -57,23 +58,13 @@ class Config:
 
 
 @struct.dataclass
-class Metrics:
-    """Metrics of an iteration.
+class Metrics(parts.Metrics):
+    """Metrics of an iteration; more in ``parts.Metrics``.
 
-    fitness:  float32 [P] return of the last finished episode, mean over lanes.
-    episodes: int32 [P]   finished episodes.
-    losses:   [P] each    the agent's losses in the last gradient step of the iteration, 0 before the first.
-    bonus:    float32 [P] mean of what the drive added to the rewards of its batch; None without a drive.
-    drive:    [] each     the drive's losses behind it; None without a drive.
-    stale:    int32 []    rows of the last batch that have lost a frame, which must be none; None where
-                          observations are no stacks.
+    stale: int32 [] rows of the last batch that have lost a frame, which must be none; None where observations
+           are no stacks.
     """
 
-    fitness: Array
-    episodes: Array
-    losses: PyTree
-    bonus: Array | None
-    drive: PyTree
     stale: Array | None
 
 
@@ -89,25 +80,18 @@ def _apart(s: Any) -> bool:
 
 
 @struct.dataclass
-class State:
-    """Everything that training carries.
+class State(parts.State):
+    """Everything that training carries; more in ``parts.State``.
 
-    drive:  the drive's state; None without one.
     replay: rows as they are kept; take batches from ``Parts.sample``, which puts in each agent's discount,
             where rows have 1 as long as the task goes on, and looks up frames.
     frames: None where observations are no stacks.
     """
 
-    key: Key
-    hyper: PyTree
-    env_steps: counting.Count  # [] summed over agents and lanes
-    generation: Array  # int32 [] iterations
     metrics: Metrics
-    drive: PyTree
     replay: Ring = stacked(when=_own)
     frames: Frames | None = stacked(when=_own)
     agents: PyTree = stacked(when=_apart)  # heads of one network lead with 1
-    lanes: Lanes = stacked()  # [P, N]
 
 
 @dataclass(frozen=True)
@@ -165,6 +149,19 @@ class Common:
 
 FROM_PIXELS: dict[str, Any] = {"population": 2, "warmup": 1_000, "capacity": 500_000}
 """Sizes of Collaborative Exploration's experiments from pixels, for fields of ``Common``."""
+
+
+def from_pixels(
+    default_config: Callable[[Any], Any], default_hyper: Callable[[Any], Any], task: str
+) -> Preset | None:
+    """Return the constants of DrQ agents for a task such as "pixels/walker-walk"; None for another."""
+    choices = pixels.choices(task)
+    if choices is None:
+        return None
+    config = replace(default_config(drq.Config()), capacity=choices)
+    return Preset(config, default_hyper(config), choices)
+
+
 S = TypeVar("S", bound=State)
 AGENTS: dict[str, dict[str, Any]] = {
     "agent": {name: module.Config() for name, module in agents.AGENTS.items()},

@@ -21,9 +21,9 @@ from popjax import agents, counting, rollout, tree
 from popjax.agents import a2c
 from popjax.checks import check_least
 from popjax.core import Env, Key, Params, PyTree, Trajectory, as_arrays, stacked
-from popjax.population import drives, lanes, learning, policy
+from popjax.population import drives, lanes, learning, parts, policy
 from popjax.population.lanes import Lanes
-from popjax.population.parts import Parts
+from popjax.population.parts import Metrics, Parts
 from popjax.replay import episodes
 from popjax.replay.ring import full
 
@@ -48,35 +48,9 @@ DRIVE_BATCH = 256
 
 
 @struct.dataclass
-class Metrics:
-    """Metrics of an iteration.
+class State(parts.State):
+    """Everything that training carries; more in ``parts.State``."""
 
-    fitness:  float32 [P] return of the last finished episode, mean over lanes.
-    episodes: int32 [P]   finished episodes.
-    losses:   [P] each    the agent's losses in the last update.
-    bonus:    float32 [P] mean of what the drive added to the rollout's rewards; None without a drive.
-    drive:    [] each     the drive's losses before it; None without a drive.
-    """
-
-    fitness: Array
-    episodes: Array
-    losses: PyTree
-    bonus: Array | None
-    drive: PyTree
-
-
-@struct.dataclass
-class State:
-    """Everything that training carries; ``drive`` is None without one."""
-
-    key: Key
-    hyper: PyTree
-    env_steps: counting.Count  # [] summed over agents and lanes
-    generation: Array  # int32 [] iterations
-    metrics: Metrics
-    drive: PyTree
-    agents: PyTree = stacked()
-    lanes: Lanes = stacked()  # [P, N]
     trajectory: Trajectory = stacked()  # [P, T, N] of this iteration, rewarded by task and drive
 
 

@@ -1,16 +1,51 @@
-"""The parts that a population of agents contributes to a method, whatever their kind."""
+"""What a population of agents contributes to a method, whatever their kind: State, metrics and functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax import struct
 from jax import Array
 
 from popjax import tree
-from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Transition, Unroll
+from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Transition, Unroll, stacked
+from popjax.counting import Count
 from popjax.evolution.ranking import best_first
+from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
+
+
+@struct.dataclass
+class Metrics:
+    """Metrics of an iteration.
+
+    fitness:  float32 [P] return of the last finished episode, mean over lanes.
+    episodes: int32 [P]   finished episodes.
+    losses:   [P] each    the agent's losses in the last update of the iteration, 0 before the first.
+    bonus:    float32 [P] mean of what the drive added to the rewards learned from; None without a drive.
+    drive:    [] each     the drive's losses in its last update; None without a drive.
+    """
+
+    fitness: Array
+    episodes: Array
+    losses: PyTree
+    bonus: Array | None
+    drive: PyTree
+
+
+@struct.dataclass
+class State:
+    """What agents of all kinds carry; ``drive`` is None without one."""
+
+    key: Key
+    hyper: PyTree
+    env_steps: Count  # [] summed over agents and lanes
+    generation: Array  # int32 [] iterations
+    metrics: Metrics
+    drive: PyTree
+    agents: PyTree = stacked()
+    lanes: Lanes = stacked()  # [P, N]
 
 
 def _no_replay(state: Any, key: Key) -> Transition:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.core import Env, Ingredient, Method, Pretrained, chain
+from popjax import agents
+from popjax.core import Env, Ingredient, Key, Method, Pretrained, PyTree, chain
+from popjax.population import drives, parts
 
 
 class Scheduled(NamedTuple):
@@ -82,6 +84,22 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
         step=chain(set_numbers, method.step),
         driven=tuple(values),
     )
+
+
+def plain(layer: Any, env: Env, config: Any, schedule: Sequence[Scheduled]) -> Method:
+    """Return the agents of a ``layer``, ``offpolicy`` or ``onpolicy``, with no phases but its own; their
+    numbers follow ``schedule``.
+
+    Raises:
+        ValueError: the schedule is of another kind of agent.
+    """
+    base = layer.build(env, config)
+
+    def init(key: Key, hyper: PyTree) -> Any:
+        return layer.State(**base.fields(key, hyper))
+
+    method = parts.whole(base, drives.hyper_of(config), init, chain(base.collect, base.learn))
+    return follow(method, schedule, agents.kind(config.agent), base.steps // config.population)
 
 
 class Selections(NamedTuple):

@@ -8,11 +8,11 @@ learn -> retire. What is left of asynchrony: actors use copies of the learner's 
 ``sync_every`` steps old, and local buffers get their priorities when they are flushed.
 
 Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
-all; a critic that ends in a softmax is impossible and has a linear output; constants that it does not print
-are options of ``Config`` or numbers of ``Hyper``. The replay drops its oldest rows when it adds new ones;
-Ape-X trims it from time to time. Rewards are not clipped unless ``clip_rewards``, since tasks on the device
-stand in for Atari. DDPG's critic loss and penalty are twice the specification's, which Adam does not
-see. The environment steps of greedy episodes are not counted.
+all; critics have a linear output, since the softmax that the paper names cannot be a value; constants that it
+does not state are options of ``Config`` or numbers of ``Hyper``. The replay drops its oldest rows when it
+adds new ones; Ape-X trims it from time to time. Rewards are not clipped unless ``clip_rewards``, since tasks
+on the device stand in for Atari. DDPG's critic loss and penalty lack a factor of 1/2, to which Adam is
+indifferent. The environment steps of greedy episodes are not counted.
 """
 
 from __future__ import annotations

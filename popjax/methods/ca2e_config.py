@@ -41,7 +41,7 @@ class Config:
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
     return_window: int = 100  # finished episodes of nature actors whose mean is their average return
-    # ten greedy episodes of the learner, played at each comparison, or the nature actors', which explore
+    # returns that are compared: of ten greedy episodes of the learner, or of nature actors, which explore
     return_source: Literal["greedy", "nature"] = "greedy"
     prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
@@ -78,7 +78,7 @@ class Hyper:
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error
-    # how far the learner must surpass; inf: never replaced
+    # factor by which the learner must surpass a prior policy to replace it; inf: never
     replacement_factor: Number = number(1.05, low=1.0)
 
 
@@ -115,8 +115,7 @@ class Metrics:
 
 
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:
-    """Return the paper's constants for a learner of this kind; what it does not state is of the
-    specification."""
+    """Return the paper's constants for a learner of this kind, and ours where it states none."""
     if isinstance(agent, dqn.Config):
         return Config(agent=agent)
     return Config(

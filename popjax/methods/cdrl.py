@@ -6,16 +6,16 @@ alignment networks learn to translate the teachers' logits into those of the stu
 distillation head learns from the translated logits. Teachers that train learn from their rewards. Without a
 teacher it is A3C, restated for lanes.
 
-Differs from the paper and its code: workers are lanes of one program, so that rollouts run across the ends of
-episodes and nothing is asynchronous; a lane's gradients are taken where the lanes before it have brought the
-parameters; rollouts of one episode are not merged; KL divergences are exact where the code adds 1e-10 inside
-of the logarithm. As in the code, alignment networks have ELU and a time limit ends an episode. Adam adds 1e-8
-to the root of the corrected second moment, where the code's TensorFlow adds it to that of the raw one, as if
-it were 3.2e-7 in the first step. The paper's divergence has the other direction than the code's
-(``align_kl``). A teacher carries its own memory along the student's episodes, advanced as the student's is
-when it acts, where the code gives it the student's (``teacher_state``). Several teachers have an alignment
-network each and share the student's Adam for distillation. The paper's measure is ``Metrics.score``, of the
-policy that samples; a run's evaluations play it greedily.
+Differs from the paper and its code: workers are lanes of one program, so nothing is asynchronous and rollouts
+run across the ends of episodes; lanes take their gradient steps in turn, each with the parameters that the
+lane before it has left; the rollouts of an episode are not merged into one; KL divergences are exact, where
+the code adds 1e-10 inside the logarithm; Adam adds 1e-8 to the root of the corrected second moment, where the
+code's TensorFlow adds it to the root of the raw one, which in the first step amounts to 3.2e-7. As in the
+code, alignment networks have ELU and a time limit ends an episode. The direction of the alignment loss is the
+code's; ``align_kl`` has the paper's, too. A teacher keeps a memory of its own along the student's episodes,
+updated whenever the student acts; the code hands it the student's memory (``teacher_state``). Each of several
+teachers has its own alignment network, and all share the student's Adam for distillation. The paper's measure
+is ``Metrics.score``, for which the policy samples its actions; evaluations of a run are greedy.
 """
 
 from __future__ import annotations

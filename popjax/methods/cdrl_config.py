@@ -34,14 +34,14 @@ class Config:
     network: recurrent.Config = field(default_factory=recurrent.Config)  # of the student and those teachers
     lanes: int = 8  # environments of each task, the workers of A3C
     steps: int = 20  # environment steps of each lane in a rollout
-    # a gradient step for each lane, one after the other, or one for the mean over lanes: with 8 lanes 8 times
-    # fewer of every kind, so that lr, distil_lr and align_lr are to be raised together
+    # a gradient step for each lane in turn, or one for the mean over lanes: with 8 lanes these are 8 times
+    # fewer, so raise lr, distil_lr and align_lr together
     update_mode: Literal["sequential", "batched"] = "sequential"
     student_gae: bool = True  # the student learns from its own rewards, too
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
-    # whose memory a teacher reads a rollout with; "student" as in the authors' code
+    # the memory with which a teacher reads a rollout; "student" as in the authors' code
     teacher_state: Literal["own", "student"] = "own"
-    # no alignment of logits, by a network trained before, or by one that is trained meanwhile
+    # how logits are aligned: not at all, by a network trained before the run, or by one trained in it
     align: Literal["none", "offline", "online"] = "online"
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
     align_kl: Direction = "code"  # KL(aligned || student), or the other way about
@@ -61,11 +61,11 @@ class Config:
 class Hyper:
     """Numbers of a student and its teachers.
 
-    ``align_from``, ``distil_from`` and ``distil_until`` are counted in the student's environment steps: below
-    1 as a fraction of ``budget``, rounded to whole steps, else as a number of steps, so that 1 is the first
-    step and not the whole budget; infinity is never. The defaults are those of two tasks that both start from
-    scratch, with the paper's budget: a shorter run needs a smaller one, else it ends before anything is
-    distilled. Where alignment networks train online, ``distil_from`` is to be after ``align_from``.
+    ``align_from``, ``distil_from`` and ``distil_until`` are environment steps of the student. A value below 1
+    is a fraction of ``budget``, rounded to whole steps; any other is a number of steps, so 1 is the first
+    step and not the whole budget. Infinity is never. The defaults are for two tasks that both start from
+    scratch, with the paper's budget; give a shorter run a smaller one, or it ends before anything is
+    distilled. Where alignment networks train online, ``distil_from`` must come after ``align_from``.
     """
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
@@ -80,7 +80,7 @@ class Hyper:
     align_from: Number = number(0.15)  # T1, when alignment networks begin to train
     distil_from: Number = number(0.2)  # T2, when distillation begins
     distil_until: Number = number(0.75)  # when both end
-    budget: Number = number(2e7, low=1.0)  # what fractions are fractions of, environment steps of the student
+    budget: Number = number(2e7, low=1.0)  # environment steps of the student that fractions refer to
 
 
 @struct.dataclass
@@ -88,7 +88,7 @@ class Metrics:
     """Metrics of a step. P is the student and then the teachers that train, each in its own task.
 
     fitness:       float32 [P] return of the last finished episode, mean over lanes.
-    score:         float32 [P] mean return of the last 100 episodes; of those there are, 0 before the first.
+    score:         float32 [P] mean return of the last 100 episodes, or of all so far; 0 before the first.
     lengths:       float32 [P] environment steps of the last finished episode, mean over lanes.
     episodes:      int32 [P]   finished episodes.
     losses:        [P] each    of A2C, means over rows.

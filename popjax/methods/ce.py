@@ -5,14 +5,15 @@ batches, each with its own reward: the task's plus the novelty of a state to all
 
 An iteration: collect -> (relabel -> learn -> contrast) x updates -> learn_to_judge. The agents may
 collaborate in the reward (``drive``), in acting (``col_unroll``) and in evaluation (``col_eval``); the
-paper's headline is the first alone, its "All" is all three. Another ``drive`` is a rival: none is Replica,
-and SAC with ``population=1``; ``rnd`` has a module for each agent (RND + Replica) or one for all (RND + CE).
+paper's headline result has the first alone, its "All" all three. Other drives make the paper's rivals: none
+is Replica, or SAC with ``population=1``; ``rnd`` is RND + Replica with a module for each agent, and RND + CE
+with one for all.
 
-Several lanes per agent: a vector step adds ``population * lanes`` transitions and owes as many updates, so
-replay and learner see the same ratio. A bank then receives every fifth state of each lane and covers
-``1500 / lanes`` steps of a lane: it is fresher and wider, and results with different ``lanes`` are not equal.
+With several lanes per agent a vector step adds ``population * lanes`` transitions and takes as many updates,
+so their ratio stays the same. But a bank takes every fifth state of each lane and then covers ``1500 /
+lanes`` steps of a lane, so that it is fresher and wider: compare results with equal ``lanes`` only.
 
-Differs from the paper: replay rows store neither the agent nor the place in the episode, which follow from
+Differs from the paper: replay rows store neither the agent nor the place in the episode, which are read off
 their slots and neighbours. Without ``col_eval`` the first agent is evaluated, as in the paper. Alone, an
 agent is rewarded for its own novelty, whatever ``ego_weight``.
 """
@@ -45,7 +46,7 @@ class Config(offpolicy.Common):
 
     learner: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agents, and their networks
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward beside the task's
-    col_unroll: acting.Mode | None = None  # agents choose actions with an eye on each other
+    col_unroll: acting.Mode | None = None  # how agents choose actions jointly; None: each for itself
     col_eval: Literal["softmax", "q"] | None = None  # evaluation uses all agents; else the first
     q_horizon: int = 100  # environment steps that the Q-classifier looks ahead and sticks to its choice
 
@@ -85,7 +86,7 @@ def default_config(
 ) -> Config:
     """Return the paper's constants for agents of a kind.
 
-    It states none for DQN, which gets those of its experiments on pixels, and a gradient step for every four
+    It has no DQN, which gets the constants of its experiments from pixels, and a gradient step for every four
     environment steps of all agents, as DQN alone.
     """
     if isinstance(learner, drq.Config):
@@ -99,8 +100,8 @@ def default_config(
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers of the kinds of agents and drive that there are; those of DQN explore for 500,000
-    environment steps of all agents together, gradients of DrQ are clipped as those of SAC."""
+    """Return the numbers of this kind of agents and drive. DQN explores for 500,000 environment steps of all
+    agents together; gradients of DrQ are clipped as SAC's are."""
     numbers = agents.default_hyper(config.learner)
     kind = agents.kind(config.learner)
     if kind == "drq":
@@ -133,9 +134,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         def play(states: PyTree, hyper: Hyper, scale: Array) -> ActAll:
             return acting.together(config.col_unroll, crew, states, env.spec, scale, hyper.acting)
 
-        keep = (
-            None if judge is None else lambda rows, hyper, key: rows
-        )  # which tell the classifier of episodes
+        # The classifier reads the number of the episode in every row.
+        keep = None if judge is None else lambda rows, hyper, key: rows
         return crew._replace(play=play, draw=episodes.slots, keep=keep)
 
     base = offpolicy.build(env, sizes, lambda hyper: hyper.learner, adapt=together)

@@ -9,9 +9,10 @@ A generation: draw -> train -> evaluate -> move. Algorithm 1.
 The learner is TD3's; DDPG's is ``critics=1`` with ``learner.target_noise`` 0. The mean actor is deployed.
 
 Differs from the paper's code: actors climb side by side, each against the critic as it was when that actor
-was its target, which gives the same numbers as one after the other. Importance mixing reuses individuals that
-took no gradient steps, of which alone the density is known; the code also offers those that did, and reads
-their returns at shifted places. With several ``trials`` every time limit bootstraps, not the first one alone.
+was its target, which gives the same numbers as one after the other. Importance mixing reuses only individuals
+that took no gradient steps, since the density of others is not known; the code also reuses those, and reads
+their returns from shifted places. With several ``trials`` the value behind every time limit counts, not that
+behind the first alone.
 """
 
 from __future__ import annotations

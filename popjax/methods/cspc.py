@@ -5,9 +5,9 @@ transitions go to the global agent's memory, and good episodes to a small local 
 batches come. Where scores are far enough apart, the better policy is handed over: the mean networks of all
 agents are alike.
 
-An iteration: cooperate (off_policy -> on_policy -> evolution -> tests) -> hand_over. The first one is the
-global agent's alone. After the phase of a local agent the global one takes as many gradient steps as that had
-environment steps. With ``fused`` all play at once, which wastes less of a device.
+An iteration: cooperate (off_policy -> on_policy -> evolution -> tests) -> hand_over. In the first one the
+global agent plays alone. After the phase of a local agent the global one takes a gradient step for each
+environment step of that phase. With ``fused`` all play at once, which wastes less of a device.
 
 Any agent of ``popjax.agents`` with a mean network may be the global one and any on-policy agent the other;
 either, or the search, may be missing. With ``copies`` there are further local agents of the global one's
@@ -19,13 +19,13 @@ CSPC-LM besides. With a ``drive`` the off-policy agents are also rewarded for wh
 
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
 (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not over, and a
-phase of the global agent may end in the middle of an episode, with which its next phase goes on. A phase of
-an on-policy agent is whole batches, also of several lanes, whose episodes run on over the end of a batch
-(``reset_at_batch=False``). Evolution's policies from others enter the first generation of every later phase,
-and its steps beyond the length of a phase are taken off the next one. Left out: elitism in the search, which
-the authors do without; and, being slips of their code, PPO's rewards that are late by a step, the time limit
-taken for the end in its transitions, and individuals' actions that are clipped to the action's bound instead
-of scaled.
+phase of the global agent may end in the middle of an episode, which its next phase continues. A phase of an
+on-policy agent is whole batches, also of several lanes, whose episodes run on over the end of a batch
+(``reset_at_batch=False``). Policies that are handed to evolution enter the first generation of every later
+phase; the steps by which one of its phases is too long are taken off the next. Left out are elitism in the
+search, which the authors do not use either, and slips of their code: PPO's rewards are late by a step, its
+transitions treat the time limit as the end of the task, and individuals' actions are clipped to the bound
+instead of scaled to it.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ latest episode returned most, and is deployed with that skill.
 An iteration: collect -> settle -> (relabel -> learn -> discriminate) x updates. A budget counts the
 pretraining.
 
-Differs from the paper: the number of skills and the rule for the best of them are those of Collaborative
-Exploration's comparison, the latter chosen here. As one drive beside a task's reward it is ``drive diayn`` of
-other methods.
+Differs from the paper: skills are as many as in Collaborative Exploration's comparison, which does not say
+how it finds the best of them; the rule above is ours. As a drive beside the task's reward it is ``drive
+diayn`` of other methods.
 """
 
 from __future__ import annotations

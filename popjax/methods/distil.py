@@ -3,14 +3,14 @@
 A student plays, a teacher labels every state with its own action, and the student learns from all labels so
 far: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
 
-A student with a memory learns from whole rollouts, each from the memory that it began with when it was
-played. The teacher plays the lanes at first and the student later, so that the student learns in the states
-that it reaches itself. The teacher is the individual with the highest return in episodes before the run or,
-if a method deploys all individuals together, all of them. Of several runs, the one with the highest return is
-distilled.
+A student with a memory learns from whole rollouts, each begun with the memory that the student had when it
+was played. The teacher plays the lanes at first and the student later, so that the student learns in the
+states that it reaches itself. The teacher is the individual with the highest return in episodes before the
+run or, if a method deploys all individuals together, all of them. Of several runs, the one with the highest
+return is distilled.
 
-Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's
-action or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
+Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's action
+or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from popjax.replay.ring import Ring, ring
 
 
 class Graded(NamedTuple):
-    """A finished run, the individual in it that returned most over episodes played before this run (-1: the
-    policy that the run would deploy), and the mean of its returns."""
+    """A finished run, its individual with the highest mean return in episodes played before this run (-1: the
+    policy that the run would deploy), and that mean."""
 
     policy: Pretrained
     individual: int
@@ -103,7 +103,7 @@ class Hyper:
 class Metrics:
     """Metrics of an iteration.
 
-    fitness:     float32 [1] return of the last finished episode, mean over lanes, whoever played.
+    fitness:     float32 [1] return of the last finished episode, mean over lanes, whichever played.
     fresh_loss:  []          how far the student is from the teacher on this iteration's states, before it
                              learns from them.
     distil_loss: []          how far it is on the batch of the last gradient step, before that.

@@ -9,8 +9,8 @@ An iteration: collect -> learn -> evolve.
 
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
 A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns are copied with it;
-the unfinished episode is not counted. An agent that has diverged is the worst; whoever replaces it takes
-over lanes and replay, too.
+the unfinished episode is not counted. An agent that has diverged is the worst; the agent that replaces it
+takes over lanes and replay, too.
 
 Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
 is explored by its distance to that end. A newcomer of halving learns from its slot's replay.
@@ -210,7 +210,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
         if env.spec.stack > 1:  # rows tell of the lanes' own frames, which a lost agent's actions leave sound
             lost = jnp.zeros_like(lost)
-        amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that somebody else began
+        amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that another began
         count = jnp.where(decision.fresh[:, None], 0, recent.count)
         recent = replace(recent, whole=recent.whole & ~amid[:, None], count=count)
         lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)

@@ -54,7 +54,7 @@ class Search:
 class OffPolicyConfig(Search, offpolicy.Config):
     """Of agents with a replay; more in ``offpolicy.Config``."""
 
-    copy_replay: bool = False  # whether whoever takes over an agent takes over its replay, too
+    copy_replay: bool = False  # whether a slot that takes over an agent also takes over its replay
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,7 +150,7 @@ class Metrics(offpolicy.Metrics):
     losses:    [P] each       as there, 0 where they are not finite.
     numbers:   float32 [P] each, by name: what evolves, as everyone goes on with it.
     ready:     int32 []       ready points so far.
-    diverged:  int32 []       individuals of whom a loss was not finite.
+    diverged:  int32 []       individuals with a loss that was not finite.
     parents:   int32 [P, 2]   slot that each individual stems from, -1 of a newcomer; its own between them.
     transfers: int32 [P, P]   1 where the row's individual took over from the column's in this iteration.
     """

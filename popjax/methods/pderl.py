@@ -11,13 +11,14 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
 ``gaussian``. With a ``drive`` the learner is also rewarded for what is new; fitness stays the task's return.
 
-Differs from the paper where its code, which made the paper's numbers, does: a child starts from the less fit
-parent, its regulariser is a mean over action components too, equal values imitate the less fit parent; the
-learner takes the time limit for the end of the task. An elite's copy mates with the fitness of the individual
-it replaced, a repeated winner may mate with itself, the learner may overwrite any slot but that of the best
-elite's copy, and its noise goes on from episode to episode. Left out as slips of ERL's first code: unclipped
-actor gradients, noisy actions stored beyond [-1, 1], sync counted in games. Distances between individuals use
-states drawn once for each individual, not anew for every pair.
+Differs from the paper where its code does, which produced the paper's numbers: a child starts from the less
+fit parent, and imitates that one where the critic values both parents' actions equally; its regulariser is
+averaged over action components, too; the learner treats the time limit as the end of the task. An elite's
+copy mates with the fitness of the individual that it replaced, a repeated winner may mate with itself, the
+learner may overwrite any slot but that of the best elite's copy, and its noise goes on from episode to
+episode. Slips of ERL's first code are left out: unclipped actor gradients, noisy actions stored beyond [-1,
+1], sync counted in games. Distances between individuals use states drawn once for each individual, not anew
+for every pair.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class Metrics:
     children:        int32 slots filled by crossover.
     parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of the
                      learner's actor both.
-    elite_rate, selected_rate, discarded_rate: share of the learner's entries into the population so far that
-    became elite, were selected or were discarded in the next generation.
+    elite_rate, selected_rate, discarded_rate: shares of the learner's entries into the population so far that
+                     became elite, were selected or were discarded in the next generation.
     """
 
     fitness: Array

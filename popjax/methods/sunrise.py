@@ -6,11 +6,11 @@ targets disagree.
 
 An iteration: collect -> learn x updates. Evaluation takes the mean of the members' deterministic actions.
 
-Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, which it is
-compared with, and there are 4 members. Theirs steps the temperature before critics and actor, and its actors
-ascend the minimum of the twins as they were before their step; here critics, actor and temperature follow one
-another, and actors ascend the mean of the new twins (``agent.actor_q``). A member without a transition in a
-batch stands still.
+Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, with which it is
+compared, and there are 4 members. In the authors' code the temperature steps before critics and actor, and
+actors ascend the minimum of the twins as they were before their step; here critics, actor and temperature
+step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). A member without a
+transition in a batch stays as it is.
 """
 
 from __future__ import annotations

@@ -277,8 +277,7 @@ def build(
         return (states, held), (losses, bonus, told, stale)
 
     def draw(store: Ring, key: Key) -> tuple[Transition, Array | None]:
-        """Return everybody's own rows [P, B]; or common rows [B], and bool [P, B] that marks each agent's
-        own."""
+        """Return each agent's own rows [P, B]; or common rows [B], and bool [P, B] that marks its own."""
         if crew.draw is None:
             sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
             return sample(store, jax.random.split(key, population), config.batch), None
@@ -286,8 +285,8 @@ def build(
         return tree.take(store.rows, slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
 
     def priced(held: PyTree, rows: Transition, hyper: PyTree) -> tuple[Transition, Array | None]:
-        """Return everybody's rows [P, B], rewarded by task and drive and with everybody's discount, and the
-        mean bonus [P]."""
+        """Return rows [P, B] as each agent learns from them, rewarded by task and drive and with its
+        discount; and the mean bonus [P]."""
         paid, bonus = drive.pay(held, rows, hyper)
         gamma = tree.align(numbers(hyper).discount, paid.discount)
         return replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0)), bonus

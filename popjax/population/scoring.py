@@ -1,4 +1,5 @@
-"""Returns of policies in fresh episodes: for fitness, tests, retirement and the choice of whom to deploy.
+"""Returns of policies in fresh episodes: for fitness, tests, retirement and the choice of the policy to
+deploy.
 
 All individuals play in one loop, so that the physics is compiled once whatever their number.
 """

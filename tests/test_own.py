@@ -184,10 +184,10 @@ def test_a_built_in_method_from_python_teaches(tmp_path):
 @pytest.mark.parametrize(
     ("slip", "reason"),
     [
-        ("environment", "own/line was made or changed by hand; write a function"),
+        ("environment", "own/line was not made by popjax.make; write a function"),
         ("method", "decorate its build with popjax.recorded"),
         ("other", "built for another environment, probe/context"),
-        ("agent", "its Config is of none of the kinds"),
+        ("agent", "its Config is not one of"),
     ],
 )
 def test_what_cannot_be_built_again_is_told(slip, reason, tmp_path, capsys):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """A run read back: its environment, method and ``Config``, the State of its newest whole checkpoint with
+    """A run read back: its environment, method and ``Config``, the State of its newest intact checkpoint with
     a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
     Of a single member that was asked for, all of that is its own."""
 
@@ -34,7 +34,7 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     ``picked`` is "best" or the environment steps, as text, of a checkpoint older than the newest.
 
     Raises:
-        Refused: there is no run, no whole checkpoint or no such member.
+        Refused: there is no run, no intact checkpoint or no such member.
     """
     import jax
 
@@ -65,7 +65,7 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
         saved = saved | {"members": [member, member + 1]}
         found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
     if found is None:
-        raise Refused(f"{root} has no whole checkpoint")
+        raise Refused(f"{root} has no intact checkpoint")
     state, steps = picking.with_last_good(
         files, shapes, found[1:], wanted, lambda place: begin(members[place : place + 1])
     )

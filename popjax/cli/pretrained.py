@@ -136,7 +136,7 @@ def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
     evaluation returned most.
 
     Raises:
-        Refused: there is no run, no whole checkpoint, or no such seed.
+        Refused: there is no run, no intact checkpoint, or no such seed.
     """
     return _policy(run_dir, seed)
 

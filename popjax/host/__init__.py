@@ -1,5 +1,5 @@
 """The imperative shell: training loop, evaluation, checkpoints, logs and reports.
 
-Everything impure lives here. A method is seen only through its ``Method`` record, so one that is written
-outside the package trains, sweeps, checkpoints and logs with no edit here.
+Everything impure lives here. The host sees a method only through its ``Method`` record, so a method written
+outside the package trains, sweeps, checkpoints and logs without any edit here.
 """

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 class Refused(ValueError):
-    """The run asked for cannot be made: a number out of range, no room in memory, a directory in use."""
+    """The requested run is not possible: a number out of range, too little memory, a directory in use."""
 
 
 class NoRun(Refused):
-    """There is something, but it is no run, or one of which nothing is recorded yet."""
+    """The directory does not hold a run, or the run has recorded nothing yet."""
 
 
 class TooLarge(Refused):
-    """There is no room in memory; ``fitting`` members of the sweep would fit."""
+    """The run does not fit into memory; ``fitting`` members of the sweep would."""
 
     def __init__(self, message: str, fitting: int):
         super().__init__(message)
@@ -20,35 +20,34 @@ class TooLarge(Refused):
 
 
 class NotSaved(RuntimeError):
-    """A checkpoint, or a member that stands still, could not be written; the checkpoints before are whole."""
+    """A checkpoint or a stopped member could not be written; earlier checkpoints are intact."""
 
 
 class NotRead(RuntimeError):
-    """A checkpoint that may be whole could not be read: no memory, no permission or a failing disk."""
+    """A checkpoint that may be intact could not be read: no memory, no permission or a failing disk."""
 
 
 class NotTracked(RuntimeError):
-    """A service that a run is sent to failed; the State is saved."""
+    """A tracking service failed; the State is saved."""
 
 
 class NonFiniteMetric(RuntimeError):
-    """A metric became NaN or infinite; the State it came from was not saved."""
+    """A metric became NaN or infinite; that State was not saved."""
 
 
 class CallbackFailed(RuntimeError):
-    """An environment failed on the host, such as an emulator; the checkpoints before are
-    whole."""
+    """An environment that runs on the host, such as an emulator, failed; earlier checkpoints are intact."""
 
 
 FAILURES = (CallbackFailed, NonFiniteMetric, NotRead, NotSaved, NotTracked)
-"""Failures of a run that are no bug of popjax, told in one line."""
+"""Failures of a run that are not bugs of popjax; the command line reports them in one line."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal arrived, such as Ctrl-C; the chunk was finished and the State saved.
 
-    ``signal_number`` is the signal; by convention a program then exits with 128 plus that number. ``left``
-    tells that an evaluation is still computed, for which the interpreter would wait at its end.
+    ``signal_number`` is the signal; by convention a program then exits with 128 plus that number. With
+    ``left``, an evaluation is still being computed, and the interpreter would wait for it at exit.
     """
 
     def __init__(self, message: str, signal_number: int, left: bool = False):

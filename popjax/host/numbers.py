@@ -1,4 +1,4 @@
-"""Numbers as people and libraries write them, as Python's own and as JSON has them."""
+"""Conversion of numbers between users' text, the types of libraries, Python and JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 
 def whole(value: Any) -> int:
-    """Return a whole number that is written as an integer or a float of any library, or as text such as 1e6.
+    """Return an integer from an integer or float of any library, or from text such as 1e6.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: the value is not a whole number.
     """
     for read in (operator.index, int) if isinstance(value, str) else (operator.index,):
         try:
@@ -27,20 +27,20 @@ def whole(value: Any) -> int:
     except (TypeError, ValueError):
         number = math.nan
     if not number.is_integer():
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     return int(number)
 
 
 def real(value: Any) -> float:
-    """Return a number as Python has it; one of fewer bits as the shortest decimal that is rounded to it.
+    """Return a Python float; a float32 becomes the shortest decimal that rounds to it, as the user wrote it.
 
-    ``float(np.float32(0.1))`` would be 0.10000000149011612, which nobody has written.
+    ``float(np.float32(0.1))`` would be 0.10000000149011612.
     """
     return float(str(np.asarray(value)[()])) if hasattr(value, "dtype") else float(value)
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Return whether two values of a configuration make the same run; fractions are computed as float32."""
+    """Return whether two values of a configuration give the same run; floats are compared in float32."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (one, other))
@@ -50,9 +50,9 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as JSON has it: arrays and tuples as lists, numbers as Python's.
+    """Return ``value`` in types that JSON has: arrays and tuples become lists, numbers Python numbers.
 
-    JSON has no infinities and no NaN: these become "inf" and "-inf", which ``float`` reads, and null.
+    JSON has no infinities or NaN: they become "inf" and "-inf", which ``float`` reads, and null.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

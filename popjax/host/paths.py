@@ -1,8 +1,9 @@
-"""Paths as users write them, and names of files that are made of other things: no patterns, none too long."""
+"""Paths that users give, and file names made from numbers, tasks and labels."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -12,24 +13,24 @@ from pathlib import Path
 from popjax.host.errors import Refused
 
 LONGEST = 128
-"""The most bytes of a name that is made of numbers, tasks or labels; file systems take 255, with endings."""
+"""Maximum length [bytes] of a file name without its suffix; file systems allow 255 in all."""
 _ODD = re.compile(r"[^\w\s./=+,@~:-]")
 
 
 def path(text: str | Path) -> Path:
-    """Return the path that a user means; a shell does not expand ``~`` behind an equals sign.
+    """Return ``text`` as a path with ``~`` expanded, which a shell does not do after an equals sign.
 
     Raises:
-        Refused: it begins with the home of somebody who has none.
+        Refused: the home directory is unknown.
     """
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise Refused(f"{text} begins with a home that cannot be found: write the path in full") from None
+        raise Refused(f"the home directory in {text} cannot be found: write the path in full") from None
 
 
 def file_name(text: str) -> str:
-    """Return ``text``, or of a long one its beginning and a digest, which tells it from what begins alike."""
+    """Return ``text``, shortened to its beginning and a digest if it is too long for a file name."""
     whole = text.encode()
     if len(whole) <= LONGEST:
         return text
@@ -37,7 +38,7 @@ def file_name(text: str) -> str:
 
 
 def distinct(names: list[str], origins: list[str]) -> list[str]:
-    """Return ``names`` with a digest of its origin at each that several different origins have."""
+    """Return ``names``, with a digest of the origin appended where different origins share a name."""
     of: dict[str, set[str]] = {}
     for name, origin in zip(names, origins, strict=True):
         of.setdefault(name, set()).add(origin)
@@ -48,11 +49,19 @@ def distinct(names: list[str], origins: list[str]) -> list[str]:
 
 
 @contextmanager
-def without_patterns(directory: Path) -> Iterator[Path]:
-    """Yield a path of ``directory`` in which nobody sees a pattern or an escape.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; its file then replaces ``path`` in one step, so readers never see half of
+    it."""
+    partial = path.with_suffix(".part")
+    yield partial
+    os.replace(partial, path)
 
-    Orbax takes square brackets for a pattern and TensorStore a backslash for a separator; such a directory is
-    reached by a symbolic link.
+
+@contextmanager
+def without_patterns(directory: Path) -> Iterator[Path]:
+    """Yield a path to ``directory`` without special characters, through a symbolic link if necessary.
+
+    Orbax reads square brackets as a pattern, and TensorStore a backslash as a separator.
     """
     if not _ODD.search(directory.as_posix()):
         yield directory

@@ -1,4 +1,4 @@
-"""Methods by name: built-in ones, and those of users by import path."""
+"""Methods by name: built-in ones by a short name, users' own by import path."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def recipe(name: str) -> Recipe:
     """Return the Recipe of a built-in method, or the one at an import path ``package.module[:NAME]``.
 
     Raises:
-        Refused: there is none.
+        Refused: there is no such method.
     """
     from popjax.recipe import Recipe  # imports JAX, whose errors the command line is to catch
 

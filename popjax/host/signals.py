@@ -1,4 +1,5 @@
-"""Ctrl-C and preemption without loss: a signal asks the loop to stop, Ctrl-C after it stops at once."""
+"""Ctrl-C and preemption without loss: the first signal asks the loop to stop, a later Ctrl-C stops at
+once."""
 
 from __future__ import annotations
 
@@ -23,17 +24,17 @@ SIGNALS = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
     if hasattr(signal, name)
 )
-"""Ctrl-C, a closed terminal, and what clusters send to a job that is to end: SLURM sends SIGTERM or what
-``--signal`` says, often SIGUSR1, and through submitit SIGUSR2; SIGXCPU comes at a limit of processor time."""
+"""Ctrl-C, a closed terminal, and the signals with which clusters end a job: SLURM sends SIGTERM or the one
+set by ``--signal``, often SIGUSR1; submitit uses SIGUSR2; SIGXCPU reports the limit of processor time."""
 
 
 @dataclass
 class Stop:
-    """Requests of signals to a loop.
+    """State shared by the signal handler and the loop.
 
-    arrived: the first that came, ``None`` before.
-    saving:  set by the loop when it saves for the last time: no signal interrupts it any more.
-    left:    set by the loop when it left something that is still computed.
+    arrived: the first signal received, or None.
+    saving:  set by the loop during the last save, which no signal interrupts.
+    left:    set by the loop when it abandons a computation that is still running.
     """
 
     arrived: int | None = None
@@ -42,7 +43,7 @@ class Stop:
 
 
 class Left(Exception):
-    """A signal came while something was computed, which is left to itself."""
+    """A signal arrived while the loop waited for a computation, which is abandoned."""
 
 
 @contextmanager
@@ -50,19 +51,18 @@ def deferred(
     say: Callable[[str], None],
     meanwhile: str = "finishing the chunk, but no evaluation, and saving",
 ) -> Iterator[Stop]:
-    """Inside, signals only note that they came; the first is answered with what is done ``meanwhile``.
+    """Record signals instead of ending the program; report the first one with ``meanwhile``.
 
-    Unless the last saving has begun, Ctrl-C after another signal raises ``KeyboardInterrupt`` where it
-    strikes; of those that a cluster sends several may come. A hangup that is ignored, as ``nohup`` asks for,
-    stays ignored. The handlers that were there before are put back at the end. Outside the main thread, where
-    Python handles no signals, nothing changes.
+    A Ctrl-C after the first signal raises ``KeyboardInterrupt`` at once, unless the last save has begun; a
+    cluster may send its signals several times. SIGHUP stays ignored under ``nohup``. The previous handlers
+    are restored at the end. Outside the main thread, where Python handles no signals, nothing changes.
     """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.arrived is None:
             stop.arrived = number
-            then = "" if stop.saving else "; Ctrl-C, then, stops at once"
+            then = "" if stop.saving else "; press Ctrl-C again to stop at once"
             say(f"{signal.Signals(number).name}: {meanwhile}{then}")
         elif number == signal.SIGINT and not stop.saving:
             raise KeyboardInterrupt
@@ -81,10 +81,10 @@ def deferred(
 def ready(arrays: T, stop: Stop | None = None) -> T:
     """Return ``arrays`` once they are computed.
 
-    Waiting in Python and not inside the runtime lets a signal be answered meanwhile.
+    Poll in Python rather than block inside the runtime, so that signals are handled meanwhile.
 
     Raises:
-        Left: with ``stop``, a signal came; the arrays are not computed yet.
+        Left: ``stop`` is given and a signal arrived; the arrays are not computed yet.
     """
     pause, waited = 1e-4, [data(leaf) for leaf in jax.tree.leaves(arrays)]
     while not all(array.is_ready() for array in waited):
@@ -96,10 +96,9 @@ def ready(arrays: T, stop: Stop | None = None) -> T:
 
 
 def beside(*works: Callable[[], T]) -> list[T]:
-    """Return what each of ``works`` gives, all done at the same time in other threads, so that a signal is
-    answered meanwhile.
+    """Run ``works`` in parallel in other threads and return their results.
 
-    For work that does not come back to Python for long, such as compiling.
+    For work that stays outside Python for long, such as compiling: signals are handled meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         return [work() for work in works]

@@ -1,4 +1,4 @@
-"""Lines to the user that never end a run: the terminal may be closed and a pipe may lose its reader."""
+"""Output that never ends a run, even if the terminal is closed or a pipe loses its reader."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, TextIO
 
 
 class Lasting:
-    """A text stream, such as ``sys.stderr``, that drops what cannot be written.
+    """A text stream, such as ``sys.stderr``, that drops text which cannot be written.
 
-    Everything else is the stream's own. ``None`` stands for a stream that was closed from the beginning.
+    Other attributes are those of the stream. None stands for a stream that was closed from the start.
     """
 
     def __init__(self, stream: TextIO | None):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write ``text`` if that is possible; characters that the stream does not have become "?"."""
+        """Write ``text`` if possible; characters outside the stream's encoding become "?"."""
         stream = self._stream
         if stream is not None and not stream.closed:
             with suppress(OSError):
@@ -31,7 +31,7 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream if that is possible."""
+        """Flush the stream if possible."""
         if self._stream is not None and not self._stream.closed:
             with suppress(OSError):
                 self._stream.flush()
@@ -67,10 +67,9 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 def open_missing() -> None:
-    """Open the standard streams that were closed by whoever started the program, as ``2>&-`` does.
+    """Open standard streams that were closed when the program started, as by ``2>&-``.
 
-    Without it the next file that is opened takes the place of standard error, and what a library prints
-    there goes into that file.
+    Otherwise the next file opened takes the descriptor of standard error and receives what libraries print.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -85,7 +84,7 @@ def open_missing() -> None:
 
 
 def give_up_broken() -> None:
-    """Discard what could not be written to standard output and error, which would fail again at the exit."""
+    """Discard output that could not be written; flushing it would fail again at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -45,7 +45,8 @@ def make_run(
         for place in range(evaluations):
             for seed in seeds:
                 value = level(seed, place)
-                row = {"seed": seed, "generation": place, "env_steps": EVERY * place, "return": value}
+                row = {"member": seeds.index(seed), "seed": seed, "generation": place}
+                row |= {"env_steps": EVERY * place, "return": value}
                 row |= {"train_seconds": 2.0 * place, "wall_seconds": 36.0 * place + 1}
                 file.write(json.dumps(row | {"returns": [value - 1, value + 1], "lengths": [5, 5]}) + "\n")
     with (root / "metrics.jsonl").open("w") as file:

@@ -322,7 +322,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_keeps_its_records(tmp_path: Pat
     for generation in checkpoint.generations(tmp_path / "checkpoints"):
         (tmp_path / "checkpoints" / str(generation) / "manifest.json").unlink()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(Refused, match=r"has no whole checkpoint .* remove that directory to begin again"):
+    with pytest.raises(
+        Refused, match=r"has no intact checkpoint .* remove that directory and rerun with --resume"
+    ):
         train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **OPTIONS)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     shutil.rmtree(tmp_path / "checkpoints")

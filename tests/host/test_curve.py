@@ -9,36 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax.host.errors import Refused
-from popjax.host.report import learning_curve, moving_average
+from popjax.host.report import learning_curve
 from popjax.host.runs import log
 from popjax.host.runs.history import Evaluation, History, Seconds, join, non_finite
 from popjax.host.scaling import memory
 
 
-def test_moving_average() -> None:
-    values = np.array([1.0, 2.0, 3.0, 10.0])
-    np.testing.assert_allclose(moving_average(values, 2), [1, 1.5, 2.5, 6.5])
-    np.testing.assert_allclose(moving_average(values, 1), values)
-    np.testing.assert_allclose(moving_average(values, 10), [1, 1.5, 2, 4])
-
-
 @pytest.mark.parametrize("seeds", [0, 1, 3])
-@pytest.mark.parametrize("window", [1, 10])
-def test_a_curve_is_drawn_for_any_number_of_seeds(seeds: int, window: int, tmp_path: Path) -> None:
+def test_a_curve_is_drawn_for_any_number_of_seeds(seeds: int, tmp_path: Path) -> None:
     evaluations = [
         Evaluation(seed, step, 100 * step + seed, (float(step), float(seed)), (1, 1))
         for step in range(4)
         for seed in range(seeds)
     ]
-    learning_curve(evaluations, tmp_path / "curve.png", title="a title", window=window)
+    learning_curve(evaluations, tmp_path / "curve.png", title="a title")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_curve_needs_a_window(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="at least 1 evaluation, got 0"):
-        learning_curve([], tmp_path / "curve.png", title="", window=0)
 
 
 def history(loss: list[list[float]]) -> History:

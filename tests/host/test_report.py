@@ -90,7 +90,7 @@ def test_the_tables_say_what_the_runs_did(written: Any) -> None:
     assert cells.rows == [["probe/context", "16.5 ± 1.6 (5)", "31.0 ± 1.6 (5)", "45.5 ± 1.6 (5)"]]
     assert cells.best == {(0, 3)}
     page = written[0].page.read_text()
-    assert "Mean ± standard deviation over seeds; a seed counts by the mean of its last 10 eval" in page
+    assert "Mean ± standard deviation over seeds; the score of a seed is the mean of its last 10 eval" in page
     assert "<td>alpha &gt; beta</td><td>0.00</td><td>[0.00, 0.00]</td>" in page
 
 
@@ -146,7 +146,7 @@ def test_labels_name_methods_and_pool_only_equals(tmp_path: Path) -> None:
     a = one(make_run(tmp_path / "a"))
     b = one(make_run(tmp_path / "b", config={"population": 8}))
     assert records.methods(records.grouped([a, b], ["A", "B"])) == ["A", "B"]
-    with pytest.raises(Refused, match=r"no seeds of one method 'A': config\.population is 4 and 8"):
+    with pytest.raises(Refused, match=r"are not seeds of one method 'A': config\.population is 4 and 8"):
         records.grouped([a, b], ["A", "A"])
     with pytest.raises(Refused, match="1 are given for 2 runs"):
         records.spread([[a], [b]], ["A"])
@@ -185,7 +185,7 @@ def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path)
     np.testing.assert_allclose(measures.measure("last").of(groups[0], 450), 5)  # the first at or beyond
     page = report([done, going], tmp_path / "out").page.read_text()
     assert "those at 500 environment steps" in page
-    assert "What done did after that" in page
+    assert "Later evaluations of done appear only in the learning curves" in page
     assert f"Unfinished: {going}" in page
 
 
@@ -269,7 +269,7 @@ def test_a_failed_member_cuts_nobody_else_short(status: str, tmp_path: Path) -> 
     assert [curve.seed for curve in group.curves] == [0]
     assert group.reached == summary["env_steps"]
     page = report([root], tmp_path / "out").page.read_text()
-    assert "having become non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
+    assert "since a metric became non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
 
 
 def test_settings_that_differ_in_a_sign_have_files_of_their_own() -> None:
@@ -290,7 +290,7 @@ def test_methods_are_compared_on_common_tasks(tmp_path: Path) -> None:
     assert (
         "Scores are scaled from 0 to 1 within each task: probe/a 14.5 to 14.5; probe/b 14.5 to 18.5." in page
     )
-    assert "Left out, as not all methods are on them: probe/c." in page
+    assert "Left out, since not all methods ran on them: probe/c." in page
     with pytest.raises(Refused, match=r"different tasks .*: x on probe/a; y on probe/b; report them apart"):
         report([here[0], there[1]], tmp_path / "out")
 
@@ -300,7 +300,7 @@ def test_a_lineage_needs_every_generation(tmp_path: Path) -> None:
     some = one(make_run(tmp_path / "b", metrics=runs.population(spacing=5)))
     kinds = [[kind for kind, _, _ in population.figures("", population.rows(r))] for r in (every, some)]  # type: ignore[arg-type]
     assert kinds == [["fitness", "lineage", "transfers"], ["fitness", "transfers"]]
-    assert "One generation in 5 was recorded" in report([some.root], tmp_path / "out").page.read_text()
+    assert "Only one generation in 5 was recorded" in report([some.root], tmp_path / "out").page.read_text()
 
 
 def test_ancestors_are_followed_to_the_beginning(tmp_path: Path) -> None:
@@ -388,8 +388,8 @@ def test_bad_input_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         file.write('{"seed": 0, "gener\n')
     (cut / "summary.json").write_text('{"env_steps": ')
     cases = [
-        ([str(torn)], f"line 101 of {torn / 'eval.jsonl'} is no JSON: remove that line"),
-        ([str(cut)], f"{cut / 'summary.json'} is no JSON: remove it"),
+        ([str(torn)], f"line 101 of {torn / 'eval.jsonl'} is not JSON: remove that line"),
+        ([str(cut)], f"{cut / 'summary.json'} is not JSON: remove it"),
         ([], "at least one run directory"),
         ([str(tmp_path / "nowhere")], "holds no run"),
         ([str(alien)], "lacks method, env, options"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from popjax.host.checkpoints import io_errors, state_arrays
 from popjax.host.errors import NotSaved, Refused
+from popjax.host.paths import replacing
 from popjax.host.runs.history import Evaluation
 from popjax.host.scaling import processes
 from popjax.host.scaling.sweep import Member
@@ -57,15 +57,12 @@ class Best:
             NotSaved: it could not be written.
         """
         if not self._saved and processes.first():
-            partial = self._path.with_suffix(".part")
             facts: dict[str, Any] = dict(
                 zip(_FACTS, (list(self._places), self._env_steps, self._returns), strict=True)
             )
             policies: dict[str, Any] = {f"policy.{name}": array for name, array in self._arrays.items()}
             try:
-                with partial.open("wb") as file:
-                    np.savez(file, **facts, **policies)
-                os.replace(partial, self._path)
+                _write(self._path, facts | policies)
             except OSError as error:
                 raise NotSaved(f"{self._path} could not be written ({io_errors.reason(error)})") from error
         self._saved = True
@@ -77,6 +74,11 @@ class Best:
                 self._arrays = {
                     name.removeprefix("policy."): file[name] for name in file.files if name not in _FACTS
                 }
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
@@ -102,10 +104,7 @@ def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
             for name, array in arrays.items():
                 grown[name][place] = array[before.index(member.identity)]
     grown["number"][:] = [member.number for member in members]
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
-        np.savez(file, **grown)
-    os.replace(partial, path)
+    _write(path, grown)
 
 
 def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def discard_partial(directory: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a checkpoint; one that is held, as by a reader on NFS, is tried again with the next.
 
-    It loses its number first, so that a reader meets a whole checkpoint or none.
+    It loses its number first, so that a reader meets a intact checkpoint or none.
     """
     try:
         if not path.name.startswith(_PARTIAL):
@@ -172,7 +172,7 @@ def restore_newest(
     shardings: Any = None,
     until: int | None = None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """Return ``(generation, state, extra)`` of the newest whole checkpoint, ``None`` if there is none.
+    """Return ``(generation, state, extra)`` of the newest intact checkpoint, ``None`` if there is none.
 
     ``until`` leaves out those newer than that generation.
 
@@ -202,7 +202,7 @@ def member_of_newest(
 def slice_of_newest(
     directory: Path, places: Sequence[int], tell: Callable[[str], None], until: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Return rows ``places`` of every leaf of the newest whole checkpoint, by name, and the extra.
+    """Return rows ``places`` of every leaf of the newest intact checkpoint, by name, and the extra.
 
     PRNG keys are returned as raw data. Works without the State class.
     """

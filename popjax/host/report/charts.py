@@ -1,4 +1,4 @@
-"""The comparison of methods as figures: every axis has its label, every method its colour."""
+"""Figures that compare methods; a method has the same colour in all of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from popjax.host.report import statistics
 from popjax.host.report.records import Curve, Group
 from popjax.host.report.statistics import Estimate, Scores
 
-# Okabe and Ito's, which colour-blind readers can tell apart, without its yellow; dashes when they run out.
+# Okabe and Ito's palette for colour-blind readers, without its yellow; dashes when colours run out.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 STEPS = "environment steps per seed"
-HOURS = "hours on the clock, all seeds of a run together"
+HOURS = "wall-clock hours, all seeds of a run together"
 RETURN = "evaluation return (sum of rewards)"
 
 
 class Style(NamedTuple):
-    """Style in which a method is drawn."""
+    """Line style of a method."""
 
     color: str
     linestyle: str
@@ -40,11 +40,11 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 def learning_curves(
     task: str, groups: Sequence[Group], look: Mapping[str, Style], by_time: bool = False
 ) -> Any:
-    """Mean over seeds against environment steps, or hours ``by_time``, within one standard deviation; one
-    line for each method."""
+    """Draw the mean over seeds and one standard deviation around it against environment steps, or hours if
+    ``by_time``; one line for each method."""
     figure, axes = canvas(f"{task}: return against {'time' if by_time else 'environment steps'}")
     for group in groups:
-        steps, returns = _aligned(group.curves, by_time)
+        steps, returns = aligned(group.curves, by_time)
         _band(axes, steps, returns, group, look[group.label])
     if not by_time:
         count_axis(axes.xaxis)
@@ -55,14 +55,14 @@ def learning_curves(
 
 
 def anytime(task: str, groups: Sequence[Group], look: Mapping[str, Style]) -> Any:
-    """Best return so far, mean over seeds within one standard deviation, up to the least that all methods
-    have reached: at equal environment steps and, where all recorded it, at equal time."""
+    """Draw the best return so far, mean over seeds and one standard deviation around it, as far as all
+    methods have got: at equal environment steps and, if all recorded times, at equal time."""
     timed = all(curve.seconds is not None for group in groups for curve in group.curves)
     figure, panels = canvas(f"{task}: best return so far", height=3.4 + 2.6 * timed, rows=1 + timed)
     for axes, by_time in zip(np.atleast_1d(panels), (False, True), strict=False):
-        aligned = [_aligned(group.curves, by_time, best=True) for group in groups]
-        end = min(places[-1] for places, _ in aligned)
-        for group, (places, returns) in zip(groups, aligned, strict=True):
+        curves = [aligned(group.curves, by_time, best=True) for group in groups]
+        end = min(places[-1] for places, _ in curves)
+        for group, (places, returns) in zip(groups, curves, strict=True):
             kept = places <= end
             _band(axes, places[kept], returns[:, kept], group, look[group.label], stays=True)
         if not by_time:
@@ -74,7 +74,7 @@ def anytime(task: str, groups: Sequence[Group], look: Mapping[str, Style]) -> An
 
 
 def interquartile_means(found: Mapping[str, Estimate], look: Mapping[str, Style], unit: str) -> Any:
-    """Point and interval of each method."""
+    """Draw the point and interval of each method."""
     figure, axes = canvas("Interquartile mean of the scores", height=1.7 + 0.45 * len(found))
     _points(axes, list(found.values()), [_wrapped(x) for x in found], [look[label].color for label in found])
     axes.set(xlabel=unit, ylabel="method")
@@ -83,7 +83,7 @@ def interquartile_means(found: Mapping[str, Estimate], look: Mapping[str, Style]
 
 
 def improvements(found: Mapping[tuple[str, str], Estimate], look: Mapping[str, Style]) -> Any:
-    """Point and interval of the probability that one method beats another, for each pair."""
+    """Draw the probability that one method beats another and its interval, for each pair."""
     figure, axes = canvas("Probability of improvement", height=1.7 + 0.7 * len(found))
     names = [f"{_wrapped(x)}\n> {_wrapped(y)}" for x, y in found]
     _points(axes, list(found.values()), names, [look[x].color for x, _ in found])
@@ -95,7 +95,7 @@ def improvements(found: Mapping[tuple[str, str], Estimate], look: Mapping[str, S
 
 
 def profiles(scores: Mapping[str, Scores], look: Mapping[str, Style], unit: str) -> Any:
-    """Share of runs above each score, one curve for each method."""
+    """Draw the share of runs above each score, one curve for each method."""
     figure, axes = canvas("Performance profiles")
     runs = np.concatenate([x for found in scores.values() for x in found])
     margin = 0.05 * (np.ptp(runs) or 1.0)
@@ -134,7 +134,7 @@ def canvas(title: str, height: float = 4.2, rows: int = 1) -> Any:
 
 @contextmanager
 def literal_text() -> Iterator[None]:
-    """Draw every text as it is written, dollar signs included, whatever matplotlib's configuration says."""
+    """Draw text literally, dollar signs included, whatever matplotlib's configuration is."""
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
@@ -142,19 +142,19 @@ def literal_text() -> Iterator[None]:
 
 
 def _shown(label: str) -> str:
-    """Return a label that matplotlib shows in a legend, which leaves out those with a leading underscore."""
+    """Return a label that a legend shows; matplotlib omits labels with a leading underscore."""
     return f" {label}" if label.startswith("_") else label
 
 
 def count_axis(axis: Any) -> None:
-    """Large numbers as 20k and 1M."""
+    """Write large numbers as 20k and 1M."""
     from matplotlib.ticker import EngFormatter
 
     axis.set_major_formatter(EngFormatter(sep=""))
 
 
 def legend(axes: Any, columns: int) -> None:
-    """Draw the legend of one or all axes of a figure below them, where it covers nothing."""
+    """Draw the legend of ``axes`` below the figure, where it covers nothing."""
     axes.figure.legend(
         *axes.get_legend_handles_labels(),
         frameon=False,
@@ -165,7 +165,7 @@ def legend(axes: Any, columns: int) -> None:
 
 
 def _points(axes: Any, found: Sequence[Estimate], names: Sequence[str], colours: Sequence[str]) -> None:
-    """One row for each estimate, the first on top."""
+    """Draw a row for each estimate, the first at the top."""
     rows = np.arange(len(found))[::-1]
     banded = [row for row, one in zip(rows, found, strict=True) if one.low is not None]
     for row, (value, low, high), colour in zip(rows, found, colours, strict=True):
@@ -181,21 +181,21 @@ def _points(axes: Any, found: Sequence[Estimate], names: Sequence[str], colours:
 
 
 def _columns(labels: Sized) -> int:
-    """Of a legend of methods, whose names may be long."""
+    """Return the number of columns of a legend of methods, whose names may be long."""
     return min(len(labels), 2)
 
 
 def _wrapped(label: str) -> str:
-    """Return a label in lines that leave room for the axes."""
+    """Return a label in lines short enough to leave room for the axes."""
     return textwrap.fill(label, 36)
 
 
 def _band(
     axes: Any, places: np.ndarray, returns: np.ndarray, group: Group, style: Style, stays: bool = False
 ) -> None:
-    """Draw the mean of returns [seeds, N] and, of several seeds, a band of one standard deviation.
+    """Draw the mean of returns [seeds, N] and, for several seeds, a band of one standard deviation.
 
-    ``stays`` holds each return until the next one; otherwise they are joined by straight lines.
+    With ``stays``, each return is held until the next one; otherwise straight lines join them.
     """
     mean, seeds = returns.mean(0), f"{len(returns)} seed" + "s" * (len(returns) > 1)
     how = {"linewidth": 2, "drawstyle": "steps-post" if stays else "default", **style._asdict()}
@@ -206,10 +206,12 @@ def _band(
         axes.fill_between(places, mean - std, mean + std, **how)
 
 
-def _aligned(curves: Sequence[Curve], by_time: bool, best: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Environment steps or hours [N] that all seeds have in their range and their returns there [seeds, N],
-    linear between evaluations; all of a curve's own if it is alone. ``best``: the highest return so far
-    instead, which stays until the next evaluation."""
+def aligned(
+    curves: Sequence[Curve], by_time: bool = False, best: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the environment steps, or hours, [N] within the range of all seeds, and the returns [seeds, N]
+    there, interpolated linearly; with ``best``, the highest returns so far, held until the next
+    evaluation."""
     places = [np.asarray(c.seconds) / 3600 if by_time else c.env_steps for c in curves]
     start, end = max(place[0] for place in places), min(place[-1] for place in places)
     shared = np.unique(np.concatenate(places))

@@ -1,8 +1,7 @@
-"""Measures, the one number by which a seed is judged, and statistics over seeds."""
+"""Measures, each giving one score per seed, and statistics over seeds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,8 +11,7 @@ import numpy as np
 from popjax.host.errors import Refused
 from popjax.host.report import statistics
 from popjax.host.report.records import Curve, Group, Record
-from popjax.host.runs import rundir
-from popjax.host.runs.log import scalars
+from popjax.host.runs import log, rundir
 
 LAST = 10
 """Evaluations that ``last10`` averages."""
@@ -22,13 +20,13 @@ Statistic: TypeAlias = Literal["mean", "median", "iqm"]
 
 
 class Measure(NamedTuple):
-    """A number by which a seed is judged.
+    """A score of a seed.
 
     name:  as on the command line.
-    words: the same in a sentence: "a seed counts by ...".
-    unit:  of an axis.
-    of:    (group, environment steps) -> float [seeds], as of so many environment steps; NaN of a seed that
-           has not recorded it.
+    words: the same as the end of a sentence: "the score of a seed is ...".
+    unit:  label of an axis.
+    of:    (group, environment steps) -> float [seeds], the scores at that number of environment steps; NaN
+           for a seed that did not record it.
     """
 
     name: str
@@ -38,12 +36,13 @@ class Measure(NamedTuple):
 
 
 def measure(name: str) -> Measure:
-    """Return the measure of this name: last10, last, best, area, or metric:NAME, the last recorded value of
-    a metric of the method. Of one with axes it is metric:NAME/mean or NAME/max; of one [P], NAME/2 is the
-    third component and NAME/first:2 whether that is the largest, 1 or 0. "minutes" are those on the clock.
+    """Return the measure of this name: last10, last, best, area, minutes, or metric:NAME.
+
+    "minutes" are wall-clock time. metric:NAME is the last recorded value of a metric of the method; for a
+    metric with axes, use NAME/mean or NAME/max, and for one [P] also NAME/2, its third component.
 
     Raises:
-        Refused: there is none.
+        Refused: there is no such measure.
     """
     if name in _OF_CURVES:
         words, of = _OF_CURVES[name]
@@ -56,13 +55,13 @@ def measure(name: str) -> Measure:
 
 
 def last(curve: Curve, budget: int, count: int = LAST) -> float:
-    """Return the mean return of the last ``count`` evaluations as of ``budget`` environment steps."""
+    """Return the mean return of the last ``count`` evaluations up to ``budget`` environment steps."""
     return float(curve.until(budget)[-count:].mean())
 
 
 def area(curve: Curve, budget: int) -> float:
-    """Return the area under a curve over its length up to ``budget`` environment steps: the mean return over
-    training."""
+    """Return the mean return over training up to ``budget`` environment steps: the area under the curve over
+    its length."""
     end = min(budget, int(curve.env_steps[-1]))
     steps = np.append(curve.env_steps[curve.env_steps < end], end)
     if len(steps) == 1:
@@ -72,8 +71,8 @@ def area(curve: Curve, budget: int) -> float:
 
 
 def minutes(curve: Curve, budget: int) -> float:
-    """Return the minutes on the clock from the beginning of the run to the last evaluation as of ``budget``
-    environment steps; NaN of a run that did not record them."""
+    """Return the wall-clock minutes from the start of the run to its last evaluation up to ``budget``
+    environment steps; NaN if the run did not record times."""
     if curve.seconds is None:
         return float("nan")
     return float(curve.seconds[len(curve.until(budget)) - 1]) / 60
@@ -83,7 +82,7 @@ _OF_CURVES: dict[str, tuple[str, Callable[[Curve, int], float]]] = {
     "last10": (f"the mean of its last {LAST} evaluations", last),
     "last": ("its last evaluation alone", lambda curve, budget: last(curve, budget, 1)),
     "best": ("its best evaluation", lambda curve, budget: float(curve.until(budget).max())),
-    "minutes": ("the minutes on the clock until its last evaluation", minutes),
+    "minutes": ("the wall-clock minutes until its last evaluation", minutes),
     "area": ("the area under its curve over the steps, its mean return over training", area),
 }
 
@@ -99,39 +98,31 @@ def _last_metric(metric: str, group: Group, budget: int) -> np.ndarray:
     if not found:
         known = sorted({name for record in group.records for row in _rows(record, 0) for name in row})
         raise Refused(
-            f"{group.label} on {group.task} records no metric {metric!r}; of one with axes say NAME/mean,"
-            f" NAME/max, NAME/0 or NAME/first:0. It records {', '.join(known) or 'none'}"
+            f"{group.label} on {group.task} records no metric {metric!r}; it records"
+            f" {', '.join(known) or 'none'}; if a metric has axes, name NAME/mean, NAME/max or NAME/0"
         )
     return np.array([found.get(curve.seed, np.nan) for curve in group.curves])
 
 
 def _scalars(value: np.ndarray) -> dict[str, float]:
-    """Return what a metric may be called by, behind its name, and its numbers."""
-    found = dict(scalars(value))
+    """Return the scalars of a metric by the suffix of their names."""
+    found = dict(log.scalars(value))
     if value.ndim == 1:
         found |= {f"/{place}": float(x) for place, x in enumerate(value)}
-        found |= {f"/first:{place}": float(place == np.argmax(value)) for place in range(len(value))}
     return found
 
 
 def _rows(record: Record, budget: int) -> Iterator[dict[str, Any]]:
-    """Yield what ``metrics.jsonl`` has of a setting as of ``budget``, of each seed at least the first row."""
+    """Yield the rows of a setting in ``metrics.jsonl`` up to ``budget``, for each seed at least the first."""
     seen: set[int] = set()
-    path = rundir.RunDirectory(record.root).metrics
-    if not path.exists():
-        return
-    with path.open(errors="replace") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            row = json.loads(line)
-            if record.has(row) and (row["env_steps"] <= budget or row["seed"] not in seen):
-                seen.add(row["seed"])
-                yield row
+    for row in log.each_line(rundir.RunDirectory(record.root).metrics):
+        if record.has(row) and (row["env_steps"] <= budget or row["seed"] not in seen):
+            seen.add(row["seed"])
+            yield row
 
 
 def summary(scores: np.ndarray, statistic: Statistic) -> str:
-    """Return a cell of a table: the statistic of scores [seeds] with what says how far they scatter."""
+    """Return a cell of a table: the statistic of scores [seeds] and their spread."""
     if statistic == "median":
         spread = f" [{scores.min():.1f}, {scores.max():.1f}]" if len(scores) > 1 else ""
         return f"{np.median(scores):.1f}{spread}"
@@ -145,7 +136,7 @@ def summary(scores: np.ndarray, statistic: Statistic) -> str:
 
 
 def centre(scores: np.ndarray, statistic: Statistic) -> float:
-    """Return the statistic of scores [seeds] alone."""
+    """Return the statistic of scores [seeds] as a number."""
     if statistic == "iqm":
         return float(statistics.interquartile_mean([scores]))
     return float(np.median(scores) if statistic == "median" else scores.mean())
@@ -156,4 +147,4 @@ WORDS = {
     "median": "median and range over seeds",
     "iqm": f"interquartile mean over seeds and its {statistics.LEVEL:.0%} bootstrap interval",
 }
-"""Statistics in words, as a cell shows them."""
+"""Description of a cell, by statistic."""

@@ -1,11 +1,12 @@
-"""A population as figures, from what its method records in ``metrics.jsonl``.
+"""Figures of a population, from metrics in ``metrics.jsonl``.
 
-Any method may record these metrics; who records one of them gets its figure:
+Any method may record these metrics; each recorded one has a figure:
 
-    fitness:   [P]     of each individual, or of each slot where individuals replace one another.
-    parents:   [P, 2]  slots of this generation from which each slot of the next stems; -1 for none, as of an
-                       outsider, such as a learner, that enters the slot.
-    transfers: [P, P]  policies that each individual (row) took over from each (column) in this generation.
+    fitness:   [P]     fitness of each individual, or of each slot if individuals replace one another.
+    parents:   [P, 2]  slots of this generation from which each slot of the next descends; -1 for none, for
+                       example where an outsider such as a learner enters the slot.
+    transfers: [P, P]  number of policies that each individual (row) took over from each other (column) in
+                       this generation.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from popjax.host.report import charts
 from popjax.host.report.records import Record
 from popjax.host.runs import log, rundir
 
-_GENERATIONS = 40  # the most that a lineage shows
+_GENERATIONS = 40  # most generations in a lineage
 _GREY, _BLUE, _ORANGE, _GREEN = "#BBBBBB", "#0072B2", "#D55E00", "#009E73"
 
 
@@ -34,7 +35,7 @@ class Rows:
 
     @property
     def population(self) -> int:
-        """Individuals; 0 where no fitness was recorded."""
+        """Number of individuals; 0 if no fitness was recorded."""
         return self.metrics["fitness"].shape[1] if "fitness" in self.metrics else 0
 
     @property
@@ -44,7 +45,7 @@ class Rows:
 
 
 def rows(record: Record) -> Rows | None:
-    """Return the rows that the first seed of a run recorded of its population; None if there are none."""
+    """Return the records of the population of a run's first seed, or None if there are none."""
     lines = log.read_lines(rundir.RunDirectory(record.root).metrics)
     first = min(evaluation.seed for evaluation in record.evaluations)
     mine = [line for line in lines if line["seed"] == first and record.has(line)]
@@ -56,9 +57,9 @@ def rows(record: Record) -> Rows | None:
 
 
 def figures(label: str, found: Rows, fates: bool = True) -> Iterator[tuple[str, Any, str]]:
-    """Yield (title, figure, caption) for each view that was recorded; none of a population of one.
+    """Yield (kind, figure, caption) for each recorded view of a population of two or more.
 
-    fates: whether to draw who stems from whom; those of a search are in its schedule.
+    fates: whether to draw lineage and transfers; for a search, its schedule shows them.
     """
     who = f"{label}, seed {found.seed}"
     if found.population < 2 or len(found.generation) < 2:
@@ -75,31 +76,29 @@ def figures(label: str, found: Rows, fates: bool = True) -> Iterator[tuple[str, 
         yield (
             "lineage",
             lineage(who, found),
-            f"Who stems from whom in {who}, in the last {min(len(found.generation), _GENERATIONS)} "
-            "generations: a line joins a slot with the slots that its individual came from.",
+            f"Lineage of {who}, in the last {min(len(found.generation), _GENERATIONS)} generations: lines "
+            "join a slot with the slots of its individual's parents.",
         )
     if "transfers" in found.metrics:
         some = "all" if found.consecutive else "the recorded"
         yield (
             "transfers",
             transfers(who, found),
-            f"Policies that individuals of {who} took over from one another, summed over {some} generations.",
+            f"Policies that individuals of {who} took over from each other, summed over {some} generations.",
         )
 
 
 def missing(found: Rows | None) -> str | None:
-    """Return the reason why there is no lineage where one might be looked for."""
+    """Return the reason why parents were recorded but no lineage is drawn, or None."""
     if found is not None and "parents" in found.metrics and not found.consecutive:
         spacing = int(np.diff(found.generation).max())
-        return (
-            f"One generation in {spacing} was recorded, so that no lineage can be followed: a smaller "
-            "--log-every records them all."
-        )
+        return f"Only one generation in {spacing} was recorded, too few for a lineage: lower --log-every."
     return None
 
 
 def fitness(who: str, found: Rows) -> Any:
-    """Best, mean and worst of the population, and everybody in colour, over generations."""
+    """Draw best, mean and worst fitness over generations, and below them that of every individual in
+    colour."""
     values, generation = found.metrics["fitness"], found.generation
     height = 4.2 + min(0.12 * found.population, 3.0)
     figure, (above, below) = charts.canvas(f"{who}: fitness", height=height, rows=2)
@@ -120,7 +119,7 @@ def fitness(who: str, found: Rows) -> Any:
 
 
 def lineage(who: str, found: Rows) -> Any:
-    """Slots over generations, joined with their parents; the ancestors of the last generation's best."""
+    """Draw slots over generations, joined with their parents, and the ancestors of the final best."""
     from matplotlib.collections import LineCollection
 
     start = max(len(found.generation) - _GENERATIONS, 0)
@@ -158,7 +157,7 @@ def lineage(who: str, found: Rows) -> Any:
 
 
 def transfers(who: str, found: Rows) -> Any:
-    """Return the number of policies that each individual gave to each, over all recorded generations."""
+    """Draw the number of policies that each individual gave to each other, over all recorded generations."""
     count = found.metrics["transfers"].sum(0).T  # [giver, taker]
     size = len(count)
     figure, axes = charts.canvas(f"{who}: transfers", height=2.4 + min(0.4 * size, 5.0))
@@ -177,7 +176,7 @@ def transfers(who: str, found: Rows) -> Any:
 
 
 def _entries(axes: Any, parents: np.ndarray, generation: np.ndarray) -> None:
-    """Mark the entries of outsiders, one generation after they were recorded."""
+    """Mark the slots that outsiders enter, one generation after the record."""
     step, slot = np.nonzero((parents[:-1] < 0).all(-1))
     if step.size:
         label = "an outsider enters"

@@ -15,15 +15,15 @@ from popjax.host.runs import log, run_group, rundir
 from popjax.host.runs.history import Evaluation
 from popjax.host.scaling import sweep
 
-_MOST_OPTIONS = 3  # by which a method is told from another one of the same name, in its label
+_MOST_OPTIONS = 3  # most options in a label that distinguish methods of the same name
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run directory, or what is in one of one setting of the numbers that it sweeps.
+    """A run directory, or the part of it with one setting of the swept numbers.
 
-    summary: ``None`` while the run goes on or after it was interrupted.
-    swept:   the numbers of this setting by name, such as "hyper.actor_lr"; empty where only seeds differ.
+    summary: None while the run goes on or after it was interrupted.
+    swept:   the numbers of this setting by name, such as "hyper.actor_lr"; empty if only seeds differ.
     """
 
     root: Path
@@ -34,26 +34,26 @@ class Record:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """The summary's rows of members that became non-finite, whose evaluations are left out."""
+        """The summary's rows of members with a non-finite metric, whose evaluations are left out."""
         rows = (self.summary or {}).get("members", [])
         return [row for row in rows if row["status"] in rundir.FAILED]
 
     @property
     def task(self) -> str:
-        """The environment, and its options if there are any."""
+        """The environment and its options."""
         options = ", ".join(f"{k}={v}" for k, v in self.config.get("env_options", {}).items())
         return self.config["env"] + (f" ({options})" if options else "")
 
     @property
     def name(self) -> str:
-        """The method, and its agents if it leaves them open."""
+        """The method, and its agents if the method has a choice."""
         agents = self.config.get("agents") or {"agent": self.config.get("agent")}
         kinds = [kind for kind in agents.values() if kind and kind != "none"]
         return self.config["method"] + (f" ({', '.join(kinds)})" if kinds else "")
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Everything that makes the method what it is, by its option."""
+        """Values of all options that define the method, by option."""
         chosen = {key: self.config.get(key) or {} for key in ("config", "hyper", "runs")}
         return {name: json.dumps(value) for name, value in [*rundir.flattened(chosen), *self.swept.items()]}
 
@@ -64,8 +64,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Curve:
-    """The evaluations of one seed: env_steps int [N], ascending; returns float [N], means over episodes;
-    seconds [N] on the clock since the run began, None of a run that did not record them."""
+    """The evaluations of one seed.
+
+    env_steps: int [N], ascending.
+    returns:   float [N], means over episodes.
+    seconds:   [N] of wall-clock time since the run began; None if the run did not record it.
+    """
 
     seed: int
     env_steps: np.ndarray
@@ -77,9 +81,21 @@ class Curve:
         return self.returns[: int(np.searchsorted(self.env_steps, budget)) + 1]
 
 
+def curve(evaluations: Sequence[Evaluation], seed: int) -> Curve:
+    """Return the curve of one seed."""
+    own = [evaluation for evaluation in evaluations if evaluation.seed == seed]
+    times = [evaluation.seconds.wall for evaluation in own if evaluation.seconds is not None]
+    return Curve(
+        seed,
+        np.array([evaluation.env_steps for evaluation in own]),
+        np.array([evaluation.mean for evaluation in own]),
+        np.array(times) if len(times) == len(own) else None,
+    )
+
+
 @dataclass(frozen=True)
 class Group:
-    """A method on a task: run directories that differ in nothing but their seeds."""
+    """A method on a task: run directories that differ only in their seeds."""
 
     label: str
     task: str
@@ -88,37 +104,37 @@ class Group:
 
     @property
     def reached(self) -> int:
-        """Environment steps that every seed has trained for, at most the budget that was asked for."""
+        """Environment steps that every seed has trained for, at most the requested budget."""
         asked = min(record.config["options"]["env_steps"] for record in self.records)
         return min(asked, *(int(curve.env_steps[-1]) for curve in self.curves))
 
 
 class Found(NamedTuple):
-    """The records of a directory, and in words what it should have and has not yet."""
+    """The records of a directory, and descriptions of the runs and members still missing."""
 
     records: list[Record]
     missing: list[str]
 
 
 def read(root: Path) -> Found:
-    """Return the run in ``root``, or all runs below it, by their settings; they may be going on.
+    """Return the run in ``root``, or all runs below it, by setting; they need not have finished.
 
     Raises:
-        NoRun: it holds no run, or none that was ever evaluated.
+        NoRun: there is no run, or no evaluation yet.
     """
     if rundir.RunDirectory(root).config.exists():
         return Found(_read(root), _members_missing(root))
     runs = sorted(path.parent for path in root.rglob("config.json"))
     begun = [run for run in runs if log.read_lines(rundir.RunDirectory(run).evaluations)]
     if not begun:
-        return Found(_read(runs[0] if runs else root), [])  # which says what is wrong
+        return Found(_read(runs[0] if runs else root), [])  # raises NoRun with the reason
     missing = [f"run {run}" for run in sorted({*runs, *_planned(root)} - set(begun))]
     missing += [line for run in begun for line in _members_missing(run)]
     return Found([record for run in begun for record in _read(run)], missing)
 
 
 def _planned(root: Path) -> Iterator[Path]:
-    """Yield the runs that the indices at and below ``root`` name, begun or not."""
+    """Yield the runs named by the indices at and below ``root``, begun or not."""
     for path in [root / "index.json", *root.glob("*/**/index.json")]:
         if path.exists():
             for entry in run_group.read(path.parent):
@@ -127,11 +143,8 @@ def _planned(root: Path) -> Iterator[Path]:
 
 
 def _members_missing(root: Path) -> list[str]:
-    """Return the members of a run that have not been evaluated yet, in words."""
-    lines = log.read_lines(rundir.RunDirectory(root).evaluations)
-    seen = {line.get("member") for line in lines}
-    if None in seen:  # of a time when there were seeds only
-        return []
+    """Return descriptions of the members of a run that have not been evaluated yet."""
+    seen = {line["member"] for line in log.each_line(rundir.RunDirectory(root).evaluations)}
     members = sweep.of_config(rundir.read_config(root))
     return [f"member {m.number} ({m.name}) of {root}" for m in members if m.number not in seen]
 
@@ -141,15 +154,15 @@ def _read(root: Path) -> list[Record]:
     config = rundir.read_config(root)
     missing = [key for key in ("method", "env", "options") if key not in config]
     if missing:
-        raise NoRun(f"{files.config} lacks {', '.join(missing)}: it is not of a run")
+        raise NoRun(f"{files.config} lacks {', '.join(missing)}: it does not describe a run")
     lines = log.read_lines(files.evaluations)
     if not lines:
         raise NoRun(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = _summary(files.summary)
     rows = (summary or {}).get("members", [])
     failed = {row["member"] for row in rows if row["status"] in rundir.FAILED}
-    # One that stopped early would cut everybody's curve where it stopped.
-    lines = [line for line in lines if line.get("member") not in failed] or lines
+    # A member that failed early would cut the curves of all seeds where it failed.
+    lines = [line for line in lines if line["member"] not in failed] or lines
     settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
     for line in lines:
         swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))
@@ -161,15 +174,16 @@ def _summary(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError:
-        raise Refused(f"{path} is no JSON: remove it, and run.py ... --resume writes it again") from None
+        raise Refused(f"{path} is not JSON: remove it, and run.py ... --resume writes it again") from None
 
 
 def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:
-    """``labels``, one for each of the ``found``, as one for each record: with the options in which records of
-    one label differ on a task. Tasks may have constants of their own.
+    """Return one label for each record, from ``labels`` with one for each of the ``found``.
+
+    Options in which records of one label differ on a task are appended.
 
     Raises:
-        Refused: there are more or fewer labels.
+        Refused: the number of labels is not that of the ``found``.
     """
     if labels and len(labels) != len(found):
         raise Refused(f"--labels wants one for each run: {len(labels)} are given for {len(found)} runs")
@@ -183,12 +197,12 @@ def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str
 
 
 def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group]:
-    """Return the records by task and method, in the order in which they are given.
+    """Return the records by task and method, in the given order.
 
-    labels: one for each record; without any a method is called by its name and what tells it from others.
+    labels: one for each record; by default the method's name and the options that distinguish it.
 
     Raises:
-        Refused: one label is given to different methods on a task, or a seed is there twice.
+        Refused: different methods on a task share a label, or a seed occurs twice.
     """
     members: dict[tuple[str, str], list[Record]] = {}
     for record, label in zip(records, labels or _labels(records), strict=True):
@@ -212,7 +226,7 @@ def common_tasks(groups: Sequence[Group]) -> list[str]:
     """Return the tasks on which all methods have runs.
 
     Raises:
-        Refused: there is none.
+        Refused: there is no such task.
     """
     on = {label: [group.task for group in groups if group.label == label] for label in methods(groups)}
     common = [task for task in tasks(groups) if all(task in found for found in on.values())]
@@ -223,7 +237,8 @@ def common_tasks(groups: Sequence[Group]) -> list[str]:
 
 
 def budget(groups: Sequence[Group], task: str) -> int:
-    """Return the environment steps at which methods are compared on a task: the most that all reached."""
+    """Return the environment steps at which methods are compared on a task: the most that all have
+    reached."""
     return min(group.reached for group in groups if group.task == task)
 
 
@@ -237,23 +252,18 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
             name = different[0]
             values = f"{first.choices.get(name, 'unset')} and {record.choices.get(name, 'unset')}"
             raise Refused(
-                f"{first.root} and {record.root} are no seeds of one method {label!r}: {name} is {values}"
+                f"{first.root} and {record.root} are not seeds of one method {label!r}: {name} is {values}"
             )
         for seed in sorted({evaluation.seed for evaluation in record.evaluations}):
             if seed in curves:
                 raise Refused(f"seed {seed} of {label} on {record.task} is in {home[seed]} and {record.root}")
-            mine = [evaluation for evaluation in record.evaluations if evaluation.seed == seed]
-            steps = np.array([evaluation.env_steps for evaluation in mine])
-            times = [evaluation.seconds.wall for evaluation in mine if evaluation.seconds is not None]
-            seconds = np.array(times) if len(times) == len(mine) else None
-            curves[seed] = Curve(seed, steps, np.array([evaluation.mean for evaluation in mine]), seconds)
-            home[seed] = record.root
+            curves[seed], home[seed] = curve(record.evaluations, seed), record.root
     return tuple(curves[seed] for seed in sorted(curves))
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    """Return the method's name with the options that differ among methods of that name on one task; if these
-    are many, the run directory's name."""
+    """Return the method's name and the options in which methods of that name differ on a task; the run
+    directory's name if there are too many options."""
     found = []
     for record in records:
         rivals = [other for other in records if other.name == record.name]
@@ -270,7 +280,7 @@ def _labels(records: Sequence[Record]) -> list[str]:
 
 
 def _told_apart(records: Sequence[Record]) -> list[str]:
-    """Return the options in which records of one task differ, of all tasks."""
+    """Return the options in which records of the same task differ, for all tasks."""
     told: dict[str, None] = {}
     for task in dict.fromkeys(record.task for record in records):
         told |= dict.fromkeys(_different([record for record in records if record.task == task]))

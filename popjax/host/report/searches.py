@@ -1,5 +1,5 @@
-"""Searches over numbers as figures, from what they leave in ``schedule.json``: every ready point is there,
-however sparsely ``metrics.jsonl`` was written."""
+"""Figures of searches over numbers, from ``schedule.json``, which has every ready point however sparse
+``metrics.jsonl`` is."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from popjax.host.report.records import Record
 from popjax.host.runs import rundir
 
 STEPS = "environment steps of an individual"
-_TURNS = 40  # ready points, the most that a lineage shows
-_TRUNK = 0.6  # of an interval, before a lineage forks
+_TURNS = 40  # most ready points in a lineage
+_TRUNK = 0.6  # fraction of an interval before a lineage forks
 _BLACK, _GREY, _BLUE, _ORANGE = "#000000", "#AAAAAA", "#0072B2", "#D55E00"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale of a number's axis.
+    """Scale of the axis of a number.
 
-    name: of the number.
-    top:  the distance to it is drawn, as 1 - discount; None: the number itself.
+    name: name of the number.
+    top:  draw the distance to it, such as 1 - discount; None: draw the number itself.
     log:  whether the axis is logarithmic.
     """
 
@@ -36,11 +36,11 @@ class Scale:
 
     @property
     def label(self) -> str:
-        """The name, as the axis shows it."""
+        """Label of the axis."""
         return self.name if self.top is None else f"{self.top:g} - {self.name}"
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Return what is drawn of the values, which are written in float32."""
+        """Return the values as they are drawn."""
         return values if self.top is None else self.top - values
 
 
@@ -48,14 +48,13 @@ class Scale:
 class Search:
     """The ready points of one seed, R with the start, of P slots with F numbers.
 
-    env_steps: int [R]          of an individual.
-    source:    int [R, P]       slot whose individual a slot took over, its own where it went on, -1 of a
-               newcomer.
-    fitness:   float [R, P]     on which that was decided, non-finite if diverged; row 0 is unused.
-    numbers:   float [R, P, F]  with which a slot went on.
+    env_steps: int [R]          environment steps of an individual.
+    source:    int [R, P]       slot whose individual a slot took over, or its own; -1 for a newcomer.
+    fitness:   float [R, P]     fitness at the decision, non-finite if diverged; row 0 is unused.
+    numbers:   float [R, P, F]  numbers with which a slot continued.
     winner:    slot of the best individual at the end.
-    line:      int [L]          environment steps of the winner's line, from its beginning on.
-    chosen:    float [L, F]     its numbers there.
+    line:      int [L]          environment steps at the points of the winner's line of descent.
+    chosen:    float [L, F]     its numbers at these points.
     """
 
     seed: int
@@ -70,7 +69,7 @@ class Search:
 
     @property
     def descent(self) -> np.ndarray:
-        """Slot in which the winner's line was at every ready point, int [R]; -1 before it began."""
+        """Slot of the winner's line of descent at every ready point, int [R]; -1 before it began."""
         slots, slot = np.full(len(self.source), -1), self.winner
         for row in reversed(range(len(self.source))):
             slots[row] = slot
@@ -81,7 +80,7 @@ class Search:
 
 
 def read(record: Record) -> list[Search]:
-    """Return the searches of all seeds of a run; none where it has no schedule, or has not ended yet."""
+    """Return the searches of all seeds of a run, if it has finished and its method has a schedule."""
     path = rundir.RunDirectory(record.root).schedule
     if not path.exists():
         return []
@@ -108,36 +107,35 @@ def _search(told: Mapping[str, Any]) -> Search:
 
 
 def figures(label: str, searches: Sequence[Search]) -> Iterator[tuple[str, Any, str]]:
-    """Yield (what it is, figure, caption) for each view of a method's searches, one for each seed."""
+    """Yield (kind, figure, caption) for each view of a method's ``searches``, one for each seed."""
     first, seeds = searches[0], len(searches)
     who = f"{label}, seed {first.seed}"
     turns = min(len(first.source) - 1, _TURNS)
     yield (
         "numbers",
         numbers(who, first),
-        f"Numbers of all {first.source.shape[1]} individuals of {who}: a line for each, coloured by the "
-        "fitness that it reached with them by the next ready point, grey where it has diverged. A line forks "
-        "where an individual is taken over and ends where nobody goes on with it.",
+        f"Numbers of all {first.source.shape[1]} individuals of {who}: a line for each, coloured by its "
+        "fitness at the next ready point, grey if it diverged. A line forks where its individual is taken "
+        "over and ends where it is replaced.",
     )
     yield (
         "takeovers",
         lineage(who, first),
-        f"Who took over whom in {who}, in the last {turns} intervals between ready points: colours are the "
-        "numbers with which a slot went on, slanted lines takeovers, broad lines the descent of the best at "
-        "the end.",
+        f"Takeovers in {who}, in the last {turns} intervals between ready points: colours are the numbers "
+        "with which a slot continued, slanted lines takeovers, broad lines the winner's line of descent.",
     )
     middle = ", their median and the range of their middle half" if seeds > 1 else ""
     yield (
         "schedules",
         schedules(f"{label}: schedules of the best", searches),
         f"Schedules of the best individuals of {seeds} seed{'s' * (seeds > 1)} of {label}{middle}, each from "
-        "the beginning of its own line.",
+        "the beginning of its line of descent.",
     )
 
 
 def table(search: Search) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the winner's line: the ready points at which its numbers changed."""
-    header = ["ready point", STEPS, "slot", "took over", "fitness of that"]
+    header = ["ready point", STEPS, "slot", "took over", "its fitness"]
     made, winner, before = [], search.descent, None
     for row in np.flatnonzero(winner >= 0):
         slot, parent = winner[row], search.source[row, winner[row]]
@@ -153,7 +151,7 @@ def table(search: Search) -> tuple[list[str], list[list[str]]]:
 
 
 def rows(search: Search) -> Iterator[dict[str, Any]]:
-    """Yield a row for every slot at every ready point, the start included, as ``lineage.csv`` has them."""
+    """Yield the rows of ``lineage.csv``: every slot at every ready point, the start included."""
     for row, slot in np.ndindex(*search.source.shape):
         yield {
             "seed": search.seed,
@@ -197,7 +195,7 @@ def numbers(who: str, search: Search) -> Any:
 
 
 def lineage(who: str, search: Search) -> Any:
-    """Draw the slots over the ready points, joined with those that they took over, coloured by numbers."""
+    """Draw the slots over the ready points, joined with the slots they took over, coloured by numbers."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LogNorm, Normalize
 
@@ -249,7 +247,7 @@ def schedules(title: str, searches: Sequence[Search]) -> Any:
 
 
 class Path(NamedTuple):
-    """A stroke of a lineage: from ``slot`` at ready point ``row`` on; ``best`` on the winner's line."""
+    """A line of a lineage that starts in ``slot`` at ready point ``row``; ``best`` on the winner's line."""
 
     row: int
     slot: int
@@ -258,7 +256,7 @@ class Path(NamedTuple):
 
 
 def _paths(steps: np.ndarray, source: np.ndarray, winner: np.ndarray) -> list[Path]:
-    """Return the strokes of a lineage: each slot goes on for most of an interval, and from there to all slots
+    """Return the lines of a lineage: each slot continues for most of an interval and then joins all slots
     that take it over."""
     found = []
     for row, (begin, end) in enumerate(pairwise(steps)):
@@ -273,8 +271,10 @@ def _paths(steps: np.ndarray, source: np.ndarray, winner: np.ndarray) -> list[Pa
 
 
 def _spans(search: Search, values: np.ndarray) -> tuple[list[Any], list[float]]:
-    """Return the lines of all individuals between ready points, at their ``values`` [R, P], and the fitness
-    that each reached; then where one went on with other numbers, from the ones to the others."""
+    """Return the lines of all individuals between ready points at their ``values`` [R, P], and their fitness.
+
+    A change of numbers at a ready point is a further, vertical line.
+    """
     lines, fitness = [], []
     for row, (begin, end) in enumerate(pairwise(search.env_steps)):
         for slot, parent in enumerate(search.source[row + 1]):
@@ -287,7 +287,7 @@ def _spans(search: Search, values: np.ndarray) -> tuple[list[Any], list[float]]:
 
 
 def _panels(title: str, scales: Sequence[Scale], height: float) -> tuple[Any, list[Any]]:
-    """Return a figure with axes for each number, one below another, over environment steps."""
+    """Return a figure with a panel for each number over environment steps."""
     figure, panels = charts.canvas(title, height=1.0 + height * len(scales), rows=len(scales))
     panels = list(np.atleast_1d(panels))
     for axes in panels:
@@ -298,14 +298,14 @@ def _panels(title: str, scales: Sequence[Scale], height: float) -> tuple[Any, li
 
 
 def _scaled(axes: Any, scale: Scale) -> None:
-    """Give a number's axis its name and scale."""
+    """Set the label and scale of a number's axis."""
     axes.set(ylabel=scale.label, yscale="log" if scale.log else "linear")
     axes.margins(x=0.01)
     _ticks(axes.yaxis, scale)
 
 
 def _ticks(axis: Any, scale: Scale) -> None:
-    """Write powers of ten as plain text, in which everything is drawn."""
+    """Write powers of ten as plain text, like all text of the figures."""
     from matplotlib.ticker import LogFormatter
 
     if scale.log:

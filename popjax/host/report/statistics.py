@@ -18,9 +18,11 @@ LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
-    """A number or curve with the ends of its interval; they are None where a method has a single seed of a
-    task, from which nothing about chance can be learned: drawing from it again and again would make the
-    interval too narrow."""
+    """A number or curve and the ends of its interval.
+
+    The ends are None where a method has a single seed on a task: resampling it would make the interval too
+    narrow.
+    """
 
     value: np.ndarray
     low: np.ndarray | None
@@ -28,15 +30,15 @@ class Estimate(NamedTuple):
 
 
 def interquartile_mean(scores: Scores) -> np.ndarray:
-    """[...] mean of the middle half of all runs of all tasks, each [..., seeds]: a quarter of them, rounded
-    down, is left out at either end."""
+    """Return the mean [...] of the middle half of all runs of all tasks, each [..., seeds]; a quarter of the
+    runs, rounded down, is left out at either end."""
     runs = np.sort(np.concatenate(list(scores), axis=-1), axis=-1)
     cut = runs.shape[-1] // 4
     return runs[..., cut : runs.shape[-1] - cut].mean(-1)
 
 
 def improvement(better: Scores, worse: Scores) -> np.ndarray:
-    """[...] probability that a run of the first method beats one of the second on a task drawn at random;
+    """Return the probability [...] that a run of the first method beats one of the second on a random task;
     a tie is half a win."""
     wins = []
     for x, y in zip(better, worse, strict=True):
@@ -46,13 +48,13 @@ def improvement(better: Scores, worse: Scores) -> np.ndarray:
 
 
 def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """[..., thresholds] share of runs that score above each threshold, the mean over tasks."""
+    """Return the share [..., thresholds] of runs that score above each threshold, averaged over tasks."""
     shares = [(x[..., :, None] > thresholds).mean(-2) for x in scores]
     return np.mean(shares, axis=0)
 
 
 def estimate(statistic: Callable[..., np.ndarray], *methods: Scores, seed: int = 0) -> Estimate:
-    """``statistic`` of the scores of one or more methods, with its bootstrap interval."""
+    """Return ``statistic`` of the scores of one or more methods, with its bootstrap interval."""
     value = statistic(*methods)
     if min(len(x) for scores in methods for x in scores) < 2:
         return Estimate(value, None, None)
@@ -63,8 +65,10 @@ def estimate(statistic: Callable[..., np.ndarray], *methods: Scores, seed: int =
 
 
 def normalised(scores: dict[str, Scores]) -> tuple[dict[str, list[np.ndarray]], list[tuple[float, float]]]:
-    """Scores of all methods on a scale that tasks share, and each task's ends of it: 0 is the lowest and 1
-    the highest score of any run on the task. Where all are equal they are 0."""
+    """Return the scores scaled to [0, 1] within each task, and the scores that became 0 and 1.
+
+    0 is the lowest and 1 the highest score of any run on the task; equal scores all become 0.
+    """
     ends = []
     for runs in zip(*scores.values(), strict=True):
         together = np.concatenate(runs)
@@ -77,5 +81,5 @@ def normalised(scores: dict[str, Scores]) -> tuple[dict[str, list[np.ndarray]], 
 
 
 def _resampled(rng: np.random.Generator, runs: np.ndarray) -> np.ndarray:
-    """[RESAMPLES, seeds] draws with replacement."""
+    """Return draws [RESAMPLES, seeds] with replacement."""
     return runs[rng.integers(0, len(runs), (RESAMPLES, len(runs)))]

@@ -1,4 +1,4 @@
-"""From run directories to a report: which figures and tables there are, and what is said about them."""
+"""Reports made from run directories: their figures, tables and captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from popjax.host.report.records import Group, Record
 from popjax.host.scaling.memory import human
 
 PAGE = "report.html"
-_TITLE = 60  # the most characters that a title spends on the names of methods, or of tasks
+_TITLE = 60  # longest list of methods, or of tasks, in a title [characters]
 _INTERVAL = (
     f"{statistics.LEVEL:.0%} percentile-bootstrap interval, {statistics.RESAMPLES:,} resamples of the seeds "
     "within each task"
@@ -29,8 +29,14 @@ _INTERVAL = (
 
 @dataclass(frozen=True)
 class Report:
-    """Parts of a report that was written: the page, the name of every figure, which lies beside it as PNG,
-    the table of results and what it shows, what had not begun yet, and what was named but is no run."""
+    """A report that was written.
+
+    page:    the HTML file.
+    figures: names of the figures; each lies beside the page as PNG.
+    table:   the table of results; ``caption`` describes it.
+    missing: runs and members that have not begun yet.
+    skipped: given directories that are not runs, and why.
+    """
 
     page: Path
     figures: tuple[str, ...]
@@ -51,16 +57,18 @@ def report(
 ) -> Report:
     """Write ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
 
-    Runs that differ in nothing but their seeds are pooled; of a directory all runs below it are taken, and
-    those that have not begun yet are named. What is no run, such as a note or an earlier report beside them,
-    is skipped. labels: names of the methods, one for each run directory. csv: write every evaluation to
-    ``curves.csv``, too: method, task, seed, env_steps and return; and the ready points of searches over
-    numbers to ``lineage.csv``. measure: score of a seed, see ``measures.measure``. statistic: what tables
-    show of the seeds.
+    Runs that differ only in their seeds are pooled. A directory stands for all runs below it; runs that have
+    not begun are listed. Anything that is not a run, such as an earlier report, is skipped.
+
+    Args:
+        labels: names of the methods, one for each run directory.
+        csv: also write every evaluation to ``curves.csv`` (method, task, seed, env_steps, return), and the
+            ready points of searches over numbers to ``lineage.csv``.
+        measure: score of a seed, see ``measures.measure``.
+        statistic: statistic over seeds in the tables.
 
     Raises:
-        Refused: there is no run with evaluations, a path does not exist, or there is no task that all methods
-            share.
+        Refused: there is no run with evaluations, a path does not exist, or no task is shared by all methods.
     """
     if not run_dirs:
         raise Refused("a report needs at least one run directory")
@@ -103,11 +111,11 @@ def report(
 
 
 def _caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
-    return f"{measures.WORDS[statistic].capitalize()}; a seed counts by {judged.words}."
+    return f"{measures.WORDS[statistic].capitalize()}; the score of a seed is {judged.words}."
 
 
 def _named_apart(sections: Sequence[Section]) -> list[Section]:
-    """Return the sections with a file's name at every picture."""
+    """Return the sections with every picture named after its file."""
     names = [part.name for section in sections for part in section.parts if isinstance(part, Picture)]
     files = iter(paths.distinct([paths.file_name(_slug(name)) for name in names], names))
 
@@ -118,7 +126,7 @@ def _named_apart(sections: Sequence[Section]) -> list[Section]:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    """Methods and tasks by name, or how many there are of them where the names would fill lines."""
+    """Return methods and tasks by name, or their number if the names are too long."""
     told = []
     for what, names in (("methods", records.methods(groups)), ("tasks", records.tasks(groups))):
         text = ", ".join(names)
@@ -138,7 +146,7 @@ def _write_csv(groups: Sequence[Group], path: Path) -> None:
 
 
 def _write_lineages(groups: Sequence[Group], path: Path) -> None:
-    """Write a row for every slot at every ready point of all searches; no file if there is none."""
+    """Write a row for every slot at every ready point of all searches, if there are searches."""
     made = [
         {"method": group.label, "task": group.task, **row}
         for group in groups
@@ -153,7 +161,7 @@ def _write_lineages(groups: Sequence[Group], path: Path) -> None:
 
 
 def _comparable(groups: Sequence[Group], common: Sequence[str]) -> bool:
-    """Return whether there are several methods, and several seeds of any on a task that all are on."""
+    """Return whether there are several methods, and a shared task with several seeds of one."""
     seeds = [len(group.curves) for group in groups if group.task in common]
     return len(records.methods(groups)) > 1 and max(seeds) > 1
 
@@ -193,21 +201,21 @@ def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
 
 
 def _budgets(groups: Sequence[Group]) -> list[Text]:
-    """Up to which step methods are compared, and who has gone further or has not ended."""
-    told = ["In round brackets, the number of seeds. Standard deviations divide by one less than that."]
+    """Return the steps at which methods are compared, and the runs that went further or are unfinished."""
+    told = ["In round brackets: number of seeds. Standard deviations divide by that number less one."]
     for task in records.tasks(groups):
         budget = records.budget(groups, task)
         told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
         longer = [g.label for g in groups if g.task == task and g.reached > budget]
         if longer:
-            told.append(f"What {', '.join(longer)} did after that enters the learning curves alone.")
+            told.append(f"Later evaluations of {', '.join(longer)} appear only in the learning curves.")
     unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
     if unfinished:
         told.append(f"Unfinished: {', '.join(unfinished)}.")
     for record in {str(r.root): r for group in groups for r in group.records}.values():
         if record.failed:
             rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.failed)
-            told.append(f"Left out of {record.root}, having become non-finite: {'; '.join(rows)}.")
+            told.append(f"Left out of {record.root}, since a metric became non-finite: {'; '.join(rows)}.")
     return [Text(" ".join(told), note=True)]
 
 
@@ -220,12 +228,12 @@ def _curves(groups: Sequence[Group]) -> Section:
         "on either side, and there is none for a single seed."
     )
     timed = (
-        "The same against the time on the clock since a run began, which compiling and evaluating are part "
-        "of; seeds that were trained side by side in one run share it."
+        "The same against wall-clock time since the run began, including compiling and evaluating; seeds "
+        "that were trained side by side in one run share it."
     )
     anytime = (
-        "The best evaluation so far, up to what all methods have reached: at equal environment steps and at "
-        "equal time on the clock. Lines and bands as above. The best of noisy evaluations flatters all alike."
+        "The best evaluation so far, as far as all methods have got: at equal environment steps and at equal "
+        "wall-clock time. Lines and bands as above. The best of noisy evaluations overestimates every method."
     )
     for task in records.tasks(groups):
         here = [group for group in groups if group.task == task]
@@ -270,7 +278,7 @@ def _comparison(groups: Sequence[Group], common: Sequence[str], judged: measures
     parts.append(_picture("profiles", charts.profiles(scores, look, unit), caption))
     left_out = [task for task in records.tasks(groups) if task not in common]
     if left_out:
-        parts.append(Text(f"Left out, as not all methods are on them: {', '.join(left_out)}.", note=True))
+        parts.append(Text(f"Left out, since not all methods ran on them: {', '.join(left_out)}.", note=True))
     return Section("Comparison", parts)
 
 
@@ -283,7 +291,7 @@ def _pairs(scores: Any, look: Any) -> list[Picture | Cells]:
     }
     caption = (
         "The probability that a run of the first method scores higher than one of the second on a task drawn "
-        f"at random; bars are the {_INTERVAL}. An interval that holds one half leaves it open who is better."
+        f"at random; bars are the {_INTERVAL}. If the interval contains one half, neither is clearly better."
     )
     rows = [_row(f"{x} > {y}", value) for (x, y), value in found.items()]
     table = Cells(["pair", "probability of improvement", "interval"], rows)
@@ -298,7 +306,7 @@ def _row(name: str, found: statistics.Estimate) -> list[str]:
 
 
 def _populations(groups: Sequence[Group]) -> list[Section]:
-    """Return the section on populations; none without any."""
+    """Return the section on populations, or nothing if no population was recorded."""
     parts: list[Text | Picture | Cells] = []
     for group in groups:
         searched = _searched(group)
@@ -310,7 +318,7 @@ def _populations(groups: Sequence[Group]) -> list[Section]:
             parts.append(_picture(f"{kind}-{group.label}-{group.task}", figure, caption))
         if searched:
             parts.append(
-                Text(f"The numbers of the best of {label}, seed {searched[0].seed}, as they changed:")
+                Text(f"Changes of the numbers of the best individual of {label}, seed {searched[0].seed}:")
             )
             parts.append(Cells(*searches.table(searched[0])))
         absent = None if searched else population.missing(found)
@@ -320,7 +328,7 @@ def _populations(groups: Sequence[Group]) -> list[Section]:
 
 
 def _searched(group: Group) -> list[searches.Search]:
-    """Return the searches over numbers of all seeds of a group; none of other methods."""
+    """Return the searches over numbers of all seeds of a group; other methods have none."""
     return [search for record in group.records for search in searches.read(record)]
 
 
@@ -345,10 +353,9 @@ def _costs(groups: Sequence[Group]) -> Section:
         if record.config.get("command")
     }
     note = (
-        "Training is the share of wall time that chunks took; the rest went to compiling, evaluating, "
-        "recording and saving. Steps/s are environment steps of all seeds together in chunks. Memory is "
-        "the most that the process, or on an accelerator the device, held at once; '-' where it was not "
-        "recorded."
+        "Training is the share of wall time spent in training; the rest went to compiling, evaluating, "
+        "recording and saving. Steps/s are environment steps of all seeds per second of training. Memory is "
+        "the peak of the process or, on an accelerator, of the device. '-' means not recorded."
     )
     return Section(
         "Cost and origin", [table, Text(note, note=True), *(Text(command, note=True) for command in commands)]
@@ -392,6 +399,6 @@ def _picture(name: str, figure: Any, caption: str) -> Picture:
 
 
 def _slug(name: str) -> str:
-    """Return a name for a file; the signs of numbers, which tell settings apart, become words."""
+    """Return a file name; the signs of numbers become words, so that settings stay distinct."""
     words = name.replace(" -", " minus ").replace("+", "plus")
     return re.sub(r"[\W_]+", "-", words).strip("-").lower()

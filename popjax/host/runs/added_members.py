@@ -1,7 +1,7 @@
-"""More seeds or values of a sweep in a run that has begun: members that are missing join at their beginning.
+"""More seeds or values of a sweep for a run that has begun: the missing members start from scratch.
 
-A run that has grown is what it would be had it been asked for like that from the start, but for where the old
-members stand: checkpoints, best policies and records are put in the order of the larger sweep.
+Checkpoints, best policies and records are put in the order of the larger sweep, as if it had been requested
+from the start, except that the old members are already trained.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from popjax.host.scaling.sweep import Member
 
 
 def grow(run: Run, start: tuple[Any, Any]) -> None:
-    """Give every checkpoint of ``run`` the members that it lacks; ``start`` are keys [S] and hypers [S, ...].
+    """Add missing members to every checkpoint of ``run``; ``start`` has keys [S] and hypers [S, ...].
 
-    May be interrupted anywhere and done again. A checkpoint that is damaged stays as it is.
+    May be interrupted anywhere and repeated. Damaged checkpoints stay as they are.
 
     Raises:
-        Refused: several processes train together, which do not have each other's members.
+        Refused: several processes train together; none of them has all members.
     """
     assert run.files is not None
     names, directory = [member.identity for member in run.members], run.files.checkpoints
@@ -39,7 +39,7 @@ def grow(run: Run, start: tuple[Any, Any]) -> None:
     if not lacking:
         return
     if jax.process_count() > 1:
-        raise Refused(f"{run.files.root} gets more members: resume it with one process first")
+        raise Refused(f"{run.files.root} needs more members: resume it with a single process first")
     added = [name for name in names if name not in lacking[-1][1]]
     run.say(f"{len(added)} members are added: {', '.join(added)}")
     for path in (run.files.metrics, run.files.evaluations):
@@ -56,11 +56,11 @@ def _grow_checkpoint(run: Run, start: tuple[Any, Any], generation: int, there: l
     try:
         arrays, extra = checkpoint.rows(run.files.checkpoints / str(generation))
     except checkpoint.Damaged:
-        return  # it is told when it would be read
+        return  # restoring reports it
     fresh = state_arrays.to_arrays(_beginning(run, start, missing))
     shapes, ours = ({name: a.shape[1:] for name, a in found.items()} for found in (arrays, fresh))
     if shapes != ours:
-        return  # of another popjax, which is told when it would be read
+        return  # written by another version of popjax; restoring reports it
     known = {name: place for place, name in enumerate([*there, *(names[place] for place in missing)])}
     order = [known[name] for name in names]
     grown = {name: np.concatenate([array, fresh[name]])[order] for name, array in arrays.items()}
@@ -77,14 +77,14 @@ def _grow_checkpoint(run: Run, start: tuple[Any, Any], generation: int, there: l
 
 
 def _beginning(run: Run, start: tuple[Any, Any], places: Sequence[int]) -> Any:
-    """Return the States [n, ...] with which the members at ``places`` begin."""
+    """Return the initial States [n, ...] of the members at ``places``."""
     keys = sweep.keys([run.members[place] for place in places])
     hypers = jax.tree.map(lambda x: processes.fetch(x)[list(places)], start[1])
     return jax.jit(sweep.lift(run.method.init, len(places)))(keys, hypers)
 
 
 def _renumber(path: Path, members: Sequence[Member]) -> None:
-    """Give the lines of a file of records the numbers that their members have now."""
+    """Update the member numbers in a file of records."""
     numbers = {member.identity: member.number for member in members}
     swept = list(members[0].numbers)
 

@@ -1,4 +1,4 @@
-"""Records written off the training thread."""
+"""Records written outside the training thread."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from popjax.host.runs.history import History
 
 _BACKLOG = 256
-"""Chunks that may wait; beyond that training waits."""
+"""Most chunks in the queue; when it is full, training waits."""
 
 
 class Background:
-    """A sink of which one thread writes what several chunks recorded at once.
+    """A sink whose thread writes the records of several chunks at once.
 
-    What goes wrong in the thread is raised by the next call or ``drain``; nothing is written after it.
+    An exception in the thread is raised by the next call or ``drain``; nothing is written after it.
     """
 
     def __init__(self, write: Callable[[Sequence[History]], None]):
@@ -28,17 +28,17 @@ class Background:
         self._thread.start()
 
     def __call__(self, index: int, history: History) -> None:
-        """Hand over the history of a chunk."""
+        """Queue the history of a chunk."""
         self._raise()
         self._waiting.put(history)
 
     def drain(self) -> None:
-        """Return when all that was handed over is written."""
+        """Wait until all queued records are written."""
         self._waiting.join()
         self._raise()
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Write the rest of the queue and end the thread."""
         self._waiting.put(None)
         self._thread.join()
         self._raise()
@@ -67,12 +67,12 @@ class Background:
 
 @contextmanager
 def background(write: Callable[[Sequence[History]], None]) -> Iterator[Background]:
-    """Provide a ``Background``, whose thread has written everything when the context ends."""
+    """Provide a ``Background`` that has written everything when the context ends."""
     sink = Background(write)
     try:
         yield sink
     except BaseException:
-        with suppress(Exception):  # what ended the run is told, not that
+        with suppress(Exception):  # report the exception that ended the run instead
             sink.close()
         raise
     sink.close()

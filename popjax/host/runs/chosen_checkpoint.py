@@ -76,7 +76,7 @@ def with_last_good(
         if failure.checkpoint is not None:
             good = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, failure.checkpoint)
             if good is None:
-                raise Refused(f"{files.root} has no whole checkpoint before the failure of a member")
+                raise Refused(f"{files.root} has no intact checkpoint before the failure of a member")
             lane, steps[row] = good[1], int(good[2]["env_steps"][place])
         state = tree.put(state, row, tree.take(lane, 0))
     return state, steps

@@ -1,4 +1,4 @@
-"""Facts of a run and its machine that go into ``config.json``."""
+"""Facts of a run and its machine that are stored in ``config.json``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SETTINGS = (
     "jax_default_matmul_precision",
 )
 _FLAGS = ("deterministic", "precision", "fast_math", "nondeterminism")
-"""Parts of the names of XLA's flags that decide about numbers."""
+"""Parts of the names of XLA flags that affect numerical results."""
 
 
 def configuration(
@@ -57,10 +57,10 @@ def configuration(
     name: str | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Everything needed to build and repeat a run, and where it ran.
+    """Return everything needed to build and repeat a run, and where it ran.
 
-    ``sweep`` are the swept numbers, ``members`` the part of the sweep; ``name`` is the method's, where its
-    records do not say it, and ``command`` what started the run.
+    ``sweep`` has the swept numbers, ``members`` is the part of the sweep, ``name`` the method's name unless
+    its own records have it, ``command`` the command that started the run.
     """
     return {
         **origins.describe(method, env, name),
@@ -88,7 +88,7 @@ def numbers(hyper: Any) -> Any:
 
 
 def jax_settings() -> dict[str, Any]:
-    """Return the settings of JAX and XLA that decide about numbers, by the variables that set them."""
+    """Return the settings of JAX and XLA that affect numerical results, by environment variable."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     return {name.upper(): getattr(jax.config, name) for name in _SETTINGS} | {
         "XLA_FLAGS": " ".join(sorted(flag for flag in flags if any(word in flag for word in _FLAGS)))
@@ -96,7 +96,7 @@ def jax_settings() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide about results."""
+    """Return the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -117,20 +117,20 @@ def device_name() -> str:
 
 
 def git_commit() -> str | None:
-    """Return the commit that this package is of; ``None`` where nobody has recorded it."""
+    """Return the commit of this package, or None if unknown."""
     return _origin()[0]
 
 
 def remarks(method: Method, options: Options) -> list[str]:
-    """Return what somebody who reads the results of a run should know of it, a line each."""
+    """Return warnings for readers of a run's results, a line each."""
     found = []
     commit, changed = _origin()
     if changed:
-        found.append(f"popjax has changes that commit {commit} has not: it alone does not repeat this run")
+        found.append(f"popjax has uncommitted changes: commit {commit} alone does not reproduce this run")
     if method.learning_starts >= options.env_steps:
         found.append(
-            f"learning begins after {method.learning_starts:,} environment steps, and --env-steps is"
-            f" {options.env_steps:,}: nothing is learned; raise it, or let learning begin earlier"
+            f"learning begins after {method.learning_starts:,} environment steps, but --env-steps is"
+            f" {options.env_steps:,}: nothing is learned; raise --env-steps, or let learning begin earlier"
         )
     return found
 
@@ -139,8 +139,8 @@ def remarks(method: Method, options: Options) -> list[str]:
 def _origin() -> tuple[str | None, bool]:
     """Return the commit of this package, and whether its files differ from it.
 
-    A package that is installed inside a project of somebody's own has the commit that pip recorded, if any,
-    and not that of the project.
+    For an installed package, this is the commit that pip recorded, if any, not that of a repository around
+    it.
     """
     package = Path(__file__).resolve().parents[2]
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:

@@ -13,10 +13,10 @@ from popjax import counting
 
 
 class Seconds(NamedTuple):
-    """Seconds since a run began, those before a resume included.
+    """Seconds since a run began, including those before a resume.
 
-    train: spent in chunks of training: without compiling, evaluating, writing and waiting.
-    wall:  on the clock, while a process trained.
+    train: time in training chunks, without compiling, evaluating, writing and waiting.
+    wall:  wall-clock time of the processes that trained.
     """
 
     train: Any
@@ -32,8 +32,8 @@ class Evaluation:
     env_steps:  environment steps that the member had trained for.
     returns:    undiscounted return of each episode.
     lengths:    environment steps of each episode.
-    member:     its number in the sweep.
-    seconds:    when it began; None in records of an earlier time. Equal evaluations may differ in it.
+    member:     the member's number in the sweep.
+    seconds:    start of the evaluation, ignored by ``==``; None in old records.
     """
 
     seed: int
@@ -51,8 +51,7 @@ class Evaluation:
 
 
 class Recorded(NamedTuple):
-    """Record of a member at one time, read back: its number, environment steps, and scalars by
-    name."""
+    """Scalars of a member at one time: its number, its environment steps, and values by name."""
 
     member: int
     env_steps: int
@@ -61,14 +60,14 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """Recorded generations, oldest first, and the evaluations made meanwhile.
+    """Recorded generations, oldest first, and the evaluations after the last of them.
 
-    generation:  int [S, C]       generations done.
-    env_steps:   int [S, C]       environment steps done.
-    metrics:     [S, C, ...]      the method's Metrics, same structure.
-    evaluations: those made at the end of the last of these generations.
-    still:       places [S] of members that stand still: their steps do not grow, their metrics are void.
-    seconds:     float [C] each; within a chunk, which is one program, in proportion to its generations.
+    generation:  int [S, C]   generations done.
+    env_steps:   int [S, C]   environment steps done.
+    metrics:     [S, C, ...]  the method's Metrics.
+    evaluations: evaluations after the last of these generations.
+    still:       places [S] of stopped members: their steps do not grow, their metrics are void.
+    seconds:     float [C] each, interpolated within a chunk, which is one program.
     """
 
     generation: np.ndarray
@@ -80,11 +79,11 @@ class History:
 
     @property
     def living(self) -> list[int]:
-        """Places of the members that go on."""
+        """Places of the active members."""
         return [place for place in range(len(self.generation)) if place not in self.still]
 
     def freeze(self, generation: np.ndarray, env_steps: np.ndarray, places: Iterable[int]) -> History:
-        """Return this history with the members at ``places`` held at ``generation`` [S] and ``env_steps``
+        """Return this history with the members at ``places`` stopped at ``generation`` and ``env_steps``
         [S]."""
         places = self.still | frozenset(places)
         if not places:
@@ -105,7 +104,7 @@ class History:
         )
 
     def every(self, spacing: int) -> History:
-        """Only generations whose number, of the first member that goes on, is a multiple of ``spacing``."""
+        """Return the generations whose number, for the first active member, is a multiple of ``spacing``."""
         kept = (self.generation[self.living[:1]] % spacing == 0).any(0)
         return History(
             self.generation[:, kept],
@@ -118,7 +117,7 @@ class History:
 
 
 def join(parts: Sequence[History]) -> History:
-    """Histories of consecutive generations as one."""
+    """Return histories of consecutive generations as one."""
     return History(
         np.concatenate([part.generation for part in parts], axis=1),
         np.concatenate([part.env_steps for part in parts], axis=1),
@@ -141,13 +140,13 @@ def empty(shapes: Any) -> History:
 
 
 def named(metrics: Any) -> dict[str, np.ndarray]:
-    """Metrics by dotted path."""
+    """Return metrics by dotted path."""
     leaves = jax.tree_util.tree_leaves_with_path(metrics)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def non_finite(history: History) -> dict[int, tuple[int, str]]:
-    """Return the earliest generation and metric that is NaN or infinite, by place of the living members."""
+    """Return the earliest generation and metric that is NaN or infinite, by place of active members."""
     found: dict[int, tuple[int, str]] = {}
     for name, values in named(history.metrics).items():
         if not np.issubdtype(values.dtype, np.floating):

@@ -1,15 +1,14 @@
-"""Sinks: where a run's history goes while it trains.
+"""Sinks, which receive the history of a run while it trains, and the files that they write.
 
-A sink is any ``(chunk index, history) -> None``, called after every chunk with what that chunk recorded;
-chunk 0 is the evaluation before training. Those here hold a file or a terminal open and are context managers
-that yield their sink.
+A sink is any ``(chunk index, history) -> None``, called after every chunk with that chunk's records; chunk 0
+is the evaluation before training. The sinks here keep a file or the terminal open, so they are context
+managers.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from popjax.host.errors import Refused
 from popjax.host.numbers import plain
+from popjax.host.paths import replacing
 from popjax.host.runs.background_writer import Background, background
 from popjax.host.runs.history import Evaluation, History, Recorded, Seconds, named
 from popjax.host.runs.tensorboard import Scalars
@@ -29,10 +29,10 @@ from popjax.host.scaling.sweep import Member
 from popjax.host.terminal import Lasting, complain
 
 Sink: TypeAlias = Callable[..., Any]
-"""``(chunk, History) -> None``, or with the policy as a third argument; True asks the run to end."""
+"""``(chunk, History) -> None``, or with the policy as a third argument; returning True ends the run."""
 
 TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
-"""Fields of a line that have a time."""
+"""Names of the times in a line."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 
@@ -88,69 +88,64 @@ def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
 
 
 def read_evaluations(path: Path) -> tuple[Evaluation, ...]:
-    """Return the evaluations that ``evaluations_file`` has written, in its order; none if there is no such
-    file."""
-    lines = list(read_lines(path))
-    first = min((line["seed"] for line in lines), default=0)
-    return tuple(evaluation(line, first) for line in lines)
+    """Return the evaluations in a file that ``evaluations_file`` wrote, in order; none if it is missing."""
+    return tuple(map(evaluation, read_lines(path)))
 
 
-def evaluation(line: Mapping[str, Any], first: int = 0) -> Evaluation:
-    """Return a line of ``evaluations_file`` as an Evaluation.
-
-    Old files have seeds instead of members; ``first`` is then the lowest seed.
-    """
+def evaluation(line: Mapping[str, Any]) -> Evaluation:
+    """Return a line of ``evaluations_file`` as an Evaluation."""
     return Evaluation(
         line["seed"],
         line["generation"],
         line["env_steps"],
         tuple(line["returns"]),
         tuple(line["lengths"]),
-        line.get("member", line["seed"] - first),
+        line["member"],
         Seconds(*(line[name] for name in TIMES)) if line.keys() >= set(TIMES) else None,
     )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines, without an incomplete last one; none if there is no file.
+    """Return the records of a file of JSON lines; see ``each_line``."""
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file of JSON lines, without an incomplete last one; none if it is missing.
 
     Raises:
         Refused: a line cannot be read.
     """
     if not path.exists():
-        return []
-    found = []
+        return
     with path.open(errors="replace") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith("\n"):
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    raise Refused(f"line {number} of {path} is no JSON: remove that line") from None
-    return found
+            if not line.endswith("\n"):  # being written
+                return
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise Refused(f"line {number} of {path} is not JSON: remove that line") from None
 
 
 def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Remove the records of generations beyond ``generation``, of the ``members`` by number beyond one of
-    their own, from a file of JSON lines."""
-    rewrite(
-        path, path, lambda row: row["generation"] <= members.get(row.get("member", -1), generation) and row
-    )
+    """Remove records after ``generation`` from a file of JSON lines; ``members`` has other limits by member
+    number."""
+    rewrite(path, path, lambda row: row["generation"] <= members.get(row["member"], generation) and row)
 
 
 def rewrite(
     source: Path, destination: Path, change: Callable[[dict[str, Any]], dict[str, Any] | Literal[False]]
 ) -> None:
-    """Write the records of ``source``, as ``change`` makes them, to ``destination``, which may be the same.
+    """Write the records of ``source`` to ``destination``, possibly the same file, as ``change`` returns them.
 
-    Those for which it says False are left out, and so is what is no record: a half-written last line.
+    Records for which it returns False are left out, and so are half-written lines.
     """
     if not source.exists():
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    other = destination.with_suffix(".part")
-    # Line by line: the metrics of a long run may be larger than what one wants in memory.
-    with source.open(errors="replace") as old, other.open("w") as new:
+    # Line by line: the metrics of a long run may not fit into memory.
+    with replacing(destination) as partial, source.open(errors="replace") as old, partial.open("w") as new:
         for line in old:
             try:
                 row = line.endswith("\n") and change(json.loads(line))
@@ -158,33 +153,34 @@ def rewrite(
                 continue
             if row:
                 new.write(json.dumps(row, allow_nan=False) + "\n")
-    os.replace(other, destination)
 
 
 @contextmanager
 def tensorboard(
     directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Recorded] = ()
 ) -> Iterator[Background]:
-    """TensorBoard scalars below ``directory``, written in the background: see ``Scalars``."""
+    """Write TensorBoard scalars below ``directory`` in the background; see ``Scalars``."""
     with background(Scalars(directory, members, env_steps, earlier).write) as sink:
         yield sink
 
 
 @contextmanager
 def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
-    """Environment steps per second over all members, latest mean return and time left, on standard error: a
-    bar on a terminal, elsewhere a plain line now and then. ``env_steps`` [S] are those already done."""
+    """Show environment steps per second of all members, latest mean return and time left on standard error.
+
+    On a terminal it is a bar, elsewhere a line every 15 seconds. ``env_steps`` [S] are those already done.
+    """
     begun, first = time.perf_counter(), env_steps.astype(np.int64)
     now = first
     latest: dict[int, float] = {}
 
     def measure(history: History) -> tuple[int, float, float]:
-        """Return the steps of the slowest member that goes on, steps per second of all, and seconds left."""
+        """Return the steps of the slowest active member, steps per second of all, and seconds left."""
         nonlocal now
         latest.update({evaluation.member: evaluation.mean for evaluation in history.evaluations})
         now = history.env_steps[:, -1] if history.env_steps.size else now
         seconds = max(time.perf_counter() - begun, 1e-9)
-        # Where the last one that went on has just failed, all others have finished.
+        # If the last active member has just failed, all others have finished.
         slowest = min(history.living or range(len(now)), key=lambda place: int(now[place]))
         rate = (now - first)[slowest] / seconds
         left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")
@@ -262,7 +258,7 @@ def _times(seconds: Seconds | None) -> dict[str, float]:
 def scalars(value: np.ndarray) -> list[tuple[str, float]]:
     """Return a metric of one generation as pairs of suffix and number: itself, or its mean and maximum.
 
-    An empty metric, such as of prior actors where there are none, gives no pair.
+    An empty metric, such as one of prior actors in a run without any, gives no pair.
     """
     if np.ndim(value) == 0:
         return [("", float(value))]

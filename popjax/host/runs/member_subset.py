@@ -1,6 +1,6 @@
-"""A part of a sweep as a run of its own: its States, records and numbers, to be continued without the others.
+"""Members of a sweep copied into a new run, which continues without the others.
 
-Nothing of a method is needed for it: a checkpoint is arrays that lead with the members, by name.
+This works without building the method: a checkpoint is named arrays whose first axis is the members.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ def detached(
     edits: Mapping[str, Sequence[int]] = MappingProxyType({}),
     begun: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Iterator[None]:
-    """Copy the members ``bounds``, all of them without, of the run in ``source`` into a new run.
+    """Copy members of the run in ``source`` into a new run in ``destination``.
 
-    They are taken from the checkpoint of ``generation``, the newest without; ``edits`` are leaves of the
-    State by name, one value for all members; ``begun`` is kept in ``config.json`` under that name.
+    Failed members continue from their last good checkpoints; with the same numbers they fail again. If the
+    new run is refused before it has trained, the copy is removed at the end of the context, since it would
+    block other commands.
 
-    Members that have failed go on from their last good checkpoints: with the same numbers they fail again.
-    Where the context ends because the new run is refused, before it has trained, the copy is removed: it
-    would block other commands.
+    Args:
+        bounds: first and last-plus-one number of the members; None for all.
+        generation: generation of the checkpoint to copy; None for the newest.
+        edits: new values of leaves of the State by name, one value for all members.
+        begun: how the run began, for ``config.json``.
 
     Raises:
-        Refused: ``source`` has no such members, no such whole checkpoint or no such leaf, or ``destination``
-            holds a run.
+        Refused: ``source`` has no such members, intact checkpoint or leaf, or ``destination`` holds a run.
     """
     files = rundir.RunDirectory(destination)
     processes.together(lambda: _detach(source, destination, bounds, generation, edits, begun))
@@ -78,17 +80,17 @@ def _detach(
     arrays, extra = _taken(old, numbers, places, generation)
     for name, value in edits.items():
         if name not in arrays:
-            raise Refused(f"the State of {source} has no {name}: its method decides nothing of that kind")
+            raise Refused(f"the State of {source} has no {name}: its method does not support this change")
         arrays[name] = np.broadcast_to(np.asarray(value, arrays[name].dtype), arrays[name].shape).copy()
-    # Apart until all is there: a process that is killed meanwhile leaves nothing that looks like a run.
+    # Build it aside: a process killed meanwhile leaves nothing that looks like a run.
     new = rundir.RunDirectory(destination / _PARTIAL)
     shutil.rmtree(new.root, ignore_errors=True)
-    chosen, first = {numbers[place] for place in places}, members[0].seed
+    chosen = {numbers[place] for place in places}
     for file in ("metrics", "evaluations"):
         log.rewrite(
             getattr(old, file),
             getattr(new, file),
-            lambda row: row.get("member", row["seed"] - first) in chosen and row,
+            lambda row: row["member"] in chosen and row,
         )
     checkpoint.write_arrays(new.checkpoints, int(arrays["generation"].max()), arrays, extra)
     if generation in (None, *checkpoint.generations(old.checkpoints)[:1]):
@@ -102,17 +104,18 @@ def _detach(
 
 
 def _places(numbers: list[int], bounds: tuple[int, int] | None) -> list[int]:
-    """Return the places of the members ``bounds`` among those of ``numbers``."""
+    """Return the places in ``numbers`` of the members within ``bounds``."""
     first, last = bounds or (numbers[0], numbers[-1] + 1)
     if first not in numbers or last - 1 not in numbers or first >= last:
-        raise Refused(f"--members {first}:{last} is no part of the members {numbers[0]}:{numbers[-1] + 1}")
+        raise Refused(f"--members {first}:{last} must lie in the members {numbers[0]}:{numbers[-1] + 1}")
     return [numbers.index(number) for number in range(first, last)]
 
 
 def _taken(
     files: rundir.RunDirectory, numbers: list[int], places: list[int], generation: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the rows ``places`` of every leaf of a checkpoint, and its extra for a run of these alone."""
+    """Return the rows ``places`` of every leaf of a checkpoint, and its extra facts for a run of these
+    alone."""
     there = checkpoint.generations(files.checkpoints)
     if generation is not None and generation not in there:
         has = ", ".join(map(str, sorted(there))) or "none"
@@ -122,7 +125,7 @@ def _taken(
         )
     found = checkpoint.slice_of_newest(files.checkpoints, places, complain, generation)
     if found is None:
-        raise Refused(f"{files.root} has no whole checkpoint")
+        raise Refused(f"{files.root} has no intact checkpoint")
     arrays, extra = found
     steps = [extra["env_steps"][place] for place in places]
     for row, place in enumerate(places):
@@ -131,7 +134,7 @@ def _taken(
             for name, array in arrays.items():
                 array[row] = good[name][0]
             steps[row] = then["env_steps"][place]
-    # Nobody has failed any more, and what stood still says so itself.
+    # The copies have not failed, and the loop finds the stopped ones itself.
     kept = {key: value for key, value in extra.items() if key not in ("frozen", "failed", "generations")}
     if "members" in extra:
         kept["members"] = [extra["members"][place] for place in places]
@@ -141,7 +144,7 @@ def _taken(
 def _last_good(
     files: rundir.RunDirectory, number: int, place: int, failure: Failure
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the rows [1, ...] of the last checkpoint before a member failed, and its extra."""
+    """Return the rows [1, ...] of the last checkpoint before a member failed, and its extra facts."""
     found = None
     if failure.checkpoint is not None:
         found = checkpoint.slice_of_newest(files.checkpoints, [place], complain, failure.checkpoint)

@@ -18,38 +18,41 @@ _LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Options:
-    """Budget, intervals and seeds of a run. All intervals are in environment steps of one seed and take
-    effect at the end of the first chunk that reaches them."""
+    """Budget, intervals and seeds of a run.
+
+    Intervals are in environment steps of one seed and take effect at the end of the chunk that reaches them.
+    """
 
     env_steps: int = 1_000_000
     """Training budget per seed [environment steps, summed over agents]; by default that of the method's
     preset for the task if there is one."""
     seeds: int | tuple[int, ...] = 1
-    """Independent runs trained side by side on one vmapped axis: one number is their count, several are the
-    seeds themselves."""
+    """Independent runs trained side by side on one vmapped axis: one number is their count, several numbers
+    are the seeds themselves."""
     seed: int = 0
-    """Seed of the first of a count of them; the others follow one by one."""
+    """First seed if --seeds is a count; the others are the next numbers."""
     eval_every: int = 10_000
     """Interval between evaluations [environment steps]."""
     eval_episodes: int = 5
-    """Episodes per evaluation and seed [count]; they do not count as training."""
+    """Episodes per evaluation and seed [count]; they do not count towards the budget."""
     checkpoint_every: int = 50_000
     """Interval between checkpoints [environment steps]."""
     log_every: int = 1_000
-    """Spacing of the recorded metrics [environment steps]; longer generations are all recorded."""
+    """Spacing of recorded metrics [environment steps]; if generations are longer, all are recorded."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay [count]."""
+    """Number of newest checkpoints to keep [count]."""
     stop_at_return: float | None = None
-    """A member stops once an evaluation has at least this mean return, whatever is left of its budget."""
+    """Stop a member once an evaluation has at least this mean return, even before the end of its budget."""
     max_minutes: float | None = None
-    """The run stops, saved and summarised, after so many minutes of this process; --resume goes on."""
+    """Stop the run after this time of the present process [minutes]; it is saved, and --resume continues
+    it."""
 
 
 def whole_numbers(options: Options) -> Options:
-    """Return ``options`` with the integers of other libraries, and floats such as 1e6, as Python's own.
+    """Return ``options`` with integers of other libraries, and floats such as 1e6, as Python integers.
 
     Raises:
-        Refused: one is no whole number.
+        Refused: a value is not a whole number.
     """
     found: dict[str, Any] = {}
     for name in (field.name for field in fields(options) if field.type in (int, "int")):
@@ -66,10 +69,10 @@ def whole_numbers(options: Options) -> Options:
 
 
 def validate(options: Options, method: Method) -> None:
-    """Refuse numbers that make no run of ``method``.
+    """Check that ``options`` make a run of ``method``.
 
     Raises:
-        Refused: a number is out of range, or the budget is below one generation or not for this method.
+        Refused: a number is out of range, or the budget is below one generation or unsuitable for the method.
     """
     steps_bound = method.steps_bound
     for field in fields(options):
@@ -108,10 +111,10 @@ def _check_seeds(options: Options) -> None:
 
 
 def check_counter(options: Options, steps_bound: int, counter: Any) -> None:
-    """Refuse a budget beyond what the State's ``counter`` of environment steps can hold.
+    """Check that the State's ``counter`` of environment steps can hold the budget.
 
     Raises:
-        Refused: the last chunk could exceed it.
+        Refused: the last chunk could exceed the counter.
     """
     limit = counting.largest(counter) - chunk_length(options, steps_bound) * steps_bound
     if options.env_steps > limit:
@@ -124,13 +127,13 @@ def check_counter(options: Options, steps_bound: int, counter: Any) -> None:
 def chunk_length(options: Options, steps_bound: int) -> int:
     """Return the generations per compiled chunk: as many as fit in the shortest interval, at least one.
 
-    It follows from numbers alone and never from timing, because a run stops at the end of a chunk and equal
-    commands must stop at the same generation.
+    The length never depends on timing: runs stop at the end of a chunk, and equal commands must stop at the
+    same generation.
     """
     shortest = min(options.eval_every, options.checkpoint_every, options.log_every, options.env_steps)
     return max(1, shortest // steps_bound)
 
 
 def option_name(field: str) -> str:
-    """Return a field as the command line spells it, without the final underscore of Python's keywords."""
+    """Return the option of a field; a final underscore, as in ``from_``, is dropped."""
     return "--" + field.rstrip("_").replace("_", "-")

@@ -1,4 +1,4 @@
-"""Origins of a run, as ``config.json`` keeps them, from the records in its method and its environment."""
+"""Entries of ``config.json`` from which a method and an environment can be built again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from popjax.recipe import Recipe, defaults, kinds_of
 
 
 class Unknown(Exception):
-    """Reason why a part of a run cannot be made again from its ``config.json``; a clause with its remedy."""
+    """Reason why a part of a run cannot be rebuilt from its ``config.json``, with the remedy."""
 
 
 def describe(method: Method, env: Env, name: str | None = None) -> dict[str, Any]:
-    """Return what ``method`` and ``env`` are made of: the entries of ``config.json`` that build them again.
+    """Return the entries of ``config.json`` that build ``method`` and ``env`` again.
 
-    ``name`` is that of the method, an import path or a built-in one; None to find it. ``"not_rebuilt"`` is
-    None, or says why the run cannot be built again.
+    ``name`` is a built-in name or the import path of the method; None to derive it. The entry "not_rebuilt"
+    is None, or the reason why the run cannot be rebuilt.
     """
     facts: dict[str, Any] = {
         "method": name or method.init.__module__.rpartition(".")[2],
@@ -46,17 +46,19 @@ def _of_env(env: Env) -> dict[str, Any]:
     made = envs.origin(env)
     if made is None:
         raise Unknown(
-            f"the environment {env.spec.name} was made or changed by hand; write a function that returns it"
+            f"the environment {env.spec.name} was not made by popjax.make; write a function that returns it"
             " and call popjax.make('module:function')"
         )
     if made.name.startswith("__main__"):
-        raise Unknown(f"the environment {made.name} is of the script that was run; move it to a module")
+        raise Unknown(
+            f"the environment {made.name} is defined in the script that was run; move it to a module"
+        )
     return {"env": made.name, "env_options": json.loads(made.options)}
 
 
 def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any]:
     if built is None:
-        raise Unknown("the method does not say how it was built; decorate its build with popjax.recorded")
+        raise Unknown("the method does not record how it was built; decorate its build with popjax.recorded")
     if envs.origin(built.env) != envs.origin(env):
         raise Unknown(f"the method was built for another environment, {built.env.spec.name}")
     found, made_by = (name, recipe(name)) if name else _named(built)
@@ -66,7 +68,7 @@ def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any
             config, _ = defaults(made_by, made_by.kinds(env.spec) if made_by.kinds else {})
         agents = kinds_of(made_by, config)
     except ValueError as refusal:
-        raise Unknown(f"its Config is of none of the kinds in {found}: {refusal}") from None
+        raise Unknown(f"its Config is not one of {found}: {refusal}") from None
     rest = dict(built.further)
     tasks = {option: [_task(task) for task in rest.pop(key, ())] for option, key in made_by.envs.items()}
     runs = {
@@ -75,15 +77,17 @@ def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any
     }
     parameters = inspect.signature(built.build).parameters
     if other := [key for key, value in rest.items() if value is not parameters[key].default]:
-        raise Unknown(f"its build was given {other[0]}, which {found} does not name among its runs and envs")
+        raise Unknown(f"its build received {other[0]}; name it among the runs or envs of the Recipe {found}")
     return {"method": found, "agents": agents, "config": asdict(config), "runs": runs, "envs": tasks}
 
 
 def _named(built: Built) -> tuple[str, Recipe]:
-    """Return the name of the Recipe that has this build, a built-in one or an import path."""
+    """Return name and Recipe of this build; the name is a built-in one or an import path."""
     module = built.build.__module__
     if module == "__main__":
-        raise Unknown("the method is of the script that was run; move it to a module with a Recipe as METHOD")
+        raise Unknown(
+            "the method is defined in the script that was run; move it to a module with METHOD = Recipe(...)"
+        )
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         path = ".".join(parts[:length])
@@ -95,17 +99,21 @@ def _named(built: Built) -> tuple[str, Recipe]:
 
 
 def _task(env: Env) -> str:
-    """Return "SUITE/TASK KEY=VALUE ...", as a further environment is named on the command line."""
+    """Return a further environment as written on the command line: "SUITE/TASK KEY=VALUE ..."."""
     made = envs.origin(env)
     if made is None:
-        raise Unknown(f"the further environment {env.spec.name} is not one that popjax.make makes; pass one")
+        raise Unknown(
+            f"the further environment {env.spec.name} was not made by popjax.make; pass one that was"
+        )
     options = json.loads(made.options).items()
     return " ".join([made.name, *(f"{name}={value!r}".replace(" ", "") for name, value in options)])
 
 
 def _run(option: str, entry: Any, record: Any) -> dict[str, Any]:
-    """Return a finished run that the method builds on: where it lies, and what was made of it."""
+    """Return the path and facts of a finished run that the method builds on."""
     origin = entry[0].origin if isinstance(entry, record) else None
     if origin is None:
-        raise Unknown(f"a {option} comes from no run directory; load it with popjax.pretrained(run_dir)")
+        raise Unknown(
+            f"a {option} does not come from a run directory; load it with popjax.pretrained(run_dir)"
+        )
     return {**origin, **dict(list(entry._asdict().items())[1:])}

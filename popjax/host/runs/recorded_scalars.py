@@ -1,12 +1,11 @@
-"""Records of a run as scalars by name, for TensorBoard and Weights & Biases: those that training makes now,
-and those that lie in the run's files, for a tracker that begins when the run has come some way.
+"""Records of a run as named scalars for TensorBoard and Weights & Biases.
 
-A metric that has axes is there as its mean and maximum.
+They come from training, or from the run's files when tracking begins in the middle of a run. A metric with
+axes is given as its mean and maximum.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +18,8 @@ from popjax.host.scaling.sweep import Member
 
 
 def of_history(history: History, numbers: Sequence[int]) -> Iterator[Recorded]:
-    """Yield what ``history`` recorded of the members that go on, ``numbers`` [S] being everyone's: every
-    generation, then every evaluation."""
+    """Yield the records of active members in ``history``, generations first, then evaluations; ``numbers``
+    [S] are the numbers of all members."""
     series = list(_series(history))
     for row in range(history.generation.shape[1]):
         for place in history.living:
@@ -46,7 +45,7 @@ def _of_evaluation(made: Evaluation) -> Recorded:
 
 
 def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[Recorded]:
-    """Yield what the files hold of ``members``; of each member in the order of its environment steps."""
+    """Yield the records of ``members`` in the files, each member's in the order of environment steps."""
     waiting: defaultdict[int, deque[Recorded]] = defaultdict(deque)
     for made in log.read_evaluations(files.evaluations):
         waiting[made.member].append(_of_evaluation(made))
@@ -54,9 +53,9 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
         member.number: {"member", "seed", "generation", "env_steps", *log.TIMES, *member.numbers}
         for member in members
     }
-    for row in _rows(files):
-        number, steps = row.get("member"), row.get("env_steps")
-        if number not in known or steps is None:
+    for row in log.each_line(files.metrics):
+        number, steps = row["member"], row["env_steps"]
+        if number not in known:
             continue
         while waiting[number] and waiting[number][0].env_steps < steps:
             yield waiting[number].popleft()
@@ -64,18 +63,6 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
         yield Recorded(number, steps, dict(_named(metrics)))
     for number in known:
         yield from waiting[number]
-
-
-def _rows(files: rundir.RunDirectory) -> Iterator[dict[str, Any]]:
-    """Yield the lines of ``metrics.jsonl`` one by one; all of them may not fit into memory."""
-    if not files.metrics.exists():
-        return
-    with files.metrics.open(errors="replace") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:  # being written, or half written by a process that was killed
-                continue
 
 
 def _named(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""A run's records, and how they go to disk and come back."""
+"""The facts, progress and results of a run, and saving and restoring them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ from popjax.host.terminal import complain
 class Result:
     """Result of a run.
 
-    state:       the final State, every leaf [S, ...]; void of a member that has failed.
-    returns:     float [S] mean return of each member's evaluation on reaching the budget; NaN of one that
-                 has failed.
-    evaluations: all of them, oldest first, those before a resume included.
+    state:       the final State, every leaf [S, ...]; meaningless for a failed member.
+    returns:     float [S] mean return of each member's final evaluation; NaN for a failed member.
+    evaluations: all evaluations, oldest first, including those before a resume.
     history:     recorded generations since the start or the resume.
     summary:     the content of ``summary.json``.
-    members:     what the axis S stands for.
+    members:     the members along the axis S.
     """
 
     state: Any
@@ -48,12 +47,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """Facts that do not change while a run goes on.
+    """Facts that do not change during a run.
 
     config:  the content of ``config.json``.
-    members: those that are trained here.
-    begun:   ``time.perf_counter()`` at its beginning.
-    files:   ``None`` for a run without a directory.
+    members: the members trained by this run.
+    begun:   ``time.perf_counter()`` at the start of this process's part.
+    files:   None for a run without a directory.
     """
 
     method: Method
@@ -67,13 +66,13 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Method, agents where the method leaves them open, and environment."""
+        """Method, its agents if the method has a choice, and environment."""
         kinds = self.config["agents"].values()
         agents = f" ({', '.join(kinds)})" if kinds else ""
         return f"{self.config['method']}{agents} on {self.config['env']}"
 
     def say(self, line: str) -> None:
-        """Print a remark to standard error, unless the run is quiet or another process prints it."""
+        """Print a remark to standard error from the first process, unless the run is quiet."""
         if not self.quiet and processes.first():
             complain(line)
 
@@ -85,14 +84,14 @@ TIMED = {
     "record": "recording",
     "save": "saving",
 }
-"""What a run spends its time on, by the names of ``Position``'s seconds."""
+"""Activities of a run, by the names of the seconds in ``Position``."""
 
 
 class Failure(NamedTuple):
-    """End of a member of which a metric became NaN or infinite.
+    """Failure of a member: one of its metrics became NaN or infinite.
 
     reason:     metric and generation.
-    checkpoint: generation of the last checkpoint before it; None where there is none.
+    checkpoint: generation of the last checkpoint before the failure, or None.
     """
 
     reason: str
@@ -100,7 +99,7 @@ class Failure(NamedTuple):
 
     @property
     def remains(self) -> str:
-        """Name the member's last good checkpoint, in words."""
+        """Describe the member's last good checkpoint."""
         if self.checkpoint is None:
             return "there is no checkpoint before it"
         return f"its last good checkpoint is that of generation {self.checkpoint}"
@@ -110,16 +109,16 @@ class Failure(NamedTuple):
 class Position:
     """Progress of a run.
 
-    generation:      generations done by the members that go on; checkpoints are named after it.
-    generations:     int [S] generations done by each member: fewer where it stood still.
+    generation:      generations done by the active members; checkpoints are named after it.
+    generations:     int [S] generations done by each member; fewer for a stopped one.
     env_steps:       int [S] environment steps done.
-    evaluations:     all so far.
+    evaluations:     all evaluations so far.
     wall_seconds:    seconds spent by earlier processes of the same run.
     compile_seconds: seconds spent compiling, by all processes.
     chunk_seconds:   seconds spent in chunks, by all processes.
-    evaluation_seconds, record_seconds, save_seconds: seconds that training has waited for evaluations, for
-                     records and for checkpoints, by all processes.
-    failed:          the members, by place [S], of which a metric became NaN or infinite.
+    evaluation_seconds, record_seconds, save_seconds: seconds that training has waited for evaluations,
+                     records and checkpoints, by all processes.
+    failed:          failed members by place [S].
     """
 
     generation: int
@@ -135,7 +134,7 @@ class Position:
     failed: Mapping[int, Failure] = field(default_factory=dict)
 
     def spent(self, name: str, begun: float) -> Position:
-        """Return this position with the seconds since ``begun`` added to its seconds of this name."""
+        """Return this position with the time since ``begun`` added to the seconds of activity ``name``."""
         seconds = f"{name}_seconds"
         return replace(self, **{seconds: getattr(self, seconds) + time.perf_counter() - begun})
 
@@ -151,7 +150,7 @@ class Position:
 
 
 def extra(run: Run, position: Position) -> dict[str, Any]:
-    """Return the entries of a checkpoint beside the State."""
+    """Return the facts that a checkpoint stores beside the State."""
     return {
         "members": [member.identity for member in run.members],
         "env_steps": position.env_steps.tolist(),
@@ -163,14 +162,14 @@ def extra(run: Run, position: Position) -> dict[str, Any]:
 
 
 def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | None:
-    """State and position of the newest whole checkpoint, ``None`` if there is no checkpoint yet.
+    """Return State and position of the newest intact checkpoint, or None if there is no checkpoint yet.
 
-    Records beyond it are removed, as those generations are about to be done again; checkpoints beyond it are
-    set aside.
+    Records after it are removed, since those generations are about to be repeated; newer checkpoints are set
+    aside.
 
     Raises:
-        Refused: there are checkpoints, but none is whole; nothing is removed.
-        NotRead: there may be one, but it cannot be read now.
+        Refused: there are checkpoints, but all are damaged; nothing is removed.
+        NotRead: a checkpoint may be intact but cannot be read now.
     """
     files = run.files
     assert files is not None
@@ -178,8 +177,8 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
     found = checkpoint.restore_newest(files.checkpoints, shapes, complain, shardings)
     if found is None and checkpoint.generations(files.checkpoints):
         raise Refused(
-            f"{files.checkpoints} has no whole checkpoint to continue from; its records are as they were:"
-            " remove that directory to begin again with --resume, or name another --run-dir"
+            f"{files.checkpoints} has no intact checkpoint to continue from, and nothing was changed: remove"
+            " that directory and rerun with --resume to start over, or name another --run-dir"
         )
     if found is None:
         processes.together(lambda: _forget_beyond(files, -1, {}))
@@ -209,8 +208,8 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
 
 
 def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
-    """Set checkpoints beyond ``generation`` aside and remove records beyond it or, of the ``members`` by
-    number, beyond a generation of their own."""
+    """Set aside checkpoints after ``generation`` and remove records after it; ``members`` has other limits
+    for records by member number."""
     checkpoint.set_aside_newer(files.checkpoints, generation)
     log.drop_after(files.metrics, generation, members)
     log.drop_after(files.evaluations, generation, members)
@@ -221,7 +220,7 @@ def finish(
 ) -> Result:
     """Return the result of a finished run; write curves and summary if it has a directory.
 
-    ``early`` says why members stopped before their budget, by place.
+    ``early`` is the reason why members stopped before their budget, by place.
     """
     returns = _final_returns(run, position)
     steps = int(position.env_steps.astype(np.int64).sum())
@@ -260,7 +259,7 @@ def finish(
 def _member(
     run: Run, state: Any, position: Position, place: int, final: float | None, early: str | None
 ) -> dict[str, Any]:
-    """Return a member's entry in the summary; its digest equals that of a run of it alone."""
+    """Return a member's entry in the summary; its digest equals that of a run with this member alone."""
     member, failure = run.members[place], position.failed.get(place)
     facts = {
         "member": member.number,
@@ -282,7 +281,7 @@ def _member(
 
 
 def _schedules(run: Run, state: Any) -> list[dict[str, Any]]:
-    """Return the schedule of every member; none for a method without schedules."""
+    """Return the schedule of every member, or nothing for a method without schedules."""
     told = run.method.schedule
     if told is None:
         return []
@@ -316,16 +315,16 @@ def _write_results(
 
 
 def _briefly(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the short fields of a run that was built on; config.json has all of them."""
+    """Return the short fields of a run used as an ingredient; config.json has all of them."""
     return {name: value for name, value in entry.items() if not isinstance(value, Mapping)}
 
 
 def finished(run: Run, state: Any, position: Position) -> Result:
-    """Return the result of a run that had spent its budget before it was resumed; nothing is trained."""
+    """Return the result of a run that had already finished when it was resumed; nothing is trained."""
     assert run.files is not None
     run.say(
-        f"{run.files.root} has finished at {position.least:,} environment steps already;"
-        " a larger --env-steps would continue it"
+        f"{run.files.root} has already finished at {position.least:,} environment steps;"
+        " raise --env-steps to continue it"
     )
     try:
         summary = json.loads(run.files.summary.read_text())
@@ -338,15 +337,15 @@ def finished(run: Run, state: Any, position: Position) -> Result:
 
 
 def time_shares(run: Run, position: Position) -> dict[str, float]:
-    """Return the share of the run's wall time that each activity took, by all processes; "other" is starting,
-    restoring and waiting for what is not in this list."""
+    """Return the share of the run's wall time that each activity took, over all processes; "other" is the
+    rest, such as starting and restoring."""
     wall = wall_seconds(run, position)
     shares = {told: round(getattr(position, f"{name}_seconds") / wall, 4) for name, told in TIMED.items()}
     return {**shares, "other": round(max(0.0, 1 - sum(shares.values())), 4)}
 
 
 def _final_returns(run: Run, position: Position) -> np.ndarray:
-    """[S] mean return of the last evaluation of each member; NaN of the failed or where records are lost."""
+    """Return the mean return [S] of each member's last evaluation; NaN if it failed or has no records."""
     last = {evaluation.member: evaluation.mean for evaluation in position.evaluations}
     return np.array(
         [
@@ -357,5 +356,5 @@ def _final_returns(run: Run, position: Position) -> np.ndarray:
 
 
 def wall_seconds(run: Run, position: Position) -> float:
-    """Return the seconds that processes have spent on the run so far, this one included."""
+    """Return the seconds spent on the run so far by all its processes, including this one."""
     return position.wall_seconds + time.perf_counter() - run.begun

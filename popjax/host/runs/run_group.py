@@ -1,4 +1,4 @@
-"""A directory of runs: what a sweep leaves that takes more than one program.
+"""A directory of runs, as made by a sweep of more than one program.
 
 index.json    the runs, one directory each, and the command that made them
 summary.json  at the end, a row per member of every run
@@ -22,7 +22,7 @@ class Entry:
     """One run of an index.
 
     directory: its name below the index.
-    argv:      the arguments that make it, but for --run-dir and --resume.
+    argv:      its arguments except --run-dir and --resume.
     """
 
     directory: str
@@ -46,7 +46,7 @@ def read(root: Path) -> tuple[Entry, ...]:
     """Return the runs of an index.
 
     Raises:
-        Refused: it cannot be read.
+        Refused: the index cannot be read.
     """
     path = rundir.RunDirectory(root).index
     try:
@@ -57,15 +57,15 @@ def read(root: Path) -> tuple[Entry, ...]:
 
 
 def started(root: Path) -> bool:
-    """Return whether there is a run in ``root``, or one of a directory of runs, that can be resumed."""
+    """Return whether ``root``, or a directory below it in its index, holds a run that can be resumed."""
     if holds(root):
         return any(started(root / entry.directory) for entry in read(root))
     return rundir.RunDirectory(root).config.exists()
 
 
 def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> bool:
-    """Return whether a run, or all of a directory of runs, has results of ``env_steps`` environment steps,
-    and of all ``members``, by identity."""
+    """Return whether a run, or every run of a directory, has results for ``env_steps`` environment steps and
+    for all ``members``, by identity."""
     try:
         if holds(root):
             rows = list(results(root))
@@ -85,10 +85,10 @@ def summarize(root: Path) -> None:
 
 
 def results(root: Path) -> Iterator[dict[str, Any]]:
-    """Return a row per member of every run, in order: its entry in the run's summary, and ``run``, the run's
+    """Yield a row per member of every run, in order: its entry in the run's summary, and ``run``, the run's
     directory below ``root``.
 
-    A run without results has one row, with ``status`` "unfinished".
+    A run without results has one row with ``status`` "unfinished".
     """
     for entry in read(root):
         below = root / entry.directory
@@ -108,7 +108,7 @@ def run_of(root: Path, member: int | None) -> Path:
     """Return the run in ``root`` or, if that holds a sweep in slices, the slice with ``member``.
 
     Raises:
-        Refused: it holds several runs and it is not clear which is meant.
+        Refused: ``root`` holds several runs and ``member`` does not select one.
     """
     if not holds(root):
         return root
@@ -121,10 +121,10 @@ def run_of(root: Path, member: int | None) -> Path:
 
 
 def place_of(root: Path, members: Sequence[Member], number: int) -> int:
-    """Return the place in ``members`` of the one with this number.
+    """Return the place in ``members`` of the member with this number.
 
     Raises:
-        Refused: it is not among them.
+        Refused: there is no such member.
     """
     for place, member in enumerate(members):
         if member.number == number:

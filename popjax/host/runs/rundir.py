@@ -1,16 +1,16 @@
-"""The run directory: what lies where, and who may write there.
+"""The run directory: its files, its lock and its configuration.
 
-config.json     what was run: method, environment, every option and number, versions, device, commit
+config.json     method, environment, every option and number, versions, device, commit
 metrics.jsonl   one line per recorded generation and member: its number, seed and swept numbers in each
 eval.jsonl      one line per evaluation and member
 checkpoints/    the newest States
-best.npz        the policy of each member that had the highest return in an evaluation
+best.npz        each member's policy with the highest return in an evaluation
 tensorboard/    scalars, one run per member
-curve.png       learning curve, at the end; curves/NUMBERS.png where numbers were swept
-summary.json    results, at the end, with a row per member, its last metrics among them
-schedule.json   of a method whose numbers change, who stemmed from whom and with which, at the end
+curve.png       learning curve, at the end; curves/NUMBERS.png for swept numbers
+summary.json    results, at the end, with a row per member that includes its last metrics
+schedule.json   at the end, for a method that changes numbers: the lineage and its numbers
 
-A sweep that takes several programs has one such directory for each, in one that ``run_group`` describes.
+A sweep of several programs has one such directory for each, inside the one that ``run_group`` describes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from popjax.host.errors import NoRun, Refused
 from popjax.host.numbers import equal, plain
-from popjax.host.paths import file_name
+from popjax.host.paths import file_name, replacing
 from popjax.host.runs.options import option_name
 from popjax.host.scaling import processes, sweep
 
@@ -45,78 +44,42 @@ _COMPARED = (
     "jax",
 )
 _DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
-"""The options of the host that decide what is computed; the others say how often it is looked at."""
+"""Options of the host that affect training; the others only set how often it is recorded."""
 FAILED = ("failed", "frozen")
-"""Status of a failed member in ``summary.json``, by its name of today and of earlier versions."""
+"""Values of a failed member's status in ``summary.json``, current and earlier."""
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The paths of one run."""
+    """The paths of one run, or the index of a directory of runs."""
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.root / "eval.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        return self.root / "best.npz"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
+    def __init__(self, root: Path):
+        self.root = root
+        self.config = root / "config.json"
+        self.metrics = root / "metrics.jsonl"
+        self.evaluations = root / "eval.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.best = root / "best.npz"
+        self.tensorboard = root / "tensorboard"
+        self.summary = root / "summary.json"
+        self.schedule = root / "schedule.json"
+        self.index = root / "index.json"
 
     def curve(self, setting: str = "") -> Path:
         """Return the path of the curve of a setting of the swept numbers."""
         return self.root / "curves" / f"{file_name(setting)}.png" if setting else self.root / "curve.png"
 
     @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def schedule(self) -> Path:
-        return self.root / "schedule.json"
-
-    @property
-    def index(self) -> Path:
-        return self.root / "index.json"
-
-    @property
     def contents(self) -> tuple[Path, ...]:
-        """Return the files that a run has here; ``config.json`` comes last, as without it nothing is a
-        run."""
-        return (
-            self.metrics,
-            self.evaluations,
-            self.checkpoints,
-            self.best,
-            self.tensorboard,
-            self.summary,
-            self.schedule,
-            self.config,
-        )
+        """Return the files of a run. ``config.json`` is last: without it, a directory is not a run."""
+        records = self.metrics, self.evaluations, self.checkpoints, self.best, self.tensorboard
+        return (*records, self.summary, self.schedule, self.config)
 
     def holds_a_run(self) -> bool:
-        """Return whether any file of a run is here, or of a directory of runs."""
+        """Return whether the directory has any file of a run, or the index of a directory of runs."""
         return any(path.exists() for path in (self.index, *self.contents))
 
     def clear(self) -> None:
-        """Remove what a run has here, and the directory if nothing else is in it."""
+        """Remove the files of a run, and the directory if it is then empty."""
         for path in reversed(self.contents):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -127,11 +90,11 @@ class RunDirectory:
 def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDirectory]:
     """Provide the directory of a run that starts or continues, locked against other processes.
 
-    Of one that continues, ``config.json`` says what the run was until ``write_config`` is called.
+    When a run continues, ``config.json`` keeps its old content until ``write_config`` is called.
 
     Raises:
-        Refused: it already holds a run and ``resume`` is false; its run has a different configuration;
-            another process is writing to it.
+        Refused: the directory already holds a run and ``resume`` is false, the run has a different
+            configuration, or another process is writing to it.
     """
     files = RunDirectory(root)
     check(root, config, resume)
@@ -148,14 +111,14 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
 
 def write_config(files: RunDirectory, config: Mapping[str, Any]) -> None:
-    """Write ``config.json``; the id of the run and the command's options that began it elsewhere stay."""
+    """Write ``config.json``, keeping the id of the run and the options with which it began."""
     old = read_config(files.root) if files.config.exists() else {}
     begun = {"begun": old["begun"]} if old.get("begun") else {}
     write_json(files.config, {"id": identity(files.config), **begun, **config})
 
 
 def check(root: Path, config: dict[str, Any], resume: bool) -> None:
-    """Check that ``config`` may be run in ``root``, and touch nothing. Raises as ``opened`` does."""
+    """Check that ``config`` may be run in ``root``, without writing. Raises as ``opened`` does."""
     processes.together(lambda: _check(root, config, resume))
 
 
@@ -177,13 +140,13 @@ def _check(root: Path, config: dict[str, Any], resume: bool) -> None:
 
 
 def begun(root: Path) -> bool:
-    """Return whether ``root`` holds a run or runs: on every process what the first one sees."""
+    """Return whether ``root`` holds a run or runs, as seen by the first process."""
     return bool(processes.largest(int(processes.first() and RunDirectory(root).holds_a_run())))
 
 
 def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return 'option old -> new' for what is free to change and has changed since the run was last begun, and
-    'package old -> new' for other versions, which may compute something else."""
+    """Return 'option old -> new' for every permitted change since the run was last started, and 'package old
+    -> new' for changed versions, which may change results."""
     before = read_config(root)
     free, old, new = _free(before, config), before.get("versions", {}), config.get("versions", {})
     found = [line for name, line in differences(before, config) if free(name)]
@@ -195,7 +158,7 @@ def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _free(before: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Return whether an option, by its name, may change without changing anything that was computed."""
+    """Return a function that tells, by name, whether an option may change without affecting past results."""
     larger = _members(before) <= _members(config)
 
     def free(name: str) -> bool:
@@ -210,10 +173,10 @@ def _members(config: Mapping[str, Any]) -> set[str]:
 
 
 def read_config(root: Path) -> dict[str, Any]:
-    """``config.json`` of a run.
+    """Return the content of ``config.json`` of a run.
 
     Raises:
-        NoRun: there is none.
+        NoRun: there is no such file.
         Refused: it cannot be read.
     """
     path = RunDirectory(root).config
@@ -226,7 +189,7 @@ def read_config(root: Path) -> dict[str, Any]:
 
 
 def identity(path: Path) -> str:
-    """Return the id of what a JSON file describes, a new one where there is none. It does not tell paths."""
+    """Return the id in a JSON file, or a new one; it is independent of paths."""
     try:
         return str(json.loads(path.read_text())["id"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -234,14 +197,12 @@ def identity(path: Path) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield name and 'option old -> new' of what differs between two configurations, spelt as it is set.
+    """Yield (name, 'option old -> new') for every difference between two configurations.
 
-    A larger budget of environment steps is no difference: it continues the same run. Versions, device and
-    commit are not options, and settings of JAX were not recorded in early runs. Fractions are equal if
-    they are so in float32, in which they are computed with.
+    A larger budget of environment steps is not a difference, since it continues the same run. Versions,
+    device and commit are not options. Floats are compared in float32, the precision of training.
     """
-    compared = [key for key in _COMPARED if key != "jax" or (key in old and key in new)]
-    flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in compared}))) for c in (old, new))
+    flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in _COMPARED}))) for c in (old, new))
     for name in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(name), flat_new.get(name)
         if equal(before, after) or (name == "options.env_steps" and _larger(after, before)):
@@ -255,13 +216,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace ``path`` in one step: a reader sees the old or the new content, never half of it."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option in nested dictionaries by its dotted name."""
+    """Yield every option in nested dictionaries by its dotted name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flattened(item, f"{prefix}.{key}" if prefix else key)
@@ -279,7 +239,7 @@ def _spell(value: Any) -> str:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Hold the directory's lock, which the system releases however the process ends."""
+    """Hold the directory's lock; the operating system releases it even if the process is killed."""
     try:
         import fcntl
     except ImportError:  # not on Windows

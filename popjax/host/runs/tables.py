@@ -1,4 +1,4 @@
-"""Records of a run, read back as NumPy arrays."""
+"""Records of a run as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from popjax.host.runs import log, run_group, rundir
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run directory as ``load`` found it; the run may be going on.
+    """Records of a run directory; the run need not have finished.
 
     config:      content of ``config.json``.
-    summary:     content of ``summary.json``; None before the end.
+    summary:     content of ``summary.json``; None before the end of the run.
     evaluations: columns [R] of ``eval.jsonl``, by name: ``member``, ``seed``, the swept numbers,
                  ``generation``, ``env_steps``, ``train_seconds``, ``wall_seconds``, ``return``, and
                  ``returns`` and ``lengths`` [R, E].
-    metrics:     columns [R] of ``metrics.jsonl``: the first ones of these, and every metric [R, ...] by its
-                 dotted name.
+    metrics:     columns [R] of ``metrics.jsonl``: the same up to ``wall_seconds``, and every metric [R, ...]
+                 by its dotted name.
     """
 
     config: dict[str, Any]
@@ -34,7 +34,7 @@ class Recorded:
     metrics: dict[str, np.ndarray]
 
     def frame(self, name: str = "evaluations") -> Any:
-        """Return ``evaluations`` or ``metrics`` as a pandas DataFrame; what has more axes becomes lists.
+        """Return ``evaluations`` or ``metrics`` as a pandas DataFrame; columns with more axes become lists.
 
         Raises:
             Refused: pandas is not installed, or there is no such table.
@@ -51,10 +51,10 @@ class Recorded:
 
 
 def load(run_dir: str | Path) -> Recorded:
-    """Return what the run in ``run_dir`` has recorded.
+    """Return the records of the run in ``run_dir``.
 
     Raises:
-        Refused: there is no run, it holds several, or a record cannot be read.
+        Refused: there is no run or several, or a record cannot be read.
     """
     root = paths.path(run_dir)
     if run_group.holds(root):
@@ -67,7 +67,7 @@ def load(run_dir: str | Path) -> Recorded:
 
 
 def _columns(lines: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Lines of equal fields as columns; a float that JSON has not is null or a string there."""
+    """Return lines with the same fields as columns; in JSON, NaN is null and an infinity a string."""
     names = lines[-1] if lines else {}
     return {name: _array([line.get(name) for line in lines]) for name in names}
 

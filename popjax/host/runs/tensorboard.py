@@ -25,9 +25,9 @@ _REPLAYED = 10_000
 class Scalars:
     """Event files below ``directory``, one run per member.
 
-    Scalars are those of ``recorded_scalars``, over environment steps. What was written beyond ``env_steps``
-    [S] is hidden: those steps are about to be done again. A member of which nothing is there yet begins with
-    what ``earlier`` has of it.
+    Scalars are those of ``recorded_scalars``, over environment steps. Events after ``env_steps`` [S] are
+    hidden, since those steps are about to be repeated. A member without event files starts with its records
+    in ``earlier``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Scalars:
                 self._write(batch)
 
     def write(self, histories: Iterable[History]) -> None:
-        """Append what ``histories`` recorded, of each member in one write."""
+        """Append the records of ``histories``, with one write for each member."""
         numbers = [member.number for member in self._members]
         self._write(itertools.chain.from_iterable(of_history(history, numbers) for history in histories))
 
@@ -93,7 +93,7 @@ def _append(path: Path, events: Sequence[Any]) -> None:
 
 
 def _framed(content: bytes) -> bytes:
-    """Return a record of an event file: its length and content, each followed by a checksum."""
+    """Return a record in the format of event files: length and content, each followed by a checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack("<Q", len(content))

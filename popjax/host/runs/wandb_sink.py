@@ -20,18 +20,17 @@ from popjax.host.scaling.sweep import Member
 
 @contextmanager
 def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[Sink]:
-    """One W&B run per member in ``project``: metrics and evaluations, named as in TensorBoard, with the
-    environment steps as the step. Its config is all of the directory's ``config.json`` and ``member``, the
-    member's number, seed and swept numbers.
+    """Send metrics and evaluations to W&B, one run per member in ``project``, named as in TensorBoard.
 
-    A run is known there by the id in ``config.json``, wherever the directory lies, so that a resumed run goes
-    on in the same W&B runs; one that is new there begins with all that was recorded. All runs of a sweep are
-    in one group. Nothing is sent before training begins; with ``WANDB_MODE=offline`` all stays in
-    ``root/wandb``.
+    The step is environment steps. The config is that of ``config.json`` and ``member``, the member's number,
+    seed and swept numbers. W&B identifies a run by the id in ``config.json``, so a resumed run continues in
+    the same W&B runs, even if its directory was moved; a run new to W&B starts with all earlier records. All
+    runs of a sweep form one group. Nothing is sent before training begins; with ``WANDB_MODE=offline``
+    everything stays in ``root/wandb``.
 
     Raises:
         Refused: wandb is not installed.
-        NotTracked: it failed.
+        NotTracked: W&B failed.
     """
     try:
         import wandb
@@ -96,7 +95,7 @@ def _id(config: Mapping[str, Any], member: Member) -> str:
 
 
 def _unknown(root: Path, members: Sequence[Member]) -> set[int]:
-    """Return the numbers of the members that no process has sent to W&B from this directory."""
+    """Return the numbers of the members not yet sent to W&B from this directory."""
     config = rundir.read_config(root)
     return {m.number for m in members if not any((root / "wandb").glob(f"*run-*-{_id(config, m)}"))}
 

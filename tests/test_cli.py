@@ -137,7 +137,9 @@ def test_a_run_is_trained_evaluated_and_resumed(capsys: pytest.CaptureFixture[st
     assert cli.evaluate([str(root), "--episodes", "7"]) == 0
     assert f"{shown['mean']:.2f}" in capsys.readouterr().out
     assert "has no original" in refused([str(root), "--in", "gymnasium"], capsys, cli.evaluate)
-    assert "nothing draws probe/context" in refused([str(root), "--video", "film.mp4"], capsys, cli.evaluate)
+    assert "probe/context cannot be drawn" in refused(
+        [str(root), "--video", "film.mp4"], capsys, cli.evaluate
+    )
     assert "did you mean --in?" in refused([str(root), "--inn", "gymnasium"], capsys, cli.evaluate)
 
     again = [*TINY, "--seeds", "2", "--hyper.rate=0.2"]

@@ -42,7 +42,7 @@ def read(path: Path) -> dict:
         (["--sweep", "config.capacity=10,10"], ["config.capacity=10 is asked for twice"]),
         (["--sweep", "config.capacity=10,20", "--hyper.rate", "fast"], ["--hyper.rate", "'fast'"]),
         (["--members", "3"], ["FIRST:END", "'3'"]),
-        (["--members", "1:2"], ["--members 1:2 is no part of the members 0:1"]),
+        (["--members", "1:2"], ["--members 1:2 must lie in the members 0:1"]),
         (["--slice", "0"], ["--slice must be at least 1, got 0"]),
         (["--devices", "two"], ["--devices must be a number or all"]),
         (["--launcher", "cloud"], ["local, slurm or ray", "'cloud'"]),

@@ -61,7 +61,7 @@ def test_train_resume_evaluate_export_film_and_report(tmp_path, monkeypatch, cap
     assert cli.export(["run", "--out", "policy"]) == 0
     assert read(Path("policy/policy.json"))["observation"]["shape"] == [2]
     assert cli.report(["run", "--out", "page"]) == 0
-    assert "nothing draws own/line" in refused(["run", "--video", "film.mp4"], capsys, cli.evaluate)
+    assert "own/line cannot be drawn" in refused(["run", "--video", "film.mp4"], capsys, cli.evaluate)
 
 
 def test_grids_name_their_directories(tmp_path, monkeypatch):

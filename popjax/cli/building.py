@@ -40,8 +40,8 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
 
     from popjax.host import paths
     from popjax.host.checkpoints import checkpoint
+    from popjax.host.deploy import chosen_policy
     from popjax.host.errors import Refused
-    from popjax.host.runs import chosen_checkpoint as picking
     from popjax.host.runs import run_group, rundir
     from popjax.host.scaling import sweep
     from popjax.host.terminal import complain
@@ -54,8 +54,8 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     shapes = jax.eval_shape(lambda: begin(members))
     files = rundir.RunDirectory(root)
     until = None
-    if picked not in (None, picking.BEST):
-        until = picking.generation(files, str(picked), saved["options"]["checkpoint_every"])
+    if picked not in (None, chosen_policy.BEST):
+        until = chosen_policy.generation(files, str(picked), saved["options"]["checkpoint_every"])
     wanted = dict(enumerate(members))
     if member is None:
         found = checkpoint.restore_newest(files.checkpoints, shapes, complain, until=until)
@@ -66,12 +66,12 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
         found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
     if found is None:
         raise Refused(f"{root} has no intact checkpoint")
-    state, steps = picking.with_last_good(
+    state, steps = chosen_policy.with_last_good(
         files, shapes, found[1:], wanted, lambda place: begin(members[place : place + 1])
     )
-    if picked == picking.BEST:
+    if picked == chosen_policy.BEST:
         numbers = [m.number for m in sweep.of_config(saved)]
-        method, state, steps = picking.with_best(method, state, files, numbers)
+        method, state, steps = chosen_policy.with_best(method, state, files, numbers)
     return Loaded(env, method, config, state, saved, steps)
 
 

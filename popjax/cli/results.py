@@ -163,7 +163,7 @@ def alone(run: Loaded, individual: int | None) -> Loaded:
     """Return the run with the policy of one individual, for ``--individual``."""
     if individual is None:
         return run
-    from popjax.host.deploy import single_individual
+    from popjax.host.deploy import chosen_policy
 
-    method = single_individual.alone(run.method, run.state, individual)
+    method = chosen_policy.individual(run.method, run.state, individual)
     return run._replace(method=method, saved=run.saved | {"individual": individual})

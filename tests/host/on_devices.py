@@ -22,7 +22,7 @@ from popjax.host.runs.options import Options
 from popjax.host.scaling import memory, shard, sweep
 from popjax.host.training import train
 from popjax.host.training.compiled_programs import chunk_function, compile_programs
-from popjax.host.training.stopped_members import Standing
+from popjax.host.training.stopped_members import StoppedMembers
 from tests.host import crowd, tiny
 from tests.host.test_train import OPTIONS
 
@@ -64,7 +64,7 @@ def standing_still() -> dict[str, Any]:
     shapes = jax.eval_shape(init, *start)
     by_state = shard.place(shapes, 4).state(shapes)
     first, other = (jax.device_put(init(keys, start[1]), by_state) for keys in (start[0], start[0][::-1]))
-    programs, standing = [], Standing(shapes, None)
+    programs, stopped = [], StoppedMembers(shapes, None)
 
     def seen(program: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -73,11 +73,11 @@ def standing_still() -> dict[str, Any]:
 
         return call
 
-    standing._take, standing._put = seen(standing._take), seen(standing._put)
-    standing.keep(first, (2, 7))
+    stopped._take, stopped._put = seen(stopped._take), seen(stopped._put)
+    stopped.keep(first, (2, 7))
     expected = [state_arrays.digest(tree.take(first if i in (2, 7) else other, i)) for i in range(8)]
     buffers = [part.data.unsafe_buffer_pointer() for part in other.replay.addressable_shards]
-    back = standing.put_back(other)
+    back = stopped.put_back(other)
     return {
         "programs": len(programs),
         "collectives": sum(len(COLLECTIVE.findall(program.as_text())) for program in programs),
@@ -185,7 +185,7 @@ if __name__ == "__main__":
         "population": population(directory),
         "refusals": refusals(),
         "slices": in_slices(directory),
-        "standing": standing_still(),
+        "stopped": standing_still(),
         "sweep_collectives": collectives(playing(), 8, 4),
         "naive_collectives": collectives_without_a_mesh_of_its_own(),
         "population_collectives": collectives(crowd.build(8), 1, 4),

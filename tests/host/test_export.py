@@ -20,7 +20,7 @@ from popjax import cli, tree
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, td3
 from popjax.core import Spec
 from popjax.envs.episodic import episodic
-from popjax.host.deploy import export_policy, single_individual
+from popjax.host.deploy import chosen_policy, export_policy
 from popjax.host.deploy.numpy_export import NotPlain, numpy_program
 from popjax.host.errors import Refused
 from popjax.methods import ce, es, independent, onpolicy, pderl
@@ -169,7 +169,7 @@ def test_a_policy_that_numpy_cannot_compute_has_no_program_for_it(tmp_path: Path
 
 def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
     env, method, state = built("votes")
-    with pytest.raises(Refused, match="by what it remembers"):
+    with pytest.raises(Refused, match="this policy has a memory"):
         export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
     env, method, state = built("td3")
     method = method._replace(act=lambda p, m, obs, key, scale: (m, jax.random.uniform(key, (2,))))
@@ -237,15 +237,15 @@ def test_what_has_no_translation_matters_only_where_it_is_used(tmp_path: Path) -
 def test_one_individual_takes_the_policys_place() -> None:
     _, method, state = built("pderl")
     for index in (0, 3):
-        alone = single_individual.alone(method, state, index)
+        alone = chosen_policy.individual(method, state, index)
         chosen = alone.policy(tree.take(state, 1))
         equal(chosen, tree.take(tree.take(state, 1).actors, index))
     for index in (-1, 4):
         with pytest.raises(Refused, match=rf"in 0 to 3, the population's size being 4, got {index}"):
-            single_individual.alone(method, state, index)
+            chosen_policy.individual(method, state, index)
     _, method, state = built("votes")
     with pytest.raises(Refused, match="offers no policies of individuals"):
-        single_individual.alone(method, state, 0)
+        chosen_policy.individual(method, state, 0)
 
 
 def test_the_commands(

@@ -143,7 +143,7 @@ def test_what_cannot_run_jobs_is_refused_before_anything_is_written(
     launchers.require("slurm", {"cluster": "local"})
     argv = ["tiny", "--env", "probe/context", "--env-steps", "240", "--sweep", "config.capacity=9,10"]
     assert cli.run([*argv, "--launcher", "slurm", "--run-dir", str(tmp_path / "runs")]) == 2
-    assert "there is no SLURM here" in capsys.readouterr().err
+    assert "--launcher slurm: srun is not found" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

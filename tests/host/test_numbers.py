@@ -34,7 +34,7 @@ def test_integers_of_any_size_are_exact():
 
 @pytest.mark.parametrize("value", [1.5, "1.5", "two", "", "inf", math.nan, "1e400", None, [1, 2]])
 def test_what_is_no_whole_number_is_named(value: Any):
-    with pytest.raises(ValueError, match="no whole number") as refusal:
+    with pytest.raises(ValueError, match="not a whole number") as refusal:
         whole(value)
     assert repr(value) in str(refusal.value)
 

@@ -14,6 +14,7 @@ from popjax.cli import grid, show
 from popjax.host import paths
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
+from popjax.host.runs.options import Options
 
 
 def test_home_is_expanded_and_missing_homes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -67,6 +68,7 @@ def test_text_of_a_result_is_no_markup_and_paths_are_whole(capsys: pytest.Captur
 def test_programs_of_different_values_have_directories_of_their_own():
     class Common:
         slice = None
+        options = Options()
 
     def names(*argv: str) -> list[str]:
         return [entry.directory for entry in grid.programs(argv, lambda _: Common())]

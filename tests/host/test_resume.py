@@ -146,7 +146,7 @@ def test_one_command_begins_and_continues_another_run(capsys: pytest.CaptureFixt
     assert cli.run(command) == 0
     assert "resuming at generation 2" in capsys.readouterr().err
     assert cli.run(command) == 0
-    assert "has finished" in capsys.readouterr().err
+    assert "has already finished" in capsys.readouterr().err
     # It has begun: another State to begin with would have no effect.
     assert cli.run([argument.replace("two", "two@1") for argument in command]) == 2
     assert "was begun with --from two, and --resume continues it" in capsys.readouterr().err

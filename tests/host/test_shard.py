@@ -62,7 +62,7 @@ def test_a_program_of_members_holds_no_collective_and_one_of_a_population_does(
 
 def test_a_member_that_stands_still_is_taken_from_the_device_that_has_it(answer: dict[str, Any]) -> None:
     """No device hears of it but its own, and no room is needed but that of the member."""
-    found = answer["standing"]
+    found = answer["stopped"]
     assert found["programs"] == 4  # two members taken and put back
     assert found["collectives"] == 0
     assert found["temporaries"] <= found["lane"]

@@ -24,7 +24,7 @@ from popjax.host.errors import Interrupted, NonFiniteMetric, NotSaved, Refused, 
 from popjax.host.runs import member_subset
 from popjax.host.scaling import memory, processes, sweep
 from popjax.host.training import train
-from popjax.host.training.stopped_members import Standing
+from popjax.host.training.stopped_members import StoppedMembers
 from popjax.methods import pderl
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
@@ -52,9 +52,9 @@ def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
     [
         ({"swept": {"hyper.rat": [1.0]}}, "hyper.rat: there is no such number; there is hyper.poison_at"),
         ({"swept": {"hyper.rate": []}}, "--sweep hyper.rate needs at least one value"),
-        ({"swept": {"hyper.rate": [0.1, 0.2, 0.1]}}, "hyper.rate=0.1,0.2,0.1 has a value twice"),
-        ({"swept": SWEPT, "members": (1, 3)}, "--members 1:3 is no part of the members 0:2"),
-        ({"members": (1, 1), "seeds": 3}, "--members 1:1 is no part"),
+        ({"swept": {"hyper.rate": [0.1, 0.2, 0.1]}}, "hyper.rate=0.1,0.2,0.1 repeats a value"),
+        ({"swept": SWEPT, "members": (1, 3)}, "--members 1:3 must lie in the members 0:2"),
+        ({"members": (1, 1), "seeds": 3}, "--members 1:1 must lie"),
     ],
 )
 def test_what_is_no_sweep_is_refused(options: dict, message: str) -> None:
@@ -131,14 +131,14 @@ def test_members_that_stand_still_share_one_part_of_the_memory(
         return files[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryFile", seen)
-    standing = Standing(state, tmp_path)
-    standing.keep(state, (0, 1))
+    stopped = StoppedMembers(state, tmp_path)
+    stopped.keep(state, (0, 1))
     assert not files
-    standing.keep(state, (2,))
+    stopped.keep(state, (2,))
     assert len(files) == 1
-    assert standing.places == {0, 1, 2}
-    assert state_arrays.digest(standing.put_back(jax.tree.map(jnp.zeros_like, state))) == expected
-    standing.close()
+    assert stopped.places == {0, 1, 2}
+    assert state_arrays.digest(stopped.put_back(jax.tree.map(jnp.zeros_like, state))) == expected
+    stopped.close()
     assert files[0].closed
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_under_a_member_that_stands_still_is_one_line(
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))  # noqa: SIM115
     state = three_that_differ()
     with pytest.raises(NotSaved, match=rf"could not be kept in {tmp_path} \(No space left.*{remedy}") as line:
-        Standing(state, tmp_path if directory else None).keep(state, (1,))
+        StoppedMembers(state, tmp_path if directory else None).keep(state, (1,))
     assert "\n" not in str(line.value)
     assert told == [1]
 
@@ -181,7 +181,7 @@ def test_a_member_that_fails_is_marked_while_the_others_go_on(
     said = [line for line in capsys.readouterr().err.splitlines() if "has failed" in line]
     assert len(said) == 1
     assert "member 1 (hyper.poison_at=25,seed0) has failed: metric losses.loss became NaN" in said[0]
-    assert "in generation 25; its last good checkpoint is that of generation 21; 2 others go on" in said[0]
+    assert "in generation 25; its last good checkpoint is that of generation 21; 2 others continue" in said[0]
     rows = result.summary["members"]
     assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
     assert [row["env_steps"] for row in rows] == [612, 288, 612]  # the chunk before ended at generation 24

@@ -23,7 +23,7 @@ def test_what_is_logged_of_a_member() -> None:
     history = History(
         np.array([[1], [1]]), np.array([[10], [12]]), metrics, Seconds(np.ones(1), np.ones(1)), made
     )
-    assert list(of_history(replace(history, still=frozenset({0})), [2, 3])) == [
+    assert list(of_history(replace(history, stopped=frozenset({0})), [2, 3])) == [
         Recorded(3, 12, {"metrics/fitness/mean": 6, "metrics/fitness/max": 7, "metrics/loss": 0.25}),
         Recorded(3, 12, {"eval/return": 8, "eval/length": 5}),
     ]

@@ -154,7 +154,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureF
     first = train(method, ENV, env_steps=120, run_dir=tmp_path, **options)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
     again = train(method, ENV, env_steps=120, run_dir=tmp_path, resume=True, **options)
-    assert "has finished" in capsys.readouterr().err
+    assert "has already finished" in capsys.readouterr().err
     assert again.summary == first.summary
     assert digest(again.state) == digest(first.state)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json*")} == before

@@ -209,9 +209,9 @@ def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
         (
             "probe/corridor",
             "film.gif",
-            "nothing draws probe/corridor: --video films tasks of gym/, .*, gymnax/",
+            "probe/corridor cannot be drawn: --video films tasks of gym/, .*, gymnax/",
         ),
-        ("gymnax/DeepSea-bsuite", "film.gif", "gymnax has no picture of DeepSea-bsuite"),
+        ("gymnax/DeepSea-bsuite", "film.gif", "gymnax cannot draw DeepSea-bsuite"),
         ("gymnax/Breakout-MinAtar", "film.html", "html is for brax/; film gymnax/Breakout-MinAtar as .mp4"),
         ("brax/inverted_pendulum", "film.mp4", "no camera; write --video to an .html file"),
     ],

@@ -1,1 +1,1 @@
-"""Checkpoints: whole States on disk, checked on the way back, and the best policies beside them."""
+"""Checkpoints: whole States on disk, verified when read, and the best policies."""

@@ -1,4 +1,4 @@
-"""The policy of every member that had the highest return in an evaluation, and its file."""
+"""Each member's policy with the highest return in an evaluation, kept in a file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FACTS = ("number", "env_steps", "return")
 
 
 class Best:
-    """The best policies so far of members ``numbers`` [S], kept on the host and saved to ``path``.
+    """The best policies so far of the members ``numbers`` [S], kept on the host and saved to ``path``.
 
-    ``policies`` makes the parameters [S, ...] of everyone's policy from a State.
+    ``policies`` returns the parameters [S, ...] of all members' policies in a State.
     """
 
     def __init__(self, path: Path, numbers: Sequence[int], policies: Callable[[Any], Any]):
@@ -36,7 +36,7 @@ class Best:
             self._restore()
 
     def see(self, state: Any, evaluations: Sequence[Evaluation]) -> None:
-        """Keep the policies of ``state`` [S, ...] whose evaluations are better than all before."""
+        """Keep the policies of ``state`` [S, ...] whose evaluations exceed all earlier ones."""
         better = [e for e in evaluations if e.mean > self._returns[self._places[e.member]]]
         if not better:
             return
@@ -51,10 +51,10 @@ class Best:
         self._saved = False
 
     def save(self) -> None:
-        """Replace the file, if there is anything new.
+        """Replace the file if any policy has changed.
 
         Raises:
-            NotSaved: it could not be written.
+            NotSaved: the file could not be written.
         """
         if not self._saved and processes.first():
             facts: dict[str, Any] = dict(
@@ -88,12 +88,12 @@ def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
 
 
 def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
-    """Put the policies of the members ``before``, by identity, in the places that they have among more."""
+    """Move the policies of the members ``before``, by identity, to their places among ``members``."""
     if not path.exists():
         return
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    if len(arrays["number"]) != len(before):  # done before
+    if len(arrays["number"]) != len(before):  # already done
         return
     grown: dict[str, Any] = {
         name: np.zeros((len(members), *array.shape[1:]), array.dtype) for name, array in arrays.items()
@@ -108,23 +108,23 @@ def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
 
 
 def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:
-    """Return the arrays of a file for the members ``numbers`` alone."""
+    """Return the rows of a file for the members ``numbers``."""
     with np.load(path) as file:
         rows = [file["number"].tolist().index(number) for number in numbers]
         return {name: file[name][rows] for name in file.files}
 
 
 def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int]]:
-    """Return the best policies of members ``numbers`` as parameters [S, ...], and the environment steps that
-    each had been trained for.
+    """Return the best policies of the members ``numbers`` as parameters [S, ...], and the environment steps
+    for which each had trained.
 
     ``shapes`` are those of one policy.
 
     Raises:
-        Refused: no policy was kept, or they are of another structure.
+        Refused: no policy was kept, or the structure differs.
     """
     if not path.exists():
-        raise Refused(f"{path} is not there: no policy has been evaluated since training began")
+        raise Refused(f"{path} does not exist: no policy has been evaluated since training began")
     rows = _rows(path, numbers)
     kept = {name.removeprefix("policy."): array for name, array in rows.items() if name not in _FACTS}
     wanted = {name: leaf.shape for name, leaf in state_arrays.data_shapes(shapes).items()}

@@ -1,8 +1,8 @@
-"""Exact checkpoints: the whole State on disk, written atomically, checked on the way back.
+"""Exact checkpoints: the whole State on disk, written atomically and verified when read.
 
-A checkpoint is a directory named after its generation. It holds the State as orbax writes it and a manifest
-with shape, dtype and checksum of every leaf. It is built under another name and renamed when complete, so a
-process that is killed at any moment leaves the earlier ones as they were.
+A checkpoint is a directory named after its generation. It holds the State as Orbax writes it and a manifest
+with shape, dtype and checksum of every leaf. It is built under another name and renamed when complete, so
+killing the process at any moment leaves earlier checkpoints intact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from popjax.host.terminal import complain
 T = TypeVar("T")
 
 KEPT = 2
-"""Checkpoints that stay unless told otherwise: the newest, and the one to fall back on."""
+"""Default number of checkpoints to keep: the newest, and one to fall back on."""
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _PARTIAL = "partial-"
@@ -47,14 +47,14 @@ def save(
     keep: Collection[int] = (),
     kept: int = KEPT,
 ) -> None:
-    """Write ``state`` as the checkpoint of ``generation``, with ``extra``, which is JSON.
+    """Write ``state`` and ``extra``, facts in JSON types, as the checkpoint of ``generation``.
 
-    A checkpoint that the generation has already is replaced. The oldest are removed once the new one is
-    complete, but for the newest ``kept`` and those of the generations ``keep``. Every process of a run calls
-    this; each writes what lies on its own devices.
+    An existing checkpoint of the generation is replaced. Once the new one is complete, all but the newest
+    ``kept`` and those of the generations ``keep`` are removed. Every process of a run calls this and writes
+    the arrays on its own devices.
 
     Raises:
-        NotSaved: it could not be written; the older ones are as they were.
+        NotSaved: the checkpoint could not be written; older ones are intact.
     """
     write_arrays(directory, generation, {path: data(leaf) for path, leaf in named(state)}, extra, keep, kept)
 
@@ -67,7 +67,7 @@ def write_arrays(
     keep: Collection[int] = (),
     kept: int = KEPT,
 ) -> None:
-    """Save a State that is given as arrays by name, keys as their data: see ``save``."""
+    """Write a State given as named arrays, with PRNG keys as raw data; see ``save``."""
     partial = directory / f"{_PARTIAL}{generation}"
     try:
         _write_arrays(directory, partial, arrays)
@@ -80,7 +80,7 @@ def write_arrays(
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         older = generations(directory)
-        rest = f"that of generation {older[0]} is whole" if older else "there is none before it"
+        rest = f"that of generation {older[0]} is intact" if older else "there is none before it"
         raise NotSaved(
             f"the checkpoint of generation {generation} could not be written to {directory}"
             f" ({io_errors.reason(error)}); {rest}; --resume continues from there"
@@ -124,22 +124,22 @@ def generations(directory: Path) -> list[int]:
 
 
 def discard_partial(directory: Path) -> None:
-    """Remove leftovers of interrupted saves and checkpoints that could not be removed before."""
+    """Remove leftovers of interrupted saves and of failed removals."""
     for entry in directory.glob(_PARTIAL + "*"):
         remove(entry)
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; one that is held, as by a reader on NFS, is tried again with the next.
+    """Remove a checkpoint; if that fails, as when a reader on NFS holds it, a later save tries again.
 
-    It loses its number first, so that a reader meets a intact checkpoint or none.
+    It is renamed first, so that readers find an intact checkpoint or none.
     """
     try:
         if not path.name.startswith(_PARTIAL):
             path = path.rename(_without_number(path))
         shutil.rmtree(path)
     except OSError as error:
-        complain(f"{path} could not be removed ({io_errors.reason(error)}); it is tried again later")
+        complain(f"{path} could not be removed ({io_errors.reason(error)}); a later save tries again")
 
 
 def _without_number(path: Path) -> Path:
@@ -159,7 +159,7 @@ def env_steps(directory: Path, generation: int) -> list[int]:
     """Return the environment steps of each member in a checkpoint.
 
     Raises:
-        Damaged: its manifest cannot be read.
+        Damaged: the manifest cannot be read.
     """
     steps: list[int] = _read_manifest(directory / str(generation))["extra"]["env_steps"]
     return steps
@@ -172,16 +172,17 @@ def restore_newest(
     shardings: Any = None,
     until: int | None = None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """Return ``(generation, state, extra)`` of the newest intact checkpoint, ``None`` if there is none.
+    """Return ``(generation, state, extra)`` of the newest intact checkpoint, or None if there is none.
 
-    ``until`` leaves out those newer than that generation.
-
-    ``shapes`` is the State as ``jax.eval_shape`` gives it; ``shardings`` says where its leaves are to lie.
-    Each damaged checkpoint is named to ``tell``, in one line, and passed over.
+    Args:
+        shapes: the State as ``jax.eval_shape`` returns it.
+        tell: called with one line for each damaged checkpoint, which is skipped.
+        shardings: placement of the leaves, in the structure of ``shapes``.
+        until: newest generation to consider.
 
     Raises:
-        Refused: the checkpoint is whole but of a State of another structure.
-        NotRead: it may be whole, but the machine cannot read it now.
+        Refused: the checkpoint is intact but its State has another structure.
+        NotRead: the checkpoint may be intact, but the machine cannot read it now.
     """
     return _newest(directory, tell, lambda path: restore(path, shapes, shardings), until)
 
@@ -189,8 +190,8 @@ def restore_newest(
 def member_of_newest(
     directory: Path, shapes: Any, tell: Callable[[str], None], place: int, until: int | None = None
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """``restore_newest`` of one member, with ``until`` of a checkpoint no newer than that generation: its
-    State [1, ...]; the others take no room on the device."""
+    """Restore the State [1, ...] of the member at ``place`` only, so that others take no device memory; see
+    ``restore_newest``."""
 
     def read(path: Path) -> tuple[Any, dict[str, Any]]:
         arrays, extra = _read(path, shapes, None)
@@ -202,7 +203,7 @@ def member_of_newest(
 def slice_of_newest(
     directory: Path, places: Sequence[int], tell: Callable[[str], None], until: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Return rows ``places`` of every leaf of the newest intact checkpoint, by name, and the extra.
+    """Return rows ``places`` of every leaf of the newest intact checkpoint, by name, and its extra facts.
 
     PRNG keys are returned as raw data. Works without the State class.
     """
@@ -216,7 +217,10 @@ def slice_of_newest(
 
 
 def rows(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return every leaf of a checkpoint by name, keys as their data, and the extra; raises as ``restore``."""
+    """Return every leaf of a checkpoint by name, PRNG keys as raw data, and its extra facts.
+
+    Raises as ``restore`` does.
+    """
     leaves = _read_manifest(path)["leaves"]
     shapes = {
         name: jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"])) for name, leaf in leaves.items()
@@ -225,7 +229,7 @@ def rows(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def members(path: Path) -> list[str] | None:
-    """Return the identities of the members that a checkpoint has; ``None`` if it does not tell."""
+    """Return the identities of the members in a checkpoint, or None if it does not record them."""
     try:
         return _read_manifest(path)["extra"].get("members")
     except (Damaged, NotRead):
@@ -279,7 +283,7 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
 
 
 def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the leaves by name, PRNG keys as raw data, and the extra; NumPy arrays without ``shardings``."""
+    """Return leaves by name, PRNG keys as raw data, and extra facts; NumPy arrays without ``shardings``."""
     target = data_shapes(shapes)
     where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
 
@@ -288,7 +292,7 @@ def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict
         _require_equal_structure(path, manifest["leaves"], target)
         return manifest
 
-    # What comes next needs all processes, so each step is agreed on before it.
+    # Each step needs all processes, so they agree on its success before the next.
     manifest = _agreed(path, described)
     arrays = _agreed(path, lambda: _read_arrays(path, target, where))
     _agreed(path, lambda: _require_checksums(arrays, manifest["leaves"]))
@@ -296,10 +300,10 @@ def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict
 
 
 def _agreed(path: Path, read: Callable[[], T]) -> T:
-    """Return the result of ``read``; where it fails on one process, fail on all.
+    """Return the result of ``read``; if it fails on one process, fail on all.
 
     Raises:
-        Damaged, Refused, NotRead: the worst that happened, in this order.
+        Damaged, Refused, NotRead: the last of these that occurred on any process.
     """
     result, failure = None, None
     try:
@@ -347,7 +351,7 @@ def _read_arrays(path: Path, target: dict[str, Any], shardings: dict[str, Any]) 
         return orbax.ArrayRestoreArgs(sharding=shardings[name], dtype=leaf.dtype, global_shape=leaf.shape)
 
     stored = {name: leaf for name, leaf in target.items() if 0 not in leaf.shape}
-    # Each process reads for itself: at a barrier of orbax's it would wait for one that has failed.
+    # Each process reads on its own: at a barrier of Orbax, it would wait for a process that has failed.
     alone = jax.process_index()
     own = orbax.options.MultiprocessingOptions(primary_host=alone, active_processes={alone})
     reader = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(), multiprocessing_options=own)
@@ -378,7 +382,7 @@ def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str
 
 
 def _made_with(path: Path) -> str:
-    """Return the commit that can use a checkpoint, if its run names one."""
+    """Return a hint at the commit that can read a checkpoint, if its run records one."""
     try:
         commit = json.loads((path.parent.parent / "config.json").read_text()).get("git_commit")
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Causes of exceptions of the libraries that read and write checkpoints."""
+"""Causes of exceptions raised by the libraries that read and write checkpoints."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
 
 @contextmanager
 def remarks_held() -> Iterator[None]:
-    """Suppress what orbax and tensorstore print about a failure that they also raise.
+    """Suppress messages of Orbax and TensorStore about a failure that they also raise.
 
-    The writes that were under way beside the one that failed end after this, each with a traceback of an
-    event loop that is closed by then: after a failure these stay off the screen.
+    Writes in progress at a failure end later, each with a traceback about a closed event loop; these
+    tracebacks are suppressed for the rest of the process.
     """
     logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
     level = logger.level
@@ -57,8 +57,7 @@ def reason(error: BaseException) -> str:
 
 
 def trouble(error: BaseException) -> str | None:
-    """Return the reason why the machine cannot read files that may be whole; None where the files are to
-    blame."""
+    """Return why the machine cannot read files that may be intact, or None if the files are at fault."""
     if any(isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause) for cause in _causes(error)):
         return "not enough memory"
     code = _system_code(error)
@@ -66,8 +65,7 @@ def trouble(error: BaseException) -> str | None:
 
 
 def unreadable(root: Path) -> str | None:
-    """Return the reason why something below ``root`` cannot be read though it is there; libraries call that
-    missing."""
+    """Return why something below ``root`` exists but cannot be read, which libraries report as missing."""
     failures: list[OSError] = []
     for folder, _, names in os.walk(root, onerror=failures.append):
         if not all(os.access(os.path.join(folder, name), os.R_OK) for name in names):
@@ -77,13 +75,14 @@ def unreadable(root: Path) -> str | None:
 
 
 def callback(error: BaseException) -> str | None:
-    """Return what a function that a program calls on the host raised; None where the program failed."""
+    """Return the message of an exception from a host callback of a compiled program, or None if it was not
+    one."""
     told = str(error).strip()
     return told.splitlines()[-1].partition(": ")[2] if "error calling callback" in told else None
 
 
 def _system_code(error: BaseException) -> int | None:
-    """Return the errno of the operating system's error that caused this, if there is one."""
+    """Return the errno of the operating system's error that caused ``error``, if any."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno:
             return cause.errno
@@ -99,6 +98,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """Kind and first line of an exception."""
+    """Return type and first line of an exception."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

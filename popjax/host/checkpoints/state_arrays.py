@@ -1,4 +1,4 @@
-"""The leaves of a State by name, and as NumPy arrays, which know no keys; and back."""
+"""Conversion between a State and named NumPy arrays, in which PRNG keys are raw data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from popjax.host.scaling.processes import fetch
 
 
 def named(state: Any) -> Iterator[tuple[str, Any]]:
-    """Every leaf with its dotted path."""
+    """Yield every leaf with its dotted path."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
@@ -40,7 +40,7 @@ def to_arrays(state: Any) -> dict[str, np.ndarray]:
 
 
 def data_shapes(shapes: Any) -> dict[str, Any]:
-    """Return the shapes of what ``to_arrays`` makes of a State of these ``shapes``."""
+    """Return the shapes of the arrays that ``to_arrays`` makes from a State of these ``shapes``."""
     return {name: jax.eval_shape(data, leaf) for name, leaf in named(shapes)}
 
 
@@ -51,7 +51,7 @@ def from_arrays(arrays: dict[str, Any], shapes: Any) -> Any:
 
 
 def raw(array: np.ndarray) -> memoryview:
-    """Its bytes, in C order."""
+    """Return the bytes of ``array`` in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 

@@ -15,11 +15,11 @@ from popjax.host.checkpoints.state_arrays import data, named
 
 
 class Writer:
-    """Saves in the background: ``save`` returns when the State is copied, so that training may overwrite it,
-    and a thread writes the copy. At most one checkpoint is being written at a time.
+    """Writes checkpoints in the background: ``save`` returns once the State is copied, so that training may
+    overwrite it, and a thread writes the copy. At most one checkpoint is written at a time.
 
-    Without ``background``, or where several processes write together, ``save`` returns when all is written.
-    What goes wrong in the thread is raised by the next call. The newest ``kept`` checkpoints stay.
+    Without ``background``, or if several processes train together, ``save`` returns when all is written. An
+    exception in the thread is raised by the next call. The newest ``kept`` checkpoints are kept.
     """
 
     def __init__(self, directory: Path, background: bool, kept: int = checkpoint.KEPT):
@@ -30,7 +30,7 @@ class Writer:
         self._copies: dict[str, np.ndarray] = {}
 
     def save(self, generation: int, state: Any, extra: dict[str, Any], keep: Collection[int] = ()) -> None:
-        """As the function ``save``; a generation that has a checkpoint already keeps it."""
+        """Write a checkpoint as ``checkpoint.save`` does, unless the generation already has one."""
         self.wait()
         if generation in checkpoint.generations(self.directory):
             return
@@ -39,7 +39,7 @@ class Writer:
             return
         for path, leaf in named(state):
             array = np.asarray(data(leaf))
-            if path not in self._copies:  # kept, because fresh memory costs more than the copying
+            if path not in self._copies:  # reused, since allocating costs more than copying
                 self._copies[path] = np.empty_like(array, order="C")
             np.copyto(self._copies[path], array)
         self._writing = self._thread.submit(
@@ -47,16 +47,16 @@ class Writer:
         )
 
     def wait(self) -> None:
-        """Return when nothing is being written any more.
+        """Wait until nothing is being written.
 
         Raises:
-            NotSaved: what was being written could not be.
+            NotSaved: the checkpoint could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def settle(self) -> None:
-        """Return when nothing is being written any more, however that went."""
+        """Wait until nothing is being written, ignoring failures."""
         if self._writing is not None:
             wait([self._writing])

@@ -1,4 +1,4 @@
-"""Deployment: trained policies as files, in the reference environments and on film."""
+"""Deployment: policies chosen from runs, exported to files, played in original environments, and filmed."""
 
 from popjax.host.deploy.export import export_policy
 

@@ -1,9 +1,9 @@
-"""A policy as files that act without popjax.
+"""Export of a policy as files that work without popjax.
 
-policy.stablehlo  the greedy policy as a compiled program's text, for JAX alone: any batch, CPU, GPU or TPU
-policy.py         the same for NumPy alone, where NumPy has all its operations
+policy.stablehlo  the greedy policy as a serialized program, needing only JAX: any batch, CPU, GPU or TPU
+policy.py         the same, needing only NumPy, if NumPy has all its operations
 policy.npz        the arrays that policy.py reads
-policy.json       what it observes and how it acts
+policy.json       observations, actions and origin
 README.md         how to use them
 """
 
@@ -29,15 +29,15 @@ from popjax.host.scaling import sweep
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-3
-"""The most by which actions may differ, or share of the choices that may: both are made with rounding."""
-_RESETS = 64  # initial states that a policy is tried on
+"""Largest accepted difference of actions, or fraction of different choices, due to rounding."""
+_RESETS = 64  # initial states on which a translation is compared
 _README = """# {title}
 
 {line}
 
 - Observations: {obs_dtype} {obs_shape}, as the environment gives them; normalisation is part of the policy.
 - Actions: {action}
-- `policy.json` holds the same for programs.
+- `policy.json` has the same facts for programs.
 
 With JAX and without popjax, for any number of observations at once (`pip install "jax=={jax}" flatbuffers`;
 later versions of JAX read the program for half a year at least):
@@ -67,24 +67,24 @@ def export_policy(
 ) -> str | None:
     """Write the policy of the ``member``-th State of ``state`` [S, ...] into the directory ``out``.
 
-    origins: facts about each of them, for ``policy.json``.
-    Returns why there is no policy.npz, ``None`` where there is one.
+    origins: facts about each member, for ``policy.json``.
+    Return the reason why there is no policy.npz, or None if there is one.
 
     Raises:
-        Refused: there is no such member, or the policy remembers or draws at random.
+        Refused: there is no such member, or the policy has memory or draws at random.
     """
     members = len(origins)
     if not 0 <= member < members:
         raise Refused(f"--member must be in 0 to {members - 1}, the run having {members}, got {member}")
     if jax.tree.leaves(method.memory):
         raise Refused(
-            "this policy acts by what it remembers, and only one that acts by what it sees can be exported"
+            "this policy has a memory; only policies that act on the present observation can be exported"
         )
     params = jax.device_get(tree.take(jax.jit(sweep.lift(method.policy, members))(state), member))
     observations = probes(env)
     actions = _actions(method, params, observations, jax.random.key(0))
     if not np.array_equal(actions, _actions(method, params, observations, jax.random.key(1))):
-        raise Refused("this policy draws its actions at random, and only a greedy one can be exported")
+        raise Refused("this policy draws its actions at random; only greedy policies can be exported")
     program = _program(method, env, params)
     out = paths.path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,8 @@ def export_policy(
 
 
 def probes(env: Env) -> np.ndarray:
-    """Observations [B, *obs] on which policies are compared: first ones of episodes, and noise far around."""
+    """Return observations [B, *obs] for comparing policies: initial ones, plain and with noise of three
+    scales."""
     keys = jax.random.split(jax.random.key(0), _RESETS)
     first = jax.jit(jax.vmap(lambda key: env.reset(key)[1]))(keys)
     noise = jax.random.normal(keys[0], (3, *first.shape)) * jnp.array([0.3, 3.0, 30.0]).reshape(
@@ -125,10 +126,10 @@ def _actions(method: Method, params: Params, observations: np.ndarray, key: Arra
 def _write_numpy(
     out: Path, act: Callable[[Array], Array], observations: np.ndarray, actions: np.ndarray
 ) -> None:
-    """Write policy.py and policy.npz, and try them.
+    """Write policy.py and policy.npz, and test them.
 
     Raises:
-        NotPlain: there is no translation, or it acts otherwise.
+        NotPlain: the policy cannot be translated, or the translation acts differently.
     """
     source, arrays = numpy_program(act, observations[0])
     (out / "policy.py").write_text(source)
@@ -137,7 +138,7 @@ def _write_numpy(
     discrete = np.issubdtype(actions.dtype, np.integer)
     apart = (found != actions).mean() if discrete else np.abs(found - actions).max()
     if not apart <= TOLERANCE:
-        raise NotPlain(f"its translation acts otherwise: {apart:.2g} away")
+        raise NotPlain(f"its actions in NumPy differ by {apart:.2g}")
 
 
 def _program(method: Method, env: Env, params: Params) -> bytes:
@@ -174,7 +175,7 @@ def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
         told, components = f"one of the {action['count']} numbers from 0.", ""
     else:
         told = (
-            f"{action['components']} numbers in [-1, 1]; where the environment's bounds are others, "
+            f"{action['components']} numbers in [-1, 1]; for other bounds of the environment, use "
             "low + (action + 1) / 2 * (high - low)."
         )
         components = f", {action['components']}"

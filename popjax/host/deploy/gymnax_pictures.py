@@ -1,4 +1,4 @@
-"""Pictures of gymnax's tasks, drawn by its own visualizer; those of classic control by Gymnasium's."""
+"""Pictures of gymnax tasks, drawn by its visualizer, which uses Gymnasium for classic control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def drawer(task: str, options: Mapping[str, Any]) -> Callable[[PyTree], Iterator
     """Return ``states [T, ...] -> frames uint8 [H, W, 3]`` of a gymnax task made with ``options``.
 
     Raises:
-        Refused: gymnax has no picture of the task, or what draws it is missing.
+        Refused: gymnax cannot draw the task, or a package for drawing is missing.
     """
     from popjax.envs import gymnax
 
@@ -29,12 +29,12 @@ def drawer(task: str, options: Mapping[str, Any]) -> Callable[[PyTree], Iterator
         yield from _frames(original, params, [jax.tree.map(lambda x, t=t: x[t], states) for t in times])
 
     first = jax.tree.map(lambda x: np.asarray(x)[None], original.reset_env(jax.random.key(0), params)[1])
-    next(draw(first))  # what it cannot draw, it refuses now
+    next(draw(first))  # refuse now if it cannot be drawn
     return draw
 
 
 def _frames(original: Any, params: Any, states: list[Any]) -> Iterator[np.ndarray]:
-    # pygame greets on standard output, and asks for a sound card and a screen.
+    # pygame prints a greeting on standard output, and needs a sound card and a screen.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -48,10 +48,10 @@ def _frames(original: Any, params: Any, states: list[Any]) -> Iterator[np.ndarra
         canvas = FigureCanvasAgg(picture.fig)
         picture.init()
         if not hasattr(picture, "im"):
-            raise Refused(f"gymnax has no picture of {original.name}, so that --video cannot film it")
+            raise Refused(f"gymnax cannot draw {original.name}: leave out --video")
         for t in range(len(states)):
             picture.update(t)
-            picture.ax.set_title("")  # it counts frames, of which a film may leave out some
+            picture.ax.set_title("")  # a count of frames, of which a film may skip some
             canvas.draw()
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
     except DependencyNotInstalled as absent:

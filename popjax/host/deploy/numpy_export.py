@@ -1,7 +1,7 @@
-"""A policy as a program of NumPy alone, translated from the one that JAX traces.
+"""Translation of a policy, as traced by JAX, into a program that needs only NumPy.
 
-Weights, the random key and the scale of exploration are constants of the traced program: whatever depends on
-these alone is computed once, and what is left is a dozen operations that NumPy has, too.
+Weights, random key and exploration scale are constants of the traced program. Everything that depends only on
+these is computed once; the rest is about a dozen operations that NumPy also has.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ _OPERATIONS = {
         )
     },
 }
-"""Primitives of JAX in NumPy: operands by number, parameters by name."""
+"""NumPy expressions of JAX primitives: operands by number, parameters by name."""
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
-"""Primitives that call a program of their own."""
+"""Primitives that call an inner program."""
 
 
 class NotPlain(Exception):
@@ -101,7 +101,7 @@ def numpy_program(act: Callable[[Array], Array], obs: np.ndarray) -> tuple[str, 
     """Return the source of policy.py and the arrays of policy.npz; ``obs`` is one observation.
 
     Raises:
-        NotPlain: ``act`` has an operation that is none of those above.
+        NotPlain: ``act`` has an operation without a translation.
     """
     traced = jax.make_jaxpr(act)(obs)
     program = _Program()
@@ -116,14 +116,14 @@ def numpy_program(act: Callable[[Array], Array], obs: np.ndarray) -> tuple[str, 
 
 
 class _Program:
-    """Lines of assignments to x0, x1, ... and the arrays that they read; a value is a name or a constant."""
+    """Assignments to x0, x1, ... and the arrays that they read; a value is a name or a constant."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str | NotPlain]] = []
         self.arrays: dict[str, np.ndarray] = {}
 
     def translate(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-        """Append the lines of ``jaxpr``; return the values of its results."""
+        """Append the assignments of ``jaxpr``; return the values of its results."""
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
         def value(atom: Any) -> Any:
@@ -143,7 +143,7 @@ class _Program:
         return [value(atom) for atom in jaxpr.outvars]
 
     def needed(self, result: str) -> list[str]:
-        """Return the lines on which ``result`` depends."""
+        """Return the assignments on which ``result`` depends."""
         wanted, kept = {result}, []
         for name, expression in reversed(self.lines):
             if name in wanted:
@@ -165,7 +165,7 @@ class _Program:
         return f'w["{name}"]'
 
     def _result(self, equation: Any, values: Sequence[Any]) -> Any:
-        """Return the value of an equation, in a line of its own unless it multiplies by 0 or adds 0."""
+        """Return the value of an equation, with a new assignment unless it multiplies by 0 or adds 0."""
         shape, dtype = equation.outvars[0].aval.shape, equation.outvars[0].aval.dtype
         rest = [x for x in values if isinstance(x, str) or np.any(x)]
         if equation.primitive.name == "mul" and len(rest) < 2:
@@ -175,7 +175,7 @@ class _Program:
         name = f"x{len(self.lines)}"
         try:
             self.lines.append((name, _expression(equation, [self.spelt(x) for x in values])))
-        except NotPlain as reason:  # which matters only if the result depends on it
+        except NotPlain as reason:  # matters only if the result depends on it
             self.lines.append((name, reason))
         return name
 
@@ -215,7 +215,7 @@ def _product(equation: Any, x: str, y: str) -> str:
 def _padded(equation: Any, x: str, value: str) -> str:
     config = equation.params["padding_config"]
     if any(low < 0 or high < 0 or inner for low, high, inner in config):
-        raise NotPlain("it cuts or spreads an array by padding")
+        raise NotPlain("it uses padding that removes or spreads elements")
     return f"np.pad({x}, {[(low, high) for low, high, _ in config]}, constant_values={value})"
 
 

@@ -1,8 +1,7 @@
-"""Policies in the environments that ours are copies of: Gymnasium's and dm_control's, on the host.
+"""Evaluation of policies in the original environments of Gymnasium, dm_control and ale-py, on the host.
 
-The originals are played as they are, with MuJoCo in C and their own solver, so the difference of the returns
-is what a policy loses on the way from MJX. Atari's games are ale-py's own environments with Gymnasium's
-preprocessing.
+The originals are unmodified, with MuJoCo in C and its solver, so the difference in returns is the cost of
+transferring a policy from MJX. Atari games are ale-py's environments with Gymnasium's preprocessing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 
 LIBRARIES = {"gym": "gymnasium", "atari": "gymnasium", "dmc": "dm_control"}
-"""Our suites, each also the extra that installs its library, and the library that has their tasks."""
+"""Original library of each suite; the suite is also the name of the extra that installs it."""
 _ELSEWHERE = 0x4F524947
 
 
@@ -40,10 +39,10 @@ class Original(NamedTuple):
 
 
 def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
-    """Return the environment of ``library`` that ``env``, made with ``options``, is a copy of.
+    """Return the original in ``library`` of ``env``, which was made with ``options``.
 
     Raises:
-        Refused: the task is not from that library, the library is missing, or it observes something else.
+        Refused: the task is not from that library, the library is missing, or its observations differ.
     """
     suite, _, task = env.spec.name.partition("/")
     if suite not in LIBRARIES:
@@ -53,7 +52,7 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
     rest = {key: value for key, value in options.items() if key != "episode_length"}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that version 4 is not the newest is known
+            warnings.simplefilter("ignore")  # that version 4 is outdated
             build = {"gym": _gymnasium, "dmc": _dm_control, "atari": _atari}[suite]
             original = build(task, env.spec.episode_length, rest)
     except ImportError as absent:
@@ -83,9 +82,9 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
 
 
 def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
-    """Return a game in ale-py's own environment, preprocessed by Gymnasium.
+    """Return a game in ale-py's environment with Gymnasium's preprocessing.
 
-    As in ours, FIRE and the next action begin an episode, or every life, and hide the frames before it.
+    As in popjax, FIRE and the next action start an episode, or every life, and their frames are hidden.
     """
     from ale_py.env import AtariEnv
     from gymnasium.error import DependencyNotInstalled
@@ -157,7 +156,7 @@ def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Orig
     def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         try:
             timestep = env.step(to_action(action))
-        except PhysicsError:  # the simulation has diverged; the episode ends as it does in ours
+        except PhysicsError:  # the simulation has diverged; the episode ends as in popjax
             return np.zeros_like(flat(env.reset().observation)), 0.0, True, False
         terminated = timestep.last() and timestep.discount == 0
         return (
@@ -174,10 +173,10 @@ def _dm_control(task: str, episode_length: int, options: dict[str, Any]) -> Orig
 def evaluate(
     method: Method, originals: Sequence[Original], state: Any, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Plays the policies of ``state`` [S, ...] for one episode in each of E originals, in lockstep.
+    """Play the policies of ``state`` [S, ...] for an episode in each of E originals, in lockstep.
 
-    Equal ``seed`` gives equal episodes, the same for every policy.
-    Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
+    Return undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps. Equal seeds give
+    equal episodes, the same for every policy.
     """
     seeds, episodes = jax.tree.leaves(state)[0].shape[0], len(originals)
     policies = jax.jit(sweep.lift(method.policy, seeds))(state)
@@ -204,10 +203,10 @@ def _play(
     act: Callable[[PyTree, np.ndarray, np.int32], tuple[PyTree, Array]],
     memory: PyTree,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One episode in each original: returns float32 [E] and lengths int32 [E].
+    """Play an episode in each original; return returns float32 [E] and lengths int32 [E].
 
-    ``act`` gets ``memory`` [E, ...], which it moves on, the observations [E, D] and the time; what it says of
-    an episode that has ended is not used.
+    ``act`` maps ``memory`` [E, ...], the observations [E, D] and the time to new memory and actions; actions
+    for episodes that have ended are ignored.
     """
     obs = np.stack([original.reset(start) for original, start in zip(originals, starts, strict=True)])
     total, length = np.zeros(len(originals)), np.zeros(len(originals), np.int32)

@@ -1,8 +1,8 @@
-"""One episode of a policy as a film: played on the device, recorded as poses, drawn on the host.
+"""Films of an episode of a policy: played on the device, recorded as poses, drawn on the host.
 
 MuJoCo models are drawn by MJX's ray tracer on Warp, which needs neither display nor OpenGL and runs on any
-processor, or else by MuJoCo's own renderer; tasks from pixels by what draws their observations; tasks of
-gymnax as ``pictures`` has them; Atari's screens by its emulator.
+processor, or else by MuJoCo's own renderer. Tasks from pixels are drawn like their observations, tasks of
+gymnax by ``gymnax_pictures``, Atari games by the emulator.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from popjax.host.terminal import complain
 
 WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 wants them
 FASTEST = {".mp4": 50, ".gif": 25, ".html": 50}
-"""Most frames per second of each kind of file; a GIF counts time in hundredths of a second."""
-TIMELESS = 0.1  # seconds of a step in films of tasks without a clock
-SKY = (0.8, 0.85, 0.9, 1.0)  # red, green, blue, opacity, where a model has none
+"""Maximum frames per second by type of file; a GIF counts time in hundredths of a second."""
+TIMELESS = 0.1  # seconds per step in films of tasks without a time step
+SKY = (0.8, 0.85, 0.9, 1.0)  # red, green, blue, opacity of the background, for models without a sky
 BATCH = 32  # frames drawn at once
 _FILMED = 0x46494C4D
 
@@ -42,14 +42,14 @@ Write = Callable[[Path, PyTree, float], None]
 Draw = Callable[[np.ndarray], Iterator[np.ndarray]]
 """``poses [T, nq or more] -> frames uint8 [H, W, 3]``"""
 Place = Callable[[Any, np.ndarray], Mapping[str, Any]]
-"""``(model, goal) -> fields of the model`` with the target of an episode; ``envs.dmc.scene.Place``."""
+"""``(model, goal) -> fields of the model`` that show the goal of an episode; ``envs.dmc.scene.Place``."""
 
 
 class Subject(NamedTuple):
-    """Camera of an environment.
+    """Functions that film an environment.
 
-    pose:  state -> what is needed to draw it
-    write: (path, poses [T, ...], seconds between them) -> None; draws them and writes the file
+    pose:  state -> the part of it needed for drawing.
+    write: (path, poses [T, ...], seconds between them) -> None; draws the poses and writes the file.
     """
 
     pose: Callable[[Any], PyTree]
@@ -57,7 +57,7 @@ class Subject(NamedTuple):
 
 
 class Film(NamedTuple):
-    """The episode that a film shows: undiscounted return, environment steps, and the frames per second."""
+    """Facts of a film: the episode's undiscounted return and environment steps, and frames per second."""
 
     total: float
     length: int
@@ -65,18 +65,18 @@ class Film(NamedTuple):
 
 
 def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
-    """Return how to film ``env``, made with ``options``, to ``path``.
+    """Return the functions that film ``env``, made with ``options``, to ``path``.
 
     Raises:
-        Refused: there is no film of that kind of that task, or what draws or writes it is missing.
+        Refused: this task cannot be filmed to this type of file, or a package for it is missing.
     """
     suite, _, task = env.spec.name.partition("/")
     if path.suffix not in FASTEST:
         raise Refused(f"--video writes {', '.join(FASTEST)}; got {path.name!r}")
     if suite not in ("gym", "dmc", "pixels", "brax", "playground", "gymnax", "atari"):
         raise Refused(
-            f"nothing draws {env.spec.name}: --video films tasks of gym/, dmc/, pixels/, brax/, playground/,"
-            " gymnax/, atari/"
+            f"{env.spec.name} cannot be drawn: --video films tasks of gym/, dmc/, pixels/, brax/,"
+            " playground/, gymnax/, atari/"
         )
     if path.suffix == ".html":
         if suite != "brax":
@@ -104,9 +104,9 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
 
 @numerics.standard()
 def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *, seed: int = 0) -> Film:
-    """Films an episode of the policy of the first seed of ``state`` [S, ...] to ``path``.
+    """Film an episode of the first member's policy in ``state`` [S, ...] to ``path``.
 
-    Equal ``seed`` gives equal episodes.
+    Equal seeds give equal episodes.
     """
     seeds = jax.tree.leaves(state)[0].shape[0]
 
@@ -130,7 +130,7 @@ def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *
 
 
 def _watched(env: Env, pose: Callable[[Any], PyTree]) -> Env:
-    """``env`` that shows (pose, observation) in place of the observation."""
+    """Return ``env`` with (pose, observation) in place of the observation."""
 
     def reset(key: Key) -> tuple[PyTree, Any]:
         state, obs = env.reset(key)
@@ -145,7 +145,7 @@ def _watched(env: Env, pose: Callable[[Any], PyTree]) -> Env:
 
 
 def _system(task: str, options: Mapping[str, Any]) -> Any:
-    """Brax's System of a task: its bodies and their shapes."""
+    """Return Brax's System of a task."""
     from popjax.envs import brax
 
     rest = {key: value for key, value in options.items() if key not in ("backend", "episode_length")}
@@ -159,13 +159,13 @@ def _playground(task: str, options: Mapping[str, Any]) -> Any:
 
 
 def _pose_with_mocap(state: Any) -> Array:
-    """Playground moves its targets as mocap bodies."""
+    """Return the pose of a task of Playground, whose targets are mocap bodies."""
     data = state.inner.data
     return jnp.concatenate([data[part].ravel() for part in ("qpos", "mocap_pos", "mocap_quat")])
 
 
 def _screens(task: str, options: Mapping[str, Any]) -> Draw:
-    """Atari's pixels are about twice as wide as high."""
+    """Return the drawer of a game's screens, stretched to the film's shape."""
     from popjax.envs import atari
 
     screens = atari.painter(task, dict(options))
@@ -178,7 +178,7 @@ def _screens(task: str, options: Mapping[str, Any]) -> Draw:
 
 
 def _seen(task: str, options: Mapping[str, Any]) -> Draw:
-    """Return a drawer of what the camera of a task from pixels sees, larger."""
+    """Return the drawer of a task from pixels: its camera at a higher resolution."""
     from popjax.envs import pixels
 
     see = jax.jit(pixels.painter(task, HEIGHT, WIDTH, pixels.settings(task, dict(options))["camera"]))
@@ -191,11 +191,11 @@ def _seen(task: str, options: Mapping[str, Any]) -> Draw:
 
 
 def _page(system: Any) -> Write:
-    """Brax's own viewer, a page that loads its program from the network."""
+    """Return the writer of Brax's viewer, a page that loads its program from the network."""
     from brax.io import html
 
     def write(path: Path, poses: Any, seconds: float) -> None:
-        clock = system.tree_replace({"opt.timestep": seconds})  # what the viewer takes for a frame
+        clock = system.tree_replace({"opt.timestep": seconds})  # the viewer's time per frame
         states: Any = [SimpleNamespace(x=jax.tree.map(lambda x: x[t], poses)) for t in range(len(poses.pos))]
         path.write_text(html.render(clock, states))
 
@@ -203,7 +203,7 @@ def _page(system: Any) -> Write:
 
 
 def _model_film(model: Any, path: Path, place: Place | None = None) -> Write:
-    """Frames of a ``mujoco.MjModel``, which is the film's own from then on."""
+    """Return the writer of a film of a ``mujoco.MjModel``, which it may modify."""
     if not model.ncam:
         raise Refused("the model of this task has no camera; write --video to an .html file")
     if model.camera(0).name == "view":
@@ -212,8 +212,8 @@ def _model_film(model: Any, path: Path, place: Place | None = None) -> Write:
 
 
 def _film(draw: Draw, path: Path) -> Write:
-    """Return the writer of what ``draw`` shows as MP4 or GIF; refuse now what it could not write to
-    ``path``."""
+    """Return the writer of the frames of ``draw`` as MP4 or GIF; raise Refused now if ``path`` needs a
+    missing package."""
     imageio = None if path.suffix == ".gif" else _imageio()
 
     def write(path: Path, poses: np.ndarray, seconds: float) -> None:
@@ -222,10 +222,10 @@ def _film(draw: Draw, path: Path) -> Write:
             first.save(path, save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
             return
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "os.fork"
-            )  # JAX warns of forks; this one becomes ffmpeg at once
-            with imageio.get_writer(path, fps=1 / seconds, codec="libx264", quality=7) as film:
+            # JAX warns of forks; this one executes ffmpeg at once.
+            warnings.filterwarnings("ignore", "os.fork")
+            options = {"codec": "libx264", "quality": 7, "macro_block_size": 2}
+            with imageio.get_writer(path, fps=1 / seconds, **options) as film:
                 for frame in draw(poses):
                     film.append_data(frame)
 
@@ -244,17 +244,17 @@ def _imageio() -> Any:
 
 
 def _drawer(model: Any, place: Place | None = None) -> Draw:
-    """By Warp or else by OpenGL."""
+    """Return the drawer of a model by Warp, or by OpenGL if Warp fails."""
     try:
         draw = _by_warp(model, place)
         next(draw(model.qpos0[None]))  # Warp loads and compiles as late as that
         return draw
     except Exception as failure:  # with every driver it fails in its own way
         if isinstance(failure, ModuleNotFoundError) and failure.name == "warp":
-            remedy = "pip install 'popjax[video]' for Warp, which needs none, or set MUJOCO_GL=egl"
+            remedy = "pip install 'popjax[video]' for Warp, which does not need OpenGL, or set MUJOCO_GL=egl"
             return _by_opengl(model, place, remedy)
         reason = _told(failure)
-    draw = _by_opengl(model, place, f"set MUJOCO_GL=egl; Warp, which needs none, failed ({reason})")
+    draw = _by_opengl(model, place, f"set MUJOCO_GL=egl; Warp, which does not need OpenGL, failed ({reason})")
     complain(f"Warp failed, so MuJoCo's OpenGL renderer draws the film ({reason})")
     return draw
 
@@ -312,8 +312,8 @@ def _by_warp(model: Any, place: Place | None) -> Draw:
 
 
 def _renderer(model: Any, scene: Any) -> Callable[[dict[str, np.ndarray]], Array]:
-    """``placed [BATCH, ...] -> frames uint8 [BATCH, H, W, 3]``; ``scene`` is MJX's tracer, whose
-    handle is good for as long as it lives."""
+    """Return the function ``placed [BATCH, ...] -> frames uint8 [BATCH, H, W, 3]``; its caller must keep
+    ``scene``, MJX's tracer, alive."""
     from mujoco import mjx
 
     physics = mjx.put_model(model, impl="warp")
@@ -331,7 +331,7 @@ def _renderer(model: Any, scene: Any) -> Callable[[dict[str, np.ndarray]], Array
 
 
 def _placed(data: Any) -> dict[str, np.ndarray]:
-    """Return the places of geoms, cameras and lights, by the names that MJX's data has for Warp."""
+    """Return the positions of geoms, cameras and lights, by field of MJX's data for Warp."""
     places = {
         "geom_xpos": data.geom_xpos,
         "geom_xmat": data.geom_xmat.reshape(-1, 3, 3),
@@ -344,10 +344,10 @@ def _placed(data: Any) -> dict[str, np.ndarray]:
 
 
 def _posed(model: Any, poses: np.ndarray, place: Place | None = None) -> Iterator[Any]:
-    """``mujoco.MjData``, always the same one, in each of the poses [T, nq + ...].
+    """Yield the same ``mujoco.MjData`` in each of the poses [T, nq + ...].
 
-    What is beyond nq is the goal of the episode, where it has its own, which ``place`` puts into the model;
-    or else place [3] and quaternion [4] of the mocap bodies, if the pose has them.
+    Entries after nq are the goal of the episode, which ``place`` puts into the model, or else position [3]
+    and quaternion [4] of the mocap bodies.
     """
     data, mocap = mujoco.MjData(model), 3 * model.nmocap
     for pose in poses:
@@ -364,8 +364,10 @@ def _posed(model: Any, poses: np.ndarray, place: Place | None = None) -> Iterato
 
 
 def _aim(model: Any) -> None:
-    """Put the first camera where all but the endless floors is in sight, from the front and above; it goes
-    along with a root that floats freely. A scene without lights is lit from the camera."""
+    """Place the first camera in front and above, so that everything except infinite floors is in view.
+
+    It follows a freely floating root. A scene without lights is lit from the camera.
+    """
     data = next(_posed(model, model.qpos0[None]))
     solid = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
     turned, box = data.geom_xmat.reshape(-1, 3, 3)[solid], model.geom_aabb[solid]

@@ -1,4 +1,4 @@
-"""Reports: learning curves as pictures, and a page about what runs have come to."""
+"""Reports: pictures of learning curves, and a page of figures and tables about runs."""
 
 from popjax.host.report.curve import learning_curve
 from popjax.host.report.write import Report, report

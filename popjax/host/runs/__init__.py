@@ -1,4 +1,4 @@
-"""Runs: their options, directory, records and results, and where records go while a run trains."""
+"""Runs: options, directories, records and results, and the sinks of records."""
 
 from popjax.host.runs.history import Evaluation, History
 from popjax.host.runs.run import Result

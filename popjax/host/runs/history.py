@@ -66,7 +66,7 @@ class History:
     env_steps:   int [S, C]   environment steps done.
     metrics:     [S, C, ...]  the method's Metrics.
     evaluations: evaluations after the last of these generations.
-    still:       places [S] of stopped members: their steps do not grow, their metrics are void.
+    stopped:     places [S] of stopped members: their steps do not grow, their metrics are void.
     seconds:     float [C] each, interpolated within a chunk, which is one program.
     """
 
@@ -75,17 +75,17 @@ class History:
     metrics: Any
     seconds: Seconds
     evaluations: tuple[Evaluation, ...] = ()
-    still: frozenset[int] = frozenset()
+    stopped: frozenset[int] = frozenset()
 
     @property
-    def living(self) -> list[int]:
+    def active(self) -> list[int]:
         """Places of the active members."""
-        return [place for place in range(len(self.generation)) if place not in self.still]
+        return [place for place in range(len(self.generation)) if place not in self.stopped]
 
     def freeze(self, generation: np.ndarray, env_steps: np.ndarray, places: Iterable[int]) -> History:
         """Return this history with the members at ``places`` stopped at ``generation`` and ``env_steps``
         [S]."""
-        places = self.still | frozenset(places)
+        places = self.stopped | frozenset(places)
         if not places:
             return self
         still = np.isin(np.arange(len(self.generation)), list(places))
@@ -105,14 +105,14 @@ class History:
 
     def every(self, spacing: int) -> History:
         """Return the generations whose number, for the first active member, is a multiple of ``spacing``."""
-        kept = (self.generation[self.living[:1]] % spacing == 0).any(0)
+        kept = (self.generation[self.active[:1]] % spacing == 0).any(0)
         return History(
             self.generation[:, kept],
             self.env_steps[:, kept],
             jax.tree.map(lambda x: x[:, kept], self.metrics),
             Seconds(*(x[kept] for x in self.seconds)),
             self.evaluations,
-            self.still,
+            self.stopped,
         )
 
 
@@ -124,7 +124,7 @@ def join(parts: Sequence[History]) -> History:
         jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(part.metrics for part in parts)),
         Seconds(*(np.concatenate(xs) for xs in zip(*(part.seconds for part in parts), strict=True))),
         tuple(evaluation for part in parts for evaluation in part.evaluations),
-        frozenset().union(*(part.still for part in parts)),
+        frozenset().union(*(part.stopped for part in parts)),
     )
 
 
@@ -152,7 +152,7 @@ def non_finite(history: History) -> dict[int, tuple[int, str]]:
         if not np.issubdtype(values.dtype, np.floating):
             continue
         broken = ~np.isfinite(values).reshape(*values.shape[:2], -1).all(-1)  # [S, C]
-        for place in history.living:
+        for place in history.active:
             rows = np.flatnonzero(broken[place])
             if len(rows):
                 first = int(history.generation[place, rows[0]]), name

@@ -49,7 +49,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
     def rows(history: History) -> Iterator[dict[str, Any]]:
         metrics = named(history.metrics)
         for row in range(history.generation.shape[1]):
-            for place in history.living:
+            for place in history.active:
                 yield {
                     **_identity(members[place]),
                     "generation": int(history.generation[place, row]),
@@ -181,7 +181,7 @@ def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
         now = history.env_steps[:, -1] if history.env_steps.size else now
         seconds = max(time.perf_counter() - begun, 1e-9)
         # If the last active member has just failed, all others have finished.
-        slowest = min(history.living or range(len(now)), key=lambda place: int(now[place]))
+        slowest = min(history.active or range(len(now)), key=lambda place: int(now[place]))
         rate = (now - first)[slowest] / seconds
         left = max(budget - int(now[slowest]), 0) / rate if rate else float("nan")
         return int(now[slowest]), float((now - first).sum()) / seconds, left

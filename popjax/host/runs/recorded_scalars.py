@@ -22,7 +22,7 @@ def of_history(history: History, numbers: Sequence[int]) -> Iterator[Recorded]:
     [S] are the numbers of all members."""
     series = list(_series(history))
     for row in range(history.generation.shape[1]):
-        for place in history.living:
+        for place in history.active:
             values = {name: float(rows[place, row]) for name, rows in series}
             yield Recorded(numbers[place], int(history.env_steps[place, row]), values)
     yield from map(_of_evaluation, history.evaluations)

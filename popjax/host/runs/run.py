@@ -139,14 +139,14 @@ class Position:
         return replace(self, **{seconds: getattr(self, seconds) + time.perf_counter() - begun})
 
     @property
-    def living(self) -> list[int]:
+    def active(self) -> list[int]:
         """Places of the members that have not failed."""
         return [place for place in range(len(self.env_steps)) if place not in self.failed]
 
     @property
     def least(self) -> int:
         """Environment steps of the slowest member that has not failed."""
-        return int(self.env_steps[self.living].min())
+        return int(self.env_steps[self.active].min())
 
 
 def extra(run: Run, position: Position) -> dict[str, Any]:

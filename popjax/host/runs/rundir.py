@@ -200,9 +200,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
     """Yield (name, 'option old -> new') for every difference between two configurations.
 
     A larger budget of environment steps is not a difference, since it continues the same run. Versions,
-    device and commit are not options. Floats are compared in float32, the precision of training.
+    device and commit are not options; settings of JAX were not recorded in early runs. Floats are compared in
+    float32, the precision of training.
     """
-    flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in _COMPARED}))) for c in (old, new))
+    compared = [key for key in _COMPARED if key != "jax" or (key in old and key in new)]
+    flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in compared}))) for c in (old, new))
     for name in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(name), flat_new.get(name)
         if equal(before, after) or (name == "options.env_steps" and _larger(after, before)):

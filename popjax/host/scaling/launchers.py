@@ -1,7 +1,7 @@
 """Launchers of the programs of a sweep: this process, Ray or SLURM.
 
-A job is a command line and the directory that it trains in. Whatever happens to the process that runs it, the
-directory says how far it has come, so a job that died is simply run again with ``--resume``.
+A job is a command line and its run directory. The directory records the progress whatever happens to the
+process, so a job that died is simply run again with ``--resume``.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from popjax.host.errors import Interrupted, Refused
 from popjax.host.runs import run_group
 
 Execute = Callable[[Sequence[str]], int]
-"""Runs a command line and returns its exit code; on another machine it is imported by its name."""
+"""Run a command line and return its exit code; other machines import the function by name."""
 PREEMPTED = frozenset(128 + number for number in signals.SIGNALS)
-"""Exit codes of a run that was asked to end and has saved its State."""
+"""Exit codes of a run that saved its State and ended on a signal."""
 _DIED = -1  # the process is gone and left no exit code
 
 
 class Ended(NamedTuple):
-    """Exit code of a job and, if it failed, the reason that it told."""
+    """Exit code of a job and, if it failed, its last message."""
 
     code: int
     reason: str = ""
 
 
 class Job(NamedTuple):
-    """argv makes the run in ``directory``, but for --run-dir and --resume."""
+    """Arguments of a run, except --run-dir and --resume, and its directory."""
 
     argv: tuple[str, ...]
     directory: Path
 
 
 def arguments(job: Job) -> list[str]:
-    """Return the command line that begins the job or continues it from its last checkpoint."""
+    """Return the command line that starts the job or continues it from its last checkpoint."""
     resume = ["--resume"] if run_group.started(job.directory) else []
     return [*job.argv, "--run-dir", str(job.directory.absolute()), *resume]
 
 
 def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> list[int]:
-    """Run one job after the other in this process; return their exit codes."""
+    """Run jobs one after another in this process; return their exit codes."""
     codes = []
     for number, job in enumerate(jobs, 1):
         say(f"run {number} of {len(jobs)}: {job.directory}")
@@ -63,17 +63,17 @@ def ray(
     options: Mapping[str, Any],
     retries: int,
 ) -> list[int]:
-    """Run jobs on a Ray cluster, the one that RAY_ADDRESS names or one started here; return exit codes.
+    """Run jobs on the Ray cluster at RAY_ADDRESS, or on one started here; return exit codes.
 
-    ``options`` are those of a Ray task, such as ``num_gpus``; by default a job takes one GPU where there is
-    any. A job whose worker dies or is preempted continues from its checkpoint, ``retries`` times.
+    ``options`` are those of a Ray task, such as ``num_gpus``; by default a job takes one GPU if there are
+    any. A job whose worker dies or is preempted continues from its checkpoint, at most ``retries`` times.
     """
     cluster = _imported("ray")
-    # Nothing large passes through a cluster that is started here: runs write to their own directories.
+    # A small object store suffices: runs write to their own directories.
     ours = {} if os.environ.get("RAY_ADDRESS") else {"object_store_memory": 10**8, "include_dashboard": False}
     cluster.init(ignore_reinit_error=True, log_to_driver=False, configure_logging=False, **ours)
     resources = {"num_gpus": 1 if cluster.cluster_resources().get("GPU") else 0} | dict(options)
-    # A process of its own for every job: JAX gives its memory back only when a process ends.
+    # A new process for every job, since JAX frees its memory only when a process ends.
     remote = cluster.remote(max_retries=0, max_calls=1, **resources)(_run)
 
     def submit(job: Job) -> Any:
@@ -103,8 +103,8 @@ def slurm(
     """Submit jobs to SLURM through submitit and wait for them; return their exit codes.
 
     ``options`` are submitit's, such as ``slurm_partition``, ``gpus_per_node`` and ``timeout_min``;
-    ``cluster`` may be "local", which runs jobs on this machine. Its files go to ``slurm`` beside the runs. A
-    job that dies or is preempted continues from its checkpoint, ``retries`` times.
+    ``cluster="local"`` runs jobs on this machine. submitit's files go to ``slurm`` beside the runs. A job
+    that dies or is preempted continues from its checkpoint, at most ``retries`` times.
     """
     submitit = _imported("submitit")
     given = dict(options)
@@ -133,9 +133,7 @@ def slurm(
             return Ended(_DIED, f"see {task.paths.stderr}")
 
     def cancel(task: Any) -> None:
-        process = getattr(
-            task, "_process", None
-        )  # of the cluster "local", which would kill it a second later
+        process = getattr(task, "_process", None)  # of cluster "local", whose cancel kills it a second later
         if process is None:
             task.cancel()
         else:
@@ -156,12 +154,14 @@ def _supervise(
     say: Callable[[str], None],
     retries: int,
 ) -> list[int]:
-    """Submit all jobs, and again those that died. A signal to this process is passed on: what still runs is
-    cancelled, which lets it save, and waited for. ``wait`` returns a task that has ended, None after a while.
+    """Submit all jobs, resubmit those that died, and return exit codes.
+
+    On a signal to this process, running jobs are cancelled, which lets them save, and waited for. ``wait``
+    returns a task that has ended, or None after a while.
 
     Raises:
-        Interrupted: a signal came; ``--resume`` goes on.
-        KeyboardInterrupt: Ctrl-C came after it, and jobs may still run.
+        Interrupted: a signal arrived; ``--resume`` continues.
+        KeyboardInterrupt: Ctrl-C was pressed again, and jobs may still be running.
     """
     codes, tries, stopped = [_DIED] * len(jobs), [0] * len(jobs), False
     with signals.deferred(say, "asking the jobs to save and to end") as stop:
@@ -198,7 +198,7 @@ def _supervise(
 
 
 def _run(execute: Execute, job: Job) -> Ended:
-    """Do what a worker does, whose standard error nobody watches."""
+    """Run a job in a worker, keeping the last line of its standard error."""
     told = _Kept(sys.stderr)
     with contextlib.redirect_stderr(told):
         code = execute(arguments(job))
@@ -206,7 +206,7 @@ def _run(execute: Execute, job: Job) -> Ended:
 
 
 class _Kept:
-    """A stream of which the end is kept."""
+    """A stream that also keeps the end of its text."""
 
     def __init__(self, stream: Any):
         self._stream, self.end = stream, ""
@@ -221,20 +221,20 @@ class _Kept:
 
 
 def _last_line(text: str) -> str:
-    """Return the last line that a job printed; of a traceback, the one that names the error."""
+    """Return the last line of a job's output; for a traceback, it names the error."""
     return (text.strip().splitlines() or [""])[-1].removeprefix("error: ")
 
 
 def require(launcher: str, options: Mapping[str, Any]) -> None:
-    """Raise Refused where ``launcher`` cannot run jobs."""
+    """Check that ``launcher`` can run jobs; raise Refused if not."""
     if launcher == "ray":
         _imported("ray")
     elif launcher == "slurm":
         _imported("submitit")
         if "cluster" not in options and shutil.which("srun") is None:
             raise Refused(
-                "--launcher slurm: there is no SLURM here, as srun is not found: load its module, or add"
-                " --launcher-option cluster=local to run the jobs on this machine"
+                "--launcher slurm: srun is not found: load the module of SLURM, or run the jobs on this"
+                " machine with --launcher-option cluster=local"
             )
 
 

@@ -1,4 +1,4 @@
-"""Does it fit? Answered from shapes and compiled programs, before anything is allocated."""
+"""Estimates of memory from shapes and compiled programs, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def tree_bytes(shapes: Any) -> int:
-    """Bytes of a pytree of arrays or of their shapes."""
+    """Return the bytes of a pytree of arrays or shapes."""
     return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(shapes))
 
 
 def lane_bytes(shapes: Any) -> int:
-    """Bytes of one member of a State [S, ...] of several, as it is put back on a device; 0 of a single one,
-    which never stands still."""
+    """Bytes of one member of a State [S, ...] of several, as it is put back on a device; 0 for a single
+    member, which is never stopped before the others."""
     members = jax.tree.leaves(shapes)[0].shape[0]
     return tree_bytes(shapes) // members if members > 1 else 0
 
@@ -43,13 +43,13 @@ def compiled_bytes(compiled: Any) -> int:
 
 
 def argument_bytes(compiled: Any) -> int:
-    """Bytes of the arguments that a compiled program reads, on each device."""
+    """Return the bytes of the arguments that a compiled program reads, on each device."""
     analysis = compiled.memory_analysis()
     return int(analysis.argument_size_in_bytes) if analysis else 0
 
 
 def largest_field(state: Any) -> tuple[str, int]:
-    """Name and bytes of the largest field of a State."""
+    """Return name and bytes of the largest field of a State."""
     if not is_dataclass(state):
         return type(state).__name__, tree_bytes(state)
     sizes = {field.name: tree_bytes(getattr(state, field.name)) for field in fields(state)}
@@ -58,8 +58,8 @@ def largest_field(state: Any) -> tuple[str, int]:
 
 
 def available_bytes(device: jax.Device) -> int:
-    """Return the bytes that ``device`` can still allocate: its own account where it keeps one, else the free
-    memory of the machine or of the control group that this process lives in, whichever is less."""
+    """Return the bytes that ``device`` can still allocate: by its own statistics if it has them, otherwise
+    the free memory of the machine or of this process's control group, whichever is less."""
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics.get("bytes_in_use", 0))
@@ -74,8 +74,8 @@ def host_bytes() -> int:
 
 
 def peak_bytes(device: jax.Device) -> int:
-    """Return the peak bytes that this process has held on ``device``; of a device that keeps no count, the
-    peak of the whole process."""
+    """Return the peak bytes that this process has used on ``device``, or in all if the device has no
+    statistics."""
     statistics = device.memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])
@@ -89,16 +89,16 @@ def peak_bytes(device: jax.Device) -> int:
 
 
 def spare_for_copies(total: int, available: int, device: jax.Device) -> int:
-    """Bytes left on the host for a copy of the State while ``total`` of ``available`` are in use on
-    ``device``."""
+    """Return the bytes left on the host for a copy of the State while ``total`` of the ``available`` bytes
+    are in use on ``device``."""
     return available - total if device.platform == "cpu" else host_bytes()
 
 
 def check(total: int, available: int, state: Any, device: jax.Device, members: int = 1) -> None:
-    """Refuses a run of so many ``members`` that needs ``total`` bytes where ``available`` are left.
+    """Check that a run of ``members`` that needs ``total`` bytes fits into the ``available`` ones.
 
     Raises:
-        TooLarge: it does not fit; the message names the largest field of ``state`` and what to reduce.
+        TooLarge: it does not fit; the message names the largest field of ``state`` and the remedy.
     """
     if total <= available:
         return
@@ -111,7 +111,7 @@ def check(total: int, available: int, state: Any, device: jax.Device, members: i
 
 
 def human(count: int) -> str:
-    """Bytes in the decimal unit that reads best."""
+    """Return bytes as text in a decimal unit."""
     exponent = 0 if count < 1000 else min(int(math.log10(count)) // 3, 4)
     unit = ("B", "kB", "MB", "GB", "TB")[exponent]
     return f"{count / 1000**exponent:.{0 if exponent == 0 else 1}f} {unit}"
@@ -124,8 +124,7 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def _control_group_bytes() -> int:
-    """Return the bytes that the control group (version 2) of a container leaves; file cache counts as
-    free."""
+    """Return the free bytes of this process's control group (version 2), counting file cache as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is no limit
         used = int((_CGROUP / "memory.current").read_text())

@@ -1,7 +1,7 @@
 """Several processes that train one run together, on one host or on many.
 
-Every process runs the same program. What must not be done twice, such as writing logs, is done by the first;
-what they must agree on, such as whether to stop, they tell each other between chunks.
+Every process runs the same program. The first one does what must be done only once, such as writing logs;
+decisions that must agree, such as whether to stop, are exchanged between chunks.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from popjax import counting
 from popjax.host.errors import Refused
 
 PORT = 8476
-"""Port on which the first process listens unless told otherwise."""
+"""Default port on which the first process listens."""
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Join the processes of a run; call it before any array is made.
 
     Args:
-        coordinator: HOST:PORT of the first process, or "auto": SLURM's, MPI's or Kubernetes' environment says
-            it all. ``None``: this process trains alone.
-        processes: how many there are.
-        process: which of them this is, from 0.
+        coordinator: HOST:PORT of the first process; "auto" to find everything in the environment of SLURM,
+                     MPI
+            or Kubernetes; None to train alone.
+        processes: number of processes.
+        process: number of this process, from 0.
 
     Raises:
-        Refused: the three do not make sense, or the others do not come.
+        Refused: the arguments are inconsistent, or the processes cannot connect.
     """
     if coordinator is None:
         if processes is not None or process is not None:
@@ -49,18 +50,18 @@ def start(coordinator: str | None, processes: int | None, process: int | None) -
     else:
         known = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     try:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without them CPUs cannot speak
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # without it, CPUs cannot communicate
         jax.distributed.initialize(**known)
     except (RuntimeError, ValueError) as error:
-        raise Refused(f"the processes did not come together: {' '.join(str(error).split())[:300]}") from None
+        raise Refused(f"the processes could not connect: {' '.join(str(error).split())[:300]}") from None
 
 
 def kubernetes(environment: Mapping[str, str], host: str, processes: int | None) -> dict[str, Any] | None:
-    """Return what the pods of an Indexed Job behind a headless service know of each other; ``None``
-    elsewhere.
+    """Return the arguments of ``jax.distributed.initialize`` for a pod of an Indexed Job behind a headless
+    service; None elsewhere.
 
-    A pod's index is in JOB_COMPLETION_INDEX and at the end of its name, so the first pod is known by
-    ``host``, the full name of this one. How many there are the environment does not say.
+    A pod's index is in JOB_COMPLETION_INDEX and at the end of its name, so the name of the first pod follows
+    from ``host``, the full name of this one. The environment does not have the number of pods.
     """
     index = environment.get("JOB_COMPLETION_INDEX")
     if index is None or "KUBERNETES_SERVICE_HOST" not in environment:
@@ -82,14 +83,14 @@ def kubernetes(environment: Mapping[str, str], host: str, processes: int | None)
 
 
 def first() -> bool:
-    """Return whether this is the process that writes logs; true of one that trains alone."""
+    """Return whether this is the first process, which writes logs."""
     return jax.process_index() == 0
 
 
 def fetch(arrays: Any) -> Any:
     """Return a pytree of arrays as whole NumPy arrays on every process, a ``Count`` as int64.
 
-    No leaf may be a PRNG key.
+    Leaves may not be PRNG keys.
     """
     return jax.tree.map(counting.on_host, jax.tree.map(_fetch, arrays), is_leaf=_is_count)
 
@@ -107,7 +108,7 @@ def _fetch(array: Any) -> np.ndarray:
 
 
 def largest(number: int) -> int:
-    """Return the largest of the processes' numbers, such as a signal that only one of them has received."""
+    """Return the largest ``number`` of all processes, such as a signal that only one has received."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils
@@ -116,7 +117,8 @@ def largest(number: int) -> int:
 
 
 def smallest_size(count: int) -> int:
-    """Return the smallest ``count`` of bytes of all processes, to the megabyte; exact for one process."""
+    """Return the smallest ``count`` of bytes of all processes, rounded down to megabytes if there are
+    several."""
     return count if jax.process_count() == 1 else -largest(-(count // 10**6)) * 10**6
 
 
@@ -124,13 +126,13 @@ def together(action: Callable[[], None], *, everyone: bool = False) -> None:
     """Do ``action`` on the first process, or on all, and wait until every process is done.
 
     Raises:
-        Refused: it failed on some process; there, what it raised.
+        Refused: it failed on another process; the process itself raises its own exception.
     """
     failure: Exception | None = None
     if everyone or first():
         try:
             action()
-        except Exception as error:  # told to the others first: they would wait for ever
+        except Exception as error:  # raised below, since other processes wait for the exchange
             failure = error
     failed = largest(int(failure is not None))
     if failure is not None:

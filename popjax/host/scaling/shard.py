@@ -1,9 +1,10 @@
 """A run on several devices: its members, or the population of its only member, spread over a mesh.
 
-Members never speak to each other, so each device is given its own share of them and its own program, with its
-own loops: an episode that is long for one device keeps no other waiting, and the compiled program holds no
-collective. The individuals of one population do speak to each other; there the compiler is told where the
-``stacked()`` fields of the State lie and derives the rest. A method knows of neither.
+Members do not communicate, so each device runs its own program with its own loops on its share of them: a
+long
+episode on one device does not delay others, and the program has no collectives. Individuals of one population
+do communicate; there the compiler is given the placement of the ``stacked()`` fields of the State and derives
+the rest. Methods need no code for either.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ SWEEP, POPULATION = "sweep", "population"
 class Placement(NamedTuple):
     """Placement of the arrays of a run on devices.
 
-    devices: those in use, of all processes.
-    axis:    what is spread over them: ``SWEEP`` [S] or ``POPULATION`` [P]; ``None`` on a single device.
+    devices: the devices in use, of all processes.
+    axis:    the axis spread over them: ``SWEEP`` [S] or ``POPULATION`` [P]; None for a single device.
     """
 
     devices: tuple[jax.Device, ...]
@@ -36,16 +37,16 @@ class Placement(NamedTuple):
 
     @property
     def mesh(self) -> Mesh:
-        """The devices in a row."""
+        """One-dimensional mesh of the devices."""
         return Mesh(np.array(self.devices), (self.axis or SWEEP,))
 
     @property
     def local(self) -> int:
-        """Return the number of devices that are this process's own."""
+        """Return the number of this process's devices."""
         return sum(device.process_index == jax.process_index() for device in self.devices)
 
     def lift(self, function: Callable[..., Any], members: int) -> Callable[..., Any]:
-        """``sweep.lift`` with every device working on its own members."""
+        """Map ``function`` over members as ``sweep.lift`` does, each device on its own members."""
         if self.axis != SWEEP:
             return sweep.lift(function, members)
         share = sweep.lift(function, members // len(self.devices))
@@ -53,13 +54,13 @@ class Placement(NamedTuple):
         return jax.shard_map(share, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
     def members(self) -> Sharding:
-        """Of arrays [S, ...] that are not a State."""
+        """Return the sharding of arrays [S, ...] that are not a State."""
         if self.axis is None:
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, PartitionSpec(*[SWEEP] if self.axis == SWEEP else []))
 
     def state(self, shapes: Any) -> Any:
-        """Of every leaf of a State [S, ...], in its structure."""
+        """Return the sharding of every leaf of a State [S, ...], in its structure."""
         everywhere = jax.tree.map(lambda _: self.members(), shapes)
         if self.axis != POPULATION:
             return everywhere
@@ -70,7 +71,7 @@ class Placement(NamedTuple):
 
 
 def spread(arrays: Any, sharding: Sharding) -> Any:
-    """Return a pytree that every process holds in full, such as keys and hypers, laid out by ``sharding``."""
+    """Place a pytree that every process holds in full, such as keys and hypers, by ``sharding``."""
 
     def put(array: Any) -> jax.Array:
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -82,10 +83,10 @@ def spread(arrays: Any, sharding: Sharding) -> Any:
 
 
 def place(shapes: Any, devices: int | str) -> Placement:
-    """Return the placement of a State of these ``shapes`` [S, ...] on so many ``devices``, or on "all".
+    """Return the placement of a State of these ``shapes`` [S, ...] on ``devices``, a number or "all".
 
     Raises:
-        Refused: there are fewer devices, or what is to be spread does not divide over them.
+        Refused: there are fewer devices, or the axis does not divide evenly over them.
     """
     present, count = jax.devices(), number(devices)
     if count == 1:
@@ -102,12 +103,11 @@ def place(shapes: Any, devices: int | str) -> Placement:
 
 
 def divide_cpu(devices: str | None) -> None:
-    """Divide the CPU into as many devices as ``--devices`` says, at most one a core; call it before any
-    array is made.
+    """Split the CPU into ``devices`` JAX devices, at most one per core; call it before any array is made.
 
-    XLA leaves much of a second core idle on arrays as small as those of a population, nearly all of it in
-    physics (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Whoever divided the CPU
-    already, with JAX_NUM_CPU_DEVICES or XLA_FLAGS, is left alone, and so are processes that train together.
+    XLA leaves most of a second core idle on arrays as small as a population's, especially in physics
+    (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Nothing changes if
+    JAX_NUM_CPU_DEVICES or XLA_FLAGS already split the CPU, or if processes train together.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(int(devices), cores) if devices and devices.isdecimal() else 1
@@ -117,18 +117,18 @@ def divide_cpu(devices: str | None) -> None:
         return
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # too late; what is missing is refused where it is asked for
+    except RuntimeError:  # too late; ``number`` reports missing devices
         return
-    # All devices share the threads of which a single one needs eight: see the package's `__init__`.
+    # Devices share the threads, and each needs eight: see the package's `__init__`.
     if os.environ.get("NPROC") == str(max(8, os.cpu_count() or 1)):
         os.environ["NPROC"] = str(max(8 * count, os.cpu_count() or 1))
 
 
 def number(devices: int | str) -> int:
-    """Return the number of ``devices``, which may be "all".
+    """Return ``devices`` as a number; it may be "all".
 
     Raises:
-        Refused: it is no number, there are fewer, or processes that train together leave some out.
+        Refused: it is not a number, there are fewer devices, or processes that train together leave some out.
     """
     present = len(jax.devices())
     if jax.process_count() > 1:
@@ -142,13 +142,13 @@ def number(devices: int | str) -> int:
     except ValueError:
         raise Refused(f"--devices must be a number or all, got {devices!r}") from None
     if not 1 <= count <= present:
-        remedy = "; JAX_NUM_CPU_DEVICES=N makes N of a CPU" if jax.default_backend() == "cpu" else ""
-        raise Refused(f"--devices must be in 1 to {present}, which is what there is, got {count}{remedy}")
+        remedy = "; set JAX_NUM_CPU_DEVICES=N to split the CPU" if jax.default_backend() == "cpu" else ""
+        raise Refused(f"--devices must be in 1 to {present}, the number of devices, got {count}{remedy}")
     return count
 
 
 def require_divisible(size: int, devices: int, what: str) -> None:
-    """Check that ``size`` of ``what`` spread evenly over ``devices``. Raises Refused with numbers that do."""
+    """Check that ``size`` of ``what`` divide evenly over ``devices``. Raises Refused with numbers that do."""
     if size % devices == 0:
         return
     fitting = [n for n in range(1, min(size, len(jax.devices())) + 1) if size % n == 0]

@@ -1,9 +1,9 @@
 """Seeds and numbers as one more vmapped axis.
 
-A sweep is a grid: every combination of the swept numbers of a ``Hyper``, each with every seed. One point of
-it is a member; members are numbered with the seeds running fastest. On the host a State always leads with
-the axis ``S`` of the members. For one member the axis is squeezed away and put back, which costs nothing;
-for several it is a ``vmap``.
+A sweep is a grid: every combination of the swept numbers of a ``Hyper``, each with every seed. A point of the
+grid is a member; members are numbered with the seed varying fastest. On the host, the first axis of a State
+is always that of the members, ``S``. For one member it is squeezed away and restored, which costs nothing;
+for several, functions are mapped by ``vmap``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _PREFIX = "hyper."
 
 @dataclass(frozen=True)
 class Member:
-    """One point of a sweep: what a run of it alone would be started with.
+    """One point of a sweep.
 
-    number:  its place in the whole grid, also where only a part of the grid is run.
+    number:  its place in the whole grid, even if only a part of the grid is run.
     seed:    its seed.
-    numbers: the swept numbers by name, such as "hyper.actor_lr"; empty where only seeds differ.
+    numbers: the swept numbers by name, such as "hyper.actor_lr"; empty if only seeds differ.
     """
 
     number: int
@@ -41,28 +41,27 @@ class Member:
 
     @property
     def setting(self) -> str:
-        """The swept numbers in words, such as "hyper.actor_lr=0.001,hyper.polyak=0.01"."""
+        """Swept numbers as text, such as "hyper.actor_lr=0.001,hyper.polyak=0.01"."""
         return ",".join(f"{name}={spell(value)}" for name, value in self.numbers.items())
 
     @property
     def name(self) -> str:
-        """Setting and seed in words; ``paths.file_name`` of it is the name of a directory."""
+        """Setting and seed as text; ``paths.file_name`` makes it a directory's name."""
         return ",".join(filter(None, (self.setting, f"seed{self.seed}")))
 
     @property
     def identity(self) -> str:
-        """Return the text by which it is the same member in another sweep, where its number may be
-        another."""
+        """Return a text that is equal for the same member in other sweeps, where its number may differ."""
         return ",".join(
             [*sorted(f"{name}={spell(value)}" for name, value in self.numbers.items()), f"seed{self.seed}"]
         )
 
 
 def grid(seed: int, seeds: int | Sequence[int], swept: Mapping[str, Sequence[Any]]) -> tuple[Member, ...]:
-    """Every combination of ``swept`` numbers with each of ``seeds`` seeds from ``seed`` on, or of the
-    ``seeds`` that are listed.
+    """Return every combination of ``swept`` numbers with every seed: ``seeds`` of them from ``seed`` on, or
+    the listed ``seeds``.
 
-    Names with a comma between them are numbers that vary together; their values are tuples.
+    Numbers that vary together share a name with commas and have tuples as values.
     """
     own_seeds = range(seed, seed + seeds) if isinstance(seeds, int) else seeds
     points = itertools.product(itertools.product(*swept.values()), own_seeds)
@@ -73,14 +72,14 @@ def grid(seed: int, seeds: int | Sequence[int], swept: Mapping[str, Sequence[Any
 
 
 def _pairs(chosen: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, float]]:
-    """Every name with its own number."""
+    """Yield every name with its number."""
     for names, value in chosen:
         together = value if isinstance(value, list | tuple) else (value,)
         yield from zip(names.split(","), together, strict=True)
 
 
 def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
-    """Return the members of the run whose ``config.json`` this is."""
+    """Return the members of the run with this ``config.json``."""
     options, bounds = config["options"], config.get("members")
     # Infinities are kept as text.
     swept = {name: list(map(_floats, values)) for name, values in (config.get("sweep") or {}).items()}
@@ -93,29 +92,29 @@ def _floats(value: Any) -> Any:
 
 
 def spell(value: float) -> str:
-    """Return the shortest decimal of six digits or more that is rounded to the same float32: values that
-    ``check`` has found different are spelt differently."""
+    """Return the shortest decimal of six or more digits that rounds to the same float32, so that values which
+    ``check`` accepts as different have different texts."""
     short = (f"{value:.{digits}g}" for digits in range(6, 9))
     return next((text for text in short if np.float32(text) == np.float32(value)), f"{value:.9g}")
 
 
 def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Member, ...]:
-    """Members ``first`` to ``last - 1`` of a grid; all of it without ``bounds``.
+    """Return the members from the first to before the last of ``bounds``; all if it is None.
 
     Raises:
         Refused: there are no such members.
     """
     first, last = bounds or (0, len(members))
     if not 0 <= first < last <= len(members):
-        raise Refused(f"--members {first}:{last} is no part of the members 0:{len(members)}")
+        raise Refused(f"--members {first}:{last} must lie in the members 0:{len(members)}")
     return tuple(members[first:last])
 
 
 def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
-    """Compare a sweep with the ``Hyper`` that it varies, before anything is built.
+    """Check a sweep against the ``Hyper`` that it varies, before anything is built.
 
     Raises:
-        Refused: a name is no number of ``hyper``, a list is empty or repeats a value, or one is out of range.
+        Refused: a name is not a number of ``hyper``, or values are missing, repeated or out of range.
     """
     _check_ranges(hyper)
     known = sorted(names(hyper))
@@ -131,25 +130,27 @@ def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
             raise Refused(f"--sweep {joined} needs {len(own)} numbers in each value, as in 1e-4:0.1")
         if len({tuple(map(np.float32, row)) for row in rows}) < len(rows):
             spelt = ",".join(":".join(map(spell, row)) for row in rows)
-            raise Refused(f"--sweep {joined}={spelt} has a value twice: they would be the same runs")
+            raise Refused(
+                f"--sweep {joined}={spelt} repeats a value: remove it, since both runs would be the same"
+            )
         for name, value in itertools.chain.from_iterable(zip(own, row, strict=True) for row in rows):
             _check_ranges(_with_number(hyper, name.removeprefix(_PREFIX), value))
 
 
 def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse one number for all where the method sets the number itself, see ``Method.driven``.
+    """Check that numbers which the method sets itself (``Method.driven``) are left at their defaults.
 
     Raises:
-        Refused: such a number is swept, or is another in ``hyper`` than in ``default``.
+        Refused: such a number is swept or differs from ``default``.
     """
     named = {name for joined in swept for name in joined.split(",")}
     for name in driven:
         value, usual = getattr(hyper, name), getattr(default, name)
         if f"{_PREFIX}{name}" in named:
-            raise Refused(f"--sweep {_PREFIX}{name}: the method sets that number itself; sweep another one")
+            raise Refused(f"--sweep {_PREFIX}{name}: the method sets this number itself; sweep another one")
         if np.ndim(value) == 0 and np.float32(value) != np.float32(usual):
             raise Refused(
-                f"--{_PREFIX}{name} {value:g} would not be used: the method sets that number itself; leave it"
+                f"--{_PREFIX}{name} {value:g} would not be used: the method sets this number itself; leave it"
                 " out"
             )
 
@@ -168,7 +169,7 @@ def hyper_of(hyper: Any, member: Member) -> Any:
 
 
 def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
-    """Every number of a ``Hyper`` by the name that a sweep calls it."""
+    """Yield the name in a sweep of every number of a ``Hyper``."""
     for entry in fields(hyper):
         value = getattr(hyper, entry.name)
         if is_dataclass(value):
@@ -177,12 +178,13 @@ def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
             yield prefix + entry.name
 
 
-@lru_cache(maxsize=64)  # of the same function the same one: JAX keeps what it has traced by identity
+@lru_cache(maxsize=64)  # returns the same function for the same one: JAX caches traces by identity
 def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
-    """Return ``function`` of one member's arguments as a function of arguments [S, ...] to results [S, ...].
+    """Map ``function`` of one member over arguments [S, ...] to results [S, ...].
 
-    Of generators other than threefry, ``vmap`` makes one draw for all lanes, with the key of the first, so a
-    member would be another run than it is alone: with these, members are computed one after the other.
+    With generators other than threefry, ``vmap`` draws with the first member's key for all, which would
+    change
+    results: members are then computed one after another.
     """
     if members > 1:
         if vmappable():
@@ -197,17 +199,17 @@ def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
 
 
 def vmappable() -> bool:
-    """Return whether a key's draws under ``vmap`` are those that it makes alone."""
+    """Return whether the random generator draws the same numbers under ``vmap`` as without it."""
     return jax.config.jax_default_prng_impl == "threefry2x32"  # type: ignore[attr-defined]
 
 
 def keys(members: Sequence[Member]) -> Array:
-    """[S] typed keys: a member has the key that a run of its seed alone would have."""
+    """Return typed keys [S]; a member's key depends only on its seed."""
     return jnp.stack([jax.random.key(member.seed) for member in members])
 
 
 def _with_number(hyper: Any, path: str, value: float) -> Any:
-    """``hyper`` with one number replaced; one that every individual has of its own gets ``value`` for all."""
+    """Return ``hyper`` with one number replaced, for all individuals if each has its own."""
     name, _, rest = path.partition(".")
     before = getattr(hyper, name)
     if rest:

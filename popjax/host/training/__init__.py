@@ -1,4 +1,4 @@
-"""Training: the loop over compiled chunks, evaluation, and what ends a member or a run."""
+"""Training: the loop over compiled chunks, evaluation, and conditions that end a member or a run."""
 
 from popjax.host.training.evaluation import evaluate
 from popjax.host.training.start import train

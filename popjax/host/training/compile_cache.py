@@ -1,4 +1,4 @@
-"""Nothing is compiled twice: what makes two programs the same, in this process and on disk."""
+"""Reuse of compiled programs within a process and on disk."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from popjax.core import Env, Method
 
 
 def keep_compiled() -> None:
-    """Let JAX keep compiled programs on disk between processes, unless the user has said where or whether."""
+    """Enable JAX's cache of compiled programs on disk, unless the user has configured it."""
     settings: Any = jax.config  # its attributes are not declared
     if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "popjax" / "jax"
-        except RuntimeError:  # nobody's home
+        except RuntimeError:  # no home directory
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        compilation_cache.reset_cache()  # what was compiled before has settled that there is none
+        compilation_cache.reset_cache()  # earlier compilations have initialised it without a directory
 
 
 def identity(method: Method, env: Env) -> Hashable:
-    """Return a key that is equal where programs of a method in an environment are: of the same functions.
+    """Return a key that is equal for equal programs of a method in an environment.
 
-    Numbers are no part of it. What has the key must keep the method alive.
+    Numbers are not part of it. Whoever stores the key must keep the method alive, since ids are reused.
     """
     functions = method.init, method.step, method.policy, method.act, method.individuals
     settings = tuple(getattr(jax.config, name, value) for name, value in jax.config.values.items())

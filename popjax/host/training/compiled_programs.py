@@ -1,9 +1,8 @@
 """The compiled programs of a run, made before anything is allocated.
 
-A run needs three: ``init``, one chunk of generations and one evaluation. They are compiled ahead of time for
-the exact shapes of the State, so nothing can be compiled again later, the seconds it took are known apart
-from those of training, and so is the memory it will take. Those of the latest runs are kept for others of the
-same method, shapes and options.
+A run needs three: ``init``, a chunk of generations and an evaluation. They are compiled ahead of time for the
+exact shapes of the State, so nothing is compiled later, and compile time and memory are known before
+training. The programs of the latest runs are kept for others of the same method, shapes and options.
 """
 
 from __future__ import annotations
@@ -30,17 +29,16 @@ from popjax.remember import Remembered
 
 
 class Programs(NamedTuple):
-    """Compiled for the shapes of one run.
+    """The compiled programs of one run.
 
-    init:            (keys [S], hypers [S, ...]) -> State [S, ...]; ``None`` where a State is going to be
-                     restored
+    init:            (keys [S], hypers [S, ...]) -> State [S, ...]; None if the State will be restored.
     chunk:           State -> (State, rows); donates its argument. Rows are the generation [S, C], env_steps
-                     [S, C] and metrics [S, C, ...] after each of its generations
+                     [S, C] and metrics [S, C, ...] after each generation.
     evaluate:        (State, keys [S], generations [S], places [n], Stop) -> returns [n, E], lengths [n, E];
-                     NumPy. A signal that the Stop notes ends the waiting with ``interrupt.Left``
-    policy:          State -> parameters [S, ...] of everyone's policy; compiled at its first call
-    compile_seconds: time it took to trace and compile them, or to find them
-    total_bytes:     the most memory that any of them needs, with the State
+                     NumPy. Raises ``signals.Left`` if a signal arrives while it waits.
+    policy:          State -> parameters [S, ...] of all members' policies; compiled at the first call.
+    compile_seconds: time to trace and compile the programs, or to find them.
+    total_bytes:     peak memory of the most demanding program, with the State.
     """
 
     init: Callable[..., Any] | None
@@ -52,8 +50,8 @@ class Programs(NamedTuple):
 
 
 def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, Any]]:
-    """``State -> (State, (generation [C], env_steps [C], metrics [C, ...]))``: ``length`` generations of one
-    member."""
+    """Return the function ``State -> (State, (generation [C], env_steps [C], metrics [C, ...]))`` that runs
+    ``length`` generations of one member."""
 
     def one(state: Any, _: None) -> tuple[Any, Any]:
         state = method.step(state)
@@ -75,8 +73,11 @@ def compile_programs(
     *,
     fresh: bool,
 ) -> Programs:
-    """Return the programs of a run, compiled unless this process has run the like before. ``start`` are the
-    keys [S] and hypers [S, ...], ``state`` is the State's shapes, ``fresh`` if it is not restored."""
+    """Return the programs of a run, reusing those of an equal run in this process.
+
+    ``start`` has the keys [S] and hypers [S, ...], ``state`` the shapes of the State; ``fresh`` compiles
+    ``init``, too, since the State is not restored.
+    """
     begun = time.perf_counter()
     leaves, structure = jax.tree.flatten((start, state))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
@@ -112,18 +113,21 @@ def _compile(
         # Of the arguments, a program counts only what it reads.
         memory.argument_bytes(chunk) + memory.compiled_bytes(whole) - memory.argument_bytes(whole),
         *map(memory.compiled_bytes, first),
-        # One member that stands still is put back beside the State.
+        # A stopped member is put back beside the State.
         memory.argument_bytes(chunk) + memory.lane_bytes(state),
     ]
-    copies = placement.local if placement.devices[0].platform == "cpu" else 1  # which share one memory
+    copies = placement.local if placement.devices[0].platform == "cpu" else 1  # CPU devices share memory
     policy = jax.jit(placement.lift(method.policy, members), in_shardings=(by_state,))
     evaluate = _evaluation(whole, play, start[0], state, placement)
     return Programs(first[0] if fresh else None, chunk, evaluate, policy, 0.0, copies * max(needed))
 
 
 def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -> Any:
-    """Return the lowered program of a chunk of ``length`` generations, see ``Programs``, for a State of the
-    shapes ``state`` [S, ...]; the devices may be described ones, of ``jax.experimental.topologies``."""
+    """Return the lowered program of a chunk of ``length`` generations for a State of shapes ``state`` [S,
+    ...]; see ``Programs``.
+
+    The devices may be descriptions from ``jax.experimental.topologies``.
+    """
     by_state = placement.state(state)
     chunk = jax.jit(
         placement.lift(chunk_function(method, length), state.generation.shape[0]),
@@ -135,11 +139,10 @@ def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -
 
 
 def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
-    """Return lowered programs, compiled at the same time, and so that a member comes out alike whatever
-    members are beside it.
+    """Compile lowered programs in parallel, so that a member's results do not depend on the other members.
 
-    On a CPU, XLA hands reductions to a library that sums in another order for every size of the axis; its own
-    loops do not, and were faster on small networks.
+    On CPUs, XLA hands reductions to a library whose order of summation depends on the size of the axis. XLA's
+    own loops do not have this problem, and were faster on small networks.
     """
 
     def one(program: Any) -> Any:
@@ -148,7 +151,7 @@ def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
         try:
             return program.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
         except jax.errors.JaxRuntimeError as error:
-            if "ynn" not in str(error):  # not known to every version
+            if "ynn" not in str(error):  # some versions lack this option
                 raise
             return program.compile()
 
@@ -163,15 +166,15 @@ def _lower_evaluation(play: Callable[..., Any], keys: Any, state: Any, placement
         in_shardings=(placement.state(state), placement.members(), placement.members()),
         out_shardings=placement.members(),
     )
-    # A shape, not an array, which would lie on a device that the program may not be for.
+    # A shape, since an array would lie on a device, perhaps not one that the program is for.
     return function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32))
 
 
 def _evaluation(
     whole: Any, play: Callable[..., Any], keys: Any, state: Any, placement: Placement
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Return the function that evaluates those members that are due: by ``whole`` where all are, else by a
-    program for one, which is compiled when it is first needed."""
+    """Return the function that evaluates members that are due: with ``whole`` if all are, otherwise one by
+    one with a program that is compiled when first needed."""
     members = len(keys)
 
     @lru_cache(maxsize=1)
@@ -190,7 +193,7 @@ def _evaluation(
             answer = whole(state, keys, spread(numbers, placement.members()))
             returns, lengths = fetch(ready(answer, stop))
             return returns[list(places)], lengths[list(places)]
-        # Members that count steps at different rates are due at different times, one by one.
+        # Members that count steps at different rates are due at different times.
         each = [
             fetch(ready(single()(state, keys, numbers[place], np.int32(place)), stop)) for place in places
         ]

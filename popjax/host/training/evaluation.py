@@ -50,7 +50,8 @@ def training_key(seed_key: Key, generation: Array) -> Key:
 
 
 def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Array, Array]]:
-    """``(state, seed key, generation []) -> returns [E], lengths [E]``: plays the policy of one member."""
+    """Return the function ``(state, seed key, generation []) -> returns [E], lengths [E]`` that plays the
+    policy of one member."""
 
     def evaluation(state: Any, key: Key, generation: Array) -> tuple[Array, Array]:
         return play(env, method, method.policy(state), training_key(key, generation), episodes)
@@ -69,15 +70,16 @@ def evaluate(
     members: Sequence[int] | None = None,
     stochastic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluate the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``.
+    """Evaluate the policies of ``state`` [S, ...], such as the ``state`` of a ``Result``, and return
+    undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
 
-    A State without the axis S, as ``method.init`` makes it, is that of a single member.
+    A State without the axis S, as ``method.init`` returns it, is that of a single member. Equal seeds give
+    equal episodes, none of which were used for evaluation during training.
 
-    Equal ``seed`` gives equal episodes; they are none of those that training was evaluated on. ``members``
-    are the numbers of the policies in their sweep, 0 to S - 1 without: a policy of the same number plays the
-    same episodes, alone or among others. ``stochastic`` policies act as they explore in training: one with a
-    distribution samples from it, a deterministic one adds its noise.
-    Returns undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
+    Args:
+        members: numbers of the policies in their sweep, by default 0 to S - 1. A policy with the same number
+            plays the same episodes, alone or among others.
+        stochastic: explore as in training: a stochastic policy samples, a deterministic one adds its noise.
 
     Raises:
         Refused: ``episodes`` or ``seed`` is out of range.

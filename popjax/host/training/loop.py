@@ -1,4 +1,4 @@
-"""The loop of training: evaluate, tell the sinks, save, compute a chunk; and what may interrupt it."""
+"""The training loop: compute a chunk, evaluate, call the sinks, save; and its interruptions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from popjax.host.runs.run import Failure, Position, Result, Run, extra, finish, 
 from popjax.host.scaling import processes
 from popjax.host.training import stopping
 from popjax.host.training.compiled_programs import Programs
-from popjax.host.training.stopped_members import Standing
+from popjax.host.training.stopped_members import StoppedMembers
 
 
 class Trained(NamedTuple):
-    """All that does not change while the loop goes round.
+    """Facts that do not change during the loop.
 
     start:  the keys [S] and hypers [S, ...] of the members.
-    shapes: of the State [S, ...].
-    writer: of checkpoints; ``None`` for a run without a directory.
-    best:   keeps the best policies; likewise.
+    shapes: shapes of the State [S, ...].
+    writer: of checkpoints; None for a run without a directory.
+    best:   keeps the best policies; None for a run without a directory.
     """
 
     run: Run
@@ -49,50 +49,43 @@ class Trained(NamedTuple):
 def train_on(
     trained: Trained, state: Any, position: Position, sinks: Sequence[log.Sink], stack: ExitStack
 ) -> Result:
-    """Trains from ``state`` on until nobody goes on, or it is to end early."""
+    """Train from ``state`` until all members have stopped or the run ends early."""
     run, writer = trained.run, trained.writer
-    watched = any(map(stopping.sees_policy, sinks))
+    shown = any(map(stopping.sees_policy, sinks))
     sinks = [*_own_sinks(run, position, stack), *sinks]
     stop = stack.enter_context(signals.deferred(run.say)) if writer else signals.Stop()
     # A short run records at least its last generation.
     spacing = max(1, min(run.options.log_every, run.options.env_steps) // run.method.steps_bound)
-    standing = Standing(trained.shapes, run.files.root if run.files else None)
-    stack.callback(standing.close)
+    stopped = StoppedMembers(trained.shapes, run.files.root if run.files else None)
+    stack.callback(stopped.close)
     rows, saved, parts = empty(trained.shapes), position, []
     for index in itertools.count():
-        standing.keep(state, stopping.ended(run, position) - standing.places)
+        stopped.keep(state, stopping.ended(run, position) - stopped.places)
         if index:
-            state, position, rows = _advance(trained, state, position, saved, standing)
+            state, position, rows = _advance(trained, state, position, saved, stopped)
         else:
-            rows = rows.freeze(position.generations, position.env_steps, stopping.standing(run, position))
+            rows = rows.freeze(position.generations, position.env_steps, stopping.stopped(run, position))
         due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
-        begun = time.perf_counter()
         part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
-        position = position.spent("evaluation", begun)
         parts.append(part)
         if trained.best and index:
             trained.best.see(state, part.evaluations)
-        if watched:
-            state = signals.ready(standing.put_back(state))
-        arrived = stop.arrived or 0  # once: one that comes while sinks are told is for the next chunk
+        if shown:
+            state = signals.ready(stopped.put_back(state))
+        arrived = stop.arrived or 0  # read once: a signal that arrives later is for the next chunk
         out_of_time = stopping.out_of_time(run)
-        written = due or arrived or out_of_time or stopping.over(run, position)
+        written = bool(due or arrived or out_of_time or stopping.over(run, position))
         begun = time.perf_counter()
-        policy = trained.programs.policy(state) if watched else None
-        enough, failure = _tell(run, sinks, (index, part, policy), bool(written), failure)
+        told = index, part, trained.programs.policy(state) if shown else None
+        enough, failure = _tell(run, sinks, told, written, failure)
         position = position.spent("record", begun)
         asked = processes.largest(_FAILED if failure else arrived or _ENOUGH * (enough or out_of_time))
         done = stopping.over(run, position) and not evaluations_due(run, position)
-        ends = bool(done or asked)
+        stop.saving = ends = bool(done or asked)
         if ends or (writer and due):
-            state = signals.ready(standing.put_back(state))  # an evaluation that was left may be before it
-        stop.saving = ends
+            state = signals.ready(stopped.put_back(state))  # an abandoned evaluation may be ahead of it
         if writer and (ends or due):
-            begun = time.perf_counter()
-            _save(trained, state, position)
-            if ends:
-                writer.wait()
-            saved = position = position.spent("save", begun)
+            saved = position = _save(trained, state, position, wait=ends)
         if asked == _FAILED:
             _end_failed(run, position, failure)
         if done or asked == _ENOUGH:
@@ -103,7 +96,7 @@ def train_on(
     raise AssertionError("unreachable")
 
 
-_ENOUGH, _FAILED = 2**15, 2**16  # what a process says of itself where others tell a signal
+_ENOUGH, _FAILED = 2**15, 2**16  # codes that processes exchange, beside numbers of signals
 
 
 def _tell(
@@ -113,11 +106,11 @@ def _tell(
     written: bool,
     failure: BaseException | None,
 ) -> tuple[bool, BaseException | None]:
-    """Tell all sinks of a chunk, its History and the policy after it. Return whether one has answered that
-    this is enough, and the first failure, ``failure`` if there was one before.
+    """Call all sinks with a chunk's index, its History and the policy after it.
 
-    A failure is kept for later, because the State can still be saved. With ``written``, wait for the records:
-    a resumed run does not write again what is about to be saved.
+    Return whether a sink asked to end the run, and the first failure, which is ``failure`` if given: failures
+    are raised later, since the State can still be saved. With ``written``, wait until the records are on
+    disk, since a resumed run does not write again the records before a checkpoint.
     """
     enough, found = False, failure
     calls: list[Callable[[], Any]] = [
@@ -136,7 +129,7 @@ def _tell(
 
 
 def _end_failed(run: Run, position: Position, failure: BaseException | None) -> NoReturn:
-    """Raise what failed on this process once the State is saved; on the others, say so."""
+    """Raise this process's failure after the State is saved; on other processes, report that one failed."""
     if run.files:
         run.say(_resumable(run, position))
     if failure is None:
@@ -144,23 +137,30 @@ def _end_failed(run: Run, position: Position, failure: BaseException | None) -> 
     raise failure
 
 
-def _save(trained: Trained, state: Any, position: Position) -> None:
-    """Save the best policies and a checkpoint; the last good ones of failed members stay."""
+def _save(trained: Trained, state: Any, position: Position, wait: bool) -> Position:
+    """Save the best policies and a checkpoint, keeping the last good ones of failed members.
+
+    Return the position with the time that this took; ``wait`` until all is written.
+    """
+    begun = time.perf_counter()
     if trained.best:
         trained.best.save()
     assert trained.writer is not None
     kept = {failure.checkpoint for failure in position.failed.values() if failure.checkpoint is not None}
     trained.writer.save(position.generation, state, extra(trained.run, position), kept)
+    if wait:
+        trained.writer.wait()
+    return position.spent("save", begun)
 
 
 def _advance(
-    trained: Trained, state: Any, position: Position, saved: Position, standing: Standing
+    trained: Trained, state: Any, position: Position, saved: Position, stopped: StoppedMembers
 ) -> tuple[Any, Position, History]:
-    """One chunk: the State and position after it, and what it recorded of the members that went on.
+    """Compute a chunk; return the State and position after it, and the records of active members.
 
     Raises:
-        CallbackFailed: what the environment computes on the host failed.
-        NonFiniteMetric: a metric of the last member that went on is not finite.
+        CallbackFailed: a part of the environment that runs on the host failed.
+        NonFiniteMetric: a metric of the last active member is not finite.
     """
     try:
         state, rows, seconds = _run_chunk(trained, state, position)
@@ -170,8 +170,8 @@ def _advance(
                 trained.writer.wait()
             raise CallbackFailed(f"{what}; {_last_saved(trained.run, saved)}") from None
         raise
-    still = standing.places | position.failed.keys()
-    rows = rows.freeze(position.generations, position.env_steps, still)
+    ended = stopped.places | position.failed.keys()
+    rows = rows.freeze(position.generations, position.env_steps, ended)
     if failures := non_finite(rows):
         position = _mark_failed(trained, failures, position, saved)
         rows = rows.freeze(position.generations, position.env_steps, failures)
@@ -199,12 +199,12 @@ def _run_chunk(trained: Trained, state: Any, position: Position) -> tuple[Any, H
 def _evaluate(
     trained: Trained, state: Any, position: Position, rows: History, stop: signals.Stop
 ) -> tuple[History, Position, BaseException | None]:
-    """Evaluate the members that are due; return ``rows`` and the position with what was made, and a failure.
+    """Evaluate the members that are due; return ``rows`` and the position with the results, and a failure.
 
-    An evaluation that fails or that a signal interrupts is made when the run is resumed.
+    An evaluation that fails or is interrupted by a signal is repeated when the run is resumed.
     """
-    due = evaluations_due(trained.run, position)
-    heard = stop if jax.process_count() == 1 else None  # several processes compute it together
+    begun, due = time.perf_counter(), evaluations_due(trained.run, position)
+    heard = stop if jax.process_count() == 1 else None  # several processes must finish it together
     seconds = Seconds(position.chunk_seconds, wall_seconds(trained.run, position))
     if not due or (heard and heard.arrived):
         return rows, position, None
@@ -212,10 +212,11 @@ def _evaluate(
         answer = trained.programs.evaluate(state, trained.start[0], position.generations, due, heard)
     except signals.Left:
         stop.left = True
-        return rows, position, None
+        return rows, position.spent("evaluation", begun), None
     except Exception as error:
         what = io_errors.callback(error)
-        return rows, position, CallbackFailed(what) if what else error
+        return rows, position.spent("evaluation", begun), CallbackFailed(what) if what else error
+    position = position.spent("evaluation", begun)
     made = tuple(
         Evaluation(
             trained.run.members[place].seed,
@@ -232,12 +233,12 @@ def _evaluate(
 
 
 def evaluations_due(run: Run, position: Position) -> list[int]:
-    """Return the places of the members that are to be evaluated where they are now."""
-    return [place for place in position.living if _evaluation_due(run, position, place)]
+    """Return the places of the members that are due for evaluation."""
+    return [place for place in position.active if _evaluation_due(run, position, place)]
 
 
 def _evaluation_due(run: Run, position: Position, place: int) -> bool:
-    """At the start, at every multiple of the interval, on reaching the budget, and never after."""
+    """Return whether a member is due: at the start, at multiples of the interval, and at the budget."""
     steps, budget, number = int(position.env_steps[place]), run.options.env_steps, run.members[place].number
     last = max((e.env_steps for e in position.evaluations if e.member == number), default=None)
     if last is None:
@@ -254,17 +255,17 @@ def _crossed(before: Any, now: Any, every: int) -> Any:
 def _mark_failed(
     trained: Trained, failures: Mapping[int, tuple[int, str]], position: Position, saved: Position
 ) -> Position:
-    """Return the position with the members failed of which a metric is not finite.
+    """Return the position with members marked as failed whose metrics are not finite.
 
-    Their States go on being computed with the others', of which nothing is recorded or evaluated any more.
+    They are still computed with the others, but no longer recorded or evaluated.
 
     Raises:
-        NonFiniteMetric: all others have failed too.
+        NonFiniteMetric: no active member is left.
     """
     run = trained.run
     if trained.writer:
         trained.writer.wait()
-    if not set(position.living) - failures.keys():
+    if not set(position.active) - failures.keys():
         raise NonFiniteMetric(_all_failed(run, failures, saved))
     checkpoint = (saved.generation or None) if run.files else None
     failed = {
@@ -272,17 +273,17 @@ def _mark_failed(
         for place, (generation, metric) in sorted(failures.items())
     }
     position = replace(position, failed={**position.failed, **failed})
-    others = len(run.members) - len(stopping.standing(run, position))
+    others = len(run.members) - len(stopping.stopped(run, position))
     for place, failure in failed.items():
         run.say(
             f"member {run.members[place].number} ({run.members[place].name}) has failed: {failure.reason};"
-            f" {failure.remains}; {f'{others} others go on' if others else 'the others have finished'}"
+            f" {failure.remains}; {f'{others} others continue' if others else 'the others have finished'}"
         )
     return position
 
 
 def _last_saved(run: Run, saved: Position) -> str:
-    """Return where a run that failed can go on."""
+    """Return the point from which a failed run can continue, in words."""
     if run.files is None:
         return "nothing was saved, as there is no run directory"
     if checkpoint.generations(run.files.checkpoints):
@@ -300,7 +301,7 @@ def _all_failed(run: Run, failures: Mapping[int, tuple[int, str]], saved: Positi
 
 
 def _require_progress(rows: History, position: Position) -> None:
-    if not (rows.env_steps[:, -1] > position.env_steps)[rows.living].all():
+    if not (rows.env_steps[:, -1] > position.env_steps)[rows.active].all():
         raise RuntimeError("a chunk of generations counted no environment steps: training would never end")
 
 

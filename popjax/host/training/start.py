@@ -1,8 +1,7 @@
 """Training: one compiled chunk, called until the budget is spent.
 
-Everything that is slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member
-stands still from the end of the first chunk in which it has reached the budget, so what becomes of one that
-finishes does not depend on the members beside it.
+Everything slow or impure happens between chunks: evaluation, logs, checkpoints, signals. A member stops at
+the end of the first chunk in which it has reached the budget, so its result does not depend on other members.
 """
 
 from __future__ import annotations
@@ -60,37 +59,37 @@ def train(
     command: str | None = None,
     quiet: bool = False,
 ) -> Result:
-    """Trains ``method`` in ``env`` until every member has counted ``env_steps`` environment steps.
+    """Train ``method`` in ``env`` until every member has counted ``env_steps`` environment steps.
 
     Args:
         env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every, keep_checkpoints,
             stop_at_return, max_minutes: see ``Options``.
         hyper: numbers to use instead of ``method.hyper``.
-        swept: values of some of these numbers, by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``: every
-            combination of them is trained with every seed, on one vmapped axis. A name such as
-            "hyper.actor_lr,hyper.polyak" has tuples as values, of numbers that vary together.
-        members: only those from the first number to before the second one of this sweep.
-        devices: over how many devices, or "all", to spread the members or, where there is only one, its
+        swept: values of some of these numbers by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``. Every
+            combination is trained with every seed, on one vmapped axis. Numbers that vary together share a
+            name such as "hyper.actor_lr,hyper.polyak" and have tuples as values.
+        members: (first, end): train only this part of the sweep.
+        devices: number of devices, or "all", over which to spread the members or, if there is only one, its
             population.
-        run_dir: where to write; without it nothing is written and Ctrl-C is Python's own.
-        resume: continue the run in ``run_dir``, or begin it where there is none yet; a larger ``env_steps``
-            prolongs it, more seeds or swept values join it, and the intervals may be others.
+        run_dir: directory to write to; without it nothing is written and Ctrl-C acts as usual in Python.
+        resume: continue the run in ``run_dir``, or start it if there is none. A larger ``env_steps`` prolongs
+            it, more seeds or swept values are added, and intervals may change.
         sinks: called after every chunk with ``(chunk index, history)`` or, if they take three arguments,
-            ``(chunk index, history, policy)``: parameters [S, ...] of everyone's policy, which ``method.act``
-            reads. One that returns True ends the run, saved and summarised.
-        name: what config.json calls the method, an import path or a built-in name; by default as its module
-            exports it.
-        command: what started the run, for config.json.
-        quiet: no progress and no remarks on standard error.
+            ``(chunk index, history, policy)``; ``policy`` has the parameters [S, ...] of all members'
+            policies for ``method.act``. If a sink returns True, the run is saved and summarised, and ends.
+        name: name of the method in config.json, an import path or a built-in name; by default found from its
+            module.
+        command: command that started the run, for config.json.
+        quiet: print neither progress nor remarks.
 
     Raises:
         Refused: a number is out of range, the run does not fit into memory (``TooLarge``), or ``run_dir``
             holds another run; raised before anything is allocated.
-        NonFiniteMetric: a metric of the last member that went on became NaN or infinite.
+        NonFiniteMetric: a metric of the last active member became NaN or infinite.
         NotSaved: a checkpoint could not be written.
         NotRead: a checkpoint could not be read, for want of memory or permission.
-        Interrupted: Ctrl-C or another signal that asks it to end came; the State is saved.
-        Exception: whatever a sink or an evaluation raised; the State is saved before.
+        Interrupted: Ctrl-C or another signal to end arrived; the State is saved.
+        Exception: a sink or an evaluation raised it; the State is saved first.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise Refused(_NO_JIT)
@@ -130,7 +129,7 @@ def train(
 
 
 def _continues(run: Run, root: Path, resume: bool) -> bool:
-    """Return whether a run in ``root`` is to be continued, once it is known that it may be."""
+    """Check that the run may be written to ``root``; return whether it continues a run there."""
     begun = resume and rundir.begun(root)
     rundir.check(root, run.config, begun)
     if resume and not begun:
@@ -141,7 +140,7 @@ def _continues(run: Run, root: Path, resume: bool) -> bool:
 
 
 def _reals(values: Any) -> list[Any]:
-    """Return the values of a sweep, which may be one, a sequence or an array."""
+    """Return the values of a sweep, given as one number, a sequence or an array, as a list."""
     rows = values if isinstance(values, list | tuple) else np.ravel(values)
     return [tuple(map(real, row)) if isinstance(row, list | tuple) else real(row) for row in rows]
 
@@ -169,19 +168,12 @@ def _start(
     device = jax.local_devices()[0]
     available = processes.smallest_size(memory.available_bytes(device))
     memory.check(_least_bytes(shapes, placement), available, shapes, device, count)
-    for line in run.config["remarks"]:
-        run.say(line)
-    if count > 1 and not sweep.vmappable():
-        generator = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
-        run.say(f"the generator {generator} draws otherwise under vmap: members are computed one by one")
+    _remark(run)
     start = shard.spread(start, placement.members())
     restored = None
     if resume:
-        files = stack.enter_context(directory)
-        run = replace(run, files=files)
-        added_members.grow(run, start)
-        restored = restore(run, shapes, placement.state(shapes))
-        processes.together(lambda: rundir.write_config(files, run.config))
+        run = replace(run, files=stack.enter_context(directory))
+        restored = _restored(run, start, shapes, placement)
         if restored and _done(run, restored[1]):
             return finished(run, *restored)
     programs = compile_programs(
@@ -193,33 +185,55 @@ def _start(
     _tell_memory(run, shapes, programs, available, background)
     if directory is not None and run.files is None:
         run = replace(run, files=stack.enter_context(directory))
-    if restored is None:
-        assert programs.init is not None
-        state = ready(programs.init(*start))
-        steps = processes.fetch((state.generation, state.env_steps))
-        restored = state, Position(int(steps[0].max()), steps[0].copy(), steps[1].copy())
-    state, position = restored
+    state, position = restored or _initial(programs, start)
     position = replace(position, compile_seconds=position.compile_seconds + programs.compile_seconds)
     del restored  # a second reference to the State would keep its donated arrays from being reused
-    writer = Writer(run.files.checkpoints, background, run.options.keep_checkpoints) if run.files else None
-    if writer:
-        stack.callback(writer.settle)  # before the directory is given to another process
-    numbers = [member.number for member in run.members]
-    best = Best(run.files.best, numbers, programs.policy) if run.files else None
+    writer = best = None
+    if run.files:
+        writer = Writer(run.files.checkpoints, background, run.options.keep_checkpoints)
+        stack.callback(writer.settle)  # before another process may use the directory
+        best = Best(run.files.best, [member.number for member in run.members], programs.policy)
     return train_on(Trained(run, programs, start, shapes, writer, best), state, position, sinks, stack)
 
 
+def _remark(run: Run) -> None:
+    """Print the remarks of ``config.json`` and on the random generator."""
+    for line in run.config["remarks"]:
+        run.say(line)
+    if len(run.members) > 1 and not sweep.vmappable():
+        generator = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+        run.say(f"the generator {generator} draws differently under vmap: members are computed one by one")
+
+
+def _restored(run: Run, start: Any, shapes: Any, placement: shard.Placement) -> tuple[Any, Position] | None:
+    """Return State and position of the run's newest checkpoint, with members added, or None without one."""
+    files = run.files
+    assert files is not None
+    added_members.grow(run, start)
+    restored = restore(run, shapes, placement.state(shapes))
+    processes.together(lambda: rundir.write_config(files, run.config))
+    return restored
+
+
+def _initial(programs: Programs, start: tuple[Any, Any]) -> tuple[Any, Position]:
+    """Return the initial State and position."""
+    assert programs.init is not None
+    state = ready(programs.init(*start))
+    generation, env_steps = processes.fetch((state.generation, state.env_steps))
+    return state, Position(int(generation.max()), generation.copy(), env_steps.copy())
+
+
 def _done(run: Run, position: Position) -> bool:
-    """Return whether nothing is left to train or to evaluate."""
+    """Return whether nothing remains to be trained or evaluated."""
     return stopping.over(run, position) and not evaluations_due(run, position)
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
-    """Return the bytes that the State takes of the memory in question, a device's own or that of all CPUs,
-    with the member that is put back on it after it stood still."""
+    """Return the bytes of the State, and of one stopped member put back, in the memory of a device or, on
+    CPUs, of all devices."""
     whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
     if placement.axis != shard.SWEEP:
-        return whole + lane if placement.axis is None else 0  # of a population, the compiled programs tell
+        return whole + lane if placement.axis is None else 0  # for a population, only compiling tells
     copies = placement.local if placement.devices[0].platform == "cpu" else 1
     return copies * (whole // len(placement.devices) + lane)
 

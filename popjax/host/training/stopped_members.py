@@ -1,7 +1,7 @@
-"""Members of a sweep that have finished and stand still while the others go on.
+"""Members of a sweep that have stopped while others are still training.
 
-One program trains all members, so it moves on those that should stand still too. Their States are kept here
-meanwhile, on the host, and put back whenever the State of all is looked at.
+One program trains all members, so it goes on changing the stopped ones. Their States are kept here, on the
+host, and put back whenever the whole State is read.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from popjax.host.errors import NotSaved
 from popjax.host.scaling import memory, processes
 
 
-class Standing:
-    """The States of members that stand still, by their places [S].
+class StoppedMembers:
+    """The States of stopped members, by place [S].
 
-    They are held in half of the memory that is free at the beginning, beyond it in files of no name in
-    ``directory``, or where the system has its temporary files, each by the process on whose devices it lies.
+    Each process keeps those on its own devices, in up to half of the memory that is free at the start and
+    otherwise in unnamed files in ``directory`` or the system's temporary directory.
     """
 
     def __init__(self, shapes: Any, directory: Path | None):
@@ -33,30 +33,30 @@ class Standing:
         self._shapes = jax.eval_shape(_lane, shapes, 0)
         self._room = memory.host_bytes() // 2
         self._held: dict[int, dict[str, np.ndarray] | IO[bytes]] = {}
-        self._places: set[int] = set()  # those that are held by other processes too
+        self._places: set[int] = set()  # including those held by other processes
         self._take = jax.jit(_lane)
         self._put = jax.jit(_put_lane, donate_argnums=0)
 
     @property
     def places(self) -> frozenset[int]:
-        """Of the members that stand still."""
+        """Places of the stopped members."""
         return frozenset(self._places)
 
     def keep(self, state: Any, places: Iterable[int]) -> None:
-        """From now on the members at ``places`` are what they are in ``state`` [S, ...].
+        """Stop the members at ``places`` with what they have in ``state`` [S, ...].
 
         Raises:
-            NotSaved: there is no room for one of them on the disk.
+            NotSaved: the disk is full.
         """
         places = sorted(places)
         if places:
             self._together(lambda: self._keep(state, places), "kept")
 
     def put_back(self, state: Any) -> Any:
-        """``state`` [S, ...], which is used up, with every member that stands still as it is.
+        """Return ``state`` [S, ...], which is consumed, with the stopped members restored.
 
         Raises:
-            NotSaved: the disk does not give one of them back.
+            NotSaved: a file cannot be read back.
         """
         shares = _shares(state)
         if self._places:
@@ -64,7 +64,7 @@ class Standing:
         return _joined(state, [share for _, share in shares])
 
     def close(self) -> None:
-        """Release what is held."""
+        """Release memory and files."""
         for held in self._held.values():
             if not isinstance(held, dict):
                 held.close()
@@ -96,7 +96,7 @@ class Standing:
                     arrays = held if isinstance(held, dict) else self._read(held)
                     lane = state_arrays.from_arrays(jax.device_put(arrays, _device(share)), self._shapes)
                     share = self._put(share, lane, place - places.start)
-                    shares[number] = places, jax.block_until_ready(share)  # one lane at a time is there
+                    shares[number] = places, jax.block_until_ready(share)  # one copy at a time
 
     def _read(self, file: IO[bytes]) -> dict[str, np.ndarray]:
         file.seek(0)
@@ -107,7 +107,7 @@ class Standing:
         return arrays
 
     def _together(self, action: Callable[[], None], what: str) -> None:
-        """Do ``action`` on every process; if the disk fails on one, stop all."""
+        """Do ``action`` on every process; raise on all of them if the disk fails on one."""
         remedy = (
             "--resume continues from the newest checkpoint"
             if self._resumable
@@ -119,7 +119,7 @@ class Standing:
                 action()
             except OSError as error:
                 raise NotSaved(
-                    f"a member that stands still could not be {what} in {self._directory}"
+                    f"a stopped member could not be {what} in {self._directory}"
                     f" ({io_errors.reason(error)}): make room there; {remedy}"
                 ) from error
 
@@ -127,9 +127,9 @@ class Standing:
 
 
 def _shares(state: Any) -> list[tuple[range, Any]]:
-    """Return the share of ``state`` [S, ...] on this process's devices: its members, and a State of these.
+    """Return the members and their State on each of this process's devices, from ``state`` [S, ...].
 
-    No device is asked for what another one has, as a program for all of them would; nothing is copied.
+    Nothing is copied or moved between devices.
     """
     flat, structure = jax.tree.flatten(state)
     members = range(flat[0].shape[0])
@@ -155,7 +155,7 @@ def _device(share: Any) -> jax.Device:
 
 
 def _lane(state: Any, place: Any) -> Any:
-    """One member of a State as a State [1, ...] of its own."""
+    """Return the State [1, ...] of one member."""
     return jax.tree.map(lambda x: x[None], tree.take(state, place))
 
 

@@ -1,4 +1,4 @@
-"""Ends of the training of a member, or of all, other than a signal or a failure."""
+"""Conditions that end the training of a member, or of all members, besides signals and failures."""
 
 from __future__ import annotations
 
@@ -13,52 +13,51 @@ from popjax.host.runs.run import Position, Run
 
 
 def satisfied(run: Run, position: Position) -> set[int]:
-    """Return the places of the members whose latest evaluation has the return that is asked for."""
+    """Return the places of active members whose latest evaluation reached ``stop_at_return``."""
     wanted = run.options.stop_at_return
     if wanted is None:
         return set()
     latest = {evaluation.member: evaluation.mean for evaluation in position.evaluations}
-    return {place for place in position.living if latest.get(run.members[place].number, -np.inf) >= wanted}
+    return {place for place in position.active if latest.get(run.members[place].number, -np.inf) >= wanted}
 
 
 def ended(run: Run, position: Position) -> set[int]:
-    """Return the places of the members that are at the end of their budget or satisfied."""
-    spent = {place for place in position.living if position.env_steps[place] >= run.options.env_steps}
+    """Return the places of active members that have spent their budget or are satisfied."""
+    spent = {place for place in position.active if position.env_steps[place] >= run.options.env_steps}
     return spent | satisfied(run, position)
 
 
-def standing(run: Run, position: Position) -> set[int]:
-    """Return the places of the members that do not go on: ended or failed."""
+def stopped(run: Run, position: Position) -> set[int]:
+    """Return the places of the members that have ended or failed."""
     return ended(run, position) | position.failed.keys()
 
 
 def over(run: Run, position: Position) -> bool:
-    """Return whether no member goes on."""
-    return len(standing(run, position)) == len(run.members)
+    """Return whether all members have stopped."""
+    return len(stopped(run, position)) == len(run.members)
 
 
 def out_of_time(run: Run) -> bool:
-    """Return whether this process has used up the minutes that the run may take."""
+    """Return whether this process has spent ``max_minutes``."""
     minutes = run.options.max_minutes
     return minutes is not None and time.perf_counter() - run.begun >= 60 * minutes
 
 
 def reasons(run: Run, position: Position, early: str | None) -> dict[int, str]:
-    """Return why members stopped before their budget, by place; ``early`` is what ended the whole run."""
+    """Return why members stopped before their budget, by place; ``early`` is why the whole run did."""
     met = satisfied(run, position)
     return {
         place: f"reached a return of {run.options.stop_at_return:g}" if place in met else str(early)
-        for place in position.living
+        for place in position.active
         if position.env_steps[place] < run.options.env_steps and (early or place in met)
     }
 
 
 def sees_policy(sink: Callable[..., Any]) -> bool:
-    """Return whether a sink takes the policy as its third argument: a positional one without a default, or
-    any number of arguments."""
+    """Return whether a sink takes a third argument, the policy: a required positional one, or ``*args``."""
     try:
         parameters = inspect.signature(sink).parameters.values()
-    except (TypeError, ValueError):  # of a builtin
+    except (TypeError, ValueError):  # a builtin without a signature
         return False
     needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len([p for p in needed if p.default is p.empty]) == 3 or any(
@@ -67,5 +66,5 @@ def sees_policy(sink: Callable[..., Any]) -> bool:
 
 
 def says_stop(answer: Any) -> bool:
-    """Return whether a sink has answered True."""
+    """Return whether a sink returned True."""
     return answer is True or (isinstance(answer, np.bool_) and bool(answer))

@@ -1,5 +1,7 @@
-"""Choice among the checkpoints of a run: an older one, the last good one of a failed member, or the best
-policies."""
+"""Choice of policies of a run: an older checkpoint, the best ones, or one individual of a population.
+
+A failed member is represented by its last good checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,11 @@ BEST = "best"
 
 
 def generation(files: RunDirectory, wanted: str, every: int) -> int:
-    """Return the generation of the checkpoint of ``wanted`` environment steps: the first that reached them,
-    within an interval ``every``.
+    """Return the generation of the first checkpoint at or after ``wanted`` environment steps, at most
+    ``every`` steps later.
 
     Raises:
-        Refused: ``wanted`` is no number, or there is no such checkpoint.
+        Refused: ``wanted`` is not a number, or there is no such checkpoint.
     """
     try:
         steps = int(float(wanted))
@@ -55,14 +57,16 @@ def with_last_good(
     members: Mapping[int, Member],
     beginning: Callable[[int], Any],
 ) -> tuple[Any, list[int]]:
-    """Return the State of ``members``, by place in the run, and the environment steps of each; those that
-    have failed are what they were at their last good checkpoint, or at their ``beginning`` without one.
+    """Return the State of ``members``, given by place in the run, and the environment steps of each.
 
-    ``found`` is the State [len(members), ...] of a checkpoint and its extra, ``beginning`` gives the State
-    [1, ...] with which the member at a place began.
+    Failed members have the State of their last good checkpoint or, without one, their initial State.
+
+    Args:
+        found: the State [len(members), ...] of a checkpoint and its extra facts.
+        beginning: place of a member -> its initial State [1, ...].
 
     Raises:
-        Refused: the last good checkpoint of one is not whole.
+        Refused: the last good checkpoint of a failed member is damaged.
     """
     state, extra = found
     steps = [int(extra["env_steps"][place]) for place in members]
@@ -85,14 +89,35 @@ def with_last_good(
 def with_best(
     method: Method, state: Any, files: RunDirectory, numbers: list[int]
 ) -> tuple[Method, Any, list[int]]:
-    """Return ``method`` and a State [S, ...] of which the policies are the best ones of members ``numbers``,
-    and the environment steps that each was trained for. They explore as in ``state``.
+    """Return ``method`` and a State [S, ...] with the best policies of the members ``numbers``, and the
+    environment steps for which each had trained. The policies explore as in ``state``.
 
     Raises:
-        Refused: none was kept.
+        Refused: no policies were kept.
     """
     first = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[0], s), state)
     policies, steps = best_policies.load(files.best, jax.eval_shape(method.policy, first), numbers)
     scale = sweep.lift(lambda s: jnp.asarray(method.exploration(s), jnp.float32), len(numbers))(state)
     kept = method._replace(policy=lambda pair: pair[0], exploration=lambda pair: pair[1], individuals=None)
     return kept, (policies, scale), steps
+
+
+def individual(method: Method, state: Any, index: int) -> Method:
+    """Return ``method`` with the policy of individual ``index`` of the population; ``state`` is [S, ...].
+
+    Raises:
+        Refused: there is no such individual, or the individuals of the method do not act alone.
+    """
+    if method.individuals is None:
+        raise Refused(
+            "--individual: this method offers no policies of individuals: they act together, share one policy"
+            " or play different tasks"
+        )
+    policies_of = method.individuals
+    first = jax.eval_shape(lambda s: policies_of(tree.take(s, 0)), state)
+    size = jax.tree.leaves(first)[0].shape[0]
+    if not 0 <= index < size:
+        raise Refused(
+            f"--individual must be in 0 to {size - 1}, the population's size being {size}, got {index}"
+        )
+    return method._replace(policy=lambda s: tree.take(policies_of(s), index))

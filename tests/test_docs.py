@@ -73,13 +73,13 @@ def test_the_python_of_a_page_runs(path, module, tmp_path, monkeypatch):
 
 
 def training_commands():
-    """Yield (page, command) of every ``run.py`` line in the documentation that stands for itself."""
+    """Yield (page, command) of every complete training command in the documentation."""
     for path in [ROOT / "README.md", *sorted(DOCS.glob("[!_]*.md")), *sorted(DOCS.glob("[!_g]*/*.md"))]:
         for language, block in re.findall(
             r"^```([^\n]*)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE
         ):
             for line in block.replace("\\\n", " ").splitlines() if not language else ():
-                told = re.fullmatch(r"python scripts/run.py (.*)", line.strip())
+                told = re.fullmatch(r"(?:python scripts/run.py|popjax train) (.*)", line.strip())
                 if told and not re.search(r"\.\.\.|\[|METHOD|my_package|steps N", told[1]):
                     yield path.name, told[1]
 

@@ -32,10 +32,10 @@ def better_action(
 
     q_x, q_y:           [B]       values of the two actions.
     action_x, action_y: [B, ...]  actions of the parents, or what their policies say of the state.
-    tie:                what equal values mean: imitate ``y`` (PDERL's code) or nobody (its paper).
+    tie:                what equal values mean: imitate ``y`` (PDERL's code) or none (its paper).
 
-    Returns the target [B, ...] and ``imitate`` float32 [B], 0 where nobody is imitated. Neither parents nor
-    critic receive gradients.
+    Returns the target [B, ...] and ``imitate`` float32 [B], 0 where no parent is imitated. Neither parents
+    nor critic receive gradients.
     """
     _require(tie in ("y", "drop"), f"tie: 'y' or 'drop', got {tie!r}")
     target = tree.where(q_x > q_y, action_x, action_y)

@@ -147,7 +147,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
     """Return ``agent`` with observations normalized by running statistics and cut to [-clip, clip].
 
     Its state is ``Whitened``, and its policy parameters are a pair of the agent's own and the statistics, so
-    that whoever acts sees what the learner sees. ``actor`` and ``critic`` stay networks of normalized
+    that acting sees the same inputs as learning. ``actor`` and ``critic`` stay networks of normalized
     observations.
     """
 

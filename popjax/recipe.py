@@ -64,7 +64,7 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
 
     With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return one
     Method, so that nothing is compiled twice. Its functions are traced under
-    ``numerics.standard``, whoever compiles them.
+    ``numerics.standard`` wherever they are compiled.
 
     Raises:
         ValueError: ``build`` takes no Config.

@@ -50,9 +50,9 @@ ROLLOUT = 5
 class Config:
     """Shapes of the networks."""
 
-    hidden: tuple[int, ...] | None = None  # units; None: 64 64, behind images of Atari 512
-    activation: Literal["relu", "tanh"] = "tanh"  # between them
-    initializer: nets.Initializer = "orthogonal"  # of both
+    hidden: tuple[int, ...] | None = None  # units; None: 64 64, or 512 after Atari's convolutions
+    activation: Literal["relu", "tanh"] = "tanh"  # of the hidden layers
+    initializer: nets.Initializer = "orthogonal"  # of policy and value networks
     squash: bool = False  # whether continuous actions are tanh of a Gaussian's, else they are clipped
     lstm: int = 0  # units of an LSTM behind the hidden layers of policy and value network; 0: none
 
@@ -68,8 +68,8 @@ class Hyper:
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     trace_decay: Number = number(1.0, high=1.0)  # lambda of the advantages; 1 is the n-step return
-    value_weight: Number = number(0.5)  # of the mean squared error of the values in the loss
-    entropy_weight: Number = number(0.01)  # of the policy's mean entropy in the loss, per nat
+    value_weight: Number = number(0.5)  # weight of the mean squared error of the values in the loss
+    entropy_weight: Number = number(0.01)  # weight of the policy's mean entropy [nats] in the loss
     lr: Number = number(7e-4)  # RMSProp's rate at the start
     max_grad_norm: Number = number(0.5)  # global norm to which the gradient of both networks is clipped
     anneal_updates: Number = number(500_000.0)  # gradient steps over which lr falls linearly to 0; 0: never

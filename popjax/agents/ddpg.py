@@ -46,8 +46,8 @@ class Config:
     critic_hidden: int = 300  # "branches": second layer, units
     critic_layers: tuple[int, ...] = (64, 64)  # "layers": units, with ReLU and the common layer norm
     action_layer: int = 1  # "layers": the hidden layer that the action joins; 0: with the observation
-    activation: Literal["tanh", "relu"] = "tanh"  # between the actor's layers
-    norm: nets.Norm = "erl"  # of the actor's layers; "erl" is ERL's own layer norm
+    activation: Literal["tanh", "relu"] = "tanh"  # of the actor's hidden layers
+    norm: nets.Norm = "erl"  # norm of the actor's hidden layers; "erl" is the layer norm of ERL
     first_weights: Literal["torch", "glorot"] = "torch"  # actor: PyTorch's, or Glorot and a small output
     normalize: bool = False  # whether observations are normalized by running statistics and cut to [-5, 5]
     output_scale: float = 0.1  # "torch", "branches": multiplies the learner's initial output layers

@@ -40,7 +40,7 @@ class Config:
     torso: Literal["auto", "dense", "minatar", "atari"] = "auto"  # convolutions; "auto": by the observations
     hidden: tuple[int, ...] = ()  # dense layers, units; none: the torso's own
     norm: nets.Norm = "layer"  # before the activations of the dense layers
-    dueling: bool = False  # whether value and advantage have dense layers of their own
+    dueling: bool = False  # whether value and advantage have separate dense layers
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
     normalize_obs: bool = False  # observations are whitened by their running statistics

@@ -40,10 +40,10 @@ ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns f
 class Config:
     """Networks, and passes over a rollout."""
 
-    hidden: tuple[int, ...] | None = None  # units; None: 64 64, behind images of Atari 512
-    activation: Literal["relu", "tanh"] = "tanh"  # between them
-    initializer: nets.Initializer = "orthogonal"  # of both
-    log_std: float = -0.5  # of a fresh Gaussian policy, at all observations
+    hidden: tuple[int, ...] | None = None  # units; None: 64 64, or 512 after Atari's convolutions
+    activation: Literal["relu", "tanh"] = "tanh"  # of the hidden layers
+    initializer: nets.Initializer = "orthogonal"  # of policy and value networks
+    log_std: float = -0.5  # initial log standard deviation of a Gaussian policy
     # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
     squash: bool = False
     policy_epochs: int = 80  # passes of the policy over a rollout, at most
@@ -71,7 +71,7 @@ class Hyper:
     policy_lr: Number = number(3e-4)  # Adam's rate for the policy
     value_lr: Number = number(1e-3)  # Adam's rate for the value
     target_kl: Number = number(0.01)  # the policy stops beyond 1.5 times this divergence, nats; inf: never
-    entropy_weight: Number = number(0.0)  # of the entropy bonus
+    entropy_weight: Number = number(0.0)  # weight of the entropy bonus
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
     anneal_rollouts: Number = number(0.0)  # rollouts over which both rates fall linearly to 0; 0: never
 

@@ -43,7 +43,7 @@ class Config:
     actor_q: Literal["mean", "min"] = "mean"
     initializer: nets.Initializer = "orthogonal"  # or PyTorch's default: uniform by fan-in, biases too
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    precision: nets.Precision = "float32"  # of hidden layers while learning; acting is float32
+    precision: nets.Precision = "float32"  # of hidden layers in gradient steps; acting uses float32
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -27,7 +27,7 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
     policy_delay: int = 2  # gradient steps of the critics per step of actor and targets
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    precision: nets.Precision = "float32"  # of hidden layers while learning; acting is float32
+    precision: nets.Precision = "float32"  # of hidden layers in gradient steps; acting uses float32
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -105,8 +105,8 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
         return 128 + interrupted.signal_number
     except KeyboardInterrupt:
         complain("interrupted; what was not saved is lost")
-        os._exit(130)  # a chunk may still be computed in the background: nobody wants to wait for it
-    except BrokenPipeError:  # whoever read our output has had enough
+        os._exit(130)  # do not wait for a chunk that may still be computed in the background
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         return 1
     except OSError as failure:
         return _fail(f"{type(failure).__name__}: {failure}", 1)

@@ -87,7 +87,8 @@ def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
 
 
 def vector_size(spec: Spec, who: str) -> int:
-    """Return the observation size for a learner ``who``; a ValueError where observations are not vectors."""
+    """Return the observation size; raise a ValueError naming the learner ``who`` unless observations are
+    vectors."""
     if len(spec.obs_shape) != 1:
         raise ValueError(f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}")
     return spec.obs_shape[0]

@@ -86,7 +86,7 @@ class Pretrained(NamedTuple):
     memory:      what the policy remembers at the start of an episode.
     env_steps:   what its training cost, environment steps.
     config:      the Config of its method.
-    individuals: parameters [P] of all policies of the population; None where nobody acts alone.
+    individuals: parameters [P] of all policies of the population; None if individuals do not act alone.
     unroll:      as ``Method.unroll``.
     origin:      the run that it comes from, as in ``config.json``; None of a policy that comes from none.
     schedule:    what ``Method.schedule`` tells of its State; None without one.

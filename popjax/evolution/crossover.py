@@ -55,7 +55,8 @@ class Distillation:
 
     batch: int = 128  # states per gradient step
     epochs: int = 12  # passes over the child's memory, each of (memory size // batch) gradient steps
-    imitate: Literal["mode", "kl"] = "mode"  # of a stochastic parent: its greedy action, or all of its policy
+    # of a stochastic parent, imitate the greedy action (mode) or the whole distribution (kl)
+    imitate: Literal["mode", "kl"] = "mode"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -75,7 +76,7 @@ def distil(
 ) -> Params:
     """Return a child that acts in each state of ``memory`` as the parent whose action the critic prefers.
 
-    agent, learner: the kind of agent that everyone is, and the state whose critic judges (``agent.value``).
+    agent, learner: the kind of all agents, and the state whose critic compares them (``agent.value``).
     x, y:           policies of the fitter and of the other parent.
     memory:         the child's, of rows with a field ``obs`` [*obs]; its size decides the number of steps.
     learning_rate:  Adam's.
@@ -91,7 +92,7 @@ def distil(
         return actions.bounded(actions.mode(agent.outputs(params, obs)))
 
     def lesson(obs: Array) -> tuple[Any, Array]:
-        """Return what to do in a state, and whether anybody is imitated there."""
+        """Return the action to imitate in a state, and whether there is one."""
         value_x, value_y = (agent.value(learner, obs, played(parent, obs)) for parent in (x, y))
         said = agent.outputs if config.imitate == "kl" else played
         return better_action(value_x, value_y, said(x, obs), said(y, obs))

@@ -88,7 +88,7 @@ def proximal_all(
         rows, valid = draw(memory, key_draw, batch)
         return proximal(policy, actor, rows.obs, valid, key_noise, std, floor)
 
-    # A Jacobian per action component for everyone at once needs much memory.
+    # A Jacobian per action component for the whole population at once needs much memory.
     return mapped(one, (actors, memories, keys, stds), cpu=2, accelerator=16)
 
 

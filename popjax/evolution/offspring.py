@@ -74,7 +74,7 @@ def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) ->
     genome_a, memory_a = tree.take((actors, memories), elite)
     genome_b, memory_b = tree.take((actors, memories), winner)
     crossed_a, crossed_b = jax.vmap(n_point)(jax.random.split(key_cross, pairs), genome_a, genome_b)
-    # A slot paired with itself holds the winner's clone and has nobody to exchange rows with.
+    # A slot paired with itself holds the winner's clone and has no partner to exchange rows with.
     crossed_b = tree.where(first == second, genome_b, crossed_b)
     for pair in range(pairs):  # in order: the repeated slot keeps what it is given last
         a, b = tree.take(((crossed_a, memory_a), (crossed_b, memory_b)), pair)

@@ -1,4 +1,4 @@
-"""Ranks of individuals by fitness: more is better, and whoever has diverged is the worst."""
+"""Ranks of individuals by fitness: higher is better, and diverged individuals come last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches over the numbers of a population in training: at a ready point, who goes on as whom.
+"""Searches over the numbers of a population in training: at a ready point, which individuals replace which.
 
 Each search is a function of the individuals' returns, and they differ in nothing else. Chance decides among
 equals.
@@ -26,8 +26,9 @@ class Pbt:
     """Population based training. Jaderberg et al., 2017, arXiv 1711.09846."""
 
     exploit: Literal["truncation", "tournament", "welch"] = "truncation"
-    """who is copied: one of the best by the worst, a random other that is better, or significantly better"""
-    fraction: float = 0.2  # of the population that is replaced, and that is copied, by truncation
+    """which individual is copied: one of the best by one of the worst, or a random other one that is better,
+    or significantly better"""
+    fraction: float = 0.2  # fraction of the population that truncation replaces, and that it copies
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -37,18 +38,18 @@ class Pbt:
 
 @dataclass(frozen=True)
 class Random:
-    """Random search: everyone keeps the numbers that it drew at the start."""
+    """Random search: all individuals keep the numbers drawn at the start."""
 
 
 @dataclass(frozen=True)
 class Halving:
     """Successive halving on a fixed number of lanes, at the ready points 1, ``factor``, ``factor``^2, ...
-    Jamieson & Talwalkar, AISTATS 2016. Those that are stopped make room, and nothing is compiled anew. Nobody
-    explores: clones keep the numbers of the survivor."""
+    Jamieson & Talwalkar, AISTATS 2016. Slots of stopped individuals are reused, so nothing is recompiled.
+    There is no exploration: clones keep the numbers of the survivor."""
 
-    factor: int = 2  # one in so many goes on
+    factor: int = 2  # one individual in ``factor`` continues
     freed: Literal["clones", "fresh"] = "clones"
-    """who takes the lanes of the others: clones of those that go on, until one line is left, or newcomers,
+    """what replaces the stopped ones: clones of the others, until one line is left, or newcomers,
     which are compared only with those of their own age"""
 
     def __post_init__(self) -> None:
@@ -154,7 +155,7 @@ def last_rung(config: AnyConfig, population: int) -> int:
 
 
 def copies(source: Array) -> Decision:
-    """Return the decision that everyone goes on as ``source`` int32 [P], and explores where that is
+    """Return the decision that every slot continues as ``source`` int32 [P], and explores where that is
     another."""
     return Decision(source, source, source != jnp.arange(source.shape[0]), jnp.zeros(source.shape, jnp.bool_))
 
@@ -193,7 +194,7 @@ def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
     """Return int32 [P]: each takes over from a random other one that has a higher mean return by Welch's
     t-test.
 
-    The test is two-sided; with fewer than two episodes of either nobody is taken over.
+    The test is two-sided; with fewer than two episodes of either, there is no takeover.
     """
     rival, own = _rival(uniform), jnp.arange(uniform.shape[0])
     count = now.valid.sum(1)

@@ -92,7 +92,7 @@ def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selec
 def parents(selection: Selection, fitness: Array, score: Array) -> tuple[Array, Array]:
     """Return the two parents of every vacant slot, int32 [C] each, the fitter one first.
 
-    fitness: float [P] decides who is fitter; equals keep the order of the list.
+    fitness: float [P] decides which parent is fitter; ties keep the order of the list.
     score:   float [P, P] symmetric mating score.
 
     All pairs of list positions among elite copies and offspring, best score first; the i-th vacant slot takes

@@ -48,7 +48,7 @@ class Config:
 class Hyper:
     """Numbers of one module."""
 
-    weight: Number = number(0.2)  # of the bonus beside the task's reward
+    weight: Number = number(0.2)  # weight of the bonus added to the task's reward
     lr: Number = number(3e-4)  # Adam's rate for the discriminator
 
 

@@ -53,7 +53,7 @@ def diversity_reward(means: Array, target_means: Array, index: Array | int) -> A
     target_means: [N, B, A]  those of all agents' targets; row ``index``, the agent's own, is left out.
     index:        int []     which agent it is.
 
-    Returns [B], through which no gradient flows; 0 where there is nobody else.
+    Returns [B], through which no gradient flows; 0 for a single agent.
     """
     agents = target_means.shape[0]
     others = jnp.arange(agents) != index

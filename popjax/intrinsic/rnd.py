@@ -36,7 +36,7 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
     torso: images.Torso = "auto"  # convolutions in front of them, of images; "auto": by the observations
     features: int = 64  # outputs of target and predictor
-    scale: Literal["bonus", "return"] = "bonus"  # whose standard deviation divides the bonus
+    scale: Literal["bonus", "return"] = "bonus"  # quantity whose standard deviation divides the bonus
     # Of a population: a module each that learns what its agent acted, a module each that learns everything,
     # or one for all.
     modules: Literal["own", "each", "one"] = "own"
@@ -51,9 +51,9 @@ class Config:
 class Hyper:
     """Numbers of one module."""
 
-    weight: Number = number(0.2)  # of the bonus beside the task's reward
+    weight: Number = number(0.2)  # weight of the bonus added to the task's reward
     lr: Number = number(3e-4)  # Adam's rate for the predictor
-    discount: Number = number(0.99, high=1.0)  # of the sum of bonuses, per environment step; scale "return"
+    discount: Number = number(0.99, high=1.0)  # per environment step, of the bonuses' sum; for scale "return"
 
 
 @struct.dataclass

@@ -120,7 +120,7 @@ class State:
     metrics: Metrics
     learner: Learner
     frozen: Frozen
-    pairs: Ring  # of Pairs
+    pairs: Ring  # rows of Pairs
     lanes: Lanes = stacked()
 
 

@@ -56,12 +56,12 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: counting.Count  # [] of the student, in all lanes; a teacher that trains takes as many
+    env_steps: counting.Count  # [] of the student in all lanes; a teacher that trains takes the same number
     generation: Array  # int32 [] rollouts
     metrics: Metrics
     tasks: tuple[Task, ...]  # the student's and then those of the teachers that train
     guides: tuple[Guide, ...]  # the finished teachers, then those that train
-    scores: Ring = stacked()  # [P] of the returns of the last episodes
+    scores: Ring = stacked()  # [P] returns of the last episodes
 
 
 class Learned(NamedTuple):

@@ -31,7 +31,8 @@ TIMES = ("align_from", "distil_from", "distil_until")
 class Config:
     """Options of a student, its teachers, and teachers that train beside it."""
 
-    network: recurrent.Config = field(default_factory=recurrent.Config)  # of the student and those teachers
+    # networks of the student and of the teachers trained beside it
+    network: recurrent.Config = field(default_factory=recurrent.Config)
     lanes: int = 8  # environments of each task, the workers of A3C
     steps: int = 20  # environment steps of each lane in a rollout
     # a gradient step for each lane in turn, or one for the mean over lanes: with 8 lanes these are 8 times
@@ -70,12 +71,12 @@ class Hyper:
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     trace_decay: Number = number(1.0, high=1.0)  # lambda of the advantages
-    value_coef: Number = number(0.5)  # of half the summed squared error of the values in the loss
+    value_coef: Number = number(0.5)  # weight in the loss of half the summed squared error of values
     entropy: Number = number(0.01)  # weight of the policy's summed entropy in the loss, per nat
     max_grad_norm: Number = number(40.0)  # global norm to which every gradient is clipped
     lr: Number = number(1e-4)  # Adam's rate for the task's own rewards
-    distil_lr: Number = number(1e-4)  # that of distillation, which has an Adam of its own
-    align_lr: Number = number(1e-4)  # that of the alignment networks
+    distil_lr: Number = number(1e-4)  # learning rate of distillation, which has its own Adam
+    align_lr: Number = number(1e-4)  # learning rate of the alignment networks
     temperature: Number = number(1.0, low=1e-6)  # tau, by which a teacher's logits are divided
     align_from: Number = number(0.15)  # T1, when alignment networks begin to train
     distil_from: Number = number(0.2)  # T2, when distillation begins
@@ -127,7 +128,7 @@ class Task:
 
 
 def due(taken: Count, hyper: Hyper) -> Due:
-    """Return who learns from teachers after ``taken`` environment steps."""
+    """Return which networks learn from teachers after ``taken`` environment steps."""
     going_on = ~reached(taken, hyper.distil_until, hyper)
     return Due(*(going_on & reached(taken, when, hyper) for when in (hyper.align_from, hyper.distil_from)))
 

@@ -55,7 +55,7 @@ class Config(offpolicy.Common):
         check_least(self, 1, "q_horizon")
         super().__post_init__()
         if self.col_unroll == "eps_collab" and self.population == 1:
-            raise ValueError("eps_collab has nobody to differ from: population is 1")
+            raise ValueError("eps_collab needs two or more agents, got population 1")
         if isinstance(self.drive, diayn.Config) and (self.col_eval or self.col_unroll):
             raise ValueError("agents of diayn have skills of their own; unset col_unroll and col_eval")
 
@@ -71,9 +71,9 @@ class Config(offpolicy.Common):
 class Hyper:
     """Numbers of the method."""
 
-    learner: Any = field(default_factory=sac.Hyper)  # of every agent, or [P] for one number each
-    drive: Any = field(default_factory=contrastive.Hyper)  # its weight and ego_weight may be [P], too
-    acting: acting.Hyper = field(default_factory=acting.Hyper)  # of col_unroll, and of col_eval softmax
+    learner: Any = field(default_factory=sac.Hyper)  # numbers of every agent; [P] for one value each
+    drive: Any = field(default_factory=contrastive.Hyper)  # its weight and ego_weight may also be [P]
+    acting: acting.Hyper = field(default_factory=acting.Hyper)  # for col_unroll, and col_eval softmax
     classifier_lr: Number = number(3e-4)  # Adam's rate for the Q-classifier
 
 

@@ -1,7 +1,7 @@
 """CEM-RL: combining evolutionary and gradient-based methods for policy search. Pourchot & Sigaud, ICLR 2019.
 
 The cross-entropy method searches around a mean actor. In every generation half of the actors that it draws
-take gradient steps against a critic that all of them share before everyone plays an episode, and mean and
+take gradient steps against a critic that all of them share before all actors play an episode, and mean and
 variance move to the best half, whether gradients or chance made it. What they play fills one replay.
 
 A generation: draw -> train -> evaluate -> move. Algorithm 1.
@@ -54,7 +54,7 @@ class Config:
     """Sizes and choices; the defaults are the paper's."""
 
     population: int = 10  # actors of a generation; the best half moves the search
-    trained: int = 5  # of them, those that take gradient steps
+    trained: int = 5  # actors of a generation that take gradient steps
     trials: int = 1  # episodes whose mean return is an actor's fitness
     mixing: bool = False  # importance mixing: actors of the last generation stay where the search allows it
     elitism: bool = False  # the last actor of a generation is the best of the one before
@@ -127,7 +127,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: counting.Count  # [] of all actors
+    env_steps: counting.Count  # [] of all actors together
     generation: Array  # int32 [] completed
     metrics: Metrics
     critic: shared_critic.Critic
@@ -233,8 +233,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, critic=critic, population=everyone, metrics=metrics)
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of everyone and remember them (lines 18 to 22); of those who stayed
-        take return and transitions again."""
+        """Play ``trials`` greedy episodes of all actors and store them (lines 18 to 22); of actors that
+        stayed take return and transitions again."""
         key, key_play = jax.random.split(s.key)
         owner = jnp.repeat(jnp.arange(population), config.trials)
         episodes = lanes.episodes(

@@ -123,8 +123,8 @@ class State:
     starts: Lanes  # [trials] where test episodes begin, the same in all iterations
     excess: Array  # int32 [] steps by which evolution's latest phase was too long
     length: Array  # int32 [] of evolution's next phase, where the schedule is the code's
-    scores: Array = stacked()  # float32 [P] of the last iteration
-    labels: Array = stacked()  # bool [P] who has taken over the global agent's policy
+    scores: Array = stacked()  # float32 [P] scores of the last iteration
+    labels: Array = stacked()  # bool [P] actors that have taken over the global agent's policy
 
 
 @recorded

@@ -31,7 +31,7 @@ class Evolution:
     """The gradient-free agent: a search over the parameters of one deterministic policy."""
 
     hidden: tuple[int, ...] = (400, 300)  # hidden layers of the policy, units
-    activation: Literal["relu", "tanh"] = "relu"  # between them
+    activation: Literal["relu", "tanh"] = "relu"  # of the hidden layers
     cem: cem.Config = field(default_factory=cem.Config)  # population and parents
     score: Literal["best", "mean"] = "best"  # test the best individual of the last generation, or the mean
 
@@ -71,7 +71,7 @@ class Config:
     drive: drives.NoveltyConfig | None = None
 
     transfer: bool = True  # hand policies over
-    share: bool = True  # the global agent learns from everybody's transitions, else from its own alone
+    share: bool = True  # the global agent learns from all agents' transitions, else only from its own
     capacity: int = 1_000_000  # M_g, transitions in the global memory
     local_capacity: int = 20_000  # M_l, transitions in the local memory
     local_least: int = 10_000  # use the local memory once it holds more
@@ -248,12 +248,12 @@ def steps_bound(spec: Spec, config: Config) -> int:
 class Hyper:
     """Numbers: those of the agents, and of their cooperation."""
 
-    off_policy: Any  # of the global agent and its copies
-    on_policy: Any  # of the on-policy agent
-    cem: Any  # of the search
+    off_policy: Any  # numbers of the global agent and its copies
+    on_policy: Any  # numbers of the on-policy agent
+    cem: Any  # numbers of the search
     gap: Number = number(100.0)  # f, by how much a score must exceed another for a policy to be handed over
     local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
-    drive: Any = None  # of the drive
+    drive: Any = None  # numbers of the drive
 
 
 def default_hyper(config: Config) -> Hyper:

@@ -204,7 +204,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
             taken.append(player.take_in(state, mine, numbers, jax.random.fold_in(key, row)))
         team: States = members.rows.of(taken)
         learner = team.off_policy
-        if learner is not None:  # a gradient step for every environment step, whoever plays it
+        if learner is not None:  # a gradient step for every environment step of any agent
             others = count.sum() - count[members.rows.off_policy]
             team = team._replace(off_policy=replace(learner, owed=learner.owed + others))
         tested = step.alive & (turn == turns.tests)

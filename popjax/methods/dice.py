@@ -1,7 +1,7 @@
 """DiCE. Peng, Sun & Zhou, 2020, "Non-local Policy Optimization via Diversity-regularized Collaborative
 Exploration"; in its SAC form.
 
-Agents share a replay and learn from batches with equal shares of everyone's transitions. Every actor climbs
+Agents share a replay and learn from batches with equal shares of all agents' transitions. Every actor climbs
 the bisector of two gradients: that of the task, and that of a critic that values acting unlike the others.
 
 An iteration: collect -> learn x updates. The first agent is evaluated. Differs from the paper: critics are
@@ -82,7 +82,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     network = nets.critic(*sizes, initializer="orthogonal", precision=config.sac.precision)
 
     def apart(crew: Learners) -> Learners:
-        """Let agents learn to act unlike each other, from equal shares of everyone's transitions."""
+        """Let agents learn to act unlike each other, from equal shares of all agents' transitions."""
         return crew._replace(
             init=lambda key, hyper: jax.vmap(init_one, (0, None))(
                 jax.random.split(key, population), hyper.sac

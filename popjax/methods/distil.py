@@ -77,9 +77,9 @@ class Config:
     lanes: int = 32  # environments
     steps: int = 20  # environment steps of each lane in a rollout
     capacity: int = 5_000  # rollouts of a lane that are kept; the oldest are overwritten
-    batch: int = 32  # of them in a gradient step
+    batch: int = 32  # observations in a gradient step
     updates: int = 32  # gradient steps after each rollout of all lanes
-    labels: Literal["actions", "logits"] = "actions"  # what a teacher of discrete actions says
+    labels: Literal["actions", "logits"] = "actions"  # targets from a teacher of discrete actions
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -135,8 +135,8 @@ class State:
     generation: Array  # int32 []
     metrics: Metrics
     learner: Learner
-    frozen: Params  # of the teacher
-    seen: Ring  # of Seen
+    frozen: Params  # parameters of the teacher
+    seen: Ring  # rows of Seen
     lanes: Lanes = stacked()
 
 

@@ -1,13 +1,14 @@
 """Evolution strategies over policies: OpenAI-ES (Salimans et al., 2017), CMA-ES, SNES and others of evosax.
 
-A distribution over the parameters of one network is asked for a population, everyone plays whole episodes,
+A distribution over the parameters of one network is asked for a population, every individual plays whole
+episodes,
 and the distribution is told their mean returns. There is neither a gradient of the policy nor a replay, so
 any task will do. Observations are normalized by running statistics of all steps of all individuals.
 
 A generation: ask -> evaluate -> tell. The distribution's mean is deployed.
 
-Differs from Salimans et al.: no weight decay, episodes are played to their end, and everyone's observations
-count in the statistics.
+Differs from Salimans et al.: no weight decay, episodes are played to their end, and the observations of all
+individuals count in the statistics.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return obs if config.normalize_obs else ()
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of everyone, all from the same initial states."""
+        """Play ``trials`` greedy episodes of every individual, all from the same initial states."""
         key, key_play = jax.random.split(s.key)
 
         def play(policy: Params) -> rollout.Episode:
@@ -172,7 +173,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def tell(s: State) -> State:
-        """Move the distribution by what everyone reached."""
+        """Update the distribution by the fitness of all individuals."""
         key, key_tell = jax.random.split(s.key)
         search = strategy.tell(s.search, s.population, s.metrics.fitness, s.hyper, key_tell)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, strategy.mean(search), strategy.mean(s.search)))

@@ -150,18 +150,18 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
 
     def judged(s: State) -> Standing:
-        """Return how everyone stands by its episodes in training."""
+        """Return the standing of all agents by their episodes in training."""
         return Standing(*judging.by_training(s.lanes), s.lineage.count, s.lineage.count - s.born)
 
     def scored(s: State, key: Key) -> Standing:
-        """Return how everyone stands by greedy episodes, which do not count as training."""
+        """Return the standing of all agents by greedy episodes, which do not count as training."""
         policies = base.individuals(s)
         returns = scoring.returns(env, base.act, policies, agent.memory, key, config.scoring)
         known = judged(s)
         return known._replace(fitness=returns.mean(1), returns=returns, valid=jnp.ones_like(returns, bool))
 
     def evolve(s: State) -> State:
-        """Let everyone that is to take over an agent do so and explore, at a ready point."""
+        """Let agents take over others and explore, at a ready point."""
         losses = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), s.metrics.losses)
         sick = ~tree.finite(s.metrics.losses)
         told = {"losses": losses, "diverged": sick.sum(dtype=jnp.int32)}
@@ -205,7 +205,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return replace(s, hyper=hyper, metrics=metrics, lineage=table, intervene=nothing)
 
     def handed_over(s: State, decision: Decision, fitness: Array, lost: Array) -> State:
-        """Give everyone the agent that it takes over and what goes with it; ``lost`` [P] have diverged."""
+        """Give each slot the agent that it takes over and what belongs to it; ``lost`` [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
         agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
         if env.spec.stack > 1:  # rows tell of the lanes' own frames, which a lost agent's actions leave sound
@@ -228,7 +228,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return replace(s, agents=tree.where(fresh, anew, s.agents), born=born)
 
     def numbers_after(hyper: PyTree, decision: Decision, key_explore: Key, key_prior: Key) -> PyTree:
-        """Return the numbers with which everyone goes on."""
+        """Return the numbers with which the agents continue."""
         taken = {name: x[decision.numbers] for name, x in named(hyper).items()}
         hyper = replace(hyper, **taken)
         if config.explore:

@@ -38,7 +38,7 @@ class Search:
     evolve: tuple[str, ...] = ()
     interval: int = 10_000  # environment steps of an agent between two ready points, up to whole iterations
     explore: bool = True  # whether copies explore; else they keep the numbers that they take over
-    episodes: int = 10  # of each agent, the last in training, whose mean return is its fitness
+    episodes: int = 10  # last episodes of an agent in training whose mean return is its fitness
     # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
     scoring: int = 0
     rounds: int = 1_000  # ready points that the State has room for
@@ -80,10 +80,10 @@ def configured(agent: Any = sac.Config(), **choices: Any) -> Config:
 class Numbers:
     """Numbers of the search itself."""
 
-    shrink: Number = number(0.8)  # what an explored number is multiplied by, or
-    grow: Number = number(1.2)  # this, with equal chances
+    shrink: Number = number(0.8)  # exploring multiplies a number by this
+    grow: Number = number(1.2)  # or by this, with equal chances
     resample: Number = number(0.25, high=1.0)  # probability that it is drawn from its prior instead
-    significance: Number = number(0.05, high=1.0)  # of Welch's test
+    significance: Number = number(0.05, high=1.0)  # significance level of Welch's test
 
 
 def default_hyper(config: Config) -> PyTree:
@@ -148,7 +148,7 @@ class Metrics(offpolicy.Metrics):
 
     fitness:   float32 [P]    mean return of the last episodes, or of those that were played for it.
     losses:    [P] each       as there, 0 where they are not finite.
-    numbers:   float32 [P] each, by name: what evolves, as everyone goes on with it.
+    numbers:   float32 [P] each, by name: the evolving numbers with which all individuals continue.
     ready:     int32 []       ready points so far.
     diverged:  int32 []       individuals with a loss that was not finite.
     parents:   int32 [P, 2]   slot that each individual stems from, -1 of a newcomer; its own between them.

@@ -1,6 +1,6 @@
 """Proximal distilled evolutionary reinforcement learning. Bodnar, Day & Lio, AAAI 2020.
 
-A population of actors evolves beside a learner that is trained on everyone's experience; every few
+A population of actors evolves beside a learner that is trained on the experience of all actors; every few
 generations the learner's actor enters the population. Children are distilled from the better actions of two
 parents, as the learner's critic judges them, and mutations are scaled by how much each weight moves the
 actions.
@@ -58,7 +58,7 @@ class State:
 
     key: Key
     hyper: Hyper
-    env_steps: counting.Count  # [] of population and learner
+    env_steps: counting.Count  # [] of the population and the learner
     generation: Array  # int32 [] completed
     metrics: Metrics
     learner: PyTree
@@ -125,7 +125,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of everyone and an exploring one of the learner; remember all of
+        """Play ``trials`` greedy episodes of each actor and an exploring one of the learner; store all of
         them."""
         key, key_play = jax.random.split(s.key)
         learner = jax.tree.map(lambda x: x[None], agent.policy(s.learner))

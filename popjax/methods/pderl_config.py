@@ -31,7 +31,7 @@ class Config:
     tournament: int = 3  # individuals drawn for each tournament
     crossover: Literal["distil", "n_point"] = "distil"  # how children are made: PDERL's operator or ERL's
     mutation: Literal["proximal", "gaussian"] = "proximal"  # how slots are mutated: PDERL's operator or ERL's
-    distillation: Distillation = field(default_factory=Distillation)  # of children
+    distillation: Distillation = field(default_factory=Distillation)  # for crossover by distillation
     mating: Mating = field(default_factory=Mating)  # which pairs have children
     memory: int = 8_000  # newest states that an individual and its heirs remember
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured
@@ -71,7 +71,7 @@ class Hyper:
     """Numbers, all sweepable."""
 
     agent: Any = field(default_factory=ddpg.Hyper)  # the learner's
-    drive: Any = None  # its drive's
+    drive: Any = None  # numbers of the drive
     updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
     mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
@@ -79,7 +79,7 @@ class Hyper:
     mutation_std_noise: Number = number(0.0)  # standard deviation of mutation_std, drawn for each mutation
     sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
     noise_theta: Number = number(0.15, high=2.0)  # DDPG, TD3: pull of the action noise to 0, per step
-    noise_sigma: Number = number(0.2)  # its standard deviation per step
+    noise_sigma: Number = number(0.2)  # standard deviation of the noise per step
     noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
 
 

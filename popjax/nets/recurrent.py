@@ -54,11 +54,11 @@ SMALLEST_FRAME = 32
 class Config:
     """Shapes of an actor-critic with memory."""
 
-    torso: TorsoKind = "auto"  # by the observation's shape, or one of the three
-    filters: tuple[int, ...] = ()  # of the convolutions; (): the torso's own
-    hidden: tuple[int, ...] = ()  # units of the dense layers behind them; (): the torso's own
-    recurrent: bool = True  # an LSTM behind the torso, or a dense layer of as many units
-    units: int = 256  # of either
+    torso: TorsoKind = "auto"  # network before the recurrent layer; auto: chosen by the observation's shape
+    filters: tuple[int, ...] = ()  # filters of the convolutions; (): the torso's default
+    hidden: tuple[int, ...] = ()  # units of the dense layers after them; (): the torso's default
+    recurrent: bool = True  # whether an LSTM follows the torso, else a dense layer
+    units: int = 256  # units of the LSTM or dense layer after the torso
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -1,4 +1,4 @@
-"""Joint exploration: agents choose their actions by what the others would do, or elect the one who acts.
+"""Joint exploration: agents choose their actions by what the others would do, or elect the one that acts.
 
 Collaborative Exploration (ICLR 2024 submission), equations 5 and 6; upper confidence bounds as in SUNRISE
 (Lee et al., 2021).

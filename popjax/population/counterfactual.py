@@ -20,7 +20,7 @@ class Worth(NamedTuple):
     """Outcomes of a ready point with all its decisions, and with each of them undone.
 
     source:  int32 [P]       individual that each slot took over; its own index if it went on.
-    decided: float32 [P]     final fitness of everyone with all decisions.
+    decided: float32 [P]     final fitness of all individuals with all decisions.
     undone:  float32 [P, P]  the same if the slot (row) had gone on as itself.
     """
 

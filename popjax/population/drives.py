@@ -50,7 +50,7 @@ class Drive(NamedTuple):
     observe: (state, rows [T, P, N], done [T, P, N], valid [T, P, N], hyper) -> state that has seen these
              steps, in order of time
     pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of what the drive
-             added). ``rows`` are everybody's own [P, B], or common ones [B]
+             added). ``rows`` are each agent's own [P, B], or common ones [B]
     learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] marks the
              agent's own among common rows; None for rows [P, B]
     env:     self-resetting Env -> the Env that the agents play
@@ -182,7 +182,7 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
 def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: bool = True) -> Drive:
     """Return a drive that gives each of ``population`` agents a module, or all of them one if ``shared``.
 
-    A module learns from its agent's ``own`` transitions, else from everybody's.
+    A module learns from its agent's ``own`` transitions, else from those of all agents.
     """
 
     def init(key: Key) -> PyTree:

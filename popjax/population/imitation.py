@@ -63,7 +63,7 @@ class Aligned:
     alignment: Params
 
 
-# Who teaches.
+# Teachers.
 
 
 def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:

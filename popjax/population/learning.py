@@ -16,7 +16,7 @@ from popjax.core import Agent, Key, PyTree, Weighted
 from popjax.replay.prioritized import Prioritized, PrioritizedReplay, importance_weights
 
 Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
-"""``(what learns, key) -> (what learns, losses)``: one gradient step of everyone, batch included."""
+"""``(what learns, key) -> (what learns, losses)``: one gradient step of all agents, batch included."""
 
 
 Learn: TypeAlias = Callable[..., tuple[Any, PyTree]]
@@ -88,7 +88,7 @@ def zeros(shapes: PyTree) -> PyTree:
 def everyone(learn: Learn, *, shared: bool = False) -> Learn:
     """Lift ``learn(state, data, hyper, key)`` of one agent to ``(states [P], data [P, ...], hyper, key)``.
 
-    ``shared`` data has no axis P: everyone learns from the same. A leaf of ``hyper`` is [] or [P].
+    ``shared`` data has no axis P: all agents learn from the same. A leaf of ``hyper`` is [] or [P].
     """
 
     def learn_all(states: PyTree, data: Any, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:

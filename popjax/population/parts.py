@@ -56,8 +56,8 @@ class Parts(NamedTuple):
     """Parts of a method that ``P`` agents contribute; ``offpolicy.build`` and ``onpolicy.build`` return them.
 
     fields:          (key, hyper) -> the fields of State by name, before the first step
-    collect:         State -> State: everyone plays in its lanes; with a drive on-policy, its reward is added
-    learn:           State -> State: everyone learns
+    collect:         State -> State: all agents play in their lanes; an on-policy drive adds its reward
+    learn:           State -> State: all agents learn
     individuals:     State -> policies [P], as the Method's ``act`` reads them
     deploy:          (State, policies [P] of such agents) -> policies [P], as the Method's ``act`` reads them
     act:             of one of these policies, see ``core.Act``

@@ -1,4 +1,4 @@
-"""A replay of everybody's transitions that also knows the rows of good episodes.
+"""A replay of all agents' transitions that also records the rows of good episodes.
 
 The global and the local memory of "Cooperative Heterogeneous Deep Reinforcement Learning" (Zheng et al.,
 2020). The paper's local memory holds copies of whole good episodes; here it holds the numbers of their rows,
@@ -26,7 +26,7 @@ from popjax.replay.ring import Ring
 class Memory:
     """Both memories.
 
-    replay:  Transition rows of everybody.
+    replay:  transitions of all agents.
     written: Count [] of the rows ever written.
     local:   rows that are Counts, the numbers of the rows of good episodes.
     """

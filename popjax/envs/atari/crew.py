@@ -75,7 +75,7 @@ class Crew:
             try:
                 answers = self._share_out(given, self._workers[:used])
             except RuntimeError:
-                self.stop()  # others may have answers that nobody will ask for
+                self.stop()  # other workers may have sent answers that are now unused
                 raise
         return [x.reshape(*lead, *x.shape[1:]) for x in answers]
 

@@ -37,7 +37,7 @@ def checked(env: Env) -> Env:
     Python numbers and weakly typed arrays become arrays of the declared types: a scan would compile twice.
 
     Raises:
-        ValueError: the Spec is no Spec; on tracing: as ``check_env``.
+        ValueError: ``spec`` is not a Spec; on tracing: as ``check_env``.
     """
     spec = env.spec
     _check_spec(spec)

@@ -61,7 +61,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     """Return a DrQ learner. ``act`` with scale 0 is tanh of the mean.
 
     Raises:
-        ValueError: actions are discrete, or observations are no images or too small ones.
+        ValueError: actions are discrete, or observations are not images, or are too small.
     """
     return parts(spec, config).agent
 

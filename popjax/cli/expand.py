@@ -111,7 +111,7 @@ def drawn(argv: Sequence[str]) -> list[str]:
     ``--sweep`` names, which vary together. They follow from ``--seed``.
 
     Raises:
-        Fault: there are points without a distribution, the other way round, or its bounds are no bounds.
+        Fault: there are points without a distribution, the other way round, or its bounds are out of order.
     """
     count, rest = peel(argv, "--samples")
     texts, rest = peel_all(rest, "--sweep")

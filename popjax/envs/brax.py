@@ -102,7 +102,7 @@ def _construct(task: str, backend: str | None, options: dict[str, Any]) -> Any:
 
 def _environment(task: str, backend: str, options: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
-        # Every construction says that Brax is no longer developed: the tasks are what they are.
+        # Brax warns at every construction that it is no longer developed.
         warnings.filterwarnings("ignore", "Brax System", UserWarning)
         return brax.envs.get_environment(task, backend=backend, **options)
 

@@ -7,7 +7,7 @@
 | delay | two steps, obs 0 then 1; reward 0, then 1 | gamma, then 1 |
 | action | one step; reward ``1 - (a - 0.5)^2`` | 1, at action 0.5 |
 | context | one step; obs is -1 or 1; reward ``1 - (a - obs / 2)^2`` | 1, at action obs / 2 |
-| endless | 5 steps of reward 1, then the time limit; obs is 1 | 1 / (1 - gamma): a time limit is no end |
+| endless | 5 steps of reward 1, then the time limit; obs is 1 | 1 / (1 - gamma): a time limit is not an end |
 | corridor | walks from 0 by the action, ends beyond 1; reward is the step; at most 50 steps | 1 to 2 |
 
 ``action``, ``context`` and ``corridor`` have a discrete twin named ``...-discrete``: two actions that stand

@@ -24,7 +24,7 @@ class Config:
     """Sizes and forms."""
 
     population: int = 10  # individuals of a generation
-    parents: int = 5  # the best of them, which move mean and variance
+    parents: int = 5  # best individuals, which update mean and variance
     antithetic: bool = True  # the second half of a population mirrors the first
     # the variance is divided by ``parents`` too: in the code, not in the paper
     divide_by_parents: bool = True
@@ -89,7 +89,7 @@ def tell(state: State, population: Array, fitness: Array, hyper: Hyper, config: 
     """Return the search after ``population`` [P, n] was found to have ``fitness`` [P], more being better.
 
     Deviations are taken from the old mean. Of individuals with equal fitness the earlier ranks first; those
-    whose fitness is no finite number rank last.
+    whose fitness is not finite rank last.
     """
     chex.assert_shape(population, (config.population, *state.mean.shape))
     chex.assert_shape(fitness, (config.population,))

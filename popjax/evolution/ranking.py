@@ -7,7 +7,7 @@ from jax import Array
 
 
 def comparable(fitness: Array) -> Array:
-    """Return ``fitness`` [...] with minus infinity where it is no finite number."""
+    """Return ``fitness`` [...] with minus infinity where it is not finite."""
     return jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
 
 

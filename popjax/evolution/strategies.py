@@ -36,8 +36,8 @@ UNFIT = (
     *("DiffusionEvolution", "GradientlessDescent", "NoiseReuseES", "PersistentES", "RandomSearch"),
     *("SV_CMA_ES", "SV_Open_ES"),
 )
-"""Those of evosax that have no standard deviation, or want parts of episodes, a sampler, several populations
-or to know when they end."""
+"""Strategies of evosax that do not fit: they have no standard deviation, or need parts of episodes, a
+sampler, several populations or the number of generations in advance."""
 
 
 @struct.dataclass
@@ -56,7 +56,7 @@ class Strategy(NamedTuple):
     tell: (search, population [P], fitness [P], hyper, key) -> search; more fitness is better
     mean: search -> parameters
 
-    An individual whose fitness is no finite number ranks below all others.
+    An individual whose fitness is not finite ranks below all others.
     """
 
     init: Callable[[Params, Hyper, Key], PyTree]

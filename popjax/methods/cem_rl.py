@@ -100,7 +100,7 @@ class Metrics:
 
     fitness:         float32 [P] mean return of each actor's trials, the trained ones first; of one that has
                      diverged, that of the worst other.
-    diverged:        int32 actors whose return was no finite number.
+    diverged:        int32 actors whose return was not finite.
     critic_loss:     mean squared TD error, summed over critics, of the last gradient step; 0 before it.
     actor_loss:      [trained] minus the mean value of an actor's actions there.
     gradient_steps:  int32 of each trained actor, and of the critics up to rounding.

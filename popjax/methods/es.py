@@ -71,7 +71,7 @@ class Metrics:
 
     fitness:  float32 [P] mean return of each individual's trials; of one that has diverged, that of the
               worst other.
-    diverged: int32 individuals whose return was no finite number.
+    diverged: int32 individuals whose return was not finite.
     steps:    int32 environment steps.
     moved:    distance by which the mean of the distribution moved.
     """

@@ -75,12 +75,12 @@ class Searching:
 
 @struct.dataclass
 class OffPolicyState(Searching, offpolicy.State):  # type: ignore[misc] # stacked() gives no default
-    """Of agents with a replay; more in ``offpolicy.State``."""
+    """State for agents with a replay; see also ``offpolicy.State``."""
 
 
 @struct.dataclass
 class OnPolicyState(Searching, onpolicy.State):  # type: ignore[misc]
-    """Of agents that learn from what they have just played; more in ``onpolicy.State``."""
+    """State for on-policy agents; see also ``onpolicy.State``."""
 
 
 State: TypeAlias = Any
@@ -97,7 +97,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     ``env``.
 
     Raises:
-        ValueError: what shall evolve is no number, or the population does not divide as the search needs it;
+        ValueError: a name in ``evolve`` is not a number, or the population does not divide as the search
+                    needs it;
             or replays are to be copied whose frames belong to their lanes.
     """
     if isinstance(config, OffPolicyConfig) and config.copy_replay and env.spec.stack > 1:

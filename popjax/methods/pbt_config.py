@@ -52,7 +52,7 @@ class Search:
 
 @dataclass(frozen=True)
 class OffPolicyConfig(Search, offpolicy.Config):
-    """Of agents with a replay; more in ``offpolicy.Config``."""
+    """Config for agents with a replay; see also ``offpolicy.Config``."""
 
     copy_replay: bool = False  # whether a slot that takes over an agent also takes over its replay
 
@@ -64,7 +64,7 @@ class OffPolicyConfig(Search, offpolicy.Config):
 
 @dataclass(frozen=True)
 class OnPolicyConfig(Search, onpolicy.Config):
-    """Of agents that learn from what they have just played; more in ``onpolicy.Config``."""
+    """Config for on-policy agents; see also ``onpolicy.Config``."""
 
 
 Config: TypeAlias = OffPolicyConfig | OnPolicyConfig

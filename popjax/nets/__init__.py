@@ -21,7 +21,7 @@ from popjax.nets.layers import ACTIVATIONS, MLP, Dense, LayerNorm, Norm, Precisi
 
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
-"""Of on-policy networks: as OpenAI Baselines or as OpenAI Spinning Up (2018) begin."""
+"""Initializer of on-policy networks, as in OpenAI Baselines or OpenAI Spinning Up (2018)."""
 
 
 class _TanhActor(nn.Module):

@@ -49,7 +49,7 @@ def dense_for(obs_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_channels_last(obs_shape: Sequence[int]) -> None:
-    """Check that observations are no images [C, H, W], which convolutions would take for ones C pixels high.
+    """Check that observations are not images [C, H, W], which convolutions would take for ones C pixels high.
 
     Raises:
         ValueError: they look like it: the first axis is the shortest, and the others are equal or three times
@@ -74,7 +74,7 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
     """Return how many numbers the convolutions give.
 
     Raises:
-        ValueError: an observation is no image, has its channels first, or is too small.
+        ValueError: an observation is not an image, has its channels first, or is too small.
     """
     check_channels_last(obs_shape)
     if len(obs_shape) != 3:
@@ -125,7 +125,7 @@ def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: s
     """Return the convolutions alone: images [..., *obs_shape] -> what ``places`` counts, rectified.
 
     Raises:
-        ValueError: an observation is no image, has its channels first, or is too small.
+        ValueError: an observation is not an image, has its channels first, or is too small.
     """
     places(obs_shape, convolutions)
     return network(_Convolutions(tuple(convolutions), initializer), tuple(obs_shape))

@@ -13,7 +13,7 @@ from jax import Array
 from popjax.core import Key, Network, Params
 
 Precision = Literal["float32", "bfloat16"]
-"""Of hidden layers: their products and activations. Parameters and outputs are float32 whatever it is."""
+"""Precision of products and activations in hidden layers; parameters and outputs are always float32."""
 Activation = Callable[[Array], Array]
 ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.relu,

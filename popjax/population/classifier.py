@@ -22,7 +22,7 @@ from popjax.replay import episodes
 from popjax.replay.ring import Ring
 
 HIDDEN = (256, 256)
-"""Its hidden layers, units."""
+"""Units of the hidden layers."""
 
 
 @struct.dataclass

@@ -42,7 +42,7 @@ class Frames:
 
 
 class Sight(NamedTuple):
-    """Storage of the observations of a task in rows: as ids, or as they are where they are no stacks.
+    """Storage of the observations of a task in rows: as ids, or as they are where they are not stacks.
 
     example: a row as it is kept, all zeros
     start:   obs [L, *obs] of the lanes' first observations -> frames; None where nothing is kept apart
@@ -83,7 +83,7 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
     channels = spec.obs_shape[-1] // depth
     if channels * depth != spec.obs_shape[-1]:
         raise ValueError(
-            f"{spec.name}: observations of shape {spec.obs_shape} are no stack of {depth} frames along the"
+            f"{spec.name}: observations of shape {spec.obs_shape} are not a stack of {depth} frames along the"
             " last axis; correct stack of the Spec"
         )
 

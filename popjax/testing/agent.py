@@ -219,6 +219,6 @@ def _check_form(before: Any, after: Any, what: str) -> None:
 
 
 def _unchanged(before: Any, after: Any) -> bool:
-    """Return whether two states agree in every leaf that is no random key."""
+    """Return whether two states agree in every leaf that is not a random key."""
     kept = ([x for x in jax.tree.leaves(s) if not is_key(x)] for s in (before, after))
     return same(*kept)

@@ -238,8 +238,8 @@ def test_the_time_limit_is_an_option():
         ("gym/Reacher-v4", {"colour": 2}, "no option 'colour'; there is episode_length"),
         ("gym/Ant-v5", {"main_body": "tail"}, "main_body: no body 'tail'; there is world, torso,"),
         ("gym/Reacher-v5", {"xml_file": "no.xml"}, "gym/Reacher-v5: option xml_file='no.xml': .*not exist"),
-        ("gym/Reacher-v5", {"xml_file": "hopper.xml"}, "option xml_file='hopper.xml' is no model for it: "),
-        ("gym/Ant-v5", {"xml_file": "humanoid.xml"}, "option xml_file='humanoid.xml' is no model for it: "),
+        ("gym/Reacher-v5", {"xml_file": "hopper.xml"}, "xml_file='hopper.xml' is not a model for it: "),
+        ("gym/Ant-v5", {"xml_file": "humanoid.xml"}, "xml_file='humanoid.xml' is not a model for it: "),
         ("gym/HumanoidStandup-v5", {"uph_cost_weight": 2.0}, "no option 'uph_cost_weight'"),  # unused there
     ],
 )

@@ -528,7 +528,7 @@ def test_a_trained_alignment_is_for_one_task_and_teacher():
         cdrl.build(env(), config, [frozen()], alignments=[run_of_align(frozen(seed=6))])
     for wrong, error in (
         (run_of_align(frozen(), env("corridor-discrete").spec), "A is a run of probe/corridor.*--alignment"),
-        (Teacher(run._replace(params=run.params.alignment)), "A is no run of align"),
+        (Teacher(run._replace(params=run.params.alignment)), "A is not a run of align"),
     ):
         with pytest.raises(ValueError, match=error):
             make_records(env(), [wrong.policy])

@@ -1,7 +1,7 @@
 """The console: games of the Arcade Learning Environment as functions of their serialised state, in NumPy.
 
 Which emulator does the work does not matter, and nothing is left behind in it: a state is restored, played on
-and serialised again. The screen is no part of a state: it is stale between a restoration and the next frame.
+and serialised again. The screen is not part of a state: it is stale between a restoration and the next frame.
 Bellemare et al., 2013; https://github.com/Farama-Foundation/Arcade-Learning-Environment
 """
 

@@ -35,7 +35,7 @@ def workers() -> int:
     """Return how many worker processes there are to be, 0 for none.
 
     Raises:
-        ValueError: ``VARIABLE`` is no such number.
+        ValueError: ``VARIABLE`` is not a valid number.
     """
     text = os.environ.get(VARIABLE, "")
     if text and not text.isdigit():

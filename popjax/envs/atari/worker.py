@@ -50,7 +50,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # they are for the trainer, which saves first
     settings = json.loads(sys.argv[1])
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever the emulator prints is no answer
+    os.dup2(2, 1)  # the emulator's output is not part of the answers
     from console import Console
 
     console = Console(settings["game"], **settings["options"])

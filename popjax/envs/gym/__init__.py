@@ -75,7 +75,8 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         if "xml_file" not in options:
             raise
         said = " ".join(str(cause).split())[:200] or type(cause).__name__
-        raise ValueError(f"gym/{task}: option xml_file={o.xml_file!r} is no model for it: {said}") from cause
+        option = f"option xml_file={o.xml_file!r}"
+        raise ValueError(f"gym/{task}: {option} is not a model for it: {said}") from cause
 
 
 def load(task: str, **options: Any) -> Any:

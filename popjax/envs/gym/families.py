@@ -182,7 +182,7 @@ def humanoid(model: Any, o: SimpleNamespace, version: int) -> Task:
 def humanoid_standup(model: Any, o: SimpleNamespace, version: int) -> Task:
     """Build ``HumanoidStandupEnv``, which rewards height divided by the duration of a physics step.
 
-    Gymnasium ignores its keyword ``uph_cost_weight``, so it is no option here.
+    Gymnasium ignores its keyword ``uph_cost_weight``, so it is not an option here.
     """
     hidden = 2 if o.exclude_current_positions_from_observation else 0
     sensed = _body_senses(o, version)

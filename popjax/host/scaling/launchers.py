@@ -82,7 +82,7 @@ def ray(
     def result(task: Any) -> Ended:
         try:
             return cluster.get(task)
-        except cluster.exceptions.RayTaskError as failure:  # an error in the program: trying again is no use
+        except cluster.exceptions.RayTaskError as failure:  # an error in the program: retrying would not help
             return Ended(1, _last_line(str(failure)))
         except cluster.exceptions.RayError as failure:  # the worker, its node or its memory
             return Ended(_DIED, type(failure).__name__)

@@ -122,7 +122,8 @@ def _fit(
             together = network.apply(params, states[joint], actions[joint]).mean()
             apart = _log_mean_exp(network.apply(params, states[joint], actions[other]))
             average = jnp.logaddexp(jnp.log1p(-average_rate) + fit.log_average, jnp.log(average_rate) + apart)
-            # The gradient of E exp(T) divided by the average, where log E exp(T) would divide by the batch's.
+            # Divide the gradient of E exp(T) by its moving average; log E exp(T) would divide by the batch's
+            # mean.
             return jnp.exp(apart - jax.lax.stop_gradient(average)) - together, average
 
         gradient, log_average = jax.grad(loss, has_aux=True)(fit.params)

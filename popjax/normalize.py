@@ -19,7 +19,7 @@ from jax import Array
 from popjax.core import Agent, Choice, Key, Params, PyTree, Spec, Transition
 
 COUNT_LIMIT = 2**30
-"""Samples after which the count stands still; from there on old samples fade slowly."""
+"""Maximum of the count of samples; beyond it, old samples fade slowly."""
 
 
 @struct.dataclass

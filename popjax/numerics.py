@@ -1,4 +1,4 @@
-"""The settings of JAX that popjax's programs are traced under, whatever a shell or a program has chosen.
+"""Settings of JAX under which popjax traces its programs, whatever the user has configured.
 
 States are float32 and int32 by contract, and environments' libraries rely on NumPy's promotion. A user who
 wants 64 bits or strict promotion for work of their own keeps them: only what popjax traces is exempt.

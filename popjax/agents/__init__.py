@@ -60,8 +60,8 @@ def check_no_memory(agent: Agent) -> None:
 
 
 def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None = None) -> OnPolicyAgent:
-    """Return the on-policy agent that ``config`` belongs to, which learns from ``rollout`` environment steps
-    at a time; None: it only acts.
+    """Return the on-policy agent of ``config``, which learns from ``rollout`` environment steps at a time;
+    with None it only acts.
 
     Raises:
         ValueError: the agent's minibatches do not divide these steps, or ``config`` is not of such an agent.

@@ -61,7 +61,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     """Return a DrQ learner. ``act`` with scale 0 is tanh of the mean.
 
     Raises:
-        ValueError: actions are discrete, or observations are not images, or are too small.
+        ValueError: actions are discrete, or observations are not images or too small.
     """
     return parts(spec, config).agent
 
@@ -120,8 +120,8 @@ def parts(spec: Spec, config: Config = Config()) -> Parts:
 
 
 def shifted(key: Key, images: Array, pad: int) -> Array:
-    """Return images [B, H, W, C], each by itself shifted by up to ``pad`` pixels along both axes, all shifts
-    as likely; what comes in repeats the edge."""
+    """Return images [B, H, W, C], each shifted independently and uniformly by up to ``pad`` pixels along both
+    axes; new pixels repeat the edge."""
     offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pad + 1)
     return jax.vmap(lambda image, offset: crop(image, offset, pad))(images, offsets)
 

@@ -77,7 +77,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise
         raise Fault(f"--options {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
-        raise Fault(f"--options {path} holds no options by name")
+        raise Fault(f"--options {path} has no named options")
     return content
 
 

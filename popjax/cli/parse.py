@@ -327,7 +327,7 @@ def bounds(text: str | None) -> tuple[int, int] | None:
     """Parse ``"4:8"`` into two numbers.
 
     Raises:
-        Fault: it does not look like that.
+        Fault: ``text`` does not have this form.
     """
     if text is None:
         return None

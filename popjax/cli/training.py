@@ -135,7 +135,7 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
     """Return ``"3=0"`` as two individuals of a population.
 
     Raises:
-        Fault: it does not look like that, or there are no such individuals.
+        Fault: ``text`` does not have this form, or there are no such individuals.
     """
     from popjax.cli import parse
 

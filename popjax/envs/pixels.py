@@ -23,9 +23,9 @@ from popjax.envs.mujoco import in_view
 from popjax.envs.options import check
 
 REPEATS = {"cartpole-swingup": 8, "reacher-easy": 4, "cheetah-run": 4, "ball_in_cup-catch": 4}
-"""Physics' environment steps in a decision, of all other tasks 2."""
+"""Action repeat of tasks [environment steps of the physics per action]; 2 for all others."""
 CAMERAS = {"quadruped": 2}
-"""Cameras by domain, of all others the first."""
+"""Camera by domain; the first for all others."""
 
 
 BUDGET = 1_000_000
@@ -114,8 +114,9 @@ def pose(state: Any) -> tuple[Array, tuple[PyTree, ...]]:
 
 
 def painter(task: str, height: int, width: int, camera: int) -> Any:
-    """Return what draws a task on the device: ``(qpos [nq], goal) -> uint8 [H, W, 3]``; ``goal`` is the
-    state's, (what the reset drew,) or ().
+    """Return the function ``(qpos [nq], goal) -> uint8 [H, W, 3]`` that draws a task on the device.
+
+    ``goal`` is that of the state: a tuple with the goal that the reset drew, or ().
 
     Raises:
         ValueError: the model has no such camera.

@@ -14,7 +14,7 @@ from popjax.core import PyTree
 def mapped(one: Callable[[Any], PyTree], xs: PyTree, *, cpu: int, accelerator: int) -> PyTree:
     """Return the results of ``one`` for each of ``xs`` [P, ...], stacked [P, ...].
 
-    cpu, accelerator: how many are computed at once on either. A CPU prefers small blocks, which fit its
+    cpu, accelerator: number computed at once on each. A CPU prefers small blocks, which fit its
                       caches; an accelerator prefers large ones, since every block costs a launch.
     """
     count = jax.tree.leaves(xs)[0].shape[0]

@@ -61,7 +61,7 @@ def clones(selection: Selection) -> Array:
 def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) -> tuple[Params, Ring, Array]:
     """Fill vacant slots, two by two, with an elite's copy and a winner, then exchange rows between them. ERL.
 
-    An odd slot is paired with a random vacant one, which is thereby written again. Memories follow the
+    An odd slot is paired with a random vacant one, which is then written twice. Memories follow the
     genome that a slot was cloned from.
     """
     key_pair, key_elite, key_winner, key_cross = jax.random.split(key, 4)
@@ -92,8 +92,8 @@ def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) ->
 
 
 def _pairs(vacant: Array, population: int, key: Key) -> tuple[Array, Array]:
-    """Return the vacant slots in pairs, int32 [C / 2] each, rounded up; ``population``, no slot, where there
-    is none."""
+    """Return the vacant slots in pairs, int32 [C / 2] each, rounded up; missing ones are ``population``,
+    which is not a slot."""
     count = (vacant >= 0).sum()
     again = vacant[jax.random.randint(key, (), 0, jnp.maximum(count, 1))]
     slots = jnp.append(vacant, -1).at[count].set(jnp.where(count % 2 == 1, again, -1))

@@ -15,7 +15,7 @@ def best_first(fitness: Array, ties: Array | None = None) -> Array:
     """Return int32 [P]: the individuals in order of ``fitness`` [P], the highest first. NaN and infinities
     rank last.
 
-    ties: [P] numbers that decide among equals, lower is before; None: they keep their order.
+    ties: [P] numbers that order individuals of equal fitness, lower first; None: they keep their order.
     """
     sound = jnp.where(jnp.isposinf(fitness), jnp.nan, fitness)
     if ties is None:

@@ -34,7 +34,7 @@ class Config:
     features: int = 64  # size of an embedding
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states
-    neighbours: int = 20  # K of the nearest neighbours
+    neighbours: int = 20  # number K of nearest neighbours
     others: Literal["mean", "max", "min"] = "mean"  # g, what counts of the novelty to the other agents
     horizon: int = 5  # a positive is at most so many environment steps away
     steps: int = 1  # encoder steps per gradient step of the agents

@@ -36,7 +36,7 @@ from popjax.optimize import adam, descend
 class Config:
     """The skills and the shape of the discriminator."""
 
-    skills: int = 50  # how many there are
+    skills: int = 50  # number of skills
     hidden: tuple[int, ...] = (300, 300)  # hidden layers, units
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from popjax.population.lanes import Lanes
 from popjax.population.tutoring import Distillation, Due
 
 NEVER = math.inf
-"""A time that no run reaches."""
+"""Number of steps that no run reaches."""
 TIMES = ("align_from", "distil_from", "distil_until")
 
 

@@ -190,7 +190,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         hyper=Hyper(),
         steps_bound=population * config.trials * spec.episode_length,
         individuals=individuals,
-        exploration=lambda s: jnp.float32(0),  # in parameters, not in actions
+        exploration=lambda s: jnp.float32(0),  # exploration is in parameters, not in actions
     )
 
 

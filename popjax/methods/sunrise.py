@@ -53,7 +53,7 @@ class Hyper:
     """Numbers of the method."""
 
     agent: Any = field(default_factory=sac.Hyper)  # numbers of every member
-    ucb_weight: Number = number(1.0)  # standard deviations that a proposal's score adds to the mean
+    ucb_weight: Number = number(1.0)  # number of standard deviations added to the mean in a proposal's score
     member_share: Number = number(0.5, high=1.0)  # probability that a member learns from a transition
     trust_temperature: Number = number(20.0)  # T in the weight of a target
 

@@ -34,7 +34,7 @@ class Recent:
     """Returns of a lane's last K episodes that one individual has played from the beginning.
 
     returns: float32 [P, N, K] the newest first.
-    count:   int32 [P, N]      how many of them there have been, up to K.
+    count:   int32 [P, N]      number of them so far, at most K.
     whole:   bool [P, N]       whether the individual that plays now has begun the episode under way.
     """
 

@@ -56,7 +56,7 @@ class Player(NamedTuple):
     """An agent as functions of its own state and numbers, for loops over agents of different kinds.
 
     lanes:   environments in which it trains.
-    network: of its mean action.
+    network: the network of its mean action.
     init:    (key, hyper) -> state
     act:     (state, hyper, obs [N], key) -> Choice [N], as it trains
     test:    the same, as it is tested

@@ -75,7 +75,7 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
         return replace(hyper, **{name: column[row] for name, column in values.items()})
 
     def set_numbers(s: Any) -> Any:
-        """Set the numbers that the schedule has for this iteration."""
+        """Set the schedule's numbers for this iteration."""
         row = jnp.searchsorted(starts, s.generation, side="right") - 1
         return replace(s, hyper=at(s.hyper, row))
 

@@ -19,7 +19,7 @@ class Local:
 
     window: the steps whose n-step return is not complete.
     rows:   Transition [L] that wait for a priority; L leaves room for an episode's end in a full buffer.
-    count:  int32 [] how many of them there are.
+    count:  int32 [] number of them.
     """
 
     window: nstep.Window

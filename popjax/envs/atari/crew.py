@@ -1,6 +1,6 @@
 """Worker processes that play lanes side by side, since an emulator holds Python's lock while it plays.
 
-Workers remember nothing: which of them plays a lane, and how many there are, changes no result. One that dies
+Workers are stateless: results depend neither on their number nor on which of them plays a lane. One that dies
 is replaced, and what it had been given is played again; a second time the game itself is at fault.
 """
 

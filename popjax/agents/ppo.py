@@ -67,7 +67,7 @@ class Hyper:
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     trace_decay: Number = number(0.97, high=1.0)  # lambda of the advantages
-    clip: Number = number(0.2)  # how far the ratio of probabilities may move to count
+    clip: Number = number(0.2)  # probability ratios are clipped to [1 - clip, 1 + clip]
     policy_lr: Number = number(3e-4)  # Adam's rate for the policy
     value_lr: Number = number(1e-3)  # Adam's rate for the value
     target_kl: Number = number(0.01)  # the policy stops beyond 1.5 times this divergence, nats; inf: never

@@ -138,7 +138,7 @@ def chosen(common: Any) -> tuple[sweep.Member, ...]:
 
 
 def largest_slice(common: Any, fault: TooLarge) -> int:
-    """Return how many members fit into memory and can be spread evenly over the devices.
+    """Return the largest number of members that fits into memory and divides over the devices.
 
     Raises:
         TooLarge: there are more devices than members that fit.

@@ -381,7 +381,7 @@ def rebuild(default: T, saved: Any) -> T:
 
 
 def unknown_option(argument: str, known: list[str]) -> str:
-    """Return what is wrong with an ``argument`` that is none of the ``known`` options."""
+    """Return the message about an ``argument`` that is not one of the ``known`` options."""
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     name = argument.partition("=")[0]

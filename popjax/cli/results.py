@@ -49,7 +49,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
-    """Return what plays the policies in the original environment, for ``--in``."""
+    """Return the function that plays the policies in the original environment, for ``--in``."""
     library = arguments.in_
     if library is None:
         return None
@@ -78,7 +78,7 @@ def _refuse_wrapped(run: Loaded, option: str) -> None:
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
-    """Return what films an episode of the first member and describes it, for ``--video``."""
+    """Return the function that films an episode of the first member and describes it, for ``--video``."""
     if arguments.video is None:
         return None
     from popjax.host import paths

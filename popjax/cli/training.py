@@ -148,7 +148,7 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
 
 
 def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
-    """Print what a method's preset for a task changes, if there is one."""
+    """Print the changes that a method's preset for a task makes, if there is one."""
 
     if task and recipe.preset(task):
         plain = asdict(recipe.config())
@@ -194,7 +194,7 @@ def check_build(program: Program) -> None:
     from popjax.cli import building, parse
 
     if any(program.runs.values()):
-        return  # what these have learned may take long to read
+        return  # loading these runs may take long
     common = program.arguments.common
     env = building.make_env(common.env, parse.key_values(common.env_option))
     further = building.further_envs(program.recipe, program.tasks)

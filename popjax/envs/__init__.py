@@ -68,7 +68,8 @@ def make(name: str, **options: Any) -> Env:
 
 
 def origin(env: Env) -> Origin | None:
-    """Return how ``make`` made ``env``; None if it was made or changed by hand, or with arrays as options."""
+    """Return the call of ``make`` that made ``env``; None if it was made otherwise or changed, or with arrays
+    as options."""
     made = env.origin
     return made if made and made.functions == (env.reset, env.step) else None
 

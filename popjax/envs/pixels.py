@@ -33,7 +33,7 @@ BUDGET = 1_000_000
 
 
 def choices(name: str) -> int | None:
-    """Return how many choices of an action ``BUDGET`` allows in "pixels/TASK"; None in other suites."""
+    """Return the number of actions within ``BUDGET`` in "pixels/TASK"; None in other suites."""
     suite, _, task = name.partition("/")
     return BUDGET // REPEATS.get(task, 2) if suite == "pixels" else None
 

@@ -335,7 +335,7 @@ def _sky(paint: Paint, rays: Vector) -> Array:
 
 
 def _light(model: Any, physics: Any, data: Any, eye: Array, rays: Vector, hits: Hits) -> list[Array]:
-    """Return how much of red, green and blue the surfaces give back, [pixels] each: the headlight, which
+    """Return the red, green and blue light that the surfaces reflect, [pixels] each: the headlight, which
     shines from the camera, and the scene's lights, all of them without distance."""
     head = model.vis.headlight
     facing = jnp.maximum(-_dot(hits.normal, rays), 0.0)

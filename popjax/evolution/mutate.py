@@ -25,7 +25,7 @@ def is_weight(leaf: Array) -> bool:
 
 
 def sensitivity(policy: Callable[[Params, Array], Array], params: Params, obs: Array, valid: Array) -> Params:
-    """Return how much the actions on a batch move with each parameter, in the shape of ``params``.
+    """Return the sensitivity of the actions on a batch to each parameter, in the shape of ``params``.
 
     obs: [B, D]; valid: bool [B], rows to count.
 

@@ -121,7 +121,7 @@ Decide: TypeAlias = Callable[[Key, Standing, "Array | float"], Decision]
 
 
 def build(config: AnyConfig, population: int) -> Decide:
-    """Return how the search of ``config`` decides.
+    """Return the decision function of the search of ``config``.
 
     Raises:
         ValueError: the population does not divide as the search needs it.
@@ -209,7 +209,7 @@ def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
     chance = betainc(0.5 * jnp.maximum(freedom, 1e-6), 0.5, freedom / (freedom + squared))
     chance = jnp.where(both > 0, chance, 0.0)
     enough = (count >= 2) & (count[rival] >= 2)
-    lost = jnp.isneginf(now.fitness)  # whose returns say nothing
+    lost = jnp.isneginf(now.fitness)  # individuals without meaningful returns
     better = enough & (gap > 0) & (chance < significance)
     return jnp.where((better | lost) & ~lost[rival], rival, own)
 
@@ -256,7 +256,7 @@ def _halving(config: Halving, population: int) -> Decide:
 
 
 def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decide:
-    """Return how MF-PBT decides.
+    """Return the decision function of MF-PBT.
 
     A subpopulation that evolves is ranked in quarters. The first and the second go on. The last takes over
     from the first, rank by rank, and explores. To the third the best of all other subpopulations migrate,

@@ -150,7 +150,7 @@ def _unit(x: Array) -> Array:
 
 
 def novelty(embedded: Array, keys: Array, count: Array, neighbours: int) -> Array:
-    """Return how new each state is to an agent, [B] in [-1, 1]: minus the cosine of the K-th nearest key.
+    """Return the novelty [B] in [-1, 1] of each state to an agent: minus the cosine of the K-th nearest key.
     Equation 2.
 
     embedded:   [B, F]    embeddings of the states

@@ -66,7 +66,7 @@ class Config:
 
     @property
     def actors(self) -> int:
-        """Return how many actors there are of both kinds."""
+        """Return the number of actors of both kinds together."""
         return self.nature_actors + self.prior_actors
 
 

@@ -212,7 +212,8 @@ def _start_task(env: Env, network: Recurrent, key: Key, config: Config, hyper: H
 
 
 def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Callable[..., Learned]:
-    """Return how a network and its alignment networks learn from a rollout: lane by lane, or all at once."""
+    """Return the function by which a network and its alignment networks learn from a rollout: lane by lane,
+    or all at once."""
     size = config.lanes if config.update_mode == "batched" else 1
 
     def learn(

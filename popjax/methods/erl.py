@@ -19,8 +19,8 @@ from popjax.recipe import Preset, recorded
 class Config(pderl_config.Config):
     """``pderl_config.Config`` with ERL's operators."""
 
-    crossover: Literal["distil", "n_point"] = "n_point"  # how children are made: PDERL's operator or ERL's
-    mutation: Literal["proximal", "gaussian"] = "gaussian"  # how slots are mutated: PDERL's operator or ERL's
+    crossover: Literal["distil", "n_point"] = "n_point"  # operator that makes children: PDERL's or ERL's
+    mutation: Literal["proximal", "gaussian"] = "gaussian"  # operator that mutates slots: PDERL's or ERL's
 
 
 @recorded

@@ -174,7 +174,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         def turn(_: Array, carried: dict[str, Any]) -> dict[str, Any]:
             after = turned(replace(s, **carried))
             small = {name: tree.where(own_time, getattr(after, name), carried[name]) for name in CARRIED}
-            return small | {name: getattr(after, name) for name in replays}  # what is copied is masked there
+            return small | {name: getattr(after, name) for name in replays}  # their copies are masked there
 
         carried = {name: getattr(s, name) for name in (*CARRIED, *replays)}
         return replace(s, **jax.lax.fori_loop(0, due, turn, carried))

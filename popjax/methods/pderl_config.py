@@ -29,8 +29,8 @@ class Config:
     trials: int = 1  # episodes whose mean return is an individual's fitness
     sync_period: int = 10  # generations between two entries of the learner's actor into the population
     tournament: int = 3  # individuals drawn for each tournament
-    crossover: Literal["distil", "n_point"] = "distil"  # how children are made: PDERL's operator or ERL's
-    mutation: Literal["proximal", "gaussian"] = "proximal"  # how slots are mutated: PDERL's operator or ERL's
+    crossover: Literal["distil", "n_point"] = "distil"  # operator that makes children: PDERL's or ERL's
+    mutation: Literal["proximal", "gaussian"] = "proximal"  # operator that mutates slots: PDERL's or ERL's
     distillation: Distillation = field(default_factory=Distillation)  # for crossover by distillation
     mating: Mating = field(default_factory=Mating)  # which pairs have children
     memory: int = 8_000  # newest states that an individual and its heirs remember
@@ -41,7 +41,7 @@ class Config:
 
     @property
     def elites(self) -> int:
-        """Return how many individuals are elite."""
+        """Return the number of elite individuals."""
         return max(1, int(self.elite_fraction * self.population + 1e-9))
 
     @property

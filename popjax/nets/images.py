@@ -71,7 +71,7 @@ def flat(obs: Array, rank: int) -> Array:
 
 
 def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
-    """Return how many numbers the convolutions give.
+    """Return the number of outputs of the convolutions.
 
     Raises:
         ValueError: an observation is not an image, has its channels first, or is too small.

@@ -78,7 +78,7 @@ class Player(NamedTuple):
 
 
 def act_in_lanes(act: Act, params: Params, obs: Array, key: Key, scale: Array | float) -> Choice:
-    """Return how one policy acts on ``obs`` [N, *obs]: a Choice [N]."""
+    """Return the Choice [N] of one policy for ``obs`` [N, *obs]."""
     keys = jax.random.split(key, obs.shape[0])
     return jax.vmap(act, (None, None, 0, 0, None))(params, (), obs, keys, scale)
 

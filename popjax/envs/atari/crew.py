@@ -32,7 +32,7 @@ _AT_ONCE = 16  # lanes that a worker is given at a time
 
 
 def workers() -> int:
-    """Return how many worker processes there are to be, 0 for none.
+    """Return the number of worker processes to start; 0 for none.
 
     Raises:
         ValueError: ``VARIABLE`` is not a valid number.
@@ -85,7 +85,7 @@ class Crew:
             self._workers.pop().stop()
 
     def _share_out(self, given: list[np.ndarray], crew: list[_Worker]) -> list[np.ndarray]:
-        """Return what all workers answer to their contiguous shares of the lanes."""
+        """Return the answers of all workers to their contiguous shares of the lanes."""
         edges = np.linspace(0, len(given[2]), len(crew) + 1).astype(int)
         shares = [[x[start:end] for x in given] for start, end in pairwise(edges)]
         found: list[list[list[np.ndarray]]] = [[] for _ in crew]
@@ -134,7 +134,7 @@ class _Worker:
             self._process.stdin.write(bytes([len(given[2])]))
 
     def answer(self, given: list[np.ndarray]) -> list[np.ndarray]:
-        """Return what the worker has made of ``given``; one that has died is replaced once."""
+        """Return the worker's answer to ``given``; a worker that has died is replaced once."""
         assert self._process.stdout is not None
         said = self._process.stdout.read(1)
         if said == b"\0":

@@ -72,7 +72,8 @@ def load(task: str) -> Any:
 
 
 def place(task: str) -> scene.Place | None:
-    """Return what places an episode's target in the model of ``load``; None if the target never moves."""
+    """Return the function that puts an episode's target into the model of ``load``; None if it never
+    moves."""
     return scene.PLACES.get(task.partition("-")[0])
 
 

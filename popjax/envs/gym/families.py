@@ -141,7 +141,7 @@ def _body(env: str, model: Any, name: int | str) -> int:
 
 
 def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array]]:
-    """Return what senses a Humanoid's inertia, velocity, actuator and contact forces.
+    """Return the function that observes a Humanoid's inertia, velocity, actuator and contact forces.
 
     Version 5 leaves out those of the world and the root, which are constant, and can leave out each kind.
     """

@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
     kinds:   Spec -> name of the kind for each field, if the task decides; None: those of ``config()``.
     runs:    option -> Ingredient of ``build`` made from finished runs.
     envs:    option -> keyword of ``build``, which takes a tuple of further environments.
-    preset:  name of a task -> its constants; None of a task that has none.
+    preset:  name of a task -> its constants; None for other tasks.
     remarks: (env, config, hyper, env_steps, **further) -> warnings that are printed when such a run starts.
     """
 

@@ -24,7 +24,7 @@ class Recurrent(NamedTuple):
     input.
 
     init:   key -> params
-    memory: at the start of an episode; () of a network that remembers nothing
+    memory: at the start of an episode; () without memory
     step:   (params, memory, obs) -> (memory, outputs)
     unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]; the memory
             begins anew after every row that ends an episode, and ``memories`` holds it as it was before that
@@ -47,7 +47,7 @@ class Distribution(NamedTuple):
     bounded:  action -> the action that an environment takes
     vector:   outputs -> [..., A], differentiable: the greedy action as the environment takes it, or the
               logits or values of discrete actions
-    kl:       (outputs p, outputs q) -> [...] KL(p || q); None of a policy without a density
+    kl:       (outputs p, outputs q) -> [...] KL(p || q); None without a density
     """
 
     sample: Callable[[Key, Any, Array | float], Array]
@@ -62,10 +62,10 @@ class Distribution(NamedTuple):
 class Choice(NamedTuple):
     """The answer of a policy to one observation.
 
-    memory:   carried to the next observation; () of a policy without memory.
+    memory:   carried to the next observation; () without memory.
     action:   for the environment: [A] in [-1, 1], or int32 [] where actions are discrete.
     sampled:  the action as drawn from its distribution, before squashing or clipping.
-    log_prob: float32 [] of ``sampled`` at ``scale`` 1, nats; 0 of a policy without a density.
+    log_prob: float32 [] of ``sampled`` at ``scale`` 1, nats; 0 without a density.
     """
 
     memory: PyTree
@@ -96,13 +96,13 @@ class Agent(NamedTuple):
     adopt:       (state, policy, value=None) -> state that acts by ``policy``, targets included and Adam's
                  moments kept; takes over the state value ``value``, too, if both have one
     value:       (state, obs [..., *obs], action) -> [...] value of the action under the agent's critic
-    values:      as ``value``, [K, ...] under each of its K critics; None of an agent with one
+    values:      as ``value``, [K, ...] under each of its K critics; None for agents with one
     outputs:     (policy, obs [..., *obs]) -> what ``actions`` turns into actions, differentiable
     actions:     the family of distributions that ``outputs`` parametrise
     actor:       network of the policy
     critic:      network of the critic
-    state_value: state -> parameters of V(s); None of an agent without
-    td_error:    (state, batch) -> target minus value [B]; None of an agent without priorities
+    state_value: state -> parameters of V(s); None for agents without
+    td_error:    (state, batch) -> target minus value [B]; None without priorities
     observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
     exploration: (hyper, env_steps) -> the ``scale`` of exploration after so many steps of this agent
     inherit:     (state, other) -> ``other``, the state of another agent of this kind, with the optimizer's
@@ -133,12 +133,12 @@ class OnPolicyAgent(NamedTuple):
     """An individual that learns once from what its present policy played. Its ``Hyper`` has a ``discount``.
 
     ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value`` as in ``Agent``; ``scale`` 1 is
-    the policy, 0 its mode. ``outputs`` is None of a policy with a memory.
+    the policy, 0 its mode. ``outputs`` is None for policies with a memory.
 
     learn:  (state, trajectory [T, N, ...], hyper, key) -> (state, losses); all the updates of one rollout
     value:  (state, obs [..., *obs], action) -> V(obs) [...], whatever the action
     unroll: see ``Unroll``
-    memory: what the policy remembers at the start of an episode; () of one that acts by what it sees
+    memory: memory of the policy at the start of an episode; () without memory
     """
 
     init: Callable[[Key, PyTree], PyTree]

@@ -53,7 +53,7 @@ class Trajectory(Transition):
     done:     bool [T, N]     the episode ended here, for either reason: the next row is of another one.
     log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
     valid:    bool [T, N]     rows that were played; the others must leave no trace. None: all were played.
-    memory:   [1, N, ...]     of the policy before the first row; () of a policy without memory.
+    memory:   [1, N, ...]     of the policy before the first row; () without memory.
     outputs:  [T, N, ...]     of the network that acted; () if no learner reads them.
     """
 

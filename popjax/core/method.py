@@ -47,10 +47,10 @@ class Method(NamedTuple):
                  use nothing else
     hyper:       the default hyperparameters, a struct of numbers
     steps_bound: the most environment steps that one ``step`` can count
-    memory:      of a policy at the start of an episode; () of one that acts by what it sees
+    memory:      of a policy at the start of an episode; () without memory
     individuals: State -> parameters [P] of all individuals' policies, each like those of ``policy``; None if
                  they act together, share a policy or play different tasks
-    built:       the call that made it; None of a method whose ``build`` is not ``recipe.recorded``
+    built:       the call that made it; None unless ``build`` is ``recipe.recorded``
     exploration: State -> the ``scale`` [] at which the policy explores in training now
     unroll:      see ``Unroll``; gives the policy's logits, from which others can learn. None if it has none
     learning_starts: environment steps before the first update; a shorter run is warned that it learns nothing
@@ -83,12 +83,12 @@ class Pretrained(NamedTuple):
     spec:        the task that it was trained on.
     act:         as ``Method.act``.
     params:      what ``act`` reads.
-    memory:      what the policy remembers at the start of an episode.
+    memory:      memory of the policy at the start of an episode.
     env_steps:   what its training cost, environment steps.
     config:      the Config of its method.
     individuals: parameters [P] of all policies of the population; None if individuals do not act alone.
     unroll:      as ``Method.unroll``.
-    origin:      the run that it comes from, as in ``config.json``; None of a policy that comes from none.
+    origin:      the run that it comes from, as in ``config.json``; None for other policies.
     schedule:    what ``Method.schedule`` tells of its State; None without one.
     """
 

@@ -29,7 +29,7 @@ class Prior(NamedTuple):
     high:    greatest value.
     log:     whether it is log-uniform between them, else uniform.
     top:     the upper end of the number's range if its default is nearer to that than to the lower one, such
-             as 1 of a discount: then the distance ``top - x`` is log-uniform and perturbed, not x. None else.
+             such as 1 for a discount: then the distance ``top - x`` is log-uniform and perturbed, not x. None else.
     choices: the only values, ascending; () where all between the bounds are.
     """
 

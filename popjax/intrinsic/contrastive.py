@@ -77,7 +77,7 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """encoder_loss: InfoNCE, nats []; 0 of an encoder that is not trained."""
+    """encoder_loss: InfoNCE, nats []; 0 if the encoder is not trained."""
 
     encoder_loss: Array
 

@@ -34,7 +34,7 @@ class Config:
     """Shapes of the two networks, and the scaling of the bonus."""
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
-    torso: images.Torso = "auto"  # convolutions in front of them, of images; "auto": by the observations
+    torso: images.Torso = "auto"  # convolutions for images; "auto": chosen by the observations
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # quantity whose standard deviation divides the bonus
     # Of a population: a module each that learns what its agent acted, a module each that learns everything,

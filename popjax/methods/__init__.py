@@ -1,4 +1,4 @@
-"""Training methods, a module each; ``NAME_*`` beside it has what the method ``NAME`` is made of.
+"""Training methods, a module each; modules ``NAME_*`` are parts of the method ``NAME``.
 
 Every module exposes ``Config``, ``Hyper``, ``State``, ``Metrics`` and ``build(env, config) -> Method``.
 """

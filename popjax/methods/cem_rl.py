@@ -145,7 +145,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     """Return the search over actors, and the critic that they share, in ``env``.
 
     Raises:
-        ValueError: actions are discrete, observations no vectors, or the replay too small to mix.
+        ValueError: actions are discrete, observations are not vectors, or the replay is too small to mix.
     """
     learner = shared_critic.build(env.spec, config.hidden, config.critics, "cem_rl")
     actor, actions = learner.actor, distributions.deterministic()

@@ -67,7 +67,7 @@ __all__ = ["DRIVES", "METHOD", "Config", "Evolution", "Hyper", "Metrics", "State
 
 @struct.dataclass
 class Losses:
-    """Losses of the last updates; None of an agent that is missing."""
+    """Losses of the last updates; None for a missing agent."""
 
     off_policy: PyTree | None
     on_policy: PyTree | None

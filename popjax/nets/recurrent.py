@@ -27,7 +27,7 @@ from popjax.nets.layers import Conv, Dense
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
 Memory: TypeAlias = PyTree
-"""(c, h) [units] each of an LSTM; () of a network without memory."""
+"""(c, h) [units] each of an LSTM; () without memory."""
 
 
 class Torso(NamedTuple):

@@ -47,7 +47,7 @@ class Prioritized:
     nodes:    float32 [nodes, FAN_OUT]  the tree, level after level from the single node at the top. An entry
               of the last level is the mass of a slot, one of another level the sum of a node of the next;
               those beyond the last slot are 0.
-    exponent: float32 []  what a priority is raised to; 0 is uniform replay.
+    exponent: float32 []  exponent of priorities; 0 is uniform replay.
     """
 
     ring: Ring
@@ -226,5 +226,5 @@ def importance_weights(probability: Array, size: Array | int, exponent: Array | 
 
 
 def unscaled_weights(probability: Array, size: Array | int, exponent: Array | float) -> Array:
-    """Return (N P)^-exponent [B], which is 1 of a row that is drawn as often as by chance alone."""
+    """Return (N P)^-exponent [B], which is 1 for a row drawn with uniform probability."""
     return (size * jnp.maximum(probability, jnp.finfo(jnp.float32).tiny)) ** -jnp.asarray(exponent)

@@ -67,7 +67,7 @@ def kubernetes(environment: Mapping[str, str], host: str, processes: int | None)
     if index is None or "KUBERNETES_SERVICE_HOST" not in environment:
         return None
     if processes is None:
-        raise Refused("--coordinator auto in a Kubernetes job needs --processes N, its completions")
+        raise Refused("--coordinator auto in a Kubernetes job needs --processes N, the job's completions")
     name, dot, domain = host.partition(".")
     first = re.sub(rf"-{index}$", "-0", name)
     if not dot or (first == name and index != "0"):

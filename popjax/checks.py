@@ -76,10 +76,10 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
 
 
 def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
-    """Check that every number of a ``Hyper`` is one for all, or [P] of those that ``each`` names.
+    """Check that every number of a ``Hyper`` is a scalar, or [P] if ``each`` names it.
 
     Raises:
-        ValueError: another shape, or a number of each agent where they have one in common.
+        ValueError: a number has another shape.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(hyper):
         name, shape = jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf)

@@ -49,7 +49,7 @@ class Config:
     policy_epochs: int = 80  # passes of the policy over a rollout, at most
     value_epochs: int = 80  # passes of the value
     minibatches: int = 1  # gradient steps of a pass, each on an equal part of the rollout
-    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what, to mean 0 and std 1
+    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # to mean 0 and std 1 of these
     normalize_obs: bool = False  # observations are whitened by their running statistics
     normalize_reward: bool = False  # rewards are divided by the running deviation of their discounted sums
     # sums of rewards, or PPO2's: lambda-returns, moving from the value before by at most the policy's clip

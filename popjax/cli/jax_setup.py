@@ -68,7 +68,7 @@ def prepare_jax() -> None:
 
 
 def require_backend() -> None:
-    """Raise a Fault where JAX has nothing to compute on, such as CUDA that JAX_PLATFORMS names."""
+    """Check that JAX finds a device of the platform in JAX_PLATFORMS; raise a Fault if not."""
     import jax
 
     from popjax.cli.parse import Fault

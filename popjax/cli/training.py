@@ -106,12 +106,12 @@ def _begun_elsewhere(
 
 
 def _beginning(common: Any) -> dict[str, str | None]:
-    """Return the options that tell of the State with which a run begins."""
+    """Return the options that set the initial State of a run."""
     return {"from": common.from_, "intervene": common.intervene}
 
 
 def _refuse_other_beginning(common: Any, root: Path) -> None:
-    """Raise a Fault if a run that continues is told to begin in another way than it did."""
+    """Raise a Fault if --from or --intervene of a resumed run differ from those with which it began."""
     from popjax.cli.parse import Fault
     from popjax.host.runs import rundir
 

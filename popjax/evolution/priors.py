@@ -28,8 +28,8 @@ class Prior(NamedTuple):
     low:     least value.
     high:    greatest value.
     log:     whether it is log-uniform between them, else uniform.
-    top:     the upper end of the number's range if its default is nearer to that than to the lower one, such
-             such as 1 for a discount: then the distance ``top - x`` is log-uniform and perturbed, not x. None else.
+    top:     the upper end of the number's range if its default is nearer to it than to the lower end, such as
+             1 for a discount: then the distance ``top - x`` is log-uniform and perturbed, not x. Else None.
     choices: the only values, ascending; () where all between the bounds are.
     """
 

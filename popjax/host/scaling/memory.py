@@ -22,7 +22,7 @@ def tree_bytes(shapes: Any) -> int:
 
 
 def lane_bytes(shapes: Any) -> int:
-    """Bytes of one member of a State [S, ...] of several, as it is put back on a device; 0 for a single
+    """Return the bytes of one member of a State [S, ...], as it is put back on a device; 0 for a single
     member, which is never stopped before the others."""
     members = jax.tree.leaves(shapes)[0].shape[0]
     return tree_bytes(shapes) // members if members > 1 else 0

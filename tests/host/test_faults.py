@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_whole(tmp_path:
     found = checkpoint.restore_newest(kept / "checkpoints", state, said.append)
     assert found is not None
     assert said == []
-    assert f"generation {found[0]} is whole" in error
+    assert f"generation {found[0]} is intact" in error
     straight = train(method, ENV, quiet=True, **options)
     again = train(method, ENV, run_dir=kept, resume=True, quiet=True, **options)
     assert again.summary["state_sha256"] == straight.summary["state_sha256"]

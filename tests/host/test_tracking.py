@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.host.runs.history import Evaluation, History, Recorded, Seconds
+from popjax.host.runs.history import Evaluation, History, Scalars, Seconds
 from popjax.host.runs.recorded_scalars import of_history
 
 
@@ -24,8 +24,8 @@ def test_what_is_logged_of_a_member() -> None:
         np.array([[1], [1]]), np.array([[10], [12]]), metrics, Seconds(np.ones(1), np.ones(1)), made
     )
     assert list(of_history(replace(history, stopped=frozenset({0})), [2, 3])) == [
-        Recorded(3, 12, {"metrics/fitness/mean": 6, "metrics/fitness/max": 7, "metrics/loss": 0.25}),
-        Recorded(3, 12, {"eval/return": 8, "eval/length": 5}),
+        Scalars(3, 12, {"metrics/fitness/mean": 6, "metrics/fitness/max": 7, "metrics/loss": 0.25}),
+        Scalars(3, 12, {"eval/return": 8, "eval/length": 5}),
     ]
     assert [record.member for record in of_history(history, [2, 3])] == [2, 3, 3]
 

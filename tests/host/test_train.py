@@ -256,4 +256,6 @@ def test_going_on_with_other_versions_is_told(tmp_path: Path, capsys: pytest.Cap
     file.write_text(json.dumps(config))
     capsys.readouterr()
     train(tiny.build(ENV), ENV, env_steps=240, run_dir=tmp_path, resume=True, **options)
-    assert f"continuing with --env-steps 120 -> 240; jax 0.0.1 -> {jax.__version__}" in capsys.readouterr().err
+    assert (
+        f"continuing with --env-steps 120 -> 240; jax 0.0.1 -> {jax.__version__}" in capsys.readouterr().err
+    )

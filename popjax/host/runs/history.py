@@ -50,7 +50,7 @@ class Evaluation:
         return float(np.mean(self.returns))
 
 
-class Recorded(NamedTuple):
+class Scalars(NamedTuple):
     """Scalars of a member at one time: its number, its environment steps, and values by name."""
 
     member: int

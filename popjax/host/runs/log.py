@@ -23,8 +23,8 @@ from popjax.host.errors import Refused
 from popjax.host.numbers import plain
 from popjax.host.paths import replacing
 from popjax.host.runs.background_writer import Background, background
-from popjax.host.runs.history import Evaluation, History, Recorded, Seconds, named
-from popjax.host.runs.tensorboard import Scalars
+from popjax.host.runs.history import Evaluation, History, Scalars, Seconds, named
+from popjax.host.runs.tensorboard import EventFiles
 from popjax.host.scaling.sweep import Member
 from popjax.host.terminal import Lasting, complain
 
@@ -157,10 +157,10 @@ def rewrite(
 
 @contextmanager
 def tensorboard(
-    directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Recorded] = ()
+    directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Scalars] = ()
 ) -> Iterator[Background]:
-    """Write TensorBoard scalars below ``directory`` in the background; see ``Scalars``."""
-    with background(Scalars(directory, members, env_steps, earlier).write) as sink:
+    """Write TensorBoard scalars below ``directory`` in the background; see ``EventFiles``."""
+    with background(EventFiles(directory, members, env_steps, earlier).write) as sink:
         yield sink
 
 

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 
 from popjax.host.runs import log, rundir
-from popjax.host.runs.history import Evaluation, History, Recorded, named
+from popjax.host.runs.history import Evaluation, History, Scalars, named
 from popjax.host.scaling.sweep import Member
 
 
-def of_history(history: History, numbers: Sequence[int]) -> Iterator[Recorded]:
+def of_history(history: History, numbers: Sequence[int]) -> Iterator[Scalars]:
     """Yield the records of active members in ``history``, generations first, then evaluations; ``numbers``
     [S] are the numbers of all members."""
     series = list(_series(history))
     for row in range(history.generation.shape[1]):
         for place in history.active:
             values = {name: float(rows[place, row]) for name, rows in series}
-            yield Recorded(numbers[place], int(history.env_steps[place, row]), values)
+            yield Scalars(numbers[place], int(history.env_steps[place, row]), values)
     yield from map(_of_evaluation, history.evaluations)
 
 
@@ -39,14 +39,14 @@ def _series(history: History) -> Iterator[tuple[str, np.ndarray]]:
             yield f"metrics/{name}/max", flat.max(-1)
 
 
-def _of_evaluation(made: Evaluation) -> Recorded:
+def _of_evaluation(made: Evaluation) -> Scalars:
     values = {"eval/return": made.mean, "eval/length": float(np.mean(made.lengths))}
-    return Recorded(made.member, made.env_steps, values)
+    return Scalars(made.member, made.env_steps, values)
 
 
-def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[Recorded]:
+def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[Scalars]:
     """Yield the records of ``members`` in the files, each member's in the order of environment steps."""
-    waiting: defaultdict[int, deque[Recorded]] = defaultdict(deque)
+    waiting: defaultdict[int, deque[Scalars]] = defaultdict(deque)
     for made in log.read_evaluations(files.evaluations):
         waiting[made.member].append(_of_evaluation(made))
     known = {
@@ -60,7 +60,7 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
         while waiting[number] and waiting[number][0].env_steps < steps:
             yield waiting[number].popleft()
         metrics = {name: value for name, value in row.items() if name not in known[number]}
-        yield Recorded(number, steps, dict(_named(metrics)))
+        yield Scalars(number, steps, dict(_named(metrics)))
     for number in known:
         yield from waiting[number]
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from popjax.host.paths import file_name
-from popjax.host.runs.history import History, Recorded
+from popjax.host.runs.history import History, Scalars
 from popjax.host.runs.recorded_scalars import of_history
 from popjax.host.scaling.sweep import Member
 
 _REPLAYED = 10_000
 
 
-class Scalars:
+class EventFiles:
     """Event files below ``directory``, one run per member.
 
     Scalars are those of ``recorded_scalars``, over environment steps. Events after ``env_steps`` [S] are
@@ -35,7 +35,7 @@ class Scalars:
         directory: Path,
         members: Sequence[Member],
         env_steps: np.ndarray,
-        earlier: Iterable[Recorded] = (),
+        earlier: Iterable[Scalars] = (),
     ):
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -70,7 +70,7 @@ class Scalars:
         numbers = [member.number for member in self._members]
         self._write(itertools.chain.from_iterable(of_history(history, numbers) for history in histories))
 
-    def _write(self, records: Iterable[Recorded]) -> None:
+    def _write(self, records: Iterable[Scalars]) -> None:
         now, events = time.time(), defaultdict(list)
         for record in records:
             events[record.member].append(_event(now, record))
@@ -79,7 +79,7 @@ class Scalars:
                 _append(path, own)
 
 
-def _event(now: float, record: Recorded) -> Any:
+def _event(now: float, record: Scalars) -> Any:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 

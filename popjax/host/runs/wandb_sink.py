@@ -12,7 +12,7 @@ from popjax.host.checkpoints import io_errors
 from popjax.host.errors import NotTracked, Refused
 from popjax.host.paths import file_name
 from popjax.host.runs import run_group, rundir
-from popjax.host.runs.history import History, Recorded
+from popjax.host.runs.history import History, Scalars
 from popjax.host.runs.log import Sink
 from popjax.host.runs.recorded_scalars import of_history, recorded
 from popjax.host.scaling.sweep import Member
@@ -100,7 +100,7 @@ def _unknown(root: Path, members: Sequence[Member]) -> set[int]:
     return {m.number for m in members if not any((root / "wandb").glob(f"*run-*-{_id(config, m)}"))}
 
 
-def _log(runs: Mapping[int, Any], records: Iterable[Recorded]) -> None:
+def _log(runs: Mapping[int, Any], records: Iterable[Scalars]) -> None:
     for record in records:
         row = {"env_steps": record.env_steps, **record.values}
         runs[record.member].log(row, step=record.env_steps)

@@ -202,10 +202,13 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         axes.plot(sizes, best, "o-", color="black", label="popjax")
         for peer in dict.fromkeys(row["peer"] for row in mine):
             points = [(r["population"], r["peer_per_second"]) for r in mine if r["peer"] == peer]
-            axes.plot(*zip(*points, strict=True), "o--", label=peer)
-        axes.set(
-            xscale="log", yscale="log", xlabel="agents", ylabel=UNITS[algorithm], title=algorithm.upper()
-        )
+            colour = f"C{PEERS.index(peer)}" if peer in PEERS else None
+            axes.plot(*zip(*points, strict=True), "o--", color=colour, label=peer)
+        axes.set(xscale="log", xlabel="agents", ylabel=UNITS[algorithm], title=algorithm.upper())
+        if max(best) > 10 * min(best):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

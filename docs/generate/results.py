@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def parts(root: Path) -> dict[str, str]:
         "results-ce": _collaboration_returns(load),
         "results-distilled": _distilled(load),
         "results-transfer": _transfer(load),
-        "speed-sac": _throughput(load),
+        "speed-peers": _peers(load),
         "speed-h200": _h200(load),
         "speed-compile": _compile(load),
         "speed-against": _against(load),
@@ -216,16 +217,27 @@ def _transfer(load: Load) -> str:
     return table(["policy", "return on the device", "in Gymnasium"], rows, (1, 2))
 
 
-def _throughput(load: Load) -> str:
-    rows = [
-        (
-            row["population"],
-            *(f"{row[x]:.0f}" for x in ("gradient_steps_per_second", "peer_gradient_steps_per_second")),
-            f"{row['ratio_to_peer']:.2f}",
-        )
-        for row in load("throughput-sac-rejax-cpu")["rows"]
-    ]
-    return table(["agents", "popjax", "rejax", "ratio"], rows, range(4))
+def _peers(load: Load) -> str:
+    found = load("peers-cpu")
+    tables = []
+    for algorithm, unit in found["units"].items():
+        rows = [row for row in found["rows"] if row["algorithm"] == algorithm]
+        peers = list(dict.fromkeys(row["peer"] for row in rows))
+        cells = []
+        for population in dict.fromkeys(row["population"] for row in rows):
+            here = {row["peer"]: row for row in rows if row["population"] == population}
+            ours = statistics.median(row["ours_per_second"] for row in here.values() if "ratio" in row)
+            cells.append((population, f"{ours:,.0f}", *(_beside(here[peer]) for peer in peers)))
+        header = [f"{algorithm.upper()}: agents", f"popjax, {unit}", *peers]
+        tables.append(table(header, cells, range(len(header))))
+    versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
+    about = f"At `{found['git_commit'][:8]}` on {found['device']}, beside {versions}."
+    return "\n\n".join([*tables, about])
+
+
+def _beside(row: Mapping[str, Any]) -> str:
+    """Return what a peer does per second, and popjax's share over it, or why there is none."""
+    return f"{row['peer_per_second']:,.0f} ({row['ratio']:.2f})" if "ratio" in row else row["cannot"]
 
 
 def _against(load: Load) -> str:

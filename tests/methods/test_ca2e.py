@@ -170,13 +170,6 @@ def test_gradient_steps_are_owed_exactly():
     assert slow.tolist() == [max(0, 4 * t - 50) // 6 for t in range(1, 41)]
 
 
-def test_a_member_takes_its_own_number_of_gradient_steps():
-    """As it would alone: here none beside three, 1 beside 2, and 2 beside 1."""
-    config = replace(SMALL, env_steps_per_update=3, learning_starts=24, prior_actors=2)
-    method = ca2e.build(make("probe/corridor"), config)
-    out_of_step(method, jax.jit(method.init), jax.jit(method.step), ahead=10)
-
-
 def test_the_copy_of_the_policy_is_stale():
     states = played(steps=40, baseline=1e9)
     kernel = lambda params: np.asarray(params["mlp"]["Dense_0"]["linear"]["kernel"])  # noqa: E731
@@ -322,16 +315,35 @@ def test_the_target_is_copied_by_environment_steps():
     assert (online[-2] != target[-2]).any()
 
 
-def test_the_target_is_copied_of_a_learner_that_normalizes_observations():
-    config = replace(learned()[1], agent=dqn.Config(hidden=(4,), normalize_obs=True), prior_actors=0)
-    method = ca2e.build(make("probe/corridor-discrete"), replace(config, learning_starts=12, local_buffer=2))
-    state, step = method.init(jax.random.key(0), method.hyper), jax.jit(method.step)
-    for _ in range(20):
+@lru_cache
+def normalizing():
+    """Four actors and a learner that normalizes observations; it takes one gradient step or two at a time."""
+    config = replace(
+        learned()[1],
+        agent=dqn.Config(hidden=(4,), normalize_obs=True),
+        nature_actors=4,
+        prior_actors=0,
+        local_buffer=2,
+        learning_starts=24,
+        env_steps_per_update=3,
+    )
+    method = ca2e.build(make("probe/corridor-discrete"), config)
+    return method, jax.jit(method.init), jax.jit(method.step)
+
+
+def test_a_member_takes_its_own_number_of_gradient_steps():
+    """Also beside one that is ahead and owes another number: none beside one, and one beside two."""
+    out_of_step(*normalizing(), ahead=7)
+
+
+def test_the_target_is_copied_with_the_statistics_of_observations():
+    method, init, step = normalizing()
+    state = init(jax.random.key(0), method.hyper)
+    for _ in range(10):
         state = step(state)
-    inner = state.learner.agent
-    equal(inner.online, inner.target)
-    inner = step(step(state)).learner.agent
-    assert not same(inner.online, inner.target)
+    equal(state.learner.agent.online, state.learner.agent.target)
+    after = step(state).learner.agent
+    assert not same(after.online, after.target)
 
 
 def test_importance_weights_reach_the_loss():

@@ -312,7 +312,10 @@ def test_the_softmax_deploys_the_agent_of_the_highest_value():
         ({"population": 0}, "population must be at least 1, got 0"),
         ({"updates_per_step": 0.3}, "updates_per_step 0.3 times 4 environment steps of an iteration must be"),
         ({"capacity": 40, "batch": 20}, "capacity 40 is less than a batch of 20 or the 44 transitions"),
-        ({"population": 1, "col_unroll": "eps_collab"}, "nobody to differ from: population is 1"),
+        (
+            {"population": 1, "col_unroll": "eps_collab"},
+            "eps_collab needs two or more agents, got population 1",
+        ),
         ({"drive": diayn.Config(), "col_eval": "softmax"}, "agents of diayn have skills of their own"),
         ({"col_unroll": "eps"}, "col_unroll must be one of"),
     ],

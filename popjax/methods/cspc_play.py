@@ -253,25 +253,30 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         if config.schedule == "code":
             order[:-1] = order[-2::-1]
 
-        def vector_step(carry: tuple[Play, Array, Array, Array]) -> tuple[Play, Array, Array, Array]:
-            play, alive, place, clock = carry
+        def vector_step(
+            carry: tuple[Play, Array, Array, Array, Array],
+        ) -> tuple[Play, Array, Array, Array, Array]:
+            play, alive, place, clock, waits = carry
             turn, hyper = jnp.array(order)[place], terms.hyper
             key_act, key_take, key_learn = jax.random.split(jax.random.fold_in(key, clock), 3)
             step, after = advance(play, turn, alive, hyper, key_act)
             play, episodes = remember(play, turn, step, after, terms)
             left = Seats(tree.where(alive, after, step.before), episodes)
             play = play._replace(seats=tree.put(play.seats, turn, left))
-            play, clock = take_in(play, turn, step, hyper, key_take), clock + 1
+            play, clock = take_in(play, turn, step, hyper, key_take), clock + ~waits
             standings = standing(play, terms, clock)
             over = ~standings[turn].any()
             ends = step.timestep.done[0] if config.burst else jnp.bool_(True)
             play = learn(play, turn, ends, over, hyper, key_learn)
-            # All members of a sweep wait for the last one, so that whose turn it is stays one number.
-            place += ~tree.any_lane(~over)
-            return play, standings[jnp.array(order)[jnp.minimum(place, turns.tests)]], place, clock
+            # All members of a sweep wait for the last one, so that the turn stays one number. Their clocks
+            # wait, too, so that they draw the random numbers that they would draw alone.
+            moves = ~tree.any_lane(~over)
+            place += moves
+            alive = standings[jnp.array(order)[jnp.minimum(place, turns.tests)]]
+            return play, alive, place, clock, over & ~moves
 
         none = jnp.int32(0)
-        begun = play, standing(play, terms, none)[order[0]], none, none
+        begun = play, standing(play, terms, none)[order[0]], none, none, jnp.bool_(False)
         return jax.lax.while_loop(lambda carry: carry[2] <= turns.tests, vector_step, begun)[0]
 
     return run

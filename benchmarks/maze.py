@@ -112,7 +112,7 @@ def study(arguments: Arguments) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Return what ``play`` has of each checkpoint, by environment steps."""
     files, found = rundir.RunDirectory(arguments.run), {}
     for generation in checkpoint.generations(files.checkpoints):
-        steps = max(checkpoint.env_steps(files.checkpoints, generation))
+        steps = max(checkpoint.facts(files.checkpoints / str(generation))["env_steps"])
         run = building.load(arguments.run, picked=str(steps))
         found[steps] = play(run, arguments.episodes, arguments.seed)
     return dict(sorted(found.items()))

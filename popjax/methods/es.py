@@ -1,9 +1,9 @@
 """Evolution strategies over policies: OpenAI-ES (Salimans et al., 2017), CMA-ES, SNES and others of evosax.
 
 A distribution over the parameters of one network is asked for a population, every individual plays whole
-episodes,
-and the distribution is told their mean returns. There is neither a gradient of the policy nor a replay, so
-any task will do. Observations are normalized by running statistics of all steps of all individuals.
+episodes, and the distribution is told their mean returns. Policies have no gradients and there is
+no replay, so any task will do. Observations are normalized by running statistics of all steps of all
+individuals.
 
 A generation: ask -> evaluate -> tell. The distribution's mean is deployed.
 

@@ -97,8 +97,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     ``env``.
 
     Raises:
-        ValueError: a name in ``evolve`` is not a number, or the population does not divide as the search
-                    needs it;
+        ValueError: a name in ``evolve`` is not a number; the population does not divide as the search needs;
             or replays are to be copied whose frames belong to their lanes.
     """
     if isinstance(config, OffPolicyConfig) and config.copy_replay and env.spec.stack > 1:

@@ -62,9 +62,10 @@ class Sight(NamedTuple):
 
 
 def slots(capacity: int, lanes: int, spare: int = SPARE) -> int:
-    """Return the number of frames to keep for ``capacity`` rows of ``lanes``: room for episodes and lives of
-    16
-    steps on average, each of which begins with a frame of its own, and for at least ``spare`` of each lane.
+    """Return the number of frames to keep for ``capacity`` rows of ``lanes``.
+
+    There is room for episodes and lives of 16 steps on average, each of which begins with a further frame,
+    and for at least ``spare`` frames of each lane.
     """
     return capacity + capacity // 16 + lanes * max(SPARE, spare)
 

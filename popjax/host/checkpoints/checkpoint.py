@@ -155,14 +155,14 @@ def set_aside_newer(directory: Path, generation: int) -> None:
             (directory / str(newer)).rename(aside)
 
 
-def env_steps(directory: Path, generation: int) -> list[int]:
-    """Return the environment steps of each member in a checkpoint.
+def facts(path: Path) -> dict[str, Any]:
+    """Return the extra facts of a checkpoint, without its State.
 
     Raises:
-        Damaged: the manifest cannot be read.
+        Damaged, NotRead: as ``restore``.
     """
-    steps: list[int] = _read_manifest(directory / str(generation))["extra"]["env_steps"]
-    return steps
+    extra: dict[str, Any] = _read_manifest(path)["extra"]
+    return extra
 
 
 def restore_newest(
@@ -228,14 +228,6 @@ def rows(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return _read(path, shapes, None)
 
 
-def members(path: Path) -> list[str] | None:
-    """Return the identities of the members in a checkpoint, or None if it does not record them."""
-    try:
-        return _read_manifest(path)["extra"].get("members")
-    except (Damaged, NotRead):
-        return None
-
-
 def _newest(
     directory: Path,
     tell: Callable[[str], None],
@@ -253,7 +245,7 @@ def _newest(
         try:
             return there[0], *read(path)
         except (Damaged, NotRead) as failure:
-            if not path.exists():  # removed meanwhile by the process that trains, which has made newer ones
+            if not path.exists():  # the training process has removed it and made newer ones
                 continue
             if isinstance(failure, NotRead):
                 raise
@@ -267,13 +259,12 @@ def _newest(
 
 
 def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[str, Any]]:
-    """Read one checkpoint into new arrays, bitwise as it was saved, on the default device unless
-    ``shardings``, in the structure of ``shapes``, says otherwise.
+    """Read a checkpoint bit for bit into new arrays, placed by ``shardings`` or on the default device.
 
     Raises:
         Damaged: something is missing, cut or fails its checksum.
-        NotRead: there is no memory or no permission for it, or the disk fails.
-        Refused: it is whole but of a State of another structure than ``shapes``.
+        NotRead: memory or permission is missing, or the disk fails.
+        Refused: the checkpoint is intact, but its State has another structure than ``shapes``.
     """
     if shardings is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -39,7 +39,7 @@ def generation(files: RunDirectory, wanted: str, every: int) -> int:
     known: dict[int, int] = {}
     for number in reversed(checkpoint.generations(files.checkpoints)):
         with suppress(checkpoint.Damaged):
-            known[number] = max(checkpoint.env_steps(files.checkpoints, number))
+            known[number] = max(checkpoint.facts(files.checkpoints / str(number))["env_steps"])
     found = next((number for number, reached in known.items() if reached >= steps), None)
     if found is None or known[found] >= steps + every:
         there = ", ".join(f"{reached:,}" for reached in known.values()) or "none"

@@ -70,21 +70,7 @@ def report(
     Raises:
         Refused: there is no run with evaluations, a path does not exist, or no task is shared by all methods.
     """
-    if not run_dirs:
-        raise Refused("a report needs at least one run directory")
-    read, skipped, kept = [], [], []
-    for place, run_dir in enumerate(map(paths.path, run_dirs)):
-        try:
-            read.append(records.read(run_dir))
-            kept.append(place)
-        except NoRun as refusal:
-            if len(run_dirs) == 1 or not run_dir.exists():
-                raise
-            skipped.append(str(refusal))
-    if not read:
-        raise Refused(f"there is no run to report: {'; '.join(skipped)}")
-    if len(labels) == len(run_dirs):
-        labels = [labels[place] for place in kept]
+    read, labels, skipped = _read(run_dirs, labels)
     found = [each.records for each in read]
     missing = [line for each in read for line in each.missing]
     groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
@@ -108,6 +94,26 @@ def report(
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
     figures = tuple(picture.name for picture in pictures)
     return Report(out / PAGE, figures, table, _caption(judged, statistic), tuple(missing), tuple(skipped))
+
+
+def _read(
+    run_dirs: Sequence[str | Path], labels: Sequence[str]
+) -> tuple[list[records.Found], Sequence[str], list[str]]:
+    """Return the records and labels of the directories with runs, and why others are skipped."""
+    if not run_dirs:
+        raise Refused("a report needs at least one run directory")
+    found, kept, skipped = [], [], []
+    for place, run_dir in enumerate(map(paths.path, run_dirs)):
+        try:
+            found.append(records.read(run_dir))
+            kept.append(place)
+        except NoRun as refusal:
+            if len(run_dirs) == 1 or not run_dir.exists():
+                raise
+            skipped.append(str(refusal))
+    if not found:
+        raise Refused(f"there is no run to report: {'; '.join(skipped)}")
+    return found, [labels[place] for place in kept] if len(labels) == len(run_dirs) else labels, skipped
 
 
 def _caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
@@ -333,19 +339,9 @@ def _searched(group: Group) -> list[searches.Search]:
 
 
 def _costs(groups: Sequence[Group]) -> Section:
-    header = [
-        "run",
-        "method",
-        "task",
-        "seeds",
-        "steps per seed",
-        "compile",
-        "wall time",
-        "training",
-        "steps/s",
-    ]
+    header = ["run", "method", "task", "seeds", "steps per seed", "compile", "wall time", "training"]
     cells = [_cost(group, record) for group in groups for record in group.records]
-    table = Cells([*header, "memory", "hardware", "commit"], cells)
+    table = Cells([*header, "steps/s", "memory", "hardware", "commit"], cells)
     commands = {
         f"{record.root.name}: {record.config['command']}": None
         for group in groups

@@ -7,6 +7,7 @@ from the start, except that the old members are already trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from popjax.host.checkpoints import best_policies, checkpoint, state_arrays
-from popjax.host.errors import Refused
+from popjax.host.errors import NotRead, Refused
 from popjax.host.runs import log
 from popjax.host.runs.run import Run
 from popjax.host.scaling import processes, sweep
@@ -33,9 +34,10 @@ def grow(run: Run, start: tuple[Any, Any]) -> None:
     names, directory = [member.identity for member in run.members], run.files.checkpoints
     lacking = []
     for generation in reversed(checkpoint.generations(directory)):
-        there = checkpoint.members(directory / str(generation))
-        if there is not None and there != names:
-            lacking.append((generation, there))
+        with suppress(checkpoint.Damaged, NotRead):
+            there = checkpoint.facts(directory / str(generation)).get("members", names)
+            if there != names:
+                lacking.append((generation, there))
     if not lacking:
         return
     if jax.process_count() > 1:

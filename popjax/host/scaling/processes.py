@@ -27,9 +27,8 @@ def start(coordinator: str | None, processes: int | None, process: int | None) -
     """Join the processes of a run; call it before any array is made.
 
     Args:
-        coordinator: HOST:PORT of the first process; "auto" to find everything in the environment of SLURM,
-                     MPI
-            or Kubernetes; None to train alone.
+        coordinator: HOST:PORT of the first process; "auto" to read the environment of SLURM, MPI or
+            Kubernetes; None to train alone.
         processes: number of processes.
         process: number of this process, from 0.
 

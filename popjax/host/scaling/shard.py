@@ -1,10 +1,9 @@
 """A run on several devices: its members, or the population of its only member, spread over a mesh.
 
-Members do not communicate, so each device runs its own program with its own loops on its share of them: a
-long
-episode on one device does not delay others, and the program has no collectives. Individuals of one population
-do communicate; there the compiler is given the placement of the ``stacked()`` fields of the State and derives
-the rest. Methods need no code for either.
+Members do not communicate, so each device runs its own program with its own loops on its share of them. A
+long episode on one device does not delay others, and the program has no collectives. Individuals of one
+population do communicate: the compiler is given the placement of the ``stacked()`` fields of the State and
+derives the rest. Methods need no code for either.
 """
 
 from __future__ import annotations

@@ -183,8 +183,7 @@ def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
     """Map ``function`` of one member over arguments [S, ...] to results [S, ...].
 
     With generators other than threefry, ``vmap`` draws with the first member's key for all, which would
-    change
-    results: members are then computed one after another.
+    change results; members are then computed one after another.
     """
     if members > 1:
         if vmappable():

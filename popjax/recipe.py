@@ -2,8 +2,8 @@
 
     METHOD = Recipe(build, Config, lambda config: Hyper())
 
-at the end of a module is enough for ``run.py my_package.my_module`` to train, sweep, resume, evaluate and
-export it.
+at the end of a module is enough for ``popjax train my_package.my_module`` to train, sweep and resume it, and
+for the other commands to evaluate, report and export its runs.
 """
 
 from __future__ import annotations

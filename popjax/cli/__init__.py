@@ -33,11 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _guarded(lambda: None, arguments)
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:])
-    usage = f"popjax {' | '.join(commands)} ..., each with --help; popjax --version"
     if arguments[:1] in (["--help"], ["-h"]):
-        print(usage)
+        print(_USAGE)
         return 0
-    return _fail(f"which command? {usage}", 2)
+    return _fail(f"which command? popjax {' | '.join(commands)}; see popjax --help", 2)
+
+
+_USAGE = """usage: popjax COMMAND ...
+
+  train METHOD --env SUITE/TASK   train a population and write a run directory
+  evaluate RUN_DIR                evaluate, compare with the original environment, film
+  report RUN_DIR ...              write a page that compares runs
+  export RUN_DIR --out DIR        write a policy that works without popjax
+
+popjax COMMAND --help has the options; popjax --version prints the version"""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -247,7 +256,7 @@ def _parse_run(
     arguments = parse.parse(
         shape,
         rest,
-        program=f"run.py {name}",
+        program=f"popjax train {name}",
         default=default,
         description="\n\n".join(["Trains a method in an environment and writes a run directory.", *also]),
         others=list(beyond),
@@ -265,10 +274,10 @@ def _help(parse: ModuleType) -> None:
     parse.parse(
         parse.Common,
         ["--help"],
-        program="run.py METHOD",
+        program="popjax train METHOD",
         description=(
             f"Trains a population-based reinforcement learning method. METHOD is one of: {methods}. "
-            "These options are common to all; run.py METHOD --help adds the --config and --hyper of a method."
+            "These options are common to all; popjax train METHOD --help adds those of a method."
         ),
     )
 

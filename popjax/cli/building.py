@@ -82,7 +82,7 @@ def _buildable(root: Path) -> dict[str, Any]:
 
     saved = rundir.read_config(root)
     if saved.get("not_rebuilt") or not saved.get("config"):
-        why = saved.get("not_rebuilt") or "it was not made by run.py"
+        why = saved.get("not_rebuilt") or "it was not made by popjax train"
         raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
     return saved
 

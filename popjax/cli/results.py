@@ -13,7 +13,7 @@ def evaluate(argv: list[str]) -> None:
     """Evaluate, as ``scripts/evaluate.py``."""
     from popjax.cli import building, jax_setup, parse
 
-    arguments = parse.parse(parse.EvaluateArguments, argv, program="evaluate.py")
+    arguments = parse.parse(parse.EvaluateArguments, argv, program="popjax evaluate")
     jax_setup.prepare_jax()
     jax_setup.require_backend()
     from popjax.cli import show
@@ -102,7 +102,7 @@ def report(argv: list[str]) -> None:
     """Write a report, as ``scripts/report.py``."""
     from popjax.cli import parse
 
-    arguments = parse.parse(parse.ReportArguments, argv, program="report.py")
+    arguments = parse.parse(parse.ReportArguments, argv, program="popjax report")
     from popjax.cli import show
     from popjax.host.report import report as write
 
@@ -114,7 +114,7 @@ def export(argv: list[str]) -> None:
     """Export a policy, as ``scripts/export.py``."""
     from popjax.cli import building, jax_setup, parse
 
-    arguments = parse.parse(parse.ExportArguments, argv, program="export.py")
+    arguments = parse.parse(parse.ExportArguments, argv, program="popjax export")
     jax_setup.prepare_jax()
     jax_setup.require_backend()
     from popjax.cli import show

@@ -215,7 +215,7 @@ def require_alignment(spec: Spec, policy: Pretrained) -> None:
         ValueError: it is not.
     """
     if not isinstance(policy.params, imitation.Aligned):
-        raise ValueError(f"{policy.name} is not a run of align: train one with run.py align")
+        raise ValueError(f"{policy.name} is not a run of align: train one with popjax train align")
     imitation.require_task(spec, policy, "--alignment")
 
 

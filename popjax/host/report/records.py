@@ -174,7 +174,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError:
-        raise Refused(f"{path} is not JSON: remove it, and run.py ... --resume writes it again") from None
+        raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
 
 
 def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:

@@ -42,7 +42,7 @@ def check_choices(config: Any) -> None:
     """Check that every field with a choice of words, ``Literal`` or ``Literal | None``, has one of them.
 
     Raises:
-        ValueError: one has not.
+        ValueError: a field has another value.
     """
     for name, kind in get_type_hints(type(config)).items():
         known = choices(kind)

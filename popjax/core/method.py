@@ -79,17 +79,17 @@ class Method(NamedTuple):
 class Pretrained(NamedTuple):
     """The policy of a finished run, frozen.
 
-    name:        where it comes from, for messages.
-    spec:        the task that it was trained on.
+    name:        its origin, for messages.
+    spec:        specification of the task on which it was trained.
     act:         as ``Method.act``.
-    params:      what ``act`` reads.
+    params:      parameters for ``act``.
     memory:      memory of the policy at the start of an episode.
-    env_steps:   what its training cost, environment steps.
+    env_steps:   environment steps of its training.
     config:      the Config of its method.
     individuals: parameters [P] of all policies of the population; None if individuals do not act alone.
     unroll:      as ``Method.unroll``.
     origin:      the run that it comes from, as in ``config.json``; None for other policies.
-    schedule:    what ``Method.schedule`` tells of its State; None without one.
+    schedule:    answer of ``Method.schedule`` for its State; None without one.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 Source: "Exploration by Random Network Distillation" (Burda, Edwards, Storkey & Klimov, 2018).
 
-What the bonus is divided by is a choice. ``scale="bonus"`` is the standard deviation of the bonus itself,
+``scale`` sets the divisor of the bonus. ``scale="bonus"`` is the standard deviation of the bonus itself,
 which shuffled batches can measure. ``scale="return"`` is that of the discounted sum of bonuses, as in the
 paper. Such a sum needs the order of time, which a batch from replay has lost. It is therefore measured by
 ``observe`` on the stream of steps that the agents play, and ``learn`` leaves it alone.

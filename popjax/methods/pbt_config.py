@@ -151,7 +151,8 @@ class Metrics(offpolicy.Metrics):
     numbers:   float32 [P] each, by name: the evolving numbers with which all individuals continue.
     ready:     int32 []       ready points so far.
     diverged:  int32 []       individuals with a loss that was not finite.
-    parents:   int32 [P, 2]   slot that each individual stems from, -1 of a newcomer; its own between them.
+    parents:   int32 [P, 2]   slot from which each individual descends, -1 for a newcomer; its own between
+               ready points.
     transfers: int32 [P, P]   1 where the row's individual took over from the column's in this iteration.
     """
 

@@ -47,7 +47,7 @@ TORSOS = {
 """The paper's for frames of 42x42x1; the convolution and the dense layer that MinAtar's authors use for its
 grids of 10x10xC; one dense layer for vectors."""
 SMALLEST_FRAME = 32
-"""Height and width from which "auto" takes an image for a frame, below it for a grid, pixels."""
+"""Least height and width [pixels] of an image that "auto" treats as a frame; smaller ones are grids."""
 
 
 @dataclass(frozen=True)

@@ -213,12 +213,12 @@ def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group
 
 
 def tasks(groups: Sequence[Group]) -> list[str]:
-    """Every task once, in order."""
+    """Return every task once, in order."""
     return list(dict.fromkeys(group.task for group in groups))
 
 
 def methods(groups: Sequence[Group]) -> list[str]:
-    """Every label once, in order."""
+    """Return every label once, in order."""
     return list(dict.fromkeys(group.label for group in groups))
 
 

@@ -63,8 +63,8 @@ class Parts(NamedTuple):
     act:             of one of these policies, see ``core.Act``
     agent:           the kind of all of them
     steps:           environment steps of an iteration, of all agents together
-    sample:          (State, key) -> a batch [P, B] as everybody learns from it: drawn from the replay, with
-                     observations looked up, the drive's reward added and each agent's discount put in
+    sample:          (State, key) -> rows [P, B] from which each agent can learn: drawn from the replay, with
+                     observations looked up, the drive's reward added and the agent's discount put in
     look:            (State, observations as its replay stores them) -> observations, see ``replay.frames``
     exploration:     State -> the mean scale [] at which agents explore now
     unroll:          as ``Method.unroll``

@@ -183,7 +183,9 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         sound = tree.finite(step.choice.action)  # a policy that has diverged must not spoil the memory
         stored, done = step.alive & stores[owner] & sound, step.timestep.done
         memory, number = good_episodes.remember(play.memory, rows, stored)
-        length, total = step.before.account.length, after.account.latest
+        # Lanes that wait have no row to number: beyond the end of an episode nothing is written.
+        length = jnp.where(step.alive, step.before.account.length, env.spec.episode_length)
+        total = after.account.latest
         gate = replace(terms.gate, open=terms.gate.open[owner])
         memory, episodes, entered = good_episodes.follow(
             memory, episodes, length, number, total, done & stored, gate

@@ -183,7 +183,7 @@ def test_observations_are_whitened_by_what_was_seen_before(key):
     alike = []
     for obs in seen:
         other, _ = jax.jit(blind.learn)(
-            replace(after, observations=()), replace(more, obs=obs, next_obs=obs), hyper, key
+            replace(after, observations=None), replace(more, obs=obs, next_obs=obs), hyper, key
         )
         pairs = zip(
             *map(jax.tree.leaves, ((other.actor, other.value), (twice.actor, twice.value))), strict=True

@@ -90,7 +90,7 @@ def test_without_exploit_it_is_the_plain_population_with_its_numbers(make_config
         state, other = steps[0](state), steps[1](other)
     assert int(state.metrics.ready) > 1
     assert [x.shape for x in jax.tree.leaves(own)].count((P,)) == len(state.metrics.numbers)
-    lanes = replace(state.lanes, account=replace(state.lanes.account, recent=()))
+    lanes = replace(state.lanes, account=replace(state.lanes.account, recent=None))
     names = ("key", "env_steps", "agents", *(["replay"] if module is independent else ["trajectory"]))
     assert same([getattr(state, name) for name in names], [getattr(other, name) for name in names])
     assert same(lanes, other.lanes)
@@ -281,7 +281,7 @@ def test_a_mutated_number_reaches_the_update(name, tmp_path):
     shared = {
         x.name: getattr(state, x.name) for x in fields(bare) if x.name not in ("hyper", "metrics", "lanes")
     }
-    shared["lanes"] = replace(state.lanes, account=replace(state.lanes.account, recent=()))
+    shared["lanes"] = replace(state.lanes, account=replace(state.lanes.account, recent=None))
     shared["metrics"] = type(bare.metrics)(
         **{x.name: getattr(state.metrics, x.name) for x in fields(bare.metrics)}
     )

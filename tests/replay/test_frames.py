@@ -99,7 +99,7 @@ def test_a_million_transitions_of_a_game_fit_into_8_gigabytes():
 
 def test_observations_that_are_no_such_stack_are_refused():
     with pytest.raises(
-        ValueError, match="no stack of 3 frames along the last axis; correct stack of the Spec"
+        ValueError, match="not a stack of 3 frames along the last axis; correct stack of the Spec"
     ):
         frames.sight(SMALL._replace(stack=3), 10, 1, 1)
 

@@ -30,6 +30,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,8 @@ class Arguments:
     """For what."""
     capacities: tuple[int, ...] = (100_000,)
     """Transitions that each replay holds."""
+    rows: tuple[Literal["own", "apart"], ...] = ("own",)
+    """How rows lie in replays: as they do on the device, or with their leaves apart as on a CPU."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -155,7 +158,7 @@ def facts(compiled: Any, kind: str) -> dict[str, Any]:
     }
 
 
-def one(case: str, kind: str, capacity: str) -> None:
+def one(case: str, kind: str, capacity: str, rows: str) -> None:
     """Print the row of one case as JSON."""
     import jax
 
@@ -165,13 +168,14 @@ def one(case: str, kind: str, capacity: str) -> None:
 
     method = build(case, int(capacity))
     begun = time.perf_counter()
-    lowered = absent.lower(method, kind)
+    lowered = absent.lower(method, kind, platform="cpu" if rows == "apart" else "")
     traced = time.perf_counter()
     compiled = lowered.compile()
     row = {
         "case": case,
         "device": kind,
         "capacity": int(capacity),
+        "rows": rows,
         "state_megabytes": round(memory.tree_bytes(jax.eval_shape(method.init, *_started(method))) / 1e6, 2),
         "trace_seconds": round(traced - begun, 1),
         "compile_seconds": round(time.perf_counter() - traced, 1),
@@ -193,17 +197,15 @@ def main(arguments: Arguments) -> None:
     for kind in arguments.devices:
         if lack := absent.missing(kind):
             raise SystemExit(lack)
-    rows = []
-    for case, kind, capacity in (
-        (case, kind, capacity)
-        for case in arguments.cases
-        for kind in arguments.devices
-        for capacity in arguments.capacities
+    rows: list[dict[str, Any]] = []
+    for case, kind, capacity, lie in product(
+        arguments.cases, arguments.devices, arguments.capacities, arguments.rows
     ):
-        command = [sys.executable, __file__, "--one", case, kind, str(capacity)]
+        command = [sys.executable, __file__, "--one", case, kind, str(capacity), lie]
         told = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if told.returncode:
-            rows.append({"case": case, "device": kind, "capacity": capacity, "failed": told.returncode})
+            asked = {"case": case, "device": kind, "capacity": capacity, "rows": lie}
+            rows.append(asked | {"failed": told.returncode})
         else:
             rows.append(json.loads(told.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)

@@ -111,7 +111,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
         def child() -> Params:
             judge, memory = tree.take(s.agents, best), newest(s.replay, config.memory)
-            seen = replace(memory, rows=replace(memory.rows, obs=base.look(s, memory.rows.obs)))
+            rows = memory.unpacked()
+            seen = memory.holding(replace(rows, obs=base.look(s, rows.obs)))
             return distil(agent, judge, x, y, seen, key_child, config.distillation, s.hyper.crossover_lr, now)
 
         born = tree.repeat(scoring.when(now, child), population)

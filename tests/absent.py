@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 from jax.experimental import topologies
@@ -18,6 +21,7 @@ from popjax.core import Method
 from popjax.host.scaling import sweep
 from popjax.host.scaling.shard import SWEEP, Placement
 from popjax.host.training import compiled_programs
+from popjax.replay import packed
 
 # The versions in the text matter: without them XLA leaves conditionals out of CUDA graphs.
 H100 = Path(__file__).with_name("h100.txtpb")
@@ -46,8 +50,17 @@ def devices(kind: str) -> tuple[Any, ...]:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside other processes, as nothing runs
         described = topologies.get_topology_desc("v5e:2x2", "tpu")
     return tuple(described.devices)
+
+
+@contextmanager
+def described(kind: str, platform: str = "") -> Iterator[None]:
+    """Trace programs as on a machine with devices of a ``kind``, which decide how rows lie in a replay;
+    ``platform`` has them lie as on another one."""
+    with mock.patch.object(packed, "platform", return_value=platform or devices(kind)[0].platform):
+        yield
 
 
 def start(method: Method, members: int) -> tuple[Any, Any]:
@@ -57,8 +70,12 @@ def start(method: Method, members: int) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), real)
 
 
-def lower(method: Method, kind: str, *, members: int = 1, count: int = 1, length: int = 16) -> Any:
-    """Return the lowered program of a chunk of ``length`` generations, on ``count`` devices of a ``kind``."""
+def lower(
+    method: Method, kind: str, *, members: int = 1, count: int = 1, length: int = 16, platform: str = ""
+) -> Any:
+    """Return the lowered program of a chunk of ``length`` generations, on ``count`` devices of a ``kind``;
+    see ``described`` for ``platform``."""
     placement = Placement(devices(kind)[:count], SWEEP if count > 1 else None)
-    state = jax.eval_shape(sweep.lift(method.init, members), *start(method, members))
-    return compiled_programs.lower_chunk(method, state, length, placement)
+    with described(kind, platform):
+        state = jax.eval_shape(sweep.lift(method.init, members), *start(method, members))
+        return compiled_programs.lower_chunk(method, state, length, placement)

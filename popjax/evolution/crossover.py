@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -97,7 +97,8 @@ def distil(
         said = agent.outputs if config.imitate == "kl" else played
         return better_action(value_x, value_y, said(x, obs), said(y, obs))
 
-    discrete = jnp.issubdtype(jax.eval_shape(played, x, memory.rows.obs).dtype, jnp.integer)
+    obs = memory.unpacked().obs  # [capacity, *obs]
+    discrete = jnp.issubdtype(jax.eval_shape(played, x, obs).dtype, jnp.integer)
 
     def imitation(params: Params, rows: tuple[Array, Any, Array], valid: Array) -> Array:
         obs, target, imitate = rows
@@ -111,10 +112,9 @@ def distil(
         pulled = 0.0 if discrete else regularization(actions.vector(outputs), valid)
         return jnp.where(valid, imitate * distance, 0.0).sum() + pulled
 
-    obs = memory.rows.obs  # [capacity, *obs]
     # All states at once would need more memory than the population.
     lessons = mapped(lesson, obs, cpu=64, accelerator=1024)
-    curriculum = replace(memory, rows=(obs, *lessons))
+    curriculum = memory.holding((obs, *lessons))
 
     optimizer = adam(learning_rate, jnp.inf)
     steps = jnp.where(active, distillation_steps(memory.size, config.batch, config.epochs), 0)

@@ -98,7 +98,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
 
     def reward(state: State, batch: Transition) -> Array:
         embedded = embed(network, state.encoder, batch.next_obs)
-        keys = embed(network, state.encoder, state.bank.rows)
+        keys = embed(network, state.encoder, state.bank.unpacked())
         return novelty(embedded, keys, state.bank.size, config.neighbours)
 
     def learn(state: State, batch: Transition, weight: Array, hyper: Hyper, key: Key) -> tuple[State, Losses]:

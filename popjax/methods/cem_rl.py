@@ -255,7 +255,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         if config.mixing:
             place = jnp.arange(longest)
             slots = (s.start[s.source][:, None] + place) % config.capacity
-            rows = tree.where(stays, tree.take(s.replay.rows, slots), rows)
+            rows = tree.where(stays, s.replay.take(slots), rows)
             valid = jnp.where(stays[:, None], place < s.length[s.source][:, None], valid)
             fitness = jnp.where(stays, s.metrics.fitness[s.source], fitness)
         length = valid.sum(1, dtype=jnp.int32)

@@ -67,7 +67,7 @@ def build(spec: Spec, shape: tuple[int, int], horizon: int) -> Classifier:
         returns, complete = episodes.following(replay, slots, stride, horizon)
 
         def loss(params: Params) -> tuple[Array, None]:
-            guesses = network.apply(params, look(replay.rows.obs[slots]))
+            guesses = network.apply(params, look(replay.take(slots).obs))
             guess = jnp.take_along_axis(guesses, owner[:, None], 1)[:, 0]
             errors = jnp.where(complete, (guess - returns) ** 2, 0.0)
             return errors.sum() / jnp.maximum(complete.sum(), 1), None

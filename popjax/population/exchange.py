@@ -6,7 +6,6 @@ Agents of different kinds, as in CSPC, exchange the networks of their mean actio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import chex
@@ -48,23 +47,25 @@ def copy_replays(replays: Ring, source: Array, due: Array | int) -> Ring:
     They are written in place and in parts, so that no second copy of all of them is ever made.
     """
     chex.assert_rank([source, due], [1, 0])
-    capacity = jax.tree.leaves(replays.rows)[0].shape[1]
-    length = -(-capacity // 64)
-    whole = capacity // length
 
-    def part(rows: PyTree, start: Array | int, size: int) -> PyTree:
-        def copied(x: Array) -> Array:
+    def copied(x: Array) -> Array:
+        count = x.shape[1]
+        length = -(-count // 64)
+        whole = count // length
+
+        def part(x: Array, start: Array | int, size: int) -> Array:
             own = jax.lax.dynamic_slice_in_dim(x, start, size, 1)
             return jax.lax.dynamic_update_slice_in_dim(x, own[source], start, 1)
 
-        return jax.tree.map(copied, rows)
+        def last(_: Array, x: Array) -> Array:
+            return part(x, whole * length, count - whole * length)
 
-    def last(_: Array, replays: Ring) -> Ring:
-        rows = part(replays.rows, whole * length, capacity - whole * length)
-        return Ring(rows, replays.position[source], replays.size[source])
+        x = jax.lax.fori_loop(0, due * whole, lambda i, x: part(x, i * length, length), x)
+        return jax.lax.fori_loop(0, due, last, x)
 
-    rows = jax.lax.fori_loop(0, due * whole, lambda i, rows: part(rows, i * length, length), replays.rows)
-    return jax.lax.fori_loop(0, due, last, replace(replays, rows=rows))
+    taken = jnp.where(due, source, jnp.arange(len(source)))
+    rows = jax.tree.map(copied, replays.rows)
+    return Ring(rows, replays.position[taken], replays.size[taken])
 
 
 def insert(members: Any, slot: Array, newcomer: Any, when: Array | bool = True) -> Any:

@@ -282,7 +282,7 @@ def build(
             sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
             return sample(store, jax.random.split(key, population), config.batch), None
         slots = crew.draw(store, key, config.batch)
-        return tree.take(store.rows, slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
+        return store.take(slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
 
     def priced(held: PyTree, rows: Transition, hyper: PyTree) -> tuple[Transition, Array | None]:
         """Return rows [P, B] as each agent learns from them, rewarded by task and drive and with its

@@ -60,4 +60,4 @@ def when(due: Array, play: Callable[[], Array]) -> Array:
 def recent(returns: Ring) -> Array:
     """Return float32 []: the mean of a ring of episodes' returns; 0 if it is empty."""
     stored = jnp.arange(returns.capacity) < returns.size
-    return jnp.where(stored, returns.rows, 0.0).sum() / jnp.maximum(returns.size, 1)
+    return jnp.where(stored, returns.unpacked(), 0.0).sum() / jnp.maximum(returns.size, 1)

@@ -51,18 +51,19 @@ def pairs(store: Ring, key: Key, count: int, stride: int, horizon: int) -> tuple
     anchors = slots(store, key_slot, count)
     offsets = jnp.array([offset for offset in range(-horizon, horizon + 1) if offset])
     near, there = neighbours(store, anchors, offsets, stride)
-    episode, obs = store.rows.episode, store.rows.obs
-    valid = there & (episode[near] == episode[anchors, None])
+    first = store.take(anchors)
+    valid = there & (store.take(near).episode == first.episode[:, None])
     choice = jax.random.categorical(key_choice, jnp.where(valid, 0.0, -jnp.inf))
     partner = jnp.take_along_axis(near, choice[:, None], 1)[:, 0]
-    return obs[anchors], obs[partner], valid.any(-1)
+    return first.obs, store.take(partner).obs, valid.any(-1)
 
 
 def following(store: Ring, at: Array, stride: int, horizon: int) -> tuple[Array, Array]:
     """Return the undiscounted sum of the ``horizon`` rewards from each slot ``at`` [B] on, up to the end of
     its episode, [B]; and whether all of them have been played, bool [B]."""
     near, there = neighbours(store, at, jnp.arange(horizon), stride)
-    same = there & (store.rows.episode[near] == store.rows.episode[at, None])
+    rows = store.take(near)
+    same = there & (rows.episode == store.take(at).episode[:, None])
     # All is known where the window ends inside what is stored, or the lane has begun another episode.
     complete = same[:, -1] | (there & ~same).any(1)
-    return jnp.where(same, store.rows.reward[near], 0.0).sum(1), complete
+    return jnp.where(same, rows.reward, 0.0).sum(1), complete

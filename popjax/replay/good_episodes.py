@@ -106,7 +106,7 @@ def local_size(memory: Memory) -> Array:
     """Return int32 []: how many of the newest entries of the local memory come before one whose row is
     overwritten."""
     local, age = memory.local, jnp.arange(memory.local.capacity)
-    numbers = tree.take(local.rows, (local.position - 1 - age) % local.capacity)
+    numbers = local.take((local.position - 1 - age) % local.capacity)
     gone = (age >= local.size) | (memory.written - numbers >= memory.replay.capacity + 1)
     return jnp.where(gone.any(), jnp.argmax(gone), local.capacity).astype(jnp.int32)
 
@@ -119,13 +119,13 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
     here = jax.random.bernoulli(key_which, share) & (held > least)
     stored = jnp.maximum(memory.replay.size, 1)
     draw = jax.random.randint(key_row, (batch,), 0, jnp.where(here, held, stored))
-    number = tree.take(memory.local.rows, (memory.local.position - 1 - draw) % memory.local.capacity)
+    number = memory.local.take((memory.local.position - 1 - draw) % memory.local.capacity)
     back = (memory.written - number).low.astype(jnp.int32)  # at most the capacity, of entries that are held
     good = (memory.replay.position - back) % memory.replay.capacity
-    return tree.take(memory.replay.rows, jnp.where(here, good, draw))
+    return memory.replay.take(jnp.where(here, good, draw))
 
 
 def sample_all(memory: Memory, key: Key, batch: int) -> Transition:
     """Return a batch [B] drawn with replacement from everything."""
     draw = jax.random.randint(key, (batch,), 0, jnp.maximum(memory.replay.size, 1))
-    return tree.take(memory.replay.rows, draw)
+    return memory.replay.take(draw)

@@ -114,7 +114,7 @@ def prioritized(capacity: int, *, stratified: bool = True) -> PrioritizedReplay:
 
     def sample(state: Prioritized, key: Key, batch: int) -> tuple[PyTree, Draw]:
         draw = draw_slots(state, key, batch, stratified)
-        return tree.take(state.ring.rows, draw.slots), draw
+        return state.ring.take(draw.slots), draw
 
     return PrioritizedReplay(init=init, add=add, sample=sample, update=update)
 

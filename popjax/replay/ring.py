@@ -16,6 +16,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Key, PyTree, Replay
+from popjax.replay import packed
 from popjax.shuffle import permuted
 
 
@@ -23,7 +24,7 @@ from popjax.shuffle import permuted
 class Ring:
     """State of a ring.
 
-    rows:     [capacity, ...] per leaf.
+    rows:     as ``packed`` lays them out: [capacity, ...] per leaf, but lines on a TPU.
     position: int32 []  the slot that is written next.
     size:     int32 []  how many slots hold a row.
     """
@@ -35,12 +36,25 @@ class Ring:
     @property
     def capacity(self) -> int:
         """The number of slots."""
-        return jax.tree.leaves(self.rows)[0].shape[0]
+        return packed.capacity(self.rows)
+
+    def take(self, slots: Array) -> PyTree:
+        """Return the rows in ``slots`` int [...]."""
+        return packed.take(self.rows, slots)
+
+    def unpacked(self) -> PyTree:
+        """Return the rows in all slots, [capacity, ...] per leaf."""
+        return packed.unpack(self.rows)
+
+    def holding(self, rows: PyTree) -> Ring:
+        """Return this ring with ``rows`` [capacity, ...] of any kind in place of its own."""
+        return Ring(packed.pack(rows), self.position, self.size)
 
 
 def full(rows: PyTree) -> Ring:
     """Return a ring that holds just ``rows`` [B, ...], the oldest first."""
-    return Ring(rows, jnp.int32(0), jnp.int32(len(jax.tree.leaves(rows)[0])))
+    store = packed.pack(rows)
+    return Ring(store, jnp.int32(0), jnp.int32(packed.capacity(store)))
 
 
 def ring(capacity: int, *, replace: bool = True) -> Replay:
@@ -59,11 +73,11 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
         def empty(x: Any) -> Array:
             return jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x))
 
-        return Ring(rows=jax.tree.map(empty, row), position=jnp.int32(0), size=jnp.int32(0))
+        return Ring(packed.pack(jax.tree.map(empty, row)), jnp.int32(0), jnp.int32(0))
 
     def sample(state: Ring, key: Key, batch: int) -> PyTree:
         if replace:
-            return tree.take(state.rows, jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)))
+            return state.take(jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)))
         return draw(state, key, batch)[0]
 
     return Replay(init=init, add=add, sample=sample)
@@ -79,12 +93,10 @@ def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
     was not kept."""
     capacity = state.capacity
     valid = jnp.asarray(valid, jnp.bool_)
-    rank = jnp.cumsum(valid) - 1  # [B] how many valid rows come before
     count = valid.sum(dtype=jnp.int32)
-    kept = valid & (rank >= count - capacity)
-    slots = jnp.where(kept, (state.position + rank) % capacity, capacity)  # capacity: dropped by the scatter
+    slots = packed.places(capacity, state.position, valid)
     state = Ring(
-        rows=jax.tree.map(lambda x, row: x.at[slots].set(row.astype(x.dtype), mode="drop"), state.rows, rows),
+        rows=packed.put(state.rows, state.position, rows, valid),
         position=(state.position + count) % capacity,
         size=jnp.minimum(state.size + count, capacity),
     )
@@ -101,7 +113,7 @@ def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tup
     population = state.size if newest is None else jnp.minimum(state.size, newest)
     place = jnp.arange(batch, dtype=jnp.int32)
     age = permuted(key, place, population)  # 0 = the newest row
-    return tree.take(state.rows, (state.position - 1 - age) % capacity), place < population
+    return state.take((state.position - 1 - age) % capacity), place < population
 
 
 def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[Array, Array]:
@@ -125,14 +137,14 @@ def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
     held = jnp.minimum(state.size, count)
     place = jnp.arange(count)
     slot = (state.position - held + place) % state.capacity
-    return tree.take(state.rows, slot), place < held
+    return state.take(slot), place < held
 
 
 def newest(state: Ring, count: int) -> Ring:
     """Return a ring of the latest ``count`` rows alone, or of all where fewer are stored."""
     rows, valid = latest(state, count)
     held = valid.sum(dtype=jnp.int32)
-    return Ring(rows, held % valid.shape[0], held)
+    return Ring(packed.pack(rows), held % valid.shape[0], held)
 
 
 def merge(x: Ring, y: Ring, key: Key) -> Ring:
@@ -150,5 +162,5 @@ def merge(x: Ring, y: Ring, key: Key) -> Ring:
     source = permuted(key, jnp.arange(capacity, dtype=jnp.int32), size)  # [capacity]
     slot_x = (x.position - from_x + source) % capacity
     slot_y = (y.position - from_y + source - from_x) % capacity
-    rows = tree.where(source < from_x, tree.take(x.rows, slot_x), tree.take(y.rows, slot_y))
-    return Ring(rows=rows, position=size % capacity, size=size)
+    rows = tree.where(source < from_x, x.take(slot_x), y.take(slot_y))
+    return Ring(packed.pack(rows), size % capacity, size)

@@ -78,7 +78,11 @@ def test_another_structure_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "advice"),
     [
-        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: check that out to use it"),
+        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: use these to go on"),
+        (
+            '{"git_commit": "c0ffee", "device": "TPU v5 lite"}',
+            "; its run was made with commit c0ffee on TPU v5 lite: use these to go on",
+        ),
         ('{"git_commit": null}', ""),
         ("[]", ""),
         ("{", ""),

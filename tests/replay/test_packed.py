@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from popjax import tree
+from popjax.host.checkpoints import checkpoint
+from popjax.host.errors import Refused
 from popjax.population import exchange
 from popjax.replay import packed
 from popjax.replay.prioritized import prioritized
@@ -112,3 +114,13 @@ def test_priorities_draw_from_lines(tpu, key):
     before = jax.jit(lambda: drawn())()
     tpu()
     equal(jax.jit(lambda: drawn())(), before)
+
+
+def test_a_replay_of_another_device_is_refused(tpu, tmp_path):
+    row = {"x": jnp.zeros(3)}
+    checkpoint.save(tmp_path, 1, ring(5).init(row), {})
+    tpu()
+    with pytest.raises(
+        Refused, match=r"rows\.lines\.float32 is absent in it and float32\[3, 128\] in the State"
+    ):
+        checkpoint.restore(tmp_path / "1", jax.eval_shape(lambda: ring(5).init(row)))

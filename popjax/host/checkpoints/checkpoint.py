@@ -373,12 +373,14 @@ def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str
 
 
 def _made_with(path: Path) -> str:
-    """Return a hint at the commit that can read a checkpoint, if its run records one."""
+    """Return a hint at the commit and device that can read a checkpoint, if its run records them."""
     try:
-        commit = json.loads((path.parent.parent / "config.json").read_text()).get("git_commit")
+        config = json.loads((path.parent.parent / "config.json").read_text())
+        commit, device = config.get("git_commit"), config.get("device")
     except (OSError, ValueError, AttributeError):
         return ""
-    return f"; its run was made with commit {commit}: check that out to use it" if commit else ""
+    where = f" on {device}" if device else ""
+    return f"; its run was made with commit {commit}{where}: use these to go on" if commit else ""
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:

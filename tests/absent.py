@@ -59,8 +59,10 @@ def devices(kind: str) -> tuple[Any, ...]:
 def described(kind: str, platform: str = "") -> Iterator[None]:
     """Trace programs as on a machine with devices of a ``kind``, which decide how rows lie in a replay;
     ``platform`` has them lie as on another one."""
+    jax.clear_caches()  # of what was traced for another kind
     with mock.patch.object(packed, "platform", return_value=platform or devices(kind)[0].platform):
         yield
+    jax.clear_caches()
 
 
 def start(method: Method, members: int) -> tuple[Any, Any]:

@@ -71,8 +71,11 @@ class Kernel(NamedTuple):
 
     @property
     def copies(self) -> bool:
-        """Return whether it does nothing but copy or lay out anew."""
+        """Return whether it does nothing but copy or lay out anew; what a TPU brings into its fast memory,
+        of 128 MiB, and back from there does not count."""
         opcode, name = self.instruction.opcode, self.instruction.name
+        if "S(1)" in self.instruction.shape:
+            return False
         fused_copy = opcode == "fusion" and re.match(r"(wrapped_)?(copy|transpose)(_fusion)?(\.|$)", name)
         return opcode in ("copy", "copy-start", "transpose") or bool(fused_copy)
 

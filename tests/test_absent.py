@@ -45,7 +45,8 @@ def test_a_state_is_written_in_place(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_loop_copies_what_is_large(kind):
-    main = hlo.read(compiled(kind).as_text()).main()
+    """With replays that are larger than the fast memory of a TPU."""
+    main = hlo.read(compiled(kind, 200_000).as_text()).main()
     kernels = [kernel for loop in main.loops for inner in loop.walk() for kernel in inner.kernels]
     assert len(kernels) > 50
     assert [each.instruction.name for each in kernels if each.copies and each.bytes > 2 * LARGE] == []
@@ -92,6 +93,19 @@ def test_a_program_is_read():
     assert loop.turns == 5
     assert sum(kernel.flops for kernel in loop.kernels) == 2 * 8 * 16 * 16
     assert sum(kernel.bytes for kernel in loop.kernels) < 16_000  # of 64,000 in the store
+
+
+@pytest.mark.parametrize(
+    ("there", "back", "copies"),
+    [
+        ("f32[8,3]{1,0:T(8,128)S(1)}", "f32[8,3]{1,0:T(8,128)}", False),
+        ("f32[8,3]{1,0:T(8,128)}", "f32[8,3]{1,0:T(8,128)S(1)}", False),
+        ("f32[8,3]{0,1:T(8,128)}", "f32[8,3]{1,0:T(8,128)}", True),
+    ],
+)
+def test_what_is_brought_into_fast_memory_is_no_copy(there, back, copies):
+    fetch = hlo.Instruction("copy-start.1", f"({there}, {back}, u32[]{{:S(2)}})", "copy-start", ["x"], "")
+    assert hlo.Kernel(fetch, 0, 0, 0).copies is copies
 
 
 @pytest.mark.parametrize(

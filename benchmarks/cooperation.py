@@ -118,7 +118,8 @@ def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
         def one(total: Any, key: Any) -> Any:
             return jax.tree.map(lambda t, x: t + x.sum(0), total, sample(held, key)), None
 
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), held.replay.rows)
+        batch = jax.eval_shape(sample, held, jax.random.key(0))
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), batch)
         return jax.lax.scan(one, blank, jax.random.split(jax.random.key(0), steps))[0]
 
     def from_two(held: Any, key: Any) -> Any:

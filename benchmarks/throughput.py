@@ -111,14 +111,14 @@ def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -
     method, length = build(name, population, env, arguments)
     program = Program(lambda key: method.init(key, method.hyper), method.step, length)
     program()
-    while counted(name, program.state) == 0 and name in ("ca2e", "ce"):  # beyond the warm-up
+    while int(program.state.env_steps) <= method.learning_starts:
         program()
     seconds, env_steps, updates = [], [], []
     for _ in range(arguments.repeats):
-        before, learned = int(program.state.env_steps), counted(name, program.state)
+        before = int(program.state.env_steps)
         seconds.append(program())
         env_steps.append(int(program.state.env_steps) - before)
-        updates.append(gradient_steps(name, learned, program.state, population, arguments))
+        updates.append(gradient_steps(name, env_steps[-1], method, program.state, arguments))
     row = Row(name, population, compile_seconds=program.compile_seconds)
     row.env_steps_per_second = statistics.median(n / s for n, s in zip(env_steps, seconds, strict=True))
     row.gradient_steps_per_second = statistics.median(n / s for n, s in zip(updates, seconds, strict=True))
@@ -150,24 +150,19 @@ def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> 
     return independent.build(env, config), arguments.iterations
 
 
-def gradient_steps(name: str, before: Any, after: Any, population: int, arguments: Arguments) -> int:
-    """Updates between two States, summed over agents; of PPO those of the policy."""
+def gradient_steps(name: str, taken: int, method: Method, after: Any, arguments: Arguments) -> int:
+    """Updates in a chunk of ``taken`` environment steps, summed over agents; of PPO those of the policy."""
+    assert method.built
+    config = method.built.config
     if name == "pderl":
         return int(after.metrics.gradient_steps)
     if name == "ppo":
         return int(after.metrics.losses.policy_steps.sum())
     if name == "ca2e":
-        return int(after.metrics.updates) - before
+        return taken // config.env_steps_per_update
     if name == "ce":
-        return (int(after.metrics.gradient_steps) - before) * population
-    return arguments.iterations * population
-
-
-def counted(name: str, state: Any) -> int:
-    """Gradient steps so far, of methods that count them all."""
-    if name == "ca2e":
-        return int(state.metrics.updates)
-    return int(state.metrics.gradient_steps) if name == "ce" else 0
+        return taken * config.population
+    return arguments.iterations * config.population
 
 
 def show(rows: Sequence[Row], arguments: Arguments) -> None:

@@ -45,13 +45,15 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     from popjax.host.runs import run_group, rundir
     from popjax.host.scaling import sweep
     from popjax.host.terminal import complain
+    from popjax.replay import packed
 
     root = run_group.run_of(paths.path(run_dir), member)
     saved = _buildable(root)
     env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
     begin = partial(_beginning, method, hyper)
-    shapes = jax.eval_shape(lambda: begin(members))
+    with packed.laid_out_on(str(saved.get("device"))):
+        shapes = jax.eval_shape(lambda: begin(members))
     files = rundir.RunDirectory(root)
     until = None
     if picked not in (None, chosen_policy.BEST):
@@ -66,9 +68,10 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
         found = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, until)
     if found is None:
         raise Refused(f"{root} has no intact checkpoint")
-    state, steps = chosen_policy.with_last_good(
-        files, shapes, found[1:], wanted, lambda place: begin(members[place : place + 1])
-    )
+    with packed.laid_out_on(str(saved.get("device"))):
+        state, steps = chosen_policy.with_last_good(
+            files, shapes, found[1:], wanted, lambda place: begin(members[place : place + 1])
+        )
     if picked == chosen_policy.BEST:
         numbers = [m.number for m in sweep.of_config(saved)]
         method, state, steps = chosen_policy.with_best(method, state, files, numbers)

@@ -191,7 +191,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
             memory, episodes, length, number, total, done & stored, gate
         )
         kept = play.kept.at[owner].add(entered, mode="drop")
-        visited = step.alive & (owner == jnp.arange(members.size)[:, None])
+        visited = step.alive & sound & (owner == jnp.arange(members.size)[:, None])
         each = jax.tree.map(lambda x: x[None], tree.repeat((rows, done), members.size))  # [1, P, W]
         held = drive.observe(play.drive.state, *each, visited[None], terms.hyper)
         return play._replace(memory=memory, drive=replace(play.drive, state=held), kept=kept), episodes

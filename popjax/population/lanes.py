@@ -137,8 +137,8 @@ def episodes(
     """Play one whole episode with each of ``params`` [E]; return rows [E, T], valid [E, T], returns and
     lengths [E].
 
-    Rows of a policy that has diverged, whose parameters are not all finite, are not valid: they would spoil a
-    replay and all who learn from it. Its return and length are those that it played.
+    Rows of a policy that has diverged, whose parameters or return are not finite, are not valid: they would
+    spoil a replay and all who learn from it. Its return and length are those that it played.
 
     memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is what it ends with.
     scale:  [E] of the exploration.
@@ -151,7 +151,7 @@ def episodes(
             return act(params, memory, obs, key, scale)[:2]
 
         played = rollout.episode(env, choose, memory, key, record=record)
-        return replace(played, valid=played.valid & tree.finite(params, 0))
+        return replace(played, valid=played.valid & tree.finite(params, 0) & jnp.isfinite(played.total))
 
     return jax.vmap(one)(params, memory, jax.random.split(key, scale.shape[0]), scale)
 

@@ -128,6 +128,8 @@ def build(
         the drive's losses."""
         episode = jnp.cumsum(trajectory.done, 1) - trajectory.done
         numbered = episodes.numbered(trajectory, episode.astype(jnp.int32))
+        # What an agent that has diverged played must not spoil a drive that all share.
+        numbered = tree.where(tree.finite(numbered, 3), numbered, jax.tree.map(jnp.zeros_like, numbered))
         by_time, done = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (numbered, trajectory.done))
         held = drive.observe(held, by_time, done, jnp.ones_like(done), hyper)
         rows, store = jax.vmap(tree.flatten)(numbered), full(tree.flatten(by_time, 3))

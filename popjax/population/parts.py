@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -91,11 +92,19 @@ class Parts(NamedTuple):
 def whole(
     parts: Parts, hyper: PyTree, init: Callable[[Key, PyTree], Any], step: Callable[[Any], Any]
 ) -> Method:
-    """Return the Method made of these parts; it deploys the agent with the highest ``metrics.fitness``."""
+    """Return the Method made of these parts; it deploys the agent with the highest ``metrics.fitness`` of
+    those that have not diverged."""
+
+    def policy(s: Any) -> Params:
+        policies = parts.individuals(s)
+        # The fitness of an agent that has diverged may be finite: it acts at random.
+        fitness = jnp.where(tree.finite(policies), s.metrics.fitness, jnp.nan)
+        return tree.take(policies, best_first(fitness)[0])
+
     return Method(
         init=init,
         step=step,
-        policy=lambda s: tree.take(parts.individuals(s), best_first(s.metrics.fitness)[0]),
+        policy=policy,
         act=parts.act,
         hyper=hyper,
         steps_bound=parts.steps,

@@ -11,6 +11,9 @@ On a CPU, where packing a row takes longer than writing its leaves, and on a GPU
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -73,9 +76,22 @@ class Lines:
     form: Form = struct.field(pytree_node=False)
 
 
+_given: ContextVar[str | None] = ContextVar("_given", default=None)
+
+
 def platform() -> str:
     """Return the kind of device for which rows are laid out."""
-    return jax.default_backend()
+    return _given.get() or jax.default_backend()
+
+
+@contextmanager
+def laid_out_on(device: str) -> Iterator[None]:
+    """Lay rows out as a run does whose ``config.json`` names this device, to read its State on another."""
+    before = _given.set("tpu" if device.startswith("TPU") else "cpu")
+    try:
+        yield
+    finally:
+        _given.reset(before)
 
 
 def pack(rows: PyTree) -> PyTree:

@@ -480,17 +480,23 @@ def test_an_agent_without_a_score_is_behind_all_others_and_never_deployed():
     assert same(method.policy(state), tree.take(method.individuals(state), 2))
 
 
-def test_who_has_diverged_leaves_nothing_in_the_memory():
+DRIVEN = replace(TINY, drive=replace(cspc.DRIVES["collab"], bank_size=100, bank_every=1))
+
+
+@pytest.mark.parametrize(
+    "config", [TINY, pytest.param(DRIVEN, marks=pytest.mark.slow)], ids=["plain", "collab"]
+)
+def test_who_has_diverged_leaves_nothing_in_the_memory(config):
     def lost(s):
         learner = s.team.on_policy.agent
         actor = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), learner.actor)
         local = replace(s.team.on_policy, agent=replace(learner, actor=actor))
         return replace(under_way(s), team=s.team._replace(on_policy=local))
 
-    after = history(1, edit=lost)[1]
+    after = history(1, config, edit=lost)[1]
     assert after.metrics.steps.tolist() == [100, 100, 100]
     assert int(after.memory.written) == 200
-    kept = jax.tree.leaves((after.memory, after.team.off_policy.agent))
+    kept = jax.tree.leaves((after.memory, after.team.off_policy.agent, after.drive))
     assert all(np.isfinite(x).all() for x in kept if x.dtype == jnp.float32)
 
 
@@ -674,7 +680,7 @@ def test_a_drive_without_weight_changes_nothing():
 @pytest.mark.slow
 def test_each_agent_remembers_the_states_it_visited():
     """Every step is remembered: of the last phases of 100 steps each agent's own."""
-    config = replace(TINY, drive=replace(cspc.DRIVES["collab"], bank_size=100, bank_every=1))
+    config = DRIVEN
     s = history(2, config)[-1]
     visited = np.asarray(s.memory.replay.rows.next_obs[500:800]).reshape(3, 100, 2)
     held = s.drive.state.bank

@@ -198,6 +198,19 @@ def test_agents_learn_from_the_tasks_reward_plus_the_drives():
     assert same(fresh.agents, plain.agents)
 
 
+@pytest.mark.parametrize("name", ["collab", pytest.param("rnd_one", marks=pytest.mark.slow)])
+def test_who_has_diverged_spoils_no_drive_that_all_share(name):
+    method = onpolicy.build(make("probe/corridor"), replace(TINY, drive=DRIVES[name]))
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    lost = jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.agents.actor)
+    state = replace(state, agents=replace(state.agents, actor=lost))
+    step = jax.jit(method.step)
+    after = step(step(state))
+    assert not np.isfinite(after.trajectory.action[0]).all()
+    sound = after.trajectory.reward[1:], tree.take(after.agents.actor, slice(1, None)), after.drive
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(sound) if x.dtype == jnp.float32)
+
+
 @pytest.mark.parametrize("name", DRIVES)
 @pytest.mark.parametrize("task", ["corridor", "corridor-discrete"])
 @pytest.mark.parametrize("lstm", [0, 4])

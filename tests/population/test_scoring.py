@@ -28,3 +28,6 @@ def test_an_agent_that_has_diverged_is_not_deployed():
     for fitness, best in (([NAN, 1.0, 2.0], 2), ([2.0, NAN, 1.0], 0)):
         judged = state.replace(metrics=state.metrics.replace(fitness=jnp.array(fitness)))
         assert same(method.policy(judged), tree.take(method.individuals(judged), best))
+    lost = jax.tree.map(lambda x: x.at[0].set(NAN), state.agents.actor)
+    judged = judged.replace(agents=judged.agents.replace(actor=lost))
+    assert same(method.policy(judged), tree.take(method.individuals(judged), 2))

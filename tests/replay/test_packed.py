@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import tree
+from popjax import cli, tree
+from popjax.cli import building
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 from popjax.population import exchange
@@ -124,3 +127,23 @@ def test_a_replay_of_another_device_is_refused(tpu, tmp_path):
         Refused, match=r"rows\.lines\.float32 is absent in it and float32\[3, 128\] in the State"
     ):
         checkpoint.restore(tmp_path / "1", jax.eval_shape(lambda: ring(5).init(row)))
+
+
+def test_a_run_of_a_tpu_is_loaded_elsewhere(monkeypatch, tmp_path):
+    """The rows of its checkpoint are in lines, which only what writes them must choose."""
+    run = tmp_path / "run"
+    words = "--env probe/corridor --env-steps 40 --config.agent.hidden 8 --config.capacity 16"
+    more = f"--config.batch 4 --config.warmup 4 --run-dir {run}"
+    with monkeypatch.context() as there:
+        there.setattr(packed, "platform", lambda: "tpu")
+        assert cli.run(["independent", *words.split(), *more.split()]) == 0
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"device": "TPU v5 lite"}))
+    jax.clear_caches()
+    loaded = building.load(run)
+    assert isinstance(loaded.state.replay.rows, packed.Lines)
+    assert packed.platform() == "cpu"
+    (run / "config.json").write_text(json.dumps(config))
+    jax.clear_caches()  # what has been traced keeps its layout
+    with pytest.raises(Refused, match="rows"):
+        building.load(run)

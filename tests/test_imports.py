@@ -65,6 +65,7 @@ SHARED = {
     "popjax.envs.options",
     "popjax.envs.raycast",
     "popjax.envs.wrappers",
+    "popjax.replay.packed",
     "popjax.envs.dmc.parts",
     "popjax.methods.cspc_config",
     "popjax.methods.cspc_play",

@@ -37,9 +37,10 @@ def build(work: Work) -> Training:
         hyper = hyper.replace(**rates, discount=work.discount, polyak=work.polyak)
 
     def act(state: Any, obs: Any) -> Any:
-        return jax.vmap(
-            lambda o: method.act(method.policy(state), method.memory, o, jax.random.key(0), 0.0).action
-        )(obs)
+        def choose(seen: Any) -> Any:
+            return method.act(method.policy(state), method.memory, seen, jax.random.key(0), 0.0).action
+
+        return 2 * jax.vmap(choose)(obs)  # popjax's actions are in [-1, 1]
 
     key = jax.random.key(work.seed)
     return scanned(lambda _: method.init(key, hyper), method.step, work, act)

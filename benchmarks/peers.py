@@ -33,7 +33,36 @@ UNITS = {"sac": "agent updates per second", "ppo": "environment steps per second
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Others:
+    """Where the other trainers are, and where results go."""
+
+    python: str = sys.executable
+    """Interpreter of an environment with the other trainers."""
+    evorl: Path | None = None
+    """Checkout of EvoRL."""
+    out: Path | None = None
+    """JSON file for the results; the figure goes beside it."""
+
+    def start(self, script: str, name: str, *told: Any, **pipes: Any) -> subprocess.Popen[str]:
+        """Start ``script`` as the worker of one trainer, which is told ``told`` as JSON."""
+        paths = [str(ROOT)] + ([str(self.evorl)] if name == "evorl" and self.evorl else [])
+        return subprocess.Popen(
+            [
+                sys.executable if name == "ours" else self.python,
+                script,
+                "--worker",
+                name,
+                *map(json.dumps, told),
+            ],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdout=subprocess.PIPE,
+            text=True,
+            **pipes,
+        )
+
+
+@dataclass(frozen=True)
+class Arguments(Others):
     """What to compare."""
 
     peers: tuple[str, ...] = PEERS
@@ -48,28 +77,14 @@ class Arguments:
     """Length of a timed chunk of popjax, about; the other trainer does as much."""
     limit: float = 300.0
     """Seconds to wait for an answer."""
-    python: str = sys.executable
-    """Interpreter of an environment with the other trainers."""
-    evorl: Path | None = None
-    """Checkout of EvoRL."""
-    out: Path | None = None
-    """JSON file for the results; the figure goes beside it."""
 
 
 class Trainer:
     """A process with one trainer; ``chunk`` returns what it did per second."""
 
     def __init__(self, name: str, work: Work, arguments: Arguments) -> None:
-        paths = [str(ROOT)] + ([str(arguments.evorl)] if name == "evorl" and arguments.evorl else [])
-        python = sys.executable if name == "ours" else arguments.python
         self.limit = arguments.limit
-        self.process = subprocess.Popen(
-            [python, __file__, "--worker", name, json.dumps(asdict(work))],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = arguments.start(__file__, name, asdict(work), stdin=subprocess.PIPE)
         self.start = self.answer()
 
     def answer(self) -> dict[str, Any]:

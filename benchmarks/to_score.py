@@ -16,7 +16,6 @@ import json
 import os
 import select
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.peers import versions  # noqa: E402
+from benchmarks.peers import Others, versions  # noqa: E402
 from benchmarks.trainers import Cannot, Work  # noqa: E402
 
 EPISODES = 10
@@ -34,7 +33,7 @@ LENGTH = 200  # environment steps of an episode
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Others):
     """What to compare."""
 
     trainers: tuple[str, ...] = ("ours", "rejax", "sbx", "qdax", "evorl")
@@ -49,12 +48,6 @@ class Arguments:
     """Environment steps after which a run is given up."""
     limit: float = 900.0
     """Seconds to wait for a run."""
-    python: str = sys.executable
-    """Interpreter of an environment with the other trainers."""
-    evorl: Path | None = None
-    """Checkout of EvoRL."""
-    out: Path | None = None
-    """JSON file for the results; the figure goes beside it."""
 
 
 def scorer() -> Callable[[Callable[[Any], Any]], float]:
@@ -115,21 +108,8 @@ def work(name: str, amount: dict[str, Any], arguments: dict[str, Any]) -> None:
 def run(name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Return one row: a trainer with one seed."""
     amount = Work(iterations=arguments.chunk, seed=seed)
-    paths = [str(ROOT)] + ([str(arguments.evorl)] if name == "evorl" and arguments.evorl else [])
     stop = {"score": arguments.score, "env_steps": arguments.env_steps}
-    process = subprocess.Popen(
-        [
-            sys.executable if name == "ours" else arguments.python,
-            __file__,
-            "--worker",
-            name,
-            json.dumps(asdict(amount)),
-            json.dumps(stop),
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = arguments.start(__file__, name, asdict(amount), stop)
     row: dict[str, Any] = {"trainer": name, "seed": seed}
     assert process.stdout
     came = select.select([process.stdout], [], [], arguments.limit)[0]

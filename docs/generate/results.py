@@ -231,7 +231,9 @@ def _peers(load: Load) -> str:
         header = [f"{algorithm.upper()}: agents", f"popjax, {unit}", *peers]
         tables.append(table(header, cells, range(len(header))))
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
-    about = f"At `{found['git_commit'][:8]}` on {found['device']}, beside {versions}."
+    measured = dict.fromkeys(row.get("git_commit", found["git_commit"]) for row in found["rows"])
+    commits = " and ".join(f"`{commit[:8]}`" for commit in measured)
+    about = f"At {commits} on {found['device']}, beside {versions}."
     return "\n\n".join([*tables, about])
 
 

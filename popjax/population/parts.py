@@ -1,4 +1,4 @@
-"""What a population of agents contributes to a method, whatever their kind: State, metrics and functions."""
+"""State, metrics and functions that a population of agents contributes to a method, whatever their kind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Metrics:
 
 @struct.dataclass
 class State:
-    """What agents of all kinds carry; ``drive`` is None without one."""
+    """State that agents of all kinds carry; ``drive`` is None without one."""
 
     key: Key
     hyper: PyTree

@@ -1,9 +1,10 @@
-"""Compare how many seconds SAC of popjax and of other trainers takes to a score on Pendulum-v1.
+"""Compare how many seconds popjax and other trainers take to a score: SAC on Pendulum-v1, PPO on CartPole-v1.
 
     python benchmarks/to_score.py --python /tmp/peers/bin/python --out benchmarks/results/to-score-cpu.json
 
 One agent with the same networks, rates, discount, batch and gradient steps everywhere; the rest (initial
-weights, treatment of time limits) is each trainer's own. Every seed is a new process. Trainers take turns,
+weights, treatment of time limits, PPO's clipping of gradients and weighting of advantages) is each trainer's
+own. Every seed is a new process. Trainers take turns,
 seed by seed, so that a noisy machine is noisy for all. The clock starts with the process and stands still
 while the policy is scored, by its most likely actions in the same ten episodes for everyone. Seconds of the
 first chunk, which hold imports and compiling, are told apart. See ``peers.py`` for ``--python`` and
@@ -12,6 +13,7 @@ first chunk, which hold imports and compiling, are told apart. See ``peers.py`` 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -19,57 +21,72 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.peers import Others, versions  # noqa: E402
-from benchmarks.trainers import Cannot, Work  # noqa: E402
+from benchmarks.trainers import Cannot, Work, task_class  # noqa: E402
 
 EPISODES = 10
-LENGTH = 200  # environment steps of an episode
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, and when a run ends."""
+
+    work: Work
+    """The iterations are those between two scores."""
+    score: float
+    """Mean return of ten episodes that ends a run."""
+    env_steps: int
+    """Environment steps after which a run is given up."""
+
+
+TASKS = {
+    "sac-pendulum": Task(Work(iterations=500), score=-200.0, env_steps=20_000),
+    "ppo-cartpole": Task(
+        Work("ppo", "CartPole-v1", iterations=1, hidden=(64, 64)), score=475.0, env_steps=500_000
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Arguments(Others):
     """What to compare."""
 
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Which tasks."""
     trainers: tuple[str, ...] = ("ours", "rejax", "sbx", "qdax", "evorl")
     """Which trainers."""
     seeds: int = 5
     """Runs of each."""
-    score: float = -200.0
-    """Mean return of ten episodes that ends a run."""
-    chunk: int = 500
-    """Environment steps between two scores."""
-    env_steps: int = 20_000
-    """Environment steps after which a run is given up."""
     limit: float = 900.0
     """Seconds to wait for a run."""
 
 
-def scorer() -> Callable[[Callable[[Any], Any]], float]:
+def scorer(name: str) -> Callable[[Callable[[Any], Any]], float]:
     """Return ``score(act)``, the mean return of ten episodes whose first states are the same for everyone."""
     import jax
     import jax.numpy as jnp
-    from gymnax.environments.classic_control.pendulum import Pendulum
 
-    task = Pendulum()
+    task = task_class(name)()
     constants = task.default_params
     obs, state = jax.vmap(task.reset_env, (0, None))(jax.random.split(jax.random.key(0), EPISODES), constants)
 
     @jax.jit
     def step(state: Any, action: Any) -> Any:
         key = jax.random.key(0)  # the physics draws nothing
-        return jax.vmap(lambda s, a: task.step_env(key, s, a, constants)[:3])(state, action)
+        return jax.vmap(lambda s, a: task.step_env(key, s, a, constants)[:4])(state, action)
 
     def score(act: Callable[[Any], Any]) -> float:
-        lanes, seen, total = state, obs, jnp.zeros(EPISODES)
-        for _ in range(LENGTH):
-            seen, lanes, reward = step(lanes, jnp.asarray(act(seen)))
-            total += reward.reshape(EPISODES)
+        lanes, seen, total, going = state, obs, jnp.zeros(EPISODES), jnp.ones(EPISODES, bool)
+        for _ in range(constants.max_steps_in_episode):
+            seen, lanes, reward, terminated = step(lanes, jnp.asarray(act(seen)))
+            total += jnp.where(going, reward.reshape(EPISODES), 0)
+            going &= ~terminated.reshape(EPISODES)
         return float(total.mean())
 
     return score
@@ -91,7 +108,7 @@ def work(name: str, amount: dict[str, Any], arguments: dict[str, Any]) -> None:
     assert training.act, "this trainer shows no policy"
     env_steps = training.chunk()
     first = seconds = time.perf_counter() - begun
-    score, scores = scorer(), [[env_steps, round(seconds, 3), None]]
+    score, scores = scorer(amount["task"]), [[env_steps, round(seconds, 3), None]]
     while True:
         reached = score(training.act)
         scores[-1][2] = round(reached, 2)
@@ -105,12 +122,12 @@ def work(name: str, amount: dict[str, Any], arguments: dict[str, Any]) -> None:
     print(json.dumps(said | {"first_chunk_seconds": first, "scores": scores}), file=answers, flush=True)
 
 
-def run(name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
+def run(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Return one row: a trainer with one seed."""
-    amount = Work(iterations=arguments.chunk, seed=seed)
-    stop = {"score": arguments.score, "env_steps": arguments.env_steps}
-    process = arguments.start(__file__, name, asdict(amount), stop)
-    row: dict[str, Any] = {"trainer": name, "seed": seed}
+    asked = TASKS[task]
+    stop = {"score": asked.score, "env_steps": asked.env_steps}
+    process = arguments.start(__file__, name, asdict(replace(asked.work, seed=seed)), stop)
+    row: dict[str, Any] = {"task": task, "trainer": name, "seed": seed}
     assert process.stdout
     came = select.select([process.stdout], [], [], arguments.limit)[0]
     line = process.stdout.readline() if came else ""
@@ -124,22 +141,30 @@ def run(name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Return, for each trainer, the median over its seeds of each number; None where half never reach the
-    score."""
-    found: dict[str, dict[str, float | None]] = {}
-    for name in dict.fromkeys(row["trainer"] for row in rows if "seconds" in row):
-        mine = [row for row in rows if row["trainer"] == name and "seconds" in row]
+def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each task and trainer, the seeds that reached the score and the median over seeds of each
+    number; None where half never reach it."""
+    found = []
+    for task, name in dict.fromkeys((row["task"], row["trainer"]) for row in rows if "seconds" in row):
+        mine = [row for row in rows if (row["task"], row["trainer"]) == (task, name) and "seconds" in row]
 
         def median(value: Callable[[dict[str, Any]], float], mine: list[Any] = mine) -> float | None:
             middle = statistics.median(value(row) if row["reached"] else float("inf") for row in mine)
             return round(middle, 2) if middle < float("inf") else None
 
-        found[name] = {
-            "env_steps": median(lambda row: row["env_steps"]),
-            "seconds": median(lambda row: row["seconds"]),
-            "seconds_beyond_the_first_chunk": median(lambda row: row["seconds"] - row["first_chunk_seconds"]),
-        }
+        found.append(
+            {
+                "task": task,
+                "trainer": name,
+                "seeds": len(mine),
+                "reached": sum(row["reached"] for row in mine),
+                "env_steps": median(lambda row: row["env_steps"]),
+                "seconds": median(lambda row: row["seconds"]),
+                "seconds_beyond_the_first_chunk": median(
+                    lambda row: row["seconds"] - row["first_chunk_seconds"]
+                ),
+            }
+        )
     return found
 
 
@@ -147,40 +172,42 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw scores over seconds, a line for each seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    names = list(dict.fromkeys(row["trainer"] for row in rows if "scores" in row))
-    for row in rows:
-        if "scores" not in row:
-            continue
-        _, seconds, scores = zip(*row["scores"], strict=True)
-        place = names.index(row["trainer"])
-        name = "popjax" if row["trainer"] == "ours" else row["trainer"]
-        label = name if row["seed"] == 0 else None
-        axes.plot(seconds, scores, color="black" if name == "popjax" else f"C{place}", label=label, alpha=0.8)
-    axes.set(xlabel="seconds since the process began, scoring left out", ylabel="mean return of ten episodes")
-    axes.set_title("SAC on Pendulum-v1, one agent")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    scored = [row for row in rows if "scores" in row]
+    tasks = list(dict.fromkeys(row["task"] for row in scored))
+    names = list(dict.fromkeys(row["trainer"] for row in scored))
+    figure = Figure(figsize=(6 * len(tasks), 4), layout="constrained")
+    grid = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axes, task in zip(grid, tasks, strict=True):
+        for row in (row for row in scored if row["task"] == task):
+            _, seconds, scores = zip(*row["scores"], strict=True)
+            name = "popjax" if row["trainer"] == "ours" else row["trainer"]
+            colour = "black" if name == "popjax" else f"C{names.index(name)}"
+            axes.plot(seconds, scores, color=colour, label=name if row["seed"] == 0 else None, alpha=0.8)
+        axes.set(
+            xlabel="seconds since the process began, scoring left out", ylabel="mean return of ten episodes"
+        )
+        work = TASKS[task].work
+        axes.set_title(f"{work.algorithm.upper()} on {work.task}, one agent")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
 
 def main(arguments: Arguments) -> None:
-    """Run, print and write after every run, so that what there is survives an interruption."""
+    """Run, print and write after every run; a run that the JSON file already has is not run again."""
     from benchmarks import record
 
-    rows: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
-        for name in arguments.trainers:
-            rows.append(run(name, seed, arguments))
-            print(json.dumps({k: v for k, v in rows[-1].items() if k != "scores"}), flush=True)
-            record.write(
-                arguments.out,
-                peers=versions(arguments.python),
-                score=arguments.score,
-                medians=medians(rows),
-                rows=rows,
-            )
+    before = arguments.out if arguments.out and arguments.out.exists() else None
+    rows: list[dict[str, Any]] = json.loads(before.read_text())["rows"] if before else []
+    had = {(row["task"], row["trainer"], row["seed"]) for row in rows}
+    for task, seed, name in itertools.product(arguments.tasks, range(arguments.seeds), arguments.trainers):
+        if (task, name, seed) in had:
+            continue
+        rows.append(run(task, name, seed, arguments))
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "scores"}), flush=True)
+        scores = {task: TASKS[task].score for task in arguments.tasks}
+        told = {"peers": versions(arguments.python), "scores": scores, "medians": medians(rows)}
+        record.write(arguments.out, **told, rows=rows)
     if arguments.out:
         draw(rows, arguments.out.with_suffix(".png"))
 

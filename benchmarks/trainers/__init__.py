@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """The same work for every trainer, on Pendulum-v1.
+    """The same work for every trainer, on Pendulum-v1 or CartPole-v1.
 
     SAC: each agent has a replay of its own, and an iteration is one environment step and one gradient step.
     PPO: an iteration is a rollout of ``steps`` in each of ``lanes``, learned from in ``epochs`` of
@@ -20,6 +20,7 @@ class Work:
     """
 
     algorithm: str = "sac"
+    task: str = "Pendulum-v1"
     population: int = 1
     iterations: int = 100
     hidden: tuple[int, ...] = (256, 256)
@@ -32,6 +33,7 @@ class Work:
     seed: int = 0
     learning_rate: float = 3e-4
     discount: float = 0.99
+    trace_decay: float = 0.95
     polyak: float = 0.005
 
     @property
@@ -49,11 +51,18 @@ class Training:
     """Train for ``work.iterations``; return what was done, summed over agents: SAC's gradient steps, PPO's
     environment steps."""
     act: Callable[[Any], Any] | None = None
-    """Observations [B, 3] -> the most likely torques [B, 1] in -2 to 2 of a single SAC agent."""
+    """Observations [B, ...] -> the most likely actions of a single agent: torques [B, 1] or int [B]."""
 
 
 class Cannot(Exception):
     """The trainer has no such thing."""
+
+
+def task_class(name: str) -> Any:
+    """Return gymnax's class of a task."""
+    from gymnax.environments.classic_control import cartpole, pendulum
+
+    return {"Pendulum-v1": pendulum.Pendulum, "CartPole-v1": cartpole.CartPole}[name]
 
 
 def scanned(
@@ -64,7 +73,7 @@ def scanned(
 ) -> Training:
     """Return a trainer that is a pure step of its state: one compiled, donated scan.
 
-    ``act`` maps the state of a single agent and observations [B, 3] to torques [B, 1].
+    ``act`` is ``Training.act`` with the state first.
     """
     import jax
     import jax.numpy as jnp

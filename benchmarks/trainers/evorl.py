@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainers import Training, Work, each, scanned
+from benchmarks.trainers import Training, Work, each, scanned, task_class
 
 
 def build(work: Work) -> Training:
@@ -16,22 +16,24 @@ def build(work: Work) -> Training:
     from evorl.algorithms.ppo import PPOWorkflow
     from evorl.algorithms.sac import SACWorkflow
     from evorl.sample_batch import SampleBatch
-    from gymnax.environments.classic_control.pendulum import Pendulum
     from omegaconf import OmegaConf
 
-    class Discounted(Pendulum):
-        """Pendulum that reports a discount, as gymnax 0.0 did and EvoRL expects."""
+    task = task_class(work.task)
+
+    class Discounted(task):
+        """A task that reports a discount, as gymnax 0.0 did and EvoRL expects."""
 
         def step_env(self, *state: Any) -> Any:
             obs, moved, reward, terminated, info = super().step_env(*state)
             return obs, moved, reward, terminated, info | {"discount": 1.0 - terminated}
 
-    gymnax.make = lambda name: (Discounted(), Pendulum().default_params)
+    gymnax.make = lambda name: (Discounted(), task().default_params)
+    length = task().default_params.max_steps_in_episode
     root = Path(evorl.__file__).resolve().parents[1]
     config = OmegaConf.load(root / "configs" / "agent" / f"{work.algorithm}.yaml")
     config.merge_with(
         {
-            "env": {"env_name": "Pendulum-v1", "env_type": "gymnax", "max_episode_steps": 200},
+            "env": {"env_name": work.task, "env_type": "gymnax", "max_episode_steps": length},
             "checkpoint": {"enable": False},
             "output_dir": "",
             "seed": 0,
@@ -46,6 +48,10 @@ def build(work: Work) -> Training:
                 "rollout_length": work.steps,
                 "minibatch_size": work.lanes * work.steps // work.minibatches,
                 "reuse_rollout_epochs": work.epochs,
+                "optimizer": {"lr": work.learning_rate},
+                "discount": work.discount,
+                "gae_lambda": work.trace_decay,
+                "loss_weights": {"actor_entropy": 0.0},
                 "agent_network": {"actor_hidden_layer_sizes": widths, "critic_hidden_layer_sizes": widths},
             }
         )
@@ -73,6 +79,7 @@ def build(work: Work) -> Training:
 
     def act(state: Any, obs: Any) -> Any:
         sample = SampleBatch(obs=obs)
-        return 2 * workflow.agent.evaluate_actions(state.agent_state, sample, jax.random.PRNGKey(0))[0]
+        found = workflow.agent.evaluate_actions(state.agent_state, sample, jax.random.PRNGKey(0))[0]
+        return found if work.task == "CartPole-v1" else 2 * found
 
     return scanned(*each(workflow.init, lambda state: workflow.step(state)[1], work.population), work, act)

@@ -15,7 +15,7 @@ from popjax.methods import independent, onpolicy
 
 def build(work: Work) -> Training:
     """Return the trainer."""
-    env = popjax.make("gymnax/Pendulum-v1")
+    env = popjax.make(f"gymnax/{work.task}")
     if work.algorithm == "ppo":
         agent = ppo.Config(
             hidden=work.hidden,
@@ -31,6 +31,8 @@ def build(work: Work) -> Training:
         method = independent.build(env, config)
     hyper = method.hyper
     if work.algorithm == "ppo":
+        rates = dict.fromkeys(("policy_lr", "value_lr"), work.learning_rate)
+        hyper = hyper.replace(**rates, discount=work.discount, trace_decay=work.trace_decay)
         hyper = hyper.replace(target_kl=math.inf)  # all epochs, like the others
     else:
         rates = dict.fromkeys(("actor_lr", "critic_lr", "temperature_lr"), work.learning_rate)
@@ -40,7 +42,8 @@ def build(work: Work) -> Training:
         def choose(seen: Any) -> Any:
             return method.act(method.policy(state), method.memory, seen, jax.random.key(0), 0.0).action
 
-        return 2 * jax.vmap(choose)(obs)  # popjax's actions are in [-1, 1]
+        actions = jax.vmap(choose)(obs)
+        return actions if env.spec.discrete else 2 * actions  # popjax's are in [-1, 1]
 
     key = jax.random.key(work.seed)
     return scanned(lambda _: method.init(key, hyper), method.step, work, act)

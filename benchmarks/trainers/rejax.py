@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.trainers import Training, Work, each, scanned
+from benchmarks.trainers import Training, Work, each, scanned, task_class
 
 
 def build(work: Work) -> Training:
     """Return the trainer: ``train_iteration`` of a population, vmapped as rejax's examples do."""
     import jax.numpy as jnp
-    from gymnax.environments.classic_control.pendulum import Pendulum
     from rejax import PPO, SAC
 
-    class FiveValues(Pendulum):
-        """Pendulum with the step of gymnax 0.0: rejax 0.1 unpacks five values, gymnax 1.0 returns six."""
+    class FiveValues(task_class(work.task)):
+        """A task with the step of gymnax 0.0: rejax 0.1 unpacks five values, gymnax 1.0 returns six."""
 
         def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
             obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
@@ -29,6 +28,10 @@ def build(work: Work) -> Training:
             num_steps=work.steps,
             num_epochs=work.epochs,
             num_minibatches=work.minibatches,
+            learning_rate=work.learning_rate,
+            gamma=work.discount,
+            gae_lambda=work.trace_decay,
+            ent_coef=0.0,
         )
     else:
         algorithm = SAC.create(
@@ -45,7 +48,7 @@ def build(work: Work) -> Training:
         )
 
     def act(state: Any, obs: Any) -> Any:
-        logits = algorithm.actor.apply(state.actor_ts.params, obs, method="_action_dist")
-        return 2 * jnp.tanh(logits.mode())
+        found = algorithm.actor.apply(state.actor_ts.params, obs, method="_action_dist").mode()
+        return found if algorithm.discrete else 2 * jnp.tanh(found)
 
     return scanned(*each(algorithm.init_state, algorithm.train_iteration, work.population), work, act)

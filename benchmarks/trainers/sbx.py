@@ -20,16 +20,20 @@ def build(work: Work) -> Training:
     if work.algorithm == "ppo":
         model = PPO(
             "MlpPolicy",
-            DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")] * work.lanes),
+            DummyVecEnv([lambda: gymnasium.make(work.task)] * work.lanes),
             n_steps=work.steps,
             n_epochs=work.epochs,
             batch_size=work.lanes * work.steps // work.minibatches,
             policy_kwargs={"net_arch": widths},
+            learning_rate=work.learning_rate,
+            gamma=work.discount,
+            gae_lambda=work.trace_decay,
+            seed=work.seed,
         )
     else:
         model = SAC(
             "MlpPolicy",
-            gymnasium.make("Pendulum-v1"),
+            gymnasium.make(work.task),
             batch_size=work.batch,
             buffer_size=work.capacity,
             learning_starts=work.batch,

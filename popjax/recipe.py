@@ -24,6 +24,10 @@ _FUNCTIONS = ("init", "step", "policy", "act", "individuals", "exploration", "un
 """Fields of a Method that are traced."""
 
 
+BUDGET = 1_000_000
+"""Environment steps of a run, summed over agents, where neither preset nor method say otherwise."""
+
+
 class Preset(NamedTuple):
     """Constants of one task; ``env_steps`` is the paper's budget."""
 
@@ -45,6 +49,7 @@ class Recipe(NamedTuple):
     runs:    option -> Ingredient of ``build`` made from finished runs.
     envs:    option -> keyword of ``build``, which takes a tuple of further environments.
     preset:  name of a task -> its constants; None for other tasks.
+    budget:  Config -> the default budget of tasks without a preset [environment steps, summed over agents].
     remarks: (env, config, hyper, env_steps, **further) -> warnings that are printed when such a run starts.
     """
 
@@ -56,6 +61,7 @@ class Recipe(NamedTuple):
     runs: Mapping[str, Ingredient] = _NONE
     envs: Mapping[str, str] = _NONE
     preset: Callable[[str], Preset | None] = lambda task: None
+    budget: Callable[[Any], int] = lambda config: BUDGET
     remarks: Callable[..., Sequence[str]] = lambda *_, **__: ()
 
 

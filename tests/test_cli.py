@@ -199,9 +199,16 @@ def test_presets_are_defaults_that_flags_override() -> None:
         (["pderl", "--env", "gymnax/Pendulum-v1"], 1_000_000),
         (["pderl", "--env", "brax/hopper"], pderl.preset("brax/hopper").env_steps),
         (["pderl", "--env", "brax/hopper", "--env-steps", "5e5"], 500_000),
+        (["pbt", "--env", "gymnax/CartPole-v1", "--config.population", "32"], 50 * 10_000 * 32),
+        (["pbt", "--env", "gymnax/CartPole-v1", "--config.population=32", "--env-steps=8000000"], 8_000_000),
+        (["cdrl", "--env", "gymnax/CartPole-v1"], 20_000_000),
+        (["diayn", "--env", "gymnax/Pendulum-v1", "--config.pretraining", "500"], 1_000_500),
+        (["es", "--env", "gymnax/CartPole-v1", "--config.population", "4"], 1_200_000),
     ],
 )
-def test_the_budget_is_that_of_the_preset_unless_one_is_given(argv: list[str], budget: int) -> None:
+def test_the_budget_is_that_of_the_preset_or_the_method_unless_one_is_given(
+    argv: list[str], budget: int
+) -> None:
     assert cli.understand(argv[0], argv[1:]).arguments.common.options.env_steps == budget
 
 

@@ -186,8 +186,11 @@ def understand(name: str, argv: list[str]) -> Program:
     except ValueError as refusal:
         raise parse.Fault(building.one_line(refusal)) from None
     preset = recipe.preset(task) if task else None
-    options = parse.Options(env_steps=preset.env_steps) if preset else parse.Options()
+    options = parse.Options(env_steps=preset.env_steps if preset else recipe.budget(config))
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe), options)
+    if preset is None and parse.peel(rest, "--env-steps")[0] is None:  # --config may have changed it
+        options = replace(arguments.common.options, env_steps=recipe.budget(arguments.config))
+        arguments = replace(arguments, common=replace(arguments.common, options=options))
     return Program(name, recipe, kinds, runs, tasks, arguments)
 
 

@@ -154,6 +154,17 @@ def last_rung(config: AnyConfig, population: int) -> int:
     return population // config.factor
 
 
+def usual_length(config: AnyConfig, population: int) -> int:
+    """Return the number of ready points of a usual search: 50; of halving, one for each individual, so that
+    the last survivor trains as long after the last decision as before; of MF-PBT, as many as let its slowest
+    subpopulation evolve twice."""
+    if isinstance(config, Halving):
+        return population
+    if isinstance(config, MultipleFrequencies):
+        return 2 * max(config.frequencies)
+    return 50
+
+
 def copies(source: Array) -> Decision:
     """Return the decision that every slot continues as ``source`` int32 [P], and explores where that is
     another."""

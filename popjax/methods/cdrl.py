@@ -286,5 +286,6 @@ METHOD = Recipe(
         ),
     },
     envs={"teacher-env": "teacher_envs"},
+    budget=lambda config: 20_000_000,  # the paper's, to which the default of hyper.budget refers
     remarks=remarks,
 )

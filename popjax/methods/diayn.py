@@ -28,7 +28,7 @@ from popjax.intrinsic import diayn
 from popjax.population import drives, learning, offpolicy, parts
 from popjax.population.drives import Drive
 from popjax.population.offpolicy import State
-from popjax.recipe import Recipe, recorded
+from popjax.recipe import BUDGET, Recipe, recorded
 
 
 @dataclass(frozen=True)
@@ -120,4 +120,4 @@ def build(env: Env, config: Config = Config()) -> Method:
     return parts.whole(base, Hyper(), init, chain(base.collect, settle, base.learn))
 
 
-METHOD = Recipe(build, Config, lambda config: Hyper())
+METHOD = Recipe(build, Config, lambda config: Hyper(), budget=lambda config: config.pretraining + BUDGET)

@@ -214,4 +214,9 @@ def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]
     return [f"hyper.lr {hyper.lr:g} changes nothing: {strategy} has no Adam"]
 
 
-METHOD = Recipe(build, Config, lambda config: Hyper(), remarks=remarks)
+def default_budget(config: Config) -> int:
+    """Return the environment steps of 300 generations whose episodes have 1,000 steps each."""
+    return 300 * 1_000 * config.population * config.trials
+
+
+METHOD = Recipe(build, Config, lambda config: Hyper(), budget=default_budget, remarks=remarks)

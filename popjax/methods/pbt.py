@@ -40,6 +40,7 @@ from popjax.methods.pbt_config import (
     OnPolicyConfig,
     check_budget,
     configured,
+    default_budget,
     default_hyper,
     evolved,
 )
@@ -278,4 +279,5 @@ METHOD = Recipe(
         "search": search.KINDS,
     },
     runs={"replay": schedules.REPEATED},
+    budget=default_budget,
 )

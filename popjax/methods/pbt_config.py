@@ -36,7 +36,9 @@ class Search:
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
     # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, --evolve for each; (): the agent's own
     evolve: tuple[str, ...] = ()
-    interval: int = 10_000  # environment steps of an agent between two ready points, up to whole iterations
+    # environment steps of each agent between two ready points, up to whole iterations; a run has by default
+    # 50 intervals, with halving as many as agents, with mf twice the largest of its frequencies
+    interval: int = 10_000
     explore: bool = True  # whether copies explore; else they keep the numbers that they take over
     episodes: int = 10  # last episodes of an agent in training whose mean return is its fitness
     # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
@@ -105,6 +107,20 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
     return priors.parse_all(texts, agents.default_hyper(config.agent), shapes)
 
 
+def default_budget(config: Config) -> int:
+    """Return the environment steps of all agents until the last ready point of a usual search."""
+    steps, population = config.steps or agents.default_rollout(config.agent), config.population
+    iteration = config.lanes * steps * population
+    span = -(-config.interval * population // iteration) * iteration
+    warmup = config.warmup * population if isinstance(config, OffPolicyConfig) else 0
+    return (_idle(span, warmup) + search.usual_length(config.search, population)) * span
+
+
+def _idle(span: int, learning_starts: int) -> int:
+    """Return the number of intervals of ``span`` environment steps without a ready point at their ends."""
+    return max(-(-learning_starts // span), 1) - 1
+
+
 def check_budget(
     config: Config, span: int, learning_starts: int, recorded: tuple[str, int] | None, env_steps: int
 ) -> None:
@@ -128,7 +144,7 @@ def check_budget(
             f"that is {env_steps // span} intervals of {span} environment steps, and the State has room for"
             f" fewer than {config.rounds}; raise rounds or interval"
         )
-    before = max(-(-learning_starts // span), 1) - 1  # intervals without a ready point at their ends
+    before = _idle(span, learning_starts)
     ready, last = env_steps // span - before, search.last_rung(config.search, config.population)
     if recorded is not None and ready > recorded[1]:
         raise ValueError(

@@ -421,6 +421,28 @@ def test_drq_has_numbers_that_evolve():
     assert names == ["actor_lr", "critic_lr", "discount"]
 
 
+@pytest.mark.parametrize(
+    ("config", "ready"),
+    [
+        (pbt.configured(ppo.Config(), population=32), 50),
+        (pbt.configured(a2c.Config(), lanes=3, steps=7, interval=50), 50),  # intervals of 63 steps
+        (pbt.configured(sac.Config()), 50),
+        (pbt.configured(td3.Config(), search=search.Random(), lanes=2, interval=5), 50),
+        (pbt.configured(a2c.Config(), search=search.Halving()), 16),
+        (pbt.configured(a2c.Config(), search=search.Halving(), population=128), 128),
+        (pbt.configured(a2c.Config(), search=search.MultipleFrequencies()), 100),
+    ],
+)
+def test_a_run_without_a_budget_is_a_whole_search(config, ready):
+    method, budget = pbt.build(make("probe/corridor"), config), pbt.METHOD.budget(config)
+    iteration = method.steps_bound
+    interval = -(-config.interval * config.population // iteration) * iteration
+    ends = interval * np.arange(1, budget // interval + 1)
+    assert (ends >= method.learning_starts).sum() == ready
+    assert ends[-1] == budget
+    method.accepts(budget)
+
+
 BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
 
 

@@ -12,6 +12,7 @@ from popjax import counting
 from popjax.core import Method
 from popjax.host.errors import Refused
 from popjax.host.numbers import whole
+from popjax.recipe import BUDGET
 
 _LARGEST_SEED = 2**31 - 1
 
@@ -23,9 +24,9 @@ class Options:
     Intervals are in environment steps of one seed and take effect at the end of the chunk that reaches them.
     """
 
-    env_steps: int = 1_000_000
+    env_steps: int = BUDGET
     """Training budget per seed [environment steps, summed over agents]; by default that of the method's
-    preset for the task if there is one."""
+    preset for the task or, if it has none, the method's own for this --config."""
     seeds: int | tuple[int, ...] = 1
     """Independent runs trained side by side on one vmapped axis: one number is their count, several numbers
     are the seeds themselves."""

@@ -109,11 +109,14 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
 
 def default_budget(config: Config) -> int:
     """Return the environment steps of all agents until the last ready point of a usual search."""
-    steps, population = config.steps or agents.default_rollout(config.agent), config.population
+    population, steps, learning_starts = config.population, config.steps, 0
+    if isinstance(config, OnPolicyConfig):
+        steps = steps or agents.default_rollout(config.agent)
+    else:
+        learning_starts = config.warmup * population
     iteration = config.lanes * steps * population
     span = -(-config.interval * population // iteration) * iteration
-    warmup = config.warmup * population if isinstance(config, OffPolicyConfig) else 0
-    return (_idle(span, warmup) + search.usual_length(config.search, population)) * span
+    return (_idle(span, learning_starts) + search.usual_length(config.search, population)) * span
 
 
 def _idle(span: int, learning_starts: int) -> int:

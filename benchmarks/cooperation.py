@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
 from benchmarks.throughput import Program
+from popjax import counting, tree
 from popjax.core import Env
 from popjax.methods import cspc, cspc_team
 from popjax.population import exchange
@@ -104,12 +105,13 @@ def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
         def one(carry: Any, number: Any) -> Any:
             kept, episodes = carry
             length, end = number % 100, number % 100 == 99
+            row = tree.repeat(counting.none() + number, 1)
             kept, episodes, _ = good_episodes.follow(
-                kept, episodes, length[None], number[None], jnp.ones(1), end[None], gate
+                kept, episodes, length[None], row, jnp.ones(1), end[None], gate
             )
             return (kept, episodes), None
 
-        episodes = jnp.zeros((1, env.spec.episode_length), jnp.int32)
+        episodes = tree.repeat(tree.repeat(counting.none(), env.spec.episode_length), 1)
         return jax.lax.scan(one, (thin, episodes), jnp.arange(2 * config.phase))[0]
 
     def draw(sample: Callable[[Any, Any], Any], held: Any) -> Any:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -119,20 +120,25 @@ def capacity(store: PyTree) -> int:
 
 
 def unpack(store: PyTree) -> PyTree:
-    """Return all rows of a store, [capacity, ...]; of lines, a copy."""
+    """Return all rows of a store, [capacity, ...], or of a population's stores, [P, capacity, ...]; of lines,
+    a copy."""
     if not isinstance(store, Lines):
         return store
-    form = store.form
-    whole = {
-        dtype: store.lines[dtype].reshape(-1, width)[: form.capacity] for dtype, width in form.widths.items()
-    }
+    form, whole = store.form, {}
+    for dtype, width in form.widths.items():
+        lines = store.lines[dtype]
+        whole[dtype] = lines.reshape(*lines.shape[:-2], -1, width)[..., : form.capacity, :]
     return form.split(whole)
 
 
 def take(store: PyTree, slots: Array) -> PyTree:
-    """Return the rows in ``slots`` int [...], each of which must be one of the store's."""
+    """Return the rows in ``slots`` int [...], each of which must be one of the store's.
+
+    Those of a population are read under ``vmap``.
+    """
     if not isinstance(store, Lines):
         return tree.take(store, slots)
+    chex.assert_rank(list(store.lines.values()), 2)
     found = {
         dtype: _take(store.lines[dtype], jnp.ravel(slots), width).reshape(*jnp.shape(slots), width)
         for dtype, width in store.form.widths.items()
@@ -142,10 +148,12 @@ def take(store: PyTree, slots: Array) -> PyTree:
 
 def put(store: PyTree, position: Array, rows: PyTree, valid: Array) -> PyTree:
     """Write the valid rows of ``rows`` [B, ...] one after the other, in the slot ``position`` and those
-    behind it, after the last in the first; of more than the capacity the last are kept."""
+    behind it, after the last in the first; of more than the capacity the last are kept. Those of a population
+    are written under ``vmap``."""
     if not isinstance(store, Lines):
         slots = places(capacity(store), position, valid)
         return jax.tree.map(lambda x, row: x.at[slots].set(row.astype(x.dtype), mode="drop"), store, rows)
+    chex.assert_rank(list(store.lines.values()), 2)
     lines = {
         dtype: _put(store.lines[dtype], position, joined, valid, store.form.capacity)
         for dtype, joined in store.form.join(rows).items()

@@ -77,6 +77,18 @@ def test_lines_read_and_write_as_leaves_do(capacity, width, batch):
     equal(jax.jit(lambda held: history(packed.lines_of(held)))(held), jax.jit(history)(held))
 
 
+def test_the_stores_of_a_population_are_unpacked_as_each_of_them():
+    """Three stores whose rows do not fill their lines; single rows are read and written under ``vmap``."""
+    held = jax.tree.map(lambda *xs: np.stack(xs), *(rows(300, 5, seed) for seed in range(3)))
+    stores = jax.vmap(packed.lines_of)(held)
+    equal(packed.unpack(stores), held)
+    equal(packed.unpack(stores), jax.vmap(packed.unpack)(stores))
+    with pytest.raises(AssertionError):
+        packed.take(stores, jnp.arange(2))
+    with pytest.raises(AssertionError):
+        packed.put(stores, jnp.int32(0), rows(2, 5), jnp.ones(2, bool))
+
+
 def test_a_ring_in_lines_is_the_same_ring(tpu, key):
     """Filled twice over in three replays side by side, read in every way, merged and copied."""
     fields = {name: rows(3 * 5 * 24, 8)[name] for name in ("x", "action")}

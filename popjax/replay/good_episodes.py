@@ -62,8 +62,11 @@ def init(row: Transition, capacity: int, local_capacity: int) -> Memory:
 
 
 def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Count]:
-    """Write the valid rows of ``rows`` [B]; return the numbers [B] that they have from now on."""
-    numbers = memory.written + (jnp.cumsum(valid) - valid)
+    """Write the valid rows of ``rows`` [B]; return the numbers [B] that they have from now on, and that no
+    row ever has for the others."""
+    numbers = tree.where(
+        valid, memory.written + (jnp.cumsum(valid) - valid), counting.none() + counting.LIMIT
+    )
     memory = replace(
         memory,
         replay=ring.add(memory.replay, rows, valid),
@@ -75,8 +78,8 @@ def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Co
 def follow(
     memory: Memory, episode: Count, length: Array, number: Count, total: Array, ends: Array, gate: Gate
 ) -> tuple[Memory, Count, Array]:
-    """Follow the episodes of lanes [E] through one step; those that end and pass the gate enter the local
-    memory.
+    """Follow the episodes of lanes [E] through one step; those that end, pass the gate and have all their
+    rows in the replay enter the local memory.
 
     episode: [E, L]       numbers of the rows of the episode under way, L the time limit.
     length:  int32 [E]    the number of rows before this step.
@@ -92,23 +95,24 @@ def follow(
         return numbers.at[jnp.arange(lanes), length].set(number, mode="drop")
 
     episode = jax.tree.map(followed, episode, number)
-    enters = ends & gate.passes(total)
-    worth = enters[:, None] & (jnp.arange(limit) <= length[:, None])
-    local = jax.lax.cond(
-        tree.any_lane(enters),
-        lambda: ring.add(memory.local, tree.flatten(episode), worth.ravel()),
-        lambda: memory.local,
-    )
+    good, played = ends & gate.passes(total), jnp.arange(limit) <= length[:, None]
+
+    def enter() -> tuple[Ring, Array]:
+        enters = good & ((episode < memory.written) | ~played).all(1)
+        worth = enters[:, None] & played
+        return ring.add(memory.local, tree.flatten(episode), worth.ravel()), enters
+
+    local, enters = jax.lax.cond(tree.any_lane(good), enter, lambda: (memory.local, good))
     return replace(memory, local=local), episode, enters
 
 
 def local_size(memory: Memory) -> Array:
     """Return int32 []: how many of the newest entries of the local memory come before one whose row is
     overwritten."""
-    local, age = memory.local, jnp.arange(memory.local.capacity)
-    numbers = local.take((local.position - 1 - age) % local.capacity)
-    gone = (age >= local.size) | (memory.written - numbers >= memory.replay.capacity + 1)
-    return jnp.where(gone.any(), jnp.argmax(gone), local.capacity).astype(jnp.int32)
+    local = memory.local
+    age = (local.position - 1 - jnp.arange(local.capacity)) % local.capacity  # of the entry in each slot
+    gone = (age >= local.size) | (memory.written - local.unpacked() >= memory.replay.capacity + 1)
+    return jnp.min(jnp.where(gone, age, local.capacity)).astype(jnp.int32)
 
 
 def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: int) -> Transition:

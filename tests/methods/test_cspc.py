@@ -408,6 +408,19 @@ def test_episodes_of_lanes_enter_when_they_end_and_pass():
     assert held(memory) == [0, 2, 4, 5, 7]
 
 
+def test_an_episode_with_a_row_that_was_not_written_does_not_enter():
+    """The first step of the first lane was by an agent that has diverged; all returns pass."""
+    episodes = tree.repeat(tree.repeat(counting.none(), 3), 2)
+    memory, gate = empty(local=10), store.Gate(jnp.ones(2, bool), jnp.float32(0))
+    for clock, valid in enumerate(([False, True], [True, True], [True, True])):
+        memory, numbers = store.remember(memory, rows(2), jnp.array(valid))
+        length, total = jnp.array([clock % 2, clock]), jnp.ones(2)
+        ends = jnp.array([clock == 1, clock == 2])
+        memory, episodes, entered = store.follow(memory, episodes, length, numbers, total, ends, gate)
+        np.testing.assert_array_equal(entered, [False, clock == 2])
+    assert held(memory) == [0, 2, 4]
+
+
 def test_only_labelled_agents_leave_episodes_and_nobody_before_scores():
     def low(s):
         scores = jnp.array([1e9, -100, 1e9])  # the least of them is the bound

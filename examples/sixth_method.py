@@ -24,7 +24,7 @@ from popjax.evolution.crossover import Distillation, distil
 from popjax.evolution.ranking import best_first
 from popjax.intrinsic import contrastive
 from popjax.optimize import adam
-from popjax.population import drives, exchange, imitation, offpolicy, parts, policy, scoring
+from popjax.population import drives, exchange, imitation, judging, offpolicy, parts, policy, scoring
 from popjax.recipe import Recipe, recorded
 from popjax.replay.ring import newest
 
@@ -97,8 +97,9 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def transfer(s: State) -> State:
         """Agents more than ``gap`` behind take over the best one's policy. CHDRL, algorithm 1."""
-        best = best_first(s.metrics.fitness)[0]
-        behind = exchange.ahead(s.metrics.fitness, s.hyper.gap)[:, best] & due(s)
+        fitness = judging.sound(s.metrics.fitness, s.agents)
+        best = best_first(fitness)[0]
+        behind = exchange.ahead(fitness, s.hyper.gap)[:, best] & due(s)
         source = jnp.where(behind, best, jnp.arange(population))
         metrics = replace(s.metrics, transfers=exchange.transfers(source), parents=exchange.parents(source))
         return replace(s, agents=exchange.take_over(agent, s.agents, source), metrics=metrics)
@@ -106,7 +107,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def cross(s: State) -> State:
         """Replace the worst agent by a child of the two best. PDERL, algorithm 1."""
         (key, key_child), now = jax.random.split(s.key), due(s)
-        best, second, worst = best_first(s.metrics.fitness)[jnp.array([0, 1, -1])]
+        best, second, worst = best_first(judging.sound(s.metrics.fitness, s.agents))[jnp.array([0, 1, -1])]
         x, y = (agent.policy(tree.take(s.agents, i)) for i in (best, second))
 
         def child() -> Params:
@@ -124,7 +125,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def teach(s: State) -> State:
         """Let the student imitate the best agent in what all have seen. CDRL, section 4."""
         key, key_study = jax.random.split(s.key)
-        best = agent.policy(tree.take(s.agents, best_first(s.metrics.fitness)[0]))
+        best = agent.policy(tree.take(s.agents, best_first(judging.sound(s.metrics.fitness, s.agents))[0]))
 
         def loss(student: Params, obs: Array) -> Array:
             said, target = agent.outputs(student, obs), agent.outputs(best, obs)
@@ -132,16 +133,13 @@ def build(env: Env, config: Config = Config()) -> Method:
                 return -agent.actions.log_prob(said, agent.actions.mode(target)).mean()
             return jnp.square(agent.actions.vector(said) - agent.actions.vector(target)).mean()
 
-        def draw(key: Key) -> Array:
-            return base.sample(s, key).obs[0]
-
-        how = adam(s.hyper.student_lr, jnp.inf), loss, draw
+        how = adam(s.hyper.student_lr, jnp.inf), loss, lambda key: base.sample(s, key).obs[0]
         student, told = imitation.study(*how, s.student, config.updates, key_study)
         return replace(s, key=key, student=student, metrics=replace(s.metrics, student_loss=told))
 
     def student(s: State) -> Params:  # with the best agent's skill, where the drive has skills
         students = base.deploy(s, tree.repeat(s.student.params, population))
-        return tree.take(students, best_first(s.metrics.fitness)[0])
+        return tree.take(students, best_first(judging.sound(s.metrics.fitness, s.agents))[0])
 
     step = chain(base.collect, base.learn, transfer, cross, teach)
     return parts.whole(base, default_hyper(config), init, step)._replace(policy=student)

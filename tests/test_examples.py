@@ -104,16 +104,20 @@ def test_an_agent_that_normalizes_observations_is_refused():
         sixth_method.build(popjax.make("probe/corridor"), config)
 
 
-def test_an_agent_without_a_return_gives_no_policy_and_takes_the_best_ones():
-    """NaN is what an agent returns whose networks have diverged; exchanges are due after 60 steps."""
+@pytest.mark.parametrize("last", [jnp.nan, 900.0])
+def test_an_agent_that_has_diverged_gives_no_policy_and_takes_the_best_ones(last):
+    """Whatever its last episode returned, as it may have diverged since; exchanges are due after 60 steps."""
     method, init, step = compiled("probe/corridor", SMALL.agent)
     state = init(jax.random.key(0), method.hyper)
-    returns = jnp.array([[jnp.nan], [0.0], [500.0]])  # of the last episodes; the gap is 100
+    actor = jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.agents.actor)
+    state = replace(state, agents=replace(state.agents, actor=actor))
+    returns = jnp.array([[last], [0.0], [500.0]])  # of the last episodes; the gap is 100
     account = replace(state.lanes.account, latest=returns, episodes=jnp.ones((3, 1), jnp.int32))
     lanes = replace(state.lanes, account=account)
     after = step(replace(state, lanes=lanes, env_steps=counting.none() + 57))
     np.testing.assert_array_equal(after.metrics.transfers, [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
     np.testing.assert_array_equal(after.metrics.parents, [[2, 1], [2, -1], [2, -1]])
+    assert tree.finite((after.student.params, method.policy(after)), 0)
 
 
 def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):

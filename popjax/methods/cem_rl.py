@@ -271,7 +271,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def move(s: State) -> State:
         """Move mean and variance to the best half (line 23)."""
-        fitness = s.metrics.fitness
+        fitness = judging.sound(s.metrics.fitness, s.population)
         search = cem.tell(s.search, s.population, fitness, s.hyper.search, config.search)
         best = best_first(fitness)[: config.search.parents]
         metrics = replace(

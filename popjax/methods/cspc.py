@@ -56,7 +56,7 @@ from popjax.methods import cspc_play, cspc_team
 from popjax.methods.cspc_config import DRIVES, Config, Evolution, Hyper, default_hyper, of_team, steps_bound
 from popjax.methods.cspc_play import Play, Seats, Terms
 from popjax.methods.cspc_team import Driven, States
-from popjax.population import drives, exchange, learning, players
+from popjax.population import drives, exchange, judging, learning, players
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import good_episodes
@@ -204,7 +204,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             length = length.at[rows.evolution].set(own)
         length = jnp.where(alone, config.first_phase * is_global, length)
         opens = (s.generation > 0) & (s.labels | is_global)
-        return Terms(Gate(jnp.pad(opens, (0, 1)), jnp.nanmin(s.scores)), length, alone, s.hyper)
+        return Terms(Gate(jnp.pad(opens, (0, 1)), judging.shown(s.scores).min()), length, alone, s.hyper)
 
     def begin(s: State, terms: Terms) -> Play:
         """Return the play before the first step, with the lanes of the tests at the start of their
@@ -230,6 +230,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             too_long = jnp.maximum(played - agreed.length[rows.evolution], 0)
             excess = jnp.where(agreed.alone, excess, too_long)
         scores = play.total[: turns.sizes[-1]].reshape(count, config.trials).mean(1)
+        scores = judging.sound(scores, cspc_team.means(members, play.team))
         elite = jnp.nanmax(scores)
         return replace(
             s,

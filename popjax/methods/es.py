@@ -163,7 +163,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             sound = episodes.valid & jnp.isfinite(seen).all(-1)
             statistics = normalize.update(statistics, episodes.steps, sound)
         steps = episodes.length.sum()
-        fitness = episodes.total.mean(1)
+        fitness = judging.sound(episodes.total.mean(1), s.population)
         return replace(
             s,
             key=key,

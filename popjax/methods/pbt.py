@@ -188,7 +188,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         key_score, key_decide, key_explore, key_prior, key_fresh = jax.random.split(key, 5)
         standing = scored(s, key_score) if config.scoring else judged(s)
         lost = ~tree.finite(s.agents)
-        standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
+        standing = standing._replace(fitness=judging.sound(standing.fitness, s.agents))
         if again is None:
             decision = decide(key_decide, standing, s.hyper.search.significance)
             decision = search.intervened(decision, *s.intervene)

@@ -39,7 +39,7 @@ from popjax.evolution.offspring import breed, clones, recombine
 from popjax.evolution.ranking import best_first
 from popjax.evolution.select import Selection, fate, replaceable, select
 from popjax.methods.pderl_config import Config, Hyper, Metrics, check, default_hyper, preset
-from popjax.population import drives, exchange, lanes, learning, policy
+from popjax.population import drives, exchange, judging, lanes, learning, policy
 from popjax.recipe import Recipe, recorded
 from popjax.replay import episodes as numbering
 from popjax.replay.ring import Ring, add, ring
@@ -110,7 +110,9 @@ def build(env: Env, config: Config = Config()) -> Method:
             hyper=hyper,
             env_steps=counting.none(),
             generation=none,
-            metrics=Metrics(scores, zero, losses, bonus, behind, none, none, none, orphans, zero, zero, zero),
+            metrics=Metrics(
+                scores, none, zero, losses, bonus, behind, none, none, none, orphans, zero, zero, zero
+            ),
             learner=learner,
             learner_memory=empty,
             replay=store,
@@ -140,7 +142,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             scale=jnp.zeros(players + 1).at[-1].set(explores),
             record=partial(rollout.keep_transition, s.hyper.agent.discount, True),
         )  # [P * trials + 1, T]
-        fitness = episodes.total[:-1].reshape(population, trials).mean(1)
+        fitness = judging.sound(episodes.total[:-1].reshape(population, trials).mean(1), s.actors)
         steps = episodes.length.sum()
         seen = (Memory(episodes.steps.obs), episodes.valid)
         by_individual = jax.tree.map(lambda x: x[:-1].reshape(population, -1, *x.shape[2:]), seen)
@@ -162,7 +164,10 @@ def build(env: Env, config: Config = Config()) -> Method:
     def evolve(s: State) -> State:
         """Clone the elites, keep the winners, fill the rest with children; all but the clones may mutate."""
         key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
-        selection = select(key_select, s.metrics.fitness, config.elites, config.tournament)
+        fitness, lost = s.metrics.fitness, ~jnp.isfinite(s.metrics.fitness)
+        told = {"fitness": judging.shown(fitness), "diverged": lost.sum(dtype=jnp.int32)}
+        s = replace(s, metrics=replace(s.metrics, **told))
+        selection = select(key_select, fitness, config.elites, config.tournament)
         actors, memories = tree.take((s.actors, s.memories), selection.source)
         parents = clones(selection)
         if selection.vacant.size:

@@ -87,7 +87,9 @@ class Hyper:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution.
+    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution; of
+                     one that has diverged, that of the worst other.
+    diverged:        int32 individuals whose return or parameters were not finite.
     learner_return:  return of the learner's exploring episode.
     losses:          the learner's, of its last gradient step; 0 before the first.
     bonus, drive:    [1] mean of what the drive added to that batch's rewards, and its losses behind the step;
@@ -102,6 +104,7 @@ class Metrics:
     """
 
     fitness: Array
+    diverged: Array
     learner_return: Array
     losses: PyTree
     bonus: Array | None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from popjax import tree
+from popjax.core import PyTree
 from popjax.population.lanes import Lanes
 
 
@@ -25,6 +27,15 @@ def by_training(lanes: Lanes) -> tuple[Array, Array, Array]:
     known = stands & jnp.isfinite(fitness)
     middle = jnp.where(known, fitness, 0.0).sum() / jnp.maximum(known.sum(), 1)
     return jnp.where(stands, fitness, middle), returns, valid
+
+
+def sound(fitness: Array, individuals: PyTree) -> Array:
+    """Return the fitness [P] by which ``individuals`` [P] are ranked: minus infinity of one that has
+    diverged, whose parameters are not finite.
+
+    Its own fitness may be high: it is of episodes before, or of random actions in place of its own.
+    """
+    return jnp.where(tree.finite(individuals), fitness, -jnp.inf)
 
 
 def shown(fitness: Array) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -13,6 +12,7 @@ from popjax import tree
 from popjax.core import Act, Agent, Key, Method, OnPolicyAgent, Params, PyTree, Transition, Unroll, stacked
 from popjax.counting import Count
 from popjax.evolution.ranking import best_first
+from popjax.population import judging
 from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
 
@@ -97,9 +97,7 @@ def whole(
 
     def policy(s: Any) -> Params:
         policies = parts.individuals(s)
-        # The fitness of an agent that has diverged may be finite: it acts at random.
-        fitness = jnp.where(tree.finite(policies), s.metrics.fitness, jnp.nan)
-        return tree.take(policies, best_first(fitness)[0])
+        return tree.take(policies, best_first(judging.sound(s.metrics.fitness, policies))[0])
 
     return Method(
         init=init,

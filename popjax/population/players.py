@@ -35,7 +35,7 @@ from popjax.core import (
 )
 from popjax.counting import Count
 from popjax.evolution import cem, ranking
-from popjax.population import exchange, lanes, learning, policy
+from popjax.population import exchange, judging, lanes, learning, policy
 from popjax.population.exchange import MeanNetwork
 from popjax.population.lanes import Lanes
 
@@ -363,12 +363,11 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
         begun=state.begun | step.alive.any(),
     )
 
-    over = state.done.all()
-
     def told(state: Search, key: Key) -> tuple[Search, tuple[()]]:
         population, unflatten = _vectors(state.population)
-        moved = cem.tell(state.search, population, state.total, hyper, config)
-        best = population[ranking.best_first(state.total)[0]]
+        fitness = judging.sound(state.total, population)
+        moved = cem.tell(state.search, population, fitness, hyper, config)
+        best = population[ranking.best_first(fitness)[0]]
         after = replace(
             state,
             search=moved,
@@ -377,12 +376,12 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
             done=jnp.zeros_like(state.done),
             begun=jnp.bool_(False),
             best=best,
-            fitness=state.total,
+            fitness=fitness,
         )
         return replace(_entered(after, state.expects), expects=jnp.bool_(False)), ()
 
     # ``steps`` makes the key in its loop: one from outside would let XLA draw the next generation every time.
-    return learning.steps(told, state, 1, key, (), ready=over)[0]
+    return learning.steps(told, state, 1, key, (), ready=state.done.all())[0]
 
 
 def _entered(state: Search, when: Array) -> Search:

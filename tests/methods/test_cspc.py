@@ -508,6 +508,7 @@ def test_who_has_diverged_leaves_nothing_in_the_memory(config):
 
     after = history(1, config, edit=lost)[1]
     assert after.metrics.steps.tolist() == [100, 100, 100]
+    assert after.scores[1] == -np.inf
     assert int(after.memory.written) == 200
     kept = jax.tree.leaves((after.memory, after.team.off_policy.agent, after.drive))
     assert all(np.isfinite(x).all() for x in kept if x.dtype == jnp.float32)

@@ -353,13 +353,15 @@ def test_the_champion_is_what_would_be_deployed(key):
     np.testing.assert_allclose(method.exploration(state), 0.1)  # DDPG's, not noise of deviation 1
 
 
-def test_an_individual_without_a_return_is_no_champion():
-    """NaN is what an actor earns whose weights have diverged."""
+@pytest.mark.parametrize("weight", [jnp.nan, jnp.inf])
+def test_an_individual_that_has_diverged_is_no_champion(weight):
+    """With NaN it earns NaN; an infinite bias of the outputs makes it earn more than any other."""
     state = history("pderl")[0]
-    lost = jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.actors)
+    lost = jax.tree.map(lambda x: x.at[0].set(weight) if x.shape[1:] == (2,) else x, state.actors)
     after = compiled("pderl")[2](replace(state, actors=lost))
-    assert np.isnan(after.metrics.fitness[0])
-    best = np.nanargmax(after.metrics.fitness)
+    assert after.metrics.fitness[0] == after.metrics.fitness[1:].min()
+    assert int(after.metrics.diverged) == 1
+    best = 1 + after.metrics.fitness[1:].argmax()
     assert same(after.champion, tree.take(state.actors, int(best)))
     steps = float(after.metrics.steps)
     assert 0 < float(after.replay.size) < steps, "its episode is played, and leaves nothing"

@@ -10,7 +10,7 @@ from popjax import tree
 from popjax.agents import sac
 from popjax.envs import make
 from popjax.methods import independent
-from popjax.population import exchange
+from popjax.population import exchange, judging
 from tests.support import same
 
 NAN = jnp.nan
@@ -19,6 +19,14 @@ NAN = jnp.nan
 def test_nan_is_behind_every_number_and_ahead_of_none():
     ahead = exchange.ahead(jnp.array([NAN, 0.0, 50.0]), 100.0)
     np.testing.assert_array_equal(ahead, [[0, 1, 1], [0, 0, 0], [0, 0, 0]])
+
+
+def test_an_individual_that_has_diverged_is_last_whatever_its_fitness():
+    weights = jnp.array([[1.0, NAN], [0.0, 1.0], [jnp.inf, 0.0], [1.0, 1.0]])
+    params = {"weights": weights, "count": jnp.arange(4)}
+    fitness = judging.sound(jnp.array([9.0, 1.0, 8.0, 2.0]), params)
+    np.testing.assert_array_equal(fitness, [-jnp.inf, 1, -jnp.inf, 2])
+    np.testing.assert_array_equal(judging.shown(fitness), [1, 1, 1, 2])
 
 
 def test_an_agent_that_has_diverged_is_not_deployed():

@@ -27,7 +27,7 @@ from popjax.methods import cspc, cspc_team
 from popjax.methods.cspc import Config, Evolution
 from popjax.population import drives, exchange, players
 from popjax.replay import good_episodes as store
-from popjax.replay import ring
+from popjax.replay import packed, ring
 from tests.support import Case, close, same
 
 PPO = ppo.Config(
@@ -327,6 +327,13 @@ def test_rows_that_were_overwritten_are_gone_with_all_that_entered_before():
     assert held(memory) == [2, 3, 4, 5]
     memory, _ = written(memory, 4, 12)
     assert held(memory) == []
+
+
+def test_the_size_of_a_local_memory_in_lines_is_read_without_gathering_rows(monkeypatch):
+    monkeypatch.setattr(packed, "platform", lambda: "tpu")
+    memory = jax.eval_shape(lambda: empty(local=200))
+    assert isinstance(memory.local.rows, packed.Lines)
+    assert "gather" not in str(jax.make_jaxpr(store.local_size)(memory))
 
 
 @pytest.mark.parametrize("before", [2**31 - 3, 2**32 - 3])

@@ -31,6 +31,7 @@ def parts(root: Path) -> dict[str, str]:
         "results-distilled": _distilled(load),
         "results-transfer": _transfer(load),
         "speed-peers": _peers(load),
+        "speed-to-score": _to_score(load),
         "speed-h200": _h200(load),
         "speed-compile": _compile(load),
         "speed-against": _against(load),
@@ -240,6 +241,27 @@ def _peers(load: Load) -> str:
 def _beside(row: Mapping[str, Any]) -> str:
     """Return what a peer does per second, and popjax's share over it, or why there is none."""
     return f"{row['peer_per_second']:,.0f} ({row['ratio']:.2f})" if "ratio" in row else row["cannot"]
+
+
+def _to_score(load: Load) -> str:
+    found = load("to-score-cpu")
+    rows = []
+    for row in found["medians"]:
+        numbers = (row[key] for key in ("env_steps", "seconds_beyond_the_first_chunk", "seconds"))
+        shown = ("-" if number is None else f"{number:,.{number < 10:d}f}" for number in numbers)
+        name = "popjax" if row["trainer"] == "ours" else row["trainer"]
+        rows.append((row["task"], name, f"{row['reached']} of {row['seeds']}", *shown))
+    header = [
+        "task",
+        "trainer",
+        "seeds that got there",
+        "environment steps",
+        "seconds",
+        "with imports and compiling",
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
+    about = f"At `{found['git_commit'][:8]}` on {found['device']}, beside {versions}."
+    return "\n\n".join([table(header, rows, range(2, 6)), about])
 
 
 def _against(load: Load) -> str:

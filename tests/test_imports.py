@@ -87,6 +87,7 @@ SHARED = {
     "popjax.population.drives",
     "popjax.population.exchange",
     "popjax.population.lanes",
+    "popjax.population.judging",
     "popjax.population.learners",
     "popjax.population.parts",
     "popjax.population.scoring",

@@ -172,6 +172,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
 
     return agent._replace(
         init=lambda key, hyper: Whitened(agent.init(key, hyper), init(obs_shape)),
+        eyes=None,  # they look at whitened images, which nobody else has
         act=act,
         learn=learn,
         policy=lambda state: (agent.policy(state.agent), state.statistics),

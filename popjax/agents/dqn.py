@@ -19,6 +19,7 @@ from popjax.checks import check_choices, check_widths
 from popjax.core import (
     Agent,
     Choice,
+    Eyes,
     Key,
     Network,
     Number,
@@ -157,6 +158,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         critic=network,
         td_error=td_error,
         exploration=annealed,
+        eyes=_eyes(spec, config),
     )
     return normalize.whitened(agent, spec.obs_shape) if config.normalize_obs else agent
 
@@ -172,9 +174,23 @@ def annealed(hyper: Hyper, env_steps: Array) -> Array:
     return hyper.exploration_start + share * (hyper.exploration - hyper.exploration_start)
 
 
+def _torso(spec: Spec, config: Config) -> tuple[images.Convolutions, tuple[int, ...]]:
+    return images.TORSOS[images.torso_for(spec.obs_shape) if config.torso == "auto" else config.torso]
+
+
+def _eyes(spec: Spec, config: Config) -> Eyes | None:
+    convolutions = _torso(spec, config)[0]
+    if not convolutions:
+        return None
+
+    def of(state: State) -> Params:
+        return {name: part for name, part in state.online.items() if name.startswith("Conv")}
+
+    return Eyes(images.eyes(spec.obs_shape, convolutions), of)
+
+
 def _network(spec: Spec, config: Config) -> Network:
-    torso = images.torso_for(spec.obs_shape) if config.torso == "auto" else config.torso
-    convolutions, hidden = images.TORSOS[torso]
+    convolutions, hidden = _torso(spec, config)
     if convolutions:
         images.places(spec.obs_shape, convolutions)  # refuses what they cannot see
     return images.q_network(

@@ -23,7 +23,7 @@ from popjax import nets
 from popjax.agents import sac
 from popjax.agents.sac import Losses, Parts, State
 from popjax.checks import check_least, check_widths
-from popjax.core import Agent, Key, Network, Number, Params, Spec, Transition, number
+from popjax.core import Agent, Eyes, Key, Network, Number, Params, Spec, Transition, number
 from popjax.nets import images
 from popjax.optimize import adam, descend
 
@@ -115,7 +115,8 @@ def parts(spec: Spec, config: Config = Config()) -> Parts:
         critics, target_critics = (_seeing(x, policy) for x in (state.critics, state.target_critics))
         return replace(state, actor=policy, critics=critics, target_critics=target_critics)
 
-    agent = base.agent._replace(learn=lambda *given: step(*given), adopt=adopt)
+    sight = Eyes(eyes, lambda state: state.critics["convolutions"])
+    agent = base.agent._replace(learn=lambda *given: step(*given), adopt=adopt, eyes=sight)
     return base._replace(agent=agent, step=step)
 
 

@@ -85,6 +85,17 @@ a policy along the rows of lanes; its memory begins anew after every row that en
 outputs of discrete actions are logits [T, ..., A]."""
 
 
+class Eyes(NamedTuple):
+    """The convolutions with which an agent's critic looks at images.
+
+    network: image [..., *obs] -> features [..., F]
+    of:      state of the agent -> parameters of ``network``
+    """
+
+    network: Network
+    of: Callable[[PyTree], Params]
+
+
 class Agent(NamedTuple):
     """One learning individual that learns from a replay.
 
@@ -108,6 +119,7 @@ class Agent(NamedTuple):
     inherit:     (state, other) -> ``other``, the state of another agent of this kind, with the optimizer's
                  moments and counts of ``state``; of an agent that has none, ``other``
     memory:      (): an agent that learns from single transitions has none
+    eyes:        convolutions of its critic; None for agents without
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -127,6 +139,7 @@ class Agent(NamedTuple):
     exploration: Callable[[PyTree, Array], Array] = lambda hyper, env_steps: hyper.exploration
     inherit: Callable[[PyTree, PyTree], PyTree] = lambda state, other: other
     memory: PyTree = ()
+    eyes: Eyes | None = None
 
 
 class OnPolicyAgent(NamedTuple):

@@ -27,8 +27,9 @@ from popjax.replay.ring import Ring, ring
 class Config:
     """Sizes of the encoder, the bank of visited states, and the neighbourhood."""
 
-    # trained, left as initialised, or the raw observation
-    encoder: Literal["contrastive", "random", "identity"] = "contrastive"
+    # trained; trained on the convolutions of the first agent's critic; left as initialised; or the raw
+    # observation
+    encoder: Literal["contrastive", "critic", "random", "identity"] = "contrastive"
     hidden: tuple[int, ...] = (64,)  # hidden layers of the encoder, units
     torso: images.Torso = "auto"  # convolutions in front of them, of images; "auto": by the observations
     features: int = 64  # size of an embedding
@@ -49,6 +50,11 @@ class Config:
                 f" raise bank_size or lower neighbours"
             )
 
+    @property
+    def trained(self) -> bool:
+        """Return whether the encoder learns."""
+        return self.encoder in ("contrastive", "critic")
+
 
 @struct.dataclass
 class Hyper:
@@ -67,12 +73,14 @@ class State:
     encoder, optimizer: parameters and Adam's moments.
     bank:               the last states visited, raw because the encoder changes, [bank_size, *obs].
     clock:              int32 [*lanes]  environment steps since a lane's last remembered state.
+    eyes:               parameters of the critic's convolutions; None without encoder "critic".
     """
 
     encoder: Params
     optimizer: PyTree
     bank: Ring
     clock: Array
+    eyes: Params | None
 
 
 @struct.dataclass
@@ -82,32 +90,46 @@ class Losses:
     encoder_loss: Array
 
 
-def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
+def build(
+    spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,), eyes: Network | None = None
+) -> Intrinsic:
     """Return a module that rewards states far from those of its bank. Equations 2 and 4.
 
     ``observe`` remembers every ``bank_every``-th successor of each of the environment ``lanes``. ``learn``
     takes rows whose ``next_obs`` lies within ``horizon`` steps of ``obs`` in the same episode; rows without
-    weight take no part.
+    weight take no part. With encoder "critic" both look through ``eyes``, which never learn here.
+
+    Raises:
+        ValueError: the encoder is "critic" and there are no ``eyes``, or it cannot see the observations.
     """
-    network = encoder(spec, config)
+    if config.encoder == "critic" and eyes is None:
+        raise ValueError(
+            "encoder critic needs agents with a replay whose critic has convolutions: drq, or dqn on images"
+            " without normalize_obs; set drive.encoder contrastive"
+        )
+    sight = eyes if config.encoder == "critic" else None
+    network = encoder(spec, config, sight)
 
     def init(key: Key) -> State:
-        params = network.init(key)
+        params, looking = network.init(key), None if sight is None else sight.init(key)
         bank = ring(config.bank_size).init(jnp.zeros(spec.obs_shape, spec.obs_dtype))
-        return State(params, adam(0.0, jnp.inf).init(params), bank, jnp.zeros(lanes, jnp.int32))
+        return State(params, adam(0.0, jnp.inf).init(params), bank, jnp.zeros(lanes, jnp.int32), looking)
+
+    def seen(state: State, obs: Array) -> Array:
+        return obs if sight is None else jax.lax.stop_gradient(sight.apply(state.eyes, obs))
 
     def reward(state: State, batch: Transition) -> Array:
-        embedded = embed(network, state.encoder, batch.next_obs)
-        keys = embed(network, state.encoder, state.bank.unpacked())
+        embedded = embed(network, state.encoder, seen(state, batch.next_obs))
+        keys = embed(network, state.encoder, seen(state, state.bank.unpacked()))
         return novelty(embedded, keys, state.bank.size, config.neighbours)
 
     def learn(state: State, batch: Transition, weight: Array, hyper: Hyper, key: Key) -> tuple[State, Losses]:
-        if config.encoder != "contrastive":
+        if not config.trained:
             return state, Losses(jnp.float32(0))
-        valid = weight > 0
+        valid, obs, next_obs = weight > 0, seen(state, batch.obs), seen(state, batch.next_obs)
 
         def loss(params: Params) -> tuple[Array, None]:
-            anchors, positives = network.apply(params, batch.obs), network.apply(params, batch.next_obs)
+            anchors, positives = network.apply(params, obs), network.apply(params, next_obs)
             return info_nce(anchors, positives, valid, hyper.temperature), None
 
         params, optimizer, value, _ = descend(adam(hyper.lr, jnp.inf), loss, state.encoder, state.optimizer)
@@ -125,11 +147,15 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
     return Intrinsic(init, reward, learn, observe)
 
 
-def encoder(spec: Spec, config: Config = Config()) -> Network:
-    """Return the network obs [..., *obs] -> embedding [..., F].
+def encoder(spec: Spec, config: Config = Config(), eyes: Network | None = None) -> Network:
+    """Return the network obs [..., *obs] -> embedding [..., F]; with ``eyes``, from their features.
 
     Images pass through convolutions first; the identity returns the observation itself.
     """
+    if eyes is not None:
+        image = jnp.zeros(spec.obs_shape, spec.obs_dtype)
+        features = jax.eval_shape(lambda key: eyes.apply(eyes.init(key), image), jax.random.key(0))
+        return nets.mlp(features.size, config.hidden, config.features)
     if config.encoder == "identity":
         vector_size(spec, "the identity encoder")
         return Network(init=lambda key: (), apply=lambda params, obs: obs)

@@ -27,7 +27,7 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, kinds, tree
-from popjax.core import Act, Choice, Env, Intrinsic, Key, Params, PyTree, Spec, Transition
+from popjax.core import Act, Choice, Env, Eyes, Intrinsic, Key, Params, PyTree, Spec, Transition
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.replay import episodes
 from popjax.rollout import Episode
@@ -57,6 +57,8 @@ class Drive(NamedTuple):
     act:     Act on the agents' observations -> Act on the task's
     deploy:  (state, policies [P]) -> parameters [P] for that ``act``
     horizon: largest distance of two states of ``Pairs``, environment steps; 0: no pairs are needed
+    see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that looks through them; None:
+             it looks by itself
     """
 
     init: Callable[[Key], PyTree]
@@ -67,22 +69,27 @@ class Drive(NamedTuple):
     act: Callable[[Act], Act] = lambda act: act
     deploy: Callable[[PyTree, Params], Params] = lambda state, policies: policies
     horizon: int = 0
+    see: Callable[[PyTree, Params], PyTree] | None = None
 
 
-def build(spec: Spec, config: AnyConfig | None, population: int, lanes: int) -> Drive:
+def build(
+    spec: Spec, config: AnyConfig | None, population: int, lanes: int, eyes: Eyes | None = None
+) -> Drive:
     """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
 
     For a Config of your own, ``build`` of the module that defines it makes an ``Intrinsic``. Each agent gets
-    one, which learns from that agent's transitions.
+    one, which learns from that agent's transitions. Who gives the agents' ``eyes`` calls ``see`` before
+    ``pay`` and ``learn``.
 
     Raises:
-        ValueError: the drive cannot see the observations of the task, or ``config`` is not of a drive.
+        ValueError: the drive cannot see the observations of the task, or needs ``eyes``; or ``config`` is not
+            of a drive.
     """
     if config is None:
         return none(population)
     module, kind = _module(config), cast(Any, config)
     if module is contrastive:
-        return collaborative(spec, kind, population, lanes)
+        return collaborative(spec, kind, population, lanes, eyes)
     if module is diayn:
         return skills(spec, kind, population, lanes)
     modules = kind.modules if module is rnd else "own"
@@ -132,13 +139,14 @@ def none(population: int) -> Drive:
     )
 
 
-def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes: int) -> Drive:
+def collaborative(
+    spec: Spec, config: contrastive.Config, population: int, lanes: int, eyes: Eyes | None = None
+) -> Drive:
     """Return the collaborative novelty of equations 2 to 4: a bank of states for each agent and one encoder
     for all, which takes ``config.steps`` gradient steps each time."""
-    module = contrastive.build(spec, config, (lanes,))
-    axes: dict[str, Any] = {"encoder": None, "optimizer": None, "bank": 0, "clock": 0}
+    module = contrastive.build(spec, config, (lanes,), None if eyes is None else eyes.network)
+    axes: dict[str, Any] = {"encoder": None, "optimizer": None, "bank": 0, "clock": 0, "eyes": None}
     by_bank = contrastive.State(**axes)
-    trained = config.encoder == "contrastive"
 
     def init(key: Key) -> contrastive.State:
         state = module.init(key)
@@ -168,7 +176,7 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
             near = Transition(anchors, none, none, none, positives)
             return module.learn(state, near, jnp.float32(valid), hyper.drive, key)
 
-        if not trained:
+        if not config.trained:
             return state, contrastive.Losses(jnp.float32(0))
         # Banks are read by nothing that a step does, and stay out of the loop.
         no_bank: dict[str, Any] = {"bank": None, "clock": None}
@@ -176,7 +184,12 @@ def collaborative(spec: Spec, config: contrastive.Config, population: int, lanes
         learned, losses = jax.lax.scan(step, bare, jax.random.split(key, config.steps))
         return replace(learned, bank=state.bank, clock=state.clock), tree.take(losses, -1)
 
-    return Drive(init, observe, _paying(bonus, population), learn, horizon=config.horizon * trained)
+    def see(state: contrastive.State, eyes: Params) -> contrastive.State:
+        """Look through the first agent's eyes or, once it has diverged, as it last did."""
+        return replace(state, eyes=tree.where(tree.finite(eyes, 0), eyes, state.eyes))
+
+    drive = Drive(init, observe, _paying(bonus, population), learn, horizon=config.horizon * config.trained)
+    return drive._replace(see=see) if config.encoder == "critic" else drive
 
 
 def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: bool = True) -> Drive:

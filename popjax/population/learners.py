@@ -50,6 +50,7 @@ class Learners(NamedTuple):
     keep:        (Episodic rows, hyper, key) -> rows as the replay stores them; None: with the number of the
                  episode only if a drive needs it
     as_one:      all agents play the same lanes [1, N]
+    eyes:        states -> parameters of the first agent's ``Agent.eyes``; None of agents without
     """
 
     init: Callable[[Key, PyTree], PyTree]
@@ -65,6 +66,7 @@ class Learners(NamedTuple):
     draw: Callable[[Ring, Key, int], Array] | None = None
     keep: Callable[[Episodic, PyTree, Key], Transition] | None = None
     as_one: bool = False
+    eyes: Callable[[PyTree], Params] | None = None
 
 
 def build(
@@ -84,7 +86,7 @@ def build(
 
 def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper) -> Learners:
     """Return agents with networks of their own. A leaf of their numbers is [] or [P]."""
-    learn = learning.everyone(agent.learn)
+    learn, eyes = learning.everyone(agent.learn), agent.eyes
 
     def init(key: Key, hyper: PyTree) -> PyTree:
         own = numbers(hyper)
@@ -113,6 +115,7 @@ def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper)
         act=agent.act,
         outputs=agent.outputs,
         actions=agent.actions,
+        eyes=None if eyes is None else lambda states: eyes.of(tree.take(states, 0)),
     )
 
 

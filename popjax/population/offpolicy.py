@@ -189,7 +189,9 @@ def build(
     own gamma in its place. So agents with different discounts, or with one that changes, can share a replay.
     """
     population = config.population
-    drive = drive or drives.build(env.spec, config.drive, population, config.lanes)
+    if drive is None:
+        eyes = agents.build(env.spec, config.agent).eyes
+        drive = drives.build(env.spec, config.drive, population, config.lanes, eyes)
     lanes_env = drive.env(rollout.autoreset(env))
     agent = agents.build(lanes_env.spec, config.agent)
     crew = adapt(learners.build(lanes_env.spec, config.agent, population, numbers))
@@ -269,7 +271,7 @@ def build(
         (states, held), (store, seen) = learned, stored
         key_draw, key_learn, key_drive = jax.random.split(key, 3)
         kept, own = draw(store, key_draw)
-        rows = each(partial(frames.looked, sight))(seen, kept)
+        rows, held = each(partial(frames.looked, sight))(seen, kept), seeing(held, states)
         paid, bonus = priced(held, rows, hyper)
         states, losses = crew.learn(states, paid, hyper, key_learn)
         held, told = drive.learn(held, rows, own, partial(near, store, seen), hyper, key_drive)
@@ -293,7 +295,12 @@ def build(
 
     def sample(s: S, key: Key) -> Transition:
         kept, _ = draw(s.replay, key)
-        return priced(s.drive, each(partial(frames.looked, sight))(s.frames, kept), s.hyper)[0]
+        rows = each(partial(frames.looked, sight))(s.frames, kept)
+        return priced(seeing(s.drive, s.agents), rows, s.hyper)[0]
+
+    def seeing(held: PyTree, states: PyTree) -> PyTree:
+        """Return the drive that looks through the eyes of the first agent, if it has none of its own."""
+        return held if drive.see is None or crew.eyes is None else drive.see(held, crew.eyes(states))
 
     def near(store: Ring, seen: PyTree, key: Key) -> tuple[Array, Array, Array]:
         """Draw about a batch of pairs of states for the drive, evenly from all replays."""

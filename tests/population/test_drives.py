@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from flax import struct
 
-from popjax import tree
-from popjax.agents import sac
-from popjax.core import Choice, Spec, Transition, as_arrays
+from popjax import agents, tree
+from popjax.agents import dqn, drq, sac
+from popjax.core import Choice, Env, Spec, Timestep, Transition, as_arrays
 from popjax.intrinsic import contrastive, diayn, rnd
-from popjax.population import drives
+from popjax.population import drives, offpolicy
+from popjax.replay.ring import ring
 from tests.support import close, equal, same
 
 P, N, B, D = 3, 2, 5, 2
@@ -231,3 +232,94 @@ def test_the_numbers_of_a_drive_join_an_agents():
     assert len(jax.tree.leaves(hyper)) == len(jax.tree.leaves(sac.Hyper())) + len(
         jax.tree.leaves(rnd.Hyper())
     )
+
+
+def pictures():
+    """An endless task of random images."""
+
+    def step(state, action):
+        obs = jax.random.uniform(state, (4, 4, 1))
+        no = jnp.bool_(False)
+        return jax.random.fold_in(state, action), Timestep(obs, obs, jnp.float32(0), no, no)
+
+    return Env(
+        reset=lambda key: (key, jax.random.uniform(key, (4, 4, 1))),
+        step=step,
+        spec=Spec("pictures", (4, 4, 1), 2, 100, discrete=True),
+    )
+
+
+SEEING = replace(CONFIGS["collab"], encoder="critic", horizon=2)
+
+
+def test_an_encoder_looks_through_the_eyes_of_the_first_agents_critic():
+    """Its convolutions are those of that agent before each gradient step, and only that agent's count."""
+    agent = dqn.Config(hidden=(4,), norm="none")
+    sizes = {"population": 2, "batch": 4, "capacity": 60, "warmup": 4, "shared_replay": True}
+    config = offpolicy.Config(agent, drive=SEEING, **sizes)
+    hyper = drives.hyper_of(config)
+    base = offpolicy.build(pictures(), config)
+    start = offpolicy.State(**base.fields(jax.random.key(0), hyper))
+    collect, learn, sample = map(jax.jit, (base.collect, base.learn, base.sample))
+    for _ in range(8):
+        start = collect(start)
+    eyes = base.crew.eyes(start.agents)
+    after = learn(start)
+    assert same(after.drive.eyes, eyes)
+    assert not same(after.drive.encoder, start.drive.encoder)
+    assert not same(base.crew.eyes(after.agents), eyes)
+    assert same(learn(after).drive.eyes, base.crew.eyes(after.agents))
+
+    def rewards(which, change):
+        online = jax.tree.map(lambda x: x.at[which].set(change(x[which])), start.agents.online)
+        return sample(replace(start, agents=replace(start.agents, online=online)), jax.random.key(1)).reward
+
+    as_it_is = rewards(0, lambda x: x)
+    assert np.abs(as_it_is).max() > 0
+    assert np.abs(rewards(0, lambda x: x + 1) - as_it_is).max() > 1e-3
+    np.testing.assert_array_equal(rewards(1, lambda x: x + 1), as_it_is)
+    assert np.isfinite(rewards(0, lambda x: x * jnp.nan)).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        pytest.param(dqn.Config(hidden=(4,), norm="none"), pictures().spec, id="dqn"),
+        pytest.param(
+            drq.Config(hidden=(4,), latent=3),
+            Spec("pixels", (31, 31, 3), 1, 100, obs_dtype=jnp.uint8),
+            id="drq",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_eyes_are_the_convolutions_of_the_critic(config, spec, key):
+    """They have the shapes of the network that looks, and no gradient of a reward reaches them."""
+    agent = agents.build(spec, config)
+    state = agent.init(key, as_arrays(agents.default_hyper(config)))
+    eyes = agent.eyes.of(state)
+    critic = state.online if isinstance(config, dqn.Config) else state.critics["convolutions"]
+    assert eyes
+    assert all(x is critic[name] for name, x in eyes.items())
+    shapes = jax.eval_shape(agent.eyes.network.init, key)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, eyes)
+    drive = drives.build(spec, SEEING, 2, 1, agent.eyes)
+    held = drive.see(drive.init(key), eyes)
+    images = (255 * jax.random.uniform(key, (6, *spec.obs_shape))).astype(spec.obs_dtype)
+    bank = ring(SEEING.bank_size).add(tree.take(held.bank, 0), images[:4], jnp.ones(4, bool))
+    held, none = replace(held, bank=tree.repeat(bank, 2)), jnp.zeros(6)
+    rows = Transition(images, none, none, none, images)
+
+    def paid(eyes):
+        return drive.pay(replace(held, eyes=eyes), rows, numbers("collab"))[0].reward
+
+    assert np.abs(paid(eyes)).max() > 0
+    slopes = jax.grad(lambda eyes: paid(eyes).sum())(eyes)
+    assert not any(x.any() for x in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize("agent", [sac.Config(), dqn.Config(normalize_obs=True)], ids=["sac", "whitened"])
+def test_an_encoder_needs_agents_with_eyes(agent):
+    spec = SPEC if isinstance(agent, sac.Config) else pictures().spec
+    with pytest.raises(ValueError, match="encoder critic needs agents with a replay whose critic has conv"):
+        drives.build(spec, SEEING, P, N, agents.build(spec, agent).eyes)

@@ -20,24 +20,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from popjax import tree
 from popjax.agents import AGENTS, ON_POLICY_AGENTS
 from popjax.agents import kind as kind_of
-from popjax.core import Env, Key, Method, PyTree, Schedule, as_arrays, chain, stacked
+from popjax.core import Env, Key, Method, Params, PyTree, Schedule, as_arrays, chain
 from popjax.evolution import priors, search
 from popjax.evolution.search import Decision, Standing
 from popjax.methods.pbt_config import (
+    LAYERS,
     Config,
     Metrics,
     OffPolicyConfig,
-    OnPolicyConfig,
+    State,
     check_budget,
     configured,
     default_budget,
@@ -49,8 +49,6 @@ from popjax.population import (
     exchange,
     judging,
     lineage,
-    offpolicy,
-    onpolicy,
     parts,
     schedules,
     scoring,
@@ -63,33 +61,6 @@ START, TURN = 0x50425401, 0x50425402
 """Folded into keys for draws of the search, so that agents draw as they do without one."""
 CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "intervene")
 """Fields that a ready point changes, beside replays of each agent's own."""
-
-
-@struct.dataclass
-class Searching:
-    """Fields of a State beside its agents."""
-
-    lineage: Lineage
-    intervene: Array  # int32 [2] slot and parent that the next ready point is to join; -1: as it decides
-    born: Array = stacked()  # int32 [P] ready point at which the line of each slot began
-
-
-@struct.dataclass
-class OffPolicyState(Searching, offpolicy.State):  # type: ignore[misc] # stacked() gives no default
-    """State for agents with a replay; see also ``offpolicy.State``."""
-
-
-@struct.dataclass
-class OnPolicyState(Searching, onpolicy.State):  # type: ignore[misc]
-    """State for on-policy agents; see also ``onpolicy.State``."""
-
-
-State: TypeAlias = Any
-"""One of these two, as the agents are."""
-LAYERS: dict[type, tuple[Any, Any]] = {
-    OffPolicyConfig: (offpolicy.build, OffPolicyState),
-    OnPolicyConfig: (onpolicy.build, OnPolicyState),
-}
 
 
 @recorded
@@ -256,17 +227,26 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
 
     def tell(read: tuple[Lineage, Any]) -> dict[str, Any]:
         """Return the winner's schedule and all selections, see ``lineage.schedule``."""
-        told = lineage.schedule(read[0], int(read[1].argmax()), names, own_steps)
+        told = lineage.schedule(read[0], int(read[1]), names, own_steps)
         facts = {"agent": kind_of(config.agent), "population": population, "interval": every * own_steps}
         return facts | told | {"priors": [prior._asdict() for prior in evolving]}
 
     def read(s: State) -> tuple[Lineage, Array]:
-        return s.lineage, s.metrics.fitness
+        return s.lineage, best(s)
+
+    def best(s: State) -> Array:
+        """Return the slot [] of the best agent; one whose first fitness is still to come is behind others."""
+        known = s.born < s.lineage.count - 1 if config.scoring else judging.judged(s.lanes)
+        return judging.best(s.metrics.fitness, known, base.individuals(s))
+
+    def policy(s: State) -> Params:
+        return tree.take(base.individuals(s), best(s))
 
     fresh = isinstance(config.search, search.Halving) and config.search.freed == "fresh"
     newcomers = fresh if again is None else bool((again.source < 0).any())
     method = parts.whole(base, default_hyper(config), init, chain(collect, base.learn, evolve))
-    return method._replace(accepts=accepts, driven=tuple(names), schedule=Schedule(read, tell))
+    schedule = Schedule(read, tell)
+    return method._replace(policy=policy, accepts=accepts, driven=tuple(names), schedule=schedule)
 
 
 METHOD = Recipe(

@@ -1,4 +1,4 @@
-"""Sizes, numbers and metrics of searches over the numbers of a population in training."""
+"""Sizes, numbers, metrics and State of searches over the numbers of a population in training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from jax import Array
 from popjax import agents
 from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.checks import check_least
-from popjax.core import Number, PyTree, number
+from popjax.core import Number, PyTree, number, stacked
 from popjax.evolution import priors, search
 from popjax.population import drives, offpolicy, onpolicy
+from popjax.population.lineage import Lineage
 
 RATE, DISCOUNT = "1e-5:1e-2:log", "hyper.discount=0.9:0.999:log"
 EVOLVED: dict[type, tuple[str, ...]] = {
@@ -180,3 +181,30 @@ class Metrics(offpolicy.Metrics):
     diverged: Array
     parents: Array
     transfers: Array
+
+
+@struct.dataclass
+class Searching:
+    """Fields of a State beside its agents."""
+
+    lineage: Lineage
+    intervene: Array  # int32 [2] slot and parent that the next ready point is to join; -1: as it decides
+    born: Array = stacked()  # int32 [P] ready point at which the line of each slot began
+
+
+@struct.dataclass
+class OffPolicyState(Searching, offpolicy.State):  # type: ignore[misc] # stacked() gives no default
+    """State for agents with a replay; see also ``offpolicy.State``."""
+
+
+@struct.dataclass
+class OnPolicyState(Searching, onpolicy.State):  # type: ignore[misc]
+    """State for on-policy agents; see also ``onpolicy.State``."""
+
+
+State: TypeAlias = Any
+"""One of these two, as the agents are."""
+LAYERS: dict[type, tuple[Any, Any]] = {
+    OffPolicyConfig: (offpolicy.build, OffPolicyState),
+    OnPolicyConfig: (onpolicy.build, OnPolicyState),
+}

@@ -7,6 +7,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import PyTree
+from popjax.evolution.ranking import best_first
 from popjax.population.lanes import Lanes
 
 
@@ -18,15 +19,30 @@ def by_training(lanes: Lanes) -> tuple[Array, Array, Array]:
     their start. A newcomer, who took over lanes in the middle of an episode, gets the mean fitness of the
     others.
     """
-    account, recent = lanes.account, lanes.account.recent
+    recent, stands = lanes.account.recent, judged(lanes)
     assert recent is not None
     returns, valid = (x.reshape(len(x), -1) for x in (recent.returns, recent.valid))
-    count, begun = valid.sum(1), (recent.whole & (account.episodes == 0)).all(1)
+    count = valid.sum(1)
     mean = jnp.where(valid, returns, 0.0).sum(1) / jnp.maximum(count, 1)
-    fitness, stands = jnp.where(count > 0, mean, lanes.fitness), (count > 0) | begun
+    fitness = jnp.where(count > 0, mean, lanes.fitness)
     known = stands & jnp.isfinite(fitness)
     middle = jnp.where(known, fitness, 0.0).sum() / jnp.maximum(known.sum(), 1)
     return jnp.where(stands, fitness, middle), returns, valid
+
+
+def judged(lanes: Lanes) -> Array:
+    """Return bool [P]: whether ``by_training`` judges an individual by episodes of its own."""
+    account, recent = lanes.account, lanes.account.recent
+    assert recent is not None
+    begun = recent.whole & (account.episodes == 0)
+    return (recent.count > 0).any(1) | begun.all(1)
+
+
+def best(fitness: Array, judged: Array, individuals: PyTree) -> Array:
+    """Return int32 []: which of ``individuals`` [P] is best by ``fitness`` [P]. One that is not ``judged``
+    bool [P] yet comes behind all that are, and one that has diverged last."""
+    lowest = jnp.finfo(fitness.dtype).min
+    return best_first(sound(jnp.where(judged, fitness, lowest), individuals))[0]
 
 
 def sound(fitness: Array, individuals: PyTree) -> Array:

@@ -153,6 +153,22 @@ def test_newcomers_begin_anew_and_are_as_old_as_that():
     assert not state.metrics.transfers.any()
 
 
+@pytest.mark.parametrize("scoring", [0, 2])
+def test_the_winner_has_been_judged_and_has_not_diverged(scoring):
+    """Among equals it is neither a newcomer nor one with NaN, nor if these are shown a higher fitness."""
+    config, task = CONFIGS["fresh"]
+    method, state = pbt.build(make(task), replace(config, scoring=scoring)), history("fresh", 1)[-1]
+    fresh = np.asarray(state.metrics.parents[:, 0]) == -1
+    first, second = np.flatnonzero(~fresh)
+    poisoned = jax.tree.map(lambda x: x.at[first].set(jnp.nan) if x.dtype == jnp.float32 else x, state.agents)
+    for bonus in (0.0, 1.0):
+        for agents, winner in ((state.agents, first), (poisoned, second)):
+            shown = jnp.float32(5.0 + bonus * (fresh | (np.arange(P) < winner)))
+            now = state.replace(agents=agents, metrics=replace(state.metrics, fitness=shown))
+            assert method.schedule.tell(method.schedule.read(now))["winner"] == winner
+            assert same(method.policy(now), tree.take(method.individuals(now), winner))
+
+
 def test_who_has_diverged_is_replaced_for_good():
     """NaN parameters, observations and experience of the best of four end with the next ready point."""
     step = compiled("off")[2]

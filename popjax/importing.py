@@ -47,6 +47,9 @@ def _why(module: str, error: Exception) -> str:
             f"there is no module {error.name!r}; correct the path, run in the directory that holds it, or add"
             " that directory to PYTHONPATH"
         )
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    told = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"importing {module} failed: {told} ({place.filename}:{place.lineno}); fix the module"
+    last, message = traceback.extract_tb(error.__traceback__)[-1], str(error)
+    file, line = last.filename, last.lineno
+    if isinstance(error, SyntaxError) and error.filename:  # the import system raises it
+        file, line, message = error.filename, error.lineno, error.msg
+    told = " ".join(f"{type(error).__name__}: {message}".split())
+    return f"importing {module} failed: {told} ({file}:{line}); fix the module"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
@@ -86,12 +87,24 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         env, config, *further = call.arguments.items()
-        method = build(*args, **kwargs)
+        method = checked(build, build(*args, **kwargs))
         functions = {name: getattr(method, name) for name in _FUNCTIONS if getattr(method, name) is not None}
         traced = {name: numerics.standard()(function) for name, function in functions.items()}
         return method._replace(**traced, built=Built(recording, env[1], config[1], dict(further)))
 
     return recording
+
+
+def checked(build: Callable[..., Any], made: Any) -> Method:
+    """Return what ``build`` has ``made``, after checking that it is a Method.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(made, Method):
+        name = getattr(build, "__qualname__", repr(build))
+        raise ValueError(f"{name} returns a {type(made).__name__}; let it return a popjax.Method")
+    return made
 
 
 def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
@@ -111,9 +124,21 @@ def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
 
 
 def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) -> tuple[Any, Any]:
-    """Return the default Config and Hyper for agents of ``kinds``, or the preset of ``task`` if any."""
+    """Return the default Config and Hyper for agents of ``kinds``, or the preset of ``task`` if any.
+
+    Raises:
+        ValueError: the recipe gives no dataclass for one of them.
+    """
     found = recipe.preset(task) if task else None
     if found and kinds_of(recipe, found.config) == kinds:
         return found.config, found.hyper
     config = recipe.config(**{field: recipe.agents[field][kind] for field, kind in kinds.items()})
-    return config, recipe.hyper(config)
+    _check_dataclass("config", config, "a frozen dataclass")
+    hyper = recipe.hyper(config)
+    _check_dataclass("hyper", hyper, "a flax.struct.dataclass")
+    return config, hyper
+
+
+def _check_dataclass(field: str, made: Any, wanted: str) -> None:
+    if not is_dataclass(type(made)):
+        raise ValueError(f"{field} of the Recipe gives a {type(made).__name__}; let it return {wanted}")

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 
 from popjax import envs
 from popjax.core import Env, Spec, Timestep
-from popjax.recipe import Recipe
+from popjax.recipe import Recipe, recorded
 from tests.host import tiny
 
 SECOND = Recipe(tiny.build, tiny.Config, lambda config: tiny.Hyper(rate=0.5))
 NOT_A_RECIPE = 3
+NO_NUMBERS = Recipe(tiny.build, tiny.Config, lambda config: None)
+NO_CONFIG = Recipe(tiny.build, dict, lambda config: tiny.Hyper())
+NO_METHOD = Recipe(lambda env, config: 3, tiny.Config, lambda config: tiny.Hyper())
+NO_METHOD_RECORDED = NO_METHOD._replace(build=recorded(NO_METHOD.build))
 
 
 def make(size: int = 1, reward_axes: int = 0) -> Env:
@@ -47,6 +51,9 @@ def cartpole():
 def nothing():
     """Make nothing."""
     return envs
+
+
+LINE = make()
 
 
 def heavy_pendulum(mass: float = 2.0) -> Env:

@@ -86,9 +86,14 @@ def test_defaults_are_the_recipes(tmp_path):
         (["no.such.method", *METHOD[1:]], "method no.such.method: there is no module 'no'"),
         (["tests.own", *METHOD[1:]], "module tests.own has no 'METHOD'"),
         (["tests.own:NOT_A_RECIPE", *METHOD[1:]], "NOT_A_RECIPE is a int; make it a popjax.Recipe"),
+        (["tests.own:NO_NUMBERS", *METHOD[1:]], "hyper of the Recipe gives a NoneType; let it return"),
+        (["tests.own:NO_CONFIG", *METHOD[1:]], "config of the Recipe gives a dict; let it return a"),
+        (["tests.own:NO_METHOD", *METHOD[1:]], "returns a int; let it return a popjax.Method"),
+        (["tests.own:NO_METHOD_RECORDED", *METHOD[1:]], "returns a int; let it return a popjax.Method"),
         (["tiiny", *METHOD[1:]], "unknown method 'tiiny'; there is pderl"),
         (["tests.host.tiny", "--env", "tests.own:nothing", *METHOD[3:]], "returns a module; let it return"),
         (["tests.host.tiny", "--env", "no.such:make", *METHOD[3:]], "there is no module 'no'"),
+        (["tests.host.tiny", "--env", "tests.own:LINE", *METHOD[3:]], "tests.own:LINE is a Env, no"),
         ([*METHOD, "--env-option", "reward_axes=1"], "own/line: step: reward must be float32"),
     ],
 )
@@ -96,6 +101,15 @@ def test_what_is_wrong_is_one_line(argv, message, capsys, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert message in refused(argv, capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_cannot_be_read_is_told_with_its_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "half_written.py").write_text("import popjax\n\nMETHOD = (\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    error = refused(["half_written", *METHOD[1:]], capsys)
+    assert "SyntaxError: '(' was never closed" in error
+    assert f"({tmp_path / 'half_written.py'}:3); fix the module" in error
 
 
 def test_modules_are_found_in_the_current_directory(tmp_path):

@@ -9,6 +9,7 @@ from popjax import envs
 from popjax.host.recipes import METHODS, recipe
 from popjax.methods import ca2e, cspc, independent, pderl
 from popjax.recipe import Recipe, defaults, kinds_of, recorded
+from tests.host import tiny
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -60,15 +61,16 @@ def test_agents_are_named_by_their_configs():
 
 def test_a_preset_is_taken_where_it_has_the_agents():
     small, large = independent.Config(population=1), independent.Config(population=9)
-    preset = popjax.Preset(large, "numbers", 1)
+    numbers, default = tiny.Hyper(rate=0.9), tiny.Hyper(rate=0.1)
+    preset = popjax.Preset(large, numbers, 1)
     own = Recipe(
         independent.build,
         lambda agent=small.agent, drive=None: independent.Config(agent=agent, drive=drive),
-        lambda config: "default",
+        lambda config: default,
         agents=independent.METHOD.agents,
         preset=lambda task: preset if task == "mine" else None,
     )
     kinds = {"agent": "sac", "drive": "none"}
-    assert defaults(own, kinds, "mine") == (large, "numbers")
-    assert defaults(own, kinds, "another") == (small, "default")
-    assert defaults(own, kinds | {"agent": "td3"}, "mine")[1] == "default"
+    assert defaults(own, kinds, "mine") == (large, numbers)
+    assert defaults(own, kinds, "another") == (small, default)
+    assert defaults(own, kinds | {"agent": "td3"}, "mine")[1] == default

@@ -147,9 +147,10 @@ def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> An
     """Build the method; raise a Fault if that fails."""
     from popjax.cli.parse import Fault
     from popjax.core import Built
+    from popjax.recipe import checked
 
     try:
-        method = recipe.build(env, config, **built_on)
+        method = checked(recipe.build, recipe.build(env, config, **built_on))
     except ValueError as refusal:
         raise Fault(one_line(refusal)) from None
     return method._replace(built=Built(recipe.build, env, config, built_on))

@@ -55,6 +55,10 @@ def make(name: str, **options: Any) -> Env:
     own = "/" not in name and importing.is_path(name)
     name = importing.full(name, "make") if own else name
     function = importing.named(name, "make") if own else None
+    if own and not callable(function):
+        raise ValueError(
+            f"{name} is a {type(function).__name__}, no function; name a function that returns an environment"
+        )
     theirs = inspect.signature(function).parameters if function else {}
     general = {key: options[key] for key in options if key in wrappers.OPTIONS and key not in theirs}
     special = {key: options[key] for key in options if key not in general}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -52,12 +52,21 @@ def where(condition: Array, if_true: T, if_false: T) -> T:
 def finite(tree: Any, axes: int = 1) -> Array:
     """Return bool [...], the ``axes`` leading axes of every leaf: whether all floating-point numbers behind
     them are finite."""
+    return _everywhere(jnp.isfinite, tree, axes)
+
+
+def nan(tree: Any, axes: int = 1) -> Array:
+    """Return bool [...], the ``axes`` leading axes of every leaf: whether any number behind them is NaN."""
+    return ~_everywhere(lambda x: ~jnp.isnan(x), tree, axes)
+
+
+def _everywhere(holds: Callable[[Array], Array], tree: Any, axes: int) -> Array:
     shape = jax.tree.leaves(tree)[0].shape[:axes]
-    sound = jnp.ones(shape, jnp.bool_)
+    found = jnp.ones(shape, jnp.bool_)
     for x in jax.tree.leaves(tree):
         if jnp.issubdtype(x.dtype, jnp.floating):
-            sound &= jnp.isfinite(x).all(tuple(range(axes, x.ndim)))
-    return sound
+            found &= holds(x).all(tuple(range(axes, x.ndim)))
+    return found
 
 
 def flatten(tree: T, axes: int = 2) -> T:

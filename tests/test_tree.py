@@ -33,6 +33,7 @@ def test_numbers_that_are_not_finite_are_found(dtype):
     numbers["weights"] = jnp.array([[1.0, jnp.inf], [0.0, 0.0], [0.0, 0.0]], dtype)
     assert tree.finite(numbers).tolist() == [False, False, True]
     assert not tree.finite(numbers, 0)
+    assert tree.nan(numbers).tolist() == [False, True, False]
     assert tree.finite({"updates": jnp.arange(3), "nothing": jnp.zeros((3, 0))}).tolist() == [True] * 3
 
 

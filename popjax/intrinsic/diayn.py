@@ -57,7 +57,8 @@ class State:
     """One module.
 
     discriminator, optimizer: parameters and Adam's moments.
-    running:                  float32 [*lanes]  task return of a lane's episode under way.
+    running:                  float32 [*lanes]  task return of a lane's episode under way, -inf of one that
+                              another agent began.
     returns:                  float32 [skills]  task return of the latest episode of each skill, -inf of one
                               that has not been played to an end.
     """
@@ -171,7 +172,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
             running, returns = carry
             reward, done, valid, skill = step
             running, ended = running + jnp.where(valid, reward, 0.0), done & valid
-            slot = jnp.where(ended, skill, skills).ravel()
+            slot = jnp.where(ended & jnp.isfinite(running), skill, skills).ravel()
             returns = returns.at[slot].set(running.ravel(), mode="drop")
             return (jnp.where(ended, 0.0, running), returns), None
 

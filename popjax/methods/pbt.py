@@ -8,9 +8,9 @@ the State, so that the winner's schedule can be read off and the whole run repea
 An iteration: collect -> learn -> evolve.
 
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
-A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns are copied with it;
-the unfinished episode is not counted. An agent that has diverged is the worst; the agent that replaces it
-takes over lanes and replay, too.
+A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns and the module of its
+drive are copied with it; the unfinished episode is not counted. An agent that has diverged is the worst; the
+agent that replaces it takes over lanes and replay, too.
 
 Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
 is explored by its distance to that end. A newcomer of halving learns from its slot's replay.
@@ -53,6 +53,7 @@ from popjax.population import (
     schedules,
     scoring,
 )
+from popjax.population.lanes import taken_over
 from popjax.population.lineage import Lineage
 from popjax.population.schedules import Scheduled, Selections
 from popjax.recipe import Recipe, recorded
@@ -60,7 +61,7 @@ from popjax.recipe import Recipe, recorded
 START, TURN = 0x50425401, 0x50425402
 """Folded into keys for draws of the search, so that agents draw as they do without one."""
 CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "intervene")
-"""Fields that a ready point changes, beside replays of each agent's own."""
+"""Fields that a ready point changes, beside replays and drives of each agent's own."""
 
 
 @recorded
@@ -85,6 +86,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     names, own_steps = [prior.name for prior in evolving], base.steps // population
     apart = isinstance(config, OffPolicyConfig) and not config.shared_replay
     replays = ("replay",) if apart else ()  # of each's own
+    changed = (*CARRIED, *(("drive",) if base.hand_over else ()))
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     spans = population, every * own_steps
     again = schedules.selections(replay, env.spec.name, kind_of(config.agent), names, *spans)
@@ -144,10 +146,10 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
 
         def turn(_: Array, carried: dict[str, Any]) -> dict[str, Any]:
             after = turned(replace(s, **carried))
-            small = {name: tree.where(own_time, getattr(after, name), carried[name]) for name in CARRIED}
+            small = {name: tree.where(own_time, getattr(after, name), carried[name]) for name in changed}
             return small | {name: getattr(after, name) for name in replays}  # their copies are masked there
 
-        carried = {name: getattr(s, name) for name in (*CARRIED, *replays)}
+        carried = {name: getattr(s, name) for name in (*changed, *replays)}
         return replace(s, **jax.lax.fori_loop(0, due, turn, carried))
 
     def at_ready_point(s: State) -> Array:
@@ -156,17 +158,19 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def turned(s: State) -> State:
         """Return the State behind a ready point."""
         key = jax.random.fold_in(s.key, TURN)
-        key_score, key_decide, key_explore, key_prior, key_fresh = jax.random.split(key, 5)
+        key_score, key_decide, key_explore, key_prior, key_fresh, key_drive = jax.random.split(key, 6)
         standing = scored(s, key_score) if config.scoring else judged(s)
         lost = ~tree.finite(s.agents)
-        standing = standing._replace(fitness=judging.sound(standing.fitness, s.agents))
+        if base.hand_over:
+            lost |= tree.nan(s.drive)
+        standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
         if again is None:
             decision = decide(key_decide, standing, s.hyper.search.significance)
             decision = search.intervened(decision, *s.intervene)
             hyper = numbers_after(s.hyper, decision, key_explore, key_prior)
         else:
             decision, hyper = repeated(again, s)
-        s = handed_over(s, decision, standing.fitness, lost)
+        s = handed_over(s, decision, standing.fitness, lost, key_drive)
         if newcomers:
             s = begun_anew(s, decision.fresh, hyper, key_fresh)
         source = jnp.where(decision.fresh, -1, decision.source)
@@ -176,7 +180,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         metrics, nothing = replace(s.metrics, **told), jnp.full(2, -1, jnp.int32)
         return replace(s, hyper=hyper, metrics=metrics, lineage=table, intervene=nothing)
 
-    def handed_over(s: State, decision: Decision, fitness: Array, lost: Array) -> State:
+    def handed_over(s: State, decision: Decision, fitness: Array, lost: Array, key: Key) -> State:
         """Give each slot the agent that it takes over and what belongs to it; ``lost`` [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
         agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
@@ -184,9 +188,11 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
             lost = jnp.zeros_like(lost)
         amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that another began
         count = jnp.where(decision.fresh[:, None], 0, recent.count)
-        recent = replace(recent, whole=recent.whole & ~amid[:, None], count=count)
         lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
-        lanes = replace(lanes, account=replace(lanes.account, recent=recent))
+        lanes = replace(lanes, account=replace(lanes.account, recent=replace(recent, count=count)))
+        lanes = taken_over(lanes, amid, agent.memory)
+        if base.hand_over:
+            s = replace(s, drive=base.hand_over(s.drive, decision.source, decision.fresh, amid, key))
         if replays:
             handed = jnp.where((lost | copying) & at_ready_point(s), lender, own)
             moved = jnp.where(tree.any_lane((handed != own).any()), 1, 0)

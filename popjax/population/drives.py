@@ -59,6 +59,9 @@ class Drive(NamedTuple):
     horizon: largest distance of two states of ``Pairs``, environment steps; 0: no pairs are needed
     see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that looks through them; None:
              it looks by itself
+    hand_over: (state, source int32 [P], fresh bool [P], amid bool [P], key) -> state in which each agent has
+             the module of ``source``, a new one where it is ``fresh``; where ``amid``, another agent began
+             the episodes under way in its lanes. None: no agent has a module of its own
     """
 
     init: Callable[[Key], PyTree]
@@ -70,6 +73,7 @@ class Drive(NamedTuple):
     deploy: Callable[[PyTree, Params], Params] = lambda state, policies: policies
     horizon: int = 0
     see: Callable[[PyTree, Params], PyTree] | None = None
+    hand_over: Callable[..., PyTree] | None = None
 
 
 def build(
@@ -231,7 +235,11 @@ def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: boo
         state, losses = each(state, rows, weight, hyper.drive, jax.random.split(key, population))
         return state, jax.tree.map(jnp.mean, losses)
 
-    return Drive(init, observe, _paying(bonus, population), learn)
+    def hand_over(state: PyTree, source: Array, fresh: Array, amid: Array, key: Key) -> PyTree:
+        return tree.where(fresh, init(key), tree.take(state, source))
+
+    own_modules = None if shared else hand_over
+    return Drive(init, observe, _paying(bonus, population), learn, hand_over=own_modules)
 
 
 def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Drive:
@@ -242,7 +250,13 @@ def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Dri
     """
     drive = lifted(diayn.build(spec, config, (lanes,)), population)
 
+    def hand_over(state: diayn.State, source: Array, fresh: Array, amid: Array, key: Key) -> diayn.State:
+        assert drive.hand_over is not None
+        state = drive.hand_over(state, source, fresh, amid, key)
+        return replace(state, running=jnp.where(amid[:, None], -jnp.inf, state.running))
+
     return drive._replace(
+        hand_over=hand_over,
         env=lambda env: diayn.skilled(env, config.skills),
         act=lambda act: skill_act(act, config.skills),
         deploy=lambda state, policies: (policies, jax.vmap(lambda one: one.best)(state)),

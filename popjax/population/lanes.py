@@ -230,6 +230,19 @@ def _remember(recent: Recent, returns: Array, done: Array) -> Recent:
     return tree.where(done & recent.whole, after, replace(recent, whole=recent.whole | done))
 
 
+def taken_over(lanes: Lanes, amid: Array, fresh: PyTree = ()) -> Lanes:
+    """Return lanes [P, N] that others play from now on where ``amid`` bool [P], in the middle of an episode.
+
+    These episodes are not remembered (``Recent``), and the policy goes on with the memory ``fresh``, since
+    that of another's network means nothing to it.
+    """
+    recent = lanes.account.recent
+    assert recent is not None
+    account = replace(lanes.account, recent=replace(recent, whole=recent.whole & ~amid[:, None]))
+    memory = tree.where(amid, _like(fresh, lanes.memory), lanes.memory)
+    return replace(lanes, memory=memory, account=account)
+
+
 def _like(fresh: PyTree, memory: PyTree) -> PyTree:
     """Return ``fresh`` for every lane, in the shape of ``memory`` [P, N, ...]."""
     return jax.tree.map(lambda x, m: jnp.broadcast_to(x, m.shape), fresh, memory)

@@ -348,6 +348,7 @@ def build(
         learn=learn,
         individuals=individuals,
         deploy=deploy,
+        hand_over=drive.hand_over,
         act=drive.act(crew.act),
         agent=agent,
         steps=taken,

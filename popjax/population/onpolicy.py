@@ -174,6 +174,7 @@ def build(
         learn=learn,
         individuals=individuals,
         deploy=deploy,
+        hand_over=drive.hand_over,
         act=drive.act(agent.act),
         agent=agent,
         steps=population * config.lanes * length,

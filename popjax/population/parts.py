@@ -71,6 +71,7 @@ class Parts(NamedTuple):
     unroll:          as ``Method.unroll``
     learning_starts: as ``Method.learning_starts``
     crew:            all off-policy agents together; None of on-policy ones
+    hand_over:       as ``drives.Drive.hand_over``
     """
 
     fields: Callable[[Key, PyTree], dict[str, Any]]
@@ -87,6 +88,7 @@ class Parts(NamedTuple):
     unroll: Unroll | None = None
     learning_starts: int = 0
     crew: Learners | None = None
+    hand_over: Callable[..., PyTree] | None = None
 
 
 def whole(

@@ -191,6 +191,41 @@ def test_who_has_diverged_is_replaced_for_good():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("drive", ["rnd", "diayn"])
+def test_a_drives_module_goes_with_its_agent(drive):
+    """And one with NaN is replaced for good."""
+    config = on_policy(drive=DRIVES[drive], search=search.Pbt(fraction=0.5), rounds=12)
+    method = pbt.build(make("probe/corridor-discrete"), config)
+    state, step = jax.jit(method.init)(jax.random.key(0), method.hyper), jax.jit(method.step)
+
+    def poisoned(x):
+        return x.at[0].set(jnp.nan) if x.dtype == jnp.float32 else x
+
+    for turn in range(6):
+        if turn == 3:
+            state = state.replace(drive=jax.tree.map(poisoned, state.drive))
+        state = step(state)
+        source = np.asarray(state.metrics.parents[:, 0])
+        assert (source != np.arange(P)).sum() == 2
+        lanes = {"running"} if drive == "diayn" else set()
+        modules = [getattr(state.drive, x.name) for x in fields(state.drive) if x.name not in lanes]
+        assert same((state.agents, modules), tree.take((state.agents, modules), source))
+        assert (source != 0).all() or turn != 3
+        assert not tree.nan((state.agents, state.drive)).any()
+
+
+@pytest.mark.slow
+def test_the_memory_of_anothers_network_is_not_gone_on_with():
+    agent = a2c.Config(hidden=(8,), lstm=4)
+    config = replace(on_policy(search=search.Pbt(fraction=0.5)), agent=agent, steps=3, interval=6)
+    method = pbt.build(make("probe/corridor-discrete"), config)
+    state = jax.jit(method.step)(jax.jit(method.init)(jax.random.key(0), method.hyper))
+    memory = np.concatenate([x.reshape(P, -1) for x in jax.tree.leaves(state.lanes.memory)], 1)
+    taken = np.asarray(state.metrics.parents[:, 0]) != np.arange(P)
+    np.testing.assert_array_equal(~memory.any(1), taken)
+
+
+@pytest.mark.slow
 def test_who_has_diverged_leaves_nothing_in_a_shared_replay():
     """It acts at random until the next ready point, at which it is replaced."""
     method = pbt.build(make("probe/corridor"), off_policy(shared_replay=True, interval=4))

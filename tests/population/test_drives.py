@@ -100,6 +100,40 @@ def test_the_weight_may_differ_from_agent_to_agent(name, key):
 
 
 @every_drive
+def test_a_module_goes_with_its_agent_and_a_newcomer_has_a_new_one(name, key):
+    """One that all share stays. DIAYN's returns in episodes that another began are nobody's."""
+    if name in ("collab", "rnd_one"):
+        assert built(CONFIGS[name]).hand_over is None
+        return
+    drive, state, _, _ = begun(name, key)
+    source, fresh = jnp.array([1, 1, 2]), jnp.array([False, False, True])
+    state = tree.take(state, jnp.array([0, 1, 1]))
+    after = drive.hand_over(state, source, fresh, jnp.array([True, False, True]), jax.random.key(7))
+    if name == "diayn":
+        assert np.isneginf(after.running).all(1).tolist() == [True, False, True]
+        after = after.replace(
+            running=jnp.where(jnp.isneginf(after.running), state.running[source], after.running)
+        )
+        after = after.replace(running=after.running.at[2].set(0))
+    anew = drive.init(jax.random.key(7))
+    equal(after, tree.where(fresh, anew, tree.take(state, source)))
+    assert not same(after, state)
+
+
+def test_the_return_of_an_episode_that_another_began_is_no_skills(key):
+    drive, hyper = built(CONFIGS["diayn"]), numbers("diayn")
+    own = jnp.arange(P)
+    state = drive.hand_over(drive.init(key), own, own < 0, own == 0, key)
+    rows, yes = rows_of(key, 1, P, N, skills=3), jnp.ones((1, P, N), bool)
+    once = drive.observe(state, rows, yes, yes, hyper)
+    assert np.isneginf(once.returns[0]).all()
+    assert np.isfinite(once.returns[1:]).any(1).all()
+    assert not once.running.any()
+    again = drive.observe(once, rows, yes, yes, hyper)
+    assert np.isfinite(again.returns[0]).any()
+
+
+@every_drive
 def test_a_drive_keeps_structure_and_stays_finite(name, key):
     drive, state, common, hyper = begun(name, key)
     own = tree.repeat(common, P)

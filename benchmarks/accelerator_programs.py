@@ -65,7 +65,7 @@ LARGE = 1_000_000
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to compile."""
+    """Choices of what is compiled."""
 
     cases: tuple[str, ...] = tuple(CASES)
     """Which cases."""
@@ -74,7 +74,7 @@ class Arguments:
     capacities: tuple[int, ...] = (100_000,)
     """Transitions that each replay holds."""
     rows: tuple[Literal["own", "apart"], ...] = ("own",)
-    """How rows lie in replays: as they do on the device, or with their leaves apart as on a CPU."""
+    """Layout of rows in replays: as they do on the device, or with their leaves apart as on a CPU."""
     out: Path | None = None
     """JSON file for the results."""
 

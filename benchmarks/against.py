@@ -41,7 +41,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to compare."""
+    """Choices of the comparison."""
 
     other: Path
     """Root of the other checkout."""

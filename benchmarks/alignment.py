@@ -1,4 +1,4 @@
-"""What alignment does to a teacher's choices, as in figure 5 of Collaborative Deep Reinforcement Learning.
+"""Effect of alignment on a teacher's choices, as in figure 5 of Collaborative Deep Reinforcement Learning.
 
     python benchmarks/reproduce.py cdrl-figure5
     python benchmarks/alignment.py runs/align --out runs/alignment.json

@@ -43,7 +43,7 @@ Rates = tuple[float, float]
 
 
 def rates(count: int, work: Callable[[], Any]) -> Rates:
-    """How often ``work`` does one of ``count`` things."""
+    """Return how often ``work`` does one of ``count`` things."""
     begun, spent = time.perf_counter(), time.process_time()
     work()
     return count / (time.perf_counter() - begun), count / (time.process_time() - spent)

@@ -1,4 +1,4 @@
-"""What collaboration costs: SAC, Replica and Collaborative Exploration at several sizes, in one process.
+"""Cost of collaboration: SAC, Replica and Collaborative Exploration at several sizes, in one process.
 
     python benchmarks/collaboration.py --out benchmarks/results/collaboration-cpu.json
 
@@ -29,7 +29,7 @@ from popjax.methods import ce
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     populations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     """Numbers of agents; SAC is always one."""

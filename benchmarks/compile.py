@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to compile."""
+    """Choices of what is compiled."""
 
     cases: tuple[str, ...] = tuple(CASES)
     """Which cases."""

@@ -1,4 +1,4 @@
-"""What cooperation costs: the team of SAC, PPO and CEM beside SAC alone, in one process.
+"""Cost of cooperation: the team of SAC, PPO and CEM beside SAC alone, in one process.
 
     python benchmarks/cooperation.py --out benchmarks/results/cooperation-cpu.json
 
@@ -37,7 +37,7 @@ from popjax.replay import good_episodes
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     env: str = "gym/Hopper-v4"
     """Environment as SUITE/TASK."""

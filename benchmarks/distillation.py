@@ -51,7 +51,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is run."""
+    """Choices of what is run."""
 
     pair: Literal["rooms", "cartpole", "minatar"] = "cartpole"
     env_steps: int = 300_000
@@ -64,7 +64,7 @@ class Arguments:
     lr: float = 1e-4
     """Adam's rate, all three: for rewards, distillation, and alignment that trains meanwhile."""
     align_lr: float = 1e-4
-    """That of an alignment which is trained before."""
+    """Adam's rate for an alignment that is trained before."""
     update_mode: Literal["sequential", "batched"] = "sequential"
     units: int = 256
     """Of the LSTM."""
@@ -177,7 +177,7 @@ def main(arguments: Arguments) -> None:
 
 
 def check(protocols: tuple[str, ...]) -> None:
-    """That all protocols are known, and come behind those that they build on."""
+    """Check that all protocols are known, and come after those that they build on."""
     for i, name in enumerate(protocols):
         if name not in PROTOCOLS:
             raise SystemExit(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
@@ -186,7 +186,8 @@ def check(protocols: tuple[str, ...]) -> None:
 
 
 def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: dict[str, Ran]) -> dict:
-    """What ``cdrl.build`` is given for a protocol; trains the alignment that comes before."""
+    """Return the arguments of ``cdrl.build`` for a protocol, after training the alignment that comes
+    before."""
     protocol, (source, target) = PROTOCOLS[name], tasks
     if protocol.beside:
         return {"teacher_envs": [source if protocol.beside == "source" else target]}
@@ -229,7 +230,7 @@ def _align(
 
 
 def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
-    """What is kept: where and how it ran, the final scores, and the curves."""
+    """Return the record to keep: where and how it ran, the final scores, and the curves."""
     source, target = PAIRS[arguments.pair]
     found = {}
     for name, each in ran.items():
@@ -255,8 +256,8 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
 
 
 def _distillation(ran: Ran) -> dict[str, object] | None:
-    """What teaching had come to at the end, mean over seeds: losses, and the probabilities of the student's
-    actions, of the teacher's, and of the teacher's as the student's."""
+    """Return the state of teaching at the end, mean over seeds: losses, and the probabilities of the
+    student's actions, of the teacher's, and of the teacher's as the student's."""
     metrics = ran.state.metrics
     if not getattr(metrics, "distillations", ()):
         return None

@@ -1,4 +1,5 @@
-"""How unlike the agents of trained populations are: the two measures of Collaborative Exploration's table 3.
+"""Differences between the agents of trained populations: the two measures of Collaborative Exploration's
+table 3.
 
     python benchmarks/diversity.py runs/ce-hopper runs/replica-hopper
 

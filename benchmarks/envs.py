@@ -63,7 +63,7 @@ LIBRARIES = ("gymnasium", "dm-control", "playground", "warp-lang")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     suite: tuple[str, ...] = ("gym", "dmc", "brax", "gymnax", "playground")
     """Suites."""
@@ -230,7 +230,7 @@ def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float
 
 
 def affordable(play: Callable[[int], float], seconds: float) -> int:
-    """How many steps of a program take about so long; at least one."""
+    """Return the number of steps of a program that take about so long; at least one."""
     play(1)  # the first call of a program is slower
     steps, taken = 1, play(1)
     while taken < seconds / 20 and steps < 1_000_000:

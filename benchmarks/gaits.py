@@ -1,4 +1,4 @@
-"""How every agent of a run walks: paths of head, waist and foot, as in Collaborative Exploration's figure 6.
+"""Gaits of every agent of a run: paths of head, waist and foot, as in Collaborative Exploration's figure 6.
 
     python benchmarks/reproduce.py ce-figure6
     python benchmarks/gaits.py runs/walker --out runs/gaits.json

@@ -1,4 +1,4 @@
-"""What variation does to fitness: children against their parents, as in figures 5 and 7 of PDERL's paper.
+"""Effect of variation on fitness: children against their parents, as in figures 5 and 7 of PDERL's paper.
 
     python scripts/run.py pderl --env brax/hopper --env-steps 150000 --run-dir runs/pderl-hopper
     python benchmarks/operators.py runs/pderl-hopper

@@ -34,7 +34,7 @@ UNITS = {"sac": "agent updates per second", "ppo": "environment steps per second
 
 @dataclass(frozen=True)
 class Others:
-    """Where the other trainers are, and where results go."""
+    """Directories of the other trainers and of results."""
 
     python: str = sys.executable
     """Interpreter of an environment with the other trainers."""
@@ -63,7 +63,7 @@ class Others:
 
 @dataclass(frozen=True)
 class Arguments(Others):
-    """What to compare."""
+    """Choices of the comparison."""
 
     peers: tuple[str, ...] = PEERS
     """Which trainers, beside popjax."""

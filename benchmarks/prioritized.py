@@ -1,4 +1,4 @@
-"""What prioritized replay costs beside a gradient step: popjax, flashbax and DDPG updates, in one process.
+"""Cost of prioritized replay beside a gradient step: popjax, flashbax and DDPG updates, in one process.
 
     NPROC=1 taskset -c 1 python benchmarks/prioritized.py --out benchmarks/results/prioritized-cpu.json
 
@@ -44,7 +44,7 @@ EXPONENT = 0.6
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     batches: tuple[int, ...] = (256, 32)
     """Rows of a draw, and of a gradient step."""

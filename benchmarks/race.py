@@ -57,7 +57,7 @@ COLOURS = {"pbt": "#0072B2", "mf": "#D55E00", "halving": "#009E73", "random": "#
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to run."""
+    """Choices of what is run."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     """Which tasks."""

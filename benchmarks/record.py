@@ -1,4 +1,5 @@
-"""What a figure is kept with: the command that measured it, the hardware, the versions and the commit."""
+"""Facts that a figure is kept with: the command that measured it, the hardware, the versions and the
+commit."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from benchmarks.registry import Cell  # noqa: E402
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to reproduce, and how much of it."""
+    """Choices of what is reproduced, and how much of it."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Table or figure, such as pderl-table1; "list" shows all of them."""
@@ -53,9 +53,9 @@ class Arguments:
     launcher: Literal["local", "slurm", "ray"] = "local"
     """As of run.py: who runs the programs."""
     runs: Path = Path("runs/reproduce")
-    """Where the runs lie."""
+    """Directory of the runs."""
     out: Path = Path(__file__).parent / "results" / "reproduce"
-    """Where results are written."""
+    """Directory of results."""
     dry_run: bool = False
     """Print the commands, and what is left of each, and do nothing."""
     calibrate: float | None = None

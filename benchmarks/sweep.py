@@ -1,4 +1,4 @@
-"""What sweeps and checkpoints cost: seeds beside each other against one alone, and saving while training.
+"""Cost of sweeps and checkpoints: seeds beside each other against one alone, and saving while training.
 
     taskset -c 1 python benchmarks/sweep.py --out benchmarks/results/sweep-cpu.json
     python benchmarks/sweep.py --seeds 8 --devices 1 2 --state-bytes 0 --out runs/devices.json
@@ -40,7 +40,7 @@ from popjax.methods import independent
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     env: str = "gymnax/Pendulum-v1"
     """Environment as SUITE/TASK."""
@@ -131,7 +131,7 @@ def on_devices(arguments: Arguments) -> dict[str, Any]:
 
 
 def saving(arguments: Arguments) -> dict[str, Any]:
-    """What a checkpoint after every chunk adds to training."""
+    """Measure what a checkpoint after every chunk adds to training."""
     _, _, small = prepared(arguments, 1, arguments.saved_steps, 1_000)
     row = memory.tree_bytes(small.replay) / 1_000
     programs, state, shapes = prepared(arguments, 1, arguments.saved_steps, int(arguments.state_bytes / row))

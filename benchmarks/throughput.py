@@ -1,4 +1,4 @@
-"""How fast populations step and learn, and what they take: one table, and a JSON file beside it.
+"""Speed at which populations step and learn, and what they take: one table, and a JSON file beside it.
 
     python benchmarks/throughput.py --methods sac td3 pderl --populations 1 2 4 8 16
 
@@ -32,7 +32,7 @@ from popjax.methods import ca2e, ce, independent, onpolicy, pderl
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     methods: tuple[Literal["sac", "td3", "ddpg", "ppo", "pderl", "ce", "ca2e"], ...] = (
         "sac",

@@ -35,7 +35,7 @@ EPISODES = 10
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and when a run ends."""
+    """The task, and the score at which a run ends."""
 
     work: Work
     """The iterations are those between two scores."""
@@ -55,7 +55,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Arguments(Others):
-    """What to compare."""
+    """Choices of the comparison."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     """Which tasks."""

@@ -1,4 +1,4 @@
-"""What CDRL's two update modes cost: a gradient step for each lane in turn, or one for all lanes.
+"""Cost of CDRL's two update modes: a gradient step for each lane in turn, or one for all lanes.
 
     python benchmarks/update_modes.py --out benchmarks/results/update-modes-cpu.json
 
@@ -32,7 +32,7 @@ MODES = ("sequential", "batched")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to measure."""
+    """Choices of the measurement."""
 
     pairs: tuple[str, ...] = ("cartpole", "rooms", "minatar")
     """Pairs of tasks, as in distillation.py."""

@@ -1,4 +1,4 @@
-"""Where parents and their children spend their time, as in figures 6, 8 and 9 of PDERL's paper.
+"""Places in which parents and their children spend their time, as in figures 6, 8 and 9 of PDERL's paper.
 
     python benchmarks/visitation.py runs/pderl-ant --out runs/visitation.json
 

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation; ``make docs`` runs it."""
+"""Settings by which Sphinx builds the documentation; ``make docs`` runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Config refuses, and that no Config with a choice of words lets another word pass."""
+"""Refusals of Configs: no Config with a choice of words lets another word pass."""
 
 from __future__ import annotations
 

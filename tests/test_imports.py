@@ -147,7 +147,7 @@ def first(module: str) -> str:
 
 
 def inside(module: str) -> list[str]:
-    """What a module imports of popjax, but for the package's own re-exports."""
+    """Return the modules of popjax that a module imports, but for the package's own re-exports."""
     return sorted(name for name in IMPORTS[module] if name.startswith("popjax."))
 
 

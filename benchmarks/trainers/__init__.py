@@ -38,7 +38,7 @@ class Work:
 
     @property
     def done(self) -> int:
-        """What a chunk amounts to."""
+        """Units of work in a chunk."""
         each = self.lanes * self.steps if self.algorithm == "ppo" else 1
         return self.iterations * each * self.population
 

@@ -40,7 +40,7 @@ def judged(lanes: Lanes) -> Array:
 
 def best(fitness: Array, judged: Array, individuals: PyTree) -> Array:
     """Return int32 []: which of ``individuals`` [P] is best by ``fitness`` [P]. One that is not ``judged``
-    bool [P] yet comes behind all that are, and one that has diverged last."""
+    bool [P] yet ranks below all that are, and one that has diverged last."""
     lowest = jnp.finfo(fitness.dtype).min
     return best_first(sound(jnp.where(judged, fitness, lowest), individuals))[0]
 

@@ -1,4 +1,4 @@
-"""What is known of the probes, and on-policy agents that are to find it."""
+"""Known values of the probes, and on-policy agents that are to find them."""
 
 from __future__ import annotations
 

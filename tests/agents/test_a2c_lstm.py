@@ -126,7 +126,7 @@ def a_rollout(spec):
 
 
 def along(params, memory, rows):
-    """What a network says of each row's observations, and of their true successors."""
+    """Return a network's outputs for each row's observations and for their true successors."""
     memory, here, beyond = tree.take(memory, 0), [], []
     for obs, next_obs, done in zip(rows.obs, rows.next_obs, rows.done, strict=True):
         memory, out = written_out(params, memory, obs)
@@ -246,7 +246,7 @@ def test_a_negative_size_is_refused():
     "discrete", [pytest.param(False, marks=pytest.mark.slow), True], ids=["continuous", "discrete"]
 )
 def test_who_remembers_recalls_and_nobody_else(discrete):
-    """What was shown two steps ago decides on the reward: 1 for the best action, for a constant one on
+    """The observation of two steps ago decides on the reward: 1 for the best action, for a constant one on
     average 0.75 (continuous) or 0.5 (discrete)."""
     env, blind = probes.recall(discrete), 0.5 if discrete else 0.75
 

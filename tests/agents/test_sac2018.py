@@ -38,7 +38,8 @@ def constant(params, biases):
 
 
 def before_tanh(log_std):
-    """What the log std's head returns where the log std is ``log_std``: (-20, 2) is tanh's (-1, 1)."""
+    """Return the output of the log std's head where the log std is ``log_std``: (-20, 2) is tanh's (-1,
+    1)."""
     return math.atanh((log_std + 9) / 11)
 
 

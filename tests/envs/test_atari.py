@@ -97,7 +97,7 @@ def test_starts_are_the_game_after_as_many_frames_without_action():
 
 
 def play(name, length, lead=(2,), **options):
-    """What random play of lanes [*lead] shows: (obs, action, timestep), [*lead, T, ...]."""
+    """Play lanes [*lead] at random; return (obs, action, timestep), [*lead, T, ...]."""
     env = rollout.autoreset(envs.make(name, **options))
 
     def act(carry, obs, key):
@@ -205,7 +205,7 @@ OPTIONS = {"grey": True, "full_actions": False, "starts_lives": True}
 
 
 def worked(monkeypatch, workers, lanes=5, steps=4, kill=()):
-    """What random play of lanes of Breakout shows, shared among workers of which the first is killed before
+    """Play lanes of Breakout at random, shared among workers of which the first is killed before
     some steps."""
     monkeypatch.setenv(crew.VARIABLE, str(workers))
     team, found, chance = crew.Crew("breakout", OPTIONS, 4), [], np.random.default_rng(0)

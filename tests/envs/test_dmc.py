@@ -46,7 +46,7 @@ EPISODE = 32  # steps of random play between resets
 
 
 def goal(task: str, env: Any) -> tuple[np.ndarray, ...]:
-    """What dm_control has written into the model at the reset."""
+    """Return the values that dm_control has written into the model at the reset."""
     model = env.physics.named.model
     match task.split("-"):
         case ["finger", "turn_easy" | "turn_hard"]:

@@ -46,7 +46,8 @@ def raw(task, **options):
 
 
 def measured(task, env):
-    """What the next reward compares with, read off MuJoCo's data. It is as old as MuJoCo left it."""
+    """Return the value with which the next reward compares, read off MuJoCo's data. It is as old as MuJoCo
+    left it."""
     data, model = env.data, env.model
     match task[:-3]:
         case "Ant":

@@ -1,4 +1,4 @@
-"""How far a step of ours is from the library's own, for the suites whose libraries are written in JAX.
+"""Distance of a step of ours from the library's own, for the suites whose libraries are written in JAX.
 
 Used by the tests and by ``benchmarks/envs.py``.
 """

@@ -31,7 +31,7 @@ COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|collective-permute|r
 
 
 def collectives(method: Any, seeds: int, devices: int) -> int:
-    """How many the compiled chunk has."""
+    """Return the number of collective operations in the compiled chunk."""
     members = sweep.grid(0, seeds, {})
     start = sweep.keys(members), sweep.hypers(method.hyper, members)
     shapes = jax.eval_shape(sweep.lift(method.init, seeds), *start)
@@ -133,7 +133,7 @@ def population(directory: Path) -> dict[str, Any]:
 
 
 def refusals() -> list[str]:
-    """What does not divide, or is too many."""
+    """Return the refusals of numbers that do not divide, or are too many."""
     said = []
     for method, seeds, devices in (
         (tiny.build(ENV), 6, 4),

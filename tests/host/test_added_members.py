@@ -34,7 +34,7 @@ def digests(result: Result) -> dict[str, str]:
 
 
 def records(root: Path, name: str) -> list[tuple[Any, ...]]:
-    """Who recorded when; that numbers are the same the digests tell."""
+    """Return member, generation, steps and seed of every record, sorted."""
     found = ((row["member"], row["generation"], row["env_steps"], row["seed"]) for row in lines(root / name))
     return sorted(found)
 

@@ -1,4 +1,4 @@
-"""What libraries print beside an exception that they raise."""
+"""Lines that libraries print beside an exception that they raise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATE, OTHER = RuntimeError("Event loop is closed"), RuntimeError("something else
 
 @pytest.fixture
 def hooks(monkeypatch):
-    """What the hooks of this process were told."""
+    """Return the messages that the hooks of this process have had."""
     told = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, value, trace: told.append(value))
     monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(event.exc_value))

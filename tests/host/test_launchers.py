@@ -170,7 +170,8 @@ class Clock:
 
 
 def test_what_is_retried_and_what_is_not(tmp_path: Path) -> None:
-    """Who died or was preempted is, until there are no retries left; who failed or was refused is not."""
+    """A job that died or was preempted is, until there are no retries left; one that failed or was refused is
+    not."""
     clock = Clock({"seed0": [143, launchers._DIED, 0], "seed1": [1]})
     assert clock.run(jobs(tmp_path), retries=2) == [0, 1]
     assert clock.submitted == ["seed0", "seed1", "seed0", "seed0"]

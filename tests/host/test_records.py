@@ -1,4 +1,4 @@
-"""What sinks write: the records of TensorBoard, batches in the background, and no file open in between."""
+"""Output of sinks: the records of TensorBoard, batches in the background, and no file open in between."""
 
 from __future__ import annotations
 

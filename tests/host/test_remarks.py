@@ -1,4 +1,4 @@
-"""What is said of a run beside its results, in the output and in config.json."""
+"""Remarks on a run beside its results, in the output and in config.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ASK = "from popjax.host.runs import configuration as here; print(here.git_commit
 
 
 def told(directory: Path, *command: str, **environment: str) -> str:
-    """What a command says that runs in ``directory``."""
+    """Return the output of a command that runs in ``directory``."""
     environment = os.environ | environment
     return subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, check=True

@@ -22,14 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What ``on_devices`` finds in a process with four devices."""
+    """Return the findings of ``on_devices`` in a process with four devices."""
     found = run("tests.host.on_devices", 4, str(tmp_path_factory.mktemp("devices")))
     assert found["devices"] == 4
     return found
 
 
 def run(module: str, devices: int, *argv: str) -> dict[str, Any]:
-    """What a module prints in a process with so many devices."""
+    """Return the output of a module in a process with so many devices."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",

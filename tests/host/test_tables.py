@@ -1,4 +1,4 @@
-"""What a run has recorded comes back as arrays."""
+"""Records of a run come back as arrays."""
 
 from __future__ import annotations
 

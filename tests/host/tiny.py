@@ -60,7 +60,7 @@ class Metrics:
 
 @struct.dataclass
 class State:
-    """What the host expects, a replay, a parameter, and a leaf without elements."""
+    """The fields that the host expects, a replay, a parameter, and a leaf without elements."""
 
     key: Key
     hyper: Hyper

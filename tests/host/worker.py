@@ -1,4 +1,4 @@
-"""What a launcher runs on its workers: the command line with a method of the tests."""
+"""The program that a launcher runs on its workers: the command line with a method of the tests."""
 
 from __future__ import annotations
 

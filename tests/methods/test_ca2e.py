@@ -207,7 +207,7 @@ def test_first_priorities_are_those_of_the_flush():
 
 
 def test_every_step_is_stored_once():
-    """What was played is in the replay, in a local buffer or in a window; nothing is lost or twice."""
+    """Each step that was played is in the replay, in a local buffer or in a window, and only once."""
     states = played(steps=40, baseline=1e9)
     waiting = states.locals.count.sum((1, 2)) + states.locals.window.count.sum((1, 2))
     assert (states.metrics.stored + waiting == on_host(states.env_steps)).all()

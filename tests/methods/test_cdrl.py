@@ -72,7 +72,7 @@ def student(state):
 
 
 def told(state):
-    """What the first teacher's part in a step came to."""
+    """Return the first teacher's part in a step."""
     return state.metrics.distillations[0]
 
 
@@ -512,7 +512,7 @@ def test_teachers_of_other_tasks_are_refused_with_the_numbers():
 
 
 def run_of_align(teacher, spec=None, hidden=(4,)):
-    """What a run of ``align`` leaves, with ``teacher``."""
+    """Return the result of a run of ``align``, with ``teacher``."""
     params = recurrent.alignment(2, 2, hidden).init(jax.random.key(3))
     aligned = Aligned(teacher.policy.params, params)
     return Teacher(Pretrained("A", spec or env().spec, None, aligned))

@@ -150,8 +150,8 @@ def test_the_teacher_plays_first_and_the_student_later():
 
 
 def test_all_that_was_seen_is_learned_from():
-    """What the teacher said long ago is contradicted, and the student believes it: what is fresh differs in
-    nothing yet, the batches that are drawn do."""
+    """An answer of the teacher of long ago is contradicted, and the student believes it: what is fresh
+    differs in nothing yet, the batches that are drawn do."""
     config = replace(SMALL, capacity=100, batch=8, updates=4)
     graded = (distil.Graded(taught(mirrored, "probe/context", params=jnp.float32(1)), -1, 1.0),)
     method, state, _ = run_distil("probe/context", config, 10, graded)

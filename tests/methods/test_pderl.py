@@ -82,7 +82,8 @@ def generations(name, **numbers):
 
 
 def played(before, after):
-    """What replay gained in a generation, split into episodes; the time limit is terminal in the default."""
+    """Return the rows that replay gained in a generation, split into episodes; the time limit is terminal in
+    the default."""
     rows, valid = latest(after.replay, after.replay.capacity)
     rows = jax.tree.map(lambda x: np.asarray(x)[np.asarray(valid)][-int(after.metrics.steps) :], rows)
     ends = np.flatnonzero(rows.discount == 0) + 1

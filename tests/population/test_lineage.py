@@ -1,4 +1,4 @@
-"""Who stems from whom, whose replay is whose, and what a lane remembers of its episodes."""
+"""Parents of individuals, owners of replays, and the episodes that a lane remembers."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def run_lane(n):
 
 
 def emitted(n, rewards, terminated, truncated, gamma=GAMMA):
-    """What a lane gives out, in order: (step acted on, return, discount, step completed at)."""
+    """Return the rows that a lane gives out, in order: (step acted on, return, discount, step completed
+    at)."""
     rewards = jnp.asarray(rewards, jnp.float32)
     window, (rows, valid) = run_lane(n)(rewards, jnp.asarray(terminated), jnp.asarray(truncated), gamma)
     valid = np.asarray(valid)

@@ -21,6 +21,9 @@ class Remembered(Generic[T]):
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
         _ALL.append(self)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the result for ``key``, made by ``make`` if it is not here."""
         if key not in self._kept:

@@ -17,15 +17,15 @@ import popjax
 from popjax.agents import td3
 from popjax.methods import independent
 from popjax.remember import Remembered, remembered
+from tests.host import tiny
 
 SMALL: dict[str, Any] = {"env_steps": 40, "eval_every": 40, "eval_episodes": 1, "quiet": True}
 
 
-def method(hidden: int = 8) -> tuple[Any, Any]:
+def method(capacity: int = 100) -> tuple[Any, Any]:
     """A method and its environment, made anew."""
-    env = popjax.make("probe/endless")
-    agent = td3.Config(hidden=(hidden,))
-    return independent.build(env, independent.Config(agent=agent, batch=8, capacity=100, warmup=20)), env
+    env = popjax.make("probe/context")
+    return tiny.build(env, tiny.Config(capacity)), env
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_numbers_are_data(compilations: Callable[[], Any]) -> None:
     popjax.train(ours, env, **SMALL)
     again, same = method()  # equal arguments
     with compilations() as made:
-        for rate in (1e-4, 1e-2):
-            popjax.train(again, same, hyper=ours.hyper.replace(actor_lr=rate), seed=3, **SMALL)
+        for rate in (0.2, 0.3):
+            popjax.train(again, same, hyper=ours.hyper.replace(rate=rate), seed=3, **SMALL)
         popjax.train(ours, env, **SMALL | {"env_steps": 80})  # as long a chunk
     assert not made
 
@@ -63,8 +63,19 @@ def test_shapes_and_options_are_not(compilations: Callable[[], Any]) -> None:
             popjax.train(ours, env, **SMALL | change)
         assert made, change
     with compilations() as made:
-        popjax.train(*method(hidden=9), **SMALL)
+        popjax.train(*method(capacity=101), **SMALL)
     assert made
+
+
+def test_a_run_goes_on_with_the_programs_it_began_with(
+    compilations: Callable[[], Any], tmp_path: Path
+) -> None:
+    ours, env = method(capacity=102)
+    for name in ("first", "second"):  # the first also compiles what reads a checkpoint
+        popjax.train(ours, env, run_dir=tmp_path / name, **SMALL)
+        with compilations() as made:
+            popjax.train(ours, env, run_dir=tmp_path / name, resume=True, **SMALL | {"env_steps": 80})
+    assert not made
 
 
 def test_evaluate_in_a_loop(compilations: Callable[[], Any]) -> None:
@@ -91,6 +102,12 @@ def test_equal_calls_give_one_object() -> None:
     different = [make(1), make(1.0), make(True), make((1,)), make((1.0,))]
     assert len(set(map(id, different))) == len(different)
     assert make([1]) is not make([1])  # has no hash
+
+    def real() -> Any:
+        agent = td3.Config(hidden=(8,))
+        return independent.build(popjax.make("probe/endless"), independent.Config(agent=agent, batch=8))
+
+    assert real() is real()
 
 
 def test_only_the_latest_are_kept() -> None:

@@ -82,8 +82,10 @@ def compile_programs(
     leaves, structure = jax.tree.flatten((start, state))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     counts = chunk_length(options, method.steps_bound), options.eval_episodes
-    key = identity(method, env), structure, shapes, counts, placement, fresh
-    programs = _KEPT.get(key, lambda: _compile(method, env, start, state, options, placement, fresh=fresh))
+    key = identity(method, env), structure, shapes, counts, placement
+    fresh = fresh or (key, True) in _KEPT  # a run that goes on needs no more than a fresh one
+    compile_them = partial(_compile, method, env, start, state, options, placement, fresh=fresh)
+    programs = _KEPT.get((key, fresh), compile_them)
     return programs._replace(compile_seconds=time.perf_counter() - begun)
 
 

@@ -17,12 +17,20 @@ SPEC = Spec("task", (2,), 1, 10)
 HYPER = as_arrays(replace(shared_critic.Hyper(), target_noise=0.0, polyak=0.1))
 
 
+def compiled(count=2):
+    """Critics of two layers of eight units, every function of which is compiled as a whole."""
+    critic = shared_critic.build(SPEC, (8, 8), count, "test")
+    functions = {name: jax.jit(getattr(critic, name)) for name in ("init", "learn", "begin", "climb")}
+    return critic._replace(actor=critic.actor._replace(init=jax.jit(critic.actor.init)), **functions)
+
+
 def rows(count=6):
     keys = jax.random.split(jax.random.key(5), 4)
     obs, next_obs = (jax.random.normal(key, (count, 2)) for key in keys[:2])
     action = jax.random.uniform(keys[2], (count, 1), minval=-1, maxval=1)
     discount = jnp.where(jnp.arange(count) == 0, 0.0, 0.9)
-    return Transition(obs, action, jax.random.normal(keys[3], (count,)), discount, next_obs)
+    batch = Transition(obs, action, jax.random.normal(keys[3], (count,)), discount, next_obs)
+    return jax.tree.map(np.asarray, batch)
 
 
 def value(params, obs, action):
@@ -44,7 +52,7 @@ def policy(params, obs):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_step_of_the_critics(count):
-    critic = shared_critic.build(SPEC, (8, 8), count, "test")
+    critic = compiled(count)
     state, actor, batch = critic.init(jax.random.key(0), HYPER), critic.actor.init(jax.random.key(1)), rows()
     state = replace(state, target=jax.tree.map(lambda x: 0.5 * x, state.params))
     action = policy(actor, batch.next_obs)
@@ -63,7 +71,7 @@ def test_a_step_of_the_critics(count):
 
 
 def test_noise_moves_the_target_action_and_is_clipped():
-    critic = shared_critic.build(SPEC, (8, 8), 2, "test")
+    critic = compiled()
     state, actor = critic.init(jax.random.key(0), HYPER), critic.actor.init(jax.random.key(1))
 
     def loss(**numbers):
@@ -76,7 +84,7 @@ def test_noise_moves_the_target_action_and_is_clipped():
 
 
 def test_an_actor_climbs_its_judge():
-    critic = shared_critic.build(SPEC, (8, 8), 2, "test")
+    critic = compiled()
     state, batch = critic.init(jax.random.key(0), HYPER), rows()
     judge = tree.take(state.params, 0)
     start = critic.begin(critic.actor.init(jax.random.key(1)), HYPER)

@@ -26,10 +26,10 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
     round is a bijection, so the images are distinct; a pair of indices keeps its relation through all
     rounds with probability 2^-32.
     """
-    key_shift, key_bit = jax.random.split(key)
     size = jnp.asarray(size, jnp.int32)
-    shifts = jax.random.randint(key_shift, (ROUNDS,), 0, jnp.maximum(size, 1), jnp.int32)
-    salts = jax.random.bits(key_bit, (ROUNDS,), jnp.uint32)
+    # One draw for all: each further one is a loop in the program, of which compilers make a dozen kernels.
+    high, low, salts = jax.random.bits(key, (3, ROUNDS), jnp.uint32)
+    shifts = _below(jnp.maximum(size, 1).astype(jnp.uint32), high, low).astype(jnp.int32)
     inside = (index >= 0) & (index < size)
     x = jnp.where(inside, index, 0).astype(jnp.int32)
 
@@ -44,6 +44,13 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
     # compiler that fuses by computing it again each time (XLA of jax 0.11) then never finishes.
     x, _ = jax.lax.scan(one, x, (shifts, salts), unroll=4)
     return jnp.where(inside, x, index)
+
+
+def _below(size: Array, high: Array, low: Array) -> Array:
+    """Return uint32 in [0, size) from 64 random bits, as ``jax.random.randint`` does."""
+    turn = jnp.uint32(2**16) % size
+    turn = turn * turn % size  # 2^32 mod size
+    return (high % size * turn + low % size) % size
 
 
 def _mix(x: Array) -> Array:

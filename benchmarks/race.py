@@ -68,7 +68,7 @@ class Arguments:
     seeds: int = 5
     """Populations of each search."""
     fraction: float = 1.0
-    """Of every task's budget."""
+    """Fraction of every task's budget and of its interval; the number of ready points stays."""
     out: Path = Path("runs/race.json")
     """JSON file for the results; the figure goes beside it."""
 
@@ -82,7 +82,7 @@ def run(task: str, name: str, arguments: Arguments) -> dict[str, Any]:
         population=arguments.population,
         search=SEARCHES[name],
         evolve=evolve,
-        interval=interval,
+        interval=int(interval * arguments.fraction),
         **sizes,
     )
     method = pbt.build(env, config)

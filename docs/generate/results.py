@@ -68,6 +68,7 @@ _RUNS = {
     "pderl-inverted_pendulum": "",
     "es-inverted_pendulum": "(Open_ES)",
     "es-pendulum": "(Sep_CMA_ES)",
+    "sixth-method-pendulum": "",
     "pderl-hopper": "(the paper's preset)",
     "gym-swimmer-pderl": "",
     "gym-swimmer-erl": "",

@@ -55,7 +55,7 @@ def generalized(
     trace_decay: []                lambda in [0, 1].
 
     ``delta_t = r_t + discount_t V(s'_t) - V(s_t)`` and ``A_t = delta_t + discount_t lambda A_{t+1}``, where
-    the second term is left out at the end of an episode: behind a time limit the bootstrap counts, the next
+    the second term is left out at the end of an episode: after a time limit the bootstrap counts, the next
     episode does not. With lambda 1, ``A_t`` is the discounted sum of rewards up to the end of the episode or
     of the rows, with the value of what follows, minus ``V(s_t)``; with lambda 0 it is ``delta_t``.
     """

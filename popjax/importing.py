@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_path(text: str) -> bool:
-    """Return whether ``text`` reads as an import path: dotted identifiers, and a name behind a colon or a dot
+    """Return whether ``text`` reads as an import path: dotted identifiers, and a name after a colon or a dot
     among them or a module that exists."""
     module, colon, name = text.partition(":")
     parts = [*module.split("."), *([name] if colon else [])]

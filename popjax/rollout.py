@@ -216,7 +216,7 @@ def collect(
 ) -> tuple[Lane, Any]:
     """Play ``length`` steps of an ``autoreset`` environment, across episode ends.
 
-    Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is ``fresh`` behind the end of an
+    Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is ``fresh`` after the end of an
     episode, and goes on there if that is None.
     """
 

@@ -86,7 +86,7 @@ def normal_like(key: Array, tree: T) -> T:
 
 
 def align(x: Array | float, like: Array) -> Array:
-    """Return ``x`` with axes of size 1 behind its own, as many as ``like`` has: [P] against [P, N] is [P,
+    """Return ``x`` with axes of size 1 after its own, as many as ``like`` has: [P] against [P, N] is [P,
     1]."""
     x = jnp.asarray(x)
     return x.reshape(x.shape + (1,) * (jnp.ndim(like) - x.ndim))

@@ -1,4 +1,4 @@
-"""What every method promises to the host, whatever it does: the public checks on a case of each.
+"""The promises of every method to the host: the public checks on a case of each.
 
 Each file of ``tests/methods`` names its cases in ``CASES``.
 """

@@ -53,7 +53,7 @@ class Spec(NamedTuple):
 
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions. ``episode_length``
     is the time limit in environment steps. ``stack`` frames, oldest first, make an observation along its last
-    axis: the latest ones, or one repeated at the beginning of an episode and behind a cut. ``dt`` is the
+    axis: the latest ones, or one repeated at the beginning of an episode and after a cut. ``dt`` is the
     duration of an environment step in seconds, ``None`` where the task has no clock. ``highest_return`` is
     what no policy can exceed, ``None`` where that is not known.
     """

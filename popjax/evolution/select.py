@@ -128,6 +128,6 @@ def replaceable(fitness: Array, protected: Array) -> Array:
 
 
 def _front(indices: Array, kept: Array) -> Array:
-    """Return ``indices`` [n] with the kept ones moved to the front in order and -1 behind them."""
+    """Return ``indices`` [n] with the kept ones moved to the front in order and -1 after them."""
     order = jnp.argsort(~kept)
     return jnp.where(kept[order], indices[order], -1)

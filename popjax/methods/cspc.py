@@ -90,7 +90,7 @@ class Metrics:
     losses:         see ``Losses``.
     bonus:          mean of what the drive added to the rewards of the global agent's last batch; None
                     without a drive.
-    drive:          [] each, the drive's losses behind it; None without a drive.
+    drive:          [] each, the drive's losses after it; None without a drive.
     """
 
     fitness: Array

@@ -228,7 +228,7 @@ class _TorsoLayers(nn.Module):
 
 
 def lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, tuple[Array, Array]]:
-    """Return an LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], behind which it starts from zeros.
+    """Return an LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], after which it starts from zeros.
 
     Returns the memory it goes on with, (c, h) [..., units], and (c, h) [T, ..., units] as each row left them,
     of which h are the outputs.

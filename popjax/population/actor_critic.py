@@ -128,7 +128,7 @@ def _player(env: Env, network: Recurrent, length: int) -> Play:
     """Return the function that plays rollouts, across the ends of episodes, with networks that have ``Heads``
     over discrete actions.
 
-    A time limit ends the task: no value behind it counts, as in CDRL's code.
+    A time limit ends the task: no value after it counts, as in CDRL's code.
     """
     env = rollout.autoreset(env)
 

@@ -91,7 +91,7 @@ def parents(source: Array) -> Array:
 
 def ahead(scores: Array, gap: Array | float) -> Array:
     """Return bool [P, P]: whether the score of the column's individual exceeds that of the row's by more than
-    ``gap``. NaN is behind every number."""
+    ``gap``. NaN counts as less than every number."""
     chex.assert_rank(scores, 1)
     known = comparable(scores)
     return known[None, :] - known[:, None] > gap

@@ -164,7 +164,7 @@ def reading(policy: Pretrained, spec: Spec, pad: bool) -> Pretrained:
 
 
 def fit(x: Array, size: int, filling: float) -> Array:
-    """Return ``x`` with the last axis cropped, or padded behind with ``filling``, to ``size``."""
+    """Return ``x`` with the last axis cropped, or padded at its end with ``filling``, to ``size``."""
     missing = max(size - x.shape[-1], 0)
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=filling)
     return padded[..., :size]

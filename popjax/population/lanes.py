@@ -57,7 +57,7 @@ class Account:
     latest:        float32  return of the last finished episode; of the one under way before any has finished.
     latest_length: int32    environment steps of the same episode.
     episodes:      int32    finished episodes.
-    recent:        Recent   the last of them; None where nobody asks.
+    recent:        Recent   the last of them; None where none are kept.
     """
 
     running: Array

@@ -36,9 +36,12 @@ def everyone(
 
 
 def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
-    """Return ``act`` with uniformly random actions where ``random`` bool [], [P] or [P, N], as in a warm-up,
-    and where the policy has diverged: an action that is not finite would spoil the lane, the replay and all
-    who learn from it."""
+    """Return ``act`` with uniformly random actions where ``random`` bool [], [P] or [P, N] says so, as in a
+    warm-up.
+
+    A policy that has diverged acts at random, too: an action that is not finite would spoil the lane, the
+    replay and all who learn from it.
+    """
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_act, key_random = jax.random.split(key)

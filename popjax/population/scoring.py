@@ -7,7 +7,6 @@ All individuals play in one loop, so that the physics is compiled once whatever 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +45,7 @@ def returns(
 
     count = jax.tree.leaves(params)[0].shape[0]
     over_episodes = jax.vmap(one, (None, 0, None if starts is None else 0))
-    over_everyone = jax.vmap(partial(over_episodes), (0, 0, None))
+    over_everyone = jax.vmap(over_episodes, (0, 0, None))
     return jnp.asarray(over_everyone(params, jax.random.split(key, (count, episodes)), starts))
 
 

@@ -47,7 +47,7 @@ class Sight(NamedTuple):
     example: a row as it is kept, all zeros
     start:   obs [L, *obs] of the lanes' first observations -> frames; None where nothing is kept apart
     see:     (frames, obs [T, L, *obs], next_obs [T, L, *obs], obs [L, *obs] after them, anew bool [T, L]) ->
-             (frames, obs and next_obs as rows keep them, [T, L, ...] each). Behind a step that is ``anew``,
+             (frames, obs and next_obs as rows keep them, [T, L, ...] each). After a step that is ``anew``,
              the end of an episode or a cut, the lane goes on with one frame repeated
     look:    (frames, observations [...] as rows keep them) -> [..., *obs]
     stale:   (frames, rows [...]) -> int32 [] how many of them have lost a frame, which must be none; None

@@ -148,8 +148,8 @@ def take(store: PyTree, slots: Array) -> PyTree:
 
 def put(store: PyTree, position: Array, rows: PyTree, valid: Array) -> PyTree:
     """Write the valid rows of ``rows`` [B, ...] one after the other, in the slot ``position`` and those
-    behind it, after the last in the first; of more than the capacity the last are kept. Those of a population
-    are written under ``vmap``."""
+    after it, the first one following the last; of more than the capacity the last are kept. Those of a
+    population are written under ``vmap``."""
     if not isinstance(store, Lines):
         slots = places(capacity(store), position, valid)
         return jax.tree.map(lambda x, row: x.at[slots].set(row.astype(x.dtype), mode="drop"), store, rows)

@@ -194,7 +194,7 @@ def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> N
     played = jax.jit(lambda p: jax.lax.scan(partial(step, p), start, (obs, done))[1])(policy)
     memory = unroll(policy, start, obs[:half], done[:half])[0]
     if _form(memory) != _form(start):
-        raise ValueError("unroll returns another form of memory; give that behind the last row, [N, ...]")
+        raise ValueError("unroll returns another form of memory; give that after the last row, [N, ...]")
     outputs, later = (
         unroll(policy, *given)[1] for given in ((start, obs, done), (memory, obs[half:], done[half:]))
     )
@@ -203,10 +203,10 @@ def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> N
     if said.shape != played.shape or not np.allclose(said, played, 1e-3, 1e-4):
         raise ValueError(
             "unroll does not say what act plays at scale 0 along the rows of lanes [T, N]; begin with memory"
-            " anew behind every row that is done"
+            " anew after every row that is done"
         )
     if not all(np.allclose(x, y, 1e-3, 1e-4) for x, y in zip(*map(jax.tree.leaves, both), strict=True)):
-        raise ValueError("unroll differs in two parts from the whole; return the memory behind the last row")
+        raise ValueError("unroll differs in two parts from the whole; return the memory after the last row")
 
 
 def _form(values: PyTree) -> list[Any]:

@@ -152,7 +152,7 @@ def make(task: str, **options: Any) -> Env:
         played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
         ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
         frames = jax.vmap(view)(screens) if renews else view(screens)[None]
-        # Where a life is cut, the frames that start the next one come behind the end of the last.
+        # Where a life is cut, the frames that start the next one come after the end of the last.
         seen, cut = frames[0 if o["cut_lives"] else -1], lost & o["cut_lives"]
         stack = jnp.concatenate([state.stack[..., 1:], seen[..., None]], -1) if grey else ()
         next_obs: Any = stack if grey else seen

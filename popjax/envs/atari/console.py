@@ -65,7 +65,7 @@ class Console:
     """An emulator with a game in it; calls from several threads wait for each other.
 
     codes:      ALE's number of every action, [A].
-    fires:      whether a life has to be started, by FIRE and the action behind it.
+    fires:      whether a life has to be started, by FIRE and the action after it.
     """
 
     def __init__(self, game: str, *, grey: bool, full_actions: bool, starts_lives: bool) -> None:

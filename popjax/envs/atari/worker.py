@@ -31,7 +31,7 @@ def layout(lanes: int, frames: int, state_size: int, shape: tuple[int, ...]) -> 
 
 
 def views(memory: mmap.mmap, parts: list[Part]) -> list[np.ndarray]:
-    """Return arrays in ``memory``, one behind the other."""
+    """Return arrays in ``memory``, one after the other."""
     found, offset = [], 0
     for shape, dtype in parts:
         found.append(np.ndarray(shape, dtype, memory, offset))

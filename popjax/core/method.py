@@ -54,7 +54,8 @@ class Method(NamedTuple):
     exploration: State -> the ``scale`` [] at which the policy explores in training now
     unroll:      see ``Unroll``; gives the policy's logits, from which others can learn. None if it has none
     learning_starts: environment steps before the first update; a shorter run is warned that it learns nothing
-    accepts:     environment steps of a run -> None; raises a ValueError if the method cannot use that number
+    accepts:     environment steps at the end of a run, a whole number of its steps -> None; raises a
+                 ValueError if the method cannot use that number
     driven:      numbers of ``hyper`` that the method sets itself and users cannot
     schedule:    lineage and numbers of a population over time; None if the numbers stay
     """

@@ -28,7 +28,7 @@ class Pbt:
     exploit: Literal["truncation", "tournament", "welch"] = "truncation"
     """which individual is copied: one of the best by one of the worst, or a random other one that is better,
     or significantly better"""
-    fraction: float = 0.2  # fraction of the population that truncation replaces, and that it copies
+    fraction: float = 0.2  # fraction of the population, at most half, that truncation replaces and copies
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -138,7 +138,7 @@ def build(config: AnyConfig, population: int) -> Decide:
     def decide(key: Key, now: Standing, significance: Array | float) -> Decision:
         uniform, ties = jax.random.uniform(key, (2, population))
         if config.exploit == "truncation":
-            count = max(1, round(config.fraction * population))
+            count = min(max(1, round(config.fraction * population)), population // 2)
             return copies(truncation(uniform, now.fitness, count, ties))
         if config.exploit == "tournament":
             return copies(tournament(uniform, now.fitness))
@@ -147,11 +147,14 @@ def build(config: AnyConfig, population: int) -> Decide:
     return decide
 
 
-def last_rung(config: AnyConfig, population: int) -> int:
-    """Return the number of the last ready point at which the search decides; 1 where there is no last one."""
-    if not isinstance(config, Halving) or config.freed == "fresh":
-        return 1
-    return population // config.factor
+def least_length(config: AnyConfig, population: int) -> tuple[int, str]:
+    """Return the least number of ready points of the search, and what it does at the last of these: halving
+    leaves one line of clones, MF-PBT's slowest subpopulation evolves for the first time."""
+    if isinstance(config, Halving) and config.freed == "clones":
+        return population // config.factor, "halving decides last"
+    if isinstance(config, MultipleFrequencies):
+        return config.frequencies[-1], "the slowest subpopulation of mf first evolves"
+    return 1, "the search first decides"
 
 
 def usual_length(config: AnyConfig, population: int) -> int:

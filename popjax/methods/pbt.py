@@ -39,6 +39,7 @@ from popjax.methods.pbt_config import (
     OffPolicyConfig,
     State,
     check_budget,
+    check_own_numbers,
     configured,
     default_budget,
     default_hyper,
@@ -92,6 +93,9 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     again = schedules.selections(replay, env.spec.name, kind_of(config.agent), names, *spans)
 
     def init(key: Key, hyper: PyTree) -> State:
+        check_own_numbers(config, names, hyper)
+        if again is not None:
+            schedules.check_unset(hyper, names)
         hyper = priors.begin(evolving, jax.random.fold_in(key, START), as_arrays(hyper), population)
         hyper = hyper if again is None else valued(hyper, again.numbers[0])
         fields = base.fields(key, hyper)

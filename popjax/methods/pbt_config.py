@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -108,6 +111,24 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
     return priors.parse_all(texts, agents.default_hyper(config.agent), shapes)
 
 
+def check_own_numbers(config: Config, evolving: Sequence[str], hyper: PyTree) -> None:
+    """Check that numbers which are one for each agent are among the ``evolving`` ones, unless no agent is
+    handed over: others would stay with the slot, and the schedule would not tell them.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if isinstance(config.search, search.Random):
+        return
+    for path, value in jax.tree.leaves_with_path(hyper):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if jnp.ndim(value) and name not in evolving:
+            raise ValueError(
+                f"hyper.{name} does not evolve, and an agent that is handed over would leave its own behind;"
+                f" give one number for all, or --evolve hyper.{name}"
+            )
+
+
 def default_budget(config: Config) -> int:
     """Return the environment steps of all agents until the last ready point of a usual search."""
     population, steps, learning_starts = config.population, config.steps, 0
@@ -128,8 +149,8 @@ def _idle(span: int, learning_starts: int) -> int:
 def check_budget(
     config: Config, span: int, learning_starts: int, recorded: tuple[str, int] | None, env_steps: int
 ) -> None:
-    """Check that a budget of ``env_steps`` has as many ready points as the search needs, and no more than
-    there is room for.
+    """Check that a run which ends at ``env_steps`` has as many ready points as the search needs, and no more
+    than there is room for.
 
     span:            environment steps of all agents between two ready points.
     learning_starts: environment steps before the first one.
@@ -149,16 +170,21 @@ def check_budget(
             f" fewer than {config.rounds}; raise rounds or interval"
         )
     before = _idle(span, learning_starts)
-    ready, last = env_steps // span - before, search.last_rung(config.search, config.population)
+    ready, (least, what) = env_steps // span - before, search.least_length(config.search, config.population)
+    if ready < 1:
+        raise ValueError(
+            f"no ready point follows the warm-up of {learning_starts} environment steps of all agents; lower"
+            f" warmup, or raise --env-steps to {(before + 1) * span}"
+        )
     if recorded is not None and ready > recorded[1]:
         raise ValueError(
-            f"{recorded[0]} has the selections of {recorded[1]} ready points, and --env-steps {env_steps} has"
-            f" {ready}; lower it to {(before + recorded[1] + 1) * span - 1} or less"
+            f"{recorded[0]} has the selections of {recorded[1]} ready points, and this run has {ready}; end"
+            f" it at {(before + recorded[1]) * span}"
         )
-    if recorded is None and ready < last:
+    if recorded is None and ready < least:
         raise ValueError(
-            f"halving decides last at ready point {last}, and --env-steps {env_steps} has {max(ready, 0)};"
-            f" raise it to {(before + last) * span}, or shorten interval"
+            f"{what} at ready point {least}, and this run has {ready}; raise --env-steps to"
+            f" {(before + least) * span}, or shorten interval"
         )
 
 

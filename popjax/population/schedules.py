@@ -51,6 +51,17 @@ REPEATED = ingredient(
 )
 
 
+def check_unset(hyper: Any, names: Sequence[str]) -> None:
+    """Check that no number of ``names``, which a finished run sets, is given for each agent.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in names:
+        if jnp.ndim(getattr(hyper, name)):
+            raise ValueError(f"hyper.{name} would not be used: the finished run sets it; leave it out")
+
+
 def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int) -> Method:
     """Return ``method`` with numbers that follow ``schedule``; unchanged without one.
 
@@ -58,7 +69,8 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
     steps: environment steps of an agent in an iteration.
 
     Raises:
-        ValueError: the schedule is of another kind of agent.
+        ValueError: the schedule is of another kind of agent; or, by ``init``, a number that it sets is given
+            for each agent.
     """
     if not schedule:
         return method
@@ -79,8 +91,12 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
         row = jnp.searchsorted(starts, s.generation, side="right") - 1
         return replace(s, hyper=at(s.hyper, row))
 
+    def init(key: Key, hyper: Any) -> Any:
+        check_unset(hyper, list(values))
+        return method.init(key, at(hyper, 0))
+
     return method._replace(
-        init=lambda key, hyper: method.init(key, at(hyper, 0)),
+        init=init,
         step=chain(set_numbers, method.step),
         driven=tuple(values),
     )

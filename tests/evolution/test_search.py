@@ -129,12 +129,27 @@ def test_halving_with_newcomers_compares_those_of_one_age():
     assert not lonely.fresh.any(), "the only one of its age goes on"
 
 
-def test_the_last_rung_leaves_one_line():
+def test_the_least_length_leaves_one_line():
     for config, population, last in ((search.Halving(), 16, 8), (search.Halving(factor=3), 9, 3)):
-        assert search.last_rung(config, population) == last
+        assert search.least_length(config, population)[0] == last
         kept = decided(config, standing(range(population), last)).source
         assert set(kept.tolist()) == {population - 1}
-    assert search.last_rung(search.Halving(freed="fresh"), 16) == search.last_rung(search.Pbt(), 16) == 1
+    for config, least in (
+        (search.Halving(freed="fresh"), 1),
+        (search.Pbt(), 1),
+        (search.MultipleFrequencies((2, 5)), 5),
+    ):
+        assert search.least_length(config, 16)[0] == least
+
+
+@pytest.mark.parametrize(("population", "fraction"), [(2, 0.5), (3, 0.5), (7, 0.5)])
+def test_truncation_replaces_nobody_whom_it_copies(population, fraction):
+    decide = search.build(search.Pbt(fraction=fraction), population)
+    keys = jax.random.split(jax.random.key(0), 16)
+    count = population // 2
+    for source in jax.jit(jax.vmap(decide, (0, None, None)))(keys, standing(range(population)), 0.05).source:
+        np.testing.assert_array_equal(source[count:], np.arange(count, population))
+        assert (source[:count] >= population - count).all()
 
 
 def test_halving_by_three():

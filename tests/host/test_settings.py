@@ -18,6 +18,7 @@ from popjax.agents import a2c
 from popjax.envs import make
 from popjax.host import terminal
 from popjax.host.errors import Refused
+from popjax.host.runs.options import Options, validate
 from popjax.host.scaling import sweep
 from popjax.host.training import evaluate, train
 from popjax.methods import onpolicy
@@ -75,6 +76,17 @@ def test_a_step_compiled_by_hand_is_the_same_with_64_bits():
     plain = played()
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         equal(played(), plain)
+
+
+@pytest.mark.parametrize(
+    ("env_steps", "log_every", "end"),
+    [(200, 40, 200), (225, 40, 240), (240, 100, 240), (200, 100, 240), (225, 1000, 400), (200, 1000, 200)],
+)
+def test_a_method_is_asked_about_the_end_of_a_run_in_whole_chunks(env_steps: int, log_every: int, end: int):
+    asked: list[int] = []
+    method = tiny.build(make("probe/context"))._replace(steps_bound=40, accepts=asked.append)
+    validate(Options(env_steps=env_steps, log_every=log_every), method)
+    assert asked == [end]
 
 
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])

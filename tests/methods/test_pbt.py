@@ -390,6 +390,11 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
     # The run's own selections end in its State, bit for bit.
     again, _ = trained(tmp_path, "again", *SEARCH, *KEPT, "--replay", str(tmp_path / "run"))
     assert again["state_sha256"] == summary["state_sha256"]
+    lists = ["--hyper.entropy-weight", "0.1,0.2,0.3,0.4"]
+    four = ["onpolicy", *SMALL, "--config.population", "4"]
+    for command in ([*SEARCH, *KEPT, "--replay"], [*four, "--schedule"]):
+        trained(tmp_path, "own", *command, str(tmp_path / "run"), *lists, code=2)
+        assert "hyper.entropy_weight would not be used" in capsys.readouterr().err
     # A single agent has the winner's numbers at their times.
     trained(tmp_path, "alone", "onpolicy", *SMALL, "--schedule", str(tmp_path / "run"))
     alone = building.load(tmp_path / "alone")
@@ -529,7 +534,19 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ),
         (
             [*BASE, "--config.search", "halving"],
-            "halving decides last at ready point 8, and --env-steps 1000000 has 6; raise it to 1280000",
+            "halving decides last at ready point 8, and this run has 6; raise --env-steps to 1280000",
+        ),
+        (
+            [*BASE, "--config.search", "mf"],
+            "the slowest subpopulation of mf first evolves at ready point 50, and this run has 6; raise",
+        ),
+        (
+            [*BASE, "--config.interval", "100", "--config.warmup", "5000", "--env-steps", "16000"],
+            "no ready point follows the warm-up of 80000 environment steps of all agents; lower warmup, or",
+        ),
+        (
+            [*BASE, "--config.population", "2", "--hyper.polyak", "0.1,0.2"],
+            "hyper.polyak does not evolve, and an agent that is handed over would leave its own behind",
         ),
         ([*BASE, "--intervene", "0=1"], "--intervene continues a run: name it with --from"),
         ([*BASE, "--config.search", "greedy"], "unknown search 'greedy'"),
@@ -559,7 +576,11 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         ),
         (
             [*SEARCH, "--env-steps", "400", "--replay", run],
-            "has the selections of 5 ready points, and --env-steps 400 has 10; lower it to 239 or less",
+            "has the selections of 5 ready points, and this run has 10; end it at 200",
+        ),
+        (
+            [*SEARCH, *KEPT, "--env-steps", "225", "--replay", run],
+            "--env-steps 225, 240 in whole chunks of --checkpoint-every: ",
         ),
         ([*SEARCH, "--from", run + "@3", "--intervene", "9=0"], "individuals are numbered from 0 to 3"),
         ([*SEARCH, "--from", run + "@3", "--intervene", "0"], "--intervene wants SLOT=PARENT"),

@@ -15,6 +15,7 @@ from popjax.host.numbers import whole
 from popjax.recipe import BUDGET
 
 _LARGEST_SEED = 2**31 - 1
+_INTERVALS = ("eval_every", "checkpoint_every", "log_every")
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,13 @@ def validate(options: Options, method: Method) -> None:
             f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"
             " environment steps"
         )
+    end = _end(options, steps_bound)
     try:
-        method.accepts(options.env_steps)
+        method.accepts(end)
     except ValueError as refusal:
-        raise Refused(f"--env-steps {options.env_steps}: {refusal}") from None
+        every = option_name(min(_INTERVALS, key=lambda name: getattr(options, name)))
+        chunks = f", {end} in whole chunks of {every}" if end > options.env_steps else ""
+        raise Refused(f"--env-steps {options.env_steps}{chunks}: {refusal}") from None
     _check_seeds(options)
 
 
@@ -131,8 +135,14 @@ def chunk_length(options: Options, steps_bound: int) -> int:
     The length never depends on timing: runs stop at the end of a chunk, and equal commands must stop at the
     same generation.
     """
-    shortest = min(options.eval_every, options.checkpoint_every, options.log_every, options.env_steps)
+    shortest = min(options.env_steps, *(getattr(options, name) for name in _INTERVALS))
     return max(1, shortest // steps_bound)
+
+
+def _end(options: Options, steps_bound: int) -> int:
+    """Return the environment steps at which a run ends that counts ``steps_bound`` in every generation."""
+    chunk = chunk_length(options, steps_bound) * steps_bound
+    return -(-options.env_steps // chunk) * chunk
 
 
 def option_name(field: str) -> str:

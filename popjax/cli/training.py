@@ -102,7 +102,8 @@ def _begun_elsewhere(
         edits["intervene"] = _intervention(common.intervene, population)
     directory, generation = _checkpoint(common.from_)
     source, begun = paths.path(directory), _beginning(common)
-    return member_subset.detached(source, root, members, generation, edits, begun)
+    budget = common.options.env_steps
+    return member_subset.detached(source, root, members, generation, edits, begun, budget)
 
 
 def _beginning(common: Any) -> dict[str, str | None]:

@@ -174,15 +174,20 @@ def copies(source: Array) -> Decision:
     return Decision(source, source, source != jnp.arange(source.shape[0]), jnp.zeros(source.shape, jnp.bool_))
 
 
-def intervened(decision: Decision, slot: Array, parent: Array) -> Decision:
-    """Return ``decision`` but for ``slot`` int32 [], which takes over from ``parent`` or, if that is itself,
-    goes on; unchanged where it is negative."""
+def explores(config: AnyConfig) -> bool:
+    """Return whether individuals explore from the numbers that they take over."""
+    return isinstance(config, Pbt | MultipleFrequencies)
+
+
+def intervened(decision: Decision, slot: Array, parent: Array, *, explores: bool) -> Decision:
+    """Return ``decision`` but for ``slot`` int32 [], which takes over from ``parent``, and ``explores`` from
+    its numbers, or, if that is itself, goes on; unchanged where it is negative."""
     own = jnp.arange(decision.source.shape[0])
     here = own == slot
     return Decision(
         source=jnp.where(here, parent, decision.source),
         numbers=jnp.where(here, parent, decision.numbers),
-        explore=jnp.where(here, parent != own, decision.explore),
+        explore=jnp.where(here, (parent != own) & explores, decision.explore),
         fresh=decision.fresh & ~here,
     )
 

@@ -52,5 +52,11 @@ def preset(task: str) -> Preset | None:
 
 
 METHOD = Recipe(
-    build, Config, default_hyper, agents=offpolicy.AGENTS, runs={"schedule": FOLLOWED}, preset=preset
+    build,
+    Config,
+    default_hyper,
+    agents=offpolicy.AGENTS,
+    runs={"schedule": FOLLOWED},
+    preset=preset,
+    remarks=schedules.remarks,
 )

@@ -37,4 +37,11 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
     return schedules.plain(onpolicy, env, config, schedule)
 
 
-METHOD = Recipe(build, Config, default_hyper, agents=onpolicy.AGENTS, runs={"schedule": FOLLOWED})
+METHOD = Recipe(
+    build,
+    Config,
+    default_hyper,
+    agents=onpolicy.AGENTS,
+    runs={"schedule": FOLLOWED},
+    remarks=schedules.remarks,
+)

@@ -19,16 +19,14 @@ is explored by its distance to that end. A newcomer of halving learns from its s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax import tree
-from popjax.agents import AGENTS, ON_POLICY_AGENTS
-from popjax.agents import kind as kind_of
+from popjax import agents, tree
 from popjax.core import Env, Key, Method, Params, PyTree, Schedule, as_arrays, chain
 from popjax.evolution import priors, search
 from popjax.evolution.search import Decision, Standing
@@ -90,7 +88,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     changed = (*CARRIED, *(("drive",) if base.hand_over else ()))
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     spans = population, every * own_steps
-    again = schedules.selections(replay, env.spec.name, kind_of(config.agent), names, *spans)
+    again = schedules.selections(replay, env.spec.name, agents.kind(config.agent), names, *spans)
 
     def init(key: Key, hyper: PyTree) -> State:
         check_own_numbers(config, names, hyper)
@@ -170,7 +168,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
         if again is None:
             decision = decide(key_decide, standing, s.hyper.search.significance)
-            decision = search.intervened(decision, *s.intervene)
+            explores = search.explores(config.search)
+            decision = search.intervened(decision, *s.intervene, explores=explores)
             hyper = numbers_after(s.hyper, decision, key_explore, key_prior)
         else:
             decision, hyper = repeated(again, s)
@@ -187,7 +186,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     def handed_over(s: State, decision: Decision, fitness: Array, lost: Array, key: Key) -> State:
         """Give each slot the agent that it takes over and what belongs to it; ``lost`` [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
-        agents, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
+        taken, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
         if env.spec.stack > 1:  # rows tell of the lanes' own frames, which a lost agent's actions leave sound
             lost = jnp.zeros_like(lost)
         amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that another began
@@ -201,7 +200,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
             handed = jnp.where((lost | copying) & at_ready_point(s), lender, own)
             moved = jnp.where(tree.any_lane((handed != own).any()), 1, 0)
             s = replace(s, replay=exchange.copy_replays(s.replay, handed, moved))
-        return replace(s, agents=agents, lanes=lanes, born=born)
+        return replace(s, agents=taken, lanes=lanes, born=born)
 
     def begun_anew(s: State, fresh: Array, hyper: PyTree, key: Key) -> State:
         """Put newcomers into the slots that are ``fresh`` [P]."""
@@ -235,14 +234,18 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         recorded = None if again is None else (replay[0].policy.name, len(again.source) - 1)
         check_budget(config, every * base.steps, base.learning_starts, recorded, env_steps)
 
-    def tell(read: tuple[Lineage, Any]) -> dict[str, Any]:
-        """Return the winner's schedule and all selections, see ``lineage.schedule``."""
-        told = lineage.schedule(read[0], int(read[1]), names, own_steps)
-        facts = {"agent": kind_of(config.agent), "population": population, "interval": every * own_steps}
+    def tell(read: tuple[Lineage, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Return the winner's schedule, its numbers that do not evolve, and all selections, see
+        ``lineage.schedule``."""
+        table, winner, numbers = read
+        told = lineage.schedule(table, int(winner), names, own_steps)
+        facts = {"agent": agents.kind(config.agent), "population": population, "interval": every * own_steps}
+        facts["fixed"] = {name: float(x[winner] if x.ndim else x) for name, x in numbers.items()}
         return facts | told | {"priors": [prior._asdict() for prior in evolving]}
 
-    def read(s: State) -> tuple[Lineage, Array]:
-        return s.lineage, best(s)
+    def read(s: State) -> tuple[Lineage, Array, dict[str, Array]]:
+        own = [field.name for field in fields(agents.default_hyper(config.agent))]
+        return s.lineage, best(s), {name: getattr(s.hyper, name) for name in own if name not in names}
 
     def best(s: State) -> Array:
         """Return the slot [] of the best agent; one whose first fitness is still to come is behind others."""
@@ -264,10 +267,13 @@ METHOD = Recipe(
     configured,
     default_hyper,
     agents={
-        "agent": {name: module.Config() for name, module in (AGENTS | ON_POLICY_AGENTS).items()},
+        "agent": {
+            name: module.Config() for name, module in (agents.AGENTS | agents.ON_POLICY_AGENTS).items()
+        },
         "drive": drives.KINDS,
         "search": search.KINDS,
     },
     runs={"replay": schedules.REPEATED},
+    remarks=schedules.remarks,
     budget=default_budget,
 )

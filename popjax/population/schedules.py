@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from popjax import agents
@@ -49,6 +50,28 @@ FOLLOWED = ingredient(
 REPEATED = ingredient(
     "replay", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose selections are repeated."
 )
+
+
+def remarks(
+    env: Env,
+    config: Any,
+    hyper: Any,
+    env_steps: int,
+    schedule: Sequence[Scheduled] = (),
+    replay: Sequence[Scheduled] = (),
+) -> list[str]:
+    """Return a line for each number that did not evolve in the finished run and has another value here."""
+    found = []
+    for run in (*schedule, *replay):
+        for name, value in run.schedule.get("fixed", {}).items():
+            own = np.asarray(getattr(hyper, name), np.float32)
+            if (own != np.float32(value)).any():
+                here = ",".join(f"{x:g}" for x in own.ravel())
+                option = f"--hyper.{name.replace('_', '-')} {float(value):g}"
+                found.append(
+                    f"{run.policy.name} had {option}, and here it is {here}; give the same to repeat it"
+                )
+    return found
 
 
 def check_unset(hyper: Any, names: Sequence[str]) -> None:

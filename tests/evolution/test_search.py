@@ -142,6 +142,15 @@ def test_the_least_length_leaves_one_line():
         assert search.least_length(config, 16)[0] == least
 
 
+@pytest.mark.parametrize("config", search.KINDS.values(), ids=search.KINDS)
+def test_a_takeover_from_outside_explores_if_those_of_the_search_do(config):
+    decision = search.copies(jnp.arange(4))
+    changed = search.intervened(decision, jnp.int32(1), jnp.int32(3), explores=search.explores(config))
+    assert changed.source.tolist() == changed.numbers.tolist() == [0, 3, 2, 3]
+    explored = isinstance(config, search.Pbt | search.MultipleFrequencies)
+    assert changed.explore.tolist() == [False, explored, False, False]
+
+
 @pytest.mark.parametrize(("population", "fraction"), [(2, 0.5), (3, 0.5), (7, 0.5)])
 def test_truncation_replaces_nobody_whom_it_copies(population, fraction):
     decide = search.build(search.Pbt(fraction=fraction), population)

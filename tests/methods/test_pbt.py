@@ -395,8 +395,11 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
     for command in ([*SEARCH, *KEPT, "--replay"], [*four, "--schedule"]):
         trained(tmp_path, "own", *command, str(tmp_path / "run"), *lists, code=2)
         assert "hyper.entropy_weight would not be used" in capsys.readouterr().err
-    # A single agent has the winner's numbers at their times.
-    trained(tmp_path, "alone", "onpolicy", *SMALL, "--schedule", str(tmp_path / "run"))
+    # A single agent has the winner's numbers at their times, and is told which others differ.
+    assert set(told["fixed"]) == {field.name for field in fields(a2c.Hyper)} - set(told["names"])
+    heavy = ["--hyper.value-weight", "1"]
+    trained(tmp_path, "alone", "onpolicy", *SMALL, *heavy, "--schedule", str(tmp_path / "run"))
+    assert "had --hyper.value-weight 0.5, and here it is 1" in capsys.readouterr().err
     alone = building.load(tmp_path / "alone")
     for name, value in told["line"][-1]["numbers"].items():
         assert getattr(alone.state.hyper, name)[0] == np.float32(value)
@@ -409,7 +412,11 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
         other, changed = trained(tmp_path, f"other{parent}{same_end}", *SEARCH, *KEPT, *change)
         assert changed["members"][0]["selections"]["source"][3][slot] == parent
         assert (other["state_sha256"] == summary["state_sha256"]) == (same_end or source[slot] == slot)
+    # A change needs environment steps behind it.
     capsys.readouterr()
+    trained(tmp_path, "end", *SEARCH, *KEPT, "--from", str(tmp_path / "run"), "--intervene", "0=1", code=2)
+    assert "is at 200 environment steps there" in capsys.readouterr().err
+    assert not (tmp_path / "end").exists()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ This works without building the method: a checkpoint is named arrays whose first
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def detached(
     generation: int | None = None,
     edits: Mapping[str, Sequence[int]] = MappingProxyType({}),
     begun: Mapping[str, str | None] = MappingProxyType({}),
+    env_steps: float = math.inf,
 ) -> Iterator[None]:
     """Copy members of the run in ``source`` into a new run in ``destination``.
 
@@ -45,12 +47,14 @@ def detached(
         generation: generation of the checkpoint to copy; None for the newest.
         edits: new values of leaves of the State by name, one value for all members.
         begun: how the run began, for ``config.json``.
+        env_steps: budget of the new run, which a State with ``edits`` must not have spent.
 
     Raises:
-        Refused: ``source`` has no such members, intact checkpoint or leaf, or ``destination`` holds a run.
+        Refused: ``source`` has no such members, intact checkpoint or leaf, or nothing is left of the budget;
+            or ``destination`` holds a run.
     """
     files = rundir.RunDirectory(destination)
-    processes.together(lambda: _detach(source, destination, bounds, generation, edits, begun))
+    processes.together(lambda: _detach(source, destination, bounds, generation, edits, begun, env_steps))
     copied = checkpoint.generations(files.checkpoints)
     try:
         yield
@@ -67,6 +71,7 @@ def _detach(
     generation: int | None,
     edits: Mapping[str, Sequence[int]],
     begun: Mapping[str, str | None],
+    env_steps: float,
 ) -> None:
     source = run_group.run_of(source, bounds[0] if bounds else None)
     config = rundir.read_config(source)
@@ -78,6 +83,11 @@ def _detach(
     numbers = [member.number for member in members]
     places = _places(numbers, bounds)
     arrays, extra = _taken(old, numbers, places, generation)
+    if edits and (least := min(extra["env_steps"])) >= env_steps:
+        raise Refused(
+            f"{source} is at {least} environment steps there, and a change needs more: raise --env-steps, or"
+            " name an earlier checkpoint"
+        )
     for name, value in edits.items():
         if name not in arrays:
             raise Refused(f"the State of {source} has no {name}: its method does not support this change")

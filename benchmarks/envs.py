@@ -3,6 +3,7 @@
     python benchmarks/envs.py --suite gymnax brax --out runs/envs
     python benchmarks/envs.py --task gym/Hopper-v5 'dmc/cheetah-*' --lanes 1 64 --out runs/some
     python benchmarks/envs.py --out runs/envs --resume
+    python benchmarks/envs.py --task gym/Hopper-v5 --impl warp --out runs/warp
 
 Each task is measured in a process of its own, so that memory does not pile up and a failure costs one row.
 Rows are appended to ``rows.jsonl`` in ``--out`` as they come; ``--resume`` skips what is there and tries what
@@ -32,7 +33,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault(
     "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
@@ -77,6 +78,8 @@ class Arguments:
     """Parts of that time, of which the median counts."""
     limit: float = 1200.0
     """Time after which a task is given up, seconds; XLA on CPU can lock up, and ``--resume`` tries again."""
+    impl: Literal["jax", "warp"] = "jax"
+    """MJX's implementation of the physics, for tasks of gym, dmc and playground."""
     devices: int = 1
     """Devices over which lanes are spread, each with its own loops, or as many of them as divide the lanes; a
     CPU is divided into so many. XLA works on small arrays with little more than one core, so two cores step
@@ -141,7 +144,7 @@ def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
     """The row of a task, or what went wrong."""
     command = [sys.executable, __file__, "--only", name, "--seconds", str(arguments.seconds), "--lanes"]
     command += [*map(str, arguments.lanes), "--devices", str(arguments.devices)]
-    command += ["--repeats", str(arguments.repeats)]
+    command += ["--repeats", str(arguments.repeats), "--impl", arguments.impl]
     begun = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.limit)
@@ -157,17 +160,19 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     """One row of the table."""
     jax.config.update("jax_enable_compilation_cache", False)
     shard.divide_cpu(str(arguments.devices))
-    env = envs.make(name)
+    options = {} if arguments.impl == "jax" else {"impl": arguments.impl}
+    env = envs.make(name, **options)
     compile_seconds, cost, steps_per_second = speed(env, arguments)
     return {
         "task": name,
+        **options,
         "commit": configuration.git_commit(),
         "compile_seconds": compile_seconds,
         "env_steps_per_second": steps_per_second,
         "devices": arguments.devices,
         "reset_cost_percent": cost,
         "state_bytes": memory.tree_bytes(jax.eval_shape(env.reset, jax.random.key(0))[0]),
-        **truth(name),
+        **truth(name, options),
     }
 
 
@@ -239,14 +244,14 @@ def affordable(play: Callable[[int], float], seconds: float) -> int:
     return max(1, int(steps * seconds / taken))
 
 
-def truth(name: str) -> dict[str, Any]:
+def truth(name: str, options: dict[str, str]) -> dict[str, Any]:
     """Errors against the original library, relative to the scale of what they are errors of."""
     suite, _, task = name.partition("/")
     try:
         if suite in TRUTH:
-            errors = importlib.import_module(TRUTH[suite]).truth(task)
+            errors = importlib.import_module(TRUTH[suite]).truth(task, **options)
         else:
-            errors = importlib.import_module(TRUTH_IN_JAX).truth(suite, task)
+            errors = importlib.import_module(TRUTH_IN_JAX).truth(suite, task, **options)
     except Exception as failure:
         said = (str(failure) or repr(failure)).splitlines()[0]
         return {"truth_error": f"{type(failure).__name__}: {said[:200]}"}

@@ -16,6 +16,7 @@ PYTHON=${PYTHON:-python}
 SIZES=(1 4 16 64 256 1024)
 DETERMINISTIC="--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
 PEERS=(--python "${PEERS_PYTHON:-$PYTHON}" ${EVORL:+--evorl "$EVORL"} --repeats 3 --limit 120)
+PHYSICS=(gym/Hopper-v4 gym/Ant-v5 dmc/cheetah-run playground/CheetahRun)
 mkdir -p "$OUT"
 
 part() { # NAME COMMAND...: writes to $OUT/NAME.log, and leaves $OUT/NAME.done where the command succeeds
@@ -36,7 +37,8 @@ part peers-ppo "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms ppo --po
 part collaboration "$PYTHON" benchmarks/collaboration.py --populations 1 4 16 64 --out "$OUT/collaboration.json"
 part throughput "$PYTHON" benchmarks/throughput.py --methods sac td3 ppo pderl ce --populations "${SIZES[@]}" --out "$OUT/throughput.json"
 part deterministic env XLA_FLAGS="$DETERMINISTIC" "$PYTHON" benchmarks/throughput.py --methods sac ppo --populations 1 64 1024 --out "$OUT/throughput-deterministic.json"
-part physics "$PYTHON" benchmarks/envs.py --task gym/Hopper-v4 dmc/cheetah-run brax/hopper playground/CheetahRun --lanes 64 1024 4096 --out "$OUT/envs" --resume
+part physics "$PYTHON" benchmarks/envs.py --task "${PHYSICS[@]}" brax/hopper --lanes 64 1024 4096 --out "$OUT/envs" --resume
+part physics-warp "$PYTHON" benchmarks/envs.py --impl warp --task "${PHYSICS[@]}" --lanes 64 1024 4096 --out "$OUT/envs-warp" --resume
 part pixels "$PYTHON" benchmarks/pixels.py
 part ce-table1 "$PYTHON" benchmarks/reproduce.py ce-table1 --tasks pendulum-swingup --minutes 8 --runs "$OUT/runs" --out "$OUT/reproduce"
 part chdrl-table1 "$PYTHON" benchmarks/reproduce.py chdrl-table1 --tasks Hopper --minutes 8 --runs "$OUT/runs" --out "$OUT/reproduce"

@@ -112,6 +112,7 @@ class Env(NamedTuple):
     step:   (state, action) -> (state, Timestep)
     scored: the same environment with the rewards that evaluations count; None: the same rewards
     origin: the call that made it; None if it was made by hand
+    reproducible: whether equal states and actions give equal bits every time
     """
 
     reset: Callable[[Key], tuple[PyTree, Array]]
@@ -119,3 +120,4 @@ class Env(NamedTuple):
     spec: Spec
     scored: Any = None
     origin: Origin | None = None
+    reproducible: bool = True

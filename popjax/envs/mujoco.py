@@ -1,7 +1,7 @@
 """A task on a MuJoCo model: the loop that every suite of such tasks shares. https://github.com/google-deepmind/mujoco
 
 A suite brings the original library's own model and a ``Task`` of pure functions for one lane; physics is MJX,
-MuJoCo's implementation in JAX, at full float32 precision on every device.
+MuJoCo's implementation in JAX, at full float32 precision on every device, or MuJoCo's implementation in Warp.
 
 Differs from MuJoCo in C: float32 in place of float64; the constraint solver stops after a fixed number of
 iterations, because float32 never reaches the tolerances that models ask for; where C puts a simulation that
@@ -23,6 +23,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Env, Key, PyTree, Spec
+from popjax.envs import warp
 from popjax.envs.episodic import episodic, rescale
 
 
@@ -89,24 +90,34 @@ class PhysicsState:
 
 
 def simulation(
-    name: str, model: Any, task: Task, solver: Solver, *, frame_skip: int, episode_length: int
+    name: str,
+    model: Any,
+    task: Task,
+    solver: Solver,
+    *,
+    frame_skip: int,
+    episode_length: int,
+    impl: str = "jax",
 ) -> Env:
     """Make an ``Env`` of a ``mujoco.MjModel``; actions in [-1, 1] are rescaled to its ``ctrlrange``.
 
     frame_skip:     physics steps in an environment step, all under the same control.
     episode_length: time limit, environment steps.
+    impl:           MJX's implementation of the physics, jax or warp.
+
+    Raises:
+        ValueError: there is no such implementation here.
     """
     mjx, model = _mjx(), _plain(model)
-    physics, blind, limp = _models(model, solver, task)
-    blank = mjx.make_data(model, impl="jax")
+    warp.check(name, impl)
+    models = _models(model, solver, task)
+    physics, blank = mjx.put_model(models.whole, impl="jax"), mjx.make_data(model, impl="jax")
+    substeps, forward = {"jax": _in_jax, "warp": _in_warp}[impl](models, task, blank)
     to_ctrl = rescale(*model.actuator_ctrlrange.T)
 
     def carried(data: Any, goal: tuple[PyTree, ...]) -> PhysicsState:
         measured = task.measure(data)
         return PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart, measured, goal)
-
-    def substeps(data: Any, count: int) -> Any:
-        return jax.lax.fori_loop(0, count, lambda _, data: mjx.step(blind, data), data)
 
     def reset(key: Key) -> tuple[PhysicsState, Array]:
         with _as_in_c():
@@ -115,7 +126,7 @@ def simulation(
             if task.settle:
                 data = substeps(data, task.settle)
                 qpos = data.qpos
-            data = mjx.forward(limp, data)
+            data = forward(data)
             data = data.replace(qpos=qpos)  # MJX has normalized quaternions by now, C never does in place
             return carried(data, tuple(goal)), task.observe(data, *goal)
 
@@ -130,8 +141,6 @@ def simulation(
                 ctrl=ctrl,
             )
             data = substeps(data, frame_skip)
-            if task.wrenches:
-                data = mjx.rne_postconstraint(physics, data)
             if task.synced:
                 data = _synced(physics, data)
             obs = task.observe(data, *state.goal)
@@ -146,7 +155,7 @@ def simulation(
         episode_length=int(episode_length),
         dt=float(model.opt.timestep) * frame_skip,
     )
-    return episodic(spec, reset, step)
+    return episodic(spec, reset, step)._replace(reproducible=impl != "warp")
 
 
 def ended_if_lost(
@@ -221,8 +230,16 @@ def _mjx() -> Any:
     return mjx
 
 
-def _models(model: Any, solver: Solver, task: Task) -> tuple[Any, Any, Any]:
-    """Return three models for MJX: whole, for substeps, and for an episode's first observation.
+class _Models(NamedTuple):
+    """A ``mujoco.MjModel`` in three variants: whole, for substeps, and for an episode's first observation."""
+
+    whole: Any
+    blind: Any
+    limp: Any
+
+
+def _models(model: Any, solver: Solver, task: Task) -> _Models:
+    """Return the variants of a model, with the task's solver.
 
     Substeps need only the sensors of forces. dm_control starts an episode with actuators switched off.
     """
@@ -233,14 +250,42 @@ def _models(model: Any, solver: Solver, task: Task) -> tuple[Any, Any, Any]:
     model.opt.tolerance = solver.tolerance
     if solver.algorithm is not None:
         model.opt.solver = solver.algorithm
-    flags = model.opt.disableflags
-    blind = 0 if task.felt else int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
-    limp = int(mujoco.mjtDisableBit.mjDSBL_ACTUATION) if task.synced else 0
-    made = {}
-    for variant in {0, blind, limp}:
-        model.opt.disableflags = flags | variant
-        made[variant] = _mjx().put_model(model, impl="jax")
-    return made[0], made[blind], made[limp]
+    blind, limp = copy.deepcopy(model), copy.deepcopy(model)
+    if not task.felt:
+        blind.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+    if task.synced:
+        limp.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
+    return _Models(model, blind, limp)
+
+
+Substeps = Callable[[Any, int], Any]
+"""``(mjx.Data, how many physics steps) -> mjx.Data``"""
+Forward = Callable[[Any], Any]
+"""``mjx.Data -> mjx.Data`` with all that follows from the state"""
+
+
+def _in_jax(models: _Models, task: Task, blank: Any) -> tuple[Substeps, Forward]:
+    mjx = _mjx()
+    blind, limp = mjx.put_model(models.blind, impl="jax"), mjx.put_model(models.limp, impl="jax")
+
+    def substeps(data: Any, count: int) -> Any:
+        data = jax.lax.fori_loop(0, count, lambda _, data: mjx.step(blind, data), data)
+        return mjx.rne_postconstraint(blind, data) if task.wrenches else data
+
+    return substeps, lambda data: mjx.forward(limp, data)
+
+
+def _in_warp(models: _Models, task: Task, blank: Any) -> tuple[Substeps, Forward]:
+    mjx = _mjx()
+    blind, limp = warp.runner(models.blind, blank, task.wrenches), warp.runner(models.limp, blank)
+
+    def substeps(data: Any, count: int) -> Any:
+        def advance(physics: Any, data: Any) -> Any:
+            return jax.lax.fori_loop(0, count, lambda _, data: mjx.step(physics, data), data)
+
+        return blind(advance, data)
+
+    return substeps, lambda data: limp(mjx.forward, data)
 
 
 def _plain(model: Any) -> Any:

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
+from popjax.envs import warp
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import ended_if_lost, marked, tracing
 from popjax.envs.options import check
 
-IMPLEMENTATIONS = ("jax", "warp")
 # All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as
 # large, and Warp shares parts of it between lanes.
 _CARRIED = ("time", "qpos", "qvel", "act", "qacc_warmstart", "mocap_pos", "mocap_quat")
@@ -46,7 +46,7 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
 
     If the physics diverges, the episode ends with reward 0 and zeros as observation.
 
-    impl:           physics: jax, or warp, which is for NVIDIA GPUs.
+    impl:           MJX's implementation of the physics, jax or warp.
     episode_length: time limit, environment steps; by default that of the task's configuration.
     options:        further entries of the task's configuration, such as ``ctrl_dt`` and ``sim_dt``, seconds.
 
@@ -81,7 +81,7 @@ def make(task: str, impl: str = "jax", episode_length: int | None = None, **opti
         physics = state.data.qpos, state.data.qvel
         return _carried(state), *ended_if_lost(state.obs, state.reward, state.done > 0, *physics)[1]
 
-    return episodic(spec, reset, step)
+    return episodic(spec, reset, step)._replace(reproducible=impl != "warp")
 
 
 def load(task: str, **options: Any) -> Any:
@@ -118,8 +118,7 @@ def _suite() -> Any:
 
 def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
     suite = _suite()
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"playground/{task} has no impl {impl!r}; there is {', '.join(IMPLEMENTATIONS)}")
+    warp.check(f"playground/{task}", impl)
     defaults = {
         name: value for name, value in suite.get_default_config(task).items() if name not in _NOT_OURS
     }
@@ -127,10 +126,6 @@ def _construct(task: str, impl: str, options: dict[str, Any]) -> Any:
     _require_substeps(task, {**defaults, **options})
     try:
         return suite.load(task, config_overrides={"impl": impl, **options})
-    except RuntimeError as absent:
-        if "warp-lang is not installed" not in str(absent):
-            raise
-        raise ValueError(f"playground/{task} with impl=warp needs Warp: pip install warp-lang") from absent
     except TypeError as refusal:
         raise ValueError(f"playground/{task}: {refusal}") from None
 

@@ -130,15 +130,15 @@ def random_play(task, steps):
 
 
 @functools.cache
-def prepared(task):
+def prepared(task, **options):
     """(our environment, its step jitted over lanes, dm_control's random play); one compile for all tests."""
-    env = envs.make(f"dmc/{task}")
+    env = envs.make(f"dmc/{task}", **options)
     return env, jax.jit(jax.vmap(env.step)), random_play(task, STATES)
 
 
-def truth(task):
+def truth(task, **options):
     """Our step from the states of dm_control's random play, compared with dm_control's."""
-    _, step, play = prepared(task)
+    _, step, play = prepared(task, **options)
     _, timestep = step(EpisodeState(play.state, jnp.zeros(STATES, jnp.int32)), play.action)
     return Errors(
         relative(np.asarray(timestep.next_obs), play.obs).max(axis=1),
@@ -151,16 +151,26 @@ def truth(task):
 MEDIAN = {"swimmer-swimmer15": 1e-3}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(envs.tasks("dmc")))
+def test_one_step_in_warp_equals_dm_control(task):
+    pytest.importorskip("warp", reason="impl=warp needs it: pip install 'popjax[warp]'")
+    assert_true(task, truth(task, impl="warp"))
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_one_step_equals_dm_control(task):
-    errors = truth(task)
+    assert_true(task, truth(task))
+    reward = prepared(task)[2].reward
+    assert (reward > 1e-3).any(), "play that earns nothing tests no reward"
+    assert reward.std() > 1e-3
+
+
+def assert_true(task, errors):
     for error, most in (errors.obs, 1e-2), (errors.reward, 1e-3):
         assert np.median(error) <= MEDIAN.get(task, 1e-4)
         assert np.quantile(error, 0.99) <= most
     assert errors.same_flag.all()
-    reward = prepared(task)[2].reward
-    assert (reward > 1e-3).any(), "play that earns nothing tests no reward"
-    assert reward.std() > 1e-3
 
 
 def median_error(task, dtype):

@@ -91,9 +91,9 @@ def random_play(task, steps, **options):
 
 
 @functools.cache
-def prepared(task, **options):
+def prepared(task, impl="jax", **options):
     """(our environment, its step jitted over lanes, Gymnasium's random play); one compile for all tests."""
-    env = envs.make(f"gym/{task}", **options)
+    env = envs.make(f"gym/{task}", impl=impl, **options)
     return env, jax.jit(jax.vmap(env.step)), random_play(task, STATES, **options)
 
 
@@ -122,6 +122,13 @@ def test_one_step_equals_gymnasium(task):
     assert constant or prepared(task)[2].reward.std() > 1e-3, (
         "play that earns always the same tests no reward"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(envs.tasks("gym")))
+def test_one_step_in_warp_equals_gymnasium(task):
+    pytest.importorskip("warp", reason="impl=warp needs it: pip install 'popjax[warp]'")
+    assert_true(truth(task, impl="warp"))
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_a_state_holds_what_a_step_depends_on_and_keeps_its_form(key):
 
 @pytest.mark.slow
 def test_warp_plays_across_resets(key):
-    pytest.importorskip("warp")
+    pytest.importorskip("warp", reason="impl=warp needs it: pip install 'popjax[warp]'")
     env = envs.make(f"playground/{QUICK}", impl="warp", episode_length=3)
     _, (_, _, timestep) = jax.jit(jax.vmap(lambda key: truth.random_play(env, key, 7)))(
         jax.random.split(key, 4)
@@ -137,4 +137,4 @@ def test_without_warp_its_package_is_named():
         "try: envs.make('playground/CartpoleBalance', impl='warp')\nexcept ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("pip install warp-lang")
+    assert done.stdout.strip().endswith("needs Warp: pip install 'popjax[warp]'")

@@ -156,10 +156,11 @@ def random_play(env: Env, key, length=STEPS):
     return obs, jax.lax.scan(one, carry, jax.random.split(key, length))[1]
 
 
-def compared(suite, task):
-    """Ours and the library's (first observations [lanes, *obs], Timestep [states]) in random play of the
-    library: our reset from the same keys, our step from the same states."""
-    env = envs.make(f"{suite}/{task}", **({"max_steps_in_episode": LIMIT} if suite == "gymnax" else {}))
+def compared(suite, task, **options):
+    """Ours, made with ``options``, and the library's (first observations [lanes, *obs], Timestep [states]) in
+    random play of the library: our reset from the same keys, our step from the same states."""
+    limit = {"max_steps_in_episode": LIMIT} if suite == "gymnax" else {}
+    env = envs.make(f"{suite}/{task}", **limit, **options)
     original, ours = ORIGINALS[suite](env, task)
 
     def play(key):
@@ -172,9 +173,9 @@ def compared(suite, task):
     return [(first, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)) for first, steps in pairs]
 
 
-def truth(suite, task):
+def truth(suite, task, **options):
     """Our step from the states of the library's random play, compared with the library's."""
-    (_, ours), (_, theirs) = compared(suite, task)
+    (_, ours), (_, theirs) = compared(suite, task, **options)
     return errors(ours, theirs)
 
 

@@ -86,6 +86,18 @@ def test_a_budget_that_ends_before_learning_begins_is_told(
     assert any("nothing is learned" in line for line in remarks) == warned
 
 
+def test_a_run_whose_bits_may_differ_says_so_at_its_start_and_when_it_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    env = make("probe/context")._replace(reproducible=False)
+    method = tiny.build(env)
+    for steps, resume in ((12, False), (24, True)):
+        train(method, env, env_steps=steps, eval_every=12, eval_episodes=1, run_dir=tmp_path, resume=resume)
+        assert "so may a resumed run and one that was never stopped" in capsys.readouterr().err
+    remarks = json.loads((tmp_path / "config.json").read_text())["remarks"]
+    assert any("probe/context does not compute the same bits every time" in line for line in remarks)
+
+
 def test_a_run_shorter_than_the_interval_of_logs_records_its_end(tmp_path: Path):
     env = make("probe/context")
     result = train(tiny.build(env), env, env_steps=60, log_every=1_000, run_dir=tmp_path, quiet=True)

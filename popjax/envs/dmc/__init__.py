@@ -43,13 +43,14 @@ def tasks() -> Sequence[str]:
 def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     """Return a task of the DeepMind Control Suite on MJX.
 
-    episode_length: time limit, environment steps; by default dm_control's 1000. There are no other options.
+    episode_length: time limit, environment steps; by default dm_control's 1000.
+    options:        ``impl``, jax or warp, MJX's implementation of the physics. There are no others.
 
     Raises:
-        ValueError: dm_control is missing, there are other options, or the limit is not an integer.
+        ValueError: dm_control or Warp is missing, there are other options, or one is of the wrong type.
     """
     given = options if episode_length is None else {"episode_length": episode_length, **options}
-    given = check(f"dmc/{task}", given, {"episode_length": int})
+    given = check(f"dmc/{task}", given, {"episode_length": int, "impl": str})
     name, _, kind = task.partition("-")
     original = _original(task)
     model, domain = original.physics.model.ptr, DOMAINS[name]
@@ -60,6 +61,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
         domain.solver,
         frame_skip=round(original.control_timestep() / model.opt.timestep),
         episode_length=given.get("episode_length", round(original._step_limit)),
+        impl=given.get("impl", "jax"),
     )
     # A reward is at most 1.
     return env._replace(spec=env.spec._replace(highest_return=float(env.spec.episode_length)))

@@ -50,11 +50,12 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
     """Return a Gymnasium task on MJX.
 
     episode_length: time limit, environment steps; by default the one Gymnasium registers.
-    options:        keywords of the original's constructor, except those for rendering.
+    options:        ``impl``, jax or warp, MJX's implementation of the physics; keywords of the original's
+                    constructor, except those for rendering.
 
     Raises:
-        ValueError: Gymnasium or the model file is missing, the original's constructor has no such keyword, or
-            a value is of the wrong type.
+        ValueError: Gymnasium, Warp or the model file is missing, the original's constructor has no such
+            keyword, or a value is of the wrong type.
     """
     name, _, version = task.partition("-v")
     family = FAMILIES[name]
@@ -70,6 +71,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
             family.solver,
             frame_skip=o.frame_skip,
             episode_length=o.episode_length,
+            impl=o.impl,
         )
     except (KeyError, IndexError, NotImplementedError, TypeError) as cause:  # a model of another body
         if "xml_file" not in options:
@@ -85,7 +87,7 @@ def load(task: str, **options: Any) -> Any:
 
 
 def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
-    """Return the time limit and the value of every keyword of any version.
+    """Return the time limit, the implementation and the value of every keyword of any version.
 
     Version 5's keywords are constants in version 4, with the same values, except Walker2d's model file.
     """
@@ -96,11 +98,12 @@ def _options(task: str, options: dict[str, Any]) -> SimpleNamespace:
         own, latest = _keywords(spec), _keywords(gymnasium.spec(f"{task[:-1]}5"))
     except ImportError as absent:
         raise ValueError(f"gym/{task} needs Gymnasium: pip install 'popjax[gym]' ({absent})") from absent
-    options = check(f"gym/{task}", options, {"episode_length": int, **types(own)})
+    options = check(f"gym/{task}", options, {"episode_length": int, "impl": str, **types(own)})
     values = {name: keyword.default for name, keyword in {**latest, **own}.items()}
     if task.endswith("4") and (xml := FAMILIES[task[:-3]].xml4):
         values["xml_file"] = xml
-    return SimpleNamespace(**{"episode_length": spec.max_episode_steps, **values, **options})
+    ours = {"episode_length": spec.max_episode_steps, "impl": "jax"}
+    return SimpleNamespace(**{**ours, **values, **options})
 
 
 def _keywords(spec: Any) -> dict[str, inspect.Parameter]:

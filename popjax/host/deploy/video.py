@@ -94,7 +94,7 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
         return Subject(
             lambda state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
         )
-    rest = {key: value for key, value in options.items() if key != "episode_length"}
+    rest = {key: value for key, value in options.items() if key not in ("episode_length", "impl")}
     if suite == "playground":
         return Subject(_pose_with_mocap, _model_film(_playground(task, rest), path))
     adapter = importlib.import_module(f"popjax.envs.{suite}")

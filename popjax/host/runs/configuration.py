@@ -74,7 +74,7 @@ def configuration(
         "device": device_name(),
         "git_commit": git_commit(),
         "git_dirty": _origin()[1],
-        "remarks": remarks(method, options),
+        "remarks": remarks(method, env, options),
     }
 
 
@@ -121,12 +121,17 @@ def git_commit() -> str | None:
     return _origin()[0]
 
 
-def remarks(method: Method, options: Options) -> list[str]:
+def remarks(method: Method, env: Env, options: Options) -> list[str]:
     """Return warnings for readers of a run's results, a line each."""
     found = []
     commit, changed = _origin()
     if changed:
         found.append(f"popjax has uncommitted changes: commit {commit} alone does not reproduce this run")
+    if not env.reproducible:
+        found.append(
+            f"{env.spec.name} does not compute the same bits every time: equal seeds may differ, and so may a"
+            " resumed run and one that was never stopped"
+        )
     if method.learning_starts >= options.env_steps:
         found.append(
             f"learning begins after {method.learning_starts:,} environment steps, but --env-steps is"

@@ -1,0 +1,71 @@
+"""Physics in Warp: its refusals, and lanes that become one call. The suites' tests compare its steps."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popjax import envs, remember
+from popjax.cli.jax_setup import DETERMINISTIC
+from popjax.envs import warp
+
+
+@pytest.fixture
+def present(monkeypatch):
+    from mujoco import mjx  # noqa: F401
+    from mujoco.mjx import warp
+
+    jnp.zeros(1).block_until_ready()  # XLA reads its flags now, and not those of a test
+    monkeypatch.setattr(warp, "WARP_INSTALLED", True)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", ["gym/Reacher-v4", "dmc/pendulum-swingup", "playground/PendulumSwingup"])
+def test_without_warp_the_extra_is_named(name, present):
+    if name.startswith("playground"):
+        pytest.importorskip("mujoco_playground")
+    remember.forget()
+    present.setattr("mujoco.mjx.warp.WARP_INSTALLED", False)
+    with pytest.raises(ValueError, match=rf"^{name} with impl=warp needs Warp: pip install 'popjax\[warp\]'"):
+        envs.make(name, impl="warp")
+
+
+@pytest.mark.parametrize("name", ["gym/Reacher-v4", "dmc/pendulum-swingup"])
+def test_another_implementation_is_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} has no impl 'c'; there is jax, warp$"):
+        envs.make(name, impl="c")
+
+
+@pytest.mark.parametrize("flag", [*DETERMINISTIC, "--xla_gpu_deterministic_ops --xla_gpu_autotune_level=0"])
+def test_the_same_bits_every_time_are_not_promised(flag, present):
+    present.setenv("XLA_FLAGS", f"--xla_gpu_autotune_level=0 {flag}")
+    with pytest.raises(ValueError, match=r"^gym/Hopper-v4: impl=warp .* out --determini") as refusal:
+        warp.check("gym/Hopper-v4", "warp")
+    assert "\n" not in str(refusal.value)
+    warp.check("gym/Hopper-v4", "jax")
+
+
+def test_a_tpu_is_refused(present):
+    present.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(ValueError, match="runs on NVIDIA GPUs and CPUs, not on a tpu"):
+        warp.check("gym/Hopper-v4", "warp")
+
+
+def test_all_lanes_are_one_call_whatever_they_are_mapped_over():
+    counts = []
+
+    def together(xs):
+        counts.append(len(xs["x"]))
+        return {"sum": xs["x"].sum(-1) + xs["same"], "none": xs["none"]}
+
+    one = warp._all_lanes(together)
+    x, none = jnp.arange(24.0).reshape(3, 4, 2), jnp.zeros((3, 4, 0))
+    mapped = jax.vmap(jax.vmap(lambda x, none: one({"x": x, "same": jnp.float32(1), "none": none})))
+    found = jax.jit(mapped)(x, none)
+    assert counts[-1] == 12
+    np.testing.assert_array_equal(found["sum"], x.sum(-1) + 1)
+    assert found["none"].shape == (3, 4, 0)
+    np.testing.assert_array_equal(one({"x": x[0, 1], "same": jnp.float32(0), "none": none[0, 0]})["sum"], 5.0)
+    assert counts[-1] == 1

@@ -74,22 +74,22 @@ def proximal_all(
     memories: Ring,
     keys: Array,
     batch: int,
-    stds: Array,
+    std: Array | float,
     floor: Array | float,
 ) -> Params:
     """Return a ``proximal`` mutant of each of ``actors`` [P], by ``batch`` states drawn from its memory.
 
-    memories: [P] of rows with a field ``obs``; keys [P]; stds float [P].
+    memories: [P] of rows with a field ``obs``; keys [P].
     """
 
-    def one(individual: tuple[Params, Ring, Array, Array]) -> Params:
-        actor, memory, key, std = individual
+    def one(individual: tuple[Params, Ring, Array]) -> Params:
+        actor, memory, key = individual
         key_draw, key_noise = jax.random.split(key)
         rows, valid = draw(memory, key_draw, batch)
         return proximal(policy, actor, rows.obs, valid, key_noise, std, floor)
 
     # A Jacobian per action component for the whole population at once needs much memory.
-    return mapped(one, (actors, memories, keys, stds), cpu=2, accelerator=16)
+    return mapped(one, (actors, memories, keys), cpu=2, accelerator=16)
 
 
 def gaussian(params: Params, key: Key) -> Params:

@@ -11,8 +11,8 @@ The learner is TD3's; DDPG's is ``critics=1`` with ``learner.target_noise`` 0. T
 Differs from the paper's code: actors climb side by side, each against the critic as it was when that actor
 was its target, which gives the same numbers as one after the other. Importance mixing reuses only individuals
 that took no gradient steps, since the density of others is not known; the code also reuses those, and reads
-their returns from shifted places. With several ``trials`` the value behind every time limit counts, not that
-behind the first alone.
+their returns from shifted places. With several ``trials`` the value after every time limit counts, not that
+after the first alone.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             drawn = drawn.at[trained:].set(mixed)
             source = source.at[trained:].set(jnp.where(kept >= 0, kept + trained, -1))
         if config.elitism:
-            elite = s.population[best_first(s.metrics.fitness)[0]]
+            elite = s.population[best_first(judging.sound(s.metrics.fitness, s.population))[0]]
             drawn = drawn.at[-1].set(jnp.where(s.generation > 0, elite, drawn[-1]))
         return replace(s, key=key, population=drawn, source=source)
 
@@ -276,8 +276,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         best = best_first(fitness)[: config.search.parents]
         metrics = replace(
             s.metrics,
-            fitness=judging.shown(fitness),
-            diverged=(~jnp.isfinite(fitness)).sum(dtype=jnp.int32),
+            **judging.told(fitness),
             trained_parents=(best < trained).sum(dtype=jnp.int32),
             spread=jnp.sqrt(search.variance).mean(),
         )

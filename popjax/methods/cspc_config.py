@@ -64,7 +64,7 @@ class Config:
     first_phase: int = 50_000  # T_g, environment steps of the global agent before anything else
     phase: int = 10_000  # T, environment steps of each agent in an iteration
     fused: bool = False  # all agents play at once; else one after the other
-    # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's
+    # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's; copies come last
     schedule: Literal["paper", "code"] = "paper"
 
     # off-policy agents' reward beside the task's: collab, rnd, none
@@ -171,14 +171,11 @@ def _check_drive(config: Config) -> None:
     drive = config.drive
     if config.off_policy is None:
         raise ValueError("a drive rewards off-policy agents, and off_policy is none; set drive none")
-    if not isinstance(drive, contrastive.Config | rnd.Config):
+    drives.check_novelty(drive, "agents that hand policies over")
+    if not isinstance(drive, contrastive.Config) and getattr(drive, "modules", "own") != "one":
         raise ValueError(
-            "agents that hand policies over observe the task alone, no skills; set drive collab, rnd or none"
-        )
-    if isinstance(drive, rnd.Config) and drive.modules != "one":
-        raise ValueError(
-            f"a team's memory does not record who played a transition, got drive.modules {drive.modules};"
-            " set drive.modules one"
+            "a team's memory does not record who played a transition, so that no agent can have a module of"
+            " its own; set drive collab, or rnd with drive.modules one"
         )
     if isinstance(drive, contrastive.Config) and drive.horizon > 1:
         raise ValueError(

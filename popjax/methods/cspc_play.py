@@ -252,8 +252,9 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
 
     def run(play: Play, terms: Terms, key: Key) -> Play:
         order = np.arange(turns.tests + 1)
-        if config.schedule == "code":
-            order[:-1] = order[-2::-1]
+        if config.schedule == "code":  # the local agents come first in the order of rows
+            local = members.size - config.copies
+            order[:local] = order[:local][::-1]
 
         def vector_step(
             carry: tuple[Play, Array, Array, Array, Array],

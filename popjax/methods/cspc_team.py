@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from popjax import agents, nets, tree
 from popjax.core import Agent, Key, OnPolicyAgent, Params, PyTree, Spec, Transition, continuous_dims
-from popjax.methods.cspc_config import Config, Hyper, check_on_policy
+from popjax.methods.cspc_config import Config, Evolution, Hyper, check_on_policy
 from popjax.population import exchange, learning, players
 from popjax.population.drives import Drive, Pairs
 from popjax.population.exchange import MeanNetwork
@@ -135,53 +135,58 @@ def gather(spec: Spec, config: Config) -> Members:
         ValueError: they cannot play the task, or cannot take over each other's policies.
     """
     continuous_dims(spec, "cspc")
-    off_policy = on_policy = learner = local = search = None
-    copies: tuple[Player, ...] = ()
-    test_scale = float(config.test == "sample")
-    if config.off_policy is not None:
-        off_policy = agents.build(spec, config.off_policy)
-        one = partial(
-            players.off_policy,
-            off_policy,
-            agents.default_hyper(config.off_policy),
-            spec,
-            config.lanes,
-            batch=config.batch,
-            test_scale=test_scale,
-            burst=config.burst,
-        )
-        learner = one(warmup=config.warmup)
-        # Copies that take over policies need no random actions to begin with.
-        copies = (one(warmup=0 if config.transfer else config.warmup),) * config.copies
-    if config.on_policy is not None:
-        check_on_policy(spec, config)
-        length = config.rollout(spec.episode_length)
-        on_policy = agents.build_on_policy(spec, config.on_policy, config.on_policy_lanes * length)
-        local = players.on_policy(
-            on_policy,
-            agents.default_hyper(config.on_policy),
-            spec,
-            config.on_policy_lanes,
-            length=length,
-            by_episode=config.on_policy_update == "episode",
-            test_scale=test_scale,
-        )
-    if config.evolution is not None:
-        evolution = config.evolution
-        actor = nets.tanh_actor(
-            *continuous_dims(spec, "cspc"),
-            evolution.hidden,
-            activation=evolution.activation,
-            initializer="uniform_zero_bias",
-            final_initializer="uniform_fan_in",
-        )
-        search = players.search(actor, evolution.cem, slots=2, tests_best=evolution.score == "best")
+    off_policy, learner, copies = _off_policy(spec, config)
+    on_policy, local = _on_policy(spec, config)
+    search = None if config.evolution is None else _search(spec, config.evolution)
     everybody = Team(learner, local, search, copies)
     named = {"off_policy": learner, "on_policy": local, "evolution": search}
     networks = {name: player.network for name, player in named.items() if player is not None}
     exchange.check_alike(spec, networks)
     rows, network = everybody.of(range(config.members)), everybody.everybody[0].network
     return Members(off_policy, on_policy, everybody, rows, config.members, network)
+
+
+def _off_policy(spec: Spec, config: Config) -> tuple[Agent | None, Player | None, tuple[Player, ...]]:
+    """Return the kind of the global agent, how it plays and how its copies do."""
+    if config.off_policy is None:
+        return None, None, ()
+    agent = agents.build(spec, config.off_policy)
+    own = agent, agents.default_hyper(config.off_policy), spec, config.lanes
+    scale = float(config.test == "sample")
+    one = partial(players.off_policy, *own, batch=config.batch, test_scale=scale, burst=config.burst)
+    # Copies that take over policies need no random actions to begin with.
+    copies = (one(warmup=0 if config.transfer else config.warmup),) * config.copies
+    return agent, one(warmup=config.warmup), copies
+
+
+def _on_policy(spec: Spec, config: Config) -> tuple[OnPolicyAgent | None, Player | None]:
+    """Return the kind of the on-policy agent, and how it plays."""
+    if config.on_policy is None:
+        return None, None
+    check_on_policy(spec, config)
+    length = config.rollout(spec.episode_length)
+    agent = agents.build_on_policy(spec, config.on_policy, config.on_policy_lanes * length)
+    return agent, players.on_policy(
+        agent,
+        agents.default_hyper(config.on_policy),
+        spec,
+        config.on_policy_lanes,
+        length=length,
+        by_episode=config.on_policy_update == "episode",
+        test_scale=float(config.test == "sample"),
+    )
+
+
+def _search(spec: Spec, config: Evolution) -> Player:
+    """Return how evolution plays."""
+    actor = nets.tanh_actor(
+        *continuous_dims(spec, "cspc"),
+        config.hidden,
+        activation=config.activation,
+        initializer="uniform_zero_bias",
+        final_initializer="uniform_fan_in",
+    )
+    return players.search(actor, config.cem, slots=2, tests_best=config.score == "best")
 
 
 def turns(members: Members, config: Config) -> Turns:

@@ -177,9 +177,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_tell = jax.random.split(s.key)
         search = strategy.tell(s.search, s.population, s.metrics.fitness, s.hyper, key_tell)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, strategy.mean(search), strategy.mean(s.search)))
-        fitness = s.metrics.fitness
-        lost = (~jnp.isfinite(fitness)).sum(dtype=jnp.int32)
-        metrics = replace(s.metrics, fitness=judging.shown(fitness), diverged=lost, moved=moved)
+        metrics = replace(s.metrics, **judging.told(s.metrics.fitness), moved=moved)
         return replace(s, key=key, generation=s.generation + 1, metrics=metrics, search=search)
 
     return Method(

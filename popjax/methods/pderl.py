@@ -103,7 +103,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         store, empty = replay.init(kept), memory.init(Memory(row.obs))
         zero, none = jnp.float32(0), jnp.int32(0)
         held = drive.init(key_drive)
-        losses, bonus, behind = learning.no_losses(update, (learner, held), store, hyper, key)
+        losses, bonus, told = learning.no_losses(update, (learner, held), store, hyper, key)
         scores, orphans = jnp.zeros(population), jnp.full((population, 2), -1, jnp.int32)
         return State(
             key=key,
@@ -111,7 +111,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             env_steps=counting.none(),
             generation=none,
             metrics=Metrics(
-                scores, none, zero, losses, bonus, behind, none, none, none, orphans, zero, zero, zero
+                scores, none, zero, losses, bonus, told, none, none, none, orphans, zero, zero, zero
             ),
             learner=learner,
             learner_memory=empty,
@@ -164,9 +164,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     def evolve(s: State) -> State:
         """Clone the elites, keep the winners, fill the rest with children; all but the clones may mutate."""
         key, key_select, key_cross, key_chance, key_mutate = jax.random.split(s.key, 5)
-        fitness, lost = s.metrics.fitness, ~jnp.isfinite(s.metrics.fitness)
-        told = {"fitness": judging.shown(fitness), "diverged": lost.sum(dtype=jnp.int32)}
-        s = replace(s, metrics=replace(s.metrics, **told))
+        fitness = s.metrics.fitness
+        s = replace(s, metrics=replace(s.metrics, **judging.told(fitness)))
         selection = select(key_select, fitness, config.elites, config.tournament)
         actors, memories = tree.take((s.actors, s.memories), selection.source)
         parents = clones(selection)
@@ -213,13 +212,11 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def mutated(hyper: Hyper, actors: Params, memories: Ring, key: Key) -> Params:
         """Return a mutant of every individual."""
-        key_std, key_mutate = jax.random.split(key)
-        keys = jax.random.split(key_mutate, population)
+        keys = jax.random.split(key, population)
         if config.mutation == "gaussian":
             return jax.vmap(mutate.gaussian)(actors, keys)
-        stds = hyper.mutation_std + hyper.mutation_std_noise * jax.random.normal(key_std, (population,))
         return mutate.proximal_all(
-            greedy, actors, memories, keys, config.mutation_batch, stds, hyper.sensitivity_floor
+            greedy, actors, memories, keys, config.mutation_batch, hyper.mutation_std, hyper.sensitivity_floor
         )
 
     def update(

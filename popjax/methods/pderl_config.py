@@ -51,6 +51,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        drives.check_novelty(self.drive, "a learner and individuals with one network")
         check_least(self, 1, "trials", "sync_period", "tournament", "mutation_batch", "batch")
         if self.population < 2 * self.elites:
             raise ValueError(
@@ -76,7 +77,6 @@ class Hyper:
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
     mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
     mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
-    mutation_std_noise: Number = number(0.0)  # standard deviation of mutation_std, drawn for each mutation
     sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
     noise_theta: Number = number(0.15, high=2.0)  # DDPG, TD3: pull of the action noise to 0, per step
     noise_sigma: Number = number(0.2)  # standard deviation of the noise per step
@@ -92,7 +92,7 @@ class Metrics:
     diverged:        int32 individuals whose return or parameters were not finite.
     learner_return:  return of the learner's exploring episode.
     losses:          the learner's, of its last gradient step; 0 before the first.
-    bonus, drive:    [1] mean of what the drive added to that batch's rewards, and its losses behind the step;
+    bonus, drive:    [1] mean of what the drive added to that batch's rewards, and its losses after the step;
                      None without a drive.
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.

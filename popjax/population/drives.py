@@ -7,7 +7,7 @@ A method with a field ``drive: drives.AnyConfig | None`` in its Config and the d
     lanes_env = drive.env(rollout.autoreset(env))  # what agents see, DIAYN's skill included
     held = drive.observe(held, rows, done, valid, hyper)  # after playing [T, P, N]
     paid, bonus = drive.pay(held, rows, hyper)  # before a gradient step, which learns from paid
-    held, losses = drive.learn(held, rows, own, pairs, hyper, key)  # behind it
+    held, losses = drive.learn(held, rows, own, pairs, hyper, key)  # after it
     drive.act(agent.act), drive.deploy(held, policies)  # for the Method
 
 Returns and fitness stay the task's.
@@ -52,7 +52,7 @@ class Drive(NamedTuple):
     pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of what the drive
              added). ``rows`` are each agent's own [P, B], or common ones [B]
     learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] marks the
-             agent's own among common rows; None for rows [P, B]
+             agent's own among common rows, and of rows [P, B] those that count; None: all
     env:     self-resetting Env -> the Env that the agents play
     act:     Act on the agents' observations -> Act on the task's
     deploy:  (state, policies [P]) -> parameters [P] for that ``act``
@@ -99,6 +99,16 @@ def build(
     modules = kind.modules if module is rnd else "own"
     made = module.build(spec, kind, (population, lanes) if modules == "one" else (lanes,))
     return lifted(made, population, shared=modules == "one", own=modules == "own")
+
+
+def check_novelty(config: AnyConfig | None, who: str) -> None:
+    """Check that a drive, if any, changes no observation, so that ``who`` can play by the same policies.
+
+    Raises:
+        ValueError: it has skills.
+    """
+    if isinstance(config, diayn.Config):
+        raise ValueError(f"{who} observe the task alone, no skills; set drive collab, rnd or none")
 
 
 def default_numbers(config: AnyConfig | None) -> PyTree:
@@ -222,16 +232,15 @@ def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: boo
     def learn(
         state: PyTree, rows: Transition, mine: Array | None, pairs: Pairs, hyper: Any, key: Key
     ) -> tuple[PyTree, PyTree]:
-        common = rows.reward.ndim == 1
-        if not common and (shared or not own):
-            rows, common = tree.flatten(rows), True
-        everything = jnp.ones(rows.reward.shape[-1])
-        if shared:
-            return module.learn(state, rows, everything, hyper.drive, key)
-        weight = tree.repeat(everything, population)
-        if common and own and mine is not None:
+        pooled, weight = shared or not own, jnp.ones(rows.reward.shape)
+        if mine is not None and (rows.reward.ndim == 2 or not pooled):
             weight = jnp.float32(mine)
-        each = jax.vmap(module.learn, (0, None if common else 0, 0, None, 0))
+        if pooled and rows.reward.ndim == 2:
+            rows, weight = tree.flatten((rows, weight))
+        if shared:
+            return module.learn(state, rows, weight, hyper.drive, key)
+        weight = weight if weight.ndim == 2 else tree.repeat(weight, population)
+        each = jax.vmap(module.learn, (0, None if rows.reward.ndim == 1 else 0, 0, None, 0))
         state, losses = each(state, rows, weight, hyper.drive, jax.random.split(key, population))
         return state, jax.tree.map(jnp.mean, losses)
 

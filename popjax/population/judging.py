@@ -1,4 +1,4 @@
-"""Fitness of individuals in training: by their own episodes, and as it is shown."""
+"""Fitness of individuals in training: by their own episodes, to rank them, and for the metrics."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def sound(fitness: Array, individuals: PyTree) -> Array:
 
 
 def shown(fitness: Array) -> Array:
-    """Return the fitness [P] as it is shown: of one that has diverged, that of the worst other."""
+    """Return the fitness [P] for the metrics, in which an individual that has diverged gets the worst fitness
+    of the others."""
     finite = jnp.isfinite(fitness)
     return jnp.where(finite, fitness, jnp.min(fitness, where=finite, initial=jnp.inf))
+
+
+def told(fitness: Array) -> dict[str, Array]:
+    """Return the metrics of a generation that is ranked by ``fitness`` [P]: ``fitness`` as ``shown``, and
+    ``diverged`` int32, the number of individuals whose fitness is not finite."""
+    return {"fitness": shown(fitness), "diverged": (~jnp.isfinite(fitness)).sum(dtype=jnp.int32)}

@@ -128,11 +128,18 @@ def build(
         the drive's losses."""
         episode = jnp.cumsum(trajectory.done, 1) - trajectory.done
         numbered = episodes.numbered(trajectory, episode.astype(jnp.int32))
-        # What an agent that has diverged played must not spoil a drive that all share.
-        numbered = tree.where(tree.finite(numbered, 3), numbered, jax.tree.map(jnp.zeros_like, numbered))
-        by_time, done = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (numbered, trajectory.done))
-        held = drive.observe(held, by_time, done, jnp.ones_like(done), hyper)
+        # What an agent that has diverged played must not spoil a drive that all share: such rows do not
+        # count, and each is an episode by itself, so that none has a neighbour.
+        sound = tree.finite(numbered, 3)  # [P, T, N]
+        alone = jnp.broadcast_to(-1 - jnp.arange(length)[:, None], sound.shape)
+        nothing = replace(jax.tree.map(jnp.zeros_like, numbered), episode=alone)
+        numbered = tree.where(sound, numbered, nothing)
+        by_time, done, valid = jax.tree.map(
+            lambda x: jnp.moveaxis(x, 1, 0), (numbered, trajectory.done, sound)
+        )
+        held = drive.observe(held, by_time, done, valid, hyper)
         rows, store = jax.vmap(tree.flatten)(numbered), full(tree.flatten(by_time, 3))
+        counted = sound.reshape(population, -1)
         size, steps = min(DRIVE_BATCH, config.lanes * length), -(-config.lanes * length // DRIVE_BATCH)
 
         def near(key: Key) -> tuple[Array, Array, Array]:
@@ -141,7 +148,8 @@ def build(
         def update(held: PyTree, key: Key) -> tuple[PyTree, PyTree]:
             key_rows, key_learn = jax.random.split(key)
             index = jax.random.randint(key_rows, (population, size), 0, config.lanes * length)
-            return drive.learn(held, jax.vmap(tree.take)(rows, index), None, near, hyper, key_learn)
+            batch, counts = jax.vmap(tree.take)((rows, counted), index)
+            return drive.learn(held, batch, counts, near, hyper, key_learn)
 
         told = learning.no_losses(update, held, key)
         held, told = learning.steps(update, held, steps, key, told)

@@ -157,6 +157,14 @@ def test_the_codes_schedule_follows_the_search():
 
 
 @pytest.mark.slow
+def test_copies_play_as_long_as_the_search_in_the_codes_schedule():
+    """They play after it, the first time as ever."""
+    states = history(3, replace(DUO, copies=1, schedule="code"))
+    assert [s.metrics.steps.tolist() for s in states[1:]] == [[500, 0, 0], [100] * 3, [100] * 3]
+    assert [int(one.updates) for one in states[-1].team.copies] == [200]
+
+
+@pytest.mark.slow
 def test_the_codes_schedule_follows_a_search_of_any_length():
     """Episodes end early, so that a generation is not a multiple of anything: the agents play as long as it,
     the on-policy one in whole batches of ten."""
@@ -715,7 +723,7 @@ def test_each_agent_remembers_the_states_it_visited():
     ("options", "message"),
     [
         ({"off_policy": None, "drive": cspc.DRIVES["rnd"]}, "off_policy is none; set drive none"),
-        ({"drive": rnd.Config()}, "got drive.modules own; set drive.modules one"),
+        ({"drive": rnd.Config()}, "set drive collab, or rnd with drive.modules one"),
         ({"drive": contrastive.Config()}, "got drive.horizon 5; set drive.horizon 1"),
         ({"drive": diayn.Config()}, "set drive collab, rnd or none"),
     ],

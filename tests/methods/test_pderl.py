@@ -19,7 +19,7 @@ from popjax.envs.episodic import episodic
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
 from popjax.evolution.select import replaceable
-from popjax.intrinsic import contrastive
+from popjax.intrinsic import contrastive, diayn
 from popjax.methods import erl, pderl
 from popjax.replay.ring import latest
 from tests.support import Case, close, same
@@ -170,6 +170,7 @@ def test_the_defaults_are_the_papers():
         ({"memory": 1}, "at least 2 states, one of each parent, got 1"),
         ({"crossover": "npoint"}, "one of 'distil', 'n_point', got 'npoint'"),
         ({"mutation": "gauss"}, "one of 'proximal', 'gaussian', got 'gauss'"),
+        ({"drive": diayn.Config()}, "no skills; set drive collab, rnd or none"),
     ],
 )
 def test_senseless_configs_are_refused(numbers, message):

@@ -13,11 +13,12 @@ import jax
 import pytest
 
 import popjax
-from popjax import cli
+from popjax import cli, population
+from popjax.agents import a2c
 from popjax.cli import expand, grid
 from popjax.cli.parse import Fault
 from popjax.host import recipes
-from popjax.methods import independent
+from popjax.methods import independent, onpolicy, pbt
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -119,6 +120,13 @@ def test_the_page_of_a_method_tells_of_every_phase():
             assert not phase or f"`{phase}`" in page, (name, phase)
 
 
+def test_the_design_names_every_module_of_the_population_layer():
+    modules = {path.stem for path in Path(population.__path__[0]).glob("[a-z]*.py")}
+    layer = (DOCS / "design.md").read_text().partition("## The population layer")[2].partition("\n## ")[0]
+    for text in (population.__doc__, layer):
+        assert modules - set(re.findall(r"`(\w+)`", text)) == set()
+
+
 def test_readme_is_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
@@ -156,6 +164,22 @@ def test_a_config_without_a_module_of_its_own_is_no_agent():
 
     with pytest.raises(ValueError, match="Config is not the Config of an agent; there is ddpg"):
         independent.build(popjax.make("probe/corridor"), independent.Config(agent=Config()))
+
+
+def test_an_on_policy_module_without_a_rollout_is_told_what_it_lacks(monkeypatch):
+    """Methods that take both kinds of agent know it by that alone."""
+    monkeypatch.delattr(a2c, "ROLLOUT")
+    env, message = (
+        popjax.make("probe/corridor"),
+        "agents.a2c has no ROLLOUT, .*; add it, or choose a2c or ppo",
+    )
+    for method, config in (
+        (onpolicy, onpolicy.Config),
+        (pbt, pbt.configured),
+        (independent, independent.Config),
+    ):
+        with pytest.raises(ValueError, match=message):
+            method.build(env, config(agent=a2c.Config(hidden=(4,))))
 
 
 def test_each_agent_carries_a_drive_of_ones_own(module):

@@ -138,6 +138,18 @@ def test_every_command_takes_its_run(tmp_path, capsys, monkeypatch):
     assert cli.run([name, *OPTIONS, *swept]) == 0
 
 
+@pytest.mark.slow
+def test_its_run_is_filmed(tmp_path, monkeypatch):
+    pytest.importorskip("pygame")
+    monkeypatch.chdir(ROOT)
+    run, film = str(tmp_path / "run"), tmp_path / "film.gif"
+    task = ["--env", "gymnax/Pendulum-v1", "--env-option", "max_steps_in_episode=10"]
+    argv = ["examples.sixth_method", *task, *OPTIONS[2:], "--env-steps", "60", "--run-dir", run]
+    assert cli.run(argv) == 0
+    assert cli.evaluate([run, "--episodes", "1", "--video", str(film)]) == 0
+    assert film.read_bytes().startswith(b"GIF89a")
+
+
 def test_the_method_of_the_documentation_keeps_its_contract_and_transfers_policies(tmp_path, monkeypatch):
     page = (ROOT / "docs/extending/method.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

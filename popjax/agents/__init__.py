@@ -1,7 +1,8 @@
 """Learning agents, one file each, each for one individual.
 
 Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (numbers), ``State`` and
-``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``.
+``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``; the
+latter also ``ROLLOUT``, the environment steps of a lane in a rollout, by which methods know them.
 Your own module with these names is as good: it is found by the module that defines its Config.
 """
 
@@ -86,9 +87,13 @@ def default_rollout(config: AnyOnPolicyConfig) -> int:
     Raises:
         ValueError: ``config`` is not of an on-policy agent.
     """
+    module = _module(config, ON_POLICY_AGENTS)
     if not on_policy(config):
-        raise kinds.stranger(config, "an agent", ON_POLICY_AGENTS)
-    steps: int = _module(config, ON_POLICY_AGENTS).ROLLOUT
+        raise ValueError(
+            f"{module.__name__} has no ROLLOUT, the environment steps of a lane in a rollout, which marks"
+            f" agents that learn on-policy; add it, or choose {' or '.join(ON_POLICY_AGENTS)}"
+        )
+    steps: int = module.ROLLOUT
     return steps
 
 
@@ -106,6 +111,8 @@ def on_policy(config: Any) -> bool:
 
 def _built(spec: Spec, config: Any, known: dict[str, ModuleType], kind: type[Made]) -> Made:
     agent = _module(config, known).build(spec, config)
+    if isinstance(agent, OnPolicyAgent):
+        default_rollout(config)  # methods that take both kinds tell them apart by it
     if not isinstance(agent, kind):
         raise kinds.stranger(config, "an agent", known)
     return agent

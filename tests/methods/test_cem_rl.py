@@ -139,6 +139,13 @@ def test_an_elite_is_the_best_of_the_generation_before():
     assert not same(states[1].population[-1], states[0].population[int(np.argmax(states[0].metrics.fitness))])
 
 
+def test_an_elite_has_not_diverged_even_among_equals():
+    state = history("elite")[-1]
+    equals = replace(state.metrics, fitness=jnp.ones(4))
+    lost = replace(state, population=state.population.at[0].set(jnp.nan), metrics=equals)
+    equal(compiled("elite")[2](lost).population[-1], state.population[1])
+
+
 def test_those_who_stay_are_not_played_again():
     method, init, step = compiled("mixing")
     state = step(init(jax.random.key(1), method.hyper))

@@ -269,7 +269,7 @@ def test_the_command_line_offers_it():
 def test_senseless_configs_are_refused():
     with pytest.raises(ValueError, match="lanes must be at least 1, got 0"):
         onpolicy.Config(lanes=0)
-    with pytest.raises(ValueError, match="there is a2c"):
+    with pytest.raises(ValueError, match="add it, or choose a2c or ppo"):
         onpolicy.build(make("probe/delay"), onpolicy.Config(agent=sac.Config()))
 
 

@@ -191,6 +191,37 @@ def test_who_has_diverged_is_replaced_for_good():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [search.Pbt(fraction=0.25), search.Halving(factor=2)], ids=["pbt", "halving"]
+)
+def test_permuted_individuals_end_permuted(kind):
+    """Every episode here returns 1, and at a rate of 0 the actions that are drawn change no network: a step
+    depends on the individuals alone, whichever slots they have."""
+    config = on_policy(lanes=1, steps=1, interval=1, episodes=8, search=kind, explore=False)
+    method, order = pbt.build(make("probe/constant"), config), np.array([2, 0, 3, 1])
+    step, state = jax.jit(method.step), jax.jit(method.init)(jax.random.key(0), method.hyper)
+    recent = state.lanes.account.recent
+    returns = jnp.broadcast_to(jnp.array([30.0, 10.0, 40.0, 20.0])[:, None, None], recent.returns.shape)
+    recent = replace(recent, returns=returns, count=jnp.full_like(recent.count, 8))
+    lanes = replace(state.lanes, account=replace(state.lanes.account, recent=recent))
+    state = state.replace(lanes=lanes, hyper=state.hyper.replace(lr=jnp.zeros(P)))
+    entropy = state.hyper.entropy_weight
+    agents, lanes = tree.take((state.agents, state.lanes), order)
+    hyper = state.hyper.replace(entropy_weight=entropy[order])
+    plain, permuted = step(state), step(state.replace(agents=agents, lanes=lanes, hyper=hyper))
+    source, moved = (np.asarray(s.metrics.parents[:, 0]) for s in (plain, permuted))
+    assert (source != np.arange(P)).sum() == (1 if isinstance(kind, search.Pbt) else 2)
+    np.testing.assert_array_equal(moved, np.argsort(order)[source[order]])
+
+    def outcome(s):
+        facts = s.agents.actor, s.agents.value, s.lanes.account, s.hyper.entropy_weight, s.metrics.fitness
+        return *facts, s.lineage.fitness[1], s.lineage.numbers[1]
+
+    assert same(tree.take(outcome(plain), order), outcome(permuted))
+    assert not same(outcome(plain), outcome(permuted))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("drive", ["rnd", "diayn"])
 def test_a_drives_module_goes_with_its_agent(drive):
     """And one with NaN is replaced for good."""
@@ -289,6 +320,7 @@ AGENTS = {
     "td3": td3.Config((8,)),
     "sac": sac.Config((8,)),
     "sac2018": sac2018.Config((8,)),
+    "drq": drq.Config((8,), latent=5, shift=2),
     "dqn": dqn.Config(hidden=(8,)),
     "ppo": ppo.Config((8,), policy_epochs=8, value_epochs=2),
     "a2c": a2c.Config((8,)),
@@ -308,6 +340,25 @@ OTHER = {
 NOT_IN_AN_UPDATE = {"exploration", "exploration_start", "exploration_steps"}
 
 
+def as_images(env):
+    """The task, its observation as the brightness of an image."""
+    shape = (31, 31, 3)
+
+    def image(obs):
+        return jnp.broadcast_to(jnp.uint8(jnp.clip(60 * obs + 100, 0, 255)), shape)
+
+    def reset(key):
+        state, obs = env.reset(key)
+        return state, image(obs)
+
+    def step(state, action):
+        state, timestep = env.step(state, action)
+        return state, replace(timestep, obs=image(timestep.obs), next_obs=image(timestep.next_obs))
+
+    spec = env.spec._replace(obs_shape=shape, obs_dtype=jnp.uint8)
+    return env._replace(reset=reset, step=step, spec=spec)
+
+
 @pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x != "a2c")) for x in AGENTS])
 def test_a_mutated_number_reaches_the_update(name, tmp_path):
     """For every number: an update behind the mutation is, bit for bit, that of agents built with it from the
@@ -316,7 +367,8 @@ def test_a_mutated_number_reaches_the_update(name, tmp_path):
     small = {"lanes": 2, "steps": 4, "population": 2, "interval": 8}
     small |= {} if name in ("ppo", "a2c") else {"batch": 8, "capacity": 16, "warmup": 2}
     config = pbt.configured(AGENTS[name], search=search.Random(), **small)
-    method = pbt.build(make("probe/corridor-discrete" if discrete else "probe/corridor"), config)
+    env = make("probe/corridor-discrete" if discrete else "probe/corridor")
+    method = pbt.build(as_images(env) if name == "drq" else env, config)
     plain = (onpolicy if name in ("ppo", "a2c") else independent).build(
         method.built.env,
         {True: onpolicy.Config, False: independent.Config}[name in ("ppo", "a2c")](
@@ -412,7 +464,7 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
         other, changed = trained(tmp_path, f"other{parent}{same_end}", *SEARCH, *KEPT, *change)
         assert changed["members"][0]["selections"]["source"][3][slot] == parent
         assert (other["state_sha256"] == summary["state_sha256"]) == (same_end or source[slot] == slot)
-    # A change needs environment steps behind it.
+    # A change needs environment steps after it.
     capsys.readouterr()
     trained(tmp_path, "end", *SEARCH, *KEPT, "--from", str(tmp_path / "run"), "--intervene", "0=1", code=2)
     assert "is at 200 environment steps there" in capsys.readouterr().err

@@ -30,11 +30,15 @@ def norm(gradient):
 def stepped(params, gradient, lr, clip=np.inf):
     """Adam's first step, written out, after clipping to a global norm."""
     factor = min(1.0, clip / norm(gradient))
-    return jax.tree.map(lambda p, g: p - lr * g * factor / (jnp.abs(g * factor) + 1e-8), params, gradient)
+
+    def step(p, g):
+        return p - lr * g * factor / (np.abs(g * factor) + 1e-8)
+
+    return jax.tree.map(step, *jax.tree.map(np.asarray, (params, gradient)))
 
 
 def blend(target, online, rate):
-    return jax.tree.map(lambda t, o: (1 - rate) * t + rate * o, target, online)
+    return jax.tree.map(lambda t, o: (1 - rate) * np.asarray(t) + rate * np.asarray(o), target, online)
 
 
 def first_moment(optimizer):

@@ -76,10 +76,11 @@ def test_an_agent_learns_the_known_answer(name, probe, key):
     state, losses = train(played_at_random(probe), key)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(losses))
     critic = state.critic if name == "ddpg" else state.critics
+    act, value_of = jax.jit(agent.act), jax.jit(agent.critic.apply)
     for obs, value, best in ANSWERS[probe]:
         obs = jnp.array([obs], jnp.float32)
-        action = agent.act(agent.policy(state), (), obs, key, 0.0).action
-        np.testing.assert_allclose(agent.critic.apply(critic, obs, action), value, atol=0.15)
+        action = act(agent.policy(state), (), obs, key, 0.0).action
+        np.testing.assert_allclose(value_of(critic, obs, action), value, atol=0.15)
         if best is not None:
             np.testing.assert_allclose(action, [best], atol=0.12)
 
@@ -89,7 +90,8 @@ def fresh(name, config=None, **numbers):
     module = agents.AGENTS[name]
     agent = agents.build(SPEC, config or CONFIGS[name])
     hyper = as_arrays(module.Hyper(**numbers))
-    state, other = agent.init(jax.random.key(5), hyper), agent.init(jax.random.key(6), hyper)
+    init = jax.jit(agent.init)
+    state, other = init(jax.random.key(5), hyper), init(jax.random.key(6), hyper)
     targets = {field: getattr(other, field) for field in vars(state) if field.startswith("target")}
     return agent, hyper, state.replace(**targets)
 
@@ -103,7 +105,7 @@ def test_a_step_of_ddpg(scale, key):
     y = batch.reward + batch.discount * q(
         state.target_critic, batch.next_obs, mu(state.target_actor, batch.next_obs)
     )
-    loss, gradient = jax.value_and_grad(lambda p: ((q(p, batch.obs, batch.action) - y) ** 2).mean())(
+    loss, gradient = jax.jit(jax.value_and_grad(lambda p: ((q(p, batch.obs, batch.action) - y) ** 2).mean()))(
         state.critic
     )
     after, losses = jax.jit(agent.learn)(state, batch, hyper, key)
@@ -115,7 +117,9 @@ def test_a_step_of_ddpg(scale, key):
     )
 
     def ascent(critic):
-        return jax.value_and_grad(lambda p: -q(critic, batch.obs, mu(p, batch.obs)).mean())(state.actor)
+        return jax.jit(jax.value_and_grad(lambda p: -q(critic, batch.obs, mu(p, batch.obs)).mean()))(
+            state.actor
+        )
 
     loss, gradient = ascent(after.critic)  # the critic of this very step
     close(losses.actor_loss, loss)
@@ -129,7 +133,8 @@ def test_a_step_of_baselines_ddpg(key):
     """Weighted errors, penalized hidden matrices of the critic, observations normalized and cut at 5."""
     hyper = as_arrays(ddpg.baselines_hyper())
     agent = agents.build(SPEC, replace(ddpg.BASELINES, hidden=(8, 8), critic_layers=(8, 8)))
-    state, other = agent.init(jax.random.key(5), hyper), agent.init(jax.random.key(6), hyper)
+    init = jax.jit(agent.init)
+    state, other = init(jax.random.key(5), hyper), init(jax.random.key(6), hyper)
     state = state.replace(target_actor=other.actor, target_critic=other.critic)
     batch, weight = a_batch(), jnp.linspace(0.1, 1.0, 16)
     state = agent.observe(state, 3 + 0.1 * batch.obs, jnp.arange(16) < 12)
@@ -147,7 +152,7 @@ def test_a_step_of_baselines_ddpg(key):
         half = (weight * (q(p, normal(batch.obs), batch.action) - y) ** 2).mean() / 2
         return half + 1e-2 * sum((k**2).sum() for k in kernels) / 2
 
-    value, gradient = jax.value_and_grad(loss)(state.critic)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.critic)
     weighted = Weighted(**vars(batch), weight=weight)
     learned, losses = jax.jit(agent.learn)(state, weighted, hyper, key)
     close(losses.critic_loss, 2 * value, rtol=1e-3)
@@ -161,7 +166,7 @@ def test_a_step_of_baselines_ddpg(key):
 
 def test_the_networks_of_baselines_ddpg():
     agent = agents.build(SPEC, ddpg.BASELINES)
-    state = agent.init(jax.random.key(0), ddpg.baselines_hyper())
+    state = jax.jit(agent.init)(jax.random.key(0), ddpg.baselines_hyper())
     assert [x.shape for x in jax.tree.leaves(state.critic) if x.ndim == 2] == [(3, 64), (66, 64), (64, 1)]
     assert state.actor["mlp"]["LayerNorm_1"]["bias"].shape == (64,)
     for network in (state.actor["mlp"], state.critic):
@@ -173,7 +178,7 @@ def test_the_networks_of_baselines_ddpg():
 
 def test_targets_start_as_copies():
     for name, config in CONFIGS.items():
-        state = agents.build(SPEC, config).init(jax.random.key(0), agents.default_hyper(config))
+        state = jax.jit(agents.build(SPEC, config).init)(jax.random.key(0), agents.default_hyper(config))
         for field in vars(state):
             if field.startswith("target_"):
                 equal(getattr(state, field), getattr(state, field.removeprefix("target_")))
@@ -192,7 +197,7 @@ def test_a_step_of_td3(key):
     def critic_loss(params):
         return ((agent.critic.apply(params, batch.obs, batch.action) - y) ** 2).mean()
 
-    loss, gradient = jax.value_and_grad(critic_loss)(state.critics)
+    loss, gradient = jax.jit(jax.value_and_grad(critic_loss))(state.critics)
     learn = jax.jit(agent.learn)
     one, losses = learn(state, batch, hyper, key)
     close(losses.critic_loss, loss)
@@ -206,7 +211,7 @@ def test_a_step_of_td3(key):
     def actor_loss(params):
         return -agent.critic.apply(two.critics, batch.obs, agent.actor.apply(params, batch.obs))[0].mean()
 
-    loss, gradient = jax.value_and_grad(actor_loss)(state.actor)
+    loss, gradient = jax.jit(jax.value_and_grad(actor_loss))(state.actor)
     close(losses.actor_loss, loss)
     close(two.actor, stepped(state.actor, gradient, 3e-4), atol=2e-5)
     close(two.target_actor, blend(state.target_actor, two.actor, 0.005), atol=1e-7)
@@ -241,7 +246,9 @@ def test_the_log_density_of_a_squashed_gaussian(mean, log_std, key):
     noise = jax.random.normal(key, (50, 2))
     np.testing.assert_allclose(log_prob, log_density(mean, log_std, noise), rtol=1e-5, atol=1e-4)
     assert np.abs(action).max() <= 1
-    gradient = jax.grad(lambda m, s: distributions.squashed_sample(key, m, s)[1].sum(), (0, 1))(mean, log_std)
+    gradient = jax.jit(jax.grad(lambda m, s: distributions.squashed_sample(key, m, s)[1].sum(), (0, 1)))(
+        mean, log_std
+    )
     assert all(np.isfinite(g).all() for g in gradient)
 
 
@@ -274,7 +281,7 @@ def test_a_step_of_sac(actor_q, key):
     def critic_loss(params):
         return ((agent.critic.apply(params, batch.obs, batch.action) - y) ** 2).mean()
 
-    loss, gradient = jax.value_and_grad(critic_loss)(state.critics)
+    loss, gradient = jax.jit(jax.value_and_grad(critic_loss))(state.critics)
     after, losses = jax.jit(agent.learn)(state, batch, hyper, key)
     close(losses.critic_loss, loss, rtol=1e-3)
     close(after.critics, stepped(state.critics, gradient, 3e-4, 20), atol=2e-5)
@@ -285,7 +292,7 @@ def test_a_step_of_sac(actor_q, key):
         values = agent.critic.apply(after.critics, batch.obs, action)
         return (0.3 * log_prob - getattr(values, actor_q)(0)).mean(), -log_prob.mean()
 
-    (loss, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
+    (loss, entropy), gradient = jax.jit(jax.value_and_grad(actor_loss, has_aux=True))(state.actor)
     close(losses.actor_loss, loss, rtol=1e-3, atol=1e-4)
     close(losses.entropy, entropy, rtol=1e-3, atol=1e-4)
     moments = jax.tree.map(lambda g: 0.1 * g * min(1, 20 / norm(gradient)), gradient)
@@ -336,7 +343,8 @@ def spread(leaf):
 
 def test_ddpg_initialises_its_own_output_layers_small_and_the_population_at_full_scale():
     agent = ddpg.build(SPEC, ddpg.Config())
-    state, member = agent.init(jax.random.key(0), ddpg.Hyper()), agent.actor.init(jax.random.key(1))
+    state = jax.jit(agent.init)(jax.random.key(0), ddpg.Hyper())
+    member = jax.jit(agent.actor.init)(jax.random.key(1))
     for params, scale in ((state.actor, 0.1), (member, 1.0)):
         for layer, fan_in, factor in (("Dense_0", 3, 1), ("Dense_1", 128, 1), ("Dense_2", 128, scale)):
             for name, leaf in params["mlp"][layer]["linear"].items():
@@ -380,7 +388,7 @@ def test_the_networks_of_ddpg_by_hand():
 
 def test_sac_is_orthogonal_with_gain_sqrt_2_and_no_bias():
     agent = sac.build(SPEC, sac.Config())
-    state = agent.init(jax.random.key(0), sac.Hyper())
+    state = jax.jit(agent.init)(jax.random.key(0), sac.Hyper())
     kernels = jax.tree.leaves(state.actor) + [x[0] for x in jax.tree.leaves(state.critics)]
     for leaf in kernels:
         if leaf.ndim == 2:
@@ -396,7 +404,7 @@ def test_sac_is_orthogonal_with_gain_sqrt_2_and_no_bias():
 def test_sac_may_begin_as_pytorch_does(heads):
     """Weights and biases of a layer are uniform within one over the root of its inputs."""
     parts = sac.parts(SPEC, sac.Config(hidden=(128, 64), initializer="uniform"), heads)
-    state = parts.agent.init(jax.random.key(0), sac.Hyper())
+    state = jax.jit(parts.agent.init)(jax.random.key(0), sac.Hyper())
     obs_dim, action_dim = SPEC.obs_shape[0], SPEC.action_dim
     leaves = jax.tree.leaves(state.actor) + jax.tree.leaves(state.critics)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in leaves)  # biases, too

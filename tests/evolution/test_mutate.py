@@ -17,6 +17,7 @@ ACTOR = nets.tanh_actor(3, 2, (6, 6), activation="tanh", norm="erl")
 
 GAUSSIANS = jax.jit(jax.vmap(gaussian, (None, 0)))
 SENSITIVITY = jax.jit(partial(sensitivity, ACTOR.apply))
+INIT = jax.jit(ACTOR.init)
 
 
 def linear(params, obs):
@@ -25,7 +26,7 @@ def linear(params, obs):
 
 def actor_and_states(key, states=20):
     key_actor, key_obs = jax.random.split(key)
-    return ACTOR.init(key_actor), 2 * jax.random.normal(key_obs, (states, 3))
+    return INIT(key_actor), 2 * jax.random.normal(key_obs, (states, 3))
 
 
 def leaves(params):
@@ -50,9 +51,11 @@ def test_sensitivity_against_finite_differences(key):
     params, obs = actor_and_states(key)
     found = SENSITIVITY(params, obs, jnp.ones(len(obs), bool))["mlp"]["Dense_1"]["linear"]["kernel"]
 
+    apply = jax.jit(ACTOR.apply)
+
     def summed(kernel):
         mlp = params["mlp"] | {"Dense_1": {"linear": params["mlp"]["Dense_1"]["linear"] | {"kernel": kernel}}}
-        return np.asarray(ACTOR.apply({"mlp": mlp}, obs).sum(0), np.float64)
+        return np.asarray(apply({"mlp": mlp}, obs), np.float64).sum(0)
 
     kernel = params["mlp"]["Dense_1"]["linear"]["kernel"]
     for i, j in [(0, 0), (1, 3), (3, 2)]:
@@ -93,19 +96,20 @@ def test_worked_example_10_only_weight_matrices_change(kind, key):
 
 def test_no_magnitude_no_change(key):
     params, obs = actor_and_states(key)
-    same = mutants("proximal", params, obs, key, std=0.0)
+    same = jax.jit(partial(mutants, "proximal", std=0.0))(params, obs, key)
     equal(same, params)
 
 
 def test_layers_of_equal_shape_get_noise_of_their_own(key):
     """So do individuals; and the noise is standard normal times std over the sensitivity."""
     actor = nets.tanh_actor(4, 4, (4, 4))
-    params, obs = actor.init(key), jax.random.normal(key, (10, 4))
+    params, obs = jax.jit(actor.init)(key), jax.random.normal(key, (10, 4))
     valid = jnp.ones(10, bool)
     keys = jax.random.split(key, 500)
     after = jax.jit(jax.vmap(lambda k: proximal(actor.apply, params, obs, valid, k, 0.1)))(keys)
-    scale = sensitivity(actor.apply, params, obs, valid)
-    noise = jax.tree.map(lambda a, p, s: (a - p) * floored(s, 0.01) / 0.1, after, params, scale)
+    scale = jax.jit(partial(sensitivity, actor.apply))(params, obs, valid)
+    scaled = jax.jit(lambda a, p, s: (a - p) * floored(s, 0.01) / 0.1)
+    noise = jax.tree.map(scaled, after, params, scale)
     noise = np.stack([x.reshape(500, 16) for x in jax.tree.leaves(noise) if x.ndim == 3])  # [3, 500, 16]
     assert noise.shape == (3, 500, 16)
     flat = noise.transpose(0, 2, 1).reshape(48, 500)

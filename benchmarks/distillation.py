@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
+from popjax import counting
 from popjax.core import Env, Method, Params, Pretrained, as_arrays
 from popjax.envs import make
 from popjax.methods import align, cdrl
@@ -131,16 +132,12 @@ def run(method: Method, hyper: object, seeds: int, env_steps: int, name: str) ->
     step, rows = jax.jit(jax.vmap(chunk), donate_argnums=0), []
     for point in range(POINTS):
         state, row = step(state)
-        rows.append(jax.tree.map(np.asarray, row))
+        metrics, counted = jax.tree.map(np.asarray, row)
+        rows.append((metrics, counting.on_host(counted)[0]))
         if point % 10 == 9:
-            said = getattr(row[0], "score", row[0].fitness)[:, 0]
-            print(
-                f"{name}: {int(row[1][0]):,} steps, {np.round(np.asarray(said), 1)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{name}: {rows[-1][1]:,} steps, {_score(metrics).round(1)}", file=sys.stderr, flush=True)
     scores = np.stack([_score(metrics) for metrics, _ in rows], 1)
-    return Ran(scores, np.array([t[0] for _, t in rows]), state, time.perf_counter() - begun)
+    return Ran(scores, np.array([steps for _, steps in rows]), state, time.perf_counter() - begun)
 
 
 def _score(metrics: object) -> np.ndarray:

@@ -36,6 +36,7 @@ def batch(size=6, seed=0):
 def fresh(config=SMALL, **numbers):
     """agent, hyper, and a state whose target differs from the online network."""
     agent, hyper = dqn.build(SPEC, config), as_arrays(dqn.Hyper(**numbers))
+    agent = agent._replace(learn=jax.jit(agent.learn), init=jax.jit(agent.init))
     state = agent.init(jax.random.key(5), hyper)
     return agent, hyper, state.replace(target=agent.init(jax.random.key(6), hyper).online)
 
@@ -65,7 +66,9 @@ def test_worked_example_1_double_q_over_three_steps(monkeypatch):
     )
     np.testing.assert_allclose(three, 2.9602, atol=1e-6)
     np.testing.assert_allclose(agent.td_error(state, row), [1.341396], atol=2e-6)
-    np.testing.assert_allclose(agent.learn(state, row, hyper, jax.random.key(0))[1].loss, 0.899672, atol=2e-6)
+    np.testing.assert_allclose(
+        jax.jit(agent.learn)(state, row, hyper, jax.random.key(0))[1].loss, 0.899672, atol=2e-6
+    )
 
 
 def test_worked_example_4_exploration():
@@ -78,8 +81,10 @@ def test_the_share_of_random_actions():
     agent, _, state = fresh()
     obs = jnp.ones(3)
     keys = jax.random.split(jax.random.key(1), 20_000)
-    play = jax.vmap(lambda key, scale: agent.act(state.online, (), obs, key, scale).action, (0, None))
-    best = int(agent.act(state.online, (), obs, keys[0], 0.0).action)
+    play = jax.jit(
+        jax.vmap(lambda key, scale: agent.act(state.online, (), obs, key, scale).action, (0, None))
+    )
+    best = int(play(keys[:1], 0.0)[0])
     assert (play(keys, 0.0) == best).all()
     share = np.bincount(play(keys, 0.4), minlength=4) / len(keys)
     expected = np.where(np.arange(4) == best, 0.7, 0.1)
@@ -104,7 +109,7 @@ def test_a_gradient_step(options, key):
             half = jnp.where(jnp.abs(delta) > 1, jnp.abs(delta) - 0.5, half)
         return (weight * half).mean()
 
-    value, gradient = jax.value_and_grad(loss)(state.online)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.online)
     stepped_state, losses = agent.learn(state, Weighted(**vars(rows), weight=weight), hyper, key)
     close(losses.loss, value)
     close(stepped_state.online, stepped(state.online, gradient, 1e-4, 10), atol=2e-5)
@@ -199,8 +204,11 @@ def test_acting_greedily_explores_at_least_as_little_as_the_config_says():
     params = agent.init(jax.random.key(0), as_arrays(dqn.Hyper())).online
     keys = jax.random.split(jax.random.key(1), 4_000)
     greedy = jnp.argmax(agent.outputs(params, jnp.ones(3)))
+    act = jax.jit(
+        jax.vmap(lambda key, scale: agent.act(params, (), jnp.ones(3), key, scale).action, (0, None))
+    )
     for scale, chance in ((0.0, 0.25), (0.1, 0.25), (0.5, 0.5)):
-        actions = jax.vmap(lambda key: agent.act(params, (), jnp.ones(3), key, scale).action)(keys)
+        actions = act(keys, scale)
         assert (actions != greedy).mean() == pytest.approx(chance * 3 / 4, abs=0.02)
     with pytest.raises(ValueError, match=r"least_exploration must be in \[0, 1\], got 1.5"):
         dqn.Config(least_exploration=1.5)

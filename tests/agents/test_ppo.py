@@ -74,9 +74,9 @@ def played(config, hyper, key, steps=8, lanes=4):
     """An agent, its state, and a rollout of random observations under it; rewards prefer large actions."""
     spec = make("probe/context").spec
     agent = ppo.build(spec, config)
-    state = agent.init(key, hyper)
+    state = jax.jit(agent.init)(key, hyper)
     obs = 3 + 2 * jax.random.normal(key, (steps, lanes, 1))
-    act = jax.vmap(jax.vmap(lambda k, o: agent.act(agent.policy(state), (), o, k, 1.0)))
+    act = jax.jit(jax.vmap(jax.vmap(lambda k, o: agent.act(agent.policy(state), (), o, k, 1.0))))
     _, _, action, log_prob = act(jax.random.split(key, (steps, lanes)), obs)
     ended = jnp.ones((steps, lanes), bool)
     rows = Trajectory(obs, action, action[..., 0], 0.0 * action[..., 0], obs, ended, log_prob)

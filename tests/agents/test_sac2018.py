@@ -79,7 +79,7 @@ def test_the_worked_example_of_the_log_probability(monkeypatch, key):
     """CHDRL's second: u 0.5 of N(0.2, exp(-0.3)^2)."""
     agent, hyper, state = known(sac2018.Config(), mean=0.2, log_std=-0.3, temperature=1.0)
     draw(monkeypatch, 0.3 * math.exp(0.3))
-    _, losses = agent.learn(state, one_row(), hyper, key)
+    _, losses = jax.jit(agent.learn)(state, one_row(), hyper, key)
     assert float(losses.entropy) == pytest.approx(0.460705, abs=2e-6)
     assert float(losses.actor_loss) == pytest.approx(-0.460705, abs=2e-6)
     action = agent.act(agent.policy(state), (), jnp.ones(1), key, 1.0).action
@@ -98,7 +98,7 @@ def test_the_worked_example_of_the_targets(actor_q, actor_loss, discount, y_q, m
     config = sac2018.Config(actor_q=actor_q)
     agent, hyper, state = known(config, mean=0.0, log_std=log_std, **values, temperature=0.2)
     draw(monkeypatch, 0.0)
-    after, losses = agent.learn(state, one_row(1.0, discount), hyper, key)
+    after, losses = jax.jit(agent.learn)(state, one_row(1.0, discount), hyper, key)
     assert float(losses.entropy) == pytest.approx(1, abs=1e-5)
     assert float(losses.actor_loss) == pytest.approx(actor_loss, abs=1e-5)
     slopes = [10 * x["mlp"]["Dense_0"]["linear"]["bias"] for x in first_moment(after.critic_optimizer)]
@@ -149,8 +149,8 @@ def test_a_step(actor_q, clip, key):
         return losses[0] + losses[1] + 0.5 * ((y_v - v(value, batch.obs)) ** 2).mean()
 
     critics = state.critics, state.value
-    loss, gradient = jax.value_and_grad(actor_loss)(state.actor)
-    error, slopes = jax.value_and_grad(critic_loss)(critics)
+    loss, gradient = jax.jit(jax.value_and_grad(actor_loss))(state.actor)
+    error, slopes = jax.jit(jax.value_and_grad(critic_loss))(critics)
     assert min(norm(gradient), *map(norm, slopes)) > 0.1
     factors = [min(1.0, clip / norm(x)) for x in (gradient, slopes)]
 
@@ -213,7 +213,7 @@ def test_the_log_std_is_scaled_into_its_range_by_a_tanh(output, log_std):
     mean, at = found(output)
     assert float(mean) == pytest.approx(0.4)
     assert float(at) == pytest.approx(log_std, abs=1e-4)
-    slope = jax.grad(lambda x: found(x)[1])(jnp.float32(output))
+    slope = jax.jit(jax.grad(lambda x: found(x)[1]))(jnp.float32(output))
     assert float(slope) == pytest.approx(11 * (1 - math.tanh(output) ** 2), abs=1e-3)
 
 

@@ -72,8 +72,9 @@ def test_it_is_the_agent_of_normalized_observations(name: str) -> None:
 def test_a_policy_is_handed_over_with_what_it_sees_by(name: str) -> None:
     agent = agents.build(spec(name), replace(PLAIN[name], normalize_obs=True))
     hyper = as_arrays(agents.default_hyper(PLAIN[name]))
-    one, other = (agent.init(jax.random.key(seed), hyper) for seed in (0, 1))
-    one = agent.observe(one, batch(name, jax.random.key(2)).obs, jnp.ones(16, jnp.bool_))
+    init = jax.jit(agent.init)
+    one, other = (init(jax.random.key(seed), hyper) for seed in (0, 1))
+    one = jax.jit(agent.observe)(one, batch(name, jax.random.key(2)).obs, jnp.ones(16, jnp.bool_))
     taken = agent.policy(agent.adopt(other, agent.policy(one)))
     jax.tree.map(np.testing.assert_array_equal, taken, agent.policy(one))
 

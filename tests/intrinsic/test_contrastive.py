@@ -93,8 +93,9 @@ def test_rows_that_are_not_valid_take_no_part():
 
 def test_the_loss_has_a_gradient_where_nothing_is_valid_or_embeddings_are_zero():
     zeros = jnp.zeros((3, 2))
+    both = jax.jit(jax.value_and_grad(info_nce))
     for valid in (jnp.zeros(3, bool), jnp.ones(3, bool)):
-        loss, gradient = jax.value_and_grad(info_nce)(zeros, zeros + 1, valid, 0.07)
+        loss, gradient = both(zeros, zeros + 1, valid, 0.07)
         assert jnp.isfinite(loss)
         assert jnp.isfinite(gradient).all()
     assert float(info_nce(zeros, zeros, jnp.zeros(3, bool), 0.07)) == 0.0
@@ -155,24 +156,26 @@ def test_the_module_rewards_distance_from_its_bank_and_learns_from_near_pairs(ke
     np.testing.assert_allclose(module.reward(state, batch), [-1, 0], atol=1e-6)
 
     module, hyper = build(LINE, config(hidden=(8,), features=4)), as_arrays(Hyper())
-    state, (anchors, near) = module.init(key), jax.random.normal(key, (2, 6, 1))
+    learn, state = jax.jit(module.learn), jax.jit(module.init)(key)
+    anchors, near = jax.random.normal(key, (2, 6, 1))
     pairs = Transition(anchors, anchors, near[:, 0], near[:, 0], near)
     network = contrastive.encoder(LINE, config(hidden=(8,), features=4))
     weight = jnp.array([1.0, 1, 1, 0, 1, 1])
-    after, losses = module.learn(state, pairs, weight, hyper, key)
+    after, losses = learn(state, pairs, weight, hyper, key)
     expected = info_nce(*(network.apply(state.encoder, x) for x in (anchors, near)), weight > 0, 0.07)
     np.testing.assert_allclose(losses.encoder_loss, expected, rtol=1e-6)
     assert not same(after.encoder, state.encoder)
-    equal(module.learn(state, pairs, 0 * weight, hyper, key)[0], state)
+    equal(learn(state, pairs, 0 * weight, hyper, key)[0], state)
 
 
 def test_images_are_seen_through_convolutions_and_not_by_the_identity(key):
     grid = LINE._replace(obs_shape=(10, 10, 4), obs_dtype=jnp.bool_)
     module = build(grid, config())
-    state = module.init(key)
+    state = jax.jit(module.init)(key)
     assert state.bank.rows.dtype == jnp.bool_
     rows = jax.random.bernoulli(key, 0.2, (3, 10, 10, 4))
-    assert module.reward(state, Transition(*[jnp.zeros(3)] * 4, rows)).shape == (3,)
+    bonus = jax.jit(module.reward)(state, Transition(*[jnp.zeros(3)] * 4, rows))
+    assert bonus.shape == (3,)
     with pytest.raises(ValueError, match="identity encoder needs vector observations"):
         build(grid, config(encoder="identity"))
 
@@ -180,14 +183,14 @@ def test_images_are_seen_through_convolutions_and_not_by_the_identity(key):
 def test_no_gradient_of_the_reward_reaches_the_encoder(key):
     module = build(LINE._replace(obs_shape=(3,)), config(hidden=(8,), features=4, bank_size=6))
     states, banks = jax.random.normal(key, (2, 6, 3))
-    state = module.init(key)
+    state = jax.jit(module.init)(key)
     state = replace(state, bank=replace(state.bank, rows=banks, size=jnp.int32(6)))
 
     def total(params):
         return module.reward(replace(state, encoder=params), Transition(*[None] * 4, states)).sum()
 
-    assert float(jnp.abs(total(state.encoder))) > 0
-    assert all((x == 0).all() for x in jax.tree.leaves(jax.grad(total)(state.encoder)))
+    assert float(jnp.abs(jax.jit(total)(state.encoder))) > 0
+    assert all((x == 0).all() for x in jax.tree.leaves(jax.jit(jax.grad(total))(state.encoder)))
 
 
 def test_training_brings_neighbours_together(key):

@@ -106,7 +106,7 @@ def test_no_gradient_flows_into_the_bonus(key):
         changed = replace(state, predictor=predictor, target=target)
         return MODULE.reward(changed, successors(obs)).sum()
 
-    for gradient in jax.tree.leaves(jax.grad(total, (0, 1, 2))(state.predictor, state.target, obs)):
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(total, (0, 1, 2)))(state.predictor, state.target, obs)):
         assert not np.any(gradient)
 
 
@@ -160,7 +160,7 @@ def test_the_return_scale_is_the_deviation_of_discounted_sums_along_the_stream(k
         sums.extend(grown[happened])
         running = np.where(happened, np.where(end, 0, grown), running)
     assert len(sums) > 3
-    bonus = module.reward(state, successors(draw(1)))
+    bonus = jax.jit(module.reward)(state, successors(draw(1)))
     np.testing.assert_allclose(bonus, distance(start, white(draw(1))) / np.std(sums), rtol=1e-4)
     np.testing.assert_allclose(state.returns, running, rtol=1e-5)
 
@@ -168,16 +168,17 @@ def test_the_return_scale_is_the_deviation_of_discounted_sums_along_the_stream(k
 def test_returns_are_measured_once_observations_are_whitened(key):
     """A shuffled batch says nothing about returns; before any, bonuses are of another scale."""
     module = rnd.build(SPEC, RETURN, (2,))
+    observe = jax.jit(module.observe)
     start, stream, all_of_it = (
-        module.init(key),
+        jax.jit(module.init)(key),
         successors(draw(0, 8).reshape(4, 2, D)),
         jnp.ones((4, 2), bool),
     )
-    assert int(module.observe(start, stream, ~all_of_it, all_of_it, HYPER).magnitudes.count) == 0
+    assert int(observe(start, stream, ~all_of_it, all_of_it, HYPER).magnitudes.count) == 0
     state, _ = jax.jit(module.learn)(start, successors(draw(0)), jnp.ones(16), HYPER, key)
     equal(state.magnitudes, start.magnitudes)
     assert int(state.observations.count) == 16
-    assert int(module.observe(state, stream, ~all_of_it, all_of_it, HYPER).magnitudes.count) == 8
+    assert int(observe(state, stream, ~all_of_it, all_of_it, HYPER).magnitudes.count) == 8
 
 
 def test_a_module_that_scales_by_the_bonus_observes_nothing(key):
@@ -189,9 +190,9 @@ def test_images_are_whitened_by_pixel_and_seen_through_convolutions(key):
     grid = SPEC._replace(obs_shape=(10, 10, 4), obs_dtype=jnp.bool_)
     module = rnd.build(grid, CONFIG)
     batch = Transition(*[jnp.zeros(6)] * 4, jax.random.bernoulli(key, 0.2, (6, 10, 10, 4)))
-    state, losses = module.learn(module.init(key), batch, jnp.ones(6), HYPER, key)
+    state, losses = jax.jit(module.learn)(jax.jit(module.init)(key), batch, jnp.ones(6), HYPER, key)
     np.testing.assert_allclose(state.observations.mean, batch.next_obs.mean(0), atol=1e-6)
-    assert module.reward(state, batch).shape == (6,)
+    assert jax.eval_shape(module.reward, state, batch).shape == (6,)
     assert jnp.isfinite(losses.predictor_loss)
 
 
@@ -217,19 +218,13 @@ def test_lifted_modules_are_single_modules(key):
 def test_of_stacked_images_the_newest_frame_is_what_is_new(key):
     spec = Spec("frames", (5, 5, 6), 2, 10, discrete=True, obs_dtype=jnp.uint8, stack=3)
     module = rnd.build(spec, CONFIG)
-    state = module.init(key)
+    state, reward = jax.jit(module.init)(key), jax.jit(module.reward)
     assert state.observations.mean.shape == (5, 5, 2)
     obs = jnp.asarray(np.random.default_rng(0).integers(0, 255, (4, 5, 5, 6)), jnp.uint8)
     none = jnp.zeros(4)
-    state, _ = module.learn(state, Transition(obs, none, none, none, obs), jnp.ones(4), HYPER, key)
+    state, _ = jax.jit(module.learn)(state, Transition(obs, none, none, none, obs), jnp.ones(4), HYPER, key)
     older = obs.at[..., :4].set(0)
-    bonus = module.reward(state, Transition(obs, none, none, none, obs))
-    equal(bonus, module.reward(state, Transition(obs, none, none, none, older)))
-    assert (
-        float(
-            jnp.abs(
-                bonus - module.reward(state, Transition(obs, none, none, none, older.at[..., 5].set(0)))
-            ).max()
-        )
-        > 0
-    )
+    bonus = reward(state, Transition(obs, none, none, none, obs))
+    equal(bonus, reward(state, Transition(obs, none, none, none, older)))
+    newer = reward(state, Transition(obs, none, none, none, older.at[..., 5].set(0)))
+    assert np.abs(bonus - newer).max() > 0

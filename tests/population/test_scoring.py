@@ -32,7 +32,7 @@ def test_an_individual_that_has_diverged_is_last_whatever_its_fitness():
 def test_an_agent_that_has_diverged_is_not_deployed():
     config = independent.Config(agent=sac.Config(hidden=(4,)), population=3, capacity=300)
     method = independent.build(make("probe/context"), config)
-    state = method.init(jax.random.key(0), method.hyper)
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
     for fitness, best in (([NAN, 1.0, 2.0], 2), ([2.0, NAN, 1.0], 0)):
         judged = state.replace(metrics=state.metrics.replace(fitness=jnp.array(fitness)))
         assert same(method.policy(judged), tree.take(method.individuals(judged), best))

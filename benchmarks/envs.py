@@ -126,7 +126,9 @@ def main(arguments: Arguments) -> None:
 
 def chosen(arguments: Arguments) -> list[str]:
     """The names of the tasks that the filters let through."""
-    names = [f"{suite}/{task}" for suite in arguments.suite for task in envs.tasks(suite)]
+    named = [pattern.partition("/")[0] for pattern in arguments.task]  # others need not be installed
+    suites = [suite for suite in arguments.suite if any(fnmatch.fnmatchcase(suite, name) for name in named)]
+    names = [f"{suite}/{task}" for suite in suites for task in envs.tasks(suite)]
     found = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in arguments.task)]
     if not found:
         sys.exit(f"no task of {', '.join(arguments.suite)} is called {' or '.join(arguments.task)}")

@@ -65,7 +65,7 @@ SHARED = {
     "popjax.envs.options",
     "popjax.envs.raycast",
     "popjax.envs.warp",
-    "popjax.envs.warp_frames",
+    "popjax.envs._warp_frames",
     "popjax.envs.wrappers",
     "popjax.replay.packed",
     "popjax.envs.dmc.parts",

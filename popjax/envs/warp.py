@@ -64,9 +64,9 @@ def runner(model: Any, blank: Any, wrenches: bool = False) -> Callable[[Advance,
     """
     from mujoco import mjx
 
-    from popjax.envs import warp_frames
+    from popjax.envs import _warp_frames
 
-    warp_frames.install()
+    _warp_frames.install()
     physics = mjx.put_model(model, impl="warp").tree_replace(
         {"opt._impl.run_rne_postconstraint": wrenches, "opt._impl.warn_overflow": _serious()}
     )

@@ -233,10 +233,13 @@ def _peers(load: Load) -> str:
         header = [f"{algorithm.upper()}: agents", f"popjax, {unit}", *peers]
         tables.append(table(header, cells, range(len(header))))
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
+    return "\n\n".join([*tables, f"At {_commits(found)} on {found['device']}, beside {versions}."])
+
+
+def _commits(found: Mapping[str, Any]) -> str:
+    """Return the commits at which the rows were measured, each row's own before the file's."""
     measured = dict.fromkeys(row.get("git_commit", found["git_commit"]) for row in found["rows"])
-    commits = " and ".join(f"`{commit[:8]}`" for commit in measured)
-    about = f"At {commits} on {found['device']}, beside {versions}."
-    return "\n\n".join([*tables, about])
+    return " and ".join(f"`{commit[:8]}`" for commit in measured)
 
 
 def _beside(row: Mapping[str, Any]) -> str:
@@ -261,7 +264,7 @@ def _to_score(load: Load) -> str:
         "with imports and compiling",
     ]
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
-    about = f"At `{found['git_commit'][:8]}` on {found['device']}, beside {versions}."
+    about = f"At {_commits(found)} on {found['device']}, beside {versions}."
     return "\n\n".join([table(header, rows, range(2, 6)), about])
 
 

@@ -164,7 +164,7 @@ def usual_length(config: AnyConfig, population: int) -> int:
     if isinstance(config, Halving):
         return population
     if isinstance(config, MultipleFrequencies):
-        return 2 * max(config.frequencies)
+        return 2 * config.frequencies[-1]
     return 50
 
 

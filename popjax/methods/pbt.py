@@ -158,7 +158,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return (s.generation % every == 0) & (s.env_steps >= base.learning_starts)
 
     def turned(s: State) -> State:
-        """Return the State behind a ready point."""
+        """Return the State after a ready point."""
         key = jax.random.fold_in(s.key, TURN)
         key_score, key_decide, key_explore, key_prior, key_fresh, key_drive = jax.random.split(key, 6)
         standing = scored(s, key_score) if config.scoring else judged(s)
@@ -248,7 +248,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return s.lineage, best(s), {name: getattr(s.hyper, name) for name in own if name not in names}
 
     def best(s: State) -> Array:
-        """Return the slot [] of the best agent; one whose first fitness is still to come is behind others."""
+        """Return the slot [] of the best agent; one not judged yet ranks below the others."""
         known = s.born < s.lineage.count - 1 if config.scoring else judging.judged(s.lanes)
         return judging.best(s.metrics.fitness, known, base.individuals(s))
 

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,12 @@ class Arguments(Others):
 
 
 class Trainer:
-    """A process with one trainer; ``chunk`` returns what it did per second."""
+    """A process with one trainer, which compiles until ``answer`` says what that cost; ``chunk`` then returns
+    what it did per second."""
 
     def __init__(self, name: str, work: Work, arguments: Arguments) -> None:
         self.limit = arguments.limit
         self.process = arguments.start(__file__, name, asdict(work), stdin=subprocess.PIPE)
-        self.start = self.answer()
 
     def answer(self) -> dict[str, Any]:
         """Return the next line of the process.
@@ -153,35 +153,32 @@ def work(name: str, amount: dict[str, Any]) -> None:
 
 def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
     """Return work of which a chunk of popjax takes about ``arguments.seconds``."""
-    short = Work(algorithm, population, iterations=2, hidden=HIDDEN[algorithm])
+    short = Work(algorithm, population=population, iterations=2, hidden=HIDDEN[algorithm])
     trainer = Trainer("ours", short, arguments)
+    trainer.answer()
     rate = statistics.median(trainer.chunk()["per_second"] for _ in range(3))
     trainer.close()
     each = short.done / short.iterations
-    return Work(algorithm, population, max(2, round(arguments.seconds * rate / each)), HIDDEN[algorithm])
+    return replace(short, iterations=max(2, round(arguments.seconds * rate / each)))
 
 
 def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
     """Return one row."""
     row: dict[str, Any] = {"algorithm": amount.algorithm, "population": amount.population, "peer": peer}
     row["iterations"] = amount.iterations
-    try:
-        theirs = Trainer(peer, amount, arguments)
-    except Cannot as error:
-        return row | {"cannot": str(error)}
-    ours = Trainer("ours", amount, arguments)
-    row |= {"first_chunk": {"ours": ours.start, peer: theirs.start}}
+    theirs, ours = (Trainer(name, amount, arguments) for name in (peer, "ours"))
     pairs = []
     try:
+        row["first_chunk"] = {peer: theirs.answer(), "ours": ours.answer()}
         for turn in range(arguments.repeats):
             order = [ours, theirs] if turn % 2 == 0 else [theirs, ours]
             told = [trainer.chunk() for trainer in order]
             pairs.append(told if turn % 2 == 0 else told[::-1])
     except Cannot as error:
-        ours.close()
         return row | {"cannot": str(error)}
-    ours.close()
-    theirs.close()
+    finally:
+        ours.close()
+        theirs.close()
     ratios = [mine["per_second"] / other["per_second"] for mine, other in pairs]
     return row | {
         "ours_per_second": statistics.median(mine["per_second"] for mine, _ in pairs),

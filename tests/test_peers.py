@@ -28,6 +28,13 @@ def test_one_agent_a_process_is_what_some_trainers_are():
 
 
 @pytest.mark.slow
+def test_chunks_are_as_long_as_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(peers.HIDDEN, "sac", (8,))
+    work = peers.sized("sac", 2, peers.Arguments(seconds=0.0))
+    assert work == Work("sac", "Pendulum-v1", population=2, iterations=2, hidden=(8,))
+
+
+@pytest.mark.slow
 def test_popjax_beside_itself(tmp_path: Path):
     row = peers.compare("ours", TINY, peers.Arguments(repeats=2))
     assert len(row["ratios"]) == 2

@@ -13,10 +13,13 @@ What it cannot tell: matrix kernels for a GPU are not tuned without one, and not
 1.5 to 4 microseconds; the cycles of a TPU are the compiler's estimate and are for comparisons.
 
 On a GPU, a loop whose turns data decide asks the host after each, ``loops_that_data_decide`` of them. XLA can
-record such loops as CUDA graphs, which do not, on drivers from 12.4 on. What that gains is not measured:
+record such loops as CUDA graphs, which do not, on drivers from 12.4 on:
 
     KINDS=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE
     XLA_FLAGS=--xla_gpu_enable_command_buffer=$KINDS popjax ...
+
+On an H200 that gained 15% where MJX's solver is such a loop (SAC on dmc/pendulum-swingup) and 3% for SAC with
+64 agents; PPO lost 4%, and SAC with one agent became four times as slow. So it is not a default.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Compare two checkouts of popjax on the same work: chunks of both alternate, so that a noisy machine is
-noisy for both.
+"""Compare two checkouts of popjax, or this one under other flags of XLA, on the same work: chunks of both
+alternate, so that a noisy machine is noisy for both.
 
     git worktree add --detach /tmp/before v0.1.0
     python benchmarks/against.py --other /tmp/before --out benchmarks/results/against.json
+    python benchmarks/against.py --other-flags=--xla_gpu_deterministic_ops=true --cases sac-1 sac-64
 
-Every case runs in two processes at once, one for each checkout, of which only one computes at a time. A ratio
-is this
-checkout's environment steps per second over the other's, the median over ``--repeats`` pairs of chunks.
+Every case runs in two processes at once, of which only one computes at a time. A ratio is the environment
+steps per second of this checkout, under the flags of the environment, over the other's: the median over
+``--repeats`` pairs of chunks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = {
     "sac-1": ("independent", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 300),
     "sac-8": ("independent", "gymnax/Pendulum-v1", {"population": 8, "warmup": 256, "capacity": 20_000}, 60),
+    "sac-64": (
+        "independent",
+        "gymnax/Pendulum-v1",
+        {"population": 64, "warmup": 256, "capacity": 20_000},
+        60,
+    ),
     "pderl": ("pderl", "gymnax/Pendulum-v1", {"capacity": 100_000}, 1),
     "ce-4": ("ce", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 60),
     "cspc": (
@@ -43,9 +50,11 @@ CASES = {
 class Arguments:
     """Choices of the comparison."""
 
-    other: Path
+    other: Path = ROOT
     """Root of the other checkout."""
-    cases: tuple[str, ...] = tuple(CASES)
+    other_flags: str = ""
+    """What the other one has in XLA_FLAGS besides."""
+    cases: tuple[str, ...] = tuple(case for case in CASES if case != "sac-64")
     """Which cases."""
     repeats: int = 9
     """Pairs of timed chunks."""
@@ -57,8 +66,9 @@ class Worker:
     """A process with one checkout and one case; ``chunk`` computes and returns environment steps per
     second."""
 
-    def __init__(self, checkout: Path, case: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(checkout), "POPJAX_CASE": case}
+    def __init__(self, checkout: Path, case: str, flags: str = "") -> None:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+        environment = os.environ | {"PYTHONPATH": str(checkout), "POPJAX_CASE": case, "XLA_FLAGS": flags}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker"],
             env=environment,
@@ -115,7 +125,7 @@ def work() -> None:
 
 def compare(case: str, arguments: Arguments) -> dict[str, Any]:
     """Return one row: both speeds, their ratios and processor seconds of compiling."""
-    workers = [Worker(ROOT, case), Worker(arguments.other, case)]
+    workers = [Worker(ROOT, case), Worker(arguments.other, case, arguments.other_flags)]
     compiled = [worker.answer() for worker in workers]
     pairs = []
     for turn in range(arguments.repeats):
@@ -142,6 +152,8 @@ def main(arguments: Arguments) -> None:
     """Compare, print and write."""
     from benchmarks import record
 
+    if arguments.other.resolve() == ROOT and not arguments.other_flags:
+        raise SystemExit("error: nothing to compare with: name --other or --other-flags")
     rows = []
     for case in arguments.cases:
         rows.append(compare(case, arguments))

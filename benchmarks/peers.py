@@ -213,7 +213,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         best = [statistics.median(r["ours_per_second"] for r in mine if r["population"] == p) for p in sizes]
         axes.plot(sizes, best, "o-", color="black", label="popjax")
         for peer in dict.fromkeys(row["peer"] for row in mine):
-            points = [(r["population"], r["peer_per_second"]) for r in mine if r["peer"] == peer]
+            points = sorted((r["population"], r["peer_per_second"]) for r in mine if r["peer"] == peer)
             colour = f"C{PEERS.index(peer)}" if peer in PEERS else None
             axes.plot(*zip(*points, strict=True), "o--", color=colour, label=peer)
         axes.set(xscale="log", xlabel="agents", ylabel=UNITS[algorithm], title=algorithm.upper())

@@ -22,6 +22,7 @@ class Case(NamedTuple):
     slow:         a second case of its method.
     slow_members: a sweep of it takes long to compile.
     eager:        it is also stepped operation by operation.
+    members:      members of a sweep equal single runs; not where the last bit decides what is drawn.
     """
 
     build: Callable[[], Method]
@@ -31,6 +32,7 @@ class Case(NamedTuple):
     slow: bool = False
     slow_members: bool = False
     eager: bool = False
+    members: bool = True
 
 
 def bare(tree: Any) -> Any:
@@ -74,4 +76,4 @@ def out_of_step(method: Any, init: Any, step: Any, ahead: int) -> None:
     for _ in range(ahead + 2):
         together, states = sweep_step(together), [step(state) for state in states]
         for place, state in enumerate(states):
-            close(jax.tree.map(lambda x, place=place: x[place], together), state, rtol=2e-3, atol=2e-4)
+            close(jax.tree.map(lambda x, place=place: x[place], together), state, rtol=5e-3, atol=2e-4)

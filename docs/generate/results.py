@@ -30,7 +30,8 @@ def parts(root: Path) -> dict[str, str]:
         "results-ce": _collaboration_returns(load),
         "results-distilled": _distilled(load),
         "results-transfer": _transfer(load),
-        "speed-peers": _peers(load),
+        "speed-peers": _peers(load, "peers-cpu"),
+        "speed-peers-h200": _peers(load, "peers-h200"),
         "speed-to-score": _to_score(load),
         "speed-h200": _h200(load),
         "speed-compile": _compile(load),
@@ -219,8 +220,8 @@ def _transfer(load: Load) -> str:
     return table(["policy", "return on the device", "in Gymnasium"], rows, (1, 2))
 
 
-def _peers(load: Load) -> str:
-    found = load("peers-cpu")
+def _peers(load: Load, name: str) -> str:
+    found = load(name)
     tables = []
     for algorithm, unit in found["units"].items():
         rows = [row for row in found["rows"] if row["algorithm"] == algorithm]

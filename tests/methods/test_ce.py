@@ -376,7 +376,7 @@ CASES = {
     "ce": a_case(),
     "ce_all": a_case(alone=False, slow=True, col_unroll="eps_collab", col_eval="q", lanes=2),
     "ce_multihead": a_case(slow=True, learner=Multihead(hidden=(4,)), drive=None),
-    "ce_dqn": a_case("probe/corridor-discrete", slow=True, learner=dqn.Config(hidden=(4,)), steps=2),
+    "ce_dqn": a_case("probe/context-discrete", slow=True, learner=dqn.Config(hidden=(4,)), steps=2),
 }
 
 

@@ -163,5 +163,6 @@ CASES = {
         6,
         mean=True,
         slow=True,
+        members=False,  # eigenvectors of nearly equal eigenvalues turn with the last bit of the covariance
     ),
 }

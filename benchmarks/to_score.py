@@ -1,14 +1,15 @@
-"""Compare how many seconds popjax and other trainers take to a score: SAC on Pendulum-v1, PPO on CartPole-v1.
+"""Compare how many seconds popjax and other trainers take to a score: SAC on Pendulum-v1, PPO on CartPole-v1
+and on MinAtar's Breakout.
 
     python benchmarks/to_score.py --python /tmp/peers/bin/python --out benchmarks/results/to-score-cpu.json
 
-One agent with the same networks, rates, discount, batch and gradient steps everywhere; the rest (initial
-weights, treatment of time limits, PPO's clipping of gradients and weighting of advantages) is each trainer's
-own. Every seed is a new process. Trainers take turns,
-seed by seed, so that a noisy machine is noisy for all. The clock starts with the process and stands still
-while the policy is scored, by its most likely actions in the same ten episodes for everyone. Seconds of the
-first chunk, which hold imports and compiling, are told apart. See ``peers.py`` for ``--python`` and
-``--evorl``.
+One agent or a population, with the same networks, rates, discount, batch and gradient steps everywhere; the
+rest (initial weights, treatment of time limits, PPO's clipping of gradients and weighting of advantages) is
+each trainer's own. Every seed is a new process. Trainers take turns, seed by seed, so that a noisy machine is
+noisy for all. The clock starts with the process and stands still while the agents are scored: each plays the
+same ten episodes by its most likely actions, and the score is the mean over all episodes of all agents.
+Seconds of the first chunk, which hold imports and compiling, are told apart. See ``peers.py`` for
+``--python`` and ``--evorl``.
 """
 
 from __future__ import annotations
@@ -40,15 +41,26 @@ class Task:
     work: Work
     """The iterations are those between two scores."""
     score: float
-    """Mean return of ten episodes that ends a run."""
+    """Mean return over agents, of ten episodes each, that ends a run."""
     env_steps: int
-    """Environment steps after which a run is given up."""
+    """Environment steps of each agent after which a run is given up."""
 
 
 TASKS = {
     "sac-pendulum": Task(Work(iterations=500), score=-200.0, env_steps=20_000),
     "ppo-cartpole": Task(
         Work("ppo", "CartPole-v1", iterations=1, hidden=(64, 64)), score=475.0, env_steps=500_000
+    ),
+    "sac-pendulum-4": Task(
+        Work(population=4, iterations=500, hidden=(64, 64)), score=-200.0, env_steps=20_000
+    ),
+    "ppo-cartpole-16": Task(
+        Work("ppo", "CartPole-v1", population=16, iterations=1, hidden=(64, 64)),
+        score=350.0,
+        env_steps=200_000,
+    ),
+    "ppo-breakout": Task(
+        Work("ppo", "Breakout-MinAtar", iterations=10, hidden=(64, 64)), score=10.0, env_steps=2_000_000
     ),
 }
 
@@ -67,26 +79,32 @@ class Arguments(Others):
     """Seconds to wait for a run."""
 
 
-def scorer(name: str) -> Callable[[Callable[[Any], Any]], float]:
-    """Return ``score(act)``, the mean return of ten episodes whose first states are the same for everyone."""
+def scorer(name: str, population: int = 1) -> Callable[[Callable[[Any], Any]], float]:
+    """Return ``score(act)``, the mean over agents of the mean return of ten episodes, whose first states are
+    the same for every agent of every trainer; ``act`` is ``Training.act``."""
     import jax
     import jax.numpy as jnp
 
     task = task_class(name)()
     constants = task.default_params
-    obs, state = jax.vmap(task.reset_env, (0, None))(jax.random.split(jax.random.key(0), EPISODES), constants)
+    keys = jax.random.split(jax.random.key(0), EPISODES)
+    first = jax.vmap(task.reset_env, (0, None))(keys, constants)
+    obs, state = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], population, 0), first)
+    shape = (population, EPISODES)
 
     @jax.jit
     def step(state: Any, action: Any) -> Any:
         key = jax.random.key(0)  # the physics draws nothing
-        return jax.vmap(lambda s, a: task.step_env(key, s, a, constants)[:4])(state, action)
+        return jax.vmap(jax.vmap(lambda s, a: task.step_env(key, s, a, constants)[:4]))(state, action)
 
     def score(act: Callable[[Any], Any]) -> float:
-        lanes, seen, total, going = state, obs, jnp.zeros(EPISODES), jnp.ones(EPISODES, bool)
+        lanes, seen, total, going = state, obs, jnp.zeros(shape), jnp.ones(shape, bool)
         for _ in range(constants.max_steps_in_episode):
             seen, lanes, reward, terminated = step(lanes, jnp.asarray(act(seen)))
-            total += jnp.where(going, reward.reshape(EPISODES), 0)
-            going &= ~terminated.reshape(EPISODES)
+            total += jnp.where(going, reward.reshape(shape), 0)
+            going &= ~terminated.reshape(shape)
+            if not going.any():
+                break
         return float(total.mean())
 
     return score
@@ -106,16 +124,17 @@ def work(name: str, amount: dict[str, Any], arguments: dict[str, Any]) -> None:
         print(json.dumps({"cannot": str(error)}), file=answers, flush=True)
         return
     assert training.act, "this trainer shows no policy"
-    env_steps = training.chunk()
+    population = amount["population"]
+    env_steps = training.chunk() // population
     first = seconds = time.perf_counter() - begun
-    score, scores = scorer(amount["task"]), [[env_steps, round(seconds, 3), None]]
+    score, scores = scorer(amount["task"], population), [[env_steps, round(seconds, 3), None]]
     while True:
         reached = score(training.act)
         scores[-1][2] = round(reached, 2)
         if reached >= arguments["score"] or env_steps >= arguments["env_steps"]:
             break
         begun = time.perf_counter()
-        env_steps += training.chunk()
+        env_steps += training.chunk() // population
         seconds += time.perf_counter() - begun
         scores.append([env_steps, round(seconds, 3), None])
     said = {"reached": reached >= arguments["score"], "env_steps": env_steps, "seconds": seconds}
@@ -143,13 +162,16 @@ def run(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]
 
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each task and trainer, the seeds that reached the score and the median over seeds of each
-    number; None where half never reach it."""
-    found = []
-    for task, name in dict.fromkeys((row["task"], row["trainer"]) for row in rows if "seconds" in row):
-        mine = [row for row in rows if (row["task"], row["trainer"]) == (task, name) and "seconds" in row]
+    number, None where half never reach it; or what the trainer cannot do."""
+    found: list[dict[str, Any]] = []
+    for task, name in dict.fromkeys((row["task"], row["trainer"]) for row in rows):
+        mine = [row for row in rows if (row["task"], row["trainer"]) == (task, name)]
+        if all("cannot" in row for row in mine):
+            found.append({"task": task, "trainer": name, "cannot": mine[0]["cannot"]})
+            continue
 
         def median(value: Callable[[dict[str, Any]], float], mine: list[Any] = mine) -> float | None:
-            middle = statistics.median(value(row) if row["reached"] else float("inf") for row in mine)
+            middle = statistics.median(value(row) if row.get("reached") else float("inf") for row in mine)
             return round(middle, 2) if middle < float("inf") else None
 
         found.append(
@@ -157,7 +179,7 @@ def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "task": task,
                 "trainer": name,
                 "seeds": len(mine),
-                "reached": sum(row["reached"] for row in mine),
+                "reached": sum(row.get("reached", False) for row in mine),
                 "env_steps": median(lambda row: row["env_steps"]),
                 "seconds": median(lambda row: row["seconds"]),
                 "seconds_beyond_the_first_chunk": median(
@@ -175,19 +197,21 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     scored = [row for row in rows if "scores" in row]
     tasks = list(dict.fromkeys(row["task"] for row in scored))
     names = list(dict.fromkeys(row["trainer"] for row in scored))
-    figure = Figure(figsize=(6 * len(tasks), 4), layout="constrained")
-    grid = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for axes, task in zip(grid, tasks, strict=True):
+    columns = min(2, len(tasks))
+    rows_of_axes = -(-len(tasks) // columns)
+    figure = Figure(figsize=(6 * columns, 4 * rows_of_axes), layout="constrained")
+    for place, task in enumerate(tasks):
+        axes = figure.add_subplot(rows_of_axes, columns, place + 1)
         for row in (row for row in scored if row["task"] == task):
             _, seconds, scores = zip(*row["scores"], strict=True)
             name = "popjax" if row["trainer"] == "ours" else row["trainer"]
             colour = "black" if name == "popjax" else f"C{names.index(name)}"
             axes.plot(seconds, scores, color=colour, label=name if row["seed"] == 0 else None, alpha=0.8)
-        axes.set(
-            xlabel="seconds since the process began, scoring left out", ylabel="mean return of ten episodes"
-        )
+        axes.set(xlabel="seconds since the process began, scoring left out", ylabel="mean return, greedy")
         work = TASKS[task].work
-        axes.set_title(f"{work.algorithm.upper()} on {work.task}, one agent")
+        agents = f"{work.population} agents" if work.population > 1 else "one agent"
+        axes.set_title(f"{work.algorithm.upper()} on {work.task}, {agents}")
+        axes.axhline(TASKS[task].score, color="grey", linestyle=":")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(file, dpi=150)

@@ -34,6 +34,11 @@ def test_a_run_that_never_reaches_the_score_counts_as_longer_than_all_others(tmp
     assert to_score.medians(rows) == [whose | numbers]
     rows[2]["reached"] = False
     assert to_score.medians(rows)[0]["seconds"] is None
+    rows[2] = {"task": "sac-pendulum", "trainer": "ours", "seed": 2, "cannot": "no end in 1 s"}
+    assert to_score.medians(rows)[0]["seconds"] is None
+    assert to_score.medians(rows[2:]) == [
+        {"task": "sac-pendulum", "trainer": "ours", "cannot": "no end in 1 s"}
+    ]
     to_score.draw(rows, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 5_000
 
@@ -49,25 +54,53 @@ def test_episodes_are_scored_to_their_end():
     loses up to 16.3 a step."""
     import jax.numpy as jnp
 
-    assert 8 <= to_score.scorer("CartPole-v1")(lambda obs: jnp.ones(len(obs), int)) <= 10
-    assert -16.3 * 200 < to_score.scorer("Pendulum-v1")(lambda obs: jnp.zeros((len(obs), 1))) < -500
+    assert 8 <= to_score.scorer("CartPole-v1")(lambda obs: jnp.ones(obs.shape[:2], int)) <= 10
+    score = to_score.scorer("Pendulum-v1")(lambda obs: jnp.zeros((*obs.shape[:2], 1)))
+    assert -16.3 * 200 < score < -500
 
 
-@pytest.mark.parametrize("task", ["sac-pendulum", pytest.param("ppo-cartpole", marks=pytest.mark.slow)])
+def test_the_score_of_a_population_is_the_mean_over_its_agents():
+    """An agent that pushes to where the pole leans holds it longer than one that always pushes to the
+    right."""
+    import jax.numpy as jnp
+
+    def leaning(obs):
+        return (obs[..., 2] > 0).astype(int)
+
+    def right(obs):
+        return jnp.ones(obs.shape[:2], int)
+
+    alone = to_score.scorer("CartPole-v1")
+    both = to_score.scorer("CartPole-v1", 2)(lambda obs: jnp.concatenate([leaning(obs[:1]), right(obs[1:])]))
+    assert alone(leaning) > 2 * alone(right)
+    assert both == pytest.approx((alone(leaning) + alone(right)) / 2)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "sac-pendulum-4",
+        *(pytest.param(task, marks=pytest.mark.slow) for task in to_score.TASKS if task != "sac-pendulum-4"),
+    ],
+)
 def test_actions_are_the_tasks(task):
-    """A policy of popjax covers the torques of Pendulum, -2 to 2 and no others, and both directions of
-    CartPole."""
+    """Policies of popjax cover the torques of Pendulum, -2 to 2 and no others, both directions of CartPole
+    and the three moves of Breakout; agents of a population act differently."""
     import numpy as np
 
     from benchmarks.trainers import ours
 
     work = replace(to_score.TASKS[task].work, hidden=(8,), batch=4, capacity=64, lanes=4, steps=4)
-    obs = np.random.default_rng(0).normal(scale=100, size=(1_000, 4 if work.task == "CartPole-v1" else 3))
+    size = (work.population, 1_000, {"CartPole-v1": 4, "Pendulum-v1": 3, "Breakout-MinAtar": 400}[work.task])
+    obs = np.random.default_rng(0).normal(scale=100, size=size)
     actions = np.asarray(ours.build(work).act(obs))
-    if work.task == "CartPole-v1":
-        assert set(actions) == {0, 1}
+    if work.population > 1:
+        assert all((one != actions[0]).any() for one in actions[1:])
+    if work.algorithm == "ppo":
+        assert actions.shape == size[:2]
+        assert set(actions.ravel()) == set(range(3 if work.task == "Breakout-MinAtar" else 2))
     else:
-        assert actions.shape == (1_000, 1)
+        assert actions.shape == (*size[:2], 1)
         assert np.abs(actions).max() <= 2
         assert actions.min() < -1.9
         assert actions.max() > 1.9

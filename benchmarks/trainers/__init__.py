@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """The same work for every trainer, on Pendulum-v1 or CartPole-v1.
+    """The same work for every trainer, on Pendulum-v1, CartPole-v1 or Breakout-MinAtar.
 
     SAC: each agent has a replay of its own, and an iteration is one environment step and one gradient step.
     PPO: an iteration is a rollout of ``steps`` in each of ``lanes``, learned from in ``epochs`` of
@@ -35,6 +35,7 @@ class Work:
     discount: float = 0.99
     trace_decay: float = 0.95
     polyak: float = 0.005
+    entropy_weight: float = 0.0  # of PPO
 
     @property
     def done(self) -> int:
@@ -51,7 +52,8 @@ class Training:
     """Train for ``work.iterations``; return what was done, summed over agents: SAC's gradient steps, PPO's
     environment steps."""
     act: Callable[[Any], Any] | None = None
-    """Observations [B, ...] -> the most likely actions of a single agent: torques [B, 1] or int [B]."""
+    """Observations [P, B, ...] of every agent -> its most likely actions: torques [P, B, 1] or int
+    [P, B]."""
 
 
 class Cannot(Exception):
@@ -59,10 +61,22 @@ class Cannot(Exception):
 
 
 def task_class(name: str) -> Any:
-    """Return gymnax's class of a task."""
+    """Return gymnax's class of a task; frames of Breakout are vectors, so that all have the same layers."""
+    from gymnax.environments import spaces
     from gymnax.environments.classic_control import cartpole, pendulum
+    from gymnax.environments.minatar import breakout
 
-    return {"Pendulum-v1": pendulum.Pendulum, "CartPole-v1": cartpole.CartPole}[name]
+    class Breakout(breakout.MinBreakout):
+        """MinAtar's Breakout with observations [400]."""
+
+        def get_obs(self, *state: Any, **further: Any) -> Any:
+            return super().get_obs(*state, **further).reshape(-1)
+
+        def observation_space(self, params: Any) -> Any:
+            return spaces.Box(0, 1, (400,))
+
+    known = {"Pendulum-v1": pendulum.Pendulum, "CartPole-v1": cartpole.CartPole}
+    return (known | {"Breakout-MinAtar": Breakout})[name]
 
 
 def scanned(
@@ -99,10 +113,19 @@ def scanned(
     return Training(run, lambda obs: choose(held[0], obs))
 
 
-def each(init: Callable[[Any], Any], step: Callable[[Any], Any], population: int) -> tuple[Any, Any]:
-    """Return ``init`` and ``step`` of a population; a single agent is not vmapped."""
+def every(
+    init: Callable[[Any], Any], step: Callable[[Any], Any], work: Work, act: Callable[[Any, Any], Any]
+) -> Training:
+    """Return the trainer of ``work.population`` agents from these functions of one, which is not vmapped
+    alone.
+
+    ``act`` is (state, observations [B, ...]) -> the most likely actions.
+    """
     import jax
 
-    if population == 1:
-        return init, step
-    return lambda key: jax.vmap(init)(jax.random.split(key, population)), jax.vmap(step)
+    if work.population == 1:
+        return scanned(init, step, work, lambda state, obs: act(state, obs[0])[None])
+    begin = jax.vmap(init)
+    return scanned(
+        lambda key: begin(jax.random.split(key, work.population)), jax.vmap(step), work, jax.vmap(act)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainers import Training, Work, each, scanned, task_class
+from benchmarks.trainers import Training, Work, every, task_class
 
 
 def build(work: Work) -> Training:
@@ -51,7 +51,7 @@ def build(work: Work) -> Training:
                 "optimizer": {"lr": work.learning_rate},
                 "discount": work.discount,
                 "gae_lambda": work.trace_decay,
-                "loss_weights": {"actor_entropy": 0.0},
+                "loss_weights": {"actor_entropy": -work.entropy_weight},
                 "agent_network": {"actor_hidden_layer_sizes": widths, "critic_hidden_layer_sizes": widths},
             }
         )
@@ -80,6 +80,6 @@ def build(work: Work) -> Training:
     def act(state: Any, obs: Any) -> Any:
         sample = SampleBatch(obs=obs)
         found = workflow.agent.evaluate_actions(state.agent_state, sample, jax.random.PRNGKey(0))[0]
-        return found if work.task == "CartPole-v1" else 2 * found
+        return 2 * found if work.task == "Pendulum-v1" else found
 
-    return scanned(*each(workflow.init, lambda state: workflow.step(state)[1], work.population), work, act)
+    return every(workflow.init, lambda state: workflow.step(state)[1], work, act)

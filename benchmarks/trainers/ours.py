@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 
-import popjax
-from benchmarks.trainers import Training, Work, scanned
+from benchmarks.trainers import Training, Work, scanned, task_class
 from popjax.agents import ppo, sac
+from popjax.envs import gymnax
 from popjax.methods import independent, onpolicy
 
 
 def build(work: Work) -> Training:
     """Return the trainer."""
-    env = popjax.make(f"gymnax/{work.task}")
+    task = task_class(work.task)()
+    env = gymnax.adapt(f"gymnax/{work.task}", task, task.default_params)
     if work.algorithm == "ppo":
         agent = ppo.Config(
             hidden=work.hidden,
@@ -33,16 +34,17 @@ def build(work: Work) -> Training:
     if work.algorithm == "ppo":
         rates = dict.fromkeys(("policy_lr", "value_lr"), work.learning_rate)
         hyper = hyper.replace(**rates, discount=work.discount, trace_decay=work.trace_decay)
+        hyper = hyper.replace(entropy_weight=work.entropy_weight)
         hyper = hyper.replace(target_kl=math.inf)  # all epochs, like the others
     else:
         rates = dict.fromkeys(("actor_lr", "critic_lr", "temperature_lr"), work.learning_rate)
         hyper = hyper.replace(**rates, discount=work.discount, polyak=work.polyak)
 
     def act(state: Any, obs: Any) -> Any:
-        def choose(seen: Any) -> Any:
-            return method.act(method.policy(state), method.memory, seen, jax.random.key(0), 0.0).action
+        def choose(policy: Any, seen: Any) -> Any:
+            return method.act(policy, method.memory, seen, jax.random.key(0), 0.0).action
 
-        actions = jax.vmap(choose)(obs)
+        actions = jax.vmap(jax.vmap(choose, (None, 0)))(method.individuals(state), obs)
         return actions if env.spec.discrete else 2 * actions  # popjax's are in [-1, 1]
 
     key = jax.random.key(work.seed)

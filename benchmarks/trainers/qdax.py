@@ -49,7 +49,8 @@ def build(work: Work) -> Training:
 
     @jax.jit
     def act(params: Any, obs: Any) -> Any:
-        first = jax.tree.map(lambda x: x[0], params)
-        return 2 * agent.select_action(obs, first, key, deterministic=True)
+        return 2 * jax.vmap(lambda own, seen: agent.select_action(seen, own, key, deterministic=True))(
+            params, obs
+        )
 
     return Training(chunk, lambda obs: act(held[0][0].policy_params, obs))

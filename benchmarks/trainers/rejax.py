@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.trainers import Training, Work, each, scanned, task_class
+from benchmarks.trainers import Training, Work, every, task_class
 
 
 def build(work: Work) -> Training:
@@ -31,7 +31,7 @@ def build(work: Work) -> Training:
             learning_rate=work.learning_rate,
             gamma=work.discount,
             gae_lambda=work.trace_decay,
-            ent_coef=0.0,
+            ent_coef=work.entropy_weight,
         )
     else:
         algorithm = SAC.create(
@@ -51,4 +51,4 @@ def build(work: Work) -> Training:
         found = algorithm.actor.apply(state.actor_ts.params, obs, method="_action_dist").mode()
         return found if algorithm.discrete else 2 * jnp.tanh(found)
 
-    return scanned(*each(algorithm.init_state, algorithm.train_iteration, work.population), work, act)
+    return every(algorithm.init_state, algorithm.train_iteration, work, act)

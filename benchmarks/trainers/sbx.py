@@ -16,6 +16,8 @@ def build(work: Work) -> Training:
 
     if work.population > 1:
         raise Cannot("trains one agent a process")
+    if work.task == "Breakout-MinAtar":
+        raise Cannot("plays Gymnasium's tasks, not gymnax's")
     widths = list(work.hidden)
     if work.algorithm == "ppo":
         model = PPO(
@@ -28,6 +30,7 @@ def build(work: Work) -> Training:
             learning_rate=work.learning_rate,
             gamma=work.discount,
             gae_lambda=work.trace_decay,
+            ent_coef=work.entropy_weight,
             seed=work.seed,
         )
     else:
@@ -52,6 +55,6 @@ def build(work: Work) -> Training:
         return work.done
 
     def act(obs: Any) -> Any:
-        return model.predict(np.asarray(obs), deterministic=True)[0]
+        return model.predict(np.asarray(obs[0]), deterministic=True)[0][None]
 
     return Training(chunk, act)

@@ -252,15 +252,16 @@ def _to_score(load: Load) -> str:
     found = load("to-score-cpu")
     rows = []
     for row in found["medians"]:
-        numbers = (row[key] for key in ("env_steps", "seconds_beyond_the_first_chunk", "seconds"))
+        numbers = (row.get(key) for key in ("env_steps", "seconds_beyond_the_first_chunk", "seconds"))
         shown = ("-" if number is None else f"{number:,.{number < 10:d}f}" for number in numbers)
         name = "popjax" if row["trainer"] == "ours" else row["trainer"]
-        rows.append((row["task"], name, f"{row['reached']} of {row['seeds']}", *shown))
+        reached = row["cannot"] if "cannot" in row else f"{row['reached']} of {row['seeds']}"
+        rows.append((row["task"], name, reached, *shown))
     header = [
         "task",
         "trainer",
         "seeds that got there",
-        "environment steps",
+        "environment steps of each agent",
         "seconds",
         "with imports and compiling",
     ]

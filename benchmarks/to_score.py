@@ -218,18 +218,21 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main(arguments: Arguments) -> None:
-    """Run, print and write after every run; a run that the JSON file already has is not run again."""
+    """Run, print and write after every run; a run that the JSON file already has is not run again, and keeps
+    its commit."""
     from benchmarks import record
 
-    before = arguments.out if arguments.out and arguments.out.exists() else None
-    rows: list[dict[str, Any]] = json.loads(before.read_text())["rows"] if before else []
+    rows: list[dict[str, Any]] = []
+    if arguments.out and arguments.out.exists():
+        before = json.loads(arguments.out.read_text())
+        rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
     had = {(row["task"], row["trainer"], row["seed"]) for row in rows}
     for task, seed, name in itertools.product(arguments.tasks, range(arguments.seeds), arguments.trainers):
         if (task, name, seed) in had:
             continue
         rows.append(run(task, name, seed, arguments))
         print(json.dumps({k: v for k, v in rows[-1].items() if k != "scores"}), flush=True)
-        scores = {task: TASKS[task].score for task in arguments.tasks}
+        scores = {row["task"]: TASKS[row["task"]].score for row in rows}
         told = {"peers": versions(arguments.python), "scores": scores, "medians": medians(rows)}
         record.write(arguments.out, **told, rows=rows)
     if arguments.out:

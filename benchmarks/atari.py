@@ -1,32 +1,42 @@
-"""Atari's speed: games as pure functions beside ale-py's own vector environment, and frames by reference.
+"""Compare Atari's speed with ale-py's and EnvPool's vector environments, and two ways to store frames.
 
-    python benchmarks/atari.py
+    python benchmarks/atari.py --python /tmp/envpool/bin/python --out benchmarks/results/atari-cpu.json
 
 plays Pong at random with 1, 8 and 32 lanes: in this process, with worker processes, without emulation (the
-same callback answers at once: its round trip and all that the device does) and in ale-py's ``AtariVectorEnv``
-with as many threads as cores. Environment steps per second and per second of this process's processor time,
-which other programs disturb less, the best of several rounds, in which the ways take turns; the emulator does
-four frames a step everywhere. Then DQN's replay with frames by reference and with plain rows: bytes of the
-State, and gradient steps per second of processor time on batches of 32. Writes ``atari-BACKEND.json`` to
-``benchmarks/results``.
+same callback answers at once: its round trip and all that the device does), in ale-py's ``AtariVectorEnv``
+and in EnvPool, each of these in a process of its own with as many threads as there are cores to run on
+(``atari_peers.py``). Environment steps per second and per second of processor time, that of all threads and
+processes, which other programs disturb less; the best of several rounds, in which the ways take turns. The
+emulator plays four frames a step everywhere. Then DQN's replay with frames by reference and with plain rows:
+bytes of the State, and gradient steps per second of processor time on batches of 32.
+
+``--python`` names an environment with EnvPool (``pip install envpool``), without which its row says
+"not installed". The other libraries return NumPy arrays; popjax leaves its observations on the device, and
+its State can be copied and resumed. EnvPool can also return whichever lanes are done first and be called
+within a JAX program; neither is measured.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
+from benchmarks.peers import Others
+from benchmarks.trainers import Cannot
 from popjax import rollout
 from popjax.agents import dqn
 from popjax.core import Env
@@ -35,18 +45,43 @@ from popjax.envs.atari import crew
 from popjax.host.scaling import memory
 from popjax.methods import independent
 
-RESULTS = Path(__file__).parent / "results"
-GAME, LANES, ROUNDS, STEPS = "pong", (1, 8, 32), 3, 50
-CAPACITY, UPDATES = 2_000, 5
+PEERS = Path(__file__).with_name("atari_peers.py")
+GAME, CAPACITY, UPDATES = "pong", 2_000, 5
 Rates = tuple[float, float]
 """Per second, and per second of processor time."""
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Choices of the comparison."""
+
+    python: str = sys.executable
+    """Interpreter of an environment with EnvPool."""
+    lanes: tuple[int, ...] = (1, 8, 32)
+    """Games that are played at once."""
+    env_steps: int = 3_200
+    """Environment steps in a round, summed over lanes."""
+    rounds: int = 3
+    """Timed rounds, of which the best counts."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+
+def cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def rates(count: int, work: Callable[[], Any]) -> Rates:
-    """Return how often ``work`` does one of ``count`` things."""
-    begun, spent = time.perf_counter(), time.process_time()
+    """Return how often ``work`` does one of ``count`` things; processes out of their turn are idle."""
+    children = psutil.Process().children()
+
+    def spent() -> float:
+        return time.process_time() + sum(sum(child.cpu_times()[:2]) for child in children)
+
+    begun, before = time.perf_counter(), spent()
     work()
-    return count / (time.perf_counter() - begun), count / (time.process_time() - spent)
+    return count / (time.perf_counter() - begun), count / (spent() - before)
 
 
 def game(workers: int, emulates: bool = True) -> Env:
@@ -72,8 +107,8 @@ class Idle(crew.Crew):
         return [ale, screens, np.zeros(lead, np.float32), none, none]
 
 
-def ours(env: Env, lanes: int) -> Callable[[], Rates]:
-    """Return what plays ``STEPS`` vector steps in one program and tells the rate of environment steps."""
+def ours(env: Env, lanes: int, steps: int) -> Callable[[], Any]:
+    """Return what plays ``steps`` steps of every lane in one program, once compiled."""
     env = rollout.autoreset(env)
 
     def act(carry: Any, obs: jax.Array, key: jax.Array) -> Any:
@@ -82,56 +117,83 @@ def ours(env: Env, lanes: int) -> Callable[[], Rates]:
     @jax.jit
     def play(states: Any, key: jax.Array) -> Any:
         def one(lane: Any, key: jax.Array) -> Any:
-            return rollout.collect(env, act, lane, key, STEPS, record=lambda obs, a, t: t.reward)
+            return rollout.collect(env, act, lane, key, steps, record=lambda obs, a, t: t.reward)
 
         return jax.vmap(one)(states, jax.random.split(key, lanes))
 
     keys = jax.random.split(jax.random.key(0), lanes)
     start = jax.jit(jax.vmap(partial(rollout.start, env, ())))(keys)
     jax.block_until_ready(play(start, jax.random.key(1)))
-    return lambda: rates(STEPS * lanes, lambda: jax.block_until_ready(play(start, jax.random.key(2))))
+    return lambda: jax.block_until_ready(play(start, jax.random.key(2)))
 
 
-def theirs(lanes: int) -> Callable[[], Rates]:
-    """The same of ale-py's vector environment, which steps in C++."""
-    from ale_py.vector_env import AtariVectorEnv
+class Peer:
+    """A process with another library's vector environment; a call plays a round.
 
-    env = AtariVectorEnv(GAME, num_envs=lanes, num_threads=os.cpu_count() or 1)
-    env.reset()
-    chance = np.random.default_rng(0)
+    Raises:
+        Cannot: the library is not installed, or the process has ended.
+    """
 
-    def play() -> None:
-        for _ in range(STEPS):
-            env.step(chance.integers(6, size=lanes))
+    def __init__(self, name: str, python: str, lanes: int, steps: int) -> None:
+        told = (lanes, cores(), steps)
+        self.process = Others(python=python).start(str(PEERS), name, *told, stdin=subprocess.PIPE)
+        self.version = self.answer()["version"]
 
-    return lambda: rates(STEPS * lanes, play)
+    def __call__(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Return the next line of the process."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        said = json.loads(line) if line else {"cannot": f"ended with exit status {self.process.wait()}"}
+        if "cannot" in said:
+            raise Cannot(said["cannot"])
+        return said
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
 
 
-def speeds(lanes: int) -> dict[str, Any]:
-    """Rates of environment steps of every way, and the share of a step that is not emulation."""
-    count = max(os.cpu_count() or 1, 2)
-    ways = {
-        "in_process": ours(game(0), lanes),
-        f"workers_{count}": ours(game(count), lanes),
-        "round_trip_alone": ours(game(0, emulates=False), lanes),
-        "ale_vector": theirs(lanes),
-    }
-    best: dict[str, Rates] = dict.fromkeys(ways, (0.0, 0.0))
-    for _ in range(ROUNDS):
-        for name, measure in ways.items():
-            wall, processor = measure()
-            best[name] = max(best[name][0], wall), max(best[name][1], processor)
+def speeds(lanes: int, arguments: Arguments) -> dict[str, Any]:
+    """Return the rates of environment steps of every way, and the share of a step that is not emulation."""
+    steps, workers = arguments.env_steps // lanes, max(cores(), 2)
     found: dict[str, Any] = {}
+    peers: dict[str, Peer] = {}
+    for name, python in (("ale-py", sys.executable), ("envpool", arguments.python)):
+        try:
+            peers[name] = Peer(name, python, lanes, steps)
+        except Cannot as error:
+            found[name] = {"cannot": str(error)}
+    ways: dict[str, Callable[[], Any]] = {
+        "in_process": ours(game(0), lanes, steps),
+        "round_trip_alone": ours(game(0, emulates=False), lanes, steps),
+        **peers,
+    }
+    if lanes > 1:  # a single lane is never given to a worker
+        ways[f"workers_{workers}"] = ours(game(workers), lanes, steps)
+    best: dict[str, Rates] = dict.fromkeys(ways, (0.0, 0.0))
+    for _ in range(arguments.rounds):
+        for name, play in ways.items():
+            wall, processor = rates(steps * lanes, play)
+            best[name] = max(best[name][0], wall), max(best[name][1], processor)
     for name, (wall, processor) in best.items():
-        found[name] = {"per_second": round(wall, 1)}
-        if not name.startswith("workers"):  # whose processor time is their own
-            found[name]["per_processor_second"] = round(processor, 1)
+        found[name] = {"per_second": round(wall, 1), "per_processor_second": round(processor, 1)}
+    for name, peer in peers.items():
+        found[name]["version"] = peer.version
+        peer.close()
     share = best["in_process"][1] / best["round_trip_alone"][1]
     return found | {"share_of_round_trip": round(share, 3)}
 
 
-def replays() -> dict[str, Any]:
-    """Bytes of the State for a million transitions, and gradient steps per second from ``CAPACITY``."""
+def replays(rounds: int) -> dict[str, Any]:
+    """Return the State's bytes for a million transitions, and the gradient steps per second from
+    ``CAPACITY``."""
     found: dict[str, Any] = {}
     stacked = game(0, emulates=False)
     for name, env in (
@@ -147,7 +209,7 @@ def replays() -> dict[str, Any]:
         step = jax.jit(method.step, donate_argnums=0)
         state = step(jax.jit(method.init)(jax.random.key(0), method.hyper))
         best = 0.0
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             spent = time.process_time()
             state = jax.block_until_ready(step(state))
             best = max(best, UPDATES / (time.process_time() - spent))
@@ -158,11 +220,17 @@ def replays() -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    result = {"env_steps": {lanes: speeds(lanes) for lanes in LANES}, "replay": replays()}
-    print(json.dumps(result, indent=1))
-    record.write(RESULTS / f"atari-{jax.default_backend()}.json", game=GAME, **result)
+def main(arguments: Arguments) -> None:
+    """Compare, print and write."""
+    found = {
+        "env_steps": {lanes: speeds(lanes, arguments) for lanes in arguments.lanes},
+        "replay": replays(arguments.rounds),
+    }
+    print(json.dumps(found, indent=1))
+    record.write(arguments.out, game=GAME, cores=cores(), **found)
 
 
 if __name__ == "__main__":
-    main()
+    import tyro
+
+    main(tyro.cli(Arguments, description=__doc__))

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
+    "atari": "--lanes 1 2 --env-steps 8 --rounds 1",
     "collaboration": "--populations 1 2 --updates 2 --repeats 1 --capacity 2000",
     "cooperation": "--env gymnax/Pendulum-v1 --phase 200 --repeats 1 --capacity 2000",
     "distillation": (
@@ -35,6 +36,8 @@ pytestmark = pytest.mark.slow
 def test_a_benchmark_runs(name, tmp_path):
     if name == "prioritized":
         pytest.importorskip("flashbax", reason="of the extra peers")
+    if name == "atari":
+        pytest.importorskip("ale_py", reason="of the extra atari")
     out = tmp_path if name == "distillation" else tmp_path / "found.json"
     run = subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", *SMALL[name].split(), "--out", str(out)],

@@ -1,0 +1,64 @@
+"""Play Pong at random in another library's vector environment, a round for every line on standard input.
+
+``atari.py`` starts this with an interpreter that has the library and measures it from outside. Libraries are
+set to the same work: four frames a step, of which the last two are combined, 84 x 84 grey, four of them
+stacked, up to 30 no-ops at a start, no sticky actions, every lane stepped before any is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+
+def ale(lanes: int, threads: int) -> Any:
+    """ale-py's own, whose defaults these are."""
+    from ale_py.vector_env import AtariVectorEnv
+
+    return AtariVectorEnv("pong", num_envs=lanes, num_threads=threads)
+
+
+def envpool(lanes: int, threads: int) -> Any:
+    """EnvPool's, whose defaults these are, too; its emulator is one that it brings along."""
+    import envpool
+
+    return envpool.make("Pong-v5", env_type="gymnasium", num_envs=lanes, num_threads=threads)
+
+
+LIBRARIES = {"ale-py": ale, "envpool": envpool}
+
+
+def work(name: str, lanes: int, threads: int, steps: int) -> None:
+    """Answer with the version once a round has been played, then with a line after every other round."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(**said: Any) -> None:
+        print(json.dumps(said), file=answers, flush=True)
+
+    try:
+        env = LIBRARIES[name](lanes, threads)
+    except ImportError as error:
+        answer(cannot=f"not installed: {error}")
+        return
+    obs, chance = env.reset()[0], np.random.default_rng(0)
+    assert (obs.shape, obs.dtype, env.single_action_space.n) == ((lanes, 4, 84, 84), np.uint8, 6)
+
+    def play() -> None:
+        for _ in range(steps):
+            env.step(chance.integers(6, size=lanes))
+
+    play()
+    answer(version=version(name))
+    for _ in sys.stdin:
+        play()
+        answer()
+
+
+if __name__ == "__main__":
+    work(sys.argv[2], *map(json.loads, sys.argv[3:]))

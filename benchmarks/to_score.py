@@ -60,7 +60,16 @@ TASKS = {
         env_steps=200_000,
     ),
     "ppo-breakout": Task(
-        Work("ppo", "Breakout-MinAtar", iterations=10, hidden=(64, 64)), score=10.0, env_steps=2_000_000
+        Work(
+            "ppo",
+            "Breakout-MinAtar",
+            iterations=5,
+            hidden=(64, 64),
+            learning_rate=1e-3,
+            entropy_weight=0.01,
+        ),
+        score=6.5,
+        env_steps=1_000_000,
     ),
 }
 

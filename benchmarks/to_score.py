@@ -68,7 +68,7 @@ TASKS = {
             learning_rate=1e-3,
             entropy_weight=0.01,
         ),
-        score=6.5,
+        score=6.0,
         env_steps=1_000_000,
     ),
 }

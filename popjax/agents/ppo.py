@@ -183,22 +183,27 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             return (rows.log_prob - now).mean(where=rows.valid)
 
         def epoch(carry: Any) -> Any:
-            count, params, moments, _, _ = carry
+            count, params, moments, *told = carry
+            # Selected where Adam has them at hand; a vmapped loop would select and copy all that it carries.
+            goes_on = tree.in_company(unfinished(carry))
 
             def step(carry: PyTree, part: PyTree) -> tuple[PyTree, Array]:
                 params, moments, value, _ = descend(optimizer, lambda p: loss(p, part), *carry)
-                return (params, moments), value
+                return tree.where(goes_on, (params, moments), carry), value
 
             parts = _parts((rows, advantages), jax.random.fold_in(key, count), config.minibatches)
             (params, moments), losses = jax.lax.scan(step, (params, moments), parts)
-            return count + 1, params, moments, losses[-1], divergence(params)
+            told = tree.where(goes_on, [losses[-1], divergence(params)], told)
+            return count + goes_on, params, moments, *told
 
         def unfinished(carry: Any) -> Array:
             count, *_, kl = carry
             return (count < config.policy_epochs) & (kl <= 1.5 * hyper.target_kl)
 
         start = (jnp.int32(0), state.actor, state.actor_optimizer, jnp.float32(0), jnp.float32(0))
-        count, params, moments, last, kl = jax.lax.while_loop(unfinished, epoch, start)
+        count, params, moments, last, kl = jax.lax.while_loop(
+            lambda carry: tree.any_lane(unfinished(carry)), epoch, start
+        )
         entropy = actions.entropy(policy.apply(params, rows.obs)).mean(where=rows.valid)
         state = replace(state, actor=params, actor_optimizer=moments)
         return state, (last, kl, entropy, jnp.float32(count * config.minibatches))

@@ -109,6 +109,15 @@ def test_the_policy_stops_after_the_step_that_moved_it_too_far(key):
     assert steps(1.01 * second / 1.5)[0] == 3
     assert steps(np.inf)[0] == 20
 
+    targets = jnp.array([1e-9, 1.01 * first / 1.5, np.inf])  # side by side, each agent stops on its own
+    alone = [learn(state, rows, replace(hyper, target_kl=target), key) for target in targets]
+    axes = replace(jax.tree.map(lambda _: None, hyper), target_kl=0)
+    beside = jax.jit(jax.vmap(agent.learn, (None, None, axes, None)))
+    together, losses = beside(state, rows, replace(hyper, target_kl=targets), key)
+    assert losses.policy_steps.tolist() == [1, 2, 20]
+    for place, (after, _) in enumerate(alone):
+        close(jax.tree.map(lambda x, place=place: x[place], together), after, rtol=1e-4, atol=1e-5)
+
 
 @pytest.mark.parametrize("scope", ["rollout", "minibatch", "none"])
 def test_the_first_steps_of_the_policy_by_hand(scope, key):

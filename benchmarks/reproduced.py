@@ -150,7 +150,8 @@ def _show(name: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for row in rows:
         label = f"{row['row']}, {row['column']}" if row["column"] else row["row"]
-        seeds = f" ({row['seeds']} of {row['seeds_of_paper']} seeds)"
+        of = f" of {row['seeds_of_paper']}" if row["seeds"] < row["seeds_of_paper"] else ""
+        seeds = f" ({row['seeds']}{of} seeds)"
         fraction = f"{row['fraction_of_budget']:.1%}"
         yield row["task"], label, _spelt(row["ours"]) + seeds, _spelt(row["paper"]), fraction
 

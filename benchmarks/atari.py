@@ -61,7 +61,7 @@ class Arguments:
     """Games that are played at once."""
     env_steps: int = 3_200
     """Environment steps in a round, summed over lanes."""
-    rounds: int = 3
+    rounds: int = 5
     """Timed rounds, of which the best counts."""
     out: Path | None = None
     """JSON file for the results."""

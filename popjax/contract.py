@@ -109,7 +109,7 @@ def _same_form(spec: Spec, before: PyTree, after: PyTree) -> PyTree:
     # Static arrays cannot be compared but by their text, objects whose text is an address but by ==.
     if found != expected and structures[0] != structures[1]:
         form = f"{expected[:200]}, got {found[:200]}"
-        raise ValueError(f"{spec.name}: step must return a state of the structure {form}")
+        raise ValueError(f"{spec.name}: step must return a state of the structure {form}; keep its structure")
 
     def same(path: Any, old: Any, new: Any) -> Any:
         if jnp.shape(old) != jnp.shape(new) or jnp.result_type(old) != jnp.result_type(new):
@@ -133,5 +133,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _told(x: Any) -> str:
-    """Return type and shape of an array, the type of anything else."""
-    return f"{jnp.result_type(x).name} {list(jnp.shape(x))}" if _is_array(x) else type(x).__name__
+    """Return type and shape of an array, type and length of a tuple, the type of anything else."""
+    if _is_array(x):
+        return f"{jnp.result_type(x).name} {list(jnp.shape(x))}"
+    return f"tuple of {len(x)}" if type(x) is tuple else type(x).__name__

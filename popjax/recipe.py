@@ -103,7 +103,9 @@ def checked(build: Callable[..., Any], made: Any) -> Method:
     """
     if not isinstance(made, Method):
         name = getattr(build, "__qualname__", repr(build))
-        raise ValueError(f"{name} returns a {type(made).__name__}; let it return a popjax.Method")
+        raise ValueError(
+            f"{name} returns a value of type {type(made).__name__}; let it return a popjax.Method"
+        )
     return made
 
 
@@ -111,14 +113,18 @@ def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
     """Return the name of the kind of agent that ``config`` has in each field of ``recipe.agents``.
 
     Raises:
-        ValueError: an agent is of no kind that the recipe names.
+        ValueError: ``config`` has no such field, or an agent is of no kind that the recipe names.
     """
     found = {}
     for field, known in recipe.agents.items():
+        if not hasattr(config, field):
+            raise ValueError(
+                f"agents of the Recipe names {field}, which {type(config).__name__} lacks; add the field"
+            )
         value = getattr(config, field)
         names = [name for name, default in known.items() if type(default) is type(value)]
         if not names:
-            raise ValueError(f"{field} is a {type(value).__name__}; use one of {', '.join(known)}")
+            raise ValueError(f"{field} is of type {type(value).__name__}; use one of {', '.join(known)}")
         found[field] = names[0]
     return found
 
@@ -132,13 +138,39 @@ def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) 
     found = recipe.preset(task) if task else None
     if found and kinds_of(recipe, found.config) == kinds:
         return found.config, found.hyper
-    config = recipe.config(**{field: recipe.agents[field][kind] for field, kind in kinds.items()})
-    _check_dataclass("config", config, "a frozen dataclass")
-    hyper = recipe.hyper(config)
-    _check_dataclass("hyper", hyper, "a flax.struct.dataclass")
-    return config, hyper
+    agents = {field: recipe.agents[field][kind] for field, kind in kinds.items()}
+    config = _asked("config", recipe.config, **agents)
+    return config, _asked("hyper", recipe.hyper, config)
 
 
-def _check_dataclass(field: str, made: Any, wanted: str) -> None:
+def check(recipe: Recipe) -> None:
+    """Check that a Recipe has a ``build``, and that its other functions return defaults that fit together.
+
+    Raises:
+        ValueError: one is no function, does not take what it is called with, or returns no dataclass; or the
+            Config lacks an agent that ``agents`` names, or has one of another kind.
+    """
+    _check_function("build", recipe.build)
+    defaults(recipe, kinds_of(recipe, _asked("config", recipe.config)))
+
+
+def _asked(field: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return the dataclass that a function of a Recipe returns."""
+    _check_function(field, function)
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as misfit:
+        takes = "a Config" if args else f"the keywords {', '.join(kwargs)}" if kwargs else "no argument"
+        raise ValueError(f"{field} of the Recipe must take {takes}: {misfit}") from None
+    made = function(*args, **kwargs)
     if not is_dataclass(type(made)):
-        raise ValueError(f"{field} of the Recipe gives a {type(made).__name__}; let it return {wanted}")
+        wanted = {"config": "a frozen dataclass", "hyper": "a flax.struct.dataclass"}[field]
+        kind = type(made).__name__
+        raise ValueError(f"{field} of the Recipe returns a value of type {kind}; let it return {wanted}")
+    return made
+
+
+def _check_function(field: str, function: Any) -> None:
+    if not callable(function):
+        kind = type(function).__name__
+        raise ValueError(f"{field} of the Recipe is of type {kind}; give a class or a function")

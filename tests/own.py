@@ -6,14 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from popjax import envs
+from popjax.agents import sac
 from popjax.core import Env, Spec, Timestep
+from popjax.methods import independent
 from popjax.recipe import Recipe, recorded
 from tests.host import tiny
 
 SECOND = Recipe(tiny.build, tiny.Config, lambda config: tiny.Hyper(rate=0.5))
 NOT_A_RECIPE = 3
 NO_NUMBERS = Recipe(tiny.build, tiny.Config, lambda config: None)
-NO_CONFIG = Recipe(tiny.build, dict, lambda config: tiny.Hyper())
+NO_CONFIG = Recipe(tiny.build, lambda **agents: agents, lambda config: tiny.Hyper())
+CONFIG_AS_A_VALUE = Recipe(tiny.build, tiny.Config(), lambda config: tiny.Hyper())
+NUMBERS_OF_NOTHING = Recipe(tiny.build, tiny.Config, lambda: tiny.Hyper())
+AGENT_WITHOUT_A_FIELD = SECOND._replace(agents={"agent": {"sac": sac.Config()}})
+AGENT_NOT_TAKEN = AGENT_WITHOUT_A_FIELD._replace(config=lambda: independent.Config())
 NO_METHOD = Recipe(lambda env, config: 3, tiny.Config, lambda config: tiny.Hyper())
 NO_METHOD_RECORDED = NO_METHOD._replace(build=recorded(NO_METHOD.build))
 

@@ -80,7 +80,7 @@ FAULTS = {
     ),
     "Gymnasium's five answers": (
         answering(lambda s, a: (s, s.sum(), FALSE, FALSE, {})),
-        r"mine/point: step must return \(state, Timestep\), got tuple",
+        r"mine/point: step must return \(state, Timestep\), got tuple of 5",
     ),
     "observation in place of a Timestep": (
         answering(lambda s, a: (s, s)),

@@ -55,7 +55,7 @@ def test_agents_are_named_by_their_configs():
     kinds = kinds_of(cspc.METHOD, cspc.Config(evolution=None))
     assert kinds == {"off_policy": "sac2018", "on_policy": "ppo", "evolution": "none", "drive": "none"}
     assert defaults(cspc.METHOD, kinds)[0] == cspc.Config(evolution=None)
-    with pytest.raises(ValueError, match="agent is a int; use one of ddpg, td3"):
+    with pytest.raises(ValueError, match="agent is of type int; use one of ddpg, td3"):
         kinds_of(independent.METHOD, independent.Config(agent=3))
 
 

@@ -101,7 +101,7 @@ SLIPS = {
     ),
     "a State of another kind": (
         METHOD._replace(init=lambda key, hyper: {"key": key}),
-        "State must be a flax.struct.dataclass, got a dict",
+        "State must be a flax.struct.dataclass, got dict",
     ),
     "no fitness": (
         begun(metrics=lambda s: {"return": s.metrics.fitness}),
@@ -148,7 +148,7 @@ SLIPS = {
     "an action out of range": (acting(jnp.full(1, 2.0)), r"which must be in -1 to 1"),
     "no Choice": (
         METHOD._replace(act=lambda p, m, obs, key, scale: (m, jnp.zeros(1))),
-        "act must return a core.Choice, got a tuple",
+        "act must return a core.Choice, got tuple",
     ),
     "another memory": (
         METHOD._replace(act=lambda p, m, obs, key, scale: Choice({"h": obs}, jnp.zeros(1), 0.0, 0.0)),

@@ -58,7 +58,7 @@ def make(name: str, **options: Any) -> Env:
     function = importing.named(name, "make") if own else None
     if own and not callable(function):
         raise ValueError(
-            f"{name} is a {type(function).__name__}, no function; name a function that returns an environment"
+            f"{name} is of type {type(function).__name__}; name a function that returns an environment"
         )
     theirs = inspect.signature(function).parameters if function else {}
     general = {key: options[key] for key in options if key in wrappers.OPTIONS and key not in theirs}
@@ -109,8 +109,8 @@ def _own(path: str, function: Callable[..., Any], options: dict[str, Any]) -> En
         game, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(game, Environment):
             raise ValueError(
-                f"{path} returns a {type(made).__name__}; let it return a popjax.Env, an environment of"
-                " gymnax, or one with its EnvParams"
+                f"{path} returns a value of type {type(made).__name__}; let it return a popjax.Env, an"
+                " environment of gymnax, or one with its EnvParams"
             )
         made = gymnax.adapt(path, game, game.default_params if params is None else params)
     check_env(made)

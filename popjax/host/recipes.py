@@ -38,7 +38,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         Refused: there is no such method.
     """
-    from popjax.recipe import Recipe  # imports JAX, whose errors the command line is to catch
+    from popjax.recipe import Recipe, check  # imports JAX, whose errors the command line is to catch
 
     if name not in METHODS and not importing.is_path(name):
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
@@ -47,9 +47,10 @@ def recipe(name: str) -> Recipe:
     path = METHODS.get(name, name)
     try:
         found = importing.named(path, "METHOD")
+        if not isinstance(found, Recipe):
+            kind, where = type(found).__name__, importing.full(path, "METHOD")
+            raise ValueError(f"{where} is of type {kind}; make it a popjax.Recipe(build, config, hyper)")
+        check(found)
     except ValueError as refusal:
         raise Refused(f"method {name}: {refusal}") from None
-    if not isinstance(found, Recipe):
-        where = importing.full(path, "METHOD")
-        raise Refused(f"{where} is a {type(found).__name__}; make it a popjax.Recipe(build, config, hyper)")
     return found

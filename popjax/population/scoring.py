@@ -14,6 +14,7 @@ from jax import Array
 
 from popjax import rollout, tree
 from popjax.core import Act, Env, Key, Params, PyTree
+from popjax.population import learning
 from popjax.replay.ring import Ring
 
 
@@ -25,13 +26,12 @@ def returns(
     key: Key,
     episodes: int,
     *,
-    scale: Array | float = 0.0,
     starts: Array | None = None,
 ) -> Array:
-    """Return float32 [P, episodes]: the undiscounted returns of each of ``params`` [P] in fresh episodes.
+    """Return float32 [P, episodes]: the undiscounted returns of each of ``params`` [P] in fresh, greedy
+    episodes.
 
     memory: what a policy remembers at the start of an episode.
-    scale:  of the exploration; 0 is greedy.
     starts: keys [episodes] of initial states that all individuals share; None: each episode has its own.
     """
 
@@ -39,7 +39,7 @@ def returns(
         fixed = env if first is None else env._replace(reset=lambda _: env.reset(first))
 
         def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-            return act(params, memory, obs, key, scale)[:2]
+            return act(params, memory, obs, key, 0.0)[:2]
 
         return rollout.episode(fixed, choose, memory, key, record=lambda *_: ()).total
 
@@ -52,7 +52,7 @@ def returns(
 def when(due: Array, play: Callable[[], Array]) -> Array:
     """Return the scores [...] of ``play()`` where they are ``due`` for any member of a sweep, else 0 without
     playing."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(play))
+    nothing = learning.zeros(jax.eval_shape(play))
     return jax.lax.cond(tree.any_lane(due), play, lambda: nothing)
 
 

@@ -63,7 +63,7 @@ def check_same_form(before: Any, after: Any, what: str = "a step") -> None:
 def check_choice(choice: Any, before: PyTree, spec: Spec) -> None:
     """Check that ``act`` returns an action that the task takes, and a memory like the one ``before`` it."""
     if not isinstance(choice, Choice):
-        raise ValueError(f"act must return a core.Choice, got a {type(choice).__name__}")
+        raise ValueError(f"act must return a core.Choice, got {type(choice).__name__}")
     if not alike(choice.memory, before):
         raise ValueError("act returns a memory of another structure than it begins with")
     action = choice.action

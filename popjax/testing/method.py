@@ -98,7 +98,7 @@ def _check_fields(state: Any) -> None:
     """Check the fields that the host reads; it refuses a budget that ``env_steps`` cannot count."""
     kind: Any = type(state)
     if not is_dataclass(kind):
-        raise ValueError(f"State must be a flax.struct.dataclass, got a {kind.__name__}")
+        raise ValueError(f"State must be a flax.struct.dataclass, got {kind.__name__}")
     for name in ("key", "hyper", "env_steps", "generation", "metrics"):
         if not hasattr(state, name):
             raise ValueError(f"State has no field {name}; the host reads it")

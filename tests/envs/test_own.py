@@ -47,7 +47,7 @@ def test_an_environment_of_gymnax_is_adapted(path, task, action, key):
         ("tests.no_such_module:make", {}, "there is no module 'tests.no_such_module'"),
         ("tests.own:mak", {}, "module tests.own has no 'mak'; define it there"),
         ("tests.own", {"sise": 2}, "tests.own:make does not take the options {'sise': 2}"),
-        ("tests.own:nothing", {}, "tests.own:nothing returns a module; let it return a popjax.Env"),
+        ("tests.own:nothing", {}, "tests.own:nothing returns a value of type module; let it return a popjax"),
         ("tests.own", {"reward_axes": 1}, r"own/line: .*reward"),
         ("Pendulum-v1", {}, "named suite/task, got 'Pendulum-v1'"),
     ],

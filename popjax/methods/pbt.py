@@ -88,7 +88,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     changed = (*CARRIED, *(("drive",) if base.hand_over else ()))
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     spans = population, every * own_steps
-    again = schedules.selections(replay, env.spec.name, agents.kind(config.agent), names, *spans)
+    kinds = agents.kind(config.agent), config.search
+    again = schedules.selections(replay, env.spec.name, *kinds, names, *spans)
 
     def init(key: Key, hyper: PyTree) -> State:
         check_own_numbers(config, names, hyper)

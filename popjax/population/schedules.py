@@ -150,20 +150,29 @@ class Selections(NamedTuple):
 
 
 def selections(
-    replay: Sequence[Scheduled], task: str, kind: str, names: Sequence[str], population: int, interval: int
+    replay: Sequence[Scheduled],
+    task: str,
+    kind: str,
+    search: Any,
+    names: Sequence[str],
+    population: int,
+    interval: int,
 ) -> Selections | None:
     """Return the selections to repeat; None if there are none.
 
-    ``interval`` is the number of environment steps of an agent between ready points.
+    ``search`` is the Config of the search, ``interval`` the number of environment steps of an agent between
+    ready points.
 
     Raises:
-        ValueError: they are of another task or kind of agent, or of a population of another form.
+        ValueError: they are of another task, kind of agent or search, or of a population of another form.
     """
     if not replay:
         return None
-    run = replay[0].policy.name
-    told = {"task": replay[0].policy.spec.name, **replay[0].schedule}
-    own = {"task": task, "agent": kind, "names": list(names), "population": population, "interval": interval}
+    policy = replay[0].policy
+    run = policy.name
+    told = {"task": policy.spec.name, "search": policy.config.search, **replay[0].schedule}
+    own = {"task": task, "agent": kind, "search": search, "names": list(names)}
+    own |= {"population": population, "interval": interval}
     for what, value in own.items():
         if told[what] != value:
             raise ValueError(

@@ -630,6 +630,10 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         ([*SEARCH, "--config.interval", "20", "--replay", run], "of another interval: 10, here 20"),
         ([*SEARCH, "--config.population", "8", "--replay", run], "of another population: 4, here 8"),
         (
+            [*SEARCH, "--config.search", "halving", "--replay", run],
+            "of another search: Pbt(exploit='truncation', fraction=0.2), here Halving(",
+        ),
+        (
             [*(word.replace("corridor", "context") for word in SEARCH), "--replay", run],
             "of another task: probe/corridor-discrete, here probe/context-discrete",
         ),

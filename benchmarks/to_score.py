@@ -239,8 +239,9 @@ def main(arguments: Arguments) -> None:
     for task, seed, name in itertools.product(arguments.tasks, range(arguments.seeds), arguments.trainers):
         if (task, name, seed) in had:
             continue
-        rows.append(run(task, name, seed, arguments))
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "scores"}), flush=True)
+        row = run(task, name, seed, arguments)
+        print(json.dumps({k: v for k, v in row.items() if k != "scores"}), flush=True)
+        rows = sorted([*rows, row], key=lambda row: list(TASKS).index(row["task"]))
         scores = {row["task"]: TASKS[row["task"]].score for row in rows}
         told = {"peers": versions(arguments.python), "scores": scores, "medians": medians(rows)}
         record.write(arguments.out, **told, rows=rows)

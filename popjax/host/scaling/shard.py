@@ -48,7 +48,12 @@ class Placement(NamedTuple):
         """Map ``function`` over members as ``sweep.lift`` does, each device on its own members."""
         if self.axis != SWEEP:
             return sweep.lift(function, members)
-        share = sweep.lift(function, members // len(self.devices))
+        each = sweep.lift(function, members // len(self.devices))
+
+        def share(*args: Any) -> Any:
+            # XLA of jaxlib 0.11 ends the process where an empty array passes through.
+            return jax.tree.map(lambda x: x if x.size else jnp.zeros(x.shape, x.dtype), each(*args))
+
         spec = PartitionSpec(SWEEP)
         return jax.shard_map(share, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False)
 

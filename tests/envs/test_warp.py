@@ -67,5 +67,6 @@ def test_all_lanes_are_one_call_whatever_they_are_mapped_over():
     assert counts[-1] == 12
     np.testing.assert_array_equal(found["sum"], x.sum(-1) + 1)
     assert found["none"].shape == (3, 4, 0)
-    np.testing.assert_array_equal(one({"x": x[0, 1], "same": jnp.float32(0), "none": none[0, 0]})["sum"], 5.0)
+    alone = one({"x": jnp.ones(3), "same": jnp.float32(0), "none": none[0, 0]})
+    np.testing.assert_array_equal(alone["sum"], 3.0)
     assert counts[-1] == 1

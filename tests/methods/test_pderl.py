@@ -453,7 +453,7 @@ def test_the_replay_of_a_drive_numbers_whole_episodes():
     assert sorted(map(tuple, held)) == sorted(map(tuple, rows.next_obs))
 
 
-def a_case(method=pderl, slow=False, eager=False, **options):
+def a_case(method=pderl, slow=False, eager=False, env="probe/delay", **options):
     config = method.Config(
         population=4,
         sync_period=2,
@@ -464,12 +464,12 @@ def a_case(method=pderl, slow=False, eager=False, **options):
         distillation=Distillation(batch=4, epochs=1),
         agent=ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4),
     )
-    build = partial(method.build, make("probe/delay"), replace(config, **options))
+    build = partial(method.build, make(env), replace(config, **options))
     return Case(build, population=4, slow=slow, eager=eager)
 
 
 CASES = {
     "pderl": a_case(),
-    "pderl_collab": a_case(slow=True, drive=COLLAB),
+    "pderl_collab": a_case(slow=True, env="probe/context", drive=COLLAB),
     "erl": a_case(erl, slow=True, eager=True),
 }

@@ -26,12 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = {
     "sac-1": ("independent", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 300),
     "sac-8": ("independent", "gymnax/Pendulum-v1", {"population": 8, "warmup": 256, "capacity": 20_000}, 60),
-    "sac-64": (
-        "independent",
-        "gymnax/Pendulum-v1",
-        {"population": 64, "warmup": 256, "capacity": 20_000},
-        60,
-    ),
     "pderl": ("pderl", "gymnax/Pendulum-v1", {"capacity": 100_000}, 1),
     "ce-4": ("ce", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 60),
     "cspc": (
@@ -44,6 +38,17 @@ CASES = {
     "cdrl": ("cdrl", "gymnax/Breakout-MinAtar", {}, 4),
 }
 """Method, task, fields of its default Config, and steps of the method in a chunk."""
+MORE = {
+    "sac-64": (*CASES["sac-8"][:2], {**CASES["sac-8"][2], "population": 64}, 60),
+    "ppo-breakout": (
+        "onpolicy",
+        "gymnax/Breakout-MinAtar",
+        {"agent": "ppo", "population": 80, "steps": 64},
+        20,
+    ),
+    "sac-swingup": ("ce", "dmc/pendulum-swingup", {"population": 1, "drive": None, "warmup": 64}, 800),
+}
+"""Cases for accelerators, run where they are named; PPO with four epochs of four minibatches."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Arguments:
     """Root of the other checkout."""
     other_flags: str = ""
     """What the other one has in XLA_FLAGS besides."""
-    cases: tuple[str, ...] = tuple(case for case in CASES if case != "sac-64")
-    """Which cases."""
+    cases: tuple[str, ...] = tuple(CASES)
+    """Which cases, of ``CASES`` and ``MORE``."""
     repeats: int = 9
     """Pairs of timed chunks."""
     out: Path | None = None
@@ -101,7 +106,11 @@ def work() -> None:
 
     import popjax
 
-    name, task, changes, length = CASES[os.environ["POPJAX_CASE"]]
+    name, task, changes, length = (CASES | MORE)[os.environ["POPJAX_CASE"]]
+    if "agent" in changes:
+        from popjax.agents import ppo
+
+        changes = changes | {"agent": ppo.Config(policy_epochs=4, value_epochs=4, minibatches=4)}
     module = importlib.import_module(f"popjax.methods.{name}")
     env = popjax.make(task)
     method = module.build(env, module.Config(**changes))

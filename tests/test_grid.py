@@ -255,7 +255,7 @@ def test_a_sweep_in_slices_has_the_members_of_the_whole(
     argv = [*BASE, "--env", "probe/context", "--seeds", "5", "--config.capacity", "100000"]
     assert cli.run([*argv, "--run-dir", "whole"]) == 0
     if not by_hand:
-        monkeypatch.setattr(memory, "available_bytes", lambda device: 2_700_000)
+        monkeypatch.setattr(memory, "available_bytes", lambda device: 4_500_000)
     assert cli.run([*argv, "--run-dir", "parts", *(["--slice", "2"] if by_hand else [])]) == 0
     if not by_hand:
         assert "training 2 of 5 members at a time" in capsys.readouterr().err

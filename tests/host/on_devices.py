@@ -151,7 +151,7 @@ def refusals() -> list[str]:
 def in_slices(directory: Path) -> dict[str, Any]:
     """A sweep that does not fit into memory as a whole, on two devices; and slices that do not divide."""
     cli.METHODS["tiny"] = "tests.host.tiny"
-    memory.available_bytes = lambda device: 5_200_000
+    memory.available_bytes = lambda device: 9_400_000
     argv = ["tiny", "--env=probe/context", "--env-steps=240", "--seeds=8", "--config.capacity=100000"]
     codes, found = [], {}
     for name, more in (

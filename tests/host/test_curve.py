@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from popjax.host.errors import TooLarge
 from popjax.host.report import learning_curve
 from popjax.host.runs import log
 from popjax.host.runs.history import Evaluation, History, Seconds, join, non_finite
@@ -69,6 +70,17 @@ def test_a_metric_is_a_scalar_or_a_mean_and_a_maximum_or_nothing() -> None:
     assert log.scalars(np.float32(2)) == [("", 2.0)]
     assert log.scalars(np.array([1, 3])) == [("/mean", 2.0), ("/max", 3.0)]
     assert log.scalars(np.zeros((0,))) == []
+
+
+def test_a_checkpoint_takes_a_copy_of_the_state_or_two_of_main_memory() -> None:
+    """Two while training goes on, one while it waits, with a tenth of the memory left alone."""
+    cpu = jax.local_devices()[0]
+    gigabyte = 10**9
+    assert memory.saves_in_background(3 * gigabyte, 3 * gigabyte, 10 * gigabyte, cpu, members=1)
+    assert not memory.saves_in_background(3 * gigabyte, 3 * gigabyte, 99 * gigabyte // 10, cpu, members=1)
+    with pytest.raises(TooLarge, match=r"8.0 GB of main memory and as much again as its State, 4.0 GB") as no:
+        memory.saves_in_background(4 * gigabyte, 8 * gigabyte, 10 * gigabyte, cpu, members=4)
+    assert no.value.fitting == 3
 
 
 def test_something_is_available_and_something_was_held() -> None:

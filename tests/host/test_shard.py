@@ -103,7 +103,7 @@ def test_a_replay_is_spread_with_its_agents_unless_they_share_it() -> None:
 
 def test_slices_of_a_sweep_divide_over_the_devices(answer: dict[str, Any]) -> None:
     slices = answer["slices"]
-    assert slices["runs"] == ["members0to3", "members4to7"]  # five would fit
+    assert slices["runs"] == ["members0to3", "members4to7"]  # four would fit
     assert slices["codes"] == [0, 2, 2, 2, 2]
     found = slices["found"]
     assert "--devices must be in 1 to 4" in found["many"]["said"]

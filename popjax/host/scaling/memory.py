@@ -88,12 +88,6 @@ def peak_bytes(device: jax.Device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def spare_for_copies(total: int, available: int, device: jax.Device) -> int:
-    """Return the bytes left on the host for a copy of the State while ``total`` of the ``available`` bytes
-    are in use on ``device``."""
-    return available - total if device.platform == "cpu" else host_bytes()
-
-
 def check(total: int, available: int, state: Any, device: jax.Device, members: int = 1) -> None:
     """Check that a run of ``members`` that needs ``total`` bytes fits into the ``available`` ones.
 
@@ -108,6 +102,27 @@ def check(total: int, available: int, state: Any, device: jax.Device, members: i
         f" the State is {name!r} with {human(size)}: reduce the replay capacity, the population or the seeds",
         fitting=available * members // total,
     )
+
+
+def saves_in_background(size: int, total: int, available: int, device: jax.Device, members: int) -> bool:
+    """Return whether a State of ``size`` bytes can be saved while training goes on in ``total`` of the
+    ``available`` bytes of ``device``. Writing encodes a copy of the State in main memory, and the thread that
+    writes needs one that training does not overwrite. A tenth of the memory is left to the process.
+
+    Raises:
+        TooLarge: main memory has no room for the copy that is encoded.
+    """
+    if device.platform != "cpu":
+        total, available = 0, host_bytes()
+    room = int(0.9 * available)
+    if total + size > room:
+        raise TooLarge(
+            f"the run needs {human(total)} of main memory and as much again as its State, {human(size)},"
+            f" while it writes a checkpoint; {human(available)} are available: reduce the replay capacity,"
+            " the population or the seeds",
+            fitting=room * members // (total + size),
+        )
+    return total + 2 * size <= room
 
 
 def human(count: int) -> str:

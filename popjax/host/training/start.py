@@ -180,9 +180,8 @@ def _start(
         run.method, run.env, start, shapes, run.options, placement, fresh=restored is None
     )
     memory.check(programs.total_bytes, available, shapes, device, count)
-    spare = memory.spare_for_copies(programs.total_bytes, available, device)
-    background = memory.tree_bytes(shapes) <= spare
-    _tell_memory(run, shapes, programs, available, background)
+    _tell_memory(run, shapes, programs, available)
+    background = directory is not None and _saves_in_background(run, shapes, programs, available)
     if directory is not None and run.files is None:
         run = replace(run, files=stack.enter_context(directory))
     state, position = restored or _initial(programs, start)
@@ -238,12 +237,19 @@ def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
     return copies * (whole // len(placement.devices) + lane)
 
 
-def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int, background: bool) -> None:
+def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int) -> None:
     name, size = memory.largest_field(shapes)
     run.say(
         f"memory: {memory.human(programs.total_bytes)} of {memory.human(available)} available;"
         f" the State takes {memory.human(memory.tree_bytes(shapes))}, {name!r} alone {memory.human(size)};"
         f" compiled in {programs.compile_seconds:.1f} s"
     )
+
+
+def _saves_in_background(run: Run, shapes: Any, programs: Programs, available: int) -> bool:
+    """Return whether training goes on while a checkpoint is written; say so if it cannot."""
+    size, device = memory.tree_bytes(shapes), jax.local_devices()[0]
+    background = memory.saves_in_background(size, programs.total_bytes, available, device, len(run.members))
     if not background:
         run.say("memory: no room for a copy of the State, so training waits while a checkpoint is written")
+    return background

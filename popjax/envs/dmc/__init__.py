@@ -11,6 +11,7 @@ initial one. MuJoCo Playground has tasks of the same names with other physics: s
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -86,7 +87,11 @@ def _original(task: str) -> Any:
             warnings.simplefilter("ignore")  # without a display it says so
             from dm_control import suite
     except ImportError as absent:
-        raise ValueError(f"dmc/{task} needs dm_control: pip install 'popjax[dmc]' ({absent})") from absent
+        new = sys.version_info >= (3, 13)
+        where = " with Python 3.12, since its labmaze has no wheel for later ones" if new else ""
+        raise ValueError(
+            f"dmc/{task} needs dm_control: pip install 'popjax[dmc]'{where} ({absent})"
+        ) from absent
     original = suite.load(*task.split("-"), task_kwargs={"random": 0})
     original.reset()
     return original

@@ -33,8 +33,14 @@ def expanded(argv: Sequence[str]) -> list[str]:
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` with every ``--evolve NUMBER`` as one of the values of ``--config.evolve``."""
+    """Return ``argv`` with every ``--evolve NUMBER`` as one of the values of ``--config.evolve``.
+
+    Raises:
+        Fault: there is a ``--config.evolve`` already.
+    """
     numbers, rest = peel_all(argv, "--evolve")
+    if numbers and any(argument.partition("=")[0] == "--config.evolve" for argument in rest):
+        raise Fault("--evolve and --config.evolve name the same numbers; give them all with --evolve")
     return [*rest, "--config.evolve", *numbers] if numbers else rest
 
 

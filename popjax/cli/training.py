@@ -175,7 +175,7 @@ def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
 
 def _check_numbers(program: Program, method: Method) -> None:
     """Refuse numbers that are out of range, before anything is written."""
-    from popjax.cli import grid, parse, per_agent
+    from popjax.cli import grid, parse
     from popjax.host.runs.options import validate
     from popjax.host.scaling import sweep
 
@@ -183,10 +183,10 @@ def _check_numbers(program: Program, method: Method) -> None:
     if common.intervene is not None and common.from_ is None:
         raise parse.Fault("--intervene continues a run: name it with --from RUN_DIR or RUN_DIR@GENERATION")
     validate(common.options, method)
-    per_agent.check(method, program.arguments.hyper)
     swept = parse.swept_numbers(common.sweep)
     sweep.check(program.arguments.hyper, swept)
     sweep.check_driven(method.driven, program.arguments.hyper, method.hyper, swept)
+    sweep.check_own(method, program.arguments.hyper)
     grid.chosen(common)
 
 

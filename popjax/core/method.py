@@ -56,7 +56,7 @@ class Method(NamedTuple):
     learning_starts: environment steps before the first update; a shorter run is warned that it learns nothing
     accepts:     environment steps at the end of a run, a whole number of its steps -> None; raises a
                  ValueError if the method cannot use that number
-    driven:      numbers of ``hyper`` that the method sets itself and users cannot
+    driven:      numbers of ``hyper``, by dotted name, that the method sets itself or does not use here
     schedule:    lineage and numbers of a population over time; None if the numbers stay
     """
 

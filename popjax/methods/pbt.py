@@ -34,6 +34,7 @@ from popjax.methods.pbt_config import (
     LAYERS,
     Config,
     Metrics,
+    Numbers,
     OffPolicyConfig,
     State,
     check_budget,
@@ -88,7 +89,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     changed = (*CARRIED, *(("drive",) if base.hand_over else ()))
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     spans = population, every * own_steps
-    kinds = agents.kind(config.agent), config.search
+    kinds = agents.kind(config.agent), config.search, config.explore
     again = schedules.selections(replay, env.spec.name, *kinds, names, *spans)
 
     def init(key: Key, hyper: PyTree) -> State:
@@ -260,7 +261,9 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     newcomers = fresh if again is None else bool((again.source < 0).any())
     method = parts.whole(base, default_hyper(config), init, chain(collect, base.learn, evolve))
     schedule = Schedule(read, tell)
-    return method._replace(policy=policy, accepts=accepts, driven=tuple(names), schedule=schedule)
+    unused = () if again is None else tuple(f"search.{field.name}" for field in fields(Numbers))
+    driven = (*names, *unused)
+    return method._replace(policy=policy, accepts=accepts, driven=driven, schedule=schedule)
 
 
 METHOD = Recipe(

@@ -154,6 +154,7 @@ def selections(
     task: str,
     kind: str,
     search: Any,
+    explore: bool,
     names: Sequence[str],
     population: int,
     interval: int,
@@ -170,8 +171,8 @@ def selections(
         return None
     policy = replay[0].policy
     run = policy.name
-    told = {"task": policy.spec.name, "search": policy.config.search, **replay[0].schedule}
-    own = {"task": task, "agent": kind, "search": search, "names": list(names)}
+    told = {"task": policy.spec.name, **vars(policy.config), **replay[0].schedule}
+    own = {"task": task, "agent": kind, "search": search, "explore": explore, "names": list(names)}
     own |= {"population": population, "interval": interval}
     for what, value in own.items():
         if told[what] != value:

@@ -25,7 +25,7 @@ from popjax.host.runs import member_subset
 from popjax.host.scaling import memory, processes, sweep
 from popjax.host.training import train
 from popjax.host.training.stopped_members import StoppedMembers
-from popjax.methods import pderl
+from popjax.methods import independent, pderl
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
 
@@ -350,3 +350,14 @@ def test_members_whose_episodes_are_of_any_length_do_not_depend_on_those_beside_
     first = jax.tree.map(lambda x: x[:1], result.state)
     for name in ("actors", "learner"):
         chex.assert_trees_all_close(getattr(first, name), getattr(alone.state, name), rtol=1e-3, atol=1e-4)
+
+
+def test_a_list_of_numbers_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:
+    """From Python as on the command line."""
+    small = independent.Config(agent=ddpg.Config(hidden=(4,)), population=3, capacity=10, warmup=5, batch=2)
+    method = independent.build(ENV, small)
+    hyper = method.hyper.replace(actor_lr=np.ones(2, np.float32))
+    with pytest.raises(Refused, match=r"hyper.actor_lr has 2 numbers, and there are 3 individuals") as line:
+        train(method, ENV, env_steps=240, hyper=hyper, run_dir=tmp_path / "run")
+    assert "\n" not in str(line.value)
+    assert not (tmp_path / "run").exists()

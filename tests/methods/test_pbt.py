@@ -607,6 +607,10 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
             [*BASE, "--config.population", "2", "--hyper.polyak", "0.1,0.2"],
             "hyper.polyak does not evolve, and an agent that is handed over would leave its own behind",
         ),
+        (
+            [*BASE, "--evolve", "hyper.polyak=0.01:0.1", "--config.evolve", "hyper.discount=0.9:0.99"],
+            "--evolve and --config.evolve name the same numbers; give them all with --evolve",
+        ),
         ([*BASE, "--intervene", "0=1"], "--intervene continues a run: name it with --from"),
         ([*BASE, "--config.search", "greedy"], "unknown search 'greedy'"),
         ([*BASE, "--config.drive", "novelty"], "unknown drive 'novelty'"),
@@ -632,6 +636,11 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         (
             [*SEARCH, "--config.search", "halving", "--replay", run],
             "of another search: Pbt(exploit='truncation', fraction=0.2), here Halving(",
+        ),
+        ([*SEARCH, "--config.no-explore", "--replay", run], "of another explore: True, here False"),
+        (
+            [*SEARCH, *KEPT, "--hyper.search.grow", "2", "--replay", run],
+            "--hyper.search.grow 2 would not be used: as configured here, the method sets this number itself",
         ),
         (
             [*(word.replace("corridor", "context") for word in SEARCH), "--replay", run],

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 from jax import Array
 
 from popjax.checks import check_numbers
-from popjax.core import as_arrays
+from popjax.core import Method, as_arrays
 from popjax.host.errors import Refused
 
 _PREFIX = "hyper."
@@ -145,14 +146,46 @@ def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping
     """
     named = {name for joined in swept for name in joined.split(",")}
     for name in driven:
-        value, usual = getattr(hyper, name), getattr(default, name)
+        value, usual = attrgetter(name)(hyper), attrgetter(name)(default)
+        why = "as configured here, the method sets this number itself or does not use it"
         if f"{_PREFIX}{name}" in named:
-            raise Refused(f"--sweep {_PREFIX}{name}: the method sets this number itself; sweep another one")
+            raise Refused(f"--sweep {_PREFIX}{name}: {why}; sweep another one")
         if np.ndim(value) == 0 and np.float32(value) != np.float32(usual):
-            raise Refused(
-                f"--{_PREFIX}{name} {value:g} would not be used: the method sets this number itself; leave it"
-                " out"
-            )
+            raise Refused(f"--{_PREFIX}{name} {value:g} would not be used: {why}; leave it out")
+
+
+def check_own(method: Method, hyper: Any) -> None:
+    """Check, without computing it, that ``method`` can take its first step with the numbers of ``hyper`` that
+    are one for each agent.
+
+    Raises:
+        Refused: a number is not one for each of its agents, or must be one for all.
+    """
+    given = {
+        f"{_PREFIX}{jax.tree_util.keystr(path, simple=True, separator='.')}": np.size(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(hyper)
+        if np.ndim(leaf)
+    }
+    if not given:
+        return
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        jax.eval_shape(lambda key, hyper: method.step(method.init(key, hyper)), key, as_arrays(hyper))
+    except (TypeError, ValueError) as refusal:
+        text = str(refusal).partition("\n")[0]
+        if not text.startswith(_PREFIX):  # JAX's, of shapes that do not fit
+            lists = ", ".join(f"{name} has {count} numbers" for name, count in given.items())
+            text = f"{lists}{_size(method, key)}; give one for all, or one for each agent that has its own"
+        raise Refused(text) from None
+
+
+def _size(method: Method, key: Any) -> str:
+    """Return the size of the population as a refusal tells it; nothing where there are no individuals."""
+    if method.individuals is None:
+        return ""
+    state = jax.eval_shape(method.init, key, as_arrays(method.hyper))
+    leaf = jax.tree.leaves(jax.eval_shape(method.individuals, state))[0]
+    return f", and there are {len(leaf)} individuals"
 
 
 def hypers(hyper: Any, members: Sequence[Member]) -> Any:

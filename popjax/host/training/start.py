@@ -116,6 +116,7 @@ def train(
     root = None if run_dir is None else path(run_dir)
     sweep.check(numbers, swept)
     sweep.check_driven(method.driven, numbers, method.hyper, swept)
+    sweep.check_own(method, numbers)
     chosen = sweep.part(sweep.grid(options.seed, options.seeds, swept), members)
     config = configuration.configuration(method, env, numbers, options, swept, members, name, command)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)

@@ -78,8 +78,8 @@ def in_turn(errors: Array, traces: Array) -> Array:
 
 
 def at_once(errors: Array, traces: Array) -> Array:
-    """Return the same in a number of operations that grows with the logarithm of T: each row is a map ``x ->
-    error + trace x``, and composing maps is associative."""
+    """Return what ``in_turn`` returns, in a number of operations that grows with the logarithm of T: each row
+    is a map ``x -> error + trace x``, and composing maps is associative."""
 
     def compose(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
         return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]

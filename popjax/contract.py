@@ -92,7 +92,8 @@ def _scalar(spec: Spec, value: Any, what: str, dtype: Any) -> Array:
 
 
 def _fitting(spec: Spec, x: Any, what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Array:
-    """Return ``x`` as an array; Python's numbers fit where they can be meant."""
+    """Return ``x`` as an array of ``shape`` and ``dtype``; a Python number may be of a narrower kind, such as
+    1 for 1.0."""
     plain = isinstance(x, bool | int | float)
     kinds = ("b",) if isinstance(x, bool) else ("f",) if isinstance(x, float) else ("i", "u", "f")
     fits = dtype.kind in kinds if plain else _is_array(x) and jnp.result_type(x) == dtype
@@ -103,10 +104,12 @@ def _fitting(spec: Spec, x: Any, what: str, shape: tuple[int, ...], dtype: Any, 
 
 
 def _same_form(spec: Spec, before: PyTree, after: PyTree) -> PyTree:
-    """Return ``after`` as a state in structure, shapes and types like ``before``."""
+    """Return ``after`` with strong types, after checking that it has the structure, shapes and types of
+    ``before``."""
     structures: Any = [jax.tree.structure(x) for x in (before, after)]
     expected, found = map(str, structures)
-    # Static arrays cannot be compared but by their text, objects whose text is an address but by ==.
+    # Compare by text for static arrays, which == cannot compare, and by == for objects whose text is an
+    # address.
     if found != expected and structures[0] != structures[1]:
         form = f"{expected[:200]}, got {found[:200]}"
         raise ValueError(f"{spec.name}: step must return a state of the structure {form}; keep its structure")
@@ -123,7 +126,7 @@ def _same_form(spec: Spec, before: PyTree, after: PyTree) -> PyTree:
 
 
 def _strong(x: Any) -> Any:
-    """Return an array with a type of its own, in place of one that takes its neighbour's."""
+    """Return a weakly typed array or number with a strong type; others unchanged."""
     weak = isinstance(x, bool | int | float) or getattr(x, "weak_type", False)
     return jax.lax.convert_element_type(x, jnp.result_type(x)) if weak else x
 

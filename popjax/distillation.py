@@ -1,7 +1,7 @@
 """Losses by which one policy learns from others: imitation of the better action, softened KL, alignment.
 
-Every loss has a mask, and a masked batch gives what the smaller batch would: loss and gradient, also where
-the masked rows hold no numbers.
+Every loss takes a mask. Loss and gradient of a masked batch equal those of its valid rows alone, even where
+masked rows hold NaN.
 
 Sources: Q-filtered imitation from "Proximal Distilled Evolutionary Reinforcement Learning" (Bodnar, Day &
 Lio, AAAI 2020); softened KL and alignment from "Collaborative Deep Reinforcement Learning" (Lin, Wang &
@@ -31,7 +31,7 @@ def better_action(
     """Return for every state the action of the parent that the critic prefers.
 
     q_x, q_y:           [B]       values of the two actions.
-    action_x, action_y: [B, ...]  actions of the parents, or what their policies say of the state.
+    action_x, action_y: [B, ...]  actions of the parents, or the outputs of their policies.
     tie:                what equal values mean: imitate ``y`` (PDERL's code) or none (its paper).
 
     Returns the target [B, ...] and ``imitate`` float32 [B], 0 where no parent is imitated. Neither parents
@@ -87,9 +87,9 @@ def softened_kl(
     logits:         [..., A]  ``q = softmax(logits)``; the temperature is the teacher's only.
     valid:          bool [...]  rows that count in the mean; all if not given.
 
-    Returns []. The gradient with respect to ``logits`` is ``(q - p) / rows``, computed as written: it is 0 to
-    the last bit where the policies are equal, and an Adam, to which scale means nothing, stays where it is.
-    CDRL, equation 3.
+    Returns []. The gradient with respect to ``logits`` is computed in the form ``(q - p) / rows``, which is
+    exactly 0 where the policies are equal. Adam ignores the scale of a gradient, so rounding errors would
+    move it. CDRL, equation 3.
     """
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(teacher_logits, valid) / temperature))
     logits = _masked(logits, valid)
@@ -105,7 +105,7 @@ def alignment_loss(
     """Return the distance of a teacher's policy, through an alignment network, from a student's on the same
     observations.
 
-    aligned_logits: [..., A]  what the alignment network makes of the teacher's logits; it learns from this.
+    aligned_logits: [..., A]  the teacher's logits after the alignment network, which receives the gradient.
     student_logits: [..., A]  the student's own policy; constant, receives no gradient.
     direction:      "code", KL(aligned || student), which seeks a mode; "paper", KL(student || aligned), which
                     covers all (CDRL, algorithm 1, line 28).
@@ -120,8 +120,8 @@ def alignment_loss(
 
 
 def _kl(log_p: Array, log_q: Array) -> Array:
-    """Return the divergence [...] of log-probabilities [..., A]; an action that p excludes contributes 0
-    whatever q says."""
+    """Return the divergence [...] of log-probabilities [..., A]; an action with p = 0 contributes 0 whatever
+    its q."""
     possible = log_p > -jnp.inf
     difference = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
     return (jnp.exp(log_p) * difference).sum(-1)

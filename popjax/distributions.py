@@ -60,8 +60,8 @@ def categorical() -> Distribution:
 def _log_probs(logits: Array) -> Array:
     """Return the log-probabilities [A, ...] of logits [..., A].
 
-    Actions lead, because a CPU adds whole vectors over the first axis, but single numbers over the last: PPO
-    on CartPole takes four fifths of the time.
+    The axis of actions comes first, because a CPU sums over the first axis in whole vectors, but over the
+    last one number at a time; PPO on CartPole then takes four fifths of the time.
     """
     return jax.nn.log_softmax(jnp.moveaxis(logits, -1, 0), 0)
 
@@ -150,8 +150,8 @@ def squashed() -> Distribution:
 
 
 def squashed_mean() -> Distribution:
-    """Return the family whose outputs [..., A] are actions before the tanh that the environment takes of
-    them; otherwise ``deterministic``."""
+    """Return ``deterministic`` for an environment that applies tanh to actions: outputs [..., A] are actions
+    before the tanh."""
     family = deterministic()
 
     def sample(key: Key, outputs: Array, scale: Array | float) -> Array:

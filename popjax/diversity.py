@@ -1,4 +1,4 @@
-"""Measures of how different the policies of a population are, and how much of a state their actions tell.
+"""Measures of how different the policies of a population are, and of the information in actions about states.
 
 Sources: the Kullback-Leibler divergence of diagonal Gaussians in closed form; "Mutual Information Neural
 Estimation" (Belghazi et al., 2018), the Donsker-Varadhan bound with the moving average that corrects the
@@ -139,7 +139,8 @@ def _fit(
 
 
 def _bound(network: Network, params: Params, states: Array, actions: Array) -> Array:
-    """Return the Donsker-Varadhan bound []; independence is every action moved on by 1, 2, ... rows."""
+    """Return the Donsker-Varadhan bound []; independent pairs join each state with actions 1, 2, ... rows
+    further on."""
     shifts = jnp.arange(1, 1 + min(SHIFTS, states.shape[0] - 1))
 
     def apart(shift: Array) -> Array:

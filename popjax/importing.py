@@ -9,8 +9,8 @@ from typing import Any
 
 
 def is_path(text: str) -> bool:
-    """Return whether ``text`` reads as an import path: dotted identifiers, and a name after a colon or a dot
-    among them or a module that exists."""
+    """Return whether ``text`` is an import path: identifiers with a dot or a colon between them, or the name
+    of an existing module."""
     module, colon, name = text.partition(":")
     parts = [*module.split("."), *([name] if colon else [])]
     if not all(part.isidentifier() for part in parts):

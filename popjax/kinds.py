@@ -12,10 +12,10 @@ NAMES = {"Config", "Hyper", "build"}
 
 
 def home(config: Any, part: str, known: Iterable[str]) -> ModuleType:
-    """Return the module that defines the class of ``config`` as its Config, next to a Hyper and a build.
+    """Return the module that defines the class of ``config`` under the name Config, beside a Hyper and a
+    build.
 
-    A class without such a module, which only changes defaults, belongs to the nearest of its bases that has
-    one.
+    For a subclass that only changes defaults, it is the module of the nearest base class that has one.
 
     part, known: the kind of part, such as ``"an agent"``, and the names of our own, for the message.
 

@@ -24,11 +24,11 @@ COUNT_LIMIT = 2**30
 
 @struct.dataclass
 class RunningStatistics:
-    """Statistics of what was seen so far; of a standard normal before anything was.
+    """Statistics of the samples seen so far; those of a standard normal before the first.
 
     count:    int32 []          samples.
     mean:     float32 [*shape]  mean of the samples, rounded.
-    low:      float32 [*shape]  what rounding took from the mean: the mean is ``mean + low``.
+    low:      float32 [*shape]  rounding error of the mean: the exact mean is ``mean + low``.
     variance: float32 [*shape]  mean squared deviation (divided by ``count``).
     """
 
@@ -61,7 +61,7 @@ def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -
     deviation = (rows - state.mean) - state.low
     rough = mean_of(deviation)
     residual = deviation - rough
-    rest = mean_of(residual)  # of a first batch far from 0, what the sum above rounded away
+    rest = mean_of(residual)  # the rounding error of the sum above, for a first batch far from 0
     offset = rough + rest
     variance = mean_of(jnp.square(residual - rest))
 
@@ -172,7 +172,7 @@ def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Ag
 
     return agent._replace(
         init=lambda key, hyper: Whitened(agent.init(key, hyper), init(obs_shape)),
-        eyes=None,  # they look at whitened images, which nobody else has
+        eyes=None,  # they need whitened images, which only this agent has
         act=act,
         learn=learn,
         policy=lambda state: (agent.policy(state.agent), state.statistics),

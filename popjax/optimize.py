@@ -14,8 +14,8 @@ from popjax.core import Number, Params, PyTree
 
 
 def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
-    """Return Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity leaves as
-    is.
+    """Return Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity: no
+    clipping.
 
     Rebuilt wherever it is used: its state has the same structure whatever the numbers are.
     """
@@ -34,8 +34,8 @@ def descend(
     params: Params,
     state: PyTree,
 ) -> tuple[Params, PyTree, Array, Any]:
-    """Take one step down the gradient of ``loss(params) -> (value, aux)``: params, optimizer state, value,
-    aux."""
+    """Take one step down the gradient of ``loss(params) -> (value, aux)``; return params, optimizer state,
+    value and aux."""
     (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     updates, state = optimizer.update(gradient, state, params)
     return optax.apply_updates(params, updates), state, value, aux

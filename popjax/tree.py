@@ -50,13 +50,14 @@ def where(condition: Array, if_true: T, if_false: T) -> T:
 
 
 def finite(tree: Any, axes: int = 1) -> Array:
-    """Return bool [...], the ``axes`` leading axes of every leaf: whether all floating-point numbers behind
-    them are finite."""
+    """Return bool over the ``axes`` leading axes of every leaf: whether all floating-point numbers along the
+    other axes are finite."""
     return _everywhere(jnp.isfinite, tree, axes)
 
 
 def nan(tree: Any, axes: int = 1) -> Array:
-    """Return bool [...], the ``axes`` leading axes of every leaf: whether any number behind them is NaN."""
+    """Return bool over the ``axes`` leading axes of every leaf: whether any number along the other axes is
+    NaN."""
     return ~_everywhere(lambda x: ~jnp.isnan(x), tree, axes)
 
 
@@ -108,7 +109,7 @@ def any_lane(condition: Array) -> Array:
 
     The result is the same for all lanes, so a ``lax.cond`` or ``lax.while_loop`` steered by it stays one
     branch or one loop under ``vmap`` instead of becoming a select that runs both sides and copies every
-    carried leaf. Use it only where the answer changes how much work is done and never what comes out.
+    carried leaf. Use it only where the answer changes the amount of work, never the result.
     """
     return jnp.any(condition)
 
@@ -122,8 +123,9 @@ def _any_lane_of_batch(axis_size: int, in_batched: list[bool], condition: Array)
 def in_company(condition: Array) -> Array:
     """Return ``condition`` under a ``vmap``, and True without one.
 
-    Masks what a loop or branch computes that ``any_lane(condition)`` steers: a lane alone is computed only if
-    the condition holds, so nothing need be selected; in company others may be the reason.
+    Use it to mask the results of a loop or branch steered by ``any_lane(condition)``. Without a ``vmap``, the
+    branch is entered only if the condition holds, so nothing needs masking; under one, another lane may have
+    caused it.
     """
     return jnp.ones_like(condition)
 
@@ -137,9 +139,8 @@ def _in_company_of_batch(axis_size: int, in_batched: list[bool], condition: Arra
 def largest(count: Array) -> Array:
     """Return the largest of ``count`` in this lane and in all lanes of any enclosing ``vmap``.
 
-    Steers a loop by a number that is the same in every lane, such as the gradient steps owed to a clock that
-    all share, without making it a loop of its own for each lane: the carry is then not selected, and so not
-    copied, in every turn.
+    Use it as the number of turns of a loop if the number is equal in all lanes, such as gradient steps due by
+    a common clock. A count for each lane would make the loop select, and so copy, its carry in every turn.
     """
     return jnp.max(count)
 

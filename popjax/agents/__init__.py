@@ -3,7 +3,8 @@
 Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (numbers), ``State`` and
 ``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``; the
 latter also ``ROLLOUT``, the environment steps of a lane in a rollout, by which methods know them.
-Your own module with these names is as good: it is found by the module that defines its Config.
+A module of your own with these names works in the same way; it is found as the module that defines its
+Config.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def check_no_memory(agent: Agent) -> None:
 
 def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None = None) -> OnPolicyAgent:
     """Return the on-policy agent of ``config``, which learns from ``rollout`` environment steps at a time;
-    with None it only acts.
+    with None, the agent only acts.
 
     Raises:
         ValueError: the agent's minibatches do not divide these steps, or ``config`` is not of such an agent.
@@ -82,7 +83,8 @@ def default_hyper(config: AnyConfig | AnyOnPolicyConfig) -> Any:
 
 
 def default_rollout(config: AnyOnPolicyConfig) -> int:
-    """Return the environment steps of a lane in a rollout, as the on-policy agent's source has it.
+    """Return the default environment steps of a lane in a rollout of an on-policy agent, which are its
+    source's.
 
     Raises:
         ValueError: ``config`` is not of an on-policy agent.

@@ -2,7 +2,7 @@
 
 The default numbers are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5 steps. Two
 things differ from that program: policy and value are separate networks, where its default shares the hidden
-layers, and a time limit is not taken for the end of the task. A3C restated for lanes, with one network for
+layers, and a time limit is not treated as the end of the task. A3C restated for lanes, with one network for
 both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
 
 With an LSTM each of the two networks has a memory of its own, and both advance while the policy acts, so that

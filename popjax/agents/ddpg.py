@@ -127,7 +127,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     first_actor = _actor(obs_dim, action_dim, config, config.output_scale)
 
     def seen(statistics: PyTree, obs: Array) -> Array:
-        """Return observations as the networks are given them."""
+        """Return observations in the form that the networks take."""
         return normalize.normalize(statistics, obs, clip=5.0) if config.normalize else obs
 
     def init(key: Key, hyper: Hyper) -> State:

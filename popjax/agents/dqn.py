@@ -45,8 +45,8 @@ class Config:
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    # least probability of a random action, also where it is to act greedily: on Atari 0.001, else evaluations
-    # may go on in a circle until the time limit
+    # least probability of a random action, even when acting greedily; 0.001 on Atari, where an evaluation
+    # might otherwise repeat the same actions until the time limit
     least_exploration: float = 0.0
 
     def __post_init__(self) -> None:

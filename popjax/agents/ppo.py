@@ -184,7 +184,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
         def epoch(carry: Any) -> Any:
             count, params, moments, *told = carry
-            # Selected where Adam has them at hand; a vmapped loop would select and copy all that it carries.
+            # Select inside the update, which reads these arrays anyway: a vmapped loop would select and copy
+            # its whole carry.
             goes_on = tree.in_company(unfinished(carry))
 
             def step(carry: PyTree, part: PyTree) -> tuple[PyTree, Array]:

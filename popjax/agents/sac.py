@@ -138,9 +138,10 @@ def assembled(
     target_q: Literal["mean", "min"] = "min",
     heads: int | None = None,
 ) -> Parts:
-    """Return the learner with these networks: obs -> Gaussian as it acts and, with the same parameters, as
-    losses see it; (obs, action) -> [2, ...] values. The actor ascends the mean of the twins or their minimum,
-    and a target is made of that of the target twins."""
+    """Return the learner with these networks: ``actor``, obs -> Gaussian, acts; ``learnt`` is the same
+    network, with the same parameters, in the losses; ``twins``, (obs, action) -> values [2, ...]. The actor
+    ascends the mean or the minimum of the twins, as ``actor_q`` says, and targets use that of the target
+    twins, as ``target_q`` says."""
     actions = distributions.squashed()
     joined: dict[str, Callable[[Array], Array]] = {"mean": lambda x: x.mean(0), "min": lambda x: x.min(0)}
 

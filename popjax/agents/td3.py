@@ -1,7 +1,7 @@
 """Twin delayed deep deterministic policy gradient. Fujimoto, van Hoof & Meger, ICML 2018.
 
 Constants of the authors' repository since 2019: 256-256 networks, Adam 3e-4, batch 256. The critics' loss is
-the mean over both where theirs is the sum, which Adam does not notice.
+the mean over both; theirs is the sum, which makes no difference under Adam.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         def once(_: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
             return tree.where(due, learn_actor(carry[0], batch, hyper), carry)
 
-        # A loop of one turn, where a branch would copy the State on an accelerator; and one loop for all
-        # lanes, since the individuals of a population are due together.
+        # Use a loop of at most one turn, because a branch would copy the State on an accelerator. One loop
+        # serves all lanes, since the individuals of a population are due together.
         turns = tree.any_lane(due).astype(jnp.int32)
         state, actor_value = jax.lax.fori_loop(0, turns, once, (state, jnp.float32(0)))
         return state, Losses(critic_loss=critic_value, actor_loss=actor_value)

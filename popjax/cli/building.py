@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Loaded(NamedTuple):
     """A run read back: its environment, method and ``Config``, the State of its newest intact checkpoint with
     a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
-    Of a single member that was asked for, all of that is its own."""
+    If one member was requested, everything is that member's alone."""
 
     env: Env
     method: Method

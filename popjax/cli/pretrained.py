@@ -1,10 +1,10 @@
 """Finished runs as ingredients of a new one: their policies, from the command line and from config.json.
 
-The Recipe of a method that builds on finished runs has them in ``runs``: option -> ``Ingredient``.
-``--prior RUN_DIR``, once for each run, gives it their policies; ``RUN_DIR:SEED`` that of one seed, otherwise
-of the seed that was last evaluated best. What the method makes of them goes to its ``build`` and, but for the
-policies themselves, into config.json, from which the method can be built again when the runs that it came
-from are gone: the policies' parameters lie in its own State.
+A method that builds on finished runs lists them in ``runs`` of its Recipe: option -> ``Ingredient``.
+``--prior RUN_DIR``, repeated for each run, selects the policy of the seed with the best last evaluation;
+``RUN_DIR:SEED`` selects another seed's. ``Ingredient.make`` turns the policies into records for ``build``.
+The records, without the policies' parameters, also go into config.json. Since the State holds the parameters,
+the method can be rebuilt after the original runs are gone.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def take(
 ) -> dict[str, tuple[Any, ...]]:
     """Load the runs: what ``build`` is given of them, by keyword.
 
-    Of a run that is ``resumed`` the facts come from its directory, and the policies, too, where a checkpoint
-    of it holds them.
+    For a ``resumed`` run, the records come from its directory, and so do the policies if one of its
+    checkpoints holds them.
 
     Raises:
         Refused: a directory holds no whole run, or the resumed run was given others.
@@ -81,8 +81,8 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
 
 
 def rebuild(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that ``build`` was given, from ``kept``; the policies' parameters are zeros in the
-    right shapes, to be replaced by those in a checkpoint."""
+    """Return the arguments for ``build`` from the records ``kept`` in config.json; the policies' parameters
+    are zeros in the right shapes, to be replaced from a checkpoint."""
     built = {}
     for name, entries in kept.items():
         ingredient = recipe.runs[name]
@@ -91,7 +91,7 @@ def rebuild(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(ingredient: Ingredient, policy: Pretrained, entry: dict[str, Any]) -> Any:
-    """Return the record that ``ingredient.make`` made of the policy before."""
+    """Return the record that ``ingredient.make`` returned for the policy when the run began."""
     return ingredient.record(policy, **{fact: entry[fact] for fact in ingredient.record._fields[1:]})
 
 
@@ -108,8 +108,8 @@ def _same(name: str, arguments: list[str], before: list[dict[str, Any]]) -> list
 
 
 def _is_run(path: Path, entry: dict[str, Any]) -> bool:
-    """Return whether the run of ``entry`` lies in ``path``: it lay there, even if it is gone, or was moved
-    there."""
+    """Return whether ``path`` names the run of ``entry``: its recorded path, even if the run is gone, or its
+    new place."""
     if path.resolve() == Path(entry["run"]):
         return True
     try:
@@ -132,8 +132,8 @@ def _unchanged(entry: dict[str, Any]) -> Pretrained:
 def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
     """Return the policy of a finished run, for ``popjax.ca2e.measure``, ``popjax.distil.grade`` and others.
 
-    Of a run of several seeds it is that of ``seed``, as the run numbers them, or of the one whose last
-    evaluation returned most.
+    If the run has several seeds, ``seed`` selects one by its number; the default is the seed with the highest
+    last evaluation.
 
     Raises:
         Refused: there is no run, no intact checkpoint, or no such seed.

@@ -156,7 +156,7 @@ def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
 
 
 def film(facts: Mapping[str, Any]) -> None:
-    """Print whose episode a video shows."""
+    """Print which policy a film shows."""
     _console().print(
         f"{facts['file']}: seed {facts['seed']}, return {facts['return']:.2f} in {facts['length']:,} steps, "
         f"{facts['frames_per_second']:.1f} frames per second",

@@ -1,4 +1,4 @@
-"""The vocabulary: the records and structs that every other module speaks in.
+"""The vocabulary: the records and structs that all other modules share.
 
 A thing you call is a ``NamedTuple`` of pure functions; a thing you carry is a frozen
 ``flax.struct.dataclass``. Agents and environments are written for one individual and lifted to a

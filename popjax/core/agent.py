@@ -143,7 +143,8 @@ class Agent(NamedTuple):
 
 
 class OnPolicyAgent(NamedTuple):
-    """An individual that learns once from what its present policy played. Its ``Hyper`` has a ``discount``.
+    """An individual that learns once from each rollout of its current policy. Its ``Hyper`` has a
+    ``discount``.
 
     ``act``, ``policy``, ``adopt``, ``outputs``, ``actions``, ``state_value`` as in ``Agent``; ``scale`` 1 is
     the policy, 0 its mode. ``outputs`` is None for policies with a memory.

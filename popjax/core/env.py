@@ -16,13 +16,13 @@ from popjax.core.types import Key, PyTree
 class Timestep:
     """The answer of an environment to one action; Gymnasium's words with Gymnasium's meaning.
 
-    obs:        [*obs]  observation to act on next: ``next_obs``, but after an automatic reset or a cut.
+    obs:        [*obs]  observation to act on next: ``next_obs``, except after an automatic reset or a cut.
     next_obs:   [*obs]  true successor of the action.
     reward:     []      float32.
     terminated: []      bool: the task ended; nothing follows.
     truncated:  []      bool: the time limit was reached; the value of ``next_obs`` still counts.
-    cut:        []      bool: the value of ``next_obs`` does not count although the episode goes on, as where
-                        a lost life is taught to be an end (Mnih et al., 2015).
+    cut:        []      bool: the value of ``next_obs`` does not count although the episode goes on, such as
+                        where a lost life is treated as an end (Mnih et al., 2015).
     """
 
     obs: Array
@@ -54,8 +54,8 @@ class Spec(NamedTuple):
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions. ``episode_length``
     is the time limit in environment steps. ``stack`` frames, oldest first, make an observation along its last
     axis: the latest ones, or one repeated at the beginning of an episode and after a cut. ``dt`` is the
-    duration of an environment step in seconds, ``None`` where the task has no clock. ``highest_return`` is
-    what no policy can exceed, ``None`` where that is not known.
+    duration of an environment step in seconds, ``None`` where the task has no clock. ``highest_return`` is an
+    upper bound on the return of any policy, ``None`` if unknown.
     """
 
     name: str

@@ -38,7 +38,7 @@ class Schedule(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A training method: all that the host needs and may know.
+    """A training method, as the host uses it; the host relies on nothing else.
 
     init:        (key, hyper) -> State
     step:        State -> State; one generation or iteration, safe under jit, vmap, scan and sharding
@@ -53,7 +53,8 @@ class Method(NamedTuple):
     built:       the call that made it; None unless ``build`` is ``recipe.recorded``
     exploration: State -> the ``scale`` [] at which the policy explores in training now
     unroll:      see ``Unroll``; gives the policy's logits, from which others can learn. None if it has none
-    learning_starts: environment steps before the first update; a shorter run is warned that it learns nothing
+    learning_starts: environment steps before the first update; a warning is printed for a shorter run, which
+                     learns nothing
     accepts:     environment steps at the end of a run, a whole number of its steps -> None; raises a
                  ValueError if the method cannot use that number
     driven:      numbers of ``hyper``, by dotted name, that the method sets itself or does not use here

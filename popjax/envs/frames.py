@@ -27,7 +27,7 @@ def playing_field(screen: Array) -> Array:
 
 
 def _bilinear(size: int, out: int) -> np.ndarray:
-    """Return the weights [out, size] of ``size`` pixels in each of ``out``."""
+    """Return the weights [out, size] of the ``size`` input pixels in each output pixel."""
     centre = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
     left = np.minimum(np.floor(centre).astype(int), size - 2)
     weights = np.zeros((out, size), np.float32)

@@ -53,7 +53,7 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
     discrete = isinstance(action_space, spaces.Discrete)
     if not discrete and len(action_space.shape) != 1:
         raise ValueError(f"{name} has actions of shape {action_space.shape}; a vector [A] is needed")
-    dt = getattr(params, "dt", getattr(params, "tau", None))  # CartPole's word for it
+    dt = getattr(params, "dt", getattr(params, "tau", None))  # CartPole's name for it
     states = int(seen.n) if isinstance(seen, spaces.Discrete) else 0
     spec = Spec(
         name=name,
@@ -100,7 +100,7 @@ def _construct(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
         try:
             original, defaults = gymnax.make(task, **given)
             jax.eval_shape(original.reset_env, jax.random.key(0), defaults)
-        except Exception as refusal:  # every task refuses in its own way
+        except Exception as refusal:  # every task raises its own kind of exception
             said = " ".join(str(refusal).split())[:200]
             raise ValueError(f"gymnax/{task} cannot be made with {given}: {said}") from None
     fields = {n: _like(v, vars(defaults)[n], f"gymnax/{task}: option {n}") for n, v in options.items()}

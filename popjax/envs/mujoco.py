@@ -28,7 +28,7 @@ from popjax.envs.episodic import episodic, rescale
 
 
 class Solver(NamedTuple):
-    """The constraint solver: the fewest iterations that leave the error of a transition where it is.
+    """The constraint solver, with the fewest iterations that do not increase the error of a transition.
 
     algorithm: ``mujoco.mjtSolver``; ``None`` keeps the model's own.
     """
@@ -43,7 +43,7 @@ class Task(NamedTuple):
     """Parts that a task adds to its physics. ``data`` is an ``mjx.Data``, ``ctrl`` [nu] in the units of the
     model.
 
-    reset:      key -> (qpos [nq], qvel [nv]) or, with what stays as it is for an episode, (qpos, qvel, goal)
+    reset:      key -> (qpos [nq], qvel [nv]) or, with what stays fixed for an episode, (qpos, qvel, goal)
     observe:    data -> obs; (data, goal) -> obs where reset draws a goal
     reward:     (before, ctrl, data) -> float, with a goal (before, ctrl, data, goal); ``before`` is what
                 ``measure`` returned before the step
@@ -127,7 +127,7 @@ def simulation(
                 data = substeps(data, task.settle)
                 qpos = data.qpos
             data = forward(data)
-            data = data.replace(qpos=qpos)  # MJX has normalized quaternions by now, C never does in place
+            data = data.replace(qpos=qpos)  # MJX has normalized quaternions, which C never does in place
             return carried(data, tuple(goal)), task.observe(data, *goal)
 
     def step(state: PhysicsState, action: Array) -> tuple[PhysicsState, Array, Array, Array]:
@@ -188,7 +188,7 @@ def posed(model: Any) -> Callable[[Array], Any]:
 
 
 def in_view(model: Any) -> Callable[..., tuple[Any, Any]]:
-    """Return ``(qpos [nq], fields of the model that are otherwise in this episode) -> (mjx.Model, mjx.Data)``
+    """Return ``(qpos [nq], fields of the model that differ in this episode) -> (mjx.Model, mjx.Data)``
     with the frames of all bodies and cameras. Nothing collides, so that any geoms may be seen."""
     mjx, model = _mjx(), _plain(model)
     model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
@@ -224,7 +224,7 @@ def touching(data: Any) -> Array:
 
 
 def _mjx() -> Any:
-    """Import MJX, which takes seconds, and silence its message that Warp, unused here, is absent."""
+    """Import MJX, which takes seconds, without its message that Warp, unused here, is absent."""
     with contextlib.redirect_stdout(io.StringIO()):
         from mujoco import mjx
     return mjx

@@ -35,7 +35,7 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
         if known[name] is int and isinstance(value, float) and value.is_integer():
             value = taken[name] = int(value)
         kinds = get_args(known[name]) if isinstance(known[name], UnionType) else (known[name],)
-        # What a library may yet annotate otherwise is left to it.
+        # Leave other annotations to the library.
         if set(kinds) <= set(_WANTED) and not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(_WANTED[kind] for kind in kinds)
             raise ValueError(f"{env}: option {name} must be {wanted}, got {value!r}")

@@ -5,7 +5,7 @@ Exploration builds. A picture is cast by rays on the device, see ``popjax.envs.r
 of an action.
 
 Differs from dm_control: physics is MJX's, and pictures resemble those of MuJoCo's renderer, without its
-shadows, reflections and highlights; returns compare with those from its pictures only so far.
+shadows, reflections and highlights; returns are only roughly comparable with those from its pictures.
 """
 
 from __future__ import annotations

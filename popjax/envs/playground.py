@@ -111,7 +111,8 @@ def _suite() -> Any:
     except ImportError as absent:
         raise ValueError("playground needs MuJoCo Playground: pip install 'popjax[playground]'") from absent
     if not hasattr(mujoco.MjSpec, "find_body"):
-        # Playground compares versions as text, so that it asks MuJoCo 3.17 for what came before 3.3.
+        # Playground compares versions as text, and therefore uses a name from before MuJoCo 3.3 on MuJoCo
+        # 3.17.
         mujoco.MjSpec.find_body = mujoco.MjSpec.body
     return dm_control_suite
 

@@ -1,4 +1,4 @@
-"""Tiny environments whose values and best actions are known: each asks a learner for one faculty.
+"""Tiny environments whose values and best actions are known: each tests one ability of a learner.
 
 | task | an episode | value under the best policy |
 |---|---|---|

@@ -1,12 +1,12 @@
 """Pictures of MuJoCo scenes, by one ray through the centre of each pixel, on the device.
 
-A picture depends on its own lane alone, and any ``vmap`` lifts it, where MJX's renderer draws a fixed number
-of worlds. Planes, spheres, capsules, ellipsoids, cylinders and boxes are what the tasks are made of; MJX's
-rays know no cylinders and no normals, and as arrays [pixels, 3] they take five times as long on a CPU as x,
-y and z apart.
+A picture depends on its own lane alone and works under any ``vmap``, whereas MJX's renderer draws a fixed
+number of worlds. Planes, spheres, capsules, ellipsoids, cylinders and boxes are what the tasks are made of;
+MJX's rays support neither cylinders nor normals, and their arrays [pixels, 3] take five times as long on a
+CPU as separate x, y and z.
 
 Differs from MuJoCo's renderer: no shadows, reflections or highlights, and a texture is read at its nearest
-place. Pictures resemble its own, they do not equal them. Distances are those
+place. Pictures resemble MuJoCo's but do not equal them. Distances are those
 of ``mj_ray``, except that a camera inside a body sees through it.
 """
 
@@ -123,7 +123,7 @@ def _nearer(meet: Callable[..., tuple[Array, Vector]], rays: Vector) -> Callable
 
     def one(hits: Hits, shape: Any) -> tuple[Hits, None]:
         geom, size, place, frame, first, texture, repeat = shape
-        # From the point of the ray that is nearest to the geom, small differences of large numbers vanish.
+        # Start at the point of the ray nearest to the geom, which avoids small differences of large numbers.
         passed = _dot(tuple(place), rays)
         start = tuple(passed * ray - there for ray, there in zip(rays, place, strict=True))
         local, ray = _turned(frame.T, start), _turned(frame.T, rays)
@@ -217,7 +217,7 @@ def _dot(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
 
 
 def _at(start: Vector, ray: Vector, ahead: Array) -> Vector:
-    """Return the point; 0 where there is none."""
+    """Return the point of the ray at a distance; 0 where the distance is infinite."""
     ahead = jnp.where(jnp.isfinite(ahead), ahead, 0.0)
     x, y, z = (o + ahead * d for o, d in zip(start, ray, strict=True))
     return x, y, z
@@ -335,8 +335,8 @@ def _sky(paint: Paint, rays: Vector) -> Array:
 
 
 def _light(model: Any, physics: Any, data: Any, eye: Array, rays: Vector, hits: Hits) -> list[Array]:
-    """Return the red, green and blue light that the surfaces reflect, [pixels] each: the headlight, which
-    shines from the camera, and the scene's lights, all of them without distance."""
+    """Return the red, green and blue light that the surfaces reflect, [pixels] each: that of the headlight,
+    which shines from the camera, and of the scene's lights, none of which fades with distance."""
     head = model.vis.headlight
     facing = jnp.maximum(-_dot(hits.normal, rays), 0.0)
     on = float(head.active != 0)
@@ -356,7 +356,8 @@ def _light(model: Any, physics: Any, data: Any, eye: Array, rays: Vector, hits: 
 
 
 def _cone(model: Any, lamp: int, direction: Array, to: Vector) -> Array:
-    """Return the share of a spotlight that leaves it towards surfaces, which lie against ``to``."""
+    """Return the share of a spotlight's intensity that reaches surfaces, given the unit vectors ``to`` from
+    these to it."""
     along = -_dot(tuple(direction), to)
     inside = along >= np.cos(np.radians(model.light_cutoff[lamp]))
     return jnp.where(inside, jnp.maximum(along, _LEAST) ** model.light_exponent[lamp], 0.0)

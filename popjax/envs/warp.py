@@ -108,8 +108,8 @@ def _all_lanes(together: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTre
 
 
 def _serious() -> int:
-    """Return the mask of what Warp warns of: all that is left out for want of room, but not that the solver
-    stops after its number of iterations."""
+    """Return the mask of Warp's warnings to show: those about results dropped for lack of room, not those
+    about the solver reaching its number of iterations."""
     from mujoco.mjx.third_party.mujoco_warp import OverflowType
 
     return int(OverflowType.ALL & ~(OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS))

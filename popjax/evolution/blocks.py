@@ -1,4 +1,4 @@
-"""The same work on many: as much of it at once as suits the device."""
+"""Mapping over individuals in blocks of a size that suits the device."""
 
 from __future__ import annotations
 

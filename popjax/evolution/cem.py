@@ -116,8 +116,8 @@ def mix(before: State, state: State, old: Array, usable: Array, key: Key) -> tup
 
     Importance mixing (CEM-RL, algorithm 2): an old individual stays with probability min(1, new density /
     old density), and a new one joins with probability max(0, 1 - old density / new density), in turn until
-    there are N; fresh draws fill what is missing. Together they are distributed as ``state`` says, but for
-    the few whom the stop at N leaves out, a share of about 1 / sqrt(N).
+    there are N; fresh draws fill what is missing. Together they are distributed as ``state`` says, except for
+    the few left out once N is reached, a share of about 1 / sqrt(N).
     """
     chex.assert_rank([old, usable], [2, 0])
     key_drawn, key_fresh, key_keep, key_join = jax.random.split(key, 4)

@@ -42,11 +42,11 @@ class Prior(NamedTuple):
 
 
 def parse(text: str, hyper: Any, shapes: Sequence[str] = ()) -> Prior:
-    """Return the prior that ``text`` describes of a number of ``hyper``; ``shapes`` are fields of Configs, to
-    tell those who name one.
+    """Return the prior that ``text`` describes of a number of ``hyper``; ``shapes`` are fields of Configs,
+    named in the error for a user who tries to evolve one.
 
     Raises:
-        ValueError: there is no such number, or its bounds are no bounds of it.
+        ValueError: there is no such number, or the bounds are not valid for it.
     """
     name, equals, values = text.replace(" ", "").partition("=")
     name = name.replace("-", "_")
@@ -129,8 +129,8 @@ def draw(prior: Prior, key: Key, count: int) -> Array:
 
 
 def perturb(prior: Prior, value: Array, up: Array, shrink: Array | float, grow: Array | float) -> Array:
-    """Return ``value`` [P] multiplied by ``grow`` where ``up`` bool [P], else by ``shrink``. Of a discount
-    its distance to 1 is multiplied; of choices the next one up or down is taken."""
+    """Return ``value`` [P] multiplied by ``grow`` where ``up`` bool [P], else by ``shrink``. A discount has
+    its distance to 1 multiplied; a choice moves to the next one up or down."""
     if prior.choices:
         known = jnp.array(prior.choices, jnp.float32)
         place = jnp.abs(value[:, None] - known).argmin(1) + jnp.where(up, 1, -1)
@@ -141,7 +141,8 @@ def perturb(prior: Prior, value: Array, up: Array, shrink: Array | float, grow: 
 
 
 def begin(priors: Sequence[Prior], key: Key, hyper: Any, count: int) -> Any:
-    """Return ``hyper`` with [count] values of the priors; a number that is one for each already stays."""
+    """Return ``hyper`` with [count] values drawn from the priors; numbers that already have one value for
+    each stay."""
     keys = jax.random.split(key, max(len(priors), 1))
     given = {prior.name: getattr(hyper, prior.name) for prior in priors}
     drawn = {

@@ -1,7 +1,6 @@
 """Searches over the numbers of a population in training: at a ready point, which individuals replace which.
 
-Each search is a function of the individuals' returns, and they differ in nothing else. Chance decides among
-equals.
+Searches differ only in this function of the individuals' returns. Ties are broken at random.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ class Standing(NamedTuple):
     """Facts that a search knows at a ready point.
 
     fitness: float32 [P]; minus infinity of one that has diverged.
-    returns: float32 [P, M] of single episodes, whose mean fitness is.
-    valid:   bool [P, M] where there has been such an episode.
+    returns: float32 [P, M] of single episodes; their mean is ``fitness``.
+    valid:   bool [P, M] whether such an episode has been played.
     ready:   int32 [] number of the ready point, from 1.
     age:     int32 [P] ready points since each individual's line began, this one included.
     """
@@ -104,8 +103,8 @@ class Standing(NamedTuple):
 class Decision(NamedTuple):
     """Decision about each slot.
 
-    source:  int32 [P] whose agent it takes over; its own index: it goes on.
-    numbers: int32 [P] whose numbers it takes over.
+    source:  int32 [P] slot of the agent that it takes over; its own index to keep its agent.
+    numbers: int32 [P] slot of the numbers that it takes over.
     explore: bool [P] whether it explores from these.
     fresh:   bool [P] whether it begins anew instead, with numbers of the prior.
     """
@@ -180,8 +179,9 @@ def explores(config: AnyConfig) -> bool:
 
 
 def intervened(decision: Decision, slot: Array, parent: Array, *, explores: bool) -> Decision:
-    """Return ``decision`` but for ``slot`` int32 [], which takes over from ``parent``, and ``explores`` from
-    its numbers, or, if that is itself, goes on; unchanged where it is negative."""
+    """Return ``decision`` with ``slot`` int32 [] changed: it takes over from ``parent`` and, if ``explores``,
+    explores from its numbers, or keeps its own agent if ``parent`` is ``slot``. A negative slot changes
+    nothing."""
     own = jnp.arange(decision.source.shape[0])
     here = own == slot
     return Decision(
@@ -234,7 +234,7 @@ def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
 
 
 def _rival(uniform: Array) -> Array:
-    """Return int32 [P]: for each a random other one."""
+    """Return int32 [P]: a random other individual for each."""
     count = uniform.shape[0]
     return (jnp.arange(count) + 1 + (uniform * (count - 1)).astype(jnp.int32)) % count
 
@@ -278,9 +278,9 @@ def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decid
     """Return the decision function of MF-PBT.
 
     A subpopulation that evolves is ranked in quarters. The first and the second go on. The last takes over
-    from the first, rank by rank, and explores. To the third the best of all other subpopulations migrate,
-    each if it is better than the individual that it replaces: a migrant from a subpopulation that evolves
-    less often keeps its numbers, another one gets those of the subpopulation's best.
+    from the first, rank by rank, and explores. The third receives the best individuals of all other
+    subpopulations, each only if better than the one it replaces. A migrant from a subpopulation that evolves
+    less often keeps its numbers; any other gets those of the receiving subpopulation's best.
     """
     groups = len(config.frequencies)
     if population % (4 * groups):

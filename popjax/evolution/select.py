@@ -20,7 +20,7 @@ from popjax.evolution.ranking import comparable
 class Selection:
     """The outcome of one round of selection.
 
-    source:       int32 [P] whose genome each slot holds once the elites are cloned; itself for most.
+    source:       int32 [P] slot whose genome each slot holds once the elites are cloned, mostly its own.
     elites:       bool [P]  the elites themselves.
     selected:     bool [P]  winners of a tournament.
     elite_copies: int32 [E] slots that an elite was cloned into, the best elite's first.
@@ -112,7 +112,7 @@ def parents(selection: Selection, fitness: Array, score: Array) -> tuple[Array, 
 
 
 def fate(selection: Selection, slot: Array) -> Array:
-    """Return int32 [] what selection made of a slot: 0 elite, 1 selected, 2 discarded."""
+    """Return the outcome of selection for a slot, int32 []: 0 elite, 1 selected, 2 discarded."""
     return jnp.where(selection.elites[slot], 0, jnp.where(selection.selected[slot], 1, 2))
 
 

@@ -36,7 +36,7 @@ class Config:
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states
     neighbours: int = 20  # number K of nearest neighbours
-    others: Literal["mean", "max", "min"] = "mean"  # g, what counts of the novelty to the other agents
+    others: Literal["mean", "max", "min"] = "mean"  # g, which aggregate of the novelty to the other agents
     horizon: int = 5  # a positive is at most so many environment steps away
     steps: int = 1  # encoder steps per gradient step of the agents
 
@@ -100,7 +100,7 @@ def build(
     weight take no part. With encoder "critic" both look through ``eyes``, which never learn here.
 
     Raises:
-        ValueError: the encoder is "critic" and there are no ``eyes``, or it cannot see the observations.
+        ValueError: the encoder is "critic" and there are no ``eyes``, or it cannot read the observations.
     """
     if config.encoder == "critic" and eyes is None:
         raise ValueError(
@@ -133,7 +133,7 @@ def build(
             return info_nce(anchors, positives, valid, hyper.temperature), None
 
         params, optimizer, value, _ = descend(adam(hyper.lr, jnp.inf), loss, state.encoder, state.optimizer)
-        # Adam moves on its momentum alone, so a batch without any weight has to be left out as a whole.
+        # Skip a batch without any weight as a whole, since Adam would move by its momentum alone.
         new = tree.where(valid.any(), (params, optimizer), (state.encoder, state.optimizer))
         return replace(state, encoder=new[0], optimizer=new[1]), Losses(value)
 
@@ -221,7 +221,7 @@ def info_nce(anchors: Array, positives: Array, valid: Array, temperature: Array 
     chex.assert_rank([anchors, positives, valid], [2, 2, 1])
     logits = jnp.where(valid, cosine(anchors, positives) / temperature, -jnp.inf)
     right = jnp.where(valid, jnp.diagonal(cosine(anchors, positives)) / temperature, 0.0)
-    # A row without any candidate would be -inf: nothing is taken from it below, its gradient included.
+    # Avoid the -inf of a row without candidates, and its NaN gradient, although the row is not used below.
     spread = jax.nn.logsumexp(jnp.where(valid.any(), logits, 0.0), axis=-1)
     losses = jnp.where(valid, spread - right, 0.0)
     return losses.sum() / jnp.maximum(valid.sum(), 1)

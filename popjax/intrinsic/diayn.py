@@ -161,7 +161,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
         params, optimizer, value, accuracy = descend(
             adam(hyper.lr, jnp.inf), loss, state.discriminator, state.optimizer
         )
-        # Adam moves on its momentum alone, so a batch without any weight has to be left out as a whole.
+        # Skip a batch without any weight as a whole, since Adam would move by its momentum alone.
         new = replace(state, discriminator=params, optimizer=optimizer)
         return tree.where(counts.any(), new, state), Losses(value, accuracy)
 

@@ -37,8 +37,8 @@ class Config:
     torso: images.Torso = "auto"  # convolutions for images; "auto": chosen by the observations
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # quantity whose standard deviation divides the bonus
-    # Of a population: a module each that learns what its agent acted, a module each that learns everything,
-    # or one for all.
+    # In a population: a module for each agent that learns from its own transitions, one for each that learns
+    # from all transitions, or one for all agents.
     modules: Literal["own", "each", "one"] = "own"
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
     never does.
     """
     shape = spec.obs_shape
-    if len(shape) == 3:  # of stacked images the newest tells all that is new
+    if len(shape) == 3:  # of a stack of images only the newest is new
         shape = (*shape[:2], shape[2] // spec.stack)
     network = _network(shape, config)
 
@@ -137,7 +137,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
         new = replace(new, predictor=predictor, optimizer=optimizer)
         if config.scale == "bonus":
             new = replace(new, magnitudes=normalize.update(state.magnitudes, distance, counts))
-        # Adam moves on its momentum alone, so a batch without any weight has to be left out as a whole.
+        # Skip a batch without any weight as a whole, since Adam would move by its momentum alone.
         new = tree.where(counts.any(), new, state)
         return new, Losses(value, _deviation(new.magnitudes))
 
@@ -146,7 +146,8 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
             return state
         bonus = _distance(network, state, state.predictor, seen(rows.next_obs))
         returns = ReturnStatistics(state.magnitudes, state.returns)
-        # Bonuses of observations that nothing has whitened yet are of another scale.
+        # Leave out bonuses of observations before there are statistics to whiten them, which have another
+        # scale.
         valid &= state.observations.count > 0
         returns = normalize.update_returns(returns, bonus, done, hyper.discount, valid)
         return replace(state, magnitudes=returns.statistics, returns=returns.returns)
@@ -170,7 +171,7 @@ def _distance(network: Network, state: State, predictor: Params, obs: Array) -> 
 
 
 def _deviation(magnitudes: RunningStatistics) -> Array:
-    """Return the standard deviation [], at least 1e-4; 1 where nothing has varied yet, which tells no
-    scale."""
+    """Return the standard deviation [], at least 1e-4; 1 while nothing has varied, since there is no scale
+    yet."""
     varied = magnitudes.variance > 0
     return jnp.where(varied, jnp.sqrt(magnitudes.variance + 1e-8), 1.0)

@@ -4,15 +4,15 @@ Bai, Liu, Wang, Zhang & Li, 2020; what the paper leaves open is taken from Ape-X
 and Plappert et al. (ICLR 2018).
 
 A step is one environment step of every actor and the gradient steps that it owes: act -> refresh -> flush ->
-learn -> retire. What is left of asynchrony: actors use copies of the learner's policy that are up to
+learn -> retire. Two effects of asynchrony remain: actors use copies of the learner's policy that are up to
 ``sync_every`` steps old, and local buffers get their priorities when they are flushed.
 
 Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
 all; critics have a linear output, since the softmax that the paper names cannot be a value; constants that it
 does not state are options of ``Config`` or numbers of ``Hyper``. The replay drops its oldest rows when it
 adds new ones; Ape-X trims it from time to time. Rewards are not clipped unless ``clip_rewards``, since tasks
-on the device stand in for Atari. DDPG's critic loss and penalty lack a factor of 1/2, to which Adam is
-indifferent. The environment steps of greedy episodes are not counted.
+on the device stand in for Atari. DDPG's critic loss and penalty lack a factor of 1/2, which makes no
+difference under Adam. The environment steps of greedy episodes are not counted.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class State:
     copy: Params  # the learner's policy as the actors have it
     copy_age: Array  # int32 [] environment steps of an actor since it was made
     replay: Prioritized
-    frames: frames.Frames | None  # None where observations are no stacks
+    frames: frames.Frames | None  # None where observations are not stacks
     recent: ring.Ring  # returns of nature actors' finished episodes
     retirement: Retirement
     prior_params: tuple[Params, ...]

@@ -89,7 +89,7 @@ class Metrics:
     fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
     episodes:       int32 [P]   finished episodes.
     average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
-    compared:       float32 []  return that was last compared with the prior policies, 0 before that.
+    compared:       float32 []  return at the last comparison with the prior policies, 0 before the first.
     losses:         [] each     the learner's in the last gradient step, 0 before the first.
     gradient_steps: int32 []    in this step.
     exploration:    float32 [P] scale of each actor's exploration; prior actors use theirs once they are
@@ -97,8 +97,8 @@ class Metrics:
     retired_at:     float32 [prior] environment steps when a prior actor retired, -1 while it has not.
     baseline:       float32 [prior] mean return of its policy.
     stored:         int32 []    transitions in the replay.
-    stale:          int32 []    rows of the last batch that have lost a frame, which must be none; None where
-                                observations are no stacks.
+    stale:          int32 []    rows of the last batch that have lost a frame, which must be 0; None where
+                                observations are not stacks.
     """
 
     fitness: Array

@@ -116,10 +116,11 @@ def remarks(
 
 
 def threshold(baseline: Array, factor: Array | float) -> Array:
-    """Return the return at which the learner has surpassed a policy that returns ``baseline``, [...].
+    """Return the mean return at which the learner has surpassed a policy with mean return ``baseline``,
+    [...].
 
-    It is ``baseline + (factor - 1) |baseline|``: from 0 on ``factor * baseline``, as in Algorithm 1.1, which
-    would lie below a negative baseline.
+    It is ``baseline + (factor - 1) |baseline|``. For a baseline of at least 0 this is Algorithm 1.1's
+    ``factor * baseline``, which would lie below a negative baseline.
     """
     bar = baseline + (factor - 1) * jnp.abs(baseline)
     return jnp.where(jnp.isinf(factor), jnp.inf, bar)
@@ -153,7 +154,7 @@ def after_check(
     """Return the state after a comparison of the learner's return ``average`` [], if it is ``due`` and
     ``known``.
 
-    Algorithm 1.1: a prior actor retires whose policy the learner has surpassed ``checks`` times in a row.
+    Algorithm 1.1: a prior actor retires once the learner has surpassed its policy ``checks`` times in a row.
     """
     bar = threshold(state.baseline, hyper.replacement_factor)
     compared = compare(state, known & (average >= bar), env_steps / 1, config.checks)
@@ -165,8 +166,8 @@ def after_check(
 
 
 def compare(state: Retirement, surpassed: Array, env_steps: Array, checks: int) -> Retirement:
-    """Return the state after a comparison with every policy, in which those were ``surpassed``, bool
-    [prior]."""
+    """Return the state after a comparison with every policy; ``surpassed`` bool [prior] marks those that the
+    learner surpassed."""
     successes = jnp.where(surpassed, state.successes + 1, 0)
     retires = state.active & (successes >= checks)
     return replace(

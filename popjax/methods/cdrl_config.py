@@ -179,12 +179,12 @@ def remarks(
 
 
 def _resolved(hyper: Hyper, name: str) -> np.ndarray:
-    """Return a time in environment steps, for each value of it or of the budget."""
+    """Return a time of ``hyper`` in environment steps, for each value of that time or of the budget."""
     when, budget = np.asarray(getattr(hyper, name), float), np.asarray(hyper.budget, float)
     return np.where(when < 1, np.round(np.minimum(when, 1) * budget), when)
 
 
 def _where(which: np.ndarray, times: np.ndarray) -> str:
-    """Return the times at which ``which`` holds; nothing where there are none."""
+    """Return the times at which ``which`` holds as text; empty if there are none."""
     which, times = np.broadcast_arrays(which, times)
     return ", ".join(f"{time:,.0f}" for time in np.unique(times[which]))

@@ -86,8 +86,8 @@ def default_config(
 ) -> Config:
     """Return the paper's constants for agents of a kind.
 
-    It has no DQN, which gets the constants of its experiments from pixels, and a gradient step for every four
-    environment steps of all agents, as DQN alone.
+    The paper has no DQN. Here DQN gets the constants of the paper's experiments from pixels and, as when it
+    learns alone, one gradient step for every four environment steps of all agents.
     """
     if isinstance(learner, drq.Config):
         if isinstance(drive, contrastive.Config | rnd.Config) and drive.torso == "auto":
@@ -129,7 +129,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     sizes = config.sizes(config.learner, config.drive)
 
     def together(crew: Learners) -> Learners:
-        """Let agents explore jointly and learn from common batches."""
+        """Return the agents, exploring jointly and learning from common batches."""
 
         def play(states: PyTree, hyper: Hyper, scale: Array) -> ActAll:
             return acting.together(config.col_unroll, crew, states, env.spec, scale, hyper.acting)

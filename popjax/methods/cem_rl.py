@@ -2,7 +2,8 @@
 
 The cross-entropy method searches around a mean actor. In every generation half of the actors that it draws
 take gradient steps against a critic that all of them share before all actors play an episode, and mean and
-variance move to the best half, whether gradients or chance made it. What they play fills one replay.
+variance move to the best half, whether gradient steps or chance put an actor there. All transitions fill one
+replay.
 
 A generation: draw -> train -> evaluate -> move. Algorithm 1.
 
@@ -98,7 +99,7 @@ class Hyper:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:         float32 [P] mean return of each actor's trials, the trained ones first; of one that has
+    fitness:         float32 [P] mean return of each actor's trials, the trained ones first; for one that has
                      diverged, that of the worst other.
     diverged:        int32 actors whose return was not finite.
     critic_loss:     mean squared TD error, summed over critics, of the last gradient step; 0 before it.
@@ -233,8 +234,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, critic=critic, population=everyone, metrics=metrics)
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of all actors and store them (lines 18 to 22); of actors that
-        stayed take return and transitions again."""
+        """Play ``trials`` greedy episodes of all actors and store them (lines 18 to 22); actors that stayed
+        reuse their return and transitions."""
         key, key_play = jax.random.split(s.key)
         owner = jnp.repeat(jnp.arange(population), config.trials)
         episodes = lanes.episodes(

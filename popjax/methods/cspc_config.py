@@ -51,7 +51,7 @@ def of_team(kind: ModuleType) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The members of the team, and their services to each other.
+    """The agents of the team, and the forms of their cooperation.
 
     The mean networks of all agents must be alike, so that one agent can take over another's.
     """

@@ -180,7 +180,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         rows = lanes.keep_transitions(terms.hyper.off_policy.discount)(
             step.before, step.choice, step.timestep
         )
-        sound = tree.finite(step.choice.action)  # a policy that has diverged must not spoil the memory
+        sound = tree.finite(step.choice.action)  # a policy that has diverged must not corrupt the memory
         stored, done = step.alive & stores[owner] & sound, step.timestep.done
         memory, number = good_episodes.remember(play.memory, rows, stored)
         # Lanes that wait have no row to number: beyond the end of an episode nothing is written.
@@ -237,7 +237,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         teach = partial(cspc_team.lesson, present(members.off_policy), drive, hyper=hyper)
         own = [(turn == part.turn) & ends for part in parts.learners]
         key_global, *keys = jax.random.split(key, len(own))
-        # Only the global agent prefers good episodes, and one that is alone has only its own.
+        # Only the global agent draws from the good episodes, and a single agent has only its own.
         draw = good_ones if members.size > 1 else everything
         update = teach(present(rows.off_policy), draw, teaches=True)
         learner, held = players.pay(
@@ -271,8 +271,8 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
             over = ~standings[turn].any()
             ends = step.timestep.done[0] if config.burst else jnp.bool_(True)
             play = learn(play, turn, ends, over, hyper, key_learn)
-            # All members of a sweep wait for the last one, so that the turn stays one number. Their clocks
-            # wait, too, so that they draw the random numbers that they would draw alone.
+            # All members of a sweep wait for the slowest, so that the turn is one number for all. Their
+            # clocks wait, too, so that each draws the random numbers that it would draw alone.
             moves = ~tree.any_lane(~over)
             place += moves
             alive = standings[jnp.array(order)[jnp.minimum(place, turns.tests)]]

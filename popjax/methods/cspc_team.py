@@ -64,7 +64,7 @@ States: TypeAlias = Team[OffPolicy, OnPolicy, Search]
 
 
 class Members(NamedTuple):
-    """The members of a team.
+    """The agents of a team, as functions.
 
     off_policy: the kind of the global agent and its copies.
     on_policy:  the kind of the on-policy agent.
@@ -129,7 +129,7 @@ def present(part: T | None) -> T:
 
 
 def gather(spec: Spec, config: Config) -> Members:
-    """Return the members of the team.
+    """Return the agents of the team.
 
     Raises:
         ValueError: they cannot play the task, or cannot take over each other's policies.
@@ -275,7 +275,7 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
             value = None if agent.state_value is None else agent.state_value(source)
             taker = present(members.on_policy)
             learner = exchange.adopt_mean(taker, local.agent, present(given.off_policy), value, when)
-            # A batch begun with another policy than the agent has now is begun anew.
+            # Start the batch anew if the agent began it with another policy than its present one.
             local = replace(local, agent=learner, filled=jnp.where(when, 0, local.filled))
         copies = tuple(
             replace(

@@ -74,7 +74,7 @@ class Agents:
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """Return agents that learn ``env``, and to act unlike each other."""
+    """Return agents that learn ``env`` and are rewarded for acting unlike each other."""
     population, shape = config.population, (config.population, config.lanes)
     learner = sac.parts(env.spec, config.sac)
     agent = learner.agent
@@ -82,7 +82,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     network = nets.critic(*sizes, initializer="orthogonal", precision=config.sac.precision)
 
     def apart(crew: Learners) -> Learners:
-        """Let agents learn to act unlike each other, from equal shares of all agents' transitions."""
+        """Return the agents, learning to act unlike each other from equal shares of all agents'
+        transitions."""
         return crew._replace(
             init=lambda key, hyper: jax.vmap(init_one, (0, None))(
                 jax.random.split(key, population), hyper.sac

@@ -71,7 +71,7 @@ class Graded(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """The student's network, and how much it sees."""
+    """The student's network, and the amount of its experience."""
 
     network: recurrent.Config = field(default_factory=partial(recurrent.Config, recurrent=False))  # student's
     lanes: int = 32  # environments
@@ -103,7 +103,8 @@ class Hyper:
 class Metrics:
     """Metrics of an iteration.
 
-    fitness:     float32 [1] return of the last finished episode, mean over lanes, whichever played.
+    fitness:     float32 [1] return of the last finished episode, mean over lanes, played by student or
+                 teacher.
     fresh_loss:  []          how far the student is from the teacher on this iteration's states, before it
                              learns from them.
     distil_loss: []          how far it is on the batch of the last gradient step, before that.

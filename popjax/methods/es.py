@@ -69,7 +69,7 @@ class Config:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:  float32 [P] mean return of each individual's trials; of one that has diverged, that of the
+    fitness:  float32 [P] mean return of each individual's trials; for one that has diverged, that of the
               worst other.
     diverged: int32 individuals whose return was not finite.
     steps:    int32 environment steps.

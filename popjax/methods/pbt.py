@@ -2,8 +2,8 @@
 
 Agents of any kind train side by side, each with its own numbers. At ready points, every ``interval``
 environment steps of an agent, the worst take over the agents of the best, parameters, targets, moments and
-statistics, and explore from their numbers. What is decided and with which numbers everyone goes on is kept in
-the State, so that the winner's schedule can be read off and the whole run repeated.
+statistics, and explore from their numbers. The State keeps all decisions and the numbers with which each
+agent continues, so that the winner's schedule can be read and the whole run repeated.
 
 An iteration: collect -> learn -> evolve.
 
@@ -122,7 +122,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return {"parents": exchange.parents(source), "transfers": exchange.transfers(source)}
 
     def collect(s: State) -> State:
-        """Play everyone in its lanes, and judge it by its last episodes there."""
+        """Play every agent in its lanes, and rank agents by their last episodes there."""
         after = base.collect(s)
         fitness = s.metrics.fitness if config.scoring else judging.shown(judged(after).fitness)
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
@@ -225,8 +225,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return hyper
 
     def repeated(again: Selections, s: State) -> tuple[Decision, PyTree]:
-        """Return what was decided at this ready point before, and its numbers; behind the last, nothing
-        new."""
+        """Return the recorded decision at this ready point and its numbers; no change after the last recorded
+        one."""
         row, known = s.lineage.count, s.lineage.count < len(again.source)
         source = jnp.where(known, again.source[row], own)
         decision = search.copies(jnp.where(source < 0, own, source))._replace(fresh=source < 0)

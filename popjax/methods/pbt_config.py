@@ -65,7 +65,7 @@ class OffPolicyConfig(Search, offpolicy.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.copy_replay and self.shared_replay:
-            raise ValueError("a shared replay is everybody's: leave out copy_replay or shared_replay")
+            raise ValueError("all agents use a shared replay: leave out copy_replay or shared_replay")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
     """Return the priors of the numbers that evolve.
 
     Raises:
-        ValueError: as ``priors.parse_all``; or none evolves of this kind of agent unless it is named.
+        ValueError: as ``priors.parse_all``; or this kind of agent has no default numbers to evolve and none
+                    is named.
     """
     texts = config.evolve or EVOLVED.get(type(config.agent), ())
     if not texts:
@@ -113,7 +114,7 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
 
 def check_own_numbers(config: Config, evolving: Sequence[str], hyper: PyTree) -> None:
     """Check that numbers which are one for each agent are among the ``evolving`` ones, unless no agent is
-    handed over: others would stay with the slot, and the schedule would not tell them.
+    handed over: others would stay with the slot, and the schedule would not record them.
 
     Raises:
         ValueError: one is not.
@@ -150,14 +151,14 @@ def check_budget(
     config: Config, span: int, learning_starts: int, recorded: tuple[str, int] | None, env_steps: int
 ) -> None:
     """Check that a run which ends at ``env_steps`` has as many ready points as the search needs, and no more
-    than there is room for.
+    than the State has room for.
 
     span:            environment steps of all agents between two ready points.
     learning_starts: environment steps before the first one.
     recorded:        name and number of ready points of a run that is repeated.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has too few or too many.
     """
     if env_steps < span:
         raise ValueError(
@@ -192,8 +193,8 @@ def check_budget(
 class Metrics(offpolicy.Metrics):
     """Metrics of an iteration; more in ``offpolicy.Metrics``.
 
-    fitness:   float32 [P]    mean return of the last episodes, or of those that were played for it.
-    losses:    [P] each       as there, 0 where they are not finite.
+    fitness:   float32 [P]    mean return of the last episodes, in training or greedy as ``scoring`` asks.
+    losses:    [P] each       losses of ``offpolicy.Metrics``, 0 where they are not finite.
     numbers:   float32 [P] each, by name: the evolving numbers with which all individuals continue.
     ready:     int32 []       ready points so far.
     diverged:  int32 []       individuals with a loss that was not finite.

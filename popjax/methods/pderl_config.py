@@ -87,7 +87,7 @@ class Hyper:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution; of
+    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution; for
                      one that has diverged, that of the worst other.
     diverged:        int32 individuals whose return or parameters were not finite.
     learner_return:  return of the learner's exploring episode.
@@ -97,8 +97,8 @@ class Metrics:
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.
     children:        int32 slots filled by crossover.
-    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none, of the
-                     learner's actor both.
+    parents:         int32 [P, 2] slots from which each slot of the next generation stems; -1 for none; both
+                     are -1 for the learner's actor.
     elite_rate, selected_rate, discarded_rate: shares of the learner's entries into the population so far that
                      became elite, were selected or were discarded in the next generation.
     """

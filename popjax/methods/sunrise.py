@@ -1,15 +1,15 @@
 """SUNRISE. Lee, Laskin, Srinivas & Abbeel, ICML 2021, "A Simple Unified Framework for Ensemble Learning".
 
 An ensemble of SAC agents plays one environment, always by the proposal with the highest upper confidence
-bound over all critics. Each transition trains some of the members only, and counts less if the members'
-targets disagree.
+bound over all critics. Each transition trains only some of the agents, and counts less if the agents' targets
+disagree.
 
-An iteration: collect -> learn x updates. Evaluation takes the mean of the members' deterministic actions.
+An iteration: collect -> learn x updates. Evaluation takes the mean of the agents' deterministic actions.
 
 Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, with which it is
-compared, and there are 4 members. In the authors' code the temperature steps before critics and actor, and
+compared, and there are 4 agents. In the authors' code the temperature steps before critics and actor, and
 actors ascend the minimum of the twins as they were before their step; here critics, actor and temperature
-step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). A member without a
+step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). An agent without a
 transition in a batch stays as it is.
 """
 
@@ -38,9 +38,9 @@ from popjax.replay.episodes import Episodic
 
 @dataclass(frozen=True)
 class Config(offpolicy.Common):
-    """The members; sizes are those of ``offpolicy.Common``, and all members play in the same lanes."""
+    """The agents; sizes are those of ``offpolicy.Common``, and all agents play in the same lanes."""
 
-    agent: sac.Config | drq.Config = field(default_factory=sac.Config)  # the kind of members
+    agent: sac.Config | drq.Config = field(default_factory=sac.Config)  # the kind of agents
 
     @property
     def players(self) -> int:
@@ -52,17 +52,17 @@ class Config(offpolicy.Common):
 class Hyper:
     """Numbers of the method."""
 
-    agent: Any = field(default_factory=sac.Hyper)  # numbers of every member
+    agent: Any = field(default_factory=sac.Hyper)  # numbers of every agent
     ucb_weight: Number = number(1.0)  # number of standard deviations added to the mean in a proposal's score
-    member_share: Number = number(0.5, high=1.0)  # probability that a member learns from a transition
+    member_share: Number = number(0.5, high=1.0)  # probability that an agent learns from a transition
     trust_temperature: Number = number(20.0)  # T in the weight of a target
 
 
 @struct.dataclass
 class Masked(Transition):
-    """Transitions that count in the losses of some members.
+    """Transitions that count in the losses of some agents.
 
-    members: bool [..., P]  members that learn from a transition.
+    members: bool [..., P]  agents that learn from a transition.
     """
 
     members: Array
@@ -70,7 +70,7 @@ class Masked(Transition):
 
 @struct.dataclass
 class State(offpolicy.State):
-    """``offpolicy.State``; the members play the same lanes [1, N]."""
+    """``offpolicy.State``; the agents play the same lanes [1, N]."""
 
     lanes: Lanes  # type: ignore[misc]
 
@@ -83,7 +83,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     agent = learner.agent
 
     def ensemble(crew: Learners) -> Learners:
-        """Let members play as one, and learn from the transitions that are theirs."""
+        """Return the agents, playing as one and each learning from its own transitions."""
 
         def keep(rows: Episodic, hyper: Hyper, key: Key) -> Masked:
             members = draw_members(key, hyper.member_share, (*rows.reward.shape, population))
@@ -101,7 +101,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def spread(states: sac.State, next_obs: Array, keys: Array) -> Array:
-        """Return the standard deviation [B] over all 2P target values, each member with its own next
+        """Return the standard deviation [B] over all 2P target values, each agent with its own next
         action."""
 
         def one(state: sac.State, key: Key) -> Array:
@@ -113,15 +113,15 @@ def build(env: Env, config: Config = Config()) -> Method:
     def learn_one(
         state: sac.State, member: Array, trust: Array, rows: Transition, hyper: sac.Hyper, key: Key
     ) -> tuple[sac.State, sac.Losses]:
-        """Take a gradient step of SAC on the transitions of a ``member`` [B]."""
+        """Take a gradient step of SAC on the transitions that ``member`` bool [B] marks as the agent's."""
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
         after, losses = learner.step(state, rows, hyper, key, counted * trust, counted)
-        # Nothing is learned from nothing, where Adam would move on by its momentum.
+        # Without a transition the agent stays as it is, although Adam would move it by its momentum.
         state = tree.where(member.any(), after, state)
         return state, replace(losses, temperature=jnp.exp(state.log_temperature))
 
     def learn_all(states: sac.State, everybodys: Any, hyper: Hyper, key: Key) -> tuple[sac.State, sac.Losses]:
-        """Take a gradient step of every member on a common batch, weighted by the trust in each target."""
+        """Take a gradient step of every agent on a common batch, weighted by the trust in each target."""
         batch = tree.take(everybodys, 0)
         key_spread, key_learn = jax.random.split(key)
         std = spread(states, batch.next_obs, jax.random.split(key_spread, population))
@@ -167,7 +167,7 @@ def default_config(agent: sac.Config | drq.Config = sac.Config()) -> Config:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers of the kind of members."""
+    """Return the numbers of the kind of agents."""
     return Hyper(drq.CLIPPED if isinstance(config.agent, drq.Config) else sac.Hyper())
 
 

@@ -2,7 +2,8 @@
 
 The only package that knows flax.linen. Every ``apply`` takes one input and lets leading axes through.
 Parameters are float32; a weight matrix is a leaf of rank 2, ``kernel [in, out]``, everything else rank 1.
-A policy for continuous actions keeps the network of its mean action under "mlp": what others can take over.
+A policy for continuous actions stores the network of its mean action under "mlp"; other agents can take it
+over.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ def policy_and_value(
 ) -> tuple[Network, Network]:
     """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
     ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
-    are ``images.dense_for``."""
+    stands for ``images.dense_for``."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
     options: Any = {"activation": activation, "initializer": initializer}
 
@@ -364,7 +365,8 @@ def ensemble(network: Network, members: int) -> Network:
 
 
 def mean_of(policy: Params) -> Params:
-    """Return the parameters of the network of the mean action of ``policy``: what others can take over.
+    """Return the parameters of the network of the mean action of ``policy``, which other agents can take
+    over.
 
     Raises:
         ValueError: the policy is more than that network and a spread.

@@ -31,8 +31,8 @@ _LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one
 
 
 def torso_for(obs_shape: Sequence[int]) -> str:
-    """Return the torso that fits observations [H, W, C], or small ones or of another rank: a name in
-    ``TORSOS``.
+    """Return the name in ``TORSOS`` of the torso for these observations: "dense" unless they are images [H,
+    W, C] of sufficient size.
 
     Raises:
         ValueError: they are images with channels first.
@@ -44,12 +44,13 @@ def torso_for(obs_shape: Sequence[int]) -> str:
 
 
 def dense_for(obs_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the units of an on-policy agent's dense layers: Mnih et al.'s for images, else two of 64."""
+    """Return the units of an on-policy agent's dense layers: those of Mnih et al. for images as large as
+    Atari's, else two layers of 64."""
     return TORSOS["atari"][1] if torso_for(obs_shape) == "atari" else (64, 64)
 
 
 def check_channels_last(obs_shape: Sequence[int]) -> None:
-    """Check that observations are not images [C, H, W], which convolutions would take for ones C pixels high.
+    """Check that observations are not images [C, H, W], which convolutions would read as C pixels high.
 
     Raises:
         ValueError: they look like it: the first axis is the shortest, and the others are equal or three times
@@ -134,8 +135,8 @@ def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: s
 def behind_convolutions(
     obs_shape: Sequence[int], make: Callable[[int], Network], torso: Torso = "auto"
 ) -> Network:
-    """Return ``make(features)``, fed by the convolutions of a ``torso`` for images of ``obs_shape``, each
-    with its own; by observations of another rank than 3 as a vector.
+    """Return ``make(features)`` behind the convolutions of a ``torso`` for images of ``obs_shape``; each call
+    makes its own convolutions. Observations that are not of rank 3 are read as a vector.
 
     Raises:
         ValueError: images have their channels first, or are too small for these convolutions.

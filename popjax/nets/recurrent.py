@@ -2,8 +2,8 @@
 collaborating actor-critic; alignment.
 
 Sizes and initialization of the latter two, and the LSTM, as in "Collaborative Deep Reinforcement Learning"
-(Lin, Wang & Zhou, 2017), whose code builds on OpenAI's universe-starter-agent. That is for frames; the torsos
-for MinAtar's grids and for vectors are counterparts of our own choice. Parameters of the actor-critic are a
+(Lin, Wang & Zhou, 2017), whose code builds on OpenAI's universe-starter-agent. That code reads frames; the
+torsos for MinAtar's grids and for vectors are our own counterparts. Parameters of the actor-critic are a
 dictionary "torso", "core", "policy", "distil", "value".
 """
 
@@ -153,7 +153,7 @@ def alignment(inputs: int, out: int, hidden: Sequence[int] = (512,) * 4) -> Netw
 
 
 def forgetful(network: Network) -> Recurrent:
-    """Return ``network`` as one whose memory is empty."""
+    """Return ``network`` as a Recurrent with an empty memory."""
     return Recurrent(
         init=network.init,
         memory=(),

@@ -1,11 +1,11 @@
 """The layer between one agent and a method: all that methods do with a population ``[P]`` in lanes ``[N]``.
 
 ``lanes`` and ``players`` play, ``policy`` and ``acting`` choose actions, ``learning`` and ``learners`` take
-gradient steps, ``offpolicy`` and ``onpolicy`` join these to ``parts`` of a method, ``drives`` pay for novelty
+gradient steps, ``offpolicy`` and ``onpolicy`` join these to ``parts`` of a method, ``drives`` reward novelty
 and skills, ``exchange`` hands policies over, ``scoring`` and ``judging`` measure returns, ``imitation``
 teaches one policy by others, ``tutoring`` lets teachers of other tasks teach an ``actor_critic`` that acts, a
-``shared_critic`` judges several actors, a ``classifier`` predicts who will do best. Of numbers that evolve,
-``lineage`` keeps the history, ``schedules`` repeat it and ``counterfactual`` measures what a decision was
-worth. Plain functions and records with explicit inputs and outputs: the State stays the method's own, and the
-``vmap`` over individuals lives here.
+``shared_critic`` judges several actors, a ``classifier`` predicts which agent will do best. Of numbers that
+evolve, ``lineage`` keeps the history, ``schedules`` repeat it and ``counterfactual`` measures what a decision
+was worth. Plain functions and records with explicit inputs and outputs: the State stays the method's own, and
+the ``vmap`` over individuals lives here.
 """

@@ -1,4 +1,4 @@
-"""Joint exploration: agents choose their actions by what the others would do, or elect the one that acts.
+"""Joint exploration: agents take the others' actions into account, or one agent is elected to act for all.
 
 Collaborative Exploration (ICLR 2024 submission), equations 5 and 6; upper confidence bounds as in SUNRISE
 (Lee et al., 2021).

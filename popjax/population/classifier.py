@@ -1,5 +1,5 @@
 """The Q-classifier of Collaborative Exploration: a network that predicts which agent will do best from a
-state on.
+given state on.
 
 It regresses the undiscounted return of the next ``horizon`` steps under the agent that played them.
 """

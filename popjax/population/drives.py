@@ -57,8 +57,8 @@ class Drive(NamedTuple):
     act:     Act on the agents' observations -> Act on the task's
     deploy:  (state, policies [P]) -> parameters [P] for that ``act``
     horizon: largest distance of two states of ``Pairs``, environment steps; 0: no pairs are needed
-    see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that looks through them; None:
-             it looks by itself
+    see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that looks through them; None
+             for a drive with its own encoder
     hand_over: (state, source int32 [P], fresh bool [P], amid bool [P], key) -> state in which each agent has
              the module of ``source``, a new one where it is ``fresh``; where ``amid``, another agent began
              the episodes under way in its lanes. None: no agent has a module of its own
@@ -82,7 +82,7 @@ def build(
     """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
 
     For a Config of your own, ``build`` of the module that defines it makes an ``Intrinsic``. Each agent gets
-    one, which learns from that agent's transitions. Who gives the agents' ``eyes`` calls ``see`` before
+    one, which learns from that agent's transitions. A caller with the agents' ``eyes`` calls ``see`` before
     ``pay`` and ``learn``.
 
     Raises:
@@ -102,13 +102,14 @@ def build(
 
 
 def check_novelty(config: AnyConfig | None, who: str) -> None:
-    """Check that a drive, if any, changes no observation, so that ``who`` can play by the same policies.
+    """Check that a drive, if any, does not change observations, so that ``who``, individuals without it, can
+    use the same policies.
 
     Raises:
         ValueError: it has skills.
     """
     if isinstance(config, diayn.Config):
-        raise ValueError(f"{who} observe the task alone, no skills; set drive collab, rnd or none")
+        raise ValueError(f"{who} observe only the task, without skills; set drive collab, rnd or none")
 
 
 def default_numbers(config: AnyConfig | None) -> PyTree:
@@ -192,14 +193,14 @@ def collaborative(
 
         if not config.trained:
             return state, contrastive.Losses(jnp.float32(0))
-        # Banks are read by nothing that a step does, and stay out of the loop.
+        # Gradient steps do not read the banks, so these stay out of the loop.
         no_bank: dict[str, Any] = {"bank": None, "clock": None}
         bare = replace(state, **no_bank)
         learned, losses = jax.lax.scan(step, bare, jax.random.split(key, config.steps))
         return replace(learned, bank=state.bank, clock=state.clock), tree.take(losses, -1)
 
     def see(state: contrastive.State, eyes: Params) -> contrastive.State:
-        """Look through the first agent's eyes or, once it has diverged, as it last did."""
+        """Look through the first agent's eyes or, once it has diverged, through its last finite ones."""
         return replace(state, eyes=tree.where(tree.finite(eyes, 0), eyes, state.eyes))
 
     drive = Drive(init, observe, _paying(bonus, population), learn, horizon=config.horizon * config.trained)

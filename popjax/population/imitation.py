@@ -31,7 +31,7 @@ class Teacher(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A ``Choice`` with what a student imitates.
+    """A ``Choice`` and the answer that a student imitates.
 
     said: the logits of the network that acted, or the label that a teacher gives.
     """
@@ -129,7 +129,7 @@ def require_task(spec: Spec, policy: Pretrained, option: str) -> None:
         )
 
 
-# What a teacher says.
+# Answers of teachers.
 
 
 def reading(policy: Pretrained, spec: Spec, pad: bool) -> Pretrained:
@@ -218,7 +218,7 @@ def telling(
     return with_logits if labels == "logits" else with_action
 
 
-# How a student learns.
+# Gradient steps of a student.
 
 
 def beginner(params: Params, optimizer: optax.GradientTransformation) -> Learner:

@@ -13,10 +13,10 @@ from popjax.population.lanes import Lanes
 
 def by_training(lanes: Lanes) -> tuple[Array, Array, Array]:
     """Return each individual's fitness float32 [P], the mean return of the whole episodes that its ``lanes``
-    remember; these returns float32 [P, M]; and bool [P, M], which entries of them are returns.
+    remember; these returns float32 [P, M]; and a mask bool [P, M] of the valid returns.
 
     An individual without such an episode is judged by its unfinished ones if it has played its lanes from
-    their start. A newcomer, who took over lanes in the middle of an episode, gets the mean fitness of the
+    their start. A newcomer that took over lanes in the middle of an episode gets the mean fitness of the
     others.
     """
     recent, stands = lanes.account.recent, judged(lanes)
@@ -39,17 +39,17 @@ def judged(lanes: Lanes) -> Array:
 
 
 def best(fitness: Array, judged: Array, individuals: PyTree) -> Array:
-    """Return int32 []: which of ``individuals`` [P] is best by ``fitness`` [P]. One that is not ``judged``
-    bool [P] yet ranks below all that are, and one that has diverged last."""
+    """Return int32 []: the best of ``individuals`` [P] by ``fitness`` [P]. Individuals not yet ``judged``
+    bool [P] rank below those that are, and diverged ones rank last."""
     lowest = jnp.finfo(fitness.dtype).min
     return best_first(sound(jnp.where(judged, fitness, lowest), individuals))[0]
 
 
 def sound(fitness: Array, individuals: PyTree) -> Array:
-    """Return the fitness [P] by which ``individuals`` [P] are ranked: minus infinity of one that has
+    """Return the fitness [P] by which ``individuals`` [P] are ranked: minus infinity for one that has
     diverged, whose parameters are not finite.
 
-    Its own fitness may be high: it is of episodes before, or of random actions in place of its own.
+    Its recorded fitness may be high, from episodes before it diverged or from random actions after that.
     """
     return jnp.where(tree.finite(individuals), fitness, -jnp.inf)
 

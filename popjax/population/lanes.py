@@ -35,7 +35,7 @@ class Recent:
 
     returns: float32 [P, N, K] the newest first.
     count:   int32 [P, N]      number of them so far, at most K.
-    whole:   bool [P, N]       whether the individual that plays now has begun the episode under way.
+    whole:   bool [P, N]       whether the current individual has played the episode under way from its start.
     """
 
     returns: Array
@@ -138,7 +138,7 @@ def episodes(
     lengths [E].
 
     Rows of a policy that has diverged, whose parameters or return are not finite, are not valid: they would
-    spoil a replay and all who learn from it. Its return and length are those that it played.
+    corrupt a replay and all agents that learn from it. Its return and length are as played.
 
     memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is what it ends with.
     scale:  [E] of the exploration.
@@ -234,7 +234,7 @@ def taken_over(lanes: Lanes, amid: Array, fresh: PyTree = ()) -> Lanes:
     """Return lanes [P, N] that others play from now on where ``amid`` bool [P], in the middle of an episode.
 
     These episodes are not remembered (``Recent``), and the policy goes on with the memory ``fresh``, since
-    that of another's network means nothing to it.
+    another network's memory is meaningless to it.
     """
     recent = lanes.account.recent
     assert recent is not None

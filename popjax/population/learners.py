@@ -50,7 +50,7 @@ class Learners(NamedTuple):
     keep:        (Episodic rows, hyper, key) -> rows as the replay stores them; None: with the number of the
                  episode only if a drive needs it
     as_one:      all agents play the same lanes [1, N]
-    eyes:        states -> parameters of the first agent's ``Agent.eyes``; None of agents without
+    eyes:        states -> parameters of the first agent's ``Agent.eyes``; None for agents without
     """
 
     init: Callable[[Key, PyTree], PyTree]

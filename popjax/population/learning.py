@@ -31,10 +31,10 @@ def steps(
 
     ready: bool [], without which none is taken, such as the end of a warm-up.
 
-    A loop and not a branch, because ``lax.cond`` copies the whole State on an accelerator. Let ``count`` be
-    the same for all members of a sweep where possible, and ``ready`` tell what may differ: members in whom it
-    does are computed together and masked, whereas a loop with a count for each selects the state in every
-    step. ``update`` closes over the replay, so that the loop does not carry it.
+    This is a loop and not a branch, because ``lax.cond`` copies the whole State on an accelerator. Where
+    possible, pass a ``count`` that is equal for all members of a sweep and express their differences by
+    ``ready``: members that are not ready are computed and masked, whereas different counts make the loop
+    select the state in every step. ``update`` closes over the replay, so that the loop does not carry it.
     """
 
     chex.assert_rank(count, 0)

@@ -61,8 +61,8 @@ class Config:
 class Metrics(parts.Metrics):
     """Metrics of an iteration; more in ``parts.Metrics``.
 
-    stale: int32 [] rows of the last batch that have lost a frame, which must be none; None where observations
-           are no stacks.
+    stale: int32 [] rows of the last batch that have lost a frame, which must be 0; None where observations
+           are not stacks of frames.
     """
 
     stale: Array | None
@@ -85,13 +85,13 @@ class State(parts.State):
 
     replay: rows as they are kept; take batches from ``Parts.sample``, which puts in each agent's discount,
             where rows have 1 as long as the task goes on, and looks up frames.
-    frames: None where observations are no stacks.
+    frames: None where observations are not stacks of frames.
     """
 
     metrics: Metrics
     replay: Ring = stacked(when=_own)
     frames: Frames | None = stacked(when=_own)
-    agents: PyTree = stacked(when=_apart)  # heads of one network lead with 1
+    agents: PyTree = stacked(when=_apart)  # leading axis 1 for heads of one network
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ def build(
         the drive's losses."""
         episode = jnp.cumsum(trajectory.done, 1) - trajectory.done
         numbered = episodes.numbered(trajectory, episode.astype(jnp.int32))
-        # What an agent that has diverged played must not spoil a drive that all share: such rows do not
-        # count, and each is an episode by itself, so that none has a neighbour.
+        # Rows of an agent that has diverged must not corrupt a shared drive: they do not count, and each is
+        # an episode by itself, so that none has a neighbour.
         sound = tree.finite(numbered, 3)  # [P, T, N]
         alone = jnp.broadcast_to(-1 - jnp.arange(length)[:, None], sound.shape)
         nothing = replace(jax.tree.map(jnp.zeros_like, numbered), episode=alone)

@@ -70,7 +70,7 @@ class Parts(NamedTuple):
     exploration:     State -> the mean scale [] at which agents explore now
     unroll:          as ``Method.unroll``
     learning_starts: as ``Method.learning_starts``
-    crew:            all off-policy agents together; None of on-policy ones
+    crew:            all off-policy agents together; None for on-policy ones
     hand_over:       as ``drives.Drive.hand_over``
     """
 
@@ -94,7 +94,7 @@ class Parts(NamedTuple):
 def whole(
     parts: Parts, hyper: PyTree, init: Callable[[Key, PyTree], Any], step: Callable[[Any], Any]
 ) -> Method:
-    """Return the Method made of these parts; it deploys the agent with the highest ``metrics.fitness`` of
+    """Return the Method made of these parts; it deploys the agent with the highest ``metrics.fitness`` among
     those that have not diverged."""
 
     def policy(s: Any) -> Params:

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 class Step(NamedTuple):
     """A vector step of lanes [...]: the lanes before it, the actions, the environments' answers, and which
-    lanes played. The answers of the other lanes mean nothing."""
+    lanes played. The answers of the other lanes are meaningless."""
 
     before: Lanes
     choice: Choice
@@ -59,7 +59,7 @@ class Player(NamedTuple):
     network: the network of its mean action.
     init:    (key, hyper) -> state
     act:     (state, hyper, obs [N], key) -> Choice [N], as it trains
-    test:    the same, as it is tested
+    test:    the same, in tests
     mean:    state -> the mean network that is tested, handed over and deployed
     take_in: (state, Step [N], hyper, key) -> state after a vector step, from which it may have learned
     midway:  (state, int32 [N] steps of its lanes' episodes) -> bool [] whether its phase must go on
@@ -380,7 +380,8 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
         )
         return replace(_entered(after, state.expects), expects=jnp.bool_(False)), ()
 
-    # ``steps`` makes the key in its loop: one from outside would let XLA draw the next generation every time.
+    # Take the key that ``steps`` makes in its loop: with a key from outside, XLA would draw the next
+    # generation every time.
     return learning.steps(told, state, 1, key, (), ready=state.done.all())[0]
 
 

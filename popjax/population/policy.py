@@ -39,8 +39,8 @@ def randomly(act: ActAll, spec: Spec, random: Array) -> ActAll:
     """Return ``act`` with uniformly random actions where ``random`` bool [], [P] or [P, N] says so, as in a
     warm-up.
 
-    A policy that has diverged acts at random, too: an action that is not finite would spoil the lane, the
-    replay and all who learn from it.
+    A policy that has diverged acts at random, too: an action that is not finite would corrupt the lane, the
+    replay and all agents that learn from it.
     """
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:

@@ -27,7 +27,7 @@ def take(env: Env, policies: Sequence[Pretrained]) -> list[Scheduled]:
     """Return the schedule of a run.
 
     Raises:
-        ValueError: there is more than one run, or one without a schedule.
+        ValueError: there is more than one run, or a run has no schedule.
     """
     if len(policies) > 1:
         raise ValueError(f"one schedule is followed at a time, got {len(policies)} runs; name one")

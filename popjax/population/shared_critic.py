@@ -63,7 +63,7 @@ def build(spec: Spec, hidden: tuple[int, ...], count: int, who: str) -> SharedCr
     """Return ``count`` critics with leaky ReLUs and actors with tanh between layers of ``hidden`` units.
 
     Raises:
-        ValueError: actions are discrete, or observations no vectors.
+        ValueError: actions are discrete, or observations are not vectors.
     """
     dims = continuous_dims(spec, who)
     actor = nets.tanh_actor(*dims, hidden, activation="tanh")

@@ -79,7 +79,7 @@ class Due(NamedTuple):
 
 class Lesson(NamedTuple):
     """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's parameters,
-    its memory [n] before them, and who learns now."""
+    its memory [n] before them, and which networks learn now."""
 
     played: Trajectory
     params: Params

@@ -2,8 +2,8 @@
 
 The global and the local memory of "Cooperative Heterogeneous Deep Reinforcement Learning" (Zheng et al.,
 2020). The paper's local memory holds copies of whole good episodes; here it holds the numbers of their rows,
-counted since the first row ever written. A row that has been overwritten is no longer there: it and all that
-entered before it are left out.
+counted since the first row ever written. Once a row is overwritten, its entry and all earlier entries no
+longer count.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def init(row: Transition, capacity: int, local_capacity: int) -> Memory:
 
 
 def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Count]:
-    """Write the valid rows of ``rows`` [B]; return the numbers [B] that they have from now on, and that no
-    row ever has for the others."""
+    """Write the valid rows of ``rows`` [B]; return their numbers [B], and for each other row a number that no
+    row ever has."""
     numbers = tree.where(
         valid, memory.written + (jnp.cumsum(valid) - valid), counting.none() + counting.LIMIT
     )

@@ -28,7 +28,7 @@ class Local:
 
 
 def empty(example: Transition, n_step: int, size: int) -> Local:
-    """Return a lane that has not been played in, with a buffer of ``size`` returns of ``n_step`` rewards."""
+    """Return a lane before its first step, with a buffer of ``size`` returns of ``n_step`` rewards."""
     return Local(nstep.init(example, n_step), tree.repeat(example, size + n_step - 1), jnp.int32(0))
 
 

@@ -6,7 +6,7 @@ Written for one lane, in order of time; lift it with ``vmap``. With gamma the di
     discount = gamma^m, 0 where the task terminated
     next_obs = the observation after r_t+m-1, before any reset
 
-with m = n, or fewer steps where the episode ended: a terminal or a time limit completes all that wait.
+with m = n, or fewer steps where the episode ended: a terminal or a time limit completes all pending returns.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def push(
     ``next_obs`` is the true successor, ``discount`` [] is gamma. A step that both terminated and was
     truncated terminated.
 
-    Returns the window, transitions [n] and valid bool [n]: the valid ones come first, oldest first. They are
-    one, once n steps are held; all that are held, where the episode ends; else none.
+    Returns the window, transitions [n] and valid bool [n]: the valid ones come first, oldest first. One is
+    valid once n steps are held, all held ones are where the episode ends, otherwise none.
     """
     n = len(window.reward)
     steps = tree.put((window.obs, window.action, window.reward), window.count, (obs, action, reward))

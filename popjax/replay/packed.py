@@ -1,9 +1,9 @@
 """Rows of a replay, laid out for the device: a pytree of arrays [capacity, ...] or, on a TPU, lines.
 
-An array [capacity, 3] is what a TPU lays out worst. It pads every row to 128 numbers, or turns and converts
-all rows whenever some are read, so that a step costs time and memory in proportion to the capacity. ``Lines``
-hold the numbers of a dtype row after row without gaps, as wide as the registers of a TPU. Whole lines are
-read and written, so the rest of the store stays where it is.
+An array [capacity, 3] is the worst layout on a TPU, which pads every row to 128 numbers, or transposes and
+converts all rows whenever some are read, so that a step costs time and memory in proportion to the capacity.
+``Lines`` hold the numbers of a dtype row after row without gaps, as wide as the registers of a TPU. Whole
+lines are read and written, so the rest of the store stays where it is.
 
 On a CPU, where packing a row takes longer than writing its leaves, and on a GPU the leaves stay apart.
 """
@@ -134,7 +134,7 @@ def unpack(store: PyTree) -> PyTree:
 def take(store: PyTree, slots: Array) -> PyTree:
     """Return the rows in ``slots`` int [...], each of which must be one of the store's.
 
-    Those of a population are read under ``vmap``.
+    Rows of a population are read under ``vmap``.
     """
     if not isinstance(store, Lines):
         return tree.take(store, slots)
@@ -147,9 +147,9 @@ def take(store: PyTree, slots: Array) -> PyTree:
 
 
 def put(store: PyTree, position: Array, rows: PyTree, valid: Array) -> PyTree:
-    """Write the valid rows of ``rows`` [B, ...] one after the other, in the slot ``position`` and those
-    after it, the first one following the last; of more than the capacity the last are kept. Those of a
-    population are written under ``vmap``."""
+    """Write the valid rows of ``rows`` [B, ...] in order into the slots from ``position`` on, wrapping around
+    at the end; if there are more than the capacity, the last are kept. Rows of a population are written under
+    ``vmap``."""
     if not isinstance(store, Lines):
         slots = places(capacity(store), position, valid)
         return jax.tree.map(lambda x, row: x.at[slots].set(row.astype(x.dtype), mode="drop"), store, rows)

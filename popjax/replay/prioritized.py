@@ -120,7 +120,8 @@ def prioritized(capacity: int, *, stratified: bool = True) -> PrioritizedReplay:
 
 
 def add(state: Prioritized, rows: PyTree, valid: Array, priority: Array) -> Prioritized:
-    """Write the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    """Write the valid rows of ``rows`` [B, ...] in order; if there are more than ``capacity``, the last are
+    kept."""
     ring, slots = plain.write(state.ring, rows, valid)
     return update(replace(state, ring=ring), slots, priority)
 
@@ -158,8 +159,8 @@ def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Dr
         edges = total * (jnp.arange(batch + 1) / batch)
         low, high = edges[:-1], edges[1:]
     slots, mass = descend(state, low, high, key)
-    # Hardly ever entered. All lanes of a vmap take the same branch, and from it each its own result. One of
-    # the two draws is thrown away, so they may share the key.
+    # This branch is hardly ever entered. All lanes of a vmap enter it together, and each selects its own
+    # result. One of the two draws is discarded, so they may share the key.
     uniform = jax.lax.cond(
         tree.any_lane(total == 0),
         lambda: jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)),

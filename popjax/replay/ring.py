@@ -84,7 +84,8 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
 
 
 def add(state: Ring, rows: PyTree, valid: Array) -> Ring:
-    """Write the valid rows of ``rows`` [B, ...] in order; of more than ``capacity`` the last are kept."""
+    """Write the valid rows of ``rows`` [B, ...] in order; if there are more than ``capacity``, the last are
+    kept."""
     return write(state, rows, valid)[0]
 
 
@@ -104,7 +105,7 @@ def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
 
 
 def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tuple[PyTree, Array]:
-    """Draw ``batch`` rows uniformly without replacement, from the ``newest`` so many rows if given.
+    """Draw ``batch`` rows uniformly without replacement, from only the ``newest`` rows, a number, if given.
 
     Returns rows [B, ...] and valid bool [B]; where fewer than ``batch`` rows are stored, all of them come
     first, in random order, and the rest is marked invalid.

@@ -7,7 +7,7 @@
         testing.check_env(env)
         testing.check_method(my_method.build(env, my_method.Config(hidden=(4,))), env)
 
-Small shapes do: every check compiles. A fault is reported as a ValueError of one line that names it.
+Use small shapes, since every check compiles. A fault is reported as a one-line ValueError that names it.
 """
 
 from popjax.testing.agent import check_agent

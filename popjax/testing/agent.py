@@ -23,9 +23,10 @@ STEPS, LANES = 6, 4
 def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
 
-    It acts as the task wants: at scale 0 by the mode of its ``outputs``, at scale 1 at random. A gradient
-    step on random experience changes the state, by rewards and discounts, and keeps its form. ``adopt`` is
-    the inverse of ``policy``. Every further function that it has answers as the contract says.
+    Its actions fit the task: at scale 0 they are the mode of its ``outputs``, at scale 1 they are random. A
+    gradient step on random experience changes the state, depends on rewards and discounts, and keeps the
+    state's form. ``adopt`` is the inverse of ``policy``. Every optional function that it has keeps the
+    contract, too.
 
     Raises:
         ValueError: one of these does not hold; the text says which.

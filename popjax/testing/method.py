@@ -205,7 +205,7 @@ def _moved(hyper: Any, low: float = -math.inf, high: float = math.inf) -> Any:
 
 
 def _check_policy(method: Method, spec: Spec, state: Any) -> None:
-    """Check that the policy acts as the task wants, and that all individuals' policies are like it."""
+    """Check that the policy's actions fit the task, and that all individuals' policies have its structure."""
     params, key, obs = method.policy(state), jax.random.key(0), jnp.zeros(spec.obs_shape, spec.obs_dtype)
     check_choice(jax.jit(method.act)(params, method.memory, obs, key, 0.0), method.memory, spec)
     if method.individuals is None:

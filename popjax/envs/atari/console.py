@@ -1,8 +1,8 @@
 """The console: games of the Arcade Learning Environment as functions of their serialised state, in NumPy.
 
-Which emulator does the work does not matter, and nothing is left behind in it: a state is restored, played on
-and serialised again. The screen is not part of a state: it is stale between a restoration and the next frame.
-Bellemare et al., 2013; https://github.com/Farama-Foundation/Arcade-Learning-Environment
+Any emulator can do the work and keeps nothing between calls: a state is restored, played and serialised
+again. The screen is not part of a state: it is stale between a restoration and the next frame. Bellemare et
+al., 2013; https://github.com/Farama-Foundation/Arcade-Learning-Environment
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def games() -> dict[str, Any]:
     """
     ale_py = _library()
     paths = {name: ale_py.roms.get_rom_path(name) for name in ale_py.roms.get_all_rom_ids()}
-    # An emulator that loads a game it does not support ends the process.
+    # An emulator ends the process if it loads an unsupported game.
     return {name: path for name, path in sorted(paths.items()) if ale_py.ALEInterface.isSupportedROM(path)}
 
 
@@ -72,12 +72,12 @@ class Console:
         self._lock, self._grey = threading.Lock(), grey
         self._ale = ale = _library().ALEInterface()
         atexit.register(self._switch_off)
-        ale.setFloat("repeat_action_probability", 0.0)  # the action that sticks is in no state
+        ale.setFloat("repeat_action_probability", 0.0)  # a state does not hold the action that sticks
         ale.setInt("random_seed", 0)
         ale.setInt("max_num_frames_per_episode", 0)
         ale.loadROM(games()[game])
         ale.reset_game()
-        self._first = self._state(), self._screen()  # which no restored state has
+        self._first = self._state(), self._screen()  # which a restored state never has
         chosen = ale.getLegalActionSet() if full_actions else ale.getMinimalActionSet()
         self.codes = np.array([action.value for action in chosen], np.int32)
         self.fires = len(self.codes) >= 3 and self.codes[1] == FIRE
@@ -160,7 +160,8 @@ class Console:
         return self._ale.cloneState(include_rng=False).serialize()
 
     def _switch_off(self) -> None:
-        """Let go of the emulator, which ale-py would report as leaked: compiled programs keep this object."""
+        """Release the emulator, which ale-py would otherwise report as leaked, since compiled programs keep
+        this object."""
         self._ale = None
 
     def _restore(self, ale: bytes) -> None:

@@ -1,7 +1,7 @@
 """Worker processes that play lanes side by side, since an emulator holds Python's lock while it plays.
 
-Workers are stateless: results depend neither on their number nor on which of them plays a lane. One that dies
-is replaced, and what it had been given is played again; a second time the game itself is at fault.
+Workers are stateless: results depend neither on their number nor on which of them plays a lane. A worker that
+dies is replaced and its lanes are played again; if that fails as well, the game itself is at fault.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Crew:
             self._workers.pop().stop()
 
     def _share_out(self, given: list[np.ndarray], crew: list[_Worker]) -> list[np.ndarray]:
-        """Return the answers of all workers to their contiguous shares of the lanes."""
+        """Return the answers of all workers, each of which plays a contiguous share of the lanes."""
         edges = np.linspace(0, len(given[2]), len(crew) + 1).astype(int)
         shares = [[x[start:end] for x in given] for start, end in pairwise(edges)]
         found: list[list[list[np.ndarray]]] = [[] for _ in crew]
@@ -150,7 +150,7 @@ class _Worker:
         return self.answer(given)
 
     def stop(self) -> None:
-        """Close its input, which ends it."""
+        """End the worker by closing its input."""
         atexit.unregister(self.stop)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

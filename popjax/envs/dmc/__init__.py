@@ -27,7 +27,7 @@ class _Domain(NamedTuple):
     """Parts that the tasks on one model share.
 
     task:   (model, task) -> Task
-    solver: the fewest iterations that leave the transition error where 100 / 50 have it
+    solver: the fewest iterations with the transition error of 100 / 50
     tasks:  the names of the tasks
     """
 
@@ -84,7 +84,7 @@ def _original(task: str) -> Any:
     """Return dm_control's environment after a reset, which sets the sizes that a task changes."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without a display it says so
+            warnings.simplefilter("ignore")  # it warns if there is no display
             from dm_control import suite
     except ImportError as absent:
         new = sys.version_info >= (3, 13)

@@ -1,5 +1,4 @@
-"""Scene that pictures and films of the Control Suite show: dm_control's model, and the target where an
-episode has it."""
+"""The scene of pictures and films of the Control Suite: dm_control's model with the episode's target."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def _geom(model: Any, goal: Any) -> dict[str, Array]:
 
 
 def _moved(places: Any, row: int, to: Any, *axes: int) -> Array:
-    """Return ``places`` with ``to`` along these axes of one row."""
+    """Return ``places`` with these axes of one row set to ``to``."""
     return jnp.asarray(places, jnp.float32).at[row, jnp.array(axes)].set(to)
 
 

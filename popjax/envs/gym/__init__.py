@@ -6,7 +6,7 @@ installed library. The scores that papers report for ``-v2`` compare with ``-v4`
 
 Differs from Gymnasium: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``). Actions are in [-1, 1], rescaled
 to the model's bounds; control costs are computed from the rescaled action, as there. Humanoid and
-HumanoidStandup ask for the PGS solver, which MJX has not; Newton's solves the same problem. Pusher-v4 is
+HumanoidStandup ask for the PGS solver, which MJX lacks; Newton's solves the same problem. Pusher-v4 is
 absent because Gymnasium itself refuses it on MuJoCo 3.
 """
 
@@ -31,8 +31,8 @@ class _Family(NamedTuple):
     """A task in all its versions.
 
     task:   (model, options, version) -> Task
-    solver: the fewest iterations that leave the transition error where 100 / 50 have it
-    xml4:   the model file of version 4 where it is another than that of version 5
+    solver: the fewest iterations with the transition error of 100 / 50
+    xml4:   the model file of version 4 where it differs from that of version 5
     """
 
     task: Callable[[Any, SimpleNamespace, int], Task]

@@ -66,7 +66,7 @@ def runner(
     def alive(data: Any) -> Array | float:
         if healthy is None:
             return 0.0
-        # Version 4 pays for the step that ends the episode, version 5 does not.
+        # Version 4 rewards the step that ends the episode, version 5 does not.
         paid = True if version == 4 and o.terminate_when_unhealthy else healthy(data)
         return o.healthy_reward * jnp.float32(paid)
 
@@ -143,7 +143,8 @@ def _body(env: str, model: Any, name: int | str) -> int:
 def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array]]:
     """Return the function that observes a Humanoid's inertia, velocity, actuator and contact forces.
 
-    Version 5 leaves out those of the world and the root, which are constant, and can leave out each kind.
+    Version 5 leaves out the world's and the root's, which are constant, and has an option to leave out each
+    kind.
     """
     body, joint = (1, 6) if version == 5 else (0, 0)
 

@@ -11,7 +11,7 @@ from flax import struct
 from jax import Array
 
 LIMIT = 2**63 - 1
-"""The largest number that the host makes of a ``Count``."""
+"""The largest number to which the host converts a ``Count``."""
 _BASE = 2**32
 
 

@@ -16,7 +16,7 @@ from jax import Array
 from popjax.core import Key, Network, Params, PyTree
 
 SHIFTS = 32
-"""Actions with which every held-out state is paired to stand for independence."""
+"""Actions paired with each held-out state to make independent pairs."""
 
 
 def gaussian_kl(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: Array) -> Array:

@@ -32,7 +32,7 @@ def named(path: str, default: str) -> Any:
     module, _, name = full(path, default).partition(":")
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # whatever an author's module does when it is imported
+    except Exception as error:  # importing an author's module may raise anything
         raise ValueError(_why(module, error)) from error
     if name not in vars(found):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The contract of a method module: one record that tells the host and the command line all that they use.
+"""The contract of a method module: one record with everything that the host and the command line use.
 
     METHOD = Recipe(build, Config, lambda config: Hyper())
 
@@ -26,7 +26,7 @@ _FUNCTIONS = ("init", "step", "policy", "act", "individuals", "exploration", "un
 
 
 BUDGET = 1_000_000
-"""Environment steps of a run, summed over agents, where neither preset nor method say otherwise."""
+"""Environment steps of a run, summed over agents, unless the preset or the method sets another number."""
 
 
 class Preset(NamedTuple):

@@ -107,7 +107,7 @@ def episode(
             length=playing.length + 1,
             done=timestep.done,
         )
-        # A finished lane stands still: nothing that physics does after the end can leak.
+        # A finished lane keeps its state, so that physics after the end has no effect.
         return tree.where(alive, after, playing), (record(playing.obs, action, timestep), alive)
 
     def advance(loop: tuple[Array, _Playing, PyTree, Array]) -> tuple[Array, _Playing, PyTree, Array]:

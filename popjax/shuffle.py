@@ -27,7 +27,7 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
     rounds with probability 2^-32.
     """
     size = jnp.asarray(size, jnp.int32)
-    # One draw for all: each further one is a loop in the program, of which compilers make a dozen kernels.
+    # Draw everything at once: each further draw is a loop in the program, which compiles to a dozen kernels.
     high, low, salts = jax.random.bits(key, (3, ROUNDS), jnp.uint32)
     shifts = _below(jnp.maximum(size, 1).astype(jnp.uint32), high, low).astype(jnp.int32)
     inside = (index >= 0) & (index < size)
@@ -40,8 +40,9 @@ def permuted(key: Array, index: Array, size: Array | int) -> Array:
         pair = jnp.maximum(x, partner).astype(jnp.uint32)
         return jnp.where(_mix(pair ^ salt) >> 31, partner, x), None
 
-    # Four rounds make one kernel. All of them would, too, but a round reads its input several times, and a
-    # compiler that fuses by computing it again each time (XLA of jax 0.11) then never finishes.
+    # Fuse four rounds into one kernel. All rounds in one would be possible, but a round reads its input
+    # several times, and a compiler that recomputes the input for each read (XLA of jax 0.11) would never
+    # finish.
     x, _ = jax.lax.scan(one, x, (shifts, salts), unroll=4)
     return jnp.where(inside, x, index)
 

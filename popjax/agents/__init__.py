@@ -1,10 +1,10 @@
 """Learning agents, one file each, each for one individual.
 
 Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (numbers), ``State`` and
-``build(spec, config)``, which makes an ``Agent`` or, of those that learn on-policy, an ``OnPolicyAgent``; the
-latter also ``ROLLOUT``, the environment steps of a lane in a rollout, by which methods know them.
-A module of your own with these names works in the same way; it is found as the module that defines its
-Config.
+``build(spec, config)``, which makes an ``Agent``, or an ``OnPolicyAgent`` if it learns on-policy. A module of
+the latter kind also exposes ``ROLLOUT``, the environment steps of a lane in a rollout, by which methods
+recognise it. A module of your own with these names works in the same way; it is found as the module that
+defines its Config.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AGENTS: dict[str, ModuleType] = {
 }
 """The kinds of agent that learn from a replay, by their names on the command line."""
 ON_POLICY_AGENTS: dict[str, ModuleType] = {"a2c": a2c, "ppo": ppo}
-"""The kinds that learn from what they have just played."""
+"""The kinds that learn from their latest rollout."""
 
 AnyConfig: TypeAlias = ddpg.Config | td3.Config | sac.Config | sac2018.Config | drq.Config | dqn.Config
 AnyOnPolicyConfig: TypeAlias = a2c.Config | ppo.Config
@@ -107,7 +107,7 @@ def kind(config: Any) -> str:
 
 
 def on_policy(config: Any) -> bool:
-    """Return whether the agent that ``config`` belongs to learns from what it has just played."""
+    """Return whether the agent that ``config`` belongs to learns from its latest rollout."""
     return hasattr(_module(config, AGENTS | ON_POLICY_AGENTS), "ROLLOUT")
 
 

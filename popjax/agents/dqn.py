@@ -38,7 +38,7 @@ from popjax.optimize import adam, descend
 class Config:
     """Shape of the network and form of the target."""
 
-    torso: Literal["auto", "dense", "minatar", "atari"] = "auto"  # convolutions; "auto": by the observations
+    torso: Literal["auto", "dense", "minatar", "atari"] = "auto"  # convolutions; "auto": by observation shape
     hidden: tuple[int, ...] = ()  # dense layers, units; none: the torso's own
     norm: nets.Norm = "layer"  # before the activations of the dense layers
     dueling: bool = False  # whether value and advantage have separate dense layers
@@ -192,7 +192,7 @@ def _eyes(spec: Spec, config: Config) -> Eyes | None:
 def _network(spec: Spec, config: Config) -> Network:
     convolutions, hidden = _torso(spec, config)
     if convolutions:
-        images.places(spec.obs_shape, convolutions)  # refuses what they cannot see
+        images.places(spec.obs_shape, convolutions)  # refuses observations that they cannot read
     return images.q_network(
         spec.obs_shape,
         spec.action_dim,

@@ -1,6 +1,7 @@
 """The command line: arguments and wiring, no logic of its own.
 
-Exit codes: 0 done; 1 the run failed; 2 bad input, told in one line; 130 (143) ended by Ctrl-C (SIGTERM) with
+Exit codes: 0 done; 1 the run failed; 2 bad input, reported in one line; 130 (143) ended by Ctrl-C (SIGTERM)
+            with
 the State saved.
 """
 
@@ -115,7 +116,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted; what was not saved is lost")
         os._exit(130)  # do not wait for a chunk that may still be computed in the background
-    except BrokenPipeError:  # the reader of our output has closed the pipe
+    except BrokenPipeError:  # the program that reads our output has closed the pipe
         return 1
     except OSError as failure:
         return _fail(f"{type(failure).__name__}: {failure}", 1)

@@ -123,7 +123,7 @@ def _further_env(option: str, text: str) -> Any:
     from popjax.cli.parse import Fault, key_values
 
     if not text.strip():
-        raise Fault(f"--{option} wants SUITE/TASK, got {text!r}")
+        raise Fault(f"--{option} needs SUITE/TASK, got {text!r}")
     name, *options = text.split()
     return make_env(name, key_values(options, f"--{option}"))
 

@@ -143,7 +143,7 @@ def drawn(argv: Sequence[str]) -> list[str]:
 
 def _draws(name: str, match: re.Match[str] | None, count: int, generator: np.random.Generator) -> np.ndarray:
     if match is None:
-        raise Fault(f"--sweep {name} wants loguniform(LOW,HIGH) or uniform(LOW,HIGH), in numbers")
+        raise Fault(f"--sweep {name} needs loguniform(LOW,HIGH) or uniform(LOW,HIGH), in numbers")
     kind, low, high = match[1], float(match[2]), float(match[3])
     if kind == "loguniform" and not low > 0:
         raise Fault(f"--sweep {name}={match[0]}: both bounds must be above 0")

@@ -61,7 +61,8 @@ class Common:
     intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
     """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or none if equal."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Devices for the members or, of a single one, for its population. A CPU is split, at most one a core."""
+    """Devices over which to spread the members, or the population of a single member. A CPU is split, at most
+    one per core."""
     deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Make GPUs compute the same bits every time, by XLA flags that the run directory records; slower."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
@@ -71,13 +72,13 @@ class Common:
     process: int | None = None
     """Number of this process, from 0; with --coordinator."""
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """Where the programs of a sweep run: in this process, one after another, or as jobs of a cluster."""
+    """Run the programs of a sweep in this process, one after another, or as jobs of a cluster."""
     launcher_option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
     ] = ()
     """Setting of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
     retries: int = 3
-    """How often a job that died or was preempted is continued from its checkpoint [count]."""
+    """Times that a job that died or was preempted is continued from its checkpoint [count]."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
             (name.startswith("config.") and len(parts) == 1) or all(p.startswith("hyper.") for p in parts)
         ):
             raise Fault(
-                f"--sweep wants hyper.NAME=V1,V2 or config.NAME=V1,V2, got {text!r}; seeds are --seeds"
+                f"--sweep needs hyper.NAME=V1,V2 or config.NAME=V1,V2, got {text!r}; seeds are --seeds"
             )
         if name in found:
             raise Fault(f"--sweep {name} is given twice: list all its values in one")
@@ -333,7 +334,7 @@ def bounds(text: str | None) -> tuple[int, int] | None:
         return None
     first, colon, last = text.partition(":")
     if not colon or not first.isdigit() or not last.isdigit():
-        raise Fault(f"--members wants FIRST:END such as 0:8, got {text!r}")
+        raise Fault(f"--members needs FIRST:END such as 0:8, got {text!r}")
     return int(first), int(last)
 
 
@@ -347,7 +348,7 @@ def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, 
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise Fault(f"{option} wants KEY=VALUE, got {pair!r}")
+            raise Fault(f"{option} needs KEY=VALUE, got {pair!r}")
         try:
             found[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -371,7 +372,7 @@ def rebuild(default: T, saved: Any) -> T:
         known = {field.name for field in fields(default)}
         for name in saved:
             if name not in known:
-                raise Fault(f"config.json has {name!r}, which {type(default).__name__} does not know")
+                raise Fault(f"config.json has {name!r}, which {type(default).__name__} does not have")
         return replace(default, **{name: rebuild(getattr(default, name), saved[name]) for name in saved})
     if isinstance(saved, list) and isinstance(default, float):  # a number for each agent
         return cast(T, np.array([float(value) for value in saved], np.float32))

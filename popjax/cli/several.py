@@ -88,7 +88,7 @@ def _run_in_slices(
         grid.open_index(root, entries, resume=control.resume)
         control = control._replace(resume=True)
         try:
-            # What the State needs is known at once, what the programs need only when they are compiled.
+            # The State's memory is known at once, that of the programs only when they are compiled.
             tools.train(entries[0].argv, root / entries[0].directory, False)
             break
         except TooLarge as smaller:
@@ -96,5 +96,5 @@ def _run_in_slices(
                 raise
             fault = smaller
         except FAILURES:
-            break  # it is told with the others
+            break  # its failure is reported with the others'
     run_all(tools, entries, root, control)

@@ -142,7 +142,7 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
 
     slot, equals, parent = text.partition("=")
     if not (equals and slot.isdecimal() and parent.isdecimal()):
-        raise parse.Fault(f"--intervene wants SLOT=PARENT such as 3=0, got {text!r}")
+        raise parse.Fault(f"--intervene needs SLOT=PARENT such as 3=0, got {text!r}")
     if max(int(slot), int(parent)) >= population:
         raise parse.Fault(f"--intervene {text}: individuals are numbered from 0 to {population - 1}")
     return int(slot), int(parent)

@@ -155,6 +155,6 @@ def _or(names: list[str]) -> str:
 def _all_tasks(name: str) -> list[str]:
     found = []
     for suite in _SUITES:
-        with contextlib.suppress(ValueError):  # a suite whose library is not installed has nothing to offer
+        with contextlib.suppress(ValueError):  # skip suites whose library is not installed
             found += [f"{suite}/{task}" for task in tasks(suite) if task.lower() == name.lower()]
     return found

@@ -305,7 +305,7 @@ def _faces(image: np.ndarray) -> np.ndarray:
 
 
 def _texel(size: Array, point: Vector, texture: Array, repeat: Array) -> Array:
-    """Return the place, from the first on, of a plane's colour at ``point``."""
+    """Return the place of a plane's colour at ``point``, counted from the plane's first."""
     centred = jnp.where((size[0] > 0) & (size[1] > 0), 0.0, 0.5)
     u = (point[0] + size[0]) * repeat[0] - centred
     v = (size[1] - point[1]) * repeat[1] - centred

@@ -59,7 +59,7 @@ def repeated(env: Env, times: int) -> Env:
             summed = replace(latest, reward=timestep.reward + latest.reward)
             return tree.where(timestep.done | timestep.cut, carry, (after, summed)), None
 
-        # Begun from nothing, so that a physics step stands in a program once.
+        # Begin the loop without a first step outside it, so that the program has the physics step only once.
         nothing = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(env.step, state, action)[1]
         )

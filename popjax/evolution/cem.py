@@ -52,7 +52,7 @@ class State:
 
     mean:     [n]
     variance: [n]
-    damp:     []   what the next ``tell`` makes smaller and adds to the variance
+    damp:     []   added to the variance by the next ``tell``, which shrinks it first
     """
 
     mean: Array

@@ -19,7 +19,7 @@ from popjax.replay.ring import Ring, draw
 class Mating:
     """Options of scoring and forming pairs. Bodnar et al., parent selection mechanism.
 
-    A distance compares what actors do now, whatever the owner of a state did when it was there.
+    A distance compares the actors' present actions, not those that the owner of a state took in it.
     """
 
     score: Literal["greedy", "distance"] = "greedy"  # summed fitness, or difference in behaviour

@@ -48,8 +48,8 @@ class Halving:
 
     factor: int = 2  # one individual in ``factor`` continues
     freed: Literal["clones", "fresh"] = "clones"
-    """what replaces the stopped ones: clones of the others, until one line is left, or newcomers,
-    which are compared only with those of their own age"""
+    """replacements of the stopped ones: clones of the others, until one line is left, or newcomers, which are
+    compared only with individuals of their own age"""
 
     def __post_init__(self) -> None:
         check_choices(self)

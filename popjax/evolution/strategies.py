@@ -7,7 +7,7 @@ parameters of one network.
     search = strategy.tell(search, population, fitness, hyper, key)
 
 Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's. Its
-numbers are the library's defaults but for the two in ``Hyper``, which a sweep can fill. Names are read
+numbers are the library's defaults except for the two in ``Hyper``, which a sweep can fill. Names are read
 without regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
 
 A strategy without a distribution, such as ``DifferentialEvolution``, begins with a population around the
@@ -45,7 +45,7 @@ class Hyper:
     """Numbers of a search."""
 
     std: Number = number(0.05)  # standard deviation of a parameter; at first, where the strategy adapts it
-    lr: Number = number(0.01)  # Adam's rate for the mean, of the strategies in ADAM; the others have no Adam
+    lr: Number = number(0.01)  # Adam's rate for the mean in the strategies of ADAM; the others have no Adam
 
 
 class Strategy(NamedTuple):
@@ -120,7 +120,7 @@ def build(name: str, population: int, params: Params) -> Strategy:
         if name in ADAM:
             rates = {**search.opt_state.hyperparams, "learning_rate": hyper.lr}
             search = search.replace(opt_state=search.opt_state._replace(hyperparams=rates))
-        # Weak types, of which the library has some, would compile the second step anew.
+        # The library's weak types would make the second step compile again.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), search)
 
     def init(params: Params, hyper: Hyper, key: Key) -> PyTree:

@@ -53,7 +53,7 @@ class Hyper:
 
     weight: Number = number(0.2)  # weight of the bonus added to the task's reward
     lr: Number = number(3e-4)  # Adam's rate for the predictor
-    discount: Number = number(0.99, high=1.0)  # per environment step, of the bonuses' sum; for scale "return"
+    discount: Number = number(0.99, high=1.0)  # gamma of the sum of bonuses; for scale "return"
 
 
 @struct.dataclass

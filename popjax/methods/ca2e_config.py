@@ -41,7 +41,7 @@ class Config:
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
     return_window: int = 100  # finished episodes of nature actors whose mean is their average return
-    # returns that are compared: of ten greedy episodes of the learner, or of nature actors, which explore
+    # compare returns of ten greedy episodes of the learner, or those of nature actors, which explore
     return_source: Literal["greedy", "nature"] = "greedy"
     prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
@@ -74,7 +74,7 @@ class Config:
 class Hyper:
     """Numbers of CA2E and of its learner."""
 
-    agent: Any  # the learner's; ``agent.exploration`` is what a retired prior actor explores with
+    agent: Any  # the learner's; ``agent.exploration`` is also that of retired prior actors
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error

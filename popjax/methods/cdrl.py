@@ -286,6 +286,6 @@ METHOD = Recipe(
         ),
     },
     envs={"teacher-env": "teacher_envs"},
-    budget=lambda config: 20_000_000,  # the paper's, to which the default of hyper.budget refers
+    budget=lambda config: 20_000_000,  # the paper's budget, the default of hyper.budget
     remarks=remarks,
 )

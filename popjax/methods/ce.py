@@ -48,7 +48,7 @@ class Config(offpolicy.Common):
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward beside the task's
     col_unroll: acting.Mode | None = None  # how agents choose actions jointly; None: each for itself
     col_eval: Literal["softmax", "q"] | None = None  # evaluation uses all agents; else the first
-    q_horizon: int = 100  # environment steps that the Q-classifier looks ahead and sticks to its choice
+    q_horizon: int = 100  # environment steps that the Q-classifier looks ahead and keeps its choice
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -60,7 +60,7 @@ class Config:
     mixing: bool = False  # importance mixing: actors of the last generation stay where the search allows it
     elitism: bool = False  # the last actor of a generation is the best of the one before
     hidden: tuple[int, ...] = (400, 300)  # hidden layers of actors (tanh) and critics (leaky ReLU), units
-    critics: int = 2  # critics, of which the least value counts; TD3 has 2, DDPG 1
+    critics: int = 2  # critics, whose least value counts; TD3 has 2, DDPG 1
     batch: int = 100  # transitions per gradient step
     capacity: int = 1_000_000  # transitions that the replay holds
     warmup: int = 10_000  # environment steps before any gradient step
@@ -102,7 +102,7 @@ class Metrics:
     fitness:         float32 [P] mean return of each actor's trials, the trained ones first; for one that has
                      diverged, that of the worst other.
     diverged:        int32 actors whose return was not finite.
-    critic_loss:     mean squared TD error, summed over critics, of the last gradient step; 0 before it.
+    critic_loss:     mean squared TD error of the last gradient step, summed over critics; 0 before the first.
     actor_loss:      [trained] minus the mean value of an actor's actions there.
     gradient_steps:  int32 of each trained actor, and of the critics up to rounding.
     steps:           int32 environment steps of the generation.

@@ -152,7 +152,7 @@ def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple
     for run in policies:
         imitation.require_task(env.spec, run, "--teacher")
         act, everyone, alone = run.act, run.individuals, run.individuals is None
-        if alone:  # its parameters may be none at all
+        if alone:  # its parameters may be an empty tree
             act, everyone = (lambda _, *seen, run=run: run.act(run.params, *seen)), jnp.zeros(1)
         measure = partial(scoring.returns, env, act, episodes=episodes, starts=keys)
         returns = jax.jit(measure)(everyone, run.memory, jax.random.key(0)).mean(1)
@@ -175,7 +175,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     teacher = teachers[int(best)].teacher
     imitation.require_task(spec, teacher, "--teacher")
     if config.labels == "logits" and not spec.discrete:
-        raise ValueError(f"labels logits is for discrete actions, which {spec.name} has not")
+        raise ValueError(f"labels logits needs discrete actions, which {spec.name} does not have")
     tell = imitation.telling(teacher, config.labels)
     network = recurrent.recurrent_actor_critic(spec.obs_shape, spec.action_dim, config.network)
     student = imitation.of_network(spec, network).policy

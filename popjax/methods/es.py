@@ -51,7 +51,7 @@ CLIP_OBS = 5.0  # standard deviations
 class Config:
     """The strategy, and sizes."""
 
-    # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES or SimpleGA; an unknown name lists them
+    # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES or SimpleGA; an unknown name lists all
     strategy: str = "Open_ES"
     population: int = 32  # individuals of a generation
     trials: int = 1  # episodes whose mean return is an individual's fitness
@@ -193,8 +193,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 
 def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:
-    """Return the network obs [..., *obs] -> actions in [-1, 1], or logits of discrete ones; of images behind
-    convolutions."""
+    """Return the network obs [..., *obs] -> actions in [-1, 1], or logits of discrete ones; behind
+    convolutions if observations are images."""
 
     def make(inputs: int) -> Network:
         if spec.discrete:

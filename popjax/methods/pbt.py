@@ -101,7 +101,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         fields = base.fields(key, hyper)
         chosen, none = copies(own), jnp.int32(0)
         told = {"numbers": named(hyper), "ready": none, "diverged": none, **chosen}
-        of_agents = {"stale": None} | vars(fields.pop("metrics"))  # those without a replay have no rows
+        of_agents = {"stale": None} | vars(fields.pop("metrics"))  # agents without a replay have no rows
         metrics = Metrics(**of_agents, **told)
         table = lineage.begin(values(hyper), config.rounds + 1)
         born = jnp.zeros(population, jnp.int32)
@@ -189,7 +189,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         """Give each slot the agent that it takes over and what belongs to it; ``lost`` [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
         taken, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
-        if env.spec.stack > 1:  # rows tell of the lanes' own frames, which a lost agent's actions leave sound
+        if env.spec.stack > 1:  # rows refer to the lanes' frames, which stay valid when an agent diverges
             lost = jnp.zeros_like(lost)
         amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that another began
         count = jnp.where(decision.fresh[:, None], 0, recent.count)

@@ -29,7 +29,7 @@ EVOLVED: dict[type, tuple[str, ...]] = {
     ppo.Config: (f"hyper.policy_lr={RATE}", f"hyper.value_lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
     a2c.Config: (f"hyper.lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
 }
-"""The numbers that evolve of each kind of agent where nothing else is said."""
+"""The numbers of each kind of agent that evolve by default."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class OnPolicyState(Searching, onpolicy.State):  # type: ignore[misc]
 
 
 State: TypeAlias = Any
-"""One of these two, as the agents are."""
+"""One of these two, by the kind of agent."""
 LAYERS: dict[type, tuple[Any, Any]] = {
     OffPolicyConfig: (offpolicy.build, OffPolicyState),
     OnPolicyConfig: (onpolicy.build, OnPolicyState),

@@ -31,7 +31,7 @@ class Config:
     tournament: int = 3  # individuals drawn for each tournament
     crossover: Literal["distil", "n_point"] = "distil"  # operator that makes children: PDERL's or ERL's
     mutation: Literal["proximal", "gaussian"] = "proximal"  # operator that mutates slots: PDERL's or ERL's
-    distillation: Distillation = field(default_factory=Distillation)  # for crossover by distillation
+    distillation: Distillation = field(default_factory=Distillation)  # of crossover by distillation
     mating: Mating = field(default_factory=Mating)  # which pairs have children
     memory: int = 8_000  # newest states that an individual and its heirs remember
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured

@@ -162,7 +162,8 @@ def draw_members(key: Key, share: Array | float, shape: tuple[int, ...]) -> Arra
 
 
 def default_config(agent: sac.Config | drq.Config = sac.Config()) -> Config:
-    """Return the constants of Collaborative Exploration's comparison, of DrQ those from pixels."""
+    """Return the constants of Collaborative Exploration's comparison; for DrQ, those of its experiments from
+    pixels."""
     return Config(agent=agent, **(offpolicy.FROM_PIXELS if isinstance(agent, drq.Config) else {}))
 
 

@@ -24,8 +24,8 @@ TORSOS: dict[str, tuple[Convolutions, tuple[int, ...]]] = {
     "atari": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
     "drq": (((32, 3, 2), (64, 3, 2), (128, 3, 2), (256, 3, 2)), (256, 256)),
 }
-"""Convolutions and dense layers: small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al., 2015; of
-jaxrl2's DrQ."""
+"""Convolutions and dense layers: none and small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al.,
+2015; those of jaxrl2's DrQ."""
 _LEAST_SIDE = 3  # pixels that MinAtar's convolution covers
 _LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one place
 

@@ -126,7 +126,7 @@ def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
         return jnp.concatenate(
             [x[..., i : i + ends[0] : stride, j : j + ends[1] : stride, :] for i, j in places], -1
         )
-    # Blocks of stride x stride pixels first: cutting out each pixel of a patch by itself compiles for longer.
+    # Cut out blocks of stride x stride pixels first: single pixels of a patch would take longer to compile.
     across = side // stride
     rows, columns = high - 1 + across, wide - 1 + across  # blocks that some patch covers
     x = x[..., : rows * stride, : columns * stride, :]

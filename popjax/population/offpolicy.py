@@ -132,7 +132,7 @@ class Common:
         return self.players * self.lanes
 
     def sizes(self, agent: agents.AnyConfig, drive: drives.AnyConfig | None = None) -> Config:
-        """Return the Config that ``build`` reads, of such agents."""
+        """Return the Config of such agents that ``build`` reads."""
         return Config(
             agent=agent,
             population=self.population,
@@ -154,7 +154,7 @@ FROM_PIXELS: dict[str, Any] = {"population": 2, "warmup": 1_000, "capacity": 500
 def from_pixels(
     default_config: Callable[[Any], Any], default_hyper: Callable[[Any], Any], task: str
 ) -> Preset | None:
-    """Return the constants of DrQ agents for a task such as "pixels/walker-walk"; None for another."""
+    """Return the constants of DrQ agents for a task such as "pixels/walker-walk"; None for other tasks."""
     choices = pixels.choices(task)
     if choices is None:
         return None

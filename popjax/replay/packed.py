@@ -42,7 +42,7 @@ class Form(NamedTuple):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The numbers in a row by dtype, without dtypes of which it has none."""
+        """The numbers in a row by dtype, for the dtypes that occur."""
         found: dict[str, int] = {}
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             found[dtype] = found.get(dtype, 0) + math.prod(shape)

@@ -34,7 +34,7 @@ from popjax.replay import ring as plain
 from popjax.replay.ring import Ring
 
 FAN_OUT = 8
-"""Children of a node: a matter of speed only, found on a CPU among 4, 8, 16, 32 and 100."""
+"""Children of a node. It affects only speed: the fastest on a CPU of 4, 8, 16, 32 and 100."""
 LARGEST_MASS = 1e28
 """Bound at which masses are cut off, so that the sum of 10^10 of them is still a float32."""
 
@@ -180,8 +180,8 @@ def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Arra
     """
     levels = first_nodes(state.capacity)
 
-    # A loop and not its unrolled body: fused with the next level, which gathers FAN_OUT children for every
-    # draw, all the work above would be done again for each of them.
+    # Keep this loop rolled: XLA would fuse an unrolled level with the next one, which gathers FAN_OUT
+    # children for every draw, and repeat all earlier work for each child.
     def level(carry: Any, now: tuple[Array, Array]) -> tuple[Any, None]:
         (index, low, high), (first, part) = carry, now
         children = state.nodes.at[first + index].get(mode="promise_in_bounds")

@@ -102,7 +102,7 @@ def _check_learning(agent: Agent | OnPolicyAgent, state: Any, rows: Any, hyper: 
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(losses)):
         raise ValueError(f"learn gives losses that are not finite: {losses}")
     if _unchanged(state, after):
-        raise ValueError("learn returns the state as it was; take a gradient step")
+        raise ValueError("learn returns the state unchanged; take a gradient step")
     for name, other in (("reward", rows.reward[::-1]), ("discount", jnp.zeros_like(rows.discount))):
         if _unchanged(after, learn(state, replace(rows, **{name: other}), hyper, key)[0]):
             raise ValueError(f"learn gives the same state whatever the {name}; read it from the batch")
@@ -203,7 +203,7 @@ def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> N
     both = tree.take(outputs, slice(half, None)), later
     if said.shape != played.shape or not np.allclose(said, played, 1e-3, 1e-4):
         raise ValueError(
-            "unroll does not say what act plays at scale 0 along the rows of lanes [T, N]; begin with memory"
+            "unroll differs from act at scale 0 along the rows of lanes [T, N]; begin with memory"
             " anew after every row that is done"
         )
     if not all(np.allclose(x, y, 1e-3, 1e-4) for x, y in zip(*map(jax.tree.leaves, both), strict=True)):

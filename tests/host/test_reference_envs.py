@@ -119,8 +119,8 @@ def test_a_simulation_that_diverges_ends_its_episode(monkeypatch: pytest.MonkeyP
     [
         ("gymnasium", "brax/hopper", "brax/hopper has no original"),
         ("dm_control", "gymnax/Pendulum-v1", "has no original"),
-        ("dm_control", "gym/Hopper-v4", "not a task of dm_control; say --in gymnasium"),
-        ("gymnasium", "dmc/cheetah-run", "not a task of gymnasium; say --in dm_control"),
+        ("dm_control", "gym/Hopper-v4", "not a task of dm_control; use --in gymnasium"),
+        ("gymnasium", "dmc/cheetah-run", "not a task of gymnasium; use --in dm_control"),
         ("gymnasium", "gym/InvertedPendulum-v5", r"observes \(4,\) in InvertedPendulum-v5, popjax \(9,\)"),
     ],
 )

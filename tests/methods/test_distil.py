@@ -190,7 +190,7 @@ def test_what_cannot_be_distilled_is_refused():
     with pytest.raises(ValueError, match="a run of probe/delay"):
         distil.build(env, SMALL, [distil.Graded(another, -1, 1.0)])
     config = replace(SMALL, labels="logits")
-    with pytest.raises(ValueError, match="discrete actions, which probe/context has not"):
+    with pytest.raises(ValueError, match="discrete actions, which probe/context does not have"):
         distil.build(env, config, [distil.Graded(taught(mirrored, "probe/context"), -1, 0.0)])
 
 
@@ -378,8 +378,8 @@ def test_a_further_task_has_options_of_its_own(capsys):
     assert (env.spec.name, env.spec.episode_length) == ("gymnax/CartPole-v1", 50)
     assert origins._task(env) == text, "config.json names it so that the run can be built again"
     for wrong, said in (
-        ("gymnax/CartPole-v1 50", "--teacher-env wants KEY=VALUE"),
-        (" ", "--teacher-env wants SUITE/TASK"),
+        ("gymnax/CartPole-v1 50", "--teacher-env needs KEY=VALUE"),
+        (" ", "--teacher-env needs SUITE/TASK"),
     ):
         assert run("cdrl", "--env", "gymnax/CartPole-v1", "--env-steps", 999, "--teacher-env", wrong) == 2
         assert said in capsys.readouterr().err

@@ -655,7 +655,7 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
             "--env-steps 225, 240 in whole chunks of --checkpoint-every: ",
         ),
         ([*SEARCH, "--from", run + "@3", "--intervene", "9=0"], "individuals are numbered from 0 to 3"),
-        ([*SEARCH, "--from", run + "@3", "--intervene", "0"], "--intervene wants SLOT=PARENT"),
+        ([*SEARCH, "--from", run + "@3", "--intervene", "0"], "--intervene needs SLOT=PARENT"),
         ([*SEARCH, "--from", run + "@77"], "no checkpoint of generation 77; it has"),
     ):
         capsys.readouterr()

@@ -45,7 +45,7 @@ FRAMES_PER_SECOND = 60
 STACK = 4
 PRESETS = ("dqn", "universe", "machado")
 INEXACT = ("miniature_golf", "pitfall2", "qbert", "tetris", "tic_tac_toe_3d")
-"""Games whose restored states do not always go on as the game itself would (ale-py 0.12.1)."""
+"""Games that do not always continue exactly after a state is restored (ale-py 0.12.1)."""
 _KINDS = {
     "frame_skip": int | tuple,
     "sticky": float,
@@ -152,7 +152,7 @@ def make(task: str, **options: Any) -> Env:
         played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
         ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
         frames = jax.vmap(view)(screens) if renews else view(screens)[None]
-        # Where a life is cut, the frames that start the next one come after the end of the last.
+        # Where a lost life ends bootstrapping, the frames that start the next life come after that end.
         seen, cut = frames[0 if o["cut_lives"] else -1], lost & o["cut_lives"]
         stack = jnp.concatenate([state.stack[..., 1:], seen[..., None]], -1) if grey else ()
         next_obs: Any = stack if grey else seen

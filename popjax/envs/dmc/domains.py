@@ -272,7 +272,8 @@ def quadruped(model: Any, task: str) -> Task:
         turn = jax.random.normal(key, (4,))
         root = jnp.zeros(7).at[3:].set(turn / jnp.linalg.norm(turn))
         qpos = jnp.float32(model.qpos0).at[:7].set(root)
-        # Upwards by a centimetre, counted so that rounding does not add up, until nothing touches the floor.
+        # Move up in steps of a centimetre until nothing touches the floor; count steps so that rounding does
+        # not add up.
         height = jax.lax.while_loop(
             lambda n: touching(view(qpos.at[2].set(0.01 * n))), lambda n: n + 1, jnp.float32(0)
         )

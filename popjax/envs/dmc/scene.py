@@ -11,8 +11,8 @@ from jax import Array
 from popjax.envs.mujoco import marked
 
 Place = Callable[[Any, Any], dict[str, Array]]
-"""``(mujoco.MjModel, the goal that Task.reset drew) -> fields of the model, by name, in which the target is
-where the goal says``."""
+"""``(mujoco.MjModel, the goal that Task.reset drew) -> fields of the model, by name, that put the target at
+the goal``."""
 
 
 def finger(model: Any) -> Any:

@@ -301,7 +301,7 @@ def _agreed(path: Path, read: Callable[[], T]) -> T:
         result = read()
     except (Damaged, Refused, NotRead) as error:
         failure = error
-    except Exception as error:  # whatever orbax and tensorstore make of broken files
+    except Exception as error:  # Orbax and TensorStore raise many kinds for broken files
         trouble = io_errors.trouble(error) or io_errors.unreadable(path)
         failure = _not_read(path, trouble) if trouble else Damaged(io_errors.first_line(error))
         failure.__cause__ = error

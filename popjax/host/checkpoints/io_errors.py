@@ -86,7 +86,7 @@ def _system_code(error: BaseException) -> int | None:
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno:
             return cause.errno
-        if code := re.search(r"os_error_code='(\d+)'", str(cause)):  # as tensorstore tells it
+        if code := re.search(r"os_error_code='(\d+)'", str(cause)):  # as in TensorStore's messages
             return int(code[1])
     return None
 

@@ -48,7 +48,7 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
     if suite not in LIBRARIES:
         raise Refused(f"{env.spec.name} has no original; --in plays the tasks of gym/, dmc/ and atari/")
     if library != LIBRARIES[suite]:
-        raise Refused(f"{env.spec.name} is not a task of {library}; say --in {LIBRARIES[suite]}")
+        raise Refused(f"{env.spec.name} is not a task of {library}; use --in {LIBRARIES[suite]}")
     rest = {key: value for key, value in options.items() if key not in ("episode_length", "impl")}
     try:
         with warnings.catch_warnings():

@@ -30,7 +30,7 @@ from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 from popjax.host.terminal import complain
 
-WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 wants them
+WIDTH, HEIGHT = 640, 480  # multiples of 16, as H.264 needs
 FASTEST = {".mp4": 50, ".gif": 25, ".html": 50}
 """Maximum frames per second by type of file; a GIF counts time in hundredths of a second."""
 TIMELESS = 0.1  # seconds per step in films of tasks without a time step
@@ -247,9 +247,9 @@ def _drawer(model: Any, place: Place | None = None) -> Draw:
     """Return the drawer of a model by Warp, or by OpenGL if Warp fails."""
     try:
         draw = _by_warp(model, place)
-        next(draw(model.qpos0[None]))  # Warp loads and compiles as late as that
+        next(draw(model.qpos0[None]))  # only now does Warp load and compile
         return draw
-    except Exception as failure:  # with every driver it fails in its own way
+    except Exception as failure:  # every driver has its own exceptions
         if isinstance(failure, ModuleNotFoundError) and failure.name == "warp":
             remedy = "pip install 'popjax[video]' for Warp, which does not need OpenGL, or set MUJOCO_GL=egl"
             return _by_opengl(model, place, remedy)
@@ -268,7 +268,7 @@ def _by_opengl(model: Any, place: Place | None, remedy: str) -> Draw:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GLFW's; the exception says it
             renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
-    except Exception as failure:  # every platform's OpenGL fails in its own way
+    except Exception as failure:  # every platform's OpenGL has its own exceptions
         raise Refused(f"--video found no OpenGL ({_told(failure)}): {remedy}") from failure
 
     def draw(poses: np.ndarray) -> Iterator[np.ndarray]:

@@ -186,7 +186,7 @@ def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str
         Refused: the number of labels is not that of the ``found``.
     """
     if labels and len(labels) != len(found):
-        raise Refused(f"--labels wants one for each run: {len(labels)} are given for {len(found)} runs")
+        raise Refused(f"--labels needs one for each run: {len(labels)} are given for {len(found)} runs")
     spelt = []
     for label, group in zip(labels, found, strict=bool(labels)):
         names = _told_apart(group)

@@ -180,7 +180,7 @@ def check_own(method: Method, hyper: Any) -> None:
 
 
 def _size(method: Method, key: Any) -> str:
-    """Return the size of the population as a refusal tells it; nothing where there are no individuals."""
+    """Return the size of the population for a refusal; an empty text without individuals."""
     if method.individuals is None:
         return ""
     state = jax.eval_shape(method.init, key, as_arrays(method.hyper))

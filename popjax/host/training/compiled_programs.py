@@ -112,7 +112,7 @@ def _compile(
     chunk, whole, *first = compiled(lowered, placement)
     needed = [
         memory.compiled_bytes(chunk),
-        # Of the arguments, a program counts only what it reads.
+        # A program counts only the arguments that it reads.
         memory.argument_bytes(chunk) + memory.compiled_bytes(whole) - memory.argument_bytes(whole),
         *map(memory.compiled_bytes, first),
         # A stopped member is put back beside the State.
@@ -168,7 +168,7 @@ def _lower_evaluation(play: Callable[..., Any], keys: Any, state: Any, placement
         in_shardings=(placement.state(state), placement.members(), placement.members()),
         out_shardings=placement.members(),
     )
-    # A shape, since an array would lie on a device, perhaps not one that the program is for.
+    # Use a shape, since an array would lie on a device, possibly another than the program's.
     return function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32))
 
 

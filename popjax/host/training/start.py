@@ -87,7 +87,7 @@ def train(
             holds another run; raised before anything is allocated.
         NonFiniteMetric: a metric of the last active member became NaN or infinite.
         NotSaved: a checkpoint could not be written.
-        NotRead: a checkpoint could not be read, for want of memory or permission.
+        NotRead: a checkpoint could not be read, because memory or permission is missing.
         Interrupted: Ctrl-C or another signal to end arrived; the State is saved.
         Exception: a sink or an evaluation raised it; the State is saved first.
     """
@@ -233,7 +233,7 @@ def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
     CPUs, of all devices."""
     whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
     if placement.axis != shard.SWEEP:
-        return whole + lane if placement.axis is None else 0  # for a population, only compiling tells
+        return whole + lane if placement.axis is None else 0  # known only by compiling for a population
     copies = placement.local if placement.devices[0].platform == "cpu" else 1
     return copies * (whole // len(placement.devices) + lane)
 

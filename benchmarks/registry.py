@@ -6,7 +6,7 @@ a seed counts by, and what the paper says. A row may have:
 
 least:   by task, the fewest environment steps that a run can have: one generation
 tasks:   by task, further options
-multiples: option -> multiple of the budget, for numbers that follow from it
+multiples: option -> multiple of the budget, for numbers that follow from it; a whole number in the config
 needs:   name -> row whose run, on the same task, comes first; ``{name}`` in the options is its directory
 instead: task of a table -> task on which the row is trained for it
 env_steps: its own budget, other than the task's
@@ -130,7 +130,7 @@ class Cell:
         """Return the arguments of run.py for this run below ``runs``."""
         row, task = self._row, self.paper.tasks[self.task]
         needs = {name: str(runs / cell.directory) for name, cell in self.needs.items()}
-        multiples = [f"--{key} {value * self.env_steps:g}" for key, value in row.multiples.items()]
+        multiples = [_multiple(key, value * self.env_steps) for key, value in row.multiples.items()]
         texts = [self.paper.options, row.options, row.tasks.get(self.task, ""), *multiples]
         environment = [word for pair in task.env_options for word in ("--env-option", pair)]
         words = [word.format(**needs) for text in texts for word in shlex.split(text)]
@@ -153,6 +153,10 @@ def _last_of_each(words: Sequence[str]) -> list[str]:
         options.pop(key, None)
         options[key] = group
     return [word for group in options.values() for word in group]
+
+
+def _multiple(option: str, value: float) -> str:
+    return f"--{option} {round(value)}" if option.startswith("config.") else f"--{option} {value:g}"
 
 
 REPEATED = ("--prior", "--teacher", "--alignment", "--teacher-env")

@@ -96,7 +96,8 @@ def main(arguments: Arguments) -> int:
     if code >= 128:
         return code
     if not arguments.report_only:
-        for command in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
+        done = [cell for cell in cells if reproduced.finished(cell, arguments.runs)]
+        for command in reproduced.studies(arguments.name, done, arguments.runs, arguments.out):
             code = execute([str(ROOT / command[0]), *command[1:]]) or code
     return reproduced.report(arguments.name, cells, arguments.runs, arguments.out) or code
 

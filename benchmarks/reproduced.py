@@ -66,10 +66,11 @@ def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
 
 
 def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator[list[str]]:
-    """Yield the commands, from benchmarks/ on, of what a table does with finished runs."""
+    """Yield the commands, from benchmarks/ on, of what a table does with the finished runs of ``cells``; the
+    last word is the file of results."""
     _, table = registry.find(name)
     for cell in cells:
-        if table.study and cell.row in table.rows and (finished(cell, runs) or not runs.exists()):
+        if table.study and cell.row in table.rows:
             file = out / f"{name}-{cell.task}-{cell.directory.name}.json"
             given = {"run": str(runs / cell.directory), "out": str(file)}
             script, *options = [word.format(**given) for word in shlex.split(table.study)]
@@ -94,6 +95,8 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
             if timed:
                 figures.append(f"{name}-{task}{kind}.png")
                 charts.learning_curves(task, timed, look, by_time).savefig(out / figures[-1])
+    drawn = [Path(words[-1]).with_suffix(".png") for words in studies(name, [c for c, _ in found], runs, out)]
+    figures += [path.name for path in drawn if path.exists()]
     about = {"name": name, "where": table.where, "note": table.note, "measures": dict(table.measures)}
     record.write(out / f"{name}.json", **about, rows=rows, figures=figures)
     _show(name, table, rows)

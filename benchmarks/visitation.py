@@ -42,7 +42,7 @@ class Arguments:
     """JSON file for the results; the figure has its name."""
     episodes: int = 20
     """Episodes of everybody [count]."""
-    magnitudes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5)
+    magnitudes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
     """Standard deviations of proximal mutation beside the run's own, in units of the action."""
     dimensions: tuple[int, int] = (0, 1)
     """The two components of the observation, counted from 0."""
@@ -107,7 +107,9 @@ def study(arguments: Arguments) -> dict[str, Any]:
     state = tree.take(run.state, 0)
     key_pair, key_cross, key_mutate, key_play = jax.random.split(jax.random.key(arguments.seed), 4)
     pair = jax.random.choice(key_pair, state.metrics.fitness.shape[0], (2,), replace=False)
-    pair = jnp.where(state.metrics.fitness[pair[1]] > state.metrics.fitness[pair[0]], pair[::-1], pair)
+    # Slots have changed since their fitness was recorded.
+    returns, _ = play(run, tree.take(state.actors, pair), arguments, key_play)
+    pair = pair[np.argsort(-returns)]
     mutants = operators.mutated(run, state, pair[:1], key_mutate, arguments.magnitudes)
     children = operators.crossed(run, state, pair[None], key_cross)
     parents = {f"parent {i + 1}": tree.take(state.actors, pair[i : i + 1]) for i in range(2)}

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,13 @@ import pytest
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import alignment, gaits, maze, registry, reproduce, reproduced, visitation
+from benchmarks import alignment, gaits, maze, over_training, registry, reproduce, reproduced, visitation
 from popjax import cli, testing
 from popjax.cli import grid
 from popjax.envs import gym
+from popjax.host.recipes import METHODS
+from popjax.host.report import measures
+from popjax.methods import pderl
 
 NAMES = list(registry.names())
 TOY = """
@@ -41,11 +45,11 @@ A = { "" = [1.0, 0.5] }
 """
 
 
-def understood(cell: registry.Cell) -> object:
+def understood(cell: registry.Cell) -> Any:
     """Return what the command line makes of the arguments of a cell."""
     method, *rest = cell.arguments(Path("runs"))
     _, rest = grid.control(rest)
-    return cli.understand(method, rest).arguments.common
+    return cli.understand(method, rest).arguments
 
 
 def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +64,37 @@ def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.Mo
             seen.add(case)
             if "atari" in cell.paper.tasks[cell.task].env and importlib.util.find_spec("ale_py") is None:
                 continue
-            common = understood(cell)
+            common = understood(cell).common
             assert common.options.env_steps == cell.full_steps
             assert common.options.seeds == cell.paper.seeds
+
+
+def test_numbers_that_follow_from_the_budget_follow_a_share_of_it() -> None:
+    """A third of 2,000,000 steps is half for skills; a third of 20,000,000 has a twentieth with a teacher."""
+    rows = [("ce-table1", "DIAYN", "pendulum-swingup"), ("cdrl-figure3", "KD and GAE", "Pong")]
+    diayn, distilled = (
+        understood(registry.cell_of(registry.find(name)[0], row, task, 1, 1 / 3)) for name, row, task in rows
+    )
+    assert diayn.config.pretraining == 333_334
+    assert diayn.common.options.env_steps == 666_667
+    whole = registry.cell_of(registry.find("ce-table1")[0], "A2C", "pendulum-swingup", 1, 1.0)
+    assert understood(whole).hyper.anneal_updates == 10_000_000 / (4 * 5)  # lanes, steps of a rollout
+    assert float(distilled.hyper.distil_until) * float(distilled.hyper.budget) == pytest.approx(
+        1e6 / 3, rel=1e-3
+    )
+
+
+def test_every_measure_is_of_something_that_its_rows_record() -> None:
+    kinds = {"", *(suffix.removeprefix("/") for suffix in measures.by_suffix(np.zeros(4)))}
+    for name in NAMES:
+        paper, table = registry.find(name)
+        for measure in table.measures.values():
+            metric, _, kind = measures.measure(measure).name.partition(":")[2].partition("/")
+            assert not metric or kind in kinds
+            for row in table.rows if metric else ():
+                method = importlib.import_module(METHODS[paper.rows[row].method])
+                recorded = getattr(method, "Metrics", pderl.Metrics)  # erl is a configuration of pderl
+                assert metric in recorded.__dataclass_fields__
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,6 +240,26 @@ def test_what_alignment_changes_is_drawn_from_the_metrics_of_a_run(tmp_path: Pat
     assert found["divergence"] == [pytest.approx(np.log(2 / 3**0.5), abs=1e-4), 0.0]
     assert found["teacher"] == [0.2, 0.3, 0.5]
     assert (tmp_path / "found.png").stat().st_size > 5_000
+
+
+def test_metrics_are_drawn_over_training(tmp_path: Path) -> None:
+    """Where seeds have records at different steps, the mean is of what lies between them."""
+    rows = [
+        {"seed": seed, "env_steps": steps, "rate": steps / 1000, "fitness": [seed, 4 * seed]}
+        for seed, every in ((0, 100), (1, 200))
+        for steps in range(0, 500, every)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names, out = ("rate", "fitness/1"), tmp_path / "found.json"
+    over_training.main(over_training.Arguments(tmp_path, names, out, factor=100))
+    means = json.loads(out.read_text())["means"]
+    assert means["rate"] == [[steps, steps / 10] for steps in (0, 100, 200, 300, 400)]
+    assert means["fitness/1"] == [[steps, 200] for steps in (0, 100, 200, 300, 400)]
+    assert out.with_suffix(".png").stat().st_size > 5_000
+    over_training.main(over_training.Arguments(tmp_path, names, out, seed=1))
+    assert json.loads(out.read_text())["means"]["fitness/1"] == [[0, 4], [200, 4], [400, 4]]
+    with pytest.raises(SystemExit, match="no metric 'loss'; use one of seed, env_steps, rate, fitness"):
+        over_training.main(over_training.Arguments(tmp_path, ("loss",), out))
 
 
 @pytest.mark.parametrize(

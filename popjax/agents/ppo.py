@@ -4,8 +4,9 @@ Policy and value have networks and optimizers of their own, and every rollout is
 the policy until it has moved too far in divergence, then the value. This is the form of OpenAI's Spinning Up
 (2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm``,
 ``normalize_obs``, ``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's
-Baselines, except that policy and value take turns and the discounted sums of rewards begin anew with every
-rollout.
+Baselines, except that policy and value take turns and have their gradients clipped apart, that the discounted
+sums of rewards begin anew with every rollout, that a time limit is not taken for the end of the task, and
+that Adam adds 1e-8 to the root of the second moment, where that program adds 1e-5.
 
 Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform", of which the hidden
 layers' biases and all of the value's are zero, as CSPC has it after the form of 2018; in 2020 all biases are

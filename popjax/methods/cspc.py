@@ -75,7 +75,7 @@ class Losses:
 
 @struct.dataclass
 class Metrics:
-    """Metrics of an iteration. P are all agents: the global one, its copies, on-policy, evolution.
+    """Metrics of an iteration. P are all agents: the global one, on-policy, evolution, copies.
 
     fitness:        float32 [P] score, mean return of the test episodes.
     elite_score:    the largest of them.

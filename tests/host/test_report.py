@@ -209,6 +209,9 @@ def test_measures(tmp_path: Path) -> None:
         "metric:rate": (300, [0.3, 1.3]),
         "metric:fitness/max": (200, [6, 6]),
         "metric:fitness/mean": (400, [8, 8]),
+        "metric:fitness/1": (400, [12, 12]),
+        "metric:fitness/first:0": (400, [0, 0]),
+        "metric:fitness/first:1": (400, [1, 1]),
     }
     for name, (budget, scores) in wanted.items():
         np.testing.assert_allclose(measures.measure(name).of(group, budget), scores, err_msg=name)

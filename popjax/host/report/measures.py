@@ -39,7 +39,8 @@ def measure(name: str) -> Measure:
     """Return the measure of this name: last10, last, best, area, minutes, or metric:NAME.
 
     "minutes" are wall-clock time. metric:NAME is the last recorded value of a metric of the method; for a
-    metric with axes, use NAME/mean or NAME/max, and for one [P] also NAME/2, its third component.
+    metric with axes, use NAME/mean or NAME/max, and for one [P] also NAME/2, its third component, and
+    NAME/first:2, which is 1 where that is the largest and else 0.
 
     Raises:
         Refused: there is no such measure.
@@ -92,23 +93,25 @@ def _last_metric(metric: str, group: Group, budget: int) -> np.ndarray:
     found: dict[int, float] = {}
     for record in group.records:
         for row in _rows(record, budget):
-            values = _scalars(np.asarray(row.get(name, []), np.float64))
+            values = by_suffix(np.asarray(row.get(name, []), np.float64))
             if slash + kind in values:
                 found[row["seed"]] = values[slash + kind]
     if not found:
         known = sorted({name for record in group.records for row in _rows(record, 0) for name in row})
         raise Refused(
             f"{group.label} on {group.task} records no metric {metric!r}; it records"
-            f" {', '.join(known) or 'none'}; if a metric has axes, name NAME/mean, NAME/max or NAME/0"
+            f" {', '.join(known) or 'none'}; if a metric has axes, name NAME/mean, NAME/max, NAME/0 or"
+            " NAME/first:0"
         )
     return np.array([found.get(curve.seed, np.nan) for curve in group.curves])
 
 
-def _scalars(value: np.ndarray) -> dict[str, float]:
+def by_suffix(value: np.ndarray) -> dict[str, float]:
     """Return the scalars of a metric by the suffix of their names."""
     found = dict(log.scalars(value))
     if value.ndim == 1:
         found |= {f"/{place}": float(x) for place, x in enumerate(value)}
+        found |= {f"/first:{place}": float(place == np.argmax(value)) for place in range(len(value))}
     return found
 
 

@@ -65,8 +65,8 @@ class Hyper:
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
     target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target; inf: never
     exploration_start: Number = number(1.0, high=1.0)  # probability of a random action at the beginning
-    exploration: Number = number(0.1, high=1.0)  # the same from ``exploration_steps`` on
-    exploration_steps: Number = number(1e6, low=1.0)  # environment steps of linear change between the two
+    exploration: Number = number(0.1, high=1.0)  # that probability from ``exploration_steps`` on
+    exploration_steps: Number = number(1e6, low=1.0)  # environment steps of linear change between these
 
 
 @struct.dataclass

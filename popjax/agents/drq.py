@@ -36,7 +36,7 @@ class Config:
     """Shapes of the networks behind the convolutions, and the shift."""
 
     hidden: tuple[int, ...] = HIDDEN  # hidden layers of actor and critics, units
-    latent: int = 50  # outputs of the layer between convolutions and these
+    latent: int = 50  # outputs of the layer between the convolutions and the hidden layers
     shift: int = 4  # most pixels by which an image is shifted along each axis
 
     def __post_init__(self) -> None:

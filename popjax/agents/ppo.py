@@ -47,13 +47,14 @@ class Config:
     log_std: float = -0.5  # initial log standard deviation of a Gaussian policy
     # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
     squash: bool = False
-    policy_epochs: int = 80  # passes of the policy over a rollout, at most
-    value_epochs: int = 80  # passes of the value
+    policy_epochs: int = 80  # most passes over a rollout that train the policy
+    value_epochs: int = 80  # passes over a rollout that train the value
     minibatches: int = 1  # gradient steps of a pass, each on an equal part of the rollout
-    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # to mean 0 and std 1 of these
+    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # to mean 0, std 1 over these
     normalize_obs: bool = False  # observations are whitened by their running statistics
     normalize_reward: bool = False  # rewards are divided by the running deviation of their discounted sums
-    # sums of rewards, or PPO2's: lambda-returns, moving from the value before by at most the policy's clip
+    # targets of the value: discounted sums of rewards, or as in PPO2 lambda-returns, with the change of the
+    # value limited to ``clip``
     value_target: Literal["return", "clipped"] = "return"
 
     def __post_init__(self) -> None:

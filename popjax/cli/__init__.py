@@ -1,8 +1,7 @@
 """The command line: arguments and wiring, no logic of its own.
 
 Exit codes: 0 done; 1 the run failed; 2 bad input, reported in one line; 130 (143) ended by Ctrl-C (SIGTERM)
-            with
-the State saved.
+with the State saved.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Hyper:
 
     init_variance: Number = number(1e-3)  # initial variance of every parameter
     init_damp: Number = number(1e-3)  # added to the variance at the start of the search
-    final_damp: Number = number(1e-5)  # and in the long run
+    final_damp: Number = number(1e-5)  # added to the variance in the long run
     damp_rate: Number = number(0.95, high=1.0)  # share of the damp that stays from generation to generation
 
 

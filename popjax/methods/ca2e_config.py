@@ -35,7 +35,7 @@ class Config:
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
     exploration: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)  # initial exploration of the nature actors
-    # of exploration; "apex": 0.4^(1 + 7i / (N - 1))
+    # change of exploration over time; "apex": none, with, 0.4^(1 + 7i / (N - 1)) for actor i
     schedule: Literal["anneal", "constant", "apex"] = "anneal"
     clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies

@@ -42,10 +42,10 @@ class Config:
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
     # the memory with which a teacher reads a rollout; "student" as in the authors' code
     teacher_state: Literal["own", "student"] = "own"
-    # how logits are aligned: not at all, by a network trained before the run, or by one trained in it
+    # align logits not at all, by a network trained before the run, or by one trained during it
     align: Literal["none", "offline", "online"] = "online"
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
-    align_kl: Direction = "code"  # KL(aligned || student), or the other way about
+    align_kl: Direction = "code"  # KL(aligned || student), or the reverse
     # teachers see observations with other channels or components padded with zeros or cropped
     pad_observations: bool = False
     pad_actions: bool = False  # without alignment, a teacher's logits are padded with -inf or cropped

@@ -78,14 +78,14 @@ class Config:
 
     batch: int = 100  # transitions per gradient step of off-policy agents
     warmup: int = 10_000  # environment steps that the global agent plays uniformly at random first
-    update_after: int = 1_000  # transitions before the first gradient step; those put off are made up for
-    burst: bool = False  # whole episodes, then as many gradient steps, as the paper has it; else in turn
+    update_after: int = 1_000  # transitions before the first gradient step; postponed steps follow then
+    burst: bool = False  # play whole episodes, then learn, as in the paper; else in turn
 
     lanes: int = 1  # environments of each off-policy agent
     on_policy_lanes: int = 1  # environments of the on-policy agent
     on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
-    reset_at_batch: bool = True  # its episodes end with the batch, in which a lane has room for a whole one
-    # learn from batches; or after every episode, as Algorithm 2 could be read: no batches then
+    reset_at_batch: bool = True  # its episodes end with the batch, which holds a whole one per lane
+    # learn from batches, or after every episode, another reading of Algorithm 2, without batches
     on_policy_update: Literal["batch", "episode"] = "batch"
 
     trials: int = 5  # test episodes of each agent in an iteration
@@ -248,7 +248,7 @@ class Hyper:
     off_policy: Any  # numbers of the global agent and its copies
     on_policy: Any  # numbers of the on-policy agent
     cem: Any  # numbers of the search
-    gap: Number = number(100.0)  # f, by how much a score must exceed another for a policy to be handed over
+    gap: Number = number(100.0)  # f, least lead in score for which a policy is handed over
     local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
     drive: Any = None  # numbers of the drive
 

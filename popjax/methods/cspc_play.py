@@ -64,7 +64,7 @@ class Play(NamedTuple):
 class Terms(NamedTuple):
     """The terms of an iteration.
 
-    gate:   [P + 1] for episodes to enter the local memory.
+    gate:   conditions [P + 1] for episodes to enter the local memory.
     length: int32 [P] environment steps of each agent's phase.
     alone:  bool [] whether only the global agent plays.
     hyper:  the numbers.

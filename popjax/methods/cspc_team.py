@@ -147,7 +147,7 @@ def gather(spec: Spec, config: Config) -> Members:
 
 
 def _off_policy(spec: Spec, config: Config) -> tuple[Agent | None, Player | None, tuple[Player, ...]]:
-    """Return the kind of the global agent, how it plays and how its copies do."""
+    """Return the kind of the global agent, its player and its copies' players."""
     if config.off_policy is None:
         return None, None, ()
     agent = agents.build(spec, config.off_policy)
@@ -160,7 +160,7 @@ def _off_policy(spec: Spec, config: Config) -> tuple[Agent | None, Player | None
 
 
 def _on_policy(spec: Spec, config: Config) -> tuple[OnPolicyAgent | None, Player | None]:
-    """Return the kind of the on-policy agent, and how it plays."""
+    """Return the kind of the on-policy agent, and its player."""
     if config.on_policy is None:
         return None, None
     check_on_policy(spec, config)
@@ -178,7 +178,7 @@ def _on_policy(spec: Spec, config: Config) -> tuple[OnPolicyAgent | None, Player
 
 
 def _search(spec: Spec, config: Evolution) -> Player:
-    """Return how evolution plays."""
+    """Return the player of evolution."""
     actor = nets.tanh_actor(
         *continuous_dims(spec, "cspc"),
         config.hidden,

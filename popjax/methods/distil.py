@@ -73,7 +73,8 @@ class Graded(NamedTuple):
 class Config:
     """The student's network, and the amount of its experience."""
 
-    network: recurrent.Config = field(default_factory=partial(recurrent.Config, recurrent=False))  # student's
+    # of the student
+    network: recurrent.Config = field(default_factory=partial(recurrent.Config, recurrent=False))
     lanes: int = 32  # environments
     steps: int = 20  # environment steps of each lane in a rollout
     capacity: int = 5_000  # rollouts of a lane that are kept; the oldest are overwritten
@@ -92,11 +93,11 @@ class Hyper:
 
     lr: Number = number(1e-3)  # Adam's rate
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
-    # by which a teacher's logits are divided; without effect on labels "actions" and continuous actions
+    # divides a teacher's logits; no effect with labels "actions" or continuous actions
     temperature: Number = number(1.0, low=1e-6)
     # DAgger's beta, the probability with which the teacher plays a lane's rollout, at the start
     teacher_share: Number = number(1.0, high=1.0)
-    teacher_steps: Number = number(20_000.0)  # environment steps over which that falls linearly to 0
+    teacher_steps: Number = number(20_000.0)  # environment steps over which this share falls linearly to 0
 
 
 @struct.dataclass

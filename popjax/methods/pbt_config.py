@@ -101,8 +101,7 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
     """Return the priors of the numbers that evolve.
 
     Raises:
-        ValueError: as ``priors.parse_all``; or this kind of agent has no default numbers to evolve and none
-                    is named.
+        ValueError: as ``priors.parse_all``; or none is named and this kind of agent has none by default.
     """
     texts = config.evolve or EVOLVED.get(type(config.agent), ())
     if not texts:

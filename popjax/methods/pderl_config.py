@@ -75,12 +75,12 @@ class Hyper:
     drive: Any = None  # numbers of the drive
     updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
-    mutation_probability: Number = number(0.9, high=1.0)  # for each individual that is not an elite's copy
+    mutation_probability: Number = number(0.9, high=1.0)  # of each individual but the elites' copies
     mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
     sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
     noise_theta: Number = number(0.15, high=2.0)  # DDPG, TD3: pull of the action noise to 0, per step
     noise_sigma: Number = number(0.2)  # standard deviation of the noise per step
-    noise_scale: Number = number(0.3)  # multiplies it before it is added to the action
+    noise_scale: Number = number(0.3)  # multiplies the noise before it is added to the action
 
 
 @struct.dataclass

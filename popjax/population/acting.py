@@ -33,7 +33,7 @@ class Hyper:
     epsilon: Number = number(0.2, high=1.0)  # probability of another action in eps_collab and eps_greedy
     ucb_weight: Number = number(1.0)  # standard deviations that ucb adds to the mean
     softmax_inv_temp: Number = number(1.0)  # inverse temperature of the softmax over Q
-    softmax_eps: Number = number(1.0, high=1.0)  # probability that it is sampled; else its mode
+    softmax_eps: Number = number(1.0, high=1.0)  # probability of sampling from the softmax; else its mode
 
 
 def farthest(candidates: Array, references: Array, own: Array | int) -> Array:
@@ -122,8 +122,7 @@ def by_upper_confidence(
 ) -> ActAll:
     """Return the function by which all agents act as one in lanes [Q, N].
 
-    Of all proposals, that with the largest mean plus ``weight`` standard deviations over all critics is
-    played.
+    They play the proposal with the largest mean plus ``weight`` standard deviations over all critics.
     """
     return _elected(
         learners,

@@ -231,7 +231,8 @@ def _remember(recent: Recent, returns: Array, done: Array) -> Recent:
 
 
 def taken_over(lanes: Lanes, amid: Array, fresh: PyTree = ()) -> Lanes:
-    """Return lanes [P, N] that others play from now on where ``amid`` bool [P], in the middle of an episode.
+    """Return lanes [P, N] which other individuals continue where ``amid`` bool [P], in the middle of an
+    episode.
 
     These episodes are not remembered (``Recent``), and the policy goes on with the memory ``fresh``, since
     another network's memory is meaningless to it.

@@ -126,8 +126,8 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
 
 
 def plain(layer: Any, env: Env, config: Any, schedule: Sequence[Scheduled]) -> Method:
-    """Return the agents of a ``layer``, ``offpolicy`` or ``onpolicy``, with no phases but its own; their
-    numbers follow ``schedule``.
+    """Return the agents of a ``layer``, ``offpolicy`` or ``onpolicy``, with only the layer's own phases;
+    their numbers follow ``schedule``.
 
     Raises:
         ValueError: the schedule is of another kind of agent.

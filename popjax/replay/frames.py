@@ -1,7 +1,7 @@
 """Observations by reference: rows hold the numbers of frames, and each frame is kept once.
 
-An observation of ``Spec.stack`` frames shares all but one of them with the next, and a row has two: as they
-are, a million transitions of an Atari game take 56 GB, by reference 7.5 GB. Frames lie in a ring of their
+An observation of ``Spec.stack`` frames shares all but one of them with the next, and a row has two. Stored
+whole, a million transitions of an Atari game take 56 GB; by reference, 7.5 GB. Frames lie in a ring of their
 own. An observation is ``ids`` int32 [stack], oldest frame first; frame k lies in slot k mod F. Rows hold ids
 in place of ``obs`` and ``next_obs``, so that rings, priorities and windows of n steps need no change.
 Learners look up the frames first.

@@ -49,7 +49,11 @@ def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
 
 
 def repeated(env: Env, times: int) -> Env:
-    """Return ``env`` with every action played ``times`` times, or until the episode ends or is cut."""
+    """Return ``env`` with every action played ``times`` times, or until the episode ends or is cut.
+
+    An observation that is itself a stack then has more than one frame that the one before it lacks, so that a
+    replay keeps it whole.
+    """
     spec = env.spec
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
@@ -70,6 +74,7 @@ def repeated(env: Env, times: int) -> Env:
         spec=spec._replace(
             episode_length=-(-spec.episode_length // times),
             dt=None if spec.dt is None else spec.dt * times,
+            stack=1 if times > 1 else spec.stack,
         ),
     )
 

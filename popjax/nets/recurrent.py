@@ -22,7 +22,7 @@ from jax import Array
 from popjax import tree
 from popjax.checks import check_choices, check_least, check_widths
 from popjax.core import Key, Network, Params, PyTree, Recurrent
-from popjax.nets.images import check_channels_last, flat
+from popjax.nets.images import as_floats, check_channels_last, flat
 from popjax.nets.layers import Conv, Dense
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
@@ -215,7 +215,8 @@ class _TorsoLayers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Return the features [..., F] of observations [..., *obs]."""
+        """Return the features [..., F] of observations [..., *obs]; bytes are divided by 255."""
+        x = as_floats(x)
         for width in self.torso.filters:
             x = nn.elu(Conv(width, 3, self.torso.stride, self.torso.padding)(x))
         if self.torso.filters:

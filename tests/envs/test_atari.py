@@ -96,6 +96,18 @@ def test_starts_are_the_game_after_as_many_frames_without_action():
             np.testing.assert_array_equal(screens[count], ale.getScreenGrayscale())
 
 
+def test_a_game_that_ends_before_it_begins_starts_over():
+    """Pong without action is lost after some 3,500 frames."""
+    console = Console("pong", grey=True, full_actions=False, starts_lives=False)
+    ale, length = playing_on("pong"), 0
+    while not ale.game_over(with_truncation=False):
+        ale.act(0)
+        length += 1
+    first, ended, later, seventh = zip(*console.starts([0, length, length + 7, 7], fire=False), strict=True)
+    equal(ended, first)
+    equal(later, seventh)
+
+
 def play(name, length, lead=(2,), **options):
     """Play lanes [*lead] at random; return (obs, action, timestep), [*lead, T, ...]."""
     env = rollout.autoreset(envs.make(name, **options))
@@ -179,6 +191,7 @@ def test_presets_and_options(name, options, shape, actions, limit):
         ("pong", {"sticky": 1.0}, r"sticky must be in \[0, 1\), got 1.0"),
         ("pong", {"frame_skip": 0}, "frame_skip must be at least 1.*got 0"),
         ("pong", {"frame_skip": (4, 2)}, r"frame_skip must be at least 1.*got \(4, 2\)"),
+        ("pong", {"frame_skip": (2.5, 4)}, r"frame_skip must be .* integers \(low, high\).*got \(2.5, 4\)"),
         ("pong", {"noops": -1}, "noops must be at least 0, got -1"),
         ("pong", {"view": "grey"}, "view must be one of grey84, field42, got 'grey'"),
         ("pong", {"preset": "dqm"}, "preset must be one of dqn, universe, machado, got 'dqm'"),

@@ -93,6 +93,15 @@ def test_stacked_frames_begin_anew_behind_a_cut() -> None:
     assert steps[2].obs.tolist() == [50, 50, 50, 50, 3, -3]
 
 
+def test_observations_of_repeated_steps_are_no_stack() -> None:
+    """From one to the next more than one frame is new: a replay cannot put them together from single ones."""
+    env = wrappers.repeated(wrappers.stacked(counter(), 3), 2)
+    first, second = (step.next_obs.tolist() for step in played(env, 2))
+    assert (first, second) == ([0, 0, 1, -1, 2, -2], [2, -2, 3, -3, 4, -4])
+    assert env.spec.stack == 1
+    assert wrappers.repeated(wrappers.stacked(counter(), 3), 1).spec.stack == 3
+
+
 def test_rewards_are_scaled_then_clipped() -> None:
     env = wrappers.wrapped(counter(), {"reward_scale": 0.5, "reward_clip": 2})
     assert [float(step.reward) for step in played(env, 7)] == [0.5, 1, 1.5, 2, 2, 2, 2]

@@ -54,6 +54,13 @@ def test_a_number_or_a_matrix_is_seen_as_a_vector(shape):
     close(network.unroll(params, network.memory, obs, going_on), expected)
 
 
+def test_bytes_are_seen_from_0_to_1():
+    obs, going_on = jnp.uint8([[0, 51, 102], [153, 204, 255]]), jnp.zeros(2, jnp.bool_)
+    network = recurrent.recurrent_actor_critic((3,), ACTIONS, recurrent.Config(recurrent=False, units=2))
+    params = network.init(jax.random.key(0))
+    close(*(network.unroll(params, network.memory, x, going_on) for x in (obs, jnp.float32(obs) / 255)))
+
+
 def test_what_a_torso_cannot_read_is_refused_with_the_shape():
     with pytest.raises(ValueError, match=r"'vector' reads vectors.*\(10, 10, 4\)"):
         initial((10, 10, 4), 2, torso="vector")

@@ -222,9 +222,12 @@ def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}: option {option} must be one of {', '.join(words)}, got {o[option]!r}")
     o = {**_preset(task, o["preset"]), **o}
     skip = o["frame_skip"]
-    o["frame_skip"] = low, high = (skip, skip) if isinstance(skip, int) else tuple(skip)
-    if not 1 <= low <= high:
-        raise ValueError(f"{name}: option frame_skip must be at least 1, or (low, high) from 1, got {skip}")
+    low, high = (skip, skip) if isinstance(skip, int) else skip
+    if not 1 <= low <= high or low % 1 or high % 1:
+        raise ValueError(
+            f"{name}: option frame_skip must be at least 1, or integers (low, high) from 1, got {skip}"
+        )
+    o["frame_skip"] = int(low), int(high)
     if not 0 <= o["sticky"] < 1:
         raise ValueError(f"{name}: option sticky must be in [0, 1), got {o['sticky']}")
     for option, least in (("noops", 0), ("episode_length", 1)):

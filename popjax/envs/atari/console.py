@@ -88,18 +88,22 @@ class Console:
     def starts(self, noops: Sequence[int], fire: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return states uint8 [S, K] and screens uint8 [S, H, W(, 3)] after numbers of frames without action.
 
-        If ``fire``, the actions that begin a life follow these frames.
+        If ``fire``, the actions that begin a life follow these frames. A game that ends in them starts over.
         """
-        found: list[tuple[bytes, np.ndarray]] = []
+        begun = np.repeat(self.codes[[FIRE, 2]], HIDDEN_FRAMES) if fire and self.fires else self.codes[:0]
         with self._lock:
-            for count in noops:
-                self._restore(self._first[0])
-                screen = self._frames([NOOP] * count)[1] if count else self._first[1]
-                if fire and self.fires:
-                    for code in self.codes[[FIRE, 2]]:
-                        screen = self._frames([code] * HIDDEN_FRAMES)[1]
-                found.append((self._state(), screen))
+            found = [self._begin([NOOP] * count + begun.tolist()) for count in noops]
         return np.stack([np.frombuffer(ale, np.uint8) for ale, _ in found]), np.stack([s for _, s in found])
+
+    def _begin(self, codes: list[int]) -> tuple[bytes, np.ndarray]:
+        """Return the state and the screen after the frames ``codes`` of a new game."""
+        self._restore(self._first[0])
+        for code in codes[:-2]:
+            self._ale.act(code)
+            if self._ale.game_over(with_truncation=False):
+                self._restore(self._first[0])
+        screen = self._frames(codes[-2:])[1] if codes else self._first[1]
+        return self._first if self._ale.game_over(with_truncation=False) else (self._state(), screen)
 
     def play(self, ale: np.ndarray, codes: np.ndarray, count: np.ndarray) -> list[np.ndarray]:
         """Play ``count`` int [...] of the frames ``codes`` int [..., F] from states ``ale`` uint8 [..., K].

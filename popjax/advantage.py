@@ -28,8 +28,8 @@ def targets(
 ) -> Targets:
     """Return advantages, and returns that do not depend on lambda; arguments as in ``generalized``.
 
-    A return is the discounted sum of rewards up to the end of the episode, or of the rows with the value of
-    what follows them.
+    A return is the discounted sum of rewards up to the end of the episode, or up to the end of the rows plus
+    the value of the next state.
     """
     advantages, errors = (
         generalized(rewards, discounts, values, next_values, done, trace) for trace in (trace_decay, 1.0)
@@ -57,7 +57,7 @@ def generalized(
     ``delta_t = r_t + discount_t V(s'_t) - V(s_t)`` and ``A_t = delta_t + discount_t lambda A_{t+1}``, where
     the second term is left out at the end of an episode: after a time limit the bootstrap counts, the next
     episode does not. With lambda 1, ``A_t`` is the discounted sum of rewards up to the end of the episode or
-    of the rows, with the value of what follows, minus ``V(s_t)``; with lambda 0 it is ``delta_t``.
+    of the rows, plus the value of the next state there, minus ``V(s_t)``; with lambda 0 it is ``delta_t``.
     """
     chex.assert_equal_shape([rewards, discounts, values, next_values, done])
     errors = rewards + discounts * next_values - values

@@ -1,4 +1,4 @@
-"""The contract of an environment: what it answers has the shapes and types that its Spec declares.
+"""The contract of an environment: its answers have the shapes and types that its Spec declares.
 
 Answers are compared while a program is traced, so that a compiled one pays nothing.
 """
@@ -21,8 +21,8 @@ def check_env(env: Env) -> None:
     """Check one reset and one step of ``env`` against its Spec, without computing either.
 
     Raises:
-        ValueError: an answer does not fit; the message names the environment, the field, what was expected
-            and what was found.
+        ValueError: an answer does not fit; the message names the environment, the field, and the expected and
+            the found value.
     """
     spec, checking = env.spec, checked(env)
     shape = () if spec.discrete else (spec.action_dim,)

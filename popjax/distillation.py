@@ -32,7 +32,7 @@ def better_action(
 
     q_x, q_y:           [B]       values of the two actions.
     action_x, action_y: [B, ...]  actions of the parents, or the outputs of their policies.
-    tie:                what equal values mean: imitate ``y`` (PDERL's code) or none (its paper).
+    tie:                action for equal values: imitate ``y`` (PDERL's code) or none (its paper).
 
     Returns the target [B, ...] and ``imitate`` float32 [B], 0 where no parent is imitated. Neither parents
     nor critic receive gradients.
@@ -50,7 +50,7 @@ def imitation_loss(
     PDERL, section 4.A.
 
     action:      [B, A]  of the policy that learns.
-    target:      [B, A]  what to imitate.
+    target:      [B, A]  actions to imitate.
     imitate:     [B]     weight of each row's imitation.
     valid:       [B]     bool; rows that are not valid count nowhere.
     regularizer: "mean_all", mean over rows and components (the code); "paper", mean over rows of the squared

@@ -102,7 +102,7 @@ def gaussian() -> Distribution:
     """Return the family whose outputs are (mean [..., A], log std [..., A]) of independent normals, actions
     float32 [..., A].
 
-    An action is any number. Only what the environment takes is clipped to [-1, 1]; log-probability and
+    An action is any number. It is clipped to [-1, 1] only for the environment; log-probability and
     entropy are those of the action as it was sampled. ``scale`` multiplies the standard deviation.
     """
     half_log_2_pi = 0.5 * math.log(2 * math.pi)

@@ -198,7 +198,7 @@ def _of_agent(function: Callable[[PyTree], Params] | None) -> Callable[[Whitened
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return ``a + b`` rounded, and exactly what was rounded away (Knuth)."""
+    """Return ``a + b`` rounded, and its exact rounding error (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)

@@ -1,7 +1,7 @@
 """Settings of JAX under which popjax traces its programs, whatever the user has configured.
 
-States are float32 and int32 by contract, and environments' libraries rely on NumPy's promotion. A user who
-wants 64 bits or strict promotion for work of their own keeps them: only what popjax traces is exempt.
+States are float32 and int32 by contract, and environments' libraries rely on NumPy's promotion. A user's own
+settings, such as 64 bits or strict promotion, stay in force for other work: only popjax's traces are exempt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def standard() -> Iterator[None]:
 
 
 def standardize() -> list[str]:
-    """Change the settings for the whole process, which only a program may do; return what was overruled."""
+    """Change the settings for the whole process, which only a program may do; return the settings that were
+    overruled."""
     overruled = []
     for name, value in _SETTINGS.items():
         found = getattr(jax.config, name)

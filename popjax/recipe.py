@@ -96,7 +96,7 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
 
 
 def checked(build: Callable[..., Any], made: Any) -> Method:
-    """Return what ``build`` has ``made``, after checking that it is a Method.
+    """Return the result ``made`` by ``build``, after checking that it is a Method.
 
     Raises:
         ValueError: it is something else.
@@ -147,7 +147,7 @@ def check(recipe: Recipe) -> None:
     """Check that a Recipe has a ``build``, and that its other functions return defaults that fit together.
 
     Raises:
-        ValueError: one is no function, does not take what it is called with, or returns no dataclass; or the
+        ValueError: one is not a function, does not take its arguments, or does not return a dataclass; or the
             Config lacks an agent that ``agents`` names, or has one of another kind.
     """
     _check_function("build", recipe.build)

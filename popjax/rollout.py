@@ -37,7 +37,7 @@ Record: TypeAlias = Callable[[Array, Array, Timestep], PyTree]
 class Episode:
     """One episode of a lane.
 
-    steps:  [T, ...]   what ``record`` kept; T is the time limit.
+    steps:  [T, ...]   rows that ``record`` kept; T is the time limit.
     valid:  bool [T]   which of them happened; they come first.
     total:  float32 [] undiscounted return.
     length: int32 []   environment steps played.
@@ -142,7 +142,7 @@ def autoreset(env: Env) -> Env:
     a computation that every step pays for.
 
     Raises:
-        ValueError: while it is traced: what ``env`` answers does not fit its Spec.
+        ValueError: while it is traced: an answer of ``env`` does not fit its Spec.
     """
     env = limited(env)
 
@@ -216,8 +216,8 @@ def collect(
 ) -> tuple[Lane, Any]:
     """Play ``length`` steps of an ``autoreset`` environment, across episode ends.
 
-    Returns the lane and what ``record`` kept, [T, ...]. The policy's carry is ``fresh`` after the end of an
-    episode, and goes on there if that is None.
+    Returns the lane and the rows that ``record`` kept, [T, ...]. The policy's carry becomes ``fresh`` after
+    the end of an episode, and continues there if ``fresh`` is None.
     """
 
     def one(lane: Lane, key: Key) -> tuple[Lane, PyTree]:

@@ -2,8 +2,8 @@
 
 ``jax.random.permutation`` and ``choice`` need a static length and cost a sort of it, which for a replay
 of 10^6 rows is far more than the gradient step that wanted 128 of them. Here the image of an index is
-computed on its own, in a fixed number of integer operations, so any part of a permutation costs what that
-part holds: its first B entries are a draw of B items without replacement.
+computed on its own, in a fixed number of integer operations, so the cost of a part of a permutation depends
+only on the size of that part: the first B entries are a draw of B items without replacement.
 """
 
 from __future__ import annotations

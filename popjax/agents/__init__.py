@@ -48,7 +48,8 @@ def build(spec: Spec, config: AnyConfig) -> Agent:
 
 
 def check_no_memory(agent: Agent) -> None:
-    """Check that an agent acts by what it sees, as learning from single transitions demands.
+    """Check that an agent acts on the present observation alone, as learning from single transitions
+    requires.
 
     Raises:
         ValueError: its policy has a memory.

@@ -1,4 +1,4 @@
-"""Environments, methods and finished runs, built from what the command line or a ``config.json`` says."""
+"""Environments, methods and finished runs, built from the command line or a ``config.json``."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def peel_runs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], li
 def take(
     recipe: Recipe, env: Env, runs: dict[str, list[str]], resumed: Path | None
 ) -> dict[str, tuple[Any, ...]]:
-    """Load the runs: what ``build`` is given of them, by keyword.
+    """Load the runs; return the arguments for ``build`` made from them, by keyword.
 
     For a ``resumed`` run, the records come from its directory, and so do the policies if one of its
     checkpoints holds them.

@@ -69,7 +69,7 @@ def _options(run: Loaded) -> dict[str, Any]:
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:
-    """Refuse what needs the bare task, where a policy was trained in another form of it."""
+    """Refuse an option that needs the bare task if the policy was trained in another form of it."""
     from popjax.cli.parse import Fault
     from popjax.envs.wrappers import OPTIONS
 

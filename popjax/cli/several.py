@@ -1,4 +1,4 @@
-"""Runs what a command asks for: one program here, or several, here or by a launcher."""
+"""Execution of the programs of a command: one here, or several, here or by a launcher."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Co
 def _run_in_slices(
     tools: Tools, argv: Sequence[str], root: Path, control: grid.Control, fault: TooLarge
 ) -> None:
-    """Train a sweep in the largest slices that fit into memory; ``fault`` says what the whole needs."""
+    """Train a sweep in the largest slices that fit into memory; ``fault`` names the memory that the whole
+    needs."""
     members = len(grid.chosen(tools.common))
     while True:
         size = grid.largest_slice(tools.common, fault)

@@ -1,4 +1,4 @@
-"""One program of the command line: what it is made of, and its training."""
+"""One program of the command line: its parts, and its training."""
 
 from __future__ import annotations
 

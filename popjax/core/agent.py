@@ -1,4 +1,4 @@
-"""The contracts of what is written for one individual: networks, policies, agents, replays and drives."""
+"""The contracts of parts written for one individual: networks, policies, agents, replays and drives."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Agent(NamedTuple):
                  moments kept; takes over the state value ``value``, too, if both have one
     value:       (state, obs [..., *obs], action) -> [...] value of the action under the agent's critic
     values:      as ``value``, [K, ...] under each of its K critics; None for agents with one
-    outputs:     (policy, obs [..., *obs]) -> what ``actions`` turns into actions, differentiable
+    outputs:     (policy, obs [..., *obs]) -> parameters of ``actions``, differentiable
     actions:     the family of distributions that ``outputs`` parametrise
     actor:       network of the policy
     critic:      network of the critic
@@ -175,7 +175,7 @@ class Replay(NamedTuple):
 
     init:   example row -> state
     add:    (state, rows [B, ...], valid [B]) -> state; rows that are not valid leave no trace
-    sample: (state, key, batch size) -> rows [B, ...], uniform over what is stored
+    sample: (state, key, batch size) -> rows [B, ...], uniform over the stored ones
     """
 
     init: Callable[[PyTree], PyTree]

@@ -17,7 +17,7 @@ class Transition:
     obs:      [..., *obs]  observation acted on.
     action:   [..., A]     float in [-1, 1], or int32 [...] where actions are discrete.
     reward:   [...]        task reward.
-    discount: [...]        what multiplies the bootstrap value: 0 where the task ended or was cut, else gamma.
+    discount: [...]        factor of the bootstrap value: 0 where the task ended or was cut, else gamma.
                            A time limit is not termination.
     next_obs: [..., *obs]  true successor, never the observation after an automatic reset.
     """
@@ -46,7 +46,7 @@ def importance(batch: Transition) -> Array | float:
 
 @struct.dataclass
 class Trajectory(Transition):
-    """Consecutive steps of one policy, [T, N, ...]: what an on-policy agent learns from.
+    """Consecutive steps of one policy, [T, N, ...], from which an on-policy agent learns.
 
     ``action`` is the one that was sampled: a continuous one may lie beyond [-1, 1].
 

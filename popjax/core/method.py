@@ -1,4 +1,4 @@
-"""The contract of training methods, and the marks of what they carry."""
+"""The contract of training methods, and marks for fields of their State and Hyper."""
 
 from __future__ import annotations
 

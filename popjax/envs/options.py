@@ -65,7 +65,7 @@ def _type(parameter: inspect.Parameter) -> Any:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    if kind is tuple:  # a list is what JSON has kept of one
+    if kind is tuple:  # in JSON, a tuple is a list
         return isinstance(value, tuple | list) and len(value) == 2 and all(_is(x, float) for x in value)
     if isinstance(value, bool | np.bool_):  # for Python also an integer
         return kind is bool

@@ -86,8 +86,8 @@ def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def pictured(env: Env, task: str, size: int, camera: int) -> Env:
-    """Return ``env``, of the task ``task`` of ``dmc``, with what a camera sees as observation, uint8
-    [size, size, 3].
+    """Return ``env``, of the task ``task`` of ``dmc``, with a camera's picture as observation, uint8 [size,
+    size, 3].
 
     Raises:
         ValueError: the model has no such camera.

@@ -1,9 +1,9 @@
 """Pictures of MuJoCo scenes, by one ray through the centre of each pixel, on the device.
 
 A picture depends on its own lane alone and works under any ``vmap``, whereas MJX's renderer draws a fixed
-number of worlds. Planes, spheres, capsules, ellipsoids, cylinders and boxes are what the tasks are made of;
-MJX's rays support neither cylinders nor normals, and their arrays [pixels, 3] take five times as long on a
-CPU as separate x, y and z.
+number of worlds. The tasks consist of planes, spheres, capsules, ellipsoids, cylinders and boxes; MJX's rays
+support neither cylinders nor normals, and their arrays [pixels, 3] take five times as long on a CPU as
+separate x, y and z.
 
 Differs from MuJoCo's renderer: no shadows, reflections or highlights, and a texture is read at its nearest
 place. Pictures resemble MuJoCo's but do not equal them. Distances are those
@@ -95,7 +95,7 @@ def camera(model: Any, height: int, width: int, index: int = 0) -> Callable[[Any
 
 
 def tracer(model: Any, height: int, width: int, index: int = 0) -> Callable[[Any, Any], tuple[Vector, Hits]]:
-    """Return ``(mjx.Model, mjx.Data) -> (directions of the rays in the world, what they hit first)``, row by
+    """Return ``(mjx.Model, mjx.Data) -> (directions of the rays in the world, their first hits)``, row by
     row."""
     kinds, seen, paint = _kinds(model), _directions(model, height, width, index), _paint(model)
 

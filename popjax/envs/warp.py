@@ -23,7 +23,7 @@ IMPLEMENTATIONS = ("jax", "warp")
 Advance = Callable[[Any, Any], Any]
 """``(mjx.Model, mjx.Data) -> mjx.Data``, all in Warp"""
 _GIVEN = ("qpos", "qvel", "act", "qacc_warmstart", "ctrl")
-_HIDDEN = ("cinert", "cfrc_ext")  # what tasks read besides the public fields of ``mjx.Data``
+_HIDDEN = ("cinert", "cfrc_ext")  # read by tasks besides the public fields of ``mjx.Data``
 _DETERMINISTIC = re.compile(r"deterministic_ops(=true|=1)?(\s|$)")  # both flags of XLA for GPUs end so
 
 

@@ -116,7 +116,7 @@ def mix(before: State, state: State, old: Array, usable: Array, key: Key) -> tup
 
     Importance mixing (CEM-RL, algorithm 2): an old individual stays with probability min(1, new density /
     old density), and a new one joins with probability max(0, 1 - old density / new density), in turn until
-    there are N; fresh draws fill what is missing. Together they are distributed as ``state`` says, except for
+    there are N; fresh draws supply the rest. Together they are distributed as ``state`` says, except for
     the few left out once N is reached, a share of about 1 / sqrt(N).
     """
     chex.assert_rank([old, usable], [2, 0])

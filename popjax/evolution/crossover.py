@@ -83,8 +83,8 @@ def distil(
     active:         bool [], False skips the training (and its time, if no lane of a ``vmap`` is active).
 
     Bodnar et al., algorithm 1 and the loss below it. A discrete action is imitated by its cross-entropy under
-    the softmax of the child's values, without a regulariser. Parents and critic are fixed, so what to imitate
-    is worked out once for the whole memory and not again in every batch that a state appears in.
+    the softmax of the child's values, without a regulariser. Parents and critic are fixed, so targets are
+    computed once for the whole memory and not again in every batch.
     """
     actions = agent.actions
 

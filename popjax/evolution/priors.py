@@ -110,7 +110,7 @@ def _field(name: str, hyper: Any, shapes: Sequence[str]) -> Field[Any]:
 
 
 def _bounds(prior: Prior) -> tuple[float, float]:
-    """Return the bounds of what is log-uniform, ascending."""
+    """Return the bounds of the log-uniform quantity, ascending."""
     return (prior.low, prior.high) if prior.top is None else (prior.top - prior.high, prior.top - prior.low)
 
 

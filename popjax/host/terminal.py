@@ -69,7 +69,8 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 def open_missing() -> None:
     """Open standard streams that were closed when the program started, as by ``2>&-``.
 
-    Otherwise the next file opened takes the descriptor of standard error and receives what libraries print.
+    Otherwise the next file opened takes the descriptor of standard error and receives the output of
+    libraries.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -78,8 +78,8 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """predictor_loss: weighted mean squared distance to the target, before scaling; bonus_std: what the bonus
-    is divided by; [] each."""
+    """predictor_loss: weighted mean squared distance to the target, before scaling; bonus_std: divisor of the
+    bonus; [] each."""
 
     predictor_loss: Array
     bonus_std: Array

@@ -47,7 +47,7 @@ from popjax.replay.ring import Ring, ring
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the alignment network, and of what it learns from."""
+    """Sizes of the alignment network and of its training data."""
 
     lanes: int = 8  # environments
     steps: int = 20  # environment steps of each lane per iteration

@@ -1,7 +1,7 @@
 """Compound Asynchronous Exploration and Exploitation: prior and nature actors around one prioritized learner.
 
-Bai, Liu, Wang, Zhang & Li, 2020; what the paper leaves open is taken from Ape-X (Horgan et al., ICLR 2018)
-and Plappert et al. (ICLR 2018).
+Bai, Liu, Wang, Zhang & Li, 2020; details that the paper leaves open are taken from Ape-X (Horgan et al., ICLR
+2018) and Plappert et al. (ICLR 2018).
 
 A step is one environment step of every actor and the gradient steps that it owes: act -> refresh -> flush ->
 learn -> retire. Two effects of asynchrony remain: actors use copies of the learner's policy that are up to

@@ -14,7 +14,7 @@ either, or the search, may be missing. With ``copies`` there are further local a
 kind. The paper's ablations and rivals are configurations: CSPC-CE is ``transfer=False``, CSPC-LM
 ``hyper.local_share=0``, CSPC-GM that and ``share=False``; CSPC-SAC and its like, and SAC, PPO or CEM alone,
 have None for the others; C3SAC has ``copies=2`` and no other local agent, 3SAC the choices of CSPC-CE and
-CSPC-LM besides. With a ``drive`` the off-policy agents are also rewarded for what is new to the team
+CSPC-LM besides. With a ``drive`` the off-policy agents are also rewarded for states that are new to the team
 (``rnd``), or to them and to the others (``collab``); scores stay the task's returns.
 
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
@@ -88,7 +88,7 @@ class Metrics:
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent.
     losses:         see ``Losses``.
-    bonus:          mean of what the drive added to the rewards of the global agent's last batch; None
+    bonus:          mean bonus that the drive added to the rewards of the global agent's last batch; None
                     without a drive.
     drive:          [] each, the drive's losses after it; None without a drive.
     """

@@ -199,7 +199,7 @@ def _check_by_episode(config: Config) -> None:
 
 
 def check_on_policy(spec: Spec, config: Config) -> None:
-    """Check that the on-policy agent of ``config`` can learn from what it plays in ``spec``.
+    """Check that the on-policy agent of ``config`` can learn from its rollouts in ``spec``.
 
     Raises:
         ValueError: its episodes are cut too short, or may be too short for its minibatches.

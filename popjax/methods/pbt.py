@@ -186,7 +186,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return replace(s, hyper=hyper, metrics=metrics, lineage=table, intervene=nothing)
 
     def handed_over(s: State, decision: Decision, fitness: Array, lost: Array, key: Key) -> State:
-        """Give each slot the agent that it takes over and what belongs to it; ``lost`` [P] have diverged."""
+        """Give each slot the agent that it takes over with its belongings, such as returns and drive; slots
+        that are ``lost`` bool [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
         taken, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
         if env.spec.stack > 1:  # rows refer to the lanes' frames, which stay valid when an agent diverges

@@ -9,7 +9,7 @@ A generation: evaluate -> evolve -> learn -> sync.
 
 The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.erl``) is
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
-``gaussian``. With a ``drive`` the learner is also rewarded for what is new; fitness stays the task's return.
+``gaussian``. With a ``drive`` the learner is also rewarded for novelty; fitness stays the task's return.
 
 Differs from the paper where its code does, which produced the paper's numbers: a child starts from the less
 fit parent, and imitates that one where the critic values both parents' actions equally; its regulariser is

@@ -92,8 +92,8 @@ class Metrics:
     diverged:        int32 individuals whose return or parameters were not finite.
     learner_return:  return of the learner's exploring episode.
     losses:          the learner's, of its last gradient step; 0 before the first.
-    bonus, drive:    [1] mean of what the drive added to that batch's rewards, and its losses after the step;
-                     None without a drive.
+    bonus, drive:    [1] mean bonus that the drive added to that batch's rewards, and its losses after the
+                     step; None without a drive.
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.
     children:        int32 slots filled by crossover.

@@ -123,7 +123,8 @@ def latent(inputs: int, size: int, *, initializer: str = "orthogonal") -> Networ
 
 
 def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: str = "glorot") -> Network:
-    """Return the convolutions alone: images [..., *obs_shape] -> what ``places`` counts, rectified.
+    """Return the convolutions alone: images [..., *obs_shape] -> rectified outputs, as many as ``places``
+    counts.
 
     Raises:
         ValueError: an observation is not an image, has its channels first, or is too small.

@@ -107,7 +107,7 @@ def rectified(x: Array, norm: Norm) -> Array:
 
 
 def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
-    """Return x [..., H, W, C] -> [..., H', W', side * side * C]: what a convolution sees at each of its
+    """Return x [..., H, W, C] -> [..., H', W', side * side * C]: the inputs of a convolution at each of its
     places.
 
     Ordered by row, column, channel. "same" pads with zeros so that H' is H / stride, rounded up, one more
@@ -142,7 +142,7 @@ class MLP(nn.Module):
     """Linear layers of widths ``hidden`` with activation (and a norm before it), then ``out`` units.
 
     ``final_initializer`` is the last layer's, ``initializer`` if None; that layer is float32 whatever
-    ``precision`` the others have. ``with_features`` returns what the last layer is given, too.
+    ``precision`` the others have. ``with_features`` returns the input of the last layer, too.
     """
 
     hidden: Sequence[int]

@@ -37,8 +37,8 @@ class Classifier(NamedTuple):
     """Functions of a classifier that chooses which of ``P`` agents acts.
 
     init:   key -> state
-    learn:  (state, replay of ``Episodic`` rows, ``Sight.look`` at what they keep, batch size, rate, key) ->
-            state after a gradient step
+    learn:  (state, replay of ``Episodic`` rows, ``Sight.look`` for their observations, batch size, rate, key)
+            -> state after a gradient step
     choose: (params, memory, obs) -> (int32 [] agent, memory); the choice is made every ``horizon`` steps
             and kept in between
     memory: at the start of an episode: the agent in force and the steps so far, int32 [] each

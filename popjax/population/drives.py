@@ -4,7 +4,7 @@ A method with a field ``drive: drives.AnyConfig | None`` in its Config and the d
 ``hyper.drive`` (``with_numbers``) carries the drive's state in its own and calls::
 
     drive = drives.build(env.spec, config.drive, population, lanes)
-    lanes_env = drive.env(rollout.autoreset(env))  # what agents see, DIAYN's skill included
+    lanes_env = drive.env(rollout.autoreset(env))  # as the agents see it, DIAYN's skill included
     held = drive.observe(held, rows, done, valid, hyper)  # after playing [T, P, N]
     paid, bonus = drive.pay(held, rows, hyper)  # before a gradient step, which learns from paid
     held, losses = drive.learn(held, rows, own, pairs, hyper, key)  # after it
@@ -49,8 +49,8 @@ class Drive(NamedTuple):
     init:    key -> state
     observe: (state, rows [T, P, N], done [T, P, N], valid [T, P, N], hyper) -> state that has seen these
              steps, in order of time
-    pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of what the drive
-             added). ``rows`` are each agent's own [P, B], or common ones [B]
+    pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of the drive's bonus).
+             ``rows`` are each agent's own [P, B], or common ones [B]
     learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] marks the
              agent's own among common rows, and of rows [P, B] those that count; None: all
     env:     self-resetting Env -> the Env that the agents play

@@ -55,7 +55,7 @@ class Learner:
 class Aligned:
     """The policy of a teacher whose actions are translated to those of another task.
 
-    teacher:   what the teacher acts by.
+    teacher:   parameters of the teacher's policy.
     alignment: the network that maps its logits.
     """
 

@@ -121,7 +121,8 @@ def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes
 def play(
     env: Env, act: ActAll, lanes: Lanes, key: Key, length: int, record: Record, fresh: PyTree = ()
 ) -> tuple[Lanes, Any]:
-    """Play ``length`` vector steps; return the lanes after them, and what ``record`` kept, [T, P, N, ...]."""
+    """Play ``length`` vector steps; return the lanes after them, and the rows that ``record`` kept, [T, P, N,
+    ...]."""
 
     def one(lanes: Lanes, key: Key) -> tuple[Lanes, Any]:
         choice = act(lanes.memory, lanes.obs, key)
@@ -140,9 +141,9 @@ def episodes(
     Rows of a policy that has diverged, whose parameters or return are not finite, are not valid: they would
     corrupt a replay and all agents that learn from it. Its return and length are as played.
 
-    memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is what it ends with.
+    memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is its memory at the end.
     scale:  [E] of the exploration.
-    record: ``(obs, action, timestep) -> what is kept of a step``.
+    record: ``(obs, action, timestep) -> row that is kept of a step``.
     """
     env = checked(env)
 

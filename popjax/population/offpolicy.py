@@ -361,12 +361,12 @@ def build(
 
 
 def _stored(replay: Replay, sight: Sight) -> Callable[..., tuple[Ring, PyTree]]:
-    """Return the function that stores what the lanes of one replay have played, with its frames."""
+    """Return the function that stores the rows and frames that the lanes of one replay have played."""
 
     def stored(
         store: Ring, seen: PyTree, rows: PyTree, anew: Array, valid: Array, after: Array
     ) -> tuple[Ring, PyTree]:
-        """Store rows, anew and valid [T, L]; ``after`` [L, *obs] is what the lanes act on next."""
+        """Store rows, anew and valid [T, L]; the lanes act on ``after`` [L, *obs] next."""
         seen, rows = frames.keep(sight, seen, rows, after, anew)
         return replay.add(store, tree.flatten(rows), valid.ravel()), seen
 

@@ -24,7 +24,7 @@ class Metrics:
     fitness:  float32 [P] return of the last finished episode, mean over lanes.
     episodes: int32 [P]   finished episodes.
     losses:   [P] each    the agent's losses in the last update of the iteration, 0 before the first.
-    bonus:    float32 [P] mean of what the drive added to the rewards learned from; None without a drive.
+    bonus:    float32 [P] mean bonus that the drive added to the rewards learned from; None without a drive.
     drive:    [] each     the drive's losses in its last update; None without a drive.
     """
 

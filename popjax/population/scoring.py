@@ -31,7 +31,7 @@ def returns(
     """Return float32 [P, episodes]: the undiscounted returns of each of ``params`` [P] in fresh, greedy
     episodes.
 
-    memory: what a policy remembers at the start of an episode.
+    memory: of a policy at the start of an episode.
     starts: keys [episodes] of initial states that all individuals share; None: each episode has its own.
     """
 

@@ -36,7 +36,7 @@ def numbered(rows: Transition, episode: Array) -> Episodic:
 
 
 def slots(store: Ring, key: Key, count: int) -> Array:
-    """Return int32 [count] slots, uniform over what is stored."""
+    """Return int32 [count] slots, uniform over the stored rows."""
     return jax.random.randint(key, (count,), 0, jnp.maximum(store.size, 1))
 
 
@@ -64,6 +64,7 @@ def following(store: Ring, at: Array, stride: int, horizon: int) -> tuple[Array,
     near, there = neighbours(store, at, jnp.arange(horizon), stride)
     rows = store.take(near)
     same = there & (rows.episode == store.take(at).episode[:, None])
-    # All is known where the window ends inside what is stored, or the lane has begun another episode.
+    # All rewards are known where the window ends among the stored rows, or the lane has begun another
+    # episode.
     complete = same[:, -1] | (there & ~same).any(1)
     return jnp.where(same, rows.reward, 0.0).sum(1), complete

@@ -1,8 +1,8 @@
 """Proportional prioritized replay: a row is drawn with probability priority^exponent / sum of all of them.
 
-Schaul et al., "Prioritized Experience Replay", ICLR 2016. Rows lie in a ring; what is added here are their
-masses, priority^exponent, and sums of them: a tree with a wide fan-out and thus few levels, each level one
-array. A draw goes down the tree and an update goes up, a constant number of small operations per level.
+Schaul et al., "Prioritized Experience Replay", ICLR 2016. Rows lie in a ring; this module adds their masses,
+priority^exponent, and sums of them: a tree with a wide fan-out and thus few levels, each level one array. A
+draw goes down the tree and an update goes up, a constant number of small operations per level.
 
 Exact where it matters:
 - The sum of a touched parent is taken anew from its children, so sums never drift.

@@ -61,7 +61,7 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
     """Return a ring of ``capacity`` rows.
 
     ``sample`` draws with replacement or, with ``replace=False``, without replacement inside a batch, which
-    must then be no larger than what is stored.
+    must then be no larger than the number of stored rows.
     """
     if not 1 <= capacity < 2**31:
         raise ValueError(

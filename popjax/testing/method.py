@@ -29,8 +29,8 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
     """Check that ``method``, built for ``env``, keeps the contract of ``Method``.
 
     A State has the fields that the host reads and keeps structure, shapes and types. ``steps`` steps are one
-    trace, count what they play, accept a donated State, and repeat with equal keys, also when every State
-    goes to the host and back. The policy acts. With ``members``, also ``check_members``.
+    trace, count their environment steps, accept a donated State, and repeat with equal keys, also when every
+    State goes to the host and back. The policy acts. With ``members``, also ``check_members``.
 
     Raises:
         ValueError: one of these does not hold; the text says which, and where.

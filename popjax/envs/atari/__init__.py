@@ -74,7 +74,7 @@ class AtariState:
     stack: uint8 [84, 84, 4] frames that are seen, oldest first; () where an observation is one frame.
     last:  int32 [] the action in force.
     steps: int32 [] environment steps since the start.
-    key:   what the sticky actions and frame skips of the episode are drawn from.
+    key:   random key for the sticky actions and frame skips of the episode.
     """
 
     ale: Array

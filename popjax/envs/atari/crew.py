@@ -61,7 +61,7 @@ class Crew:
         """Play as ``Console.play`` does; calls from several threads wait for each other.
 
         Raises:
-            RuntimeError: a worker died twice, or cannot play what it is given.
+            RuntimeError: a worker died twice, or cannot play its lanes.
         """
         given = [np.asarray(x) for x in (ale, codes, count)]
         lead, lanes = given[2].shape, given[2].size

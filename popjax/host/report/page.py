@@ -51,7 +51,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is below it."""
+    """A heading and the parts below it."""
 
     title: str
     parts: Sequence[Text | Picture | Cells]

@@ -1,7 +1,7 @@
 """Several processes that train one run together, on one host or on many.
 
-Every process runs the same program. The first one does what must be done only once, such as writing logs;
-decisions that must agree, such as whether to stop, are exchanged between chunks.
+Every process runs the same program. The first one does the work that must be done only once, such as writing
+logs; decisions that must agree, such as whether to stop, are exchanged between chunks.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class StoppedMembers:
         return frozenset(self._places)
 
     def keep(self, state: Any, places: Iterable[int]) -> None:
-        """Stop the members at ``places`` with what they have in ``state`` [S, ...].
+        """Stop the members at ``places`` and keep their parts of ``state`` [S, ...].
 
         Raises:
             NotSaved: the disk is full.

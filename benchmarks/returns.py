@@ -4,13 +4,14 @@
     python benchmarks/returns.py runs/pendulum
 
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
-summary and every evaluation, and the curve beside it as PNG. Members of the run are its seeds or, where
-numbers were swept, what the summary says of them (and there is no curve of all). A member's score is the mean
-of its last ten evaluations; the record has every score, their interquartile mean and its bootstrap interval,
-and the area under each member's curve up to the budget, its mean return over training. The summary has
-each member's last metrics, such as the environment steps when CA2E's prior actors retired (-1: never).
-With ``--together NAME`` all runs given are also drawn into ``benchmarks/results/NAME.png``: the mean of each
-over its seeds, shaded from worst to best.
+summary and every evaluation, and the curve beside it as PNG, against environment steps and, in
+``pendulum-time.png``, against time. Members of the run are its seeds or, where numbers were swept, what the
+summary says of them (and there is no curve of all). A member's score is the mean of its last ten evaluations;
+the record has every score, their interquartile mean and its bootstrap interval, and the area under each
+member's curve up to the budget, its mean return over training. The summary has each member's last metrics,
+such as the environment steps when CA2E's prior actors retired (-1: never). With ``--together NAME`` all runs
+given are also drawn into ``benchmarks/results/NAME.png`` and ``NAME-time.png``: the mean of each over its
+seeds, and one standard deviation around it.
 
 ``gym-swimmer-transfer.json`` holds the means and deviations that ``scripts/evaluate.py RUN --in gymnasium
 --episodes 50 --json`` prints for the runs of ``gym-swimmer-*.json``; ``distilled-policies.json`` those of
@@ -22,15 +23,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from popjax.host.report import charts, records
 
 LAST = 10  # evaluations that make a member's score
 RESULTS = Path(__file__).parent / "results"
@@ -49,6 +53,7 @@ def export(run: Path) -> Path:
         "summary": summary,
         "evaluations": [[e["member"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
         "evaluations_columns": ["member", "env_steps", "mean return"],
+        "wall_seconds": [e["wall_seconds"] for e in evaluations if "wall_seconds" in e],
         "score": score([[e["member"], e["return"]] for e in evaluations]),
         "area": areas(
             [[e["member"], e["env_steps"], e["return"]] for e in evaluations],
@@ -61,6 +66,7 @@ def export(run: Path) -> Path:
     target.write_text(text + "\n")
     if (run / "curve.png").exists():
         shutil.copy(run / "curve.png", target.with_suffix(".png"))
+    draw([run], run.name, by_time=True)
     return target
 
 
@@ -99,34 +105,15 @@ def interquartile_mean(scores: np.ndarray) -> float:
     return float(stats.trim_mean(scores, 0.25))
 
 
-def together(records: list[Path], name: str) -> Path:
-    """Draws the curves of several records."""
-    figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for record in records:
-        content = json.loads(record.read_text())
-        by_member: dict[float, list[tuple[float, float]]] = {}
-        for member, step, value in content["evaluations"]:
-            by_member.setdefault(member, []).append((step, value))
-        curves = [np.array(curve).T for curve in by_member.values()]
-        # Members may be evaluated at different steps; where all have been, in between along straight lines.
-        steps = np.unique(np.concatenate([step for step, _ in curves]))
-        steps = steps[steps <= min(step[-1] for step, _ in curves)]
-        values = np.stack([np.interp(steps, *curve) for curve in curves])
-        (line,) = axes.plot(steps, values.mean(0), linewidth=2, label=record.stem)
-        axes.fill_between(
-            steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
-        )
-    axes.set_title(name, loc="left", fontsize=11)
-    axes.set_xlabel("environment steps per seed")
-    axes.set_ylabel("evaluation return, mean and range over seeds")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    target = RESULTS / f"{name}.png"
-    figure.savefig(target)
-    return target
+def draw(runs: Sequence[Path], name: str, by_time: bool = False) -> None:
+    """Draws the curves of runs against environment steps, or against time if all recorded it."""
+    found = [records.read(run).records for run in runs]
+    labels = records.spread(found, [run.name for run in runs])
+    groups = records.grouped([record for own in found for record in own], labels)
+    if not by_time or all(curve.seconds is not None for group in groups for curve in group.curves):
+        look = charts.styles([group.label for group in groups])
+        figure = charts.learning_curves(name, groups, look, by_time)
+        figure.savefig(RESULTS / f"{name}{'-time' if by_time else ''}.png")
 
 
 @dataclass(frozen=True)
@@ -143,5 +130,6 @@ if __name__ == "__main__":
     arguments = tyro.cli(Arguments, description=__doc__)
     exported = [export(run) for run in arguments.runs]
     if arguments.together:
-        exported.append(together(exported, arguments.together))
+        draw(arguments.runs, arguments.together)
+        draw(arguments.runs, arguments.together, by_time=True)
     print(*exported, sep="\n")

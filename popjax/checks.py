@@ -17,7 +17,7 @@ def check_least(config: Any, least: int, *names: str) -> None:
     """Check that the named fields are at least ``least``.
 
     Raises:
-        ValueError: one is below.
+        ValueError: a field is below ``least``.
     """
     for name in names:
         if getattr(config, name) < least:
@@ -29,7 +29,7 @@ def check_widths(config: Any) -> None:
     unit.
 
     Raises:
-        ValueError: one has none.
+        ValueError: a layer has no unit.
     """
     for name, kind in get_type_hints(type(config)).items():
         sizes = getattr(config, name)
@@ -63,7 +63,7 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
     """Check that every number of a ``Hyper``, which may be stacked, is in the range of its field.
 
     Raises:
-        ValueError: one is outside, or not a number.
+        ValueError: a number is out of range, or not a number.
     """
     for field in fields(hyper):
         value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"

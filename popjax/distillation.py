@@ -88,8 +88,8 @@ def softened_kl(
     valid:          bool [...]  rows that count in the mean; all if not given.
 
     Returns []. The gradient with respect to ``logits`` is computed in the form ``(q - p) / rows``, which is
-    exactly 0 where the policies are equal. Adam ignores the scale of a gradient, so rounding errors would
-    move it. CDRL, equation 3.
+    exactly 0 where the policies are equal. Otherwise rounding errors would move an Adam, which ignores the
+    scale of gradients. CDRL, equation 3.
     """
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(teacher_logits, valid) / temperature))
     logits = _masked(logits, valid)

@@ -135,7 +135,7 @@ def check_no_bytes(spec: Spec) -> None:
     """Check that observations can be whitened by statistics.
 
     Raises:
-        ValueError: they are bytes, which networks divide by 255.
+        ValueError: the observations are bytes, which networks divide by 255.
     """
     if jnp.dtype(spec.obs_dtype) == jnp.uint8:
         raise ValueError(

@@ -99,7 +99,7 @@ def checked(build: Callable[..., Any], made: Any) -> Method:
     """Return the result ``made`` by ``build``, after checking that it is a Method.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``made`` is something else.
     """
     if not isinstance(made, Method):
         name = getattr(build, "__qualname__", repr(build))

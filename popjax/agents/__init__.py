@@ -52,7 +52,7 @@ def check_no_memory(agent: Agent) -> None:
     requires.
 
     Raises:
-        ValueError: its policy has a memory.
+        ValueError: the policy has a memory.
     """
     if jax.tree.leaves(agent.memory):
         shapes = jax.tree.map(jax.numpy.shape, agent.memory)

@@ -47,7 +47,7 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
     ``further`` are fields of its ``Spec``.
 
     Raises:
-        ValueError: its actions are not a vector.
+        ValueError: the task's actions are not a vector.
     """
     action_space, seen = env.action_space(params), env.observation_space(params)
     discrete = isinstance(action_space, spaces.Discrete)

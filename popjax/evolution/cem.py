@@ -33,7 +33,7 @@ class Config:
         if not 1 <= self.parents <= self.population:
             raise ValueError(f"parents must be in 1 to the population {self.population}, got {self.parents}")
         if self.antithetic and self.population % 2:
-            raise ValueError(f"antithetic individuals come in pairs, the population is {self.population}")
+            raise ValueError(f"antithetic needs an even population, got {self.population}")
 
 
 @struct.dataclass

@@ -286,7 +286,7 @@ def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decid
     if population % (4 * groups):
         least = -(-population // (4 * groups)) * 4 * groups
         raise ValueError(
-            f"{groups} frequencies need a population that {4 * groups} divides, quarters of {groups}"
+            f"{groups} frequencies need a population divisible by {4 * groups}, for quarters of {groups}"
             f" subpopulations, got {population}; use {least}"
         )
     size = population // groups

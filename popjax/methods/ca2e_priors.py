@@ -84,7 +84,7 @@ def check_fits(env: Env, policy: Pretrained) -> None:
     """Check that ``policy`` was trained for ``env``.
 
     Raises:
-        ValueError: it was not; names the field of the Spec that differs.
+        ValueError: ``policy`` was trained for another task; the message names the field that differs.
     """
     ours, theirs = env.spec, policy.spec
     if ours.name != theirs.name:
@@ -130,7 +130,7 @@ def check(env: Env, config: Config, priors: Sequence[Prior]) -> None:
     """Check that the learner can be had, and that every prior policy fits the task and has an actor.
 
     Raises:
-        ValueError: one does not fit; the text says which.
+        ValueError: the learner or a prior policy does not fit; the message says which.
     """
     check_learner(config)
     if len(priors) > config.prior_actors:

@@ -202,7 +202,7 @@ def check_on_policy(spec: Spec, config: Config) -> None:
     """Check that the on-policy agent of ``config`` can learn from its rollouts in ``spec``.
 
     Raises:
-        ValueError: its episodes are cut too short, or may be too short for its minibatches.
+        ValueError: episodes are cut too short, or may be too short for the agent's minibatches.
     """
     lanes, limit = config.on_policy_lanes, spec.episode_length
     if config.reset_at_batch and config.rollout(limit) < limit:

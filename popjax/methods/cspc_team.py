@@ -132,7 +132,7 @@ def gather(spec: Spec, config: Config) -> Members:
     """Return the agents of the team.
 
     Raises:
-        ValueError: they cannot play the task, or cannot take over each other's policies.
+        ValueError: the agents cannot play the task, or cannot take over each other's policies.
     """
     continuous_dims(spec, "cspc")
     off_policy, learner, copies = _off_policy(spec, config)

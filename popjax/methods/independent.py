@@ -34,7 +34,7 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
     ``schedule`` of a search if there is one.
 
     Raises:
-        ValueError: that is of another kind of agent.
+        ValueError: the schedule is of another kind of agent.
     """
     return schedules.plain(offpolicy, env, config, schedule)
 

@@ -116,7 +116,7 @@ def check_own_numbers(config: Config, evolving: Sequence[str], hyper: PyTree) ->
     handed over: others would stay with the slot, and the schedule would not record them.
 
     Raises:
-        ValueError: one is not.
+        ValueError: a number of each agent's own does not evolve.
     """
     if isinstance(config.search, search.Random):
         return
@@ -157,7 +157,7 @@ def check_budget(
     recorded:        name and number of ready points of a run that is repeated.
 
     Raises:
-        ValueError: it has too few or too many.
+        ValueError: the run has too few or too many ready points.
     """
     if env_steps < span:
         raise ValueError(

@@ -128,7 +128,7 @@ def check(agent: Agent, config: Config) -> None:
     ``config`` says.
 
     Raises:
-        ValueError: it normalizes observations, or has no density for ``imitate="kl"``.
+        ValueError: the policy normalizes observations, or has no density for ``imitate="kl"``.
     """
     policy.require_network(agent, default_hyper(config).agent)
     if config.distillation.imitate == "kl" and agent.actions.kl is None:

@@ -35,7 +35,7 @@ def torso_for(obs_shape: Sequence[int]) -> str:
     W, C] of sufficient size.
 
     Raises:
-        ValueError: they are images with channels first.
+        ValueError: the observations look like images with channels first.
     """
     check_channels_last(obs_shape)
     if len(obs_shape) != 3 or min(obs_shape[:2]) < _LEAST_SIDE:
@@ -53,8 +53,8 @@ def check_channels_last(obs_shape: Sequence[int]) -> None:
     """Check that observations are not images [C, H, W], which convolutions would read as C pixels high.
 
     Raises:
-        ValueError: they look like it: the first axis is the shortest, and the others are equal or three times
-            as long.
+        ValueError: their shape is like that: the first axis is the shortest, and the others are equal or
+            three times as long.
     """
     if len(obs_shape) != 3:
         return

@@ -195,7 +195,7 @@ def torso_for(obs_shape: Sequence[int], config: Config) -> Torso:
     """Return the torso that ``config`` asks for; "vector" also reads a number or a matrix.
 
     Raises:
-        ValueError: it cannot read observations of this shape.
+        ValueError: the torso cannot read observations of this shape.
     """
     shape, kind = tuple(obs_shape), config.torso
     image = len(shape) == 3

@@ -106,7 +106,7 @@ def check_novelty(config: AnyConfig | None, who: str) -> None:
     use the same policies.
 
     Raises:
-        ValueError: it has skills.
+        ValueError: the drive has skills.
     """
     if isinstance(config, diayn.Config):
         raise ValueError(f"{who} observe only the task, without skills; set drive collab, rnd or none")

@@ -112,7 +112,7 @@ def mean_network(agent: Agent | OnPolicyAgent, hyper: PyTree) -> MeanNetwork:
     """Return the network of an agent's mean action.
 
     Raises:
-        ValueError: its policy holds more than that, see ``nets.mean_of``, or has a memory.
+        ValueError: the policy holds more than that, see ``nets.mean_of``, or has a memory.
     """
 
     def fresh(key: Key) -> Params:

@@ -70,7 +70,7 @@ def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
     """Return finished runs as teachers, whatever task they were trained on.
 
     Raises:
-        ValueError: one has no logits.
+        ValueError: a run has no logits.
     """
     for policy in policies:
         require_logits(policy)
@@ -104,7 +104,7 @@ def require_logits(policy: Pretrained) -> None:
     """Check that a policy has logits over discrete actions.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the policy has no logits.
     """
     if policy.unroll is None or not policy.spec.discrete:
         raise ValueError(
@@ -117,7 +117,7 @@ def require_task(spec: Spec, policy: Pretrained, option: str) -> None:
     """Check that a policy is of the task of ``spec``.
 
     Raises:
-        ValueError: it is of another task, or has other shapes.
+        ValueError: the policy is of another task, or has other shapes.
     """
     here, there = ((s.name, tuple(s.obs_shape), s.action_dim, s.discrete) for s in (spec, policy.spec))
     if here != there:
@@ -198,7 +198,7 @@ def telling(
     discrete action as logits of 0 for it and minus infinity for all others.
 
     Raises:
-        ValueError: it has no logits where they are asked for.
+        ValueError: the policy has no logits where they are needed.
     """
     if labels == "logits":
         require_logits(policy)

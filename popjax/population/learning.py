@@ -63,7 +63,7 @@ def whole_updates(per_step: float, taken: int) -> int:
     """Return the gradient steps of an iteration that takes ``taken`` environment steps, ``per_step`` each.
 
     Raises:
-        ValueError: this is not a whole number of at least 1.
+        ValueError: the result is not a whole number of at least 1.
     """
     count = per_step * taken
     if not 0.5 <= count < math.inf or abs(count - round(count)) > 1e-6:

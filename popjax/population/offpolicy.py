@@ -83,8 +83,8 @@ def _apart(s: Any) -> bool:
 class State(parts.State):
     """Everything that training carries; more in ``parts.State``.
 
-    replay: rows as they are kept; take batches from ``Parts.sample``, which puts in each agent's discount,
-            where rows have 1 as long as the task goes on, and looks up frames.
+    replay: rows as they are kept, with discount 1 as long as the task goes on. Take batches from
+            ``Parts.sample``, which puts in each agent's discount and looks up frames.
     frames: None where observations are not stacks of frames.
     """
 

@@ -261,7 +261,8 @@ class Search:
     fitness:    [individuals] of the last generation.
     offers:     [slots, n] policies of others, which replace the first individuals of a generation.
     offered:    bool [slots] which slots hold one.
-    expects:    bool [] whether they enter the next generation, as the one under way began without them.
+    expects:    bool [] whether the offers enter the next generation, because the present one began without
+                them.
     """
 
     search: cem.State

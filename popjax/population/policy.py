@@ -98,7 +98,7 @@ def require_network(agent: Agent, hyper: PyTree) -> None:
     hyper: the agent's numbers.
 
     Raises:
-        ValueError: it also holds statistics of observations, or parameters of other shapes.
+        ValueError: the policy also holds statistics of observations, or parameters of other shapes.
     """
 
     def policy(key: Key) -> Params:

@@ -78,7 +78,7 @@ def check_unset(hyper: Any, names: Sequence[str]) -> None:
     """Check that no number of ``names``, which a finished run sets, is given for each agent.
 
     Raises:
-        ValueError: one is.
+        ValueError: such a number is given for each agent.
     """
     for name in names:
         if jnp.ndim(getattr(hyper, name)):
@@ -165,7 +165,7 @@ def selections(
     ready points.
 
     Raises:
-        ValueError: they are of another task, kind of agent or search, or of a population of another form.
+        ValueError: the selections are of another task, kind of agent, search or form of population.
     """
     if not replay:
         return None

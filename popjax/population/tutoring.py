@@ -193,7 +193,7 @@ def require_memory(memory: PyTree, policy: Pretrained) -> None:
     """Check that a teacher can use the ``memory`` of a student.
 
     Raises:
-        ValueError: it has none, or one of another shape.
+        ValueError: the teacher has no memory, or one of another shape.
     """
     mine, its = (jax.tree.map(jnp.shape, x) for x in (memory, policy.memory))
     if its == ():
@@ -212,7 +212,7 @@ def require_alignment(spec: Spec, policy: Pretrained) -> None:
     """Check that a policy is an aligned teacher in the task of ``spec``.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the policy is of another method or another task.
     """
     if not isinstance(policy.params, imitation.Aligned):
         raise ValueError(f"{policy.name} is not a run of align: train one with popjax train align")
@@ -223,7 +223,7 @@ def of_runs(env: Env, policies: Sequence[Pretrained]) -> tuple[Teacher, ...]:
     """Return runs of align in the student's task.
 
     Raises:
-        ValueError: one is of another method or another task.
+        ValueError: a run is of another method or another task.
     """
     for policy in policies:
         require_alignment(env.spec, policy)

@@ -117,7 +117,7 @@ def local_size(memory: Memory) -> Array:
 
 def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: int) -> Transition:
     """Return a batch [B] drawn with replacement: with probability ``share`` wholly from the local memory,
-    provided that it has more than ``least`` rows, else from everything. Algorithm 3, lines 3 to 8."""
+    provided that it has more than ``least`` rows, else from all rows. Algorithm 3, lines 3 to 8."""
     key_which, key_row = jax.random.split(key)
     held = local_size(memory)
     here = jax.random.bernoulli(key_which, share) & (held > least)
@@ -130,6 +130,6 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
 
 
 def sample_all(memory: Memory, key: Key, batch: int) -> Transition:
-    """Return a batch [B] drawn with replacement from everything."""
+    """Return a batch [B] drawn with replacement from all stored rows."""
     draw = jax.random.randint(key, (batch,), 0, jnp.maximum(memory.replay.size, 1))
     return memory.replay.take(draw)

@@ -29,7 +29,7 @@ def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     contract, too.
 
     Raises:
-        ValueError: one of these does not hold; the text says which.
+        ValueError: the agent breaks the contract; the message says how.
     """
     hyper, keys = as_arrays(hyper), jax.random.split(jax.random.key(0), 4)
     if not hasattr(hyper, "discount"):

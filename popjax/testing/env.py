@@ -21,7 +21,7 @@ def check_env(env: Env, *, steps: int = 100) -> None:
     every number is finite, and no step resets.
 
     Raises:
-        ValueError: one of these does not hold; the text names the environment and the field.
+        ValueError: the environment breaks the contract; the message names it and the field.
     """
     contract.check_env(env)
     name, keys = env.spec.name, jax.random.split(jax.random.key(0), 3)

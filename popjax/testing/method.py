@@ -33,7 +33,7 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
     State goes to the host and back. The policy acts. With ``members``, also ``check_members``.
 
     Raises:
-        ValueError: one of these does not hold; the text says which, and where.
+        ValueError: the method breaks the contract; the message says how, and where.
     """
     shapes = jax.eval_shape(method.init, _key_shape(), method.hyper)
     _check_fields(shapes)
@@ -61,7 +61,7 @@ def check_members(method: Method, *, steps: int = 5) -> None:
     compared after the first step and, with a wider tolerance, after the last.
 
     Raises:
-        ValueError: they do not; the text names the leaf that differs.
+        ValueError: a member differs, or no number matters; the message names the leaf that differs.
     """
     _check_members(method, jax.jit(method.init), jax.jit(method.step, donate_argnums=0), steps)
 
@@ -72,7 +72,7 @@ def check_in_place(method: Method, share: float) -> None:
     A replay that is copied would double the size. Compiles for the method's own sizes and computes nothing.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the step copies the State, or needs more memory than allowed.
     """
     state = jax.eval_shape(method.init, _key_shape(), method.hyper)
     memory: Any = jax.jit(method.step, donate_argnums=0).lower(state).compile().memory_analysis()

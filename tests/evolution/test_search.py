@@ -268,7 +268,7 @@ def test_chance_decides_among_equals(config):
         (lambda: search.build(search.Pbt(), 1), "population of at least 2, got 1"),
         (lambda: search.build(search.Halving(), 12), "power of 2, got 12; use 16"),
         (lambda: search.build(search.Halving(factor=3), 10), "power of 3, got 10; use 9"),
-        (lambda: search.build(search.MultipleFrequencies(), 24), "that 16 divides, .* got 24; use 32"),
+        (lambda: search.build(search.MultipleFrequencies(), 24), "divisible by 16, .* got 24; use 32"),
         (lambda: search.MultipleFrequencies((10, 1)), "frequencies must ascend, got 10 1"),
         (lambda: search.MultipleFrequencies((1,)), "at least two whole numbers from 1, got 1"),
         (lambda: search.Halving(factor=1), "factor must be at least 2, got 1"),

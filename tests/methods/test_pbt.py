@@ -585,7 +585,7 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
             [*BASE, "--config.search", "halving", "--config.population", "12"],
             "is a power of 2, got 12; use 16",
         ),
-        ([*BASE, "--config.search", "mf", "--config.population", "8"], "that 16 divides, quarters of 4"),
+        ([*BASE, "--config.search", "mf", "--config.population", "8"], "divisible by 16, for quarters of 4"),
         ([*BASE, "--config.shared-replay", "--config.copy-replay"], "leave out copy_replay or shared_replay"),
         (
             [*BASE, "--evolve", "hyper.init_temperature=0.1:1"],

@@ -36,6 +36,7 @@ def act(obs):
     return {action}
 '''
 
+_ALIKE = ("abs", "cos", "exp", "expm1", "floor", "log", "log1p", "sign", "sin", "sqrt", "square", "tanh")
 _OPERATIONS = {
     "add": "{0} + {1}",
     "sub": "{0} - {1}",
@@ -70,23 +71,7 @@ _OPERATIONS = {
     "transpose": "np.transpose({0}, {permutation})",
     "copy": "{0}",
     "stop_gradient": "{0}",
-    **{
-        name: f"np.{name}({{0}})"
-        for name in (
-            "abs",
-            "cos",
-            "exp",
-            "expm1",
-            "floor",
-            "log",
-            "log1p",
-            "sign",
-            "sin",
-            "sqrt",
-            "square",
-            "tanh",
-        )
-    },
+    **{name: f"np.{name}({{0}})" for name in _ALIKE},
 }
 """NumPy expressions of JAX primitives: operands by number, parameters by name."""
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")

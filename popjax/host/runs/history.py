@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -94,26 +94,21 @@ class History:
             nothing = np.nan if np.issubdtype(values.dtype, np.floating) else 0
             return np.where(still.reshape(-1, *[1] * (values.ndim - 1)), nothing, values).astype(values.dtype)
 
-        return History(
-            np.where(still[:, None], generation[:, None], self.generation),
-            np.where(still[:, None], env_steps[:, None], self.env_steps),
-            jax.tree.map(void, self.metrics),
-            self.seconds,
-            self.evaluations,
-            places,
+        return replace(
+            self,
+            generation=np.where(still[:, None], generation[:, None], self.generation),
+            env_steps=np.where(still[:, None], env_steps[:, None], self.env_steps),
+            metrics=jax.tree.map(void, self.metrics),
+            stopped=places,
         )
 
     def every(self, spacing: int) -> History:
         """Return the generations whose number, for the first active member, is a multiple of ``spacing``."""
         kept = (self.generation[self.active[:1]] % spacing == 0).any(0)
-        return History(
-            self.generation[:, kept],
-            self.env_steps[:, kept],
-            jax.tree.map(lambda x: x[:, kept], self.metrics),
-            Seconds(*(x[kept] for x in self.seconds)),
-            self.evaluations,
-            self.stopped,
-        )
+        fields = self.generation, self.env_steps, self.metrics
+        generation, env_steps, metrics = jax.tree.map(lambda x: x[:, kept], fields)
+        seconds = Seconds(*(x[kept] for x in self.seconds))
+        return replace(self, generation=generation, env_steps=env_steps, metrics=metrics, seconds=seconds)
 
 
 def join(parts: Sequence[History]) -> History:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TextIO, TypeAlias
@@ -155,13 +155,11 @@ def rewrite(
                 new.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-@contextmanager
 def tensorboard(
     directory: Path, members: Sequence[Member], env_steps: np.ndarray, earlier: Iterable[Scalars] = ()
-) -> Iterator[Background]:
+) -> AbstractContextManager[Background]:
     """Write TensorBoard scalars below ``directory`` in the background; see ``EventFiles``."""
-    with background(EventFiles(directory, members, env_steps, earlier).write) as sink:
-        yield sink
+    return background(EventFiles(directory, members, env_steps, earlier).write)
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def read_config(root: Path) -> dict[str, Any]:
 
     Raises:
         NoRun: there is no such file.
-        Refused: it cannot be read.
+        Refused: the file cannot be read.
     """
     path = RunDirectory(root).config
     try:

@@ -125,7 +125,7 @@ def together(action: Callable[[], None], *, everyone: bool = False) -> None:
     """Do ``action`` on the first process, or on all, and wait until every process is done.
 
     Raises:
-        Refused: it failed on another process; the process itself raises its own exception.
+        Refused: the action failed on another process; that process itself raises the exception of the action.
     """
     failure: Exception | None = None
     if everyone or first():

@@ -132,7 +132,7 @@ def number(devices: int | str) -> int:
     """Return ``devices`` as a number; it may be "all".
 
     Raises:
-        Refused: it is not a number, there are fewer devices, or processes that train together leave some out.
+        Refused: ``devices`` is not a number, there are fewer, or processes that train together omit some.
     """
     present = len(jax.devices())
     if jax.process_count() > 1:

@@ -6,7 +6,7 @@ VENV ?= .venv
 EXTRAS ?= dev
 WORKERS ?= 2
 PYTEST_ARGS ?=
-# The learner is quicker than the paper's, which a pendulum forgives.
+# Learning rates are higher than the paper's, which works on a pendulum.
 DEMO ?= pderl --env gymnax/Pendulum-v1 --env-steps 124000 --eval-every 6200 --eval-episodes 10 \
   --config.trials 3 --config.sync_period 2 --hyper.updates_per_step 0.35 \
   --hyper.agent.actor_lr 5e-4 --hyper.agent.critic_lr 1e-3 --hyper.agent.polyak 0.01

@@ -68,7 +68,7 @@ def _log_probs(logits: Array) -> Array:
 
 def epsilon_greedy() -> Distribution:
     """Return the family whose outputs are values [..., A] of discrete actions int32 [...]. ``scale`` is the
-    probability of a uniform one.
+    probability of a uniformly random action.
 
     Log-probability, entropy and divergence are those of the softmax of the values.
     """

@@ -1,7 +1,7 @@
 """Advantage actor-critic: one gradient step on each rollout. Mnih et al., 2016, without the asynchrony.
 
 The default numbers are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5 steps. Two
-things differ from that program: policy and value are separate networks, where its default shares the hidden
+things differ from that program: policy and value are separate networks, whereas its default shares the hidden
 layers, and a time limit is not treated as the end of the task. A3C restated for lanes, with one network for
 both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
 

@@ -1,13 +1,13 @@
 """Population based training of neural networks. Jaderberg et al., 2017, arXiv 1711.09846.
 
 Agents of any kind train side by side, each with its own numbers. At ready points, every ``interval``
-environment steps of an agent, the worst take over the agents of the best, parameters, targets, moments and
-statistics, and explore from their numbers. The State keeps all decisions and the numbers with which each
+environment steps of an agent, the worst take over the agents of the best (parameters, targets, moments and
+statistics) and explore from their numbers. The State keeps all decisions and the numbers with which each
 agent continues, so that the winner's schedule can be read and the whole run repeated.
 
 An iteration: collect -> learn -> evolve.
 
-``config.search`` may also be random search, successive halving or MF-PBT, which differ in the decision alone.
+``config.search`` may also be random search, successive halving or MF-PBT, which differ only in the decision.
 A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns and the module of its
 drive are copied with it; the unfinished episode is not counted. An agent that has diverged is the worst; the
 agent that replaces it takes over lanes and replay, too.

@@ -290,7 +290,8 @@ def after_episodes(
 
 
 def skill_act(act: Act, skills: int) -> Act:
-    """Return an Act on the task's observations, given that of an agent that also sees one of ``skills``.
+    """Return an Act on the task's observations, given the ``act`` of an agent that also observes one of
+    ``skills``.
 
     Its parameters are (policy, skill int32 []).
     """

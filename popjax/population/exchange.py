@@ -142,7 +142,7 @@ def check_alike(spec: Spec, networks: Mapping[str, MeanNetwork]) -> None:
     """Check that all agents, by name, share one mean-network architecture and act identically with it.
 
     Raises:
-        ValueError: with the parameters that differ, or the agents that act differently with the same ones.
+        ValueError: parameters differ, or agents act differently with the same ones; the message names them.
     """
     key_mean, key_obs = jax.random.split(jax.random.key(0))
     (first, one), *others = networks.items()

@@ -77,8 +77,8 @@ def line(table: Lineage, slot: int) -> list[tuple[int, int]]:
 def schedule(table: Lineage, winner: int, names: Sequence[str], steps: int) -> dict[str, Any]:
     """Return the schedule of the ``winner``'s line, and all selections, as JSON keeps them; on the host.
 
-    ``names`` are the numbers' [F], ``steps`` the environment steps of an agent in an iteration. A line's own
-    environment steps begin at 0 with its first agent.
+    ``names`` [F] are those of the numbers, ``steps`` the environment steps of an agent in an iteration. A
+    line's own environment steps begin at 0 with its first agent.
     """
     table = jax.tree.map(np.asarray, table)
     rows = line(table, winner)

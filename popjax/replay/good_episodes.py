@@ -24,7 +24,7 @@ from popjax.replay.ring import Ring
 
 @struct.dataclass
 class Memory:
-    """Both memories.
+    """The global and the local memory.
 
     replay:  transitions of all agents.
     written: Count [] of the rows ever written.

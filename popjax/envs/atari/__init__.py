@@ -1,7 +1,7 @@
 """Atari 2600 games on ale-py's emulator, as pure functions. Bellemare et al., 2013; Mnih et al., 2015.
 
-The State carries the game's own serialised state, so that lanes may be lifted, cut, selected and resumed as
-those of any task. Emulation is a callback to the host, everything else is on the device: sticky actions,
+The State carries the game's own serialised state, so that lanes can be vmapped, cut, selected and resumed
+like those of any task. Emulation is a callback to the host, everything else is on the device: sticky actions,
 frame skips, resizing, stacking. A reset draws from a table of starts and touches no emulator. Programs with
 callbacks are compiled anew in every process: JAX does not store them. Lanes are shared among worker
 processes, by default one for each core but one; the environment variable ``POPJAX_ATARI_WORKERS`` sets
@@ -18,8 +18,8 @@ another number, which does not affect results.
 | actions | minimal | minimal | full |
 | episode_length, environment steps | 27,000 | Pong 100,000, others 10,000 | 27,000 |
 
-Differs from Gymnasium's and ale-py's own environments: the last frame of a game is the real one, where theirs
-is the frame before.
+Differs from Gymnasium's and ale-py's own environments: the last frame of a game is the real one, whereas
+theirs is the frame before.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class _Family(NamedTuple):
     """A task in all its versions.
 
     task:   (model, options, version) -> Task
-    solver: the fewest iterations with the transition error of 100 / 50
+    solver: the fewest iterations, and line-search iterations, as exact as 100 and 50
     xml4:   the model file of version 4 where it differs from that of version 5
     """
 

@@ -65,10 +65,13 @@ def _check_spec(spec: Spec) -> None:
     for name in ("action_dim", "episode_length", "stack"):
         value = getattr(spec, name)
         if not _is_size(value):
-            raise ValueError(f"{spec.name}: {name} of the Spec must be an integer from 1, got {value!r}")
+            raise ValueError(
+                f"{spec.name}: {name} of the Spec must be an integer of at least 1, got {value!r}"
+            )
     if not isinstance(spec.obs_shape, tuple) or not all(map(_is_size, spec.obs_shape)):
         raise ValueError(
-            f"{spec.name}: obs_shape of the Spec must be a tuple of integers from 1, got {spec.obs_shape!r}"
+            f"{spec.name}: obs_shape of the Spec must be a tuple of integers of at least 1,"
+            f" got {spec.obs_shape!r}"
         )
 
 

@@ -95,12 +95,12 @@ def _halves(number: Any) -> tuple[Array, Array]:
     if isinstance(number, Integral):
         whole = int(number)
         if not 0 <= whole < _BASE**2:
-            raise ValueError(f"a count goes with integers from 0 to 2^64 - 1, got {whole}; keep to these")
+            raise ValueError(f"a count combines with integers from 0 to 2^64 - 1, got {whole}; keep to these")
         high, low = divmod(whole, _BASE)
         return jnp.uint32(high), jnp.uint32(low)
     kind = getattr(number, "dtype", type(number).__name__)
     if not hasattr(number, "dtype") or not jnp.issubdtype(kind, jnp.integer):
-        raise ValueError(f"a count goes with integers, got {kind}; convert it, or divide the count by 1")
+        raise ValueError(f"a count combines with integers, got {kind}; convert it, or divide the count by 1")
     wide = jnp.iinfo(kind).bits > 32
     return jnp.asarray(number >> 32 if wide else 0, jnp.uint32), jnp.asarray(number, jnp.uint32)
 

@@ -102,7 +102,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         ),
         (
             ["cspc", *PENDULUM, "--config.on-policy.minibatches", "3"],
-            ["1000 steps is not divided by minibatches 3", "2 would do"],
+            ["1000 steps is not divisible by minibatches 3", "use 2"],
         ),
         (
             ["cspc", *PENDULUM, "--config.on-policy", "a2c", "--config.on-policy-batch", "20"],
@@ -110,7 +110,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         ),
         (
             ["onpolicy", *PENDULUM, "--config.agent", "ppo", "--config.agent.minibatches", "7"],
-            ["4000 steps is not divided by minibatches 7", "8 would do"],
+            ["4000 steps is not divisible by minibatches 7", "use 8"],
         ),
         (["independent", *PENDULUM, "--config.agent", "td4"], ["unknown agent 'td4'", "did you mean td3?"]),
         (

@@ -146,7 +146,10 @@ def test_random_search() -> None:
         (["--sweep", "hyper.a=loguniform(0,1)", "--samples", "2"], "above 0"),
         (["--sweep", "hyper.a=uniform(2,1)", "--samples", "2"], "the lower bound must come first"),
         (["--sweep", "hyper.a=normal(0,1)", "--samples", "2"], "needs loguniform"),
-        (["--sweep", "hyper.a=uniform(0,1)", "--samples", "0"], "--samples must be a number from 1, got '0'"),
+        (
+            ["--sweep", "hyper.a=uniform(0,1)", "--samples", "0"],
+            "--samples must be a whole number of at least 1, got '0'",
+        ),
         (["--sweep", "hyper.a=1,2", "--samples", "2"], "--samples needs --sweep"),
     ],
 )

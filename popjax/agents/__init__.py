@@ -72,8 +72,8 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
     parts = config.minibatches if isinstance(config, ppo.Config) else 1
     if rollout is not None and rollout % parts:
         raise ValueError(
-            f"a rollout of {rollout} steps is not divided by minibatches {parts};"
-            f" {nearest_divisor(rollout, parts)} would do"
+            f"a rollout of {rollout} steps is not divisible by minibatches {parts};"
+            f" use {nearest_divisor(rollout, parts)}"
         )
     return _built(spec, config, ON_POLICY_AGENTS, OnPolicyAgent)
 

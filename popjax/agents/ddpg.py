@@ -58,8 +58,8 @@ class Config:
         check_least(self, 1, "critic_branch", "critic_hidden")
         if self.critic == "layers" and not 0 <= self.action_layer < len(self.critic_layers):
             raise ValueError(
-                f"action_layer {self.action_layer} is none of the {len(self.critic_layers)} critic_layers,"
-                " counted from 0"
+                f"action_layer must be at least 0 and below {len(self.critic_layers)}, the number of"
+                f" critic_layers, got {self.action_layer}"
             )
 
 

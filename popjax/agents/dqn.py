@@ -94,7 +94,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     network."""
     if not spec.discrete:
         raise ValueError(
-            f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: ddpg takes those"
+            f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: use ddpg"
         )
     if config.normalize_obs:
         normalize.check_no_bytes(spec)

@@ -71,9 +71,7 @@ def parts(spec: Spec, config: Config = Config()) -> Parts:
     if spec.discrete:
         raise ValueError(f"drq needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
     if len(spec.obs_shape) != 3:
-        raise ValueError(
-            f"drq needs images; {spec.name} has observations of shape {spec.obs_shape}: sac takes those"
-        )
+        raise ValueError(f"drq needs images; {spec.name} has observations of shape {spec.obs_shape}: use sac")
     eyes = images.eyes(spec.obs_shape, CONVOLUTIONS, initializer="orthogonal")
     latent = images.latent(images.places(spec.obs_shape, CONVOLUTIONS), config.latent)
     sizes = config.latent, spec.action_dim, config.hidden

@@ -134,7 +134,7 @@ def drawn(argv: Sequence[str]) -> list[str]:
         return [*rest, *written]
     count = count or str(_SAMPLES)
     if not count.isdigit() or int(count) < 1:
-        raise Fault(f"--samples must be a number from 1, got {count!r}")
+        raise Fault(f"--samples must be a whole number of at least 1, got {count!r}")
     generator = np.random.default_rng(_number(peel(rest, "--seed")[0] or "0"))
     columns = [_draws(name, match, int(count), generator) for name, match in random.items()]
     points = ",".join(":".join(f"{value:.5g}" for value in row) for row in zip(*columns, strict=True))

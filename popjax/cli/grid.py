@@ -47,7 +47,7 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
     if launcher not in (None, "local", "slurm", "ray"):
         raise parse.Fault(f"--launcher must be local, slurm or ray, got {launcher!r}")
     if retries is not None and not retries.isdigit():
-        raise parse.Fault(f"--retries must be a number from 0, got {retries!r}")
+        raise parse.Fault(f"--retries must be a whole number of at least 0, got {retries!r}")
     if launcher in (None, "local") and (options or retries is not None):
         raise parse.Fault("--launcher-option and --retries are for --launcher slurm or ray")
     values = parse.key_values(options, "--launcher-option")
@@ -106,7 +106,7 @@ def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> lis
     if 1 < size < len(members) and size % devices:
         fitting = sorted({size // devices * devices, -(-size // devices) * devices} - {0})
         raise Refused(
-            f"--slice {size}: {size} members do not divide over {devices} devices; use --slice"
+            f"--slice {size}: {size} members do not divide evenly over {devices} devices; use --slice"
             f" {' or '.join(map(str, fitting))}"
         )
     _, bare = parse.peel(parse.peel(argv, "--members")[1], "--slice")

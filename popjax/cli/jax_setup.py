@@ -17,7 +17,7 @@ def join_processes(argv: list[str]) -> list[str]:
     for option in ("--processes", "--process"):
         text, argv = parse.peel(argv, option)
         if text is not None and not text.isdigit():
-            raise parse.Fault(f"{option} must be a number from 0, got {text!r}")
+            raise parse.Fault(f"{option} must be a whole number of at least 0, got {text!r}")
         numbers.append(None if text is None else int(text))
     processes.start(coordinator, *numbers)
     return argv

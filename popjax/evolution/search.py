@@ -68,7 +68,7 @@ class MultipleFrequencies:
     def __post_init__(self) -> None:
         spelt = " ".join(map(str, self.frequencies))
         if len(self.frequencies) < 2 or min(self.frequencies) < 1:
-            raise ValueError(f"frequencies must be at least two whole numbers from 1, got {spelt or 'none'}")
+            raise ValueError(f"frequencies must be at least two whole numbers above 0, got {spelt or 'none'}")
         if list(self.frequencies) != sorted(set(self.frequencies)):
             raise ValueError(f"frequencies must ascend, got {spelt}")
 

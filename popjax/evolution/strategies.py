@@ -83,7 +83,7 @@ def named(name: str) -> str:
     """
     known = {_bare(own): own for own in names()}
     if _bare(name) not in known:
-        raise ValueError(f"strategy {name!r} is none of {', '.join(names())}; choose one of these")
+        raise ValueError(f"unknown strategy {name!r}; use one of {', '.join(names())}")
     return known[_bare(name)]
 
 

@@ -123,7 +123,7 @@ class Config:
         if self.on_policy_batch % self.on_policy_lanes:
             near = nearest_divisor(self.on_policy_batch, self.on_policy_lanes)
             raise ValueError(
-                f"on_policy_batch {self.on_policy_batch} is not divided by on_policy_lanes"
+                f"on_policy_batch {self.on_policy_batch} is not divisible by on_policy_lanes"
                 f" {self.on_policy_lanes}; use {near} lanes"
             )
         in_turn = self.burst or self.schedule != "paper" or (self.on_policy and self.reset_at_batch)
@@ -159,7 +159,7 @@ def _check_off_policy(config: Config) -> None:
         if getattr(config, name) % config.lanes:
             near = nearest_divisor(gcd(config.first_phase, config.phase), config.lanes)
             raise ValueError(
-                f"{name} {getattr(config, name)} is not divided by lanes {config.lanes}; use {near} lanes"
+                f"{name} {getattr(config, name)} is not divisible by lanes {config.lanes}; use {near} lanes"
             )
     if config.update_after > config.capacity:
         raise ValueError(
@@ -174,8 +174,8 @@ def _check_drive(config: Config) -> None:
     drives.check_novelty(drive, "agents that hand policies over")
     if not isinstance(drive, contrastive.Config) and getattr(drive, "modules", "own") != "one":
         raise ValueError(
-            "a team's memory does not record who played a transition, so that no agent can have a module of"
-            " its own; set drive collab, or rnd with drive.modules one"
+            "a team's memory does not record which agent played a transition, so no agent can have a module"
+            " of its own; set drive collab, or rnd with drive.modules one"
         )
     if isinstance(drive, contrastive.Config) and drive.horizon > 1:
         raise ValueError(

@@ -176,7 +176,7 @@ def _check_replayed(agent: Agent, state: Any, other: Any, rows: Transition, hype
         if scale.shape != () or not (np.isfinite(scale) and scale >= 0):
             raise ValueError(
                 f"exploration gives {told(scale)} {scale} after {steps:g} environment steps, which must be"
-                " one finite number from 0"
+                " one finite number of at least 0"
             )
 
 

@@ -185,7 +185,7 @@ def test_the_contract_of_agents_is_kept() -> None:
     ("changed", "words"),
     [
         ({"discrete": True}, "drq needs continuous actions; none has 2 discrete ones"),
-        ({"obs_shape": (4,)}, r"drq needs images; none has observations of shape \(4,\): sac takes those"),
+        ({"obs_shape": (4,)}, r"drq needs images; none has observations of shape \(4,\): use sac"),
         ({"obs_shape": (24, 24, 3)}, r"images of \(24, 24, 3\) are too small"),
         ({"obs_shape": (9, 64, 64)}, "channels"),
     ],

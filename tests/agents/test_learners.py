@@ -172,7 +172,7 @@ def test_the_networks_of_baselines_ddpg():
     for network in (state.actor["mlp"], state.critic):
         assert float(jnp.abs(network["Dense_2"]["linear"]["kernel"]).max()) <= 3e-3
         assert float(jnp.abs(network["Dense_1"]["linear"]["kernel"]).max()) > 0.1
-    with pytest.raises(ValueError, match="action_layer 2 is none of the 2 critic_layers, counted from 0"):
+    with pytest.raises(ValueError, match="below 2, the number of critic_layers, got 2"):
         ddpg.Config(critic="layers", action_layer=2)
 
 

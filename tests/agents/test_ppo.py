@@ -291,7 +291,7 @@ def test_a_squashed_policy_plays_the_tanh_of_what_it_sampled(key):
 
 def test_minibatches_that_do_not_fit_are_refused_with_a_number_that_does():
     config = onpolicy.Config(agent=ppo.Config(minibatches=5), lanes=4, steps=8)
-    with pytest.raises(ValueError, match="32 steps is not divided by minibatches 5; 4 would do"):
+    with pytest.raises(ValueError, match="32 steps is not divisible by minibatches 5; use 4"):
         onpolicy.build(make("probe/context"), config)
     with pytest.raises(ValueError, match="value_epochs must be at least 1, got 0"):
         ppo.Config(value_epochs=0)

@@ -270,7 +270,7 @@ def test_chance_decides_among_equals(config):
         (lambda: search.build(search.Halving(factor=3), 10), "power of 3, got 10; use 9"),
         (lambda: search.build(search.MultipleFrequencies(), 24), "divisible by 16, .* got 24; use 32"),
         (lambda: search.MultipleFrequencies((10, 1)), "frequencies must ascend, got 10 1"),
-        (lambda: search.MultipleFrequencies((1,)), "at least two whole numbers from 1, got 1"),
+        (lambda: search.MultipleFrequencies((1,)), "at least two whole numbers above 0, got 1"),
         (lambda: search.Halving(factor=1), "factor must be at least 2, got 1"),
         (lambda: search.Pbt(fraction=0.7), "fraction must be above 0 and at most 0.5, got 0.7"),
         (lambda: search.Pbt(exploit="best"), "exploit must be one of"),

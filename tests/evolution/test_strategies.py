@@ -165,8 +165,8 @@ def test_open_es_draws_pairs():
 @pytest.mark.parametrize(
     ("name", "population", "message"),
     [
-        ("OpenAI", 8, "strategy 'OpenAI' is none of ARS, .*Open_ES, .*xNES; choose one of these"),
-        ("PersistentES", 8, "strategy 'PersistentES' is none of"),
+        ("OpenAI", 8, "unknown strategy 'OpenAI'; use one of ARS, .*Open_ES, .*xNES"),
+        ("PersistentES", 8, "unknown strategy 'PersistentES'; use one of"),
         ("Open_ES", 7, "strategy Open_ES refuses population 7: Population size must be even"),
     ],
 )

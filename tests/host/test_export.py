@@ -145,7 +145,7 @@ def test_the_conventions_are_told(exported: Any) -> None:
     needs = f'pip install "jax=={jax.__version__}" flatbuffers'
     assert needs in (root / "sac" / "README.md").read_text()
     assert "[batch, 4] -> [batch, 2]" in (root / "sac" / "README.md").read_text()
-    assert "numbers from 0" in (root / "categorical" / "README.md").read_text()
+    assert "an integer from 0 to" in (root / "categorical" / "README.md").read_text()
     arrays = np.load(root / "td3" / "policy.npz")
     assert {arrays[name].shape for name in arrays.files} >= {
         (4, 8),

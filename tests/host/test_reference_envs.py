@@ -121,7 +121,7 @@ def test_a_simulation_that_diverges_ends_its_episode(monkeypatch: pytest.MonkeyP
         ("dm_control", "gymnax/Pendulum-v1", "has no original"),
         ("dm_control", "gym/Hopper-v4", "not a task of dm_control; use --in gymnasium"),
         ("gymnasium", "dmc/cheetah-run", "not a task of gymnasium; use --in dm_control"),
-        ("gymnasium", "gym/InvertedPendulum-v5", r"observes \(4,\) in InvertedPendulum-v5, popjax \(9,\)"),
+        ("gymnasium", "gym/InvertedPendulum-v5", r"shape \(4,\) in gymnasium and \(9,\) in popjax"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(library: str, name: str, part: str):

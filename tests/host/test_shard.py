@@ -107,19 +107,23 @@ def test_slices_of_a_sweep_divide_over_the_devices(answer: dict[str, Any]) -> No
     assert slices["codes"] == [0, 2, 2, 2, 2]
     found = slices["found"]
     assert "--devices must be in 1 to 4" in found["many"]["said"]
-    assert "--slice 3: 3 members do not divide over 2 devices; use --slice 2 or 4" in (found["three"]["said"])
-    assert "9 members of the sweep do not divide over 2 devices" in found["nine"]["said"]
+    assert (
+        "--slice 3: 3 members do not divide evenly over 2 devices; use --slice 2 or 4"
+        in (found["three"]["said"])
+    )
+    assert "9 members of the sweep do not divide evenly over 2 devices" in found["nine"]["said"]
     assert not any(found[name]["made"] for name in ("many", "three", "nine"))
     assert "4 members of a slice in" in slices["again"]
-    assert "do not divide over 3 devices: use --devices 1 or 2 or 4" in slices["again"]
+    assert "do not divide evenly over 3 devices: use --devices 1 or 2 or 4" in slices["again"]
 
 
 def test_what_does_not_divide_is_refused_with_the_sizes_that_would(answer: dict[str, Any]) -> None:
     members, individuals, nothing, many = answer["refusals"]
     assert members == (
-        "6 members of the sweep do not divide over 4 devices: use --devices 1 or 2 or 3, or 4 or 8 of them"
+        "6 members of the sweep do not divide evenly over 4 devices: use --devices 1 or 2 or 3,"
+        " or 4 or 8 of them"
     )
-    assert "6 individuals of the population do not divide over 4 devices" in individuals
+    assert "6 individuals of the population do not divide evenly over 4 devices" in individuals
     assert "no population to spread; use --devices 1" in nothing
     assert "--devices must be in 1 to 4" in many
 

@@ -1033,7 +1033,7 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"phase": 105}, "phase 105 is not divided by lanes 10; use 5 lanes"),
+        ({"phase": 105}, "phase 105 is not divisible by lanes 10; use 5 lanes"),
         ({"schedule": "code"}, "neither bursts"),
         ({"reset_at_batch": True}, "set no-reset-at-batch"),
     ],
@@ -1053,10 +1053,10 @@ def test_what_cannot_be_fused_is_refused(options, message):
         ({"phase": 0}, "phase must be at least 1"),
         ({"first_phase": -1}, "first_phase must be at least 0, got -1"),
         ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divided by on_policy_lanes 3; use 2 lanes"),
-        ({"lanes": 3}, "first_phase 500 is not divided by lanes 3; use 2 lanes"),
+        ({"lanes": 3}, "first_phase 500 is not divisible by lanes 3; use 2 lanes"),
         (
             {"lanes": 30, "first_phase": 600},
-            "phase 100 is not divided by lanes 30; use 25 lanes",
+            "phase 100 is not divisible by lanes 30; use 25 lanes",
         ),
         ({"lanes": 2, "burst": True}, "got lanes 2; set lanes 1"),
         ({"off_policy": None, "copies": 1}, "copies 1"),
@@ -1106,7 +1106,7 @@ def test_wrong_numbers_are_refused(options, message):
             },
             "than 4 minibatches; set on_policy.minibatches 1",
         ),
-        ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divided by minibatches 3; 2 would do"),
+        ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divisible by minibatches 3; use 2"),
         (
             {"on_policy_batch": 9},
             "hides what comes after step 9 of an episode's 10; .* or a batch of at least 10",

@@ -225,7 +225,7 @@ def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
     low, high = (skip, skip) if isinstance(skip, int) else skip
     if not 1 <= low <= high or low % 1 or high % 1:
         raise ValueError(
-            f"{name}: option frame_skip must be at least 1, or integers (low, high) from 1, got {skip}"
+            f"{name}: option frame_skip must be at least 1, or integers (low, high) of at least 1, got {skip}"
         )
     o["frame_skip"] = int(low), int(high)
     if not 0 <= o["sticky"] < 1:

@@ -172,7 +172,7 @@ def _facts(env: Env, origin: Mapping[str, Any]) -> dict[str, Any]:
 def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
     observation, action = facts["observation"], facts["action"]
     if action["kind"] == "discrete":
-        told, components = f"one of the {action['count']} numbers from 0.", ""
+        told, components = f"an integer from 0 to {action['count'] - 1}.", ""
     else:
         told = (
             f"{action['components']} numbers in [-1, 1]; for other bounds of the environment, use "

@@ -59,7 +59,8 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
         raise Refused(f"--in {library} needs the library: pip install 'popjax[{suite}]'") from absent
     if (shape := original.reset(0).shape) != env.spec.obs_shape:
         raise Refused(
-            f"{library} observes {shape} in {task}, popjax {env.spec.obs_shape}: install another version"
+            f"observations of {task} have shape {shape} in {library} and {env.spec.obs_shape} in popjax:"
+            f" install another version of {library}"
         )
     return original
 

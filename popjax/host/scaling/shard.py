@@ -159,6 +159,6 @@ def require_divisible(size: int, devices: int, what: str) -> None:
     below, above = size // devices * devices, -(-size // devices) * devices
     others = " or ".join(str(n) for n in (below, above) if n)
     raise Refused(
-        f"{size} {what} do not divide over {devices} devices: use --devices"
+        f"{size} {what} do not divide evenly over {devices} devices: use --devices"
         f" {' or '.join(map(str, fitting))}, or {others} of them"
     )

@@ -418,7 +418,7 @@ AGENT_SLIPS = {
         lambda a: lambda hyper, steps: 1 - steps / 1000,
         r"exploration gives .* after 1e\+06 environment steps",
     ),
-    "a memory that never begins anew": ("a2c_lstm", "unroll", forgetful_unroll, "begin with memory anew"),
+    "a memory that never begins anew": ("a2c_lstm", "unroll", forgetful_unroll, "restart the memory"),
     "a memory that stays": ("a2c_lstm", "unroll", stuck_unroll, "differs in two parts"),
     "no memory behind the rows": (
         "a2c_lstm",

@@ -4,14 +4,14 @@ Policy and value have networks and optimizers of their own, and every rollout is
 the policy until it has moved too far in divergence, then the value. This is the form of OpenAI's Spinning Up
 (2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm``,
 ``normalize_obs``, ``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's
-Baselines, except that policy and value take turns and have their gradients clipped apart, that the discounted
-sums of rewards begin anew with every rollout, that a time limit is not taken for the end of the task, and
-that Adam adds 1e-8 to the root of the second moment, where that program adds 1e-5.
+Baselines, with four exceptions: policy and value take turns and their gradients are clipped separately; the
+discounted sums of rewards restart with every rollout; a time limit is not treated as the end of the task; and
+Adam adds 1e-8 to the root of the second moment, whereas that program adds 1e-5.
 
-Differs from Spinning Up: orthogonal initialization, unless ``initializer`` is "uniform", of which the hidden
-layers' biases and all of the value's are zero, as CSPC has it after the form of 2018; in 2020 all biases are
-uniform. Continuous actions that are not squashed are clipped to [-1, 1] for the environment. Episodes go on
-over the end of a rollout.
+Differs from Spinning Up: initialization is orthogonal or, with ``initializer`` "uniform", has zero biases in
+the hidden layers and in all of the value network, as in CSPC, which follows the form of 2018; in 2020 all
+biases are uniform. Continuous actions that are not squashed are clipped to [-1, 1] for the environment.
+Episodes continue across the end of a rollout.
 """
 
 from __future__ import annotations

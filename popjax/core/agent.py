@@ -27,7 +27,7 @@ class Recurrent(NamedTuple):
     memory: at the start of an episode; () without memory
     step:   (params, memory, obs) -> (memory, outputs)
     unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]; the memory
-            begins anew after every row that ends an episode, and ``memories`` holds it as it was before that
+            restarts after every row that ends an episode, and ``memories`` holds it as it was before that
     """
 
     init: Callable[[Key], Params]
@@ -81,7 +81,7 @@ acts. ``scale`` multiplies the exploration; 0 is greedy."""
 
 Unroll: TypeAlias = Callable[[Params, PyTree, Array, Array], tuple[PyTree, Any]]
 """``(params, memory, obs [T, ...], done bool [T, ...]) -> (memory after the last row, outputs [T, ...])`` of
-a policy along the rows of lanes; its memory begins anew after every row that ends an episode. The
+a policy along the rows of lanes; its memory restarts after every row that ends an episode. The
 outputs of discrete actions are logits [T, ..., A]."""
 
 

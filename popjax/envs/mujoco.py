@@ -346,9 +346,9 @@ def _as_in_c() -> Iterator[None]:
 def _level_by_level(body_tree: Any) -> Any:
     """Return MJX's scan over the bodies, ``body_tree(model, f, ...)``, computing no level twice.
 
-    XLA on CPU merges a level of the kinematic tree into each of its users, which computes it anew for each,
-    and so its parents: the work doubles or worse with every body of a chain. A step of Pusher, eleven bodies
-    deep, takes a thousand times as long without the barrier.
+    XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
+    its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
+    bodies deep, takes a thousand times as long without the barrier.
     """
 
     def barred(model: Any, f: Any, *args: Any, **options: Any) -> Any:

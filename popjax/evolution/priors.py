@@ -161,8 +161,8 @@ def explore(
     shrink: Array | float,
     grow: Array | float,
 ) -> Any:
-    """Return ``hyper`` with the numbers of the individuals ``which`` bool [P] explored: each is drawn anew
-    with probability ``resample``, else perturbed. Jaderberg et al., 2017, section 4."""
+    """Return ``hyper`` with the numbers of the individuals ``which`` bool [P] explored: each is redrawn with
+    probability ``resample``, else perturbed. Jaderberg et al., 2017, section 4."""
     found = {}
     for place, prior in enumerate(priors):
         key_new, key_draw, key_up = jax.random.split(jax.random.fold_in(key, place), 3)

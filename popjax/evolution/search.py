@@ -106,7 +106,7 @@ class Decision(NamedTuple):
     source:  int32 [P] slot of the agent that it takes over; its own index to keep its agent.
     numbers: int32 [P] slot of the numbers that it takes over.
     explore: bool [P] whether it explores from these.
-    fresh:   bool [P] whether it begins anew instead, with numbers of the prior.
+    fresh:   bool [P] whether it starts over instead, with numbers from the prior.
     """
 
     source: Array

@@ -94,7 +94,7 @@ class Skilled:
 
 
 def skilled(env: Env, skills: int) -> Env:
-    """Return ``env`` with a skill, drawn anew for every episode, appended to its vector observations."""
+    """Return ``env`` with a skill, redrawn for every episode, appended to its vector observations."""
     size = vector_size(env.spec, "diayn")
 
     def reset(key: Key) -> tuple[Skilled, Array]:

@@ -275,7 +275,7 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
             value = None if agent.state_value is None else agent.state_value(source)
             taker = present(members.on_policy)
             learner = exchange.adopt_mean(taker, local.agent, present(given.off_policy), value, when)
-            # Start the batch anew if the agent began it with another policy than its present one.
+            # Start the batch over if the agent began it with another policy than its present one.
             local = replace(local, agent=learner, filled=jnp.where(when, 0, local.filled))
         copies = tuple(
             replace(

@@ -17,8 +17,8 @@ averaged over action components, too; the learner treats the time limit as the e
 copy mates with the fitness of the individual that it replaced, a repeated winner may mate with itself, the
 learner may overwrite any slot but that of the best elite's copy, and its noise goes on from episode to
 episode. Slips of ERL's first code are left out: unclipped actor gradients, noisy actions stored beyond [-1,
-1], sync counted in games. Distances between individuals use states drawn once for each individual, not anew
-for every pair.
+1], sync counted in games. Distances between individuals use states drawn once for each individual, not for
+every pair.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Frames:
     """Frames of some lanes, and the observations on which these act.
 
     pixels: [F, ..., C]          frames as the environment gives them.
-    count:  int32 []             number of the next frame; numbers begin anew at a multiple of F near 2^30.
+    count:  int32 []             number of the next frame; numbers restart at a multiple of F near 2^30.
     ids:    int32 [L, stack]     of the observation that each lane acts on next.
     """
 

@@ -5,7 +5,7 @@ priority^exponent, and sums of them: a tree with a wide fan-out and thus few lev
 draw goes down the tree and an update goes up, a constant number of small operations per level.
 
 Exact where it matters:
-- The sum of a touched parent is taken anew from its children, so sums never drift.
+- The sum of a changed parent is recomputed from its children, so sums never drift.
 - A draw takes a fresh random number on every level, uniform over that part of the chosen child that lies in
   the draw's segment. One number for the whole descent would have too few bits: float32 tells 10^6 rows
   apart, but not how probable each one is. Small masses are summed with their neighbours and not lost in a

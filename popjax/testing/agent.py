@@ -203,8 +203,8 @@ def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> N
     both = tree.take(outputs, slice(half, None)), later
     if said.shape != played.shape or not np.allclose(said, played, 1e-3, 1e-4):
         raise ValueError(
-            "unroll differs from act at scale 0 along the rows of lanes [T, N]; begin with memory"
-            " anew after every row that is done"
+            "unroll differs from act at scale 0 along the rows of lanes [T, N]; restart the memory"
+            " after every row that is done"
         )
     if not all(np.allclose(x, y, 1e-3, 1e-4) for x, y in zip(*map(jax.tree.leaves, both), strict=True)):
         raise ValueError("unroll differs in two parts from the whole; return the memory after the last row")

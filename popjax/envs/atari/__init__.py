@@ -3,7 +3,7 @@
 The State carries the game's own serialised state, so that lanes can be vmapped, cut, selected and resumed
 like those of any task. Emulation is a callback to the host, everything else is on the device: sticky actions,
 frame skips, resizing, stacking. A reset draws from a table of starts and touches no emulator. Programs with
-callbacks are compiled anew in every process: JAX does not store them. Lanes are shared among worker
+callbacks are compiled again in every process, since JAX does not store them. Lanes are shared among worker
 processes, by default one for each core but one; the environment variable ``POPJAX_ATARI_WORKERS`` sets
 another number, which does not affect results.
 

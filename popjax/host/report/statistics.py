@@ -2,7 +2,7 @@
 Statistical Precipice, NeurIPS 2021.
 
 A method's ``scores`` are a list over tasks of float [seeds]; the numbers of seeds may differ. Intervals are
-percentile-bootstrap intervals, stratified: seeds are drawn anew within each task and never across tasks.
+percentile-bootstrap intervals, stratified: seeds are resampled within each task and never across tasks.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
@@ -30,11 +30,13 @@ BUDGET = 1_000_000
 
 
 class Preset(NamedTuple):
-    """Constants of one task; ``env_steps`` is the paper's budget."""
+    """Constants of one task; ``env_steps`` is the paper's budget, ``env_options`` are defaults of the options
+    of the environment on the command line."""
 
     config: Any
     hyper: Any
     env_steps: int
+    env_options: Mapping[str, Any] = _NONE
 
 
 class Recipe(NamedTuple):
@@ -132,14 +134,20 @@ def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
 def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) -> tuple[Any, Any]:
     """Return the default Config and Hyper for agents of ``kinds``, or the preset of ``task`` if any.
 
+    The preset of other agents is not taken; that without a drive, or another field that may be None, is.
+
     Raises:
         ValueError: the recipe gives no dataclass for one of them.
     """
     found = recipe.preset(task) if task else None
-    if found and kinds_of(recipe, found.config) == kinds:
+    known = kinds_of(recipe, found.config) if found else {}
+    if found and known == kinds:
         return found.config, found.hyper
     agents = {field: recipe.agents[field][kind] for field, kind in kinds.items()}
     config = _asked("config", recipe.config, **agents)
+    others = [field for field in known if known[field] != kinds[field]]
+    if found and all(None in recipe.agents[field].values() for field in others):
+        config = replace(found.config, **{field: getattr(config, field) for field in others})
     return config, _asked("hyper", recipe.hyper, config)
 
 

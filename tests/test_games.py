@@ -60,6 +60,13 @@ def test_a_method_trains_on_a_game(name, tmp_path):
     if name in ("dqn", "ca2e", "ce"):
         assert loaded.state.frames.pixels.dtype == np.uint8
         assert not np.any(loaded.state.metrics.stale)
+    if name == "dqn":
+        pytest.importorskip("cv2")
+        assert loaded.saved["env_options"]["reward_clip"] == 1
+        film = tmp_path / "film.gif"
+        played = [str(tmp_path), "--episodes", "1", "--in", "gymnasium", "--video", str(film)]
+        assert cli.evaluate(played) == 0
+        assert film.stat().st_size > 10_000
 
 
 @pytest.mark.slow

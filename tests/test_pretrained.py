@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.cli import building, pretrained
+from popjax.cli import building, parse, pretrained
+from popjax.core import Ingredient, Pretrained
+from popjax.envs import make
 from popjax.methods import ca2e, pderl
 from popjax.recipe import defaults
 
@@ -154,6 +156,17 @@ def test_a_run_with_other_options_of_the_task_is_refused(runs, capsys):
     command[command.index("--env") + 1] = "gymnax/CartPole-v1"
     assert cli.run(command) == 2
     assert "had other --env-option: {'max_steps_in_episode': 50}, not {}" in capsys.readouterr().err
+
+
+def test_a_run_with_other_rewards_of_the_task_fits():
+    env = make("probe/action")
+    config = {"env": "probe/action", "env_options": {"reward_clip": 1}}
+    policy = Pretrained("runs/clipped", env.spec, None, None, origin={"config": config})
+    takes = Ingredient("priors", lambda env, policies: policies, Pretrained, "")
+    assert pretrained._made("prior", takes, env, [policy]) == [policy]
+    seen = policy._replace(origin={"config": config | {"env_options": {"frame_stack": 2}}})
+    with pytest.raises(parse.Fault, match=r"had other --env-option: \{'frame_stack': 2\}"):
+        pretrained._made("prior", takes, env, [seen])
 
 
 def test_help_and_near_misses_know_of_it(capsys):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import popjax
 from popjax import envs
+from popjax.agents import td3
 from popjax.host.recipes import METHODS, recipe
+from popjax.intrinsic import rnd
 from popjax.methods import ca2e, cspc, independent, pderl
 from popjax.recipe import Recipe, defaults, kinds_of, recorded
 from tests.host import tiny
@@ -73,4 +77,9 @@ def test_a_preset_is_taken_where_it_has_the_agents():
     kinds = {"agent": "sac", "drive": "none"}
     assert defaults(own, kinds, "mine") == (large, numbers)
     assert defaults(own, kinds, "another") == (small, default)
-    assert defaults(own, kinds | {"agent": "td3"}, "mine")[1] == default
+    assert defaults(own, kinds | {"agent": "td3"}, "mine") == (
+        independent.Config(agent=td3.Config()),
+        default,
+    )
+    curious = replace(large, drive=rnd.Config())
+    assert defaults(own, kinds | {"drive": "rnd"}, "mine") == (curious, default), "a drive is an addition"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from popjax import envs
 from popjax.cli import parse
+from popjax.envs import wrappers
 from popjax.host import paths
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
@@ -70,7 +71,9 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
     here = envs.origin(env)
     for policy in loaded:
         there = policy.origin["config"] if policy.origin else {}
-        if here and there.get("env") == here.name and there["env_options"] != json.loads(here.options):
+        if not here or there.get("env") != here.name:
+            continue
+        if wrappers.seen(there["env_options"]) != wrappers.seen(json.loads(here.options)):
             raise parse.Fault(
                 f"--{name}: {policy.name} had other --env-option: {there['env_options']}, not {here.options}"
             )

@@ -64,16 +64,20 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _options(run: Loaded) -> dict[str, Any]:
-    """Return the options of the suite's task; none if a user's function made the environment."""
-    return run.saved["env_options"] if run.saved["env"] == run.env.spec.name else {}
+    """Return the options with which the suite's task is seen; none if a user's function made the
+    environment."""
+    from popjax.envs import wrappers
+
+    return wrappers.seen(run.saved["env_options"]) if run.saved["env"] == run.env.spec.name else {}
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:
-    """Refuse an option that needs the bare task if the policy was trained in another form of it."""
+    """Refuse an option that needs the bare task if the policy was trained to see or act in another form of
+    it."""
     from popjax.cli.parse import Fault
-    from popjax.envs.wrappers import OPTIONS
+    from popjax.envs import wrappers
 
-    if names := sorted(OPTIONS.keys() & run.saved["env_options"].keys()):
+    if names := sorted(wrappers.OPTIONS.keys() & wrappers.seen(run.saved["env_options"]).keys()):
         raise Fault(f"{option} plays the task without the run's {', '.join(names)}: leave out {option}")
 
 

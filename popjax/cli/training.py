@@ -151,11 +151,12 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
 def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
     """Print the changes that a method's preset for a task makes, if there is one."""
 
-    if task and recipe.preset(task):
+    if task and (preset := recipe.preset(task)):
         plain = asdict(recipe.config())
         changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
+        changed += [f"--env-option {name}={value}" for name, value in preset.env_options.items()]
         what = ", ".join(changed) or "the defaults"
-        complain(f"preset for {task}: {what}; --config and --hyper override it")
+        complain(f"preset for {task}: {what}; --config, --hyper and --env-option override it")
 
 
 def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:

@@ -22,6 +22,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+def seen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``options`` of a task without those that change only the rewards that are learned from."""
+    return {name: value for name, value in options.items() if name not in ("reward_scale", "reward_clip")}
+
+
 def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
     """Return ``env`` changed by ``options``; an environment step is then one choice of an action.
 

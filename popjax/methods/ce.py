@@ -36,7 +36,7 @@ from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.population import acting, classifier, drives, learning, offpolicy, parts
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
-from popjax.recipe import Recipe, recorded
+from popjax.recipe import Preset, Recipe, recorded
 from popjax.replay import episodes
 
 
@@ -193,6 +193,14 @@ def build(env: Env, config: Config = Config()) -> Method:
     )
 
 
+def preset(task: str) -> Preset | None:
+    """Return the constants for a game such as "atari/asterix" or a task from pixels; None for another."""
+    if not task.startswith("atari/"):
+        return offpolicy.from_pixels(default_config, default_hyper, task)
+    config = default_config(DQN)
+    return Preset(config, default_hyper(config), 5_000_000, offpolicy.CLIPPED)
+
+
 METHOD = Recipe(
     build,
     default_config,
@@ -202,5 +210,5 @@ METHOD = Recipe(
         | {"multihead": Multihead(), "dqn": DQN},
         "drive": drives.KINDS,
     },
-    preset=partial(offpolicy.from_pixels, default_config, default_hyper),
+    preset=preset,
 )

@@ -41,14 +41,14 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
 
 def preset(task: str) -> Preset | None:
     """Return the constants of DQN for a game such as "atari/pong" (Mnih et al., 2015): one gradient step on
-    32 transitions in four environment steps, after 50,000; those of DrQ for a task from pixels; None for
-    another."""
+    32 transitions in four environment steps, after 50,000, and rewards clipped to [-1, 1]; those of DrQ for a
+    task from pixels; None for another."""
     if from_pixels := offpolicy.from_pixels(lambda agent: Config(agent=agent), default_hyper, task):
         return from_pixels
     if not task.startswith("atari/"):
         return None
     config = Config(agent=dqn.Config(least_exploration=0.001), steps=4, batch=32, warmup=50_000)
-    return Preset(config, default_hyper(config), 10_000_000)
+    return Preset(config, default_hyper(config), 10_000_000, offpolicy.CLIPPED)
 
 
 METHOD = Recipe(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -149,6 +150,8 @@ class Common:
 
 FROM_PIXELS: dict[str, Any] = {"population": 2, "warmup": 1_000, "capacity": 500_000}
 """Sizes of Collaborative Exploration's experiments from pixels, for fields of ``Common``."""
+CLIPPED = MappingProxyType({"reward_clip": 1})
+"""Options of Atari games whose agents of DQN learn from rewards in [-1, 1]; evaluations count all of them."""
 
 
 def from_pixels(

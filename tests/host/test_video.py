@@ -19,8 +19,8 @@ import pytest
 from jax import Array
 from PIL import Image, ImageSequence
 
-from popjax.core import Env, Method, Spec
-from popjax.envs import make
+from popjax.core import Env, Method, Spec, Timestep
+from popjax.envs import make, wrappers
 from popjax.envs.episodic import episodic
 from popjax.envs.mujoco import PhysicsState
 from popjax.host.deploy import gymnax_pictures, video
@@ -300,6 +300,21 @@ def test_a_warp_that_cannot_be_imported_is_not_taken_for_a_missing_one(
     monkeypatch.setattr(mujoco, "Renderer", lambda *_: "OpenGL")
     video._drawer(mujoco.MjModel.from_xml_string(FREE))
     assert "No module named 'no_such_part'" in capsys.readouterr().err
+
+
+def test_a_policy_is_filmed_in_the_task_that_scores_it_and_acts_on_what_follows_a_cut() -> None:
+    """A cut after every step shows 1 to the policy, which moves as it sees, where the successor is 0."""
+
+    def step(state: Array, action: Array) -> tuple[Array, Timestep]:
+        no, cut = jnp.bool_(False), jnp.bool_(True)
+        return state + action, Timestep(jnp.ones(1), jnp.zeros(1), action[0], no, no, cut)
+
+    plain = Env(lambda key: (jnp.zeros(1), jnp.zeros(1)), step, Spec("none", (1,), 1, 4))
+    seeing, written = acting(lambda params, carry, obs, key, scale: (carry, obs)), []
+    subject = video.Subject(lambda state: state, lambda path, poses, seconds: written.append(poses))
+    film = video.record(seeing, wrappers.rewarded(plain, 1.0, 0.5), SPEEDS, subject, Path("film.gif"))
+    assert written[0][:, 0].tolist() == [0, 0, 1, 2]
+    assert film.total == 3, "not clipped"
 
 
 def test_equal_seeds_film_equal_episodes():

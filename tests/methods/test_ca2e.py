@@ -441,6 +441,13 @@ def test_what_cannot_be_is_refused(changes, message):
         ca2e.build(env, replace(SMALL, **changes), [ca2e.Prior(constant(env), 1.0)])
 
 
+def test_a_policy_of_clipped_rewards_is_measured_by_those_of_the_task():
+    clipped, bare = make("probe/action", reward_clip=0.25), make("probe/action")
+    env = bare._replace(spec=bare.spec._replace(highest_return=1.0))
+    found = [ca2e.measure(task, [constant(clipped)], jax.random.key(0), 2)[0] for task in (env, clipped)]
+    assert found[0].mean_return > found[1].mean_return == 0.25
+
+
 def test_policies_of_other_tasks_are_refused():
     env, other = make("probe/action"), make("probe/context")
     with pytest.raises(ValueError, match="runs/constant was trained on probe/context, not on probe/action"):
@@ -480,7 +487,8 @@ CASES = {"ca2e": a_case()}
 
 
 def test_games_have_the_papers_constants():
-    config, hyper, env_steps = ca2e.METHOD.preset("atari/breakout")
+    config, hyper, env_steps, options = ca2e.METHOD.preset("atari/breakout")
+    assert not options, "rewards are clipped for the learner alone"
     assert config == replace(ca2e.Config(), agent=dqn.Config(least_exploration=0.001), clip_rewards=True)
     assert env_steps == 10_000_000
     assert hyper.agent.exploration == pytest.approx(0.1)

@@ -388,4 +388,5 @@ def test_agents_of_dqn_begin_with_the_numbers_of_pixels():
     assert config.population * config.lanes * config.steps == 4, "environment steps of all per gradient step"
     assert (hyper.learner.exploration, hyper.learner.exploration_steps) == (0.05, 250_000)
     assert 4 * hyper.learner.target_period == 10_000
+    assert ce.METHOD.preset("atari/asterix") == (config, hyper, 5_000_000, {"reward_clip": 1})
     assert ce.default_config() == ce.Config()

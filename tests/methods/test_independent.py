@@ -287,7 +287,8 @@ CASES = {
 
 
 def test_games_have_the_constants_of_dqn():
-    config, hyper, _ = independent.METHOD.preset("atari/pong")
+    config, hyper, _, options = independent.METHOD.preset("atari/pong")
+    assert options == {"reward_clip": 1}
     assert (config.steps, config.updates, config.batch, config.warmup) == (4, 1, 32, 50_000)
     assert isinstance(config.agent, dqn.Config)
     assert config.steps * hyper.target_period == 10_000

@@ -116,9 +116,8 @@ def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *
         def policy(carry: Any, seen: Any, key: Key) -> tuple[Any, Array]:
             return method.act(params, carry, seen[1], key, 0.0)[:2]
 
-        return rollout.episode(
-            _watched(env, subject.pose), policy, method.memory, key, record=lambda seen, *_: seen[0]
-        )
+        watched = _watched(env.scored or env, subject.pose)
+        return rollout.episode(watched, policy, method.memory, key, record=lambda seen, *_: seen[0])
 
     key = jax.random.fold_in(jax.random.key(seed), _FILMED)
     episode = jax.device_get(jax.jit(play)(state, key))
@@ -138,8 +137,10 @@ def _watched(env: Env, pose: Callable[[Any], PyTree]) -> Env:
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
         state, timestep = env.step(state, action)
-        seen: Any = (pose(state), timestep.next_obs)
-        return state, replace(timestep, obs=seen, next_obs=seen)
+        shown = pose(state)
+        obs: Any = (shown, timestep.obs)
+        next_obs: Any = (shown, timestep.next_obs)
+        return state, replace(timestep, obs=obs, next_obs=next_obs)
 
     return env._replace(reset=reset, step=step)
 

@@ -167,7 +167,7 @@ def _train(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
 
 
 def _run_within(argv: Sequence[str]) -> int:
-    """Run one of several runs in this process; after a failure the others go on, after Ctrl-C not."""
+    """Run one of several runs in this process; a failure does not stop the others, Ctrl-C does."""
     return training.told(lambda: _run(list(argv)), _fail)
 
 

@@ -85,8 +85,8 @@ def repeated(env: Env, times: int) -> Env:
 
 
 def stacked(env: Env, count: int) -> Env:
-    """Return ``env`` with its latest ``count`` observations as one, joined along the last axis; after a cut
-    the one that goes on is repeated, as at the beginning of an episode."""
+    """Return ``env`` with its latest ``count`` observations as one, joined along the last axis; after a cut,
+    the next observation is repeated, as at the beginning of an episode."""
     spec = env.spec
     shape = (*spec.obs_shape[:-1], spec.obs_shape[-1] * count) if spec.obs_shape else (count,)
 

@@ -10,7 +10,7 @@ Differs from the paper: the twins and losses are those of Collaborative Explorat
 compared, and there are 4 agents. In the authors' code the temperature steps before critics and actor, and
 actors ascend the minimum of the twins as they were before their step; here critics, actor and temperature
 step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). An agent without a
-transition in a batch stays as it is.
+transition in a batch is unchanged.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Take a gradient step of SAC on the transitions that ``member`` bool [B] marks as the agent's."""
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
         after, losses = learner.step(state, rows, hyper, key, counted * trust, counted)
-        # Without a transition the agent stays as it is, although Adam would move it by its momentum.
+        # Keep the agent without a transition, which Adam would otherwise move by its momentum.
         state = tree.where(member.any(), after, state)
         return state, replace(losses, temperature=jnp.exp(state.log_temperature))
 

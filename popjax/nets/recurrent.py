@@ -231,8 +231,8 @@ class _TorsoLayers(nn.Module):
 def lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, tuple[Array, Array]]:
     """Return an LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], after which it starts from zeros.
 
-    Returns the memory it goes on with, (c, h) [..., units], and (c, h) [T, ..., units] as each row left them,
-    of which h are the outputs.
+    Returns the memory for the next row, (c, h) [..., units], reset if the last row ended an episode; and the
+    (c, h) [T, ..., units] after each row before any reset, of which h are the outputs.
 
     Gates in the order input, candidate, forget, output, the forget gate with a bias of 1 beside its own.
     """

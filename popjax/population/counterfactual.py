@@ -19,9 +19,9 @@ from popjax.core import Method
 class Worth(NamedTuple):
     """Outcomes of a ready point with all its decisions, and with each of them undone.
 
-    source:  int32 [P]       individual that each slot took over; its own index if it went on.
+    source:  int32 [P]       individual that each slot took over; its own index if it kept its own.
     decided: float32 [P]     final fitness of all individuals with all decisions.
-    undone:  float32 [P, P]  the same if the slot (row) had gone on as itself.
+    undone:  float32 [P, P]  the same if the slot (row) had kept its own individual.
     """
 
     source: Array

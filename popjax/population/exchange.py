@@ -23,7 +23,7 @@ from popjax.replay.ring import Ring
 
 def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> PyTree:
     """Return agents [P] that act by the policies of the individuals ``source`` int32 [P]; an agent with its
-    own index stays as it is.
+    own index is unchanged.
 
     Critics and moments stay the taker's; targets follow as ``agent.adopt`` defines.
     """

@@ -23,10 +23,10 @@ class Lineage:
 
     count:      int32 []          filled rows, including the start.
     generation: int32 [R]         iterations before the ready point.
-    source:     int32 [R, P]      slot whose agent each slot took over; its own if it went on, -1 for a
+    source:     int32 [R, P]      slot whose agent each slot took over; its own if it kept its agent, -1 for a
                 newcomer.
     fitness:    float32 [R, P]    on which that was decided; 0 at the start.
-    numbers:    float32 [R, P, F] with which each slot went on.
+    numbers:    float32 [R, P, F] with which each slot continued.
     """
 
     count: Array

@@ -42,7 +42,7 @@ class Frames:
 
 
 class Sight(NamedTuple):
-    """Storage of the observations of a task in rows: as ids, or as they are where they are not stacks.
+    """Storage of the observations of a task in rows: as ids, or whole where they are not stacks.
 
     example: a row as it is kept, all zeros
     start:   obs [L, *obs] of the lanes' first observations -> frames; None where nothing is kept apart

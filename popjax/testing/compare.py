@@ -13,7 +13,7 @@ from popjax.core import Choice, PyTree, Spec
 
 
 def told(x: Any) -> str:
-    """Return type and shape of an array as messages have them."""
+    """Return type and shape of an array in the form used in messages."""
     return f"{'weak ' if x.weak_type else ''}{x.dtype} {list(x.shape)}"
 
 

@@ -83,7 +83,7 @@ def compile_programs(
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     counts = chunk_length(options, method.steps_bound), options.eval_episodes
     key = identity(method, env), structure, shapes, counts, placement
-    fresh = fresh or (key, True) in _KEPT  # a run that goes on needs no more than a fresh one
+    fresh = fresh or (key, True) in _KEPT  # a fresh run's programs also serve a restored one
     compile_them = partial(_compile, method, env, start, state, options, placement, fresh=fresh)
     programs = _KEPT.get((key, fresh), compile_them)
     return programs._replace(compile_seconds=time.perf_counter() - begun)

@@ -1,6 +1,6 @@
 """Members of a sweep that have stopped while others are still training.
 
-One program trains all members, so it goes on changing the stopped ones. Their States are kept here, on the
+One program trains all members, so it keeps changing the stopped ones. Their States are kept here, on the
 host, and put back whenever the whole State is read.
 """
 

@@ -18,7 +18,7 @@ _SECTION = re.compile(r"(Raises|Returns|Args|Arguments|Yields|Example|Examples):
 
 
 def connect(app: Any) -> None:
-    """Have Sphinx pass every docstring through here before Napoleon sees it."""
+    """Let Sphinx rewrite every docstring by ``restructured`` before Napoleon reads it."""
     app.connect("autodoc-process-docstring", _process, priority=400)
     app.connect("autodoc-skip-member", _skip)
 
@@ -58,8 +58,7 @@ def restructured(lines: list[str]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """Return the text with the characters that mark something in reStructuredText as themselves, but for
-    ``code``."""
+    """Return the text with the special characters of reStructuredText escaped, except in ``code``."""
     parts = re.split(r"(``.+?``)", text, flags=re.DOTALL)
     parts[::2] = [re.sub(r"([*|`\\])", r"\\\1", re.sub(r"(?<=\w)_(?!\w)", r"\\_", x)) for x in parts[::2]]
     # Code ends before a space or a punctuation mark; any other character needs a mark of no width between.
@@ -72,7 +71,7 @@ def _prose(block: list[str]) -> list[str]:
 
 
 def _joined(lines: list[str]) -> list[str]:
-    """Return the lines of a section with names that go on in the next line in one."""
+    """Return the lines of a section, with a list of names that spans two lines joined."""
     return re.sub(r"(?m)^( {4}\w+(?:, \w+)*,)\n\s+(?=\w+(?:, \w+)*:)", r"\1 ", "\n".join(lines)).split("\n")
 
 
@@ -102,5 +101,5 @@ def _entries(block: list[str]) -> list[str]:
 
 
 def _levelled(lines: list[str]) -> list[str]:
-    """Return lines with the first one indented by four and the others where they stand beside it."""
+    """Return lines with the unindented ones, such as the first, indented by four spaces."""
     return [line if line.startswith(" ") else f"    {line}" for line in lines]

@@ -15,7 +15,7 @@ Load = Callable[[str], Any]
 
 
 def parts(root: Path) -> dict[str, str]:
-    """Return part -> Markdown: a table for each sentence of the pages that speaks of results."""
+    """Return part -> Markdown: a table for each place in the pages that shows results."""
     folder = root / "benchmarks/results"
 
     def load(name: str) -> Any:
@@ -244,7 +244,7 @@ def _commits(found: Mapping[str, Any]) -> str:
 
 
 def _beside(row: Mapping[str, Any]) -> str:
-    """Return what a peer does per second, and popjax's share over it, or why there is none."""
+    """Return a peer's pace per second and popjax's pace over it, or the reason why there is none."""
     return f"{row['peer_per_second']:,.0f} ({row['ratio']:.2f})" if "ratio" in row else row["cannot"]
 
 

@@ -329,7 +329,7 @@ def stuck_unroll(agent):
 
 
 AGENT_SLIPS = {
-    "nothing learned": ("sac", "learn", lambda a: lambda s, rows, hyper, key: (s, ()), "state as it was"),
+    "nothing learned": ("sac", "learn", lambda a: lambda s, rows, hyper, key: (s, ()), "the state unchanged"),
     "rewards ignored": (
         "td3",
         "learn",

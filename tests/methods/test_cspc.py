@@ -1052,7 +1052,7 @@ def test_what_cannot_be_fused_is_refused(options, message):
         (ALONE, "give the team an agent"),
         ({"phase": 0}, "phase must be at least 1"),
         ({"first_phase": -1}, "first_phase must be at least 0, got -1"),
-        ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divided by on_policy_lanes 3; use 2 lanes"),
+        ({"on_policy_batch": 1000, "on_policy_lanes": 3}, "not divisible by on_policy_lanes 3; use 2 lanes"),
         ({"lanes": 3}, "first_phase 500 is not divisible by lanes 3; use 2 lanes"),
         (
             {"lanes": 30, "first_phase": 600},

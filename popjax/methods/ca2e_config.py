@@ -29,7 +29,7 @@ class Config:
     lanes: int = 1  # environments of each actor
     n_step: int = 3  # rewards in a stored return
     batch: int = 32  # transitions per gradient step
-    capacity: int = 1_000_000  # transitions that the replay holds
+    capacity: int = 1_000_000  # transitions that the replay holds; they set the size of checkpoints, too
     local_buffer: int = 50  # transitions that a lane gathers before they get priorities and are stored
     sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step

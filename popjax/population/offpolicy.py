@@ -46,7 +46,7 @@ class Config:
     steps: int = 1  # environment steps of each lane per iteration
     updates: int = 1  # gradient steps of each agent per iteration
     batch: int = 256  # transitions per gradient step
-    capacity: int = 1_000_000  # transitions that a replay holds
+    capacity: int = 1_000_000  # transitions that a replay holds; they set the size of checkpoints, too
     warmup: int = 1_000  # environment steps of each agent that are uniformly random and before any update
     shared_replay: bool = False  # one replay for all agents instead of one each
     drive: drives.AnyConfig | None = None  # reward beside the task's: collab, rnd, diayn or none
@@ -104,7 +104,9 @@ class Common:
     steps: int = 1  # environment steps of each lane per iteration
     updates_per_step: float = 1.0  # gradient steps of each agent per environment step of any agent
     batch: int = 256  # transitions per gradient step, common to all agents
-    capacity: int = 1_000_000  # transitions that the replay holds, rounded down to whole vector steps
+    # transitions that the replay holds, rounded down to whole vector steps; they set the size of checkpoints,
+    # too
+    capacity: int = 1_000_000
     warmup: int = 10_000  # environment steps of all agents that are uniformly random and before any update
 
     def __post_init__(self) -> None:

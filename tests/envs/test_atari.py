@@ -108,6 +108,31 @@ def test_a_game_that_ends_before_it_begins_starts_over():
     equal(later, seventh)
 
 
+RANDOM = {
+    "asterix": 210,
+    "beam_rider": 364,
+    "bowling": 23,
+    "breakout": 1.7,
+    "pong": -20.7,
+    "space_invaders": 148,
+}
+"""Mean returns of random play in Mnih et al., 2015."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", GAMES)
+def test_random_play_returns_what_it_is_known_to(game):
+    lanes, chance = 12, np.random.default_rng(0)
+    console = Console(game, grey=True, full_actions=False, starts_lives=True)
+    states, over = console.starts(range(1, lanes + 1), fire=True)[0], np.zeros(lanes, bool)
+    total = np.zeros(lanes)
+    while not over.all():
+        codes = np.repeat(console.codes[chance.integers(len(console.codes), size=lanes)][:, None], 4, 1)
+        states, _, rewards, _, over = console.play(states, codes, np.full(lanes, 4))
+        total += rewards
+    assert abs(total.mean() - RANDOM[game]) < abs(RANDOM[game]) / 2
+
+
 def play(name, length, lead=(2,), **options):
     """Play lanes [*lead] at random; return (obs, action, timestep), [*lead, T, ...]."""
     env = rollout.autoreset(envs.make(name, **options))
@@ -287,7 +312,7 @@ def test_a_number_of_workers_that_is_none_is_refused(monkeypatch):
     ("game", "options"),
     [
         ("breakout", {}),
-        ("pong", {}),
+        ("pong", {"frame_skip": 3}),
         ("asterix", {"fire": "episode"}),
         ("space_invaders", {"cut_lives": False, "fire": "never", "actions": "full", "frame_skip": 3}),
         ("bowling", {"preset": "machado", "sticky": 0.0}),

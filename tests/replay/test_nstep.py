@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from popjax import tree
-from popjax.core import Transition
-from popjax.replay import nstep
+from popjax.core import Timestep, Transition
+from popjax.replay import local, nstep
 from tests.support import equal
 
 GAMMA = 0.99
@@ -164,3 +164,17 @@ def test_dtypes_and_shapes_are_those_of_the_example():
 def test_no_step_is_no_return():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         nstep.init(EXAMPLE, 0)
+
+
+def test_a_cut_completes_the_steps_before_it_without_a_bootstrap():
+    """Rewards 1, 2 and 4 with a lost life after the second: the first two are stored, the third waits."""
+    held, no = local.empty(EXAMPLE, 3, 5), jnp.bool_(False)
+    remember = jax.jit(local.remember)
+    for reward, cut in ((1.0, False), (2.0, True), (4.0, False)):
+        after = jnp.full(2, 9.0), jnp.full(2, reward)
+        timestep = Timestep(*after, jnp.float32(reward), no, no, jnp.bool_(cut))
+        held = remember(held, jnp.zeros(2), jnp.int32(0), timestep, GAMMA)
+    assert (int(held.count), int(held.window.count)) == (2, 1)
+    np.testing.assert_allclose(held.rows.reward[:2], [1 + GAMMA * 2, 2], rtol=1e-6)
+    assert held.rows.discount[:2].tolist() == [0, 0]
+    assert held.rows.next_obs[:2].tolist() == [[2, 2], [2, 2]]

@@ -92,6 +92,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     from gymnasium.wrappers import AtariPreprocessing
 
     from popjax.envs import atari
+    from popjax.envs.atari.console import HIDDEN_FRAMES
 
     o = atari.settings(task, options)
     low, high = o["frame_skip"]
@@ -112,12 +113,19 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
         seen[:] = [frame] * atari.STACK if anew else [*seen[1:], frame]
         return np.stack(seen, -1)
 
+    def hold(action: int) -> Any:
+        """Play an action that starts a life, whose frames do not depend on ``frame_skip``."""
+        env.frame_skip = HIDDEN_FRAMES
+        played = env.step(action)
+        env.frame_skip = high
+        return played
+
     def reset(seed: int) -> np.ndarray:
         nonlocal steps
         steps = 0
         frame: Any = env.reset(seed=seed)[0]
         for action in (1, 2) if fires else ():
-            frame = env.step(action)[0]
+            frame = hold(action)[0]
         return look(frame, anew=True)
 
     def step(action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
@@ -128,7 +136,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
         lost = 0 < game.ale.lives() < before and not over
         for hidden in (0, 1, 2) if lost and fires and o["fire"] == "life" else ():
             if not over:
-                frame, more, over = env.step(hidden)[:3]
+                frame, more, over = hold(hidden)[:3]
                 reward += more
         obs = look(frame, anew=lost and o["cut_lives"])
         return obs, float(reward), bool(over), steps >= episode_length

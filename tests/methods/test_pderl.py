@@ -115,7 +115,7 @@ def test_worked_example_6_the_noise():
     ],
 )
 def test_presets_are_the_papers(task, elites, trials, sync, std, steps):
-    config, hyper, env_steps = pderl.preset(task)
+    config, hyper, env_steps, _ = pderl.preset(task)
     assert (config.elites, config.trials, config.sync_period) == (elites, trials, sync)
     assert (hyper.mutation_std, env_steps) == (std, steps)
     assert config == replace(
@@ -135,7 +135,7 @@ def test_presets_are_the_papers(task, elites, trials, sync, std, steps):
     ],
 )
 def test_presets_of_erl(task, elites, trials, sync, steps):
-    config, _, env_steps = erl.preset(f"brax/{task}")
+    config, _, env_steps, _ = erl.preset(f"brax/{task}")
     assert (config.elites, config.trials, config.sync_period, env_steps) == (elites, trials, sync, steps)
     assert (config.crossover, config.mutation) == ("n_point", "gaussian")
     assert erl.preset("gymnax/Pendulum-v1") is None

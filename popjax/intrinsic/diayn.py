@@ -110,7 +110,8 @@ def skilled(env: Env, skills: int) -> Env:
         next_obs = with_skill(timestep.next_obs, state.skill, skills)
         return Skilled(inner, skill, key), replace(timestep, obs=obs, next_obs=next_obs)
 
-    return env._replace(reset=reset, step=step, spec=env.spec._replace(obs_shape=(size + skills,)))
+    spec = env.spec._replace(obs_shape=(size + skills,), stack=1)  # with a skill frames are no stack
+    return env._replace(reset=reset, step=step, spec=spec)
 
 
 def with_skill(obs: Array, skill: Array, skills: int) -> Array:

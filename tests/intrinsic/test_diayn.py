@@ -127,6 +127,13 @@ def test_observations_without_a_skill_are_refused(key):
         MODULE.reward(state, batch)
 
 
+def test_observations_with_a_skill_are_no_stack():
+    """A replay would cut the newest frame out of them at the wrong place."""
+    env = make("probe/delay", frame_stack=2)
+    assert env.spec.stack == 2
+    assert (skilled(env, 4).spec.stack, skilled(env, 4).spec.obs_shape) == (1, (6,))
+
+
 def test_a_skilled_environment_keeps_a_skill_for_an_episode(key):
     """The skill stands behind the observation, also that of the end, and the next episode has another."""
     env = skilled(rollout.autoreset(make("probe/delay")), SKILLS)

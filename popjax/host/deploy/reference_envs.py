@@ -116,7 +116,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     def hold(action: int) -> Any:
         """Play an action that starts a life, whose frames do not depend on ``frame_skip``."""
         env.frame_skip = HIDDEN_FRAMES
-        played = env.step(action)
+        played: Any = env.step(action)
         env.frame_skip = high
         return played
 

@@ -141,7 +141,9 @@ def extended(hyper: Any, **further: Any) -> Any:
 @cache
 def _extended(kind: type, names: tuple[str, ...]) -> Any:
     body = {"__annotations__": dict.fromkeys(names, Any), "__doc__": kind.__doc__, **dict.fromkeys(names)}
-    return struct.dataclass(type(kind.__name__, (kind,), body | {"__module__": kind.__module__}))
+    # The comments of the fields, which --help shows, are found by these two (the line from Python 3.13 on).
+    source = {name: vars(kind)[name] for name in ("__module__", "__firstlineno__") if name in vars(kind)}
+    return struct.dataclass(type(kind.__name__, (kind,), body | source))
 
 
 def none(population: int) -> Drive:

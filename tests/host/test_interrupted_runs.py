@@ -175,7 +175,10 @@ def seconds_to_end(process: subprocess.Popen[str]) -> float:
     time.sleep(1)  # it plays by now
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.wait(30)
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
     return time.monotonic() - begun
 
 

@@ -145,7 +145,7 @@ def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) 
         return found.config, found.hyper
     agents = {field: recipe.agents[field][kind] for field, kind in kinds.items()}
     config = _asked("config", recipe.config, **agents)
-    others = [field for field in known if known[field] != kinds[field]]
+    others = [field for field in known if known[field] != kinds.get(field)]
     if found and all(None in recipe.agents[field].values() for field in others):
         config = replace(found.config, **{field: getattr(config, field) for field in others})
     return config, _asked("hyper", recipe.hyper, config)

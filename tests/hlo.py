@@ -174,6 +174,10 @@ class Program(NamedTuple):
         if instruction.opcode == "convolution" and labels:
             kernel = dimensions(shapes[instruction.operands[1]])
             summed = math.prod(kernel) // kernel[labels[1].index("o")]
+            window = dict(re.findall(r"(size|lhs_dilate)=([\dx]+)", instruction.rest))
+            if "lhs_dilate" in window:  # as a TPU's compiler writes matrix products of a batch
+                for size, apart in zip(*(map(int, window[k].split("x")) for k in window), strict=True):
+                    summed = summed // size * -(-size // apart)  # the others meet only zeros
             return 2 * math.prod(dimensions(instruction.shape)) * summed
         return 0
 

@@ -34,6 +34,7 @@ def parts(root: Path) -> dict[str, str]:
         "speed-peers-h200": _peers(load, "peers-h200"),
         "speed-to-score": _to_score(load),
         "speed-h200": _h200(load),
+        "speed-programs": _programs(load),
         "speed-compile": _compile(load),
         "speed-against": _against(load),
         "speed-collaboration": _collaboration(load),
@@ -310,6 +311,27 @@ def _h200(load: Load) -> str:
         for row in load("throughput-h200")["rows"]
     ]
     return table(["method", "agents", "agent-updates per second", "memory, MB"], rows, (1, 2, 3))
+
+
+def _programs(load: Load) -> str:
+    """Return what an iteration of each case takes on an H100 and a TPU v5e, "" where it was not compiled."""
+    rows = {(row["case"], row["device"]): row for row in load("programs")["rows"]}
+    told = []
+    for case in dict.fromkeys(case for case, _ in rows):
+        gpu, tpu = rows.get((case, "h100")), rows.get((case, "v5e"))
+        told.append(
+            (
+                f"`{case}`",
+                f"{gpu['state_megabytes']:,.0f}" if gpu else "",
+                f"{gpu['iteration']['launches']:,}" if gpu else "",
+                f"{gpu['iteration']['roofline_microseconds']:,.0f}" if gpu else "",
+                f"{gpu['temporary_megabytes']:,.0f}" if gpu else "",
+                f"{tpu['iteration']['estimated_cycles'] / 1e3:,.0f}" if tpu else "",
+                f"{tpu['temporary_megabytes']:,.0f}" if tpu else "",
+            )
+        )
+    header = ["case", "State, MB", "H100: launches", "roofline, µs", "temporaries, MB"]
+    return table([*header, "v5e: thousand cycles", "temporaries, MB"], told, range(1, 7))
 
 
 def _collaboration(load: Load) -> str:

@@ -61,8 +61,7 @@ class Common:
     intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
     """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or none if equal."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Devices over which to spread the members, or the population of a single member. A CPU is split, at most
-    one per core."""
+    """Devices over which to spread the members, or one member's population; at most one per CPU core."""
     deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Make GPUs compute the same bits every time, by XLA flags that the run directory records; slower."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None

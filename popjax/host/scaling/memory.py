@@ -117,9 +117,9 @@ def saves_in_background(size: int, total: int, available: int, device: jax.Devic
     room = int(0.9 * available)
     if total + size > room:
         raise TooLarge(
-            f"the run needs {human(total)} of main memory and as much again as its State, {human(size)},"
-            f" while it writes a checkpoint; {human(available)} are available: reduce the replay capacity,"
-            " the population or the seeds",
+            f"the run needs {human(total + size)} of main memory while it writes a checkpoint,"
+            f" {human(size)} of it for a copy of the State, and has {human(room)}: reduce the replay"
+            " capacity, the population or the seeds",
             fitting=room * members // (total + size),
         )
     return total + 2 * size <= room

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two processes share a GPU
 CASES = {
     "sac-1": ("independent", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 300),
     "sac-8": ("independent", "gymnax/Pendulum-v1", {"population": 8, "warmup": 256, "capacity": 20_000}, 60),

@@ -6,12 +6,15 @@
 Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
 machine is noisy for both, and the ratio is the median over neighbours. ``--python`` names an environment with
 the other trainers (``pip install rejax sbx-rl qdax brax gymnax``), ``--evorl`` a checkout of EvoRL. What a
-trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise.
+trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise. The same
+command again goes on where it was interrupted: rows that ``--out`` already has are not measured again.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import resource
 import select
@@ -19,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.trainers import Cannot, Work  # noqa: E402
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 PEERS = ("rejax", "sbx", "qdax", "brax", "evorl")
 HIDDEN = {"sac": (256, 256), "ppo": (64, 64)}
 UNITS = {"sac": "agent updates per second", "ppo": "environment steps per second"}
@@ -84,24 +89,24 @@ class Trainer:
     what it did per second."""
 
     def __init__(self, name: str, work: Work, arguments: Arguments) -> None:
-        self.limit = arguments.limit
+        self.name, self.limit = name, arguments.limit
         self.process = arguments.start(__file__, name, asdict(work), stdin=subprocess.PIPE)
 
     def answer(self) -> dict[str, Any]:
         """Return the next line of the process.
 
         Raises:
-            Cannot: it has none, or none in time.
+            Cannot: it has none, or none in time. The message names popjax where the fault is its own.
         """
         assert self.process.stdout
-        if not select.select([self.process.stdout], [], [], self.limit)[0]:
-            self.close()
-            raise Cannot(f"no answer in {self.limit:g} s")
-        line = self.process.stdout.readline()
-        said = json.loads(line) if line else {"cannot": f"ended with exit status {self.process.wait()}"}
+        if select.select([self.process.stdout], [], [], self.limit)[0]:
+            line = self.process.stdout.readline()
+            said = json.loads(line) if line else {"cannot": f"ended with exit status {self.process.wait()}"}
+        else:
+            said = {"cannot": f"no answer in {self.limit:g} s"}
         if "cannot" in said:
             self.close()
-            raise Cannot(said["cannot"])
+            raise Cannot(f"popjax: {said['cannot']}" if self.name == "ours" else said["cannot"])
         return said
 
     def chunk(self) -> dict[str, Any]:
@@ -132,23 +137,74 @@ def work(name: str, amount: dict[str, Any]) -> None:
     try:
         chunk = importlib.import_module(f"benchmarks.trainers.{name}").build(Work(**amount)).chunk
         chunk()
+        compiled = time.process_time() - begun
+        played = 0
+        while played < 2 * amount["batch"] * amount["population"]:  # beyond what fills a replay first
+            played += chunk()
+        answer(first_chunk_processor_seconds=round(compiled, 2))
+        for _ in sys.stdin:
+            begun = time.perf_counter()
+            done = chunk()
+            seconds = time.perf_counter() - begun
+            answer(per_second=done / seconds, seconds=seconds, peak_bytes=peak_bytes())
     except Cannot as error:
         answer(cannot=str(error))
-        return
     except ImportError as error:
         answer(cannot=f"not installed: {error}")
-        return
-    compiled = time.process_time() - begun
-    played = 0
-    while played < 2 * amount["batch"] * amount["population"]:  # beyond what fills a replay first
-        played += chunk()
-    answer(first_chunk_processor_seconds=round(compiled, 2))
-    for _ in sys.stdin:
-        begun = time.perf_counter()
-        done = chunk()
-        seconds = time.perf_counter() - begun
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answer(per_second=done / seconds, seconds=seconds, peak_bytes=peak)
+    except Exception as error:  # such as a device without enough memory
+        answer(cannot=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has taken: of an accelerator's, or on a CPU of main memory."""
+    import jax
+
+    told = jax.devices()[0].memory_stats() or {}
+    return told.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def update_flops(work: Work) -> int:
+    """Return the floating-point operations of the matrix products in one update of SAC on Pendulum-v1, but
+    for those that only some trainers need, about one in a hundred.
+
+    A forward pass is one product a layer, a backward pass two, and one where only the action's gradient is
+    wanted: of the actor the next action, and forward and backward; of both critics the target, forward and
+    backward, and forward and backward to the action.
+    """
+    widths = [(3, *work.hidden, 2), (4, *work.hidden, 1)]
+    actor, critic = (2 * work.batch * sum(map(math.prod, itertools.pairwise(each))) for each in widths)
+    return (1 + 3) * actor + 2 * (1 + 3 + 2) * critic
+
+
+def products(size: int) -> None:
+    """Print how many floating-point operations a second of processor time does in products of matrices
+    [size, size]: the best of several rounds, as JSON."""
+    import jax
+    import jax.numpy as jnp
+
+    count = max(1, round(1e10 / (2 * size**3)))
+    program = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, x: x @ x / size, x))
+    x = jax.block_until_ready(program(jnp.ones((size, size))))
+    best = 0.0
+    for _ in range(8):
+        begun = time.process_time()
+        jax.block_until_ready(program(x))
+        best = max(best, count * 2 * size**3 / (time.process_time() - begun))
+    print(json.dumps(best))
+
+
+def limit() -> dict[str, float] | None:
+    """Return what bounds SAC on the cores of a CPU that this process may use, and None on an accelerator,
+    which memory bounds; see ``accelerator_programs.py``."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return None
+    command = [sys.executable, __file__, "--products", str(HIDDEN["sac"][0])]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    flops = update_flops(Work(hidden=HIDDEN["sac"]))
+    return {"flops_per_second": cores * float(told), "flops_per_update": flops}
 
 
 def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
@@ -200,8 +256,8 @@ def versions(python: str) -> dict[str, str]:
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draw what every trainer does per second against the number of agents."""
+def draw(rows: list[dict[str, Any]], file: Path, bound: dict[str, float] | None = None) -> None:
+    """Draw what every trainer does per second against the number of agents, and for SAC the ``limit``."""
     from matplotlib.figure import Figure
 
     algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
@@ -217,6 +273,9 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             colour = f"C{PEERS.index(peer)}" if peer in PEERS else None
             axes.plot(*zip(*points, strict=True), "o--", color=colour, label=peer)
         axes.set(xscale="log", xlabel="agents", ylabel=UNITS[algorithm], title=algorithm.upper())
+        if bound and algorithm == "sac":
+            most = bound["flops_per_second"] / bound["flops_per_update"]
+            axes.axhline(most, color="grey", linestyle=":", label="matrix products alone")
         if max(best) > 10 * min(best):
             axes.set_yscale("log")
         else:
@@ -228,24 +287,43 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
+def measure(algorithm: str, population: int, peers: list[str], arguments: Arguments) -> Iterator[Any]:
+    """Give a row for every peer as it comes."""
+    try:
+        amount = sized(algorithm, population, arguments)
+    except Cannot as error:
+        row = {"algorithm": algorithm, "population": population, "cannot": str(error)}
+        yield from (row | {"peer": peer} for peer in peers)
+        return
+    for peer in peers:
+        yield compare(peer, amount, arguments)
+
+
 def main(arguments: Arguments) -> None:
-    """Compare, print and write after every row, so that what there is survives an interruption."""
+    """Compare, print and write after every row, so that what there is survives an interruption; a row that
+    the JSON file already has keeps its commit."""
     from benchmarks import record
 
     rows: list[dict[str, Any]] = []
-    for algorithm in arguments.algorithms:
-        for population in arguments.populations:
-            amount = sized(algorithm, population, arguments)
-            for peer in arguments.peers:
-                rows.append(compare(peer, amount, arguments))
-                print(json.dumps(rows[-1]), flush=True)
-                record.write(arguments.out, peers=versions(arguments.python), units=UNITS, rows=rows)
+    if arguments.out and arguments.out.exists():
+        before = json.loads(arguments.out.read_text())
+        rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
+    had = {(row["algorithm"], row["population"], row["peer"]) for row in rows}
+    told = {"peers": versions(arguments.python), "units": UNITS, "limit": limit()}
+    for algorithm, population in itertools.product(arguments.algorithms, arguments.populations):
+        left = [peer for peer in arguments.peers if (algorithm, population, peer) not in had]
+        for row in measure(algorithm, population, left, arguments) if left else ():
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            record.write(arguments.out, **told, rows=rows)
     if arguments.out and any("ratio" in row for row in rows):
-        draw(rows, arguments.out.with_suffix(".png"))
+        draw(rows, arguments.out.with_suffix(".png"), told["limit"])
 
 
 if __name__ == "__main__":
-    if "--worker" in sys.argv:
+    if "--products" in sys.argv:
+        products(int(sys.argv[-1]))
+    elif "--worker" in sys.argv:
         work(sys.argv[-2], json.loads(sys.argv[-1]))
     else:
         import tyro

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import peers
-from benchmarks.trainers import Work
+from benchmarks.trainers import Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
 
@@ -19,12 +20,52 @@ def test_a_trainer_that_is_not_installed_is_recorded_as_that():
 
 
 def test_a_trainer_that_does_not_answer_is_recorded_as_that():
-    assert peers.compare("ours", TINY, peers.Arguments(limit=0.01))["cannot"] == "no answer in 0.01 s"
+    told = peers.compare("ours", TINY, peers.Arguments(limit=0.01))["cannot"]
+    assert told == "popjax: no answer in 0.01 s"  # which is no fault of another trainer
 
 
 def test_one_agent_a_process_is_what_some_trainers_are():
     row = peers.compare("sbx", Work(population=2), peers.Arguments())
     assert row["cannot"] in ("trains one agent a process", "not installed: No module named 'sbx'")
+
+
+def test_an_error_is_recorded_as_that():
+    row = peers.compare("ours", Work("sac", task="Tennis-v1"), peers.Arguments())
+    assert row["cannot"] == "popjax: KeyError: 'Tennis-v1'"
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured = []
+
+    def compare(peer, amount, arguments):
+        measured.append((amount.population, peer))
+        return {"algorithm": amount.algorithm, "population": amount.population, "peer": peer, "cannot": "-"}
+
+    def sized(algorithm, population, arguments):
+        if population == 4:
+            raise Cannot("popjax: no memory")
+        return Work(algorithm, population=population)
+
+    for name, stub in {"compare": compare, "sized": sized, "versions": lambda python: {}}.items():
+        monkeypatch.setattr(peers, name, stub)
+    monkeypatch.setattr(peers, "limit", lambda: None)
+    out = tmp_path / "peers.json"
+
+    def run(*populations):
+        peers.main(peers.Arguments(peers=("a", "b"), algorithms=("sac",), populations=populations, out=out))
+        return json.loads(out.read_text())["rows"]
+
+    (first, _) = run(1)
+    rows = run(1, 2, 4)
+    assert measured == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    assert [row["population"] for row in rows] == [1, 1, 2, 2, 4, 4]
+    assert rows[0] == first | {"git_commit": rows[0]["git_commit"]}
+    assert [row["cannot"] for row in rows[4:]] == ["popjax: no memory"] * 2
+
+
+def test_operations_of_an_update_are_those_of_its_products():
+    """About 16 forward passes of 66,816 weights, of 256 rows each."""
+    assert peers.update_flops(Work()) == 16 * 2 * 256 * 66_816
 
 
 @pytest.mark.slow
@@ -39,5 +80,5 @@ def test_popjax_beside_itself(tmp_path: Path):
     row = peers.compare("ours", TINY, peers.Arguments(repeats=2))
     assert len(row["ratios"]) == 2
     assert row["ratio"] > 0
-    peers.draw([row], tmp_path / "peers.png")
+    peers.draw([row], tmp_path / "peers.png", {"flops_per_second": 1e9, "flops_per_update": 1e7})
     assert (tmp_path / "peers.png").stat().st_size > 5_000

@@ -234,8 +234,30 @@ def _peers(load: Load, name: str) -> str:
             cells.append((population, f"{ours:,.0f}", *(_beside(here[peer]) for peer in peers)))
         header = [f"{algorithm.upper()}: agents", f"popjax, {unit}", *peers]
         tables.append(table(header, cells, range(len(header))))
+        tables.append(_first_chunks(algorithm, rows, peers))
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
     return "\n\n".join([*tables, f"At {_commits(found)} on {found['device']}, beside {versions}."])
+
+
+def _first_chunks(algorithm: str, rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> str:
+    """Return what the first chunk takes, with imports and compiling, and the memory at the end."""
+
+    def told(rows: Sequence[Mapping[str, Any]], who: str) -> str:
+        seconds = [row["first_chunk"][who]["first_chunk_processor_seconds"] for row in rows]
+        memory = [row["peak_bytes"][who] / 1e6 for row in rows if row["peak_bytes"]]
+        room = f" ({statistics.median(memory):,.0f})" if memory else ""
+        return f"{statistics.median(seconds):.0f}{room}" if rows else ""
+
+    cells = []
+    for population in dict.fromkeys(row["population"] for row in rows):
+        here = [row for row in rows if row["population"] == population and "ratio" in row]
+        each = ([row for row in here if row["peer"] == peer] for peer in peers)
+        cells.append(
+            (population, told(here, "ours"), *(told(x, p) for x, p in zip(each, peers, strict=True)))
+        )
+    memory = " (memory, MB)" if any(row.get("peak_bytes") for row in rows) else ""
+    header = [f"{algorithm.upper()}: agents", f"popjax, first chunk, processor seconds{memory}", *peers]
+    return table(header, cells, range(len(header)))
 
 
 def _commits(found: Mapping[str, Any]) -> str:

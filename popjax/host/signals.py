@@ -81,17 +81,17 @@ def deferred(
 def ready(arrays: T, stop: Stop | None = None) -> T:
     """Return ``arrays`` once they are computed.
 
-    Poll in Python rather than block inside the runtime, so that signals are handled meanwhile.
+    Poll in Python rather than block inside the runtime, so that signals are handled meanwhile. Pauses grow
+    with the time waited so far, so that little is lost after a short chunk.
 
     Raises:
         Left: ``stop`` is given and a signal arrived; the arrays are not computed yet.
     """
-    pause, waited = 1e-4, [data(leaf) for leaf in jax.tree.leaves(arrays)]
+    begun, waited = time.perf_counter(), [data(leaf) for leaf in jax.tree.leaves(arrays)]
     while not all(array.is_ready() for array in waited):
         if stop is not None and stop.arrived:
             raise Left
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02)
+        time.sleep(min(max(1e-4, (time.perf_counter() - begun) / 50), 0.02))
     return arrays
 
 

@@ -152,6 +152,27 @@ def test_what_is_computed_is_left_when_a_signal_comes() -> None:
         signals.beside(lambda: 5, lambda: 1 // 0)
 
 
+@pytest.mark.parametrize("needed", [0.001, 0.03, 0.3, 3.0])
+def test_waiting_for_a_chunk_adds_little(needed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 2% of it, and no more than 20 ms; by a clock that only the pauses move."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Computed:
+        dtype = float
+
+        def is_ready(self) -> bool:
+            return now >= needed
+
+    monkeypatch.setattr(signals.time, "sleep", sleep)
+    monkeypatch.setattr(signals.time, "perf_counter", lambda: now)
+    signals.ready([Computed()])
+    assert needed <= now <= needed + max(2e-4, min(needed / 50, 0.02))
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

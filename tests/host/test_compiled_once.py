@@ -15,6 +15,7 @@ import pytest
 
 import popjax
 from popjax.agents import td3
+from popjax.envs.episodic import episodic
 from popjax.methods import independent
 from popjax.remember import Remembered, remembered
 from tests.host import tiny
@@ -76,6 +77,23 @@ def test_a_run_goes_on_with_the_programs_it_began_with(
         with compilations() as made:
             popjax.train(ours, env, run_dir=tmp_path / name, resume=True, **SMALL | {"env_steps": 80})
     assert not made
+
+
+def test_physics_is_traced_once() -> None:
+    """By the programs of ``init``, a chunk and the evaluation, whatever the number of their lanes."""
+    traced: list[str] = []
+
+    def reset(key: Any) -> Any:
+        traced.append("reset")
+        return jax.numpy.zeros(()), jax.numpy.zeros(1)
+
+    def move(state: Any, action: Any) -> Any:
+        traced.append("step")
+        return state + 1, (state + action[0])[None], action[0], state > 5
+
+    env = episodic(popjax.core.Spec("own/line", (1,), 1, 10), reset, move)
+    popjax.train(tiny.build(env), env, seeds=3, **SMALL)
+    assert sorted(traced) == ["reset", "step"]
 
 
 def test_evaluate_in_a_loop(compilations: Callable[[], Any]) -> None:

@@ -67,8 +67,8 @@ def main(arguments: Arguments) -> None:
     for population in arguments.populations:
         rows += measure(population, arguments)
         Console(stderr=True).print(f"measured {population} agents", style="dim")
+        record.write(arguments.out, rows=[asdict(row) for row in rows])
     show(rows, arguments)
-    record.write(arguments.out, rows=[asdict(row) for row in rows])
 
 
 def measure(population: int, arguments: Arguments) -> list[Row]:

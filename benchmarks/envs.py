@@ -128,7 +128,12 @@ def chosen(arguments: Arguments) -> list[str]:
     """The names of the tasks that the filters let through."""
     named = [pattern.partition("/")[0] for pattern in arguments.task]  # others need not be installed
     suites = [suite for suite in arguments.suite if any(fnmatch.fnmatchcase(suite, name) for name in named)]
-    names = [f"{suite}/{task}" for suite in suites for task in envs.tasks(suite)]
+    names: list[str] = []
+    for suite in suites:
+        try:
+            names += [f"{suite}/{task}" for task in envs.tasks(suite)]
+        except ValueError as absent:  # the library, which the message names
+            Console(stderr=True).print(f"left out: {absent}", style="dim", markup=False)
     found = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in arguments.task)]
     if not found:
         sys.exit(f"no task of {', '.join(arguments.suite)} is called {' or '.join(arguments.task)}")

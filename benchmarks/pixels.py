@@ -7,7 +7,7 @@ draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses 
 these work, one picture after the other for the latter. Pictures per second and per second of this process's
 processor time, which other programs disturb less, the best of several rounds, and the seconds of compiling.
 Then a whole step of the environment in 8 lanes, the share of it that the picture costs, and DrQ's gradient
-steps. Writes ``pixels-BACKEND.json`` to ``benchmarks/results``.
+steps. Writes ``--out``, by default ``pixels-BACKEND.json`` in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
@@ -168,13 +169,18 @@ def learned() -> dict[str, float]:
     return rate | {"compile_seconds": seconds}
 
 
-def main() -> None:
+def main(out: Path | None = None) -> None:
+    """Measure, write and print.
+
+    Args:
+        out: JSON file for the results.
+    """
     pictures = {task: {str(lanes): drawn(task, lanes) for lanes in LANES} for task in TASKS}
-    place = RESULTS / f"pixels-{jax.default_backend()}.json"
+    place = out or RESULTS / f"pixels-{jax.default_backend()}.json"
     environment = {"lanes": STEP_LANES} | stepped(STEP_LANES)
     record.write(place, size=SIDE, pictures=pictures, environment=environment, drq_updates=learned())
     print(place.read_text())
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -1,20 +1,29 @@
 """Speed at which populations step and learn, and what they take: one table, and a JSON file beside it.
 
     python benchmarks/throughput.py --methods sac td3 pderl --populations 1 2 4 8 16
+    python benchmarks/throughput.py --methods cdrl ca2e --env gymnax/Breakout-MinAtar
 
-Every figure is the median of ``--repeats`` timed chunks of one compiled program, after one untimed chunk;
-``benchmarks/peers.py`` compares with other libraries.
+Every figure is the median of ``--repeats`` timed chunks of one compiled program, after one untimed chunk and
+the method's warm-up, in a process of its own; ``benchmarks/peers.py`` compares with other libraries. Methods
+have their default Config but for the sizes below. ``align`` and ``distil``, which begin with finished runs,
+are measured by ``update_modes.py``, ``alignment.py`` and ``distillation.py``.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process leaves a GPU to its children
 
 import jax
 import tyro
@@ -24,35 +33,38 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
-from popjax.agents import AGENTS, ddpg, dqn, ppo
+from popjax.agents import AGENTS, ON_POLICY_AGENTS
 from popjax.core import Method
+from popjax.host import recipes
 from popjax.host.scaling import memory
-from popjax.methods import ca2e, ce, independent, onpolicy, pderl
+from popjax.recipe import Recipe, defaults, kinds_of
+
+Name = Literal[
+    *("sac", "td3", "ddpg", "sac2018", "dqn", "ppo", "a2c"),
+    *("pderl", "erl", "cem_rl", "es", "ce", "sunrise", "dice", "diayn", "pbt", "cspc", "ca2e", "cdrl"),
+]
+LONG = ("ppo", "pderl", "erl", "cem_rl", "es", "cspc")
+"""Methods of which a chunk is one step, which plays whole episodes or thousands of environment steps."""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Choices of the measurement."""
 
-    methods: tuple[Literal["sac", "td3", "ddpg", "ppo", "pderl", "ce", "ca2e"], ...] = (
-        "sac",
-        "td3",
-        "ddpg",
-        "pderl",
-    )
-    """Agents of ``independent`` or ``onpolicy``, or methods; ca2e is its own eight actors."""
+    methods: tuple[Name, ...] = ("sac", "td3", "ddpg", "pderl")
+    """Agents of ``independent`` or ``onpolicy``, or methods."""
     populations: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Population sizes; pderl starts at 2."""
+    """Population sizes; methods whose Config has none have one row."""
     lanes: int = 1
-    """Environments of each agent; not of pderl."""
+    """Environments of each agent, where the Config has them."""
     env: str = "gymnax/Pendulum-v1"
     """Environment as SUITE/TASK."""
     capacity: int = 131_072
     """Replay, transitions; every independent agent has its own, rejax's default size."""
     batch: int = 256
-    """Transitions per gradient step of an independent agent."""
+    """Transitions per gradient step of independent agents and of CE's; other methods keep their own."""
     iterations: int = 500
-    """Environment steps, and updates, of each independent agent in a timed chunk; pderl's is a generation."""
+    """Steps of a method in a timed chunk, but see ``LONG``."""
     repeats: int = 5
     """Timed chunks."""
     out: Path | None = None
@@ -61,14 +73,21 @@ class Arguments:
 
 @dataclass
 class Row:
-    """Medians over the timed chunks; memory in bytes, compile time in seconds."""
+    """Medians over the timed chunks; memory in bytes, compile time in seconds.
+
+    gradient_steps_per_second: summed over agents, of PPO and A2C those of the policy; None where a method
+                               does not count them.
+    peak_bytes:   as the host estimates it before it allocates anything.
+    device_bytes: what the accelerator has held at most, programs that initialise included; None on a CPU.
+    """
 
     method: str
     population: int
     env_steps_per_second: float = 0.0
-    gradient_steps_per_second: float = 0.0
+    gradient_steps_per_second: float | None = None
     compile_seconds: float = 0.0
     peak_bytes: int = 0
+    device_bytes: int | None = None
     state_bytes: int = 0
     temporary_bytes: int = 0
 
@@ -93,23 +112,48 @@ class Program:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures and prints; writes ``arguments.out``."""
-    env = popjax.make(arguments.env)
-    rows = []
-    for name in arguments.methods:
-        for population in arguments.populations:
-            if name == "pderl" and population < 2:
-                continue
-            rows.append(measure(name, population, env, arguments))
-            Console(stderr=True).print(f"measured {name} with population {population}", style="dim")
+    """Measure and print; write ``arguments.out`` after every row, and go on with what it does not have."""
+    rows: list[dict[str, Any]] = []
+    if arguments.out and arguments.out.exists():
+        before = json.loads(arguments.out.read_text())
+        rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
+    had = {(row["method"], row["population"]) for row in rows}
+    for name, population in product(arguments.methods, arguments.populations):
+        if population != arguments.populations[0] and not hasattr(_config(name), "population"):
+            continue
+        if (name, population) not in had:
+            rows.append(in_its_own_process(name, population, arguments))
+            record.write(arguments.out, rows=rows)
     show(rows, arguments)
-    record.write(arguments.out, rows=[asdict(row) for row in rows])
+
+
+def in_its_own_process(name: str, population: int, arguments: Arguments) -> dict[str, Any]:
+    """Return a row, or the first line of what went wrong."""
+    told = json.dumps(asdict(arguments) | {"out": None})
+    command = [sys.executable, __file__, "--one", name, str(population), told]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    lines = done.stdout.splitlines()
+    said = json.loads(lines[-1]) if lines else {"cannot": f"ended with exit status {done.returncode}"}
+    Console(stderr=True).print(f"{name} with population {population}: {said}", style="dim", markup=False)
+    return {"method": name, "population": population} | said
+
+
+def one(name: str, population: int, arguments: Arguments) -> None:
+    """Print the row of a method as JSON, or why there is none."""
+    try:
+        print(json.dumps(asdict(measure(name, population, popjax.make(arguments.env), arguments))))
+    except (ValueError, jax.errors.JaxRuntimeError) as error:  # such as a device without enough memory
+        print(json.dumps({"cannot": str(error).splitlines()[0][:200]}))
 
 
 def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -> Row:
-    """One row of the table."""
-    method, length = build(name, population, env, arguments)
-    program = Program(lambda key: method.init(key, method.hyper), method.step, length)
+    """Return one row of the table."""
+    method = build(name, population, env, arguments)
+    program = Program(
+        lambda key: method.init(key, method.hyper),
+        method.step,
+        1 if name in LONG else arguments.iterations,
+    )
     program()
     while int(program.state.env_steps) <= method.learning_starts:
         program()
@@ -121,69 +165,89 @@ def measure(name: str, population: int, env: popjax.Env, arguments: Arguments) -
         updates.append(gradient_steps(name, env_steps[-1], method, program.state, arguments))
     row = Row(name, population, compile_seconds=program.compile_seconds)
     row.env_steps_per_second = statistics.median(n / s for n, s in zip(env_steps, seconds, strict=True))
-    row.gradient_steps_per_second = statistics.median(n / s for n, s in zip(updates, seconds, strict=True))
+    counted = [n / s for n, s in zip(updates, seconds, strict=True) if n is not None]
+    row.gradient_steps_per_second = statistics.median(counted) if counted else None
     row.peak_bytes = memory.compiled_bytes(program.compiled)
     row.state_bytes = memory.tree_bytes(program.state)
     row.temporary_bytes = program.compiled.memory_analysis().temp_size_in_bytes
+    if jax.default_backend() != "cpu":
+        row.device_bytes = memory.peak_bytes(jax.local_devices()[0])
     return row
 
 
-def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> tuple[Method, int]:
-    """The method and how many of its steps make a chunk."""
-    own = {"capacity": arguments.capacity}
-    if name == "pderl":
-        return pderl.build(env, pderl.Config(population=population, **own)), 1
-    if name == "ppo":
-        config = onpolicy.Config(agent=ppo.Config(), population=population, lanes=max(arguments.lanes, 4))
-        return onpolicy.build(env, config), 1
-    own |= {"lanes": arguments.lanes, "batch": arguments.batch}
-    if name == "ce":
-        config = ce.Config(population=population, warmup=arguments.batch, **own)
-        return ce.build(env, config), arguments.iterations
+def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> Method:
+    """Return the method in the sizes that were asked for, as far as its Config has them."""
+    sizes = {"population": population, "capacity": arguments.capacity, "lanes": arguments.lanes}
+    if name in ON_POLICY_AGENTS:
+        sizes["lanes"] = max(arguments.lanes, 4)
+    if name in AGENTS or name == "ce":
+        sizes |= {"batch": arguments.batch, "warmup": arguments.batch}
     if name == "ca2e":
-        agent = dqn.Config() if env.spec.discrete else ddpg.BASELINES
-        config = replace(ca2e.default_config(agent), learning_starts=1_000, **own)
-        return ca2e.build(env, config), arguments.iterations
-    config = independent.Config(
-        agent=AGENTS[name].Config(), population=population, warmup=arguments.batch, **own
-    )
-    return independent.build(env, config), arguments.iterations
+        sizes["learning_starts"] = 1_000
+    config = _config(name, env)
+    config = replace(config, **{field: size for field, size in sizes.items() if hasattr(config, field)})
+    return _recipe(name)[0].build(env, config)
 
 
-def gradient_steps(name: str, taken: int, method: Method, after: Any, arguments: Arguments) -> int:
-    """Updates in a chunk of ``taken`` environment steps, summed over agents; of PPO those of the policy."""
+def _recipe(name: str) -> tuple[Recipe, dict[str, str]]:
+    """Return the Recipe of a method, or of plain agents and the kind of those."""
+    method = "independent" if name in AGENTS else "onpolicy" if name in ON_POLICY_AGENTS else name
+    return recipes.recipe(method), {"agent": name} if method != name else {}
+
+
+def _config(name: str, env: popjax.Env | None = None) -> Any:
+    """Return the default Config, with the kinds of agents that ``env`` decides."""
+    recipe, kinds = _recipe(name)
+    found = kinds_of(recipe, recipe.config())
+    if env and recipe.kinds:
+        found |= recipe.kinds(env.spec)
+    return defaults(recipe, found | kinds)[0]
+
+
+def gradient_steps(name: str, taken: int, method: Method, after: Any, arguments: Arguments) -> int | None:
+    """Return the updates in a chunk of ``taken`` environment steps, summed over agents; see ``Row``."""
     assert method.built
     config = method.built.config
-    if name == "pderl":
-        return int(after.metrics.gradient_steps)
+    if name in AGENTS:
+        return arguments.iterations * config.population * config.updates
     if name == "ppo":
         return int(after.metrics.losses.policy_steps.sum())
+    if name == "a2c":
+        return arguments.iterations * config.population
+    if name in ("pderl", "erl"):
+        return int(after.metrics.gradient_steps)
+    if name == "cem_rl":
+        return int(after.metrics.gradient_steps) * config.trained
     if name == "ca2e":
         return taken // config.env_steps_per_update
-    if name == "ce":
-        return taken * config.population
-    return arguments.iterations * config.population
+    return taken * config.population if name == "ce" else None
 
 
-def show(rows: Sequence[Row], arguments: Arguments) -> None:
-    """The table on standard output."""
-    table = Table(title=f"{arguments.env} on {jax.devices()[0].device_kind}")
+def show(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
+    """Print the table on standard output."""
+    table = Table(title=arguments.env)
     headers = ["method", "P", "env steps/s", "gradient steps/s", "compile s", "peak MB", "temporaries/State"]
     for header in headers:
         table.add_column(header, justify="left" if header == "method" else "right")
     for row in rows:
-        cells = [
-            row.method,
-            str(row.population),
-            f"{row.env_steps_per_second:,.0f}",
-            f"{row.gradient_steps_per_second:,.0f}",
-            f"{row.compile_seconds:.1f}",
-            f"{row.peak_bytes / 1e6:,.1f}",
-            f"{row.temporary_bytes / row.state_bytes:.2f}",
-        ]
-        table.add_row(*cells)
+        if "cannot" in row:
+            table.add_row(row["method"], str(row["population"]), row["cannot"])
+            continue
+        updates = row["gradient_steps_per_second"]
+        table.add_row(
+            row["method"],
+            str(row["population"]),
+            f"{row['env_steps_per_second']:,.0f}",
+            "" if updates is None else f"{updates:,.0f}",
+            f"{row['compile_seconds']:.1f}",
+            f"{(row['device_bytes'] or row['peak_bytes']) / 1e6:,.1f}",
+            f"{row['temporary_bytes'] / row['state_bytes']:.2f}",
+        )
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    if sys.argv[1:2] == ["--one"]:
+        one(sys.argv[2], int(sys.argv[3]), Arguments(**json.loads(sys.argv[4])))
+    else:
+        main(tyro.cli(Arguments, description=__doc__))

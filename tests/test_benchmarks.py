@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "atari": "--lanes 1 2 --env-steps 8 --rounds 1",
     "collaboration": "--populations 1 2 --updates 2 --repeats 1 --capacity 2000",
+    "compile": "--cases sac --env gymnax/Pendulum-v1",
     "cooperation": "--env gymnax/Pendulum-v1 --phase 200 --repeats 1 --capacity 2000",
     "distillation": (
         "--pair rooms --env-steps 2000 --align-steps 2000 --units 8 --seeds 1 --align-hidden 8"
@@ -23,7 +24,8 @@ SMALL = {
     "race": "--tasks ppo-cartpole --searches pbt fixed --population 5 --seeds 2 --fraction 0.1",
     "sweep": "--hidden 8 --seeds 2 --steps 20 --repeats 1 --state-bytes 1000000 --saved-steps 20 --saves 1",
     "throughput": (
-        "--methods sac ppo pderl ce ca2e --populations 2 --capacity 4000 --batch 8 --iterations 2 --repeats 1"
+        "--methods sac ppo cem_rl es pbt ca2e --populations 2 --capacity 4000 --batch 8 --iterations 2"
+        " --repeats 1"
     ),
     "to_score": "--trainers ours --tasks ppo-cartpole --seeds 1",
     "update_modes": "--pairs rooms --iterations 1 --repeats 1",

@@ -1,4 +1,5 @@
-"""Compile every method for an H100 and a TPU v5e, neither of which need be there, and read the programs.
+"""Compile every method for an H100 and a TPU v5e, neither of which need be there, and read the programs; all
+but ``align`` and ``distil``, which begin with finished runs.
 
     pip install -c constraints.txt -e '.[aot-gpu,aot-tpu]'
     python benchmarks/accelerator_programs.py --cases sac-1 sac-64 --out benchmarks/results/programs.json
@@ -53,6 +54,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dice": ("dice", PENDULUM, {}),
     "sunrise": ("sunrise", PENDULUM, {}),
     "pderl": ("pderl", PENDULUM, {}),
+    "erl": ("erl", PENDULUM, {}),
+    "cem-rl": ("cem_rl", PENDULUM, {}),
+    "es": ("es", PENDULUM, {}),
+    "pbt": ("pbt", PENDULUM, {}),
     "cspc": ("cspc", PENDULUM, {}),
     "ca2e": ("ca2e", BREAKOUT, {}),
     "cdrl": ("cdrl", BREAKOUT, {}),
@@ -199,7 +204,7 @@ def main(arguments: Arguments) -> None:
 
     for kind in arguments.devices:
         if lack := absent.missing(kind):
-            raise SystemExit(lack)
+            raise SystemExit(f"error: {lack}")
     rows: list[dict[str, Any]] = []
     for case, kind, capacity, lie in product(
         arguments.cases, arguments.devices, arguments.capacities, arguments.rows

@@ -1,10 +1,12 @@
 """Count what compiling costs: processor seconds of tracing and of XLA, lines of StableHLO, and the places at
-which the physics step and the reset stand in the program of a chunk.
+which the physics step and the reset stand in the program of a chunk; and what a user waits for.
 
     python benchmarks/compile.py --cases sac cspc --env gym/Hopper-v4 --out benchmarks/results/compile.json
-    PYTHONPATH=/tmp/before python benchmarks/compile.py ...     the same of another checkout
+    PYTHONPATH=/tmp/before python benchmarks/compile.py --no-starts ...     the same of another checkout
 
-Every case is compiled alone in a process of its own, without a cache.
+Every case is compiled alone in a process of its own, without a cache. A start is a process from its beginning
+until all programs of a run are there, those of ``init`` and the evaluation, too: *cold* without anything in
+JAX's cache on disk, *warm* with what the cold start left there, both in seconds and processor seconds.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+BEGUN = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[1]
 FUSED = {"fused": True, "lanes": 10, "on_policy_lanes": 10, "reset_at_batch": False}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,8 +45,8 @@ class Arguments:
     """Which cases."""
     env: str = "gym/Hopper-v4"
     """Environment as SUITE/TASK."""
-    processes: int = 1
-    """Cases that compile at the same time."""
+    starts: bool = True
+    """Whether to measure starts."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -125,30 +128,63 @@ def one(case: str, task: str) -> None:
     print(json.dumps(row), flush=True)
 
 
+def start(case: str, task: str) -> None:
+    """Make all programs of a run with one seed; print the seconds as JSON."""
+    import jax
+
+    import popjax
+    from popjax.host.runs.options import Options
+    from popjax.host.scaling import shard, sweep
+    from popjax.host.training.compiled_programs import compile_programs
+
+    name, changes = CASES[case]
+    module = importlib.import_module(f"popjax.methods.{name}")
+    env = popjax.make(task)
+    method = module.build(env, config_of(module, changes))
+    members = sweep.grid(0, 1, {})
+    begin = sweep.keys(members), sweep.hypers(method.hyper, members)
+    state = jax.eval_shape(sweep.lift(method.init, 1), *begin)
+    compile_programs(method, env, begin, state, Options(), shard.place(state, 1), fresh=True)
+    seconds = {"seconds": time.perf_counter() - BEGUN, "processor_seconds": time.process_time()}
+    print(json.dumps({name: round(value, 1) for name, value in seconds.items()}))
+
+
+def told(what: str, case: str, task: str, **environment: str) -> Any:
+    """Return what a process of its own prints of a case."""
+    path = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
+    done = subprocess.run(
+        [sys.executable, __file__, what, case, task],
+        env=os.environ | path | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"error: {case} on {task} ended with exit status {done.returncode}; see above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main(arguments: Arguments) -> None:
-    """Compile, print and write."""
+    """Compile, print and write after every case."""
     from benchmarks import record
 
-    path = os.environ.get("PYTHONPATH", str(ROOT))
-    waiting, running, rows = list(arguments.cases), [], []
-    while waiting or running:
-        while waiting and len(running) < arguments.processes:
-            command = [sys.executable, __file__, "--one", waiting.pop(0), arguments.env]
-            running.append(
-                subprocess.Popen(
-                    command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
-                )
-            )
-        told, _ = running.pop(0).communicate()
-        if told:
-            rows.append(json.loads(told.splitlines()[-1]))
-            print(json.dumps(rows[-1]), flush=True)
-    record.write(arguments.out, rows=rows)
+    rows = []
+    for case in arguments.cases:
+        row = told("--one", case, arguments.env, JAX_ENABLE_COMPILATION_CACHE="0")
+        if arguments.starts:
+            with tempfile.TemporaryDirectory() as cache:
+                kept = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
+                for which in ("cold_start", "warm_start"):
+                    row[which] = told("--start", case, arguments.env, **kept)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        record.write(arguments.out, rows=rows)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         one(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--start"]:
+        start(*sys.argv[2:])
     else:
         import tyro
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from popjax.agents import ddpg, sac
 from popjax.envs import make
 from popjax.evolution.crossover import Distillation
+from popjax.host.training import train
 from popjax.methods import independent, onpolicy, pderl
-from tests.support import equal
+from tests.support import close, equal
 
 pytestmark = pytest.mark.gpu
 BUILD = {
@@ -53,22 +53,31 @@ def test_the_same_seed_gives_the_same_numbers_on_an_accelerator(name):
     equal(*(chunk(init(jax.random.key(3)), steps) for _ in range(2)))
 
 
+def trained(name, steps, **options):
+    """Return the result of so many iterations, in two chunks."""
+    env = make("gymnax/Pendulum-v1")
+    method = BUILD[name](env)
+    every = steps // 2 * method.steps_bound
+    intervals = {"eval_every": every, "log_every": every, "checkpoint_every": every, "eval_episodes": 1}
+    return train(method, env, env_steps=steps * method.steps_bound, quiet=True, **intervals, **options)
+
+
 @pytest.mark.parametrize("name", BUILD)
-def test_a_run_goes_on_as_if_it_had_not_stopped(name):
-    """Through the host: what a checkpoint would hold."""
-    init, chunk, steps = compiled(name)
-    half = chunk(init(jax.random.key(3)), steps // 2)
-    bare = jax.tree.map(
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, half
-    )
-    saved = jax.device_get(bare)
-    restored = jax.tree.map(
-        lambda x, like: (
-            jax.random.wrap_key_data(jnp.asarray(x))
-            if jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-            else jnp.asarray(x)
-        ),
-        saved,
-        half,
-    )
-    equal(chunk(init(jax.random.key(3)), steps), chunk(restored, steps - steps // 2))
+def test_a_run_goes_on_as_if_it_had_not_stopped(name, tmp_path):
+    steps = compiled(name)[2]
+    whole = trained(name, steps, run_dir=tmp_path / "whole")
+    assert trained(name, steps, run_dir=tmp_path / "parts", sinks=[lambda index, _: index > 0]).state
+    parts = trained(name, steps, run_dir=tmp_path / "parts", resume=True)
+    assert parts.summary["generations"] == whole.summary["generations"]
+    assert parts.summary["state_sha256"] == whole.summary["state_sha256"]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sac", 20), ("ppo", 2)])
+def test_members_are_the_same_on_one_device_and_on_all(name, steps):
+    """But for rounding: kernels for other numbers of members sum in another order."""
+    count = len(jax.devices())
+    if count == 1:
+        pytest.skip("needs several devices")
+    one, spread = (trained(name, steps, seeds=count, devices=n).state for n in (1, "all"))
+    assert len(spread.generation.sharding.device_set) == count
+    close(one.agents, spread.agents, rtol=0.01, atol=0.001)

@@ -1,5 +1,5 @@
-"""Compare how many seconds popjax and other trainers take to a score: SAC on Pendulum-v1, PPO on CartPole-v1
-and on MinAtar's Breakout.
+"""Compare how many seconds popjax and other trainers take to a score: SAC on Pendulum-v1 and Brax's Hopper,
+PPO on CartPole-v1 and MinAtar's Breakout.
 
     python benchmarks/to_score.py --python /tmp/peers/bin/python --out benchmarks/results/to-score-cpu.json
 
@@ -71,6 +71,11 @@ TASKS = {
         score=6.0,
         env_steps=1_000_000,
     ),
+    "sac-hopper": Task(
+        Work(task="brax/hopper", iterations=1_000, hidden=(64, 64), learning_rate=1e-3),
+        score=1_200.0,
+        env_steps=50_000,
+    ),
 }
 
 
@@ -88,27 +93,51 @@ class Arguments(Others):
     """Seconds to wait for a run."""
 
 
+def task_functions(name: str) -> tuple[Callable[..., Any], Callable[..., Any], int]:
+    """Return ``reset(key) -> (obs, state)``, ``step(state, action) -> (obs, state, reward, terminated)`` and
+    the time limit of a task."""
+    import jax
+
+    if name == "brax/hopper":
+        from brax import envs
+
+        from benchmarks.trainers import on_brax
+
+        hopper = envs.get_environment(on_brax.HOPPER)
+
+        def begun(key: Any) -> Any:
+            state = hopper.reset(key)
+            return state.obs, state
+
+        def moved(state: Any, action: Any) -> Any:
+            state = hopper.step(state, action)
+            return state.obs, state, state.reward, state.done > 0
+
+        return begun, moved, on_brax.HOPPER_EPISODE
+    task = task_class(name)()
+    constants = task.default_params
+
+    def step(state: Any, action: Any) -> Any:
+        return task.step_env(jax.random.key(0), state, action, constants)[:4]  # the physics draws nothing
+
+    return lambda key: task.reset_env(key, constants), step, constants.max_steps_in_episode
+
+
 def scorer(name: str, population: int = 1) -> Callable[[Callable[[Any], Any]], float]:
     """Return ``score(act)``, the mean over agents of the mean return of ten episodes, whose first states are
     the same for every agent of every trainer; ``act`` is ``Training.act``."""
     import jax
     import jax.numpy as jnp
 
-    task = task_class(name)()
-    constants = task.default_params
-    keys = jax.random.split(jax.random.key(0), EPISODES)
-    first = jax.vmap(task.reset_env, (0, None))(keys, constants)
+    reset, play, length = task_functions(name)
+    first = jax.jit(jax.vmap(reset))(jax.random.split(jax.random.PRNGKey(0), EPISODES))
     obs, state = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], population, 0), first)
     shape = (population, EPISODES)
-
-    @jax.jit
-    def step(state: Any, action: Any) -> Any:
-        key = jax.random.key(0)  # the physics draws nothing
-        return jax.vmap(jax.vmap(lambda s, a: task.step_env(key, s, a, constants)[:4]))(state, action)
+    step = jax.jit(jax.vmap(jax.vmap(play)))
 
     def score(act: Callable[[Any], Any]) -> float:
         lanes, seen, total, going = state, obs, jnp.zeros(shape), jnp.ones(shape, bool)
-        for _ in range(constants.max_steps_in_episode):
+        for _ in range(length):
             seen, lanes, reward, terminated = step(lanes, jnp.asarray(act(seen)))
             total += jnp.where(going, reward.reshape(shape), 0)
             going &= ~terminated.reshape(shape)

@@ -59,6 +59,16 @@ def test_episodes_are_scored_to_their_end():
     assert -16.3 * 200 < score < -500
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Brax System")  # it says that it is no longer developed
+def test_hopper_is_scored_to_its_time_limit():
+    """Without torques it stands for all of the 1,000 steps, at 1 a step, and leans forward a little."""
+    import jax.numpy as jnp
+
+    score = to_score.scorer("brax/hopper")(lambda obs: jnp.zeros((*obs.shape[:2], 3)))
+    assert score == pytest.approx(1_010, abs=5)
+
+
 def test_the_score_of_a_population_is_the_mean_over_its_agents():
     """An agent that pushes to where the pole leans holds it longer than one that always pushes to the
     right."""
@@ -84,14 +94,15 @@ def test_the_score_of_a_population_is_the_mean_over_its_agents():
     ],
 )
 def test_actions_are_the_tasks(task):
-    """Policies of popjax cover the torques of Pendulum, -2 to 2 and no others, both directions of CartPole
-    and the three moves of Breakout; agents of a population act differently."""
+    """Policies of popjax cover the torques of Pendulum, -2 to 2 and no others, those of Hopper, -1 to 1, both
+    directions of CartPole and the three moves of Breakout; agents of a population act differently."""
     import numpy as np
 
     from benchmarks.trainers import ours
 
     work = replace(to_score.TASKS[task].work, hidden=(8,), batch=4, capacity=64, lanes=4, steps=4)
-    size = (work.population, 1_000, {"CartPole-v1": 4, "Pendulum-v1": 3, "Breakout-MinAtar": 400}[work.task])
+    features = {"CartPole-v1": 4, "Pendulum-v1": 3, "Breakout-MinAtar": 400, "brax/hopper": 11}
+    size = (work.population, 1_000, features[work.task])
     obs = np.random.default_rng(0).normal(scale=100, size=size)
     actions = np.asarray(ours.build(work).act(obs))
     if work.population > 1:
@@ -100,10 +111,30 @@ def test_actions_are_the_tasks(task):
         assert actions.shape == size[:2]
         assert set(actions.ravel()) == set(range(3 if work.task == "Breakout-MinAtar" else 2))
     else:
-        assert actions.shape == (*size[:2], 1)
-        assert np.abs(actions).max() <= 2
-        assert actions.min() < -1.9
-        assert actions.max() > 1.9
+        torques, largest = {"Pendulum-v1": (1, 2), "brax/hopper": (3, 1)}[work.task]
+        assert actions.shape == (*size[:2], torques)
+        assert np.abs(actions).max() <= largest
+        assert actions.min() < -0.95 * largest
+        assert actions.max() > 0.95 * largest
+
+
+def test_a_second_chunk_compiles_nothing():
+    """Steps may return weakly typed numbers, as Brax's Hopper does."""
+    import jax.numpy as jnp
+
+    from benchmarks import trainers
+
+    traced = []
+
+    def step(state):
+        traced.append(state)
+        return jnp.where(state > 0, 1.0, 2.0)
+
+    training = trainers.scanned(lambda key: jnp.float32(0), step, trainers.Work(iterations=2))
+    training.chunk()
+    once = len(traced)
+    training.chunk()
+    assert len(traced) == once > 0
 
 
 @pytest.mark.slow

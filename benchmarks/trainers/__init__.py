@@ -12,7 +12,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """The same work for every trainer, on Pendulum-v1, CartPole-v1 or Breakout-MinAtar.
+    """The same work for every trainer, on Pendulum-v1, CartPole-v1, Breakout-MinAtar or brax/hopper, which is
+    Brax's Hopper with positional physics as each library wraps it.
 
     SAC: each agent has a replay of its own, and an iteration is one environment step and one gradient step.
     PPO: an iteration is a rollout of ``steps`` in each of ``lanes``, learned from in ``epochs`` of
@@ -38,6 +39,11 @@ class Work:
     entropy_weight: float = 0.0  # of PPO
 
     @property
+    def action_scale(self) -> int:
+        """Factor from a policy's actions to the task's; in Pendulum they go from [-1, 1] to [-2, 2]."""
+        return 2 if self.task == "Pendulum-v1" else 1
+
+    @property
     def done(self) -> int:
         """Units of work in a chunk."""
         each = self.lanes * self.steps if self.algorithm == "ppo" else 1
@@ -52,7 +58,7 @@ class Training:
     """Train for ``work.iterations``; return what was done, summed over agents: SAC's gradient steps, PPO's
     environment steps."""
     act: Callable[[Any], Any] | None = None
-    """Observations [P, B, ...] of every agent -> its most likely actions: torques [P, B, 1] or int
+    """Observations [P, B, ...] of every agent -> its most likely actions: torques [P, B, A] or int
     [P, B]."""
 
 
@@ -79,6 +85,15 @@ def task_class(name: str) -> Any:
     return (known | {"Breakout-MinAtar": Breakout})[name]
 
 
+def strong(state: Any) -> Any:
+    """Return the state without weak types, which Brax's Hopper and some trainers leave in it, so that a
+    second chunk compiles nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+
+
 def scanned(
     init: Callable[[Any], Any],
     step: Callable[[Any], Any],
@@ -90,16 +105,12 @@ def scanned(
     ``act`` is ``Training.act`` with the state first.
     """
     import jax
-    import jax.numpy as jnp
 
-    def begin(key: Any) -> Any:
-        """Return the first state with types that a step keeps, so that the second chunk compiles nothing."""
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), init(key))
-
-    held = [jax.jit(begin)(jax.random.PRNGKey(work.seed))]  # of the old kind, which EvoRL asks for
+    # Keys of the old kind, which EvoRL asks for.
+    held = [jax.jit(lambda key: strong(init(key)))(jax.random.PRNGKey(work.seed))]
 
     def chunk(state: Any) -> Any:
-        return jax.lax.scan(lambda s, _: (step(s), None), state, length=work.iterations)[0]
+        return strong(jax.lax.scan(lambda s, _: (step(s), None), state, length=work.iterations)[0])
 
     program = jax.jit(chunk, donate_argnums=0)
 

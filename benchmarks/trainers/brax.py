@@ -30,7 +30,7 @@ def build(work: Work) -> Training:
     if work.population > 1:
         raise Cannot("trains one agent a program")
     if work.task != "Pendulum-v1":
-        raise Cannot("knows no discrete actions")
+        raise Cannot("is compared on Pendulum alone")
     if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 has it no more
         jax.device_put_replicated = lambda x, devices: jax.tree.map(
             lambda leaf: jnp.stack([leaf] * len(devices)), x

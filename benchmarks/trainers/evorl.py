@@ -11,29 +11,17 @@ from benchmarks.trainers import Training, Work, every, task_class
 def build(work: Work) -> Training:
     """Return the trainer: ``step`` of the workflow, of a population where there is one."""
     import evorl
-    import gymnax
     import jax
     from evorl.algorithms.ppo import PPOWorkflow
     from evorl.algorithms.sac import SACWorkflow
     from evorl.sample_batch import SampleBatch
     from omegaconf import OmegaConf
 
-    task = task_class(work.task)
-
-    class Discounted(task):
-        """A task that reports a discount, as gymnax 0.0 did and EvoRL expects."""
-
-        def step_env(self, *state: Any) -> Any:
-            obs, moved, reward, terminated, info = super().step_env(*state)
-            return obs, moved, reward, terminated, info | {"discount": 1.0 - terminated}
-
-    gymnax.make = lambda name: (Discounted(), task().default_params)
-    length = task().default_params.max_steps_in_episode
     root = Path(evorl.__file__).resolve().parents[1]
     config = OmegaConf.load(root / "configs" / "agent" / f"{work.algorithm}.yaml")
     config.merge_with(
         {
-            "env": {"env_name": work.task, "env_type": "gymnax", "max_episode_steps": length},
+            "env": _task(work.task),
             "checkpoint": {"enable": False},
             "output_dir": "",
             "seed": 0,
@@ -80,6 +68,32 @@ def build(work: Work) -> Training:
     def act(state: Any, obs: Any) -> Any:
         sample = SampleBatch(obs=obs)
         found = workflow.agent.evaluate_actions(state.agent_state, sample, jax.random.PRNGKey(0))[0]
-        return 2 * found if work.task == "Pendulum-v1" else found
+        return work.action_scale * found
 
     return every(workflow.init, lambda state: workflow.step(state)[1], work, act)
+
+
+def _task(name: str) -> dict[str, Any]:
+    """Return EvoRL's description of a task; one of gymnax is what ``gymnax.make`` returns from now on."""
+    if name == "brax/hopper":
+        from benchmarks.trainers import on_brax
+
+        return {
+            "env_name": on_brax.HOPPER,
+            "env_type": "brax",
+            "max_episode_steps": on_brax.HOPPER_EPISODE,
+        }
+    import gymnax
+
+    task = task_class(name)
+
+    class Discounted(task):
+        """A task that reports a discount, as gymnax 0.0 did and EvoRL expects."""
+
+        def step_env(self, *state: Any) -> Any:
+            obs, moved, reward, terminated, info = super().step_env(*state)
+            return obs, moved, reward, terminated, info | {"discount": 1.0 - terminated}
+
+    gymnax.make = lambda name: (Discounted(), task().default_params)
+    length = task().default_params.max_steps_in_episode
+    return {"env_name": name, "env_type": "gymnax", "max_episode_steps": length}

@@ -1,15 +1,21 @@
-"""gymnax's Pendulum as an environment of Brax, for trainers that know no other."""
+"""Environments of Brax: its Hopper, and gymnax's Pendulum for trainers that know no other."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from brax import envs
+from brax.envs import hopper
 from brax.envs.base import Env, State
 from gymnax.environments.classic_control import pendulum
 
-EPISODE = 200  # environment steps
+EPISODE = 200  # environment steps of Pendulum
+HOPPER_EPISODE = 1_000
+HOPPER = "positional_hopper"  # the trainers that make it by name pass no backend
+envs.register_environment(HOPPER, partial(hopper.Hopper, backend="positional"))
 
 
 class Pendulum(Env):

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+import popjax
 from benchmarks.trainers import Training, Work, scanned, task_class
 from popjax.agents import ppo, sac
 from popjax.envs import gymnax
@@ -15,8 +16,11 @@ from popjax.methods import independent, onpolicy
 
 def build(work: Work) -> Training:
     """Return the trainer."""
-    task = task_class(work.task)()
-    env = gymnax.adapt(f"gymnax/{work.task}", task, task.default_params)
+    if work.task == "brax/hopper":
+        env = popjax.make(work.task, backend="positional")
+    else:
+        task = task_class(work.task)()
+        env = gymnax.adapt(f"gymnax/{work.task}", task, task.default_params)
     if work.algorithm == "ppo":
         agent = ppo.Config(
             hidden=work.hidden,
@@ -45,7 +49,7 @@ def build(work: Work) -> Training:
             return method.act(policy, method.memory, seen, jax.random.key(0), 0.0).action
 
         actions = jax.vmap(jax.vmap(choose, (None, 0)))(method.individuals(state), obs)
-        return actions if env.spec.discrete else 2 * actions  # popjax's are in [-1, 1]
+        return work.action_scale * actions
 
     key = jax.random.key(work.seed)
     return scanned(lambda _: method.init(key, hyper), method.step, work, act)

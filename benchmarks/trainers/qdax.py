@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.trainers import Cannot, Training, Work
+from benchmarks.trainers import Cannot, Training, Work, strong
 
 
 def build(work: Work) -> Training:
     """Return the trainer."""
     import jax
     import jax.numpy as jnp
+    from brax import envs
     from brax.envs.wrappers.training import wrap
     from qdax.baselines.sac_pbt import PBTSAC, PBTSacConfig
 
@@ -18,30 +19,36 @@ def build(work: Work) -> Training:
 
     if work.algorithm == "ppo":
         raise Cannot("has no PPO")
-    env = wrap(on_brax.Pendulum(), episode_length=on_brax.EPISODE)
+    if work.task == "brax/hopper":
+        task, length = envs.get_environment(on_brax.HOPPER), on_brax.HOPPER_EPISODE
+    else:
+        task, length = on_brax.Pendulum(), on_brax.EPISODE
+    env = wrap(task, episode_length=length)
+    key, key_env = jax.random.split(jax.random.PRNGKey(work.seed))
+    lanes = jax.jit(jax.vmap(env.reset))(jax.random.split(key_env, (work.population, 1)))
     config = PBTSacConfig(
         batch_size=work.batch,
-        episode_length=on_brax.EPISODE,
+        episode_length=length,
         policy_hidden_layer_size=work.hidden,
         critic_hidden_layer_size=work.hidden,
         tau=work.polyak,
     )
-    agent = PBTSAC(config=config, action_size=1)
+    agent = PBTSAC(config=config, action_size=env.action_size)
     init = agent.get_init_fn(
-        population_size=work.population, action_size=1, observation_size=3, buffer_size=work.capacity
+        population_size=work.population,
+        action_size=env.action_size,
+        observation_size=lanes.obs.shape[-1],
+        buffer_size=work.capacity,
     )
     train = agent.get_train_fn(
         env=env, num_iterations=work.iterations, env_batch_size=1, grad_updates_per_step=1
     )
-    key, key_env = jax.random.split(jax.random.PRNGKey(work.seed))
     states, replays = jax.jit(init)(key)
     rates = dict.fromkeys(("policy_lr", "critic_lr", "alpha_lr"), work.learning_rate)
     for name, value in {**rates, "discount": work.discount, "reward_scaling": 1.0}.items():
         states = states.replace(**{name: jnp.full_like(getattr(states, name), value)})  # drawn for the search
-    lanes = jax.vmap(env.reset)(jax.random.split(key_env, (work.population, 1)))
-    # Some leaves are one array; types as a step leaves them, so that the second chunk compiles nothing.
-    held = [jax.tree.map(lambda x: jnp.array(x, x.dtype), (states, lanes, replays))]
-    program = jax.jit(lambda *state: train(*state)[0], donate_argnums=(0, 1, 2))
+    held = [jax.tree.map(jnp.copy, strong((states, lanes, replays)))]  # some leaves are one array
+    program = jax.jit(lambda *state: strong(train(*state)[0]), donate_argnums=(0, 1, 2))
 
     def chunk() -> int:
         held[0] = jax.block_until_ready(program(*held[0]))
@@ -49,8 +56,7 @@ def build(work: Work) -> Training:
 
     @jax.jit
     def act(params: Any, obs: Any) -> Any:
-        return 2 * jax.vmap(lambda own, seen: agent.select_action(seen, own, key, deterministic=True))(
-            params, obs
-        )
+        choose = jax.vmap(lambda own, seen: agent.select_action(seen, own, key, deterministic=True))
+        return work.action_scale * choose(params, obs)
 
     return Training(chunk, lambda obs: act(held[0][0].policy_params, obs))

@@ -12,14 +12,7 @@ def build(work: Work) -> Training:
     import jax.numpy as jnp
     from rejax import PPO, SAC
 
-    class FiveValues(task_class(work.task)):
-        """A task with the step of gymnax 0.0: rejax 0.1 unpacks five values, gymnax 1.0 returns six."""
-
-        def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
-            obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
-            return obs, state, reward, terminated | truncated, info
-
-    common = {"env": FiveValues(), "skip_initial_evaluation": True}
+    common = {"env": _task(work.task), "skip_initial_evaluation": True}
     if work.algorithm == "ppo":
         algorithm = PPO.create(
             **common,
@@ -49,6 +42,32 @@ def build(work: Work) -> Training:
 
     def act(state: Any, obs: Any) -> Any:
         found = algorithm.actor.apply(state.actor_ts.params, obs, method="_action_dist").mode()
-        return found if algorithm.discrete else 2 * jnp.tanh(found)
+        return found if algorithm.discrete else work.action_scale * jnp.tanh(found)
 
     return every(algorithm.init_state, algorithm.train_iteration, work, act)
+
+
+def _task(name: str) -> Any:
+    """Return the task with the step of gymnax 0.0: rejax 0.1 unpacks five values, gymnax 1.0 returns six."""
+    if name == "brax/hopper":
+        from brax.envs import create
+        from rejax.compat.brax2gymnax import Brax2GymnaxEnv
+
+        from benchmarks.trainers import on_brax
+
+        class OwnStep(Brax2GymnaxEnv):
+            """Brax's wrappers count the steps and reset."""
+
+            def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
+                return self.step_env(key, state, action, params)
+
+        return OwnStep(create(on_brax.HOPPER, on_brax.HOPPER_EPISODE))
+
+    class FiveValues(task_class(name)):
+        """A task of gymnax."""
+
+        def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
+            obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+            return obs, state, reward, terminated | truncated, info
+
+    return FiveValues()

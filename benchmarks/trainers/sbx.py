@@ -16,8 +16,8 @@ def build(work: Work) -> Training:
 
     if work.population > 1:
         raise Cannot("trains one agent a process")
-    if work.task == "Breakout-MinAtar":
-        raise Cannot("plays Gymnasium's tasks, not gymnax's")
+    if work.task in ("Breakout-MinAtar", "brax/hopper"):
+        raise Cannot("plays Gymnasium's tasks, not those of gymnax or Brax")
     widths = list(work.hidden)
     if work.algorithm == "ppo":
         model = PPO(

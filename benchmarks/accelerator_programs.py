@@ -39,8 +39,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+if __name__ == "__main__":  # before JAX is imported
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 PENDULUM, BREAKOUT = "gymnax/Pendulum-v1", "gymnax/Breakout-MinAtar"
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sac-1": ("independent", PENDULUM, {}),
@@ -96,7 +97,9 @@ def build(case: str, capacity: int) -> Any:
 
     name, task, changes = CASES[case]
     module = importlib.import_module(f"popjax.methods.{name}")
-    config = replace(module.Config(), **changes | ({"agent": ppo.Config()} if "agent" in changes else {}))
+    # PBT has a Config for each of two kinds of agents.
+    default = module.Config() if isinstance(module.Config, type) else module.METHOD.config()
+    config = replace(default, **changes | ({"agent": ppo.Config()} if "agent" in changes else {}))
     if hasattr(config, "capacity"):
         config = replace(config, capacity=capacity)
     env = popjax.make(task)

@@ -132,8 +132,8 @@ def in_its_own_process(name: str, population: int, arguments: Arguments) -> dict
     told = json.dumps(asdict(arguments) | {"out": None})
     command = [sys.executable, __file__, "--one", name, str(population), told]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    lines = done.stdout.splitlines()
-    said = json.loads(lines[-1]) if lines else {"cannot": f"ended with exit status {done.returncode}"}
+    failed = {"cannot": f"ended with exit status {done.returncode}"}
+    said = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
     Console(stderr=True).print(f"{name} with population {population}: {said}", style="dim", markup=False)
     return {"method": name, "population": population} | said
 

@@ -167,49 +167,50 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def learn_policy(
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
     ) -> tuple[State, tuple[Array, ...]]:
-        """Take steps until the divergence is too large or all epochs are done; rows and advantages [B]."""
+        """Take steps until a step finds the divergence too large or all epochs are done; rows and advantages
+        [B]."""
         rate = annealed(hyper.policy_lr, state.rollouts, hyper.anneal_rollouts)
         optimizer = adam(rate, hyper.max_grad_norm)
 
-        def loss(params: Params, part: tuple[Trajectory, Array]) -> tuple[Array, None]:
+        def told(params: Params, rows: Trajectory) -> tuple[Array, Array, Array]:
+            """Return log-probabilities of the actions [B], divergence and entropy []."""
+            outputs = policy.apply(params, rows.obs)
+            now = actions.log_prob(outputs, rows.action)
+            means = ((rows.log_prob - now), actions.entropy(outputs))
+            kl, entropy = (x.mean(where=rows.valid) for x in means)
+            return now, kl, entropy
+
+        def loss(params: Params, part: tuple[Trajectory, Array]) -> tuple[Array, Array]:
             rows, advantages = part
             if config.normalize_advantage == "minibatch":
                 advantages = standardized(advantages, rows.valid)
-            outputs = policy.apply(params, rows.obs)
-            ratio = jnp.exp(actions.log_prob(outputs, rows.action) - rows.log_prob)
+            now, kl, entropy = told(params, rows)
+            ratio = jnp.exp(now - rows.log_prob)
             gain = surrogate(ratio, advantages, hyper.clip).mean(where=rows.valid)
-            return -gain - hyper.entropy_weight * actions.entropy(outputs).mean(where=rows.valid), None
+            return -gain - hyper.entropy_weight * entropy, kl
 
-        def divergence(params: Params) -> Array:
-            now = actions.log_prob(policy.apply(params, rows.obs), rows.action)
-            return (rows.log_prob - now).mean(where=rows.valid)
+        def step(carry: PyTree, part: PyTree) -> tuple[PyTree, None]:
+            goes_on, taken, params, moments, _ = carry
+            params, moments, value, kl = descend(optimizer, lambda p: loss(p, part), params, moments)
+            goes_on &= (taken == 0) | (kl <= 1.5 * hyper.target_kl)
+            return tree.where(goes_on, (goes_on, taken + 1, params, moments, value), (goes_on, *carry[1:])), None
 
-        def epoch(carry: Any) -> Any:
-            count, params, moments, *told = carry
-            # Select inside the update, which reads these arrays anyway: a vmapped loop would select and copy
-            # its whole carry.
-            goes_on = tree.in_company(unfinished(carry))
-
-            def step(carry: PyTree, part: PyTree) -> tuple[PyTree, Array]:
-                params, moments, value, _ = descend(optimizer, lambda p: loss(p, part), *carry)
-                return tree.where(goes_on, (params, moments), carry), value
-
+        def epoch(carry: PyTree) -> PyTree:
+            count, carry = carry
             parts = _parts((rows, advantages), jax.random.fold_in(key, count), config.minibatches)
-            (params, moments), losses = jax.lax.scan(step, (params, moments), parts)
-            told = tree.where(goes_on, [losses[-1], divergence(params)], told)
-            return count + goes_on, params, moments, *told
+            return count + 1, jax.lax.scan(step, carry, parts)[0]
 
-        def unfinished(carry: Any) -> Array:
-            count, *_, kl = carry
-            return (count < config.policy_epochs) & (kl <= 1.5 * hyper.target_kl)
+        def unfinished(carry: PyTree) -> Array:
+            count, (goes_on, *_) = carry
+            return (count < config.policy_epochs) & tree.any_lane(goes_on)
 
-        start = (jnp.int32(0), state.actor, state.actor_optimizer, jnp.float32(0), jnp.float32(0))
-        count, params, moments, last, kl = jax.lax.while_loop(
-            lambda carry: tree.any_lane(unfinished(carry)), epoch, start
-        )
-        entropy = actions.entropy(policy.apply(params, rows.obs)).mean(where=rows.valid)
+        # Under vmap the number of epochs is common to all lanes and steps select for themselves: a loop with
+        # a condition for each lane would select and copy its whole carry.
+        begin = (jnp.bool_(True), jnp.int32(0), state.actor, state.actor_optimizer, jnp.float32(0))
+        _, (_, taken, params, moments, last) = jax.lax.while_loop(unfinished, epoch, (jnp.int32(0), begin))
+        _, kl, entropy = told(params, rows)
         state = replace(state, actor=params, actor_optimizer=moments)
-        return state, (last, kl, entropy, jnp.float32(count * config.minibatches))
+        return state, (last, kl, entropy, jnp.float32(taken))
 
     def learn_value(
         state: State, rows: Trajectory, before: Array, returns: Array, hyper: Hyper, key: Key

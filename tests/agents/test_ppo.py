@@ -119,6 +119,16 @@ def test_the_policy_stops_after_the_step_that_moved_it_too_far(key):
         close(jax.tree.map(lambda x, place=place: x[place], together), after, rtol=1e-4, atol=1e-5)
 
 
+def test_the_policy_may_stop_between_minibatches(key):
+    config = ppo.Config(hidden=(8,), policy_epochs=2, value_epochs=1, minibatches=4)
+    hyper = as_arrays(ppo.Hyper(policy_lr=1e-2))
+    agent, state, rows = played(config, hyper, key)
+    learn = jax.jit(agent.learn)
+    for target, steps in ((1e-9, 1), (np.inf, 8)):
+        _, losses = learn(state, rows, replace(hyper, target_kl=jnp.float32(target)), key)
+        assert losses.policy_steps == steps
+
+
 @pytest.mark.parametrize("scope", ["rollout", "minibatch", "none"])
 def test_the_first_steps_of_the_policy_by_hand(scope, key):
     """Rows whose ratio was clipped have no gradient; the others that of their log-probability, times ratio
@@ -126,7 +136,7 @@ def test_the_first_steps_of_the_policy_by_hand(scope, key):
     config = ppo.Config(
         hidden=(8,), policy_epochs=1, value_epochs=1, minibatches=2, normalize_advantage=scope
     )
-    plain = as_arrays(ppo.Hyper())
+    plain = as_arrays(ppo.Hyper(target_kl=np.inf))
     agent, state, rows = played(config, plain, key)
     rows = replace(rows, log_prob=rows.log_prob + 0.3 * jax.random.normal(key, rows.log_prob.shape))
     learn = jax.jit(agent.learn)

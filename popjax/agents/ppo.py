@@ -72,7 +72,7 @@ class Hyper:
     clip: Number = number(0.2)  # probability ratios are clipped to [1 - clip, 1 + clip]
     policy_lr: Number = number(3e-4)  # Adam's rate for the policy
     value_lr: Number = number(1e-3)  # Adam's rate for the value
-    target_kl: Number = number(0.01)  # the policy stops when a minibatch tells 1.5 times this, nats; inf: never
+    target_kl: Number = number(0.01)  # the policy stops beyond 1.5 times this divergence, nats; inf: never
     entropy_weight: Number = number(0.0)  # weight of the entropy bonus
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
     anneal_rollouts: Number = number(0.0)  # rollouts over which both rates fall linearly to 0; 0: never

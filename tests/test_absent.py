@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import accelerator_programs
 from popjax.agents import sac
 from popjax.envs import make
+from popjax.host.recipes import METHODS
 from popjax.host.runs.options import Options
 from popjax.host.scaling import sweep
 from popjax.host.scaling.shard import SWEEP, Placement
@@ -17,6 +21,7 @@ from popjax.host.training.compiled_programs import compile_programs
 from popjax.methods import independent
 from tests import absent, hlo
 
+ROOT = Path(__file__).parents[1]
 ENV = make("gymnax/Pendulum-v1")
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(bool(absent.missing(kind)), reason=absent.missing(kind)))
@@ -76,6 +81,19 @@ def test_members_on_four_devices_never_speak(kind):
     assert not any(f" {name}" in text for name in hlo.COLLECTIVES)
     assert "callback" not in text
     assert "f64[" not in text
+
+
+def test_programs_of_every_method_keep_what_the_documentation_says():
+    """As ``benchmarks/accelerator_programs.py`` has recorded them."""
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "programs.json").read_text())["rows"]
+    for row in recorded:
+        found = row["collectives"], row["callbacks"], row["float64"]
+        assert found == ({}, 0, 0), row["case"]
+        assert row["alias_megabytes"] == row["argument_megabytes"] > 0, row["case"]
+        if row["case"] != "pbt":  # which copies its agents at ready points
+            assert row["iteration"]["large_copy_megabytes"] <= 5.2, row["case"]
+    compiled = {accelerator_programs.CASES[row["case"]][0] for row in recorded if row["device"] == "h100"}
+    assert compiled >= METHODS.keys() - {"align", "distil"}  # these begin with finished runs
 
 
 def test_a_program_is_read():

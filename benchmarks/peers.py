@@ -5,9 +5,9 @@
 
 Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
 machine is noisy for both, and the ratio is the median over neighbours. ``--python`` names an environment with
-the other trainers (``pip install rejax sbx-rl qdax brax gymnax``), ``--evorl`` a checkout of EvoRL. What a
-trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise. The same
-command again goes on where it was interrupted: rows that ``--out`` already has are not measured again.
+the other trainers (``pip install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL.
+What a trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise. The
+same command again goes on where it was interrupted: rows that ``--out`` already has are not measured again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import trainers  # noqa: E402
 from benchmarks.trainers import Cannot, Work  # noqa: E402
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
-PEERS = ("rejax", "sbx", "qdax", "brax", "evorl")
-HIDDEN = {"sac": (256, 256), "ppo": (64, 64)}
-UNITS = {"sac": "agent updates per second", "ppo": "environment steps per second"}
+PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax")
+HIDDEN = {"sac": (256, 256), "td3": (256, 256), "ppo": (64, 64), "es": (32, 32)}
+_UPDATES, _STEPS = "agent updates per second", "environment steps per second"
+UNITS = {"sac": _UPDATES, "td3": _UPDATES, "ppo": _STEPS, "es": _STEPS}
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Arguments(Others):
 
     peers: tuple[str, ...] = PEERS
     """Which trainers, beside popjax."""
-    algorithms: tuple[str, ...] = ("sac", "ppo")
-    """Which algorithms: sac, ppo."""
+    algorithms: tuple[Literal["sac", "td3", "ppo", "es"], ...] = ("sac", "ppo")
+    """Which algorithms."""
     populations: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Agents that train together."""
     repeats: int = 5
@@ -130,12 +132,10 @@ def work(name: str, amount: dict[str, Any]) -> None:
     def answer(**said: Any) -> None:
         print(json.dumps(said), file=answers, flush=True)
 
-    import importlib
-
     amount["hidden"] = tuple(amount["hidden"])
     begun = time.process_time()
     try:
-        chunk = importlib.import_module(f"benchmarks.trainers.{name}").build(Work(**amount)).chunk
+        chunk = trainers.build(name, Work(**amount)).chunk
         chunk()
         compiled = time.process_time() - begun
         played = 0
@@ -247,7 +247,18 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
 
 def versions(python: str) -> dict[str, str]:
     """Return the versions of the other trainers and of what they stand on."""
-    names = ["rejax", "sbx-rl", "stable_baselines3", "qdax", "brax", "gymnax", "jax", "jaxlib", "torch"]
+    names = [
+        "rejax",
+        "sbx-rl",
+        "stable_baselines3",
+        "qdax",
+        "brax",
+        "evosax",
+        "gymnax",
+        "jax",
+        "jaxlib",
+        "torch",
+    ]
     code = (
         "import importlib.metadata as m, json\n"
         f"found = {{d.metadata['Name'].lower(): d.version for d in m.distributions()}}\n"
@@ -272,7 +283,12 @@ def draw(rows: list[dict[str, Any]], file: Path, bound: dict[str, float] | None 
             points = sorted((r["population"], r["peer_per_second"]) for r in mine if r["peer"] == peer)
             colour = f"C{PEERS.index(peer)}" if peer in PEERS else None
             axes.plot(*zip(*points, strict=True), "o--", color=colour, label=peer)
-        axes.set(xscale="log", xlabel="agents", ylabel=UNITS[algorithm], title=algorithm.upper())
+        axes.set(
+            xscale="log",
+            xlabel="individuals" if algorithm == "es" else "agents",
+            ylabel=UNITS[algorithm],
+            title=algorithm.upper(),
+        )
         if bound and algorithm == "sac":
             most = bound["flops_per_second"] / bound["flops_per_update"]
             axes.axhline(most, color="grey", linestyle=":", label="matrix products alone")

@@ -28,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks import trainers  # noqa: E402
 from benchmarks.peers import Others, versions  # noqa: E402
 from benchmarks.trainers import Cannot, Work, task_class  # noqa: E402
 
@@ -153,11 +154,9 @@ def work(name: str, amount: dict[str, Any], arguments: dict[str, Any]) -> None:
     begun = time.perf_counter()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    import importlib
-
     amount["hidden"] = tuple(amount["hidden"])
     try:
-        training = importlib.import_module(f"benchmarks.trainers.{name}").build(Work(**amount))
+        training = trainers.build(name, Work(**amount))
     except (Cannot, ImportError) as error:
         print(json.dumps({"cannot": str(error)}), file=answers, flush=True)
         return

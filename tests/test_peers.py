@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
-from benchmarks import peers
+from benchmarks import peers, trainers
 from benchmarks.trainers import Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
@@ -27,6 +28,19 @@ def test_a_trainer_that_does_not_answer_is_recorded_as_that():
 def test_one_agent_a_process_is_what_some_trainers_are():
     row = peers.compare("sbx", Work(population=2), peers.Arguments())
     assert row["cannot"] in ("trains one agent a process", "not installed: No module named 'sbx'")
+
+
+def test_an_algorithm_that_a_trainer_lacks_is_recorded_as_that():
+    with pytest.raises(Cannot, match="has no TD3"):
+        trainers.build("brax", Work("td3"))
+    with pytest.raises(Cannot, match="in pairs"):
+        trainers.build("ours", Work("es", population=3))
+
+
+def test_steps_of_two_iterations_do_at_least_what_was_asked():
+    work = Work("td3", iterations=3, population=5)
+    training = trainers.scanned(lambda key: jnp.int32(0), lambda s: s + 1, work, lambda s, obs: s, each=2)
+    assert (training.chunk(), training.act(None)) == (4 * 5, 2)
 
 
 def test_an_error_is_recorded_as_that():

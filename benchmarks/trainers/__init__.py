@@ -1,13 +1,16 @@
 """Other libraries' trainers, and ours, reduced to the loop that is compared.
 
-Each module has ``build(work) -> Training``. What cannot be built raises ``Cannot``.
+Each module has ``ALGORITHMS`` and ``build(work) -> Training``. What cannot be built raises ``Cannot``.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+EPISODE = 200  # environment steps of Pendulum
 
 
 @dataclass(frozen=True)
@@ -15,9 +18,12 @@ class Work:
     """The same work for every trainer, on Pendulum-v1, CartPole-v1, Breakout-MinAtar or brax/hopper, which is
     Brax's Hopper with positional physics as each library wraps it.
 
-    SAC: each agent has a replay of its own, and an iteration is one environment step and one gradient step.
+    SAC, TD3: each agent has a replay of its own, and an iteration is one environment step and one gradient
+    step; TD3's actor takes every other.
     PPO: an iteration is a rollout of ``steps`` in each of ``lanes``, learned from in ``epochs`` of
     ``minibatches``.
+    ES: OpenAI's strategy. An iteration is a generation of ``population`` individuals, who play an episode of
+    ``EPISODE`` steps each in Pendulum; observations are normalized.
     """
 
     algorithm: str = "sac"
@@ -46,7 +52,7 @@ class Work:
     @property
     def done(self) -> int:
         """Units of work in a chunk."""
-        each = self.lanes * self.steps if self.algorithm == "ppo" else 1
+        each = {"ppo": self.lanes * self.steps, "es": EPISODE}.get(self.algorithm, 1)
         return self.iterations * each * self.population
 
 
@@ -55,8 +61,8 @@ class Training:
     """A trainer that stays compiled."""
 
     chunk: Callable[[], int]
-    """Train for ``work.iterations``; return what was done, summed over agents: SAC's gradient steps, PPO's
-    environment steps."""
+    """Train for ``work.iterations``; return what was done, summed over agents: gradient steps of SAC and TD3,
+    environment steps of PPO and ES."""
     act: Callable[[Any], Any] | None = None
     """Observations [P, B, ...] of every agent -> its most likely actions: torques [P, B, A] or int
     [P, B]."""
@@ -64,6 +70,19 @@ class Training:
 
 class Cannot(Exception):
     """The trainer has no such thing."""
+
+
+def build(name: str, work: Work) -> Training:
+    """Return the trainer ``name`` for ``work``.
+
+    Raises:
+        Cannot: it has no such thing.
+        ImportError: it is not installed.
+    """
+    module = importlib.import_module(f"benchmarks.trainers.{name}")
+    if work.algorithm not in module.ALGORITHMS:
+        raise Cannot(f"has no {work.algorithm.upper()}")
+    return module.build(work)
 
 
 def task_class(name: str) -> Any:
@@ -99,24 +118,27 @@ def scanned(
     step: Callable[[Any], Any],
     work: Work,
     act: Callable[[Any, Any], Any] | None = None,
+    each: int = 1,
 ) -> Training:
     """Return a trainer that is a pure step of its state: one compiled, donated scan.
 
-    ``act`` is ``Training.act`` with the state first.
+    ``act`` is ``Training.act`` with the state first; ``each`` are the iterations of a step.
     """
     import jax
 
     # Keys of the old kind, which EvoRL asks for.
     held = [jax.jit(lambda key: strong(init(key)))(jax.random.PRNGKey(work.seed))]
+    turns = -(-work.iterations // each)
+    done = replace(work, iterations=turns * each).done
 
     def chunk(state: Any) -> Any:
-        return strong(jax.lax.scan(lambda s, _: (step(s), None), state, length=work.iterations)[0])
+        return strong(jax.lax.scan(lambda s, _: (step(s), None), state, length=turns)[0])
 
     program = jax.jit(chunk, donate_argnums=0)
 
     def run() -> int:
         held[0] = jax.block_until_ready(program(held[0]))
-        return work.done
+        return done
 
     if act is None:
         return Training(run)
@@ -125,18 +147,22 @@ def scanned(
 
 
 def every(
-    init: Callable[[Any], Any], step: Callable[[Any], Any], work: Work, act: Callable[[Any, Any], Any]
+    init: Callable[[Any], Any],
+    step: Callable[[Any], Any],
+    work: Work,
+    act: Callable[[Any, Any], Any],
+    each: int = 1,
 ) -> Training:
     """Return the trainer of ``work.population`` agents from these functions of one, which is not vmapped
     alone.
 
-    ``act`` is (state, observations [B, ...]) -> the most likely actions.
+    ``act`` is (state, observations [B, ...]) -> the most likely actions; ``each`` as in ``scanned``.
     """
     import jax
 
     if work.population == 1:
-        return scanned(init, step, work, lambda state, obs: act(state, obs[0])[None])
+        return scanned(init, step, work, lambda state, obs: act(state, obs[0])[None], each)
     begin = jax.vmap(init)
     return scanned(
-        lambda key: begin(jax.random.split(key, work.population)), jax.vmap(step), work, jax.vmap(act)
+        lambda key: begin(jax.random.split(key, work.population)), jax.vmap(step), work, jax.vmap(act), each
     )

@@ -9,6 +9,8 @@ from typing import Any
 
 from benchmarks.trainers import Cannot, Training, Work
 
+ALGORITHMS = ("sac", "ppo")
+
 CHUNKS = 1_000  # more than anyone asks for
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from benchmarks.trainers import Training, Work, every, task_class
 
+ALGORITHMS = ("sac", "ppo")
+
 
 def build(work: Work) -> Training:
     """Return the trainer: ``step`` of the workflow, of a population where there is one."""

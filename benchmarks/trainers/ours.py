@@ -1,4 +1,4 @@
-"""popjax's SAC and PPO."""
+"""popjax's SAC, TD3, PPO and ES."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import jax
 
 import popjax
-from benchmarks.trainers import Training, Work, scanned, task_class
-from popjax.agents import ppo, sac
+from benchmarks.trainers import Cannot, Training, Work, scanned, task_class
+from popjax.agents import ppo, sac, td3
 from popjax.envs import gymnax
-from popjax.methods import independent, onpolicy
+from popjax.methods import es, independent, onpolicy
+
+ALGORITHMS = ("sac", "td3", "ppo", "es")
 
 
 def build(work: Work) -> Training:
@@ -30,18 +32,23 @@ def build(work: Work) -> Training:
         )
         config = onpolicy.Config(agent=agent, population=work.population, lanes=work.lanes, steps=work.steps)
         method = onpolicy.build(env, config)
+    elif work.algorithm == "es":
+        if work.population % 2:
+            raise Cannot("draws individuals in pairs")
+        method = es.build(env, es.Config(population=work.population, hidden=work.hidden))
     else:
         own = {"batch": work.batch, "capacity": work.capacity, "warmup": work.batch}
-        config = independent.Config(agent=sac.Config(hidden=work.hidden), population=work.population, **own)
-        method = independent.build(env, config)
+        agent = (sac if work.algorithm == "sac" else td3).Config(hidden=work.hidden)
+        method = independent.build(env, independent.Config(agent=agent, population=work.population, **own))
     hyper = method.hyper
     if work.algorithm == "ppo":
         rates = dict.fromkeys(("policy_lr", "value_lr"), work.learning_rate)
         hyper = hyper.replace(**rates, discount=work.discount, trace_decay=work.trace_decay)
         hyper = hyper.replace(entropy_weight=work.entropy_weight)
         hyper = hyper.replace(target_kl=math.inf)  # all epochs, like the others
-    else:
-        rates = dict.fromkeys(("actor_lr", "critic_lr", "temperature_lr"), work.learning_rate)
+    elif work.algorithm != "es":
+        names = ("actor_lr", "critic_lr", *(("temperature_lr",) if work.algorithm == "sac" else ()))
+        rates = dict.fromkeys(names, work.learning_rate)
         hyper = hyper.replace(**rates, discount=work.discount, polyak=work.polyak)
 
     def act(state: Any, obs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""rejax's SAC and PPO, as its ``train`` runs them."""
+"""rejax's SAC, TD3 and PPO, as its ``train`` runs them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from typing import Any
 
 from benchmarks.trainers import Training, Work, every, task_class
 
+ALGORITHMS = ("sac", "td3", "ppo")
+DELAY = 2  # steps of TD3's critics for one of its actor
+
 
 def build(work: Work) -> Training:
     """Return the trainer: ``train_iteration`` of a population, vmapped as rejax's examples do."""
     import jax.numpy as jnp
-    from rejax import PPO, SAC
+    from flax import linen as nn
+    from rejax import PPO, SAC, TD3
+    from rejax.networks import DeterministicPolicy, QNetwork
 
     common = {"env": _task(work.task), "skip_initial_evaluation": True}
     if work.algorithm == "ppo":
@@ -27,24 +32,33 @@ def build(work: Work) -> Training:
             ent_coef=work.entropy_weight,
         )
     else:
-        algorithm = SAC.create(
-            **common,
-            hidden_layer_sizes=work.hidden,
-            buffer_size=work.capacity,
-            fill_buffer=work.batch,
-            batch_size=work.batch,
-            num_envs=1,
-            num_epochs=1,
-            learning_rate=work.learning_rate,
-            gamma=work.discount,
-            polyak=1 - work.polyak,
-        )
+        replay = {
+            "buffer_size": work.capacity,
+            "fill_buffer": work.batch,
+            "batch_size": work.batch,
+            "num_envs": 1,
+            "num_epochs": 1,
+            "learning_rate": work.learning_rate,
+            "gamma": work.discount,
+            "polyak": 1 - work.polyak,
+        }
+        if work.algorithm == "sac":
+            algorithm = SAC.create(**common, **replay, hidden_layer_sizes=work.hidden)
+        else:
+            algorithm = TD3.create(**common, **replay, exploration_noise=0.1, policy_delay=DELAY)
+            # Its ``create`` has no argument for the widths.
+            layers = {"hidden_layer_sizes": work.hidden, "activation": nn.relu}
+            actor = DeterministicPolicy(algorithm.actor.action_dim, algorithm.actor.action_range, **layers)
+            algorithm = algorithm.replace(actor=actor, critic=QNetwork(**layers))
 
     def act(state: Any, obs: Any) -> Any:
+        if work.algorithm == "td3":
+            return algorithm.actor.apply(state.actor_ts.params, obs)
         found = algorithm.actor.apply(state.actor_ts.params, obs, method="_action_dist").mode()
         return found if algorithm.discrete else work.action_scale * jnp.tanh(found)
 
-    return every(algorithm.init_state, algorithm.train_iteration, work, act)
+    each = DELAY if work.algorithm == "td3" else 1
+    return every(algorithm.init_state, algorithm.train_iteration, work, act, each)
 
 
 def _task(name: str) -> Any:

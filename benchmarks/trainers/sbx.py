@@ -1,4 +1,4 @@
-"""SBX's SAC and PPO: Stable-Baselines3 with compiled updates, environments in Python, one agent a process."""
+"""SBX's SAC, TD3 and PPO: Stable-Baselines3 with compiled updates, environments in Python, one agent each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any
 
 from benchmarks.trainers import Cannot, Training, Work
 
+ALGORITHMS = ("sac", "td3", "ppo")
+
 
 def build(work: Work) -> Training:
     """Return the trainer: ``learn`` for so many more steps."""
     import gymnasium
     import numpy as np
-    from sbx import PPO, SAC
+    from sbx import PPO, SAC, TD3
+    from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     if work.population > 1:
@@ -34,9 +37,12 @@ def build(work: Work) -> Training:
             seed=work.seed,
         )
     else:
-        model = SAC(
+        env = gymnasium.make(work.task)
+        noise = NormalActionNoise(np.zeros(env.action_space.shape), 0.1 * np.ones(env.action_space.shape))
+        model = (SAC if work.algorithm == "sac" else TD3)(
             "MlpPolicy",
-            gymnasium.make(work.task),
+            env,
+            action_noise=noise if work.algorithm == "td3" else None,
             batch_size=work.batch,
             buffer_size=work.capacity,
             learning_starts=work.batch,

@@ -176,7 +176,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             """Return log-probabilities of the actions [B], divergence and entropy []."""
             outputs = policy.apply(params, rows.obs)
             now = actions.log_prob(outputs, rows.action)
-            means = ((rows.log_prob - now), actions.entropy(outputs))
+            means = rows.log_prob - now, actions.entropy(outputs)
             kl, entropy = (x.mean(where=rows.valid) for x in means)
             return now, kl, entropy
 

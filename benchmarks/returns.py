@@ -41,15 +41,17 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def export(run: Path) -> Path:
-    """Writes the record of a finished run; returns its JSON file."""
+    """Writes the record of a run, whose summary is None while it is unfinished; returns its JSON file."""
     config = json.loads((run / "config.json").read_text())
-    summary = json.loads((run / "summary.json").read_text())
+    finished = (run / "summary.json").exists()
+    summary = json.loads((run / "summary.json").read_text()) if finished else None
     lines = (run / "eval.jsonl").read_text().splitlines()
     evaluations = [json.loads(line) for line in lines]
     record = {
         "command": config["command"],
         "git_commit": config["git_commit"],
         "versions": config["versions"],
+        "device": config["device"],
         "summary": summary,
         "evaluations": [[e["member"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
         "evaluations_columns": ["member", "env_steps", "mean return"],
@@ -121,7 +123,7 @@ class Arguments:
     """Records learning curves."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Directories of finished runs."""
+    """Directories of runs."""
     together: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Also draw all of them into NAME.png."""
 

@@ -47,6 +47,8 @@ FAILED=0
 part tests env JAX_PLATFORMS=cuda "$PYTHON" -m pytest -q -m gpu
 part peers-sac "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms sac --populations "${SIZES[@]}" --out "$OUT/peers-sac.json"
 part peers-ppo "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms ppo --populations "${SIZES[@]}" --out "$OUT/peers-ppo.json"
+part peers-td3 "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms td3 --populations "${SIZES[@]}" --out "$OUT/peers-td3.json"
+part peers-es "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --peers evosax --algorithms es --populations 32 256 1024 --out "$OUT/peers-es.json"
 part collaboration "$PYTHON" benchmarks/collaboration.py --populations 1 4 16 64 --out "$OUT/collaboration.json"
 part throughput "$PYTHON" benchmarks/throughput.py --methods sac td3 ppo pderl ce --populations "${SIZES[@]}" --out "$OUT/throughput.json"
 part throughput-others "$PYTHON" benchmarks/throughput.py --methods erl cem_rl es sunrise dice diayn pbt cspc --populations 16 --out "$OUT/throughput-others.json"

@@ -197,9 +197,17 @@ def run(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]
     }
 
 
+def pace(rows: list[dict[str, Any]]) -> float | None:
+    """Return the seconds that 1,000 steps of each agent take once everything is compiled: the median over
+    runs, None if none went beyond its first chunk."""
+    ends = [(row["scores"][0], row["scores"][-1]) for row in rows if len(row.get("scores", ())) > 1]
+    paces = [1_000 * (last[1] - first[1]) / (last[0] - first[0]) for first, last in ends]
+    return float(f"{statistics.median(paces):.3g}") if paces else None
+
+
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each task and trainer, the seeds that reached the score and the median over seeds of each
-    number, None where half never reach it; or what the trainer cannot do."""
+    number, None where half never reach it; the ``pace``; or what the trainer cannot do."""
     found: list[dict[str, Any]] = []
     for task, name in dict.fromkeys((row["task"], row["trainer"]) for row in rows):
         mine = [row for row in rows if (row["task"], row["trainer"]) == (task, name)]
@@ -222,6 +230,7 @@ def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seconds_beyond_the_first_chunk": median(
                     lambda row: row["seconds"] - row["first_chunk_seconds"]
                 ),
+                "seconds_for_1000_steps": pace(mine),
             }
         )
     return found

@@ -30,6 +30,7 @@ def test_a_run_that_never_reaches_the_score_counts_as_longer_than_all_others(tmp
         row(2, reached=True, seconds=30.0),
     ]
     numbers = {"env_steps": 1_000, "seconds": 30.0, "seconds_beyond_the_first_chunk": 15.0}
+    numbers["seconds_for_1000_steps"] = 10.0  # half of 1, 10 and 30 seconds for the second 500 steps
     whose = {"task": "sac-pendulum", "trainer": "ours", "seeds": 3, "reached": 2}
     assert to_score.medians(rows) == [whose | numbers]
     rows[2]["reached"] = False

@@ -279,7 +279,8 @@ def _to_score(load: Load) -> str:
         shown = ("-" if number is None else f"{number:,.{number < 10:d}f}" for number in numbers)
         name = "popjax" if row["trainer"] == "ours" else row["trainer"]
         reached = row["cannot"] if "cannot" in row else f"{row['reached']} of {row['seeds']}"
-        rows.append((row["task"], name, reached, *shown))
+        pace = row.get("seconds_for_1000_steps")
+        rows.append((row["task"], name, reached, *shown, "-" if pace is None else f"{pace:.2g}"))
     header = [
         "task",
         "trainer",
@@ -287,10 +288,11 @@ def _to_score(load: Load) -> str:
         "environment steps of each agent",
         "seconds",
         "with imports and compiling",
+        "seconds for 1,000 steps, once compiled",
     ]
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
     about = f"At {_commits(found)} on {found['device']}, beside {versions}."
-    return "\n\n".join([table(header, rows, range(2, 6)), about])
+    return "\n\n".join([table(header, rows, range(2, 7)), about])
 
 
 def _against(load: Load) -> str:

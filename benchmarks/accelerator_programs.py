@@ -205,6 +205,7 @@ def main(arguments: Arguments) -> None:
     from benchmarks import record
     from tests import absent
 
+    record.check_known(arguments.cases, CASES)
     for kind in arguments.devices:
         if lack := absent.missing(kind):
             raise SystemExit(f"error: {lack}")

@@ -164,6 +164,7 @@ def main(arguments: Arguments) -> None:
 
     if arguments.other.resolve() == ROOT and not arguments.other_flags:
         raise SystemExit("error: nothing to compare with: name --other or --other-flags")
+    record.check_known(arguments.cases, CASES)
     rows = []
     for case in arguments.cases:
         rows.append(compare(case, arguments))

@@ -168,6 +168,7 @@ def main(arguments: Arguments) -> None:
     """Compile, print and write after every case."""
     from benchmarks import record
 
+    record.check_known(arguments.cases, CASES)
     rows = []
     for case in arguments.cases:
         row = told("--one", case, arguments.env, JAX_ENABLE_COMPILATION_CACHE="0")

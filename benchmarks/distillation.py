@@ -175,11 +175,10 @@ def main(arguments: Arguments) -> None:
 
 def check(protocols: tuple[str, ...]) -> None:
     """Check that all protocols are known, and come after those that they build on."""
+    record.check_known(protocols, PROTOCOLS)
     for i, name in enumerate(protocols):
-        if name not in PROTOCOLS:
-            raise SystemExit(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
         if "a3c" in PROTOCOLS[name].built_on and "a3c" not in protocols[:i]:
-            raise SystemExit(f"{name} needs a3c before it in --protocols: that is the expert")
+            raise SystemExit(f"error: {name} needs a3c before it in --protocols: that is the expert")
 
 
 def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: dict[str, Ran]) -> dict:

@@ -320,6 +320,7 @@ def main(arguments: Arguments) -> None:
     the JSON file already has keeps its commit."""
     from benchmarks import record
 
+    record.check_known(arguments.peers, PEERS)
     rows: list[dict[str, Any]] = []
     if arguments.out and arguments.out.exists():
         before = json.loads(arguments.out.read_text())

@@ -159,6 +159,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, write and draw."""
+    record.check_known(arguments.tasks, TASKS)
+    record.check_known(arguments.searches, SEARCHES)
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     for task in arguments.tasks:
         for name in arguments.searches:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def about() -> dict[str, Any]:
         "versions": configuration.versions(),
         "git_commit": configuration.git_commit(),
     }
+
+
+def check_known(names: Iterable[str], table: Collection[str]) -> None:
+    """End the process, with what there is, if ``names`` has one that ``table`` does not."""
+    for name in names:
+        if name not in table:
+            raise SystemExit(f"error: there is no {name!r}; use one of {', '.join(table)}")
 
 
 def write(file: Path | None, **content: Any) -> None:

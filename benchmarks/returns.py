@@ -42,6 +42,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def export(run: Path) -> Path:
     """Writes the record of a run, whose summary is None while it is unfinished; returns its JSON file."""
+    if not (run / "config.json").exists():
+        raise SystemExit(f"error: {run} is not the directory of a run")
     config = json.loads((run / "config.json").read_text())
     finished = (run / "summary.json").exists()
     summary = json.loads((run / "summary.json").read_text()) if finished else None

@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
-from benchmarks.peers import Others, versions  # noqa: E402
+from benchmarks.peers import PEERS, Others, versions  # noqa: E402
 from benchmarks.trainers import Cannot, Work, task_class  # noqa: E402
 
 EPISODES = 10
@@ -268,6 +268,8 @@ def main(arguments: Arguments) -> None:
     its commit."""
     from benchmarks import record
 
+    record.check_known(arguments.tasks, TASKS)
+    record.check_known(arguments.trainers, ("ours", *PEERS))
     rows: list[dict[str, Any]] = []
     if arguments.out and arguments.out.exists():
         before = json.loads(arguments.out.read_text())

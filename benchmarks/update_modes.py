@@ -46,6 +46,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Measures and prints; writes ``arguments.out``."""
+    record.check_known(arguments.pairs, PAIRS)
     rows = [measure(pair, arguments) for pair in arguments.pairs]
     print(json.dumps(rows, indent=1))
     record.write(arguments.out, rows=rows)

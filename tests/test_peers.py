@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import peers, trainers
+from benchmarks import peers, to_score, trainers
 from benchmarks.trainers import Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
@@ -63,6 +63,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     for name, stub in {"compare": compare, "sized": sized, "versions": lambda python: {}}.items():
         monkeypatch.setattr(peers, name, stub)
     monkeypatch.setattr(peers, "limit", lambda: None)
+    monkeypatch.setattr(peers, "PEERS", ("a", "b"))
     out = tmp_path / "peers.json"
 
     def run(*populations):
@@ -80,6 +81,13 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
 def test_operations_of_an_update_are_those_of_its_products():
     """About 16 forward passes of 66,816 weights, of 256 rows each."""
     assert peers.update_flops(Work()) == 16 * 2 * 256 * 66_816
+
+
+def test_a_name_that_does_not_exist_is_refused_with_what_does():
+    with pytest.raises(SystemExit, match=r"error: there is no 'rejay'; use one of .*rejax"):
+        peers.main(peers.Arguments(peers=("rejay",)))
+    with pytest.raises(SystemExit, match=r"error: there is no 'rejay'; use one of .*rejax"):
+        to_score.main(to_score.Arguments(trainers=("rejay",)))
 
 
 @pytest.mark.slow

@@ -2,12 +2,19 @@
 
     python benchmarks/peers.py --python /tmp/peers/bin/python --out benchmarks/results/peers-cpu.json
     python benchmarks/peers.py --peers rejax brax --algorithms ppo --populations 1 4
+    python benchmarks/peers.py --protocol fastpbrl --peers rejax qdax --populations 1 2 4
 
 Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
 machine is noisy for both, and the ratio is the median over neighbours. ``--python`` names an environment with
 the other trainers (``pip install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL.
 What a trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise. The
 same command again goes on where it was interrupted: rows that ``--out`` already has are not measured again.
+
+``--protocol`` measures the work of publications, in every trainer that can do it. fastpbrl's (Flajolet
+et al., "Fast Population-Based Reinforcement Learning on a Single Machine", ICML 2022) is a call of 50 updates
+on made-up batches with HalfCheetah's shapes, of which rows tell the seconds. rejax's (``hopper_1m.yaml`` of
+its repository) is training in Brax's Hopper with positional physics, of which rows tell the environment steps
+per second, and the seconds that a million of each agent take at this pace.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +37,64 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
-from benchmarks.trainers import Cannot, Work  # noqa: E402
+from benchmarks.trainers import MADE_UP, Cannot, Work  # noqa: E402
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax")
-HIDDEN = {"sac": (256, 256), "td3": (256, 256), "ppo": (64, 64), "es": (32, 32)}
 _UPDATES, _STEPS = "agent updates per second", "environment steps per second"
-UNITS = {"sac": _UPDATES, "td3": _UPDATES, "ppo": _STEPS, "es": _STEPS}
+Algorithm = Literal["sac", "td3", "ppo", "es"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Work, and the sizes at which it is measured unless the command line names others."""
+
+    work: Mapping[Algorithm, Work]
+    """Of one agent."""
+    units: Mapping[Algorithm, str]
+    """What rows tell per second."""
+    algorithms: tuple[Algorithm, ...]
+    populations: tuple[int, ...]
+    amount: int | None = None
+    """Units of each agent of which rows tell the seconds, too."""
+    per_call: str | None = None
+    """What the figure shows of a program whose iterations are fixed and which a chunk calls as often as fills
+    its seconds. Otherwise a chunk is one call, of as many iterations."""
+
+
+_MADE_UP = Work(task=MADE_UP, iterations=50)
+_HOPPER = Work(task="brax/hopper", hidden=(64, 64), discount=0.995)
+PROTOCOLS: dict[str, Protocol] = {
+    "default": Protocol(
+        work={
+            "sac": Work("sac"),
+            "td3": Work("td3"),
+            "ppo": Work("ppo", hidden=(64, 64), lanes=64),
+            "es": Work("es", hidden=(32, 32)),
+        },
+        units={"sac": _UPDATES, "td3": _UPDATES, "ppo": _STEPS, "es": _STEPS},
+        algorithms=("sac", "ppo"),
+        populations=(1, 2, 4, 8, 16),
+    ),
+    "fastpbrl": Protocol(
+        work={"sac": _MADE_UP, "td3": replace(_MADE_UP, algorithm="td3")},
+        units={"sac": _UPDATES, "td3": _UPDATES},
+        algorithms=("sac", "td3"),
+        populations=(1, 5, 10, 20, 40),
+        amount=50,
+        per_call="seconds for a call of 50 updates",
+    ),
+    "rejax": Protocol(
+        work={
+            "sac": replace(_HOPPER, lanes=128, batch=128, capacity=1_000_000),
+            "ppo": replace(_HOPPER, algorithm="ppo", lanes=32, steps=32, epochs=9, minibatches=2),
+        },
+        units={"sac": _STEPS, "ppo": _STEPS},
+        algorithms=("sac", "ppo"),
+        populations=(1, 3, 10, 30, 100, 300),
+        amount=1_000_000,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -74,10 +132,12 @@ class Arguments(Others):
 
     peers: tuple[str, ...] = PEERS
     """Which trainers, beside popjax."""
-    algorithms: tuple[Literal["sac", "td3", "ppo", "es"], ...] = ("sac", "ppo")
-    """Which algorithms."""
-    populations: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Agents that train together."""
+    protocol: Literal["default", "fastpbrl", "rejax"] = "default"
+    """Whose work is measured."""
+    algorithms: tuple[Algorithm, ...] | None = None
+    """Which algorithms; the protocol's if left out."""
+    populations: tuple[int, ...] | None = None
+    """Agents that train together; the protocol's if left out."""
     repeats: int = 5
     """Pairs of timed chunks."""
     seconds: float = 3.0
@@ -132,19 +192,19 @@ def work(name: str, amount: dict[str, Any]) -> None:
     def answer(**said: Any) -> None:
         print(json.dumps(said), file=answers, flush=True)
 
-    amount["hidden"] = tuple(amount["hidden"])
+    asked = Work(**amount | {"hidden": tuple(amount["hidden"])})
     begun = time.process_time()
     try:
-        chunk = trainers.build(name, Work(**amount)).chunk
-        chunk()
+        call = trainers.build(name, asked).chunk
+        call()
         compiled = time.process_time() - begun
         played = 0
-        while played < 2 * amount["batch"] * amount["population"]:  # beyond what fills a replay first
-            played += chunk()
+        while asked.task != MADE_UP and played < 2 * asked.batch * asked.population:  # what fills a replay
+            played += call()
         answer(first_chunk_processor_seconds=round(compiled, 2))
         for _ in sys.stdin:
             begun = time.perf_counter()
-            done = chunk()
+            done = sum(call() for _ in range(asked.calls))
             seconds = time.perf_counter() - begun
             answer(per_second=done / seconds, seconds=seconds, peak_bytes=peak_bytes())
     except Cannot as error:
@@ -200,20 +260,24 @@ def limit() -> dict[str, float] | None:
 
     if jax.default_backend() != "cpu":
         return None
-    command = [sys.executable, __file__, "--products", str(HIDDEN["sac"][0])]
+    work = PROTOCOLS["default"].work["sac"]
+    command = [sys.executable, __file__, "--products", str(work.hidden[0])]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    flops = update_flops(Work(hidden=HIDDEN["sac"]))
-    return {"flops_per_second": cores * float(told), "flops_per_update": flops}
+    return {"flops_per_second": cores * float(told), "flops_per_update": update_flops(work)}
 
 
 def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
     """Return work of which a chunk of popjax takes about ``arguments.seconds``."""
-    short = Work(algorithm, population=population, iterations=2, hidden=HIDDEN[algorithm])
+    protocol = PROTOCOLS[arguments.protocol]
+    whole = replace(protocol.work[algorithm], population=population)
+    short = whole if protocol.per_call else replace(whole, iterations=2)
     trainer = Trainer("ours", short, arguments)
     trainer.answer()
     rate = statistics.median(trainer.chunk()["per_second"] for _ in range(3))
     trainer.close()
+    if protocol.per_call:
+        return replace(short, calls=max(1, round(arguments.seconds * rate / short.done)))
     each = short.done / short.iterations
     return replace(short, iterations=max(2, round(arguments.seconds * rate / each)))
 
@@ -221,7 +285,7 @@ def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
 def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
     """Return one row."""
     row: dict[str, Any] = {"algorithm": amount.algorithm, "population": amount.population, "peer": peer}
-    row["iterations"] = amount.iterations
+    row |= {"iterations": amount.iterations, "calls": amount.calls}
     theirs, ours = (Trainer(name, amount, arguments) for name in (peer, "ours"))
     pairs = []
     try:
@@ -236,9 +300,14 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
         ours.close()
         theirs.close()
     ratios = [mine["per_second"] / other["per_second"] for mine, other in pairs]
+    paces = {
+        who: statistics.median(each["per_second"] for each in told)
+        for who, told in zip(("ours", "peer"), zip(*pairs, strict=True), strict=True)
+    }
+    row |= {f"{who}_per_second": pace for who, pace in paces.items()}
+    if told_of := PROTOCOLS[arguments.protocol].amount:
+        row |= {f"{who}_seconds": told_of * amount.population / pace for who, pace in paces.items()}
     return row | {
-        "ours_per_second": statistics.median(mine["per_second"] for mine, _ in pairs),
-        "peer_per_second": statistics.median(other["per_second"] for _, other in pairs),
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "peak_bytes": {"ours": pairs[-1][0]["peak_bytes"], peer: pairs[-1][1]["peak_bytes"]},
@@ -267,26 +336,33 @@ def versions(python: str) -> dict[str, str]:
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def draw(rows: list[dict[str, Any]], file: Path, bound: dict[str, float] | None = None) -> None:
-    """Draw what every trainer does per second against the number of agents, and for SAC the ``limit``."""
+def draw(
+    rows: list[dict[str, Any]],
+    file: Path,
+    bound: dict[str, float] | None = None,
+    protocol: Protocol = PROTOCOLS["default"],
+) -> None:
+    """Draw what every trainer does per second, or how long it takes, against the number of agents, and for
+    SAC the ``limit``."""
     from matplotlib.figure import Figure
 
-    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    told = "seconds" if protocol.per_call else "per_second"
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows if "ratio" in row))
     figure = Figure(figsize=(5.5 * len(algorithms), 3.8), layout="constrained")
     for place, algorithm in enumerate(algorithms):
         axes = figure.add_subplot(1, len(algorithms), place + 1)
         mine = [row for row in rows if row["algorithm"] == algorithm and "ratio" in row]
         sizes = sorted({row["population"] for row in mine})
-        best = [statistics.median(r["ours_per_second"] for r in mine if r["population"] == p) for p in sizes]
+        best = [statistics.median(r[f"ours_{told}"] for r in mine if r["population"] == p) for p in sizes]
         axes.plot(sizes, best, "o-", color="black", label="popjax")
         for peer in dict.fromkeys(row["peer"] for row in mine):
-            points = sorted((r["population"], r["peer_per_second"]) for r in mine if r["peer"] == peer)
+            points = sorted((r["population"], r[f"peer_{told}"]) for r in mine if r["peer"] == peer)
             colour = f"C{PEERS.index(peer)}" if peer in PEERS else None
             axes.plot(*zip(*points, strict=True), "o--", color=colour, label=peer)
         axes.set(
             xscale="log",
             xlabel="individuals" if algorithm == "es" else "agents",
-            ylabel=UNITS[algorithm],
+            ylabel=protocol.per_call or protocol.units[algorithm],
             title=algorithm.upper(),
         )
         if bound and algorithm == "sac":
@@ -321,20 +397,31 @@ def main(arguments: Arguments) -> None:
     from benchmarks import record
 
     record.check_known(arguments.peers, PEERS)
+    protocol = PROTOCOLS[arguments.protocol]
+    algorithms = arguments.algorithms or protocol.algorithms
+    for algorithm in algorithms:
+        if algorithm not in protocol.work:
+            has = ", ".join(protocol.work)
+            raise SystemExit(f"error: protocol {arguments.protocol} has no {algorithm}; use one of {has}")
     rows: list[dict[str, Any]] = []
     if arguments.out and arguments.out.exists():
         before = json.loads(arguments.out.read_text())
+        if (other := before.get("protocol", "default")) != arguments.protocol:
+            raise SystemExit(
+                f"error: {arguments.out} holds rows of protocol {other}; name another file as --out"
+            )
         rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
     had = {(row["algorithm"], row["population"], row["peer"]) for row in rows}
-    told = {"peers": versions(arguments.python), "units": UNITS, "limit": limit()}
-    for algorithm, population in itertools.product(arguments.algorithms, arguments.populations):
+    told = {"protocol": arguments.protocol, "peers": versions(arguments.python), "units": protocol.units}
+    told["limit"] = limit() if arguments.protocol == "default" else None
+    for algorithm, population in itertools.product(algorithms, arguments.populations or protocol.populations):
         left = [peer for peer in arguments.peers if (algorithm, population, peer) not in had]
         for row in measure(algorithm, population, left, arguments) if left else ():
             rows.append(row)
             print(json.dumps(row), flush=True)
             record.write(arguments.out, **told, rows=rows)
     if arguments.out and any("ratio" in row for row in rows):
-        draw(rows, arguments.out.with_suffix(".png"), told["limit"])
+        draw(rows, arguments.out.with_suffix(".png"), told["limit"], protocol)
 
 
 if __name__ == "__main__":

@@ -50,13 +50,13 @@ class Task:
 TASKS = {
     "sac-pendulum": Task(Work(iterations=500), score=-200.0, env_steps=20_000),
     "ppo-cartpole": Task(
-        Work("ppo", "CartPole-v1", iterations=1, hidden=(64, 64)), score=475.0, env_steps=500_000
+        Work("ppo", "CartPole-v1", iterations=1, lanes=64, hidden=(64, 64)), score=475.0, env_steps=500_000
     ),
     "sac-pendulum-4": Task(
         Work(population=4, iterations=500, hidden=(64, 64)), score=-200.0, env_steps=20_000
     ),
     "ppo-cartpole-16": Task(
-        Work("ppo", "CartPole-v1", population=16, iterations=1, hidden=(64, 64)),
+        Work("ppo", "CartPole-v1", population=16, iterations=1, lanes=64, hidden=(64, 64)),
         score=350.0,
         env_steps=200_000,
     ),
@@ -65,6 +65,7 @@ TASKS = {
             "ppo",
             "Breakout-MinAtar",
             iterations=5,
+            lanes=64,
             hidden=(64, 64),
             learning_rate=1e-3,
             entropy_weight=0.01,

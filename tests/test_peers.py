@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import peers, to_score, trainers
-from benchmarks.trainers import Cannot, Work
+from benchmarks.trainers import MADE_UP, Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
 
@@ -90,9 +92,102 @@ def test_a_name_that_does_not_exist_is_refused_with_what_does():
         to_score.main(to_score.Arguments(trainers=("rejay",)))
 
 
+def test_a_protocol_refuses_an_algorithm_that_it_has_not():
+    with pytest.raises(SystemExit, match=r"^error: protocol fastpbrl has no ppo; use one of sac, td3$"):
+        peers.main(peers.Arguments(protocol="fastpbrl", algorithms=("sac", "ppo")))
+    with pytest.raises(SystemExit, match=r"^error: protocol rejax has no td3; use one of sac, ppo$"):
+        peers.main(peers.Arguments(protocol="rejax", algorithms=("td3",)))
+
+
+def test_rows_of_two_protocols_do_not_share_a_file(tmp_path: Path):
+    out = tmp_path / "peers.json"
+    out.write_text(json.dumps({"git_commit": "", "rows": []}))
+    with pytest.raises(
+        SystemExit, match=r"^error: .*peers.json holds rows of protocol default; name another"
+    ):
+        peers.main(peers.Arguments(protocol="rejax", out=out))
+
+
+def test_the_work_of_protocols_is_that_of_their_publications():
+    """fastpbrl: ``timing_scripts/td3_sac_common.py``; rejax: ``benchmark/hopper_1m.yaml``."""
+    fastpbrl, rejax = (peers.PROTOCOLS[name] for name in ("fastpbrl", "rejax"))
+    for algorithm in ("sac", "td3"):
+        work = fastpbrl.work[algorithm]
+        assert (work.algorithm, work.task) == (algorithm, MADE_UP)
+        assert (work.hidden, work.batch, work.iterations) == ((256, 256), 256, 50)
+        assert work.done == fastpbrl.amount == 50
+    assert (fastpbrl.populations[0], fastpbrl.populations[-1]) == (1, 40)
+    sac, ppo = rejax.work["sac"], rejax.work["ppo"]
+    assert (sac.task, sac.lanes, sac.batch, sac.capacity) == ("brax/hopper", 128, 128, 1_000_000)
+    assert (ppo.task, ppo.lanes, ppo.steps, ppo.epochs, ppo.minibatches) == ("brax/hopper", 32, 32, 9, 2)
+    assert (replace(sac, iterations=3).done, replace(ppo, iterations=3).done) == (3 * 128, 3 * 32 * 32)
+    assert rejax.amount == 1_000_000
+
+
+def test_every_agent_has_made_up_batches_of_its_own_and_every_step_has():
+    drawn = trainers.made_up(Work(task=MADE_UP, iterations=6, population=2, batch=3), each=2)
+    assert {name: x.shape for name, x in drawn.items()} == {
+        "obs": (3, 2, 2, 3, 17),
+        "next_obs": (3, 2, 2, 3, 17),
+        "action": (3, 2, 2, 3, 6),
+        "reward": (3, 2, 2, 3),
+        "done": (3, 2, 2, 3),
+    }
+    assert len(np.unique(drawn["reward"])) == 3 * 2 * 2 * 3
+    assert not drawn["done"].any()
+
+
+def test_a_step_is_given_its_own_batch():
+    work = Work(task=MADE_UP, iterations=4, population=2)
+    batches = (jnp.arange(8).reshape(4, 2),)
+
+    def step(state, batch):
+        return 10 * state + batch
+
+    training = trainers.every(lambda key: jnp.int32(0), step, work, lambda s, obs: s, batches=batches)
+    assert (training.chunk(), training.act(jnp.zeros(2)).tolist()) == (8, [246, 1357])
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+def test_popjax_takes_gradient_steps_on_made_up_batches(algorithm):
+    """A call takes all of them: the actor of a TD3 learner moves in every other, its critics in all."""
+    from benchmarks.trainers import ours
+
+    work = Work(algorithm, MADE_UP, population=2, iterations=4, hidden=(8,), batch=4, learning_rate=1e-2)
+    training = ours.build(work)
+    obs = jnp.ones((2, 1, 17))
+    before = training.act(obs)
+    assert training.chunk() == 8
+    after = training.act(obs)
+    assert after.shape == (2, 1, 6)
+    assert (after != before).all()
+    assert (after[0] != after[1]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["fastpbrl", "rejax"])
+def test_popjax_does_the_work_of_a_protocol(protocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Against itself. Rows tell the seconds of a call, or those of a run."""
+    asked = peers.PROTOCOLS[protocol]
+    small = {"hidden": (8,), "batch": 4, "capacity": 1_000}
+    works = {name: replace(work, **small) for name, work in asked.work.items()}
+    monkeypatch.setitem(peers.PROTOCOLS, protocol, replace(asked, work=works))
+    monkeypatch.setattr(peers, "PEERS", ("ours",))
+    monkeypatch.setattr(peers, "versions", lambda python: {})
+    out = tmp_path / "found.json"
+    chosen = {"algorithms": ("sac",), "populations": (2,), "peers": ("ours",)}
+    peers.main(peers.Arguments(protocol=protocol, **chosen, repeats=1, seconds=0.1, limit=900, out=out))
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["ours_seconds"] == pytest.approx(asked.amount * 2 / row["ours_per_second"])
+    assert (row["calls"] > 1) == (protocol == "fastpbrl")
+    assert out.with_suffix(".png").stat().st_size > 5_000
+
+
 @pytest.mark.slow
 def test_chunks_are_as_long_as_asked(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(peers.HIDDEN, "sac", (8,))
+    default = peers.PROTOCOLS["default"]
+    small = replace(default, work={"sac": Work("sac", hidden=(8,))})
+    monkeypatch.setitem(peers.PROTOCOLS, "default", small)
     work = peers.sized("sac", 2, peers.Arguments(seconds=0.0))
     assert work == Work("sac", "Pendulum-v1", population=2, iterations=2, hidden=(8,))
 
@@ -102,5 +197,9 @@ def test_popjax_beside_itself(tmp_path: Path):
     row = peers.compare("ours", TINY, peers.Arguments(repeats=2))
     assert len(row["ratios"]) == 2
     assert row["ratio"] > 0
-    peers.draw([row], tmp_path / "peers.png", {"flops_per_second": 1e9, "flops_per_update": 1e7})
+    peers.draw(
+        [row, {"algorithm": "ppo", "cannot": "has no PPO"}],
+        tmp_path / "peers.png",
+        {"flops_per_second": 1e9, "flops_per_update": 1e7},
+    )
     assert (tmp_path / "peers.png").stat().st_size > 5_000

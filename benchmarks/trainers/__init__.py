@@ -11,15 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 EPISODE = 200  # environment steps of Pendulum
+MADE_UP = "made-up/HalfCheetah"
+OBS, ACTION = 17, 6  # numbers in an observation and in an action of HalfCheetah
 
 
 @dataclass(frozen=True)
 class Work:
     """The same work for every trainer, on Pendulum-v1, CartPole-v1, Breakout-MinAtar or brax/hopper, which is
-    Brax's Hopper with positional physics as each library wraps it.
+    Brax's Hopper with positional physics as each library wraps it; or on ``MADE_UP`` batches alone.
 
-    SAC, TD3: each agent has a replay of its own, and an iteration is one environment step and one gradient
-    step; TD3's actor takes every other.
+    SAC, TD3: each agent has a replay of its own, and an iteration is one environment step in each of
+    ``lanes`` and as many gradient steps; TD3's actor takes every other. On ``MADE_UP``, an iteration is a
+    gradient step, nothing is played and no replay is drawn from.
     PPO: an iteration is a rollout of ``steps`` in each of ``lanes``, learned from in ``epochs`` of
     ``minibatches``.
     ES: OpenAI's strategy. An iteration is a generation of ``population`` individuals, who play an episode of
@@ -30,10 +33,11 @@ class Work:
     task: str = "Pendulum-v1"
     population: int = 1
     iterations: int = 100
+    calls: int = 1  # of the compiled program of so many iterations, in a timed chunk
     hidden: tuple[int, ...] = (256, 256)
     batch: int = 256
     capacity: int = 131_072
-    lanes: int = 64
+    lanes: int = 1
     steps: int = 64
     epochs: int = 4
     minibatches: int = 4
@@ -51,8 +55,8 @@ class Work:
 
     @property
     def done(self) -> int:
-        """Units of work in a chunk."""
-        each = {"ppo": self.lanes * self.steps, "es": EPISODE}.get(self.algorithm, 1)
+        """Units of work in a call."""
+        each = {"ppo": self.lanes * self.steps, "es": EPISODE}.get(self.algorithm, self.lanes)
         return self.iterations * each * self.population
 
 
@@ -115,14 +119,16 @@ def strong(state: Any) -> Any:
 
 def scanned(
     init: Callable[[Any], Any],
-    step: Callable[[Any], Any],
+    step: Callable[..., Any],
     work: Work,
     act: Callable[[Any, Any], Any] | None = None,
     each: int = 1,
+    batches: tuple[Any, ...] = (),
 ) -> Training:
     """Return a trainer that is a pure step of its state: one compiled, donated scan.
 
-    ``act`` is ``Training.act`` with the state first; ``each`` are the iterations of a step.
+    ``act`` is ``Training.act`` with the state first; ``each`` are the iterations of a step. Where there are
+    ``batches`` (one tree [steps, ...]), a step is given its own beside the state.
     """
     import jax
 
@@ -131,13 +137,13 @@ def scanned(
     turns = -(-work.iterations // each)
     done = replace(work, iterations=turns * each).done
 
-    def chunk(state: Any) -> Any:
-        return strong(jax.lax.scan(lambda s, _: (step(s), None), state, length=turns)[0])
+    def chunk(state: Any, batches: tuple[Any, ...]) -> Any:
+        return strong(jax.lax.scan(lambda s, own: (step(s, *own), None), state, batches, length=turns)[0])
 
     program = jax.jit(chunk, donate_argnums=0)
 
     def run() -> int:
-        held[0] = jax.block_until_ready(program(held[0]))
+        held[0] = jax.block_until_ready(program(held[0], batches))
         return done
 
     if act is None:
@@ -148,21 +154,44 @@ def scanned(
 
 def every(
     init: Callable[[Any], Any],
-    step: Callable[[Any], Any],
+    step: Callable[..., Any],
     work: Work,
     act: Callable[[Any, Any], Any],
     each: int = 1,
+    batches: tuple[Any, ...] = (),
 ) -> Training:
     """Return the trainer of ``work.population`` agents from these functions of one, which is not vmapped
     alone.
 
-    ``act`` is (state, observations [B, ...]) -> the most likely actions; ``each`` as in ``scanned``.
+    ``act`` is (state, observations [B, ...]) -> the most likely actions; ``each`` and ``batches``
+    [steps, P, ...] as in ``scanned``.
     """
     import jax
 
     if work.population == 1:
-        return scanned(init, step, work, lambda state, obs: act(state, obs[0])[None], each)
-    begin = jax.vmap(init)
-    return scanned(
-        lambda key: begin(jax.random.split(key, work.population)), jax.vmap(step), work, jax.vmap(act), each
-    )
+        alone = jax.tree.map(lambda x: x[:, 0], batches)
+        return scanned(init, step, work, lambda state, obs: act(state, obs[0])[None], each, alone)
+
+    def begin(key: Any) -> Any:
+        return jax.vmap(init)(jax.random.split(key, work.population))
+
+    return scanned(begin, jax.vmap(step), work, jax.vmap(act), each, batches)
+
+
+def made_up(work: Work, each: int = 1) -> dict[str, Any]:
+    """Return batches of transitions drawn uniformly from [0, 1), of which none ends an episode, as fastpbrl
+    times its updates: ``obs`` and ``next_obs`` [steps, P, B, OBS], ``action`` [steps, P, B, ACTION],
+    ``reward`` and ``done`` [steps, P, B]. With ``each`` above 1, a step has so many,
+    [steps, P, each, B, ...].
+    """
+    import jax
+    import jax.numpy as jnp
+
+    shape = (work.iterations // each, work.population, *((each,) if each > 1 else ()), work.batch)
+    ends = {"obs": (OBS,), "next_obs": (OBS,), "action": (ACTION,), "reward": ()}
+    keys = jax.random.split(jax.random.key(work.seed), len(ends))
+    drawn = {
+        name: jax.random.uniform(key, shape + end)
+        for key, (name, end) in zip(keys, ends.items(), strict=True)
+    }
+    return drawn | {"done": jnp.zeros(shape)}

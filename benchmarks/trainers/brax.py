@@ -7,7 +7,7 @@ import threading
 from functools import partial
 from typing import Any
 
-from benchmarks.trainers import Cannot, Training, Work
+from benchmarks.trainers import MADE_UP, Cannot, Training, Work
 
 ALGORITHMS = ("sac", "ppo")
 
@@ -18,10 +18,11 @@ def build(work: Work) -> Training:
     """Return the trainer, whose policy cannot be reached between its epochs.
 
     ``train`` is one function, so it runs in a thread, which waits in the callback that Brax calls between its
-    epochs; the one episode that it plays there is part of a chunk.
+    epochs. The episode that it plays there is one of a task that costs nothing.
     """
     import jax
     import jax.numpy as jnp
+    from brax import envs
     from brax.training.agents.ppo import networks as ppo_networks
     from brax.training.agents.ppo import train as ppo
     from brax.training.agents.sac import networks as sac_networks
@@ -31,8 +32,14 @@ def build(work: Work) -> Training:
 
     if work.population > 1:
         raise Cannot("trains one agent a program")
-    if work.task != "Pendulum-v1":
-        raise Cannot("is compared on Pendulum alone")
+    if work.task == MADE_UP:
+        raise Cannot("takes gradient steps only where it plays")
+    if work.task not in ("Pendulum-v1", "brax/hopper"):
+        raise Cannot("plays Brax's tasks, not those of gymnax")
+    if work.task == "brax/hopper":
+        task, length = envs.get_environment(on_brax.HOPPER), on_brax.HOPPER_EPISODE
+    else:
+        task, length = on_brax.Pendulum(), on_brax.EPISODE
     if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 has it no more
         jax.device_put_replicated = lambda x, devices: jax.tree.map(
             lambda leaf: jnp.stack([leaf] * len(devices)), x
@@ -45,8 +52,9 @@ def build(work: Work) -> Training:
         go.get()
 
     common = {
-        "environment": on_brax.Pendulum(),
-        "episode_length": on_brax.EPISODE,
+        "environment": task,
+        "eval_env": on_brax.Still(task.observation_size, task.action_size),
+        "episode_length": length,
         "num_timesteps": work.done * CHUNKS,
         "num_evals": CHUNKS + 1,
         "num_eval_envs": 1,
@@ -72,11 +80,11 @@ def build(work: Work) -> Training:
         train = partial(
             sac.train,
             **common,
-            num_envs=1,
+            num_envs=work.lanes,
             batch_size=work.batch,
             min_replay_size=work.batch,
             max_replay_size=work.capacity,
-            grad_updates_per_step=1,
+            grad_updates_per_step=work.lanes,
             network_factory=partial(sac_networks.make_sac_networks, hidden_layer_sizes=work.hidden),
         )
     threading.Thread(target=train, daemon=True).start()

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainers import Training, Work, every, task_class
+from benchmarks.trainers import MADE_UP, Cannot, Training, Work, every, task_class
 
 ALGORITHMS = ("sac", "ppo")
 
 
 def build(work: Work) -> Training:
     """Return the trainer: ``step`` of the workflow, of a population where there is one."""
+    if work.task == MADE_UP:
+        raise Cannot("takes gradient steps only where it plays")
     import evorl
     import jax
     from evorl.algorithms.ppo import PPOWorkflow
@@ -49,9 +51,9 @@ def build(work: Work) -> Training:
     else:
         config.merge_with(
             {
-                "num_envs": 1,
+                "num_envs": work.lanes,
                 "rollout_length": 1,
-                "num_updates_per_iter": 1,
+                "num_updates_per_iter": work.lanes,
                 "actor_update_interval": 1,
                 "adaptive_alpha": True,
                 "alpha": 1.0,

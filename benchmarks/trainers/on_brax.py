@@ -51,3 +51,33 @@ class Pendulum(Env):
     def backend(self) -> str:
         """Name of the physics, which is none of Brax's."""
         return "gymnax"
+
+
+class Still(Env):
+    """A task in which nothing happens, with a task's sizes: evaluating in it costs nothing."""
+
+    def __init__(self, observation_size: int, action_size: int) -> None:
+        self._sizes = observation_size, action_size
+
+    def reset(self, rng: Any) -> State:
+        """Return the only State."""
+        return State(None, jnp.zeros(self._sizes[0]), jnp.float32(0), jnp.float32(0))
+
+    def step(self, state: State, action: Any) -> State:
+        """Return the State as it was."""
+        return state
+
+    @property
+    def observation_size(self) -> int:
+        """Components of an observation."""
+        return self._sizes[0]
+
+    @property
+    def action_size(self) -> int:
+        """Components of an action."""
+        return self._sizes[1]
+
+    @property
+    def backend(self) -> str:
+        """Name of the physics, of which there is none."""
+        return "none"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from benchmarks.trainers import Training, Work, every, task_class
+from benchmarks.trainers import ACTION, MADE_UP, OBS, Training, Work, every, made_up, task_class
 
 ALGORITHMS = ("sac", "td3", "ppo")
 DELAY = 2  # steps of TD3's critics for one of its actor
@@ -15,6 +16,7 @@ def build(work: Work) -> Training:
     import jax.numpy as jnp
     from flax import linen as nn
     from rejax import PPO, SAC, TD3
+    from rejax.buffers import Minibatch
     from rejax.networks import DeterministicPolicy, QNetwork
 
     common = {"env": _task(work.task), "skip_initial_evaluation": True}
@@ -36,8 +38,8 @@ def build(work: Work) -> Training:
             "buffer_size": work.capacity,
             "fill_buffer": work.batch,
             "batch_size": work.batch,
-            "num_envs": 1,
-            "num_epochs": 1,
+            "num_envs": work.lanes,
+            "num_epochs": work.lanes,
             "learning_rate": work.learning_rate,
             "gamma": work.discount,
             "polyak": 1 - work.polyak,
@@ -58,11 +60,57 @@ def build(work: Work) -> Training:
         return found if algorithm.discrete else work.action_scale * jnp.tanh(found)
 
     each = DELAY if work.algorithm == "td3" else 1
+    if work.task == MADE_UP:
+        batches = (Minibatch(**made_up(work, each)),)
+        step = partial(_update_td3 if work.algorithm == "td3" else _update_sac, algorithm)
+        return every(algorithm.init_state, step, work, act, each, batches)
     return every(algorithm.init_state, algorithm.train_iteration, work, act, each)
+
+
+def _update_sac(algorithm: Any, state: Any, batch: Any) -> Any:
+    """Return the state after a gradient step on a batch and the step of the targets that follows it."""
+    state = algorithm.update(state, batch)
+    targets = algorithm.maybe_update_target_params(state.critic_ts.params, state.critic_target_params, 1, 0)
+    return state.replace(critic_target_params=targets)
+
+
+def _update_td3(algorithm: Any, state: Any, batches: Any) -> Any:
+    """Return the state after a gradient step of the critics on each of ``DELAY`` batches, one of the actor on
+    the last, and one of the targets."""
+    for turn in range(DELAY):
+        batch = type(batches)(*(x[turn] for x in batches))
+        state = algorithm.update_critic(state, batch)
+    state = algorithm.update_actor(state, batch)
+    critic, actor = (
+        algorithm.maybe_update_target_params(own.params, target, 1, 0)
+        for own, target in (
+            (state.critic_ts, state.critic_target_params),
+            (state.actor_ts, state.actor_target_params),
+        )
+    )
+    return state.replace(critic_target_params=critic, actor_target_params=actor)
 
 
 def _task(name: str) -> Any:
     """Return the task with the step of gymnax 0.0: rejax 0.1 unpacks five values, gymnax 1.0 returns six."""
+    if name == MADE_UP:
+        import jax.numpy as jnp
+        from gymnax.environments import spaces
+        from gymnax.environments.environment import Environment
+
+        class Shapes(Environment):
+            """Nothing that could be played, with HalfCheetah's shapes."""
+
+            def reset(self, key: Any, params: Any = None) -> Any:
+                return jnp.zeros(OBS), jnp.zeros(())
+
+            def observation_space(self, params: Any) -> Any:
+                return spaces.Box(-jnp.inf, jnp.inf, (OBS,))
+
+            def action_space(self, params: Any = None) -> Any:
+                return spaces.Box(-1, 1, (ACTION,))
+
+        return Shapes()
     if name == "brax/hopper":
         from brax.envs import create
         from rejax.compat.brax2gymnax import Brax2GymnaxEnv

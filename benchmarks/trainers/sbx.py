@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.trainers import Cannot, Training, Work
+from benchmarks.trainers import ACTION, MADE_UP, OBS, Cannot, Training, Work, made_up
 
 ALGORITHMS = ("sac", "td3", "ppo")
 
@@ -22,6 +22,8 @@ def build(work: Work) -> Training:
     if work.task in ("Breakout-MinAtar", "brax/hopper"):
         raise Cannot("plays Gymnasium's tasks, not those of gymnax or Brax")
     widths = list(work.hidden)
+    if work.task == MADE_UP:
+        return _updates(work)
     if work.algorithm == "ppo":
         model = PPO(
             "MlpPolicy",
@@ -64,3 +66,59 @@ def build(work: Work) -> Training:
         return model.predict(np.asarray(obs[0]), deterministic=True)[0][None]
 
     return Training(chunk, act)
+
+
+def _updates(work: Work) -> Training:
+    """Return the trainer that is ``train`` alone, with a replay that always draws the same."""
+    import gymnasium
+    import numpy as np
+    import torch
+    from sbx import SAC, TD3
+    from stable_baselines3.common.buffers import ReplayBufferSamples
+    from stable_baselines3.common.logger import Logger
+
+    class Shapes(gymnasium.Env):
+        """Nothing that could be played, with HalfCheetah's shapes."""
+
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,))
+        action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
+
+    rows = {
+        name: torch.tensor(np.reshape(x, (work.iterations * work.batch, -1)))
+        for name, x in made_up(work).items()
+    }
+    drawn = ReplayBufferSamples(
+        observations=rows["obs"],
+        actions=rows["action"],
+        next_observations=rows["next_obs"],
+        dones=rows["done"],
+        rewards=rows["reward"],
+    )
+
+    class Drawn:
+        """Stands in for a replay."""
+
+        def sample(self, count: int, env: Any = None) -> ReplayBufferSamples:
+            """Return all that there is."""
+            assert count == len(drawn.rewards)
+            return drawn
+
+    model = (SAC if work.algorithm == "sac" else TD3)(
+        "MlpPolicy",
+        Shapes(),
+        batch_size=work.batch,
+        buffer_size=1,
+        policy_kwargs={"net_arch": list(work.hidden)},
+        learning_rate=work.learning_rate,
+        gamma=work.discount,
+        tau=work.polyak,
+        seed=work.seed,
+    )
+    model.set_logger(Logger(None, []))
+    model.replay_buffer = Drawn()
+
+    def chunk() -> int:
+        model.train(work.iterations, work.batch)
+        return work.done
+
+    return Training(chunk)

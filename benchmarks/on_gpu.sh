@@ -5,7 +5,7 @@
 #     bash benchmarks/on_gpu.sh runs/gpu              all parts
 #     bash benchmarks/on_gpu.sh runs/gpu peers-sac    only these
 #
-# PEERS_PYTHON names an interpreter with the other trainers, EVORL a checkout of EvoRL: see peers.py.
+# PEERS_PYTHON names an interpreter with the other trainers, EVORL and PUREJAXRL checkouts: see peers.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:?where to write results}
@@ -16,6 +16,7 @@ PYTHON=${PYTHON:-python}
 SIZES=(1 4 16 64 256 1024)
 DETERMINISTIC="--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
 PEERS=(--python "${PEERS_PYTHON:-$PYTHON}" ${EVORL:+--evorl "$EVORL"} --repeats 3 --limit 120)
+PEERS+=(${PUREJAXRL:+--purejaxrl "$PUREJAXRL"})
 PHYSICS=(gym/Hopper-v4 gym/Ant-v5 dmc/cheetah-run playground/CheetahRun)
 mkdir -p "$OUT"
 
@@ -49,6 +50,8 @@ part peers-sac "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms sac --po
 part peers-ppo "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms ppo --populations "${SIZES[@]}" --out "$OUT/peers-ppo.json"
 part peers-td3 "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --algorithms td3 --populations "${SIZES[@]}" --out "$OUT/peers-td3.json"
 part peers-es "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --peers evosax --algorithms es --populations 32 256 1024 --out "$OUT/peers-es.json"
+part peers-fastpbrl "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --protocol fastpbrl --out "$OUT/peers-fastpbrl.json"
+part peers-rejax "$PYTHON" benchmarks/peers.py "${PEERS[@]}" --protocol rejax --out "$OUT/peers-rejax.json"
 part collaboration "$PYTHON" benchmarks/collaboration.py --populations 1 4 16 64 --out "$OUT/collaboration.json"
 part throughput "$PYTHON" benchmarks/throughput.py --methods sac td3 ppo pderl ce --populations "${SIZES[@]}" --out "$OUT/throughput.json"
 part throughput-others "$PYTHON" benchmarks/throughput.py --methods erl cem_rl es sunrise dice diayn pbt cspc --populations 16 --out "$OUT/throughput-others.json"

@@ -6,9 +6,10 @@
 
 Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
 machine is noisy for both, and the ratio is the median over neighbours. ``--python`` names an environment with
-the other trainers (``pip install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL.
-What a trainer cannot do at a size is recorded as that, an error or a wait beyond ``--limit`` likewise. The
-same command again goes on where it was interrupted: rows that ``--out`` already has are not measured again.
+the other trainers (``pip install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL,
+``--purejaxrl`` one of PureJaxRL, which needs navix, too. What a trainer cannot do at a size is recorded as
+that, an error or a wait beyond ``--limit`` likewise. The same command again goes on where it was interrupted:
+rows that ``--out`` already has are not measured again.
 
 ``--protocol`` measures the work of publications, in every trainer that can do it. fastpbrl's (Flajolet
 et al., "Fast Population-Based Reinforcement Learning on a Single Machine", ICML 2022) is a call of 50 updates
@@ -40,7 +41,7 @@ from benchmarks import trainers  # noqa: E402
 from benchmarks.trainers import MADE_UP, Cannot, Work  # noqa: E402
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
-PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax")
+PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax", "purejaxrl")
 _UPDATES, _STEPS = "agent updates per second", "environment steps per second"
 Algorithm = Literal["sac", "td3", "ppo", "es"]
 
@@ -105,12 +106,15 @@ class Others:
     """Interpreter of an environment with the other trainers."""
     evorl: Path | None = None
     """Checkout of EvoRL."""
+    purejaxrl: Path | None = None
+    """Checkout of PureJaxRL."""
     out: Path | None = None
     """JSON file for the results; the figure goes beside it."""
 
     def start(self, script: str, name: str, *told: Any, **pipes: Any) -> subprocess.Popen[str]:
         """Start ``script`` as the worker of one trainer, which is told ``told`` as JSON."""
-        paths = [str(ROOT)] + ([str(self.evorl)] if name == "evorl" and self.evorl else [])
+        checkouts = {"evorl": self.evorl, "purejaxrl": self.purejaxrl and self.purejaxrl / "purejaxrl"}
+        paths = [ROOT, *filter(None, [checkouts.get(name)])]
         return subprocess.Popen(
             [
                 sys.executable if name == "ours" else self.python,
@@ -119,7 +123,7 @@ class Others:
                 name,
                 *map(json.dumps, told),
             ],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
             stdout=subprocess.PIPE,
             text=True,
             **pipes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,25 @@ def test_an_algorithm_that_a_trainer_lacks_is_recorded_as_that():
         trainers.build("brax", Work("td3"))
     with pytest.raises(Cannot, match="in pairs"):
         trainers.build("ours", Work("es", population=3))
+
+
+def test_purejaxrl_has_continuous_actions_and_two_layers_of_one_width():
+    for work in (
+        Work("ppo", "CartPole-v1", hidden=(64, 64)),
+        Work("ppo", "Breakout-MinAtar", hidden=(64, 64)),
+    ):
+        with pytest.raises(Cannot, match="continuous actions"):
+            trainers.build("purejaxrl", work)
+    with pytest.raises(Cannot, match="of one width"):
+        trainers.build("purejaxrl", Work("ppo", hidden=(64, 32)))
+
+
+def test_a_checkout_is_on_the_path_of_its_trainer_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peers.subprocess, "Popen", lambda command, env, **_: env["PYTHONPATH"])
+    others = peers.Others(evorl=Path("/evorl"), purejaxrl=Path("/other"))
+    found = {name: others.start("", name).split(os.pathsep) for name in ("evorl", "purejaxrl", "rejax")}
+    root = str(peers.ROOT)
+    assert found == {"evorl": [root, "/evorl"], "purejaxrl": [root, "/other/purejaxrl"], "rejax": [root]}
 
 
 def test_steps_of_two_iterations_do_at_least_what_was_asked():

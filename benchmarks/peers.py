@@ -111,7 +111,9 @@ class Others:
     out: Path | None = None
     """JSON file for the results; the figure goes beside it."""
 
-    def start(self, script: str, name: str, *told: Any, **pipes: Any) -> subprocess.Popen[str]:
+    def start(
+        self, script: str, name: str, *told: Any, environment: Mapping[str, str] = {}, **pipes: Any
+    ) -> subprocess.Popen[str]:
         """Start ``script`` as the worker of one trainer, which is told ``told`` as JSON."""
         checkouts = {"evorl": self.evorl, "purejaxrl": self.purejaxrl and self.purejaxrl / "purejaxrl"}
         paths = [ROOT, *filter(None, [checkouts.get(name)])]
@@ -123,7 +125,7 @@ class Others:
                 name,
                 *map(json.dumps, told),
             ],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment,
             stdout=subprocess.PIPE,
             text=True,
             **pipes,

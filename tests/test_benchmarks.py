@@ -15,6 +15,7 @@ SMALL = {
     "atari": "--lanes 1 2 --env-steps 8 --rounds 1",
     "collaboration": "--populations 1 2 --updates 2 --repeats 1 --capacity 2000",
     "compile": "--cases sac --env gymnax/Pendulum-v1",
+    "compile_peers": "--trainers ours --algorithms ppo --task Pendulum-v1",
     "cooperation": "--env gymnax/Pendulum-v1 --phase 200 --repeats 1 --capacity 2000",
     "distillation": (
         "--pair rooms --env-steps 2000 --align-steps 2000 --units 8 --seeds 1 --align-hidden 8"

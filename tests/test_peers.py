@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import peers, to_score, trainers
+from benchmarks import compile_peers, peers, to_score, trainers
 from benchmarks.trainers import MADE_UP, Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
@@ -57,6 +57,15 @@ def test_a_checkout_is_on_the_path_of_its_trainer_alone(monkeypatch: pytest.Monk
     found = {name: others.start("", name).split(os.pathsep) for name in ("evorl", "purejaxrl", "rejax")}
     root = str(peers.ROOT)
     assert found == {"evorl": [root, "/evorl"], "purejaxrl": [root, "/other/purejaxrl"], "rejax": [root]}
+
+
+def test_a_trainer_that_cannot_start_is_recorded_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compile_peers, "versions", lambda python: {})
+    out = tmp_path / "starts.json"
+    compile_peers.main(compile_peers.Arguments(trainers=("evosax",), algorithms=("ppo",), out=out))
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["cannot"] == "has no PPO"
+    assert "cold" not in row
 
 
 def test_steps_of_two_iterations_do_at_least_what_was_asked():

@@ -1,0 +1,96 @@
+"""Compare how long popjax and other trainers take to start: SAC and PPO in Brax's Hopper with positional
+physics.
+
+    python benchmarks/compile_peers.py --python /tmp/peers/bin/python --out compile-peers-cpu.json
+
+A start is a process from its beginning until one agent has been trained for a first chunk, less what a
+second chunk takes: importing, tracing and compiling all that training needs, with the programs of its first
+state. It is *cold* without anything in JAX's cache on disk, and *warm* with what the cold start left there,
+both in seconds and processor seconds. See ``peers.py`` for ``--python``, ``--evorl`` and ``--purejaxrl``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+BEGUN = time.perf_counter()
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import trainers  # noqa: E402
+from benchmarks.peers import PEERS, PROTOCOLS, Algorithm, Others, versions  # noqa: E402
+from benchmarks.trainers import Cannot, Work  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Arguments(Others):
+    """Choices of the comparison."""
+
+    trainers: tuple[str, ...] = ("ours", "rejax", "qdax", "brax", "evorl", "purejaxrl")
+    """Which trainers."""
+    algorithms: tuple[Algorithm, ...] = ("sac", "ppo")
+    """Which algorithms."""
+    task: str = "brax/hopper"
+    """Task of ``trainers.Work``."""
+
+
+def work(name: str, amount: dict[str, Any]) -> None:
+    """Train for two chunks in this process; print what the start took."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    try:
+        chunk = trainers.build(name, Work(**amount | {"hidden": tuple(amount["hidden"])})).chunk
+    except (Cannot, ImportError) as error:
+        print(json.dumps({"cannot": str(error)}), file=answers, flush=True)
+        return
+    chunk()
+    clocks = {"seconds": time.perf_counter, "processor_seconds": time.process_time}
+    first = {name: clock() for name, clock in clocks.items()}
+    chunk()
+    begun = {"seconds": BEGUN, "processor_seconds": 0.0}
+    told = {name: round(2 * first[name] - clock() - begun[name], 1) for name, clock in clocks.items()}
+    print(json.dumps(told), file=answers, flush=True)
+
+
+def start(algorithm: Algorithm, name: str, cache: str, arguments: Arguments) -> dict[str, Any]:
+    """Return what a start with this cache takes, or why there is none."""
+    asked = replace(PROTOCOLS["default"].work[algorithm], task=arguments.task, iterations=2)
+    kept = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
+    process = arguments.start(__file__, name, asdict(asked), environment=kept)
+    said, _ = process.communicate()
+    return json.loads(said) if said else {"cannot": f"ended with exit status {process.returncode}"}
+
+
+def main(arguments: Arguments) -> None:
+    """Start every trainer twice; print and write after each."""
+    from benchmarks import record
+
+    record.check_known(arguments.trainers, ("ours", *PEERS))
+    rows = []
+    for algorithm, name in itertools.product(arguments.algorithms, arguments.trainers):
+        row: dict[str, Any] = {"algorithm": algorithm, "trainer": name}
+        with tempfile.TemporaryDirectory() as cache:
+            for which in ("cold", "warm"):
+                told = start(algorithm, name, cache, arguments)
+                row |= told if "cannot" in told else {which: told}
+                if "cannot" in told:
+                    break
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        record.write(arguments.out, task=arguments.task, peers=versions(arguments.python), rows=rows)
+
+
+if __name__ == "__main__":
+    if "--worker" in sys.argv:
+        work(sys.argv[-2], json.loads(sys.argv[-1]))
+    else:
+        import tyro
+
+        main(tyro.cli(Arguments, description=__doc__))

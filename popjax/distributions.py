@@ -17,8 +17,13 @@ from popjax.core import Choice, Distribution, Key, PyTree, Spec
 
 
 def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: Array | float) -> Choice:
-    """Return the Choice of a policy with the network's ``outputs``; ``memory`` is its memory afterwards."""
-    sampled = family.sample(key, outputs, scale)
+    """Return the Choice of a policy with the network's ``outputs``; ``memory`` is its memory afterwards.
+
+    A ``scale`` of 0 that is known while tracing, the number 0.0 and not an array, draws nothing: the noise
+    would take several times as long as a small network.
+    """
+    greedy = isinstance(scale, int | float) and scale == 0
+    sampled = family.mode(outputs) if greedy else family.sample(key, outputs, scale)
     return Choice(memory, family.bounded(sampled), sampled, family.log_prob(outputs, sampled))
 
 

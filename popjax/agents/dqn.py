@@ -111,7 +111,8 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return replace(state, online=policy, target=policy)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        scale = jnp.maximum(scale, config.least_exploration)
+        if config.least_exploration:
+            scale = jnp.maximum(scale, config.least_exploration)
         return distributions.choose(actions, memory, network.apply(params, obs), key, scale)
 
     def value(state: State, obs: Array, action: Array) -> Array:

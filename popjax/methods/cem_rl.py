@@ -244,7 +244,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             jax.vmap(unflatten)(s.population[owner]),
             (),
             key_play,
-            scale=jnp.zeros(len(owner)),
+            scale=0.0,
             record=partial(rollout.keep_transition, s.hyper.learner.discount, False),
         )  # [P * trials, T]
         stays = s.source >= 0

@@ -153,8 +153,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
         def play(policy: Params) -> rollout.Episode:
             each = tree.repeat(policy, config.trials)
-            scale = jnp.zeros(config.trials)
-            return lanes.episodes(env, act, each, (), key_play, scale=scale, record=record)
+            return lanes.episodes(env, act, each, (), key_play, scale=0.0, record=record)
 
         episodes = jax.vmap(play)(individuals(s))  # [P, trials, T]
         statistics = s.statistics

@@ -133,7 +133,14 @@ def play(
 
 
 def episodes(
-    env: Env, act: Act, params: Params, memory: PyTree, key: Key, *, scale: Array, record: rollout.Record
+    env: Env,
+    act: Act,
+    params: Params,
+    memory: PyTree,
+    key: Key,
+    *,
+    scale: Array | float,
+    record: rollout.Record,
 ) -> rollout.Episode:
     """Play one whole episode with each of ``params`` [E]; return rows [E, T], valid [E, T], returns and
     lengths [E].
@@ -142,19 +149,21 @@ def episodes(
     corrupt a replay and all agents that learn from it. Its return and length are as played.
 
     memory: [E] with which a policy begins its episode; ``carry`` [E] of the result is its memory at the end.
-    scale:  [E] of the exploration.
+    scale:  [E] of the exploration, or a number for all; 0.0 draws no noise.
     record: ``(obs, action, timestep) -> row that is kept of a step``.
     """
     env = checked(env)
 
-    def one(params: Params, memory: PyTree, key: Key, scale: Array) -> rollout.Episode:
+    def one(params: Params, memory: PyTree, key: Key, own: Array | None) -> rollout.Episode:
         def choose(memory: PyTree, obs: Array, key: Key) -> tuple[PyTree, Array]:
-            return act(params, memory, obs, key, scale)[:2]
+            return act(params, memory, obs, key, scale if own is None else own)[:2]
 
         played = rollout.episode(env, choose, memory, key, record=record)
         return replace(played, valid=played.valid & tree.finite(params, 0) & jnp.isfinite(played.total))
 
-    return jax.vmap(one)(params, memory, jax.random.split(key, scale.shape[0]), scale)
+    count = jax.tree.leaves(params)[0].shape[0]
+    scales = scale if isinstance(scale, Array) else None
+    return jax.vmap(one)(params, memory, jax.random.split(key, count), scales)
 
 
 def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False) -> Record:

@@ -56,6 +56,16 @@ def test_fitness_is_the_mean_return_of_whole_episodes():
     np.testing.assert_allclose(after.metrics.fitness, play(np.zeros(6, np.float32)), rtol=1e-4, atol=1e-4)
 
 
+def test_playing_a_generation_draws_no_noise():
+    """Only the initial states, the search and the numbers of the next generation are drawn."""
+    method = compiled("probe/corridor")[0]
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    equations = jax.make_jaxpr(method.step)(state).jaxpr.eqns
+    loops = [str(each) for each in equations if each.primitive.name == "while"]
+    assert loops
+    assert not any("random_bits" in loop for loop in loops)
+
+
 def test_statistics_are_of_all_steps_of_everyone():
     for state in history("probe/observation"):
         assert int(state.statistics.count) == int(state.env_steps)

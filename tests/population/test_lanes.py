@@ -1,0 +1,27 @@
+"""Whole episodes of given policies."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from popjax import distributions
+from popjax.envs import make
+from popjax.population import lanes
+from tests.support import equal
+
+
+def test_greedy_episodes_draw_no_noise(key):
+    """A number 0.0 as the scale of all gives the episodes of an array of zeros."""
+    env = make("probe/corridor")
+
+    def act(params, memory, obs, key, scale):
+        return distributions.choose(distributions.deterministic(), memory, params + 0 * obs, key, scale)
+
+    def play(scale):
+        params = jnp.array([[0.3], [-0.2]])
+        return lanes.episodes(env, act, params, (), key, scale=scale, record=lambda obs, *_: obs)
+
+    equal(jax.jit(lambda: play(0.0))(), jax.jit(play)(jnp.zeros(2)))
+    assert "random_bits" not in str(jax.make_jaxpr(lambda: play(0.0))())
+    assert "random_bits" in str(jax.make_jaxpr(play)(jnp.zeros(2)))

@@ -38,8 +38,10 @@ def build(work: Work) -> Training:
         raise Cannot("plays Brax's tasks, not those of gymnax")
     if work.task == "brax/hopper":
         task, length = envs.get_environment(on_brax.HOPPER), on_brax.HOPPER_EPISODE
+        still = on_brax.Still(*on_brax.HOPPER_SIZES)
     else:
         task, length = on_brax.Pendulum(), on_brax.EPISODE
+        still = on_brax.Still(task.observation_size, task.action_size)
     if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 has it no more
         jax.device_put_replicated = lambda x, devices: jax.tree.map(
             lambda leaf: jnp.stack([leaf] * len(devices)), x
@@ -53,7 +55,7 @@ def build(work: Work) -> Training:
 
     common = {
         "environment": task,
-        "eval_env": on_brax.Still(task.observation_size, task.action_size),
+        "eval_env": still,
         "episode_length": length,
         "num_timesteps": work.done * CHUNKS,
         "num_evals": CHUNKS + 1,

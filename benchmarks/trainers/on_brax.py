@@ -14,6 +14,7 @@ from gymnax.environments.classic_control import pendulum
 
 EPISODE = 200  # environment steps of Pendulum
 HOPPER_EPISODE = 1_000
+HOPPER_SIZES = 11, 3  # of an observation and an action; Brax plays a reset, operation by operation, to tell
 HOPPER = "positional_hopper"  # the trainers that make it by name pass no backend
 envs.register_environment(HOPPER, partial(hopper.Hopper, backend="positional"))
 

@@ -234,7 +234,8 @@ def _peers(load: Load, name: str) -> str:
             cells.append((population, f"{ours:,.0f}", *(_beside(here[peer]) for peer in peers)))
         header = [f"{algorithm.upper()}: agents", f"popjax, {unit}", *peers]
         tables.append(table(header, cells, range(len(header))))
-        tables.append(_first_chunks(algorithm, rows, peers))
+        if timed := [row for row in rows if "first_chunk" in row]:
+            tables.append(_first_chunks(algorithm, timed, peers))
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
     return "\n\n".join([*tables, f"At {_commits(found)} on {found['device']}, beside {versions}."])
 

@@ -31,6 +31,8 @@ def parts(root: Path) -> dict[str, str]:
         "results-distilled": _distilled(load),
         "results-transfer": _transfer(load),
         "speed-peers": _peers(load, "peers-cpu"),
+        "speed-peers-td3": _peers(load, "peers-cpu-td3"),
+        "speed-peers-es": _peers(load, "peers-cpu-es"),
         "speed-peers-h200": _peers(load, "peers-h200"),
         "speed-to-score": _to_score(load),
         "speed-h200": _h200(load),
@@ -224,7 +226,7 @@ def _transfer(load: Load) -> str:
 def _peers(load: Load, name: str) -> str:
     found = load(name)
     tables = []
-    for algorithm, unit in found["units"].items():
+    for algorithm in dict.fromkeys(row["algorithm"] for row in found["rows"]):
         rows = [row for row in found["rows"] if row["algorithm"] == algorithm]
         peers = list(dict.fromkeys(row["peer"] for row in rows))
         cells = []
@@ -232,7 +234,7 @@ def _peers(load: Load, name: str) -> str:
             here = {row["peer"]: row for row in rows if row["population"] == population}
             ours = statistics.median(row["ours_per_second"] for row in here.values() if "ratio" in row)
             cells.append((population, f"{ours:,.0f}", *(_beside(here[peer]) for peer in peers)))
-        header = [f"{algorithm.upper()}: agents", f"popjax, {unit}", *peers]
+        header = [_counted(algorithm), f"popjax, {found['units'][algorithm]}", *peers]
         tables.append(table(header, cells, range(len(header))))
         if timed := [row for row in rows if "first_chunk" in row]:
             tables.append(_first_chunks(algorithm, timed, peers))
@@ -257,8 +259,13 @@ def _first_chunks(algorithm: str, rows: Sequence[Mapping[str, Any]], peers: Sequ
             (population, told(here, "ours"), *(told(x, p) for x, p in zip(each, peers, strict=True)))
         )
     memory = " (memory, MB)" if any(row.get("peak_bytes") for row in rows) else ""
-    header = [f"{algorithm.upper()}: agents", f"popjax, first chunk, processor seconds{memory}", *peers]
+    header = [_counted(algorithm), f"popjax, first chunk, processor seconds{memory}", *peers]
     return table(header, cells, range(len(header)))
+
+
+def _counted(algorithm: str) -> str:
+    """Return the algorithm and what a population of it is made of."""
+    return f"{algorithm.upper()}: {'individuals' if algorithm == 'es' else 'agents'}"
 
 
 def _commits(found: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ def parts(root: Path) -> dict[str, str]:
         "speed-h200": _h200(load),
         "speed-programs": _programs(load),
         "speed-compile": _compile(load),
+        "speed-compile-peers": _compile_peers(load),
         "speed-against": _against(load),
         "speed-collaboration": _collaboration(load),
         "speed-devices": _devices(load),
@@ -238,8 +239,13 @@ def _peers(load: Load, name: str) -> str:
         tables.append(table(header, cells, range(len(header))))
         if timed := [row for row in rows if "first_chunk" in row]:
             tables.append(_first_chunks(algorithm, timed, peers))
+    return "\n\n".join([*tables, _where(found)])
+
+
+def _where(found: Mapping[str, Any]) -> str:
+    """Return the commits and hardware of a comparison, and the versions of the other trainers."""
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
-    return "\n\n".join([*tables, f"At {_commits(found)} on {found['device']}, beside {versions}."])
+    return f"At {_commits(found)} on {found['device']}, beside {versions}."
 
 
 def _first_chunks(algorithm: str, rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> str:
@@ -298,9 +304,7 @@ def _to_score(load: Load) -> str:
         "with imports and compiling",
         "seconds for 1,000 steps, once compiled",
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
-    about = f"At {_commits(found)} on {found['device']}, beside {versions}."
-    return "\n\n".join([table(header, rows, range(2, 7)), about])
+    return "\n\n".join([table(header, rows, range(2, 7)), _where(found)])
 
 
 def _against(load: Load) -> str:
@@ -330,6 +334,34 @@ def _compile(load: Load) -> str:
         "ratio",
     ]
     return table(header, rows, range(1, 7))
+
+
+def _compile_peers(load: Load) -> str:
+    found = load("compile-peers-cpu")
+
+    def told(row: Mapping[str, Any], which: str) -> tuple[str, ...]:
+        if "cannot" in row:
+            return (row["cannot"], "-")
+        return tuple(f"{row[which][name]:.0f}" for name in ("processor_seconds", "seconds"))
+
+    rows = [
+        (
+            row["algorithm"].upper(),
+            "popjax" if row["trainer"] == "ours" else row["trainer"],
+            *told(row, "cold"),
+            *told(row, "warm"),
+        )
+        for row in found["rows"]
+    ]
+    header = [
+        "algorithm",
+        "trainer",
+        "cold, processor seconds",
+        "seconds",
+        "warm, processor seconds",
+        "seconds",
+    ]
+    return "\n\n".join([table(header, rows, range(2, 6)), _where(found)])
 
 
 def _h200(load: Load) -> str:

@@ -34,6 +34,7 @@ def parts(root: Path) -> dict[str, str]:
         "speed-peers-td3": _peers(load, "peers-cpu-td3"),
         "speed-peers-es": _peers(load, "peers-cpu-es"),
         "speed-peers-h200": _peers(load, "peers-h200"),
+        "speed-fastpbrl": _calls(load),
         "speed-to-score": _to_score(load),
         "speed-h200": _h200(load),
         "speed-programs": _programs(load),
@@ -246,6 +247,26 @@ def _where(found: Mapping[str, Any]) -> str:
     """Return the commits and hardware of a comparison, and the versions of the other trainers."""
     versions = ", ".join(f"{name} {version}" for name, version in found["peers"].items())
     return f"At {_commits(found)} on {found['device']}, beside {versions}."
+
+
+def _calls(load: Load) -> str:
+    """Return the seconds of fastpbrl's calls, and a peer's over popjax's."""
+    found = load("peers-fastpbrl-cpu")
+    peers = list(dict.fromkeys(row["peer"] for row in found["rows"]))
+
+    def beside(row: Mapping[str, Any]) -> str:
+        return f"{row['peer_seconds']:.2f} ({row['ratio']:.2f})" if "ratio" in row else row["cannot"]
+
+    cells = []
+    for algorithm, population in dict.fromkeys(
+        (row["algorithm"], row["population"]) for row in found["rows"]
+    ):
+        mine = (algorithm, population)
+        here = {row["peer"]: row for row in found["rows"] if (row["algorithm"], row["population"]) == mine}
+        ours = statistics.median(row["ours_seconds"] for row in here.values() if "ratio" in row)
+        cells.append((algorithm.upper(), population, f"{ours:.2f}", *(beside(here[peer]) for peer in peers)))
+    header = ["algorithm", "agents", "popjax, seconds for a call", *peers]
+    return "\n\n".join([table(header, cells, range(1, len(header))), _where(found)])
 
 
 def _first_chunks(algorithm: str, rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> str:

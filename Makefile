@@ -6,6 +6,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# Files in the order of tests/conftest.py, which has the longest first; else those with the most tests are.
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Learning rates are higher than the paper's, which works on a pendulum.
 DEMO ?= pderl --env gymnax/Pendulum-v1 --env-steps 124000 --eval-every 6200 --eval-episodes 10 \
   --config.trials 3 --config.sync_period 2 --hyper.updates_per_step 0.35 \
@@ -45,10 +47,10 @@ demo: $(STAMP)
 	$(BIN)/python scripts/run.py $(DEMO) --run-dir $(DEMO_DIR)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not gpu' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not gpu' $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

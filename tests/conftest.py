@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import signal
@@ -17,10 +18,14 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     # Tests compile more than they compute. LLVM's optimizations take a third of the time; half of the rest
     # goes into the emitters of fusions, which set up MLIR anew for each one. The older emitters leave it to
     # LLVM where product and sum become one operation: without that instruction, equal programs round alike.
-    fast = ["--xla_backend_optimization_level=0"]
+    # A program is split for LLVM's threads into parts, for each of which LLVM is set up anew: a fifth.
+    fast = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     if platform.machine() == "x86_64":
         fast += ["--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters", "--xla_cpu_max_isa=AVX"]
     os.environ["XLA_FLAGS"] = " ".join([*fast, os.environ.get("XLA_FLAGS", "")])
+
+# Tracing makes many objects and few cycles: looking for those as often as Python does is a twentieth of all.
+gc.set_threshold(50_000, 20, 20)
 
 # A shell has processes in the background ignore Ctrl-C, and those that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,13 +33,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 from scipy import stats  # noqa: E402
 
 import popjax  # noqa: E402, F401 - for the number of threads that it asks XLA for
 from popjax import remember  # noqa: E402
 
-FIRST = {"test_notebooks.py", "test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py"}
+FIRST = {"test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py", "test_testing.py"}
 """Files that take longest."""
 
 
@@ -61,10 +67,17 @@ def chance() -> Callable[..., float]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """A worker that keeps the programs of all files it has run takes gigabytes."""
+    """A worker that keeps the programs of all files it has run takes gigabytes. Until then it keeps those of
+    single operations, which many files need."""
     yield
     remember.forget()
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > 2 * 2**30:
+        jax.clear_caches()
+
+
+def pytest_collection_finish() -> None:
+    """What importing the tests has made stays: nobody need look there for garbage."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

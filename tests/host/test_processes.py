@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from popjax import cli
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 from popjax.host.scaling import processes
@@ -66,9 +67,9 @@ def summary(run: Path) -> dict:
 
 
 def test_two_processes_train_one_run_and_one_signal_stops_both(tmp_path: Path) -> None:
-    swept = ["tiny", *OPTIONS, "--seeds", "4", "--env-steps"]
+    swept = ["tests.host.tiny", *OPTIONS, "--seeds", "4", "--env-steps"]
     alone, run = tmp_path / "alone", tmp_path / "run"
-    end([start([*swept, "1200", "--run-dir", str(alone)])])
+    assert cli.run([*swept, "1200", "--run-dir", str(alone)]) == 0
     pair = both([*swept, "24000000", "--run-dir", str(run)])
     deadline = time.monotonic() + 100
     while len(checkpoint.generations(run / "checkpoints")) < 2:
@@ -86,7 +87,7 @@ def test_two_processes_train_one_run_and_one_signal_stops_both(tmp_path: Path) -
     said = end(both([*swept, budget, "--run-dir", str(run), "--resume"]))
     assert "final return" in said[0][0]
     assert "final return" not in said[1][0]  # the first process speaks for all
-    end([start([*swept, budget, "--run-dir", str(alone), "--resume"])])
+    assert cli.run([*swept, budget, "--run-dir", str(alone), "--resume"]) == 0
     rows, theirs = summary(run)["members"], summary(alone)["members"]
     assert [row["state_sha256"] for row in rows] == [row["state_sha256"] for row in theirs]
     assert summary(run)["state_sha256"] == summary(alone)["state_sha256"]

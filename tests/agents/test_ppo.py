@@ -147,7 +147,8 @@ def test_the_first_steps_of_the_policy_by_hand(scope, key):
     advantages = rows.reward - agent.critic.apply(state.value, rows.obs)
     if scope == "rollout":
         advantages = normalized(advantages)
-    order = jax.random.fold_in(jax.random.split(key)[0], 0)
+    keys = jax.random.fold_in(jax.random.split(key)[0], 0)[None]
+    order = ppo._orders(keys, advantages.size, 2)[0]
     parts = ppo._parts(tree.flatten((rows, advantages)), order, 2)
 
     @jax.jit

@@ -35,6 +35,7 @@ def parts(root: Path) -> dict[str, str]:
         "speed-peers-es": _peers(load, "peers-cpu-es"),
         "speed-peers-h200": _peers(load, "peers-h200"),
         "speed-fastpbrl": _calls(load),
+        "speed-rejax": _peers(load, "peers-rejax-cpu"),
         "speed-to-score": _to_score(load),
         "speed-h200": _h200(load),
         "speed-programs": _programs(load),

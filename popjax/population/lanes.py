@@ -162,7 +162,7 @@ def episodes(
         return replace(played, valid=played.valid & tree.finite(params, 0) & jnp.isfinite(played.total))
 
     count = jax.tree.leaves(params)[0].shape[0]
-    scales = scale if isinstance(scale, Array) else None
+    scales = jnp.asarray(scale) if jnp.ndim(scale) else None
     return jax.vmap(one)(params, memory, jax.random.split(key, count), scales)
 
 

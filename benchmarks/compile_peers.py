@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
@@ -26,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
 from benchmarks.peers import PEERS, PROTOCOLS, Algorithm, Others, versions  # noqa: E402
-from benchmarks.trainers import Cannot, Work  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -43,29 +41,21 @@ class Arguments(Others):
 
 def work(name: str, amount: dict[str, Any]) -> None:
     """Train for two chunks in this process; print what the start took."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    try:
-        chunk = trainers.build(name, Work(**amount | {"hidden": tuple(amount["hidden"])})).chunk
-    except (Cannot, ImportError) as error:
-        print(json.dumps({"cannot": str(error)}), file=answers, flush=True)
-        return
-    chunk()
-    clocks = {"seconds": time.perf_counter, "processor_seconds": time.process_time}
-    first = {name: clock() for name, clock in clocks.items()}
-    chunk()
-    begun = {"seconds": BEGUN, "processor_seconds": 0.0}
-    told = {name: round(2 * first[name] - clock() - begun[name], 1) for name, clock in clocks.items()}
-    print(json.dumps(told), file=answers, flush=True)
+    with trainers.answering() as answer:
+        chunk = trainers.build(name, trainers.sent(amount)).chunk
+        chunk()
+        clocks = {"seconds": time.perf_counter, "processor_seconds": time.process_time}
+        first = {name: clock() for name, clock in clocks.items()}
+        chunk()
+        begun = {"seconds": BEGUN, "processor_seconds": 0.0}
+        answer(**{name: round(2 * first[name] - clock() - begun[name], 1) for name, clock in clocks.items()})
 
 
 def start(algorithm: Algorithm, name: str, cache: str, arguments: Arguments) -> dict[str, Any]:
     """Return what a start with this cache takes, or why there is none."""
     asked = replace(PROTOCOLS["default"].work[algorithm], task=arguments.task, iterations=2)
     kept = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
-    process = arguments.start(__file__, name, asdict(asked), environment=kept)
-    said, _ = process.communicate()
-    return json.loads(said) if said else {"cannot": f"ended with exit status {process.returncode}"}
+    return arguments.ask(__file__, name, asdict(asked), environment=kept)
 
 
 def main(arguments: Arguments) -> None:

@@ -20,6 +20,7 @@ per second, and the seconds that a million of each agent take at this pace.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -110,6 +111,8 @@ class Others:
     """Checkout of PureJaxRL."""
     out: Path | None = None
     """JSON file for the results; the figure goes beside it."""
+    limit: float = 300.0
+    """Seconds to wait for an answer."""
 
     def start(
         self, script: str, name: str, *told: Any, environment: Mapping[str, str] = {}, **pipes: Any
@@ -131,6 +134,18 @@ class Others:
             **pipes,
         )
 
+    def ask(self, *command: Any, environment: Mapping[str, str] = {}) -> dict[str, Any]:
+        """Return the answer of a worker that gives one and ends, or why it gives none; see ``start``."""
+        process = self.start(*command, environment=environment)
+        try:
+            said, _ = process.communicate(timeout=self.limit)
+        except subprocess.TimeoutExpired:
+            return {"cannot": f"no answer in {self.limit:g} s"}
+        finally:
+            process.kill()
+            process.wait()
+        return json.loads(said) if said else {"cannot": f"ended with exit status {process.returncode}"}
+
 
 @dataclass(frozen=True)
 class Arguments(Others):
@@ -148,8 +163,6 @@ class Arguments(Others):
     """Pairs of timed chunks."""
     seconds: float = 3.0
     """Length of a timed chunk of popjax, about; the other trainer does as much."""
-    limit: float = 300.0
-    """Seconds to wait for an answer."""
 
 
 class Trainer:
@@ -180,8 +193,9 @@ class Trainer:
     def chunk(self) -> dict[str, Any]:
         """Train for a chunk."""
         assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, of which ``answer`` tells
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def close(self) -> None:
@@ -192,15 +206,9 @@ class Trainer:
 
 def work(name: str, amount: dict[str, Any]) -> None:
     """Compile a trainer in this process, then train for a chunk for every line on standard input."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def answer(**said: Any) -> None:
-        print(json.dumps(said), file=answers, flush=True)
-
-    asked = Work(**amount | {"hidden": tuple(amount["hidden"])})
-    begun = time.process_time()
-    try:
+    with trainers.answering() as answer:
+        asked = trainers.sent(amount)
+        begun = time.process_time()
         call = trainers.build(name, asked).chunk
         call()
         compiled = time.process_time() - begun
@@ -213,12 +221,6 @@ def work(name: str, amount: dict[str, Any]) -> None:
             done = sum(call() for _ in range(asked.calls))
             seconds = time.perf_counter() - begun
             answer(per_second=done / seconds, seconds=seconds, peak_bytes=peak_bytes())
-    except Cannot as error:
-        answer(cannot=str(error))
-    except ImportError as error:
-        answer(cannot=f"not installed: {error}")
-    except Exception as error:  # such as a device without enough memory
-        answer(cannot=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
 
 
 def peak_bytes() -> int:
@@ -279,9 +281,11 @@ def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
     whole = replace(protocol.work[algorithm], population=population)
     short = whole if protocol.per_call else replace(whole, iterations=2)
     trainer = Trainer("ours", short, arguments)
-    trainer.answer()
-    rate = statistics.median(trainer.chunk()["per_second"] for _ in range(3))
-    trainer.close()
+    try:
+        trainer.answer()
+        rate = statistics.median(trainer.chunk()["per_second"] for _ in range(3))
+    finally:
+        trainer.close()
     if protocol.per_call:
         return replace(short, calls=max(1, round(arguments.seconds * rate / short.done)))
     each = short.done / short.iterations
@@ -321,7 +325,8 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
 
 
 def versions(python: str) -> dict[str, str]:
-    """Return the versions of the other trainers and of what they stand on."""
+    """Return the versions of the other trainers and of what they stand on. End the process if ``python`` is
+    no interpreter."""
     names = [
         "rejax",
         "sbx-rl",
@@ -339,7 +344,11 @@ def versions(python: str) -> dict[str, str]:
         f"found = {{d.metadata['Name'].lower(): d.version for d in m.distributions()}}\n"
         f"print(json.dumps({{n: found[n] for n in {names!r} if n in found}}))"
     )
-    return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+    try:
+        told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"error: --python {python} is no interpreter of Python: {error}") from None
+    return json.loads(told)
 
 
 def draw(
@@ -398,30 +407,27 @@ def measure(algorithm: str, population: int, peers: list[str], arguments: Argume
 
 
 def main(arguments: Arguments) -> None:
-    """Compare, print and write after every row, so that what there is survives an interruption; a row that
-    the JSON file already has keeps its commit."""
+    """Compare, print and write after every row, so that what there is survives an interruption."""
     from benchmarks import record
 
     record.check_known(arguments.peers, PEERS)
+    record.check_counts(populations=arguments.populations or (), repeats=[arguments.repeats])
     protocol = PROTOCOLS[arguments.protocol]
     algorithms = arguments.algorithms or protocol.algorithms
     for algorithm in algorithms:
         if algorithm not in protocol.work:
             has = ", ".join(protocol.work)
             raise SystemExit(f"error: protocol {arguments.protocol} has no {algorithm}; use one of {has}")
-    rows: list[dict[str, Any]] = []
-    if arguments.out and arguments.out.exists():
-        before = json.loads(arguments.out.read_text())
-        if (other := before.get("protocol", "default")) != arguments.protocol:
-            raise SystemExit(
-                f"error: {arguments.out} holds rows of protocol {other}; name another file as --out"
-            )
-        rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
-    had = {(row["algorithm"], row["population"], row["peer"]) for row in rows}
+    rows, before = record.kept(arguments.out)
+    if before and (other := before.get("protocol", "default")) != arguments.protocol:
+        raise SystemExit(f"error: {arguments.out} holds rows of protocol {other}; name another file as --out")
     told = {"protocol": arguments.protocol, "peers": versions(arguments.python), "units": protocol.units}
     told["limit"] = limit() if arguments.protocol == "default" else None
     for algorithm, population in itertools.product(algorithms, arguments.populations or protocol.populations):
-        left = [peer for peer in arguments.peers if (algorithm, population, peer) not in had]
+        had = [
+            row["peer"] for row in rows if (row["algorithm"], row["population"]) == (algorithm, population)
+        ]
+        left = [peer for peer in dict.fromkeys(arguments.peers) if peer not in had]
         for row in measure(algorithm, population, left, arguments) if left else ():
             rows.append(row)
             print(json.dumps(row), flush=True)

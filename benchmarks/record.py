@@ -16,9 +16,7 @@ from popjax.host.runs import configuration
 def about() -> dict[str, Any]:
     """The facts, of this process."""
     return {
-        "command": shlex.join(
-            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_out(sys.argv[1:])]
-        ),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_portable(sys.argv[1:])]),
         "device": configuration.device_name(),
         "versions": configuration.versions(),
         "git_commit": configuration.git_commit(),
@@ -32,16 +30,43 @@ def check_known(names: Iterable[str], table: Collection[str]) -> None:
             raise SystemExit(f"error: there is no {name!r}; use one of {', '.join(table)}")
 
 
+def check_counts(**counts: Iterable[int]) -> None:
+    """End the process, with the name, if one of these numbers is below 1."""
+    for name, numbers in counts.items():
+        if any(number < 1 for number in numbers):
+            raise SystemExit(f"error: --{name} must be at least 1")
+
+
+def kept(file: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows that a file already has, each with its own commit and command, and all of the file;
+    nothing where there is no file. End the process if another device measured them."""
+    if not (file and file.exists()):
+        return [], {}
+    before = json.loads(file.read_text())
+    if (device := before["device"]) != configuration.device_name():
+        raise SystemExit(f"error: {file} holds rows of {device}; name another file as --out")
+    own = {name: before[name] for name in ("git_commit", "command")}
+    return [own | row for row in before["rows"]], before
+
+
 def write(file: Path | None, **content: Any) -> None:
-    """The facts and the content as JSON; nothing where no file was asked for."""
+    """The facts and the content as JSON, in one go, so that an interruption leaves what was there before;
+    nothing where no file was asked for."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(about() | content, indent=1) + "\n")
+        beside = file.with_name(f"{file.name}.part")
+        beside.write_text(json.dumps(about() | content, indent=1) + "\n")
+        beside.replace(file)
 
 
-def _without_out(arguments: list[str]) -> list[str]:
-    """Without the place of the results, which differs from machine to machine."""
+def _portable(arguments: list[str]) -> list[str]:
+    """Without the place of the results, and with the last part of other absolute paths, which differ from
+    machine to machine."""
     if "--out" in arguments:
         place = arguments.index("--out")
         arguments = arguments[:place] + arguments[place + 2 :]
-    return [each for each in arguments if not each.startswith("--out=")]
+    split = [each.rpartition("=") for each in arguments if not each.startswith("--out=")]
+    return [
+        f"{name}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+        for name, equals, value in split
+    ]

@@ -113,10 +113,7 @@ class Program:
 
 def main(arguments: Arguments) -> None:
     """Measure and print; write ``arguments.out`` after every row, and go on with what it does not have."""
-    rows: list[dict[str, Any]] = []
-    if arguments.out and arguments.out.exists():
-        before = json.loads(arguments.out.read_text())
-        rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
+    rows, _ = record.kept(arguments.out)
     had = {(row["method"], row["population"]) for row in rows}
     for name, population in product(arguments.methods, arguments.populations):
         if population != arguments.populations[0] and not hasattr(_config(name), "population"):

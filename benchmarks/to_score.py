@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import select
 import statistics
 import sys
 import time
@@ -153,49 +151,33 @@ def scorer(name: str, population: int = 1) -> Callable[[Callable[[Any], Any]], f
 def work(name: str, amount: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Train in this process until the score is reached; print one line."""
     begun = time.perf_counter()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    amount["hidden"] = tuple(amount["hidden"])
-    try:
-        training = trainers.build(name, Work(**amount))
-    except (Cannot, ImportError) as error:
-        print(json.dumps({"cannot": str(error)}), file=answers, flush=True)
-        return
-    assert training.act, "this trainer shows no policy"
-    population = amount["population"]
-    env_steps = training.chunk() // population
-    first = seconds = time.perf_counter() - begun
-    score, scores = scorer(amount["task"], population), [[env_steps, round(seconds, 3), None]]
-    while True:
-        reached = score(training.act)
-        scores[-1][2] = round(reached, 2)
-        if reached >= arguments["score"] or env_steps >= arguments["env_steps"]:
-            break
-        begun = time.perf_counter()
-        env_steps += training.chunk() // population
-        seconds += time.perf_counter() - begun
-        scores.append([env_steps, round(seconds, 3), None])
-    said = {"reached": reached >= arguments["score"], "env_steps": env_steps, "seconds": seconds}
-    print(json.dumps(said | {"first_chunk_seconds": first, "scores": scores}), file=answers, flush=True)
+    with trainers.answering() as answer:
+        asked = trainers.sent(amount)
+        training = trainers.build(name, asked)
+        if training.act is None:
+            raise Cannot("shows no policy")
+        env_steps = training.chunk() // asked.population
+        first = seconds = time.perf_counter() - begun
+        score, scores = scorer(asked.task, asked.population), [[env_steps, round(seconds, 3), None]]
+        while True:
+            reached = score(training.act)
+            scores[-1][2] = round(reached, 2)
+            if reached >= arguments["score"] or env_steps >= arguments["env_steps"]:
+                break
+            begun = time.perf_counter()
+            env_steps += training.chunk() // asked.population
+            seconds += time.perf_counter() - begun
+            scores.append([env_steps, round(seconds, 3), None])
+        said = {"reached": reached >= arguments["score"], "env_steps": env_steps, "seconds": seconds}
+        answer(**said, first_chunk_seconds=first, scores=scores)
 
 
 def run(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Return one row: a trainer with one seed."""
     asked = TASKS[task]
     stop = {"score": asked.score, "env_steps": asked.env_steps}
-    process = arguments.start(__file__, name, asdict(replace(asked.work, seed=seed)), stop)
-    row: dict[str, Any] = {"task": task, "trainer": name, "seed": seed}
-    assert process.stdout
-    came = select.select([process.stdout], [], [], arguments.limit)[0]
-    line = process.stdout.readline() if came else ""
-    if not came:
-        process.kill()
-    status = process.wait()
-    if line:
-        return row | json.loads(line)
-    return row | {
-        "cannot": f"ended with exit status {status}" if came else f"no end in {arguments.limit:g} s"
-    }
+    said = arguments.ask(__file__, name, asdict(replace(asked.work, seed=seed)), stop)
+    return {"task": task, "trainer": name, "seed": seed} | said
 
 
 def pace(rows: list[dict[str, Any]]) -> float | None:
@@ -265,16 +247,13 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def main(arguments: Arguments) -> None:
-    """Run, print and write after every run; a run that the JSON file already has is not run again, and keeps
-    its commit."""
+    """Run, print and write after every run; a run that the JSON file already has is not run again."""
     from benchmarks import record
 
     record.check_known(arguments.tasks, TASKS)
     record.check_known(arguments.trainers, ("ours", *PEERS))
-    rows: list[dict[str, Any]] = []
-    if arguments.out and arguments.out.exists():
-        before = json.loads(arguments.out.read_text())
-        rows = [{"git_commit": before["git_commit"]} | row for row in before["rows"]]
+    record.check_counts(seeds=[arguments.seeds])
+    rows, _ = record.kept(arguments.out)
     had = {(row["task"], row["trainer"], row["seed"]) for row in rows}
     for task, seed, name in itertools.product(arguments.tasks, range(arguments.seeds), arguments.trainers):
         if (task, name, seed) in had:
@@ -285,7 +264,7 @@ def main(arguments: Arguments) -> None:
         scores = {row["task"]: TASKS[row["task"]].score for row in rows}
         told = {"peers": versions(arguments.python), "scores": scores, "medians": medians(rows)}
         record.write(arguments.out, **told, rows=rows)
-    if arguments.out:
+    if arguments.out and any("scores" in row for row in rows):
         draw(rows, arguments.out.with_suffix(".png"))
 
 

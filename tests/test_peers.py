@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import compile_peers, peers, to_score, trainers
+from benchmarks import compile_peers, peers, record, to_score, trainers
 from benchmarks.trainers import MADE_UP, Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
@@ -26,6 +28,57 @@ def test_a_trainer_that_is_not_installed_is_recorded_as_that():
 def test_a_trainer_that_does_not_answer_is_recorded_as_that():
     told = peers.compare("ours", TINY, peers.Arguments(limit=0.01))["cannot"]
     assert told == "popjax: no answer in 0.01 s"  # which is no fault of another trainer
+
+
+def started(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every worker run ``code`` instead."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    monkeypatch.setattr(
+        peers.Others, "start", lambda *_, **__: subprocess.Popen([sys.executable, "-c", code], **pipes)
+    )
+
+
+def test_a_trainer_that_ends_between_two_chunks_is_recorded_as_that(monkeypatch: pytest.MonkeyPatch):
+    """As when memory runs out while the other one trains."""
+    started(monkeypatch, "print('{}', flush=True); raise SystemExit(3)")
+    trainer = peers.Trainer("rejax", TINY, peers.Arguments())
+    assert trainer.answer() == {}
+    trainer.process.wait()
+    with pytest.raises(Cannot, match=r"^ended with exit status 3$"):
+        trainer.chunk()
+
+
+def test_a_worker_has_a_time_limit(monkeypatch: pytest.MonkeyPatch):
+    started(monkeypatch, "import time; time.sleep(60)")
+    assert peers.Others(limit=0.1).ask("", "rejax") == {"cannot": "no answer in 0.1 s"}
+
+
+def test_only_answers_go_to_standard_output_and_errors_are_answers():
+    code = """
+from benchmarks import trainers
+with trainers.answering() as answer:
+    print("noise")
+    answer(x=1)
+    raise ValueError("first line\\nsecond")
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=peers.ROOT, capture_output=True, text=True)
+    assert list(map(json.loads, run.stdout.splitlines())) == [{"x": 1}, {"cannot": "ValueError: first line"}]
+    assert run.stderr == "noise\n"
+
+
+def test_an_error_in_brax_is_raised_where_one_waits_for_it(monkeypatch: pytest.MonkeyPatch):
+    from brax.training.agents.sac import train as sac
+
+    from benchmarks.trainers import brax
+
+    def train(*, progress_fn, **_):
+        progress_fn(0, {})
+        raise MemoryError("of the device")
+
+    monkeypatch.setattr(sac, "train", train)
+    training = brax.build(Work())
+    with pytest.raises(MemoryError, match="of the device"):
+        training.chunk()
 
 
 def test_one_agent_a_process_is_what_some_trainers_are():
@@ -105,13 +158,70 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     rows = run(1, 2, 4)
     assert measured == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
     assert [row["population"] for row in rows] == [1, 1, 2, 2, 4, 4]
-    assert rows[0] == first | {"git_commit": rows[0]["git_commit"]}
+    assert rows[0] == first | {name: rows[0][name] for name in ("git_commit", "command")}
     assert [row["cannot"] for row in rows[4:]] == ["popjax: no memory"] * 2
 
 
 def test_operations_of_an_update_are_those_of_its_products():
     """About 16 forward passes of 66,816 weights, of 256 rows each."""
     assert peers.update_flops(Work()) == 16 * 2 * 256 * 66_816
+
+
+def test_rows_of_two_devices_do_not_share_a_file(tmp_path: Path):
+    out = tmp_path / "rows.json"
+    out.write_text(json.dumps(record.about() | {"device": "TPU v9", "rows": []}))
+    with pytest.raises(SystemExit, match=r"^error: .*rows.json holds rows of TPU v9; name another file"):
+        record.kept(out)
+
+
+def test_rows_keep_the_commit_and_the_command_that_measured_them(tmp_path: Path):
+    out = tmp_path / "rows.json"
+    about = record.about() | {"git_commit": "b", "command": "second"}
+    own = {"git_commit": "a", "command": "first"}
+    out.write_text(json.dumps(about | {"rows": [own | {"x": 1}, {"x": 2}]}))
+    rows, _ = record.kept(out)
+    assert rows == [own | {"x": 1}, {"git_commit": "b", "command": "second", "x": 2}]
+    assert record.kept(tmp_path / "none.json") == ([], {})
+
+
+def test_an_interrupted_write_leaves_the_rows_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "rows.json"
+    record.write(out, rows=[1])
+    write_text = Path.write_text
+
+    def interrupted(self: Path, text: str) -> None:
+        write_text(self, text[:10])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record.write(out, rows=[1, 2])
+    assert json.loads(out.read_text())["rows"] == [1]
+
+
+def test_commands_are_recorded_without_places_of_a_machine(monkeypatch: pytest.MonkeyPatch):
+    told = ["/work/benchmarks/peers.py", "--python", "/a/bin/python", "--evorl=/b/evorl", "--peers", "rejax"]
+    monkeypatch.setattr(sys, "argv", [*told, "--out", "/c.json"])
+    command = "python benchmarks/peers.py --python python --evorl=evorl --peers rejax"
+    assert record.about()["command"] == command
+    monkeypatch.setattr(sys, "argv", [*told, "--out=/c.json"])
+    assert record.about()["command"] == command
+
+
+def test_a_number_below_one_is_refused(tmp_path: Path):
+    for wrong in ({"populations": (1, 0)}, {"repeats": 0}):
+        with pytest.raises(SystemExit, match=rf"^error: --{next(iter(wrong))} must be at least 1$"):
+            peers.main(peers.Arguments(**wrong))
+    with pytest.raises(SystemExit, match=r"^error: --seeds must be at least 1$"):
+        to_score.main(to_score.Arguments(seeds=0))
+
+
+@pytest.mark.parametrize("python", ["/absent/python", "/bin/false"])
+def test_what_is_no_interpreter_is_refused(python):
+    with pytest.raises(SystemExit, match=rf"^error: --python {python} is no interpreter of Python: "):
+        peers.versions(python)
 
 
 def test_a_name_that_does_not_exist_is_refused_with_what_does():
@@ -130,7 +240,7 @@ def test_a_protocol_refuses_an_algorithm_that_it_has_not():
 
 def test_rows_of_two_protocols_do_not_share_a_file(tmp_path: Path):
     out = tmp_path / "peers.json"
-    out.write_text(json.dumps({"git_commit": "", "rows": []}))
+    out.write_text(json.dumps(record.about() | {"rows": []}))
     with pytest.raises(
         SystemExit, match=r"^error: .*peers.json holds rows of protocol default; name another"
     ):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import to_score
+from benchmarks import to_score, trainers
+from benchmarks.trainers import Cannot, Training, Work
 
 
 def row(seed: int, *, reached: bool, seconds: float) -> dict:
@@ -35,19 +38,38 @@ def test_a_run_that_never_reaches_the_score_counts_as_longer_than_all_others(tmp
     assert to_score.medians(rows) == [whose | numbers]
     rows[2]["reached"] = False
     assert to_score.medians(rows)[0]["seconds"] is None
-    rows[2] = {"task": "sac-pendulum", "trainer": "ours", "seed": 2, "cannot": "no end in 1 s"}
+    rows[2] = {"task": "sac-pendulum", "trainer": "ours", "seed": 2, "cannot": "no answer in 1 s"}
     assert to_score.medians(rows)[0]["seconds"] is None
     assert to_score.medians(rows[2:]) == [
-        {"task": "sac-pendulum", "trainer": "ours", "cannot": "no end in 1 s"}
+        {"task": "sac-pendulum", "trainer": "ours", "cannot": "no answer in 1 s"}
     ]
     to_score.draw(rows, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 5_000
 
 
 def test_a_trainer_that_is_not_installed_is_recorded_as_that():
-    assert to_score.run("sac-pendulum", "absent", 0, to_score.Arguments())["cannot"].startswith(
-        "No module named"
-    )
+    row = to_score.run("sac-pendulum", "absent", 0, to_score.Arguments())
+    assert row["cannot"] == "not installed: No module named 'benchmarks.trainers.absent'"
+
+
+def test_a_trainer_whose_policy_cannot_be_reached_has_no_score(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainers, "answering", nullcontext)
+    monkeypatch.setattr(trainers, "build", lambda name, work: Training(lambda: 1))
+    with pytest.raises(Cannot, match="shows no policy"):
+        to_score.work("brax", asdict(Work()), {"score": 0.0, "env_steps": 1})
+
+
+def test_nothing_is_drawn_where_no_trainer_has_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(to_score, "versions", lambda python: {})
+
+    def run(task, name, seed, arguments):
+        return {"task": task, "trainer": name, "seed": seed, "cannot": "-"}
+
+    monkeypatch.setattr(to_score, "run", run)
+    out = tmp_path / "scores.json"
+    to_score.main(to_score.Arguments(trainers=("brax",), tasks=("sac-pendulum",), seeds=1, out=out))
+    assert [row["cannot"] for row in json.loads(out.read_text())["medians"]] == ["-"]
+    assert not out.with_suffix(".png").exists()
 
 
 def test_episodes_are_scored_to_their_end():

@@ -6,7 +6,10 @@ Each module has ``ALGORITHMS`` and ``build(work) -> Training``. What cannot be b
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +77,31 @@ class Training:
 
 class Cannot(Exception):
     """The trainer has no such thing."""
+
+
+def sent(amount: dict[str, Any]) -> Work:
+    """Return the work whose ``asdict`` has been sent as JSON, which has no tuples."""
+    return Work(**amount | {"hidden": tuple(amount["hidden"])})
+
+
+@contextmanager
+def answering() -> Iterator[Callable[..., None]]:
+    """Give a function that prints its arguments as a line of JSON, which is all that goes to standard output
+    from here on. An error inside is such a line, too: why the trainer cannot do what was asked."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(**said: Any) -> None:
+        print(json.dumps(said), file=answers, flush=True)
+
+    try:
+        yield answer
+    except Cannot as error:
+        answer(cannot=str(error))
+    except ImportError as error:
+        answer(cannot=f"not installed: {error}")
+    except Exception as error:  # such as a device without enough memory
+        answer(cannot=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
 
 
 def build(name: str, work: Work) -> Training:

@@ -50,8 +50,13 @@ def build(work: Work) -> Training:
     came: queue.Queue[Any] = queue.Queue()
 
     def wait(steps: int, metrics: Any) -> None:
-        came.put(steps)
+        came.put(None)
         go.get()
+
+    def reach() -> None:
+        """Wait until an epoch has ended, or raise the error that ended training."""
+        if error := came.get():
+            raise error
 
     common = {
         "environment": task,
@@ -61,6 +66,9 @@ def build(work: Work) -> Training:
         "num_evals": CHUNKS + 1,
         "num_eval_envs": 1,
         "progress_fn": wait,
+        "learning_rate": work.learning_rate,
+        "discounting": work.discount,
+        "seed": work.seed,
     }
     if work.algorithm == "ppo":
         train = partial(
@@ -71,6 +79,8 @@ def build(work: Work) -> Training:
             num_minibatches=work.minibatches,
             batch_size=work.lanes // work.minibatches,
             num_updates_per_batch=work.epochs,
+            gae_lambda=work.trace_decay,
+            entropy_cost=work.entropy_weight,
             network_factory=partial(
                 ppo_networks.make_ppo_networks,
                 policy_hidden_layer_sizes=work.hidden,
@@ -87,14 +97,22 @@ def build(work: Work) -> Training:
             min_replay_size=work.batch,
             max_replay_size=work.capacity,
             grad_updates_per_step=work.lanes,
+            tau=work.polyak,
             network_factory=partial(sac_networks.make_sac_networks, hidden_layer_sizes=work.hidden),
         )
-    threading.Thread(target=train, daemon=True).start()
-    came.get()
+
+    def run() -> None:
+        try:
+            train()
+        except Exception as error:
+            came.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    reach()
 
     def chunk() -> int:
         go.put(None)
-        came.get()
+        reach()
         return work.done
 
     return Training(chunk)

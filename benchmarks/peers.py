@@ -15,7 +15,7 @@ rows that ``--out`` already has are not measured again.
 et al., "Fast Population-Based Reinforcement Learning on a Single Machine", ICML 2022) is a call of 50 updates
 on made-up batches with HalfCheetah's shapes, of which rows tell the seconds. rejax's (``hopper_1m.yaml`` of
 its repository) is training in Brax's Hopper with positional physics, of which rows tell the environment steps
-per second, and the seconds that a million of each agent take at this pace.
+per second, and the seconds that a million of each agent take at this pace, without its evaluations.
 """
 
 from __future__ import annotations

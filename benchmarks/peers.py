@@ -9,7 +9,7 @@ machine is noisy for both, and the ratio is the median over neighbours. ``--pyth
 the other trainers (``pip install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL,
 ``--purejaxrl`` one of PureJaxRL, which needs navix, too. What a trainer cannot do at a size is recorded as
 that, an error or a wait beyond ``--limit`` likewise. The same command again goes on where it was interrupted:
-rows that ``--out`` already has are not measured again.
+rows that ``--out`` already has, also those of failures, are not measured again.
 
 ``--protocol`` measures the work of publications, in every trainer that can do it. fastpbrl's (Flajolet
 et al., "Fast Population-Based Reinforcement Learning on a Single Machine", ICML 2022) is a call of 50 updates

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,6 +92,14 @@ def test_an_algorithm_that_a_trainer_lacks_is_recorded_as_that():
         trainers.build("brax", Work("td3"))
     with pytest.raises(Cannot, match="in pairs"):
         trainers.build("ours", Work("es", population=3))
+
+
+def test_a_task_that_is_not_of_brax_is_refused():
+    from benchmarks.trainers import on_brax
+
+    assert on_brax.task("Pendulum-v1")[1] == 200
+    with pytest.raises(Cannot, match="not those of gymnax"):
+        on_brax.task("CartPole-v1")
 
 
 def test_purejaxrl_has_continuous_actions_and_two_layers_of_one_width():
@@ -301,6 +310,45 @@ def test_popjax_takes_gradient_steps_on_made_up_batches(algorithm):
     assert after.shape == (2, 1, 6)
     assert (after != before).all()
     assert (after[0] != after[1]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["Pendulum-v1", MADE_UP])
+@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+@pytest.mark.parametrize("name", ["ours", "rejax"])
+def test_gradient_steps_are_as_many_as_are_told(name, algorithm, task, monkeypatch: pytest.MonkeyPatch):
+    """Of each agent's critics; TD3's actor takes every other."""
+    if name == "rejax":
+        pytest.importorskip("rejax", reason="of the extra peers")
+    from benchmarks.trainers import ours
+
+    original = trainers.scanned
+
+    def shown(init, step, work, act, each=1, batches=()):
+        return original(init, step, work, lambda state, obs: state, each, batches)
+
+    for module in (trainers, ours):
+        monkeypatch.setattr(module, "scanned", shown)
+    lanes = 1 if task == MADE_UP else 4
+    small = {"hidden": (8,), "batch": 8, "capacity": 512}
+    training = trainers.build(name, Work(algorithm, task, population=2, iterations=6, lanes=lanes, **small))
+
+    def taken() -> dict[str, jax.Array]:
+        leaves = jax.tree_util.tree_leaves_with_path(training.act(None))
+        found = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        return {
+            who: next(found[path] for path in found if f"{who}_" in path and path.endswith(".count"))
+            for who in ("actor", "critic")
+        }
+
+    training.chunk()  # which fills the replay
+    before = taken()
+    told = training.chunk()
+    after = taken()
+    assert told == 2 * 6 * lanes
+    assert (after["critic"] - before["critic"]).tolist() == [6 * lanes] * 2
+    delay = 2 if algorithm == "td3" else 1
+    assert (after["actor"] - before["actor"]).tolist() == [6 * lanes // delay] * 2
 
 
 @pytest.mark.slow

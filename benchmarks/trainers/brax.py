@@ -22,7 +22,6 @@ def build(work: Work) -> Training:
     """
     import jax
     import jax.numpy as jnp
-    from brax import envs
     from brax.training.agents.ppo import networks as ppo_networks
     from brax.training.agents.ppo import train as ppo
     from brax.training.agents.sac import networks as sac_networks
@@ -34,13 +33,10 @@ def build(work: Work) -> Training:
         raise Cannot("trains one agent a program")
     if work.task == MADE_UP:
         raise Cannot("takes gradient steps only where it plays")
-    if work.task not in ("Pendulum-v1", "brax/hopper"):
-        raise Cannot("plays Brax's tasks, not those of gymnax")
+    task, length = on_brax.task(work.task)
     if work.task == "brax/hopper":
-        task, length = envs.get_environment(on_brax.HOPPER), on_brax.HOPPER_EPISODE
         still = on_brax.Still(*on_brax.HOPPER_SIZES)
     else:
-        task, length = on_brax.Pendulum(), on_brax.EPISODE
         still = on_brax.Still(task.observation_size, task.action_size)
     if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 has it no more
         jax.device_put_replicated = lambda x, devices: jax.tree.map(

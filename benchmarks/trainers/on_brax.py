@@ -12,7 +12,8 @@ from brax.envs import hopper
 from brax.envs.base import Env, State
 from gymnax.environments.classic_control import pendulum
 
-EPISODE = 200  # environment steps of Pendulum
+from benchmarks.trainers import EPISODE, Cannot
+
 HOPPER_EPISODE = 1_000
 HOPPER_SIZES = 11, 3  # of an observation and an action; Brax plays a reset, operation by operation, to tell
 HOPPER = "positional_hopper"  # the trainers that make it by name pass no backend
@@ -52,6 +53,19 @@ class Pendulum(Env):
     def backend(self) -> str:
         """Name of the physics, which is none of Brax's."""
         return "gymnax"
+
+
+def task(name: str) -> tuple[Env, int]:
+    """Return a task of ``Work`` and its time limit.
+
+    Raises:
+        Cannot: it is neither of Brax nor Pendulum.
+    """
+    if name == "brax/hopper":
+        return envs.get_environment(HOPPER), HOPPER_EPISODE
+    if name == "Pendulum-v1":
+        return Pendulum(), EPISODE
+    raise Cannot("plays Brax's tasks, not those of gymnax")
 
 
 class Still(Env):

@@ -24,7 +24,6 @@ def build(work: Work) -> Training:
     """Return the trainer."""
     import jax
     import jax.numpy as jnp
-    from brax import envs
     from brax.envs.wrappers.training import wrap
     from qdax.core.neuroevolution.buffers.buffer import Transition
 
@@ -50,10 +49,7 @@ def build(work: Work) -> Training:
         )
         return every(init, step, work, lambda state, obs: _act(agent, work, state, obs), batches=(rows,))
 
-    if work.task == "brax/hopper":
-        task, length = envs.get_environment(on_brax.HOPPER), on_brax.HOPPER_EPISODE
-    else:
-        task, length = on_brax.Pendulum(), on_brax.EPISODE
+    task, length = on_brax.task(work.task)
     env = wrap(task, episode_length=length)
     key, key_env = jax.random.split(jax.random.PRNGKey(work.seed))
     lanes = jax.jit(jax.vmap(env.reset))(jax.random.split(key_env, (work.population, work.lanes)))

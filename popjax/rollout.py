@@ -2,7 +2,7 @@
 
 Both are written for one lane and lifted by ``vmap``. What a lane computes does not depend on its
 neighbours, but the work is shared: a loop stops as soon as every lane of every ``vmap`` is done, and a
-reset is computed only in a step in which some lane needs one.
+reset is computed only in a step in which some lane needs one, unless asking costs more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from popjax.core import (
     Transition,
     transition,
 )
+
+CHEAP = 128
+"""The most operations of a reset that accelerators compute in every step."""
 
 Policy: TypeAlias = Callable[[PyTree, Array, Key], tuple[PyTree, Array]]
 """(carry, obs, key) -> (carry, action). The carry is noise or memory; ``()`` if there is none."""
@@ -138,8 +141,8 @@ def autoreset(env: Env) -> Env:
     ends.
 
     ``Timestep.obs`` is then the first observation of the next episode and ``Timestep.next_obs`` still the
-    true successor. Under ``vmap`` the reset is a branch that is taken only when some lane has ended, never
-    a computation that every step pays for.
+    true successor. Under ``vmap`` the reset is a branch that is taken only when some lane has ended, not a
+    computation that every step pays for; on an accelerator, only if it has more than ``CHEAP`` operations.
 
     Raises:
         ValueError: while it is traced: an answer of ``env`` does not fit its Spec.
@@ -172,14 +175,31 @@ def limited(env: Env) -> Env:
 
 
 def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timestep]:
-    """Reset lanes in which a step of a ``limited`` environment has ended the episode."""
-    key, going_on = carry[0], (carry, timestep.obs)
-    carry, obs = jax.lax.cond(
-        tree.any_lane(timestep.done),
-        lambda: tree.where(timestep.done, env.reset(key), going_on),
-        lambda: going_on,
-    )
+    """Reset lanes in which a step of a ``limited`` environment has ended the episode.
+
+    A branch is a question that an accelerator puts to the host and waits for, and it copies the lanes where
+    none is reset. A cheap reset is therefore computed in every step there.
+    """
+    going_on, reset = (carry, timestep.obs), jax.jit(env.reset)
+
+    def chosen() -> tuple[PyTree, Array]:
+        return tree.where(timestep.done, reset(carry[0]), going_on)
+
+    def branch() -> tuple[PyTree, Array]:
+        return jax.lax.cond(tree.any_lane(timestep.done), chosen, lambda: going_on)
+
+    key = jax.ShapeDtypeStruct((), carry[0].dtype)
+    if _operations(reset.trace(key).jaxpr) > CHEAP:
+        carry, obs = branch()
+    else:
+        carry, obs = jax.lax.platform_dependent(cpu=branch, default=chosen)
     return carry, replace(timestep, obs=obs)
+
+
+def _operations(program: Any) -> int:
+    """Return the number of operations of a program, each of which counts once in a loop."""
+    parts = jax.tree.leaves([each.params for each in program.eqns], is_leaf=lambda x: hasattr(x, "eqns"))
+    return len(program.eqns) + sum(_operations(part) for part in parts if hasattr(part, "eqns"))
 
 
 def truncated_next(env: Env, state: PyTree, which: Array) -> PyTree:

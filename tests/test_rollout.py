@@ -210,6 +210,32 @@ def test_a_reset_is_computed_only_in_steps_in_which_a_lane_ends():
     assert len(resets) == 3 * 4
 
 
+def test_accelerators_compute_cheap_resets_in_every_step(key, monkeypatch):
+    """A branch would make them wait for the host. A long reset, such as that of physics, stays one."""
+    cheap = make("probe/context")
+
+    def long(key):
+        state, obs = cheap.reset(key)
+        for _ in range(rollout.CHEAP):
+            obs = jnp.sin(obs)
+        return state, obs
+
+    def branches(env, platform):
+        env = rollout.autoreset(env)
+        state, _ = jax.eval_shape(env.reset, key)
+        traced = jax.jit(env.step).trace(state, jax.ShapeDtypeStruct((1,), jnp.float32))
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.case")
+
+    slow = cheap._replace(reset=long)
+    for accelerator in ("cuda", "tpu"):  # cases of the platform, which the compiler resolves, count as well
+        assert branches(cheap, accelerator) == branches(cheap, "cpu") - 1
+        assert branches(slow, accelerator) == branches(slow, "cpu") == 1
+
+    branched = collected(cheap, 0, key, 40)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *, cpu, default: default())
+    equal(collected(cheap, 0, key, 40), branched)
+
+
 def with_lives(lives=3, each=2):
     """Loses a life every ``each`` steps and ends with the last; a lost life is a cut, and is seen as 100."""
 

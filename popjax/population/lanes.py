@@ -20,6 +20,7 @@ from popjax import rollout, tree
 from popjax.contract import checked
 from popjax.core import Act, Choice, Env, Key, Params, PyTree, Timestep, Trajectory, Transition, transition
 from popjax.replay import episodes as numbering
+from popjax.replay import packed
 from popjax.replay.episodes import Episodic
 
 ActAll: TypeAlias = Callable[[PyTree, Array, Key], Any]
@@ -127,9 +128,10 @@ def play(
     def one(lanes: Lanes, key: Key) -> tuple[Lanes, Any]:
         choice = act(lanes.memory, lanes.obs, key)
         after, timestep = step(env, lanes, choice, fresh)
-        return after, record(lanes, choice, timestep)
+        return after, packed.bundle(record(lanes, choice, timestep), lead=2)
 
-    return jax.lax.scan(one, lanes, jax.random.split(key, length))
+    after, rows = jax.lax.scan(one, lanes, jax.random.split(key, length))
+    return after, packed.unbundle(rows)
 
 
 def episodes(

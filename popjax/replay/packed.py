@@ -49,12 +49,12 @@ class Form(NamedTuple):
         return {dtype: width for dtype, width in found.items() if width}
 
     def join(self, rows: PyTree) -> dict[str, Array]:
-        """Return ``rows`` [B, ...] as arrays [B, width] by dtype."""
+        """Return ``rows`` [..., *shape] as arrays [..., width] by dtype."""
         parts: dict[str, list[Array]] = {}
         leaves = self.structure.flatten_up_to(rows)
         for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
-            flat = leaf.astype(dtype).reshape(len(leaf), math.prod(shape))
-            parts.setdefault(dtype, []).append(flat)
+            lead = leaf.shape[: leaf.ndim - len(shape)]
+            parts.setdefault(dtype, []).append(leaf.astype(dtype).reshape(*lead, math.prod(shape)))
         return {dtype: jnp.concatenate(parts[dtype], -1) for dtype in self.widths}
 
     def split(self, joined: dict[str, Array]) -> PyTree:
@@ -75,6 +75,17 @@ class Lines:
 
     lines: dict[str, Array]
     form: Form = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Bundle:
+    """Rows of a rollout: ``narrow`` leaves side by side, [..., width] by dtype, and ``wide`` ones apart."""
+
+    narrow: dict[str, Array]
+    wide: list[Array]
+    form: Form = struct.field(pytree_node=False)
+    structure: PyTreeDef = struct.field(pytree_node=False)
+    is_narrow: tuple[bool, ...] = struct.field(pytree_node=False)
 
 
 _given: ContextVar[str | None] = ContextVar("_given", default=None)
@@ -166,6 +177,31 @@ def places(capacity: int, position: Array, valid: Array) -> Array:
     rank = jnp.cumsum(valid) - 1  # [B] how many valid rows come before
     kept = valid & (rank >= valid.sum(dtype=jnp.int32) - capacity)
     return jnp.where(kept, (position + rank) % capacity, capacity)
+
+
+def bundle(rows: PyTree, lead: int) -> PyTree:
+    """Return ``rows``, which have ``lead`` leading axes, as the result of one turn of a ``scan``.
+
+    An accelerator stores every leaf of a result by a kernel of its own, so leaves narrower than a line are
+    stored side by side. A CPU keeps them apart.
+    """
+    if platform() == "cpu":
+        return rows
+    leaves, structure = jax.tree.flatten(rows)
+    is_narrow = tuple(0 < math.prod(x.shape[lead:]) < LINE for x in leaves)
+    narrow = [x for x, chosen in zip(leaves, is_narrow, strict=True) if chosen]
+    wide = [x for x, chosen in zip(leaves, is_narrow, strict=True) if not chosen]
+    shapes, dtypes = tuple(x.shape[lead:] for x in narrow), tuple(x.dtype.name for x in narrow)
+    form = Form(1, jax.tree.structure(narrow), shapes, dtypes)
+    return Bundle(form.join(narrow), wide, form, structure, is_narrow)
+
+
+def unbundle(rows: PyTree) -> PyTree:
+    """Return the rows of all turns of a ``scan``, [T, ...]."""
+    if not isinstance(rows, Bundle):
+        return rows
+    parts = iter(rows.wide), iter(rows.form.split(rows.narrow) if rows.narrow else ())
+    return rows.structure.unflatten(next(parts[narrow]) for narrow in rows.is_narrow)
 
 
 def block(width: int) -> tuple[int, int]:

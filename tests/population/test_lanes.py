@@ -1,13 +1,14 @@
-"""Whole episodes of given policies."""
+"""Rollouts of lanes, and whole episodes of given policies."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from popjax import distributions
+from popjax import distributions, rollout
 from popjax.envs import make
 from popjax.population import lanes
+from popjax.replay import packed
 from tests.support import equal
 
 
@@ -25,3 +26,19 @@ def test_greedy_episodes_draw_no_noise(key):
     equal(jax.jit(lambda: play(0.0))(), jax.jit(play)(jnp.zeros(2)))
     assert "random_bits" not in str(jax.make_jaxpr(lambda: play(0.0))())
     assert "random_bits" in str(jax.make_jaxpr(play)(jnp.zeros(2)))
+
+
+def test_rollouts_are_the_same_on_every_device(key, monkeypatch):
+    """An accelerator stores the narrow parts of a row together, and gives them back apart."""
+    env = rollout.autoreset(make("probe/context"))
+    state = lanes.start(env, key, (2, 3))
+
+    def act(memory, obs, key):
+        return distributions.choose(distributions.gaussian(), memory, (obs, 0 * obs), key, 1.0)
+
+    def play():
+        return lanes.play(env, act, state, key, 7, lanes.keep_trajectory(jnp.array([0.9, 0.8])))
+
+    apart = play()
+    monkeypatch.setattr(packed, "platform", lambda: "gpu")
+    equal(play(), apart)

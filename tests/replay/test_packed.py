@@ -159,3 +159,27 @@ def test_a_run_of_a_tpu_is_loaded_elsewhere(monkeypatch, tmp_path):
     jax.clear_caches()  # what has been traced keeps its layout
     with pytest.raises(Refused, match="rows"):
         building.load(run)
+
+
+@pytest.mark.parametrize("width", [3, 127, 128])
+def test_a_scan_of_bundles_gives_the_rows_of_all_turns(tpu, width):
+    tpu()
+
+    def play(bundle, unbundle):
+        stack = jax.tree.map(lambda x: jnp.asarray(x).reshape(5, 2, 3, *x.shape[1:]), rows(30, width))
+        return unbundle(jax.lax.scan(lambda _, row: (None, bundle(row, lead=2)), None, stack)[1])
+
+    def apart(row, lead):
+        return row
+
+    equal(play(packed.bundle, packed.unbundle), play(apart, lambda rows: rows))
+    bundled = packed.bundle(jax.tree.map(jnp.asarray, rows(30, width)), lead=1)
+    assert bundled.narrow["float32"].shape == (30, width + 1 if width < 128 else 1)
+    assert [x.shape for x in bundled.wide] == [(30, 0)] + [(30, 128)] * (width == 128)
+
+
+def test_wide_rows_are_not_bundled(tpu):
+    tpu()
+    frames = {"obs": jnp.ones((4, 2, 84, 84), jnp.uint8)}
+    equal(packed.unbundle(packed.bundle(frames, lead=2)), frames)
+    assert packed.bundle(frames, lead=2).narrow == {}

@@ -136,6 +136,7 @@ def start(case: str, task: str) -> None:
     import popjax
     from popjax.host.runs.options import Options
     from popjax.host.scaling import shard, sweep
+    from popjax.host.training import program_store
     from popjax.host.training.compiled_programs import compile_programs
 
     name, changes = CASES[case]
@@ -144,8 +145,10 @@ def start(case: str, task: str) -> None:
     method = module.build(env, config_of(module, changes))
     members = sweep.grid(0, 1, {})
     begin = sweep.keys(members), sweep.hypers(method.hyper, members)
-    state = jax.eval_shape(sweep.lift(method.init, 1), *begin)
-    compile_programs(method, env, begin, state, Options(), shard.place(state, 1), fresh=True)
+    program_store.enable()
+    store = program_store.of(method, env, begin, Options(), shard.chosen(1))
+    state = store.shapes() or jax.eval_shape(sweep.lift(method.init, 1), *begin)
+    compile_programs(method, env, begin, state, Options(), shard.place(state, 1), store, fresh=True)
     seconds = {"seconds": time.perf_counter() - BEGUN, "processor_seconds": time.process_time()}
     print(json.dumps({name: round(value, 1) for name, value in seconds.items()}))
 

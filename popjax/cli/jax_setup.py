@@ -60,11 +60,13 @@ def prepare_jax() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from popjax import numerics
     from popjax.host.terminal import complain
+    from popjax.host.training import program_store
     from popjax.host.training.compile_cache import keep_compiled
 
     for setting in numerics.standardize():
         complain(f"{setting} is overruled: popjax computes with 32 bits and standard promotion")
     keep_compiled()
+    program_store.enable()
 
 
 def require_backend() -> None:

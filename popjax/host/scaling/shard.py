@@ -92,18 +92,25 @@ def place(shapes: Any, devices: int | str) -> Placement:
     Raises:
         Refused: there are fewer devices, or the axis does not divide evenly over them.
     """
-    present, count = jax.devices(), number(devices)
+    used = chosen(devices)
+    count = len(used)
     if count == 1:
-        return Placement((jax.local_devices()[0],))
+        return Placement(used)
     members = shapes.generation.shape[0]
     if members > 1:
         require_divisible(members, count, "members of the sweep")
-        return Placement(tuple(present[:count]), SWEEP)
+        return Placement(used, SWEEP)
     sizes = {leaf.shape[1] for leaf in jax.tree.leaves(stacked_fields(shapes))}
     if len(sizes) != 1:
         raise Refused(f"--devices {count}: there is one member and no population to spread; use --devices 1")
     require_divisible(sizes.pop(), count, "individuals of the population")
-    return Placement(tuple(present[:count]), POPULATION)
+    return Placement(used, POPULATION)
+
+
+def chosen(devices: int | str) -> tuple[jax.Device, ...]:
+    """Return ``devices`` of them, or "all". Raises Refused as ``number`` does."""
+    count = number(devices)
+    return tuple(jax.devices()[:count]) if count > 1 else (jax.local_devices()[0],)
 
 
 def divide_cpu(devices: str | None) -> None:

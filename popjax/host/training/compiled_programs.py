@@ -8,7 +8,7 @@ training. The programs of the latest runs are kept for others of the same method
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from popjax.host.scaling.shard import SWEEP, Placement, spread
 from popjax.host.signals import Stop, beside, ready
 from popjax.host.training.compile_cache import identity
 from popjax.host.training.evaluation import evaluator
+from popjax.host.training.program_store import NOWHERE, Store
 from popjax.remember import Remembered
 
 
@@ -70,10 +71,11 @@ def compile_programs(
     state: Any,
     options: Options,
     placement: Placement,
+    store: Store = NOWHERE,
     *,
     fresh: bool,
 ) -> Programs:
-    """Return the programs of a run, reusing those of an equal run in this process.
+    """Return the programs of a run, reusing those of an equal run in this process or in the store.
 
     ``start`` has the keys [S] and hypers [S, ...], ``state`` the shapes of the State; ``fresh`` compiles
     ``init``, too, since the State is not restored.
@@ -84,7 +86,7 @@ def compile_programs(
     counts = chunk_length(options, method.steps_bound), options.eval_episodes
     key = identity(method, env), structure, shapes, counts, placement
     fresh = fresh or (key, True) in _KEPT  # a fresh run's programs also serve a restored one
-    compile_them = partial(_compile, method, env, start, state, options, placement, fresh=fresh)
+    compile_them = partial(_compile, method, env, start, state, options, placement, store, fresh=fresh)
     programs = _KEPT.get((key, fresh), compile_them)
     return programs._replace(compile_seconds=time.perf_counter() - begun)
 
@@ -96,20 +98,21 @@ def _compile(
     state: Any,
     options: Options,
     placement: Placement,
+    store: Store,
     *,
     fresh: bool,
 ) -> Programs:
     members, length = len(start[0]), chunk_length(options, method.steps_bound)
     by_member, by_state = placement.members(), placement.state(state)
     play = evaluator(method, env, options.eval_episodes)
-    lowered = [
-        lower_chunk(method, state, length, placement),
-        _lower_evaluation(play, start[0], state, placement),
-    ]
+    lower: dict[str, Callable[[], Any]] = {
+        "chunk": partial(lower_chunk, method, state, length, placement),
+        "evaluation": partial(_lower_evaluation, play, start[0], state, placement),
+    }
     if fresh:
         init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
-        lowered.append(init.lower(*start))
-    chunk, whole, *first = compiled(lowered, placement)
+        lower["init"] = partial(init.lower, *start)
+    chunk, whole, *first = _found(lower, placement, store)
     needed = [
         memory.compiled_bytes(chunk),
         # A program counts only the arguments that it reads.
@@ -122,6 +125,17 @@ def _compile(
     policy = jax.jit(placement.lift(method.policy, members), in_shardings=(by_state,))
     evaluate = _evaluation(whole, play, start[0], state, placement)
     return Programs(first[0] if fresh else None, chunk, evaluate, policy, 0.0, copies * max(needed))
+
+
+def _found(lower: Mapping[str, Callable[[], Any]], placement: Placement, store: Store) -> list[Any]:
+    """Return the programs of these names: those of the store, and the others lowered, compiled and stored."""
+    programs = dict(zip(lower, beside(*(partial(store.load, name) for name in lower)), strict=True))
+    lowered = {name: lower[name]() for name in lower if programs[name] is None}
+    made = (
+        partial(store.compiled, name, program, partial(_compiled, program, placement))
+        for name, program in lowered.items()
+    )
+    return list((programs | dict(zip(lowered, beside(*made), strict=True))).values())
 
 
 def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -> Any:
@@ -141,23 +155,24 @@ def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -
 
 
 def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
-    """Compile lowered programs in parallel, so that a member's results do not depend on the other members.
+    """Compile lowered programs in parallel."""
+    return beside(*(partial(_compiled, program, placement) for program in lowered))
+
+
+def _compiled(lowered: Any, placement: Placement) -> Any:
+    """Compile a lowered program so that a member's results do not depend on the other members.
 
     On CPUs, XLA hands reductions to a library whose order of summation depends on the size of the axis. XLA's
     own loops do not have this problem, and were faster on small networks.
     """
-
-    def one(program: Any) -> Any:
-        if placement.devices[0].platform != "cpu":
-            return program.compile()
-        try:
-            return program.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
-        except jax.errors.JaxRuntimeError as error:
-            if "ynn" not in str(error):  # some versions lack this option
-                raise
-            return program.compile()
-
-    return beside(*(partial(one, program) for program in lowered))
+    if placement.devices[0].platform != "cpu":
+        return lowered.compile()
+    try:
+        return lowered.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+    except jax.errors.JaxRuntimeError as error:
+        if "ynn" not in str(error):  # some versions lack this option
+            raise
+        return lowered.compile()
 
 
 def _lower_evaluation(play: Callable[..., Any], keys: Any, state: Any, placement: Placement) -> Any:

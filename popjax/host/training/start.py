@@ -28,7 +28,7 @@ from popjax.host.runs.options import Options, check_counter, validate, whole_num
 from popjax.host.runs.run import Position, Result, Run, finished, restore
 from popjax.host.scaling import memory, processes, shard, sweep
 from popjax.host.signals import ready
-from popjax.host.training import compile_cache, stopping
+from popjax.host.training import compile_cache, program_store, stopping
 from popjax.host.training.compiled_programs import Programs, compile_programs
 from popjax.host.training.loop import Trained, evaluations_due, train_on
 
@@ -163,7 +163,8 @@ def _start(
 ) -> Result:
     """Check memory, restore or initialise, and train. Make a new directory only once the run fits."""
     start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
-    shapes = jax.eval_shape(sweep.lift(run.method.init, count), *start)
+    store = program_store.of(run.method, run.env, start, run.options, shard.chosen(devices))
+    shapes = store.shapes() or jax.eval_shape(sweep.lift(run.method.init, count), *start)
     check_counter(run.options, run.method.steps_bound, shapes.env_steps)
     placement = shard.place(shapes, devices)
     device = jax.local_devices()[0]
@@ -178,7 +179,7 @@ def _start(
         if restored and _done(run, restored[1]):
             return finished(run, *restored)
     programs = compile_programs(
-        run.method, run.env, start, shapes, run.options, placement, fresh=restored is None
+        run.method, run.env, start, shapes, run.options, placement, store, fresh=restored is None
     )
     memory.check(programs.total_bytes, available, shapes, device, count)
     _tell_memory(run, shapes, programs, available)

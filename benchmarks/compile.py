@@ -145,7 +145,7 @@ def start(case: str, task: str) -> None:
     method = module.build(env, config_of(module, changes))
     members = sweep.grid(0, 1, {})
     begin = sweep.keys(members), sweep.hypers(method.hyper, members)
-    program_store.enable()
+    program_store.trace_nobody_elses_code()
     store = program_store.of(method, env, begin, Options(), shard.chosen(1))
     state = store.shapes() or jax.eval_shape(sweep.lift(method.init, 1), *begin)
     compile_programs(method, env, begin, state, Options(), shard.place(state, 1), store, fresh=True)

@@ -7,6 +7,13 @@ import importlib.util
 import traceback
 from typing import Any
 
+_foreign: set[str] = set()
+
+
+def foreign() -> bool:
+    """Return whether this process has imported a module of users' own, which may have changed anything."""
+    return bool(_foreign)
+
 
 def is_path(text: str) -> bool:
     """Return whether ``text`` is an import path: identifiers with a dot or a colon between them, or the name
@@ -30,6 +37,8 @@ def named(path: str, default: str) -> Any:
         ValueError: the module does not exist, cannot be imported, or has no such name; the text is one line.
     """
     module, _, name = full(path, default).partition(":")
+    if not module.startswith("popjax."):
+        _foreign.add(module)
     try:
         found = importlib.import_module(module)
     except Exception as error:  # importing an author's module may raise anything

@@ -42,7 +42,7 @@ from popjax import remember  # noqa: E402
 from popjax.host.training import program_store  # noqa: E402
 
 # Tests replace functions that a stored program would still contain; their subprocesses do not.
-program_store.enable = lambda: None
+program_store.trace_nobody_elses_code = lambda: None
 
 FIRST = {"test_conformance.py", "test_cspc.py", "test_ce.py", "test_cdrl.py", "test_testing.py"}
 """Files that take longest."""

@@ -66,7 +66,7 @@ def prepare_jax() -> None:
     for setting in numerics.standardize():
         complain(f"{setting} is overruled: popjax computes with 32 bits and standard promotion")
     keep_compiled()
-    program_store.enable()
+    program_store.trace_nobody_elses_code()
 
 
 def require_backend() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import popjax
-from popjax import remember
+from popjax import importing, remember
 from popjax.agents import a2c
 from popjax.host.runs.options import Options
 from popjax.host.scaling import shard, sweep
-from popjax.host.training import program_store
+from popjax.host.training import compiled_programs, program_store
 from popjax.methods import onpolicy
 from tests.host import tiny
 
@@ -29,13 +32,14 @@ CONFIG = onpolicy.Config(agent=a2c.Config(hidden=(8,)), lanes=2, steps=5)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty store for this process, which promises what the command line does."""
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     set_cache(str(tmp_path / "cache"), 1e6)
-    monkeypatch.setattr(program_store, "_enabled", True)
+    monkeypatch.setattr(program_store, "_traces_alone", True)
+    monkeypatch.setattr(importing, "_foreign", set())
     remember.forget()
-    yield tmp_path / "cache/popjax-programs"
+    yield tmp_path / "cache/popjax"
     set_cache(*before)
     remember.forget()
 
@@ -47,18 +51,20 @@ def set_cache(directory: str | None, least_seconds: float) -> None:
     compilation_cache.reset_cache()
 
 
+def refuse(*_: Any) -> None:
+    """Stand in for what must not happen."""
+    raise AssertionError("traced again")
+
+
 def untraced() -> tuple[Any, Any]:
     """Forget this process's programs; return the same run, which fails where one is traced."""
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("traced again")
 
     remember.forget()
     method, env = built()
     return method._replace(init=refuse, step=refuse), env
 
 
-def built(config: Any = CONFIG, task: str = "gymnax/CartPole-v1", **options: Any) -> tuple[Any, Any]:
+def built(config: Any = CONFIG, task: str = "probe/context", **options: Any) -> tuple[Any, Any]:
     env = popjax.make(task, **options)
     return onpolicy.build(env, config), env
 
@@ -68,11 +74,11 @@ def probe() -> Any:
     return popjax.make("probe/context")._replace(origin=None)
 
 
-def path(method: Any, env: Any, seeds: int = 1, options: Options | None = None) -> Path | None:
-    """Return the path of the programs of a run."""
+def runs(method: Any, env: Any, seeds: int = 1, options: Options | None = None) -> dict[str, str]:
+    """Return the names of a run's programs."""
     members = sweep.grid(0, seeds, {})
     start = sweep.keys(members), sweep.hypers(method.hyper, members)
-    return program_store.of(method, env, start, options or Options(), shard.chosen(1)).path
+    return dict(program_store.of(method, env, start, options or Options(), shard.chosen(1)).runs)
 
 
 def test_stored_programs_train_as_traced_ones(tmp_path: Path) -> None:
@@ -87,79 +93,122 @@ def test_stored_programs_train_as_traced_ones(tmp_path: Path) -> None:
     assert straight.returns.tolist() == again.returns.tolist() == resumed.returns.tolist()
 
 
-def test_a_fresh_run_finds_what_a_resumed_one_has_stored(tmp_path: Path, cache: Path) -> None:
+def test_a_fresh_run_finds_what_a_resumed_one_has_stored(tmp_path: Path, store: Path) -> None:
     popjax.train(*built(), **SMALL, run_dir=tmp_path / "a")
-    for file in cache.iterdir():
-        file.unlink()
+    shutil.rmtree(store)
     remember.forget()
     popjax.train(*built(), **SMALL | {"env_steps": 80}, run_dir=tmp_path / "a", resume=True)
-    assert sorted(file.name.partition("-")[2] for file in cache.iterdir()) == ["chunk", "evaluation"]
+    assert [len(list((store / part).iterdir())) for part in ("runs", "texts")] == [2, 2]
     remember.forget()
     popjax.train(*built(), **SMALL)
-    assert sorted(file.name.partition("-")[2] for file in cache.iterdir()) == ["chunk", "evaluation", "init"]
+    assert [len(list((store / part).iterdir())) for part in ("runs", "texts")] == [3, 3]
 
 
-def test_the_state_is_donated_to_a_stored_program() -> None:
+def test_a_stored_chunk_takes_over_the_state() -> None:
     popjax.train(*built(), **SMALL)
-    remember.forget()
-    (file,) = program_store._directory().glob("*-chunk")  # type: ignore[union-attr]
-    store = program_store.Store(file.with_name(file.name.removesuffix("-chunk")), shard.chosen(1))
-    chunk, init = store.load("chunk"), store.load("init")
-    method, _ = built()
+    method, env = built()
     members = sweep.grid(0, 1, {})
-    state = init(sweep.keys(members), sweep.hypers(method.hyper, members))  # type: ignore[misc]
-    chunk(state)  # type: ignore[misc]
+    start = sweep.keys(members), sweep.hypers(method.hyper, members)
+    options = Options(env_steps=40, eval_every=40, eval_episodes=1)
+    loaded = program_store.of(method, env, start, options, shard.chosen(1)).loaded
+    state = loaded["init"](*start)
+    loaded["chunk"](state)
     assert any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_what_jax_has_in_its_cache_is_not_stored_as_well(cache: Path) -> None:
+def test_a_program_is_found_by_its_text_where_sources_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start after that traces nothing again."""
+    popjax.train(*built(), **SMALL)
+    monkeypatch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2)])
+    with pytest.raises(AssertionError, match="traced again"):
+        popjax.train(*untraced(), **SMALL)
+    remember.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_programs, "_compiled", refuse)
+        popjax.train(*built(), **SMALL)
+    popjax.train(*untraced(), **SMALL)
+
+
+def test_what_has_changed_since_the_process_began_names_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been imported before."""
+    now = time.time_ns()
+    monkeypatch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2), ("td3.py", 1, now)])
+    assert not runs(*built())
+    monkeypatch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2), ("td3.py", 1, now // 2)])
+    assert runs(*built())
+
+
+def test_what_jax_has_in_its_cache_is_not_stored_as_well(store: Path) -> None:
     """XLA writes such programs without some of their functions, or not at all."""
-    set_cache(str(cache.parent), 0.0)
+    set_cache(str(store.parent), 0.0)
     first = popjax.train(*built(), **SMALL)
-    for file in cache.iterdir():
-        file.unlink()
+    shutil.rmtree(store)
     for _ in range(2):
         remember.forget()
         jax.clear_caches()
         assert popjax.train(*built(), **SMALL).summary["state_sha256"] == first.summary["state_sha256"]
-        assert not list(cache.iterdir())
+        assert not store.exists()
 
 
 @pytest.mark.parametrize("broken", [b"", b"not a program"])
-def test_a_broken_file_is_compiled_again(cache: Path, broken: bytes) -> None:
+def test_a_broken_file_is_compiled_again(store: Path, broken: bytes) -> None:
     first = popjax.train(*built(), **SMALL)
-    whole = {file: file.stat().st_size for file in cache.iterdir()}
-    for file in whole:
+    for file in (store / "texts").iterdir():
         file.write_bytes(broken)
     remember.forget()
     assert popjax.train(*built(), **SMALL).summary["state_sha256"] == first.summary["state_sha256"]
-    assert all(file.stat().st_size > len(broken) for file in whole)
+    assert all(file.stat().st_size > len(broken) for file in (store / "texts").iterdir())
 
 
-def test_other_programs_have_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = path(*built())
-    assert own == path(*built())
+def test_a_disk_that_cannot_be_written_is_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_permitted(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(tempfile, "mkstemp", not_permitted)
+    popjax.train(*built(), **SMALL)
+    assert not list(store.glob("*/*"))
+    monkeypatch.undo()
+    monkeypatch.setattr(program_store, "_traces_alone", True)
+    remember.forget()
+    popjax.train(*built(), **SMALL)
+    monkeypatch.setattr(os, "utime", not_permitted)
+    popjax.train(*untraced(), **SMALL)
+
+
+def test_other_programs_have_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = runs(*built())
+    assert own == runs(*built())
+    assert own == runs(*built(), options=Options(keep_checkpoints=5))
     others = [
-        path(*built(CONFIG.__class__(agent=CONFIG.agent, lanes=3, steps=5))),
-        path(*built(onpolicy.Config(agent=a2c.Config(hidden=(9,)), lanes=2, steps=5))),
-        path(*built(task="gymnax/Acrobot-v1")),
-        path(*built(max_steps_in_episode=7)),
-        path(*built(action_repeat=2)),
-        path(*built(), seeds=2),
-        path(*built(), options=Options(eval_episodes=2)),
-        path(*built(), options=Options(log_every=500)),
+        runs(*built(onpolicy.Config(agent=CONFIG.agent, lanes=3, steps=5))),
+        runs(*built(onpolicy.Config(agent=a2c.Config(hidden=(9,)), lanes=2, steps=5))),
+        runs(*built(task="gymnax/Acrobot-v1")),
+        runs(*built(task="gymnax/Acrobot-v1", max_steps_in_episode=7)),
+        runs(*built(action_repeat=2)),
+        runs(*built(), seeds=2),
     ]
     with jax.default_matmul_precision("highest"):
-        others.append(path(*built()))
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_cpu_enable_fast_math=true")
-    others.append(path(*built()))
-    monkeypatch.undo()
-    monkeypatch.setattr(program_store, "_enabled", True)
-    monkeypatch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2)])
-    others.append(path(*built()))
-    assert len({own, *others}) == 1 + len(others)
-    assert None not in others
-    assert path(*built(), options=Options(keep_checkpoints=5)) == others[-1]  # it is of no program
+        others.append(runs(*built()))
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_cpu_enable_fast_math=true")
+        others.append(runs(*built()))
+    with monkeypatch.context() as patch:
+        patch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2)])
+        others.append(runs(*built()))
+    with monkeypatch.context() as patch:
+        patch.setattr(program_store, "_packages", lambda: ["numpy-3.0.dist-info"])
+        others.append(runs(*built()))
+    for name in ("chunk", "evaluation", "init"):
+        assert len({other[name] for other in [own, *others]}) == 1 + len(others)
+
+
+def test_a_program_is_named_by_the_options_that_change_it() -> None:
+    own = runs(*built())
+    chunk, evaluation = (
+        runs(*built(), options=each) for each in (Options(log_every=500), Options(eval_episodes=2))
+    )
+    assert {name for name in own if own[name] != chunk[name]} == {"chunk"}
+    assert {name for name in own if own[name] != evaluation[name]} == {"evaluation"}
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,23 +222,27 @@ def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert before != list(program_store._sources())
 
 
-def test_only_what_popjax_alone_defines_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_depend_on_more_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     method, env = built()
-    assert path(method, env) is not None
+    assert runs(method, env)
     changed = env._replace(step=lambda state, action: env.step(state, action))
-    assert path(onpolicy.build(changed, CONFIG), changed) is None
-    own = popjax.make("tests.host.test_program_store:probe")
-    assert path(onpolicy.build(own, CONFIG), own) is None
+    assert not runs(onpolicy.build(changed, CONFIG), changed)
     context = popjax.make("probe/context")
-    assert path(tiny.build(context, tiny.Config()), context) is None
-    monkeypatch.setattr(program_store, "_enabled", False)  # as in a notebook
-    assert path(method, env) is None
+    assert not runs(tiny.build(context, tiny.Config()), context)
+    assert not runs(*built(task="gym/InvertedPendulum-v5", xml_file="inverted_pendulum.xml"))
+    with monkeypatch.context() as patch:
+        patch.setattr(program_store, "_traces_alone", False)  # as in a notebook
+        assert not runs(method, env)
+    own = popjax.make("tests.host.test_program_store:probe")
+    assert not runs(onpolicy.build(own, CONFIG), own)
+    assert not runs(method, env)  # the module that has been imported may have changed anything
 
 
 def test_without_a_cache_on_disk_nothing_is_stored() -> None:
     for directory in ("gs://bucket/cache", None):
         set_cache(directory, 1e6)
-        assert path(*built()) is None
+        assert not runs(*built())
+    popjax.train(*built(), **SMALL)
 
 
 def test_programs_that_call_into_this_process_are_not_stored() -> None:
@@ -212,15 +265,27 @@ def test_the_least_recently_used_programs_are_removed(
     for age, name in enumerate(("new", "old", "older")):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / ".left").touch()
+    os.utime(tmp_path / ".left", (1, 1))
     program_store._write(tmp_path / "newest", bytes(100))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "newest"]
+
+
+def test_a_full_disk_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        program_store._write(tmp_path / "file", bytes(100))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_starts_from_stored_programs(tmp_path: Path) -> None:
     """In new processes, where LAPACK, which makes orthogonal parameters, has not been called before."""
     summaries = []
     for name in ("a", "b"):
-        arguments = "onpolicy --env gymnax/CartPole-v1 --env-steps 100 --eval-every 50 --config.agent ppo"
+        arguments = "onpolicy --env probe/context --env-steps 100 --eval-every 50 --config.agent ppo"
         arguments += " --config.lanes 2 --config.steps 10 --config.agent.hidden 8 --run-dir"
         subprocess.run(
             [sys.executable, "-m", "popjax", "train", *arguments.split(), tmp_path / name],
@@ -231,4 +296,4 @@ def test_the_command_line_starts_from_stored_programs(tmp_path: Path) -> None:
     first, second = summaries
     assert first["state_sha256"] == second["state_sha256"]
     assert second["compile_seconds"] < first["compile_seconds"] / 2
-    assert len(list((tmp_path / "kept/popjax-programs").iterdir())) == 3
+    assert len(list((tmp_path / "kept/popjax/texts").iterdir())) == 3

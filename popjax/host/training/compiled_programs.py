@@ -25,7 +25,7 @@ from popjax.host.scaling.shard import SWEEP, Placement, spread
 from popjax.host.signals import Stop, beside, ready
 from popjax.host.training.compile_cache import identity
 from popjax.host.training.evaluation import evaluator
-from popjax.host.training.program_store import NOWHERE, Store
+from popjax.host.training.program_store import Store
 from popjax.remember import Remembered
 
 
@@ -71,7 +71,7 @@ def compile_programs(
     state: Any,
     options: Options,
     placement: Placement,
-    store: Store = NOWHERE,
+    store: Store = Store(),
     *,
     fresh: bool,
 ) -> Programs:
@@ -128,14 +128,15 @@ def _compile(
 
 
 def _found(lower: Mapping[str, Callable[[], Any]], placement: Placement, store: Store) -> list[Any]:
-    """Return the programs of these names: those of the store, and the others lowered, compiled and stored."""
-    programs = dict(zip(lower, beside(*(partial(store.load, name) for name in lower)), strict=True))
-    lowered = {name: lower[name]() for name in lower if programs[name] is None}
+    """Return the programs of these names: those that the store has found, and the others lowered and
+    compiled."""
+    lowered = {name: make() for name, make in lower.items() if name not in store.loaded}
     made = (
         partial(store.compiled, name, program, partial(_compiled, program, placement))
         for name, program in lowered.items()
     )
-    return list((programs | dict(zip(lowered, beside(*made), strict=True))).values())
+    programs = {**store.loaded, **dict(zip(lowered, beside(*made), strict=True))}
+    return [programs[name] for name in lower]
 
 
 def lower_chunk(method: Method, state: Any, length: int, placement: Placement) -> Any:

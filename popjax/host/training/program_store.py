@@ -1,10 +1,13 @@
-"""Compiled programs on disk that are found without tracing them again.
+"""Compiled programs on disk, found without compiling and, by the command line, without tracing.
 
-JAX's own cache finds a program by its text, and tracing physics to make that text takes more than half of a
-start. This store finds programs by everything that their text depends on: the facts of the run, the sources
-of all packages that are traced, JAX's settings and the devices. It serves only runs of built-in methods in
-built-in environments, since others may depend on more, and only the command line, since a script or a
-notebook may have replaced a function.
+``texts/`` holds programs by what compiling depends on: their StableHLO, the versions of JAX and XLA, settings
+and devices. JAX's own cache does the same. But to trace the physics of such a text takes most of a start, so
+``runs/`` names the program for the facts of a run: its configuration and the sources of all packages through
+which its functions are traced. These facts decide the text only for built-in methods and environments, and
+only in a process that runs nobody else's code: that of the command line. A script or a notebook, where
+anything may have been replaced, always traces.
+
+The files are pickled, and trusted as much as the directory of JAX's cache, in which they lie.
 """
 
 from __future__ import annotations
@@ -17,25 +20,28 @@ import re
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import jaxlib
+import psutil
 from jax.experimental import serialize_executable
 
-from popjax import envs
+from popjax import envs, importing
 from popjax.core import Env, Method
 from popjax.host.recipes import METHODS
 from popjax.host.runs import origins
 from popjax.host.runs.options import Options, chunk_length
-from popjax.remember import Remembered
+from popjax.host.signals import beside
 
 LIMIT = 4 * 2**30
-"""Bytes of the store; the programs used least recently are removed beyond it."""
+"""Bytes of all programs; beyond it, those used least recently are removed."""
 
 _TRACED = (
     "popjax",
@@ -48,102 +54,126 @@ _TRACED = (
     "gymnax",
     "jax",
     "jaxlib",
+    "jaxopt",
+    "ml_collections",
     "mujoco",
     "mujoco_playground",
+    "numpy",
     "optax",
+    "scipy",
 )
-"""Packages whose sources and models programs are made of."""
+"""Packages whose functions and models programs are made of."""
 
 _LOADABLE = re.compile(r"lapack_|cusolver|hipsolver|cu_|hip_|Sharding|SPMD|shape_assertion")
 """Beginnings of the names of custom calls that JAX itself registers, so that every process knows them."""
 
-_LOADED: Remembered[jax.stages.Compiled | None] = Remembered(24)
-_enabled = False
-_found = threading.local()
+_IRRELEVANT = re.compile(r"cache|log|traceback|dump|debug|explain|profile|transfer_guard")
+"""Parts of the names of JAX's settings that change no program."""
+
+_FLAGS = re.compile(r"XLA_FLAGS|TF_XLA|LIBTPU|MJX_|NPROC")
+"""Beginnings of the names of environment variables that change programs."""
+
+_traces_alone = False
+_found_by_jax = threading.local()
 
 
-def enable() -> None:
-    """Store the programs of this process, which promises to have replaced no function."""
-    global _enabled
-    _enabled = True
-
-
-def _note(event: str, **_: Any) -> None:
-    _found.count = _hits() + (event == "/jax/compilation_cache/cache_hits")
-
-
-def _hits() -> int:
-    """Return the number of programs that this thread has found in JAX's cache."""
-    return getattr(_found, "count", 0)
-
-
-jax.monitoring.register_event_listener(_note)
+def trace_nobody_elses_code() -> None:
+    """Say that this process traces no functions but those of popjax and of its libraries, as they are."""
+    global _traces_alone
+    _traces_alone = True
 
 
 class Store(NamedTuple):
-    """The stored programs of one run.
+    """The programs of one run.
 
-    path:    of the files, without the name of the program; None if programs are not stored.
-    devices: of the programs.
+    directory: None if nothing is stored.
+    runs:      name of a program -> its name in ``runs/``; empty if programs are found only by their text.
+    devices:   on which programs run.
+    loaded:    the programs that were found for the run.
     """
 
-    path: Path | None
-    devices: tuple[jax.Device, ...]
-
-    def load(self, name: str) -> jax.stages.Compiled | None:
-        """Return a program, or None if it is not stored or cannot be read."""
-        if self.path is None:
-            return None
-        file = self.path.with_name(f"{self.path.name}-{name}")
-        if not file.exists():
-            return None
-        return _LOADED.get((file, self.devices), lambda: _read(file, self.devices))
+    directory: Path | None = None
+    runs: Mapping[str, str] = {}
+    devices: tuple[jax.Device, ...] = ()
+    loaded: Mapping[str, jax.stages.Compiled] = {}
 
     def shapes(self) -> Any:
-        """Return the shapes of the State [S, ...] with which the stored chunk begins, or None."""
-        chunk = self.load("chunk")
-        if chunk is None:
+        """Return the shapes of the State [S, ...] with which the chunk begins, or None if it was not
+        found."""
+        if "chunk" not in self.loaded:
             return None
-        (state,), _ = chunk.args_info
+        (state,), _ = self.loaded["chunk"].args_info
         return jax.tree.map(lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype), state)
 
     def compiled(
         self, name: str, lowered: jax.stages.Lowered, compile_it: Callable[[], jax.stages.Compiled]
     ) -> jax.stages.Compiled:
-        """Return ``compile_it()``, which compiles ``lowered``, and store it.
+        """Return a program of this text, or else ``compile_it()``, and store it.
 
-        Programs that JAX's cache has are left there, since XLA cannot write a program that it has read. Nor
-        are those stored that call functions which only this process knows.
+        A program that calls functions of this process is not stored, nor one that JAX's cache had: XLA cannot
+        write what it has read.
         """
-        before = _hits()
-        program = compile_it()
-        if self.path is not None and _hits() == before and _loadable(lowered.as_text()):
-            with suppress(
-                Exception
-            ):  # JAX cannot write all programs yet, nor can a full disk hold them
-                content = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
-                _write(self.path.with_name(f"{self.path.name}-{name}"), content)
+        text = lowered.as_text()
+        if self.directory is None or not _loadable(text):
+            return compile_it()
+        key = _hash(text, jax.__version__, jaxlib.__version__, _settings(), _facts_of(self.devices))
+        file = self.directory / "texts" / key
+        program = _read(file, self.devices)
+        if program is None:
+            before = _hits()
+            program = compile_it()
+            if _hits() > before:
+                return program
+            # JAX cannot write every program, such as one with large constants, and a disk may be full.
+            with suppress(NotImplementedError, ValueError, jax.errors.JaxRuntimeError, OSError):
+                _write(file, zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1))
+        if name in self.runs and file.exists():
+            with suppress(OSError):
+                _write(self.directory / "runs" / self.runs[name], key.encode())
         return program
-
-
-NOWHERE = Store(None, ())
-"""The store of programs that are not kept."""
 
 
 def of(
     method: Method, env: Env, start: tuple[Any, Any], options: Options, devices: tuple[jax.Device, ...]
 ) -> Store:
-    """Return the store of a run that begins with the keys [S] and hypers [S, ...] of ``start``."""
+    """Return the store of a run that begins with the keys [S] and hypers [S, ...] of ``start``, with what it
+    has of the run's programs: "chunk", "evaluation" and "init"."""
     directory = _directory()
-    facts = _facts(method, env) if _enabled and directory else None
-    if directory is None or facts is None or jax.process_count() > 1:
-        return Store(None, devices)
+    if directory is None or jax.process_count() > 1:
+        return Store()
+    facts = _facts_of_run(method, env) if _traces_alone and not importing.foreign() else None
+    sources = sorted(_sources()) if facts else []
+    if facts is None or max(changed for *_, changed in sources) > _begun():
+        return Store(directory, devices=devices)  # what was imported may be older than the sources
     leaves, structure = jax.tree.flatten(start)
     shapes = structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
-    lengths = chunk_length(options, method.steps_bound), options.eval_episodes
-    known = facts, shapes, lengths, _settings(), _devices(devices), sys.version, sorted(_sources())
-    name = hashlib.sha256(repr(known).encode()).hexdigest()[:32]
-    return Store(directory / name, devices)
+    run = facts, shapes, sources, _packages(), _settings(), _facts_of(devices)
+    lengths = {
+        "chunk": chunk_length(options, method.steps_bound),
+        "evaluation": options.eval_episodes,
+        "init": None,
+    }
+    runs = {name: _hash(name, length, *run) for name, length in lengths.items()}
+    programs = beside(*(partial(_named, directory, file, devices) for file in runs.values()))
+    loaded = {name: program for name, program in zip(runs, programs, strict=True) if program is not None}
+    return Store(directory, runs, devices, loaded)
+
+
+def _directory() -> Path | None:
+    """Return the directory of the store, inside of that of JAX's cache; None if there is none on disk."""
+    settings: Any = jax.config  # its attributes are not declared
+    cache = settings.jax_compilation_cache_dir if settings.jax_enable_compilation_cache else None
+    return None if cache is None or "://" in cache else Path(cache) / "popjax"
+
+
+def _facts_of_run(method: Method, env: Env) -> Mapping[str, Any] | None:
+    """Return the facts of a run that decide its programs; None if there may be others, such as the policies
+    of finished runs or a user's model."""
+    facts = origins.describe(method, env)
+    tasks = [facts["env"], *(task for several in facts["envs"].values() for task in several)]
+    built_in = facts["method"] in METHODS and all(task.partition("/")[0] in envs.suites() for task in tasks)
+    others = facts["not_rebuilt"] or any(facts["runs"].values()) or "xml_file" in repr(facts)
+    return facts if built_in and not others else None
 
 
 def _loadable(text: str) -> bool:
@@ -151,76 +181,105 @@ def _loadable(text: str) -> bool:
     return all(map(_LOADABLE.match, re.findall(r"custom_call @\"?([\w.$]+)", text)))
 
 
-def _directory() -> Path | None:
-    """Return the directory of the store, inside of that of JAX's cache; None if there is none on disk."""
-    settings: Any = jax.config  # its attributes are not declared
-    cache = settings.jax_compilation_cache_dir if settings.jax_enable_compilation_cache else None
-    return None if cache is None or "://" in cache else Path(cache) / "popjax-programs"
-
-
-def _facts(method: Method, env: Env) -> Mapping[str, Any] | None:
-    """Return the facts of a run that decide its programs; None if there may be others."""
-    facts = origins.describe(method, env)
-    tasks = [facts["env"], *(task for several in facts["envs"].values() for task in several)]
-    built_in = facts["method"] in METHODS and all(task.partition("/")[0] in envs.suites() for task in tasks)
-    return facts if built_in and not facts["not_rebuilt"] and not any(facts["runs"].values()) else None
-
-
 def _settings() -> list[Any]:
-    """Return the settings of JAX and XLA."""
-    values = [(name, getattr(jax.config, name, value)) for name, value in sorted(jax.config.values.items())]
-    flags = [
-        (name, value) for name, value in sorted(os.environ.items()) if re.match("XLA|TF_XLA|LIBTPU", name)
-    ]
-    return [values, flags]
+    """Return the settings of JAX and XLA that change programs."""
+    values = [(name, getattr(jax.config, name, value)) for name, value in jax.config.values.items()]
+    flags = [(name, value) for name, value in os.environ.items() if _FLAGS.match(name)]
+    return sorted((name, value) for name, value in [*values, *flags] if not _IRRELEVANT.search(name))
 
 
-def _devices(devices: tuple[jax.Device, ...]) -> list[Any]:
+def _facts_of(devices: tuple[jax.Device, ...]) -> list[Any]:
     """Return the facts of devices that machine code depends on."""
-    client = devices[0].client
     processor = ""
     if devices[0].platform == "cpu":
         with suppress(OSError):
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return [[(device.id, device.device_kind) for device in devices], client.platform_version, processor]
+    kinds = [(device.id, device.device_kind) for device in devices]
+    return [kinds, devices[0].client.platform_version, processor]
 
 
 def _sources() -> Iterator[tuple[str, int, int]]:
-    """Yield path, size and time of change of every source and model of the packages that are traced."""
+    """Yield path, size and time of change [ns] of every file of the packages that are traced."""
     for package in _TRACED:
         found = importlib.util.find_spec(package)
         for root in (found and found.submodule_search_locations) or ():
-            for directory, _, files in os.walk(root):
+            for directory, within, files in os.walk(root):
+                within[:] = [name for name in within if name not in ("__pycache__", "tests")]
                 for file in files:
-                    if file.endswith((".py", ".xml")):
-                        path = os.path.join(directory, file)
-                        facts = os.stat(path)
-                        yield path, facts.st_size, facts.st_mtime_ns
+                    path = os.path.join(directory, file)
+                    facts = os.stat(path)
+                    yield path, facts.st_size, max(facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def _packages() -> list[str]:
+    """Return the names of all installed packages, each with its version."""
+    places = [place for place in sys.path if os.path.isdir(place)]
+    return sorted(name for place in places for name in os.listdir(place) if name.endswith("-info"))
+
+
+def _begun() -> int:
+    """Return when this process began, in ns; a second earlier, as clocks of files are coarse."""
+    return int((psutil.Process().create_time() - 1) * 1e9)
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _named(directory: Path, run: str, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | None:
+    """Return the program that a file in ``runs/`` names, or None."""
+    try:
+        key = (directory / "runs" / run).read_text()
+    except (OSError, ValueError):
+        return None
+    return _read(directory / "texts" / key, devices)
 
 
 def _read(file: Path, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | None:
-    with suppress(Exception):  # whatever another version or a full disk has left: it will be compiled again
+    """Return a program, or None if it is not stored or cannot be read."""
+    if not file.is_file():
+        return None
+    try:
         payload, arguments, results = pickle.loads(zlib.decompress(file.read_bytes()))
         if devices[0].platform == "cpu":
             # JAX looks up LAPACK's functions when it first lowers a call; before, a call ends the process.
-            jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
+            jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), "float32"))
         program = serialize_executable.deserialize_and_load(
             payload, arguments, results, execution_devices=devices
         )
+    except Exception:  # a file may be broken in any way; the program is then compiled again
+        return None
+    with suppress(OSError):  # the disk may be read-only
         os.utime(file)
-        return program
-    return None
+    return program
 
 
 def _write(file: Path, content: bytes) -> None:
+    """Write a file at once, and remove the oldest beyond the limit, and what killed processes have left."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
-        new.write(content)
-    os.replace(new.name, file)
-    entries = sorted(((entry.stat(), entry) for entry in file.parent.iterdir()), key=lambda e: -e[0].st_mtime)
-    size = 0
-    for facts, entry in entries:
+    handle, new = tempfile.mkstemp(prefix=".", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(content)
+        os.replace(new, file)
+    except BaseException:
+        os.unlink(new)
+        raise
+    size, now = 0, time.time()
+    for facts, entry in sorted(((e.stat(), e) for e in file.parent.iterdir()), key=lambda e: -e[0].st_mtime):
         size += facts.st_size
-        if size > LIMIT:
+        if size > LIMIT or (entry.name.startswith(".") and now - facts.st_mtime > 86_400):
             entry.unlink(missing_ok=True)
+
+
+def _note(event: str, **_: Any) -> None:
+    _found_by_jax.count = _hits() + (event == "/jax/compilation_cache/cache_hits")
+
+
+def _hits() -> int:
+    """Return the number of programs that this thread has found in JAX's cache."""
+    return getattr(_found_by_jax, "count", 0)
+
+
+jax.monitoring.register_event_listener(_note)

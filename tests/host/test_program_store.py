@@ -129,6 +129,14 @@ def test_a_program_is_found_by_its_text_where_sources_have_changed(monkeypatch: 
     popjax.train(*untraced(), **SMALL)
 
 
+def test_programs_of_one_text_differ_in_arguments_that_they_do_not_read(store: Path) -> None:
+    """An evaluation reads no replay."""
+    env = popjax.make("probe/context")
+    for capacity in (10, 20):
+        popjax.train(tiny.build(env, tiny.Config(capacity)), env, **SMALL)
+    assert len(list((store / "texts").iterdir())) == 6
+
+
 def test_what_has_changed_since_the_process_began_names_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been imported before."""
     now = time.time_ns()

@@ -1,7 +1,7 @@
 """Compiled programs on disk, found without compiling and, by the command line, without tracing.
 
-``texts/`` holds programs by what compiling depends on: their StableHLO, the versions of JAX and XLA, settings
-and devices. JAX's own cache does the same. But to trace the physics of such a text takes most of a start, so
+``texts/`` holds programs by what compiling depends on: StableHLO and arguments, versions of JAX and XLA,
+settings and devices. JAX's own cache does the same. But to trace the physics of such a text takes most of a start, so
 ``runs/`` names the program for the facts of a run: its configuration and the sources of all packages through
 which its functions are traced. These facts decide the text only for built-in methods and environments, and
 only in a process that runs nobody else's code: that of the command line. A script or a notebook, where
@@ -116,7 +116,10 @@ class Store(NamedTuple):
         text = lowered.as_text()
         if self.directory is None or not _loadable(text):
             return compile_it()
-        key = _hash(text, jax.__version__, jaxlib.__version__, _settings(), _facts_of(self.devices))
+        # Arguments that the program does not read are not in its text.
+        signature = lowered.in_tree, jax.tree.leaves(lowered.args_info), lowered.out_tree
+        compiler = jax.__version__, jaxlib.__version__, _settings(), _facts_of(self.devices)
+        key = _hash(text, signature, compiler)
         file = self.directory / "texts" / key
         program = _read(file, self.devices)
         if program is None:

@@ -28,6 +28,7 @@ from popjax.methods import onpolicy
 from tests.host import tiny
 
 SMALL: dict[str, Any] = {"env_steps": 40, "eval_every": 40, "eval_episodes": 1, "quiet": True}
+BEGUN = program_store._begun
 CONFIG = onpolicy.Config(agent=a2c.Config(hidden=(8,)), lanes=2, steps=5)
 
 
@@ -38,6 +39,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     set_cache(str(tmp_path / "cache"), 1e6)
     monkeypatch.setattr(program_store, "_traces_alone", True)
     monkeypatch.setattr(importing, "_foreign", set())
+    monkeypatch.setattr(program_store, "_begun", lambda: 2**63)  # a source may just have been edited
     remember.forget()
     yield tmp_path / "cache/popjax"
     set_cache(*before)
@@ -140,6 +142,7 @@ def test_programs_of_one_text_differ_in_arguments_that_they_do_not_read(store: P
 def test_what_has_changed_since_the_process_began_names_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been imported before."""
     now = time.time_ns()
+    monkeypatch.setattr(program_store, "_begun", BEGUN)
     monkeypatch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2), ("td3.py", 1, now)])
     assert not runs(*built())
     monkeypatch.setattr(program_store, "_sources", lambda: [("sac.py", 1, 2), ("td3.py", 1, now // 2)])
@@ -172,12 +175,12 @@ def test_a_disk_that_cannot_be_written_is_read(store: Path, monkeypatch: pytest.
     def not_permitted(*_: Any, **__: Any) -> None:
         raise PermissionError
 
+    mkstemp = tempfile.mkstemp
     monkeypatch.setattr(tempfile, "mkstemp", not_permitted)
     popjax.train(*built(), **SMALL)
     assert not list(store.glob("*/*"))
-    monkeypatch.undo()
-    monkeypatch.setattr(program_store, "_traces_alone", True)
     remember.forget()
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     popjax.train(*built(), **SMALL)
     monkeypatch.setattr(os, "utime", not_permitted)
     popjax.train(*untraced(), **SMALL)

@@ -1,11 +1,11 @@
 """Compiled programs on disk, found without compiling and, by the command line, without tracing.
 
 ``texts/`` holds programs by what compiling depends on: StableHLO and arguments, versions of JAX and XLA,
-settings and devices. JAX's own cache does the same. But to trace the physics of such a text takes most of a start, so
-``runs/`` names the program for the facts of a run: its configuration and the sources of all packages through
-which its functions are traced. These facts decide the text only for built-in methods and environments, and
-only in a process that runs nobody else's code: that of the command line. A script or a notebook, where
-anything may have been replaced, always traces.
+settings and devices. JAX's own cache does the same. But to trace the physics of such a text takes most of a
+start, so ``runs/`` names the program for the facts of a run: its configuration and the sources of all
+packages through which its functions are traced. These facts decide the text only for built-in methods and
+environments, and only in a process that runs nobody else's code: that of the command line. A script or a
+notebook, where anything may have been replaced, always traces.
 
 The files are pickled, and trusted as much as the directory of JAX's cache, in which they lie.
 """

@@ -24,7 +24,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ from popjax.host.runs.options import Options, chunk_length
 from popjax.host.signals import beside
 
 LIMIT = 4 * 2**30
-"""Bytes of all programs; beyond it, those used least recently are removed."""
+"""Bytes of all programs; a process that finds more removes those used least recently."""
 
 _TRACED = (
     "popjax",
@@ -110,8 +110,8 @@ class Store(NamedTuple):
     ) -> jax.stages.Compiled:
         """Return a program of this text, or else ``compile_it()``, and store it.
 
-        A program that calls functions of this process is not stored, nor one that JAX's cache had: XLA cannot
-        write what it has read.
+        A program that calls functions of this process is not stored, nor one that JAX's cache had, since XLA
+        cannot write what it has read. One that compiles faster than what JAX keeps is stored only for a run.
         """
         text = lowered.as_text()
         if self.directory is None or not _loadable(text):
@@ -123,9 +123,11 @@ class Store(NamedTuple):
         file = self.directory / "texts" / key
         program = _read(file, self.devices)
         if program is None:
-            before = _hits()
+            before, begun = _hits(), time.perf_counter()
             program = compile_it()
-            if _hits() > before:
+            least = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
+            quick = time.perf_counter() - begun < least and name not in self.runs
+            if quick or _hits() > before:
                 return program
             # JAX cannot write every program, such as one with large constants, and a disk may be full.
             with suppress(NotImplementedError, ValueError, jax.errors.JaxRuntimeError, OSError):
@@ -259,7 +261,8 @@ def _read(file: Path, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | 
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file at once, and remove the oldest beyond the limit, and what killed processes have left."""
+    """Write a file at once."""
+    _trim(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, new = tempfile.mkstemp(prefix=".", dir=file.parent)
     try:
@@ -269,8 +272,16 @@ def _write(file: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(new)
         raise
-    size, now = 0, time.time()
-    for facts, entry in sorted(((e.stat(), e) for e in file.parent.iterdir()), key=lambda e: -e[0].st_mtime):
+
+
+@lru_cache
+def _trim(directory: Path) -> None:
+    """Remove the oldest files beyond the limit, and what killed processes have left; once in a process."""
+    size, now, found = 0, time.time(), []
+    for entry in directory.glob("*"):
+        with suppress(FileNotFoundError):  # another process trims, too
+            found.append((entry.stat(), entry))
+    for facts, entry in sorted(found, key=lambda each: -each[0].st_mtime):
         size += facts.st_size
         if size > LIMIT or (entry.name.startswith(".") and now - facts.st_mtime > 86_400):
             entry.unlink(missing_ok=True)

@@ -18,7 +18,9 @@ from popjax.host.runs import log
 from popjax.host.scaling import memory, sweep
 from popjax.host.training import evaluate, train
 from popjax.host.training.compiled_programs import chunk_function
+from popjax.replay import packed
 from tests.host import tiny
+from tests.support import equal
 
 ENV = make("probe/context")
 OPTIONS = {"eval_every": 100, "checkpoint_every": 120, "log_every": 40, "eval_episodes": 2, "quiet": True}
@@ -28,6 +30,15 @@ def lines(path: Path) -> list[dict]:
     """Records but for their times, which no two runs share."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: row[name] for name in row if name not in log.TIMES} for row in rows]
+
+
+def test_a_chunk_gives_the_same_rows_on_every_device(key: jax.Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator stores narrow metrics together."""
+    method = tiny.build(ENV, tiny.Config())
+    state = method.init(key, method.hyper)
+    apart = jax.jit(chunk_function(method, 3))(state)
+    monkeypatch.setattr(packed, "platform", lambda: "gpu")
+    equal(jax.jit(chunk_function(method, 3))(state), apart)
 
 
 def test_stopped_and_resumed_equals_straight(tmp_path: Path) -> None:

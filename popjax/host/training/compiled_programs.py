@@ -27,6 +27,7 @@ from popjax.host.training.compile_cache import identity
 from popjax.host.training.evaluation import evaluator
 from popjax.host.training.program_store import Store
 from popjax.remember import Remembered
+from popjax.replay import packed
 
 
 class Programs(NamedTuple):
@@ -56,9 +57,13 @@ def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, An
 
     def one(state: Any, _: None) -> tuple[Any, Any]:
         state = method.step(state)
-        return state, (state.generation, state.env_steps, state.metrics)
+        return state, packed.bundle((state.generation, state.env_steps, state.metrics), lead=0)
 
-    return lambda state: jax.lax.scan(one, state, length=length)
+    def chunk(state: Any) -> tuple[Any, Any]:
+        state, rows = jax.lax.scan(one, state, length=length)
+        return state, packed.unbundle(rows)
+
+    return chunk
 
 
 _KEPT: Remembered[Programs] = Remembered(8)

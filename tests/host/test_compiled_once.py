@@ -16,6 +16,7 @@ import pytest
 import popjax
 from popjax.agents import td3
 from popjax.envs.episodic import episodic
+from popjax.host.training import program_store
 from popjax.methods import independent
 from popjax.remember import Remembered, remembered
 from tests.host import tiny
@@ -27,6 +28,12 @@ def method(capacity: int = 100) -> tuple[Any, Any]:
     """A method and its environment, made anew."""
     env = popjax.make("probe/context")
     return tiny.build(env, tiny.Config(capacity)), env
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier process has compiled does not count."""
+    monkeypatch.setattr(program_store, "_directory", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import struct
 from jax.experimental.compilation_cache import compilation_cache
 
 import popjax
@@ -140,6 +141,50 @@ def test_programs_of_one_text_differ_in_arguments_that_they_do_not_read(store: P
     assert len(list((store / "texts").iterdir())) == 5  # JAX's own cache has the second evaluation
 
 
+@struct.dataclass
+class Losses:
+    """A class that differs from ``tiny.Losses`` by its module alone."""
+
+    loss: Any
+
+
+def kept(value: Any, directory: Path, compile_it: Callable[..., Any] | None = None) -> jax.stages.Compiled:
+    """Return a program of a value from the store in ``directory``, or one that ``compile_it`` makes."""
+    lowered = jax.jit(lambda value: jax.tree.map(jnp.sin, value)).lower(value)
+    kept_for_a_run = program_store.Store(directory, {"chunk": "run"}, shard.chosen(1))
+    return kept_for_a_run.compiled("chunk", lowered, compile_it or lowered.compile)
+
+
+def test_classes_of_one_name_do_not_share_programs(tmp_path: Path) -> None:
+    """Such as those of a script and of its copy, which would be imported."""
+    ones = jnp.ones(2)
+    kept(tiny.Losses(ones), tmp_path)
+    assert type(kept(tiny.Losses(ones), tmp_path, refuse)(tiny.Losses(ones))) is tiny.Losses
+    with pytest.raises(AssertionError, match="traced again"):
+        kept(Losses(ones), tmp_path, refuse)
+
+
+def test_a_program_of_other_structures_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class may have been defined anew."""
+    ones = jnp.ones(2)
+    kept(tiny.Losses(ones), tmp_path)
+    monkeypatch.setattr(program_store, "_hash", lambda *_: next((tmp_path / "texts").iterdir()).name)
+    assert type(kept(Losses(ones), tmp_path)(Losses(ones))) is Losses
+
+
+def test_what_cannot_be_pickled_is_not_stored(store: Path) -> None:
+    @struct.dataclass
+    class Local:
+        value: Any
+        function: Any = struct.field(pytree_node=False, default=None)
+
+    for value in Local(jnp.ones(2)), (Local(jnp.ones(3), lambda x: x), 1.0):
+        kept(value, store)(value)
+    assert not store.exists()
+
+
 def test_what_has_changed_since_the_process_began_names_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been imported before."""
     now = time.time_ns()
@@ -246,6 +291,9 @@ def test_a_changed_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = list(program_store._sources())
     (package / "__init__.py").write_text("RATE = 2.5\n")
     assert before != list(program_store._sources())
+    edited = list(program_store._sources())
+    (package / ".#__init__.py").symlink_to("user@host.1234")  # an editor's lock
+    assert list(program_store._sources()) == edited
 
 
 def test_runs_that_depend_on_more_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +330,8 @@ def test_programs_that_call_into_this_process_are_not_stored() -> None:
     assert program_store._loadable(lowered(jnp.sin))
     assert program_store._loadable(lowered(jnp.linalg.qr, 2, 2))
     assert not program_store._loadable('%0 = stablehlo.custom_call @"wp.step"(%arg0)')
+    assert not program_store._loadable('%0 = stablehlo.custom_call @"::step"(%arg0)')
+    assert not program_store._loadable('%1 = "stablehlo.send"(%arg0, %0) <{is_host_transfer = true}>')
 
 
 def test_the_least_recently_used_programs_are_removed(

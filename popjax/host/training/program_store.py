@@ -32,6 +32,7 @@ import jax
 import jaxlib
 import psutil
 from jax.experimental import serialize_executable
+from jax.tree_util import PyTreeDef
 
 from popjax import envs, importing
 from popjax.core import Env, Method
@@ -116,22 +117,24 @@ class Store(NamedTuple):
         text = lowered.as_text()
         if self.directory is None or not _loadable(text):
             return compile_it()
-        # Arguments that the program does not read are not in its text.
-        signature = lowered.in_tree, jax.tree.leaves(lowered.args_info), lowered.out_tree
+        # Arguments that the program does not read are not in its text, nor are classes.
+        signature = _structures(lowered), jax.tree.leaves(lowered.args_info)
         compiler = jax.__version__, jaxlib.__version__, _settings(), _facts_of(self.devices)
         key = _hash(text, signature, compiler)
         file = self.directory / "texts" / key
         program = _read(file, self.devices)
-        if program is None:
+        if program is None or _structures(program) != _structures(lowered):
             before, begun = _hits(), time.perf_counter()
             program = compile_it()
             least = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]
             quick = time.perf_counter() - begun < least and name not in self.runs
             if quick or _hits() > before:
                 return program
-            # JAX cannot write every program, such as one with large constants, and a disk may be full.
-            with suppress(NotImplementedError, ValueError, jax.errors.JaxRuntimeError, OSError):
-                _write(file, zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1))
+            content = _pickled(program)
+            if content is None:
+                return program
+            with suppress(OSError):  # a disk may be full
+                _write(file, content)
         if name in self.runs and file.exists():
             with suppress(OSError):
                 _write(self.directory / "runs" / self.runs[name], key.encode())
@@ -183,7 +186,9 @@ def _facts_of_run(method: Method, env: Env) -> Mapping[str, Any] | None:
 
 def _loadable(text: str) -> bool:
     """Return whether a program of this StableHLO calls nothing but what JAX itself provides."""
-    return all(map(_LOADABLE.match, re.findall(r"custom_call @\"?([\w.$]+)", text)))
+    calls = re.findall(r"custom_call @\"?([^\"(]+)", text)
+    # A TPU exchanges what a callback needs by messages.
+    return all(map(_LOADABLE.match, calls)) and not re.search(r"stablehlo\.(send|recv)\b", text)
 
 
 def _settings() -> list[Any]:
@@ -213,8 +218,9 @@ def _sources() -> Iterator[tuple[str, int, int]]:
                 within[:] = [name for name in within if name not in ("__pycache__", "tests")]
                 for file in files:
                     path = os.path.join(directory, file)
-                    facts = os.stat(path)
-                    yield path, facts.st_size, max(facts.st_mtime_ns, facts.st_ctime_ns)
+                    with suppress(FileNotFoundError):  # an editor's lock, which links to nothing
+                        facts = os.stat(path)
+                        yield path, facts.st_size, max(facts.st_mtime_ns, facts.st_ctime_ns)
 
 
 def _packages() -> list[str]:
@@ -226,6 +232,18 @@ def _packages() -> list[str]:
 def _begun() -> int:
     """Return when this process began, in ns; a second earlier, as clocks of files are coarse."""
     return int((psutil.Process().create_time() - 1) * 1e9)
+
+
+def _structures(program: jax.stages.Lowered | jax.stages.Compiled) -> list[Any]:
+    """Return the structures of arguments and results with their classes, which equal PyTreeDefs may differ
+    in."""
+    return [(tree, _classes(tree)) for tree in (program.in_tree, program.out_tree)]
+
+
+def _classes(structure: PyTreeDef) -> list[type]:
+    node = structure.node_data()
+    own = [] if node is None else [node[0]]
+    return own + [kind for child in structure.children() for kind in _classes(child)]
 
 
 def _hash(*parts: Any) -> str:
@@ -258,6 +276,15 @@ def _read(file: Path, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | 
     with suppress(OSError):  # the disk may be read-only
         os.utime(file)
     return program
+
+
+def _pickled(program: jax.stages.Compiled) -> bytes | None:
+    """Return what ``_read`` reads, or None: JAX cannot write every program, such as one with large constants,
+    and pickle no class that a function defines, nor static fields such as a lambda, which may raise
+    anything."""
+    with suppress(Exception):
+        return zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
+    return None
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ reset is computed only in a step in which some lane needs one, unless asking cos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -28,7 +29,8 @@ from popjax.core import (
 )
 
 CHEAP = 128
-"""The most operations of a reset that accelerators compute in every step."""
+"""The most operations of a reset that accelerators compute in every step. A callback, which might be seen
+outside, and a loop of unknown length are more."""
 
 Policy: TypeAlias = Callable[[PyTree, Array, Key], tuple[PyTree, Array]]
 """(carry, obs, key) -> (carry, action). The carry is noise or memory; ``()`` if there is none."""
@@ -178,7 +180,7 @@ def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timest
     """Reset lanes in which a step of a ``limited`` environment has ended the episode.
 
     A branch is a question that an accelerator puts to the host and waits for, and it copies the lanes where
-    none is reset. A cheap reset is therefore computed in every step there.
+    none is reset. A cheap reset is therefore computed in every step there, but never one that calls back.
     """
     going_on, reset = (carry, timestep.obs), jax.jit(env.reset)
 
@@ -196,10 +198,17 @@ def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timest
     return carry, replace(timestep, obs=obs)
 
 
-def _operations(program: Any) -> int:
-    """Return the number of operations of a program, each of which counts once in a loop."""
-    parts = jax.tree.leaves([each.params for each in program.eqns], is_leaf=lambda x: hasattr(x, "eqns"))
-    return len(program.eqns) + sum(_operations(part) for part in parts if hasattr(part, "eqns"))
+def _operations(program: Any) -> float:
+    """Return the number of operations of a program, infinite with a callback or a loop of unknown length."""
+    count = 0.0
+    for each in program.eqns:
+        name = each.primitive.name
+        if name == "while" or "callback" in name:
+            return math.inf
+        parts = jax.tree.leaves(each.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        within = sum(_operations(part) for part in parts if hasattr(part, "eqns"))
+        count += 1 + within * (each.params["length"] if name == "scan" else 1)
+    return count
 
 
 def truncated_next(env: Env, state: PyTree, which: Array) -> PyTree:

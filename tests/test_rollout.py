@@ -190,8 +190,11 @@ def test_collecting_lanes_equal_single_lanes():
         equal(tree.take(together, i), single(sizes[i], keys[i]))
 
 
-def test_a_reset_is_computed_only_in_steps_in_which_a_lane_ends():
-    """Lanes of 20 steps each, 50 steps: one reset at the start and one branch at steps 20 and 40."""
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+def test_a_reset_is_computed_only_in_steps_in_which_a_lane_ends(monkeypatch, platform):
+    """Lanes of 20 steps each, 50 steps: one reset at the start and one branch at steps 20 and 40; on
+    accelerators, too, since this reset calls back."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda **cases: cases[platform]())
     env, resets, _ = counting(lambda key: jax.random.randint(key, (), 20, 21))
     env = rollout.autoreset(env)
 
@@ -214,11 +217,15 @@ def test_accelerators_compute_cheap_resets_in_every_step(key, monkeypatch):
     """A branch would make them wait for the host. A long reset, such as that of physics, stays one."""
     cheap = make("probe/context")
 
-    def long(key):
-        state, obs = cheap.reset(key)
-        for _ in range(rollout.CHEAP):
-            obs = jnp.sin(obs)
-        return state, obs
+    def longer(change):
+        def reset(key):
+            state, obs = cheap.reset(key)
+            return state, change(obs)
+
+        return cheap._replace(reset=reset)
+
+    def until_small(obs):
+        return jax.lax.while_loop(lambda x: x.sum() > 1, jnp.sin, obs)
 
     def branches(env, platform):
         env = rollout.autoreset(env)
@@ -226,10 +233,11 @@ def test_accelerators_compute_cheap_resets_in_every_step(key, monkeypatch):
         traced = jax.jit(env.step).trace(state, jax.ShapeDtypeStruct((1,), jnp.float32))
         return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.case")
 
-    slow = cheap._replace(reset=long)
+    long = longer(lambda obs: jax.lax.fori_loop(0, rollout.CHEAP, lambda _, x: jnp.sin(x), obs))
     for accelerator in ("cuda", "tpu"):  # cases of the platform, which the compiler resolves, count as well
         assert branches(cheap, accelerator) == branches(cheap, "cpu") - 1
-        assert branches(slow, accelerator) == branches(slow, "cpu") == 1
+        for slow in long, longer(until_small):
+            assert branches(slow, accelerator) == branches(slow, "cpu") == 1
 
     branched = collected(cheap, 0, key, 40)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *, cpu, default: default())

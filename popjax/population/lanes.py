@@ -128,7 +128,7 @@ def play(
     def one(lanes: Lanes, key: Key) -> tuple[Lanes, Any]:
         choice = act(lanes.memory, lanes.obs, key)
         after, timestep = step(env, lanes, choice, fresh)
-        return after, packed.bundle(record(lanes, choice, timestep), lead=2)
+        return after, packed.bundle(record(lanes, choice, timestep), lead=lanes.obs.shape[:2])
 
     after, rows = jax.lax.scan(one, lanes, jax.random.split(key, length))
     return after, packed.unbundle(rows)

@@ -179,21 +179,28 @@ def places(capacity: int, position: Array, valid: Array) -> Array:
     return jnp.where(kept, (position + rank) % capacity, capacity)
 
 
-def bundle(rows: PyTree, lead: int) -> PyTree:
-    """Return ``rows``, which have ``lead`` leading axes, as the result of one turn of a ``scan``.
+def bundle(rows: PyTree, lead: tuple[int, ...]) -> PyTree:
+    """Return ``rows`` [*lead, ...] as the result of one turn of a ``scan``.
 
     An accelerator stores every leaf of a result by a kernel of its own, so leaves narrower than a line are
-    stored side by side. A CPU keeps them apart.
+    stored side by side. A CPU keeps them apart; so are random keys and leaves without these leading axes.
     """
     if platform() == "cpu":
         return rows
     leaves, structure = jax.tree.flatten(rows)
-    is_narrow = tuple(0 < math.prod(x.shape[lead:]) < LINE for x in leaves)
+    is_narrow = tuple(_fits_beside_others(x, lead) for x in leaves)
     narrow = [x for x, chosen in zip(leaves, is_narrow, strict=True) if chosen]
     wide = [x for x, chosen in zip(leaves, is_narrow, strict=True) if not chosen]
-    shapes, dtypes = tuple(x.shape[lead:] for x in narrow), tuple(x.dtype.name for x in narrow)
+    shapes, dtypes = tuple(x.shape[len(lead) :] for x in narrow), tuple(x.dtype.name for x in narrow)
     form = Form(1, jax.tree.structure(narrow), shapes, dtypes)
     return Bundle(form.join(narrow), wide, form, structure, is_narrow)
+
+
+def _fits_beside_others(leaf: Array, lead: tuple[int, ...]) -> bool:
+    shape = jnp.shape(leaf)
+    if shape[: len(lead)] != lead or jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.extended):
+        return False
+    return 0 < math.prod(shape[len(lead) :]) < LINE
 
 
 def unbundle(rows: PyTree) -> PyTree:

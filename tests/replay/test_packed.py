@@ -167,13 +167,13 @@ def test_a_scan_of_bundles_gives_the_rows_of_all_turns(tpu, width):
 
     def play(bundle, unbundle):
         stack = jax.tree.map(lambda x: jnp.asarray(x).reshape(5, 2, 3, *x.shape[1:]), rows(30, width))
-        return unbundle(jax.lax.scan(lambda _, row: (None, bundle(row, lead=2)), None, stack)[1])
+        return unbundle(jax.lax.scan(lambda _, row: (None, bundle(row, lead=(2, 3))), None, stack)[1])
 
     def apart(row, lead):
         return row
 
     equal(play(packed.bundle, packed.unbundle), play(apart, lambda rows: rows))
-    bundled = packed.bundle(jax.tree.map(jnp.asarray, rows(30, width)), lead=1)
+    bundled = packed.bundle(jax.tree.map(jnp.asarray, rows(30, width)), lead=(30,))
     assert bundled.narrow["float32"].shape == (30, width + 1 if width < 128 else 1)
     assert [x.shape for x in bundled.wide] == [(30, 0)] + [(30, 128)] * (width == 128)
 
@@ -181,5 +181,19 @@ def test_a_scan_of_bundles_gives_the_rows_of_all_turns(tpu, width):
 def test_wide_rows_are_not_bundled(tpu):
     tpu()
     frames = {"obs": jnp.ones((4, 2, 84, 84), jnp.uint8)}
-    equal(packed.unbundle(packed.bundle(frames, lead=2)), frames)
-    assert packed.bundle(frames, lead=2).narrow == {}
+    equal(packed.unbundle(packed.bundle(frames, lead=(4, 2))), frames)
+    assert packed.bundle(frames, lead=(4, 2)).narrow == {}
+
+
+def test_what_is_not_a_row_of_plain_numbers_is_not_bundled(tpu, key):
+    tpu()
+    rows = {
+        "reward": jnp.ones((2, 3)),
+        "discount": jnp.ones(2),
+        "weight": jnp.float32(3),
+        "rate": 0.5,
+        "keys": jax.random.split(key, (2, 3)),
+    }
+    bundled = packed.bundle(rows, lead=(2, 3))
+    assert bundled.narrow["float32"].shape == (2, 3, 1)
+    equal(packed.unbundle(bundled), rows)

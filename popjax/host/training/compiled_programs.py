@@ -57,7 +57,7 @@ def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, An
 
     def one(state: Any, _: None) -> tuple[Any, Any]:
         state = method.step(state)
-        return state, packed.bundle((state.generation, state.env_steps, state.metrics), lead=0)
+        return state, packed.bundle((state.generation, state.env_steps, state.metrics), lead=())
 
     def chunk(state: Any) -> tuple[Any, Any]:
         state, rows = jax.lax.scan(one, state, length=length)

@@ -195,6 +195,24 @@ def test_what_has_changed_since_the_process_began_names_no_run(monkeypatch: pyte
     assert runs(*built())
 
 
+def test_a_process_begins_no_later_than_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In some containers, processes begin in the future."""
+    monkeypatch.setattr(program_store.psutil.Process, "create_time", lambda _: time.time() + 86_400)
+    assert BEGUN() < program_store._IMPORTED * 1e9 < time.time() * 1e9
+
+
+def test_finding_programs_counts_as_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    popjax.train(*built(), **SMALL)
+    sources = list(program_store._sources())
+
+    def slow() -> list[tuple[str, int, int]]:
+        time.sleep(3.0)
+        return sources
+
+    monkeypatch.setattr(program_store, "_sources", slow)
+    assert popjax.train(*untraced(), **SMALL).summary["compile_seconds"] > 3.0
+
+
 def test_quick_programs_are_stored_for_runs_alone(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As JAX does, which does not keep what it compiles in less than a second."""
     monkeypatch.setattr(program_store, "_traces_alone", False)

@@ -93,7 +93,7 @@ def compile_programs(
     fresh = fresh or (key, True) in _KEPT  # a fresh run's programs also serve a restored one
     compile_them = partial(_compile, method, env, start, state, options, placement, store, fresh=fresh)
     programs = _KEPT.get((key, fresh), compile_them)
-    return programs._replace(compile_seconds=time.perf_counter() - begun)
+    return programs._replace(compile_seconds=store.seconds + time.perf_counter() - begun)
 
 
 def _compile(

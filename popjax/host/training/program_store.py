@@ -74,6 +74,8 @@ _IRRELEVANT = re.compile(r"cache|log|traceback|dump|debug|explain|profile|transf
 _FLAGS = re.compile(r"XLA_FLAGS|TF_XLA|LIBTPU|MJX_|NPROC")
 """Beginnings of the names of environment variables that change programs."""
 
+_IMPORTED = time.time()
+
 _traces_alone = False
 _found_by_jax = threading.local()
 
@@ -91,12 +93,14 @@ class Store(NamedTuple):
     runs:      name of a program -> its name in ``runs/``; empty if programs are found only by their text.
     devices:   on which programs run.
     loaded:    the programs that were found for the run.
+    seconds:   time that finding them took.
     """
 
     directory: Path | None = None
     runs: Mapping[str, str] = {}
     devices: tuple[jax.Device, ...] = ()
     loaded: Mapping[str, jax.stages.Compiled] = {}
+    seconds: float = 0.0
 
     def shapes(self) -> Any:
         """Return the shapes of the State [S, ...] with which the chunk begins, or None if it was not
@@ -146,7 +150,7 @@ def of(
 ) -> Store:
     """Return the store of a run that begins with the keys [S] and hypers [S, ...] of ``start``, with what it
     has of the run's programs: "chunk", "evaluation" and "init"."""
-    directory = _directory()
+    begun, directory = time.perf_counter(), _directory()
     if directory is None or jax.process_count() > 1:
         return Store()
     facts = _facts_of_run(method, env) if _traces_alone and not importing.foreign() else None
@@ -164,7 +168,7 @@ def of(
     runs = {name: _hash(name, length, *run) for name, length in lengths.items()}
     programs = beside(*(partial(_named, directory, file, devices) for file in runs.values()))
     loaded = {name: program for name, program in zip(runs, programs, strict=True) if program is not None}
-    return Store(directory, runs, devices, loaded)
+    return Store(directory, runs, devices, loaded, time.perf_counter() - begun)
 
 
 def _directory() -> Path | None:
@@ -231,7 +235,8 @@ def _packages() -> list[str]:
 
 def _begun() -> int:
     """Return when this process began, in ns; a second earlier, as clocks of files are coarse."""
-    return int((psutil.Process().create_time() - 1) * 1e9)
+    # Containers may tell a time of boot of their own, after which every process begins in the future.
+    return int((min(psutil.Process().create_time(), _IMPORTED) - 1) * 1e9)
 
 
 def _structures(program: jax.stages.Lowered | jax.stages.Compiled) -> list[Any]:

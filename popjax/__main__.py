@@ -2,9 +2,10 @@
 
 import sys
 
-from popjax.cli import main
+from popjax.cli import jax_setup, main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     sys.argv[:1] = ["-m", "popjax"]  # as it has to be typed to be repeated
+    jax_setup.run_alone()
     raise SystemExit(main(arguments))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``popjax`` or ``python -m popjax``, with the scripts as train, evaluate, report and export."""
+    if argv is None:
+        jax_setup.run_alone()
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": run, "evaluate": evaluate, "report": report, "export": export}
     if arguments[:1] == ["--version"]:
@@ -51,6 +53,8 @@ popjax COMMAND --help has the options; popjax --version prints the version"""
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Train, as ``scripts/run.py``; return the exit code."""
+    if argv is None:
+        jax_setup.run_alone()
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _run(arguments), arguments)
 

@@ -6,6 +6,14 @@ import os
 import sys
 from contextlib import suppress
 
+_alone = False
+
+
+def run_alone() -> None:
+    """Say that this process has been started for the command line and runs no other code."""
+    global _alone
+    _alone = True
+
 
 def join_processes(argv: list[str]) -> list[str]:
     """Join the processes named in the arguments; call it before any other use of JAX."""
@@ -66,7 +74,8 @@ def prepare_jax() -> None:
     for setting in numerics.standardize():
         complain(f"{setting} is overruled: popjax computes with 32 bits and standard promotion")
     keep_compiled()
-    program_store.trace_nobody_elses_code()
+    if _alone:
+        program_store.trace_nobody_elses_code()
 
 
 def require_backend() -> None:

@@ -20,8 +20,9 @@ from flax import struct
 from jax.experimental.compilation_cache import compilation_cache
 
 import popjax
-from popjax import importing, remember
+from popjax import cli, importing, remember
 from popjax.agents import a2c
+from popjax.cli import jax_setup
 from popjax.host.runs.options import Options
 from popjax.host.scaling import shard, sweep
 from popjax.host.training import compiled_programs, program_store
@@ -328,6 +329,18 @@ def test_runs_that_depend_on_more_are_not_named(monkeypatch: pytest.MonkeyPatch)
     own = popjax.make("tests.host.test_program_store:probe")
     assert not runs(onpolicy.build(own, CONFIG), own)
     assert not runs(method, env)  # the module that has been imported may have changed anything
+
+
+def test_a_command_line_within_another_program_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a notebook, which may have replaced anything before."""
+    told: list[bool] = []
+    monkeypatch.setattr(jax_setup, "_alone", False)
+    monkeypatch.setattr(program_store, "trace_nobody_elses_code", lambda: told.append(True))
+    assert cli.run(["onpolicy", "--env", "probe/absent"]) == 2
+    assert not told
+    monkeypatch.setattr(sys, "argv", ["popjax", "onpolicy", "--env", "probe/absent"])
+    assert cli.run() == 2
+    assert told
 
 
 def test_without_a_cache_on_disk_nothing_is_stored() -> None:

@@ -41,6 +41,7 @@ def parts(root: Path) -> dict[str, str]:
         "speed-programs": _programs(load),
         "speed-compile": _compile(load),
         "speed-compile-peers": _compile_peers(load),
+        "speed-starts": _starts(load),
         "speed-against": _against(load),
         "speed-collaboration": _collaboration(load),
         "speed-devices": _devices(load),
@@ -356,6 +357,14 @@ def _compile(load: Load) -> str:
         "ratio",
     ]
     return table(header, rows, range(1, 7))
+
+
+def _starts(load: Load) -> str:
+    rows = [
+        (row["case"], *(f"{row[which]['processor_seconds']:.0f}" for which in ("cold_start", "warm_start")))
+        for row in load("compile-cpu")["starts"]
+    ]
+    return table(["case", "cold, processor seconds", "warm"], rows, (1, 2))
 
 
 def _compile_peers(load: Load) -> str:

@@ -371,9 +371,10 @@ def test_the_least_recently_used_programs_are_removed(
     monkeypatch.setattr(program_store, "LIMIT", 250)
     for age, name in enumerate(("new", "old", "older")):
         (tmp_path / name).write_bytes(bytes(100))
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    (tmp_path / ".left").touch()
-    os.utime(tmp_path / ".left", (1, 1))
+        os.utime(tmp_path / name, (time.time() - age - 1,) * 2)
+    for name in (".left", "unused"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1, 1))
     program_store._write(tmp_path / "newest", bytes(100))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "newest", "old"]
 

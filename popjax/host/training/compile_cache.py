@@ -12,6 +12,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from popjax.core import Env, Method
 
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""Options of the compiler for CPUs. XLA would hand reductions to a library whose order of summation depends
+on the size of the axis, and so a member's results on how many others there are. XLA's own loops do not have
+this problem, and were faster on small networks."""
+
 
 def keep_compiled() -> None:
     """Enable JAX's cache of compiled programs on disk, unless the user has configured it."""

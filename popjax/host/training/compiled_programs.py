@@ -23,7 +23,7 @@ from popjax.host.scaling import memory
 from popjax.host.scaling.processes import fetch
 from popjax.host.scaling.shard import SWEEP, Placement, spread
 from popjax.host.signals import Stop, beside, ready
-from popjax.host.training.compile_cache import identity
+from popjax.host.training.compile_cache import CPU_OPTIONS, identity
 from popjax.host.training.evaluation import evaluator
 from popjax.host.training.program_store import Store
 from popjax.remember import Remembered
@@ -166,15 +166,11 @@ def compiled(lowered: Sequence[Any], placement: Placement) -> list[Any]:
 
 
 def _compiled(lowered: Any, placement: Placement) -> Any:
-    """Compile a lowered program so that a member's results do not depend on the other members.
-
-    On CPUs, XLA hands reductions to a library whose order of summation depends on the size of the axis. XLA's
-    own loops do not have this problem, and were faster on small networks.
-    """
+    """Compile a lowered program so that a member's results do not depend on the other members."""
     if placement.devices[0].platform != "cpu":
         return lowered.compile()
     try:
-        return lowered.compile(compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+        return lowered.compile(compiler_options=CPU_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
         if "ynn" not in str(error):  # some versions lack this option
             raise

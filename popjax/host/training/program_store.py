@@ -40,9 +40,12 @@ from popjax.host.recipes import METHODS
 from popjax.host.runs import origins
 from popjax.host.runs.options import Options, chunk_length
 from popjax.host.signals import beside
+from popjax.host.training.compile_cache import CPU_OPTIONS
 
 LIMIT = 4 * 2**30
 """Bytes of all programs; a process that finds more removes those used least recently."""
+LIMIT_DAYS = 90
+"""Days that a file is kept without being used."""
 
 _TRACED = (
     "popjax",
@@ -123,8 +126,8 @@ class Store(NamedTuple):
             return compile_it()
         # Arguments that the program does not read are not in its text, nor are classes.
         signature = _structures(lowered), jax.tree.leaves(lowered.args_info)
-        compiler = jax.__version__, jaxlib.__version__, _settings(), _facts_of(self.devices)
-        key = _hash(text, signature, compiler)
+        versions = jax.__version__, jaxlib.__version__
+        key = _hash(text, signature, versions, CPU_OPTIONS, _settings(), _facts_of(self.devices))
         file = self.directory / "texts" / key
         program = _read(file, self.devices)
         if program is None or _structures(program) != _structures(lowered):
@@ -257,10 +260,12 @@ def _hash(*parts: Any) -> str:
 
 def _named(directory: Path, run: str, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | None:
     """Return the program that a file in ``runs/`` names, or None."""
+    file = directory / "runs" / run
     try:
-        key = (directory / "runs" / run).read_text()
+        key = file.read_text()
     except (OSError, ValueError):
         return None
+    _touch(file)
     return _read(directory / "texts" / key, devices)
 
 
@@ -278,9 +283,14 @@ def _read(file: Path, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | 
         )
     except Exception:  # a file may be broken in any way; the program is then compiled again
         return None
+    _touch(file)
+    return program
+
+
+def _touch(file: Path) -> None:
+    """Mark a file as used."""
     with suppress(OSError):  # the disk may be read-only
         os.utime(file)
-    return program
 
 
 def _pickled(program: jax.stages.Compiled) -> bytes | None:
@@ -308,14 +318,15 @@ def _write(file: Path, content: bytes) -> None:
 
 @lru_cache
 def _trim(directory: Path) -> None:
-    """Remove the oldest files beyond the limit, and what killed processes have left; once in a process."""
+    """Remove the oldest files beyond the limits, and what killed processes have left; once in a process."""
     size, now, found = 0, time.time(), []
     for entry in directory.glob("*"):
         with suppress(FileNotFoundError):  # another process trims, too
             found.append((entry.stat(), entry))
     for facts, entry in sorted(found, key=lambda each: -each[0].st_mtime):
         size += facts.st_size
-        if size > LIMIT or (entry.name.startswith(".") and now - facts.st_mtime > 86_400):
+        days = (now - facts.st_mtime) / 86_400
+        if size > LIMIT or days > (1 if entry.name.startswith(".") else LIMIT_DAYS):
             entry.unlink(missing_ok=True)
 
 

@@ -2,7 +2,7 @@
 
 Both are written for one lane and lifted by ``vmap``. What a lane computes does not depend on its
 neighbours, but the work is shared: a loop stops as soon as every lane of every ``vmap`` is done, and a
-reset is computed only in a step in which some lane needs one, unless asking costs more.
+reset is computed only in a step in which some lane needs one, unless the branch would cost more.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from popjax.core import (
 )
 
 CHEAP = 128
-"""The most operations of a reset that accelerators compute in every step. A callback, which might be seen
-outside, and a loop of unknown length are more."""
+"""The most operations of a reset that accelerators compute in every step. A callback, whose effects would be
+seen, and a loop of unknown length count as more."""
 
 Policy: TypeAlias = Callable[[PyTree, Array, Key], tuple[PyTree, Array]]
 """(carry, obs, key) -> (carry, action). The carry is noise or memory; ``()`` if there is none."""
@@ -179,8 +179,8 @@ def limited(env: Env) -> Env:
 def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timestep]:
     """Reset lanes in which a step of a ``limited`` environment has ended the episode.
 
-    A branch is a question that an accelerator puts to the host and waits for, and it copies the lanes where
-    none is reset. A cheap reset is therefore computed in every step there, but never one that calls back.
+    At a branch an accelerator waits for the host, and it copies all lanes where none is reset. A cheap reset
+    is therefore computed in every step there.
     """
     going_on, reset = (carry, timestep.obs), jax.jit(env.reset)
 

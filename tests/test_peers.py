@@ -211,7 +211,7 @@ def test_an_interrupted_write_leaves_the_rows_that_were_there(
 
 
 def test_commands_are_recorded_without_places_of_a_machine(monkeypatch: pytest.MonkeyPatch):
-    told = ["/work/benchmarks/peers.py", "--python", "/a/bin/python", "--evorl=/b/evorl", "--peers", "rejax"]
+    told = ["/a/b/benchmarks/peers.py", "--python", "/a/bin/python", "--evorl=/b/evorl", "--peers", "rejax"]
     monkeypatch.setattr(sys, "argv", [*told, "--out", "/c.json"])
     command = "python benchmarks/peers.py --python python --evorl=evorl --peers rejax"
     assert record.about()["command"] == command

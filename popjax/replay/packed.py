@@ -6,6 +6,8 @@ converts all rows whenever some are read, so that a step costs time and memory i
 lines are read and written, so the rest of the store stays where it is.
 
 On a CPU, where packing a row takes longer than writing its leaves, and on a GPU the leaves stay apart.
+
+The results of a ``scan``, such as the rows of a rollout, are another matter: see ``bundle``.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Lines:
 
 @struct.dataclass
 class Bundle:
-    """Rows of a rollout: ``narrow`` leaves side by side, [..., width] by dtype, and ``wide`` ones apart."""
+    """Results of a ``scan``: ``narrow`` leaves side by side, [..., width] by dtype, ``wide`` ones apart."""
 
     narrow: dict[str, Array]
     wide: list[Array]

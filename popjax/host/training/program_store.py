@@ -121,8 +121,7 @@ class Store(NamedTuple):
         A program that calls functions of this process is not stored, nor one that JAX's cache had, since XLA
         cannot write what it has read. One that compiles faster than what JAX keeps is stored only for a run.
         """
-        text = lowered.as_text()
-        if self.directory is None or not _loadable(text):
+        if self.directory is None or not _loadable(text := lowered.as_text()):
             return compile_it()
         # Arguments that the program does not read are not in its text, nor are classes.
         signature = _structures(lowered), jax.tree.leaves(lowered.args_info)

@@ -40,7 +40,7 @@ from popjax.core import (
     number,
 )
 from popjax.nets.recurrent import behind, forgetful
-from popjax.optimize import annealed, descend
+from popjax.optimize import annealed, clip_by_global_norm, descend
 
 ROLLOUT = 5
 """Environment steps of each lane that a gradient step is taken from."""
@@ -104,7 +104,7 @@ def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax
     hundred steps small. PyTorch adds epsilon outside of the root and starts at 0.
     """
     return optax.chain(
-        optax.clip_by_global_norm(max_grad_norm),
+        clip_by_global_norm(max_grad_norm),
         optax.rmsprop(learning_rate, decay=0.99, eps=1e-5, initial_scale=1.0, eps_in_sqrt=True),
     )
 

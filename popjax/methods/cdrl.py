@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax import Array
 
@@ -37,7 +36,7 @@ from popjax.agents import a2c
 from popjax.core import Env, Ingredient, Key, Method, Params, Recurrent, Trajectory, as_arrays, chain, stacked
 from popjax.methods.cdrl_config import NEVER, Config, Hyper, Metrics, Student, Task, due, reached, remarks
 from popjax.nets import recurrent
-from popjax.optimize import adam
+from popjax.optimize import adam, global_norm
 from popjax.population import actor_critic, imitation, lanes, learning, scoring, tutoring
 from popjax.population.actor_critic import Reading
 from popjax.population.imitation import Learner, Teacher
@@ -243,7 +242,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
             if config.student_gae:
                 moved = imitation.descend(reward_adam, Learner(student.params, student.optimizer), gradient)
                 student = replace(student, params=moved.params, optimizer=moved.optimizer)
-            return student, losses, optax.global_norm(gradient)
+            return student, losses, global_norm(gradient)
 
         def distil(reading: Reading, aligned: Array, student: Student) -> tuple[Student, Array]:
             how = config.distil_head, hyper.temperature

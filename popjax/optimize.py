@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ import optax
 from jax import Array
 
 from popjax.core import Number, Params, PyTree
-from popjax.replay import packed
 
 FEW = 4096
 """Numbers in a leaf of a gradient up to which a GPU adds its squares in one kernel with other leaves."""
@@ -42,11 +42,15 @@ def global_norm(gradient: PyTree) -> Array:
 
     A GPU sums the squares of each leaf in a kernel of its own, so there small leaves are joined.
     """
-    few = FEW if packed.platform() == "gpu" else 0
-    leaves = jax.tree.leaves(gradient)
+    joined = partial(_norm, few=FEW)
+    return jax.lax.platform_dependent(jax.tree.leaves(gradient), cuda=joined, rocm=joined, default=_norm)
+
+
+def _norm(leaves: Sequence[Array], few: int = 0) -> Array:
+    """Return [] the norm of ``leaves``, of which those with at most ``few`` numbers are joined."""
     small = [jnp.ravel(x) for x in leaves if x.size <= few]
     parts = [x for x in leaves if x.size > few] + ([jnp.concatenate(small)] if small else [])
-    return jnp.sqrt(sum(jnp.square(x).sum() for x in parts))
+    return jnp.sqrt(jnp.asarray(sum(jnp.square(x).sum() for x in parts)))
 
 
 def annealed(rate: Number, updates: Array, length: Number) -> Array:

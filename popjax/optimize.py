@@ -14,7 +14,7 @@ from jax import Array
 from popjax.core import Number, Params, PyTree
 
 FEW = 4096
-"""Numbers in a leaf of a gradient up to which a GPU adds its squares in one kernel with other leaves."""
+"""The most numbers in a leaf of a gradient whose squares a GPU sums together with those of other leaves."""
 
 
 def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
@@ -27,7 +27,7 @@ def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.Gr
 
 
 def clip_by_global_norm(max_norm: Array | float) -> optax.GradientTransformation:
-    """Return Optax's transformation of this name with the norm of ``global_norm``."""
+    """Return Optax's transformation of this name, which takes fewer kernels on a GPU."""
 
     def update(gradient: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         norm = global_norm(gradient)

@@ -59,6 +59,7 @@ SHARED = {
     "popjax.evolution.blocks",
     "popjax.evolution.ranking",
     "popjax.envs.dmc",
+    "popjax.envs.dynamics",
     "popjax.envs.episodic",
     "popjax.envs.frames",
     "popjax.envs.mujoco",

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
+from popjax.envs.dynamics import tracing
 from popjax.envs.episodic import episodic
-from popjax.envs.mujoco import ended_if_lost, tracing
+from popjax.envs.mujoco import ended_if_lost
 from popjax.envs.options import check, keywords, types
 
 with contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that Warp, which is not used here, is absent

@@ -10,10 +10,8 @@ diverges back to its initial state and goes on, here the episode ends with rewar
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +21,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import Env, Key, PyTree, Spec
-from popjax.envs import warp
+from popjax.envs import dynamics, warp
 from popjax.envs.episodic import episodic, rescale
 
 
@@ -108,7 +106,7 @@ def simulation(
     Raises:
         ValueError: there is no such implementation here.
     """
-    mjx, model = _mjx(), _plain(model)
+    mjx, model = dynamics.mjx(), _plain(model)
     warp.check(name, impl)
     models = _models(model, solver, task)
     physics, blank = mjx.put_model(models.whole, impl="jax"), mjx.make_data(model, impl="jax")
@@ -120,7 +118,7 @@ def simulation(
         return PhysicsState(data.qpos, data.qvel, data.act, data.qacc_warmstart, measured, goal)
 
     def reset(key: Key) -> tuple[PhysicsState, Array]:
-        with _as_in_c():
+        with dynamics.as_in_c():
             qpos, qvel, *goal = task.reset(key)
             data = blank.replace(qpos=qpos, qvel=qvel)
             if task.settle:
@@ -131,7 +129,7 @@ def simulation(
             return carried(data, tuple(goal)), task.observe(data, *goal)
 
     def step(state: PhysicsState, action: Array) -> tuple[PhysicsState, Array, Array, Array]:
-        with _as_in_c():
+        with dynamics.as_in_c():
             ctrl = to_ctrl(action)
             data = blank.replace(
                 qpos=state.qpos,
@@ -182,11 +180,11 @@ def uniform(key: Key, size: int, scale: float) -> Array:
 
 def posed(model: Any) -> Callable[[Array], Any]:
     """Return ``qpos [nq] -> mjx.Data`` with the frames of all bodies and their contacts."""
-    mjx, model = _mjx(), _plain(model)
+    mjx, model = dynamics.mjx(), _plain(model)
     physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
 
     def pose(qpos: Array) -> Any:
-        with _as_in_c():
+        with dynamics.as_in_c():
             return mjx.collision(physics, mjx.kinematics(physics, blank.replace(qpos=qpos)))
 
     return pose
@@ -195,12 +193,12 @@ def posed(model: Any) -> Callable[[Array], Any]:
 def in_view(model: Any) -> Callable[..., tuple[Any, Any]]:
     """Return ``(qpos [nq], fields of the model that differ in this episode) -> (mjx.Model, mjx.Data)``
     with the frames of all bodies and cameras. Nothing collides, so that any geoms may be seen."""
-    mjx, model = _mjx(), _plain(model)
+    mjx, model = dynamics.mjx(), _plain(model)
     model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
     physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
 
     def pose(qpos: Array, changed: Mapping[str, Array]) -> tuple[Any, Any]:
-        with tracing():
+        with dynamics.tracing():
             scene = physics.replace(**changed)
             data = mjx.kinematics(scene, blank.replace(qpos=qpos))
             return scene, mjx.camlight(scene, mjx.com_pos(scene, data))
@@ -226,13 +224,6 @@ def touching(data: Any) -> Array:
     """Return whether any two geoms are in contact."""
     contact = data._impl.contact
     return jnp.any(contact.dist < contact.includemargin)
-
-
-def _mjx() -> Any:
-    """Import MJX, which takes seconds, without its message that Warp, unused here, is absent."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        from mujoco import mjx
-    return mjx
 
 
 class _Models(NamedTuple):
@@ -270,7 +261,7 @@ Forward = Callable[[Any], Any]
 
 
 def _in_jax(models: _Models, task: Task, blank: Any) -> tuple[Substeps, Forward]:
-    mjx = _mjx()
+    mjx = dynamics.mjx()
     blind, limp = mjx.put_model(models.blind, impl="jax"), mjx.put_model(models.limp, impl="jax")
 
     def substeps(data: Any, count: int) -> Any:
@@ -281,7 +272,7 @@ def _in_jax(models: _Models, task: Task, blank: Any) -> tuple[Substeps, Forward]
 
 
 def _in_warp(models: _Models, task: Task, blank: Any) -> tuple[Substeps, Forward]:
-    mjx = _mjx()
+    mjx = dynamics.mjx()
     blind, limp = warp.runner(models.blind, blank, task.wrenches), warp.runner(models.limp, blank)
 
     def substeps(data: Any, count: int) -> Any:
@@ -311,80 +302,7 @@ def _plain(model: Any) -> Any:
 
 def _synced(physics: Any, data: Any) -> Any:
     """Recompute frames, centres of mass, velocities and their sensors from ``qpos`` and ``qvel``."""
-    mjx = _mjx()
+    mjx = dynamics.mjx()
     data = mjx.com_pos(physics, mjx.kinematics(physics, data))
     data = mjx.com_vel(physics, mjx.sensor_pos(physics, data))
     return mjx.sensor_vel(physics, data)
-
-
-@contextlib.contextmanager
-def tracing() -> Iterator[None]:
-    """Trace steps of MJX in full float32 precision and without computing a frame twice."""
-    _mjx()
-    from mujoco.mjx._src import scan
-
-    body_tree = scan.body_tree
-    scan.body_tree = _level_by_level(body_tree)
-    try:
-        with jax.default_matmul_precision("highest"):
-            yield
-    finally:
-        scan.body_tree = body_tree
-
-
-@contextlib.contextmanager
-def _as_in_c() -> Iterator[None]:
-    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C."""
-    from mujoco.mjx._src import collision_driver
-
-    functions = collision_driver._COLLISION_FUNC
-    kind = (collision_driver.GeomType.PLANE, collision_driver.GeomType.CAPSULE)
-    plane_capsule = functions[kind]
-    functions[kind] = _plane_capsule(plane_capsule)
-    try:
-        with tracing():
-            yield
-    finally:
-        functions[kind] = plane_capsule
-
-
-def _level_by_level(body_tree: Any) -> Any:
-    """Return MJX's scan over the bodies, ``body_tree(model, f, ...)``, computing no level twice.
-
-    XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
-    its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
-    bodies deep, takes a thousand times as long without the barrier.
-    """
-
-    def barred(model: Any, f: Any, *args: Any, **options: Any) -> Any:
-        return body_tree(model, lambda *xs: jax.lax.optimization_barrier(f(*xs)), *args, **options)
-
-    return barred
-
-
-def _plane_capsule(original: Any) -> Any:
-    """Return MJX's ``collide(model, data, key, geom [K, 2])`` with 2K contacts in frames of MuJoCo in C.
-
-    Friction acts along the edges of a pyramid, so the frame's directions in the plane matter. C takes the
-    capsule's axis, projected; MJX takes the world's y axis instead where the capsule stands within 30 degrees
-    of the normal. For the legs of an Ant that turns the pyramid, and ``qvel`` is wrong by 0.05 after one
-    physics step.
-    """
-
-    def collide(model: Any, data: Any, key: Any, geom: Array) -> tuple[Array, Array, Array]:
-        dist, pos, _ = original(model, data, key, geom)
-        plane, capsule = geom.T
-        frame = jax.vmap(_frame)(data.geom_xmat[plane][:, :, 2], data.geom_xmat[capsule][:, :, 2])
-        return dist, pos, jnp.repeat(frame, original.ncon, axis=0)
-
-    collide.ncon = original.ncon  # type: ignore[attr-defined]
-    return collide
-
-
-def _frame(normal: Array, axis: Array) -> Array:
-    """Return the frame [3, 3]: normal, the axis made orthogonal to it, and their cross product."""
-    tangent = axis - normal * jnp.dot(normal, axis)
-    length = jnp.linalg.norm(tangent)
-    upright = length < 1e-6  # no direction is left; the x axis, as in C
-    tangent = jnp.where(upright, jnp.eye(3)[0], tangent / jnp.where(upright, 1.0, length))
-    return jnp.stack([normal, tangent, jnp.cross(normal, tangent)])

@@ -21,8 +21,9 @@ from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
 from popjax.envs import warp
+from popjax.envs.dynamics import tracing
 from popjax.envs.episodic import episodic
-from popjax.envs.mujoco import ended_if_lost, marked, tracing
+from popjax.envs.mujoco import ended_if_lost, marked
 from popjax.envs.options import check
 
 # All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as

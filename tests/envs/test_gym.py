@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from popjax import envs, remember
+from popjax.envs.dynamics import _frame
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.gym import FAMILIES
-from popjax.envs.mujoco import PhysicsState, _frame
+from popjax.envs.mujoco import PhysicsState
 from tests.envs.truth import Errors, assert_same_distribution, followed, relative
 
 gymnasium = pytest.importorskip("gymnasium")

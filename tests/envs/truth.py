@@ -19,7 +19,7 @@ from gymnax.environments import spaces
 
 from popjax import envs, rollout
 from popjax.core import Env
-from popjax.envs import mujoco
+from popjax.envs import dynamics
 from popjax.envs.episodic import EpisodeState, episodic
 
 LANES, STEPS = 16, 16
@@ -100,12 +100,12 @@ def brax_original(env, task):
         backend = "generalized" if task == "swimmer" else "mjx"
         raw = brax.envs.get_environment(task, backend=backend)
 
-    @mujoco.tracing()  # without it the library's own step of a deep body takes a thousand times as long
+    @dynamics.tracing()  # without it the library's own step of a deep body takes a thousand times as long
     def reset(key):
         state = raw.reset(key)
         return state, state.obs
 
-    @mujoco.tracing()
+    @dynamics.tracing()
     def step(state, action):
         state = raw.step(state, action)
         return state, state.obs, state.reward, state.done > 0
@@ -121,12 +121,12 @@ def playground_original(env, task):
         from mujoco_playground import registry
     raw = registry.load(task, config_overrides={"impl": "jax"})
 
-    @mujoco.tracing()
+    @dynamics.tracing()
     def reset(key):
         state = raw.reset(jax.random.key_data(key))
         return state, state.obs
 
-    @mujoco.tracing()
+    @dynamics.tracing()
     def step(state, action):
         state = raw.step(state, action)
         return state, state.obs, state.reward, state.done > 0

@@ -1,0 +1,151 @@
+"""What popjax changes in MJX while tracing it: full precision, small programs and contacts as in C.
+
+MJX is MuJoCo's implementation in JAX. https://mujoco.readthedocs.io/en/stable/mjx.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from popjax.core import PyTree
+
+
+def mjx() -> Any:
+    """Import MJX, which takes seconds, without its message that Warp, unused here, is absent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from mujoco import mjx as module
+    return module
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Trace MJX in full float32 precision, with no frame computed twice and the stages of RK4 as a loop.
+
+    Only what looks ``mjx.step`` up inside the context gets the loop. The context is not for several threads.
+    """
+    library = mjx()
+    from mujoco.mjx._src import scan
+
+    step, body_tree = library.step, scan.body_tree
+    library.step, scan.body_tree = _stage_by_stage(step), _level_by_level(body_tree)
+    try:
+        with jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        library.step, scan.body_tree = step, body_tree
+
+
+@contextlib.contextmanager
+def as_in_c() -> Iterator[None]:
+    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C."""
+    from mujoco.mjx._src import collision_driver
+
+    functions = collision_driver._COLLISION_FUNC
+    kind = (collision_driver.GeomType.PLANE, collision_driver.GeomType.CAPSULE)
+    plane_capsule = functions[kind]
+    functions[kind] = _plane_capsule(plane_capsule)
+    try:
+        with tracing():
+            yield
+    finally:
+        functions[kind] = plane_capsule
+
+
+def _level_by_level(body_tree: Any) -> Any:
+    """Return MJX's scan over the bodies, ``body_tree(model, f, ...)``, computing no level twice.
+
+    XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
+    its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
+    bodies deep, takes a thousand times as long without the barrier.
+    """
+
+    def barred(model: Any, f: Any, *args: Any, **options: Any) -> Any:
+        return body_tree(model, lambda *xs: jax.lax.optimization_barrier(f(*xs)), *args, **options)
+
+    return barred
+
+
+def _stage_by_stage(step: Any) -> Any:
+    """Return ``mjx.step`` with the four stages of the Runge-Kutta method as turns of one loop.
+
+    MJX writes its dynamics into the program four times, once per stage. All have to be compiled, and on a CPU
+    a step of Hopper takes from 1.3 times (64 lanes) to six times (one lane) as long.
+    """
+    library = mjx()
+    from mujoco.mjx._src import forward, scan
+    from mujoco.mjx._src.types import Impl, IntegratorType
+
+    def staged(model: Any, start: Any) -> Any:
+        if model.impl != Impl.JAX or model.opt.integrator != IntegratorType.RK4:
+            return step(model, start)
+        dt = model.opt.timestep
+        moved = partial(forward._integrate_pos, dt=dt)
+
+        def stage(carry: tuple[Any, PyTree], row: Array) -> tuple[tuple[Any, PyTree], None]:
+            (data, total), (reach, weight) = carry, row
+            qvel, qacc, act_dot = (reach * slope for slope in _slopes(data))
+            # The rest comes through the loop. Taken from ``start``, it would be the same, but then a step of
+            # Hopper takes four times as long on a CPU.
+            data = data.replace(
+                qpos=scan.flat(model, moved, "jqv", "q", model.jnt_type, start.qpos, qvel),
+                qvel=start.qvel + qacc * dt,
+                act=start.act + act_dot * dt,
+                time=start.time + reach * dt,
+            )
+            data = library.forward(model, data)
+            return (data, jax.tree.map(lambda x, slope: x + weight * slope, total, _slopes(data))), None
+
+        none = jax.tree.map(jnp.zeros_like, _slopes(start))
+        first = start.replace(qvel=none[0], qacc=none[1], act_dot=none[2])
+        (data, (qvel, qacc, act_dot)), _ = jax.lax.scan(stage, (first, none), jnp.asarray(_STAGES))
+        data = data.replace(qpos=start.qpos, qvel=start.qvel, act=start.act, time=start.time)
+        return forward._advance(model, data, act_dot, qacc, qvel)
+
+    return staged
+
+
+_STAGES = np.array([[0, 1 / 6], [1 / 2, 1 / 3], [1 / 2, 1 / 3], [1, 1 / 6]], np.float32)
+"""[stage, 2]: how far a stage lies from the start along the slope of the stage before it, timesteps, and the
+weight of its own slope in the sum. The first stage is the start itself."""
+
+
+def _slopes(data: Any) -> tuple[Array, Array, Array]:
+    """Return the rates of change of positions, velocities and activations."""
+    return data.qvel, data.qacc, data.act_dot
+
+
+def _plane_capsule(original: Any) -> Any:
+    """Return MJX's ``collide(model, data, key, geom [K, 2])`` with 2K contacts in frames of MuJoCo in C.
+
+    Friction acts along the edges of a pyramid, so the frame's directions in the plane matter. C takes the
+    capsule's axis, projected; MJX takes the world's y axis instead where the capsule stands within 30 degrees
+    of the normal. For the legs of an Ant that turns the pyramid, and ``qvel`` is wrong by 0.05 after one
+    physics step.
+    """
+
+    def collide(model: Any, data: Any, key: Any, geom: Array) -> tuple[Array, Array, Array]:
+        dist, pos, _ = original(model, data, key, geom)
+        plane, capsule = geom.T
+        frame = jax.vmap(_frame)(data.geom_xmat[plane][:, :, 2], data.geom_xmat[capsule][:, :, 2])
+        return dist, pos, jnp.repeat(frame, original.ncon, axis=0)
+
+    collide.ncon = original.ncon  # type: ignore[attr-defined]
+    return collide
+
+
+def _frame(normal: Array, axis: Array) -> Array:
+    """Return the frame [3, 3]: normal, the axis made orthogonal to it, and their cross product."""
+    tangent = axis - normal * jnp.dot(normal, axis)
+    length = jnp.linalg.norm(tangent)
+    upright = length < 1e-6  # no direction is left; the x axis, as in C
+    tangent = jnp.where(upright, jnp.eye(3)[0], tangent / jnp.where(upright, 1.0, length))
+    return jnp.stack([normal, tangent, jnp.cross(normal, tangent)])

@@ -78,7 +78,7 @@ def _stage_by_stage(step: Any) -> Any:
     """Return ``mjx.step`` with the four stages of the Runge-Kutta method as turns of one loop.
 
     MJX writes its dynamics into the program four times, once per stage. All have to be compiled, and on a CPU
-    a step of Hopper takes from 1.3 times (64 lanes) to six times (one lane) as long.
+    a step of Hopper takes up to six times as long.
     """
     library = mjx()
     from mujoco.mjx._src import forward, scan

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from popjax import envs, remember
-from popjax.envs.dynamics import _frame
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.gym import FAMILIES
 from popjax.envs.mujoco import PhysicsState
@@ -200,36 +199,10 @@ def test_a_time_limit_is_at_least_one_step():
         envs.make("gym/Hopper-v4", episode_length=0)
 
 
-def test_a_capsule_on_a_plane_has_the_contact_frame_of_mujoco():
-    """MJX's own differs for upright ones, which made velocities of Ant wrong by 0.05."""
-    import mujoco
-
-    model = mujoco.MjModel.from_xml_string(
-        "<mujoco><worldbody><geom type='plane' size='5 5 1'/><body pos='0 0 0.1'><freejoint/>"
-        "<geom type='capsule' size='0.1 0.2'/></body></worldbody></mujoco>"
-    )
-    data, draw = mujoco.MjData(model), np.random.default_rng(0)
-    axes, frames = [], []
-    for tilt in np.linspace(0.05, np.pi - 0.05, 40):
-        turn = draw.normal(size=3) * [1, 1, 0]
-        data.qpos[3:] = [np.cos(tilt / 2), *(np.sin(tilt / 2) * turn / np.linalg.norm(turn))]
-        mujoco.mj_forward(model, data)
-        axes.append(data.geom_xmat[1].reshape(3, 3)[:, 2].copy())
-        frames.append(data.contact.frame[0].reshape(3, 3).copy())
-    ours = jax.vmap(_frame, in_axes=(None, 0))(jnp.array([0.0, 0.0, 1.0]), jnp.array(axes))
-    np.testing.assert_allclose(ours, frames, atol=1e-5)
-    upright = _frame(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 0.0, 1.0]))
-    np.testing.assert_array_equal(upright, [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
-
-
-def test_a_step_leaves_mjx_as_it_was():
-    from mujoco.mjx._src import collision_driver, scan
-
-    before = {**collision_driver._COLLISION_FUNC, "body_tree": scan.body_tree}
+def test_a_step_returns_a_state_of_the_same_types():
     env = envs.make("gym/InvertedPendulum-v4")
     state, _ = jax.eval_shape(env.reset, jax.random.key(0))
     after, _ = jax.eval_shape(env.step, state, jnp.zeros(1))
-    assert before == {**collision_driver._COLLISION_FUNC, "body_tree": scan.body_tree}
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 

@@ -1,6 +1,6 @@
 """Cost of prioritized replay beside a gradient step: popjax, flashbax and DDPG updates, in one process.
 
-    NPROC=1 taskset -c 1 python benchmarks/prioritized.py --out benchmarks/results/prioritized-cpu.json
+    taskset -c 1 python benchmarks/prioritized.py --out benchmarks/results/prioritized-cpu.json
 
 One iteration draws a batch, with rows and probabilities, and gives its rows new priorities; a hundred of them
 are one compiled scan, so that no dispatch is measured. The replays are full. ``uniform`` is the draw alone
@@ -9,7 +9,7 @@ of OpenAI Baselines, 64-64); what prioritized replay takes beyond a uniform draw
 the latter. All programs take turns, so that a noisy machine is noisy for all; figures are
 medians over rounds, ratios medians of ratios within a round. Processor time is given beside the clock's: on
 a core that others use too it is the steadier of the two. Kernels of a few microseconds are also what XLA may
-hand from thread to thread, which takes longer than they do; hence the one thread above.
+hand from thread to thread, which takes longer than they do; hence the one core above.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ def main(arguments: Arguments) -> None:
     """Measures and prints; writes ``arguments.out``."""
     rows = [measure(batch, arguments) for batch in arguments.batches]
     show(rows)
-    cores = {"threads": int(os.environ["NPROC"]), "cores": len(os.sched_getaffinity(0))}
-    record.write(arguments.out, **cores, rows=rows)
+    record.write(arguments.out, cores=len(os.sched_getaffinity(0)), rows=rows)
 
 
 def measure(batch: int, arguments: Arguments) -> dict[str, Any]:

@@ -14,11 +14,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# The threads with which XLA runs programs on a CPU. A batch of LAPACK calls, such as the factorizations in
-# MuJoCo's solver, is split over the threads while one of them waits for it. As many simultaneous batches as
-# threads therefore deadlock: two on a machine with two cores (jaxlib 0.10.2).
-os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
-# One thread for each such call: OpenBLAS starts as many as there are cores for every small matrix, and they
+# One thread for each LAPACK call: OpenBLAS starts as many as there are cores for every small matrix, and they
 # wait busily for one another and for XLA's; orthogonal weights of four agents took 7 s instead of 0.05 s.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -8,6 +8,7 @@ Axis letters used in docstrings, outermost first: ``S`` sweep (seeds), ``P`` ind
 environment lanes, ``T`` time, ``B`` batch, ``D`` observation, ``A`` action.
 """
 
+from popjax.core import lapack
 from popjax.core.agent import (
     Act,
     Agent,
@@ -97,3 +98,5 @@ __all__ = [
     "transition",
     "vector_size",
 ]
+
+lapack.split_no_batch()

@@ -37,7 +37,7 @@ def make_run(
         "hyper": {"rate": 0.1},
         "options": options,
         "command": f"python scripts/run.py {method} <&>",
-        "device": "cpu (x86_64, 2 cores)",
+        "device": "cpu (x86_64, 2 threads)",
         "git_commit": "0123456789abcdef",
     }
     (root / "config.json").write_text(json.dumps(described))

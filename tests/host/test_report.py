@@ -65,7 +65,7 @@ def test_the_page_needs_nothing_beside_it(written: Any) -> None:
     assert "@import" not in page
     assert "url(" not in page
     assert "&lt;&amp;&gt;" in page  # a command is shown, not interpreted
-    for fact in ("1.5 s", "1 min 15 s", "1,234", "500.0 MB", "cpu (x86_64, 2 cores)", "0123456789"):
+    for fact in ("1.5 s", "1 min 15 s", "1,234", "500.0 MB", "cpu (x86_64, 2 threads)", "0123456789"):
         assert fact in page
 
 

@@ -18,8 +18,9 @@ from popjax.agents import a2c
 from popjax.envs import make
 from popjax.host import terminal
 from popjax.host.errors import Refused
+from popjax.host.runs import configuration
 from popjax.host.runs.options import Options, validate
-from popjax.host.scaling import sweep
+from popjax.host.scaling import shard, sweep
 from popjax.host.training import evaluate, train
 from popjax.methods import onpolicy
 from tests.host import tiny
@@ -161,3 +162,17 @@ def test_a_terminal_that_knows_ascii_alone_is_written_to(monkeypatch: pytest.Mon
     print("1.0 ± 0.5 … 本")
     sys.stdout.flush()
     assert written.getvalue() == b"1.0 +- 0.5 ... ?\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [({}, shard.cores()), ({"NPROC": "3"}, 3), ({"PJRT_NPROC": "5", "NPROC": "3"}, 5)],
+)
+def test_the_threads_of_xla_are_recorded_with_the_cpu(
+    variables: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NPROC", "PJRT_NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert f", {threads} threads)" in configuration.device_name()

@@ -257,16 +257,18 @@ def test_evaluation_is_reproducible_and_leaves_the_state() -> None:
         evaluate(method, ENV, state, episodes=0)
 
 
-def test_going_on_with_other_versions_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An emulator or a library of another version may compute something else."""
+def test_going_on_with_other_versions_or_on_another_device_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another version, processor or number of threads may compute other bits."""
     options = {**OPTIONS, "quiet": False}
     train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **options)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
+    here, config["device"] = config["device"], "cpu (x86_64, 3 threads)"
     config["versions"]["jax"] = "0.0.1"
     file.write_text(json.dumps(config))
     capsys.readouterr()
     train(tiny.build(ENV), ENV, env_steps=240, run_dir=tmp_path, resume=True, **options)
-    assert (
-        f"continuing with --env-steps 120 -> 240; jax 0.0.1 -> {jax.__version__}" in capsys.readouterr().err
-    )
+    changes = f"jax 0.0.1 -> {jax.__version__}; device cpu (x86_64, 3 threads) -> {here}"
+    assert f"continuing with --env-steps 120 -> 240; {changes}" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from popjax.core import Env, Method
 from popjax.host.numbers import plain
 from popjax.host.runs import origins
 from popjax.host.runs.options import Options
+from popjax.host.scaling import shard
 
 _PACKAGES = (
     "popjax",
@@ -107,13 +108,15 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Return the device that arrays are made on, such as "cpu (x86_64, 8 cores)" or "NVIDIA H200"."""
+    """Return the device that arrays are made on, such as "cpu (x86_64, 8 threads)" or "NVIDIA H200".
+
+    The number of XLA's threads is part of the name because sums, and so the bits of a run, depend on it.
+    """
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return str(device.device_kind)
-    import psutil
-
-    return f"cpu ({platform.machine()}, {psutil.cpu_count()} cores)"
+    threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or shard.cores()
+    return f"cpu ({platform.machine()}, {threads} threads)"
 
 
 def git_commit() -> str | None:

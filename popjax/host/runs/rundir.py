@@ -146,14 +146,15 @@ def begun(root: Path) -> bool:
 
 def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
     """Return 'option old -> new' for every permitted change since the run was last started, and 'package old
-    -> new' for changed versions, which may change results."""
+    -> new' or 'device old -> new' for changed versions and devices, which may change results."""
     before = read_config(root)
-    free, old, new = _free(before, config), before.get("versions", {}), config.get("versions", {})
+    free = _free(before, config)
+    old, new = (facts.get("versions", {}) | {"device": facts.get("device")} for facts in (before, config))
     found = [line for name, line in differences(before, config) if free(name)]
     budget, larger = before["options"]["env_steps"], config["options"]["env_steps"]
     found += [f"--env-steps {budget} -> {larger}"] if larger > budget else []
     return found + [
-        f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name, new[name]) != new[name]
+        f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name) not in (None, new[name])
     ]
 
 

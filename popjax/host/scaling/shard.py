@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -120,19 +121,18 @@ def divide_cpu(devices: str | None) -> None:
     (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Nothing changes if
     JAX_NUM_CPU_DEVICES or XLA_FLAGS already split the CPU, or if processes train together.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(int(devices), cores) if devices and devices.isdecimal() else 1
+    count = min(int(devices), cores()) if devices and devices.isdecimal() else 1
     told = jax.config.jax_num_cpu_devices > 0  # type: ignore[attr-defined]
     divided = told or "device_count" in os.environ.get("XLA_FLAGS", "")
     if count < 2 or divided or jax.distributed.is_initialized():
         return
-    try:
+    with suppress(RuntimeError):  # too late; ``number`` reports missing devices
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # too late; ``number`` reports missing devices
-        return
-    # Devices share the threads, and each needs eight: see the package's `__init__`.
-    if os.environ.get("NPROC") == str(max(8, os.cpu_count() or 1)):
-        os.environ["NPROC"] = str(max(8 * count, os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def number(devices: int | str) -> int:

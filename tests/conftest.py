@@ -37,7 +37,6 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 from scipy import stats  # noqa: E402
 
-import popjax  # noqa: E402, F401 - for the number of threads that it asks XLA for
 from popjax import remember  # noqa: E402
 from popjax.host.training import program_store  # noqa: E402
 

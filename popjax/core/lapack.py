@@ -13,12 +13,17 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib.version
 from jax._src.interpreters import mlir
 from jax._src.lax import linalg
+from jax._src.sharding_impls import ShardingContext
 
-_SPLIT = 200_000
-"""Operations from which jaxlib splits a batch."""
+SPLITS = jaxlib.version.__version_info__ < (0, 11, 1)
+"""Whether jaxlib splits batches. On several devices it still does: XLA spreads batches, but not loops."""
+
+_PART = 200_000
+"""The fewest operations that jaxlib hands to a thread."""
 
 _OPERATIONS: dict[Any, Callable[..., int]] = {
     linalg.cholesky_p: lambda a: math.prod(a) * a[0] // 3,
@@ -27,8 +32,10 @@ _OPERATIONS: dict[Any, Callable[..., int]] = {
     linalg.geqrf_p: lambda a: 2 * math.prod(a) * min(a),
     linalg.householder_product_p: lambda a, scales: 4 * math.prod(a) * min(a),
     linalg.eigh_p: lambda a: 5 * math.prod(a) * a[0],
+    linalg.svd_p: lambda a: 10 * math.prod(a) * min(a),
 }
-"""Shapes of one call's operands -> the operations that jaxlib expects, or a bound on them."""
+"""Shapes of one call's operands -> the operations that jaxlib expects, or a bound on them. popjax and the
+libraries that it traces make no other calls."""
 
 
 def split_no_batch() -> None:
@@ -37,7 +44,7 @@ def split_no_batch() -> None:
     Every matrix has the same result as before. The lowering rules are private to JAX, but no longer change:
     later versions need none of this.
     """
-    if jaxlib.version.__version_info__ >= (0, 11, 1):
+    if not SPLITS:
         return
     rules = mlir._platform_specific_lowerings["cpu"]
     for primitive, operations in _OPERATIONS.items():
@@ -57,10 +64,16 @@ def _lower(
 
     context: says the shapes of the operands, the first of which is [batch..., n, m].
     """
-    batch = context.avals_in[0].shape[:-2]
-    cost = operations(*(operand.shape[len(batch) :] for operand in context.avals_in))
-    part = max(1, (_SPLIT - 1) // max(1, cost))
-    if not all(isinstance(n, int) for n in batch) or math.prod(batch) <= part:
+    shapes = [operand.shape for operand in context.avals_in]
+    batch = shapes[0][:-2]
+    axes = context.module_context.axis_context
+    spread = isinstance(axes, ShardingContext) and axes.num_devices > 1
+    if spread or not all(isinstance(n, int) for shape in shapes for n in shape):
+        return rule(context, *operands, **options)
+    cost = operations(*(shape[len(batch) :] for shape in shapes))
+    cost *= 3 if jnp.issubdtype(context.avals_in[0].dtype, jnp.complexfloating) else 1
+    part = math.ceil(_PART / max(1, cost))
+    if math.prod(batch) <= part:
         return rule(context, *operands, **options)
 
     def in_parts(*arrays: jax.Array) -> Any:

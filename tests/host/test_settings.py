@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax._src import cache_key
 
 from popjax.agents import a2c
 from popjax.envs import make
@@ -21,7 +22,7 @@ from popjax.host.errors import Refused
 from popjax.host.runs import configuration
 from popjax.host.runs.options import Options, validate
 from popjax.host.scaling import shard, sweep
-from popjax.host.training import evaluate, train
+from popjax.host.training import compile_cache, evaluate, program_store, train
 from popjax.methods import onpolicy
 from tests.host import tiny
 from tests.support import equal
@@ -168,11 +169,14 @@ def test_a_terminal_that_knows_ascii_alone_is_written_to(monkeypatch: pytest.Mon
     ("variables", "threads"),
     [({}, shard.cores()), ({"NPROC": "3"}, 3), ({"PJRT_NPROC": "5", "NPROC": "3"}, 5)],
 )
-def test_the_threads_of_xla_are_recorded_with_the_cpu(
+def test_the_threads_of_xla_are_recorded_and_tell_programs_apart(
     variables: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NPROC", "PJRT_NPROC"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert f", {threads} threads)" in configuration.device_name()
+    assert f", {threads} thread" in configuration.device_name()
+    assert threads in program_store._facts_of(tuple(jax.devices()))
+    compile_cache.keep_compiled()
+    assert cache_key.custom_hook() == f"{threads} threads"

@@ -260,7 +260,7 @@ def test_evaluation_is_reproducible_and_leaves_the_state() -> None:
 def test_going_on_with_other_versions_or_on_another_device_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another version, processor or number of threads may compute other bits."""
+    """Another version, device or number of threads may compute other bits."""
     options = {**OPTIONS, "quiet": False}
     train(tiny.build(ENV), ENV, env_steps=120, run_dir=tmp_path, **options)
     file = tmp_path / "config.json"

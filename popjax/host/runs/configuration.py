@@ -108,15 +108,12 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Return the device that arrays are made on, such as "cpu (x86_64, 8 threads)" or "NVIDIA H200".
-
-    The number of XLA's threads is part of the name because sums, and so the bits of a run, depend on it.
-    """
+    """Return the device that arrays are made on, such as "cpu (x86_64, 8 threads)" or "NVIDIA H200"."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return str(device.device_kind)
-    threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or shard.cores()
-    return f"cpu ({platform.machine()}, {threads} threads)"
+    threads = shard.threads()
+    return f"cpu ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def git_commit() -> str | None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from popjax.core import stacked_fields
+from popjax.core import lapack, stacked_fields
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 
@@ -128,11 +128,19 @@ def divide_cpu(devices: str | None) -> None:
         return
     with suppress(RuntimeError):  # too late; ``number`` reports missing devices
         jax.config.update("jax_num_cpu_devices", count)
+        if lapack.SPLITS:  # simultaneous batches of one device rarely occupy eight threads
+            os.environ.setdefault("NPROC", str(max(8 * count, os.cpu_count() or 1)))
 
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Return the number of threads that XLA uses on the CPU; the last digits of sums depend on it."""
+    told = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or ""
+    return max(int(told) if told.isdecimal() else cores(), jax.local_device_count())
 
 
 def number(devices: int | str) -> int:

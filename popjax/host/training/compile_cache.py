@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import cache_key
 from jax.experimental.compilation_cache import compilation_cache
 
 from popjax.core import Env, Method
+from popjax.host.scaling import shard
 
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """Options of the compiler for CPUs. XLA would hand reductions to a library whose order of summation depends
@@ -19,7 +21,12 @@ this problem, and were faster on small networks."""
 
 
 def keep_compiled() -> None:
-    """Enable JAX's cache of compiled programs on disk, unless the user has configured it."""
+    """Enable JAX's cache of compiled programs on disk, unless the user has configured it.
+
+    Programs for another number of threads, over which XLA divides large arrays on a CPU, are not found in it:
+    they would compute other last digits.
+    """
+    cache_key.custom_hook = lambda: f"{shard.threads()} threads" if jax.default_backend() == "cpu" else ""
     settings: Any = jax.config  # its attributes are not declared
     if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         try:

@@ -39,6 +39,7 @@ from popjax.core import Env, Method
 from popjax.host.recipes import METHODS
 from popjax.host.runs import origins
 from popjax.host.runs.options import Options, chunk_length
+from popjax.host.scaling import shard
 from popjax.host.signals import beside
 from popjax.host.training.compile_cache import CPU_OPTIONS
 
@@ -74,7 +75,7 @@ _LOADABLE = re.compile(r"lapack_|cusolver|hipsolver|cu_|hip_|Sharding|SPMD|shape
 _IRRELEVANT = re.compile(r"cache|log|traceback|dump|debug|explain|profile|transfer_guard")
 """Parts of the names of JAX's settings that change no program."""
 
-_FLAGS = re.compile(r"XLA_FLAGS|TF_XLA|LIBTPU|MJX_|NPROC")
+_FLAGS = re.compile(r"XLA_FLAGS|TF_XLA|LIBTPU|MJX_")
 """Beginnings of the names of environment variables that change programs."""
 
 _IMPORTED = time.time()
@@ -206,13 +207,14 @@ def _settings() -> list[Any]:
 
 def _facts_of(devices: tuple[jax.Device, ...]) -> list[Any]:
     """Return the facts of devices that machine code depends on."""
-    processor = ""
+    processor, threads = "", 0
     if devices[0].platform == "cpu":
+        threads = shard.threads()  # over which XLA divides large arrays
         with suppress(OSError):
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     kinds = [(device.id, device.device_kind) for device in devices]
-    return [kinds, devices[0].client.platform_version, processor]
+    return [kinds, devices[0].client.platform_version, processor, threads]
 
 
 def _sources() -> Iterator[tuple[str, int, int]]:

@@ -11,6 +11,7 @@ import functools
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from popjax import envs, remember
+from popjax.envs import gym
 from popjax.envs.episodic import EpisodeState
 from popjax.envs.gym import FAMILIES
 from popjax.envs.mujoco import PhysicsState
@@ -277,3 +279,13 @@ def test_listing_the_tasks_starts_no_physics():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_deprecated_model_file_is_loaded_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """MuJoCo would also write MUJOCO_LOG.TXT."""
+    monkeypatch.chdir(tmp_path)
+    gym.load("HalfCheetah-v4")
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -113,12 +115,31 @@ def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
     return {k: keyword for k, keyword in found.items() if "camera" not in k and k != "uph_cost_weight"}
 
 
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """Keep MuJoCo from telling users, and a file in their directory, what a model's authors should change.
+
+    HalfCheetah's file sets the total mass in a deprecated way.
+    """
+    import mujoco
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(
+        lambda message: None if "deprecated" in message else warnings.warn(message, stacklevel=2)
+    )
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
 def _load(task: str, xml: str, watched: bool = False) -> Any:
     import mujoco
     from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 
     try:
-        model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
+        with _no_advice():
+            model = mujoco.MjModel.from_xml_path(path := expand_model_path(xml))
     except (OSError, ValueError) as failure:
         raise ValueError(f"gym/{task}: option xml_file={xml!r}: {failure}") from None
     if watched and not model.ncam:

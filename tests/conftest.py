@@ -38,8 +38,9 @@ import pytest  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from popjax import remember  # noqa: E402
-from popjax.host.training import program_store  # noqa: E402
+from popjax.host.training import compile_cache, program_store  # noqa: E402
 
+compile_cache.keep_compiled()  # from the first test on, so that all of them find each other's programs
 # Tests replace functions that a stored program would still contain; their subprocesses do not.
 program_store.trace_nobody_elses_code = lambda: None
 

@@ -11,13 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 import pytest
 
-from popjax import core  # noqa: F401 - changes how JAX lowers batches
-
-SPLITS = jaxlib.version.__version_info__ < (0, 11, 1)
+from popjax.core import lapack
 
 
 def positive(count: int, n: int) -> jax.Array:
@@ -75,7 +72,7 @@ def test_every_matrix_of_a_large_batch_has_the_result_of_a_call_of_its_own(name:
 )
 def test_only_a_batch_that_would_be_split_becomes_a_loop(count: int, n: int, dtype: str, split: bool) -> None:
     lowered = jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((count, n, n), dtype))
-    assert ("stablehlo.while" in lowered.as_text()) == (split and SPLITS)
+    assert ("stablehlo.while" in lowered.as_text()) == (split and lapack.SPLITS)
 
 
 def test_a_batch_on_several_devices_stays_there() -> None:

@@ -20,7 +20,8 @@ from jax._src.lax import linalg
 from jax._src.sharding_impls import ShardingContext
 
 SPLITS = jaxlib.version.__version_info__ < (0, 11, 1)
-"""Whether jaxlib splits batches. On several devices it still does: XLA spreads batches, but not loops."""
+"""Whether jaxlib splits batches. Those on several devices are left to it: XLA spreads a batch over devices,
+but gathers one that a loop takes apart."""
 
 _PART = 200_000
 """The fewest operations that jaxlib hands to a thread."""

@@ -107,7 +107,7 @@ def main(arguments: Arguments) -> None:
     if before - {arguments.devices}:
         sys.exit(f"{file} was measured on other numbers of devices, {before}: name another --out")
     try:
-        shard.divide_cpu(str(arguments.devices))
+        shard.divide_cpu(str(arguments.devices), shard.SWEEP)
         shard.number(arguments.devices)
     except Refused as refusal:
         sys.exit(str(refusal))
@@ -166,7 +166,7 @@ def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
 def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     """One row of the table."""
     jax.config.update("jax_enable_compilation_cache", False)
-    shard.divide_cpu(str(arguments.devices))
+    shard.divide_cpu(str(arguments.devices), shard.SWEEP)
     options = {} if arguments.impl == "jax" else {"impl": arguments.impl}
     env = envs.make(name, **options)
     compile_seconds, cost, steps_per_second = speed(env, arguments)

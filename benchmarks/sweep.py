@@ -243,7 +243,7 @@ def beside_training(
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    shard.divide_cpu(str(max(arguments.devices, default=1)))
+    shard.divide_cpu(str(max(arguments.devices, default=1)), shard.SWEEP)
     for devices in arguments.devices:
         shard.number(devices)  # refuses more than there are before anything is measured
     results: dict[str, Any] = {"beside_each_other": beside_each_other(arguments)}

@@ -144,7 +144,7 @@ def _run(argv: list[str]) -> None:
     if "--deterministic" in rest:  # the flags are read when JAX first looks for a device
         jax_setup.compute_deterministically()
     control, rest = grid.control(jax_setup.join_processes(rest))
-    shard.divide_cpu(parse.peel(rest, "--devices")[0])
+    shard.divide_cpu(parse.peel(rest, "--devices")[0], grid.spread_axis(rest))
     jax_setup.require_backend()
     programs: dict[tuple[str, ...], Program] = {}
 

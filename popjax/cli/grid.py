@@ -92,6 +92,18 @@ def device_count(common: Any, launcher: str) -> int:
     return int(common.devices) if common.devices.isdigit() else 1
 
 
+def spread_axis(argv: Sequence[str]) -> str:
+    """Return the axis that ``--devices`` spreads; the population's if ``argv`` alone does not tell.
+
+    The command is parsed only later, since that builds environments, for which JAX must be set up.
+    """
+    seeds, rest = parse.peel(argv, "--seeds")
+    swept, rest = parse.peel_all(rest, "--sweep")
+    part = any(parse.peel(rest, option)[0] for option in ("--members", "--slice"))
+    several = seeds not in (None, "1") or any(text.startswith("hyper.") for text in swept)
+    return shard.SWEEP if several and not part else shard.POPULATION
+
+
 def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> list[Entry]:
     """Split the members of one program into programs of ``size`` members; the last may have fewer.
 

@@ -13,7 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from popjax.core import stacked_fields
+from popjax.cli import grid
+from popjax.cli.expand import expanded
+from popjax.core import lapack, stacked_fields
 from popjax.envs import make
 from popjax.methods import independent
 
@@ -130,20 +132,22 @@ def test_what_does_not_divide_is_refused_with_the_sizes_that_would(answer: dict[
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PROGRAM = """
+import os
 import jax
 from popjax import cli
 cli.METHODS["tiny"] = "tests.host.tiny"
 code = cli.run()
-print(jax.device_count())
+print(os.environ.get("NPROC"), jax.device_count())
 raise SystemExit(code)
 """
 
 
-def on_cpu(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A run of two members in a process of its own that nobody told of devices but ``argv``."""
-    command = [sys.executable, "-c", PROGRAM, "tiny", "--env=probe/context", "--env-steps=600", "--seeds=2"]
+def on_cpu(*argv: str, seeds: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own that nobody told of devices or threads but ``argv``."""
+    command = [sys.executable, "-c", PROGRAM, "tiny", "--env=probe/context", "--env-steps=600"]
+    command.append(f"--seeds={seeds}")
     mine = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    theirs = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    theirs = {n: v for n, v in os.environ.items() if n not in ("JAX_NUM_CPU_DEVICES", "NPROC")}
     return subprocess.run(
         [*command, *argv], cwd=ROOT, env=theirs | mine | environment, capture_output=True, text=True
     )
@@ -153,7 +157,30 @@ def on_cpu(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for(tmp_path: Path) -> None:
     done = on_cpu("--devices=2", f"--run-dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "2"
+    assert done.stdout.split()[-2:] == ["None", "2"]
+
+
+@pytest.mark.skipif(CORES < 2 or not lapack.SPLITS, reason="needs two cores and a jaxlib that splits batches")
+def test_a_population_on_several_devices_of_a_cpu_has_threads_for_its_batches(tmp_path: Path) -> None:
+    done = on_cpu("--devices=2", f"--run-dir={tmp_path}", seeds=1)
+    assert int(done.stdout.split()[-2]) >= 16, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "axis"),
+    [
+        ("--env-steps 600", "population"),
+        ("--seeds 1", "population"),
+        ("--seeds=8", "sweep"),
+        ("--seeds 3 5", "sweep"),
+        ("--sweep hyper.step=1,2", "sweep"),
+        ("--sweep config.size=1,2", "population"),
+        ("--seeds 8 --slice 1", "population"),
+        ("--seeds 8 --members 0:1", "population"),
+    ],
+)
+def test_the_axis_to_spread_is_known_from_the_arguments(argv: str, axis: str) -> None:
+    assert grid.spread_axis(expanded(argv.split())) == axis
 
 
 def test_a_cpu_is_divided_into_no_more_devices_than_it_has_cores(tmp_path: Path) -> None:

@@ -114,8 +114,11 @@ def chosen(devices: int | str) -> tuple[jax.Device, ...]:
     return tuple(jax.devices()[:count]) if count > 1 else (jax.local_devices()[0],)
 
 
-def divide_cpu(devices: str | None) -> None:
+def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
     """Split the CPU into ``devices`` JAX devices, at most one per core; call it before any array is made.
+
+    axis: what is to be spread over them. A population needs more threads than cores with some versions of
+        jaxlib (``lapack``), which slows every program down; a sweep does not.
 
     XLA leaves most of a second core idle on arrays as small as a population's, especially in physics
     (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Nothing changes if
@@ -128,7 +131,9 @@ def divide_cpu(devices: str | None) -> None:
         return
     with suppress(RuntimeError):  # too late; ``number`` reports missing devices
         jax.config.update("jax_num_cpu_devices", count)
-        if lapack.SPLITS:  # simultaneous batches of one device rarely occupy eight threads
+        if (
+            lapack.SPLITS and axis == POPULATION
+        ):  # simultaneous batches of one device rarely occupy eight threads
             os.environ.setdefault("NPROC", str(max(8 * count, os.cpu_count() or 1)))
 
 

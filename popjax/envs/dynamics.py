@@ -28,36 +28,49 @@ def mjx() -> Any:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Trace MJX in full float32 precision, with no frame computed twice and the stages of RK4 as a loop.
+    """Trace MJX in full float32 precision and in few operations, with the stages of RK4 as a loop.
 
     Only what looks ``mjx.step`` up inside the context gets the loop. The context is not for several threads.
     """
     library = mjx()
-    from mujoco.mjx._src import scan
+    from mujoco.mjx._src import math, scan, support
 
-    step, body_tree = library.step, scan.body_tree
-    library.step, scan.body_tree = _stage_by_stage(step), _level_by_level(body_tree)
-    try:
-        with jax.default_matmul_precision("highest"):
-            yield
-    finally:
-        library.step, scan.body_tree = step, body_tree
+    with (
+        jax.default_matmul_precision("highest"),
+        _replaced(library, step=_stage_by_stage(library.step)),
+        _replaced(scan, body_tree=_level_by_level(scan.body_tree)),
+        _replaced(support, jac=_jacobian, make_m=_mass_matrix(support.make_m)),
+        _replaced(math, axis_angle_to_quat=_rotation),
+    ):
+        yield
 
 
 @contextlib.contextmanager
 def as_in_c() -> Iterator[None]:
-    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C."""
-    from mujoco.mjx._src import collision_driver
+    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C and without applied forces."""
+    from mujoco.mjx._src import collision_driver, support
 
     functions = collision_driver._COLLISION_FUNC
     kind = (collision_driver.GeomType.PLANE, collision_driver.GeomType.CAPSULE)
-    plane_capsule = functions[kind]
-    functions[kind] = _plane_capsule(plane_capsule)
+    ours = {**functions, kind: _plane_capsule(functions[kind])}
+    with (
+        tracing(),
+        _replaced(collision_driver, _COLLISION_FUNC=ours),
+        # MJX multiplies a Jacobian for every body by a force of zero, which C looks for first.
+        _replaced(support, xfrc_accumulate=lambda model, data: jnp.zeros(model.nv)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, **values: Any) -> Iterator[None]:
+    """Give a module other values of some of its names."""
+    originals = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
     try:
-        with tracing():
-            yield
+        yield
     finally:
-        functions[kind] = plane_capsule
+        vars(module).update(originals)
 
 
 def _level_by_level(body_tree: Any) -> Any:
@@ -65,13 +78,61 @@ def _level_by_level(body_tree: Any) -> Any:
 
     XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
     its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
-    bodies deep, takes a thousand times as long without the barrier.
+    bodies deep, takes a thousand times as long without the barrier. Scalars are left out: they are masses,
+    which are constants then.
     """
 
+    def bar(x: Array) -> Array:
+        return jax.lax.optimization_barrier(x) if jnp.ndim(x) else x
+
     def barred(model: Any, f: Any, *args: Any, **options: Any) -> Any:
-        return body_tree(model, lambda *xs: jax.lax.optimization_barrier(f(*xs)), *args, **options)
+        return body_tree(model, lambda *xs: jax.tree.map(bar, f(*xs)), *args, **options)
 
     return barred
+
+
+def _jacobian(model: Any, data: Any, point: Array, body: Array) -> tuple[Array, Array]:
+    """Return how a ``point`` [3] of ``body`` moves and turns with each degree of freedom, both [nv, 3].
+
+    As ``mjx.jac``, which finds the degrees of freedom that move the body by a pass over the kinematic tree;
+    here they are a row of a table.
+    """
+    moves = jnp.asarray(_movers(model))[body][:, None]
+    arm = point - data.subtree_com[jnp.asarray(model.body_rootid)[body]]
+    turn, shift = data.cdof[:, :3], data.cdof[:, 3:]
+    return (shift + jnp.cross(turn, arm)) * moves, turn * moves
+
+
+def _rotation(axis: Array, angle: Array) -> Array:
+    """Return the quaternion [4] of a rotation about ``axis`` [3]; MJX needs a scatter."""
+    return jnp.concatenate([jnp.cos(angle * 0.5)[None], axis * jnp.sin(angle * 0.5)])
+
+
+def _mass_matrix(make_m: Any) -> Any:
+    """Return ``mjx.make_m(model, a, b, d)``: a @ b.T + diag(d) [nv, nv] between the dofs of one branch.
+
+    MJX scatters the mask of a dense matrix in every step; here it is a constant.
+    """
+    from mujoco.mjx._src import support
+
+    def make(model: Any, a: Array, b: Array, d: Array | None = None) -> Array:
+        if support.is_sparse(model):
+            return make_m(model, a, b, d)
+        below = np.zeros((model.nv, model.nv), bool)
+        below[np.repeat(np.arange(model.nv), model.M_rownnz), model.M_colind] = True
+        product = a @ b.T if d is None else a @ b.T + jnp.diag(d)
+        lower = product * below
+        return lower + jnp.tril(lower, -1).T
+
+    return make
+
+
+def _movers(model: Any) -> np.ndarray:
+    """Return whether each body moves with each degree of freedom, [nbody, nv]."""
+    within = np.eye(model.nbody, dtype=bool)  # [body, whether the other is itself or above it]
+    for body, parent in enumerate(model.body_parentid):
+        within[body] |= within[parent]  # parents come before their children
+    return within[:, model.dof_bodyid]
 
 
 def _stage_by_stage(step: Any) -> Any:

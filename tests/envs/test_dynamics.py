@@ -127,10 +127,11 @@ def test_a_capsule_on_a_plane_has_the_contact_frame_of_mujoco():
 
 
 def test_tracing_leaves_the_library_as_it_was():
-    from mujoco.mjx._src import collision_driver, scan
+    from mujoco.mjx._src import collision_driver, math, scan, support
 
     def functions():
-        return {**collision_driver._COLLISION_FUNC, "body_tree": scan.body_tree, "step": mjx.step}
+        modules = (mjx, collision_driver, math, scan, support)
+        return [dict(vars(module)) for module in modules] + [dict(collision_driver._COLLISION_FUNC)]
 
     before = functions()
     with contextlib.suppress(KeyError), dynamics.as_in_c():
@@ -138,3 +139,41 @@ def test_tracing_leaves_the_library_as_it_was():
         with dynamics.tracing():
             raise KeyError
     assert functions() == before
+
+
+@pytest.fixture(scope="module")
+def posed(tumbler):
+    """Model and data of MJX for the tumbler in flight, with everything that follows from its positions."""
+    physics, data = mjx.put_model(tumbler, impl="jax"), mjx.put_data(tumbler, thrown(tumbler), impl="jax")
+    return physics, jax.jit(mjx.forward)(physics, data)
+
+
+def test_jacobians_of_a_point_are_those_of_mjx(posed):
+    physics, data = posed
+    bodies, point = jnp.arange(physics.nbody), jnp.array([0.1, -0.2, 0.3])
+    both = [
+        jax.jit(lambda body, jac=jac: jax.vmap(lambda one: jac(physics, data, point, one))(body))(bodies)
+        for jac in (dynamics._jacobian, mjx.jac)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    assert not np.any(both[0][0][0])  # the world does not move
+    assert np.all(np.any(both[0][0][-1], axis=-1))  # the last body moves with every degree of freedom
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_mass_matrices_are_those_of_mjx(posed, diagonal):
+    from mujoco.mjx._src import support
+
+    physics, _ = posed
+    a, b = jax.random.normal(jax.random.key(0), (2, physics.nv, 6))
+    d = jnp.arange(physics.nv, dtype=jnp.float32) if diagonal else None
+    ours = jax.jit(lambda: dynamics._mass_matrix(support.make_m)(physics, a, b, d))()
+    np.testing.assert_array_equal(ours, jax.jit(lambda: support.make_m(physics, a, b, d))())
+
+
+def test_rotations_are_those_of_mjx():
+    from mujoco.mjx._src import math
+
+    axes, angles = jax.random.normal(jax.random.key(0), (100, 3)), jnp.linspace(-7, 7, 100)
+    ours, theirs = (jax.jit(jax.vmap(f))(axes, angles) for f in (dynamics._rotation, math.axis_angle_to_quat))
+    np.testing.assert_array_equal(ours, theirs)

@@ -11,7 +11,7 @@ from jax import lax
 from popjax import nets
 from popjax.agents import a2c, dqn, ppo
 from popjax.core import Spec
-from popjax.nets.layers import Conv, Dense, patches
+from popjax.nets.layers import Conv, Dense, patches, product
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,28 @@ def test_the_penalty_sees_hidden_matrices_alone():
         "output": {"kernel": jnp.array([[7.0], [7.0]]), "bias": jnp.array([7.0])},
     }
     assert 1e-2 * nets.hidden_squares(params) / 2 == pytest.approx(0.045)
+
+
+@pytest.mark.parametrize("shape", [(3,), (7, 3), (2, 5, 3)])
+def test_a_linear_layer_has_the_gradient_that_jax_derives(shape):
+    x, kernel = jax.random.normal(jax.random.key(0), shape), jax.random.normal(jax.random.key(1), (3, 4))
+    weight = jax.random.normal(jax.random.key(2), (*shape[:-1], 4))
+
+    def gradient(multiply):
+        return jax.jit(jax.grad(lambda x, kernel: (weight * multiply(x, kernel)).sum(), (0, 1)))(x, kernel)
+
+    ours, expected = gradient(product), gradient(jnp.matmul)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, expected)
+
+
+@pytest.mark.parametrize("agents", [1, 4])
+def test_gradients_of_weights_are_products_and_not_their_transposes(agents):
+    """The operations of a gradient in the order of the program: none comes after the products of kernels."""
+    net = nets.mlp(3, (8, 8), 2)
+    params = jax.eval_shape(jax.vmap(net.init), jax.random.split(jax.random.key(0), agents))
+    x = jax.ShapeDtypeStruct((agents, 16, 3), jnp.float32)
+    text = jax.jit(jax.vmap(jax.grad(lambda p, x: net.apply(p, x).sum()))).lower(params, x).as_text()
+    kernels = {f"tensor<{agents}x{a}x{b}xf32>" for a, b in ((3, 8), (8, 8), (8, 2))}
+    operations = [line for line in text.splitlines() if line.rpartition("-> ")[2].strip() in kernels]
+    assert len([line for line in operations if "dot_general" in line]) == 3
+    assert not [line for line in operations if "transpose" in line]

@@ -56,9 +56,38 @@ class Dense(nn.Module):
                 bias_init = nn.initializers.zeros
         dtype = None if self.precision == "float32" else jnp.dtype(self.precision)
         layer = nn.Dense(
-            self.features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name="linear"
+            self.features,
+            dtype=dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dot_general=lambda x, kernel, *_, **__: product(x, kernel),
+            name="linear",
         )
         return layer(x)
+
+
+@jax.custom_vjp
+def product(x: Array, kernel: Array) -> Array:
+    """Return x [..., in] times kernel [in, out].
+
+    On a CPU the gradient of the kernel is a product [in, out]. JAX's is the transpose of one [out, in], which
+    would be read against its order in memory, once for each moment of Adam; other compilers expect that one.
+    """
+    return x @ kernel
+
+
+def _backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    leading = (tuple(range(x.ndim - 1)),) * 2
+    return jnp.tensordot(cotangent, kernel, ((-1,), (1,))), jax.lax.platform_dependent(
+        x,
+        cotangent,
+        cpu=lambda x, cotangent: jnp.tensordot(x, cotangent, leading),
+        default=lambda x, cotangent: jnp.tensordot(cotangent, x, leading).T,
+    )
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)
 
 
 class LayerNorm(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 import sys
 from collections import Counter
@@ -98,10 +99,11 @@ def spread_axis(argv: Sequence[str]) -> str:
     The command is parsed only later, since that builds environments, for which JAX must be set up.
     """
     seeds, rest = parse.peel(argv, "--seeds")
-    swept, rest = parse.peel_all(rest, "--sweep")
+    grid = parse.swept(parse.peel_all(rest, "--sweep")[0])
+    settings = math.prod(len(values) for name, values in grid.items() if name.startswith("hyper."))
     part = any(parse.peel(rest, option)[0] for option in ("--members", "--slice"))
-    several = seeds not in (None, "1") or any(text.startswith("hyper.") for text in swept)
-    return shard.SWEEP if several and not part else shard.POPULATION
+    members = settings * (int(seeds) if seeds and seeds.isdecimal() else 1)
+    return shard.SWEEP if members > 1 and not part else shard.POPULATION
 
 
 def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> list[Entry]:

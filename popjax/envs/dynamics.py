@@ -47,7 +47,7 @@ def tracing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_in_c() -> Iterator[None]:
-    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C and without applied forces."""
+    """Trace as ``tracing`` does, with the contact frames of MuJoCo in C; applied forces must be zero."""
     from mujoco.mjx._src import collision_driver, support
 
     functions = collision_driver._COLLISION_FUNC
@@ -78,8 +78,8 @@ def _level_by_level(body_tree: Any) -> Any:
 
     XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
     its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
-    bodies deep, takes a thousand times as long without the barrier. Scalars are left out: they are masses,
-    which are constants then.
+    bodies deep, takes a thousand times as long without the barrier. Scalars get none: they are the masses of
+    subtrees, which XLA then folds into constants.
     """
 
     def bar(x: Array) -> Array:
@@ -104,12 +104,15 @@ def _jacobian(model: Any, data: Any, point: Array, body: Array) -> tuple[Array, 
 
 
 def _rotation(axis: Array, angle: Array) -> Array:
-    """Return the quaternion [4] of a rotation about ``axis`` [3]; MJX needs a scatter."""
-    return jnp.concatenate([jnp.cos(angle * 0.5)[None], axis * jnp.sin(angle * 0.5)])
+    """Return the quaternion [4] of a rotation by ``angle`` [] or [1] about ``axis`` [3].
+
+    As MJX's ``axis_angle_to_quat``, without its scatter.
+    """
+    return jnp.concatenate([jnp.cos(angle * 0.5).reshape(1), axis * jnp.sin(angle * 0.5)])
 
 
 def _mass_matrix(make_m: Any) -> Any:
-    """Return ``mjx.make_m(model, a, b, d)``: a @ b.T + diag(d) [nv, nv] between the dofs of one branch.
+    """Return a replacement of MJX's ``make_m``: a @ b.T + diag(d) [nv, nv] between the dofs of one branch.
 
     MJX scatters the mask of a dense matrix in every step; here it is a constant.
     """

@@ -55,12 +55,14 @@ class Dense(nn.Module):
             if self.initializer == "uniform_zero_bias":
                 bias_init = nn.initializers.zeros
         dtype = None if self.precision == "float32" else jnp.dtype(self.precision)
+        # One input at a time may be an example that a loss maps over: JAX sums over the examples in the
+        # product, whereas those of ``product`` would be summed afterwards.
         layer = nn.Dense(
             self.features,
             dtype=dtype,
             kernel_init=kernel_init,
             bias_init=bias_init,
-            dot_general=lambda x, kernel, *_, **__: product(x, kernel),
+            dot_general=_of_rows if x.ndim == 2 else None,
             name="linear",
         )
         return layer(x)
@@ -68,26 +70,33 @@ class Dense(nn.Module):
 
 @jax.custom_vjp
 def product(x: Array, kernel: Array) -> Array:
-    """Return x [..., in] times kernel [in, out].
+    """Return x [B, in] times kernel [in, out], which has no forward-mode derivative.
 
     On a CPU the gradient of the kernel is a product [in, out]. JAX's is the transpose of one [out, in], which
-    would be read against its order in memory, once for each moment of Adam; other compilers expect that one.
+    would be read against its order in memory, once for each moment of Adam. Accelerators get JAX's, which
+    their compilers lay out as they need it.
     """
     return x @ kernel
 
 
 def _backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    """Return the gradients of x and of the kernel for the ``cotangent`` [B, out]."""
     x, kernel = saved
-    leading = (tuple(range(x.ndim - 1)),) * 2
-    return jnp.tensordot(cotangent, kernel, ((-1,), (1,))), jax.lax.platform_dependent(
+    rows = ((0,), (0,))
+    return jnp.tensordot(cotangent, kernel, ((1,), (1,))), jax.lax.platform_dependent(
         x,
         cotangent,
-        cpu=lambda x, cotangent: jnp.tensordot(x, cotangent, leading),
-        default=lambda x, cotangent: jnp.tensordot(cotangent, x, leading).T,
+        cpu=lambda x, cotangent: jnp.tensordot(x, cotangent, rows),
+        default=lambda x, cotangent: jnp.tensordot(cotangent, x, rows).T,
     )
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)
+
+
+def _of_rows(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """``lax.dot_general`` for ``nn.Dense``, whose other arguments are the same in every layer."""
+    return product(x, kernel)
 
 
 class LayerNorm(nn.Module):

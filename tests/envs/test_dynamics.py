@@ -126,19 +126,27 @@ def test_a_capsule_on_a_plane_has_the_contact_frame_of_mujoco():
     np.testing.assert_array_equal(upright, [[0, 0, 1], [1, 0, 0], [0, 1, 0]])
 
 
-def test_tracing_leaves_the_library_as_it_was():
+def test_what_tracing_replaces_is_the_librarys_again_afterwards():
     from mujoco.mjx._src import collision_driver, math, scan, support
 
-    def functions():
-        modules = (mjx, collision_driver, math, scan, support)
-        return [dict(vars(module)) for module in modules] + [dict(collision_driver._COLLISION_FUNC)]
+    modules = {"mjx": mjx, "scan": scan, "support": support, "math": math, "collision": collision_driver}
 
-    before = functions()
+    def functions():
+        return {f"{name}.{f}": value for name, module in modules.items() for f, value in vars(module).items()}
+
+    def replaced():
+        return {name for name, value in functions().items() if value is not before[name]}
+
+    before, collisions = functions(), dict(collision_driver._COLLISION_FUNC)
+    ours = {"mjx.step", "scan.body_tree", "support.jac", "support.make_m", "math.axis_angle_to_quat"}
     with contextlib.suppress(KeyError), dynamics.as_in_c():
-        assert functions() != before
+        assert replaced() == ours | {"support.xfrc_accumulate", "collision._COLLISION_FUNC"}
         with dynamics.tracing():
             raise KeyError
-    assert functions() == before
+    assert not replaced()
+    assert collisions == collision_driver._COLLISION_FUNC
+    with dynamics.tracing():
+        assert replaced() == ours
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +179,21 @@ def test_mass_matrices_are_those_of_mjx(posed, diagonal):
     np.testing.assert_array_equal(ours, jax.jit(lambda: support.make_m(physics, a, b, d))())
 
 
-def test_rotations_are_those_of_mjx():
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_rotations_are_those_of_mjx(shape):
     from mujoco.mjx._src import math
 
-    axes, angles = jax.random.normal(jax.random.key(0), (100, 3)), jnp.linspace(-7, 7, 100)
+    axes, angles = (
+        jax.random.normal(jax.random.key(0), (100, 3)),
+        jnp.linspace(-7, 7, 100).reshape(100, *shape),
+    )
     ours, theirs = (jax.jit(jax.vmap(f))(axes, angles) for f in (dynamics._rotation, math.axis_angle_to_quat))
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_without_applied_forces_a_step_is_the_same_as_in_c(tumbler, ours):
+    """The tumbler has no capsule that touches the plane, whose frames ``as_in_c`` would change."""
+    with dynamics.as_in_c():
+        in_c = trajectory(tumbler, mjx.step)
+    np.testing.assert_allclose(in_c.qpos, ours.qpos, atol=1e-5)
+    np.testing.assert_allclose(in_c.qvel, ours.qvel, atol=1e-4)

@@ -174,6 +174,7 @@ def test_a_population_on_several_devices_of_a_cpu_has_threads_for_its_batches(tm
         ("--seeds=8", "sweep"),
         ("--seeds 3 5", "sweep"),
         ("--sweep hyper.step=1,2", "sweep"),
+        ("--seeds 01 --sweep hyper.step=1", "population"),
         ("--sweep config.size=1,2", "population"),
         ("--seeds 8 --slice 1", "population"),
         ("--seeds 8 --members 0:1", "population"),

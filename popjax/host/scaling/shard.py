@@ -117,8 +117,8 @@ def chosen(devices: int | str) -> tuple[jax.Device, ...]:
 def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
     """Split the CPU into ``devices`` JAX devices, at most one per core; call it before any array is made.
 
-    axis: what is to be spread over them. A population needs more threads than cores with some versions of
-        jaxlib (``lapack``), which slows every program down; a sweep does not.
+    axis: what is to be spread over them. With some versions of jaxlib (``lapack``) a population needs more
+        threads than there are cores; they would slow a sweep down, which needs no more.
 
     XLA leaves most of a second core idle on arrays as small as a population's, especially in physics
     (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Nothing changes if
@@ -131,9 +131,8 @@ def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
         return
     with suppress(RuntimeError):  # too late; ``number`` reports missing devices
         jax.config.update("jax_num_cpu_devices", count)
-        if (
-            lapack.SPLITS and axis == POPULATION
-        ):  # simultaneous batches of one device rarely occupy eight threads
+        # Simultaneous batches of one device rarely occupy eight threads.
+        if lapack.SPLITS and axis == POPULATION:
             os.environ.setdefault("NPROC", str(max(8 * count, os.cpu_count() or 1)))
 
 

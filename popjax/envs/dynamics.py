@@ -64,7 +64,7 @@ def as_in_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Give a module other values of some of its names."""
+    """Give names of a module other ``values`` within the context."""
     originals = {name: getattr(module, name) for name in values}
     vars(module).update(values)
     try:
@@ -103,6 +103,14 @@ def _jacobian(model: Any, data: Any, point: Array, body: Array) -> tuple[Array, 
     return (shift + jnp.cross(turn, arm)) * moves, turn * moves
 
 
+def _movers(model: Any) -> np.ndarray:
+    """Return whether each body moves with each degree of freedom, [nbody, nv]."""
+    within = np.eye(model.nbody, dtype=bool)  # [body, whether the other is itself or above it]
+    for body, parent in enumerate(model.body_parentid):
+        within[body] |= within[parent]  # parents come before their children
+    return within[:, model.dof_bodyid]
+
+
 def _rotation(axis: Array, angle: Array) -> Array:
     """Return the quaternion [4] of a rotation by ``angle`` [] or [1] about ``axis`` [3].
 
@@ -128,14 +136,6 @@ def _mass_matrix(make_m: Any) -> Any:
         return lower + jnp.tril(lower, -1).T
 
     return make
-
-
-def _movers(model: Any) -> np.ndarray:
-    """Return whether each body moves with each degree of freedom, [nbody, nv]."""
-    within = np.eye(model.nbody, dtype=bool)  # [body, whether the other is itself or above it]
-    for body, parent in enumerate(model.body_parentid):
-        within[body] |= within[parent]  # parents come before their children
-    return within[:, model.dof_bodyid]
 
 
 def _stage_by_stage(step: Any) -> Any:

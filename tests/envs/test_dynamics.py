@@ -191,7 +191,7 @@ def test_rotations_are_those_of_mjx(shape):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_without_applied_forces_a_step_is_the_same_as_in_c(tumbler, ours):
+def test_no_force_is_lost_where_none_is_applied(tumbler, ours):
     """The tumbler has no capsule that touches the plane, whose frames ``as_in_c`` would change."""
     with dynamics.as_in_c():
         in_c = trajectory(tumbler, mjx.step)

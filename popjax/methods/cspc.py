@@ -17,6 +17,11 @@ have None for the others; C3SAC has ``copies=2`` and no other local agent, 3SAC 
 CSPC-LM besides. With a ``drive`` the off-policy agents are also rewarded for states that are new to the team
 (``rnd``), or to them and to the others (``collab``); scores stay the task's returns.
 
+Where the paper's listings and its text disagree, the text and the authors' code count: the global agent has
+its first training once (Algorithm 1 prints it inside the loop), after which policies may already be handed
+over; an episode is stored before the update that follows it (Algorithm 2 prints the update first), and the
+label of an agent admits its own episodes alone.
+
 Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
 (``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not over, and a
 phase of the global agent may end in the middle of an episode, which its next phase continues. A phase of an
@@ -261,7 +266,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
     def hand_over(s: State) -> State:
         """Hand policies to agents that are far behind: to each from the global agent, to evolution from the
-        on-policy one, too. Algorithm 1, lines 8 to 19."""
+        on-policy one, too. Algorithm 1, lines 11 to 19."""
         taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(members) & config.transfer
         labels = s.labels | (taken & is_global).any(1)
         metrics = replace(s.metrics, labels=labels.astype(jnp.int32), transfers=taken.astype(jnp.int32))

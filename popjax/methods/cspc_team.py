@@ -255,7 +255,7 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
     """Return the team after each row has taken over the policies of the columns, ``taken`` bool [P, P].
 
     The on-policy agent takes mean network and state value; evolution keeps policies for its next phase;
-    copies take all networks. All policies are those before the exchange. Algorithm 1, lines 8 to 19.
+    copies take all networks. All policies are those before the exchange. Algorithm 1, lines 11 to 19.
     """
     rows = members.rows
     given = rows.of(

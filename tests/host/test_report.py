@@ -217,6 +217,7 @@ def test_measures(tmp_path: Path) -> None:
         np.testing.assert_allclose(measures.measure(name).of(group, budget), scores, err_msg=name)
     np.testing.assert_allclose(measures.measure("area").of(group, 150), [462.5 / 150, 462.5 / 150 + 10])
     np.testing.assert_allclose(measures.measure("best").of(group, 100), [4, 14])
+    np.testing.assert_allclose(measures.measure("metric:rate").of(group, 250), [0.3, 1.3])  # the first beyond
     for name, told in (("metric:fitness", "no metric 'fitness'.*fitness, rate"), ("lst", "no measure 'lst'")):
         with pytest.raises(Refused, match=told):
             measures.measure(name).of(group, 400)

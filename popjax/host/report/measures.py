@@ -116,11 +116,12 @@ def by_suffix(value: np.ndarray) -> dict[str, float]:
 
 
 def _rows(record: Record, budget: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a setting in ``metrics.jsonl`` up to ``budget``, for each seed at least the first."""
-    seen: set[int] = set()
+    """Yield the rows of a setting in ``metrics.jsonl``, of each seed up to its first at or beyond
+    ``budget``."""
+    reached: dict[int, int] = {}
     for row in log.each_line(rundir.RunDirectory(record.root).metrics):
-        if record.has(row) and (row["env_steps"] <= budget or row["seed"] not in seen):
-            seen.add(row["seed"])
+        if record.has(row) and reached.get(row["seed"], -1) < budget:
+            reached[row["seed"]] = row["env_steps"]
             yield row
 
 

@@ -99,10 +99,15 @@ class Cell:
 
     @property
     def directory(self) -> Path:
-        """Return where it lies, below that of all runs. Numbers that follow from the budget make a shorter
-        run another one."""
-        shorter = f" at {self.fraction:g}" if self._row.multiples and self.fraction != 1 else ""
+        """Return where it lies, below that of all runs. Numbers that follow from the budget, its own or that
+        of a run before it, make a shorter run another one."""
+        shorter = f" at {self.fraction:g}" if self._follows and self.fraction != 1 else ""
         return Path(self.paper.name, self.task, _file(self.row + shorter))
+
+    @property
+    def _follows(self) -> bool:
+        """Return whether a number of this run, or of one that comes first, follows from the budget."""
+        return bool(self._row.multiples) or any(cell._follows for cell in self.needs.values())
 
     @property
     def _row(self) -> Row:

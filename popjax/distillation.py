@@ -100,7 +100,12 @@ def softened_kl(
 
 
 def alignment_loss(
-    aligned_logits: Array, student_logits: Array, direction: Direction = "code", valid: Array | None = None
+    aligned_logits: Array,
+    student_logits: Array,
+    direction: Direction = "code",
+    valid: Array | None = None,
+    *,
+    temperature: Array | float = 1.0,
 ) -> Array:
     """Return the distance of a teacher's policy, through an alignment network, from a student's on the same
     observations.
@@ -110,12 +115,14 @@ def alignment_loss(
     direction:      "code", KL(aligned || student), which seeks a mode; "paper", KL(student || aligned), which
                     covers all (CDRL, algorithm 1, line 28).
     valid:          bool [...]  rows that count in the mean; all if not given.
+    temperature:    by which the student's logits are divided in the direction "paper"; the code has none.
 
     Returns [].
     """
     _require(direction in ("code", "paper"), f"direction: 'code' or 'paper', got {direction!r}")
     aligned = jax.nn.log_softmax(_masked(aligned_logits, valid))
-    student = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(student_logits, valid)))
+    softened = student_logits / temperature if direction == "paper" else student_logits
+    student = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(softened, valid)))
     return _mean(_kl(aligned, student) if direction == "code" else _kl(student, aligned), valid)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
@@ -146,9 +146,13 @@ def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) 
     agents = {field: recipe.agents[field][kind] for field, kind in kinds.items()}
     config = _asked("config", recipe.config, **agents)
     others = [field for field in known if known[field] != kinds.get(field)]
-    if found and all(None in recipe.agents[field].values() for field in others):
-        config = replace(found.config, **{field: getattr(config, field) for field in others})
-    return config, _asked("hyper", recipe.hyper, config)
+    if not found or any(None not in recipe.agents[field].values() for field in others):
+        return config, _asked("hyper", recipe.hyper, config)
+    config = replace(found.config, **{field: getattr(config, field) for field in others})
+    hyper = _asked("hyper", recipe.hyper, config)
+    names = {field.name for field in fields(hyper)}.difference(others)
+    kept = {name: value for name, value in vars(found.hyper).items() if name in names}
+    return config, replace(hyper, **kept)
 
 
 def check(recipe: Recipe) -> None:

@@ -103,6 +103,13 @@ def test_alignment_loss_of_the_worked_example(direction, loss, gradient):
     assert not np.any(jax.grad(alignment_loss, 1)(TEACHER, STUDENT, direction))
 
 
+def test_the_temperature_of_the_worked_example_is_the_students_and_the_papers_alone():
+    """KL(softmax(z_b / 2) || softmax(z_a))."""
+    for direction, loss in (("paper", 0.638290), ("code", 0.454759)):
+        found = alignment_loss(TEACHER, STUDENT, direction, temperature=2.0)
+        assert float(found) == pytest.approx(loss, abs=1e-5)
+
+
 def kl_forms():
     yield lambda a, b, valid=None: softened_kl(a, b, 1.0, valid)
     yield lambda a, b, valid=None: alignment_loss(a, b, "code", valid)

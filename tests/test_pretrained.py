@@ -183,6 +183,19 @@ def test_the_best_seed_of_a_run_whose_last_line_is_torn(tmp_path):
     assert pretrained._best_seed(tmp_path / "nowhere", 3) == 3
 
 
+def test_failed_seeds_and_returns_that_are_no_number_are_not_the_best(tmp_path):
+    rows = [{"seed": seed, "return": value} for seed, value in ((1, 9.0), (2, None), (3, "-inf"), (4, -5.0))]
+    (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert pretrained._best_seed(tmp_path, 1) == 1
+    status = {1: "failed", 2: "finished", 3: "finished", 4: "finished"}
+    members = [{"seed": seed, "status": value} for seed, value in status.items()]
+    (tmp_path / "summary.json").write_text(json.dumps({"members": members}))
+    assert pretrained._best_seed(tmp_path, 1) == 4
+    failed = [{"seed": seed, "status": "failed"} for seed in status]
+    (tmp_path / "summary.json").write_text(json.dumps({"members": failed}))
+    assert pretrained._best_seed(tmp_path, 1) == 1, "all failed"
+
+
 def test_options_are_taken_out_of_the_command_line():
     line = ["--env", "a", "--prior", "b", "--seeds", "2", "--prior=c:1"]
     assert pretrained.peel_runs(ca2e.METHOD, line) == (

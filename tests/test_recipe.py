@@ -82,4 +82,14 @@ def test_a_preset_is_taken_where_it_has_the_agents():
         default,
     )
     curious = replace(large, drive=rnd.Config())
-    assert defaults(own, kinds | {"drive": "rnd"}, "mine") == (curious, default), "a drive is an addition"
+    assert defaults(own, kinds | {"drive": "rnd"}, "mine") == (curious, numbers), "a drive is an addition"
+
+
+def test_a_drive_leaves_the_other_numbers_of_a_preset_alone():
+    """The paper's standard deviation of mutation on Ant is 0.01."""
+    alone, curious = (
+        defaults(pderl.METHOD, {"agent": "ddpg", "drive": drive}, "gym/Ant-v4") for drive in ("none", "rnd")
+    )
+    assert curious[1].mutation_std == alone[1].mutation_std == 0.01
+    assert curious[1].drive == rnd.Hyper()
+    assert curious[0] == replace(alone[0], drive=rnd.Config())

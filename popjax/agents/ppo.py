@@ -232,7 +232,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
                 error = jnp.square(now - returns)
                 if config.value_target == "clipped":
                     near = before + jnp.clip(now - before, -hyper.clip, hyper.clip)
-                    error = jnp.maximum(error, jnp.square(near - returns))
+                    # Half the square, weighted by a half: it matters where the gradient is clipped.
+                    error = 0.25 * jnp.maximum(error, jnp.square(near - returns))
                 return error.mean(where=valid), None
 
             params, moments, error, _ = descend(optimizer, loss, *carry)

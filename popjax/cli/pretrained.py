@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -224,11 +225,16 @@ def split(argument: str) -> tuple[Path, int | None]:
 
 
 def _best_seed(path: Path, first: int) -> int:
-    """Return the seed with the highest last evaluation; ``first`` if none was evaluated."""
-    last = {}
-    records = path / "eval.jsonl"
+    """Return the seed with the highest last evaluation among those that did not fail, if any; ``first`` if
+    none was evaluated."""
+    last: dict[int, float] = {}
+    records, summary = rundir.RunDirectory(path).evaluations, rundir.RunDirectory(path).summary
     for line in records.read_text().splitlines() if records.exists() else ():
         with contextlib.suppress(ValueError):  # the last line of a process that was killed
             row = json.loads(line)
-            last[row["seed"]] = row["return"]
-    return max(last, key=lambda seed: last[seed]) if last else first
+            # null stands for NaN
+            last[row["seed"]] = -math.inf if row["return"] is None else float(row["return"])
+    members = json.loads(summary.read_text())["members"] if summary.exists() else []
+    failed = {row["seed"] for row in members if row["status"] in rundir.FAILED}
+    sound = [seed for seed in last if seed not in failed] or list(last)
+    return max(sound, key=lambda seed: last[seed]) if sound else first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +39,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     common = arguments.common
     members = parse.bounds(common.members)
     env = building.make_env(common.env, parse.key_values(common.env_option))
-    _tell_preset(recipe, common.env, arguments.config)
+    _tell_preset(recipe, program.kinds, common.env)
     begun = resume and rundir.begun(root)
     if not begun:
         rundir.check(root, {}, resume=False)  # before anything that takes long
@@ -148,15 +148,31 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
     return int(slot), int(parent)
 
 
-def _tell_preset(recipe: Recipe, task: str | None, config: Any) -> None:
-    """Print the changes that a method's preset for a task makes, if there is one."""
+def _tell_preset(recipe: Recipe, kinds: Mapping[str, str], task: str | None) -> None:
+    """Print the changes that a method's preset for a task makes to the defaults of these kinds of agents, if
+    there is one."""
+    from popjax.recipe import defaults
 
     if task and (preset := recipe.preset(task)):
-        plain = asdict(recipe.config())
-        changed = [f"{name} {value}" for name, value in asdict(config).items() if value != plain[name]]
+        changed = [
+            f"{name.replace('_', '-')} {value}"
+            for option, ours, plain in zip(
+                ("config", "hyper"), defaults(recipe, kinds, task), defaults(recipe, kinds), strict=True
+            )
+            for name, value in _changes(option, asdict(ours), asdict(plain))
+        ]
         changed += [f"--env-option {name}={value}" for name, value in preset.env_options.items()]
         what = ", ".join(changed) or "the defaults"
         complain(f"preset for {task}: {what}; --config, --hyper and --env-option override it")
+
+
+def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the options below ``name`` whose values differ from ``plain``, with ours."""
+    if isinstance(ours, dict) and isinstance(plain, dict):
+        for key in ours:
+            yield from _changes(f"{name}.{key}", ours[key], plain.get(key))
+    elif ours != plain:
+        yield name, ours
 
 
 def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:

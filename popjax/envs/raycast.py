@@ -5,9 +5,9 @@ number of worlds. The tasks consist of planes, spheres, capsules, ellipsoids, cy
 support neither cylinders nor normals, and their arrays [pixels, 3] take five times as long on a CPU as
 separate x, y and z.
 
-Differs from MuJoCo's renderer: no shadows, reflections or highlights, and a texture is read at its nearest
-place. Pictures resemble MuJoCo's but do not equal them. Distances are those
-of ``mj_ray``, except that a camera inside a body sees through it.
+Differs from MuJoCo's renderer: no shadows, reflections, highlights or tendons, no sites but those that a task
+marks as geoms, and a texture is read at its nearest place. Pictures resemble MuJoCo's but do not equal them.
+Distances are those of ``mj_ray``, except that a camera inside a body sees through it.
 """
 
 from __future__ import annotations

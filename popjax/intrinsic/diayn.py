@@ -174,7 +174,10 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
             reward, done, valid, skill = step
             running, ended = running + jnp.where(valid, reward, 0.0), done & valid
             slot = jnp.where(ended & jnp.isfinite(running), skill, skills).ravel()
-            returns = returns.at[slot].set(running.ravel(), mode="drop")
+            # Episodes of one skill may end at once: the last lane counts, whereas a scatter to one slot has
+            # no order on accelerators.
+            last = jnp.full(skills, -1).at[slot].max(jnp.arange(slot.size), mode="drop")
+            returns = jnp.where(last >= 0, running.ravel()[last], returns)
             return (jnp.where(ended, 0.0, running), returns), None
 
         carry = state.running, state.returns

@@ -2,7 +2,7 @@
 the student's task, on states from the expert's play. CDRL, section 4.2 and experiment 5.3, offline.
 
 A step: collect -> learn. The expert plays a rollout, the teacher is asked about the same states, and the
-alignment network takes gradient steps on pairs of logits drawn from all that were seen. The paper says
+alignment network takes gradient steps on pairs of logits drawn from the newest ``capacity``. The paper says
 neither how many states nor when to stop: a run lasts for its environment steps, and ``fresh_loss`` shows when
 it no longer improves. The policy of a run is the aligned teacher in the student's task; the method ``cdrl``
 takes the network with --alignment.

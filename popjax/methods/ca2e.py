@@ -253,14 +253,14 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         metrics = replace(s.metrics, average_return=average)
         if not priors:
             return replace(s, key=key, metrics=metrics)
-        due = passed(s.env_steps, config.check_every)
+        due = passed(s.env_steps, config.check_every) & s.retirement.active.any()
         if config.return_source == "greedy":
             learned = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
             play = partial(scoring.returns, env, agent.act, learned, (), key_play)
             average = scoring.when(due, lambda: play(10).mean())
             known = jnp.bool_(True)
         retirement = after_check(s.retirement, config, s.hyper, average, known, due, s.env_steps)
-        last = jnp.where(due, average, metrics.compared)
+        last = jnp.where(due & known, average, metrics.compared)
         metrics = replace(metrics, retired_at=retirement.retired_at, compared=last)
         return replace(s, key=key, retirement=retirement, metrics=metrics)
 

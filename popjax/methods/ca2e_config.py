@@ -89,7 +89,7 @@ class Metrics:
     fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
     episodes:       int32 [P]   finished episodes.
     average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
-    compared:       float32 []  return at the last comparison with the prior policies, 0 before the first.
+    compared:       float32 []  return at the last comparison with an active prior policy, 0 before the first.
     losses:         [] each     the learner's in the last gradient step, 0 before the first.
     gradient_steps: int32 []    in this step.
     exploration:    float32 [P] scale of each actor's exploration; prior actors use theirs once they are

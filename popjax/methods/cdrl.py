@@ -229,7 +229,7 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
             taught, told = [], []
             for tutor, its, own, aligner in zip(tutors, params, memories, aligners, strict=True):
                 memory = tree.take(own if config.teacher_state == "own" else played.memory, 0)
-                lesson = Lesson(played, its, memory, due(taken, hyper))
+                lesson = Lesson(played, its, memory, due(taken, hyper), hyper.temperature)
                 how = partial(distil, reading), align_adam
                 (student, aligner), said = tutoring.teach(tutor, lesson, *how, (student, aligner))
                 taught.append(aligner)

@@ -86,8 +86,9 @@ def default_config(
 ) -> Config:
     """Return the paper's constants for agents of a kind.
 
-    The paper has no DQN. Here DQN gets the constants of the paper's experiments from pixels and, as when it
-    learns alone, one gradient step for every four environment steps of all agents.
+    The paper gives no constants for its agents on Atari (section D.7). Here these are two, as from pixels;
+    the rest are those of DQN alone, with one gradient step for every four environment steps of all agents,
+    but for a shorter warm-up.
     """
     if isinstance(learner, drq.Config):
         if isinstance(drive, contrastive.Config | rnd.Config) and drive.torso == "auto":
@@ -101,7 +102,11 @@ def default_config(
 
 def default_hyper(config: Config) -> Hyper:
     """Return the numbers of this kind of agents and drive. DQN explores for 500,000 environment steps of all
-    agents together; gradients of DrQ are clipped as SAC's are."""
+    ``config.population`` agents together; gradients of DrQ are clipped as SAC's are.
+
+    The command line asks before it reads ``--config.population``: with other than two agents, set
+    ``--hyper.learner.exploration-steps``, of each agent, too.
+    """
     numbers = agents.default_hyper(config.learner)
     kind = agents.kind(config.learner)
     if kind == "drq":
@@ -173,7 +178,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return tree.take(base.individuals(s), 0)
 
     def elect(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        """Act as the agent that the Q-classifier, or the softmax over Q of equation 6, chooses."""
+        """Act as the agent that the Q-classifier, or the softmax over Q of section 4.2, chooses."""
         policies, chooser = params
         key_choice, key_act = jax.random.split(key)
         if judge is not None:

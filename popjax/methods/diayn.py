@@ -7,9 +7,9 @@ latest episode returned most, and is deployed with that skill.
 An iteration: collect -> settle -> (relabel -> learn -> discriminate) x updates. A budget counts the
 pretraining.
 
-Differs from the paper: skills are as many as in Collaborative Exploration's comparison, which does not say
-how it finds the best of them; the rule above is ours. As a drive beside the task's reward it is ``drive
-diayn`` of other methods.
+Differs from the paper: the two halves of a budget are those of Collaborative Exploration's comparison, which
+says neither how many skills it has nor which of them it goes on with; their number and the rule above are
+ours. As a drive beside the task's reward it is ``drive diayn`` of other methods.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Distillation of any finished run, whatever its population and networks, into one policy to deploy.
 
-A student plays, a teacher labels every state with its own action, and the student learns from all labels so
-far: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
+A student plays, a teacher labels every state with its own action, and the student learns from the newest
+``capacity`` rollouts: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
 
 A student with a memory learns from whole rollouts, each begun with the memory that the student had when it
 was played. The teacher plays the lanes at first and the student later, so that the student learns in the
@@ -78,7 +78,7 @@ class Config:
     lanes: int = 32  # environments
     steps: int = 20  # environment steps of each lane in a rollout
     capacity: int = 5_000  # rollouts of a lane that are kept; the oldest are overwritten
-    batch: int = 32  # observations in a gradient step
+    batch: int = 32  # rollouts of a lane in a gradient step, of ``steps`` observations each
     updates: int = 32  # gradient steps after each rollout of all lanes
     labels: Literal["actions", "logits"] = "actions"  # targets from a teacher of discrete actions
 

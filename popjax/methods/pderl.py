@@ -13,7 +13,9 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 
 Differs from the paper where its code does, which produced the paper's numbers: a child starts from the less
 fit parent, and imitates that one where the critic values both parents' actions equally; its regulariser is
-averaged over action components, too; the learner treats the time limit as the end of the task. An elite's
+averaged over action components, too; the learner treats the time limit as the end of the task; sigma is a
+standard deviation, mutation leaves biases and norms alone, and a sensitivity is at least 0.01, or 1 where it
+is 0; a distillation takes as many gradient steps in each epoch as its rows have whole batches. An elite's
 copy mates with the fitness of the individual that it replaced, a repeated winner may mate with itself, the
 learner may overwrite any slot but that of the best elite's copy, and its noise goes on from episode to
 episode. Slips of ERL's first code are left out: unclipped actor gradients, noisy actions stored beyond [-1,

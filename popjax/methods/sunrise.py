@@ -9,8 +9,9 @@ An iteration: collect -> learn x updates. Evaluation takes the mean of the agent
 Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, with which it is
 compared, and there are 4 agents. In the authors' code the temperature steps before critics and actor, and
 actors ascend the minimum of the twins as they were before their step; here critics, actor and temperature
-step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). An agent without a
-transition in a batch is unchanged.
+step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). The temperature's loss is
+the mean over an agent's transitions; those of critics and actor divide by one more, as in the paper. An agent
+without a transition in a batch is unchanged.
 """
 
 from __future__ import annotations

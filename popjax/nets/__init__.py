@@ -8,6 +8,7 @@ A policy for continuous actions stores the network of its mean action, which oth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -22,6 +23,8 @@ from popjax.nets.layers import ACTIVATIONS, MLP, Dense, LayerNorm, Norm, Precisi
 LOG_STD_RANGE = (-20.0, 2.0)
 Initializer = Literal["orthogonal", "uniform"]
 """Initializer of on-policy networks, as in OpenAI Baselines or OpenAI Spinning Up (2018)."""
+_HIDDEN: dict[Initializer, str] = {"orthogonal": "orthogonal", "uniform": "uniform_zero_bias"}
+"""That of ``layers.Dense`` for their convolutions and hidden layers."""
 
 
 class _TanhActor(nn.Module):
@@ -226,7 +229,8 @@ def policy_and_value(
     def value(inputs: int) -> Network:
         return state_value(inputs, hidden, **options)
 
-    return images.behind_convolutions(obs_shape, policy), images.behind_convolutions(obs_shape, value)
+    behind = partial(images.behind_convolutions, obs_shape, initializer=_HIDDEN[initializer])
+    return behind(policy), behind(value)
 
 
 def recurrent_policy_and_value(
@@ -241,9 +245,11 @@ def recurrent_policy_and_value(
 ) -> tuple[Recurrent, Recurrent]:
     """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
-    of_hidden = "uniform_zero_bias" if initializer == "uniform" else initializer
+    of_hidden = _HIDDEN[initializer]
     torso = images.behind_convolutions(
-        obs_shape, lambda inputs: network(_Torso(tuple(hidden), of_hidden, activation), inputs)
+        obs_shape,
+        lambda inputs: network(_Torso(tuple(hidden), of_hidden, activation), inputs),
+        initializer=of_hidden,
     )
     make: Any = categorical_actor if discrete else gaussian_policy
 

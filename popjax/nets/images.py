@@ -134,10 +134,15 @@ def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: s
 
 
 def behind_convolutions(
-    obs_shape: Sequence[int], make: Callable[[int], Network], torso: Torso = "auto"
+    obs_shape: Sequence[int],
+    make: Callable[[int], Network],
+    torso: Torso = "auto",
+    *,
+    initializer: str = "orthogonal",
 ) -> Network:
-    """Return ``make(features)`` behind the convolutions of a ``torso`` for images of ``obs_shape``; each call
-    makes its own convolutions. Observations that are not of rank 3 are read as a vector.
+    """Return ``make(features)`` behind the convolutions of a ``torso`` for images of ``obs_shape``; each
+    call makes its own convolutions, with the ``initializer`` of ``layers.Dense``. Observations that are
+    not of rank 3 are read as a vector.
 
     Raises:
         ValueError: images have their channels first, or are too small for these convolutions.
@@ -147,7 +152,7 @@ def behind_convolutions(
         plain = make(math.prod(obs_shape))
         return plain if rank == 1 else plain._replace(apply=lambda p, obs: plain.apply(p, flat(obs, rank)))
     convolutions = TORSOS[torso_for(obs_shape) if torso == "auto" else torso][0]
-    rest, seen = make(places(obs_shape, convolutions)), eyes(obs_shape, convolutions)
+    rest, seen = make(places(obs_shape, convolutions)), eyes(obs_shape, convolutions, initializer=initializer)
 
     def init(key: Key) -> Params:
         key_eyes, key_rest = jax.random.split(key)

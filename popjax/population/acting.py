@@ -1,7 +1,7 @@
 """Joint exploration: agents take the others' actions into account, or one agent is elected to act for all.
 
-Collaborative Exploration (ICLR 2024 submission), equations 5 and 6; upper confidence bounds as in SUNRISE
-(Lee et al., 2021).
+Collaborative Exploration (ICLR 2024 submission), equation 5 and section 4.2; upper confidence bounds as in
+SUNRISE (Lee et al., 2021).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def upper_confidence(values: Array, weight: Array | float) -> Array:
 
 def boltzmann(key: Key, values: Array, hyper: Hyper) -> Array:
     """Return the index of an agent drawn with probability proportional to ``exp(softmax_inv_temp * value)``
-    or, with probability ``1 - softmax_eps``, the index of the largest value. Equation 6.
+    or, with probability ``1 - softmax_eps``, the index of the largest value. Section 4.2.
 
     values: [P] each agent's value of its own action; an agent whose value is not finite is not drawn
     """

@@ -79,12 +79,13 @@ class Due(NamedTuple):
 
 class Lesson(NamedTuple):
     """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's parameters,
-    its memory [n] before them, and which networks learn now."""
+    its memory [n] before them, which networks learn now, and the temperature of ``alignment_loss``."""
 
     played: Trajectory
     params: Params
     memory: PyTree
     due: Due
+    temperature: Array | float
 
 
 def start(
@@ -145,7 +146,7 @@ def teach(
         said = tutor.policy.unroll(lesson.params, lesson.memory, lesson.played.obs, lesson.played.done)[1]
         aligned, align_loss = tutor.alignment.apply(aligner.params, said), jnp.float32(0)
         if tutor.direction is not None:
-            align = partial(_align, tutor, optimizer, said, lesson.played.outputs.policy)
+            align = partial(_align, tutor, optimizer, said, lesson)
             aligner, align_loss = learning.once(align, aligner, lesson.due.align, align_loss)
         student, distil_loss = learning.once(
             partial(distil, aligned), student, lesson.due.distil, jnp.float32(0)
@@ -158,14 +159,15 @@ def teach(
 
 
 def _align(
-    tutor: Tutor, optimizer: optax.GradientTransformation, said: Array, logits: Array, aligner: Learner
+    tutor: Tutor, optimizer: optax.GradientTransformation, said: Array, lesson: Lesson, aligner: Learner
 ) -> tuple[Learner, Array]:
-    """Take one step of the alignment network from the tutor's logits ``said`` towards the student's
-    ``logits``."""
+    """Take one step of the alignment network from the tutor's logits ``said`` towards the student's own."""
+    logits, temperature = lesson.played.outputs.policy, lesson.temperature
 
     def loss(params: Params) -> Array:
         assert tutor.direction is not None
-        return alignment_loss(tutor.alignment.apply(params, said), logits, tutor.direction)
+        aligned = tutor.alignment.apply(params, said)
+        return alignment_loss(aligned, logits, tutor.direction, temperature=temperature)
 
     value, gradient = jax.value_and_grad(loss)(aligner.params)
     return imitation.descend(optimizer, aligner, gradient), value

@@ -25,6 +25,8 @@ from popjax.core import PyTree, Spec, Transition, example_transition
 T = TypeVar("T", bound=Transition)
 SPARE = 64
 """Frames of each lane beyond those of the replay, at least."""
+SMALL = 1_024
+"""Bytes of a frame up to which a replay has room for two a row, which no length of episodes exceeds."""
 
 
 @struct.dataclass
@@ -61,13 +63,13 @@ class Sight(NamedTuple):
     stale: Callable[..., Array | None]
 
 
-def slots(capacity: int, lanes: int, spare: int = SPARE) -> int:
+def slots(capacity: int, lanes: int, spare: int = SPARE, *, small: bool = False) -> int:
     """Return the number of frames to keep for ``capacity`` rows of ``lanes``.
 
-    There is room for episodes and lives of 16 steps on average, each of which begins with a further frame,
-    and for at least ``spare`` frames of each lane.
+    Each episode or life begins with a further frame. There is room for those of 16 steps on average or, of
+    ``small`` frames, for those of one step, and for at least ``spare`` frames of each lane.
     """
-    return capacity + capacity // 16 + lanes * max(SPARE, spare)
+    return capacity + (capacity if small else capacity // 16) + lanes * max(SPARE, spare)
 
 
 def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
@@ -81,7 +83,7 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
     row = example_transition(spec)
     if spec.stack == 1:
         return Sight(row, lambda obs: None, lambda *seen: seen[:3], lambda _, obs: obs, lambda *_: None)
-    depth, size = spec.stack, slots(capacity, lanes, spec.stack + 2 * in_flight)
+    depth = spec.stack
     channels = spec.obs_shape[-1] // depth
     if channels * depth != spec.obs_shape[-1]:
         raise ValueError(
@@ -89,6 +91,8 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
             " last axis; correct stack of the Spec"
         )
 
+    small = row.obs.nbytes // depth <= SMALL
+    size = slots(capacity, lanes, depth + 2 * in_flight, small=small)
     period = 2**30 // size * size  # after which numbers begin anew: 32 bits hold them however long a run is
 
     def newest(obs: Array) -> Array:

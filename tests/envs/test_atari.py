@@ -83,6 +83,23 @@ def test_a_sticky_action_stays_in_force_until_a_frame_takes_the_new_one():
     assert atari.in_force(jnp.zeros(4, bool), jnp.int32(2), jnp.int32(3)).tolist() == [3, 3, 3, 3]
 
 
+def test_a_start_shows_the_last_frame_of_waiting_and_the_larger_two_of_a_first_step():
+    """As after Baselines' and Gymnasium's no-ops. Asterix, which has no FIRE, draws objects in turn."""
+    for game, codes, chosen in (
+        ("asterix", [0] * 5, lambda last: last[-1]),
+        ("breakout", [0] * 5 + [1] * 4 + [3] * 4, lambda last: np.maximum(*last)),
+    ):
+        console = Console(game, grey=True, full_actions=False, starts_lives=False)
+        assert console.codes[:3].tolist() == ([0, 1, 3] if game == "breakout" else [0, 2, 3])
+        ale, screens = playing_on(game), []
+        for code in codes:
+            ale.act(code)
+            screens.append(ale.getScreenGrayscale().copy())
+        assert (screens[-1] != screens[-2]).any()
+        _, found = console.starts([5], fire=True)
+        np.testing.assert_array_equal(found[0], chosen(screens[-2:]))
+
+
 def test_starts_are_the_game_after_as_many_frames_without_action():
     console = Console("pong", grey=True, full_actions=False, starts_lives=False)
     states, screens = console.starts(range(31), fire=False)
@@ -92,8 +109,7 @@ def test_starts_are_the_game_after_as_many_frames_without_action():
     for count in range(1, 31):
         ale.act(0)
         assert states[count].tobytes() == ale.cloneState(include_rng=False).serialize()
-        if count == 1:
-            np.testing.assert_array_equal(screens[count], ale.getScreenGrayscale())
+        np.testing.assert_array_equal(screens[count], ale.getScreenGrayscale())
 
 
 def test_a_game_that_ends_before_it_begins_starts_over():
@@ -205,6 +221,20 @@ def test_presets_and_options(name, options, shape, actions, limit):
     assert (spec.obs_shape, spec.action_dim, spec.episode_length) == (shape, actions, limit)
     assert spec.stack == (4 if shape[0] == 84 else 1)
     check_env(env)
+
+
+@pytest.mark.parametrize(
+    ("task", "preset", "values"),
+    [
+        ("pong", "dqn", ((4, 4), 0.0, 30, True, "life")),
+        ("pong", "universe", ((4, 4), 0.0, 0, False, "never")),
+        ("bowling", "universe", ((2, 4), 0.25, 0, False, "never")),
+        ("pong", "machado", ((4, 4), 0.25, 0, False, "never")),
+    ],
+)
+def test_the_options_of_presets(task, preset, values):
+    found = atari.settings(task, {"preset": preset})
+    assert tuple(found[name] for name in ("frame_skip", "sticky", "noops", "cut_lives", "fire")) == values
 
 
 @pytest.mark.parametrize(

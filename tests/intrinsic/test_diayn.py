@@ -169,6 +169,19 @@ def test_the_best_skill_is_the_one_whose_latest_episode_returned_most(key):
     assert int(state.best) == 3
 
 
+def test_of_episodes_of_a_skill_that_end_at_once_the_last_lane_counts(key):
+    obs = with_skill(jnp.zeros((1, 4, D)), jnp.array([[1, 1, 1, 2]]), SKILLS)
+    rewards, ends = jnp.array([[5.0, 7, 6, 8]]), jnp.array([[True, True, True, False]])
+    state = MODULE.observe(
+        build(SPEC, Config(skills=SKILLS), (4,)).init(key),
+        Transition(obs, rewards, rewards, rewards, obs),
+        ends,
+        jnp.ones((1, 4), bool),
+        HYPER,
+    )
+    assert state.returns.tolist() == [-jnp.inf, 6, -jnp.inf, -jnp.inf]
+
+
 def test_images_are_refused():
     with pytest.raises(ValueError, match="diayn needs vector observations"):
         build(SPEC._replace(obs_shape=(10, 10, 4)))

@@ -160,6 +160,24 @@ def test_prior_data_alone_may_fill_the_replay():
     assert (states.metrics.retired_at[-1] == 48).all()
 
 
+def test_rewards_are_clipped_one_by_one_for_learning_alone():
+    """Three a step, of five steps: a return adds up to three ones, but an episode is worth 15."""
+    plain = make("probe/endless")
+
+    def step(state, action):
+        state, timestep = plain.step(state, action)
+        return state, replace(timestep, reward=3 * timestep.reward)
+
+    config = replace(SMALL, nature_actors=2, prior_actors=0, n_step=3, clip_rewards=True)
+    method = ca2e.build(plain._replace(step=step), config)
+    state = method.init(jax.random.key(0), method.hyper)
+    last = jax.jit(lambda state: jax.lax.fori_loop(0, 30, lambda _, s: method.step(s), state))(state)
+    stored = np.asarray(last.replay.ring.rows.reward[: int(last.replay.size)])
+    sums = np.cumsum(last.hyper.agent.discount ** np.arange(3))
+    assert set(np.round(stored, 4)) == set(np.round(np.float32(sums), 4))
+    assert float(last.metrics.average_return) == 15
+
+
 def test_gradient_steps_are_owed_exactly():
     """One per environment step of any actor from ``learning_starts`` on; every second with a ratio of 2."""
     taken = np.cumsum(played(steps=40, baseline=1e9).metrics.gradient_steps)

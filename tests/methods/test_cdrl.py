@@ -370,7 +370,9 @@ def by_hand(before, now, config, teacher, hyper):
         def align_loss(f):
             pairs = zip(logits, each, strict=True)
             losses = [
-                alignment_loss(align.apply(f, z), row.outputs.policy, config.align_kl)
+                alignment_loss(
+                    align.apply(f, z), row.outputs.policy, config.align_kl, temperature=hyper.temperature
+                )
                 for z, (row, *_) in pairs
             ]
             return sum(losses) / len(each)

@@ -39,11 +39,10 @@ def test_ids_of_two_lanes():
     assert int(held.count) == 7
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped(begun):
-    """500 steps of three lanes, a ninth of which end or are cut: 40 rows are kept of 1,500. Numbers of frames
-    begin anew below 2^30, which is the same for a run that has ``begun`` long ago."""
-    lanes, block, capacity, chance = 3, 5, 40, np.random.default_rng(0)
+def kept(capacity, ends, begun=False):
+    """Store 500 steps of three lanes, of which a share ``ends`` episodes; numbers of frames begin anew below
+    2^30, which is the same for a run that has ``begun`` long ago."""
+    lanes, block, chance = 3, 5, np.random.default_rng(0)
     sight, plain = frames.sight(SMALL, capacity, lanes, block), ring(capacity)
 
     def frame(count):
@@ -69,18 +68,34 @@ def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped(begu
         shown, followed, new = [], [], []
         for _ in range(block):
             next_obs = np.concatenate([obs[..., 2:], frame(lanes)], -1)
-            anew = chance.random(lanes) < 1 / 9
+            anew = chance.random(lanes) < ends
             shown.append(obs), followed.append(next_obs), new.append(anew)
             obs = np.where(anew[:, None, None, None], alike(frame(lanes)), next_obs)
         rows = tree.repeat(tree.repeat(example_transition(SMALL), lanes), block)
         rows = replace(rows, obs=jnp.asarray(np.stack(shown)), next_obs=jnp.asarray(np.stack(followed)))
         held, store, wanted = write(held, store, wanted, rows, jnp.asarray(obs), jnp.asarray(np.stack(new)))
+    return sight, held, store, wanted
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_is_looked_up_is_what_was_seen_also_after_the_ring_has_wrapped(begun):
+    capacity = 40  # of 1,500 rows
+    sight, held, store, wanted = kept(capacity, 1 / 9, begun)
+    size = len(held.pixels)
     assert int(held.count) > (3 if begun else 5) * size
     assert int(held.count) < 2**30 // size * size
     equal(frames.looked(sight, held, store.rows), wanted.rows)
     assert int(sight.stale(held, store.rows)) == 0
     lost = replace(store.rows, obs=store.rows.obs - size)
     assert int(sight.stale(held, lost)) == capacity
+
+
+def test_small_frames_are_kept_however_short_episodes_are():
+    """Every step ends one."""
+    sight, held, store, wanted = kept(400, 1.0)
+    assert int(held.count) > 3 * len(held.pixels)
+    equal(frames.looked(sight, held, store.rows), wanted.rows)
+    assert int(sight.stale(held, store.rows)) == 0
 
 
 def test_a_million_transitions_of_a_game_fit_into_8_gigabytes():

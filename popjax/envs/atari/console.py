@@ -92,17 +92,23 @@ class Console:
         """
         begun = np.repeat(self.codes[[FIRE, 2]], HIDDEN_FRAMES) if fire and self.fires else self.codes[:0]
         with self._lock:
-            found = [self._begin([NOOP] * count + begun.tolist()) for count in noops]
+            found = [self._begin([NOOP] * count, begun.tolist()) for count in noops]
         return np.stack([np.frombuffer(ale, np.uint8) for ale, _ in found]), np.stack([s for _, s in found])
 
-    def _begin(self, codes: list[int]) -> tuple[bytes, np.ndarray]:
-        """Return the state and the screen after the frames ``codes`` of a new game."""
+    def _begin(self, waited: list[int], begun: list[int]) -> tuple[bytes, np.ndarray]:
+        """Return the state and the screen after the frames ``waited`` and ``begun`` of a new game.
+
+        As in Baselines and Gymnasium, frames of waiting show the last of them; those that begin a life are
+        steps, which show the larger of two.
+        """
         self._restore(self._first[0])
-        for code in codes[:-2]:
+        shown = begun[-2:] or waited[-1:]
+        codes = [*waited, *begun]
+        for code in codes[: len(codes) - len(shown)]:
             self._ale.act(code)
             if self._ale.game_over(with_truncation=False):
                 self._restore(self._first[0])
-        screen = self._frames(codes[-2:])[1] if codes else self._first[1]
+        screen = self._frames(shown)[1] if shown else self._first[1]
         return self._first if self._ale.game_over(with_truncation=False) else (self._state(), screen)
 
     def play(self, ale: np.ndarray, codes: np.ndarray, count: np.ndarray) -> list[np.ndarray]:
@@ -145,7 +151,8 @@ class Console:
     def _frames(self, codes: Sequence[int] | np.ndarray) -> tuple[float, np.ndarray]:
         """Return the reward of frames, until the game is over, and the last screen.
 
-        Of two grey screens the larger values: some games draw an object only in every other frame.
+        Of the last two grey screens the larger values: some games draw an object only in every other frame. A
+        game that is over earlier shows its last screen alone.
         """
         reward, screens = 0.0, []
         for f, code in enumerate(codes):

@@ -27,14 +27,21 @@ def norm(gradient):
     return np.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in jax.tree.leaves(gradient)))
 
 
-def stepped(params, gradient, lr, clip=np.inf):
-    """Adam's first step, written out, after clipping to a global norm."""
+def stepped(params, gradient, lr, clip=np.inf, optimizer=None):
+    """Adam's step, written out, after clipping to a global norm: the first, or that which follows on the
+    state ``optimizer``."""
     factor = min(1.0, clip / norm(gradient))
+    if optimizer is None:
+        count, *moments = 0, *[jax.tree.map(np.zeros_like, gradient)] * 2
+    else:
+        count, *moments = (optax.tree_utils.tree_get(optimizer, name) for name in ("count", "mu", "nu"))
+    unbiased = [1 - decay ** (count + 1) for decay in (0.9, 0.999)]
 
-    def step(p, g):
-        return p - lr * g * factor / (np.abs(g * factor) + 1e-8)
+    def step(p, g, m, v):
+        m, v = 0.9 * m + 0.1 * g * factor, 0.999 * v + 0.001 * (g * factor) ** 2
+        return p - lr * (m / unbiased[0]) / (np.sqrt(v / unbiased[1]) + 1e-8)
 
-    return jax.tree.map(step, *jax.tree.map(np.asarray, (params, gradient)))
+    return jax.tree.map(step, *jax.tree.map(np.asarray, (params, gradient, *moments)))
 
 
 def blend(target, online, rate):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from popjax import tree
 from popjax.agents import sac
@@ -16,7 +17,10 @@ from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.methods import dice
 from popjax.replay.ring import full
-from tests.support import Case, same
+from tests.agents.by_hand import blend, stepped
+from tests.methods import written_out
+from tests.methods.written_out import APART, actor_gradient, learn_critics, learn_temperature
+from tests.support import Case, close, same
 
 SMALL = dice.Config(sac=sac.Config(hidden=(16,)), population=2, batch=12, capacity=200, warmup=20)
 
@@ -33,6 +37,71 @@ def played(count, **numbers):
     for _ in range(count):
         state = step(state)
     return state
+
+
+def test_a_step_written_out(monkeypatch):
+    """The critic of diversity has a soft TD target of its own, paid for the distance from the others' slow
+    copies, and the actor climbs the bisector."""
+    written_out.leave_nothing_to_chance(monkeypatch)
+    config = dice.Config(
+        sac=sac.Config(hidden=(8,)), population=3, batch=15, capacity=90, warmup=48, updates_per_step=1 / 3
+    )
+    method = dice.build(written_out.task(), config)
+    step = jax.jit(method.step)
+    before = jax.jit(method.init)(jax.random.key(0), dice.Hyper(APART))
+    for _ in range(23):
+        before = step(before)
+    after = step(before)
+    # Of steps 0 to 14 every agent in turn contributes five.
+    rows = tree.take(before.replay.rows, 3 * np.arange(15) + np.repeat(np.arange(3), 5))
+    assert set(np.asarray(rows.discount)) == {0, 1}
+    agents = [tree.take(before.agents, i) for i in range(3)]
+
+    @jax.jit
+    def acts(actor):
+        return jnp.tanh(written_out.policy(actor, rows.obs)[0])
+
+    @jax.jit
+    def diversity_gradient(agent, bonus):
+        y = written_out.target(agent.sac, rows, bonus, partial(written_out.value, agent.target_critic))
+
+        def loss(critic):
+            return ((written_out.value(critic, rows.obs, rows.action) - y) ** 2).mean()
+
+        return jax.grad(loss)(agent.critic)
+
+    @jax.jit
+    def climb(agent, critics, critic):
+        task, entropy = actor_gradient(agent, rows.obs, partial(written_out.mean_value, critics))
+        diversity, _ = actor_gradient(agent, rows.obs, partial(written_out.value, critic))
+        return task, diversity, entropy
+
+    for i, agent in enumerate(agents):
+        inner = agent.sac
+        critics, targets = learn_critics(inner, rows)
+        others = [acts(agents[j].slow_actor) for j in range(3) if j != i]
+        bonus = np.mean([((acts(inner.actor) - other) ** 2).mean(-1) for other in others], 0)
+        gradient = diversity_gradient(agent, bonus)
+        critic = stepped(agent.critic, gradient, APART.critic_lr, APART.max_grad_norm, agent.optimizer)
+        task, diversity, entropy = climb(inner, critics, critic)
+        actor = stepped(inner.actor, bisector(task, diversity), APART.actor_lr, 40, inner.actor_optimizer)
+        target, slow = (
+            blend(*pair, APART.polyak) for pair in ((agent.target_critic, critic), (agent.slow_actor, actor))
+        )
+        now = tree.take(after.agents, i)
+        found = now.sac.actor, now.sac.critics, now.sac.target_critics, now.sac.log_temperature
+        close(found, (actor, critics, targets, learn_temperature(inner, entropy)), **written_out.ROUNDING)
+        found = now.critic, now.target_critic, now.slow_actor
+        close(found, (critic, target, slow), **written_out.ROUNDING)
+
+
+def bisector(task, diversity):
+    """Of gradients too short to be clipped."""
+    (g, unravel), (d, _) = ravel_pytree(task), ravel_pytree(diversity)
+    way = g / np.linalg.norm(g) + d / np.linalg.norm(d)
+    way = way / np.linalg.norm(way)
+    lengths = np.linalg.norm(g * way), np.linalg.norm(d * way)
+    return unravel(way * (lengths[0] + min(lengths)) / 2)
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (3, 2)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from popjax.agents import sac
 from popjax.envs import make
 from popjax.methods import sunrise
 from popjax.replay.ring import full
-from tests.support import Case, same
+from tests.agents.by_hand import stepped
+from tests.methods import written_out
+from tests.methods.written_out import APART, actor_gradient, learn_critics, learn_temperature
+from tests.support import Case, close, same
 
 SMALL = sunrise.Config(agent=sac.Config(hidden=(8,)), population=3, batch=12, capacity=200, warmup=10)
 
@@ -31,6 +35,43 @@ def played(count):
     for _ in range(count):
         state = step(state)
     return state
+
+
+def test_a_step_written_out(monkeypatch):
+    """Losses are sums over an agent's own transitions, divided by one more than their number; only the
+    critics' errors count by the trust in their targets."""
+    written_out.leave_nothing_to_chance(monkeypatch)
+    method = sunrise.build(written_out.task(), replace(SMALL, batch=16, warmup=48))
+    step = jax.jit(method.step)
+    before = jax.jit(method.init)(jax.random.key(0), sunrise.Hyper(APART, trust_temperature=2.0))
+    for _ in range(55):
+        before = step(before)
+    after = step(before)
+    rows = tree.take(before.replay.rows, np.arange(0, 48, 3))
+    assert set(np.asarray(rows.discount)) == {0, 1}
+    agents = [tree.take(before.agents, i) for i in range(3)]
+
+    @jax.jit
+    def target_values(agent):
+        action, _ = written_out.sampled(*written_out.policy(agent.actor, rows.next_obs))
+        return written_out.twins(agent.target_critics, rows.next_obs, action)
+
+    @jax.jit
+    def climb(agent, critics, weight):
+        return actor_gradient(agent, rows.obs, partial(written_out.mean_value, critics), weight)
+
+    spread = np.concatenate([target_values(agent) for agent in agents]).std(0)  # of 6 values
+    trust = 1 / (1 + np.exp(2 * spread)) + 0.5
+    assert np.ptp(trust) > 0.1
+    for i, agent in enumerate(agents):
+        own = np.asarray(rows.members[:, i], np.float32)
+        weight = own * 16 / (own.sum() + 1)
+        critics, targets = learn_critics(agent, rows, weight * trust)
+        gradient, entropy = climb(agent, critics, weight)
+        actor = stepped(agent.actor, gradient, APART.actor_lr, APART.max_grad_norm, agent.actor_optimizer)
+        now = tree.take(after.agents, i)
+        found = now.actor, now.critics, now.target_critics, now.log_temperature
+        close(found, (actor, critics, targets, learn_temperature(agent, entropy)), **written_out.ROUNDING)
 
 
 def test_the_worked_example_of_the_weight():

@@ -14,7 +14,8 @@ import pytest
 
 from popjax import cli
 from popjax.agents import a2c
-from popjax.cli import building, grid, parse
+from popjax.cli import building, grid, parse, training
+from popjax.host import recipes
 from popjax.host.errors import Refused
 from popjax.host.runs import configuration
 from popjax.host.runs.options import Options
@@ -199,6 +200,31 @@ def test_presets_are_defaults_that_flags_override() -> None:
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
     assert defaults(pderl.METHOD, kinds, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds", "task", "told"),
+    [
+        (
+            "pderl",
+            {"agent": "ddpg", "drive": "rnd"},
+            "gym/Ant-v4",
+            "--config.elite-fraction 0.2, --config.sync-period 1, --hyper.mutation-std 0.01,"
+            " --env-steps 6000000",
+        ),
+        ("pderl", {"agent": "td3", "drive": "none"}, "gym/Ant-v4", "--env-steps 6000000"),
+        (
+            "ce",
+            {"learner": "dqn", "drive": "collab"},
+            "atari/asterix",
+            "--config.learner dqn, --env-option reward_clip=1, --env-steps 5000000",
+        ),
+    ],
+)
+def test_a_preset_is_told_by_what_it_changes(method, kinds, task, told, capsys) -> None:
+    training._tell_preset(recipes.recipe(method), kinds, task)
+    wanted = f"preset for {task}: {told}; given options override it"
+    assert " ".join(capsys.readouterr().err.split()) == wanted
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,21 @@ def test_bytes_are_not_whitened(agent, config):
         agent.build(spec, config)
 
 
+@pytest.mark.parametrize("initializer", ["orthogonal", "uniform"])
+def test_convolutions_begin_as_the_layers_behind_them(initializer):
+    """Orthogonal with a gain of sqrt(2), or uniform within 1 / sqrt(3 * 3 * 4)."""
+    options = {"discrete": True, "activation": "relu", "initializer": initializer}
+    plain = nets.policy_and_value((10, 10, 4), 3, (8,), **options)
+    for network in (*plain, *nets.recurrent_policy_and_value((10, 10, 4), 3, (8,), 4, **options)):
+        params = network.init(jax.random.key(0))
+        kernels = [x for x in jax.tree.leaves(params) if x.shape == (36, 16)]
+        assert len(kernels) == 1
+        if initializer == "orthogonal":
+            np.testing.assert_allclose(kernels[0].T @ kernels[0], 2 * np.eye(16), atol=1e-5)
+        else:
+            assert 0.97 / 6 < float(jnp.abs(kernels[0]).max()) <= 1 / 6
+
+
 def test_glorot_counts_the_places_of_a_kernel():
     """fan in 3 * 3 * 4, fan out 3 * 3 * 16; a linear layer has the plain ones."""
     kernel = Conv(16, 3).init(jax.random.key(0), jnp.zeros((10, 10, 4)))["params"]["Dense_0"]["linear"][

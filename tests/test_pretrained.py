@@ -179,21 +179,25 @@ def test_help_and_near_misses_know_of_it(capsys):
 def test_the_best_seed_of_a_run_whose_last_line_is_torn(tmp_path):
     rows = [{"seed": seed, "return": value} for seed, value in ((3, 1.0), (4, 5.0), (3, 2.0), (4, 1.5))]
     (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"seed": 4, "ret')
-    assert pretrained._best_seed(tmp_path, 3) == 3
-    assert pretrained._best_seed(tmp_path / "nowhere", 3) == 3
+    assert pretrained._best_seed(tmp_path, [3, 4]) == 3
+    assert pretrained._best_seed(tmp_path / "nowhere", [3, 4]) == 3
 
 
 def test_failed_seeds_and_returns_that_are_no_number_are_not_the_best(tmp_path):
     rows = [{"seed": seed, "return": value} for seed, value in ((1, 9.0), (2, None), (3, "-inf"), (4, -5.0))]
     (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert pretrained._best_seed(tmp_path, 1) == 1
-    status = {1: "failed", 2: "finished", 3: "finished", 4: "finished"}
-    members = [{"seed": seed, "status": value} for seed, value in status.items()]
-    (tmp_path / "summary.json").write_text(json.dumps({"members": members}))
-    assert pretrained._best_seed(tmp_path, 1) == 4
-    failed = [{"seed": seed, "status": "failed"} for seed in status]
-    (tmp_path / "summary.json").write_text(json.dumps({"members": failed}))
-    assert pretrained._best_seed(tmp_path, 1) == 1, "all failed"
+
+    def best(*failed):
+        status = {seed: "failed" if seed in failed else "finished" for seed in seeds}
+        members = [{"seed": seed, "status": value} for seed, value in status.items()]
+        (tmp_path / "summary.json").write_text(json.dumps({"members": members}))
+        return pretrained._best_seed(tmp_path, seeds)
+
+    seeds = [1, 2, 3, 4, 5]  # the last was never evaluated
+    assert pretrained._best_seed(tmp_path, seeds) == best() == 1
+    assert best(1) == 4
+    assert best(1, 2, 3, 4) == 5
+    assert best(*seeds) == 1
 
 
 def test_options_are_taken_out_of_the_command_line():

@@ -112,6 +112,8 @@ def test_a_dry_run_lists_what_would_be_trained(
         needed = [words[i + 1].rpartition(":")[0] or words[i + 1] for i, w in enumerate(words) if w in USES]
         assert set(needed) <= set(begun)  # what a run needs comes before it
         begun.append(words[words.index("--run-dir") + 1])
+        if any(place.endswith("-at-0.5") for place in needed):  # other fractions need other runs
+            assert begun[-1].endswith("-at-0.5")
     assert len(set(begun)) == len(begun)
     assert not list(tmp_path.iterdir())
 

@@ -95,8 +95,9 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """policy_loss, value_loss: of the last steps; kl: divergence from the policy that played, nats; entropy,
-    nats; policy_steps: gradient steps of the policy, as a float; [] each."""
+    """policy_loss, value_loss: of the last steps, with "clipped" weighted as the gradient; kl: divergence
+    from the policy that played, nats; entropy, nats; policy_steps: gradient steps of the policy, as a
+    float; [] each."""
 
     policy_loss: Array
     value_loss: Array
@@ -232,7 +233,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
                 error = jnp.square(now - returns)
                 if config.value_target == "clipped":
                     near = before + jnp.clip(now - before, -hyper.clip, hyper.clip)
-                    # Half the square, weighted by a half: it matters where the gradient is clipped.
+                    # PPO2 weighs half the square by a half, which counts where gradients are clipped.
                     error = 0.25 * jnp.maximum(error, jnp.square(near - returns))
                 return error.mean(where=valid), None
 

@@ -156,7 +156,7 @@ def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pre
     seeds = [member.seed for member in sweep.of_config(run.saved)]
     if len(set(seeds)) < len(seeds):
         raise Refused(f"{path} is a sweep over numbers; build on a run of one setting")
-    seed = _best_seed(path, seeds[0]) if seed is None else seed
+    seed = _best_seed(path, seeds) if seed is None else seed
     if seed not in seeds:
         raise Refused(f"{path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed}")
     place = seeds.index(seed)
@@ -224,17 +224,16 @@ def split(argument: str) -> tuple[Path, int | None]:
     return paths.path(argument), None
 
 
-def _best_seed(path: Path, first: int) -> int:
-    """Return the seed with the highest last evaluation among those that did not fail, if any; ``first`` if
-    none was evaluated."""
-    last: dict[int, float] = {}
-    records, summary = rundir.RunDirectory(path).evaluations, rundir.RunDirectory(path).summary
-    for line in records.read_text().splitlines() if records.exists() else ():
+def _best_seed(path: Path, seeds: Sequence[int]) -> int:
+    """Return the seed with the highest last evaluation among those of ``seeds`` that did not fail, or among
+    all if all failed; the first where none was evaluated."""
+    last = dict.fromkeys(seeds, -math.inf)
+    files = rundir.RunDirectory(path)
+    for line in files.evaluations.read_text().splitlines() if files.evaluations.exists() else ():
         with contextlib.suppress(ValueError):  # the last line of a process that was killed
             row = json.loads(line)
             # null stands for NaN
             last[row["seed"]] = -math.inf if row["return"] is None else float(row["return"])
-    members = json.loads(summary.read_text())["members"] if summary.exists() else []
+    members = json.loads(files.summary.read_text())["members"] if files.summary.exists() else []
     failed = {row["seed"] for row in members if row["status"] in rundir.FAILED}
-    sound = [seed for seed in last if seed not in failed] or list(last)
-    return max(sound, key=lambda seed: last[seed]) if sound else first
+    return max([seed for seed in seeds if seed not in failed] or seeds, key=lambda seed: last[seed])

@@ -149,21 +149,27 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
 
 
 def _tell_preset(recipe: Recipe, kinds: Mapping[str, str], task: str | None) -> None:
-    """Print the changes that a method's preset for a task makes to the defaults of these kinds of agents, if
-    there is one."""
-    from popjax.recipe import defaults
+    """Print what a method's preset for a task changes, if there is one: the kinds of agents that it chooses,
+    and constants of these ``kinds`` that are not their defaults."""
+    from popjax.recipe import defaults, kinds_of
 
-    if task and (preset := recipe.preset(task)):
-        changed = [
-            f"{name.replace('_', '-')} {value}"
-            for option, ours, plain in zip(
-                ("config", "hyper"), defaults(recipe, kinds, task), defaults(recipe, kinds), strict=True
-            )
-            for name, value in _changes(option, asdict(ours), asdict(plain))
+    if not task or not (preset := recipe.preset(task)):
+        return
+    plain = kinds_of(recipe, recipe.config())
+    changed = [
+        f"--config.{field} {kind}"
+        for field, kind in kinds_of(recipe, preset.config).items()
+        if kind == kinds[field] != plain[field]
+    ]
+    for option, *values in zip(
+        ("config", "hyper"), defaults(recipe, kinds, task), defaults(recipe, kinds), strict=True
+    ):
+        changed += [
+            f"--{name.replace('_', '-')} {value}" for name, value in _changes(option, *map(asdict, values))
         ]
-        changed += [f"--env-option {name}={value}" for name, value in preset.env_options.items()]
-        what = ", ".join(changed) or "the defaults"
-        complain(f"preset for {task}: {what}; --config, --hyper and --env-option override it")
+    changed += [f"--env-option {name}={value}" for name, value in preset.env_options.items()]
+    told = ", ".join([*changed, f"--env-steps {preset.env_steps}"])
+    complain(f"preset for {task}: {told}; given options override it")
 
 
 def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
@@ -171,7 +177,7 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(ours, dict) and isinstance(plain, dict):
         for key in ours:
             yield from _changes(f"{name}.{key}", ours[key], plain.get(key))
-    elif ours != plain:
+    elif str(ours) != str(plain):  # a number may be an array
         yield name, ours
 
 

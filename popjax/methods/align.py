@@ -55,7 +55,7 @@ class Config:
     batch: int = 160  # pairs of logits per gradient step
     capacity: int = 100_000  # pairs that are kept
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
-    align_kl: Direction = "code"  # KL(aligned || expert), or the reverse
+    align_kl: Direction = "code"  # KL(aligned || expert), or the reverse, both at temperature 1
     # teachers see observations with other channels or components padded with zeros or cropped
     pad_observations: bool = False
 

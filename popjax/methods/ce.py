@@ -88,7 +88,7 @@ def default_config(
 
     The paper gives no constants for its agents on Atari (section D.7). Here these are two, as from pixels;
     the rest are those of DQN alone, with one gradient step for every four environment steps of all agents,
-    but for a shorter warm-up.
+    but for a shorter warm-up and, in ``default_hyper``, exploration.
     """
     if isinstance(learner, drq.Config):
         if isinstance(drive, contrastive.Config | rnd.Config) and drive.torso == "auto":

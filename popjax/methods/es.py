@@ -200,7 +200,8 @@ def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:
             return nets.categorical_actor(inputs, spec.action_dim, hidden, gain=1.0)
         return nets.tanh_actor(inputs, spec.action_dim, hidden, activation="tanh")
 
-    return images.behind_convolutions(spec.obs_shape, make)
+    initializer = "orthogonal" if spec.discrete else "uniform_fan_in"  # of the layers behind, too
+    return images.behind_convolutions(spec.obs_shape, make, initializer=initializer)
 
 
 def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:

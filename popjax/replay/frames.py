@@ -92,7 +92,7 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
         )
 
     small = row.obs.nbytes // depth <= SMALL
-    size = slots(capacity, lanes, depth + 2 * in_flight, small=small)
+    size = slots(capacity, lanes, 2 * (depth + in_flight), small=small)
     period = 2**30 // size * size  # after which numbers begin anew: 32 bits hold them however long a run is
 
     def newest(obs: Array) -> Array:

@@ -328,9 +328,10 @@ def test_rewards_are_divided_by_the_deviation_of_their_discounted_sums(key):
 
 def test_the_first_step_of_a_clipped_value_by_hand(key):
     """Every row's target is the lambda-return; a value that has gone further than the clip, to where that
-    tells against it, has no gradient."""
+    tells against it, has no gradient. The gradient of a quarter of the square is clipped; Adam's moments
+    show its scale."""
     config = ppo.Config(hidden=(8,), policy_epochs=1, value_epochs=2, value_target="clipped")
-    hyper = as_arrays(ppo.Hyper(trace_decay=0.5, value_lr=0.05, clip=0.01))
+    hyper = as_arrays(ppo.Hyper(trace_decay=0.5, value_lr=0.05, clip=0.01, max_grad_norm=0.2))
     agent, state, rows = played(config, hyper, key)
     rows = replace(rows, discount=0.9 + rows.discount, done=jnp.zeros_like(rows.done))
     after, losses = jax.jit(agent.learn)(state, rows, hyper, key)
@@ -340,15 +341,21 @@ def test_the_first_step_of_a_clipped_value_by_hand(key):
     def loss(params):
         now = agent.critic.apply(params, rows.obs)
         cut = jnp.clip(now, before - 0.01, before + 0.01)
-        return jnp.maximum((now - before - advantages) ** 2, (cut - before - advantages) ** 2).mean()
+        return 0.25 * jnp.maximum((now - before - advantages) ** 2, (cut - before - advantages) ** 2).mean()
 
-    adam, params = optax.adam(0.05), state.value
+    adam, params, norms = optax.adam(0.05), state.value, []
     moments = adam.init(params)
     for _ in range(2):
         last, gradient = jax.value_and_grad(loss)(params)
+        norms.append(float(optax.global_norm(gradient)))
+        gradient = jax.tree.map(lambda g: g * min(1.0, 0.2 / norms[-1]), gradient)
         updates, moments = adam.update(gradient, moments)
         params = optax.apply_updates(params, updates)
+    print(norms)
     close(after.value, params, rtol=1e-3, atol=1e-5)
+    for name in ("mu", "nu"):
+        found, wanted = (optax.tree_utils.tree_get(x, name) for x in (after.value_optimizer, moments))
+        close(found, wanted, rtol=1e-3, atol=1e-7)
     assert float(losses.value_loss) == pytest.approx(float(last), rel=1e-4)
 
 

@@ -170,6 +170,7 @@ def test_the_best_skill_is_the_one_whose_latest_episode_returned_most(key):
 
 
 def test_of_episodes_of_a_skill_that_end_at_once_the_last_lane_counts(key):
+    """On every device; scatters to one place happen to have this order on a CPU."""
     obs = with_skill(jnp.zeros((1, 4, D)), jnp.array([[1, 1, 1, 2]]), SKILLS)
     rewards, ends = jnp.array([[5.0, 7, 6, 8]]), jnp.array([[True, True, True, False]])
     state = MODULE.observe(

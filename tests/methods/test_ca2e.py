@@ -129,6 +129,7 @@ def test_a_prior_actor_retires_for_good_after_its_episode():
     retired = int(jnp.argmax(at == 80))
     assert int(on_host(states.env_steps)[retired]) == 80
     assert (states.retirement.successes[:, 0] == np.clip((np.arange(60) + 1) // 5 - 1, 0, 3)).all()
+    assert (states.metrics.compared == np.where(np.arange(60) < 9, 0, 5)).all()
     # Step 20 ended an episode, before the check: the next one, to step 25, is the prior policy's still.
     guided = states.guided[:, 2, 0]
     assert list(guided) == [True] * 24 + [False] * 36
@@ -152,6 +153,14 @@ def test_greedy_episodes_stand_for_the_return():
     assert ca2e.default_config().return_source == "greedy"
     states = played("probe/endless", 20, baseline=4.0, return_source="greedy")
     assert (states.metrics.retired_at[-1] == 60).all()  # no waiting for episodes to finish
+
+
+@pytest.mark.slow
+def test_nothing_is_compared_once_all_prior_actors_are_retired():
+    states = played("probe/action", 40, baseline=-1e9, return_source="greedy", checks=1)
+    assert (states.metrics.retired_at[4:] == 20).all()
+    assert len(set(np.asarray(states.metrics.compared[4:]))) == 1
+    assert states.metrics.gradient_steps[-1] > 0  # so that the learner's return changes
 
 
 @pytest.mark.slow

@@ -384,7 +384,7 @@ CASES = {
 }
 
 
-def test_agents_of_dqn_begin_with_the_numbers_of_dqn_alone():
+def test_agents_of_dqn_begin_with_the_numbers_of_atari():
     config = ce.default_config(ce.METHOD.agents["learner"]["dqn"])
     hyper = ce.default_hyper(config)
     assert (config.population, config.batch, config.warmup) == (2, 32, 20_000)

@@ -99,7 +99,7 @@ class Console:
         """Return the state and the screen after the frames ``waited`` and ``begun`` of a new game.
 
         As in Baselines and Gymnasium, frames of waiting show the last of them; those that begin a life are
-        steps, which show the larger of two.
+        steps in Baselines, which show the larger of two.
         """
         self._restore(self._first[0])
         shown = begun[-2:] or waited[-1:]

@@ -77,9 +77,8 @@ class Hyper:
     lr: Number = number(1e-4)  # Adam's rate for the task's own rewards
     distil_lr: Number = number(1e-4)  # learning rate of distillation, which has its own Adam
     align_lr: Number = number(1e-4)  # learning rate of the alignment networks
-    temperature: Number = number(
-        1.0, low=1e-6
-    )  # tau, by which a teacher's logits are divided; with align_kl paper the student's for alignment, too
+    # tau, by which a teacher's logits are divided and, with align_kl paper, the student's for alignment
+    temperature: Number = number(1.0, low=1e-6)
     align_from: Number = number(0.15)  # T1, when alignment networks begin to train
     distil_from: Number = number(0.2)  # T2, when distillation begins
     distil_until: Number = number(0.75)  # when both end

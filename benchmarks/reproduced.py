@@ -91,7 +91,7 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     for task in dict.fromkeys(cell.task for cell, _ in found):
         groups = [group for cell, group in found if cell.task == task]
         for kind, by_time in (("", False), ("-time", True)):
-            timed = [g for g in groups if not by_time or all(c.seconds is not None for c in g.curves)]
+            timed = [g for g in groups if not by_time or g.timed]
             if timed:
                 figures.append(f"{name}-{task}{kind}.png")
                 charts.learning_curves(task, timed, look, by_time).savefig(out / figures[-1])

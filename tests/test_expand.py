@@ -119,6 +119,17 @@ def points(*argv: str) -> list[Any]:
     return [dict(member.numbers) for member in sweep.grid(0, 1, parse.swept_numbers(texts))]
 
 
+def test_random_points_are_distinct_within_their_bounds_and_begin_those_of_more_samples() -> None:
+    """To five digits, 50 points of this interval were not distinct; more points of two names were others."""
+    argv = ["--sweep", "hyper.a=uniform(0.99,0.999)", "--sweep", "hyper.b=uniform(0,1)", "--samples"]
+    few, many = points(*argv, "50"), points(*argv, "60")
+    assert many[:50] == few
+    values = [point["hyper.a"] for point in many]
+    assert len(set(values)) == 60
+    assert min(values) >= 0.99
+    assert max(values) <= 0.999
+
+
 def test_random_search() -> None:
     argv = [
         "--sweep",

@@ -50,6 +50,20 @@ def test_on_policy_agents_have_the_dense_layers_of_their_convolutions():
         assert len(jax.tree.leaves(jax.eval_shape(linear.actor.init, jax.random.key(0)))) == 2
 
 
+def test_on_policy_agents_rectify_behind_the_convolutions_of_atari(key):
+    for agent in (a2c, ppo):
+        for shape, chosen in (((36, 36, 4), "relu"), ((10, 10, 4), "tanh"), ((3,), "tanh")):
+            spec, obs = Spec("none", shape, 6, 1, discrete=True), jax.random.normal(key, (5, *shape))
+            found, wanted = (
+                agent.build(spec, agent.Config(hidden=(8,), activation=activation)).critic
+                for activation in (None, chosen)
+            )
+            params = found.init(key)
+            np.testing.assert_array_equal(found.apply(params, obs), wanted.apply(params, obs))
+        other = agent.build(spec, agent.Config(hidden=(8,), activation="relu")).critic
+        assert (found.apply(params, obs) != other.apply(params, obs)).any()
+
+
 @pytest.mark.parametrize(
     ("agent", "config"), [(ppo, ppo.Config(normalize_obs=True)), (dqn, dqn.Config(normalize_obs=True))]
 )

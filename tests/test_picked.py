@@ -75,6 +75,9 @@ def test_sampled_actions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     greedy, sampled = evaluated(run, capsys), evaluated(run, capsys, "--stochastic")
     assert not np.allclose(greedy["seeds"][0]["returns"], sampled["seeds"][0]["returns"])
     assert evaluated(run, capsys, "--stochastic") == sampled
+    for option, value in (("--in", "gymnasium"), ("--video", "film.gif")):
+        told = refused(run, capsys, "--stochastic", option, value)
+        assert f"{option} shows policies that act greedily" in told
 
 
 def test_other_options_of_the_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

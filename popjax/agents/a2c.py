@@ -51,7 +51,8 @@ class Config:
     """Shapes of the networks."""
 
     hidden: tuple[int, ...] | None = None  # units; None: 64 64, or 512 after Atari's convolutions
-    activation: Literal["relu", "tanh"] = "tanh"  # of the hidden layers
+    # of the hidden layers; None: tanh, or relu after Atari's convolutions
+    activation: Literal["relu", "tanh"] | None = None
     initializer: nets.Initializer = "orthogonal"  # of policy and value networks
     squash: bool = False  # whether continuous actions are tanh of a Gaussian's, else they are clipped
     lstm: int = 0  # units of an LSTM behind the hidden layers of policy and value network; 0: none

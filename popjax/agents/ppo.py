@@ -2,11 +2,13 @@
 
 Policy and value have networks and optimizers of their own, and every rollout is learned from in two phases:
 the policy until it has moved too far in divergence, then the value. This is the form of OpenAI's Spinning Up
-(2020), whose constants are the defaults; with ``minibatches``, ``entropy_weight``, ``max_grad_norm``,
-``normalize_obs``, ``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's
-Baselines, with four exceptions: policy and value take turns and their gradients are clipped separately; the
-discounted sums of rewards restart with every rollout; a time limit is not treated as the end of the task; and
-Adam adds 1e-8 to the root of the second moment, whereas that program adds 1e-5.
+(2020), whose constants are the defaults; with ``minibatches``, ``normalize_advantage="minibatch"``,
+``entropy_weight``, ``max_grad_norm``, ``target_kl=inf``, ``log_std=0``, ``normalize_obs``,
+``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's Baselines, with
+five exceptions: policy and value take turns and their gradients are clipped separately; statistics of
+observations move after each rollout, and those that divide rewards include their own rollout, whose
+discounted sums restart; a time limit is not treated as the end of the task; Adam adds 1e-8 to the root of the
+second moment, whereas that program adds 1e-5; and policy and value share no layers.
 
 Differs from Spinning Up: initialization is orthogonal or, with ``initializer`` "uniform", has zero biases in
 the hidden layers and in all of the value network, as in CSPC, which follows the form of 2018; in 2020 all
@@ -42,7 +44,8 @@ class Config:
     """Networks, and passes over a rollout."""
 
     hidden: tuple[int, ...] | None = None  # units; None: 64 64, or 512 after Atari's convolutions
-    activation: Literal["relu", "tanh"] = "tanh"  # of the hidden layers
+    # of the hidden layers; None: tanh, or relu after Atari's convolutions
+    activation: Literal["relu", "tanh"] | None = None
     initializer: nets.Initializer = "orthogonal"  # of policy and value networks
     log_std: float = -0.5  # initial log standard deviation of a Gaussian policy
     # continuous actions are tanh of a Gaussian's; else they are clipped for the environment

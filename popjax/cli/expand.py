@@ -119,6 +119,8 @@ def drawn(argv: Sequence[str]) -> list[str]:
     Raises:
         Fault: there are points without a distribution, the other way round, or its bounds are out of order.
     """
+    from popjax.host.scaling.sweep import spell
+
     count, rest = peel(argv, "--samples")
     texts, rest = peel_all(rest, "--sweep")
     random = {
@@ -135,9 +137,13 @@ def drawn(argv: Sequence[str]) -> list[str]:
     count = count or str(_SAMPLES)
     if not count.isdigit() or int(count) < 1:
         raise Fault(f"--samples must be a whole number of at least 1, got {count!r}")
-    generator = np.random.default_rng(_number(peel(rest, "--seed")[0] or "0"))
-    columns = [_draws(name, match, int(count), generator) for name, match in random.items()]
-    points = ",".join(":".join(f"{value:.5g}" for value in row) for row in zip(*columns, strict=True))
+    seed = _number(peel(rest, "--seed")[0] or "0")
+    # One generator for each name: further points follow on those of a smaller --samples.
+    columns = [
+        _draws(name, match, int(count), np.random.default_rng([seed, place]))
+        for place, (name, match) in enumerate(random.items())
+    ]
+    points = ",".join(":".join(map(spell, row)) for row in zip(*columns, strict=True))
     return [*rest, *written, "--sweep", f"{','.join(random)}={points}"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ def evaluate(argv: list[str]) -> None:
     from popjax.host.scaling import sweep
     from popjax.host.training import evaluate as evaluate_state
 
+    if arguments.stochastic and (arguments.in_ or arguments.video):
+        option = "--in" if arguments.in_ else "--video"
+        raise parse.Fault(f"{option} shows policies that act greedily: leave out --stochastic")
     root = paths.path(arguments.run_dir)
     run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
     run = under(alone(run, arguments.individual), arguments.env_option)
@@ -64,11 +68,15 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _options(run: Loaded) -> dict[str, Any]:
-    """Return the options with which the suite's task is seen; none if a user's function made the
-    environment."""
+    """Return the options with which the suite's task is seen, also if a user's function made it; none if the
+    environment is the user's own."""
+    from popjax import envs
     from popjax.envs import wrappers
 
-    return wrappers.seen(run.saved["env_options"]) if run.saved["env"] == run.env.spec.name else {}
+    if run.saved["env"] == run.env.spec.name:
+        return wrappers.seen(run.saved["env_options"])
+    made = envs.origin(run.env)
+    return wrappers.seen(json.loads(made.options)) if made and made.name == run.env.spec.name else {}
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:
@@ -77,7 +85,8 @@ def _refuse_wrapped(run: Loaded, option: str) -> None:
     from popjax.cli.parse import Fault
     from popjax.envs import wrappers
 
-    if names := sorted(wrappers.OPTIONS.keys() & wrappers.seen(run.saved["env_options"]).keys()):
+    changed = {**wrappers.seen(run.saved["env_options"]), **_options(run)}
+    if names := sorted(wrappers.OPTIONS.keys() & changed.keys()):
         raise Fault(f"{option} plays the task without the run's {', '.join(names)}: leave out {option}")
 
 

@@ -45,12 +45,29 @@ def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
         if not value > 0 and name != "reward_scale":
             raise ValueError(f"{env.spec.name}: option {name} must be above 0, got {value}")
     if given.get("action_repeat", 1) > 1:
-        env = repeated(env, given["action_repeat"])
+        env = repeated(_limited(env), given["action_repeat"])
     if given.get("frame_stack", 1) > 1:
         env = stacked(env, given["frame_stack"])
     if "reward_scale" in given or "reward_clip" in given:
         env = rewarded(env, given.get("reward_scale", 1.0), given.get("reward_clip", jnp.inf))
     return env
+
+
+def _limited(env: Env) -> Env:
+    """Return ``env`` truncated at the time limit also where it leaves that to its Spec: a repeated action may
+    reach it."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        state, obs = env.reset(key)
+        return (state, jnp.int32(0)), obs
+
+    def step(carry: tuple[PyTree, Array], action: Array) -> tuple[PyTree, Timestep]:
+        state, timestep = env.step(carry[0], action)
+        steps = carry[1] + 1
+        truncated = timestep.truncated | (steps >= env.spec.episode_length)
+        return (state, steps), replace(timestep, truncated=truncated)
+
+    return env._replace(reset=reset, step=step, scored=env.scored and _limited(env.scored))
 
 
 def repeated(env: Env, times: int) -> Env:
@@ -76,6 +93,7 @@ def repeated(env: Env, times: int) -> Env:
 
     return env._replace(
         step=step,
+        scored=env.scored and repeated(env.scored, times),
         spec=spec._replace(
             episode_length=-(-spec.episode_length // times),
             dt=None if spec.dt is None else spec.dt * times,
@@ -105,14 +123,20 @@ def stacked(env: Env, count: int) -> Env:
         frames = tree.where(jnp.asarray(timestep.cut), tree.repeat(timestep.obs, count), followed)
         return (state, frames), replace(timestep, obs=joined(frames), next_obs=joined(followed))
 
-    return env._replace(reset=reset, step=step, spec=spec._replace(obs_shape=shape, stack=count))
+    return env._replace(
+        reset=reset,
+        step=step,
+        spec=spec._replace(obs_shape=shape, stack=count),
+        scored=env.scored and stacked(env.scored, count),
+    )
 
 
 def rewarded(env: Env, scale: float, clip: float) -> Env:
-    """Return ``env`` with rewards times ``scale``, cut to [-clip, clip]; it is scored by its own."""
+    """Return ``env`` with rewards times ``scale``, cut to [-clip, clip]; it is scored by the task's own."""
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
         state, timestep = env.step(state, action)
         return state, replace(timestep, reward=jnp.clip(timestep.reward * scale, -clip, clip))
 
-    return env._replace(step=step, spec=env.spec._replace(highest_return=None), scored=env)
+    spec = env.spec._replace(highest_return=None)
+    return env._replace(step=step, spec=spec, scored=env.scored or env)

@@ -162,7 +162,7 @@ def explore(
     grow: Array | float,
 ) -> Any:
     """Return ``hyper`` with the numbers of the individuals ``which`` bool [P] explored: each is redrawn with
-    probability ``resample``, else perturbed. Jaderberg et al., 2017, section 4."""
+    probability ``resample``, else perturbed: the two ways of Jaderberg et al., 2017, section 4."""
     found = {}
     for place, prior in enumerate(priors):
         key_new, key_draw, key_up = jax.random.split(jax.random.fold_in(key, place), 3)

@@ -42,11 +42,14 @@ class Random:
 
 @dataclass(frozen=True)
 class Halving:
-    """Successive halving on a fixed number of lanes, at the ready points 1, ``factor``, ``factor``^2, ...
-    Jamieson & Talwalkar, AISTATS 2016. Slots of stopped individuals are reused, so nothing is recompiled.
-    There is no exploration: clones keep the numbers of the survivor."""
+    """Successive halving on a fixed number of lanes. Jamieson & Talwalkar, AISTATS 2016.
 
-    factor: int = 2  # one individual in ``factor`` continues
+    Decisions are at the ready points 1, ``factor``, ``factor``^2, ..., as in Hyperband (Li et al., 2018).
+    Slots of stopped individuals are reused, so nothing is recompiled. There is no exploration: clones keep
+    the numbers of the survivor.
+    """
+
+    factor: int = 2  # one line in ``factor`` continues, judged by its best individual
     freed: Literal["clones", "fresh"] = "clones"
     """replacements of the stopped ones: clones of the others, until one line is left, or newcomers, which are
     compared only with individuals of their own age"""
@@ -91,6 +94,7 @@ class Standing(NamedTuple):
     valid:   bool [P, M] whether such an episode has been played.
     ready:   int32 [] number of the ready point, from 1.
     age:     int32 [P] ready points since each individual's line began, this one included.
+    line:    int32 [P] slot in which the line of each individual began.
     """
 
     fitness: Array
@@ -98,6 +102,7 @@ class Standing(NamedTuple):
     valid: Array
     ready: Array
     age: Array
+    line: Array
 
 
 class Decision(NamedTuple):
@@ -158,8 +163,8 @@ def least_length(config: AnyConfig, population: int) -> tuple[int, str]:
 
 def usual_length(config: AnyConfig, population: int) -> int:
     """Return the number of ready points of a usual search: 50; of halving, one for each individual, so that
-    the last survivor trains as long after the last decision as before; of MF-PBT, as many as let its slowest
-    subpopulation evolve twice."""
+    with a factor of 2 the last line trains as long after the last decision as before; of MF-PBT, as many as
+    let its slowest subpopulation evolve twice."""
     if isinstance(config, Halving):
         return population
     if isinstance(config, MultipleFrequencies):
@@ -253,13 +258,17 @@ def _halving(config: Halving, population: int) -> Decide:
     own = jnp.arange(population)
 
     def clones(key: Key, now: Standing, significance: Array | float) -> Decision:
-        """Fill all lanes with as many clones of each survivor."""
+        """Fill all lanes with as many clones of the best individual of each line that continues."""
         rung = (milestones < now.ready).sum() + 1
-        left = jnp.maximum(population // config.factor ** jnp.minimum(rung, rungs), 1)
         rank = ranks(now.fitness, jax.random.uniform(key, (population,)))
-        survivor = jnp.argsort(rank)[rank % left]
+        best = jnp.full(population, population).at[now.line].min(rank)  # [P] of each line; P: it has ended
+        ahead = jnp.argsort(rank)[jnp.sort(best)]  # [P] the best of each line, the best line first
+        left = jnp.maximum(population // config.factor ** jnp.minimum(rung, rungs), 1)
+        left = jnp.minimum(left, (best < population).sum())
+        stays = (best[now.line] == rank) & ((best < rank[:, None]).sum(1) < left)
+        survivor = ahead[(~stays & (rank < rank[:, None])).sum(1) % left]  # in turn, by rank
         due = (milestones == now.ready).any() & (rung <= rungs)
-        decision = copies(jnp.where(due & (rank >= left), survivor, own))
+        decision = copies(jnp.where(due & ~stays, survivor, own))
         return decision._replace(explore=jnp.zeros_like(due, shape=population))
 
     def fresh(key: Key, now: Standing, significance: Array | float) -> Decision:

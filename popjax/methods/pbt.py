@@ -12,8 +12,10 @@ A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent
 drive are copied with it; the unfinished episode is not counted. An agent that has diverged is the worst; the
 agent that replaces it takes over lanes and replay, too.
 
-Differs from the paper: all agents are ready at once. A number near the end of its range, such as a discount,
-is explored by its distance to that end. A newcomer of halving learns from its slot's replay.
+Differs from the paper: all agents are ready at once. A number is perturbed or redrawn, with probability
+``hyper.search.resample``, where the paper does one or the other, and stays within its prior's bounds; one
+near the end of its range, such as a discount, is explored by its distance to that end. A newcomer of halving
+learns from its slot's replay.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from jax import Array
 from popjax import agents, tree
 from popjax.core import Env, Key, Method, Params, PyTree, Schedule, as_arrays, chain
 from popjax.evolution import priors, search
+from popjax.evolution.ranking import comparable
 from popjax.evolution.search import Decision, Standing
 from popjax.methods.pbt_config import (
     LAYERS,
@@ -60,7 +63,7 @@ from popjax.recipe import Recipe, recorded
 
 START, TURN = 0x50425401, 0x50425402
 """Folded into keys for draws of the search, so that agents draw as they do without one."""
-CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "intervene")
+CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "line", "intervene")
 """Fields that a ready point changes, beside replays and drives of each agent's own."""
 
 
@@ -106,7 +109,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         table = lineage.begin(values(hyper), config.rounds + 1)
         born = jnp.zeros(population, jnp.int32)
         nothing = jnp.full(2, -1, jnp.int32)
-        state: State = kind(**fields, metrics=metrics, lineage=table, intervene=nothing, born=born)
+        mine: dict[str, Array] = {"intervene": nothing, "born": born, "line": own}
+        state: State = kind(**fields, metrics=metrics, lineage=table, **mine)
         return state
 
     def named(hyper: PyTree) -> dict[str, Array]:
@@ -129,7 +133,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
 
     def judged(s: State) -> Standing:
         """Return the standing of all agents by their episodes in training."""
-        return Standing(*judging.by_training(s.lanes), s.lineage.count, s.lineage.count - s.born)
+        now = s.lineage.count
+        return Standing(*judging.by_training(s.lanes), now, now - s.born, s.line)
 
     def scored(s: State, key: Key) -> Standing:
         """Return the standing of all agents by greedy episodes, which do not count as training."""
@@ -167,7 +172,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         lost = ~tree.finite(s.agents)
         if base.hand_over:
             lost |= tree.nan(s.drive)
-        standing = standing._replace(fitness=jnp.where(lost, -jnp.inf, standing.fitness))
+        standing = standing._replace(fitness=comparable(jnp.where(lost, -jnp.inf, standing.fitness)))
         if again is None:
             decision = decide(key_decide, standing, s.hyper.search.significance)
             explores = search.explores(config.search)
@@ -189,7 +194,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         """Give each slot the agent that it takes over with its belongings, such as returns and drive; slots
         that are ``lost`` bool [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
-        taken, recent, born = tree.take((s.agents, s.lanes.account.recent, s.born), decision.source)
+        belongings = s.agents, s.lanes.account.recent, s.born, s.line
+        taken, recent, born, line = tree.take(belongings, decision.source)
         if env.spec.stack > 1:  # rows refer to the lanes' frames, which stay valid when an agent diverges
             lost = jnp.zeros_like(lost)
         amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that another began
@@ -203,13 +209,14 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
             handed = jnp.where((lost | copying) & at_ready_point(s), lender, own)
             moved = jnp.where(tree.any_lane((handed != own).any()), 1, 0)
             s = replace(s, replay=exchange.copy_replays(s.replay, handed, moved))
-        return replace(s, agents=taken, lanes=lanes, born=born)
+        return replace(s, agents=taken, lanes=lanes, born=born, line=line)
 
     def begun_anew(s: State, fresh: Array, hyper: PyTree, key: Key) -> State:
         """Put newcomers into the slots that are ``fresh`` [P]."""
         anew = jax.vmap(agent.init, (0, tree.axes(hyper)))(jax.random.split(key, population), hyper)
         born = jnp.where(fresh, s.lineage.count, s.born)
-        return replace(s, agents=tree.where(fresh, anew, s.agents), born=born)
+        agents_now, line = tree.where(fresh, anew, s.agents), jnp.where(fresh, own, s.line)
+        return replace(s, agents=agents_now, born=born, line=line)
 
     def numbers_after(hyper: PyTree, decision: Decision, key_explore: Key, key_prior: Key) -> PyTree:
         """Return the numbers with which the agents continue."""

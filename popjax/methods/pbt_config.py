@@ -44,10 +44,12 @@ class Search:
     # 50 intervals, with halving as many as agents, with mf twice the largest of its frequencies
     interval: int = 10_000
     explore: bool = True  # whether copies explore; else they keep the numbers that they take over
-    episodes: int = 10  # last episodes of an agent in training whose mean return is its fitness
+    # last episodes of an agent in training whose mean return is its fitness, equally many of each lane,
+    # rounded up
+    episodes: int = 10
     # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
     scoring: int = 0
-    rounds: int = 1_000  # ready points that the State has room for
+    rounds: int = 1_000  # ready points that the State has room for, the beginning included
 
     def __post_init__(self) -> None:
         check_least(self, 2, "population")
@@ -216,6 +218,7 @@ class Searching:
     lineage: Lineage
     intervene: Array  # int32 [2] slot and parent that the next ready point is to join; -1: as it decides
     born: Array = stacked()  # int32 [P] ready point at which the line of each slot began
+    line: Array = stacked()  # int32 [P] slot in which it began
 
 
 @struct.dataclass

@@ -211,14 +211,15 @@ def policy_and_value(
     hidden: Sequence[int] | None,
     *,
     discrete: bool,
-    activation: str,
+    activation: str | None,
     initializer: Initializer,
     log_std: float = 0.0,
 ) -> tuple[Network, Network]:
     """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
     ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
-    stands for ``images.dense_for``."""
+    stands for ``images.dense_for``, ``activation`` None for ``images.activation_for``."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
+    activation = activation or images.activation_for(obs_shape)
     options: Any = {"activation": activation, "initializer": initializer}
 
     def policy(inputs: int) -> Network:
@@ -240,11 +241,12 @@ def recurrent_policy_and_value(
     units: int,
     *,
     discrete: bool,
-    activation: str,
+    activation: str | None,
     initializer: Initializer,
 ) -> tuple[Recurrent, Recurrent]:
     """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
+    activation = activation or images.activation_for(obs_shape)
     of_hidden = _HIDDEN[initializer]
     torso = images.behind_convolutions(
         obs_shape,

@@ -49,6 +49,12 @@ def dense_for(obs_shape: Sequence[int]) -> tuple[int, ...]:
     return TORSOS["atari"][1] if torso_for(obs_shape) == "atari" else (64, 64)
 
 
+def activation_for(obs_shape: Sequence[int]) -> str:
+    """Return the activation of an on-policy agent's dense layers: relu behind the convolutions of Mnih et
+    al., as there, else tanh."""
+    return "relu" if torso_for(obs_shape) == "atari" else "tanh"
+
+
 def check_channels_last(obs_shape: Sequence[int]) -> None:
     """Check that observations are not images [C, H, W], which convolutions would read as C pixels high.
 

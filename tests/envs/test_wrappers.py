@@ -122,6 +122,28 @@ def test_all_together_and_evaluations_count_the_tasks_rewards() -> None:
     assert (totals.tolist(), lengths.tolist()) == ([5, 5], [3, 3])
 
 
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_a_repeated_action_stops_at_a_limit_that_only_the_spec_has(times: int) -> None:
+    env = counter(length=100)
+    env = wrappers.wrapped(env._replace(spec=env.spec._replace(episode_length=7)), {"action_repeat": times})
+    steps = played(env, env.spec.episode_length)
+    assert sum(float(step.reward) for step in steps) == 28  # 1 + ... + 7
+    assert [bool(step.truncated) for step in steps] == [False] * (len(steps) - 1) + [True]
+
+
+def test_options_upon_options_are_scored_by_the_task_itself() -> None:
+    """A user's function may return a task with options; its rewards of 1 are a tenth there."""
+    env = make("probe/endless", reward_scale=0.1)
+    for options, shape, limit, total in (
+        ({"action_repeat": 2}, (1,), 3, 5),
+        ({"frame_stack": 3}, (3,), 5, 5),
+        ({"reward_clip": 0.05}, (1,), 5, 5),
+    ):
+        scored = wrappers.wrapped(env, options).scored
+        assert (scored.spec.obs_shape, scored.spec.episode_length) == (shape, limit)
+        assert sum(float(step.reward) for step in played(scored, limit)) == total
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

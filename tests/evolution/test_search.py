@@ -14,11 +14,12 @@ from popjax.evolution.search import Standing
 OWN = np.arange(16)
 
 
-def standing(fitness, ready=1, age=None):
+def standing(fitness, ready=1, age=None, line=None):
     fitness = jnp.asarray(fitness, jnp.float32)
     returns = fitness[:, None] + jnp.zeros((1, 2))
     age = jnp.full(len(fitness), ready) if age is None else jnp.asarray(age)
-    return Standing(fitness, returns, jnp.ones(returns.shape, bool), jnp.int32(ready), age)
+    line = jnp.arange(len(fitness)) if line is None else jnp.array(line, jnp.int32)
+    return Standing(fitness, returns, jnp.ones(returns.shape, bool), jnp.int32(ready), age, line)
 
 
 def decided(config, now, key=0):
@@ -116,6 +117,25 @@ def test_halving_leaves_a_half_a_quarter_and_one_line():
         assert kept.tolist() == list(range(16 - left, 16))
         assert (count == 16 // left).all()
         assert (source[kept] == kept).all(), "survivors stay where they are"
+
+
+def test_clones_of_a_line_count_once():
+    """They return as much as their line does, so that places for individuals would go to few lines."""
+    line = np.arange(16)
+    for ready, left in ((1, 8), (2, 4), (4, 2), (8, 1)):
+        decision = decided(search.Halving(), standing(line, ready, line=line))
+        line = line[decision.source]
+        kept, count = np.unique(line, return_counts=True)
+        assert kept.tolist() == list(range(16 - left, 16))
+        assert (count == 16 // left).all()
+
+
+def test_halving_after_lines_have_ended_otherwise():
+    """Three lines are left, by an intervention, where half of eight would continue."""
+    line = [0, 0, 0, 1, 1, 1, 2, 2]
+    decision = decided(search.Halving(), standing([1, 2, 3, 4, 5, 6, 7, 8], 1, line=line))
+    assert np.unique(np.array(line)[decision.source], return_counts=True)[1].tolist() == [2, 3, 3]
+    assert set(decision.source) == {2, 5, 7}
 
 
 def test_halving_with_newcomers_compares_those_of_one_age():

@@ -133,6 +133,13 @@ def test_the_best_policy_survives_a_resume(tmp_path: Path) -> None:
             np.testing.assert_array_equal(halves[name], whole[name])
 
 
+def test_sinks_are_a_list_of_functions_whose_answer_may_be_an_array(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="sinks needs a list of functions"):
+        run(tmp_path, sinks=lambda index, _: None)
+    assert not (tmp_path / "run").exists()
+    assert run(sinks=[lambda index, _: jax.numpy.bool_(index == 3)]).summary["env_steps"] == 72
+
+
 def test_a_continued_member_takes_its_best_policy_along(tmp_path: Path) -> None:
     from popjax.host.runs.member_subset import detached
 

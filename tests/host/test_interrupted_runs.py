@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import popjax
@@ -40,7 +41,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict],
     """Digest, metrics and evaluations of a run that nothing disturbed."""
     root = tmp_path_factory.mktemp("straight")
     digest = run(root).summary["state_sha256"]
-    return digest, lines(root / "metrics.jsonl"), lines(root / "eval.jsonl")
+    return digest, lines(root / "metrics.jsonl"), lines(root / "eval.jsonl"), best(root)
+
+
+def best(root: Path) -> dict[str, Any]:
+    with np.load(root / "best.npz") as kept:
+        return {name: kept[name].tolist() for name in kept.files}
 
 
 def failing(error: BaseException, at: int) -> log.Sink:
@@ -71,6 +77,27 @@ def assert_resumes(root: Path, straight: Any) -> None:
     assert run(root, resume=True).summary["state_sha256"] == straight[0]
     assert lines(root / "metrics.jsonl") == straight[1]
     assert lines(root / "eval.jsonl") == straight[2]
+    assert best(root) == straight[3]
+
+
+def test_a_policy_whose_evaluation_a_resume_makes_up_for_may_be_the_best(
+    tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever evaluation it is that a signal prevents."""
+    advance = loop._advance
+    for end in range(1, 11):
+
+        def at_the_end(*given: Any, end: int = end) -> Any:
+            made = advance(*given)
+            if made[1].generation == 3 * end:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_advance", at_the_end)
+            with pytest.raises(popjax.Interrupted):
+                run(tmp_path / str(end))
+        assert_resumes(tmp_path / str(end), straight)
 
 
 def test_an_evaluation_that_fails_ends_the_run_saved(tmp_path: Path, straight: Any) -> None:

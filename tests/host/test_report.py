@@ -174,6 +174,44 @@ def test_swept_numbers_are_methods_of_their_own(tmp_path: Path) -> None:
     assert "ours, population 4, rate 0.2" in page
 
 
+def test_settings_of_many_swept_numbers_have_labels_of_their_own(tmp_path: Path) -> None:
+    swept = make_run(tmp_path / "sweep", seeds=(0, 1))
+    lines = [json.loads(line) for line in (swept / "eval.jsonl").read_text().splitlines()]
+    settings = [{f"hyper.n{i}": rate for i in range(4)} for rate in (0.1, 0.2)]
+    (swept / "eval.jsonl").write_text(
+        "".join(json.dumps(line | setting) + "\n" for line in lines for setting in settings)
+    )
+    groups = records.grouped(records.read(swept).records)
+    assert [group.label for group in groups] == [
+        "sweep, n0 0.1, n1 0.1, n2 0.1, n3 0.1",
+        "sweep, n0 0.2, n1 0.2, n2 0.2, n3 0.2",
+    ]
+
+
+def test_seeds_that_were_not_trained_at_one_time_are_not_drawn_against_it(tmp_path: Path) -> None:
+    """Seeds that are added to a finished run begin when the others have ended."""
+    run = make_run(tmp_path / "a", seeds=(0, 1))
+    lines = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["wall_seconds"] += 1e5 * line["seed"]
+    (run / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = report([run], tmp_path / "out")
+    assert [name for name in made.figures if name.startswith("time")] == []
+    assert "Not drawn against time on probe/context: ours" in made.page.read_text()
+
+
+def test_a_seed_without_a_score_is_named_and_does_not_count(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name, seeds=(0, 1, 2)) for name in ("a", "b")]
+    lines = [json.loads(line) for line in (runs[1] / "eval.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["seed"] == 2:
+            line |= {"return": None, "returns": [None, "inf"]}
+    (runs[1] / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = report(runs, tmp_path / "out", measure="last")
+    assert made.table.rows[0][1:] == ["20.0 ± 1.0 (3)", "19.5 ± 0.7 (2)"]
+    assert "Without a score: seeds 2 of b on probe/context." in made.page.read_text()
+
+
 def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path) -> None:
     done = make_run(tmp_path / "done", "done", level=lambda seed, place: place)
     going = make_run(tmp_path / "going", "going", evaluations=6, finished=False)
@@ -254,7 +292,7 @@ def test_runs_without_times_have_no_curve_against_them(tmp_path: Path) -> None:
     (run / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     made = report([run], tmp_path / "out")
     assert made.figures == ("curves-probe-context",)
-    assert "No times were recorded of ours on probe/context." in made.page.read_text()
+    assert "Not drawn against time on probe/context: ours; no times were recorded" in made.page.read_text()
 
 
 @pytest.mark.parametrize("status", ["failed", "frozen"])  # as it is called now, and as it was

@@ -35,6 +35,31 @@ SHORT = OPTIONS | {"log_every": 12}  # chunks of one generation, so that members
 SWEPT = {"hyper.rate": [0.1, 0.4]}
 
 
+def test_free_memory_is_that_of_the_narrowest_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of SLURM lies some groups below the root, which has no limit; file cache can be freed."""
+
+    def limit(group: str, most: str, used: int, cache: int) -> None:
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "memory.max").write_text(f"{most}\n")
+        (tmp_path / group / "memory.current").write_text(f"{used}\n")
+        (tmp_path / group / "memory.stat").write_text(f"anon 1\nfile {cache}\n")
+
+    own = tmp_path / "own"
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", own)
+    assert memory._control_group_bytes() == 2**63
+    own.write_text("0::/slurm/job_3/step_0\n")
+    limit("slurm", "900", 100, 0)
+    limit("slurm/job_3", "500", 300, 50)
+    limit("slurm/job_3/step_0", "max", 300, 50)
+    assert memory._control_group_bytes() == 250
+    own.write_text("4:memory:/elsewhere\n0::/\n")  # in a container the root is the group itself
+    limit("", "200", 150, 10)
+    assert memory._control_group_bytes() == 60
+
+
 def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
     members = sweep.grid(7, 2, {"hyper.a": [1.0, 2.0], "hyper.b": [3.0]})
     assert [(m.number, m.seed, dict(m.numbers)) for m in members] == [

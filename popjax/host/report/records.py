@@ -103,6 +103,15 @@ class Group:
     curves: tuple[Curve, ...]
 
     @property
+    def timed(self) -> bool:
+        """Return whether all seeds recorded times, and were in training at one of them; seeds that were added
+        to a finished run were not."""
+        spans = [curve.seconds for curve in self.curves if curve.seconds is not None]
+        if len(spans) < len(self.curves):
+            return False
+        return bool(max(span[0] for span in spans) <= min(span[-1] for span in spans))
+
+    @property
     def reached(self) -> int:
         """Environment steps that every seed has trained for, at most the requested budget."""
         asked = min(record.config["options"]["env_steps"] for record in self.records)
@@ -190,9 +199,7 @@ def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str
     spelt = []
     for label, group in zip(labels, found, strict=bool(labels)):
         names = _told_apart(group)
-        for record in group:
-            told = [f"{_short(name)} {record.choices.get(name, 'unset')}" for name in names]
-            spelt.append(", ".join([label, *told]))
+        spelt += [_named(label, names, record) for record in group]
     return spelt
 
 
@@ -262,8 +269,8 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    """Return the method's name and the options in which methods of that name differ on a task; the run
-    directory's name if there are too many options."""
+    """Return the method's name and the options in which methods of that name differ on a task; with too many
+    options, the run directory's name and the swept numbers in which its settings differ."""
     found = []
     for record in records:
         rivals = [other for other in records if other.name == record.name]
@@ -272,11 +279,17 @@ def _labels(records: Sequence[Record]) -> list[str]:
             found.append(record.name)
         elif len(told) > _MOST_OPTIONS:
             twins = (r for r in rivals if r.task == record.task and r.choices == record.choices)
-            found.append(next(twins).root.name)
+            first = next(twins)
+            own = _told_apart([r for r in rivals if r.root == first.root])
+            found.append(_named(first.root.name, own, first))
         else:
-            options = (f"{_short(name)} {record.choices.get(name, 'unset')}" for name in told)
-            found.append(f"{record.name}, {', '.join(options)}")
+            found.append(_named(record.name, told, record))
     return found
+
+
+def _named(label: str, names: Sequence[str], record: Record) -> str:
+    """Return ``label`` with the record's values of some options."""
+    return ", ".join([label, *(f"{_short(name)} {record.choices.get(name, 'unset')}" for name in names)])
 
 
 def _told_apart(records: Sequence[Record]) -> list[str]:

@@ -78,7 +78,7 @@ def report(
     sections = [
         _results(groups, missing, judged, statistic),
         _curves(groups),
-        *([_comparison(groups, common, judged)] if _comparable(groups, common) else []),
+        *([_comparison(groups, common, judged)] if _comparable(groups, common, judged) else []),
         *_populations(groups),
         _costs(groups),
     ]
@@ -166,10 +166,12 @@ def _write_lineages(groups: Sequence[Group], path: Path) -> None:
             writer.writerows(made)
 
 
-def _comparable(groups: Sequence[Group], common: Sequence[str]) -> bool:
-    """Return whether there are several methods, and a shared task with several seeds of one."""
-    seeds = [len(group.curves) for group in groups if group.task in common]
-    return len(records.methods(groups)) > 1 and max(seeds) > 1
+def _comparable(groups: Sequence[Group], common: Sequence[str], judged: measures.Measure) -> bool:
+    """Return whether there are several methods, all with scores, and a shared task with several seeds of
+    one."""
+    shared = [group for group in groups if group.task in common]
+    seeds = [len(_scores(judged, group, records.budget(groups, group.task))) for group in shared]
+    return len(records.methods(groups)) > 1 and min(seeds) > 0 and max(seeds) > 1
 
 
 def _results(
@@ -183,7 +185,7 @@ def _results(
         [
             Text(_caption(judged, statistic)),
             _table(groups, judged, statistic),
-            *_budgets(groups),
+            *_budgets(groups, judged),
             *([Text(f"Not begun yet: {'; '.join(missing)}.", note=True)] if missing else []),
         ],
     )
@@ -194,25 +196,40 @@ def _table(groups: Sequence[Group], judged: measures.Measure, statistic: measure
     labels, rows, best = records.methods(groups), [], set()
     for place, task in enumerate(records.tasks(groups)):
         budget = records.budget(groups, task)
-        here = {group.label: judged.of(group, budget) for group in groups if group.task == task}
+        here = {group.label: _scores(judged, group, budget) for group in groups if group.task == task}
         rows.append([task, *(_cell(here.get(label), statistic) for label in labels)])
         if len(here) > 1:
-            centres = {label: measures.centre(scores, statistic) for label, scores in here.items()}
+            centres = {
+                name: measures.centre(scores, statistic) for name, scores in here.items() if len(scores)
+            }
             best.add((place, 1 + labels.index(max(centres, key=lambda label: centres[label]))))
     return Cells(["task", *labels], rows, frozenset(best))
 
 
 def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
-    return "" if scores is None else f"{measures.summary(scores, statistic)} ({len(scores)})"
+    if scores is None or not len(scores):
+        return ""
+    return f"{measures.summary(scores, statistic)} ({len(scores)})"
 
 
-def _budgets(groups: Sequence[Group]) -> list[Text]:
-    """Return the steps at which methods are compared, and the runs that went further or are unfinished."""
+def _scores(judged: measures.Measure, group: Group, budget: int) -> np.ndarray:
+    """Return the scores of the seeds that have one."""
+    scores = judged.of(group, budget)
+    return scores[~np.isnan(scores)]
+
+
+def _budgets(groups: Sequence[Group], judged: measures.Measure) -> list[Text]:
+    """Return the steps at which methods are compared, the runs that went further or are unfinished, and the
+    seeds without a score."""
     told = ["In round brackets: number of seeds. Standard deviations divide by that number less one."]
     for task in records.tasks(groups):
         budget = records.budget(groups, task)
         told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
         longer = [g.label for g in groups if g.task == task and g.reached > budget]
+        for group in groups:
+            if group.task == task and (absent := np.isnan(judged.of(group, budget))).any():
+                seeds = ", ".join(str(c.seed) for c, none in zip(group.curves, absent, strict=True) if none)
+                told.append(f"Without a score: seeds {seeds} of {group.label} on {task}.")
         if longer:
             told.append(f"Later evaluations of {', '.join(longer)} appear only in the learning curves.")
     unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
@@ -221,7 +238,9 @@ def _budgets(groups: Sequence[Group]) -> list[Text]:
     for record in {str(r.root): r for group in groups for r in group.records}.values():
         if record.failed:
             rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.failed)
-            told.append(f"Left out of {record.root}, since a metric became non-finite: {'; '.join(rows)}.")
+            shown = {row["member"] for row in record.failed} & {one.member for one in record.evaluations}
+            what = "Shown although all failed in" if shown else "Left out of"
+            told.append(f"{what} {record.root}, since a metric became non-finite: {'; '.join(rows)}.")
     return [Text(" ".join(told), note=True)]
 
 
@@ -246,14 +265,15 @@ def _curves(groups: Sequence[Group]) -> Section:
         parts.append(
             _picture(f"curves-{task}", charts.learning_curves(task, here, look), caption.format(task=task))
         )
-        times = [group for group in here if all(curve.seconds is not None for curve in group.curves)]
+        times = [group for group in here if group.timed]
         if times:
             parts.append(_picture(f"time-{task}", charts.learning_curves(task, times, look, True), timed))
         if len(here) > 1 and any(map(_searched, here)):
             parts.append(_picture(f"anytime-{task}", charts.anytime(task, here, look), anytime))
         if len(times) < len(here):
             without = ", ".join(group.label for group in here if group not in times)
-            parts.append(Text(f"No times were recorded of {without} on {task}.", note=True))
+            told = "no times were recorded, or its seeds were not trained at the same time"
+            parts.append(Text(f"Not drawn against time on {task}: {without}; {told}.", note=True))
     return Section("Learning curves", parts)
 
 
@@ -261,7 +281,7 @@ def _comparison(groups: Sequence[Group], common: Sequence[str], judged: measures
     labels = records.methods(groups)
     look, by_place = charts.styles(labels), {(group.label, group.task): group for group in groups}
     scores: Any = {
-        label: [judged.of(by_place[label, task], records.budget(groups, task)) for task in common]
+        label: [_scores(judged, by_place[label, task], records.budget(groups, task)) for task in common]
         for label in labels
     }
     unit = judged.unit

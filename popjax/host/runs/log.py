@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ def evaluation(line: Mapping[str, Any]) -> Evaluation:
         line["seed"],
         line["generation"],
         line["env_steps"],
-        tuple(line["returns"]),
+        tuple(math.nan if x is None else float(x) for x in line["returns"]),  # JSON has no NaN
         tuple(line["lengths"]),
         line["member"],
         Seconds(*(line[name] for name in TIMES)) if line.keys() >= set(TIMES) else None,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from popjax.host.errors import TooLarge
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def tree_bytes(shapes: Any) -> int:
@@ -139,11 +139,22 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def _control_group_bytes() -> int:
-    """Return the free bytes of this process's control group (version 2), counting file cache as free."""
+    """Return the free bytes of this process's control group and of those around it (version 2), whichever has
+    the least, counting file cache as free."""
     try:
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is no limit
-        used = int((_CGROUP / "memory.current").read_text())
-        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return 2**63
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    group = _CGROUP / own.strip("/")
+    return min(map(_free_bytes, (group, *group.parents[: len(group.parts) - len(_CGROUP.parts)])))
+
+
+def _free_bytes(group: Path) -> int:
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" where there is no limit
+        used = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
         cache = next(int(line.split()[1]) for line in lines if line.startswith("file "))
     except (OSError, ValueError, StopIteration):
         return 2**63

@@ -68,8 +68,8 @@ def train_on(
         due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
         part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
         parts.append(part)
-        if trained.best and index:
-            trained.best.see(state, part.evaluations)
+        if trained.best:  # not of untrained policies, which may be as good by chance
+            trained.best.see(state, [made for made in part.evaluations if made.generation])
         if shown:
             state = signals.ready(stopped.put_back(state))
         arrived = stop.arrived or 0  # read once: a signal that arrives later is for the next chunk

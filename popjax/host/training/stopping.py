@@ -66,5 +66,7 @@ def sees_policy(sink: Callable[..., Any]) -> bool:
 
 
 def says_stop(answer: Any) -> bool:
-    """Return whether a sink returned True."""
-    return answer is True or (isinstance(answer, np.bool_) and bool(answer))
+    """Return whether a sink returned True, of Python, NumPy or JAX."""
+    return answer is True or (
+        getattr(answer, "dtype", None) == np.bool_ and np.ndim(answer) == 0 and bool(answer)
+    )

@@ -8,23 +8,52 @@ A policy for continuous actions stores the network of its mean action, which oth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from popjax.core import Key, Network, Params, Recurrent
+from popjax.core import Key, Network, Params
 from popjax.nets import images, recurrent
-from popjax.nets.layers import ACTIVATIONS, MLP, Dense, LayerNorm, Norm, Precision, network, rectified
+from popjax.nets.layers import MLP, Dense, Hidden, LayerNorm, Norm, Precision, network, rectified
+from popjax.nets.onpolicy import (
+    Initializer,
+    categorical_actor,
+    gaussian_policy,
+    policy_and_value,
+    recurrent_policy_and_value,
+    state_value,
+)
+
+__all__ = [
+    "LOG_STD_RANGE",
+    "Initializer",
+    "Norm",
+    "Precision",
+    "categorical_actor",
+    "critic",
+    "ensemble",
+    "gaussian_actor",
+    "gaussian_policy",
+    "hidden_squares",
+    "images",
+    "late_action_critic",
+    "mean_of",
+    "mlp",
+    "multihead_critic",
+    "multihead_gaussian_actor",
+    "policy_and_value",
+    "recurrent",
+    "recurrent_policy_and_value",
+    "state_value",
+    "tanh_actor",
+    "two_branch_critic",
+    "with_mean",
+]
 
 LOG_STD_RANGE = (-20.0, 2.0)
-Initializer = Literal["orthogonal", "uniform"]
-"""Initializer of on-policy networks, as in OpenAI Baselines or OpenAI Spinning Up (2018)."""
-_HIDDEN: dict[Initializer, str] = {"orthogonal": "orthogonal", "uniform": "uniform_zero_bias"}
-"""That of ``layers.Dense`` for their convolutions and hidden layers."""
 
 
 class _TanhActor(nn.Module):
@@ -32,20 +61,6 @@ class _TanhActor(nn.Module):
 
     def __call__(self, obs: Array) -> Array:
         return jnp.tanh(self.mlp(obs))
-
-
-class _Torso(nn.Module):
-    hidden: Sequence[int]
-    initializer: str
-    activation: str = "relu"
-    precision: Precision = "float32"
-
-    @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
-        x = jnp.concatenate(inputs, -1)
-        for width in self.hidden:
-            x = ACTIVATIONS[self.activation](Dense(width, self.initializer, precision=self.precision)(x))
-        return x.astype(jnp.float32)
 
 
 class _GaussianActor(nn.Module):
@@ -61,24 +76,6 @@ class _GaussianActor(nn.Module):
             return mean, jnp.clip(log_std, *LOG_STD_RANGE)
         low, high = LOG_STD_RANGE
         return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
-
-
-class _GaussianPolicy(nn.Module):
-    mlp: MLP
-    log_std: float
-
-    @nn.compact
-    def __call__(self, obs: Array) -> tuple[Array, Array]:
-        mean = self.mlp(obs)
-        log_std = self.param("log_std", nn.initializers.constant(self.log_std), (self.mlp.out,))
-        return mean, jnp.broadcast_to(log_std, mean.shape)
-
-
-class _Value(nn.Module):
-    mlp: MLP
-
-    def __call__(self, obs: Array) -> Array:
-        return self.mlp(obs)[..., 0]
 
 
 class _Critic(nn.Module):
@@ -156,117 +153,6 @@ def gaussian_actor(
     return network(_GaussianActor(mlp, soft_range), obs_dim)
 
 
-def categorical_actor(
-    obs_dim: int,
-    actions: int,
-    hidden: Sequence[int],
-    *,
-    activation: str = "tanh",
-    gain: float = 0.01,
-    initializer: Initializer = "orthogonal",
-) -> Network:
-    """Return the network obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or
-    "uniform"."""
-    return network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
-
-
-def gaussian_policy(
-    obs_dim: int,
-    action_dim: int,
-    hidden: Sequence[int],
-    *,
-    activation: str = "tanh",
-    gain: float = 0.01,
-    log_std: float = 0.0,
-    initializer: Initializer = "orthogonal",
-) -> Network:
-    """Return the network obs [..., D] -> (mean [..., A], log std [..., A]) of an unsquashed Gaussian.
-
-    As in the MLP policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same
-    for all observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer
-    alone is not 0."""
-    return network(
-        _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
-    )
-
-
-def state_value(
-    obs_dim: int,
-    hidden: Sequence[int],
-    *,
-    activation: str = "tanh",
-    gain: float = 1.0,
-    initializer: Initializer = "orthogonal",
-) -> Network:
-    """Return the network obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform"
-    without biases."""
-    if initializer == "uniform":
-        return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
-    return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
-
-
-def policy_and_value(
-    obs_shape: Sequence[int],
-    action_dim: int,
-    hidden: Sequence[int] | None,
-    *,
-    discrete: bool,
-    activation: str | None,
-    initializer: Initializer,
-    log_std: float = 0.0,
-) -> tuple[Network, Network]:
-    """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
-    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
-    stands for ``images.dense_for``, ``activation`` None for ``images.activation_for``."""
-    hidden = images.dense_for(obs_shape) if hidden is None else hidden
-    activation = activation or images.activation_for(obs_shape)
-    options: Any = {"activation": activation, "initializer": initializer}
-
-    def policy(inputs: int) -> Network:
-        if discrete:
-            return categorical_actor(inputs, action_dim, hidden, **options)
-        return gaussian_policy(inputs, action_dim, hidden, **options, log_std=log_std)
-
-    def value(inputs: int) -> Network:
-        return state_value(inputs, hidden, **options)
-
-    behind = partial(images.behind_convolutions, obs_shape, initializer=_HIDDEN[initializer])
-    return behind(policy), behind(value)
-
-
-def recurrent_policy_and_value(
-    obs_shape: Sequence[int],
-    action_dim: int,
-    hidden: Sequence[int] | None,
-    units: int,
-    *,
-    discrete: bool,
-    activation: str | None,
-    initializer: Initializer,
-) -> tuple[Recurrent, Recurrent]:
-    """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
-    hidden = images.dense_for(obs_shape) if hidden is None else hidden
-    activation = activation or images.activation_for(obs_shape)
-    of_hidden = _HIDDEN[initializer]
-    torso = images.behind_convolutions(
-        obs_shape,
-        lambda inputs: network(_Torso(tuple(hidden), of_hidden, activation), inputs),
-        initializer=of_hidden,
-    )
-    make: Any = categorical_actor if discrete else gaussian_policy
-
-    def policy(inputs: int) -> Network:
-        return make(inputs, action_dim, (), initializer=initializer)
-
-    def value(inputs: int) -> Network:
-        return state_value(inputs, (), initializer=initializer)
-
-    def remembering(head: Callable[[int], Network]) -> Recurrent:
-        return recurrent.with_lstm(obs_shape, torso, units, head)
-
-    return remembering(policy), remembering(value)
-
-
 def critic(
     obs_dim: int,
     action_dim: int,
@@ -316,7 +202,7 @@ def multihead_gaussian_actor(
     precision: Precision = "float32",
 ) -> Network:
     """Return ``heads`` Gaussian policies on one torso: obs [..., D] -> (mean, log std) [heads, ..., A]."""
-    torso = network(_Torso(tuple(hidden), initializer, precision=precision), obs_dim)
+    torso = network(Hidden(tuple(hidden), initializer, precision=precision), obs_dim)
     head = ensemble(gaussian_actor(hidden[-1], action_dim, (), initializer=initializer), heads)
 
     def init(key: Key) -> Params:
@@ -343,7 +229,7 @@ def multihead_critic(
     (obs [..., D], action [..., A]) values one action by all heads; an action with one more leading axis,
     [heads, ..., A], gives each head its own.
     """
-    torso = network(_Torso(tuple(hidden), initializer, precision=precision), obs_dim, action_dim)
+    torso = network(Hidden(tuple(hidden), initializer, precision=precision), obs_dim, action_dim)
     head = network(MLP((), 1, initializer=initializer), hidden[-1])
 
     def init(key: Key) -> Params:
@@ -389,20 +275,3 @@ def mean_of(policy: Params) -> Params:
 def with_mean(policy: Params, mean: Params) -> Params:
     """Return ``policy`` with the parameters ``mean`` of the network of its mean action; its spread stays."""
     return {**policy, "mlp": mean}
-
-
-def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initializer: Initializer) -> MLP:
-    if initializer == "orthogonal":
-        return _orthogonal(hidden, out, activation, gain)
-    return MLP(
-        tuple(hidden),
-        out,
-        activation,
-        initializer="uniform_zero_bias",
-        final_initializer="uniform_fan_in",
-    )
-
-
-def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -> MLP:
-    """Return an MLP with gain sqrt(2) in the hidden layers and ``gain`` in the last."""
-    return MLP(tuple(hidden), out, activation, initializer="orthogonal", final_scale=gain * 2**-0.5)

@@ -203,6 +203,22 @@ class MLP(nn.Module):
         return (out, x) if with_features else out
 
 
+class Hidden(nn.Module):
+    """Linear layers of widths ``hidden``, each with its activation."""
+
+    hidden: Sequence[int]
+    initializer: str
+    activation: str = "relu"
+    precision: Precision = "float32"
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        x = jnp.concatenate(inputs, -1)
+        for width in self.hidden:
+            x = ACTIVATIONS[self.activation](Dense(width, self.initializer, precision=self.precision)(x))
+        return x.astype(jnp.float32)
+
+
 def _uniform(bound: float) -> Callable[..., Array]:
     def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)

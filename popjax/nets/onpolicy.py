@@ -1,0 +1,166 @@
+"""Networks of on-policy agents, in the forms of OpenAI Baselines and Spinning Up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from popjax.core import Network, Recurrent
+from popjax.nets import images, recurrent
+from popjax.nets.layers import MLP, Hidden, network
+
+Initializer = Literal["orthogonal", "uniform"]
+"""Initializer of on-policy networks, as in OpenAI Baselines or OpenAI Spinning Up (2018)."""
+_HIDDEN: dict[Initializer, str] = {"orthogonal": "orthogonal", "uniform": "uniform_zero_bias"}
+"""That of ``layers.Dense`` for their convolutions and hidden layers."""
+
+
+class _GaussianPolicy(nn.Module):
+    mlp: MLP
+    log_std: float
+
+    @nn.compact
+    def __call__(self, obs: Array) -> tuple[Array, Array]:
+        mean = self.mlp(obs)
+        log_std = self.param("log_std", nn.initializers.constant(self.log_std), (self.mlp.out,))
+        return mean, jnp.broadcast_to(log_std, mean.shape)
+
+
+class _Value(nn.Module):
+    mlp: MLP
+
+    def __call__(self, obs: Array) -> Array:
+        return self.mlp(obs)[..., 0]
+
+
+def categorical_actor(
+    obs_dim: int,
+    actions: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "tanh",
+    gain: float = 0.01,
+    initializer: Initializer = "orthogonal",
+) -> Network:
+    """Return the network obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or
+    "uniform"."""
+    return network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
+
+
+def gaussian_policy(
+    obs_dim: int,
+    action_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "tanh",
+    gain: float = 0.01,
+    log_std: float = 0.0,
+    initializer: Initializer = "orthogonal",
+) -> Network:
+    """Return the network obs [..., D] -> (mean [..., A], log std [..., A]) of an unsquashed Gaussian.
+
+    As in the MLP policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same
+    for all observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer
+    alone is not 0."""
+    return network(
+        _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
+    )
+
+
+def state_value(
+    obs_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str = "tanh",
+    gain: float = 1.0,
+    initializer: Initializer = "orthogonal",
+) -> Network:
+    """Return the network obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform"
+    without biases."""
+    if initializer == "uniform":
+        return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
+    return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
+
+
+def policy_and_value(
+    obs_shape: Sequence[int],
+    action_dim: int,
+    hidden: Sequence[int] | None,
+    *,
+    discrete: bool,
+    activation: str | None,
+    initializer: Initializer,
+    log_std: float = 0.0,
+) -> tuple[Network, Network]:
+    """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
+    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
+    stands for ``images.dense_for``, ``activation`` None for ``images.activation_for``."""
+    hidden = images.dense_for(obs_shape) if hidden is None else hidden
+    activation = activation or images.activation_for(obs_shape)
+    options: Any = {"activation": activation, "initializer": initializer}
+
+    def policy(inputs: int) -> Network:
+        if discrete:
+            return categorical_actor(inputs, action_dim, hidden, **options)
+        return gaussian_policy(inputs, action_dim, hidden, **options, log_std=log_std)
+
+    def value(inputs: int) -> Network:
+        return state_value(inputs, hidden, **options)
+
+    behind = partial(images.behind_convolutions, obs_shape, initializer=_HIDDEN[initializer])
+    return behind(policy), behind(value)
+
+
+def recurrent_policy_and_value(
+    obs_shape: Sequence[int],
+    action_dim: int,
+    hidden: Sequence[int] | None,
+    units: int,
+    *,
+    discrete: bool,
+    activation: str | None,
+    initializer: Initializer,
+) -> tuple[Recurrent, Recurrent]:
+    """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
+    hidden = images.dense_for(obs_shape) if hidden is None else hidden
+    activation = activation or images.activation_for(obs_shape)
+    of_hidden = _HIDDEN[initializer]
+    torso = images.behind_convolutions(
+        obs_shape,
+        lambda inputs: network(Hidden(tuple(hidden), of_hidden, activation), inputs),
+        initializer=of_hidden,
+    )
+    make: Any = categorical_actor if discrete else gaussian_policy
+
+    def policy(inputs: int) -> Network:
+        return make(inputs, action_dim, (), initializer=initializer)
+
+    def value(inputs: int) -> Network:
+        return state_value(inputs, (), initializer=initializer)
+
+    def remembering(head: Callable[[int], Network]) -> Recurrent:
+        return recurrent.with_lstm(obs_shape, torso, units, head)
+
+    return remembering(policy), remembering(value)
+
+
+def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initializer: Initializer) -> MLP:
+    if initializer == "orthogonal":
+        return _orthogonal(hidden, out, activation, gain)
+    return MLP(
+        tuple(hidden),
+        out,
+        activation,
+        initializer="uniform_zero_bias",
+        final_initializer="uniform_fan_in",
+    )
+
+
+def _orthogonal(hidden: Sequence[int], out: int, activation: str, gain: float) -> MLP:
+    """Return an MLP with gain sqrt(2) in the hidden layers and ``gain`` in the last."""
+    return MLP(tuple(hidden), out, activation, initializer="orthogonal", final_scale=gain * 2**-0.5)

@@ -91,7 +91,7 @@ def test_programs_of_every_method_keep_what_the_documentation_says():
         assert found == ({}, 0, 0), row["case"]
         assert row["alias_megabytes"] == row["argument_megabytes"] > 0, row["case"]
         if row["case"] != "pbt":  # which copies its agents at ready points
-            assert row["iteration"]["large_copy_megabytes"] <= 5.2, row["case"]
+            assert row["iteration"]["large_copy_megabytes"] <= 6.3, row["case"]
     compiled = {accelerator_programs.CASES[row["case"]][0] for row in recorded if row["device"] == "h100"}
     assert compiled >= METHODS.keys() - {"align", "distil"}  # these begin with finished runs
 

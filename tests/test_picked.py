@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from popjax import cli
+from popjax import cli, envs
+from popjax.cli import parse, results
 
 OPTIONS = (
     "independent --env gymnax/Pendulum-v1 --env-option max_steps_in_episode=20 --config.agent td3"
@@ -78,6 +80,18 @@ def test_sampled_actions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, value in (("--in", "gymnasium"), ("--video", "film.gif")):
         told = refused(run, capsys, "--stochastic", option, value)
         assert f"{option} shows policies that act greedily" in told
+
+
+def test_options_that_a_users_function_gave_a_task_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in ({}, {"reward_scale": 0.1}):
+        env = envs.make("tests.own:heavy_pendulum", mass=3.0, **options)
+        run = SimpleNamespace(env=env, saved={"env": "tests.own:heavy_pendulum", "env_options": options})
+        assert results._options(run) == {"m": 3.0}
+        results._refuse_wrapped(run, "--in")
+    repeats = envs.make("gymnax/Pendulum-v1", action_repeat=2)
+    run = SimpleNamespace(env=repeats, saved={"env": "mine:make", "env_options": {}})
+    with pytest.raises(parse.Fault, match="--in plays the task without the run's action_repeat"):
+        results._refuse_wrapped(run, "--in")
 
 
 def test_other_options_of_the_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,8 +75,12 @@ def _options(run: Loaded) -> dict[str, Any]:
 
     if run.saved["env"] == run.env.spec.name:
         return wrappers.seen(run.saved["env_options"])
-    made = envs.origin(run.env)
-    return wrappers.seen(json.loads(made.options)) if made and made.name == run.env.spec.name else {}
+    # Options that change rewards alone leave the task as it was in what it is scored by.
+    for env in (run.env, run.env.scored):
+        made = env and envs.origin(env)
+        if made and made.name == run.env.spec.name:
+            return wrappers.seen(json.loads(made.options))
+    return {}
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:

@@ -49,7 +49,7 @@ class Search:
     episodes: int = 10
     # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
     scoring: int = 0
-    rounds: int = 1_000  # ready points that the State has room for, the beginning included
+    rounds: int = 1_000  # the State has room for fewer ready points than this
 
     def __post_init__(self) -> None:
         check_least(self, 2, "population")

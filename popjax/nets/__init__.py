@@ -8,6 +8,7 @@ A policy for continuous actions stores the network of its mean action, which oth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,15 +16,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from popjax.core import Key, Network, Params
+from popjax.core import Key, Network, Params, Recurrent
 from popjax.nets import images, recurrent
 from popjax.nets.layers import MLP, Dense, Hidden, LayerNorm, Norm, Precision, network, rectified
 from popjax.nets.onpolicy import (
+    HIDDEN,
     Initializer,
     categorical_actor,
     gaussian_policy,
-    policy_and_value,
-    recurrent_policy_and_value,
     state_value,
 )
 
@@ -151,6 +151,68 @@ def gaussian_actor(
     options: Any = {"final_initializer": final_initializer, "precision": precision}
     mlp = MLP(tuple(hidden), action_dim, initializer=initializer, **options)
     return network(_GaussianActor(mlp, soft_range), obs_dim)
+
+
+def policy_and_value(
+    obs_shape: Sequence[int],
+    action_dim: int,
+    hidden: Sequence[int] | None,
+    *,
+    discrete: bool,
+    activation: str | None,
+    initializer: Initializer,
+    log_std: float = 0.0,
+) -> tuple[Network, Network]:
+    """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
+    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
+    stands for ``images.dense_for``, ``activation`` None for ``images.activation_for``."""
+    hidden = images.dense_for(obs_shape) if hidden is None else hidden
+    activation = activation or images.activation_for(obs_shape)
+    options: Any = {"activation": activation, "initializer": initializer}
+
+    def policy(inputs: int) -> Network:
+        if discrete:
+            return categorical_actor(inputs, action_dim, hidden, **options)
+        return gaussian_policy(inputs, action_dim, hidden, **options, log_std=log_std)
+
+    def value(inputs: int) -> Network:
+        return state_value(inputs, hidden, **options)
+
+    behind = partial(images.behind_convolutions, obs_shape, initializer=HIDDEN[initializer])
+    return behind(policy), behind(value)
+
+
+def recurrent_policy_and_value(
+    obs_shape: Sequence[int],
+    action_dim: int,
+    hidden: Sequence[int] | None,
+    units: int,
+    *,
+    discrete: bool,
+    activation: str | None,
+    initializer: Initializer,
+) -> tuple[Recurrent, Recurrent]:
+    """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
+    hidden = images.dense_for(obs_shape) if hidden is None else hidden
+    activation = activation or images.activation_for(obs_shape)
+    of_hidden = HIDDEN[initializer]
+    torso = images.behind_convolutions(
+        obs_shape,
+        lambda inputs: network(Hidden(tuple(hidden), of_hidden, activation), inputs),
+        initializer=of_hidden,
+    )
+    make: Any = categorical_actor if discrete else gaussian_policy
+
+    def policy(inputs: int) -> Network:
+        return make(inputs, action_dim, (), initializer=initializer)
+
+    def value(inputs: int) -> Network:
+        return state_value(inputs, (), initializer=initializer)
+
+    def remembering(head: Callable[[int], Network]) -> Recurrent:
+        return recurrent.with_lstm(obs_shape, torso, units, head)
+
+    return remembering(policy), remembering(value)
 
 
 def critic(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from popjax.core import Network, Recurrent
-from popjax.nets import images, recurrent
-from popjax.nets.layers import MLP, Hidden, network
+from popjax.core import Network
+from popjax.nets.layers import MLP, network
 
 Initializer = Literal["orthogonal", "uniform"]
 """Initializer of on-policy networks, as in OpenAI Baselines or OpenAI Spinning Up (2018)."""
-_HIDDEN: dict[Initializer, str] = {"orthogonal": "orthogonal", "uniform": "uniform_zero_bias"}
+HIDDEN: dict[Initializer, str] = {"orthogonal": "orthogonal", "uniform": "uniform_zero_bias"}
 """That of ``layers.Dense`` for their convolutions and hidden layers."""
 
 
@@ -85,68 +83,6 @@ def state_value(
     if initializer == "uniform":
         return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
     return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
-
-
-def policy_and_value(
-    obs_shape: Sequence[int],
-    action_dim: int,
-    hidden: Sequence[int] | None,
-    *,
-    discrete: bool,
-    activation: str | None,
-    initializer: Initializer,
-    log_std: float = 0.0,
-) -> tuple[Network, Network]:
-    """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
-    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
-    stands for ``images.dense_for``, ``activation`` None for ``images.activation_for``."""
-    hidden = images.dense_for(obs_shape) if hidden is None else hidden
-    activation = activation or images.activation_for(obs_shape)
-    options: Any = {"activation": activation, "initializer": initializer}
-
-    def policy(inputs: int) -> Network:
-        if discrete:
-            return categorical_actor(inputs, action_dim, hidden, **options)
-        return gaussian_policy(inputs, action_dim, hidden, **options, log_std=log_std)
-
-    def value(inputs: int) -> Network:
-        return state_value(inputs, hidden, **options)
-
-    behind = partial(images.behind_convolutions, obs_shape, initializer=_HIDDEN[initializer])
-    return behind(policy), behind(value)
-
-
-def recurrent_policy_and_value(
-    obs_shape: Sequence[int],
-    action_dim: int,
-    hidden: Sequence[int] | None,
-    units: int,
-    *,
-    discrete: bool,
-    activation: str | None,
-    initializer: Initializer,
-) -> tuple[Recurrent, Recurrent]:
-    """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
-    hidden = images.dense_for(obs_shape) if hidden is None else hidden
-    activation = activation or images.activation_for(obs_shape)
-    of_hidden = _HIDDEN[initializer]
-    torso = images.behind_convolutions(
-        obs_shape,
-        lambda inputs: network(Hidden(tuple(hidden), of_hidden, activation), inputs),
-        initializer=of_hidden,
-    )
-    make: Any = categorical_actor if discrete else gaussian_policy
-
-    def policy(inputs: int) -> Network:
-        return make(inputs, action_dim, (), initializer=initializer)
-
-    def value(inputs: int) -> Network:
-        return state_value(inputs, (), initializer=initializer)
-
-    def remembering(head: Callable[[int], Network]) -> Recurrent:
-        return recurrent.with_lstm(obs_shape, torso, units, head)
-
-    return remembering(policy), remembering(value)
 
 
 def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initializer: Initializer) -> MLP:

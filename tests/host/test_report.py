@@ -209,7 +209,18 @@ def test_a_seed_without_a_score_is_named_and_does_not_count(tmp_path: Path) -> N
     (runs[1] / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = report(runs, tmp_path / "out", measure="last")
     assert made.table.rows[0][1:] == ["20.0 ± 1.0 (3)", "19.5 ± 0.7 (2)"]
-    assert "Without a score: seeds 2 of b on probe/context." in made.page.read_text()
+    assert "Without a score: seed 2 of b on probe/context." in made.page.read_text()
+
+
+def test_methods_without_any_score_are_reported_nevertheless(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name, seeds=(0, 1)) for name in ("a", "b")]
+    for run in runs:
+        lines = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+        told = [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in lines]
+        (run / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    made = report(runs, tmp_path / "out", measure="minutes")
+    assert made.table.rows[0][1:] == ["", ""]
+    assert "Without a score: seed 0, seed 1 of a on probe/context." in made.page.read_text()
 
 
 def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path) -> None:

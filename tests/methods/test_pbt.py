@@ -190,6 +190,17 @@ def test_who_has_diverged_is_replaced_for_good():
         assert int(state.metrics.diverged) == 0
 
 
+def test_halving_follows_lines_through_takeovers():
+    config = on_policy(lanes=1, steps=1, interval=1, search=search.Halving(), explore=False)
+    method, line = pbt.build(make("probe/constant"), config), np.arange(P)
+    step, state = jax.jit(method.step), jax.jit(method.init)(jax.random.key(0), method.hyper)
+    for left in (2, 1, 1):
+        state = step(state)
+        line = line[np.asarray(state.metrics.parents[:, 0])]
+        assert state.line.tolist() == line.tolist()
+        assert len(set(line)) == left
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [search.Pbt(fraction=0.25), search.Halving(factor=2)], ids=["pbt", "halving"]

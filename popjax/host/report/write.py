@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
-from popjax.host.report import charts, measures, population, records, searches, statistics
+from popjax.host.report import charts, measures, population, records, results, searches, statistics
 from popjax.host.report.page import Cells, Picture, Section, Text, render
 from popjax.host.report.records import Group, Record
 from popjax.host.scaling.memory import human
@@ -75,10 +73,12 @@ def report(
     missing = [line for each in read for line in each.missing]
     groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
     common, out, judged = records.common_tasks(groups), paths.path(out), measures.measure(measure)
+    scores = results.scores_of(groups, judged)
+    compared = results.comparable(groups, common, scores)
     sections = [
-        _results(groups, missing, judged, statistic),
+        results.section(groups, missing, scores, judged, statistic),
         _curves(groups),
-        *([_comparison(groups, common, judged)] if _comparable(groups, common, judged) else []),
+        *([_comparison(groups, common, scores, judged.unit)] if compared else []),
         *_populations(groups),
         _costs(groups),
     ]
@@ -93,7 +93,9 @@ def report(
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
     figures = tuple(picture.name for picture in pictures)
-    return Report(out / PAGE, figures, table, _caption(judged, statistic), tuple(missing), tuple(skipped))
+    return Report(
+        out / PAGE, figures, table, results.caption(judged, statistic), tuple(missing), tuple(skipped)
+    )
 
 
 def _read(
@@ -114,10 +116,6 @@ def _read(
     if not found:
         raise Refused(f"there is no run to report: {'; '.join(skipped)}")
     return found, [labels[place] for place in kept] if len(labels) == len(run_dirs) else labels, skipped
-
-
-def _caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
-    return f"{measures.WORDS[statistic].capitalize()}; the score of a seed is {judged.words}."
 
 
 def _named_apart(sections: Sequence[Section]) -> list[Section]:
@@ -166,84 +164,6 @@ def _write_lineages(groups: Sequence[Group], path: Path) -> None:
             writer.writerows(made)
 
 
-def _comparable(groups: Sequence[Group], common: Sequence[str], judged: measures.Measure) -> bool:
-    """Return whether there are several methods, all with scores, and a shared task with several seeds of
-    one."""
-    shared = [group for group in groups if group.task in common]
-    seeds = [len(_scores(judged, group, records.budget(groups, group.task))) for group in shared]
-    return len(records.methods(groups)) > 1 and min(seeds) > 0 and max(seeds) > 1
-
-
-def _results(
-    groups: Sequence[Group],
-    missing: Sequence[str],
-    judged: measures.Measure,
-    statistic: measures.Statistic,
-) -> Section:
-    return Section(
-        "Results",
-        [
-            Text(_caption(judged, statistic)),
-            _table(groups, judged, statistic),
-            *_budgets(groups, judged),
-            *([Text(f"Not begun yet: {'; '.join(missing)}.", note=True)] if missing else []),
-        ],
-    )
-
-
-def _table(groups: Sequence[Group], judged: measures.Measure, statistic: measures.Statistic) -> Cells:
-    """Return a row for each task and a column for each method; the highest is bold."""
-    labels, rows, best = records.methods(groups), [], set()
-    for place, task in enumerate(records.tasks(groups)):
-        budget = records.budget(groups, task)
-        here = {group.label: _scores(judged, group, budget) for group in groups if group.task == task}
-        rows.append([task, *(_cell(here.get(label), statistic) for label in labels)])
-        if len(here) > 1:
-            centres = {
-                name: measures.centre(scores, statistic) for name, scores in here.items() if len(scores)
-            }
-            best.add((place, 1 + labels.index(max(centres, key=lambda label: centres[label]))))
-    return Cells(["task", *labels], rows, frozenset(best))
-
-
-def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
-    if scores is None or not len(scores):
-        return ""
-    return f"{measures.summary(scores, statistic)} ({len(scores)})"
-
-
-def _scores(judged: measures.Measure, group: Group, budget: int) -> np.ndarray:
-    """Return the scores of the seeds that have one."""
-    scores = judged.of(group, budget)
-    return scores[~np.isnan(scores)]
-
-
-def _budgets(groups: Sequence[Group], judged: measures.Measure) -> list[Text]:
-    """Return the steps at which methods are compared, the runs that went further or are unfinished, and the
-    seeds without a score."""
-    told = ["In round brackets: number of seeds. Standard deviations divide by that number less one."]
-    for task in records.tasks(groups):
-        budget = records.budget(groups, task)
-        told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
-        longer = [g.label for g in groups if g.task == task and g.reached > budget]
-        for group in groups:
-            if group.task == task and (absent := np.isnan(judged.of(group, budget))).any():
-                seeds = ", ".join(str(c.seed) for c, none in zip(group.curves, absent, strict=True) if none)
-                told.append(f"Without a score: seeds {seeds} of {group.label} on {task}.")
-        if longer:
-            told.append(f"Later evaluations of {', '.join(longer)} appear only in the learning curves.")
-    unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
-    if unfinished:
-        told.append(f"Unfinished: {', '.join(unfinished)}.")
-    for record in {str(r.root): r for group in groups for r in group.records}.values():
-        if record.failed:
-            rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.failed)
-            shown = {row["member"] for row in record.failed} & {one.member for one in record.evaluations}
-            what = "Shown although all failed in" if shown else "Left out of"
-            told.append(f"{what} {record.root}, since a metric became non-finite: {'; '.join(rows)}.")
-    return [Text(" ".join(told), note=True)]
-
-
 def _curves(groups: Sequence[Group]) -> Section:
     look = charts.styles(records.methods(groups))
     parts: list[Picture | Text] = []
@@ -272,19 +192,15 @@ def _curves(groups: Sequence[Group]) -> Section:
             parts.append(_picture(f"anytime-{task}", charts.anytime(task, here, look), anytime))
         if len(times) < len(here):
             without = ", ".join(group.label for group in here if group not in times)
-            told = "no times were recorded, or its seeds were not trained at the same time"
+            told = "no times were recorded, or its seeds have none in common"
             parts.append(Text(f"Not drawn against time on {task}: {without}; {told}.", note=True))
     return Section("Learning curves", parts)
 
 
-def _comparison(groups: Sequence[Group], common: Sequence[str], judged: measures.Measure) -> Section:
+def _comparison(groups: Sequence[Group], common: Sequence[str], found: results.Scores, unit: str) -> Section:
     labels = records.methods(groups)
-    look, by_place = charts.styles(labels), {(group.label, group.task): group for group in groups}
-    scores: Any = {
-        label: [_scores(judged, by_place[label, task], records.budget(groups, task)) for task in common]
-        for label in labels
-    }
-    unit = judged.unit
+    look = charts.styles(labels)
+    scores: Any = {label: [results.known(found[label, task]) for task in common] for label in labels}
     parts: list[Text | Picture | Cells] = []
     if len(common) > 1:
         scores, ends = statistics.normalised(scores)

@@ -110,7 +110,7 @@ def train(
     compile_cache.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
-    if callable(sinks) or not all(map(callable, sinks)):
+    if not isinstance(sinks, Sequence) or not all(map(callable, sinks)):
         raise Refused(f"sinks needs a list of functions, got {sinks!r}")
     numbers = method.hyper if hyper is None else hyper
     swept = {name: _reals(values) for name, values in (swept or {}).items()}

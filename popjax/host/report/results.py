@@ -1,0 +1,99 @@
+"""Scores of methods on tasks, and the table and the notes that a report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from popjax.host.report import measures, records
+from popjax.host.report.page import Cells, Section, Text
+from popjax.host.report.records import Group
+
+Scores: TypeAlias = Mapping[tuple[str, str], np.ndarray]
+"""(method, task) -> float [seeds], NaN of a seed without a score; in the order of the groups' curves."""
+
+
+def scores_of(groups: Sequence[Group], judged: measures.Measure) -> Scores:
+    """Return the scores of all groups, at the steps at which methods are compared on their task."""
+    return {(g.label, g.task): judged.of(g, records.budget(groups, g.task)) for g in groups}
+
+
+def known(scores: np.ndarray) -> np.ndarray:
+    """Return the scores of the seeds that have one."""
+    return scores[~np.isnan(scores)]
+
+
+def caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
+    """Return the words under a table of scores."""
+    return f"{measures.WORDS[statistic].capitalize()}; the score of a seed is {judged.words}."
+
+
+def comparable(groups: Sequence[Group], common: Sequence[str], scores: Scores) -> bool:
+    """Return whether there are several methods, all with scores, and a shared task with several seeds of
+    one."""
+    seeds = [len(known(scores[g.label, g.task])) for g in groups if g.task in common]
+    return len(records.methods(groups)) > 1 and min(seeds) > 0 and max(seeds) > 1
+
+
+def section(
+    groups: Sequence[Group],
+    missing: Sequence[str],
+    scores: Scores,
+    judged: measures.Measure,
+    statistic: measures.Statistic,
+) -> Section:
+    """Return the results: the table, and at which steps; ``missing`` are runs that have not begun."""
+    parts: list[Text | Cells] = [
+        Text(caption(judged, statistic)),
+        _table(groups, scores, statistic),
+        Text(" ".join(_notes(groups, scores)), note=True),
+    ]
+    if missing:
+        parts.append(Text(f"Not begun yet: {'; '.join(missing)}.", note=True))
+    return Section("Results", parts)
+
+
+def _table(groups: Sequence[Group], scores: Scores, statistic: measures.Statistic) -> Cells:
+    """Return a row for each task and a column for each method; the highest is bold."""
+    labels, rows, best = records.methods(groups), [], set()
+    for place, task in enumerate(records.tasks(groups)):
+        here = {g.label: known(scores[g.label, task]) for g in groups if g.task == task}
+        rows.append([task, *(_cell(here.get(label), statistic) for label in labels)])
+        centres = {name: measures.centre(found, statistic) for name, found in here.items() if len(found)}
+        if len(here) > 1 and centres:
+            best.add((place, 1 + labels.index(max(centres, key=lambda label: centres[label]))))
+    return Cells(["task", *labels], rows, frozenset(best))
+
+
+def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
+    if scores is None or not len(scores):
+        return ""
+    return f"{measures.summary(scores, statistic)} ({len(scores)})"
+
+
+def _notes(groups: Sequence[Group], scores: Scores) -> list[str]:
+    """Return the steps at which methods are compared, the runs that went further or are unfinished, and the
+    seeds without a score."""
+    told = ["In round brackets: number of seeds. Standard deviations divide by that number less one."]
+    for task in records.tasks(groups):
+        budget = records.budget(groups, task)
+        told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
+        longer = [g.label for g in groups if g.task == task and g.reached > budget]
+        for group in groups:
+            if group.task == task and (absent := np.isnan(scores[group.label, task])).any():
+                seeds = [f"seed {c.seed}" for c, none in zip(group.curves, absent, strict=True) if none]
+                told.append(f"Without a score: {', '.join(seeds)} of {group.label} on {task}.")
+        if longer:
+            told.append(f"Later evaluations of {', '.join(longer)} appear only in the learning curves.")
+    unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
+    if unfinished:
+        told.append(f"Unfinished: {', '.join(unfinished)}.")
+    for record in {str(r.root): r for group in groups for r in group.records}.values():
+        if record.failed:
+            rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.failed)
+            shown = {row["member"] for row in record.failed} & {one.member for one in record.evaluations}
+            what = "Shown although all failed in" if shown else "Left out of"
+            told.append(f"{what} {record.root}, since a metric became non-finite: {'; '.join(rows)}.")
+    return told

@@ -119,9 +119,10 @@ class Conv(nn.Module):
     """A convolution of square kernels: x [..., H, W, C] -> [..., H', W', features].
 
     A linear layer over patches, whose kernel [side * side * C, features] is a matrix like any other, and
-    stacked over a population one batched matrix product, whereas XLA would make a grouped convolution. On a
-    CPU core the two are equally fast for MinAtar; for Atari, XLA's is 1.3 times as fast with one network,
-    this one 1.1 times as fast with four (``benchmarks/convolutions.py``). Accelerators were not measured.
+    stacked over a population one batched matrix product, whereas XLA would make a grouped convolution. On
+    a CPU core the two are equally fast for MinAtar; for Atari, XLA's is 1.3 times as fast with one
+    network, this one 1.1 times as fast with four. Inside a loop, where agents learn, XLA's takes 2 to 16
+    times as long as outside (``map`` in ``benchmarks/convolutions.py``). Accelerators were not measured.
     """
 
     features: int

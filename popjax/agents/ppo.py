@@ -5,10 +5,10 @@ the policy until it has moved too far in divergence, then the value. This is the
 (2020), whose constants are the defaults; with ``minibatches``, ``normalize_advantage="minibatch"``,
 ``entropy_weight``, ``max_grad_norm``, ``target_kl=inf``, ``log_std=0``, ``normalize_obs``,
 ``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's Baselines, with
-five exceptions: policy and value take turns and their gradients are clipped separately; statistics of
+four exceptions: policy and value take turns and their gradients are clipped separately; statistics of
 observations move after each rollout, and those that divide rewards include their own rollout, whose
-discounted sums restart; a time limit is not treated as the end of the task; Adam adds 1e-8 to the root of the
-second moment, whereas that program adds 1e-5; and policy and value share no layers.
+discounted sums restart; a time limit is not treated as the end of the task; and Adam adds 1e-8 to the root of
+the second moment, whereas that program adds 1e-5.
 
 Differs from Spinning Up: initialization is orthogonal or, with ``initializer`` "uniform", has zero biases in
 the hidden layers and in all of the value network, as in CSPC, which follows the form of 2018; in 2020 all

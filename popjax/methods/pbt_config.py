@@ -49,7 +49,7 @@ class Search:
     episodes: int = 10
     # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
     scoring: int = 0
-    rounds: int = 1_000  # the State has room for fewer ready points than this
+    rounds: int = 1_000  # room in the State for ready points; a run has fewer
 
     def __post_init__(self) -> None:
         check_least(self, 2, "population")

@@ -351,7 +351,7 @@ def test_the_first_step_of_a_clipped_value_by_hand(key):
         gradient = jax.tree.map(lambda g: g * min(1.0, 0.2 / norms[-1]), gradient)
         updates, moments = adam.update(gradient, moments)
         params = optax.apply_updates(params, updates)
-    print(norms)
+    assert min(norms) > 0.2, "clipped"
     close(after.value, params, rtol=1e-3, atol=1e-5)
     for name in ("mu", "nu"):
         found, wanted = (optax.tree_utils.tree_get(x, name) for x in (after.value_optimizer, moments))

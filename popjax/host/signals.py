@@ -76,6 +76,26 @@ def deferred(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        for several in _remembering:
+            several.arrived = several.arrived or stop.arrived
+
+
+_remembering: list[Stop] = []
+
+
+@contextmanager
+def remembered() -> Iterator[Stop]:
+    """Remember the first signal that a ``deferred`` inside received.
+
+    For several runs in turn: a run that was about to finish anyway ends as if no signal had arrived, but no
+    other run should start after it.
+    """
+    stop = Stop()
+    _remembering.append(stop)
+    try:
+        yield stop
+    finally:
+        _remembering.remove(stop)
 
 
 def ready(arrays: T, stop: Stop | None = None) -> T:

@@ -56,7 +56,7 @@ def test_time_is_up(tmp_path: Path) -> None:
     assert run_group.finished(tmp_path / "run", 240)
 
 
-def test_members_stop_at_a_return_one_by_one(tmp_path: Path) -> None:
+def test_members_stop_at_a_return_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = run(seeds=4)
     curves = {n: [e.mean for e in plain.evaluations if e.member == n] for n in range(4)}
     wanted = sorted(max(curve) for curve in curves.values())[-2]  # not everyone gets there
@@ -71,6 +71,9 @@ def test_members_stop_at_a_return_one_by_one(tmp_path: Path) -> None:
         alone = run(seed=place, stop_at_return=wanted).summary["members"][0]
         assert row["state_sha256"] == alone["state_sha256"]
     assert {row["status"] for row in stopped.summary["members"]} == {"stopped", "finished"}
+    capsys.readouterr()
+    run(tmp_path, seeds=4, resume=True, stop_at_return=wanted, quiet=False)
+    assert "leave out --stop-at-return or raise it to continue it" in capsys.readouterr().err
     on = run(tmp_path, seeds=4, resume=True, stop_at_return=None)  # each goes on from where it stands
     assert on.summary["state_sha256"] == plain.summary["state_sha256"]
 

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from popjax import cli
 from popjax.envs import make
+from popjax.host import signals
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Interrupted, Refused
 from popjax.host.scaling import launchers
@@ -51,6 +52,26 @@ def jobs(root: Path) -> list[launchers.Job]:
 def pids(directory: Path) -> list[int]:
     file = directory.parent / f"{directory.name}.pids"
     return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def test_no_run_starts_after_one_that_finished_on_a_signal(tmp_path: Path) -> None:
+    """The signal arrives during the last save, so that the run itself ends as if there had been none."""
+    ran: list[str] = []
+
+    def execute(argv: Sequence[str]) -> int:
+        ran.append(argv[-1])
+        with signals.deferred(lambda line: None) as stop:
+            stop.saving = True
+            if len(ran) == 2:
+                signal.raise_signal(signal.SIGTERM)
+        return int(len(ran) == 1)  # the first one failed
+
+    wanted = [launchers.Job((), tmp_path / name) for name in "abcd"]
+    with pytest.raises(Interrupted, match="stopped; 3 of 4 runs have not finished") as stopped:
+        launchers.local(wanted, execute, lambda line: None)
+    assert stopped.value.signal_number == signal.SIGTERM and len(ran) == 2
+    ran.clear()
+    assert launchers.local(wanted[:2], execute, lambda line: None) == [1, 0]  # nothing is left to start
 
 
 def signal_when_saved(directory: Path, number: signal.Signals) -> threading.Thread:

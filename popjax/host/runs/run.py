@@ -322,9 +322,10 @@ def _briefly(entry: dict[str, Any]) -> dict[str, Any]:
 def finished(run: Run, state: Any, position: Position) -> Result:
     """Return the result of a run that had already finished when it was resumed; nothing is trained."""
     assert run.files is not None
+    short = run.options.stop_at_return is not None and position.least < run.options.env_steps
+    on = "leave out --stop-at-return or raise it" if short else "raise --env-steps"
     run.say(
-        f"{run.files.root} has already finished at {position.least:,} environment steps;"
-        " raise --env-steps to continue it"
+        f"{run.files.root} has already finished at {position.least:,} environment steps; {on} to continue it"
     )
     try:
         summary = json.loads(run.files.summary.read_text())

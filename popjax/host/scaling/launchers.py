@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from popjax.host import signals
 from popjax.host.errors import Interrupted, Refused
 from popjax.host.runs import run_group
+from popjax.host.scaling import processes
 
 Execute = Callable[[Sequence[str]], int]
 """Run a command line and return its exit code; other machines import the function by name."""
@@ -48,11 +49,19 @@ def arguments(job: Job) -> list[str]:
 
 
 def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> list[int]:
-    """Run jobs one after another in this process; return their exit codes."""
-    codes = []
-    for number, job in enumerate(jobs, 1):
-        say(f"run {number} of {len(jobs)}: {job.directory}")
-        codes.append(execute(arguments(job)))
+    """Run jobs one after another in this process; return their exit codes.
+
+    Raises:
+        Interrupted: a signal arrived, in the last job that was run; ``--resume`` continues.
+    """
+    codes: list[int] = []
+    with signals.remembered() as stop:
+        for number, job in enumerate(jobs, 1):
+            if arrived := processes.largest(stop.arrived or 0):
+                left = sum(map(bool, codes)) + len(jobs) - len(codes)
+                raise Interrupted(f"stopped; {left} of {len(jobs)} runs have not finished", arrived)
+            say(f"run {number} of {len(jobs)}: {job.directory}")
+            codes.append(execute(arguments(job)))
     return codes
 
 

@@ -69,7 +69,8 @@ def test_no_run_starts_after_one_that_finished_on_a_signal(tmp_path: Path) -> No
     wanted = [launchers.Job((), tmp_path / name) for name in "abcd"]
     with pytest.raises(Interrupted, match="stopped; 3 of 4 runs have not finished") as stopped:
         launchers.local(wanted, execute, lambda line: None)
-    assert stopped.value.signal_number == signal.SIGTERM and len(ran) == 2
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert len(ran) == 2
     ran.clear()
     assert launchers.local(wanted[:2], execute, lambda line: None) == [1, 0]  # nothing is left to start
 

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from popjax import cli
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 from popjax.host.report import charts, measures, population, records, report, write
 from popjax.host.runs import run_group
@@ -321,6 +323,25 @@ def test_a_failed_member_cuts_nobody_else_short(status: str, tmp_path: Path) -> 
     (group,) = records.grouped(records.read(root).records)
     assert [curve.seed for curve in group.curves] == [0]
     assert group.reached == summary["env_steps"]
+    page = report([root], tmp_path / "out").page.read_text()
+    assert "since a metric became non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
+
+
+def test_a_member_that_failed_in_a_run_that_goes_on_cuts_nobody_else_short(tmp_path: Path) -> None:
+    """There is no summary yet; the checkpoint tells."""
+    root = make_run(tmp_path / "ours", seeds=(0, 1))
+    lines = [json.loads(line) for line in (root / "eval.jsonl").read_text().splitlines()]
+    kept = [line | {"member": line["seed"]} for line in lines if line["seed"] == 0 or line["generation"] < 3]
+    (root / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    reached = json.loads((root / "summary.json").read_text())["env_steps"]
+    (root / "summary.json").unlink()
+    failed = {"1": {"reason": "critic_loss is nan in generation 3", "checkpoint": 2}}
+    checkpoint.save(root / "checkpoints", 5, {"x": jnp.zeros(2)}, {"failed": failed})
+    checkpoint.save(root / "checkpoints", 6, {"x": jnp.zeros(2)}, {"failed": failed}, keep=[5])
+    (root / "checkpoints" / "6" / "manifest.json").write_text("cut off")
+    (group,) = records.grouped(records.read(root).records)
+    assert [curve.seed for curve in group.curves] == [0]
+    assert group.reached == reached
     page = report([root], tmp_path / "out").page.read_text()
     assert "since a metric became non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
 

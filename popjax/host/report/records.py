@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from popjax.host.errors import NoRun, Refused
+from popjax.host.checkpoints import checkpoint
+from popjax.host.errors import NoRun, NotRead, Refused
 from popjax.host.runs import log, run_group, rundir
 from popjax.host.runs.history import Evaluation
 from popjax.host.scaling import sweep
@@ -23,6 +24,8 @@ class Record:
     """A run directory, or the part of it with one setting of the swept numbers.
 
     summary: None while the run goes on or after it was interrupted.
+    failed:  members with a non-finite metric, whose evaluations are left out, each with "member", "seed" and
+             "reason"; of a run without a summary, those that its newest checkpoint knows.
     swept:   the numbers of this setting by name, such as "hyper.actor_lr"; empty if only seeds differ.
     """
 
@@ -30,13 +33,8 @@ class Record:
     config: dict[str, Any]
     summary: dict[str, Any] | None
     evaluations: tuple[Evaluation, ...]
+    failed: tuple[Mapping[str, Any], ...] = ()
     swept: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """The summary's rows of members with a non-finite metric, whose evaluations are left out."""
-        rows = (self.summary or {}).get("members", [])
-        return [row for row in rows if row["status"] in rundir.FAILED]
 
     @property
     def task(self) -> str:
@@ -168,15 +166,36 @@ def _read(root: Path) -> list[Record]:
     if not lines:
         raise NoRun(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = _summary(files.summary)
-    rows = (summary or {}).get("members", [])
-    failed = {row["member"] for row in rows if row["status"] in rundir.FAILED}
+    failed = _failed_so_far(files, config) if summary is None else _failed(summary)
     # A member that failed early would cut the curves of all seeds where it failed.
-    lines = [line for line in lines if line["member"] not in failed] or lines
+    gone = {row["member"] for row in failed}
+    lines = [line for line in lines if line["member"] not in gone] or lines
     settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
     for line in lines:
         swept = tuple((name, value) for name, value in line.items() if name.startswith("hyper."))
         settings.setdefault(swept, []).append(log.evaluation(line))
-    return [Record(root, config, summary, tuple(made), dict(swept)) for swept, made in settings.items()]
+    return [
+        Record(root, config, summary, tuple(made), failed, dict(swept)) for swept, made in settings.items()
+    ]
+
+
+def _failed(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(row for row in summary.get("members", []) if row["status"] in rundir.FAILED)
+
+
+def _failed_so_far(files: rundir.RunDirectory, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Return the failed members of a run without a summary as its newest readable checkpoint has them."""
+    for generation in checkpoint.generations(files.checkpoints):
+        try:
+            failures = checkpoint.facts(files.checkpoints / str(generation)).get("failed", {})
+        except (checkpoint.Damaged, NotRead):  # or just removed by the run, which goes on
+            continue
+        members = sweep.of_config(config)
+        return tuple(
+            {"member": members[place].number, "seed": members[place].seed, "reason": failure["reason"]}
+            for place, failure in sorted((int(place), failure) for place, failure in failures.items())
+        )
+    return ()
 
 
 def _summary(path: Path) -> dict[str, Any] | None:

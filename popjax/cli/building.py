@@ -70,11 +70,16 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
         raise Refused(f"{root} has no intact checkpoint")
     with packed.laid_out_on(str(saved.get("device"))):
         state, steps = chosen_policy.with_last_good(
-            files, shapes, found[1:], wanted, lambda place: begin(members[place : place + 1])
+            files,
+            shapes,
+            found[1:],
+            wanted,
+            lambda place: begin(members[place : place + 1]),
+            (lambda line: None) if picked == chosen_policy.BEST else complain,
         )
     if picked == chosen_policy.BEST:
         numbers = [m.number for m in sweep.of_config(saved)]
-        method, state, steps = chosen_policy.with_best(method, state, files, numbers)
+        method, state, steps = chosen_policy.with_best(method, (state, steps), files, numbers)
     return Loaded(env, method, config, state, saved, steps)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate, as ``scripts/evaluate.py``."""
-    from popjax.cli import building, jax_setup, parse
+    from popjax.cli import jax_setup, parse
 
     arguments = parse.parse(parse.EvaluateArguments, argv, program="popjax evaluate")
     jax_setup.prepare_jax()
@@ -26,8 +26,7 @@ def evaluate(argv: list[str]) -> None:
         option = "--in" if arguments.in_ else "--video"
         raise parse.Fault(f"{option} shows policies that act greedily: leave out --stochastic")
     root = paths.path(arguments.run_dir)
-    run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
-    run = under(alone(run, arguments.individual), arguments.env_option)
+    run = under(_loaded(arguments), arguments.env_option)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
     here = show.Played(
         *evaluate_state(
@@ -129,21 +128,22 @@ def report(argv: list[str]) -> None:
 
 def export(argv: list[str]) -> None:
     """Export a policy, as ``scripts/export.py``."""
-    from popjax.cli import building, jax_setup, parse
+    from popjax.cli import jax_setup, parse
 
     arguments = parse.parse(parse.ExportArguments, argv, program="popjax export")
     jax_setup.prepare_jax()
     jax_setup.require_backend()
     from popjax.cli import show
+    from popjax.envs import wrappers
     from popjax.host.deploy import export_policy
     from popjax.host.scaling import sweep
 
-    run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
-    run = alone(run, arguments.individual)
+    run = _loaded(arguments)
     origins = [
         {
             "method": run.saved["method"],
             "individual": arguments.individual,
+            "env_options": {**wrappers.seen(run.saved["env_options"]), **_options(run)},
             "git_commit": run.saved.get("git_commit"),
             "member": member.number,
             "seed": member.seed,
@@ -154,6 +154,18 @@ def export(argv: list[str]) -> None:
     ]
     reason = export_policy(run.method, run.env, run.state, arguments.out, 0, origins)
     show.exported(arguments.out, reason)
+
+
+def _loaded(arguments: Any) -> Loaded:
+    """Return the run, and the policies of it, that the command line names."""
+    from popjax.cli import building
+    from popjax.cli.parse import Fault
+    from popjax.host.deploy import chosen_policy
+
+    if arguments.individual is not None and arguments.checkpoint == chosen_policy.BEST:
+        raise Fault("--checkpoint best has the policy that the method chose, no individuals: leave one out")
+    run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
+    return alone(run, arguments.individual)
 
 
 def under(run: Loaded, pairs: Sequence[str]) -> Loaded:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from popjax.envs import make
 from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.deploy import chosen_policy
 from popjax.host.errors import Refused
-from popjax.host.runs import run_group
+from popjax.host.runs import run_group, rundir
+from popjax.host.runs.history import Evaluation
 from popjax.host.training import stopping, train
 from tests.host import tiny
 
@@ -124,6 +128,26 @@ def test_the_best_policy_is_kept(tmp_path: Path) -> None:
         assert steps[row] == first.env_steps
         expected = jax.tree.map(lambda x: x[number], seen[first.env_steps // 24])
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[row], policies), expected)
+
+
+def test_a_member_that_was_never_evaluated_has_no_best_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that fails early, whose weights are NaN when others have their first evaluation."""
+    files = rundir.RunDirectory(tmp_path)
+    state = jax.vmap(METHOD.init, (0, None))(jax.random.split(jax.random.key(0), 2), METHOD.hyper)
+    policies = jax.vmap(METHOD.policy)(state)
+    broken = jax.tree.map(lambda x: x.at[1].set(jnp.nan), policies)
+    kept = best_policies.Best(files.best, [4, 7], lambda _: broken)
+    kept.see(None, [Evaluation(0, 1, 24, (3.0,), (5,), 4), Evaluation(0, 1, 24, (math.nan,), (5,), 7)])
+    kept.save()
+    method, chosen, steps = chosen_policy.with_best(METHOD, (state, [48, 12]), files, [4, 7])
+    assert steps == [24, 12]
+    assert "member 7 was never evaluated after training began" in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, jax.vmap(method.policy)(chosen), policies)
+    last = jax.tree.map(lambda x: x[1:], state)
+    with pytest.raises(Refused, match="no policy of member 7: none was evaluated"):
+        chosen_policy.with_best(METHOD, (last, [12]), files, [7])
 
 
 def test_the_best_policy_survives_a_resume(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import pytest
 from popjax import cli, tree
 from popjax.agents import a2c, ddpg, dqn, ppo, sac, td3
 from popjax.core import Spec
+from popjax.envs import make
 from popjax.envs.episodic import episodic
-from popjax.host.deploy import chosen_policy, export_policy
+from popjax.host.deploy import chosen_policy, export, export_policy
 from popjax.host.deploy.numpy_export import NotPlain, numpy_program
 from popjax.host.errors import Refused
 from popjax.methods import ce, es, independent, onpolicy, pderl
@@ -167,6 +168,25 @@ def test_a_policy_that_numpy_cannot_compute_has_no_program_for_it(tmp_path: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "policy.json", "policy.stablehlo"]
 
 
+def test_options_of_the_environment_are_told(tmp_path: Path) -> None:
+    env, method, state = built("td3")
+    options = {"size": 3, "action_repeat": 4, "frame_stack": 1}
+    export_policy(method, env, state, tmp_path, 0, [{**each, "env_options": options} for each in ORIGINS])
+    assert json.loads((tmp_path / "policy.json").read_text())["env_options"] == options
+    told = (tmp_path / "README.md").read_text()
+    assert "options size=3, action_repeat=4, frame_stack=1.\n- Repeat each action for 4 steps" in told
+    assert "latest" not in told
+
+
+def test_frames_of_bits_differ_among_the_observations_of_a_comparison() -> None:
+    env = make("gymnax/Breakout-MinAtar")
+    seen = export.probes(env)
+    assert seen.dtype == np.bool_
+    assert len(np.unique(seen.reshape(len(seen), -1), axis=0)) > 190
+    plain, *flipped = np.split(seen, 4)
+    np.testing.assert_allclose([(plain ^ part).mean() for part in flipped], [0.03, 0.1, 0.3], atol=0.01)
+
+
 def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
     env, method, state = built("votes")
     with pytest.raises(Refused, match="this policy has a memory"):
@@ -174,6 +194,9 @@ def test_policies_that_remember_or_draw_are_refused(tmp_path: Path) -> None:
     env, method, state = built("td3")
     method = method._replace(act=lambda p, m, obs, key, scale: (m, jax.random.uniform(key, (2,))))
     with pytest.raises(Refused, match="draws its actions at random"):
+        export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
+    method = method._replace(act=lambda p, m, obs, key, scale: (m, jnp.full(2, jnp.nan)))
+    with pytest.raises(Refused, match="actions are not finite numbers: it has diverged"):
         export_policy(method, env, state, tmp_path / "out", 0, ORIGINS)
     with pytest.raises(Refused, match=r"--member must be in 0 to 1, .*got 2"):
         export_policy(method, env, state, tmp_path / "out", 2, ORIGINS)
@@ -265,13 +288,16 @@ def test_the_commands(
     assert "(individual 2)" in capsys.readouterr().out
     assert cli.evaluate([str(root), "--individual", "3"]) == 2
     assert "in 0 to 2, the population's size being 3, got 3" in capsys.readouterr().err
+    for command in (cli.evaluate, lambda argv: cli.export([*argv, "--out", str(tmp_path / "none")])):
+        assert command([str(root), "--individual", "2", "--checkpoint", "best"]) == 2
+        assert "the policy that the method chose, no individuals" in capsys.readouterr().err
 
     out = tmp_path / "policy"
     assert cli.export([str(root), "--out", str(out), "--member", "1", "--individual", "2"]) == 0
     assert "policy.py" in capsys.readouterr().out
     facts = json.loads((out / "policy.json").read_text())
     assert (facts["method"], facts["member"], facts["seed"]) == ("tiny", 1, 1)
-    assert (facts["individual"], facts["env_steps"]) == (2, 24)
+    assert (facts["individual"], facts["env_steps"], facts["env_options"]) == (2, 24, {})
     assert "member 1, seed 1, individual 2" in (out / "README.md").read_text()
     assert cli.export([str(root), "--out", str(out), "--member", "2"]) == 2
     assert cli.export([str(root)]) == 2

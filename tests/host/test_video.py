@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import zlib
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,24 @@ def test_a_film_shows_the_first_policy_in_real_time(suffix: str, tmp_path: Path)
     cart = (frames[..., 0] - frames[..., 2]) > 60  # yellow
     places = [np.argwhere(frame)[:, 1].mean() for frame in cart]
     assert (np.diff(places) > 5).all()  # to the right, and all of it in sight
+
+
+@pytest.mark.parametrize("seconds", [1 / 15, 0.045, 0.125, 0.04])
+def test_a_gif_plays_in_real_time_on_average(seconds: float, tmp_path: Path) -> None:
+    """Its clock counts hundredths of a second."""
+
+    def draw(poses: np.ndarray) -> Iterator[np.ndarray]:
+        yield from (np.full((8, 8, 3), 8 * frame, np.uint8) for frame in poses)
+
+    path = tmp_path / "film.gif"
+    video._film(draw, path)(path, np.arange(30), seconds)
+    film, times = Image.open(path), []
+    for frame in range(film.n_frames):
+        film.seek(frame)
+        times.append(film.info["duration"])
+    assert len(times) == 30
+    assert sum(times) == pytest.approx(30_000 * seconds, abs=5)
+    assert max(times) - min(times) <= 10
 
 
 @pytest.mark.parametrize(

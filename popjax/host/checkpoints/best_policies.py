@@ -114,20 +114,25 @@ def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:
         return {name: file[name][rows] for name in file.files}
 
 
-def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int]]:
+def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int | None]]:
     """Return the best policies of the members ``numbers`` as parameters [S, ...], and the environment steps
-    for which each had trained.
+    for which each had trained: None for a member of which no policy was kept, whose parameters mean nothing.
 
     ``shapes`` are those of one policy.
 
     Raises:
-        Refused: no policy was kept, or the structure differs.
+        Refused: no policy was kept of any of them, or the structure differs.
     """
     if not path.exists():
         raise Refused(f"{path} does not exist: no policy has been evaluated since training began")
     rows = _rows(path, numbers)
+    kept_of = rows["return"] > -np.inf
+    if not kept_of.any():
+        which = f"member {numbers[0]}" if len(numbers) == 1 else "any of these members"
+        raise Refused(f"{path} has no policy of {which}: none was evaluated since training began")
     kept = {name.removeprefix("policy."): array for name, array in rows.items() if name not in _FACTS}
     wanted = {name: leaf.shape for name, leaf in state_arrays.data_shapes(shapes).items()}
     if wanted != {name: array.shape[1:] for name, array in kept.items()}:
         raise Refused(f"{path} has policies of another structure than the method of config.json")
-    return jax.tree.map(jax.numpy.asarray, state_arrays.from_arrays(kept, shapes)), rows["env_steps"].tolist()
+    steps = [int(n) if has else None for n, has in zip(rows["env_steps"], kept_of, strict=True)]
+    return jax.tree.map(jax.numpy.asarray, state_arrays.from_arrays(kept, shapes)), steps

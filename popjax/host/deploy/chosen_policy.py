@@ -56,6 +56,7 @@ def with_last_good(
     found: tuple[Any, dict[str, Any]],
     members: Mapping[int, Member],
     beginning: Callable[[int], Any],
+    tell: Callable[[str], None] = complain,
 ) -> tuple[Any, list[int]]:
     """Return the State of ``members``, given by place in the run, and the environment steps of each.
 
@@ -64,6 +65,7 @@ def with_last_good(
     Args:
         found: the State [len(members), ...] of a checkpoint and its extra facts.
         beginning: place of a member -> its initial State [1, ...].
+        tell: called with a line for each failed member.
 
     Raises:
         Refused: the last good checkpoint of a failed member is damaged.
@@ -75,7 +77,7 @@ def with_last_good(
             continue
         failure = Failure(**extra["failed"][str(place)])
         used = "which is used" if failure.checkpoint is not None else "its beginning is used"
-        complain(f"member {member.number} has failed: {failure.reason}; {failure.remains}, {used}")
+        tell(f"member {member.number} has failed: {failure.reason}; {failure.remains}, {used}")
         lane, steps[row] = beginning(place), 0
         if failure.checkpoint is not None:
             good = checkpoint.member_of_newest(files.checkpoints, shapes, complain, place, failure.checkpoint)
@@ -87,19 +89,32 @@ def with_last_good(
 
 
 def with_best(
-    method: Method, state: Any, files: RunDirectory, numbers: list[int]
+    method: Method, found: tuple[Any, list[int]], files: RunDirectory, numbers: list[int]
 ) -> tuple[Method, Any, list[int]]:
     """Return ``method`` and a State [S, ...] with the best policies of the members ``numbers``, and the
-    environment steps for which each had trained. The policies explore as in ``state``.
+    environment steps for which each had trained.
+
+    ``found`` is their State [S, ...] and its environment steps. The policies explore as they do in it, and
+    the policy of a member that was never evaluated, as one that failed early, is the one in it.
 
     Raises:
         Refused: no policies were kept.
     """
+    state, at = found
     first = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[0], s), state)
-    policies, steps = best_policies.load(files.best, jax.eval_shape(method.policy, first), numbers)
+    policies, kept_at = best_policies.load(files.best, jax.eval_shape(method.policy, first), numbers)
+    steps = [now if kept is None else kept for now, kept in zip(at, kept_at, strict=True)]
+    if None in kept_at:
+        present = sweep.lift(method.policy, len(numbers))(state)
+        for place in (place for place, kept in enumerate(kept_at) if kept is None):
+            complain(
+                f"member {numbers[place]} was never evaluated after training began, so it has no best policy;"
+                f" its policy after {steps[place]:,} environment steps is used"
+            )
+            policies = tree.put(policies, place, tree.take(present, place))
     scale = sweep.lift(lambda s: jnp.asarray(method.exploration(s), jnp.float32), len(numbers))(state)
-    kept = method._replace(policy=lambda pair: pair[0], exploration=lambda pair: pair[1], individuals=None)
-    return kept, (policies, scale), steps
+    chosen = method._replace(policy=lambda pair: pair[0], exploration=lambda pair: pair[1], individuals=None)
+    return chosen, (policies, scale), steps
 
 
 def individual(method: Method, state: Any, index: int) -> Method:

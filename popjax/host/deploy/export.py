@@ -36,7 +36,7 @@ _README = """# {title}
 {line}
 
 - Observations: {obs_dtype} {obs_shape}, as the environment gives them; normalisation is part of the policy.
-- Actions: {action}
+- Actions: {action}{options}
 - `policy.json` has the same facts for programs.
 
 With JAX and without popjax, for any number of observations at once (`pip install "jax=={jax}" flatbuffers`;
@@ -61,6 +61,15 @@ action = act(observation)  # [{obs}] or [batch, {obs}]
 ```"""
 
 
+_OPTIONS = "It was trained with the environment's options {}."
+_CHANGES = {
+    "action_repeat": "Repeat each action for {} steps of the environment.",
+    "frame_stack": "Join the latest {} observations of the environment along the last axis, oldest first; an"
+    " episode begins with its first observation repeated.",
+}
+"""What an option changes for whoever plays the policy, by option."""
+
+
 @numerics.standard()
 def export_policy(
     method: Method, env: Env, state: Any, out: str | Path, member: int, origins: Sequence[Mapping[str, Any]]
@@ -71,7 +80,7 @@ def export_policy(
     Return the reason why there is no policy.npz, or None if there is one.
 
     Raises:
-        Refused: there is no such member, or the policy has memory or draws at random.
+        Refused: there is no such member, or the policy has memory, draws at random or has diverged.
     """
     members = len(origins)
     if not 0 <= member < members:
@@ -83,6 +92,8 @@ def export_policy(
     params = jax.device_get(tree.take(jax.jit(sweep.lift(method.policy, members))(state), member))
     observations = probes(env)
     actions = _actions(method, params, observations, jax.random.key(0))
+    if not np.isfinite(actions).all():
+        raise Refused("this policy's actions are not finite numbers: it has diverged")
     if not np.array_equal(actions, _actions(method, params, observations, jax.random.key(1))):
         raise Refused("this policy draws its actions at random; only greedy policies can be exported")
     program = _program(method, env, params)
@@ -104,9 +115,13 @@ def export_policy(
 
 def probes(env: Env) -> np.ndarray:
     """Return observations [B, *obs] for comparing policies: initial ones, plain and with noise of three
-    scales."""
+    scales, or of three shares of flipped bits."""
     keys = jax.random.split(jax.random.key(0), _RESETS)
     first = jax.jit(jax.vmap(lambda key: env.reset(key)[1]))(keys)
+    if env.spec.obs_dtype == jnp.bool_:
+        shares = jnp.array([0.03, 0.1, 0.3]).reshape(3, *[1] * first.ndim)
+        flipped = jax.random.bernoulli(keys[0], shares, (3, *first.shape))
+        return np.asarray(jnp.concatenate([first, *(first ^ flipped)]))
     noise = jax.random.normal(keys[0], (3, *first.shape)) * jnp.array([0.3, 3.0, 30.0]).reshape(
         3, *[1] * first.ndim
     )
@@ -185,6 +200,9 @@ def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
         for key in ("member", "seed", "individual", "env_steps")
         if facts.get(key) is not None
     )
+    options = facts.get("env_options") or {}
+    lines = [_OPTIONS.format(", ".join(f"{name}={value}" for name, value in options.items()))] * bool(options)
+    lines += [text.format(options[name]) for name, text in _CHANGES.items() if options.get(name, 1) != 1]
     return _README.format(
         title=f"A policy for {facts['env']}",
         line=f"Trained by {facts.get('method', 'popjax')} ({who}); it acts greedily.",
@@ -192,6 +210,7 @@ def _readme(facts: Mapping[str, Any], reason: str | None) -> str:
         obs_shape=f"[{shape}]",
         obs=shape,
         action=told,
+        options="".join(f"\n- {line}" for line in lines),
         components=components,
         jax=facts["jax"],
         numpy=_NUMPY.format(obs=shape)

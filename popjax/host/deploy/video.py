@@ -220,7 +220,9 @@ def _film(draw: Draw, path: Path) -> Write:
     def write(path: Path, poses: np.ndarray, seconds: float) -> None:
         if imageio is None:
             first, *rest = [Image.fromarray(frame) for frame in draw(poses)]
-            first.save(path, save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+            ends = np.round(100 * seconds * np.arange(len(rest) + 2)).astype(int)  # hundredths of a second
+            times = (10 * np.diff(ends)).tolist()
+            first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
             return
         with warnings.catch_warnings():
             # JAX warns of forks; this one executes ffmpeg at once.

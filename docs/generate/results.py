@@ -178,8 +178,8 @@ _PROTOCOLS = {
     "a3c": "A3C, no teacher",
     "kd-policy": "KD-policy",
     "kd-distill": "KD-distill",
-    "kd-late": "the same, from 0.3 of the budget on, as online alignment",
-    "untrained": "KD-distill, a teacher that has learned nothing",
+    "kd-late": "KD-distill from 0.3 of the budget on, as in online alignment",
+    "untrained": "KD-distill, untrained teacher",
     "offline": "offline alignment",
     "online": "online alignment",
     "concurrent": "concurrent (cA3C)",
@@ -200,7 +200,7 @@ def _protocols(found: Any) -> str:
         "protocol",
         "score at the end, mean ± standard deviation",
         "over the run, by seed",
-        "steps beside",
+        "steps besides the student's, over all seeds",
     ]
     return table(header, rows, (3,))
 
@@ -216,7 +216,7 @@ def _distilled(load: Load) -> str:
         teacher, student = row["deployed_by_the_teachers_run"], row["student"]
         method = row["teacher"]["command"].split()[2].upper()
         rows.append((f"`{row['env']}`", method, *(_each(x["mean"] for x in y) for y in (teacher, student))))
-    return table(["task", "population", "return of what its run deploys", "of the distilled policy"], rows)
+    return table(["task", "population", "return of the deployed policy", "of the distilled policy"], rows)
 
 
 def _transfer(load: Load) -> str:
@@ -321,10 +321,10 @@ def _to_score(load: Load) -> str:
     header = [
         "task",
         "trainer",
-        "seeds that got there",
+        "seeds that reached the score",
         "environment steps of each agent",
         "seconds",
-        "with imports and compiling",
+        "seconds, with imports and compiling",
         "seconds for 1,000 steps, once compiled",
     ]
     return "\n\n".join([table(header, rows, range(2, 7)), _where(found)])
@@ -332,7 +332,7 @@ def _to_score(load: Load) -> str:
 
 def _against(load: Load) -> str:
     rows = [(row["case"], f"{row['ratio']:.2f}", len(row["ratios"])) for row in load("against-cpu")["rows"]]
-    return table(["case", "pace over the first version's, median", "pairs of chunks"], rows, (1, 2))
+    return table(["case", "speed over the first version's, median", "pairs of chunks"], rows, (1, 2))
 
 
 def _compile(load: Load) -> str:
@@ -349,8 +349,8 @@ def _compile(load: Load) -> str:
         )
     header = [
         "case",
-        "places of the step",
-        "of the reset",
+        "copies of the step",
+        "copies of the reset",
         "lines of StableHLO",
         "first version, s",
         "now, s",
@@ -448,7 +448,7 @@ def _devices(load: Load) -> str:
         networks = "-".join(map(str, how["hidden"]))
         gain = on["times_as_fast_as_the_first"]["2"]
         rows.append((f"`{how['env']}`", networks, on["seeds"], f"{gain:.2f}"))
-    return table(["task", "networks", "seeds", "two devices over one, times as fast"], rows, (2, 3))
+    return table(["task", "networks", "seeds", "speedup of two devices over one"], rows, (2, 3))
 
 
 def _update_modes(load: Load) -> str:
@@ -474,7 +474,14 @@ def _prioritized(load: Load) -> str:
         )
         for row in load("prioritized-cpu")["rows"]
     ]
-    header = ["batch", "popjax, ms", "flashbax, ms", "uniform, ms", "of a DDPG update", "with 64-64 networks"]
+    header = [
+        "batch",
+        "popjax, ms",
+        "flashbax, ms",
+        "uniform, ms",
+        "share of a DDPG update",
+        "with 64-64 networks",
+    ]
     return table(header, rows, range(6))
 
 

@@ -38,7 +38,7 @@ def _fidelity(rows: list[dict[str, str]]) -> str:
 def _speed(rows: list[dict[str, str]]) -> str:
     columns = ["compile_seconds", "steps_per_second_1", "steps_per_second_64", "steps_per_second_1024"]
     return table(
-        ["task", "compile, s", "1 lane", "64 lanes", "1024 lanes", "state, bytes a lane"],
+        ["task", "compile, s", "1 lane", "64 lanes", "1024 lanes", "state, bytes per lane"],
         [(f"`{row['task']}`", *(_whole(row[x]) for x in [*columns, "state_bytes"])) for row in rows],
         range(1, 6),
     )

@@ -30,8 +30,9 @@ class Result:
     """Result of a run.
 
     state:       the final State, every leaf [S, ...]; meaningless for a failed member.
-    returns:     float [S] mean return of each member's last evaluation, of a policy up to ``eval_every`` steps
-                 older than ``state`` if the run ended before its budget; NaN for a failed member.
+    returns:     float [S] mean return of each member's last evaluation, which may be up to ``eval_every``
+                 environment steps older than ``state`` if the run ended before its budget; NaN for a failed
+                 member.
     evaluations: all evaluations, oldest first, including those before a resume.
     history:     recorded generations since the start or the resume.
     summary:     the content of ``summary.json``.

@@ -48,7 +48,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ([], ["which method", "pderl", "independent"]),
+        ([], ["no method given", "pderl", "independent"]),
         (["pdrel", *PENDULUM], ["unknown method 'pdrel'", "did you mean pderl?"]),
         (
             ["pderl", "--env", "gymnaks/Pendulum-v1", "--env-steps", "9"],
@@ -62,7 +62,10 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         (["pderl", *PENDULUM, "--seeds", "two"], ["--seeds", "'two'"]),
         (["pderl", *PENDULUM, "--seeds"], ["--seeds"]),
         (["pderl", *PENDULUM, "--seeds", "0"], ["--seeds must be at least 1, got 0"]),
-        (["pderl", *PENDULUM, "--env-steps", "2199"], ["2199 is under one generation, which can count 2200"]),
+        (
+            ["pderl", *PENDULUM, "--env-steps", "2199"],
+            ["2199 is less than one generation, which may take 2200"],
+        ),
         (["pderl", *PENDULUM, "--env-option", "gravity"], ["KEY=VALUE", "'gravity'"]),
         (["pderl", *PENDULUM, "--env-option", "gg=1"], ["no option 'gg'"]),
         (
@@ -338,7 +341,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_a_run_of_an_earlier_version_is_refused_with_its_commit():
-    with pytest.raises(ValueError, match="earlier popjax, readable at commit abc"):
+    with pytest.raises(ValueError, match="earlier popjax; read it with commit abc"):
         building.rebuilt({"method": "pderl", "git_commit": "abc"})
 
 

@@ -104,7 +104,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
         ("a.toml", None, "No such file"),
         ("a.toml", "x = ", "cannot be read"),
         ("a.ini", "", "write a .toml, .json or .yaml file"),
-        ("a.json", "[1]", "has no named options"),
+        ("a.json", "[1]", "must be a table of options by name"),
     ],
 )
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, said: str) -> None:

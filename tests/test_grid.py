@@ -39,7 +39,7 @@ def read(path: Path) -> dict:
         (["--sweep", "hyper.rate=1", "--sweep", "hyper.rate=2"], ["hyper.rate is given twice"]),
         (["--sweep", "config.capacty=1,2"], ["did you mean --config.capacity?"]),
         (["--sweep", "config.capacity=10,0"], ["capacity", "at least 1"]),
-        (["--sweep", "config.capacity=10,10"], ["config.capacity=10 is asked for twice"]),
+        (["--sweep", "config.capacity=10,10"], ["config.capacity=10 is requested twice"]),
         (["--sweep", "config.capacity=10,20", "--hyper.rate", "fast"], ["--hyper.rate", "'fast'"]),
         (["--members", "3"], ["FIRST:END", "'3'"]),
         (["--members", "1:2"], ["--members 1:2 must lie in the members 0:1"]),

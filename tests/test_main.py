@@ -25,7 +25,7 @@ def test_the_commands_are_the_scripts(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")]) == 0
     capsys.readouterr()
     assert cli.main(["trian"]) == 2
-    assert "which command? popjax train | evaluate" in capsys.readouterr().err
+    assert "no command given: popjax train | evaluate" in capsys.readouterr().err
 
 
 def test_a_module_is_a_command_and_says_how_to_repeat_it(tmp_path):

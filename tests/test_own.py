@@ -94,7 +94,7 @@ def test_defaults_are_the_recipes(tmp_path):
         (["tests.own:AGENT_NOT_TAKEN", *METHOD[1:]], "must take the keywords agent: got"),
         (["tests.own:NO_METHOD", *METHOD[1:]], "returns a value of type int; let it return a popjax.M"),
         (["tests.own:NO_METHOD_RECORDED", *METHOD[1:]], "a value of type int; let it return a popjax.M"),
-        (["tiiny", *METHOD[1:]], "unknown method 'tiiny'; there is pderl"),
+        (["tiiny", *METHOD[1:]], "unknown method 'tiiny'; choose from pderl"),
         (["tests.host.tiny", "--env", "tests.own:nothing", *METHOD[3:]], "a value of type module; let it"),
         (["tests.host.tiny", "--env", "no.such:make", *METHOD[3:]], "there is no module 'no'"),
         (["tests.host.tiny", "--env", "tests.own:LINE", *METHOD[3:]], "LINE is of type Env; name a"),

@@ -155,7 +155,7 @@ def test_a_run_with_other_options_of_the_task_is_refused(runs, capsys):
     command = argv(runs, "new", 400, f"{runs}/short")
     command[command.index("--env") + 1] = "gymnax/CartPole-v1"
     assert cli.run(command) == 2
-    assert "had other --env-option: {'max_steps_in_episode': 50}, not {}" in capsys.readouterr().err
+    assert "was trained with --env-option {'max_steps_in_episode': 50}, not {}" in capsys.readouterr().err
 
 
 def test_a_run_with_other_rewards_of_the_task_fits():
@@ -165,7 +165,7 @@ def test_a_run_with_other_rewards_of_the_task_fits():
     takes = Ingredient("priors", lambda env, policies: policies, Pretrained, "")
     assert pretrained._made("prior", takes, env, [policy]) == [policy]
     seen = policy._replace(origin={"config": config | {"env_options": {"frame_stack": 2}}})
-    with pytest.raises(parse.Fault, match=r"had other --env-option: \{'frame_stack': 2\}"):
+    with pytest.raises(parse.Fault, match=r"was trained with --env-option \{'frame_stack': 2\}"):
         pretrained._made("prior", takes, env, [seen])
 
 

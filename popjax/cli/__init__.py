@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``popjax`` or ``python -m popjax``, with the scripts as train, evaluate, report and export."""
+    """Run ``popjax`` or ``python -m popjax``: the commands train, evaluate, report and export."""
     if argv is None:
         jax_setup.run_alone()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print(_USAGE)
         return 0
-    return _fail(f"which command? popjax {' | '.join(commands)}; see popjax --help", 2)
+    return _fail(f"no command given: popjax {' | '.join(commands)}; see popjax --help", 2)
 
 
 _USAGE = """usage: popjax COMMAND ...
@@ -48,7 +48,7 @@ _USAGE = """usage: popjax COMMAND ...
   report RUN_DIR ...              write a page that compares runs
   export RUN_DIR --out DIR        write a policy that works without popjax
 
-popjax COMMAND --help has the options; popjax --version prints the version"""
+popjax COMMAND --help lists the options; popjax --version prints the version"""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -134,7 +134,7 @@ def _run(argv: list[str]) -> None:
     from popjax.host.scaling import launchers, shard
 
     if not argv:
-        raise parse.Fault(f"which method? Say {' or '.join(METHODS)} first, or --help")
+        raise parse.Fault(f"no method given: name {' or '.join(METHODS)} first, or see --help")
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help"):
         _help(parse)
@@ -236,11 +236,9 @@ def _peel_agents(
 
 
 def _beyond(recipe: Recipe) -> dict[str, str]:
-    """Return a method's options beside its Config and Hyper, with their lines in ``--help``."""
+    """Return a method's options other than its Config and Hyper, with their texts in ``--help``."""
     return {f"--{name}": known.help for name, known in recipe.runs.items()} | {
-        f"--{name}": (
-            "A further task, 'SUITE/TASK KEY=VALUE ...': --env-option is for --env alone. May be repeated."
-        )
+        f"--{name}": ("A further task, with its own options: 'SUITE/TASK KEY=VALUE ...'. May be repeated.")
         for name in recipe.envs
     }
 
@@ -289,7 +287,7 @@ def _help(parse: ModuleType) -> None:
         program="popjax train METHOD",
         description=(
             f"Trains a population-based reinforcement learning method. METHOD is one of: {methods}. "
-            "These options are common to all; popjax train METHOD --help adds those of a method."
+            "All methods share these options; popjax train METHOD --help adds the options of one method."
         ),
     )
 

@@ -91,7 +91,7 @@ def _buildable(root: Path) -> dict[str, Any]:
     saved = rundir.read_config(root)
     if saved.get("not_rebuilt") or not saved.get("config"):
         why = saved.get("not_rebuilt") or "it was not made by popjax train"
-        raise Refused(f"{root} cannot be built again: {why}; evaluate it from Python with popjax.evaluate")
+        raise Refused(f"{root} cannot be rebuilt: {why}; evaluate it from Python with popjax.evaluate")
     return saved
 
 
@@ -102,7 +102,7 @@ def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     from popjax.recipe import defaults
 
     if "agents" not in saved:
-        raise Refused(f"the run is of an earlier popjax, readable at commit {saved.get('git_commit')}")
+        raise Refused(f"the run was made by an earlier popjax; read it with commit {saved.get('git_commit')}")
     recipe = recipes.recipe(saved["method"])
     try:
         config, hyper = defaults(recipe, saved["agents"])

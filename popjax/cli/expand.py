@@ -40,7 +40,7 @@ def _gathered(argv: Sequence[str]) -> list[str]:
     """
     numbers, rest = peel_all(argv, "--evolve")
     if numbers and any(argument.partition("=")[0] == "--config.evolve" for argument in rest):
-        raise Fault("--evolve and --config.evolve name the same numbers; give them all with --evolve")
+        raise Fault("--evolve and --config.evolve set the same option; give all numbers with --evolve")
     return [*rest, "--config.evolve", *numbers] if numbers else rest
 
 
@@ -83,7 +83,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise
         raise Fault(f"--options {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
-        raise Fault(f"--options {path} has no named options")
+        raise Fault(f"--options {path} must be a table of options by name")
     return content
 
 
@@ -113,11 +113,14 @@ def _spelt(value: Any) -> str:
 
 
 def drawn(argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` with ``--samples N`` points, by default 10, in place of the distributions that
-    ``--sweep`` names, which vary together. They follow from ``--seed``.
+    """Return ``argv`` with the distributions in ``--sweep`` replaced by ``--samples N`` points, by default
+    10.
+
+    Numbers with distributions vary together. Equal ``--seed`` gives equal draws.
 
     Raises:
-        Fault: there are points without a distribution, the other way round, or its bounds are out of order.
+        Fault: ``--samples`` is given without a distribution or is not a count, or a distribution is not
+            valid.
     """
     from popjax.host.scaling.sweep import spell
 

@@ -56,7 +56,7 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
 
 
 def programs(argv: Sequence[str], understand: Understand, launcher: str = "local") -> list[Entry]:
-    """Parse every program that a command asks for before the first one runs.
+    """Parse all programs of a command, before the first one runs.
 
     A program that needs no name is called "".
     """
@@ -81,22 +81,23 @@ def programs(argv: Sequence[str], understand: Understand, launcher: str = "local
     asked = [entry.argv for entry in entries]
     for entry in entries:
         if asked.count(entry.argv) > 1:
-            raise parse.Fault(f"{entry.directory or 'the run'} is asked for twice")
+            raise parse.Fault(f"{entry.directory or 'the run'} is requested twice")
     names = [paths.file_name(entry.directory) for entry in entries]
     return [Entry(name, argv) for name, argv in zip(paths.distinct(names, origins), asked, strict=True)]
 
 
 def device_count(common: Any, launcher: str) -> int:
-    """Return over how many devices each program is spread; 1 if a cluster's workers decide that."""
+    """Return the number of devices over which each program is spread; 1 if a cluster's workers decide
+    that."""
     if launcher == "local":
         return shard.number(common.devices)
     return int(common.devices) if common.devices.isdigit() else 1
 
 
 def spread_axis(argv: Sequence[str]) -> str:
-    """Return the axis that ``--devices`` spreads; the population's if ``argv`` alone does not tell.
+    """Return the axis that ``--devices`` spreads; the population's if ``argv`` alone does not decide it.
 
-    The command is parsed only later, since that builds environments, for which JAX must be set up.
+    The command is parsed only later, since parsing builds environments, and JAX must be set up for that.
     """
     seeds, rest = parse.peel(argv, "--seeds")
     grid = parse.swept(parse.peel_all(rest, "--sweep")[0])
@@ -227,7 +228,7 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
 
 
 def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> None:
-    """Raise Refused unless a command asks for all runs begun in a directory; it may ask for more."""
+    """Raise Refused unless a command includes all runs begun in a directory; it may add others."""
     known = {entry.directory: entry.argv for entry in before if run_group.started(root / entry.directory)}
     if left := sorted(known.keys() - {entry.directory for entry in now}):
         raise Refused(f"{root} was made by another command: it has {', '.join(left)}")

@@ -10,7 +10,7 @@ _alone = False
 
 
 def run_alone() -> None:
-    """Say that this process has been started for the command line and runs no other code."""
+    """Declare that this process was started for the command line and runs no other code."""
     global _alone
     _alone = True
 
@@ -51,14 +51,14 @@ def setting_unknown_to_jax() -> str | None:
 
 
 def see_current_directory() -> None:
-    """Let methods and environments be imported from it, whatever started this process."""
+    """Make the current directory importable for methods and environments, however this process began."""
     with suppress(OSError):  # it may have been removed
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
 
 
 def prepare_jax() -> None:
-    """Keep compiled programs between processes and the libraries' remarks off the screen."""
+    """Keep compiled programs for later processes, and suppress the libraries' remarks."""
     import logging
     import warnings
 
@@ -88,7 +88,7 @@ def require_backend() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         named = os.environ.get("JAX_PLATFORMS")
-        told = f"JAX cannot use what JAX_PLATFORMS={named} names" if named else "JAX finds no device"
+        told = f"JAX has no device for JAX_PLATFORMS={named}" if named else "JAX finds no device"
         why = " ".join(str(error).split())
-        remedy = "name one that is here, such as cpu, or install JAX for it"
+        remedy = "set JAX_PLATFORMS to a platform of this machine, such as cpu, or install JAX for yours"
         raise Fault(f"{told}{f' ({why})' if why else ''}; {remedy}") from None

@@ -39,45 +39,52 @@ class Common:
     run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
     wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
-    """Also send metrics and evaluations to this project of Weights & Biases, one run there per member; needs
+    """Also send metrics and evaluations to this project of Weights & Biases, as one W&B run per member; needs
     popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Continue the run in the directory, or start it if there is none. A larger --env-steps extends it, more
-    seeds or values of --sweep are added, and intervals may change."""
+    """Continue the run in --run-dir, or start it if there is none. A larger --env-steps extends the run, more
+    seeds or values of --sweep add members to it, and intervals may change."""
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
-    """Train with each of these values; if repeated, with every combination. hyper.NAME: all on one vmapped
-    axis with the seeds; config.NAME: one program after another, as with several --env.
-    hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or uniform(LOW,HIGH) is random."""
+    """Train with each of these values; if the option is repeated, with every combination. Values
+    of hyper.NAME share one vmapped axis with the seeds; those of config.NAME run one after another, as with
+    several --env. hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or
+    uniform(LOW,HIGH) is drawn at random."""
     samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Points to draw from distributions in --sweep, by default 10; the same for equal --seed [count]."""
+    """Points to draw from the distributions in --sweep, by default 10 [count]; equal --seed gives equal
+    points."""
     file: Annotated[str | None, tyro.conf.arg(name="options", metavar="FILE")] = None
     """File of options, .toml, .json or .yaml; the command line takes precedence."""
     members: Annotated[str | None, tyro.conf.arg(metavar="FIRST:END")] = None
-    """Only this part of the sweep, such as 0:8; members are numbered with the seed varying fastest."""
+    """Train only these members of the sweep, END excluded, such as 0:8; members are numbered with the seed
+    varying fastest."""
     slice: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Members in one program at most [count]; the others follow. By default as many as fit into memory."""
+    """Most members to train at a time [count]; the others follow. By default as many as fit into memory."""
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR[@GENERATION]")] = None
-    """Start from the State of the same members in the run in DIR, or in its checkpoint of a generation."""
+    """Start from the State that the same members have in the run in DIR: its newest checkpoint, or that of
+    GENERATION."""
     intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
-    """With --from a run of pbt: at the next ready point SLOT takes over PARENT, or none if equal."""
+    """With --from a run of pbt: at its next ready point, slot SLOT takes over the individual of slot PARENT,
+    or none if both are the same."""
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Devices over which to spread the members, or one member's population; at most one per CPU core."""
+    """Number of devices over which to spread the members or, if there is only one, its population; a CPU has
+    at most one device per core."""
     deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Make GPUs compute the same bits every time, by XLA flags that the run directory records; slower."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
-    """Train with other processes: the address of the first one, or auto under SLURM or Kubernetes."""
+    """Train together with other processes: the address of the first one, or auto under SLURM, MPI or
+    Kubernetes."""
     processes: int | None = None
     """Number of processes that train together; with --coordinator."""
     process: int | None = None
     """Number of this process, from 0; with --coordinator."""
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """Run the programs of a sweep in this process, one after another, or as jobs of a cluster."""
+    """Run the programs of a sweep one after another in this process (local), or as jobs of a cluster."""
     launcher_option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
     ] = ()
     """Setting of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
     retries: int = 3
-    """Times that a job that died or was preempted is continued from its checkpoint [count]."""
+    """How often a job that died or was preempted is continued from its checkpoint [count]."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,8 @@ class EvaluateArguments:
     seed: int = 0
     """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
-    """Evaluate the policy of each member's best evaluation in training, or the checkpoint after STEPS
-    environment steps; by default the newest."""
+    """Evaluate the policy with each member's best evaluation in training (best), or that of the checkpoint
+    after STEPS environment steps; by default that of the newest checkpoint."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Explore as in training, for example by sampling; by default act greedily."""
     env_option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
@@ -114,10 +121,10 @@ class EvaluateArguments:
         Literal["gymnasium", "dm_control"] | None,
         tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
     ] = None
-    """Also play as many episodes in the original environment on the host; --in gymnasium for gym/ and
-    atari/ tasks, --in dm_control for dmc/."""
+    """Also play the same number of episodes in the original environment, on the host: gymnasium for gym/ and
+    atari/ tasks, dm_control for dmc/ tasks."""
     video: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Film one episode of the first member's policy: .mp4 or .gif, for brax/ also .html."""
+    """Film one episode of the first member's policy, as .mp4 or .gif; brax/ tasks also as .html."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON to standard output instead of a table."""
 
@@ -134,8 +141,8 @@ class ExportArguments:
     member: int = 0
     """Member of the sweep, by its number; members are numbered with the seed varying fastest."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
-    """Export the policy of the best evaluation in training, or of the checkpoint after STEPS environment
-    steps; by default the newest."""
+    """Export the policy with the best evaluation in training (best), or that of the checkpoint after STEPS
+    environment steps; by default that of the newest checkpoint."""
     individual: int | None = None
     """Export this individual of the population, counted from 0, not the policy that the method chooses."""
 
@@ -145,16 +152,17 @@ class ReportArguments:
     """Writes report.html, a page about runs, and figures as PNG; runs that differ only in seed are pooled."""
 
     run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
-    """Run directories, also of runs going on. Other directories are skipped, so runs/* works."""
+    """Run directories; the runs may still be training. Other directories are skipped, so runs/* works."""
     out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
     """Directory to write to."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """Names of the methods, one for each run directory; by default they follow from the configurations."""
     csv: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write every evaluation to curves.csv, too: method, task, seed, env_steps and return."""
-    measure: Annotated[str, tyro.conf.arg(metavar="last10|last|best|area|metric:NAME")] = "last10"
-    """Measure of a seed: the mean of its last ten evaluations, the last one, the best one, the area under
-    its curve, or the last value of a metric, called as in TensorBoard."""
+    measure: Annotated[str, tyro.conf.arg(metavar="last10|last|best|area|minutes|metric:NAME")] = "last10"
+    """Score of a seed: the mean of its last ten evaluations, the last one, the best one, the area under its
+    curve, the wall-clock minutes until its last evaluation, or the last value of a metric, named as in
+    TensorBoard."""
     statistic: Literal["mean", "median", "iqm"] = "mean"
     """Statistic of the seeds in tables: mean and standard deviation, median and range, or interquartile mean
     and its bootstrap interval."""
@@ -171,8 +179,8 @@ def parse(
 ) -> Any:
     """Parse ``argv`` into an instance of ``shape``.
 
-    ``default`` is an instance with the defaults. ``others`` are options taken out of ``argv`` before, of
-    which an unknown option may be a misspelling.
+    ``default`` is an instance with the defaults. ``others`` are options already taken out of ``argv``;
+    an unknown option may be a misspelling of one of them.
 
     Raises:
         Fault: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
@@ -254,7 +262,7 @@ def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """Take ``option VALUE`` or ``option=VALUE`` out of ``argv``; return the last value and the rest.
 
     Raises:
-        Fault: the option stands last, without a value.
+        Fault: the option comes last, without a value.
     """
     values, rest = peel_all(argv, option)
     return values[-1] if values else None, rest
@@ -319,7 +327,9 @@ def swept_numbers(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise Fault(f"--sweep {name}: {fault}") from None
         numbers[name] = [row if "," in name else row[0] for row in rows if len(row) == 1 or "," in name]
         if len(numbers[name]) < len(rows):
-            raise Fault(f"--sweep {name} has values of several numbers: name as many, as in hyper.A,hyper.B")
+            raise Fault(
+                f"--sweep {name} has several numbers in a value: name each of them, as in hyper.A,hyper.B"
+            )
     return numbers
 
 
@@ -356,9 +366,9 @@ def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, 
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return '; did you mean X?' or, if no name is near, '; there is X, Y'."""
+    """Return '; did you mean X?' or, if no name is near, '; choose from X, Y'."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
+    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
 
 
 def rebuild(default: T, saved: Any) -> T:

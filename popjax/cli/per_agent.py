@@ -1,4 +1,4 @@
-"""Numbers of a Hyper that are one for each agent, such as ``--hyper.learner.discount 0.9,0.99``."""
+"""Numbers of a Hyper with a value for each agent, such as ``--hyper.learner.discount 0.9,0.99``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from popjax.cli import parse
 
 
 def taken(argv: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the numbers in ``argv`` that are one for each agent, by option, and the other arguments."""
+    """Return the numbers in ``argv`` that have a value for each agent, by option, and the other arguments."""
     found, rest = {}, list(argv)
     for word in argv:
         option = word.partition("=")[0].replace("_", "-")
@@ -27,7 +27,7 @@ def taken(argv: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def put(hyper: Any, given: Mapping[str, np.ndarray]) -> Any:
-    """Return ``hyper`` with the numbers that are ``given`` by option, one for each agent.
+    """Return ``hyper`` with the ``given`` numbers, by option, each with a value for each agent.
 
     Raises:
         Fault: an option is unknown; the nearest one is named.

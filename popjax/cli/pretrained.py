@@ -48,7 +48,7 @@ def take(
     checkpoints holds them.
 
     Raises:
-        Refused: a directory holds no whole run, or the resumed run was given others.
+        Refused: a directory holds no complete run, or the resumed run began with other runs.
         Fault: a run does not fit the task.
     """
     before = rundir.read_config(resumed).get("runs", {}) if resumed and runs else None
@@ -76,7 +76,8 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
             continue
         if wrappers.seen(there["env_options"]) != wrappers.seen(json.loads(here.options)):
             raise parse.Fault(
-                f"--{name}: {policy.name} had other --env-option: {there['env_options']}, not {here.options}"
+                f"--{name}: {policy.name} was trained with --env-option {there['env_options']},"
+                f" not {here.options}"
             )
     try:
         return ingredient.make(env, loaded)
@@ -226,7 +227,7 @@ def split(argument: str) -> tuple[Path, int | None]:
 
 def _best_seed(path: Path, seeds: Sequence[int]) -> int:
     """Return the seed with the highest last evaluation among those of ``seeds`` that did not fail, or among
-    all if all failed; the first where none was evaluated."""
+    all if all failed; the first one if none was evaluated."""
     last = dict.fromkeys(seeds, -math.inf)
     files = rundir.RunDirectory(path)
     for line in files.evaluations.read_text().splitlines() if files.evaluations.exists() else ():

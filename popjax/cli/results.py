@@ -67,8 +67,8 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _options(run: Loaded) -> dict[str, Any]:
-    """Return the options with which the suite's task is seen, also if a user's function made it; none if the
-    environment is the user's own."""
+    """Return the options of the suite's task that policies see, even if a user's function made the task; none
+    if the environment is the user's own."""
     from popjax import envs
     from popjax.envs import wrappers
 
@@ -83,8 +83,8 @@ def _options(run: Loaded) -> dict[str, Any]:
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:
-    """Refuse an option that needs the bare task if the policy was trained to see or act in another form of
-    it."""
+    """Refuse an option that needs the plain task if the policy was trained with other observations or
+    actions."""
     from popjax.cli.parse import Fault
     from popjax.envs import wrappers
 

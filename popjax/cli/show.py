@@ -19,7 +19,7 @@ from popjax.host.terminal import Lasting
 
 
 def result(summary: Mapping[str, Any], root: Path) -> None:
-    """Print the end of a run: each seed's final return, its cost, and where its files are."""
+    """Print the results of a run: each seed's final return, its cost, and where its files are."""
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
@@ -52,7 +52,7 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
 
 
 def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
-    """Print the end of several runs: one row per member, as in their directory's ``summary.json``."""
+    """Print the results of several runs: one row per member, as in their directory's ``summary.json``."""
     table = _numbers("runs", "run", "member", "seed", "env steps", "final return")
     for row in rows:
         value = row["final_return"]
@@ -72,7 +72,7 @@ def _lasting() -> Console:
 
 
 def _console(file: Any = None) -> Console:
-    """Return a console that takes no text for markup and, unless it is a terminal, never cuts a line."""
+    """Return a console that reads no text as markup and, unless it is a terminal, never shortens a line."""
     file = sys.stdout if file is None else file
     width = None if file.isatty() else 10_000
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
@@ -144,7 +144,9 @@ def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
     """Print the returns of the same policies here and in the original library, one row per seed."""
     members = sweep.of_config(config)
     columns = ("seed", "on device", "std", f"in {there.where}", "std", "difference")
-    table = _numbers(f"{config['env']} beside its original, {here.returns.shape[1]} episodes each", *columns)
+    table = _numbers(
+        f"{config['env']} compared with its original, {here.returns.shape[1]} episodes each", *columns
+    )
     for place, (ours, theirs) in enumerate(zip(here.returns, there.returns, strict=True)):
         numbers = (ours.mean(), ours.std(), theirs.mean(), theirs.std())
         seed = members[place].name.removeprefix("seed")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class Program(NamedTuple):
-    """One program, understood: name and Recipe of the method, kinds of its agents, runs and further tasks
-    that it builds on, arguments."""
+    """A parsed program: name and Recipe of the method, kinds of its agents, runs and further tasks that it
+    builds on, and arguments."""
 
     name: str
     recipe: Recipe
@@ -97,7 +97,9 @@ def _begun_elsewhere(
     common, edits = program.arguments.common, {}
     if common.intervene is not None:
         if any(program.runs.values()):
-            raise parse.Fault("--intervene changes a selection, --replay repeats them all: use only one")
+            raise parse.Fault(
+                "--intervene changes a selection, and --replay repeats all of them: use only one"
+            )
         population = getattr(program.arguments.config, "population", 1)
         edits["intervene"] = _intervention(common.intervene, population)
     directory, generation = _checkpoint(common.from_)
@@ -191,8 +193,8 @@ def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
     for option, names in tasks.items():
         if common.env_option and common.env in names:
             raise Fault(
-                f"--{option} {common.env}: --env-option is for --env alone, this task has its defaults;"
-                f" leave out --env-option, or give the task its own, --{option} '{common.env} KEY=VALUE'"
+                f"--{option} {common.env}: --env-option applies only to --env, so this task has its defaults;"
+                f" leave out --env-option, or give the task its own: --{option} '{common.env} KEY=VALUE'"
             )
 
 

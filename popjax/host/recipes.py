@@ -42,7 +42,7 @@ def recipe(name: str) -> Recipe:
 
     if name not in METHODS and not importing.is_path(name):
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else f"; there is {', '.join(METHODS)}"
+        hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(METHODS)}"
         raise Refused(f"unknown method {name!r}{hint}, or name one of your own: package.module[:NAME]")
     path = METHODS.get(name, name)
     try:

@@ -49,7 +49,7 @@ class Left(Exception):
 @contextmanager
 def deferred(
     say: Callable[[str], None],
-    meanwhile: str = "finishing the chunk, but no evaluation, and saving",
+    meanwhile: str = "finishing the chunk and saving, without an evaluation",
 ) -> Iterator[Stop]:
     """Record signals instead of ending the program; report the first one with ``meanwhile``.
 

@@ -78,10 +78,10 @@ def test_another_structure_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "advice"),
     [
-        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: use these to go on"),
+        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: use these to continue"),
         (
             '{"git_commit": "c0ffee", "device": "TPU v5 lite"}',
-            "; its run was made with commit c0ffee on TPU v5 lite: use these to go on",
+            "; its run was made with commit c0ffee on TPU v5 lite: use these to continue",
         ),
         ('{"git_commit": null}', ""),
         ("[]", ""),
@@ -201,7 +201,7 @@ def test_what_is_gone_and_what_is_damaged_are_told_apart(tmp_path: Path) -> None
     assert checkpoint.restore_newest(tmp_path, shapes_of(state), said.append) is None
     assert len(said) == 1
     assert "2 is damaged" in said[0]
-    assert "there is none before it" in said[0]
+    assert "there is no earlier one" in said[0]
 
 
 @pytest.mark.parametrize("call", ["rename", "rmtree"])

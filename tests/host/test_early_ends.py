@@ -35,7 +35,7 @@ def test_a_sink_that_answers_true_ends_the_run(tmp_path: Path) -> None:
     result = run(tmp_path, seeds=2, sinks=[lambda index, _: index == 3])
     assert result.summary["env_steps"] == 72
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["members"]
-    assert [(row["status"], row["reason"]) for row in rows] == [("stopped", "a sink asked for it")] * 2
+    assert [(row["status"], row["reason"]) for row in rows] == [("stopped", "a sink returned True")] * 2
     assert checkpoint.generations(tmp_path / "run" / "checkpoints")[0] == 6
     whole = run(tmp_path, seeds=2, resume=True)
     assert whole.summary["state_sha256"] == run(seeds=2).summary["state_sha256"]
@@ -52,7 +52,7 @@ def test_time_is_up(tmp_path: Path) -> None:
     result = run(tmp_path, max_minutes=1e-9)
     assert (result.summary["env_steps"], result.summary["members"][0]["reason"]) == (
         0,
-        "--max-minutes is over",
+        "--max-minutes has passed",
     )
     assert not run_group.finished(tmp_path / "run", 240)
     whole = run(tmp_path, resume=True, max_minutes=60.0)

@@ -100,7 +100,8 @@ def test_what_goes_wrong_in_the_background_is_told_by_the_next_call(tmp_path: Pa
     blocked.write_text("a file where the directory should be")
     writer = Writer(blocked, background=True)
     writer.save(1, example(), {})
-    with pytest.raises(NotSaved, match=r"generation 1 could not be written .*\(File exists\); there is none"):
+    first = r"there is no earlier one; --resume starts from the beginning"
+    with pytest.raises(NotSaved, match=rf"generation 1 could not be written .*\(File exists\); {first}"):
         writer.wait()
     writer.wait()  # told once
 

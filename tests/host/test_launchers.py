@@ -152,7 +152,7 @@ def test_the_reason_of_a_failed_job_comes_from_its_worker(tmp_path: Path) -> Non
         [refused], worker.run, said.append, {"cluster": "local", "timeout_min": 5}, retries=0
     )
     assert codes == [2]
-    assert "ended with exit code 2: --env-steps 1 is under one generation" in said[-1]
+    assert "ended with exit code 2: --env-steps 1 is less than one generation" in said[-1]
 
 
 def test_what_cannot_run_jobs_is_refused_before_anything_is_written(

@@ -150,7 +150,7 @@ def test_labels_name_methods_and_pool_only_equals(tmp_path: Path) -> None:
     assert records.methods(records.grouped([a, b], ["A", "B"])) == ["A", "B"]
     with pytest.raises(Refused, match=r"are not seeds of one method 'A': config\.population is 4 and 8"):
         records.grouped([a, b], ["A", "A"])
-    with pytest.raises(Refused, match="1 are given for 2 runs"):
+    with pytest.raises(Refused, match="got 1 for 2 runs"):
         records.spread([[a], [b]], ["A"])
     many = {f"option{i}": i for i in range(5)}
     c = one(make_run(tmp_path / "c", config={"population": 4} | many))
@@ -324,7 +324,8 @@ def test_a_failed_member_cuts_nobody_else_short(status: str, tmp_path: Path) -> 
     assert [curve.seed for curve in group.curves] == [0]
     assert group.reached == summary["env_steps"]
     page = report([root], tmp_path / "out").page.read_text()
-    assert "since a metric became non-finite: member 1 (seed 1): critic_loss is nan in generation 3." in page
+    reason = "since a metric became non-finite: member 1 (seed 1): critic_loss is nan in generation 3."
+    assert f"In {root}, failed members are left out, {reason}" in page
 
 
 def test_a_member_that_failed_in_a_run_that_goes_on_cuts_nobody_else_short(tmp_path: Path) -> None:
@@ -365,7 +366,9 @@ def test_methods_are_compared_on_common_tasks(tmp_path: Path) -> None:
         "Scores are scaled from 0 to 1 within each task: probe/a 14.5 to 14.5; probe/b 14.5 to 18.5." in page
     )
     assert "Left out, since not all methods ran on them: probe/c." in page
-    with pytest.raises(Refused, match=r"different tasks .*: x on probe/a; y on probe/b; report them apart"):
+    with pytest.raises(
+        Refused, match=r"different tasks .*: x on probe/a; y on probe/b; report them separately"
+    ):
         report([here[0], there[1]], tmp_path / "out")
 
 

@@ -123,7 +123,7 @@ def test_what_does_not_divide_is_refused_with_the_sizes_that_would(answer: dict[
     members, individuals, nothing, many = answer["refusals"]
     assert members == (
         "6 members of the sweep do not divide evenly over 4 devices: use --devices 1 or 2 or 3,"
-        " or 4 or 8 of them"
+        " or 4 or 8 members of the sweep"
     )
     assert "6 individuals of the population do not divide evenly over 4 devices" in individuals
     assert "no population to spread; use --devices 1" in nothing

@@ -75,7 +75,7 @@ def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"swept": {"hyper.rat": [1.0]}}, "hyper.rat: there is no such number; there is hyper.poison_at"),
+        ({"swept": {"hyper.rat": [1.0]}}, "hyper.rat: there is no such number; choose from hyper.poison_at"),
         ({"swept": {"hyper.rate": []}}, "--sweep hyper.rate needs at least one value"),
         ({"swept": {"hyper.rate": [0.1, 0.2, 0.1]}}, "hyper.rate=0.1,0.2,0.1 repeats a value"),
         ({"swept": SWEPT, "members": (1, 3)}, "--members 1:3 must lie in the members 0:2"),
@@ -291,7 +291,7 @@ def test_a_run_with_members_that_an_earlier_popjax_froze_is_refused(tmp_path: Pa
     checkpoint.write_arrays(tmp_path / "checkpoints", 21, arrays, extra | {"frozen": {"1": "it was NaN"}})
     made_by(tmp_path, git_commit="c0ffee")
     for _ in range(2):  # the refusal leaves config.json as it was
-        with pytest.raises(Refused, match="froze; check out commit c0ffee to resume it"):
+        with pytest.raises(Refused, match="stopped; check out commit c0ffee to resume it"):
             train(method, ENV, env_steps=600, resume=True, **options)
 
 

@@ -174,14 +174,17 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"env_steps": 11}, "under one generation, which can count 12"),
+        ({"env_steps": 11}, "less than one generation, which may take 12"),
         ({"env_steps": 0}, "--env-steps must be at least 1, got 0"),
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"eval_every": 0}, "--eval-every must be at least 1"),
         ({"eval_episodes": 0}, "--eval-episodes must be at least 1"),
         ({"checkpoint_every": -5}, "--checkpoint-every must be at least 1, got -5"),
-        ({"env_steps": 2**31 - 1}, "exceeds the counter's 2147[0-9]+: let the method count in a"),
+        (
+            {"env_steps": 2**31 - 1},
+            "exceeds 2147[0-9]+, the largest budget that the State can count: let the method count in a",
+        ),
         ({"resume": True}, "needs a --run-dir"),
     ],
 )

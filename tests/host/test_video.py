@@ -223,7 +223,7 @@ def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
         (
             "gym/InvertedPendulum-v4",
             "film.html",
-            "html is for brax/; film gym/InvertedPendulum-v4 as .mp4 or",
+            "html films only brax/ tasks; film gym/InvertedPendulum-v4 as .mp4 or",
         ),
         (
             "probe/corridor",
@@ -231,7 +231,11 @@ def test_the_page_of_brax_has_every_pose_and_its_clock(tmp_path: Path):
             "probe/corridor cannot be drawn: --video films tasks of gym/, .*, gymnax/",
         ),
         ("gymnax/DeepSea-bsuite", "film.gif", "gymnax cannot draw DeepSea-bsuite"),
-        ("gymnax/Breakout-MinAtar", "film.html", "html is for brax/; film gymnax/Breakout-MinAtar as .mp4"),
+        (
+            "gymnax/Breakout-MinAtar",
+            "film.html",
+            "html films only brax/ tasks; film gymnax/Breakout-MinAtar as .mp4",
+        ),
         ("brax/inverted_pendulum", "film.mp4", "no camera; write --video to an .html file"),
     ],
 )

@@ -367,7 +367,7 @@ def test_options_of_the_task_do_not_reach_a_further_one(tmp_path, capsys):
     options = ("--env", task, "--env-option", "max_steps_in_episode=50", "--teacher-env", task)
     assert run("cdrl", *options, "--env-steps", 999, "--run-dir", tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert f"--teacher-env {task}: --env-option is for --env alone" in error
+    assert f"--teacher-env {task}: --env-option applies only to --env" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

@@ -478,7 +478,7 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
     # A change needs environment steps after it.
     capsys.readouterr()
     trained(tmp_path, "end", *SEARCH, *KEPT, "--from", str(tmp_path / "run"), "--intervene", "0=1", code=2)
-    assert "is at 200 environment steps there" in capsys.readouterr().err
+    assert "has already trained for 200 environment steps there" in capsys.readouterr().err
     assert not (tmp_path / "end").exists()
 
 
@@ -620,7 +620,7 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ),
         (
             [*BASE, "--evolve", "hyper.polyak=0.01:0.1", "--config.evolve", "hyper.discount=0.9:0.99"],
-            "--evolve and --config.evolve name the same numbers; give them all with --evolve",
+            "--evolve and --config.evolve set the same option; give all numbers with --evolve",
         ),
         ([*BASE, "--intervene", "0=1"], "--intervene continues a run: name it with --from"),
         ([*BASE, "--config.search", "greedy"], "unknown search 'greedy'"),

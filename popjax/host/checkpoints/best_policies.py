@@ -133,6 +133,6 @@ def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int
     kept = {name.removeprefix("policy."): array for name, array in rows.items() if name not in _FACTS}
     wanted = {name: leaf.shape for name, leaf in state_arrays.data_shapes(shapes).items()}
     if wanted != {name: array.shape[1:] for name, array in kept.items()}:
-        raise Refused(f"{path} has policies of another structure than the method of config.json")
+        raise Refused(f"{path} holds policies whose structure differs from that of the method in config.json")
     steps = [int(n) if has else None for n, has in zip(rows["env_steps"], kept_of, strict=True)]
     return jax.tree.map(jax.numpy.asarray, state_arrays.from_arrays(kept, shapes)), steps

@@ -80,10 +80,14 @@ def write_arrays(
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         older = generations(directory)
-        rest = f"that of generation {older[0]} is intact" if older else "there is none before it"
+        rest = (
+            f"that of generation {older[0]} is intact; --resume continues from there"
+            if older
+            else "there is no earlier one; --resume starts from the beginning"
+        )
         raise NotSaved(
             f"the checkpoint of generation {generation} could not be written to {directory}"
-            f" ({io_errors.reason(error)}); {rest}; --resume continues from there"
+            f" ({io_errors.reason(error)}); {rest}"
         ) from error
 
 
@@ -252,7 +256,7 @@ def _newest(
             damaged.add(there[0])
             older = available()
             instead = (
-                f"going back to the one of generation {older[0]}" if older else "there is none before it"
+                f"going back to the one of generation {older[0]}" if older else "there is no earlier one"
             )
             tell(f"checkpoint {path} is damaged ({failure}); {instead}")
     return None
@@ -311,7 +315,7 @@ def _agreed(path: Path, read: Callable[[], T]) -> T:
         return cast(T, result)
     if failure is not None and type(failure) is kinds[worst - 1]:
         raise failure
-    why = "another process says why"
+    why = "the message of another process gives the reason"
     raise [Damaged(why), Refused(f"checkpoint {path} is refused: {why}"), _not_read(path, why)][worst - 1]
 
 
@@ -380,7 +384,7 @@ def _made_with(path: Path) -> str:
     except (OSError, ValueError, AttributeError):
         return ""
     where = f" on {device}" if device else ""
-    return f"; its run was made with commit {commit}{where}: use these to go on" if commit else ""
+    return f"; its run was made with commit {commit}{where}: use these to continue" if commit else ""
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:

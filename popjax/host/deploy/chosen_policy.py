@@ -35,7 +35,7 @@ def generation(files: RunDirectory, wanted: str, every: int) -> int:
     try:
         steps = int(float(wanted))
     except (ValueError, OverflowError):
-        raise Refused(f"--checkpoint is best or a number of environment steps, got {wanted!r}") from None
+        raise Refused(f"--checkpoint must be best or a number of environment steps, got {wanted!r}") from None
     known: dict[int, int] = {}
     for number in reversed(checkpoint.generations(files.checkpoints)):
         with suppress(checkpoint.Damaged):
@@ -76,7 +76,7 @@ def with_last_good(
         if str(place) not in extra.get("failed", {}):
             continue
         failure = Failure(**extra["failed"][str(place)])
-        used = "which is used" if failure.checkpoint is not None else "its beginning is used"
+        used = "which is used" if failure.checkpoint is not None else "so its initial State is used"
         tell(f"member {member.number} has failed: {failure.reason}; {failure.remains}, {used}")
         lane, steps[row] = beginning(place), 0
         if failure.checkpoint is not None:
@@ -132,7 +132,5 @@ def individual(method: Method, state: Any, index: int) -> Method:
     first = jax.eval_shape(lambda s: policies_of(tree.take(s, 0)), state)
     size = jax.tree.leaves(first)[0].shape[0]
     if not 0 <= index < size:
-        raise Refused(
-            f"--individual must be in 0 to {size - 1}, the population's size being {size}, got {index}"
-        )
+        raise Refused(f"--individual must be in 0 to {size - 1} for a population of {size}, got {index}")
     return method._replace(policy=lambda s: tree.take(policies_of(s), index))

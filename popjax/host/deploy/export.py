@@ -35,12 +35,12 @@ _README = """# {title}
 
 {line}
 
-- Observations: {obs_dtype} {obs_shape}, as the environment gives them; normalisation is part of the policy.
+- Observations: {obs_dtype} {obs_shape}, as the environment returns them; normalisation is part of the policy.
 - Actions: {action}{options}
-- `policy.json` has the same facts for programs.
+- `policy.json` holds the same facts for programs to read.
 
 With JAX and without popjax, for any number of observations at once (`pip install "jax=={jax}" flatbuffers`;
-later versions of JAX read the program for half a year at least):
+later versions of JAX can read the program for at least half a year):
 
 ```python
 import jax
@@ -84,7 +84,7 @@ def export_policy(
     """
     members = len(origins)
     if not 0 <= member < members:
-        raise Refused(f"--member must be in 0 to {members - 1}, the run having {members}, got {member}")
+        raise Refused(f"--member must be in 0 to {members - 1} for a run of {members}, got {member}")
     if jax.tree.leaves(method.memory):
         raise Refused(
             "this policy has a memory; only policies that act on the present observation can be exported"

@@ -46,7 +46,9 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
     """
     suite, _, task = env.spec.name.partition("/")
     if suite not in LIBRARIES:
-        raise Refused(f"{env.spec.name} has no original; --in plays the tasks of gym/, dmc/ and atari/")
+        raise Refused(
+            f"{env.spec.name} has no original environment; --in plays tasks of gym/, dmc/ and atari/"
+        )
     if library != LIBRARIES[suite]:
         raise Refused(f"{env.spec.name} is not a task of {library}; use --in {LIBRARIES[suite]}")
     rest = {key: value for key, value in options.items() if key not in ("episode_length", "impl")}
@@ -97,7 +99,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     o = atari.settings(task, options)
     low, high = o["frame_skip"]
     if o["view"] != "grey84" or low != high:
-        raise Refused("--in gymnasium plays the view grey84 with a frame_skip that is one number")
+        raise Refused("--in gymnasium needs view=grey84 and a frame_skip that is a single number")
     full = o["actions"] == "full"
     game = AtariEnv(task, frameskip=1, repeat_action_probability=o["sticky"], full_action_space=full)
     try:

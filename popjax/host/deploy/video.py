@@ -80,7 +80,7 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
         )
     if path.suffix == ".html":
         if suite != "brax":
-            raise Refused(f"{path.suffix} is for brax/; film {env.spec.name} as .mp4 or .gif")
+            raise Refused(f"{path.suffix} films only brax/ tasks; film {env.spec.name} as .mp4 or .gif")
         return Subject(lambda state: state.inner.pipeline_state.x, _page(_system(task, options)))
     if suite == "gymnax":
         return Subject(lambda state: state.inner[1], _film(gymnax_pictures.drawer(task, options), path))

@@ -55,8 +55,8 @@ def learning_curves(
 
 
 def anytime(task: str, groups: Sequence[Group], look: Mapping[str, Style]) -> Any:
-    """Draw the best return so far, mean over seeds and one standard deviation around it, as far as all
-    methods have got: at equal environment steps and, if all are ``timed``, at equal time."""
+    """Draw the best return so far, mean over seeds and one standard deviation around it, up to the point
+    that all methods have reached: at equal environment steps and, if all are ``timed``, at equal time."""
     timed = all(group.timed for group in groups)
     figure, panels = canvas(f"{task}: best return so far", height=3.4 + 2.6 * timed, rows=1 + timed)
     for axes, by_time in zip(np.atleast_1d(panels), (False, True), strict=False):

@@ -214,7 +214,7 @@ def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str
         Refused: the number of labels is not that of the ``found``.
     """
     if labels and len(labels) != len(found):
-        raise Refused(f"--labels needs one for each run: {len(labels)} are given for {len(found)} runs")
+        raise Refused(f"--labels needs a label for each run: got {len(labels)} for {len(found)} runs")
     spelt = []
     for label, group in zip(labels, found, strict=bool(labels)):
         names = _told_apart(group)
@@ -258,7 +258,9 @@ def common_tasks(groups: Sequence[Group]) -> list[str]:
     common = [task for task in tasks(groups) if all(task in found for found in on.values())]
     if not common:
         told = "; ".join(f"{label} on {', '.join(found)}" for label, found in on.items())
-        raise Refused(f"the runs are on different tasks and cannot be compared: {told}; report them apart")
+        raise Refused(
+            f"the runs are on different tasks and cannot be compared: {told}; report them separately"
+        )
     return common
 
 

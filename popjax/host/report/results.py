@@ -76,7 +76,7 @@ def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
 def _notes(groups: Sequence[Group], scores: Scores) -> list[str]:
     """Return the steps at which methods are compared, the runs that went further or are unfinished, and the
     seeds without a score."""
-    told = ["In round brackets: number of seeds. Standard deviations divide by that number less one."]
+    told = ["In round brackets: number of seeds. Standard deviations divide by that number minus one."]
     for task in records.tasks(groups):
         budget = records.budget(groups, task)
         told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
@@ -94,6 +94,6 @@ def _notes(groups: Sequence[Group], scores: Scores) -> list[str]:
         if record.failed:
             rows = (f"member {row['member']} (seed {row['seed']}): {row['reason']}" for row in record.failed)
             shown = {row["member"] for row in record.failed} & {one.member for one in record.evaluations}
-            what = "Shown although all failed in" if shown else "Left out of"
-            told.append(f"{what} {record.root}, since a metric became non-finite: {'; '.join(rows)}.")
+            what = "all members failed and are shown" if shown else "failed members are left out"
+            told.append(f"In {record.root}, {what}, since a metric became non-finite: {'; '.join(rows)}.")
     return told

@@ -177,8 +177,9 @@ def _curves(groups: Sequence[Group]) -> Section:
         "that were trained side by side in one run share it."
     )
     anytime = (
-        "The best evaluation so far, as far as all methods have got: at equal environment steps and at equal "
-        "wall-clock time. Lines and bands as above. The best of noisy evaluations overestimates every method."
+        "The best evaluation so far, up to the point that all methods have reached: at equal environment "
+        "steps and at equal wall-clock time. Lines and bands as above. The best of noisy evaluations "
+        "overestimates every method."
     )
     for task in records.tasks(groups):
         here = [group for group in groups if group.task == task]
@@ -192,7 +193,7 @@ def _curves(groups: Sequence[Group]) -> Section:
             parts.append(_picture(f"anytime-{task}", charts.anytime(task, here, look), anytime))
         if len(times) < len(here):
             without = ", ".join(group.label for group in here if group not in times)
-            told = "no times were recorded, or its seeds have none in common"
+            told = "no times were recorded, or no time lies within the training of all seeds"
             parts.append(Text(f"Not drawn against time on {task}: {without}; {told}.", note=True))
     return Section("Learning curves", parts)
 
@@ -243,7 +244,7 @@ def _pairs(scores: Any, look: Any) -> list[Picture | Cells]:
 def _row(name: str, found: statistics.Estimate) -> list[str]:
     value = f"{float(found.value):.2f}"
     if found.low is None or found.high is None:
-        return [name, value, "needs two seeds of every task"]
+        return [name, value, "needs at least two seeds on every task"]
     return [name, value, f"[{float(found.low):.2f}, {float(found.high):.2f}]"]
 
 

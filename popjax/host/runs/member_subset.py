@@ -85,8 +85,8 @@ def _detach(
     arrays, extra = _taken(old, numbers, places, generation)
     if edits and (least := min(extra["env_steps"])) >= env_steps:
         raise Refused(
-            f"{source} is at {least} environment steps there, and a change needs more: raise --env-steps, or"
-            " name an earlier checkpoint"
+            f"{source} has already trained for {least} environment steps there, so a change would have no"
+            " effect: raise --env-steps, or name an earlier checkpoint"
         )
     for name, value in edits.items():
         if name not in arrays:

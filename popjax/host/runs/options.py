@@ -40,14 +40,13 @@ class Options:
     checkpoint_every: int = 50_000
     """Interval between checkpoints [environment steps]."""
     log_every: int = 1_000
-    """Spacing of recorded metrics [environment steps]; if generations are longer, all are recorded."""
+    """Spacing of recorded metrics [environment steps]; if a generation is longer, every one is recorded."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep [count]."""
+    """Number of checkpoints to keep, the newest ones [count]."""
     stop_at_return: float | None = None
     """Stop a member once an evaluation has at least this mean return, even before the end of its budget."""
     max_minutes: float | None = None
-    """Stop the run after this time of the present process [minutes]; it is saved, and --resume continues
-    it."""
+    """Save and stop the run once this process has run for this long [minutes]; --resume continues it."""
 
 
 def whole_numbers(options: Options) -> Options:
@@ -87,7 +86,7 @@ def validate(options: Options, method: Method) -> None:
         raise Refused("--stop-at-return must be a number, got nan")
     if options.env_steps < steps_bound:
         raise Refused(
-            f"--env-steps {options.env_steps} is under one generation, which can count {steps_bound}"
+            f"--env-steps {options.env_steps} is less than one generation, which may take {steps_bound}"
             " environment steps"
         )
     end = _end(options, steps_bound)
@@ -124,8 +123,8 @@ def check_counter(options: Options, steps_bound: int, counter: Any) -> None:
     limit = counting.largest(counter) - chunk_length(options, steps_bound) * steps_bound
     if options.env_steps > limit:
         raise Refused(
-            f"--env-steps {options.env_steps} exceeds the counter's {limit}: let the method count in a"
-            " popjax.counting.Count"
+            f"--env-steps {options.env_steps} exceeds {limit}, the largest budget that the State can count:"
+            " let the method count in a popjax.counting.Count"
         )
 
 

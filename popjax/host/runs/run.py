@@ -103,7 +103,7 @@ class Failure(NamedTuple):
     def remains(self) -> str:
         """Describe the member's last good checkpoint."""
         if self.checkpoint is None:
-            return "there is no checkpoint before it"
+            return "there is no checkpoint before the failure"
         return f"its last good checkpoint is that of generation {self.checkpoint}"
 
 
@@ -189,7 +189,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
     generation, state, extra = found
     if extra.get("frozen"):
         raise Refused(
-            f"{files.root} has members that an earlier popjax froze; check out commit"
+            f"{files.root} has members that an earlier popjax stopped; check out commit"
             f" {rundir.read_config(files.root).get('git_commit')} to resume it"
         )
     generations = np.array(extra.get("generations", processes.fetch(state.generation)))

@@ -118,7 +118,7 @@ def saves_in_background(size: int, total: int, available: int, device: jax.Devic
     if total + size > room:
         raise TooLarge(
             f"the run needs {human(total + size)} of main memory while it writes a checkpoint,"
-            f" {human(size)} of it for a copy of the State, and has {human(room)}: reduce the replay"
+            f" {human(size)} of it for a copy of the State, but only {human(room)} is free: reduce the replay"
             " capacity, the population or the seeds",
             fitting=room * members // (total + size),
         )

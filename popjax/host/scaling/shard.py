@@ -179,5 +179,5 @@ def require_divisible(size: int, devices: int, what: str) -> None:
     others = " or ".join(str(n) for n in (below, above) if n)
     raise Refused(
         f"{size} {what} do not divide evenly over {devices} devices: use --devices"
-        f" {' or '.join(map(str, fitting))}, or {others} of them"
+        f" {' or '.join(map(str, fitting))}, or {others} {what}"
     )

@@ -123,7 +123,7 @@ def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
         own = joined.split(",")
         for name in own:
             if name not in known:
-                raise Refused(f"--sweep {name}: there is no such number; there is {', '.join(known)}")
+                raise Refused(f"--sweep {name}: there is no such number; choose from {', '.join(known)}")
         if not values:
             raise Refused(f"--sweep {joined} needs at least one value, as in {joined}=1e-4,3e-4")
         rows = [value if isinstance(value, list | tuple) else (value,) for value in values]
@@ -156,10 +156,10 @@ def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping
 
 def check_own(method: Method, hyper: Any) -> None:
     """Check, without computing it, that ``method`` can take its first step with the numbers of ``hyper`` that
-    are one for each agent.
+    have a value for each agent.
 
     Raises:
-        Refused: a number is not one for each of its agents, or must be one for all.
+        Refused: a number does not have a value for each of its agents, or must have a single value for all.
     """
     given = {
         f"{_PREFIX}{jax.tree_util.keystr(path, simple=True, separator='.')}": np.size(leaf)

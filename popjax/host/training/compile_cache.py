@@ -23,8 +23,8 @@ this problem, and were faster on small networks."""
 def keep_compiled() -> None:
     """Enable JAX's cache of compiled programs on disk, unless the user has configured it.
 
-    Programs for another number of threads, over which XLA divides large arrays on a CPU, are not found in it:
-    they would compute other last digits.
+    On a CPU, XLA divides large arrays over its threads, so programs for different numbers of threads differ
+    in the last digits of their results; each finds only its own.
     """
     cache_key.custom_hook = lambda: f"{shard.threads()} threads" if jax.default_backend() == "cpu" else ""
     settings: Any = jax.config  # its attributes are not declared

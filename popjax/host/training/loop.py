@@ -89,7 +89,7 @@ def train_on(
         if asked == _FAILED:
             _end_failed(run, position, failure)
         if done or asked == _ENOUGH:
-            early = None if done else "--max-minutes is over" if out_of_time else "a sink asked for it"
+            early = None if done else "--max-minutes has passed" if out_of_time else "a sink returned True"
             return finish(run, state, position, join(parts), stopping.reasons(run, position, early))
         if asked:
             raise Interrupted(_resumable(run, position), asked, stop.left)

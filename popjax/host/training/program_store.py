@@ -1,13 +1,13 @@
-"""Compiled programs on disk, found without compiling and, by the command line, without tracing.
+"""Compiled programs on disk, found without compiling and, on the command line, without tracing.
 
-``texts/`` holds programs by what compiling depends on: StableHLO and arguments, versions of JAX and XLA,
-settings and devices. JAX's own cache does the same. But to trace the physics of such a text takes most of a
-start, so ``runs/`` names the program for the facts of a run: its configuration and the sources of all
-packages through which its functions are traced. These facts decide the text only for built-in methods and
-environments, and only in a process that runs nobody else's code: that of the command line. A script or a
-notebook, where anything may have been replaced, always traces.
+``texts/`` holds programs under everything that compiling depends on: StableHLO and arguments, versions of JAX
+and XLA, settings and devices. JAX's own cache does the same. But a start spends most of its time on tracing
+the physics to obtain that StableHLO, so ``runs/`` maps the facts of a run to its programs: the configuration
+and the sources of all packages through which its functions are traced. These facts determine the StableHLO
+only for built-in methods and environments, and only in a process that runs no other code, as the command line
+does. A script or a notebook may have replaced any function, so it always traces.
 
-The files are pickled, and trusted as much as the directory of JAX's cache, in which they lie.
+The files are pickled. They lie in the directory of JAX's cache and are trusted as much as it is.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _TRACED = (
     "optax",
     "scipy",
 )
-"""Packages whose functions and models programs are made of."""
+"""Packages whose functions and models become part of programs."""
 
 _LOADABLE = re.compile(r"lapack_|cusolver|hipsolver|cu_|hip_|Sharding|SPMD|shape_assertion")
 """Beginnings of the names of custom calls that JAX itself registers, so that every process knows them."""
@@ -85,7 +85,7 @@ _found_by_jax = threading.local()
 
 
 def trace_nobody_elses_code() -> None:
-    """Say that this process traces no functions but those of popjax and of its libraries, as they are."""
+    """Declare that this process traces only functions of popjax and its libraries, all unmodified."""
     global _traces_alone
     _traces_alone = True
 
@@ -119,8 +119,9 @@ class Store(NamedTuple):
     ) -> jax.stages.Compiled:
         """Return a program of this text, or else ``compile_it()``, and store it.
 
-        A program that calls functions of this process is not stored, nor one that JAX's cache had, since XLA
-        cannot write what it has read. One that compiles faster than what JAX keeps is stored only for a run.
+        Two kinds of program are not stored: those that call functions of this process, and those found in
+        JAX's cache, since XLA cannot write a program that it has read. A program that compiles too fast for
+        JAX's cache is stored only for a run.
         """
         if self.directory is None or not _loadable(text := lowered.as_text()):
             return compile_it()
@@ -295,16 +296,18 @@ def _touch(file: Path) -> None:
 
 
 def _pickled(program: jax.stages.Compiled) -> bytes | None:
-    """Return what ``_read`` reads, or None: JAX cannot write every program, such as one with large constants,
-    and pickle no class that a function defines, nor static fields such as a lambda, which may raise
-    anything."""
+    """Return the bytes that ``_read`` reads, or None if they cannot be made.
+
+    JAX cannot write every program, for example one with large constants, and pickle can write neither classes
+    defined in functions nor static fields such as a lambda, which may raise any exception.
+    """
     with suppress(Exception):
         return zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
     return None
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file at once."""
+    """Write a file in one step, so that no reader sees half of it."""
     _trim(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, new = tempfile.mkstemp(prefix=".", dir=file.parent)
@@ -319,7 +322,7 @@ def _write(file: Path, content: bytes) -> None:
 
 @lru_cache
 def _trim(directory: Path) -> None:
-    """Remove the oldest files beyond the limits, and what killed processes have left; once in a process."""
+    """Remove the oldest files beyond the limits and leftovers of killed processes, once in a process."""
     size, now, found = 0, time.time(), []
     for entry in directory.glob("*"):
         with suppress(FileNotFoundError):  # another process trims, too

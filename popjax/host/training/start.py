@@ -125,7 +125,7 @@ def train(
     if root is not None:
         resume = _continues(run, root, resume)
         if config["not_rebuilt"]:
-            run.say(f"only Python can evaluate this run: {config['not_rebuilt']}")
+            run.say(f"this run can be evaluated only from Python: {config['not_rebuilt']}")
     with ExitStack() as stack:
         directory = None if root is None else rundir.opened(root, config, resume)
         return _start(run, numbers, devices, directory, resume, sinks, stack)

@@ -4,8 +4,8 @@
     method = popjax.pderl.build(env)
     result = popjax.train(method, env, env_steps=100_000, seeds=3)
 
-Names are imported when they are first used, so that ``import popjax`` is immediate and no physics is loaded
-that a program does not ask for.
+Names are imported when they are first used, so ``import popjax`` is immediate and loads no physics engine
+that the program does not use.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def check_choices(config: Any) -> None:
 
 
 def choices(kind: Any) -> tuple[str | None, ...]:
-    """Return the words among which a field of type ``kind`` chooses, and None where it may be; () if none."""
+    """Return the words that a field of type ``kind`` may hold, and None if it is allowed; () for other
+    types."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     optional = [k for k in get_args(kind) if k is not type(None)] if get_origin(kind) in UNIONS else []
@@ -84,7 +85,7 @@ def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(hyper):
         name, shape = jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf)
         if shape and (name not in each or shape != (population,)):
-            allowed = f", or one of each of {population} agents" if name in each else ""
+            allowed = f" for all, or one for each of {population} agents" if name in each else ""
             raise ValueError(f"hyper.{name} must be one number{allowed}, got shape {shape}")
 
 

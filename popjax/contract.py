@@ -86,7 +86,7 @@ def _pair(spec: Spec, answer: Any, name: str, wanted: str) -> tuple[Any, Any]:
 
 
 def _seen(spec: Spec, obs: Any, what: str) -> Array:
-    remedy = "make obs_shape and obs_dtype of the Spec say what the environment returns"
+    remedy = "let obs_shape and obs_dtype of the Spec match what the environment returns"
     return _fitting(spec, obs, what, tuple(spec.obs_shape), jnp.dtype(spec.obs_dtype), remedy)
 
 

@@ -43,7 +43,9 @@ class Count:
         """Return the quotient and the remainder uint32 [...]."""
         width = min(16, 32 - (divisor - 1).bit_length())
         if divisor < 1 or width < 1:
-            raise ValueError(f"a count is divided by a whole number from 1 to {2**31:,}, not by {divisor:,}")
+            raise ValueError(
+                f"a count can be divided only by whole numbers from 1 to {2**31:,}, got {divisor:,}"
+            )
         by, remainder, halves = jnp.uint32(divisor), jnp.zeros_like(self.low), []
         # Long division, with digits so short that a remainder and the next digit fit into 32 bits.
         for half in (self.high, self.low):
@@ -95,12 +97,12 @@ def _halves(number: Any) -> tuple[Array, Array]:
     if isinstance(number, Integral):
         whole = int(number)
         if not 0 <= whole < _BASE**2:
-            raise ValueError(f"a count combines with integers from 0 to 2^64 - 1, got {whole}; keep to these")
+            raise ValueError(f"a count combines only with integers from 0 to 2^64 - 1, got {whole}")
         high, low = divmod(whole, _BASE)
         return jnp.uint32(high), jnp.uint32(low)
     kind = getattr(number, "dtype", type(number).__name__)
     if not hasattr(number, "dtype") or not jnp.issubdtype(kind, jnp.integer):
-        raise ValueError(f"a count combines with integers, got {kind}; convert it, or divide the count by 1")
+        raise ValueError(f"a count combines only with integers, got {kind}; convert it, or divide by 1")
     wide = jnp.iinfo(kind).bits > 32
     return jnp.asarray(number >> 32 if wide else 0, jnp.uint32), jnp.asarray(number, jnp.uint32)
 
@@ -118,6 +120,6 @@ def on_host(count: Any) -> np.ndarray:
 
 
 def largest(count: Any) -> int:
-    """Return the largest number that ``count``, a ``Count`` or an array of integers, can hold; also of the
-    shape of one."""
+    """Return the largest number that ``count``, a ``Count`` or an array of integers, can hold; the
+    shapes of one will do."""
     return LIMIT if isinstance(count, Count) else int(jnp.iinfo(count.dtype).max)

@@ -37,7 +37,7 @@ def better_action(
     Returns the target [B, ...] and ``imitate`` float32 [B], 0 where no parent is imitated. Neither parents
     nor critic receive gradients.
     """
-    _require(tie in ("y", "drop"), f"tie: 'y' or 'drop', got {tie!r}")
+    _require(tie in ("y", "drop"), f"tie must be 'y' or 'drop', got {tie!r}")
     target = tree.where(q_x > q_y, action_x, action_y)
     imitate = jnp.ones_like(q_x, jnp.float32) if tie == "y" else (q_x != q_y).astype(jnp.float32)
     return jax.lax.stop_gradient((target, imitate))
@@ -52,7 +52,7 @@ def imitation_loss(
     action:      [B, A]  of the policy that learns.
     target:      [B, A]  actions to imitate.
     imitate:     [B]     weight of each row's imitation.
-    valid:       [B]     bool; rows that are not valid count nowhere.
+    valid:       [B]     bool; the other rows are ignored.
     regularizer: "mean_all", mean over rows and components (the code); "paper", mean over rows of the squared
                  norm, larger by a factor A.
 
@@ -60,7 +60,8 @@ def imitation_loss(
     and not a mean: it dominates by design.
     """
     _require(
-        regularizer in ("mean_all", "paper"), f"regularizer is 'mean_all' or 'paper', got {regularizer!r}"
+        regularizer in ("mean_all", "paper"),
+        f"regularizer must be 'mean_all' or 'paper', got {regularizer!r}",
     )
     valid = jnp.asarray(valid, jnp.bool_)
     action, target = _masked(action, valid), _masked(target, valid)
@@ -119,7 +120,7 @@ def alignment_loss(
 
     Returns [].
     """
-    _require(direction in ("code", "paper"), f"direction: 'code' or 'paper', got {direction!r}")
+    _require(direction in ("code", "paper"), f"direction must be 'code' or 'paper', got {direction!r}")
     aligned = jax.nn.log_softmax(_masked(aligned_logits, valid))
     softened = student_logits / temperature if direction == "paper" else student_logits
     student = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(softened, valid)))

@@ -31,7 +31,7 @@ def full(path: str, name: str) -> str:
 
 
 def named(path: str, default: str) -> Any:
-    """Return the object that ``path`` names, its name being ``default`` where the path has none.
+    """Return the object that ``path`` names; its name is ``default`` if the path has none.
 
     Raises:
         ValueError: the module does not exist, cannot be imported, or has no such name; the text is one line.
@@ -45,7 +45,7 @@ def named(path: str, default: str) -> Any:
         raise ValueError(_why(module, error)) from error
     if name not in vars(found):
         raise ValueError(
-            f"module {module} has no {name!r}; define it there, or say {module}:NAME with a name that it has"
+            f"module {module} has no {name!r}; define it there, or give {module}:NAME with a name that it has"
         )
     return vars(found)[name]
 

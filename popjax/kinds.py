@@ -38,6 +38,6 @@ def home(config: Any, part: str, known: Iterable[str]) -> ModuleType:
 def stranger(config: Any, part: str, known: Iterable[str]) -> ValueError:
     """Return the refusal of a ``config`` that is not of this kind of part; see ``home``."""
     return ValueError(
-        f"{type(config).__name__} is not the Config of {part}; there is {', '.join(known)}, or give one from"
-        " a module of yours with Config, Hyper and build"
+        f"{type(config).__name__} is not the Config of {part}; use that of {', '.join(known)}, or of a"
+        " module of yours with Config, Hyper and build"
     )

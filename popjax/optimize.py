@@ -54,7 +54,8 @@ def _norm(leaves: Sequence[Array], few: int = 0) -> Array:
 
 
 def annealed(rate: Number, updates: Array, length: Number) -> Array:
-    """Return ``rate`` after ``updates`` of the ``length`` over which it falls linearly to 0; 0: never."""
+    """Return ``rate`` after ``updates``: it falls linearly to 0 over ``length`` updates; never if that is
+    0."""
     left = 1 - updates / jnp.maximum(length, 1)
     return rate * jnp.where(length > 0, jnp.maximum(left, 0), 1.0)
 

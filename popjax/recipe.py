@@ -134,7 +134,8 @@ def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
 def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) -> tuple[Any, Any]:
     """Return the default Config and Hyper for agents of ``kinds``, or the preset of ``task`` if any.
 
-    The preset of other agents is not taken; that without a drive, or another field that may be None, is.
+    A preset for other kinds is used only if they differ in fields that may be None, such as a drive; these
+    fields then take their defaults.
 
     Raises:
         ValueError: the recipe gives no dataclass for one of them.

@@ -14,7 +14,7 @@ _ALL: list[Remembered[Any]] = []
 
 
 class Remembered(Generic[T]):
-    """The ``size`` results that were asked for last, by key."""
+    """The ``size`` results that were requested last, by key."""
 
     def __init__(self, size: int):
         self._size = size
@@ -41,7 +41,7 @@ class Remembered(Generic[T]):
 def remembered(function: F) -> F:
     """Make ``function`` return the same object when it is called again with equal arguments.
 
-    For ``build`` of a method and ``make`` of an environment: equal arguments are then one method, of which
+    For ``build`` of a method and ``make`` of an environment: equal arguments then give the same method, and
     nothing is compiled twice. A call with an argument that has no hash, such as an array, is not remembered.
     """
     kept: Remembered[Any] = Remembered(32)

@@ -212,8 +212,8 @@ def _operations(program: Any) -> float:
 
 
 def truncated_next(env: Env, state: PyTree, which: Array) -> PyTree:
-    """Return states [...] of an ``autoreset`` or ``limited`` environment, of which those in ``which`` bool
-    [...] are truncated by their next step."""
+    """Return states [...] of an ``autoreset`` or ``limited`` environment; their next step truncates
+    the episode where ``which`` bool [...] holds."""
     key, inner, steps = state
     return key, inner, jnp.where(which, env.spec.episode_length - 1, steps)
 

@@ -162,7 +162,7 @@ def test_a_config_without_a_module_of_its_own_is_no_agent():
     class Config:
         pass
 
-    with pytest.raises(ValueError, match="Config is not the Config of an agent; there is ddpg"):
+    with pytest.raises(ValueError, match="Config is not the Config of an agent; use that of ddpg"):
         independent.build(popjax.make("probe/corridor"), independent.Config(agent=Config()))
 
 

@@ -152,7 +152,7 @@ SLIPS = {
     ),
     "another memory": (
         METHOD._replace(act=lambda p, m, obs, key, scale: Choice({"h": obs}, jnp.zeros(1), 0.0, 0.0)),
-        "a memory of another structure",
+        "a memory whose structure differs",
     ),
     "too few individuals": (
         METHOD._replace(individuals=lambda s: s.weights[:3]),
@@ -219,7 +219,7 @@ ENV_SLIPS = {
         line(counts=lambda place, action: ticking(None, types.SimpleNamespace(shared=place))),
         "the same key gives another episode",
     ),
-    "lanes that mix": (line(counts=among_lanes), "an episode differs beside others"),
+    "lanes that mix": (line(counts=among_lanes), "an episode differs in lanes side by side"),
 }
 
 
@@ -419,12 +419,12 @@ AGENT_SLIPS = {
         r"exploration gives .* after 1e\+06 environment steps",
     ),
     "a memory that never begins anew": ("a2c_lstm", "unroll", forgetful_unroll, "restart the memory"),
-    "a memory that stays": ("a2c_lstm", "unroll", stuck_unroll, "differs in two parts"),
+    "a memory that stays": ("a2c_lstm", "unroll", stuck_unroll, "unroll in two parts differs"),
     "no memory behind the rows": (
         "a2c_lstm",
         "unroll",
         lambda a: lambda *given: ((), a.unroll(*given)[1]),
-        "unroll returns another form of memory",
+        "unroll returns a memory of another shape",
     ),
 }
 

@@ -43,18 +43,18 @@ from popjax.nets.recurrent import behind, forgetful
 from popjax.optimize import annealed, clip_by_global_norm, descend
 
 ROLLOUT = 5
-"""Environment steps of each lane that a gradient step is taken from."""
+"""Environment steps of each lane from which a gradient step is taken."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Shapes of the networks."""
 
-    hidden: tuple[int, ...] | None = None  # units; None: 64 64, or 512 after Atari's convolutions
-    # of the hidden layers; None: tanh, or relu after Atari's convolutions
+    hidden: tuple[int, ...] | None = None  # hidden units; None: 64 64, or 512 after Atari's convolutions
+    # activation of the hidden layers; None: tanh, or relu after Atari's convolutions
     activation: Literal["relu", "tanh"] | None = None
-    initializer: nets.Initializer = "orthogonal"  # of policy and value networks
-    squash: bool = False  # whether continuous actions are tanh of a Gaussian's, else they are clipped
+    initializer: nets.Initializer = "orthogonal"  # initializer of policy and value networks
+    squash: bool = False  # whether tanh bounds continuous actions; else they are clipped
     lstm: int = 0  # units of an LSTM behind the hidden layers of policy and value network; 0: none
 
     def __post_init__(self) -> None:

@@ -46,9 +46,10 @@ class Config:
     critic_hidden: int = 300  # "branches": second layer, units
     critic_layers: tuple[int, ...] = (64, 64)  # "layers": units, with ReLU and the common layer norm
     action_layer: int = 1  # "layers": the hidden layer that the action joins; 0: with the observation
-    activation: Literal["tanh", "relu"] = "tanh"  # of the actor's hidden layers
+    activation: Literal["tanh", "relu"] = "tanh"  # activation of the actor's hidden layers
     norm: nets.Norm = "erl"  # norm of the actor's hidden layers; "erl" is the layer norm of ERL
-    first_weights: Literal["torch", "glorot"] = "torch"  # actor: PyTorch's, or Glorot and a small output
+    # initialization of the actor: PyTorch's, or Glorot's with a small output layer
+    first_weights: Literal["torch", "glorot"] = "torch"
     normalize: bool = False  # whether observations are normalized by running statistics and cut to [-5, 5]
     output_scale: float = 0.1  # "torch", "branches": multiplies the learner's initial output layers
 
@@ -76,17 +77,20 @@ class Hyper:
     """Numbers of one DDPG learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
-    polyak: Number = number(0.001, high=1.0)  # share of the online network that a target takes per step
+    polyak: Number = number(0.001, high=1.0)  # share by which targets move to the online networks per step
     actor_lr: Number = number(5e-5)  # Adam's rate for the actor
     critic_lr: Number = number(5e-4)  # Adam's rate for the critic
     max_grad_norm: Number = number(10.0)  # global norm to which each network's gradient is clipped
-    critic_l2: Number = number(0.0)  # weight of the critic's squared hidden matrices beside the squared error
+    critic_l2: Number = number(0.0)  # weight of the critic's squared hidden weights in its loss
     exploration: Number = number(0.1)  # standard deviation of Gaussian action noise while collecting
 
 
 def baselines_hyper() -> Hyper:
-    """Return the numbers that belong to ``BASELINES``. Their program penalizes the critic half as much, by
-    the half of its squared weights beside the whole squared error; here it is CA2E's half beside half."""
+    """Return the numbers that belong to ``BASELINES``.
+
+    The weight of the penalty on the critic is CA2E's, which halves both the squared error and the squared
+    weights. Baselines halves only the squared weights, so its penalty is half as strong.
+    """
     return Hyper(polyak=1e-3, actor_lr=1e-4, critic_lr=1e-3, max_grad_norm=math.inf, critic_l2=1e-2)
 
 

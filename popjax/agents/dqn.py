@@ -39,8 +39,8 @@ class Config:
     """Shape of the network and form of the target."""
 
     torso: Literal["auto", "dense", "minatar", "atari"] = "auto"  # convolutions; "auto": by observation shape
-    hidden: tuple[int, ...] = ()  # dense layers, units; none: the torso's own
-    norm: nets.Norm = "layer"  # before the activations of the dense layers
+    hidden: tuple[int, ...] = ()  # units of the dense layers; (): the torso's default
+    norm: nets.Norm = "layer"  # norm before each activation of the dense layers
     dueling: bool = False  # whether value and advantage have separate dense layers
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
@@ -65,8 +65,8 @@ class Hyper:
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped
     target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target; inf: never
     exploration_start: Number = number(1.0, high=1.0)  # probability of a random action at the beginning
-    exploration: Number = number(0.1, high=1.0)  # that probability from ``exploration_steps`` on
-    exploration_steps: Number = number(1e6, low=1.0)  # environment steps of linear change between these
+    exploration: Number = number(0.1, high=1.0)  # probability of a random action after exploration_steps
+    exploration_steps: Number = number(1e6, low=1.0)  # environment steps over which it changes linearly
 
 
 @struct.dataclass

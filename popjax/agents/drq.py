@@ -37,7 +37,7 @@ class Config:
 
     hidden: tuple[int, ...] = HIDDEN  # hidden layers of actor and critics, units
     latent: int = 50  # outputs of the layer between the convolutions and the hidden layers
-    shift: int = 4  # most pixels by which an image is shifted along each axis
+    shift: int = 4  # maximum shift of an image along each axis [pixels]
 
     def __post_init__(self) -> None:
         check_widths(self)

@@ -43,20 +43,21 @@ ROLLOUT = 1_000  # environment steps of each of four lanes: Spinning Up learns f
 class Config:
     """Networks, and passes over a rollout."""
 
-    hidden: tuple[int, ...] | None = None  # units; None: 64 64, or 512 after Atari's convolutions
-    # of the hidden layers; None: tanh, or relu after Atari's convolutions
+    hidden: tuple[int, ...] | None = None  # hidden units; None: 64 64, or 512 after Atari's convolutions
+    # activation of the hidden layers; None: tanh, or relu after Atari's convolutions
     activation: Literal["relu", "tanh"] | None = None
-    initializer: nets.Initializer = "orthogonal"  # of policy and value networks
+    initializer: nets.Initializer = "orthogonal"  # initializer of policy and value networks
     log_std: float = -0.5  # initial log standard deviation of a Gaussian policy
-    # continuous actions are tanh of a Gaussian's; else they are clipped for the environment
+    # whether tanh bounds continuous actions; else they are clipped for the environment
     squash: bool = False
-    policy_epochs: int = 80  # most passes over a rollout that train the policy
+    policy_epochs: int = 80  # maximum passes over a rollout that train the policy
     value_epochs: int = 80  # passes over a rollout that train the value
-    minibatches: int = 1  # gradient steps of a pass, each on an equal part of the rollout
-    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # to mean 0, std 1 over these
+    minibatches: int = 1  # gradient steps per pass, each on an equal part of the rollout
+    # rows over which advantages are scaled to mean 0 and standard deviation 1
+    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"
     normalize_obs: bool = False  # observations are whitened by their running statistics
     normalize_reward: bool = False  # rewards are divided by the running deviation of their discounted sums
-    # targets of the value: discounted sums of rewards, or as in PPO2 lambda-returns, with the change of the
+    # targets of the value: discounted sums of rewards or, as in PPO2, lambda-returns with the change of the
     # value limited to ``clip``
     value_target: Literal["return", "clipped"] = "return"
 
@@ -75,7 +76,7 @@ class Hyper:
     clip: Number = number(0.2)  # probability ratios are clipped to [1 - clip, 1 + clip]
     policy_lr: Number = number(3e-4)  # Adam's rate for the policy
     value_lr: Number = number(1e-3)  # Adam's rate for the value
-    target_kl: Number = number(0.01)  # the policy stops beyond 1.5 times this divergence, nats; inf: never
+    target_kl: Number = number(0.01)  # policy steps stop beyond 1.5 times this divergence [nats]; inf: never
     entropy_weight: Number = number(0.0)  # weight of the entropy bonus
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
     anneal_rollouts: Number = number(0.0)  # rollouts over which both rates fall linearly to 0; 0: never

@@ -41,9 +41,9 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
     # the actor ascends the mean of the twins (jaxrl2) or their minimum
     actor_q: Literal["mean", "min"] = "mean"
-    initializer: nets.Initializer = "orthogonal"  # or PyTorch's default: uniform by fan-in, biases too
+    initializer: nets.Initializer = "orthogonal"  # "uniform_fan_in" is PyTorch's default
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    precision: nets.Precision = "float32"  # of hidden layers in gradient steps; acting uses float32
+    precision: nets.Precision = "float32"  # precision of hidden layers in gradient steps; acting uses float32
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -55,7 +55,7 @@ class Hyper:
     """Numbers of one SAC learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
-    polyak: Number = number(0.005, high=1.0)  # share of the critics that their targets take per gradient step
+    polyak: Number = number(0.005, high=1.0)  # share by which targets move to the critics per gradient step
     actor_lr: Number = number(3e-4)  # Adam's rate for the actor
     critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
     temperature_lr: Number = number(3e-4)  # Adam's rate for the log temperature

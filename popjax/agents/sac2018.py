@@ -28,7 +28,8 @@ class Config:
     """Shapes of the networks and the form of the actor's loss."""
 
     hidden: tuple[int, ...] = (400, 300)  # hidden layers of actor, critics and value, units
-    actor_q: Literal["min", "first"] = "min"  # the actor ascends the smaller of the twins or the first
+    # critic that the actor ascends: the smaller of the twins, or the first
+    actor_q: Literal["min", "first"] = "min"
     normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class Hyper:
     """Numbers of one learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
-    polyak: Number = number(0.005, high=1.0)  # share of the value that its target takes per gradient step
+    polyak: Number = number(0.005, high=1.0)  # share by which the target moves to the value per gradient step
     actor_lr: Number = number(1e-3)  # Adam's rate for the actor
     critic_lr: Number = number(1e-3)  # Adam's rate for the twin critics and the value
     temperature: Number = number(0.2)  # weight of the entropy

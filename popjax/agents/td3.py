@@ -27,7 +27,7 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
     policy_delay: int = 2  # gradient steps of the critics per step of actor and targets
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    precision: nets.Precision = "float32"  # of hidden layers in gradient steps; acting uses float32
+    precision: nets.Precision = "float32"  # precision of hidden layers in gradient steps; acting uses float32
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -40,7 +40,7 @@ class Hyper:
     """Numbers of one TD3 learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
-    polyak: Number = number(0.005, high=1.0)  # share of the online network that a target takes per actor step
+    polyak: Number = number(0.005, high=1.0)  # share by which targets move to the online ones per actor step
     actor_lr: Number = number(3e-4)  # Adam's rate for the actor
     critic_lr: Number = number(3e-4)  # Adam's rate for the twin critics
     max_grad_norm: Number = number(math.inf)  # global norm to which each gradient is clipped

@@ -184,7 +184,7 @@ class Replay(NamedTuple):
 
 
 class Intrinsic(NamedTuple):
-    """A reward beside the task's, written for one module; ``population.drives`` lifts it to a population.
+    """A reward added to the task's, written for one module; ``population.drives`` lifts it to a population.
 
     init:    key -> state
     reward:  (state, batch [B]) -> bonus [B], through which no gradient flows

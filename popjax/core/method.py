@@ -154,7 +154,8 @@ def number(default: float, low: float = 0.0, high: float = math.inf, instead: st
     """Declare a field of a ``Hyper``: a number in [low, high]. ``checks.check_numbers`` enforces the range
     before a run.
 
-    A number that only ``init`` reads cannot evolve: ``instead`` names the one that can in its place.
+    A number that only ``init`` reads cannot evolve: ``instead`` names the number that can evolve in its
+    place.
     """
     return struct.field(default=default, metadata={"range": (low, high), "instead": instead})
 

@@ -1,6 +1,6 @@
 """Networks as ``Network(init, apply)`` records over plain dictionaries of parameters.
 
-The only package that knows flax.linen. Every ``apply`` takes one input and lets leading axes through.
+The only package that imports flax.linen. Every ``apply`` takes one input and lets leading axes through.
 Parameters are float32; a weight matrix is a leaf of rank 2, ``kernel [in, out]``, everything else rank 1.
 A policy for continuous actions stores the network of its mean action, which others can take over, as "mlp".
 """

@@ -67,7 +67,7 @@ def check_channels_last(obs_shape: Sequence[int]) -> None:
     first, *sides = obs_shape
     if first < min(sides) and (sides[0] == sides[1] or 3 * first <= min(sides)):
         raise ValueError(
-            f"observations of shape {tuple(obs_shape)} look like images [C, H, W] and [H, W, C] is needed: "
+            f"observations of shape {tuple(obs_shape)} look like images [C, H, W], but [H, W, C] is needed: "
             "return jnp.moveaxis(obs, 0, -1)"
         )
 

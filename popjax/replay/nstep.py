@@ -62,10 +62,10 @@ def push(
     """Add one step, and return the transitions that it completes.
 
     ``next_obs`` is the true successor, ``discount`` [] is gamma. A step that both terminated and was
-    truncated terminated.
+    truncated counts as terminated.
 
-    Returns the window, transitions [n] and valid bool [n]: the valid ones come first, oldest first. One is
-    valid once n steps are held, all held ones are where the episode ends, otherwise none.
+    Returns the window, transitions [n] and valid bool [n]: the valid ones come first, oldest first. Once n
+    steps are held, one is valid; where the episode ends, one for each held step; otherwise none.
     """
     n = len(window.reward)
     steps = tree.put((window.obs, window.action, window.reward), window.count, (obs, action, reward))

@@ -156,7 +156,7 @@ def merge(x: Ring, y: Ring, key: Key) -> Ring:
     """
     capacity = x.capacity
     if y.capacity != capacity:
-        raise ValueError(f"only rings of one capacity merge, got {capacity} and {y.capacity}")
+        raise ValueError(f"only rings of equal capacity can be merged, got {capacity} and {y.capacity}")
     half = capacity // 2
     from_x, from_y = jnp.minimum(x.size, half), jnp.minimum(y.size, half)
     size = from_x + from_y

@@ -170,7 +170,7 @@ def _check_replayed(agent: Agent, state: Any, other: Any, rows: Transition, hype
     heir = agent.inherit(state, other)
     _check_form(state, heir, "inherit")
     if not same(agent.policy(heir), agent.policy(other)):
-        raise ValueError("inherit(state, other) does not act as other does; keep only the own moments")
+        raise ValueError("inherit(state, other) does not act as other does; keep only the moments of state")
     for steps in (0.0, 1e6):
         scale = jnp.asarray(agent.exploration(hyper, jnp.float32(steps)))
         if scale.shape != () or not (np.isfinite(scale) and scale >= 0):
@@ -195,7 +195,7 @@ def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> N
     played = jax.jit(lambda p: jax.lax.scan(partial(step, p), start, (obs, done))[1])(policy)
     memory = unroll(policy, start, obs[:half], done[:half])[0]
     if _form(memory) != _form(start):
-        raise ValueError("unroll returns another form of memory; give that after the last row, [N, ...]")
+        raise ValueError("unroll returns a memory of another shape; return that after the last row, [N, ...]")
     outputs, later = (
         unroll(policy, *given)[1] for given in ((start, obs, done), (memory, obs[half:], done[half:]))
     )
@@ -207,7 +207,7 @@ def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> N
             " after every row that is done"
         )
     if not all(np.allclose(x, y, 1e-3, 1e-4) for x, y in zip(*map(jax.tree.leaves, both), strict=True)):
-        raise ValueError("unroll differs in two parts from the whole; return the memory after the last row")
+        raise ValueError("unroll in two parts differs from the whole; return the memory after the last row")
 
 
 def _form(values: PyTree) -> list[Any]:

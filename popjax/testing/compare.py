@@ -65,7 +65,7 @@ def check_choice(choice: Any, before: PyTree, spec: Spec) -> None:
     if not isinstance(choice, Choice):
         raise ValueError(f"act must return a core.Choice, got {type(choice).__name__}")
     if not alike(choice.memory, before):
-        raise ValueError("act returns a memory of another structure than it begins with")
+        raise ValueError("act returns a memory whose structure differs from the given one")
     action = choice.action
     shape, dtype = ((), jnp.int32) if spec.discrete else ((spec.action_dim,), jnp.float32)
     if (action.shape, action.dtype) != (shape, dtype):

@@ -40,7 +40,9 @@ def check_env(env: Env, *, steps: int = 100) -> None:
     side_by_side = tree.take(lanes(keys)[0], 0)
     both = (jax.tree.map(lambda x: np.asarray(x[: int(played)], np.float64), y) for y in (rows, side_by_side))
     if not all(np.allclose(x, y, 1e-3, 1e-3) for x, y in zip(*map(jax.tree.leaves, both), strict=True)):
-        raise ValueError(f"{name}: an episode differs beside others; let every lane follow its own state")
+        raise ValueError(
+            f"{name}: an episode differs in lanes side by side; let every lane follow its own state"
+        )
 
 
 def _random_episode(env: Env, steps: int, key: Array) -> tuple[Timestep, Array]:

@@ -184,7 +184,7 @@ def _check_members(method: Method, init: Callable[..., Any], step: Callable[[Any
     if jax.tree.leaves(hyper) and same(first, second):
         raise ValueError(
             f"other numbers of hyper change nothing in {steps} steps; read numbers from state.hyper, which a"
-            " sweep fills, and let the case learn within these steps"
+            " sweep fills, and check a case that learns within these steps"
         )
 
 
@@ -213,7 +213,7 @@ def _check_policy(method: Method, spec: Spec, state: Any) -> None:
     everybody, population = jax.eval_shape(method.individuals, state), len(state.metrics.fitness)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct((population, *x.shape), x.dtype), params)
     if not alike(everybody, wanted):
-        raise ValueError("individuals gives parameters of another structure than policy")
+        raise ValueError("individuals gives parameters whose structure differs from that of policy")
     for (path, x), y in zip(jax.tree.leaves_with_path(everybody), jax.tree.leaves(wanted), strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             raise ValueError(

@@ -77,13 +77,13 @@ class Arguments:
     """Choices of what is compiled."""
 
     cases: tuple[str, ...] = tuple(CASES)
-    """Which cases."""
+    """Cases to compile."""
     devices: tuple[Literal["h100", "v5e"], ...] = ("h100", "v5e")
-    """For what."""
+    """Devices to compile for."""
     capacities: tuple[int, ...] = (100_000,)
     """Transitions that each replay holds."""
     rows: tuple[Literal["own", "apart"], ...] = ("own",)
-    """Layout of rows in replays: as they do on the device, or with their leaves apart as on a CPU."""
+    """Layout of rows in replays: as on the device, or with their leaves apart as on a CPU."""
     out: Path | None = None
     """JSON file for the results."""
 

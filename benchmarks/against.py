@@ -59,9 +59,9 @@ class Arguments:
     other: Path = ROOT
     """Root of the other checkout."""
     other_flags: str = ""
-    """What the other one has in XLA_FLAGS besides."""
+    """Flags that the other one has in addition to XLA_FLAGS."""
     cases: tuple[str, ...] = tuple(CASES)
-    """Which cases, of ``CASES`` and ``MORE``."""
+    """Cases to compare, from ``CASES`` and ``MORE``."""
     repeats: int = 9
     """Pairs of timed chunks."""
     out: Path | None = None

@@ -32,7 +32,7 @@ class Arguments:
     """Choices of the measurement."""
 
     populations: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """Numbers of agents; SAC is always one."""
+    """Numbers of agents; SAC always has one."""
     env: str = "gymnax/Pendulum-v1"
     """Environment as SUITE/TASK."""
     updates: int = 64

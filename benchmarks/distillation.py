@@ -63,12 +63,12 @@ class Arguments:
     """States on which an offline alignment is trained [environment steps]."""
     seeds: int = 3
     lr: float = 1e-4
-    """Adam's rate, all three: for rewards, distillation, and alignment that trains meanwhile."""
+    """Adam's learning rate for rewards, for distillation, and for an alignment that trains during the run."""
     align_lr: float = 1e-4
-    """Adam's rate for an alignment that is trained before."""
+    """Adam's learning rate for an alignment that is trained before the run."""
     update_mode: Literal["sequential", "batched"] = "sequential"
     units: int = 256
-    """Of the LSTM."""
+    """Units of the LSTM [count]."""
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)
     protocols: tuple[str, ...] = ("a3c", "kd-policy", "kd-distill", "offline", "online", "concurrent")
     out: Path = field(default=RESULTS)

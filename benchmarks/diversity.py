@@ -41,7 +41,7 @@ class Arguments:
     steps: int = 1_000
     """Environment steps of each lane."""
     every: int = 10
-    """Of so many consecutive steps one is kept, as neighbours tell nearly the same."""
+    """Keep one of this many consecutive steps, since neighbouring steps are nearly the same [count]."""
     training: int = 3_000
     """Gradient steps of the mutual information's estimator."""
     seed: int = 0

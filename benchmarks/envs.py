@@ -69,7 +69,7 @@ class Arguments:
     suite: tuple[str, ...] = ("gym", "dmc", "brax", "gymnax", "playground")
     """Suites."""
     task: tuple[str, ...] = ("*",)
-    """Tasks as SUITE/TASK; * and ? stand for anything."""
+    """Tasks as SUITE/TASK; * matches any text and ? any character."""
     lanes: tuple[int, ...] = (1, 64, 1024)
     """Environments that step together."""
     seconds: float = 1.0

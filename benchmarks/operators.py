@@ -49,7 +49,7 @@ class Arguments:
     episodes: int = 10
     """Episodes whose mean return is a fitness [count]."""
     magnitudes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
-    """Standard deviations of proximal mutation beside the run's own, in units of the action."""
+    """Standard deviations of proximal mutation besides the run's own, in units of the action."""
     seed: int = 0
     """Seed of what is chosen, drawn and played."""
 

@@ -37,7 +37,7 @@ class Arguments:
     out: Path
     """JSON file for the results; the figure has its name."""
     factor: float = 1.0
-    """Multiplies every metric, for the figure's unit."""
+    """Factor by which every metric is multiplied, for the figure's unit."""
     seed: int | None = None
     """Only this seed; by default all."""
 

@@ -104,7 +104,7 @@ class Others:
     """Directories of the other trainers and of results."""
 
     python: str = sys.executable
-    """Interpreter of an environment with the other trainers."""
+    """Python interpreter of an environment with the other trainers."""
     evorl: Path | None = None
     """Checkout of EvoRL."""
     purejaxrl: Path | None = None
@@ -152,17 +152,17 @@ class Arguments(Others):
     """Choices of the comparison."""
 
     peers: tuple[str, ...] = PEERS
-    """Which trainers, beside popjax."""
+    """Trainers to compare with popjax."""
     protocol: Literal["default", "fastpbrl", "rejax"] = "default"
-    """Whose work is measured."""
+    """Publication whose work is measured, or our own choice of work."""
     algorithms: tuple[Algorithm, ...] | None = None
-    """Which algorithms; the protocol's if left out."""
+    """Algorithms; by default those of the protocol."""
     populations: tuple[int, ...] | None = None
-    """Agents that train together; the protocol's if left out."""
+    """Numbers of agents that train together; by default those of the protocol."""
     repeats: int = 5
     """Pairs of timed chunks."""
     seconds: float = 3.0
-    """Length of a timed chunk of popjax, about; the other trainer does as much."""
+    """Approximate length of a timed chunk of popjax [seconds]; the other trainer does the same work."""
 
 
 class Trainer:

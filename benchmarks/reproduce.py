@@ -47,22 +47,22 @@ class Arguments:
     seeds: int | None = None
     """Seeds of every row; by default as many as in the paper [count]."""
     minutes: float | None = None
-    """Stop, with everything saved, after so many minutes: what comes first is worth most."""
+    """Stop after this time [minutes], with everything saved; the most valuable runs come first."""
     devices: str = "1"
-    """As of run.py: devices to spread the seeds over, or all."""
+    """As in run.py: number of devices over which to spread the seeds, or all."""
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """As of run.py: who runs the programs."""
+    """As in run.py: where the programs run."""
     runs: Path = Path("runs/reproduce")
     """Directory of the runs."""
     out: Path = Path(__file__).parent / "results" / "reproduce"
     """Directory of results."""
     dry_run: bool = False
-    """Print the commands, and what is left of each, and do nothing."""
+    """Only print the commands, and how much of each run is left."""
     calibrate: float | None = None
-    """Train this share of every budget apart from the runs, once, and tell the time and memory that follow
-    from it; a share beyond the warm-up tells more."""
+    """Train this share of every budget once, apart from the runs, and print the time and memory that the
+    whole runs would take; estimates are better for a share beyond the warm-up."""
     report_only: bool = False
-    """Train nothing."""
+    """Only show and write the results so far; train nothing."""
 
 
 def main(arguments: Arguments) -> int:
@@ -79,7 +79,7 @@ def main(arguments: Arguments) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     if arguments.calibrate is not None and not 0 < arguments.calibrate < 1:
-        print(f"error: --calibrate {arguments.calibrate:g} is no share; use 0.01, or so", file=sys.stderr)
+        print(f"error: --calibrate must be above 0 and below 1, got {arguments.calibrate:g}", file=sys.stderr)
         return 2
     if arguments.calibrate and (code := calibrate(cells, arguments)):
         return code
@@ -125,7 +125,7 @@ def train(cells: list[Cell], arguments: Arguments) -> int:
         if arguments.minutes is not None:
             rest = arguments.minutes - (time.perf_counter() - begun) / 60
             if rest <= 0:
-                say(f"{arguments.minutes:g} minutes are over; the same command goes on")
+                say(f"{arguments.minutes:g} minutes have passed; the same command continues")
                 break
             argv += ["--max-minutes", f"{rest:g}"]
         if missing := [one for one in cell.needs.values() if not reproduced.finished(one, arguments.runs)]:

@@ -47,7 +47,7 @@ class Arguments:
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of SAC."""
     seeds: int = 5
-    """Members beside each other [count]."""
+    """Members that train side by side [count]."""
     steps: int = 200
     """Environment steps, each with one update, of a timed chunk."""
     repeats: int = 7

@@ -52,7 +52,7 @@ class Arguments:
     """Choices of the measurement."""
 
     methods: tuple[Name, ...] = ("sac", "td3", "ddpg", "pderl")
-    """Agents of ``independent`` or ``onpolicy``, or methods."""
+    """Methods, or kinds of agent, which ``independent`` or ``onpolicy`` trains."""
     populations: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Population sizes; methods whose Config has none have one row."""
     lanes: int = 1
@@ -60,7 +60,7 @@ class Arguments:
     env: str = "gymnax/Pendulum-v1"
     """Environment as SUITE/TASK."""
     capacity: int = 131_072
-    """Replay, transitions; every independent agent has its own, rejax's default size."""
+    """Capacity of a replay [transitions], by default rejax's; every independent agent has its own."""
     batch: int = 256
     """Transitions per gradient step of independent agents and of CE's; other methods keep their own."""
     iterations: int = 500

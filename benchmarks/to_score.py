@@ -84,11 +84,11 @@ class Arguments(Others):
     """Choices of the comparison."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
-    """Which tasks."""
+    """Tasks to train on."""
     trainers: tuple[str, ...] = ("ours", "rejax", "sbx", "qdax", "evorl")
-    """Which trainers."""
+    """Trainers to compare."""
     seeds: int = 5
-    """Runs of each."""
+    """Runs of each trainer on each task [count]."""
     limit: float = 900.0
     """Seconds to wait for a run."""
 

@@ -43,7 +43,7 @@ class Arguments:
     episodes: int = 20
     """Episodes of everybody [count]."""
     magnitudes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
-    """Standard deviations of proximal mutation beside the run's own, in units of the action."""
+    """Standard deviations of proximal mutation besides the run's own, in units of the action."""
     dimensions: tuple[int, int] = (0, 1)
     """The two components of the observation, counted from 0."""
     seed: int = 0

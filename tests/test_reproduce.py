@@ -227,7 +227,7 @@ def test_a_beginning_that_is_trained_apart_tells_the_time_and_memory_of_all(
     assert f"# about {hours:.1f} h in all on cpu" in told
     assert f"{summary['peak_memory_bytes'] / 1e9:.1f} GB" in told
     assert reproduce.main(reproduce.Arguments("toy-table1", calibrate=1.0)) == 2
-    assert "--calibrate 1 is no share" in capsys.readouterr().err
+    assert "--calibrate must be above 0 and below 1, got 1" in capsys.readouterr().err
 
 
 def test_what_alignment_changes_is_drawn_from_the_metrics_of_a_run(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def hint(word: str, known: Any) -> str:
     near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {lower[near[0]]!r}?"
-    return f"; there is {', '.join(map(repr, known))}" if known else ""
+    return f"; choose from {', '.join(map(repr, known))}" if known else ""
 
 
 def _suite(suite: str) -> ModuleType:

@@ -26,5 +26,5 @@ def _plane_capsule(
 
 
 def install() -> None:
-    """Let MuJoCo Warp compute the frame so, in everything that is compiled from now on."""
+    """Make MuJoCo Warp compute the frame like this in everything that is compiled from now on."""
     collision_primitive.plane_capsule = _plane_capsule

@@ -50,7 +50,7 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
         ValueError: the task has no such backend or keyword, or a value is of the wrong type.
     """
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"brax/{task} has no backend {backend!r}; there is {', '.join(BACKENDS)}")
+        raise ValueError(f"brax/{task} has no backend {backend!r}; choose from {', '.join(BACKENDS)}")
     options = check(f"brax/{task}", {"episode_length": episode_length, **options}, _options(task))
     episode_length = options.pop("episode_length")
     env = _construct(task, backend, options)

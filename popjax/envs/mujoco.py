@@ -4,8 +4,8 @@ A suite brings the original library's own model and a ``Task`` of pure functions
 MuJoCo's implementation in JAX, at full float32 precision on every device, or MuJoCo's implementation in Warp.
 
 Differs from MuJoCo in C: float32 in place of float64; the constraint solver stops after a fixed number of
-iterations, because float32 never reaches the tolerances that models ask for; where C puts a simulation that
-diverges back to its initial state and goes on, here the episode ends with reward 0 and zeros as observation.
+iterations, because float32 never reaches the tolerances that models ask for; where C resets a simulation that
+diverges to its initial state and goes on, here the episode ends with reward 0 and zeros as observation.
 """
 
 from __future__ import annotations

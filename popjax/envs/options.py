@@ -54,9 +54,9 @@ def types(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return '; did you mean ...?' or, if no name is near, '; there is ...'."""
+    """Return '; did you mean ...?' or, if no name is near, '; choose from ...'."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(known)}"
 
 
 def _type(parameter: inspect.Parameter) -> Any:

@@ -5,9 +5,9 @@ number of worlds. The tasks consist of planes, spheres, capsules, ellipsoids, cy
 support neither cylinders nor normals, and their arrays [pixels, 3] take five times as long on a CPU as
 separate x, y and z.
 
-Differs from MuJoCo's renderer: no shadows, reflections, highlights or tendons, no sites but those that a task
-marks as geoms, and a texture is read at its nearest place. Pictures resemble MuJoCo's but do not equal them.
-Distances are those of ``mj_ray``, except that a camera inside a body sees through it.
+Differs from MuJoCo's renderer: no shadows, reflections, highlights or tendons, no sites except those that a
+task marks as geoms, and a texture is read at its nearest place. Pictures resemble MuJoCo's but do not equal
+them. Distances are those of ``mj_ray``, except that a camera inside a body sees through it.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def camera(model: Any, height: int, width: int, index: int = 0) -> Callable[[Any
     The data are posed: kinematics, centres of mass and cameras are computed.
 
     Raises:
-        ValueError: the model shows geoms of other kinds, or has lamps that follow a body.
+        ValueError: the model shows geoms of other kinds, or has lights that aim at a body.
     """
     if (model.light_mode > 2).any():  # mujoco.mjtCamLight: fixed, track and trackcom are below
         raise ValueError(
-            "a lamp of this model aims at a body; fix it, or draw the model with mujoco.Renderer"
+            "a light of this model aims at a body; fix its direction, or draw the model with mujoco.Renderer"
         )
     trace, paint = tracer(model, height, width, index), _paint(model)
 

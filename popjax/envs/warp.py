@@ -28,14 +28,14 @@ _DETERMINISTIC = re.compile(r"deterministic_ops(=true|=1)?(\s|$)")  # both flags
 
 
 def check(env: str, impl: str) -> None:
-    """Check that ``env``, "suite/task", can have the implementation here, once MJX is imported.
+    """Check that ``env``, "suite/task", can use the implementation on this machine, once MJX is imported.
 
     Raises:
         ValueError: there is no such implementation, Warp is missing or cannot use this device, or XLA's flags
-            ask for the same bits every time.
+            require the same bits every time.
     """
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"{env} has no impl {impl!r}; there is {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(f"{env} has no impl {impl!r}; choose from {', '.join(IMPLEMENTATIONS)}")
     if impl == "jax":
         return
     from mujoco.mjx import warp

@@ -55,7 +55,7 @@ def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
 
 def _limited(env: Env) -> Env:
     """Return ``env`` truncated at the time limit also where it leaves that to its Spec: the limit may come
-    amid the repetitions of an action."""
+    during the repetitions of an action."""
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         state, obs = env.reset(key)

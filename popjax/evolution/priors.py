@@ -105,7 +105,7 @@ def _field(name: str, hyper: Any, shapes: Sequence[str]) -> Field[Any]:
             f"evolve {name}: that is a shape, fixed while a program runs; evolve one of {', '.join(known)}"
         )
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
     raise ValueError(f"evolve {name}: there is no such number; {hint}")
 
 

@@ -219,8 +219,8 @@ def test_the_time_limit_is_an_option():
         ("gym/Hoper-v4", {}, "did you mean 'Hopper-v4'"),
         ("gym/Hopper-v4", {"helthy_reward": 2}, "no option 'helthy_reward'; did you mean 'healthy_reward'"),
         ("gym/Hopper-v4", {"frame_skip": 2}, "no option 'frame_skip'"),  # a constant before version 5
-        ("gym/Reacher-v4", {"colour": 2}, "no option 'colour'; there is episode_length"),
-        ("gym/Ant-v5", {"main_body": "tail"}, "main_body: no body 'tail'; there is world, torso,"),
+        ("gym/Reacher-v4", {"colour": 2}, "no option 'colour'; choose from episode_length"),
+        ("gym/Ant-v5", {"main_body": "tail"}, "main_body: no body 'tail'; choose from world, torso,"),
         ("gym/Reacher-v5", {"xml_file": "no.xml"}, "gym/Reacher-v5: option xml_file='no.xml': .*not exist"),
         ("gym/Reacher-v5", {"xml_file": "hopper.xml"}, "xml_file='hopper.xml' is not a model for it: "),
         ("gym/Ant-v5", {"xml_file": "humanoid.xml"}, "xml_file='humanoid.xml' is not a model for it: "),

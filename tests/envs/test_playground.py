@@ -86,7 +86,7 @@ def test_warp_plays_across_resets(key):
     [
         ("cheetahrun", {}, "did you mean 'CheetahRun'"),
         (QUICK, {"ctl_dt": 1}, "no option 'ctl_dt'; did you mean 'ctrl_dt'"),
-        (QUICK, {"impl": "c"}, "no impl 'c'; there is jax, warp"),
+        (QUICK, {"impl": "c"}, "no impl 'c'; choose from jax, warp"),
         (QUICK, {"sim_dt": "fast"}, "playground/CartpoleBalance: .*sim_dt"),
         (QUICK, {"ctrl_dt": "x"}, "option ctrl_dt must be a number, got 'x'"),
         (

@@ -188,7 +188,7 @@ def test_the_sky_has_six_faces() -> None:
 def test_a_lamp_that_aims_at_a_body_is_refused() -> None:
     body = '<body name="b"><geom size=".1"/></body><light mode="targetbody" target="b"/><camera/>'
     model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
-    with pytest.raises(ValueError, match="a lamp of this model aims at a body"):
+    with pytest.raises(ValueError, match="a light of this model aims at a body"):
         raycast.camera(model, 8, 8)
 
 

@@ -41,7 +41,7 @@ def test_without_warp_the_extra_is_named(name, present):
 @pytest.mark.parametrize("name", ["gym/Reacher-v4", "dmc/pendulum-swingup"])
 def test_another_implementation_is_refused(name):
     _skip_without_suite(name)
-    with pytest.raises(ValueError, match=f"^{name} has no impl 'c'; there is jax, warp$"):
+    with pytest.raises(ValueError, match=f"^{name} has no impl 'c'; choose from jax, warp$"):
         envs.make(name, impl="c")
 
 

@@ -4,8 +4,8 @@ The State carries the game's own serialised state, so that lanes can be vmapped,
 like those of any task. Emulation is a callback to the host, everything else is on the device: sticky actions,
 frame skips, resizing, stacking. A reset draws from a table of starts and touches no emulator. Programs with
 callbacks are compiled again in every process, since JAX does not store them. Lanes are shared among worker
-processes, by default one for each core but one; the environment variable ``POPJAX_ATARI_WORKERS`` sets
-another number, which does not affect results.
+processes, by default one less than the number of cores; the environment variable ``POPJAX_ATARI_WORKERS``
+sets another number, which does not affect results.
 
 | option | "dqn" (OpenAI Baselines) | "universe" (universe-starter-agent) | "machado" (Machado et al., 2018) |
 |---|---|---|---|

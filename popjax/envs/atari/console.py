@@ -179,4 +179,4 @@ class Console:
         try:
             self._ale.restoreState(_library().ALEState(ale))
         except (SystemError, RuntimeError, ValueError) as failure:
-            raise RuntimeError("the emulator cannot restore this state: it is of another game") from failure
+            raise RuntimeError("the emulator cannot restore this state of another game") from failure

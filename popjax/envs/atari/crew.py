@@ -26,7 +26,8 @@ from popjax.envs.atari.console import Console
 from popjax.envs.atari.worker import layout, padded, views
 
 VARIABLE = "POPJAX_ATARI_WORKERS"
-"""Environment variable: processes that play; 0: the trainer itself. By default one for each core but one."""
+"""Environment variable: number of processes that play; 0: the trainer plays. By default one less than
+cores."""
 _SHARED = "/dev/shm"
 _AT_ONCE = 16  # lanes that a worker is given at a time
 

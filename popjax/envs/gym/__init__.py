@@ -1,7 +1,7 @@
 """Gymnasium's MuJoCo tasks on device, from Gymnasium's own model files. https://gymnasium.farama.org
 
-Every formula in ``families`` is that of ``gymnasium.envs.mujoco``, versions 4 and 5, the class named at it.
-Constructor keywords, their defaults, the time limit and the number of physics steps are read off the
+Every formula in ``families`` is that of the class named beside it in ``gymnasium.envs.mujoco``, versions 4
+and 5. Constructor keywords, their defaults, the time limit and the number of physics steps are read off the
 installed library. The scores that papers report for ``-v2`` compare with ``-v4``.
 
 Differs from Gymnasium: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``). Actions are in [-1, 1], rescaled

@@ -137,7 +137,7 @@ def _body(env: str, model: Any, name: int | str) -> int:
         return int(model.body(name).id)
     except (KeyError, IndexError):
         known = ", ".join(filter(None, (model.body(i).name for i in range(model.nbody))))
-        raise ValueError(f"{env}: option main_body: no body {name!r}; there is {known}") from None
+        raise ValueError(f"{env}: option main_body: no body {name!r}; choose from {known}") from None
 
 
 def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array]]:

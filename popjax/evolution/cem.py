@@ -1,7 +1,7 @@
 """The cross-entropy method with a diagonal covariance, on flat parameter vectors.
 
-"CEM-RL", Pourchot & Sigaud, ICLR 2019, and its code (sepCEM): ask for a population around the mean,
-tell its fitness, and mean and variance move to the best half. ``mix`` keeps individuals of the generation
+"CEM-RL", Pourchot & Sigaud, ICLR 2019, and its code (sepCEM): ``ask`` draws a population around the mean,
+and ``tell`` moves mean and variance to its best half. ``mix`` keeps individuals of the generation
 before where the search has hardly moved. Flatten networks with ``jax.flatten_util.ravel_pytree``.
 """
 

@@ -22,7 +22,8 @@ class Mating:
     A distance compares the actors' present actions, not those that the owner of a state took in it.
     """
 
-    score: Literal["greedy", "distance"] = "greedy"  # summed fitness, or difference in behaviour
+    # score of a pair: its summed fitness, or its difference in behaviour
+    score: Literal["greedy", "distance"] = "greedy"
     batch: int = 256  # distance: states per individual
     newest: int = 1_000  # distance: newest states of a memory that they are drawn from
 

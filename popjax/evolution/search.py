@@ -25,8 +25,8 @@ class Pbt:
     """Population based training. Jaderberg et al., 2017, arXiv 1711.09846."""
 
     exploit: Literal["truncation", "tournament", "welch"] = "truncation"
-    """which individual is copied: one of the best by one of the worst, or a random other one that is better,
-    or significantly better"""
+    """truncation: each of the worst takes over one of the best; tournament: each takes over a random other
+    one that is better; welch: that is significantly better"""
     fraction: float = 0.2  # fraction of the population, at most half, that truncation replaces and copies
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ KINDS: dict[str, AnyConfig] = {
 
 
 class Standing(NamedTuple):
-    """Facts that a search knows at a ready point.
+    """Facts on which a search decides at a ready point.
 
     fitness: float32 [P]; minus infinity of one that has diverged.
     returns: float32 [P, M] of single episodes; their mean is ``fitness``.

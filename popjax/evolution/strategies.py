@@ -44,7 +44,8 @@ sampler, several populations or the number of generations in advance."""
 class Hyper:
     """Numbers of a search."""
 
-    std: Number = number(0.05)  # standard deviation of a parameter; at first, where the strategy adapts it
+    # standard deviation of a parameter; only the initial one if the strategy adapts it
+    std: Number = number(0.05)
     lr: Number = number(0.01)  # Adam's rate for the mean in the strategies of ADAM; the others have no Adam
 
 

@@ -27,8 +27,8 @@ from popjax.replay.ring import Ring, ring
 class Config:
     """Sizes of the encoder, the bank of visited states, and the neighbourhood."""
 
-    # trained; trained on the convolutions of the first agent's critic; left as initialised; or the raw
-    # observation
+    # an encoder that is trained; one trained on the convolutions of the first agent's critic; one left as
+    # initialised; or the raw observation
     encoder: Literal["contrastive", "critic", "random", "identity"] = "contrastive"
     hidden: tuple[int, ...] = (64,)  # hidden layers of the encoder, units
     torso: images.Torso = "auto"  # convolutions before them, for images; "auto": chosen by the observations
@@ -36,8 +36,8 @@ class Config:
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states
     neighbours: int = 20  # number K of nearest neighbours
-    others: Literal["mean", "max", "min"] = "mean"  # g, which aggregate of the novelty to the other agents
-    horizon: int = 5  # a positive is at most so many environment steps away
+    others: Literal["mean", "max", "min"] = "mean"  # g, aggregate of the novelty to the other agents
+    horizon: int = 5  # largest distance of a positive [environment steps]
     steps: int = 1  # encoder steps per gradient step of the agents
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Config:
 class Hyper:
     """Numbers of one module."""
 
-    weight: Number = number(0.2)  # lambda, of the bonus beside the task's reward
+    weight: Number = number(0.2)  # lambda, weight of the bonus added to the task's reward
     ego_weight: Number = number(0.5, high=1.0)  # w, share of an agent's own novelty in its bonus
     temperature: Number = number(0.07)  # temperature of InfoNCE
     lr: Number = number(3e-4)  # Adam's rate for the encoder

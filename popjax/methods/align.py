@@ -1,7 +1,7 @@
 """Alignment before distillation: a network learns to translate a teacher's logits into those of an expert of
 the student's task, on states from the expert's play. CDRL, section 4.2 and experiment 5.3, offline.
 
-A step: collect -> learn. The expert plays a rollout, the teacher is asked about the same states, and the
+A step: collect -> learn. The expert plays a rollout, the teacher gives its logits in the same states, and the
 alignment network takes gradient steps on pairs of logits drawn from the newest ``capacity``. The paper says
 neither how many states nor when to stop: a run lasts for its environment steps, and ``fresh_loss`` shows when
 it no longer improves. The policy of a run is the aligned teacher in the student's task; the method ``cdrl``
@@ -56,7 +56,7 @@ class Config:
     capacity: int = 100_000  # pairs that are kept
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
     align_kl: Direction = "code"  # KL(aligned || expert), or the reverse, both at temperature 1
-    # teachers see observations with other channels or components padded with zeros or cropped
+    # pad observations with zeros, or crop them, to the channels or components that a teacher reads
     pad_observations: bool = False
 
     def __post_init__(self) -> None:

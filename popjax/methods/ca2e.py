@@ -56,7 +56,7 @@ Held: TypeAlias = tuple[PyTree, Prioritized]  # the learner, and the replay whos
 
 @struct.dataclass
 class State:
-    """Everything that training carries. Of the P actors the nature actors come first."""
+    """Everything that training carries. The nature actors are the first of the P actors."""
 
     key: Key
     hyper: Hyper

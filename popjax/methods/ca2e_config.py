@@ -25,7 +25,7 @@ class Config:
 
     agent: AgentConfig = field(default_factory=dqn.Config)  # the learner, and its networks
     nature_actors: int = 5  # actors that explore with a copy of the learner's policy
-    prior_actors: int = 3  # actors that play prior policies; without any they are retired from the beginning
+    prior_actors: int = 3  # actors that play prior policies; without these they are retired from the start
     lanes: int = 1  # environments of each actor
     n_step: int = 3  # rewards in a stored return
     batch: int = 32  # transitions per gradient step
@@ -35,7 +35,7 @@ class Config:
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
     exploration: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)  # initial exploration of the nature actors
-    # change of exploration over time; "apex": none, with, 0.4^(1 + 7i / (N - 1)) for actor i
+    # change of exploration over time; "apex": none, it stays 0.4^(1 + 7i / (N - 1)) for actor i of N
     schedule: Literal["anneal", "constant", "apex"] = "anneal"
     clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
@@ -59,9 +59,9 @@ class Config:
         least = self.actors * self.lanes * (self.local_buffer + self.n_step - 2)
         if self.learning_starts < least:
             raise ValueError(
-                f"learning_starts {self.learning_starts} is under {least} environment steps, after which the"
-                f" next one fills the first local buffers of {self.actors * self.lanes} lanes: there is"
-                " nothing yet to learn from"
+                f"learning_starts {self.learning_starts} is less than {least}: the local buffers of"
+                f" {self.actors * self.lanes} lanes first fill in the environment step after that, and"
+                f" there is nothing to learn from before; raise it to {least}"
             )
 
     @property
@@ -74,7 +74,7 @@ class Config:
 class Hyper:
     """Numbers of CA2E and of its learner."""
 
-    agent: Any  # the learner's; ``agent.exploration`` is also that of retired prior actors
+    agent: Any  # numbers of the learner; ``agent.exploration`` is also that of retired prior actors
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error
@@ -172,8 +172,8 @@ def ladder(place: Array, count: int) -> Array:
 
 
 def check_learner(config: Config) -> None:
-    """Check that the learner can be had, and that its Hyper has the numbers of the schedule."""
+    """Check that CA2E supports the learner, and that its Hyper has the numbers of the schedule."""
     if not isinstance(config.agent, dqn.Config | ddpg.Config):
-        raise ValueError(f"the learner of CA2E is dqn or ddpg, not {type(config.agent).__module__}")
+        raise ValueError(f"the learner of CA2E must be dqn or ddpg, not {type(config.agent).__module__}")
     if config.schedule != "constant" and not isinstance(config.agent, dqn.Config):
         raise ValueError(f"schedule {config.schedule} is for dqn's probabilities; ddpg's noise is constant")

@@ -44,7 +44,7 @@ class Retirement:
 
     @property
     def active(self) -> Array:
-        """bool [prior]"""
+        """bool [prior]: which prior actors have not retired."""
         return self.retired_at < 0
 
 
@@ -111,7 +111,7 @@ def remarks(
         bar = float(threshold(jnp.float32(prior.mean_return), factor))
         told.append(f"prior policy of {prior.policy.name}: mean return {prior.mean_return:g}")
         if highest is not None and highest < bar < math.inf:
-            told[-1] += f"; it is replaced at {bar:g}, and {env.spec.name} returns at most {highest:g}"
+            told[-1] += f"; it is replaced at {bar:g}, but returns of {env.spec.name} are at most {highest:g}"
     return told
 
 
@@ -127,7 +127,7 @@ def threshold(baseline: Array, factor: Array | float) -> Array:
 
 
 def check(env: Env, config: Config, priors: Sequence[Prior]) -> None:
-    """Check that the learner can be had, and that every prior policy fits the task and has an actor.
+    """Check that CA2E supports the learner, and that every prior policy fits the task and has an actor.
 
     Raises:
         ValueError: the learner or a prior policy does not fit; the message says which.

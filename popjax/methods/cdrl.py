@@ -94,7 +94,9 @@ def build(
     players = [imitation.of_network(e.spec, network) for e, network in zip(envs, networks, strict=True)]
     tutors = [_tutor(env, teacher, networks[0], config) for teacher in (*teachers, *players[1:])]
     if not (tutors or config.student_gae):
-        raise ValueError("student_gae False without a teacher: the student would learn from nothing")
+        raise ValueError(
+            "student_gae False without a teacher: the student would learn from nothing; set student_gae"
+        )
     offline = tutors if config.align == "offline" else []
     trained = tutoring.trained(env.spec, offline, alignments) or [None] * len(tutors)
     play = actor_critic.side_by_side(envs, networks, config.steps)

@@ -42,11 +42,11 @@ class Config:
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
     # the memory with which a teacher reads a rollout; "student" as in the authors' code
     teacher_state: Literal["own", "student"] = "own"
-    # align logits not at all, by a network trained before the run, or by one trained during it
+    # alignment of teachers' logits: none, by a network trained before the run, or by one trained during it
     align: Literal["none", "offline", "online"] = "online"
     align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
     align_kl: Direction = "code"  # KL(aligned || student), or the reverse
-    # teachers see observations with other channels or components padded with zeros or cropped
+    # pad observations with zeros, or crop them, to the channels or components that a teacher reads
     pad_observations: bool = False
     pad_actions: bool = False  # without alignment, a teacher's logits are padded with -inf or cropped
 
@@ -55,7 +55,9 @@ class Config:
         check_least(self, 1, "lanes", "steps")
         check_widths(self)
         if self.align != "none" and self.pad_actions:
-            raise ValueError(f"pad_actions is for align none; align {self.align} maps actions by a network")
+            raise ValueError(
+                f"pad_actions is for align none; unset it, since align {self.align} maps actions by a network"
+            )
 
 
 @struct.dataclass
@@ -79,9 +81,9 @@ class Hyper:
     align_lr: Number = number(1e-4)  # learning rate of the alignment networks
     # tau, by which a teacher's logits are divided and, with align_kl paper, the student's for alignment
     temperature: Number = number(1.0, low=1e-6)
-    align_from: Number = number(0.15)  # T1, when alignment networks begin to train
-    distil_from: Number = number(0.2)  # T2, when distillation begins
-    distil_until: Number = number(0.75)  # when both end
+    align_from: Number = number(0.15)  # T1, start of alignment [environment steps or share of budget]
+    distil_from: Number = number(0.2)  # T2, start of distillation [environment steps or share of budget]
+    distil_until: Number = number(0.75)  # end of both [environment steps or share of budget]
     budget: Number = number(2e7, low=1.0)  # environment steps of the student that fractions refer to
 
 
@@ -160,7 +162,7 @@ def remarks(
         if np.any(np.asarray(getattr(hyper, name)) == 1)
     ]
     if late := _where(wanted & (distil_from > env_steps), distil_from):
-        remedy = f"; --hyper.budget {env_steps} makes fractions those of this run"
+        remedy = f"; set --hyper.budget {env_steps} for fractions of this run"
         fractions = np.any(np.asarray(hyper.distil_from) < 1)
         told.append(
             f"nothing is distilled: that begins at {late} environment steps and the run ends at {env_steps:,}"
@@ -168,7 +170,7 @@ def remarks(
         )
     if ended := _where(wanted & (distil_until <= distil_from), distil_until):
         told.append(
-            f"nothing is distilled: distil_until is at {ended} environment steps, distil_from not before"
+            f"nothing is distilled: distil_from is not before distil_until, {ended} environment steps"
         )
     early = _where(wanted & (distil_from < align_from), distil_from)
     if early and config.align == "online":

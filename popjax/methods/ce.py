@@ -45,10 +45,11 @@ class Config(offpolicy.Common):
     """The agents, and where they collaborate; sizes are those of ``offpolicy.Common``."""
 
     learner: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agents, and their networks
-    drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward beside the task's
+    drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward added to the task's
     col_unroll: acting.Mode | None = None  # how agents choose actions jointly; None: each for itself
-    col_eval: Literal["softmax", "q"] | None = None  # evaluation uses all agents; else the first
-    q_horizon: int = 100  # environment steps that the Q-classifier looks ahead and keeps its choice
+    col_eval: Literal["softmax", "q"] | None = None  # how evaluation chooses an agent; None: the first
+    # environment steps over which the Q-classifier predicts returns and keeps its choice
+    q_horizon: int = 100
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -72,8 +73,9 @@ class Hyper:
     """Numbers of the method."""
 
     learner: Any = field(default_factory=sac.Hyper)  # numbers of every agent; [P] for one value each
-    drive: Any = field(default_factory=contrastive.Hyper)  # its weight and ego_weight may also be [P]
-    acting: acting.Hyper = field(default_factory=acting.Hyper)  # for col_unroll, and col_eval softmax
+    # numbers of the drive; weight and ego_weight may be [P], one value for each agent
+    drive: Any = field(default_factory=contrastive.Hyper)
+    acting: acting.Hyper = field(default_factory=acting.Hyper)  # numbers for col_unroll and col_eval
     classifier_lr: Number = number(3e-4)  # Adam's rate for the Q-classifier
 
 
@@ -86,9 +88,9 @@ def default_config(
 ) -> Config:
     """Return the paper's constants for agents of a kind.
 
-    The paper gives no constants for its agents on Atari (section D.7). Here these are two, as from pixels;
-    the rest are those of DQN alone, with one gradient step for every four environment steps of all agents,
-    but for a shorter warm-up and, in ``default_hyper``, exploration.
+    The paper gives no constants for its agents on Atari (section D.7). Here there are two agents, as from
+    pixels. The other constants are those of DQN alone, with one gradient step for every four environment
+    steps of all agents, except for a shorter warm-up and, in ``default_hyper``, shorter exploration.
     """
     if isinstance(learner, drq.Config):
         if isinstance(drive, contrastive.Config | rnd.Config) and drive.torso == "auto":
@@ -104,8 +106,8 @@ def default_hyper(config: Config) -> Hyper:
     """Return the numbers of this kind of agents and drive. DQN explores for 500,000 environment steps of all
     ``config.population`` agents together; gradients of DrQ are clipped as SAC's are.
 
-    The command line asks before it reads ``--config.population``: with other than two agents, set
-    ``--hyper.learner.exploration-steps``, of each agent, too.
+    The command line calls this before it reads ``--config.population``: with a number of agents other than
+    two, also set ``--hyper.learner.exploration-steps``, which counts the steps of each agent.
     """
     numbers = agents.default_hyper(config.learner)
     kind = agents.kind(config.learner)
@@ -128,7 +130,9 @@ class State(offpolicy.State):
 def build(env: Env, config: Config = Config()) -> Method:
     """Return agents that explore ``env`` together."""
     if config.col_unroll == "eps_collab" and env.spec.discrete:
-        raise ValueError("eps_collab measures distances of continuous actions; set col_unroll to eps_greedy")
+        raise ValueError(
+            "eps_collab measures distances between continuous actions; set col_unroll to eps_greedy"
+        )
     shape = config.population, config.lanes
     judge = classifier.build(env.spec, shape, config.q_horizon) if config.col_eval == "q" else None
     sizes = config.sizes(config.learner, config.drive)

@@ -60,7 +60,7 @@ class Config:
     mixing: bool = False  # importance mixing: actors of the last generation stay where the search allows it
     elitism: bool = False  # the last actor of a generation is the best of the one before
     hidden: tuple[int, ...] = (400, 300)  # hidden layers of actors (tanh) and critics (leaky ReLU), units
-    critics: int = 2  # critics, whose least value counts; TD3 has 2, DDPG 1
+    critics: int = 2  # number of critics; the smallest value counts; TD3 has 2, DDPG 1
     batch: int = 100  # transitions per gradient step
     capacity: int = 1_000_000  # transitions that the replay holds
     warmup: int = 10_000  # environment steps before any gradient step

@@ -31,8 +31,8 @@ class Evolution:
     """The gradient-free agent: a search over the parameters of one deterministic policy."""
 
     hidden: tuple[int, ...] = (400, 300)  # hidden layers of the policy, units
-    activation: Literal["relu", "tanh"] = "relu"  # of the hidden layers
-    cem: cem.Config = field(default_factory=cem.Config)  # population and parents
+    activation: Literal["relu", "tanh"] = "relu"  # activation of the hidden layers
+    cem: cem.Config = field(default_factory=cem.Config)  # sizes of the search
     score: Literal["best", "mean"] = "best"  # test the best individual of the last generation, or the mean
 
     def __post_init__(self) -> None:
@@ -64,32 +64,35 @@ class Config:
     first_phase: int = 50_000  # T_g, environment steps of the global agent before anything else
     phase: int = 10_000  # T, environment steps of each agent in an iteration
     fused: bool = False  # all agents play at once; else one after the other
-    # off-policy, on-policy, evolution; or the reverse, with lengths that follow evolution's; copies come last
+    # order of phases: off-policy, on-policy, evolution; or, "code", the reverse, with lengths that follow
+    # evolution's; copies come last
     schedule: Literal["paper", "code"] = "paper"
 
-    # off-policy agents' reward beside the task's: collab, rnd, none
+    # reward of off-policy agents, added to the task's: collab, rnd or none
     drive: drives.NoveltyConfig | None = None
 
     transfer: bool = True  # hand policies over
     share: bool = True  # the global agent learns from all agents' transitions, else only from its own
     capacity: int = 1_000_000  # M_g, transitions in the global memory
     local_capacity: int = 20_000  # M_l, transitions in the local memory
-    local_least: int = 10_000  # use the local memory once it holds more
+    local_least: int = 10_000  # transitions that the local memory must exceed before it is used
 
     batch: int = 100  # transitions per gradient step of off-policy agents
     warmup: int = 10_000  # environment steps that the global agent plays uniformly at random first
-    update_after: int = 1_000  # transitions before the first gradient step; postponed steps follow then
-    burst: bool = False  # play whole episodes, then learn, as in the paper; else in turn
+    update_after: int = 1_000  # transitions before the first gradient step; postponed steps are taken then
+    burst: bool = False  # learn after whole episodes, as in the paper; else after every environment step
 
     lanes: int = 1  # environments of each off-policy agent
     on_policy_lanes: int = 1  # environments of the on-policy agent
-    on_policy_batch: int = 1_000  # environment steps that it learns from at a time; A2C's source has 20
-    reset_at_batch: bool = True  # its episodes end with the batch, which holds a whole one per lane
-    # learn from batches, or after every episode, another reading of Algorithm 2, without batches
+    # environment steps that the on-policy agent learns from at a time; A2C's source uses 20
+    on_policy_batch: int = 1_000
+    # end the on-policy agent's episodes with each batch, which must hold a whole episode of every lane
+    reset_at_batch: bool = True
+    # when the on-policy agent learns: after a batch, or after every episode, another reading of Algorithm 2
     on_policy_update: Literal["batch", "episode"] = "batch"
 
     trials: int = 5  # test episodes of each agent in an iteration
-    test: Literal["sample", "mean"] = "sample"  # act in tests as in training, or by the mean
+    test: Literal["sample", "mean"] = "sample"  # actions in tests: sampled as in training, or the mean
 
     @property
     def members(self) -> int:
@@ -208,7 +211,7 @@ def check_on_policy(spec: Spec, config: Config) -> None:
     if config.reset_at_batch and config.rollout(limit) < limit:
         raise ValueError(
             f"with on_policy_batch {config.on_policy_batch} and on_policy_lanes {lanes} a reset at every"
-            f" batch hides what comes after step {config.rollout(limit)} of an episode's {limit}; set"
+            f" batch hides the steps after step {config.rollout(limit)} of an episode's {limit}; set"
             f" no-reset-at-batch, or a batch of at least {lanes * limit}"
         )
     parts = config.on_policy.minibatches if isinstance(config.on_policy, ppo.Config) else 1
@@ -248,7 +251,7 @@ class Hyper:
     off_policy: Any  # numbers of the global agent and its copies
     on_policy: Any  # numbers of the on-policy agent
     cem: Any  # numbers of the search
-    gap: Number = number(100.0)  # f, least lead in score for which a policy is handed over
+    gap: Number = number(100.0)  # f, lead in score (return) beyond which a policy is handed over
     local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
     drive: Any = None  # numbers of the drive
 

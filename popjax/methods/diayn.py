@@ -42,7 +42,7 @@ class Config:
     updates_per_step: float = 1.0  # gradient steps per environment step
     batch: int = 256  # transitions per gradient step
     capacity: int = 1_000_000  # transitions that the replay holds
-    warmup: int = 10_000  # environment steps that are uniformly random and before any update
+    warmup: int = 10_000  # uniformly random environment steps before the first update
 
     def __post_init__(self) -> None:
         check_least(self, 0, "pretraining")

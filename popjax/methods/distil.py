@@ -73,14 +73,15 @@ class Graded(NamedTuple):
 class Config:
     """The student's network, and the amount of its experience."""
 
-    # of the student
+    # network of the student
     network: recurrent.Config = field(default_factory=partial(recurrent.Config, recurrent=False))
     lanes: int = 32  # environments
     steps: int = 20  # environment steps of each lane in a rollout
     capacity: int = 5_000  # rollouts of a lane that are kept; the oldest are overwritten
     batch: int = 32  # rollouts of a lane in a gradient step, of ``steps`` observations each
     updates: int = 32  # gradient steps after each rollout of all lanes
-    labels: Literal["actions", "logits"] = "actions"  # targets from a teacher of discrete actions
+    # targets of the student where actions are discrete: the teacher's actions or its logits
+    labels: Literal["actions", "logits"] = "actions"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -97,7 +98,7 @@ class Hyper:
     temperature: Number = number(1.0, low=1e-6)
     # DAgger's beta, the probability with which the teacher plays a lane's rollout, at the start
     teacher_share: Number = number(1.0, high=1.0)
-    teacher_steps: Number = number(20_000.0)  # environment steps over which this share falls linearly to 0
+    teacher_steps: Number = number(20_000.0)  # environment steps over which teacher_share falls linearly to 0
 
 
 @struct.dataclass
@@ -167,7 +168,8 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     """Return a student of the best of ``teachers``, finished runs from ``grade``.
 
     Raises:
-        ValueError: there is no teacher, it is of another task, or it has no logits where they are asked for.
+        ValueError: there is no teacher, it is of another task, or it has no logits although ``labels`` needs
+            them.
     """
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")

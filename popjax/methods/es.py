@@ -1,9 +1,9 @@
 """Evolution strategies over policies: OpenAI-ES (Salimans et al., 2017), CMA-ES, SNES and others of evosax.
 
-A distribution over the parameters of one network is asked for a population, every individual plays whole
-episodes, and the distribution is told their mean returns. Policies have no gradients and there is
-no replay, so any task will do. Observations are normalized by running statistics of all steps of all
-individuals.
+In every generation a population is drawn from a distribution over the parameters of one network (ask), each
+individual plays whole episodes, and the distribution is updated by their mean returns (tell). Policies need
+no gradients and there is no replay, so any task will do. Observations are normalized by running statistics of
+all steps of all individuals.
 
 A generation: ask -> evaluate -> tell. The distribution's mean is deployed.
 
@@ -51,11 +51,11 @@ CLIP_OBS = 5.0  # standard deviations
 class Config:
     """The strategy, and sizes."""
 
-    # one of evosax's, such as Sep_CMA_ES, CMA_ES, SNES or SimpleGA; an unknown name lists all
+    # strategy of evosax, such as Sep_CMA_ES, CMA_ES, SNES or SimpleGA; an unknown name prints all of them
     strategy: str = "Open_ES"
     population: int = 32  # individuals of a generation
     trials: int = 1  # episodes whose mean return is an individual's fitness
-    # hidden layers of the policy, units; CMA_ES keeps a square of all weights
+    # hidden layers of the policy, units; CMA_ES stores a matrix with a row and a column for each weight
     hidden: tuple[int, ...] = (32, 32)
     normalize_obs: bool = True  # observations are whitened by their running statistics
 

@@ -78,7 +78,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     """
     if isinstance(config, OffPolicyConfig) and config.copy_replay and env.spec.stack > 1:
         raise ValueError(
-            f"copy_replay copies rows, and those of {env.spec.name} hold numbers of their lanes' own frames;"
+            f"copy_replay copies rows, but those of {env.spec.name} refer to frames of their own lanes;"
             " unset copy_replay"
         )
     layer, kind = LAYERS[type(config)]

@@ -38,18 +38,19 @@ class Search:
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
-    # numbers as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, --evolve for each; (): the agent's own
+    # numbers that evolve, as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, with an --evolve for each;
+    # (): those that the kind of agent has by default
     evolve: tuple[str, ...] = ()
-    # environment steps of each agent between two ready points, up to whole iterations; a run has by default
-    # 50 intervals, with halving as many as agents, with mf twice the largest of its frequencies
+    # environment steps of each agent between two ready points, rounded up to whole iterations; by default a
+    # run has 50 intervals; with halving, as many as agents; with mf, twice the largest of its frequencies
     interval: int = 10_000
     explore: bool = True  # whether copies explore; else they keep the numbers that they take over
-    # last episodes of an agent in training whose mean return is its fitness, equally many of each lane,
-    # rounded up
+    # latest training episodes whose mean return is an agent's fitness, equally many from each lane, rounded
+    # up
     episodes: int = 10
-    # greedy episodes of each agent at a ready point for its fitness instead; 0: those in training
+    # greedy episodes of each agent, played at a ready point, that give its fitness instead; 0: use training's
     scoring: int = 0
-    rounds: int = 1_000  # room in the State for ready points; a run has fewer
+    rounds: int = 1_000  # ready points that the State has room for; a run must have fewer
 
     def __post_init__(self) -> None:
         check_least(self, 2, "population")
@@ -88,9 +89,9 @@ def configured(agent: Any = sac.Config(), **choices: Any) -> Config:
 class Numbers:
     """Numbers of the search itself."""
 
-    shrink: Number = number(0.8)  # exploring multiplies a number by this
-    grow: Number = number(1.2)  # or by this, with equal chances
-    resample: Number = number(0.25, high=1.0)  # probability that it is drawn from its prior instead
+    shrink: Number = number(0.8)  # factor by which exploring multiplies a number
+    grow: Number = number(1.2)  # the other factor, equally likely
+    resample: Number = number(0.25, high=1.0)  # probability that a number is drawn from its prior instead
     significance: Number = number(0.05, high=1.0)  # significance level of Welch's test
 
 
@@ -126,7 +127,7 @@ def check_own_numbers(config: Config, evolving: Sequence[str], hyper: PyTree) ->
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if jnp.ndim(value) and name not in evolving:
             raise ValueError(
-                f"hyper.{name} does not evolve, and an agent that is handed over would leave its own behind;"
+                f"hyper.{name} does not evolve, so an agent that is handed over would lose its own value;"
                 f" give one number for all, or --evolve hyper.{name}"
             )
 
@@ -164,7 +165,7 @@ def check_budget(
     if env_steps < span:
         raise ValueError(
             f"an interval of {span // config.population} environment steps of each of {config.population}"
-            f" agents takes {span}; shorten interval or raise --env-steps to that"
+            f" agents takes {span} in all; shorten interval, or raise --env-steps to {span}"
         )
     if env_steps // span >= config.rounds:
         raise ValueError(
@@ -180,12 +181,12 @@ def check_budget(
         )
     if recorded is not None and ready > recorded[1]:
         raise ValueError(
-            f"{recorded[0]} has the selections of {recorded[1]} ready points, and this run has {ready}; end"
-            f" it at {(before + recorded[1]) * span}"
+            f"{recorded[0]} has the selections of {recorded[1]} ready points, but this run has {ready};"
+            f" lower --env-steps to {(before + recorded[1]) * span}"
         )
     if recorded is None and ready < least:
         raise ValueError(
-            f"{what} at ready point {least}, and this run has {ready}; raise --env-steps to"
+            f"{what} at ready point {least}, but this run has {ready}; raise --env-steps to"
             f" {(before + least) * span}, or shorten interval"
         )
 

@@ -37,7 +37,7 @@ class Config:
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured
     capacity: int = 1_000_000  # transitions that the learner's replay holds
     batch: int = 128  # transitions per gradient step of the learner
-    drive: drives.NoveltyConfig | None = None  # the learner's reward beside the task's: collab, rnd or none
+    drive: drives.NoveltyConfig | None = None  # reward added to the learner's task: collab, rnd or none
 
     @property
     def elites(self) -> int:
@@ -61,7 +61,7 @@ class Config:
         if self.learning_starts >= self.capacity:
             raise ValueError(
                 f"capacity {self.capacity} must exceed the {self.learning_starts} transitions after which the"
-                " learner starts, five batches; raise it or lower batch"
+                " learner starts, five batches; raise capacity or lower batch"
             )
         if self.memory < 2:
             raise ValueError(f"memory must hold at least 2 states, one of each parent, got {self.memory}")
@@ -71,11 +71,11 @@ class Config:
 class Hyper:
     """Numbers, all sweepable."""
 
-    agent: Any = field(default_factory=ddpg.Hyper)  # the learner's
+    agent: Any = field(default_factory=ddpg.Hyper)  # numbers of the learner
     drive: Any = None  # numbers of the drive
     updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
-    mutation_probability: Number = number(0.9, high=1.0)  # of each individual but the elites' copies
+    mutation_probability: Number = number(0.9, high=1.0)  # for each individual except the elites' copies
     mutation_std: Number = number(0.1)  # standard deviation of proximal mutation, in units of the action
     sensitivity_floor: Number = number(0.01)  # least sensitivity that a proximal mutation divides by
     noise_theta: Number = number(0.15, high=2.0)  # DDPG, TD3: pull of the action noise to 0, per step

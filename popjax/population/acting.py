@@ -30,7 +30,7 @@ CANDIDATES = 10
 class Hyper:
     """Numbers of joint exploration."""
 
-    epsilon: Number = number(0.2, high=1.0)  # probability of another action in eps_collab and eps_greedy
+    epsilon: Number = number(0.2, high=1.0)  # probability of an exploring action in eps_collab and eps_greedy
     ucb_weight: Number = number(1.0)  # standard deviations that ucb adds to the mean
     softmax_inv_temp: Number = number(1.0)  # inverse temperature of the softmax over Q
     softmax_eps: Number = number(1.0, high=1.0)  # probability of sampling from the softmax; else its mode

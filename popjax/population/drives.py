@@ -1,4 +1,4 @@
-"""Drives of a population: rewards beside the task's, in one record that every method can use.
+"""Drives of a population: rewards added to the task's, in one record that every method can use.
 
 A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's numbers in
 ``hyper.drive`` (``with_numbers``) carries the drive's state in its own and calls::
@@ -44,7 +44,7 @@ apart, such as ``replay.episodes.pairs``."""
 
 
 class Drive(NamedTuple):
-    """A reward beside the task's for ``P`` agents. ``hyper`` is a struct whose ``drive`` has the numbers.
+    """A reward added to the task's for ``P`` agents. ``hyper`` is a struct whose ``drive`` has the numbers.
 
     init:    key -> state
     observe: (state, rows [T, P, N], done [T, P, N], valid [T, P, N], hyper) -> state that has seen these

@@ -31,7 +31,9 @@ class Multihead(sac.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.hidden:
-            raise ValueError("multihead agents share hidden layers, and hidden is empty; give it one")
+            raise ValueError(
+                "multihead agents share hidden layers, but hidden is empty; give it at least one layer"
+            )
 
 
 class Learners(NamedTuple):

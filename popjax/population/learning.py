@@ -29,7 +29,7 @@ def steps(
     """Take ``count`` [] gradient steps; return the state after them and the losses of the last, or ``losses``
     if there was none.
 
-    ready: bool [], without which none is taken, such as the end of a warm-up.
+    ready: bool []; while false, as during a warm-up, no step is taken.
 
     This is a loop and not a branch, because ``lax.cond`` copies the whole State on an accelerator. Where
     possible, pass a ``count`` that is equal for all members of a sweep and express their differences by
@@ -117,7 +117,7 @@ def prioritized_step(
     exponent: beta of the importance weights, which are scaled to a largest one of 1.
     offset:   added to the absolute TD errors before the step to give the rows' new priorities.
     look:     rows as they are kept -> rows from which the agent learns.
-    own:      bool [], without which nothing is learned. The priorities are written in place, so a loop that
+    own:      bool []; if false, nothing is learned. The priorities are written in place, so a loop that
               some members leave early must not select between two replays.
 
     Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.

@@ -47,9 +47,9 @@ class Config:
     updates: int = 1  # gradient steps of each agent per iteration
     batch: int = 256  # transitions per gradient step
     capacity: int = 1_000_000  # transitions that a replay holds; they set the size of checkpoints, too
-    warmup: int = 1_000  # environment steps of each agent that are uniformly random and before any update
+    warmup: int = 1_000  # uniformly random environment steps of each agent before the first update
     shared_replay: bool = False  # one replay for all agents instead of one each
-    drive: drives.AnyConfig | None = None  # reward beside the task's: collab, rnd, diayn or none
+    drive: drives.AnyConfig | None = None  # reward added to the task's: collab, rnd, diayn or none
 
     def __post_init__(self) -> None:
         check_least(self, 1, "population", "lanes", "steps", "updates", "batch", "capacity")
@@ -107,7 +107,7 @@ class Common:
     # transitions that the replay holds, rounded down to whole vector steps; they set the size of checkpoints,
     # too
     capacity: int = 1_000_000
-    warmup: int = 10_000  # environment steps of all agents that are uniformly random and before any update
+    warmup: int = 10_000  # uniformly random environment steps of all agents before the first update
 
     def __post_init__(self) -> None:
         check_least(self, 1, "population", "lanes", "steps", "batch", "capacity")

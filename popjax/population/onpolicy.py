@@ -36,7 +36,7 @@ class Config:
     population: int = 1  # agents
     lanes: int = 4  # environments of each agent
     steps: int = 0  # environment steps of each lane in a rollout; 0: the agent's own, 5 (a2c) or 1,000 (ppo)
-    drive: drives.AnyConfig | None = None  # reward beside the task's: collab, rnd, diayn or none
+    drive: drives.AnyConfig | None = None  # reward added to the task's: collab, rnd, diayn or none
 
     def __post_init__(self) -> None:
         check_least(self, 1, "population", "lanes")

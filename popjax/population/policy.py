@@ -107,14 +107,14 @@ def require_network(agent: Agent, hyper: PyTree) -> None:
     own, learned = (jax.eval_shape(f, jax.random.key(0)) for f in (agent.actor.init, policy))
     if str(jax.tree.structure(own)) != str(jax.tree.structure(learned)):
         raise ValueError(
-            "a policy that is crossed, mutated or imitated is a network alone; choose an agent that does not"
-            " normalize observations"
+            "a policy that is crossed, mutated or imitated must be a network alone; choose an agent that does"
+            " not normalize observations"
         )
     for (path, x), y in zip(jax.tree.leaves_with_path(own), jax.tree.leaves(learned), strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(
-                f"a policy that is crossed, mutated or imitated is the network agent.actor; {name} is"
+                f"a policy that is crossed, mutated or imitated must be the network agent.actor; {name} is"
                 f" {x.dtype} {list(x.shape)} there, and {y.dtype} {list(y.shape)} in agent.policy: let init"
                 " use that network"
             )

@@ -69,7 +69,8 @@ def remarks(
                 here = ",".join(f"{x:g}" for x in own.ravel())
                 option = f"--hyper.{name.replace('_', '-')} {float(value):g}"
                 found.append(
-                    f"{run.policy.name} had {option}, and here it is {here}; give the same to repeat it"
+                    f"{run.policy.name} had {option}, but here it is {here}; give the same value to"
+                    " repeat the run"
                 )
     return found
 
@@ -100,7 +101,7 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
     told, run = schedule[0].schedule, schedule[0].policy.name
     if told["agent"] != kind:
         raise ValueError(
-            f"the schedule of {run} is of {told['agent']}, the agent here is {kind}; use the same kind"
+            f"the schedule of {run} is for {told['agent']}, but the agent here is {kind}; use the same kind"
         )
     line = told["line"]
     starts = jnp.array([-(-row["env_steps"] // steps) for row in line], jnp.int32)  # iterations

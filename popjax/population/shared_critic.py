@@ -24,7 +24,7 @@ class Hyper:
     """Numbers of the gradient steps."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
-    polyak: Number = number(0.005, high=1.0)  # share of the online critics that the targets take per step
+    polyak: Number = number(0.005, high=1.0)  # share by which targets move to the online critics per step
     actor_lr: Number = number(1e-3)  # Adam's rate for actors
     critic_lr: Number = number(1e-3)  # Adam's rate for the critics
     target_noise: Number = number(0.2)  # standard deviation of the noise on target actions

@@ -203,7 +203,7 @@ def require_memory(memory: PyTree, policy: Pretrained) -> None:
     if mine != its:
         raise ValueError(
             f"teacher_state student: the memory of the student is {mine}, that of a teacher of"
-            f" {policy.spec.name} {its}: give both as many units, or set own"
+            f" {policy.spec.name} {its}: give both the same number of units, or set own"
         )
 
 
@@ -241,7 +241,7 @@ def trained(spec: Spec, tutors: Sequence[Tutor], given: Sequence[Teacher]) -> li
     if len(given) != len(tutors):
         raise ValueError(
             f"{len(given)} trained alignment networks for {len(tutors)} teachers: align offline takes one"
-            " from a run of align for each teacher, in order; the others take none"
+            " run of align for each teacher, in order; align online and none take no runs of align"
         )
     return [_trained(spec, *each) for each in zip(tutors, given, strict=True)]
 

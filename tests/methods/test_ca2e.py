@@ -441,8 +441,8 @@ def test_what_is_told_of_prior_policies():
 
     assert told(470) == ["prior policy of runs/constant: mean return 470"]
     assert told(480) == [
-        "prior policy of runs/constant: mean return 480; it is replaced at 504, and gymnax/CartPole-v1"
-        " returns at most 500"
+        "prior policy of runs/constant: mean return 480; it is replaced at 504, but returns of"
+        " gymnax/CartPole-v1 are at most 500"
     ]
     assert "at most" in told(470, 1.1)[0]
     assert "at most" not in told(480, np.inf)[0]
@@ -452,12 +452,12 @@ def test_what_is_told_of_prior_policies():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_starts": 10}, "learning_starts 10 is under 24 environment steps, after which"),
+        ({"learning_starts": 10}, "learning_starts 10 is less than 24: the local buffers"),
         ({"nature_actors": 0}, "nature_actors must be at least 1, got 0"),
         ({"schedule": "slow"}, "schedule must be one of 'anneal', 'constant', 'apex', got 'slow'"),
         ({"batch": 400}, "batch 400 exceeds the replay's capacity 300"),
         ({"schedule": "apex"}, "schedule apex is for dqn's probabilities; ddpg's noise is constant"),
-        ({"agent": td3.Config()}, "the learner of CA2E is dqn or ddpg, not popjax.agents.td3"),
+        ({"agent": td3.Config()}, "the learner of CA2E must be dqn or ddpg, not popjax.agents.td3"),
         ({"prior_actors": 0}, "1 prior policies for 0 prior actors; raise prior_actors to 1"),
     ],
     ids=lambda x: str(x)[:20],

@@ -452,7 +452,7 @@ def test_a_teacher_with_the_students_memory():
     anew = probabilities(tree.repeat(teacher.memory, TINY.lanes))
     assert jnp.abs(anew - expected).max() > 1e-3
     other = recurrent.Config(hidden=(4,), units=6)
-    with pytest.raises(ValueError, match=r"\(4,\).*\(6,\).*as many units"):
+    with pytest.raises(ValueError, match=r"\(4,\).*\(6,\).*the same number of units"):
         cdrl.build(env(), replace(TINY, teacher_state="student"), [frozen(network=other)])
     without = replace(NET, recurrent=False)
     with pytest.raises(ValueError, match="has no memory; set own"):
@@ -507,7 +507,7 @@ def test_teachers_of_other_tasks_are_refused_with_the_numbers():
         cdrl.build(env(), TINY, [Teacher(frozen().policy._replace(unroll=None))])
     with pytest.raises(ValueError, match="would learn from nothing"):
         cdrl.build(env(), replace(TINY, student_gae=False))
-    with pytest.raises(ValueError, match=r"align none; align online"):
+    with pytest.raises(ValueError, match=r"align none; unset it, since align online"):
         cdrl.Config(pad_actions=True)
     with pytest.raises(ValueError, match="'both'"):
         cdrl.Config(align_kl="both")
@@ -553,7 +553,7 @@ def test_remarks_on_times_at_which_nothing_is_distilled():
     assert told(100, distil_from=np.inf) == ""
     one = told(100, budget=100, distil_until=1.0)
     assert "distil_until 1 is the first environment step" in one
-    assert "distil_until is at 1 environment steps" in one
+    assert "distil_from is not before distil_until, 1 environment steps" in one
     early = {"budget": 100, "distil_from": 0.0, "align_from": 0.2}
     assert "begins at 0 environment steps, before alignment networks" in told(100, **early)
     assert told(100, replace(TINY, align="none"), **early) == ""

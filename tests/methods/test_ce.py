@@ -337,7 +337,7 @@ def test_what_cannot_be_is_refused_with_its_numbers(options, message):
         (
             "corridor-discrete",
             {"learner": dqn.Config(), "col_unroll": "eps_collab"},
-            "eps_collab measures distances of continuous actions; set col_unroll to eps_greedy",
+            "eps_collab measures distances between continuous actions; set col_unroll to eps_greedy",
         ),
     ],
 )
@@ -349,10 +349,10 @@ def test_agents_that_cannot_play_the_task_are_refused(env, options, message):
 @pytest.mark.parametrize(
     ("name", "part", "field", "count", "message"),
     [
-        ("ce", "learner", "discount", 3, "discount must be one number, or one of each of 4 agents, got"),
+        ("ce", "learner", "discount", 3, "discount must be one number for all, or one for each of 4 agents"),
         ("multihead", "learner", "discount", 4, "hyper.learner.discount must be one number, got shape"),
         ("ce", "acting", "epsilon", 4, "hyper.acting.epsilon must be one number, got shape"),
-        ("ce", "drive", "weight", 3, "drive.weight must be one number, or one of each of 4 agents, got"),
+        ("ce", "drive", "weight", 3, "drive.weight must be one number for all, or one for each of 4 agents"),
         ("multihead", "learner", "actor_lr", 4, "hyper.learner.actor_lr must be one number, got shape"),
     ],
 )

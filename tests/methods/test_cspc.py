@@ -1109,7 +1109,7 @@ def test_wrong_numbers_are_refused(options, message):
         ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divisible by minibatches 3; use 2"),
         (
             {"on_policy_batch": 9},
-            "hides what comes after step 9 of an episode's 10; .* or a batch of at least 10",
+            "hides the steps after step 9 of an episode's 10; .* or a batch of at least 10",
         ),
         ({"on_policy_lanes": 2}, "after step 5 of an episode's 10; .* or a batch of at least 20"),
     ],

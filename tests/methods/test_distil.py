@@ -389,7 +389,7 @@ def test_the_help_names_what_a_method_builds_on(capsys):
     assert cli.run(["cdrl", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--teacher: A run of cdrl" in shown
-    assert "--teacher-env: A further task, 'SUITE/TASK KEY=VALUE ...'" in shown
+    assert "--teacher-env: A further task, with its own options: 'SUITE/TASK KEY=VALUE ...'" in shown
 
 
 def a_case():

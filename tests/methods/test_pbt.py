@@ -462,7 +462,7 @@ def test_a_schedule_is_read_off_replayed_followed_and_changed(tmp_path, capsys):
     assert set(told["fixed"]) == {field.name for field in fields(a2c.Hyper)} - set(told["names"])
     heavy = ["--hyper.value-weight", "1"]
     trained(tmp_path, "alone", "onpolicy", *SMALL, *heavy, "--schedule", str(tmp_path / "run"))
-    assert "had --hyper.value-weight 0.5, and here it is 1" in capsys.readouterr().err
+    assert "had --hyper.value-weight 0.5, but here it is 1" in capsys.readouterr().err
     alone = building.load(tmp_path / "alone")
     for name, value in told["line"][-1]["numbers"].items():
         assert getattr(alone.state.hyper, name)[0] == np.float32(value)
@@ -586,7 +586,7 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ([*BASE, "--config.population", "1"], "population must be at least 2, got 1"),
         (
             [*BASE, "--config.interval", "1e6"],
-            "takes 16000000; shorten interval or raise --env-steps to that",
+            "takes 16000000 in all; shorten interval, or raise --env-steps to 16000000",
         ),
         (
             [*BASE, "--config.interval", "10"],
@@ -604,11 +604,11 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ),
         (
             [*BASE, "--config.search", "halving"],
-            "halving decides last at ready point 8, and this run has 6; raise --env-steps to 1280000",
+            "halving decides last at ready point 8, but this run has 6; raise --env-steps to 1280000",
         ),
         (
             [*BASE, "--config.search", "mf"],
-            "the slowest subpopulation of mf first evolves at ready point 50, and this run has 6; raise",
+            "the slowest subpopulation of mf first evolves at ready point 50, but this run has 6; raise",
         ),
         (
             [*BASE, "--config.interval", "100", "--config.warmup", "5000", "--env-steps", "16000"],
@@ -616,7 +616,7 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ),
         (
             [*BASE, "--config.population", "2", "--hyper.polyak", "0.1,0.2"],
-            "hyper.polyak does not evolve, and an agent that is handed over would leave its own behind",
+            "hyper.polyak does not evolve, so an agent that is handed over would lose its own value",
         ),
         (
             [*BASE, "--evolve", "hyper.polyak=0.01:0.1", "--config.evolve", "hyper.discount=0.9:0.99"],
@@ -641,7 +641,7 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
     run = str(tmp_path / "run")
     ppo_steps = ["--config.agent", "ppo", "--config.steps", "5"]
     for arguments, told in (
-        (["onpolicy", *SMALL[:8], *ppo_steps, "--schedule", run], "is of a2c, the agent here is ppo"),
+        (["onpolicy", *SMALL[:8], *ppo_steps, "--schedule", run], "is for a2c, but the agent here is ppo"),
         ([*SEARCH, "--config.interval", "20", "--replay", run], "of another interval: 10, here 20"),
         ([*SEARCH, "--config.population", "8", "--replay", run], "of another population: 4, here 8"),
         (
@@ -659,7 +659,7 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         ),
         (
             [*SEARCH, "--env-steps", "400", "--replay", run],
-            "has the selections of 5 ready points, and this run has 10; end it at 200",
+            "has the selections of 5 ready points, but this run has 10; lower --env-steps to 200",
         ),
         (
             [*SEARCH, *KEPT, "--env-steps", "225", "--replay", run],
@@ -692,7 +692,7 @@ CASES = {
 
 
 def test_a_replay_whose_frames_belong_to_its_lanes_is_not_copied():
-    with pytest.raises(ValueError, match="numbers of their lanes' own frames; unset copy_replay"):
+    with pytest.raises(ValueError, match="refer to frames of their own lanes; unset copy_replay"):
         pbt.build(make("probe/corridor", frame_stack=2), off_policy(copy_replay=True))
 
 

@@ -200,7 +200,7 @@ def test_every_kind_of_agent_evolves(kind):
 def test_agents_that_cannot_be_shared_or_distilled_are_refused():
     with pytest.raises(ValueError, match="needs continuous actions"):
         pderl.build(make("probe/action-discrete"))
-    with pytest.raises(ValueError, match="is a network alone; choose an agent that"):
+    with pytest.raises(ValueError, match="must be a network alone; choose an agent that"):
         pderl.build(walk(), replace(TINY, agent=ddpg.Config(normalize=True)))
     with pytest.raises(ValueError, match="imitate kl needs a stochastic policy"):
         pderl.build(walk(), replace(TINY, distillation=Distillation(imitate="kl")))

@@ -17,6 +17,7 @@ from popjax.agents import a2c
 from popjax.cli import building, grid, parse, training
 from popjax.host import recipes
 from popjax.host.errors import Refused
+from popjax.host.report import measures
 from popjax.host.runs import configuration
 from popjax.host.runs.options import Options
 from popjax.host.runs.rundir import write_json
@@ -184,6 +185,12 @@ def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixt
     if len(argv) > 1:
         assert "--config.population" in text
         assert "--hyper." in text
+
+
+def test_help_lists_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.report(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in (*measures._OF_CURVES, measures.METRIC) if name not in text] == []
 
 
 @pytest.mark.parametrize(("name", "repeated"), [("pbt", False), ("ca2e", True)])

@@ -82,7 +82,10 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
             ["ce", *PENDULUM, "--hyper.learner.discont", "0.9,0.99"],
             ["did you mean --hyper.learner.discount?"],
         ),
-        (["ce", *PENDULUM, "--hyper.learner.discount=0.9,0.99"], ["one of each of 4 agents, got shape (2,)"]),
+        (
+            ["ce", *PENDULUM, "--hyper.learner.discount=0.9,0.99"],
+            ["one for each of 4 agents, got shape (2,)"],
+        ),
         (
             ["independent", *PENDULUM, "--config.population", "3", "--hyper.actor-lr", "1e-3,1e-4"],
             ["hyper.actor_lr has 2 numbers, and there are 3 individuals; give one for all, or one for each"],

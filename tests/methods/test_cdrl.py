@@ -543,8 +543,9 @@ def test_remarks_on_times_at_which_nothing_is_distilled():
         found = remarks(env(), config, cdrl.Hyper(**numbers), env_steps, teachers=teachers)
         return " | ".join(found)
 
-    assert "begins at 4,000,000 environment steps and the run ends at 300,000; --hyper.budget 300000" in told(
-        300_000
+    assert (
+        "begins at 4,000,000 environment steps and the run ends at 300,000; set --hyper.budget 300000"
+        in told(300_000)
     )
     assert told(300_000, teachers=()) == ""
     assert told(4_000_000) == ""

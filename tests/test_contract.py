@@ -40,7 +40,7 @@ GOOD = Timestep(jnp.zeros(3), jnp.zeros(3), jnp.float32(0), FALSE, FALSE)
 FAULTS = {
     "another shape": (
         point(spec=Spec("mine/point", (4,), 3, 20)),
-        r"mine/point: reset: the observation must be float32 \[4\], got float32 \[3\]; make obs_shape",
+        r"mine/point: reset: the observation must be float32 \[4\], got float32 \[3\]; let obs_shape",
     ),
     "another type": (
         point(obs=lambda s: s.astype(jnp.uint8)),

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import lru_cache
+from typing import Any, get_type_hints
 
 import jax
 import numpy as np
 
-UNIONS = (Union, UnionType)
+from popjax.arguments import fits, told, wanted
+
+
+def check_types(config: Any) -> None:
+    """Check that every field has a value of its type: a number, one of the words of a ``Literal``, a Config.
+
+    Raises:
+        ValueError: a field has another value.
+    """
+    for name, kind in _types(config.__class__).items():
+        if not fits(value := getattr(config, name), kind):
+            raise ValueError(f"{name} must be {wanted(kind)}, got {told(value)}")
+
+
+@lru_cache(maxsize=256)
+def _types(config: type) -> dict[str, Any]:
+    """Return the types of the fields of a Config by name."""
+    hints = get_type_hints(config)
+    return {field.name: hints[field.name] for field in fields(config)}
 
 
 def check_least(config: Any, least: int, *names: str) -> None:
@@ -31,33 +49,11 @@ def check_widths(config: Any) -> None:
     Raises:
         ValueError: a layer has no unit.
     """
-    for name, kind in get_type_hints(type(config)).items():
+    for name, kind in _types(config.__class__).items():
         sizes = getattr(config, name)
         if kind in (tuple[int, ...], tuple[int, ...] | None) and min(sizes or (), default=1) < 1:
             spelt = " ".join(map(str, sizes))
             raise ValueError(f"{name} must have sizes of at least 1, got {spelt}; leave a layer out instead")
-
-
-def check_choices(config: Any) -> None:
-    """Check that every field with a choice of words, ``Literal`` or ``Literal | None``, has one of them.
-
-    Raises:
-        ValueError: a field has another value.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        known = choices(kind)
-        if known and getattr(config, name) not in known:
-            listed, value = ", ".join(map(repr, known)), getattr(config, name)
-            raise ValueError(f"{name} must be one of {listed}, got {value!r}")
-
-
-def choices(kind: Any) -> tuple[str | None, ...]:
-    """Return the words that a field of type ``kind`` may hold, and None if it is allowed; () for other
-    types."""
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    optional = [k for k in get_args(kind) if k is not type(None)] if get_origin(kind) in UNIONS else []
-    return (*get_args(optional[0]), None) if len(optional) == 1 and get_origin(optional[0]) is Literal else ()
 
 
 def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
@@ -70,10 +66,17 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
         value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
         if is_dataclass(value):
             check_numbers(value, name)
+        elif not all(map(_is_numeric, [value] if "range" in field.metadata else jax.tree.leaves(value))):
+            raise ValueError(f"{name} must be a number, got {told(value)}")
         elif "range" in field.metadata:
             low, high = field.metadata["range"]
             if not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
                 raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def _is_numeric(leaf: Any) -> bool:
+    kind = np.asarray(leaf).dtype
+    return bool(np.issubdtype(kind, np.bool_) or jax.numpy.issubdtype(kind, np.number))
 
 
 def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:

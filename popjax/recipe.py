@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec
 
 from popjax import numerics
+from popjax.arguments import typed
 from popjax.core import Built, Ingredient, Method, Spec
 from popjax.remember import remembered
 
@@ -73,7 +74,8 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
 
     With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return one
     Method, so that nothing is compiled twice. Its functions are traced under
-    ``numerics.standard`` wherever they are compiled.
+    ``numerics.standard`` wherever they are compiled. Arguments must be of the types of
+    their annotations.
 
     Raises:
         ValueError: ``build`` takes no Config.
@@ -82,6 +84,7 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     if len(signature.parameters) < 2:
         raise ValueError(f"{build.__qualname__}{signature} takes no Config; let it take (env, config)")
 
+    @typed()
     @remembered
     @numerics.standard()
     @wraps(build)

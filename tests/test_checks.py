@@ -1,17 +1,18 @@
-"""Refusals of Configs: no Config with a choice of words lets another word pass."""
+"""Refusals of Configs: no Config lets a value of another type or another word pass."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pytest
 from flax import linen as nn
 
 from popjax import agents, evolution, intrinsic, methods, nets
-from popjax.checks import check_choices, check_least, choices, nearest_divisor
+from popjax.arguments import words_of
+from popjax.checks import check_least, check_types, nearest_divisor
 from popjax.nets import recurrent
 
 Color = Literal["red", "blue"]
@@ -24,14 +25,14 @@ class Painting:
     width: int = 1
 
     def __post_init__(self):
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "width")
 
 
 def test_words_and_none_are_known():
-    assert choices(Color) == ("red", "blue")
-    assert choices(Color | None) == ("red", "blue", None)
-    assert choices(int) == choices(int | None) == choices(Color | int) == ()
+    assert words_of(Color) == ("red", "blue")
+    assert words_of(Color | None) == ("red", "blue", None)
+    assert words_of(int) == words_of(int | None) == words_of(Color | int) == ()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,13 @@ def of_type(kind, wanted):
     return [f.name for f in fields(kind) if wanted(hints[f.name])]
 
 
-WORDS, SIZES = configs(choices), configs(lambda kind: kind == tuple[int, ...])
+TYPED = {
+    name: field
+    for name, field in configs(lambda kind: kind is not Any).items()
+    # Structs hold arrays, and Search is a part of Configs that are here.
+    if not hasattr(field[0], "_flax_dataclass") and field[0].__name__ != "Search"
+}
+WORDS, SIZES = configs(words_of), configs(lambda kind: kind == tuple[int, ...])
 del SIZES["popjax.evolution.search.MultipleFrequencies.frequencies"]  # which are no layers
 
 
@@ -82,6 +89,13 @@ def test_the_walk_finds_configs():
     assert {"popjax.agents.td3.Config.hidden", "popjax.agents.ddpg.Config.critic_layers"} <= set(SIZES)
     assert len(WORDS) > 30
     assert len(SIZES) > 10
+
+
+@pytest.mark.parametrize("field", TYPED)
+def test_a_value_of_another_type_is_refused(field):
+    kind, name = TYPED[field]
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got a value of type object$"):
+        replace(kind(), **{name: object()})
 
 
 @pytest.mark.parametrize("field", WORDS)

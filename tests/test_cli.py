@@ -60,7 +60,16 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         (["pderl", *PENDULUM, "--hyper.mutation_sdt", "3"], ["did you mean --hyper.mutation-std?"]),
         (["pderl", *PENDULUM, "stray"], ["unexpected argument 'stray'"]),
         (["pderl", "--env-steps", "10000"], ["missing --env"]),
-        (["pderl", *PENDULUM, "--seeds", "two"], ["--seeds", "'two'"]),
+        (
+            ["pderl", *PENDULUM, "--seeds", "two"],
+            ["error: --seeds must be an integer or a list of integers, got 'two'"],
+        ),
+        (["pderl", *PENDULUM, "--seeds", "1", "two"], ["a list of integers, got '1 two'"]),
+        (["pderl", *PENDULUM, "--max-minutes", "x"], ["--max-minutes must be a number or None, got 'x'"]),
+        (
+            ["pderl", *PENDULUM, "--config.agent.hidden", "x"],
+            ["--config.agent.hidden must be a list of integers, got 'x'"],
+        ),
         (["pderl", *PENDULUM, "--seeds"], ["--seeds"]),
         (["pderl", *PENDULUM, "--seeds", "0"], ["--seeds must be at least 1, got 0"]),
         (

@@ -14,7 +14,7 @@ from popjax.cli import expand, parse
 from popjax.cli.parse import Fault
 from popjax.envs import make
 from popjax.host.errors import Refused
-from popjax.host.runs.options import Options, validate, whole_numbers
+from popjax.host.runs.options import Options, validate
 from popjax.host.scaling import sweep
 from popjax.host.training import train
 from tests.host import tiny
@@ -204,7 +204,7 @@ def test_numbers_that_vary_together(tmp_path: Path) -> None:
 )
 def test_senseless_seeds_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(Refused, match=said):
-        validate(whole_numbers(Options(env_steps=100, **options)), tiny.build(make("probe/context")))
+        validate(Options(env_steps=100, **options), tiny.build(make("probe/context")))
 
 
 @pytest.mark.parametrize(("typed", "meant"), [(["3"], 3), (["3", "7", "11"], (3, 7, 11)), (["1e1"], 10)])

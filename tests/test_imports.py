@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent / "popjax"
 
 LAYERS = (
     {
+        "arguments",
         "core",
-        "checks",
         "tree",
         "shuffle",
         "importing",
@@ -28,7 +28,7 @@ LAYERS = (
         "numerics",
         "kinds",
     },
-    {"contract"},
+    {"checks", "contract"},
     {
         "nets",
         "recipe",

@@ -199,6 +199,21 @@ def test_a_built_in_method_from_python_teaches(tmp_path):
     assert cli.evaluate([str(tmp_path / "ca2e"), "--episodes", "1"]) == 0
 
 
+def test_a_task_that_was_changed_by_hand_is_not_taken_for_the_suites(tmp_path, capsys):
+    plain = popjax.make("probe/context")
+    scored, spec = plain._replace(origin=None), plain.spec._replace(episode_length=3)
+    for change in ({"scored": scored}, {"step": lambda *given: plain.step(*given)}, {"spec": spec}):
+        env = plain._replace(**change)
+        assert popjax.envs.origin(env) is None
+    assert popjax.envs.origin(plain).name == "probe/context"
+    popjax.train(tiny.build(env), env, run_dir=tmp_path, **OPTIONS)
+    assert read(tmp_path / "config.json")["env"] == "probe/context (changed)"
+    told = refused([str(tmp_path)], capsys, cli.evaluate)
+    assert "probe/context was changed after popjax.make; write a function that returns it" in told
+    with pytest.raises(popjax.Refused, match=r"--env probe/context \(changed\) -> probe/context"):
+        popjax.train(tiny.build(plain), plain, run_dir=tmp_path, resume=True, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("slip", "reason"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from popjax import cli, envs
 from popjax.cli import parse, results
+from popjax.host.deploy import reference_envs
 
 OPTIONS = (
     "independent --env gymnax/Pendulum-v1 --env-option max_steps_in_episode=20 --config.agent td3"
@@ -92,6 +93,23 @@ def test_options_that_a_users_function_gave_a_task_are_seen(monkeypatch: pytest.
     run = SimpleNamespace(env=repeats, saved={"env": "mine:make", "env_options": {}})
     with pytest.raises(parse.Fault, match="--in plays the task without the run's action_repeat"):
         results._refuse_wrapped(run, "--in")
+
+
+def test_the_original_of_a_task_that_a_users_function_changes_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reference_envs, "make", lambda *_: None)
+    plain = envs.make("gymnax/Pendulum-v1")
+    changed = plain._replace(step=lambda *given: plain.step(*given))
+    for env, name, told in (
+        (plain, "gymnax/Pendulum-v1", ""),
+        (changed, "mine:make", "what mine:make"),
+    ):
+        run = SimpleNamespace(env=env, saved={"env": name, "env_options": {}})
+        results._transfer(SimpleNamespace(in_="gymnasium", episodes=1), run)
+        err = capsys.readouterr().err
+        assert told in err
+        assert bool(told) == bool(err)
 
 
 def test_other_options_of_the_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

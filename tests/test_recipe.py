@@ -59,8 +59,10 @@ def test_agents_are_named_by_their_configs():
     kinds = kinds_of(cspc.METHOD, cspc.Config(evolution=None))
     assert kinds == {"off_policy": "sac2018", "on_policy": "ppo", "evolution": "none", "drive": "none"}
     assert defaults(cspc.METHOD, kinds)[0] == cspc.Config(evolution=None)
-    with pytest.raises(ValueError, match="agent is of type int; use one of ddpg, td3"):
-        kinds_of(independent.METHOD, independent.Config(agent=3))
+    with pytest.raises(ValueError, match=r"agent must be one of ddpg\.Config, td3\.Config, .* got 3"):
+        independent.Config(agent=3)
+    with pytest.raises(ValueError, match="agent is of type Config; use one of ddpg, td3"):
+        kinds_of(independent.METHOD, independent.Config(agent=tiny.Config()))
 
 
 def test_a_preset_is_taken_where_it_has_the_agents():

@@ -24,7 +24,7 @@ from jax import Array
 
 from popjax import advantage, distributions, nets, tree
 from popjax.advantage import Targets
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Choice,
     Distribution,
@@ -58,7 +58,7 @@ class Config:
     lstm: int = 0  # units of an LSTM behind the hidden layers of policy and value network; 0: none
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 0, "lstm")
 

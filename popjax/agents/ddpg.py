@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, normalize, tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Agent,
     Choice,
@@ -54,7 +54,7 @@ class Config:
     output_scale: float = 0.1  # "torch", "branches": multiplies the learner's initial output layers
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "critic_branch", "critic_hidden")
         if self.critic == "layers" and not 0 <= self.action_layer < len(self.critic_layers):

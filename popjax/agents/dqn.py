@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, normalize, tree
-from popjax.checks import check_choices, check_widths
+from popjax.checks import check_types, check_widths
 from popjax.core import (
     Agent,
     Choice,
@@ -50,7 +50,7 @@ class Config:
     least_exploration: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         if not 0 <= self.least_exploration <= 1:
             raise ValueError(f"least_exploration must be in [0, 1], got {self.least_exploration}")

@@ -22,7 +22,7 @@ from jax import Array
 from popjax import nets
 from popjax.agents import sac
 from popjax.agents.sac import Losses, Parts, State
-from popjax.checks import check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Agent, Eyes, Key, Network, Number, Params, Spec, Transition, number
 from popjax.nets import images
 from popjax.optimize import adam, descend
@@ -40,6 +40,7 @@ class Config:
     shift: int = 4  # maximum shift of an image along each axis [pixels]
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "latent")
         check_least(self, 0, "shift")

@@ -29,7 +29,7 @@ from flax import struct
 from jax import Array
 
 from popjax import advantage, distributions, nets, normalize, tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
 from popjax.normalize import RunningStatistics
 from popjax.optimize import adam, annealed, descend
@@ -62,7 +62,7 @@ class Config:
     value_target: Literal["return", "clipped"] = "return"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "policy_epochs", "value_epochs", "minibatches")
 

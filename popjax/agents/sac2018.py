@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, normalize, tree
-from popjax.checks import check_choices, check_widths
+from popjax.checks import check_types, check_widths
 from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -33,7 +33,7 @@ class Config:
     normalize_obs: bool = False  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
 
 

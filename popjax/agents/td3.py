@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import distributions, nets, normalize, tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
@@ -30,7 +30,7 @@ class Config:
     precision: nets.Precision = "float32"  # precision of hidden layers in gradient steps; acting uses float32
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "policy_delay")
 

@@ -1,15 +1,24 @@
-"""Values on the command line in the forms in which people type them."""
+"""Values on the command line in the forms in which people type them, and what is said of others."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from popjax.arguments import wanted
 from popjax.host.numbers import whole
+
+_BOX = re.compile(r"[─│╭╮╰╯]+|[+|]|-{3,}")  # also where the terminal has no box characters
+_TRIED = re.compile(
+    r"(--[a-z][\w.-]*): (?:no type matching .*? instantiated from|Could not find valid parse for arguments:)"
+    r" (\[.*?\])(?:\.|$| Got)"
+)
 
 
 def command(words: Sequence[str]) -> str:
@@ -61,3 +70,17 @@ def bare_flags(argv: Sequence[str], flags: Mapping[str, bool]) -> list[str]:
             rest.append(argv[place])
             place += 1
     return rest
+
+
+def condensed(box: str, types: Mapping[str, Any]) -> str:
+    """Return the message inside tyro's box, without its frame and help texts; ``types`` are those of the
+    options. Where tyro reports on every type that it has tried, the message has the option's in words."""
+    lines = _BOX.sub("\n", box).splitlines()
+    text = " ".join(line.strip() for line in lines if line.strip())
+    text = re.split(r"Argument helptext:|For full helptext", text)[0].strip()
+    if text.startswith("Required options"):
+        return f"missing {', '.join(re.findall(r'--[a-z][a-z0-9.-]*', text)) or 'an argument, see --help'}"
+    if (tried := _TRIED.search(text)) and tried[1] in types:
+        return f"{tried[1]} must be {wanted(types[tried[1]])}, got {' '.join(ast.literal_eval(tried[2]))!r}"
+    text = re.sub(r"^(Value error|Missing argument|Parsing error|Invalid [a-z]+) ", "", text)
+    return text.removeprefix("Error parsing ").rstrip(".") or "the arguments cannot be read; see --help"

@@ -6,10 +6,9 @@ import ast
 import contextlib
 import difflib
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast, get_type_hints
 
 import numpy as np
 import tyro
@@ -20,7 +19,6 @@ from popjax.host.runs.options import Options, option_name
 C = TypeVar("C")
 H = TypeVar("H")
 T = TypeVar("T")
-_BOX = re.compile(r"[─│╭╮╰╯]+|[+|]|-{3,}")  # also where the terminal has no box characters
 
 
 class Fault(Exception):
@@ -188,7 +186,8 @@ def parse(
     """
     printed = io.StringIO()
     optional = {} if default is None else {"default": default}
-    flags = dict(_flags(shape if default is None else default))
+    known = shape if default is None else default
+    flags = dict(_flags(known))
     try:
         with contextlib.redirect_stderr(printed), forms.NUMBERS:
             arguments, unknown = tyro.cli(
@@ -203,33 +202,35 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise Fault(_condensed(printed.getvalue())) from None
+        types = {option_name(name): hint for name, _, _, hint in _options(known)}
+        raise Fault(forms.condensed(printed.getvalue(), types)) from None
     if unknown:
-        known = option_names(shape if default is None else default)
-        raise Fault(unknown_option(unknown[0], [*known, *others, "--help"]))
+        raise Fault(unknown_option(unknown[0], [*option_names(known), *others, "--help"]))
     return arguments
 
 
 def _flags(shape: Any) -> Iterator[tuple[str, bool]]:
     """Yield every flag of a dataclass or an instance as it is typed, and whether "no-" may precede it."""
-    for name, field, value in _options(shape):
+    for name, field, value, _ in _options(shape):
         if isinstance(value, bool):
             yield option_name(name), "PairsOff" not in str(field.type)
 
 
 def option_names(shape: Any, prefix: str = "") -> Iterator[str]:
     """Yield every option of a dataclass, or of an instance with nested dataclasses, as it is typed."""
-    return (option_name(name) for name, _, _ in _options(shape, prefix))
+    return (option_name(name) for name, *_ in _options(shape, prefix))
 
 
-def _options(shape: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _options(shape: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield dotted name, field, value and type of every option."""
+    types = get_type_hints(shape if isinstance(shape, type) else type(shape))
     for field in fields(shape):
         value = getattr(shape, field.name, None)
         if is_dataclass(value):
             unnamed = isinstance(value, Common | Options)
             yield from _options(value, prefix if unnamed else f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, field, value
+            yield prefix + field.name, field, value, types[field.name]
 
 
 def narrowed(config: Any, names: Sequence[str]) -> Any:
@@ -397,14 +398,3 @@ def unknown_option(argument: str, known: list[str]) -> str:
     name = argument.partition("=")[0]
     near = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.5)
     return f"unknown option {name}; " + (f"did you mean {near[0]}?" if near else "see --help")
-
-
-def _condensed(box: str) -> str:
-    """Return the message inside tyro's box, without its frame and help texts."""
-    lines = _BOX.sub("\n", box).splitlines()
-    text = " ".join(line.strip() for line in lines if line.strip())
-    text = re.split(r"Argument helptext:|For full helptext", text)[0].strip()
-    if text.startswith("Required options"):
-        return f"missing {', '.join(re.findall(r'--[a-z][a-z0-9.-]*', text)) or 'an argument, see --help'}"
-    text = re.sub(r"^(Value error|Missing argument|Parsing error|Invalid [a-z]+) ", "", text)
-    return text.removeprefix("Error parsing ").rstrip(".") or "the arguments cannot be read; see --help"

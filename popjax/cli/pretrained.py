@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from popjax import envs
+from popjax.arguments import typed
 from popjax.cli import parse
 from popjax.envs import wrappers
 from popjax.host import paths
@@ -134,6 +135,7 @@ def _unchanged(entry: dict[str, Any]) -> Pretrained:
     return policy
 
 
+@typed(Refused)
 def pretrained(run_dir: str | Path, seed: int | None = None) -> Pretrained:
     """Return the policy of a finished run, for ``popjax.ca2e.measure``, ``popjax.distil.grade`` and others.
 

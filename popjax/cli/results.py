@@ -58,8 +58,13 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
         return None
     from popjax.cli.show import Played
     from popjax.host.deploy import reference_envs
+    from popjax.host.terminal import complain
 
     _refuse_wrapped(run, "--in")
+    if _task_options(run) is None:
+        complain(
+            f"--in plays {run.env.spec.name} as {library} has it, without what {run.saved['env']} changes"
+        )
     copies = [reference_envs.make(library, run.env, _options(run)) for _ in range(arguments.episodes)]
     return lambda: Played(
         *reference_envs.evaluate(run.method, copies, run.state, seed=arguments.seed), library
@@ -67,8 +72,13 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _options(run: Loaded) -> dict[str, Any]:
-    """Return the options of the suite's task that policies see, even if a user's function made the task; none
-    if the environment is the user's own."""
+    """Return the options with which the suite's task is seen; none if the environment is the user's own."""
+    return _task_options(run) or {}
+
+
+def _task_options(run: Loaded) -> dict[str, Any] | None:
+    """Return the options with which the suite's task is seen, also if a user's function made it; None if the
+    environment is the user's own."""
     from popjax import envs
     from popjax.envs import wrappers
 
@@ -79,7 +89,7 @@ def _options(run: Loaded) -> dict[str, Any]:
         made = env and envs.origin(env)
         if made and made.name == run.env.spec.name:
             return wrappers.seen(json.loads(made.options))
-    return {}
+    return None
 
 
 def _refuse_wrapped(run: Loaded, option: str) -> None:

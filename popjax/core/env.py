@@ -97,12 +97,12 @@ def vector_size(spec: Spec, who: str) -> int:
 class Origin(NamedTuple):
     """The call of ``envs.make`` that made an environment: its name and its options as JSON.
 
-    ``functions`` are the ``reset`` and ``step`` that it returned; with others it is another environment.
+    ``returned`` is the environment as it was returned, without this; changed in any field, it is another one.
     """
 
     name: str
     options: str
-    functions: tuple[Any, Any]
+    returned: Any
 
 
 class Env(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from popjax import importing, numerics
+from popjax.arguments import typed
 from popjax.contract import check_env
 from popjax.core import Env, Origin
 from popjax.envs import wrappers
@@ -30,11 +31,13 @@ def suites() -> tuple[str, ...]:
     return _SUITES
 
 
+@typed()
 def tasks(suite: str) -> tuple[str, ...]:
     """Return the names of all tasks of a suite, as its library spells them."""
     return tuple(_suite(suite).tasks())
 
 
+@typed()
 @remembered
 @numerics.standard()
 def make(name: str, **options: Any) -> Env:
@@ -69,14 +72,14 @@ def make(name: str, **options: Any) -> Env:
     written = _json(options)
     if written is None or origin(env):  # a user's function may return one that was made here
         return env
-    return env._replace(origin=Origin(name, written, (env.reset, env.step)))
+    return env._replace(origin=Origin(name, written, env._replace(origin=None)))
 
 
 def origin(env: Env) -> Origin | None:
     """Return the call of ``make`` that made ``env``; None if it was made otherwise or changed, or with arrays
     as options."""
     made = env.origin
-    return made if made and made.functions == (env.reset, env.step) else None
+    return made if made and made.returned == env._replace(origin=None) else None
 
 
 def _json(options: dict[str, Any]) -> str | None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from functools import reduce
+from operator import or_
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-import numpy as np
+from popjax import arguments
 
-_WANTED = {
-    bool: "True or False",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    tuple: "two numbers, (low, high)",
-}
+_RANGE = tuple[float, float]
+"""Type of an option whose default is a tuple; in JSON, it is a list."""
 
 
 def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,13 +28,11 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{env} has no option {name!r}{nearest(name, list(known))}")
-        if known[name] is int and isinstance(value, float) and value.is_integer():
-            value = taken[name] = int(value)
         kinds = get_args(known[name]) if isinstance(known[name], UnionType) else (known[name],)
         # Leave other annotations to the library.
-        if set(kinds) <= set(_WANTED) and not any(_is(value, kind) for kind in kinds):
-            wanted = " or ".join(_WANTED[kind] for kind in kinds)
-            raise ValueError(f"{env}: option {name} must be {wanted}, got {value!r}")
+        if set(kinds) <= {bool, int, float, str, tuple}:
+            hint = reduce(or_, (_RANGE if kind is tuple else kind for kind in kinds))
+            taken[name] = arguments.checked(f"{env}: option {name}", value, hint)
     return taken
 
 
@@ -62,13 +56,3 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def _type(parameter: inspect.Parameter) -> Any:
     hint = type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
     return hint if isinstance(hint, UnionType) else get_origin(hint) or hint
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is tuple:  # in JSON, a tuple is a list
-        return isinstance(value, tuple | list) and len(value) == 2 and all(_is(x, float) for x in value)
-    if isinstance(value, bool | np.bool_):  # for Python also an integer
-        return kind is bool
-    if getattr(value, "shape", None) == () and kind in (int, float):  # an array, also one that is traced
-        return np.issubdtype(value.dtype, np.integer if kind is int else np.number)
-    return isinstance(value, {bool: bool, int: Integral, float: Real, str: str}[kind])

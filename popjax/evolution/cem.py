@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from popjax.checks import check_types
 from popjax.core import Key, Number, number
 from popjax.evolution.ranking import best_first
 
@@ -30,6 +31,7 @@ class Config:
     divide_by_parents: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 1 <= self.parents <= self.population:
             raise ValueError(f"parents must be in 1 to the population {self.population}, got {self.parents}")
         if self.antithetic and self.population % 2:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Agent, Key, Params, PyTree
 from popjax.distillation import better_action, imitation_loss, regularization
 from popjax.evolution.blocks import mapped
@@ -59,7 +59,7 @@ class Distillation:
     imitate: Literal["mode", "kl"] = "mode"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "batch", "epochs")
 
 

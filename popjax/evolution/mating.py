@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Key, Params
 from popjax.replay.ring import Ring, draw
 
@@ -28,7 +28,7 @@ class Mating:
     newest: int = 1_000  # distance: newest states of a memory that they are drawn from
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "batch", "newest")
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betainc
 
-from popjax.checks import check_choices
+from popjax.checks import check_types
 from popjax.core import Key
 from popjax.evolution.ranking import ranks
 
@@ -30,7 +30,7 @@ class Pbt:
     fraction: float = 0.2  # fraction of the population, at most half, that truncation replaces and copies
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"fraction must be above 0 and at most 0.5, got {self.fraction}")
 
@@ -55,7 +55,7 @@ class Halving:
     compared only with individuals of their own age"""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if self.factor < 2:
             raise ValueError(f"factor must be at least 2, got {self.factor}")
 
@@ -69,6 +69,7 @@ class MultipleFrequencies:
     """ready points between two evolutions of each subpopulation, ascending"""
 
     def __post_init__(self) -> None:
+        check_types(self)
         spelt = " ".join(map(str, self.frequencies))
         if len(self.frequencies) < 2 or min(self.frequencies) < 1:
             raise ValueError(f"frequencies must be at least two whole numbers above 0, got {spelt or 'none'}")

@@ -16,7 +16,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Spec, Transition, number, vector_size
 from popjax.nets import images
 from popjax.optimize import adam, descend
@@ -41,7 +41,7 @@ class Config:
     steps: int = 1  # encoder steps per gradient step of the agents
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "features", "bank_size", "bank_every", "neighbours", "horizon", "steps")
         if self.bank_size < self.neighbours:

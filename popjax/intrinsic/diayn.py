@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, tree
-from popjax.checks import check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Env,
     Intrinsic,
@@ -40,6 +40,7 @@ class Config:
     hidden: tuple[int, ...] = (300, 300)  # hidden layers, units
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "skills")
 

@@ -19,7 +19,7 @@ from flax import struct
 from jax import Array
 
 from popjax import nets, normalize, tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Spec, Transition, number
 from popjax.nets import images
 from popjax.normalize import ReturnStatistics, RunningStatistics
@@ -42,7 +42,7 @@ class Config:
     modules: Literal["own", "each", "one"] = "own"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "features")
 

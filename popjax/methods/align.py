@@ -19,7 +19,7 @@ from flax import struct
 from jax import Array
 
 from popjax import counting, distributions, rollout, tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Choice,
     Env,
@@ -60,7 +60,7 @@ class Config:
     pad_observations: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "lanes", "steps", "updates", "batch", "capacity")
         check_widths(self)
 

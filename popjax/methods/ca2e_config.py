@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array
 
 from popjax.agents import ddpg, dqn
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Agent, Number, PyTree, number
 from popjax.recipe import Preset
 
@@ -47,7 +47,7 @@ class Config:
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 0, "prior_actors", "prior_until")
         check_least(self, 1, "nature_actors", "lanes", "n_step", "batch", "capacity", "local_buffer")
         check_least(self, 1, "sync_every", "checks", "env_steps_per_update", "check_every", "target_every")

@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
+from popjax.arguments import typed
 from popjax.core import Act, Env, Ingredient, Key, Params, Pretrained, PyTree
 from popjax.counting import Count
 from popjax.methods.ca2e_config import Config, Hyper, check_learner
@@ -48,6 +49,7 @@ class Retirement:
         return self.retired_at < 0
 
 
+@typed()
 def measure(env: Env, policies: Sequence[Pretrained], key: Key, episodes: int = 100) -> tuple[Prior, ...]:
     """Play ``episodes`` greedy episodes with each policy, all in one program.
 

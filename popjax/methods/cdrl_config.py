@@ -14,7 +14,7 @@ from jax import Array
 
 from popjax.advantage import Targets
 from popjax.agents import a2c
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Env, Number, Params, PyTree, Trajectory, number
 from popjax.counting import Count
 from popjax.distillation import Direction
@@ -51,7 +51,7 @@ class Config:
     pad_actions: bool = False  # without alignment, a teacher's logits are padded with -inf or cropped
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "lanes", "steps")
         check_widths(self)
         if self.align != "none" and self.pad_actions:

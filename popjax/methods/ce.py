@@ -30,7 +30,7 @@ from jax import Array
 
 from popjax import agents, tree
 from popjax.agents import dqn, drq, sac
-from popjax.checks import check_choices, check_least, check_shapes
+from popjax.checks import check_least, check_shapes, check_types
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.population import acting, classifier, drives, learning, offpolicy, parts
@@ -52,7 +52,7 @@ class Config(offpolicy.Common):
     q_horizon: int = 100
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "q_horizon")
         super().__post_init__()
         if self.col_unroll == "eps_collab" and self.population == 1:

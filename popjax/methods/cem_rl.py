@@ -28,7 +28,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from popjax import counting, distributions, rollout, tree
-from popjax.checks import check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Choice,
     Env,
@@ -72,6 +72,7 @@ class Config:
         return cem.Config(self.population, self.population // 2, antithetic)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_widths(self)
         check_least(self, 2, "population")
         check_least(self, 1, "trained", "trials", "critics", "batch", "capacity")

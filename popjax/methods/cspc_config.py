@@ -12,7 +12,7 @@ from flax import struct
 
 from popjax import agents
 from popjax.agents import AnyConfig, AnyOnPolicyConfig, ppo, sac2018
-from popjax.checks import check_choices, check_least, check_widths, nearest_divisor
+from popjax.checks import check_least, check_types, check_widths, nearest_divisor
 from popjax.core import Number, Spec, number
 from popjax.evolution import cem
 from popjax.intrinsic import contrastive, rnd
@@ -36,7 +36,7 @@ class Evolution:
     score: Literal["best", "mean"] = "best"  # test the best individual of the last generation, or the mean
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
 
 
@@ -112,7 +112,7 @@ class Config:
         return limit if by_episode else self.on_policy_batch // self.on_policy_lanes
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         whole = ("phase", "capacity", "local_capacity", "batch", "lanes", "on_policy_lanes", "trials")
         check_least(self, 1, *whole, "on_policy_batch")

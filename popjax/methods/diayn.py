@@ -22,7 +22,7 @@ from flax import struct
 from jax import Array
 
 from popjax.agents import sac
-from popjax.checks import check_least, check_shapes
+from popjax.checks import check_least, check_shapes, check_types
 from popjax.core import Env, Key, Method, Transition, chain, vector_size
 from popjax.intrinsic import diayn
 from popjax.population import drives, learning, offpolicy, parts
@@ -45,6 +45,7 @@ class Config:
     warmup: int = 10_000  # uniformly random environment steps before the first update
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_least(self, 0, "pretraining")
         self.sizes()
 

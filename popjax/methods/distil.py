@@ -26,7 +26,8 @@ from flax import struct
 from jax import Array
 
 from popjax import counting, rollout, tree
-from popjax.checks import check_choices, check_least
+from popjax.arguments import typed
+from popjax.checks import check_least, check_types
 from popjax.core import (
     Env,
     Ingredient,
@@ -84,7 +85,7 @@ class Config:
     labels: Literal["actions", "logits"] = "actions"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_least(self, 1, "lanes", "steps", "capacity", "batch", "updates")
 
 
@@ -143,6 +144,7 @@ class State:
     lanes: Lanes = stacked()
 
 
+@typed()
 def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple[Graded, ...]:
     """Return finished runs with the best individual of each, by ``episodes`` greedy episodes from the same
     initial states for all.

@@ -22,7 +22,7 @@ from flax import struct
 from jax import Array
 
 from popjax import counting, distributions, nets, normalize, rollout, tree
-from popjax.checks import check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Choice,
     Env,
@@ -60,6 +60,7 @@ class Config:
     normalize_obs: bool = True  # observations are whitened by their running statistics
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_widths(self)
         check_least(self, 2, "population")
         check_least(self, 1, "trials")

@@ -13,7 +13,7 @@ from jax import Array
 
 from popjax import agents
 from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
-from popjax.checks import check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Number, PyTree, number, stacked
 from popjax.evolution import priors, search
 from popjax.population import drives, offpolicy, onpolicy
@@ -53,6 +53,7 @@ class Search:
     rounds: int = 1_000  # ready points that the State has room for; a run must have fewer
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_least(self, 2, "population")
         check_least(self, 1, "interval", "episodes", "rounds")
         check_least(self, 0, "scoring")

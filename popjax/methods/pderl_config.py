@@ -11,7 +11,7 @@ from jax import Array
 
 from popjax import agents
 from popjax.agents import ddpg
-from popjax.checks import check_choices, check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Agent, Number, PyTree, number
 from popjax.evolution.crossover import Distillation
 from popjax.evolution.mating import Mating
@@ -50,7 +50,7 @@ class Config:
         return 5 * self.batch
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         drives.check_novelty(self.drive, "a learner and individuals with one network")
         check_least(self, 1, "trials", "sync_period", "tournament", "mutation_batch", "batch")
         if self.population < 2 * self.elites:

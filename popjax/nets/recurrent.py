@@ -20,7 +20,7 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
-from popjax.checks import check_choices, check_least, check_widths
+from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Key, Network, Params, PyTree, Recurrent
 from popjax.nets.images import as_floats, check_channels_last, flat
 from popjax.nets.layers import Conv, Dense
@@ -61,7 +61,7 @@ class Config:
     units: int = 256  # units of the LSTM or dense layer after the torso
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_widths(self)
         check_least(self, 1, "units")
 

@@ -23,7 +23,7 @@ from jax import Array
 
 from popjax import agents, counting, rollout, tree
 from popjax.agents import drq, sac
-from popjax.checks import check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Env, Key, Params, PyTree, Replay, Transition, as_arrays, stacked
 from popjax.envs import pixels
 from popjax.population import drives, lanes, learners, learning, parts, policy
@@ -52,6 +52,7 @@ class Config:
     drive: drives.AnyConfig | None = None  # reward added to the task's: collab, rnd, diayn or none
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_least(self, 1, "population", "lanes", "steps", "updates", "batch", "capacity")
         check_least(self, 0, "warmup")
         if self.batch > self.capacity:
@@ -110,6 +111,7 @@ class Common:
     warmup: int = 10_000  # uniformly random environment steps of all agents before the first update
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_least(self, 1, "population", "lanes", "steps", "batch", "capacity")
         check_least(self, 0, "warmup")
         learning.whole_updates(self.updates_per_step, self.taken)

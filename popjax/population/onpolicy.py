@@ -19,7 +19,7 @@ from jax import Array
 
 from popjax import agents, counting, rollout, tree
 from popjax.agents import a2c
-from popjax.checks import check_least
+from popjax.checks import check_least, check_types
 from popjax.core import Env, Key, Params, PyTree, Trajectory, as_arrays, stacked
 from popjax.population import drives, lanes, learning, parts, policy
 from popjax.population.lanes import Lanes
@@ -39,6 +39,7 @@ class Config:
     drive: drives.AnyConfig | None = None  # reward added to the task's: collab, rnd, diayn or none
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_least(self, 1, "population", "lanes")
         check_least(self, 0, "steps")
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from popjax import agents, tree
+from popjax.arguments import typed
 from popjax.core import Agent, OnPolicyAgent, PyTree, Spec, Trajectory, Transition, Weighted, as_arrays
 from popjax.testing.compare import check_choice, check_same_form, is_key, same, told
 
@@ -20,6 +21,7 @@ STEPS, LANES = 6, 4
 """Rows of experience in time and in lanes; as transitions a batch of their product."""
 
 
+@typed()
 def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from popjax import tree
+from popjax.arguments import typed
 from popjax.core import Env, Method, Spec, stacked_fields
 from popjax.testing.compare import (
     alike,
@@ -25,6 +26,7 @@ from popjax.testing.compare import (
 )
 
 
+@typed()
 def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = True) -> None:
     """Check that ``method``, built for ``env``, keeps the contract of ``Method``.
 
@@ -54,6 +56,7 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
         _check_members(method, init, compiled, steps)
 
 
+@typed()
 def check_members(method: Method, *, steps: int = 5) -> None:
     """Check that the members of a sweep equal single runs, and that ``steps`` steps depend on ``Hyper``.
 

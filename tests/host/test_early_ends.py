@@ -161,7 +161,7 @@ def test_the_best_policy_survives_a_resume(tmp_path: Path) -> None:
 
 
 def test_sinks_are_a_list_of_functions_whose_answer_may_be_an_array(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="sinks needs a list of functions"):
+    with pytest.raises(Refused, match="sinks must be a list of functions"):
         run(tmp_path, sinks=lambda index, _: None)
     assert not (tmp_path / "run").exists()
     assert run(sinks=[lambda index, _: jax.numpy.bool_(index == 3)]).summary["env_steps"] == 72

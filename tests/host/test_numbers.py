@@ -71,7 +71,7 @@ def test_counts_of_other_libraries_are_counts(tmp_path: Path):
     result = train(method, ENV, run_dir=tmp_path, **SHORT | given)
     assert rundir.read_config(tmp_path)["options"]["env_steps"] == 48
     assert len(result.members) == 1
-    with pytest.raises(Refused, match=r"--seeds: 1\.5 is not a whole number"):
+    with pytest.raises(Refused, match=r"seeds must be an integer or a list of integers, got 1\.5"):
         train(method, ENV, env_steps=48, seeds=1.5)  # type: ignore[arg-type]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array, export
 
 from popjax import numerics, tree
+from popjax.arguments import typed
 from popjax.core import Env, Method, Params
 from popjax.host import paths
 from popjax.host.deploy.numpy_export import NotPlain, numpy_program
@@ -70,6 +71,7 @@ _CHANGES = {
 """What an option changes for whoever plays the policy, by option."""
 
 
+@typed(Refused)
 @numerics.standard()
 def export_policy(
     method: Method, env: Env, state: Any, out: str | Path, member: int, origins: Sequence[Mapping[str, Any]]

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from popjax.arguments import typed
 from popjax.host import paths
+from popjax.host.errors import Refused
 from popjax.host.report import charts, records
 from popjax.host.runs.history import Evaluation
 
 _COLOUR = "#1f5fa8"
 
 
+@typed(Refused)
 @charts.literal_text()
-def learning_curve(evaluations: Sequence[Evaluation], path: Path, *, title: str) -> None:
+def learning_curve(evaluations: Sequence[Evaluation], path: str | Path, *, title: str) -> None:
     """Draw mean evaluation return against environment steps into ``path`` (PNG).
 
     For one seed, the range over its episodes is shaded. For several, there is a thin line per seed and a
@@ -39,5 +42,5 @@ def learning_curve(evaluations: Sequence[Evaluation], path: Path, *, title: str)
     axes.margins(x=0.01)
     charts.count_axis(axes.xaxis)
     charts.legend(axes, 2)
-    with paths.replacing(path) as partial:
+    with paths.replacing(paths.path(path)) as partial:
         figure.savefig(partial, format="png")

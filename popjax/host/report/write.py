@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from popjax.arguments import typed
 from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
 from popjax.host.report import charts, measures, population, records, results, searches, statistics
@@ -44,6 +45,7 @@ class Report:
     skipped: tuple[str, ...] = ()
 
 
+@typed(Refused)
 @charts.literal_text()
 def report(
     run_dirs: Sequence[str | Path],

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
-
-import numpy as np
 
 from popjax import counting
 from popjax.core import Method
 from popjax.host.errors import Refused
-from popjax.host.numbers import whole
 from popjax.recipe import BUDGET
 
 _LARGEST_SEED = 2**31 - 1
@@ -47,26 +44,6 @@ class Options:
     """Stop a member once an evaluation has at least this mean return, even before the end of its budget."""
     max_minutes: float | None = None
     """Save and stop the run once this process has run for this long [minutes]; --resume continues it."""
-
-
-def whole_numbers(options: Options) -> Options:
-    """Return ``options`` with integers of other libraries, and floats such as 1e6, as Python integers.
-
-    Raises:
-        Refused: a value is not a whole number.
-    """
-    found: dict[str, Any] = {}
-    for name in (field.name for field in fields(options) if field.type in (int, "int")):
-        try:
-            found[name] = whole(getattr(options, name))
-        except ValueError as error:
-            raise Refused(f"{option_name(name)}: {error}") from None
-    try:
-        seeds: Any = options.seeds  # or an array
-        found["seeds"] = tuple(map(whole, seeds)) if np.ndim(seeds) > 0 else whole(seeds)
-    except ValueError as error:
-        raise Refused(f"--seeds: {error}") from None
-    return replace(options, **found)
 
 
 def validate(options: Options, method: Method) -> None:

@@ -27,7 +27,7 @@ def describe(method: Method, env: Env, name: str | None = None) -> dict[str, Any
     facts: dict[str, Any] = {
         "method": name or method.init.__module__.rpartition(".")[2],
         "agents": {},
-        "env": env.spec.name,
+        "env": _told(env),
         "env_options": {},
         "config": {},
         "runs": {},
@@ -42,11 +42,19 @@ def describe(method: Method, env: Env, name: str | None = None) -> dict[str, Any
     return facts
 
 
+def _told(env: Env) -> str:
+    """Return the name of an environment that cannot be made again. The name of a suite's task is the task's
+    alone: an environment that was changed by hand must not be taken for it."""
+    of_suite = env.spec.name.partition("/")[0] in envs.suites()
+    return f"{env.spec.name} (changed)" if of_suite and envs.origin(env) is None else env.spec.name
+
+
 def _of_env(env: Env) -> dict[str, Any]:
     made = envs.origin(env)
     if made is None:
+        how = "was changed after popjax.make" if env.origin else "was not made by popjax.make"
         raise Unknown(
-            f"the environment {env.spec.name} was not made by popjax.make; write a function that returns it"
+            f"the environment {env.spec.name} {how}; write a function that returns it"
             " and call popjax.make('module:function')"
         )
     if made.name.startswith("__main__"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from popjax.arguments import typed
 from popjax.host import paths
 from popjax.host.errors import Refused
 from popjax.host.runs import log, run_group, rundir
@@ -50,6 +51,7 @@ class Recorded:
         return pandas.DataFrame({key: x if x.ndim == 1 else x.tolist() for key, x in columns})
 
 
+@typed(Refused)
 def load(run_dir: str | Path) -> Recorded:
     """Return the records of the run in ``run_dir``.
 

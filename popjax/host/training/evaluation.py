@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from popjax import numerics, rollout
+from popjax.arguments import told, typed
 from popjax.core import Env, Key, Method, Params, PyTree
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
@@ -59,6 +60,7 @@ def evaluator(method: Method, env: Env, episodes: int) -> Callable[..., tuple[Ar
     return evaluation
 
 
+@typed(Refused)
 @numerics.standard()
 def evaluate(
     method: Method,
@@ -82,16 +84,23 @@ def evaluate(
         stochastic: explore as in training: a stochastic policy samples, a deterministic one adds its noise.
 
     Raises:
-        Refused: ``episodes`` or ``seed`` is out of range.
+        Refused: an argument is of another type or out of range, or ``members`` has not one number for
+            each policy.
     """
     if episodes < 1:
         raise Refused(f"--episodes must be at least 1, got {episodes}")
     if not 0 <= seed < 2**31:
         raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
+    if not (leaves := jax.tree.leaves(state)) or not all(hasattr(leaf, "dtype") for leaf in leaves):
+        raise Refused(f"state must be a State of the method, as in result.state, got {told(state)}")
     keep_compiled()
     if any(not np.ndim(leaf) for leaf in jax.tree.leaves(state)):  # no members: a State has scalars
         state = jax.tree.map(lambda x: x[None], state)
     count = jax.tree.leaves(state)[0].shape[0]
+    if members is not None and len(members) != count:
+        raise Refused(
+            f"members must be {count} numbers, one for each policy of the state, got {told(members)}"
+        )
     numbers = np.asarray(range(count) if members is None else members, np.int32)
     key = identity(method, env), method.exploration, count, episodes, stochastic
     run = _PLAYERS.get(key, lambda: _player(method, env, count, episodes, stochastic))

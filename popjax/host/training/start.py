@@ -17,14 +17,15 @@ import jax
 import numpy as np
 
 from popjax import numerics
+from popjax.arguments import checked, typed
 from popjax.core import Env, Method
 from popjax.host.checkpoints.best_policies import Best
 from popjax.host.checkpoints.writer import Writer
 from popjax.host.errors import Refused
-from popjax.host.numbers import real, whole
+from popjax.host.numbers import real
 from popjax.host.paths import path
 from popjax.host.runs import added_members, configuration, log, rundir
-from popjax.host.runs.options import Options, check_counter, validate, whole_numbers
+from popjax.host.runs.options import Options, check_counter, validate
 from popjax.host.runs.run import Position, Result, Run, finished, restore
 from popjax.host.scaling import memory, processes, shard, sweep
 from popjax.host.signals import ready
@@ -33,6 +34,7 @@ from popjax.host.training.compiled_programs import Programs, compile_programs
 from popjax.host.training.loop import Trained, evaluations_due, train_on
 
 
+@typed(Refused)
 @numerics.standard()
 def train(
     method: Method,
@@ -49,7 +51,7 @@ def train(
     stop_at_return: float | None = None,
     max_minutes: float | None = None,
     hyper: Any = None,
-    swept: Mapping[str, Sequence[Any]] | None = None,
+    swept: Mapping[str, float | Sequence[float | Sequence[float]]] | None = None,
     members: tuple[int, int] | None = None,
     devices: int | str = 1,
     run_dir: str | Path | None = None,
@@ -83,8 +85,8 @@ def train(
         quiet: print neither progress nor remarks.
 
     Raises:
-        Refused: a number is out of range, the run does not fit into memory (``TooLarge``), or ``run_dir``
-            holds another run; raised before anything is allocated.
+        Refused: an argument is of another type, a number is out of range, the run does not fit into memory
+            (``TooLarge``), or ``run_dir`` holds another run; raised before anything is allocated.
         NonFiniteMetric: a metric of the last active member became NaN or infinite.
         NotSaved: a checkpoint could not be written.
         NotRead: a checkpoint could not be read, because memory or permission is missing.
@@ -93,7 +95,7 @@ def train(
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise Refused(_NO_JIT)
-    given = Options(
+    options = Options(
         env_steps=env_steps,
         seeds=seeds,  # type: ignore[arg-type]
         seed=seed,
@@ -105,22 +107,18 @@ def train(
         stop_at_return=stop_at_return,
         max_minutes=max_minutes,
     )
-    options = whole_numbers(given)
     validate(options, method)
     compile_cache.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
-    if not isinstance(sinks, Sequence) or not all(map(callable, sinks)):
-        raise Refused(f"sinks needs a list of functions, got {sinks!r}")
-    numbers = method.hyper if hyper is None else hyper
-    swept = {name: _reals(values) for name, values in (swept or {}).items()}
-    members = None if members is None else (whole(members[0]), whole(members[1]))
+    numbers = method.hyper if hyper is None else checked("hyper", hyper, type(method.hyper), Refused)
+    varied = {name: _reals(values) for name, values in (swept or {}).items()}
     root = None if run_dir is None else path(run_dir)
-    sweep.check(numbers, swept)
-    sweep.check_driven(method.driven, numbers, method.hyper, swept)
+    sweep.check(numbers, varied)
+    sweep.check_driven(method.driven, numbers, method.hyper, varied)
     sweep.check_own(method, numbers)
-    chosen = sweep.part(sweep.grid(options.seed, options.seeds, swept), members)
-    config = configuration.configuration(method, env, numbers, options, swept, members, name, command)
+    chosen = sweep.part(sweep.grid(options.seed, options.seeds, varied), members)
+    config = configuration.configuration(method, env, numbers, options, varied, members, name, command)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
     if root is not None:
         resume = _continues(run, root, resume)

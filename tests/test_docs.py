@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -159,8 +160,9 @@ def test_an_agent_of_ones_own_trains_from_the_command_line(module, tmp_path):
 
 
 def test_a_config_without_a_module_of_its_own_is_no_agent():
+    @dataclass(frozen=True)
     class Config:
-        pass
+        """Of nothing."""
 
     with pytest.raises(ValueError, match="Config is not the Config of an agent; use that of ddpg"):
         independent.build(popjax.make("probe/corridor"), independent.Config(agent=Config()))

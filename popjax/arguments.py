@@ -94,7 +94,8 @@ def fits(value: Any, hint: Any) -> bool:
         chosen = any(map(is_dataclass, inner)) and is_dataclass(value) and not isinstance(value, type)
         return chosen or any(fits(value, kind) for kind in inner)
     if origin is Literal:
-        return any(type(value) is type(word) and value == word for word in inner)
+        alike = (word for word in inner if isinstance(value, bool) == isinstance(word, bool))  # True is not 1
+        return any(isinstance(value, type(word)) and value == word for word in alike)
     if origin is tuple and inner[-1:] != (...,):
         return _is_list(value) and len(value) == len(inner) and all(map(fits, value, inner))
     if origin in (tuple, Sequence):
@@ -183,6 +184,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _with_integers(value: Any, hint: Any) -> Any:
     """Return ``value`` with whole numbers as Python integers where ``hint`` has integers, also in lists."""
     for kind in _kinds(hint):
+        if kind is int and isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
+            return int(value)  # one that is too large for a float, too
         if kind is int and _is_number(value, float) and not isinstance(value, jax.core.Tracer):
             return int(value) if float(value).is_integer() else value
         if get_origin(kind) in (tuple, Sequence) and int in get_args(kind) and _is_list(value):
@@ -208,7 +211,7 @@ def _is_number(value: Any, kind: type) -> bool:
     if isinstance(value, Number):
         return isinstance(value, {bool: bool, int: Integral, float: Real}[kind])
     known = {bool: np.bool_, int: np.integer, float: np.number}
-    return getattr(value, "shape", None) == () and bool(np.issubdtype(value.dtype, known[kind]))
+    return getattr(value, "shape", None) == () and bool(jax.numpy.issubdtype(value.dtype, known[kind]))
 
 
 def _name(kind: type) -> str:

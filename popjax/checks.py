@@ -66,6 +66,8 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
         value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
         if is_dataclass(value):
             check_numbers(value, name)
+        elif not field.metadata.get("pytree_node", True):  # no number, such as a function
+            continue
         elif not all(map(_is_numeric, [value] if "range" in field.metadata else jax.tree.leaves(value))):
             raise ValueError(f"{name} must be a number, got {told(value)}")
         elif "range" in field.metadata:
@@ -75,8 +77,8 @@ def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
 
 
 def _is_numeric(leaf: Any) -> bool:
-    kind = np.asarray(leaf).dtype
-    return bool(np.issubdtype(kind, np.bool_) or jax.numpy.issubdtype(kind, np.number))
+    kind = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+    return bool(jax.numpy.issubdtype(kind, np.bool_) or jax.numpy.issubdtype(kind, np.number))
 
 
 def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 import popjax
 from popjax.agents import ddpg, td3
-from popjax.arguments import fits, told, typed, wanted
+from popjax.arguments import checked, fits, told, typed, wanted
+from popjax.checks import check_numbers
 from popjax.host.deploy import export_policy
 from tests.host import tiny
 
@@ -42,6 +44,8 @@ SHORT: dict[str, Any] = {
         ({"seeds": "abc"}, "seeds must be an integer or a list of integers, got 'abc'"),
         ({"seeds": [1, "a"]}, "seeds must be an integer or a list of integers, got .*'a'"),
         ({"seed": True}, "seed must be an integer, got True"),
+        ({"seed": jax.random.key(0)}, "seed must be an integer, got a value of type"),
+        ({"hyper": METHOD.hyper.replace(rate=jax.random.key(0))}, "hyper.rate must be a number, got a value"),
         ({"eval_every": 1.5}, "eval_every must be an integer, got 1.5"),
         ({"eval_episodes": "5"}, "eval_episodes must be an integer, got '5'"),
         ({"checkpoint_every": [1]}, r"checkpoint_every must be an integer, got \[1\]"),
@@ -114,7 +118,7 @@ STATE = METHOD.init(jax.random.key(0), METHOD.hyper)
         ),
         (
             lambda: popjax.evaluate(METHOD, ENV, STATE, members=[0, 1]),
-            "members must be 1 numbers, one for each",
+            "members must have one number for each policy of the state, 1 in all",
         ),
         (lambda: popjax.load(5), "run_dir must be a string or a path, got 5"),
         (lambda: popjax.pretrained(None), "run_dir must be a string or a path, got None"),
@@ -172,6 +176,25 @@ def test_numbers_of_other_libraries_arrive_as_integers():
     assert answer == (1000, (0, 1), (1, 2), 0.5)
     assert {type(x) for x in jax.tree.leaves(answer[:3])} == {int}
     assert call(np.int64(7), 2.0)[:2] == (7, 2)
+
+
+def test_numbers_and_words_of_other_libraries_fit():
+    assert fits(jnp.bfloat16(2), float)
+    assert fits(np.str_("mean"), Literal["mean", "max"])
+    assert not fits(1, Literal[True])
+    assert not fits(True, Literal[1])
+    assert checked("x", 10**400, int) == 10**400
+
+
+def test_a_hyper_may_hold_what_is_no_number():
+    @struct.dataclass
+    class Hyper:
+        rate: float = 0.1
+        schedule: Any = struct.field(pytree_node=False, default=abs)
+
+    check_numbers(Hyper())
+    with pytest.raises(ValueError, match=r"hyper\.rate must be a number, got 'fast'"):
+        check_numbers(Hyper(rate="fast"))
 
 
 def test_missing_arguments_and_unknown_annotations_are_pythons():

@@ -65,6 +65,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
             ["error: --seeds must be an integer or a list of integers, got 'two'"],
         ),
         (["pderl", *PENDULUM, "--seeds", "1", "two"], ["a list of integers, got '1 two'"]),
+        (["pderl", *PENDULUM, "--seeds", "x]."], ["error: --seeds must be an integer or a list of integers"]),
         (["pderl", *PENDULUM, "--max-minutes", "x"], ["--max-minutes must be a number or None, got 'x'"]),
         (
             ["pderl", *PENDULUM, "--config.agent.hidden", "x"],

@@ -71,7 +71,9 @@ def test_the_best_policies(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
         if seed["env_steps"] in (40, 60, 80):
             whole = evaluated(run, capsys, "--checkpoint", str(seed["env_steps"]))
             assert whole["seeds"][row]["returns"] == seed["returns"]
-    assert "no policies of individuals" in refused(run, capsys, "--checkpoint", "best", "--individual", "0")
+    assert "no individuals: leave one out" in refused(
+        run, capsys, "--checkpoint", "best", "--individual", "0"
+    )
 
 
 def test_sampled_actions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

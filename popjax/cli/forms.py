@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def condensed(box: str, types: Mapping[str, Any]) -> str:
     if text.startswith("Required options"):
         return f"missing {', '.join(re.findall(r'--[a-z][a-z0-9.-]*', text)) or 'an argument, see --help'}"
     if (tried := _TRIED.search(text)) and tried[1] in types:
-        return f"{tried[1]} must be {wanted(types[tried[1]])}, got {' '.join(ast.literal_eval(tried[2]))!r}"
+        with suppress(SyntaxError, ValueError):  # a bracket in what was given cuts the list short
+            given = " ".join(ast.literal_eval(tried[2]))
+            return f"{tried[1]} must be {wanted(types[tried[1]])}, got {given!r}"
+        return f"{tried[1]} must be {wanted(types[tried[1]])}"
     text = re.sub(r"^(Value error|Missing argument|Parsing error|Invalid [a-z]+) ", "", text)
     return text.removeprefix("Error parsing ").rstrip(".") or "the arguments cannot be read; see --help"

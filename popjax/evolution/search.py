@@ -26,7 +26,7 @@ class Pbt:
 
     exploit: Literal["truncation", "tournament", "welch"] = "truncation"
     """truncation: each of the worst takes over one of the best; tournament: each takes over a random other
-    one that is better; welch: that is significantly better"""
+    one that is better; welch: each takes over a random other one that is significantly better"""
     fraction: float = 0.2  # fraction of the population, at most half, that truncation replaces and copies
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class Config:
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured
     capacity: int = 1_000_000  # transitions that the learner's replay holds
     batch: int = 128  # transitions per gradient step of the learner
-    drive: drives.NoveltyConfig | None = None  # reward added to the learner's task: collab, rnd or none
+    drive: drives.NoveltyConfig | None = None  # the learner's reward added to the task's: collab, rnd or none
 
     @property
     def elites(self) -> int:

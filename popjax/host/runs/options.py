@@ -43,7 +43,7 @@ class Options:
     stop_at_return: float | None = None
     """Stop a member once an evaluation has at least this mean return, even before the end of its budget."""
     max_minutes: float | None = None
-    """Save and stop the run once this process has run for this long [minutes]; --resume continues it."""
+    """Save and stop the run once it has run for this long in this process [minutes]; --resume goes on."""
 
 
 def validate(options: Options, method: Method) -> None:

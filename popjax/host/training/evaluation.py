@@ -99,7 +99,7 @@ def evaluate(
     count = jax.tree.leaves(state)[0].shape[0]
     if members is not None and len(members) != count:
         raise Refused(
-            f"members must be {count} numbers, one for each policy of the state, got {told(members)}"
+            f"members must have one number for each policy of the state, {count} in all, got {told(members)}"
         )
     numbers = np.asarray(range(count) if members is None else members, np.int32)
     key = identity(method, env), method.exploration, count, episodes, stochastic

@@ -217,7 +217,11 @@ def test_a_task_that_was_changed_by_hand_is_not_taken_for_the_suites(tmp_path, c
 @pytest.mark.parametrize(
     ("slip", "reason"),
     [
-        ("environment", "own/line was not made by popjax.make; write a function"),
+        (
+            "environment",
+            "own/line was not made by popjax.make, or with options that JSON cannot hold, such as arrays;"
+            " write a function",
+        ),
         ("method", "decorate its build with popjax.recorded"),
         ("other", "built for another environment, probe/context"),
         ("agent", "its Config is not one of"),

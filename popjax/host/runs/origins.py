@@ -43,8 +43,8 @@ def describe(method: Method, env: Env, name: str | None = None) -> dict[str, Any
 
 
 def _told(env: Env) -> str:
-    """Return the name of an environment that cannot be made again. The name of a suite's task is the task's
-    alone: an environment that was changed by hand must not be taken for it."""
+    """Return the name of an environment for ``config.json``, where only the task that ``popjax.make`` returns
+    has the name of a suite's task: one that was changed by hand must not be taken for it."""
     of_suite = env.spec.name.partition("/")[0] in envs.suites()
     return f"{env.spec.name} (changed)" if of_suite and envs.origin(env) is None else env.spec.name
 
@@ -52,7 +52,9 @@ def _told(env: Env) -> str:
 def _of_env(env: Env) -> dict[str, Any]:
     made = envs.origin(env)
     if made is None:
-        how = "was changed after popjax.make" if env.origin else "was not made by popjax.make"
+        how = "was changed after popjax.make"
+        if env.origin is None:
+            how = "was not made by popjax.make, or with options that JSON cannot hold, such as arrays"
         raise Unknown(
             f"the environment {env.spec.name} {how}; write a function that returns it"
             " and call popjax.make('module:function')"

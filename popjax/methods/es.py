@@ -153,8 +153,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         key, key_play = jax.random.split(s.key)
 
         def play(policy: Params) -> rollout.Episode:
-            each = tree.repeat(policy, config.trials)
-            return lanes.episodes(env, act, each, (), key_play, scale=0.0, record=record)
+            return lanes.trials(env, act, policy, key_play, config.trials, record=record)
 
         episodes = jax.vmap(play)(individuals(s))  # [P, trials, T]
         statistics = s.statistics

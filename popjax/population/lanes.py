@@ -154,6 +154,28 @@ def episodes(
     scale:  [E] of the exploration, or a number for all; 0.0 draws no noise.
     record: ``(obs, action, timestep) -> row that is kept of a step``.
     """
+    one = _episode(env, act, scale, record)
+    count = jax.tree.leaves(params)[0].shape[0]
+    scales = jnp.asarray(scale) if jnp.ndim(scale) else None
+    return jax.vmap(one)(params, memory, jax.random.split(key, count), scales)
+
+
+def trials(
+    env: Env, act: Act, policy: Params, key: Key, count: int, *, record: rollout.Record
+) -> rollout.Episode:
+    """Play ``count`` greedy episodes with one ``policy`` without a memory; return them as ``episodes`` does,
+    E = ``count``.
+
+    The episodes read the same parameters, which are not copied for each of them.
+    """
+    one = _episode(env, act, 0.0, record)
+    return jax.vmap(one, (None, None, 0, None))(policy, (), jax.random.split(key, count), None)
+
+
+def _episode(
+    env: Env, act: Act, scale: Array | float, record: rollout.Record
+) -> Callable[..., rollout.Episode]:
+    """Return ``(params, memory, key, scale or None) -> Episode`` of one policy."""
     env = checked(env)
 
     def one(params: Params, memory: PyTree, key: Key, own: Array | None) -> rollout.Episode:
@@ -163,9 +185,7 @@ def episodes(
         played = rollout.episode(env, choose, memory, key, record=record)
         return replace(played, valid=played.valid & tree.finite(params, 0) & jnp.isfinite(played.total))
 
-    count = jax.tree.leaves(params)[0].shape[0]
-    scales = jnp.asarray(scale) if jnp.ndim(scale) else None
-    return jax.vmap(one)(params, memory, jax.random.split(key, count), scales)
+    return one
 
 
 def keep_transitions(discount: Array | float, timeout_is_terminal: bool = False) -> Record:

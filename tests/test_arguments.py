@@ -15,14 +15,17 @@ import pytest
 from flax import struct
 
 import popjax
-from popjax.agents import ddpg, td3
+from popjax.agents import ddpg, ppo, td3
 from popjax.arguments import checked, fits, told, typed, wanted
 from popjax.checks import check_numbers
 from popjax.host.deploy import export_policy
+from popjax.methods import onpolicy
 from tests.host import tiny
 
 ENV = popjax.make("probe/context")
 METHOD = tiny.build(ENV)
+CARTPOLE = popjax.make("gymnax/CartPole-v1")
+PPO = onpolicy.build(CARTPOLE, onpolicy.Config(agent=ppo.Config(hidden=(4,)), lanes=2, steps=4))
 SHORT: dict[str, Any] = {
     "env_steps": 24,
     "eval_every": 24,
@@ -119,6 +122,14 @@ STATE = METHOD.init(jax.random.key(0), METHOD.hyper)
         (
             lambda: popjax.evaluate(METHOD, ENV, STATE, members=[0, 1]),
             "members must have one number for each policy of the state, 1 in all",
+        ),
+        (
+            lambda: popjax.evaluate(PPO, CARTPOLE, STATE),
+            "state is that of another method, .*; evaluate it with the method that trained it",
+        ),
+        (
+            lambda: popjax.evaluate(PPO, ENV, PPO.init(jax.random.key(0), PPO.hyper)),
+            r"probe/context has obs_shape .*, but the method was built for gymnax/CartPole-v1 with \(4,\)",
         ),
         (lambda: popjax.load(5), "run_dir must be a string or a path, got 5"),
         (lambda: popjax.pretrained(None), "run_dir must be a string or a path, got None"),

@@ -16,6 +16,7 @@ import jax
 
 from popjax import kinds
 from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
+from popjax.arguments import told
 from popjax.checks import nearest_divisor
 from popjax.core import Agent, OnPolicyAgent, Spec
 
@@ -40,7 +41,8 @@ def build(spec: Spec, config: AnyConfig) -> Agent:
     """Return the agent that ``config`` belongs to.
 
     Raises:
-        ValueError: ``config`` is not of an agent that learns from a replay, or the agent has a memory.
+        ValueError: ``spec`` is no Spec, ``config`` is not of an agent that learns from a replay, or the agent
+            has a memory.
     """
     agent = _built(spec, config, AGENTS, Agent)
     check_no_memory(agent)
@@ -113,6 +115,8 @@ def on_policy(config: Any) -> bool:
 
 
 def _built(spec: Spec, config: Any, known: dict[str, ModuleType], kind: type[Made]) -> Made:
+    if not isinstance(spec, Spec):
+        raise ValueError(f"spec must be a Spec, such as env.spec, got {told(spec)}")
     agent = _module(config, known).build(spec, config)
     if isinstance(agent, OnPolicyAgent):
         default_rollout(config)  # methods that take both kinds tell them apart by it

@@ -430,6 +430,11 @@ def test_agents_refuse_discrete_actions_and_images(name):
         agents.build(SPEC._replace(obs_shape=(8, 8)), CONFIGS[name])
 
 
+def test_an_environment_for_its_spec_is_refused():
+    with pytest.raises(ValueError, match="spec must be a Spec, such as env.spec, got a value of type .*Env"):
+        agents.build(make("probe/context"), td3.Config())
+
+
 def test_senseless_configs_are_refused():
     with pytest.raises(ValueError, match="policy_delay must be at least 1, got 0"):
         agents.build(SPEC, td3.Config(policy_delay=0))

@@ -14,7 +14,7 @@ from jax import Array
 
 from popjax import numerics, rollout
 from popjax.arguments import told, typed
-from popjax.core import Env, Key, Method, Params, PyTree
+from popjax.core import Env, Key, Method, Params, PyTree, Spec
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 from popjax.host.signals import ready
@@ -84,8 +84,9 @@ def evaluate(
         stochastic: explore as in training: a stochastic policy samples, a deterministic one adds its noise.
 
     Raises:
-        Refused: an argument is of another type or out of range, or ``members`` has not one number for
-            each policy.
+        Refused: an argument is of another type or out of range, ``members`` has not one number for each
+            policy, ``state`` is of another method, or ``env`` has other observations or actions than the task
+            that the method was built for.
     """
     if episodes < 1:
         raise Refused(f"--episodes must be at least 1, got {episodes}")
@@ -93,6 +94,8 @@ def evaluate(
         raise Refused(f"--seed must be in 0 to {2**31 - 1}, got {seed}")
     if not (leaves := jax.tree.leaves(state)) or not all(hasattr(leaf, "dtype") for leaf in leaves):
         raise Refused(f"state must be a State of the method, as in result.state, got {told(state)}")
+    if method.built:
+        _check_alike(method.built.env.spec, env.spec)
     keep_compiled()
     if any(not np.ndim(leaf) for leaf in jax.tree.leaves(state)):  # no members: a State has scalars
         state = jax.tree.map(lambda x: x[None], state)
@@ -104,8 +107,35 @@ def evaluate(
     numbers = np.asarray(range(count) if members is None else members, np.int32)
     key = identity(method, env), method.exploration, count, episodes, stochastic
     run = _PLAYERS.get(key, lambda: _player(method, env, count, episodes, stochastic))
-    returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS), numbers))
+    try:
+        returns, lengths = ready(run(state, jax.random.fold_in(jax.random.key(seed), _AFTERWARDS), numbers))
+    except (AttributeError, TypeError, ValueError):
+        if not _belongs(state, method):
+            raise Refused(
+                "state is that of another method, or of one with another Config; evaluate it with the method"
+                " that trained it"
+            ) from None
+        raise
     return np.asarray(returns), np.asarray(lengths)
+
+
+def _check_alike(trained: Spec, asked: Spec) -> None:
+    """Check that a policy for one task can see and act in another."""
+    for what in ("obs_shape", "action_dim", "discrete"):
+        ours, theirs = getattr(trained, what), getattr(asked, what)
+        if ours != theirs:
+            raise Refused(
+                f"{asked.name} has {what} {theirs}, but the method was built for {trained.name} with {ours}"
+            )
+
+
+def _belongs(state: Any, method: Method) -> bool:
+    """Return whether ``state`` [S, ...] has the structure and the shapes of a State of ``method``."""
+    fresh = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    if jax.tree.structure(fresh) != jax.tree.structure(state):
+        return False
+    pairs = zip(jax.tree.leaves(fresh), jax.tree.leaves(state), strict=True)
+    return all(ours.shape == theirs.shape[1:] for ours, theirs in pairs)
 
 
 _PLAYERS: Remembered[Callable[..., tuple[Array, Array]]] = Remembered(8)

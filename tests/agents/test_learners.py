@@ -431,7 +431,7 @@ def test_agents_refuse_discrete_actions_and_images(name):
 
 
 def test_an_environment_for_its_spec_is_refused():
-    with pytest.raises(ValueError, match="spec must be a Spec, such as env.spec, got a value of type .*Env"):
+    with pytest.raises(ValueError, match=r"spec must be a Spec, such as env.spec, got a value of type .*Env"):
         agents.build(make("probe/context"), td3.Config())
 
 

@@ -132,10 +132,9 @@ def _check_alike(trained: Spec, asked: Spec) -> None:
 def _belongs(state: Any, method: Method) -> bool:
     """Return whether ``state`` [S, ...] has the structure and the shapes of a State of ``method``."""
     fresh = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
-    if jax.tree.structure(fresh) != jax.tree.structure(state):
-        return False
-    pairs = zip(jax.tree.leaves(fresh), jax.tree.leaves(state), strict=True)
-    return all(ours.shape == theirs.shape[1:] for ours, theirs in pairs)
+    ours, theirs = (jax.tree.flatten_with_path(each)[0] for each in (fresh, state))
+    shapes = {path: x.shape for path, x in ours}
+    return shapes == {path: x.shape[1:] for path, x in theirs}
 
 
 _PLAYERS: Remembered[Callable[..., tuple[Array, Array]]] = Remembered(8)

@@ -51,6 +51,8 @@ def parts(root: Path) -> dict[str, str]:
         "reproduced": reproduced.page(folder / "reproduce", "../benchmarks/results/reproduce"),
         "files": _files(folder),
     }
+    for part, name in _MEASURED.items():
+        made[part] += f"\n\n{_measured(load(name))}"
     for task in ("swimmer", "hopper"):
         made[f"results-cspc-{task}"] = _team(load, task)
     for pair in ("cartpole", "rooms"):
@@ -58,6 +60,19 @@ def parts(root: Path) -> dict[str, str]:
     return made
 
 
+_MEASURED = {
+    "speed-h200": "throughput-h200",
+    "speed-programs": "programs",
+    "speed-compile": "compile-cpu",
+    "speed-starts": "compile-cpu",
+    "speed-against": "against-cpu",
+    "speed-collaboration": "collaboration-cpu",
+    "speed-devices": "devices-pendulum-cpu",
+    "speed-update-modes": "update-modes-cpu",
+    "speed-prioritized": "prioritized-cpu",
+    "speed-convolutions": "convolutions-cpu",
+}
+"""Part -> file of its rows, for parts that do not say themselves where they were measured."""
 _CA2E = {
     "dqn": "DQN, one actor (`independent`)",
     "ddpg": "DDPG, one actor",
@@ -301,6 +316,12 @@ def _commits(found: Mapping[str, Any]) -> str:
     """Return the commits at which the rows were measured, each row's own before the file's."""
     measured = dict.fromkeys(row.get("git_commit", found["git_commit"]) for row in found["rows"])
     return " and ".join(f"`{commit[:8]}`" for commit in measured)
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    """Return the commits and hardware of a file of results."""
+    commits = _commits(found) if "rows" in found else f"`{found['git_commit'][:8]}`"
+    return f"At {commits} on {found['device']}."
 
 
 def _beside(row: Mapping[str, Any]) -> str:

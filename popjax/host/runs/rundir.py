@@ -136,7 +136,10 @@ def _check(root: Path, config: dict[str, Any], resume: bool) -> None:
     free = _free(before, config)
     different = [line for name, line in differences(before, config) if not free(name)]
     if different:
-        raise Refused(f"{root} was run with other options: {'; '.join(different)} (old -> new)")
+        raise Refused(
+            f"{root} was run with other options: {'; '.join(different)} (old -> new); continue it"
+            " with the old ones, or name another --run-dir"
+        )
 
 
 def begun(root: Path) -> bool:
@@ -237,7 +240,7 @@ def _larger(new: Any, old: Any) -> bool:
 
 
 def _spell(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    return "unset" if value in (None, "") else str(value)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -62,12 +63,14 @@ class Row:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures and prints; writes ``arguments.out``."""
-    rows: list[Row] = []
+    """Measure and print; write ``arguments.out`` after every size, and go on with those it does not have."""
+    rows, _ = record.kept(arguments.out)
+    had = {row["population"] for row in rows if row["method"] == "ce"}
     for population in arguments.populations:
-        rows += measure(population, arguments)
-        Console(stderr=True).print(f"measured {population} agents", style="dim")
-        record.write(arguments.out, rows=[asdict(row) for row in rows])
+        if population not in had:
+            rows += [asdict(row) for row in measure(population, arguments)]
+            Console(stderr=True).print(f"measured {population} agents", style="dim")
+            record.write(arguments.out, rows=rows)
     show(rows, arguments)
 
 
@@ -123,7 +126,7 @@ def _shallow(config: ce.Config) -> dict[str, object]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def show(rows: list[Row], arguments: Arguments) -> None:
+def show(rows: list[dict[str, Any]], arguments: Arguments) -> None:
     """The table on standard output."""
     table = Table(title=f"{arguments.env} on {jax.devices()[0].device_kind}")
     headers = ["method", "N", "env steps/s", "agent updates/s", "time / SAC", "time / Replica", "replay MB"]
@@ -131,13 +134,13 @@ def show(rows: list[Row], arguments: Arguments) -> None:
         table.add_column(header, justify="left" if header == "method" else "right")
     for entry in rows:
         table.add_row(
-            entry.method,
-            str(entry.population),
-            f"{entry.env_steps_per_second:,.1f}",
-            f"{entry.agent_updates_per_second:,.0f}",
-            f"{entry.seconds_per_env_step_over_sac:.2f}",
-            "" if entry.over_replica is None else f"{entry.over_replica:.2f}",
-            f"{entry.replay_bytes / 1e6:.1f}",
+            entry["method"],
+            str(entry["population"]),
+            f"{entry['env_steps_per_second']:,.1f}",
+            f"{entry['agent_updates_per_second']:,.0f}",
+            f"{entry['seconds_per_env_step_over_sac']:.2f}",
+            "" if entry["over_replica"] is None else f"{entry['over_replica']:.2f}",
+            f"{entry['replay_bytes'] / 1e6:.1f}",
         )
     Console().print(table)
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measure everything that only an accelerator shows, in order of value. Each part takes at most nine minutes;
-# the same command again goes on with what is not finished, row by row in the parts that take longer.
+# the same command again goes on with what is not finished, row by row in the parts that take longer. A part whose
+# command has changed, such as by another PEERS_PYTHON, runs again.
 #
 #     bash benchmarks/on_gpu.sh runs/gpu              all parts
 #     bash benchmarks/on_gpu.sh runs/gpu peers-sac    only these
@@ -25,12 +26,12 @@ part() { # NAME COMMAND...: writes to $OUT/NAME.log, and leaves $OUT/NAME.done w
     shift
     KNOWN+=("$name")
     [[ ${#WANTED[@]} -eq 0 || " ${WANTED[*]} " == *" $name "* ]] || return 0
-    [[ -e $OUT/$name.done ]] && return 0
+    [[ -e $OUT/$name.done && $(<"$OUT/$name.done") == "$*" ]] && return 0
     echo "$(date +%T) $name"
     timeout --signal=INT --kill-after=20 540 "$@" >"$OUT/$name.log" 2>&1
     code=$?
     if [[ $code -eq 0 ]]; then
-        touch "$OUT/$name.done"
+        echo "$*" >"$OUT/$name.done"
     else
         echo "$name ended with $code; see $OUT/$name.log, and run this again"
         FAILED=1

@@ -39,7 +39,7 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
-from benchmarks.trainers import MADE_UP, Cannot, Work  # noqa: E402
+from benchmarks.trainers import ABSENT, MADE_UP, Cannot, Work  # noqa: E402
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax", "purejaxrl")
@@ -419,6 +419,7 @@ def main(arguments: Arguments) -> None:
             has = ", ".join(protocol.work)
             raise SystemExit(f"error: protocol {arguments.protocol} has no {algorithm}; use one of {has}")
     rows, before = record.kept(arguments.out)
+    rows = [row for row in rows if not row.get("cannot", "").startswith(ABSENT)]  # it may be there now
     if before and (other := before.get("protocol", "default")) != arguments.protocol:
         raise SystemExit(f"error: {arguments.out} holds rows of protocol {other}; name another file as --out")
     told = {"protocol": arguments.protocol, "peers": versions(arguments.python), "units": protocol.units}
@@ -429,6 +430,9 @@ def main(arguments: Arguments) -> None:
         ]
         left = [peer for peer in dict.fromkeys(arguments.peers) if peer not in had]
         for row in measure(algorithm, population, left, arguments) if left else ():
+            if told["limit"] and algorithm == "sac" and "ratio" in row:
+                bound = told["limit"]["flops_per_second"] / told["limit"]["flops_per_update"]
+                row |= {"share_of_limit": round(row["ours_per_second"] / bound, 3)}
             rows.append(row)
             print(json.dumps(row), flush=True)
             record.write(arguments.out, **told, rows=rows)

@@ -175,10 +175,16 @@ def main(out: Path | None = None) -> None:
     Args:
         out: JSON file for the results.
     """
-    pictures = {task: {str(lanes): drawn(task, lanes) for lanes in LANES} for task in TASKS}
     place = out or RESULTS / f"pixels-{jax.default_backend()}.json"
-    environment = {"lanes": STEP_LANES} | stepped(STEP_LANES)
-    record.write(place, size=SIDE, pictures=pictures, environment=environment, drq_updates=learned())
+    pictures: dict[str, Any] = {}
+    found: dict[str, Any] = {"size": SIDE, "pictures": pictures}
+    for task in TASKS:
+        pictures[task] = {str(lanes): drawn(task, lanes) for lanes in LANES}
+        record.write(place, **found)
+    found["environment"] = {"lanes": STEP_LANES} | stepped(STEP_LANES)
+    record.write(place, **found)
+    found["drq_updates"] = learned()
+    record.write(place, **found)
     print(place.read_text())
 
 

@@ -67,6 +67,8 @@ class Arguments:
     """Steps of a method in a timed chunk, but see ``LONG``."""
     repeats: int = 5
     """Timed chunks."""
+    limit: float = 400
+    """Time after which a row is given up [seconds]."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -128,9 +130,13 @@ def in_its_own_process(name: str, population: int, arguments: Arguments) -> dict
     """Return a row, or the first line of what went wrong."""
     told = json.dumps(asdict(arguments) | {"out": None})
     command = [sys.executable, __file__, "--one", name, str(population), told]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    failed = {"cannot": f"ended with exit status {done.returncode}"}
-    said = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=arguments.limit)
+    except subprocess.TimeoutExpired:
+        said = {"cannot": f"no answer in {arguments.limit:g} s"}
+    else:
+        failed = {"cannot": f"ended with exit status {done.returncode}"}
+        said = failed if done.returncode else json.loads(done.stdout.splitlines()[-1])
     Console(stderr=True).print(f"{name} with population {population}: {said}", style="dim", markup=False)
     return {"method": name, "population": population} | said
 

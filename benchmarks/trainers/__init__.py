@@ -15,6 +15,8 @@ from typing import Any
 
 EPISODE = 200  # environment steps of Pendulum
 MADE_UP = "made-up/HalfCheetah"
+ABSENT = "not installed"
+"""Beginning of the reason why a trainer whose library is absent cannot be measured."""
 OBS, ACTION = 17, 6  # numbers in an observation and in an action of HalfCheetah
 
 
@@ -99,7 +101,7 @@ def answering() -> Iterator[Callable[..., None]]:
     except Cannot as error:
         answer(cannot=str(error))
     except ImportError as error:
-        answer(cannot=f"not installed: {error}")
+        answer(cannot=f"{ABSENT}: {error}")
     except Exception as error:  # such as a device without enough memory
         answer(cannot=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
 

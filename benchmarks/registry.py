@@ -1,8 +1,8 @@
 """The tables and figures of the papers as data: ``papers/PAPER.toml``.
 
-A file has the ``paper``, its common ``options`` and number of ``seeds``; ``tasks``, each with its
-environment and budget; ``rows``, each a method with its options; and ``tables``, each with rows, tasks, what
-a seed counts by, and what the paper says. A row may have:
+A file has the ``paper``, its common ``options`` and number of ``seeds`` (ours if ``seeds_stated`` is false);
+``tasks``, each with its environment and budget; ``rows``, each a method with its options; and ``tables``,
+each with rows, tasks, what a seed counts by, and what the paper says. A row may have:
 
 least:   by task, the fewest environment steps that a run can have: one generation
 tasks:   by task, further options
@@ -82,6 +82,7 @@ class Paper:
     title: str
     options: str
     seeds: int
+    seeds_stated: bool
     tasks: Mapping[str, Task]
     rows: Mapping[str, Row]
     tables: Mapping[str, Table]
@@ -200,7 +201,7 @@ def cells(
     paper, table = find(name)
     for asked, known, what in ((tasks, table.tasks, "task"), (rows, table.rows, "row")):
         if unknown := [one for one in asked if one not in known]:
-            raise ValueError(f"{name} has no {what} {unknown[0]!r}; it has {', '.join(known)}")
+            raise ValueError(f"{name} has no {what} {unknown[0]!r}; it has {', '.join(map(repr, known))}")
     found: dict[Path, Cell] = {}
     for task in [task for task in table.tasks if not tasks or task in tasks]:
         for label in [row for row in table.rows if not rows or row in rows]:
@@ -240,9 +241,8 @@ def _read(path: Path) -> Paper:
     }
     rows = {label: Row(**row) for label, row in content["rows"].items()}
     tables = {name: _table(table) for name, table in content["tables"].items()}
-    paper = Paper(
-        path.stem, content["paper"], content.get("options", ""), content["seeds"], tasks, rows, tables
-    )
+    seeds = content["seeds"], content.get("seeds_stated", True)
+    paper = Paper(path.stem, content["paper"], content.get("options", ""), *seeds, tasks, rows, tables)
     _check(paper)
     return paper
 

@@ -8,12 +8,13 @@
 Runs lie in ``--runs``, one for each row and task, and several tables may have one in common. Tasks come in
 the table's order, and of each its rows, the most valuable first. The same command again goes on where it was
 interrupted, and trains nothing of what has its budget already. Ends with *ours | the paper | fraction of the
-budget*, and writes NAME.json and NAME-TASK.png, return against environment steps and against time, to
-``--out``; ``--report-only`` does nothing else, whatever there is of the runs.
+budget*, and adds to NAME.json and NAME-TASK.png, return against environment steps and against time, in
+``--out``; ``--report-only`` does nothing else, whatever there is of the runs that the same command trains.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -74,12 +75,10 @@ def main(arguments: Arguments) -> int:
         return 0
     try:
         chosen = (arguments.name, arguments.tasks, arguments.rows, arguments.seeds, arguments.fraction)
+        check(arguments)
         cells = registry.cells(*chosen)
     except ValueError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return 2
-    if arguments.calibrate is not None and not 0 < arguments.calibrate < 1:
-        print(f"error: --calibrate must be above 0 and below 1, got {arguments.calibrate:g}", file=sys.stderr)
         return 2
     if arguments.calibrate and (code := calibrate(cells, arguments)):
         return code
@@ -89,17 +88,47 @@ def main(arguments: Arguments) -> int:
             if arguments.calibrate:
                 print(f"# {reproduced.estimate(cell, *apart(cell, arguments))}")
             print(shlex.join(["python", "scripts/run.py", *cell.arguments(arguments.runs)]))
-        for command in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
+        for command, _, _ in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
             print(shlex.join(["python", *command]))
         return 0
-    code = 0 if arguments.report_only else train(cells, arguments)
+    code = 0 if arguments.report_only else do(cells, arguments)
     if code >= 128:
         return code
-    if not arguments.report_only:
-        done = [cell for cell in cells if reproduced.finished(cell, arguments.runs)]
-        for command in reproduced.studies(arguments.name, done, arguments.runs, arguments.out):
-            code = execute([str(ROOT / command[0]), *command[1:]]) or code
     return reproduced.report(arguments.name, cells, arguments.runs, arguments.out) or code
+
+
+def check(arguments: Arguments) -> None:
+    """Check numbers and choices.
+
+    Raises:
+        ValueError: one of them makes no sense.
+    """
+    for name in ("fraction", "seeds", "minutes"):
+        if (value := getattr(arguments, name)) is not None and not value > 0:
+            raise ValueError(f"--{name} must be above 0, got {value:g}")
+    if arguments.calibrate is not None and not 0 < arguments.calibrate < 1:
+        raise ValueError(f"--calibrate must be above 0 and below 1, got {arguments.calibrate:g}")
+    if arguments.report_only and (arguments.dry_run or arguments.calibrate is not None):
+        raise ValueError("--report-only trains nothing; leave out --dry-run and --calibrate")
+
+
+def do(cells: list[Cell], arguments: Arguments) -> int:
+    """Train what is not finished and study what is, until the minutes are over; return an exit code."""
+    deadline = time.perf_counter() + 60 * (math.inf if arguments.minutes is None else arguments.minutes)
+    if (code := train(cells, arguments, deadline)) >= 128:
+        return code
+    done = [cell for cell in cells if reproduced.finished(cell, arguments.runs)]
+    for command, file, made in reproduced.studies(arguments.name, done, arguments.runs, arguments.out):
+        if made:
+            continue
+        if time.perf_counter() > deadline:
+            say(f"no time is left for {file.name}; the same command continues")
+            break
+        ended = execute([str(ROOT / command[0]), *command[1:]])
+        if ended >= 128:
+            return ended
+        code = ended or code
+    return code
 
 
 def apart(cell: Cell, arguments: Arguments) -> tuple[Cell, Path]:
@@ -111,23 +140,23 @@ def apart(cell: Cell, arguments: Arguments) -> tuple[Cell, Path]:
 def calibrate(cells: list[Cell], arguments: Arguments) -> int:
     """Train the beginning of every cell apart from the runs; return an exit code."""
     found = [apart(cell, arguments) for cell in cells]
-    return train([cell for cell, _ in found], replace(arguments, runs=found[0][1], minutes=None))
+    return train([cell for cell, _ in found], replace(arguments, runs=found[0][1]))
 
 
-def train(cells: list[Cell], arguments: Arguments) -> int:
-    """Train what is not finished, in order, until the minutes are over; return an exit code."""
-    begun, code = time.perf_counter(), 0
+def train(cells: list[Cell], arguments: Arguments, deadline: float = math.inf) -> int:
+    """Train what is not finished, in order, until ``deadline`` [seconds of ``perf_counter``]; return an exit
+    code."""
+    code = 0
     for cell in cells:
         if reproduced.finished(cell, arguments.runs):
             continue
         argv = [*cell.arguments(arguments.runs), "--devices", arguments.devices]
         argv += ["--launcher", arguments.launcher]
-        if arguments.minutes is not None:
-            rest = arguments.minutes - (time.perf_counter() - begun) / 60
-            if rest <= 0:
+        if deadline < math.inf:
+            if (rest := deadline - time.perf_counter()) <= 0:
                 say(f"{arguments.minutes:g} minutes have passed; the same command continues")
                 break
-            argv += ["--max-minutes", f"{rest:g}"]
+            argv += ["--max-minutes", f"{rest / 60:g}"]
         if missing := [one for one in cell.needs.values() if not reproduced.finished(one, arguments.runs)]:
             say(f"{cell.row} on {cell.task} waits for {missing[0].row} on {missing[0].task}")
             continue

@@ -1,14 +1,16 @@
 """Read what has been reproduced from run directories, and show it beside what the papers say.
 
 ``NAME.json`` has for each row on each task our numbers, the paper's, the share of the paper's budget and of
-its seeds that they are of, and commit, hardware and seconds of the run. Documentation is made of these files.
+its seeds that they are of, and commit, hardware, versions and seconds of the run; and the evaluations of
+every seed. It grows run by run: a report keeps the rows of runs that it does not see. A row may have a
+``remark``, written by hand. Documentation is made of these files.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from benchmarks import record, registry
 from benchmarks.registry import Cell, Table
 from popjax.host.errors import Refused
 from popjax.host.report import charts, measures, records
-from popjax.host.report.records import Group
+from popjax.host.report.records import Curve, Group
 from popjax.host.runs import log, run_group, rundir
 from popjax.host.scaling import sweep
 
@@ -65,42 +67,85 @@ def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
     return f"about {hours:.1f} h in all on {summary['hardware']}, {needed}"
 
 
-def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator[list[str]]:
-    """Yield the commands, from benchmarks/ on, of what a table does with the finished runs of ``cells``; the
-    last word is the file of results."""
+def studies(
+    name: str, cells: Sequence[Cell], runs: Path, out: Path
+) -> Iterator[tuple[list[str], Path, bool]]:
+    """Yield for each run of ``cells`` that a table studies the command, from benchmarks/ on, the file of
+    results, and whether it is there already and younger than the run."""
     _, table = registry.find(name)
     for cell in cells:
         if table.study and cell.row in table.rows:
             file = out / f"{name}-{cell.task}-{cell.directory.name}.json"
             given = {"run": str(runs / cell.directory), "out": str(file)}
             script, *options = [word.format(**given) for word in shlex.split(table.study)]
-            yield [f"benchmarks/{script}", *options]
+            summary = rundir.RunDirectory(runs / cell.directory).summary
+            made = file.exists() and summary.exists() and file.stat().st_mtime > summary.stat().st_mtime
+            yield [f"benchmarks/{script}", *options], file, made
 
 
 def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
-    """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet."""
+    """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet.
+
+    What ``out`` has of other runs stays, and so does a row of a longer run, or of more seeds, than the one
+    that is there now.
+    """
     _, table = registry.find(name)
     found = [(cell, group) for cell in cells if cell.row in table.rows and (group := _group(cell, runs))]
     if not found:
         print(f"nothing of {name} has been evaluated yet")
         return 1
-    rows = [row for cell, group in found for row in _rows(table, cell, group)]
+    file = out / f"{name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"rows": [], "figures": []}
+    rows, curves = before["rows"], before.get("curves", {})
+    for cell, group in found:
+        place = cell.task, cell.row
+        own = list(_rows(table, cell, group))
+        longest = max((_extent(row) for row in rows if _place(row) == place), default=0.0)
+        if longest > _extent(own[0]):
+            print(f"{file} keeps {cell.row} on {cell.task} of a longer run; remove its rows to replace them")
+            continue
+        rows = [row for row in rows if _place(row) != place] + own
+        curves.setdefault(cell.task, {})[cell.row] = [_stored(curve) for curve in group.curves]
+    rows.sort(key=lambda row: (table.tasks.index(row["task"]), table.rows.index(row["row"])))
     out.mkdir(parents=True, exist_ok=True)
-    look = charts.styles(table.rows)
-    figures = []
-    for task in dict.fromkeys(cell.task for cell, _ in found):
-        groups = [group for cell, group in found if cell.task == task]
-        for kind, by_time in (("", False), ("-time", True)):
-            timed = [g for g in groups if not by_time or g.timed]
-            if timed:
-                figures.append(f"{name}-{task}{kind}.png")
-                charts.learning_curves(task, timed, look, by_time).savefig(out / figures[-1])
-    drawn = [Path(words[-1]).with_suffix(".png") for words in studies(name, [c for c, _ in found], runs, out)]
+    figures = _draw(name, table, curves, out)
+    drawn = [path.with_suffix(".png") for _, path, _ in studies(name, [c for c, _ in found], runs, out)]
     figures += [path.name for path in drawn if path.exists()]
+    figures = list(dict.fromkeys([*(one for one in before["figures"] if (out / one).exists()), *figures]))
     about = {"name": name, "where": table.where, "note": table.note, "measures": dict(table.measures)}
-    record.write(out / f"{name}.json", **about, rows=rows, figures=figures)
+    record.write(file, **about, rows=rows, figures=figures, curves=curves)
     _show(name, table, rows)
     return 0
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["task"], row["row"]
+
+
+def _extent(row: Mapping[str, Any]) -> float:
+    """Return the environment steps of all seeds of a row."""
+    return float(row["env_steps"] * row["seeds"])
+
+
+def _stored(curve: Curve) -> dict[str, Any]:
+    """Return a curve for JSON."""
+    seconds = None if curve.seconds is None else np.round(curve.seconds, 1).tolist()
+    returns = np.round(curve.returns, 3).tolist()
+    return {"seed": curve.seed, "env_steps": curve.env_steps.tolist(), "returns": returns, "seconds": seconds}
+
+
+def _draw(name: str, table: Table, curves: Mapping[str, Mapping[str, Any]], out: Path) -> list[str]:
+    """Draw the stored curves of every task against environment steps and time; return the names of files."""
+    look, figures = charts.styles(table.rows), []
+    for task in [task for task in table.tasks if task in curves]:
+        labels = [row for row in table.rows if row in curves[task]]
+        stored = [tuple(Curve(**curve) for curve in curves[task][label]) for label in labels]
+        groups = [Group(label, task, (), seeds) for label, seeds in zip(labels, stored, strict=True)]
+        for kind, by_time in (("", False), ("-time", True)):
+            if shown := [group for group in groups if not by_time or group.timed]:
+                figures.append(f"{name}-{task}{kind}.png")
+                charts.learning_curves(task, shown, look, by_time).savefig(out / figures[-1])
+    return figures
 
 
 def _group(cell: Cell, runs: Path) -> Group | None:
@@ -132,10 +177,12 @@ def _rows(table: Table, cell: Cell, group: Group) -> Iterator[dict[str, Any]]:
             "env_steps": reached,
             "fraction_of_budget": round(min(reached / cell.full_steps, 1.0), 4),
             "seeds": len(group.curves),
-            "seeds_of_paper": cell.paper.seeds,
+            "seeds_of_paper": cell.paper.seeds if cell.paper.seeds_stated else None,
             "wall_seconds": log.read_lines(rundir.RunDirectory(run.root).evaluations)[-1].get("wall_seconds"),
             "device": run.config.get("device"),
             "git_commit": run.config.get("git_commit"),
+            "git_dirty": run.config.get("git_dirty"),
+            "versions": run.config.get("versions"),
             "command": run.config.get("command"),
         }
 
@@ -153,8 +200,9 @@ def _show(name: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for row in rows:
         label = f"{row['row']}, {row['column']}" if row["column"] else row["row"]
-        of = f" of {row['seeds_of_paper']}" if row["seeds"] < row["seeds_of_paper"] else ""
-        seeds = f" ({row['seeds']}{of} seeds)"
+        ours, theirs = row["seeds"], row["seeds_of_paper"]
+        of = f" of {theirs}" if theirs and ours < theirs else ""
+        seeds = f" ({ours}{of} seed{'s' if of or ours > 1 else ''})"
         fraction = f"{row['fraction_of_budget']:.1%}"
         yield row["task"], label, _spelt(row["ours"]) + seeds, _spelt(row["paper"]), fraction
 
@@ -190,13 +238,56 @@ def _section(name: str, found: Mapping[str, Any], place: str) -> str:
         "|---|---|---|---|---|",
         *(f"| {' | '.join(cells)} |" for cells in _cells(found["rows"])),
     ]
-    origins = dict.fromkeys((row["git_commit"] or "-", row["device"]) for row in found["rows"])
+    origins = dict.fromkeys(
+        (row["git_commit"] or "-", " with uncommitted changes" * bool(row.get("git_dirty")), row["device"])
+        for row in found["rows"]
+    )
+    trained = "; ".join(f"`{commit[:8]}`{changes} on {device}" for commit, changes, device in origins)
     paragraphs = [
         f"### {name}",
         f"{registry.names()[name].title}: {found['where']}.",
         *filter(None, [found["note"]]),
         "\n".join(rows),
-        f"Trained at {'; '.join(f'`{commit[:8]}` on {device}' for commit, device in origins)}.",
+        *filter(None, [_unfinished(name, found["rows"])]),
+        *_remarks(found["rows"]),
+        f"Trained at {trained}.",
         *(f"![{figure}]({place}/{figure})" for figure in found["figures"]),
     ]
     return "\n\n".join(paragraphs)
+
+
+def _unfinished(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return in words what of a table has not been run at all; "" if there is nothing."""
+    _, table = registry.find(name)
+    trained = {_place(row) for row in rows}
+    begun = [task for task in table.tasks if any(there == task for there, _ in trained)]
+    lacks = {task: [row for row in table.rows if (task, row) not in trained] for task in begun}
+    parts = [f"{_listed(missing)} on {task}" for task, missing in lacks.items() if missing]
+    if rest := [task for task in table.tasks if task not in begun]:
+        parts.append(f"every row on {_listed(rest)}")
+    return f"Not run yet: {'; '.join(parts)}." if parts else ""
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what is to be known of rows, each with the tasks, or the rows of a task, that it is about."""
+    trained: dict[str, dict[str, None]] = {}
+    about: dict[str, dict[str, dict[str, None]]] = {}
+    for row in rows:
+        trained.setdefault(row["task"], {})[row["row"]] = None
+        if remark := row.get("remark"):
+            about.setdefault(remark, {}).setdefault(row["task"], {})[row["row"]] = None
+    for remark, tasks in about.items():
+        parts = [
+            task if labels == trained[task] else f"{_listed(labels)} on {task}"
+            for task, labels in tasks.items()
+        ]
+        yield remark if tasks == trained else f"{_listed(parts)}: {remark}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names as a list in a sentence; with semicolons where a name has a comma."""
+    *first, last = names
+    if not first:
+        return last
+    mark = "; " if any("," in name for name in (*first, last)) else ", "
+    return f"{mark.join(first)}{mark if mark == '; ' else ' '}and {last}"

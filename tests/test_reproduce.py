@@ -121,7 +121,8 @@ def test_a_dry_run_lists_what_would_be_trained(
 def test_every_study_is_one_that_its_script_takes(tmp_path: Path) -> None:
     found = 0
     for name in NAMES:
-        for script, *options in reproduced.studies(name, registry.cells(name), tmp_path / "runs", tmp_path):
+        cells = registry.cells(name)
+        for (script, *options), _, _ in reproduced.studies(name, cells, tmp_path / "runs", tmp_path):
             module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
             tyro.cli(module.Arguments, args=options)
             found += 1
@@ -151,8 +152,8 @@ def test_numbers_of_the_papers_belong_to_a_statistic() -> None:
 def test_names_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
         (reproduce.Arguments("pderl-table9"), "there is no 'pderl-table9'"),
-        (reproduce.Arguments("pderl-table1", tasks=("Reacher",)), "has no task 'Reacher'; it has Swimmer"),
-        (reproduce.Arguments("pderl-table1", rows=("SAC",)), "has no row 'SAC'; it has PDERL"),
+        (reproduce.Arguments("pderl-table1", tasks=("Reacher",)), "has no task 'Reacher'; it has 'Swimmer'"),
+        (reproduce.Arguments("pderl-table1", rows=("SAC",)), "has no row 'SAC'; it has 'PDERL'"),
     ]
     for arguments, told in cases:
         assert reproduce.main(arguments) == 2
@@ -210,6 +211,91 @@ def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
     page = reproduced.page(toy / "parts-out")
     assert "| context | A |" in page
     assert "1 ± 0.5" in page
+
+
+def test_a_report_keeps_what_it_does_not_see(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of other runs stay, with their remarks and curves, and so does a row of a longer run."""
+    monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
+    file = toy / "out/toy-table1.json"
+
+    def reproduced_with(row: str, fraction: float, runs: str) -> dict:
+        asked = reproduce.Arguments("toy-table1", (), (row,), fraction, runs=toy / runs, out=toy / "out")
+        assert reproduce.main(asked) == 0
+        return json.loads(file.read_text())
+
+    first = reproduced_with("teacher", 0.001, "long")
+    first["rows"][0]["remark"] = "Beside other work."
+    file.write_text(json.dumps(first))
+    drawn = (toy / "out/toy-table1-context.png").read_bytes()
+    both = reproduced_with("A", 0.001, "long")
+    assert [row["row"] for row in both["rows"]] == ["A", "A", "teacher", "teacher"]
+    assert both["rows"][2:] == first["rows"]
+    assert both["curves"]["context"]["teacher"] == first["curves"]["context"]["teacher"]
+    assert [curve["seed"] for curve in both["curves"]["context"]["A"]] == [0, 1]
+    assert both["figures"] == first["figures"]
+    assert (toy / "out/toy-table1-context.png").read_bytes() != drawn  # with a line for each
+    assert reproduced_with("A", 0.0005, "short")["rows"] == both["rows"]
+    page = reproduced.page(toy / "out")
+    assert "teacher on context: Beside other work." in page
+    assert "Not run yet:" not in page
+
+
+def test_a_page_tells_what_has_not_been_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
+    asked = reproduce.Arguments("toy-table1", rows=("A",), seeds=1, fraction=0.001, runs=toy, out=toy / "out")
+    assert reproduce.main(asked) == 0
+    page = reproduced.page(toy / "out")
+    assert "Not run yet: teacher on context." in page
+    assert "(1 of 2 seeds)" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"fraction": 0.0}, "--fraction must be above 0, got 0"),
+        ({"fraction": -1.0}, "--fraction must be above 0, got -1"),
+        ({"seeds": 0}, "--seeds must be above 0, got 0"),
+        ({"minutes": -1.0}, "--minutes must be above 0, got -1"),
+        ({"report_only": True, "dry_run": True}, "--report-only trains nothing; leave out --dry-run"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(
+    given: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce.main(reproduce.Arguments("pderl-table1", **given)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_study_is_made_once_and_ends_with_the_minutes(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studied = TOY.replace('where = "Table 1"', 'where = "Table 1"\nstudy = "study.py {run} --out {out}"')
+    (toy / "papers/toy.toml").write_text(studied)
+    registry.papers.cache_clear()
+    made = []
+
+    def execute(argv: list[str]) -> int:
+        if not argv[0].endswith("study.py"):
+            return cli.run(argv[1:])
+        made.append(argv[-1])
+        if ended:
+            return ended
+        Path(argv[-1]).parent.mkdir(exist_ok=True)
+        Path(argv[-1]).write_text("{}")
+        return 0
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+    asked = {"fraction": 0.001, "seeds": 1, "runs": toy / "runs", "out": toy / "out"}
+    ended = 130
+    assert reproduce.main(reproduce.Arguments("toy-table1", **asked)) == ended
+    assert made == [str(toy / "out/toy-table1-context-A.json")]  # the other one is not begun
+    assert not (toy / "out/toy-table1.json").exists()
+    ended = 0
+    assert reproduce.main(reproduce.Arguments("toy-table1", **asked, minutes=1e-9)) == 0
+    assert "no time is left for toy-table1-context-A.json" in capsys.readouterr().err
+    for _ in range(2):
+        assert reproduce.main(reproduce.Arguments("toy-table1", **asked)) == 0
+    assert len(made) == 3
 
 
 def test_a_beginning_that_is_trained_apart_tells_the_time_and_memory_of_all(

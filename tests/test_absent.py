@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -87,13 +89,27 @@ def test_programs_of_every_method_keep_what_the_documentation_says():
     """As ``benchmarks/accelerator_programs.py`` has recorded them."""
     recorded = json.loads((ROOT / "benchmarks" / "results" / "programs.json").read_text())["rows"]
     for row in recorded:
-        found = row["collectives"], row["callbacks"], row["float64"]
-        assert found == ({}, 0, 0), row["case"]
-        assert row["alias_megabytes"] == row["argument_megabytes"] > 0, row["case"]
-        if row["case"] != "pbt":  # which copies its agents at ready points
-            assert row["iteration"]["large_copy_megabytes"] <= 6.3, row["case"]
+        check(row)
     compiled = {accelerator_programs.CASES[row["case"]][0] for row in recorded if row["device"] == "h100"}
     assert compiled >= METHODS.keys() - {"align", "distil"}  # these begin with finished runs
+
+
+def check(row):
+    found = row["collectives"], row["callbacks"], row["float64"]
+    assert found == ({}, 0, 0), row["case"]
+    assert row["alias_megabytes"] == row["argument_megabytes"] > 0, row["case"]
+    if row["case"] != "pbt":  # which copies its agents at ready points
+        assert row["iteration"]["large_copy_megabytes"] <= 6.3, row["case"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", accelerator_programs.CASES)
+def test_programs_keep_it_as_they_are_now(case, kind):
+    """Each is compiled in a process of its own, from seconds to minutes."""
+    command = [sys.executable, accelerator_programs.__file__, "--one", case, kind, "100000", "own"]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    check(json.loads(told.splitlines()[-1]))
 
 
 def test_a_program_is_read():

@@ -41,7 +41,7 @@ class Config:
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
     # the actor ascends the mean of the twins (jaxrl2) or their minimum
     actor_q: Literal["mean", "min"] = "mean"
-    initializer: nets.Initializer = "orthogonal"  # "uniform_fan_in" is PyTorch's default
+    initializer: nets.Initializer = "orthogonal"  # "uniform" is PyTorch's default, of weights and biases
     normalize_obs: bool = False  # observations are whitened by their running statistics
     precision: nets.Precision = "float32"  # precision of hidden layers in gradient steps; acting uses float32
 

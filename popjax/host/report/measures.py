@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -27,12 +27,14 @@ class Measure(NamedTuple):
     unit:  label of an axis.
     of:    (group, environment steps) -> float [seeds], the scores at that number of environment steps; NaN
            for a seed that did not record it.
+    evaluations: how many the words speak of; 1 if of no number.
     """
 
     name: str
     words: str
     unit: str
     of: Callable[[Group, int], np.ndarray]
+    evaluations: int = 1
 
 
 def measure(name: str) -> Measure:
@@ -48,7 +50,8 @@ def measure(name: str) -> Measure:
     if name in _OF_CURVES:
         words, of = _OF_CURVES[name]
         scores = lambda group, budget: np.array([of(c, budget) for c in group.curves])  # noqa: E731
-        return Measure(name, words, "minutes" if name == "minutes" else "return (sum of rewards)", scores)
+        unit = "minutes" if name == "minutes" else "return (sum of rewards)"
+        return Measure(name, words, unit, scores, LAST if of is last else 1)
     metric = name.removeprefix(METRIC)
     if metric == name or not metric:
         raise Refused(f"there is no measure {name!r}: use {', '.join(_OF_CURVES)} or {METRIC}NAME")
@@ -89,21 +92,42 @@ _OF_CURVES: dict[str, tuple[str, Callable[[Curve, int], float]]] = {
 
 
 def _last_metric(metric: str, group: Group, budget: int) -> np.ndarray:
-    name, slash, kind = metric.partition("/")
     found: dict[int, float] = {}
     for record in group.records:
         for row in _rows(record, budget):
-            values = by_suffix(np.asarray(row.get(name, []), np.float64))
-            if slash + kind in values:
-                found[row["seed"]] = values[slash + kind]
+            if (value := number(metric, row)) is not None:
+                found[row["seed"]] = value
     if not found:
-        known = sorted({name for record in group.records for row in _rows(record, 0) for name in row})
-        raise Refused(
-            f"{group.label} on {group.task} records no metric {metric!r}; it records"
-            f" {', '.join(known) or 'none'}; if a metric has axes, name NAME/mean, NAME/max, NAME/0 or"
-            " NAME/first:0"
-        )
+        known = {name: x for record in group.records for row in _rows(record, 0) for name, x in row.items()}
+        raise Refused(f"{group.label} on {group.task} {lacking(metric, known, METRIC)}")
     return np.array([found.get(curve.seed, np.nan) for curve in group.curves])
+
+
+def number(metric: str, row: Mapping[str, Any]) -> float | None:
+    """Return the number that ``metric`` names, as in ``measure``, in a row of ``metrics.jsonl``; None if the
+    row has none."""
+    name, slash, kind = metric.partition("/")
+    return by_suffix(np.asarray(row.get(name, []), np.float64)).get(slash + kind)
+
+
+def lacking(metric: str, row: Mapping[str, Any], prefix: str = "") -> str:
+    """Return what a run with a row like ``row`` records in place of the number ``metric``, and what to name;
+    ``prefix`` stands before names."""
+    name = metric.partition("/")[0]
+    if name not in row:
+        known = sorted(x for x in row if x not in log.FACTS and not x.startswith("hyper."))
+        return f"records no metric {metric!r}; it records {', '.join(known) or 'none'}"
+    shape = np.shape(row[name])
+    if not shape:
+        return f"records {name!r} as one number: name {prefix}{name}"
+    if 0 in shape:
+        return f"records {name!r} without any entry, since its axes are {list(shape)}; name another metric"
+    kinds = [f"{prefix}{name}/mean", "/max"]
+    if len(shape) == 1:
+        last = shape[0] - 1
+        kinds += [f"/0 to /{last}", f"/first:0 to /first:{last}"] if last else ["/0", "/first:0"]
+    told = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+    return f"records {name!r} with axes {list(shape)}: name one of its numbers, {told}"
 
 
 def by_suffix(value: np.ndarray) -> dict[str, float]:

@@ -25,9 +25,17 @@ def known(scores: np.ndarray) -> np.ndarray:
     return scores[~np.isnan(scores)]
 
 
-def caption(judged: measures.Measure, statistic: measures.Statistic) -> str:
+def caption(groups: Sequence[Group], judged: measures.Measure, statistic: measures.Statistic) -> str:
     """Return the words under a table of scores."""
-    return f"{measures.WORDS[statistic].capitalize()}; the score of a seed is {judged.words}."
+    told = f"{measures.WORDS[statistic].capitalize()}; the score of a seed is {judged.words}"
+    if judged.evaluations > (fewest := min(counts := _evaluations(groups))):
+        told += f", of which {'there are' if max(counts) == fewest else 'some seeds have'} only {fewest}"
+    return f"{told}."
+
+
+def _evaluations(groups: Sequence[Group]) -> list[int]:
+    """Return the number of evaluations of each seed up to the steps at which methods are compared."""
+    return [len(c.until(records.budget(groups, g.task))) for g in groups for c in g.curves]
 
 
 def comparable(groups: Sequence[Group], common: Sequence[str], scores: Scores) -> bool:
@@ -46,7 +54,7 @@ def section(
 ) -> Section:
     """Return the results: the table, and at which steps; ``missing`` are runs that have not begun."""
     parts: list[Text | Cells] = [
-        Text(caption(judged, statistic)),
+        Text(caption(groups, judged, statistic)),
         _table(groups, scores, statistic),
         Text(" ".join(_notes(groups, scores)), note=True),
     ]

@@ -95,9 +95,8 @@ def report(
     (out / PAGE).write_text(render(_title(groups), sections), encoding="utf-8")
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
     figures = tuple(picture.name for picture in pictures)
-    return Report(
-        out / PAGE, figures, table, results.caption(judged, statistic), tuple(missing), tuple(skipped)
-    )
+    caption = results.caption(groups, judged, statistic)
+    return Report(out / PAGE, figures, table, caption, tuple(missing), tuple(skipped))
 
 
 def _read(

@@ -34,6 +34,8 @@ Sink: TypeAlias = Callable[..., Any]
 
 TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
 """Names of the times in a line."""
+FACTS = ("member", "seed", "generation", "env_steps", *TIMES)
+"""Names of what a line tells beside the swept numbers and what was measured: whose it is, and when."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 

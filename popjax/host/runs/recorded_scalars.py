@@ -49,10 +49,7 @@ def recorded(files: rundir.RunDirectory, members: Sequence[Member]) -> Iterator[
     waiting: defaultdict[int, deque[Scalars]] = defaultdict(deque)
     for made in log.read_evaluations(files.evaluations):
         waiting[made.member].append(_of_evaluation(made))
-    known = {
-        member.number: {"member", "seed", "generation", "env_steps", *log.TIMES, *member.numbers}
-        for member in members
-    }
+    known = {member.number: {*log.FACTS, *member.numbers} for member in members}
     for row in log.each_line(files.metrics):
         number, steps = row["member"], row["env_steps"]
         if number not in known:

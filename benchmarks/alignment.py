@@ -22,8 +22,8 @@ import tyro
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
-from popjax.host.runs import log, rundir
+from benchmarks import record, trained
+from popjax.host.errors import Refused
 
 POLICIES = {"teacher": "tab:blue", "expert": "tab:orange", "aligned": "tab:green"}
 
@@ -62,9 +62,12 @@ def draw(last: list[dict[str, np.ndarray]], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
+@trained.in_one_line()
 def main(arguments: Arguments) -> None:
     """Read, draw and write."""
-    lines = list(log.read_lines(rundir.RunDirectory(arguments.run).metrics))
+    lines = list(trained.metrics(arguments.run))
+    if absent := [name for name in POLICIES if name not in lines[0]]:
+        raise Refused(f"{arguments.run} records no metric {absent[0]!r}; name a run of align")
     members = sorted({line["member"] for line in lines})
     first, last = (
         [[probabilities(r) for r in lines if r["member"] == m][i] for m in members] for i in (0, -1)

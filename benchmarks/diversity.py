@@ -21,10 +21,11 @@ import jax
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
+from benchmarks import record, trained
 from popjax import diversity, nets, rollout
 from popjax.cli import building
 from popjax.core import continuous_dims
+from popjax.host.errors import Refused
 from popjax.intrinsic import diayn
 from popjax.methods import ce
 from popjax.population import learners
@@ -54,11 +55,11 @@ def measure(run: building.Loaded, arguments: Arguments) -> list[dict[str, float]
     """A row for each seed of a run."""
     config: ce.Config = run.config
     if isinstance(config.drive, diayn.Config):
-        sys.exit("agents of diayn act by their skills, which observations of the task do not show")
+        raise Refused("agents of diayn act by their skills, which observations of the task do not show")
     env, sizes = rollout.autoreset(run.env), continuous_dims(run.env.spec, "diversity")
     crew = learners.build(run.env.spec, config.learner, config.population)
     if crew.actions.kl is None:
-        sys.exit("the policies of the run have no density; train it with --config.learner sac")
+        raise Refused("the policies of the run have no density; train it with --config.learner sac")
 
     def play(params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def policy(carry: Any, obs: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -92,11 +93,18 @@ def measure(run: building.Loaded, arguments: Arguments) -> list[dict[str, float]
     return rows
 
 
-if __name__ == "__main__":
-    arguments = tyro.cli(Arguments, description=__doc__)
+@trained.in_one_line()
+def main(arguments: Arguments) -> None:
+    """Measure, print and write."""
+    for directory in arguments.runs:  # before the first is measured, which takes long
+        trained.config(directory, "ce")
     rows = []
     for directory in arguments.runs:
-        for place, row in enumerate(measure(building.load(str(directory)), arguments)):
+        for place, row in enumerate(measure(trained.load(directory, "ce"), arguments)):
             rows.append({"run": directory.name, "seed": place, **row})
             print(json.dumps(rows[-1]))
     record.write(arguments.out, rows=rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -23,11 +23,12 @@ import tyro
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
+from benchmarks import record, trained
 from popjax import rollout
 from popjax.cli import building
 from popjax.core import Env, Key, Timestep
 from popjax.envs import gym
+from popjax.host.errors import Refused
 
 COLOURS = {"head": "tab:orange", "waist": "tab:green", "foot": "tab:blue"}
 
@@ -62,8 +63,7 @@ def watched(env: Env) -> Env:
 
 def play(run: building.Loaded, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return positions [S, P, T, nq], lengths [S, P] and returns [S, P] of everybody's episode."""
-    individuals = run.method.individuals
-    assert individuals is not None
+    individuals = trained.individuals(run)
 
     def one(params: Any, key: Key) -> Any:
         def policy(memory: Any, seen: Any, key: Key) -> Any:
@@ -108,12 +108,13 @@ def draw(model: Any, paths: list[np.ndarray], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
+@trained.in_one_line()
 def main(arguments: Arguments) -> None:
     """Play, draw and write."""
-    run = building.load(arguments.run)
+    run = trained.load(arguments.run)
     suite, _, task = run.env.spec.name.partition("/")
     if suite != "gym" or task.partition("-")[0] not in ("Walker2d", "Hopper"):
-        raise SystemExit(
+        raise Refused(
             f"{run.env.spec.name} has no head, waist and foot; use gym/Walker2d-v4 or gym/Hopper-v4"
         )
     poses, lengths, returns = play(run, arguments.seed)

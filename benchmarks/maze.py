@@ -25,11 +25,12 @@ from jax import Array
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
+from benchmarks import record, trained
 from popjax import rollout
 from popjax.cli import building
 from popjax.core import Env, Key, Spec, Timestep
 from popjax.host.checkpoints import checkpoint
+from popjax.host.errors import Refused
 from popjax.host.runs import rundir
 
 START = (-0.9, 0.0)
@@ -86,8 +87,7 @@ class Arguments:
 def play(run: building.Loaded, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the paths float [S, P, episodes, T, 2] of every seed's agents, and the steps of each [S, P,
     episodes]."""
-    assert run.method.individuals is not None
-    exploration = run.method.exploration
+    individuals, exploration = trained.individuals(run), run.method.exploration
 
     def one(params: Any, scale: Array, key: Key) -> tuple[Array, Array]:
         def choose(memory: Any, obs: Array, key: Key) -> tuple[Any, Array]:
@@ -99,7 +99,7 @@ def play(run: building.Loaded, episodes: int, seed: int) -> tuple[np.ndarray, np
     @jax.jit
     @jax.vmap
     def everybody(state: Any) -> tuple[Array, Array]:
-        params, scale = run.method.individuals(state), exploration(state)  # type: ignore[misc]
+        params, scale = individuals(state), exploration(state)  # type: ignore[misc]
         keys = jax.random.split(jax.random.key(seed), episodes)
         several = jax.vmap(one, (None, None, 0))
         return jax.vmap(several, (0, None, None))(params, scale, keys)
@@ -110,11 +110,16 @@ def play(run: building.Loaded, episodes: int, seed: int) -> tuple[np.ndarray, np
 
 def study(arguments: Arguments) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Return what ``play`` has of each checkpoint, by environment steps."""
+    task = trained.config(arguments.run)["env"]
+    if task.partition(":")[0].rpartition(".")[2] != "maze":
+        raise Refused(f"{arguments.run} is a run on {task}; name a run on benchmarks.maze:make")
     files, found = rundir.RunDirectory(arguments.run), {}
     for generation in checkpoint.generations(files.checkpoints):
         steps = max(checkpoint.facts(files.checkpoints / str(generation))["env_steps"])
-        run = building.load(arguments.run, picked=str(steps))
+        run = trained.load(arguments.run, picked=str(steps))
         found[steps] = play(run, arguments.episodes, arguments.seed)
+    if not found:
+        raise Refused(f"{arguments.run} has no checkpoint yet; train it first")
     return dict(sorted(found.items()))
 
 
@@ -142,6 +147,7 @@ def draw(found: dict[int, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     figure.savefig(path)
 
 
+@trained.in_one_line()
 def main(arguments: Arguments) -> None:
     """Study, print and write."""
     found = study(arguments)

@@ -26,13 +26,14 @@ import tyro
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
+from benchmarks import record, trained
 from popjax import agents, tree
 from popjax.cli import building
 from popjax.evolution import crossover, mutate
 from popjax.population import scoring
 from popjax.replay.ring import draw, merge
 
+METHODS = ("pderl", "erl")  # whose States have what is varied here
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -155,9 +156,10 @@ def draw_figure(found: dict[str, Returns], title: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@trained.in_one_line()
 def main(arguments: Arguments) -> None:
     """Study, print and write."""
-    loaded = building.load(arguments.run)
+    loaded = trained.load(arguments.run, *METHODS)
     found = study(loaded, arguments)
     medians = {
         kind: {

@@ -18,10 +18,10 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
-from popjax.host.report import charts
+from benchmarks import record, trained
+from popjax.host.errors import Refused
+from popjax.host.report import charts, measures
 from popjax.host.report.records import Curve, Group
-from popjax.host.runs import log, rundir
 
 POINTS = 200  # of a mean that the JSON file has, at most
 
@@ -33,7 +33,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """Directory of a run."""
     metrics: tuple[str, ...]
-    """Metrics of its method; of one with a component for each individual, such as fitness, use fitness/0."""
+    """Metrics of its method; of one with axes, such as fitness, name fitness/mean, /max or /0."""
     out: Path
     """JSON file for the results; the figure has its name."""
     factor: float = 1.0
@@ -46,21 +46,23 @@ def curves(arguments: Arguments, name: str) -> tuple[Curve, ...]:
     """Return a metric of every seed.
 
     Raises:
-        SystemExit: the run does not record it.
+        Refused: the run does not record it, or not of the seed.
     """
-    metric, _, place = name.partition("/")
     found: dict[int, list[tuple[int, float]]] = {}
-    for line in log.each_line(rundir.RunDirectory(arguments.run).metrics):
-        if metric not in line:
-            raise SystemExit(f"{arguments.run} records no metric {metric!r}; use one of {', '.join(line)}")
+    seeds = set()
+    for line in trained.metrics(arguments.run):
+        if (value := measures.number(name, line)) is None:
+            raise Refused(f"{arguments.run} {measures.lacking(name, line)}")
+        seeds.add(line["seed"])
         if arguments.seed in (None, line["seed"]):
-            value = line[metric][int(place)] if place else line[metric]
             found.setdefault(line["seed"], []).append((line["env_steps"], arguments.factor * value))
     if not found:
-        raise SystemExit(f"{arguments.run} has recorded nothing yet; train it first")
+        has = " or ".join(map(str, sorted(seeds)))
+        raise Refused(f"{arguments.run} has no seed {arguments.seed}; name --seed {has}")
     return tuple(Curve(seed, *np.array(points).T) for seed, points in sorted(found.items()))
 
 
+@trained.in_one_line()
 def main(arguments: Arguments) -> None:
     """Read, draw and write."""
     groups = [Group(name, arguments.run.name, (), curves(arguments, name)) for name in arguments.metrics]

@@ -25,9 +25,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import operators, record
+from benchmarks import operators, record, trained
 from popjax import rollout, tree
 from popjax.cli import building
+from popjax.host.errors import Refused
 
 GRID, POINTS = 60, 4_000  # cells a side, states that an estimate is made of
 
@@ -73,12 +74,12 @@ def densities(visited: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the ends of the grid [2, 2] and the density [GRID, GRID] of each set of states, of sum 1.
 
     Raises:
-        ValueError: a dimension never changes, of which there is no density.
+        Refused: a dimension never changes, of which there is no density.
     """
     together = np.concatenate(visited)
     ends = np.stack([together.min(0), together.max(0)])
     if (ends[0] == ends[1]).any():
-        raise ValueError("a state dimension never changes; choose others by --dimensions")
+        raise Refused("a state dimension never changes; choose others by --dimensions")
     axes = [np.linspace(low, high, GRID) for low, high in ends.T]
     places = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(2, -1)
     found = []
@@ -100,10 +101,11 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
 
 def study(arguments: Arguments) -> dict[str, Any]:
     """Return names, returns, densities and divergences from the first parent."""
-    run = building.load(arguments.run)
+    run = trained.load(arguments.run, *operators.METHODS)
     components = run.env.spec.obs_shape[0]
     if not all(0 <= one < components for one in arguments.dimensions):
-        raise SystemExit(f"--dimensions must be from 0 to {components - 1}, got {arguments.dimensions}")
+        told = " ".join(map(str, arguments.dimensions))
+        raise Refused(f"--dimensions must be from 0 to {components - 1}, got {told}")
     state = tree.take(run.state, 0)
     key_pair, key_cross, key_mutate, key_play = jax.random.split(jax.random.key(arguments.seed), 4)
     pair = jax.random.choice(key_pair, state.metrics.fitness.shape[0], (2,), replace=False)
@@ -144,6 +146,7 @@ def draw(found: dict[str, Any], arguments: Arguments, path: Path) -> None:
     figure.savefig(path)
 
 
+@trained.in_one_line()
 def main(arguments: Arguments) -> None:
     """Study, print and write."""
     found = study(arguments)

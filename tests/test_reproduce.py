@@ -346,7 +346,7 @@ def test_metrics_are_drawn_over_training(tmp_path: Path) -> None:
     assert out.with_suffix(".png").stat().st_size > 5_000
     over_training.main(over_training.Arguments(tmp_path, names, out, seed=1))
     assert json.loads(out.read_text())["means"]["fitness/1"] == [[0, 4], [200, 4], [400, 4]]
-    with pytest.raises(SystemExit, match="no metric 'loss'; use one of seed, env_steps, rate, fitness"):
+    with pytest.raises(SystemExit, match="no metric 'loss'; it records fitness, rate"):
         over_training.main(over_training.Arguments(tmp_path, ("loss",), out))
 
 

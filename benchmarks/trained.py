@@ -1,0 +1,71 @@
+"""Runs that a study reads: it ends with one line, as the other scripts do, where it cannot use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from popjax.cli import building
+from popjax.cli.parse import Fault
+from popjax.host import paths
+from popjax.host.checkpoints import checkpoint
+from popjax.host.errors import FAILURES, Refused
+from popjax.host.runs import log, run_group, rundir
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """End the process with one line in place of a traceback if a run cannot be used."""
+    try:
+        yield
+    except (Refused, Fault, checkpoint.Damaged, *FAILURES) as failure:
+        raise SystemExit(f"error: {failure}") from None
+
+
+def config(run: Path, *methods: str) -> dict[str, Any]:
+    """Return the content of ``config.json``.
+
+    Raises:
+        Refused: there is no run, or it is not one of ``methods``; none of them stands for all.
+    """
+    found = rundir.read_config(run_group.run_of(paths.path(run), None))
+    if methods and (method := found.get("method")) not in methods:
+        raise Refused(f"{run} is a run of {method}; name a run of {' or '.join(methods)}")
+    return found
+
+
+def load(run: Path, *methods: str, picked: str | None = None) -> building.Loaded:
+    """Return a run to build on; as ``building.load``.
+
+    Raises:
+        Refused: it cannot be read, or it is not a run of one of ``methods``.
+    """
+    config(run, *methods)
+    return building.load(run, picked=picked)
+
+
+def individuals(run: building.Loaded) -> Callable[[Any], Any]:
+    """Return the function from a State to the parameters of all individuals.
+
+    Raises:
+        Refused: individuals of the method do not act alone.
+    """
+    if run.method.individuals is None:
+        raise Refused(f"a run of {run.saved['method']} has no individuals that act alone; name another run")
+    return run.method.individuals
+
+
+def metrics(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of ``metrics.jsonl``.
+
+    Raises:
+        Refused: there is none, or it cannot be read.
+    """
+    lines = log.each_line(rundir.RunDirectory(paths.path(run)).metrics)
+    if (first := next(lines, None)) is None:
+        config(run)  # refuses what is no run at all
+        raise Refused(f"{run} has recorded nothing yet; train it first")
+    yield first
+    yield from lines

@@ -1,0 +1,125 @@
+"""Studies of finished runs: one line for a run that they cannot use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import alignment, diversity, gaits, maze, operators, over_training, trained, visitation
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = [alignment, diversity, gaits, maze, operators, over_training, visitation]
+
+
+def make_run(root: Path, rows: list[dict[str, Any]], **config: Any) -> Path:
+    root.mkdir()
+    (root / "config.json").write_text(json.dumps({"method": "es", "env": "gymnax/Pendulum-v1", **config}))
+    (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def refusal(study: Any, run: Path, **options: Any) -> str:
+    """Return the line with which the process ends."""
+    if study is diversity:
+        arguments = diversity.Arguments((run,))
+    elif study is over_training:
+        arguments = over_training.Arguments(run, **{"metrics": ("rate",), "out": run / "out.json"} | options)
+    else:
+        arguments = study.Arguments(run, out=run / "out.json")
+    with pytest.raises(SystemExit) as ended:
+        study.main(arguments)
+    line = str(ended.value)
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    return line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_of_no_run(study: Any, tmp_path: Path) -> None:
+    told = refusal(study, tmp_path / "none")
+    assert told == f"{tmp_path / 'none'} holds no run (there is no {tmp_path / 'none/config.json'})"
+
+
+@pytest.mark.parametrize(
+    ("study", "told"),
+    [
+        (operators, "is a run of es; name a run of pderl or erl"),
+        (visitation, "is a run of es; name a run of pderl or erl"),
+        (diversity, "is a run of es; name a run of ce"),
+        (alignment, "records no metric 'teacher'; name a run of align"),
+        (maze, "is a run on gymnax/Pendulum-v1; name a run on benchmarks.maze:make"),
+    ],
+)
+def test_a_study_of_a_run_that_lacks_what_it_studies(study: Any, told: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [{"member": 0, "seed": 0, "rate": 1}])
+    assert refusal(study, run) == f"{run} {told}"
+
+
+@pytest.mark.parametrize("study", [maze, gaits])
+def test_a_study_of_individuals_that_do_not_act_alone(study: Any) -> None:
+    run = SimpleNamespace(method=SimpleNamespace(individuals=None), saved={"method": "cdrl"})
+    with pytest.raises(ValueError, match="a run of cdrl has no individuals that act alone"):
+        study.play(run, 1, 0) if study is maze else study.play(run, 0)
+    alone = SimpleNamespace(method=SimpleNamespace(individuals=abs))
+    assert trained.individuals(alone) is abs
+
+
+@pytest.mark.parametrize("study", [maze, alignment, over_training])
+def test_a_study_of_a_run_that_has_only_begun(study: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [], env="benchmarks.maze:make")
+    what = "no checkpoint" if study is maze else "recorded nothing"
+    assert refusal(study, run) == f"{run} has {what} yet; train it first"
+
+
+def test_a_line_that_cannot_be_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [])
+    (run / "metrics.jsonl").write_text("nothing\n")
+    assert refusal(over_training, run) == f"line 1 of {run / 'metrics.jsonl'} is not JSON: remove that line"
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("fitness", "records 'fitness' with axes [3]: name one of its numbers, fitness/mean, /max, /0 to /2"),
+        ("fitness/7", "records 'fitness' with axes [3]: name one of its numbers, fitness/mean, /max, /0 to"),
+        ("parents/0", "with axes [3, 2]: name one of its numbers, parents/mean or /max"),
+        ("alone", "with axes [1]: name one of its numbers, alone/mean, /max, /0 or /first:0"),
+        ("none", "records 'none' without any entry, since its axes are [0]; name another metric"),
+        ("rate/0", "records 'rate' as one number: name rate"),
+        ("loss", "records no metric 'loss'; it records alone, fitness, none, parents, rate"),
+    ],
+)
+def test_a_metric_that_is_not_one_number_over_training(metric: str, told: str, tmp_path: Path) -> None:
+    whose = {"member": 0, "seed": 0, "hyper.rate": 0.1, "generation": 1, "env_steps": 5, "wall_seconds": 1.0}
+    values = {"rate": 1, "fitness": [1, 2, 3], "alone": [1], "none": [], "parents": [[0, -1]] * 3}
+    run = make_run(tmp_path / "run", [whose | values])
+    line = refusal(over_training, run, metrics=(metric,))
+    assert told in line
+    assert line.endswith(told) or metric.startswith("fitness")
+
+
+def test_a_seed_that_a_run_has_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [{"seed": seed, "env_steps": 5, "rate": 1} for seed in (3, 2, 3)])
+    assert refusal(over_training, run, seed=4) == f"{run} has no seed 4; name --seed 2 or 3"
+
+
+def test_the_line_is_all_that_a_user_sees(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "benchmarks/maze.py", str(tmp_path / "none"), "--out", str(tmp_path / "out.json")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1

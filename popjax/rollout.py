@@ -47,6 +47,7 @@ class Episode:
     total:  float32 [] undiscounted return.
     length: int32 []   environment steps played.
     carry:  the policy's carry after the last step of the episode.
+    obs:    [...]      the observation that follows it.
     """
 
     steps: PyTree
@@ -54,6 +55,7 @@ class Episode:
     total: Array
     length: Array
     carry: PyTree
+    obs: Array
 
 
 class _Playing(NamedTuple):
@@ -135,7 +137,7 @@ def episode(
     loop = (jnp.int32(0), playing, empty, jnp.zeros(blocks * block, jnp.bool_))
     _, playing, steps, valid = jax.lax.while_loop(unfinished, advance, loop)
     steps, valid = jax.tree.map(lambda x: x[:limit], (steps, valid))
-    return Episode(steps, valid, playing.total, playing.length, playing.carry)
+    return Episode(steps, valid, playing.total, playing.length, playing.carry, playing.obs)
 
 
 def autoreset(env: Env) -> Env:

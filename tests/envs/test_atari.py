@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from popjax.envs.atari.screen import area_weights, grey84  # noqa: E402
 
 GAMES = ("asterix", "beam_rider", "bowling", "breakout", "pong", "space_invaders")
 FEW = {"noops": 2, "episode_length": 60}
+GREY = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue."""
 
 
 def playing_on(game):
@@ -397,8 +400,57 @@ def test_a_film_shows_the_game_in_colour_at_its_own_speed(tmp_path):
     assert (film.length, film.fps) == (12, 15.0)
     with Image.open(path) as shown:
         frames = [np.asarray(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(shown)]
-    assert len(frames) == 12
+    assert len(frames) == 13
     assert frames[0].shape == (480, 640, 3)
     colours = {tuple(colour) for colour in frames[0][::4, ::4].reshape(-1, 3)}
     assert len(colours) > 5, "bricks of six colours"
     assert any((a != b).any() for a, b in pairwise(frames)), "the ball moves"
+
+
+def test_a_film_shows_the_larger_of_the_last_frames_of_a_step_and_the_end_of_the_game():
+    """Pong without action is lost after some 3,500 frames, of which a step has 60 here."""
+    options = {"frame_skip": 60, "noops": 0, "fire": "never"}
+    env, ale, written, nothing = envs.make("atari/pong", **options), playing_on("pong"), [], None
+    method = Method(
+        nothing, nothing, lambda state: state, lambda params, memory, *_: (memory, jnp.int32(0)), nothing, 1
+    )
+    subject = video.subject(env, options, Path("film.gif"))
+    subject = subject._replace(write=lambda path, poses, seconds: written.append(poses))
+    film = video.record(method, env, jnp.zeros((1, 1)), subject, Path("film.gif"))
+    draw = atari.painter("pong", atari.settings("pong", options))
+    pictures = list(draw(written[0]))
+    assert len(pictures) == film.length + 1
+    assert film.total == -21
+    for step, picture in enumerate(pictures):
+        screens = []
+        while len(screens) < (60 if step else 2) and not ale.game_over():
+            ale.act(0)
+            screens.append(ale.getScreenRGB())
+        np.testing.assert_array_equal(picture, np.maximum(*screens[-2:]))
+        if not step:  # the first picture is of two frames of the first step
+            ale = playing_on("pong")
+    assert ale.game_over()
+
+
+@pytest.mark.parametrize(
+    ("game", "options"),
+    [
+        ("space_invaders", {}),
+        ("ms_pacman", {"sticky": 0.25, "frame_skip": (2, 4)}),
+        ("asterix", {"frame_skip": 1}),
+    ],
+)
+def test_what_a_player_sees_is_in_the_film(game, options):
+    """Of shots and ghosts that are drawn in every other frame, too."""
+    env = envs.make(f"atari/{game}", **options)
+    values = atari.settings(game, options)
+    draw, step, chance = atari.painter(game, values), jax.jit(env.step), np.random.default_rng(0)
+    state, _ = jax.jit(env.reset)(jax.random.key(0))
+    for _ in range(100):
+        before = state
+        state, timestep = step(before, jnp.int32(chance.integers(env.spec.action_dim)))
+        poses = jax.tree.map(lambda x: np.asarray(x)[None], atari.pose(values, before, state))
+        assert poses[2] >= 2, "a film may leave out every other step"
+        (picture,) = draw(poses)
+        shown = np.asarray(grey84(np.rint(picture @ GREY).astype(np.uint8)), int)
+        assert (shown >= np.asarray(timestep.obs[..., -1], int) - 3).all()

@@ -76,9 +76,9 @@ def test_a_film_shows_the_first_policy_in_real_time(suffix: str, tmp_path: Path)
     assert film.fps == pytest.approx(25)
     reader = imageio.get_reader(path)
     frames = np.stack([np.asarray(frame)[..., :3] for frame in reader]).astype(float)
-    assert frames.shape == (LENGTH, video.HEIGHT, video.WIDTH, 3)
+    assert frames.shape == (LENGTH + 1, video.HEIGHT, video.WIDTH, 3)
     shown = reader.get_meta_data()
-    assert shown["duration"] == (40 if suffix == ".gif" else pytest.approx(LENGTH * 0.04, abs=0.05))
+    assert shown["duration"] == (40 if suffix == ".gif" else pytest.approx((LENGTH + 1) * 0.04, abs=0.05))
     cart = (frames[..., 0] - frames[..., 2]) > 60  # yellow
     places = [np.argwhere(frame)[:, 1].mean() for frame in cart]
     assert (np.diff(places) > 5).all()  # to the right, and all of it in sight
@@ -107,11 +107,12 @@ def test_a_gif_plays_in_real_time_on_average(seconds: float, tmp_path: Path) -> 
 )
 def test_frames_are_skipped_above_the_fastest_rate(suffix: str, dt: float, stride: int):
     written: list[Any] = []
-    subject = video.Subject(lambda state: state.inner.qpos, lambda *film: written.append(film))
+    subject = video.Subject(lambda _, state: state.inner.qpos, lambda *film: written.append(film))
     path = Path(f"film{suffix}")
     film = video.record(RIGHT, sliding(dt=dt), SPEEDS, subject, path)
     ((_, poses, seconds),) = written
-    np.testing.assert_allclose(poses[:, 0], 0.1 * np.arange(0, LENGTH, stride), rtol=1e-5)
+    shown = [*range(0, LENGTH, stride), LENGTH]
+    np.testing.assert_allclose(poses[:, 0], 0.1 * np.array(shown), rtol=1e-5)
     assert seconds == pytest.approx(stride * dt)
     assert film.fps == pytest.approx(1 / seconds)
 
@@ -137,7 +138,7 @@ def test_tasks_of_gymnax_are_filmed(task: str, options: dict[str, Any], fps: flo
     with Image.open(path) as shown:
         frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(shown)]
         assert shown.info["duration"] == 1000 / fps
-    assert len(frames) == -(-film.length // (2 if task == "CartPole-v1" else 1)) > 1
+    assert len(frames) == 1 + -(-film.length // (2 if task == "CartPole-v1" else 1)) > 2
     changed = [int((abs(a - b).max(-1) > 60).sum()) for a, b in pairwise(frames)]
     assert all(changed), "something moves from frame to frame"
 
@@ -334,15 +335,15 @@ def test_a_policy_is_filmed_in_the_task_that_scores_it_and_acts_on_what_follows_
 
     plain = Env(lambda key: (jnp.zeros(1), jnp.zeros(1)), step, Spec("none", (1,), 1, 4))
     seeing, written = acting(lambda params, carry, obs, key, scale: (carry, obs)), []
-    subject = video.Subject(lambda state: state, lambda path, poses, seconds: written.append(poses))
+    subject = video.Subject(lambda _, state: state, lambda path, poses, seconds: written.append(poses))
     film = video.record(seeing, wrappers.rewarded(plain, 1.0, 0.5), SPEEDS, subject, Path("film.gif"))
-    assert written[0][:, 0].tolist() == [0, 0, 1, 2]
+    assert written[0][:, 0].tolist() == [0, 0, 1, 2, 3]
     assert film.total == 3, "not clipped"
 
 
 def test_equal_seeds_film_equal_episodes():
     noisy = acting(lambda params, carry, obs, key, scale: (carry, jax.random.uniform(key, (1,))))
-    subject = video.Subject(lambda state: state.inner.qpos, lambda *film: None)
+    subject = video.Subject(lambda _, state: state.inner.qpos, lambda *film: None)
     totals = [video.record(noisy, sliding(), SPEEDS, subject, Path("a.mp4"), seed=s).total for s in (1, 1, 2)]
     assert totals[0] == totals[1] != totals[2]
 

@@ -24,7 +24,7 @@ theirs is the frame before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -146,9 +146,7 @@ def make(task: str, **options: Any) -> Env:
         return AtariState(jnp.asarray(states)[start], stack, jnp.int32(0), jnp.int32(0), key), obs
 
     def step(state: AtariState, action: Array) -> tuple[AtariState, Timestep]:
-        key, key_count, key_sticky = jax.random.split(state.key, 3)
-        count = jax.random.randint(key_count, (), low, high + 1)
-        kept = jax.random.uniform(key_sticky, (high,)) < o["sticky"]
+        key, count, kept = _drawn(o, state)
         played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
         ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
         frames = jax.vmap(view)(screens) if renews else view(screens)[None]
@@ -192,18 +190,41 @@ def _emulation(crew: Crew) -> Any:
     return emulate
 
 
-def painter(task: str, options: dict[str, Any]) -> Callable[[Any], Iterator[np.ndarray]]:
-    """Return a function from states uint8 [T, K] and actions in force int32 [T] to screens uint8 [H, W, 3].
+def _drawn(o: Mapping[str, Any], state: AtariState) -> tuple[Key, Array, Array]:
+    """Return the next key, and what a step from ``state`` draws: the number of its frames, and which keep the
+    action in force, bool [F]."""
+    low, high = o["frame_skip"]
+    key, key_count, key_sticky = jax.random.split(state.key, 3)
+    count = jax.random.randint(key_count, (), low, high + 1)
+    return key, count, jax.random.uniform(key_sticky, (high,)) < o["sticky"]
 
-    The emulator's state has no screen, so the frame after it is drawn, with the action in force.
+
+def pose(options: Mapping[str, Any], before: AtariState, after: AtariState) -> tuple[Array, Array, Array]:
+    """Return what a painter draws of a step between two states: the emulator's state before it, the actions
+    of its frames int32 [F] and their number. ``options`` are those of ``settings``.
+
+    The emulator's state has no screen, and a game that is over plays no further frame; so the frames of the
+    step are played again. An episode that has only begun, with ``before`` and ``after`` the same, plays two
+    frames with the action in force. So does a step of one frame, since some games draw an object only in
+    every other frame.
     """
-    o = settings(task, options)
-    console = Console(task, grey=False, full_actions=o["actions"] == "full", starts_lives=False)
+    _, count, kept = _drawn(options, before)
+    # The action after frames that keep the one before is in force at the end of a step.
+    played = jnp.append(in_force(kept, before.last, after.last), after.last)
+    count = jnp.where(before.steps == after.steps, 0, count)
+    return before.ale, played, jnp.maximum(count, 2)
 
-    def draw(poses: tuple[np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
-        for ale, action in zip(*poses, strict=True):
-            codes = console.codes[action][None, None]
-            yield console.play(ale[None], codes, np.ones(1, np.int32))[1][0]
+
+def painter(task: str, options: Mapping[str, Any]) -> Callable[[Any], Iterator[np.ndarray]]:
+    """Return a function from poses [T] to screens uint8 [H, W, 3], each with the larger values of two frames;
+    ``options`` are those of ``settings``."""
+    ways = {"full_actions": options["actions"] == "full", "starts_lives": options["fire"] == "life"}
+    console = Console(task, grey=False, merged=True, **ways)
+
+    def draw(poses: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
+        for ale, played, count in zip(*poses, strict=True):
+            screens = console.play(ale, console.codes[played], count)[1]
+            yield screens if screens.ndim == 3 else screens[-1]
 
     return draw
 

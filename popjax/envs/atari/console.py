@@ -64,12 +64,17 @@ def _library() -> Any:
 class Console:
     """An emulator with a game in it; calls from several threads wait for each other.
 
+    ``merged`` screens have the larger values of the last two frames; by default those in grey do.
+
     codes:      ALE's number of every action, [A].
     fires:      whether a life has to be started, by FIRE and the action after it.
     """
 
-    def __init__(self, game: str, *, grey: bool, full_actions: bool, starts_lives: bool) -> None:
+    def __init__(
+        self, game: str, *, grey: bool, full_actions: bool, starts_lives: bool, merged: bool | None = None
+    ) -> None:
         self._lock, self._grey = threading.Lock(), grey
+        self._merged = grey if merged is None else merged
         self._ale = ale = _library().ALEInterface()
         atexit.register(self._switch_off)
         ale.setFloat("repeat_action_probability", 0.0)  # a state does not hold the action that sticks
@@ -151,18 +156,18 @@ class Console:
     def _frames(self, codes: Sequence[int] | np.ndarray) -> tuple[float, np.ndarray]:
         """Return the reward of frames, until the game is over, and the last screen.
 
-        Of the last two grey screens the larger values: some games draw an object only in every other frame. A
-        game that is over earlier shows its last screen alone.
+        Merged screens have the larger values of the last two: some games draw an object only in every other
+        frame. A game that is over earlier shows its last screen alone.
         """
         reward, screens = 0.0, []
         for f, code in enumerate(codes):
             reward += self._ale.act(int(code))
             over = self._ale.game_over(with_truncation=False)
-            if over or f >= len(codes) - (2 if self._grey else 1):
+            if over or f >= len(codes) - (2 if self._merged else 1):
                 screens.append(self._screen())
             if over:
                 break
-        return reward, np.maximum.reduce(screens[-2:]) if self._grey else screens[-1]
+        return reward, np.maximum.reduce(screens[-2:]) if self._merged else screens[-1]
 
     def _screen(self) -> np.ndarray:
         return np.array(self._ale.getScreenGrayscale() if self._grey else self._ale.getScreenRGB(), np.uint8)

@@ -48,11 +48,12 @@ Place = Callable[[Any, np.ndarray], Mapping[str, Any]]
 class Subject(NamedTuple):
     """Functions that film an environment.
 
-    pose:  state -> the part of it needed for drawing.
+    pose:  (state before a step, state after it) -> what is needed to draw the latter. An episode that has
+           only begun has one state for both.
     write: (path, poses [T, ...], seconds between them) -> None; draws the poses and writes the file.
     """
 
-    pose: Callable[[Any], PyTree]
+    pose: Callable[[Any, Any], PyTree]
     write: Write
 
 
@@ -81,30 +82,34 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
     if path.suffix == ".html":
         if suite != "brax":
             raise Refused(f"{path.suffix} films only brax/ tasks; film {env.spec.name} as .mp4 or .gif")
-        return Subject(lambda state: state.inner.pipeline_state.x, _page(_system(task, options)))
+        return Subject(lambda _, state: state.inner.pipeline_state.x, _page(_system(task, options)))
     if suite == "gymnax":
-        return Subject(lambda state: state.inner[1], _film(gymnax_pictures.drawer(task, options), path))
+        return Subject(lambda _, state: state.inner[1], _film(gymnax_pictures.drawer(task, options), path))
     if suite == "atari":
-        return Subject(lambda state: (state.ale, state.last), _film(_screens(task, options), path))
+        from popjax.envs import atari
+
+        values = atari.settings(task, dict(options))
+        return Subject(partial(atari.pose, values), _film(_stretched(atari.painter(task, values)), path))
     if suite == "pixels":
         from popjax.envs import pixels
 
-        return Subject(pixels.pose, _film(_seen(task, options), path))
+        return Subject(lambda _, state: pixels.pose(state), _film(_seen(task, options), path))
     if suite == "brax":
         return Subject(
-            lambda state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
+            lambda _, state: state.inner.pipeline_state.q, _model_film(_system(task, options).mj_model, path)
         )
     rest = {key: value for key, value in options.items() if key not in ("episode_length", "impl")}
     if suite == "playground":
-        return Subject(_pose_with_mocap, _model_film(_playground(task, rest), path))
+        return Subject(lambda _, state: _pose_with_mocap(state), _model_film(_playground(task, rest), path))
     adapter = importlib.import_module(f"popjax.envs.{suite}")
     film = _model_film(adapter.load(task, **rest), path, adapter.place(task) if suite == "dmc" else None)
-    return Subject(lambda state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
+    return Subject(lambda _, state: jnp.concatenate([state.inner.qpos, *state.inner.goal]), film)
 
 
 @numerics.standard()
 def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *, seed: int = 0) -> Film:
-    """Film an episode of the first member's policy in ``state`` [S, ...] to ``path``.
+    """Film an episode of the first member's policy in ``state`` [S, ...] to ``path``, from its beginning to
+    what follows its last step.
 
     Equal seeds give equal episodes.
     """
@@ -124,23 +129,29 @@ def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *
     dt = env.spec.dt or TIMELESS
     stride = max(1, round(np.ceil(1 / (dt * FASTEST[path.suffix]) - 1e-6)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    subject.write(path, jax.tree.map(lambda x: x[: episode.length : stride], episode.steps), stride * dt)
+    shown = [*range(0, episode.length, stride), -1]
+    poses = jax.tree.map(
+        lambda rows, end: np.concatenate([rows[: episode.length], end[None]])[shown],
+        episode.steps,
+        episode.obs[0],
+    )
+    subject.write(path, poses, stride * dt)
     return Film(float(episode.total), int(episode.length), 1 / (stride * dt))
 
 
-def _watched(env: Env, pose: Callable[[Any], PyTree]) -> Env:
+def _watched(env: Env, pose: Callable[[Any, Any], PyTree]) -> Env:
     """Return ``env`` with (pose, observation) in place of the observation."""
 
     def reset(key: Key) -> tuple[PyTree, Any]:
         state, obs = env.reset(key)
-        return state, (pose(state), obs)
+        return state, (pose(state, state), obs)
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
-        state, timestep = env.step(state, action)
-        shown = pose(state)
+        after, timestep = env.step(state, action)
+        shown = pose(state, after)
         obs: Any = (shown, timestep.obs)
         next_obs: Any = (shown, timestep.next_obs)
-        return state, replace(timestep, obs=obs, next_obs=next_obs)
+        return after, replace(timestep, obs=obs, next_obs=next_obs)
 
     return env._replace(reset=reset, step=step)
 
@@ -165,11 +176,8 @@ def _pose_with_mocap(state: Any) -> Array:
     return jnp.concatenate([data[part].ravel() for part in ("qpos", "mocap_pos", "mocap_quat")])
 
 
-def _screens(task: str, options: Mapping[str, Any]) -> Draw:
+def _stretched(screens: Draw) -> Draw:
     """Return the drawer of a game's screens, stretched to the film's shape."""
-    from popjax.envs import atari
-
-    screens = atari.painter(task, dict(options))
 
     def draw(poses: Any) -> Iterator[np.ndarray]:
         for screen in screens(poses):

@@ -32,7 +32,7 @@ BUDGET = 1_000_000
 
 class Preset(NamedTuple):
     """Constants of one task; ``env_steps`` is the paper's budget, ``env_options`` are defaults of the options
-    of the environment on the command line."""
+    of the environment on the command line, also of a further one."""
 
     config: Any
     hyper: Any

@@ -250,6 +250,36 @@ def test_a_preset_is_told_by_what_it_changes(method, kinds, task, told, capsys) 
     assert " ".join(capsys.readouterr().err.split()) == wanted
 
 
+@pytest.mark.parametrize("name", ["cdrl", "align"])
+def test_games_of_cdrl_have_the_frames_of_its_paper_unless_others_are_given(name: str) -> None:
+    def chosen(*argv: str) -> tuple[str, ...]:
+        return cli.understand(name, ["--env", "atari/bowling", *argv]).arguments.common.env_option
+
+    assert chosen() == ("preset=universe",)
+    assert chosen("--env-option", "noops=3") == ("preset=universe", "noops=3")
+    assert chosen("--env-option", "preset=dqn") == ("preset=dqn",)
+    assert cli.understand(name, ["--env", "gymnax/CartPole-v1"]).arguments.common.env_option == ()
+
+
+def test_a_preset_reaches_further_tasks_and_is_told(capsys) -> None:
+    given = ("atari/pong noops=2", "atari/asterix preset=dqn", "gymnax/CartPole-v1")
+    further = [word for text in given for word in ("--teacher-env", text)]
+    program = cli.understand("cdrl", ["--env", "gymnax/CartPole-v1", *further])
+    texts = ["atari/pong preset=universe noops=2", *given[1:]]
+    assert program.tasks == {"teacher-env": texts}
+    training._tell_further_presets(program.recipe, program.tasks)
+    told = "preset for atari/pong: --teacher-env 'atari/pong preset=universe'; given options override it"
+    assert " ".join(capsys.readouterr().err.split()) == told
+
+
+def test_a_further_task_that_is_the_own_one_needs_the_same_options() -> None:
+    argv = ["--env", "atari/pong", "--teacher-env", "atari/pong"]
+    assert cli.understand("cdrl", argv).tasks == {"teacher-env": ["atari/pong preset=universe"]}
+    assert cli.understand("cdrl", [*argv, "--env-option", "preset=universe"])
+    with pytest.raises(parse.Fault, match="--teacher-env atari/pong: --env-option applies only to --env"):
+        cli.understand("cdrl", [*argv, "--env-option", "preset=dqn"])
+
+
 @pytest.mark.parametrize(
     ("argv", "budget"),
     [

@@ -27,7 +27,6 @@ SHORT = (
     96,
 )
 REPLAY = ("--config.batch", 4, "--config.capacity", 80)
-FIELD = "preset=universe"
 COMMANDS = {
     "dqn": ("independent", "atari/pong", "--config.agent", "dqn", *REPLAY, "--config.warmup", 40),
     "a2c": ("onpolicy", "atari/pong", "--config.agent", "a2c", "--config.lanes", 2),
@@ -37,8 +36,8 @@ COMMANDS = {
              "--config.local-buffer", 5, "--config.learning-starts", 30),
     "ce": ("ce", "atari/asterix", "--config.learner", "dqn", *REPLAY, "--config.warmup", 40,
            "--config.drive.bank-size", 20),
-    "cdrl": ("cdrl", "atari/bowling", "--teacher-env", f"atari/pong {FIELD}",
-             "--env-option", FIELD, "--config.lanes", 2, "--config.steps", 8),
+    "cdrl": ("cdrl", "atari/bowling", "--teacher-env", "atari/pong", "--config.lanes", 2,
+             "--config.steps", 8),
 }  # fmt: skip
 
 
@@ -60,6 +59,9 @@ def test_a_method_trains_on_a_game(name, tmp_path):
     if name in ("dqn", "ca2e", "ce"):
         assert loaded.state.frames.pixels.dtype == np.uint8
         assert not np.any(loaded.state.metrics.stale)
+    if name == "cdrl":
+        assert loaded.env.spec.obs_shape == (42, 42, 1)
+        assert loaded.saved["envs"]["teacher-env"] == ["atari/pong preset='universe'"]
     if name == "dqn":
         pytest.importorskip("cv2")
         assert loaded.saved["env_options"]["reward_clip"] == 1

@@ -155,7 +155,10 @@ def test_a_run_with_other_options_of_the_task_is_refused(runs, capsys):
     command = argv(runs, "new", 400, f"{runs}/short")
     command[command.index("--env") + 1] = "gymnax/CartPole-v1"
     assert cli.run(command) == 2
-    assert "was trained with --env-option {'max_steps_in_episode': 50}, not {}" in capsys.readouterr().err
+    assert (
+        "was trained with --env-option {'max_steps_in_episode': 50}, not {}: give this run the same"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_with_other_rewards_of_the_task_fits():

@@ -193,13 +193,17 @@ def understand(name: str, argv: list[str]) -> Program:
     options = parse.Options(env_steps=preset.env_steps if preset else recipe.budget(config))
     arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe), options)
     if preset:
-        given = parse.key_values(arguments.common.env_option)
-        added = [f"{name}={value}" for name, value in preset.env_options.items() if name not in given]
-        env_option = (*added, *arguments.common.env_option)
+        given = arguments.common.env_option
+        env_option = (*building.preset_options(recipe, task, parse.key_values(given)), *given)
         arguments = replace(arguments, common=replace(arguments.common, env_option=env_option))
     elif parse.peel(rest, "--env-steps")[0] is None:  # --config may have changed it
         options = replace(arguments.common.options, env_steps=recipe.budget(arguments.config))
         arguments = replace(arguments, common=replace(arguments.common, options=options))
+    training.refuse_other_options(recipe, arguments.common, tasks)
+    tasks = {
+        option: [building.with_preset(recipe, option, text) for text in texts]
+        for option, texts in tasks.items()
+    }
     return Program(name, recipe, kinds, runs, tasks, arguments)
 
 

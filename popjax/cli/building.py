@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,6 +131,21 @@ def _further_env(option: str, text: str) -> Any:
         raise Fault(f"--{option} needs SUITE/TASK, got {text!r}")
     name, *options = text.split()
     return make_env(name, key_values(options, f"--{option}"))
+
+
+def preset_options(recipe: Recipe, task: str | None, given: Mapping[str, Any]) -> list[str]:
+    """Return the options "KEY=VALUE" that the method's preset for ``task`` adds to those ``given``."""
+    preset = recipe.preset(task) if task else None
+    options = preset.env_options if preset else {}
+    return [f"{name}={value}" for name, value in options.items() if name not in given]
+
+
+def with_preset(recipe: Recipe, option: str, text: str) -> str:
+    """Return the further task "SUITE/TASK KEY=VALUE ..." with the options of the method's preset for it."""
+    from popjax.cli.parse import key_values
+
+    name, *given = text.split() or [text]
+    return " ".join([name, *preset_options(recipe, name, key_values(given, f"--{option}")), *given])
 
 
 def make_env(name: str, options: dict[str, Any]) -> Any:

@@ -78,7 +78,7 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
         if wrappers.seen(there["env_options"]) != wrappers.seen(json.loads(here.options)):
             raise parse.Fault(
                 f"--{name}: {policy.name} was trained with --env-option {there['env_options']},"
-                f" not {here.options}"
+                f" not {here.options}: give this run the same"
             )
     try:
         return ingredient.make(env, loaded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -46,8 +46,8 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     elif any(_beginning(common).values()):
         processes.together(lambda: _refuse_other_beginning(common, root))
     built_on = pretrained.take(recipe, env, program.runs, resumed=root if begun else None)
-    _refuse_other_options(common, program.tasks)
     built_on |= building.further_envs(recipe, program.tasks)
+    _tell_further_presets(recipe, program.tasks)
     method = building.build(recipe, env, arguments.config, built_on)
     _check_numbers(program, method)
     budget = common.options.env_steps
@@ -174,6 +174,18 @@ def _tell_preset(recipe: Recipe, kinds: Mapping[str, str], task: str | None) -> 
     complain(f"preset for {task}: {told}; given options override it")
 
 
+def _tell_further_presets(recipe: Recipe, tasks: Mapping[str, Sequence[str]]) -> None:
+    """Print the options that a method's presets have set in further tasks, which are written with them."""
+    from popjax.cli import building
+
+    for option, texts in tasks.items():
+        for name, *pairs in map(str.split, texts):
+            added = building.preset_options(recipe, name, {})
+            if added and set(added) <= set(pairs):
+                task = " ".join([name, *added])
+                complain(f"preset for {name}: --{option} '{task}'; given options override it")
+
+
 def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
     """Yield the options below ``name`` whose values differ from ``plain``, with ours."""
     if isinstance(ours, dict) and isinstance(plain, dict):
@@ -183,15 +195,17 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
         yield name, ours
 
 
-def _refuse_other_options(common: Any, tasks: dict[str, list[str]]) -> None:
-    """Raise a Fault if a further task is the run's own task and that one has options.
+def refuse_other_options(recipe: Recipe, common: Any, tasks: Mapping[str, Sequence[str]]) -> None:
+    """Raise a Fault if a further task is named as the run's own task is, and that one has other options.
 
     Further tasks take their defaults, so the two would differ under one name.
     """
-    from popjax.cli.parse import Fault
+    from popjax.cli import building
+    from popjax.cli.parse import Fault, key_values
 
+    plain = key_values(building.preset_options(recipe, common.env, {}))
     for option, names in tasks.items():
-        if common.env_option and common.env in names:
+        if common.env in names and key_values(common.env_option) != plain:
             raise Fault(
                 f"--{option} {common.env}: --env-option applies only to --env, so this task has its defaults;"
                 f" leave out --env-option, or give the task its own: --{option} '{common.env} KEY=VALUE'"

@@ -36,12 +36,13 @@ from popjax.core import (
     stacked,
 )
 from popjax.distillation import Direction, alignment_loss
+from popjax.methods.cdrl_config import UNIVERSE
 from popjax.nets.recurrent import alignment
 from popjax.optimize import adam
 from popjax.population import imitation, lanes, policy
 from popjax.population.imitation import Aligned, Learner, Teacher, Told
 from popjax.population.lanes import Lanes
-from popjax.recipe import Recipe, recorded
+from popjax.recipe import BUDGET, Preset, Recipe, recorded
 from popjax.replay.ring import Ring, ring
 
 
@@ -232,6 +233,12 @@ def build(
     )
 
 
+def preset(task: str) -> Preset | None:
+    """Return the constants for a game such as "atari/bowling", with the frames that ``cdrl`` has; None for
+    another task."""
+    return Preset(Config(), Hyper(), BUDGET, UNIVERSE) if task.startswith("atari/") else None
+
+
 METHOD = Recipe(
     build,
     Config,
@@ -247,4 +254,5 @@ METHOD = Recipe(
             "experts", imitation.of_runs, Teacher, "A finished run of this task, which plays."
         ),
     },
+    preset=preset,
 )

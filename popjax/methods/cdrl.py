@@ -34,7 +34,19 @@ from popjax import counting, rollout, tree
 from popjax.advantage import Targets
 from popjax.agents import a2c
 from popjax.core import Env, Ingredient, Key, Method, Params, Recurrent, Trajectory, as_arrays, chain, stacked
-from popjax.methods.cdrl_config import NEVER, Config, Hyper, Metrics, Student, Task, due, reached, remarks
+from popjax.methods.cdrl_config import (
+    BUDGET,
+    NEVER,
+    Config,
+    Hyper,
+    Metrics,
+    Student,
+    Task,
+    due,
+    preset,
+    reached,
+    remarks,
+)
 from popjax.nets import recurrent
 from popjax.optimize import adam, global_norm
 from popjax.population import actor_critic, imitation, lanes, learning, scoring, tutoring
@@ -287,6 +299,7 @@ METHOD = Recipe(
         ),
     },
     envs={"teacher-env": "teacher_envs"},
-    budget=lambda config: 20_000_000,  # the paper's budget, the default of hyper.budget
+    preset=preset,
+    budget=lambda config: BUDGET,
     remarks=remarks,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -21,10 +22,15 @@ from popjax.distillation import Direction
 from popjax.nets import recurrent
 from popjax.population.lanes import Lanes
 from popjax.population.tutoring import Distillation, Due
+from popjax.recipe import Preset
 
 NEVER = math.inf
 """Number of steps that no run reaches."""
 TIMES = ("align_from", "distil_from", "distil_until")
+BUDGET = 20_000_000
+"""Environment steps of the paper's runs, the default of ``Hyper.budget``."""
+UNIVERSE = MappingProxyType({"preset": "universe"})
+"""Options of Atari games as the paper's code, which builds on universe-starter-agent, plays them."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,12 @@ class Task:
     lanes: Lanes
     played: Trajectory
     targets: Targets
+
+
+def preset(task: str) -> Preset | None:
+    """Return the constants for a game such as "atari/bowling", the defaults but for its frames; None for
+    another task."""
+    return Preset(Config(), Hyper(), BUDGET, UNIVERSE) if task.startswith("atari/") else None
 
 
 def due(taken: Count, hyper: Hyper) -> Due:

@@ -255,7 +255,11 @@ def test_the_options_of_presets(task, preset, values):
         ("pong", {"preset": "dqm"}, "preset must be one of dqn, universe, machado, got 'dqm'"),
         ("pong", {"cut_lives": 1}, "cut_lives must be True or False, got 1"),
         ("pong", {"colour": True}, "atari/pong has no option 'colour'"),
-        ("carnival", {"view": "field42"}, r"view field42 needs screens of \(210, 160\), got \(214, 160\)"),
+        (
+            "carnival",
+            {"view": "field42"},
+            r"needs screens of \(210, 160\), got \(214, 160\): set view to grey84",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(name, options, message):

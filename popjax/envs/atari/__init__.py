@@ -115,7 +115,8 @@ def make(task: str, **options: Any) -> Env:
     side = console.shape[-2:] if grey else console.shape[-3:-1]
     if not grey and side != (210, 160):
         raise ValueError(
-            f"atari/{task}: view field42 needs screens of (210, 160), got {console.shape[-3:-1]}"
+            f"atari/{task}: view field42 needs screens of (210, 160), got {console.shape[-3:-1]}: set view to"
+            " grey84"
         )
     renews = renews and console.fires
     spec = Spec(

@@ -17,6 +17,7 @@ import pytest
 from popjax.envs import make
 from popjax.host.checkpoints import checkpoint, state_arrays
 from popjax.host.errors import NotRead, Refused
+from popjax.host.runs import configuration
 from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS
@@ -78,17 +79,33 @@ def test_another_structure_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "advice"),
     [
-        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: use these to continue"),
+        ('{"git_commit": "c0ffee"}', "; its run was made with commit c0ffee: use this to continue"),
         (
             '{"git_commit": "c0ffee", "device": "TPU v5 lite"}',
-            "; its run was made with commit c0ffee on TPU v5 lite: use these to continue",
+            "; its run was made with commit c0ffee and device TPU v5 lite: use these to continue",
+        ),
+        (
+            '{"git_commit": "here", "device": "cpu (x86_64, 9 threads)", "versions": {"ale-py": "0.11.2",'
+            ' "jax": "1.2"}}',
+            "; its run was made with ale-py 0.11.2 instead of 0.12.1: use this to continue",
+        ),
+        ('{"git_commit": "here"}', "; its run was made with commit here: use this to continue"),
+        (
+            '{"git_commit": null, "versions": {"ale-py": "0.11.2", "jax": "1.1"}}',
+            "; its run was made with ale-py 0.11.2 instead of 0.12.1 and jax 1.1 instead of 1.2: use these to"
+            " continue",
         ),
         ('{"git_commit": null}', ""),
         ("[]", ""),
         ("{", ""),
     ],
 )
-def test_another_structure_names_the_commit_that_can_use_it(config: str, advice: str, tmp_path: Path) -> None:
+def test_another_structure_names_what_can_use_it(
+    config: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "versions", lambda: {"ale-py": "0.12.1", "jax": "1.2"})
+    monkeypatch.setattr(configuration, "git_commit", lambda: "here")
+    monkeypatch.setattr(configuration, "device_name", lambda: "cpu (x86_64, 1 thread)")
     checkpoint.save(tmp_path / "checkpoints", 1, {"a": jnp.zeros(3)}, {})
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(Refused) as refusal:

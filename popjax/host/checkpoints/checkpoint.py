@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from popjax.host.checkpoints import io_errors
+from popjax.host.checkpoints.made_with import made_with
 from popjax.host.checkpoints.state_arrays import data, data_shapes, from_arrays, named, raw
 from popjax.host.errors import NotRead, NotSaved, Refused
 from popjax.host.paths import without_patterns
@@ -372,19 +373,8 @@ def _require_equal_structure(path: Path, saved: dict[str, Any], target: dict[str
         if there.get(name) != here.get(name):
             raise Refused(
                 f"checkpoint {path} does not fit the method: {name} is {there.get(name, 'absent')} in it"
-                f" and {here.get(name, 'absent')} in the State{_made_with(path)}"
+                f" and {here.get(name, 'absent')} in the State{made_with(path)}"
             )
-
-
-def _made_with(path: Path) -> str:
-    """Return a hint at the commit and device that can read a checkpoint, if its run records them."""
-    try:
-        config = json.loads((path.parent.parent / "config.json").read_text())
-        commit, device = config.get("git_commit"), config.get("device")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    where = f" on {device}" if device else ""
-    return f"; its run was made with commit {commit}{where}: use these to continue" if commit else ""
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:

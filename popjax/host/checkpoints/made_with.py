@@ -1,0 +1,40 @@
+"""What a checkpoint that does not fit was made with, by the ``config.json`` of its run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from popjax.host.runs import configuration
+
+
+def made_with(path: Path) -> str:
+    """Return a hint at the commit, device and packages that can read a checkpoint, where they are others than
+    here; the commit alone if none is. Empty if its run records none."""
+    try:
+        config = json.loads((path.parent.parent / "config.json").read_text())
+        commit, device = config.get("git_commit"), config.get("device")
+        versions: dict[str, Any] = dict(config.get("versions") or {})
+    except (OSError, ValueError, AttributeError):
+        return ""
+    here = configuration.versions()
+    packages = [
+        f"{name} {version} instead of {here.get(name, 'none')}"
+        for name, version in versions.items()
+        if here.get(name) != version
+    ]
+    elsewhere = device and _kind(device) != _kind(configuration.device_name())
+    differing = [*packages, *([f"device {device}"] if elsewhere else [])]
+    if commit and (commit != configuration.git_commit() or not differing):
+        differing.insert(0, f"commit {commit}")
+    if not differing:
+        return ""
+    *first, last = differing
+    told = f"{', '.join(first)} and {last}" if first else last
+    return f"; its run was made with {told}: use {'these' if first else 'this'} to continue"
+
+
+def _kind(device: str) -> str:
+    """Return a device without the number of its threads, which changes no shape."""
+    return device.partition(" (")[0]

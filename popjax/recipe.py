@@ -9,7 +9,9 @@ for the other commands to evaluate, report and export its runs.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from types import MappingProxyType
@@ -17,7 +19,7 @@ from typing import Any, NamedTuple, ParamSpec
 
 from popjax import numerics
 from popjax.arguments import typed
-from popjax.core import Built, Ingredient, Method, Spec
+from popjax.core import Built, Ingredient, Method, Spec, Unfit
 from popjax.remember import remembered
 
 P = ParamSpec("P")
@@ -77,6 +79,9 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     ``numerics.standard`` wherever they are compiled. Arguments must be of the types of
     their annotations.
 
+    If agents cannot play the task, the error names the option of the Recipe, METHOD of the module, for agents
+    that can.
+
     Raises:
         ValueError: ``build`` takes no Config.
     """
@@ -92,12 +97,30 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         env, config, *further = call.arguments.items()
-        method = checked(build, build(*args, **kwargs))
+        try:
+            method = checked(build, build(*args, **kwargs))
+        except Unfit as unfit:
+            raise ValueError(_advised(unfit, recording, build, env[1], dict(further))) from None
         functions = {name: getattr(method, name) for name in _FUNCTIONS if getattr(method, name) is not None}
         traced = {name: numerics.standard()(function) for name, function in functions.items()}
         return method._replace(**traced, built=Built(recording, env[1], config[1], dict(further)))
 
     return recording
+
+
+def _advised(
+    unfit: Unfit, recorded: Callable[..., Method], build: Callable[..., Method], env: Any, further: Any
+) -> str:
+    """Return what is wrong with a learner, and the option of the method for one that can play the task."""
+    recipe = getattr(sys.modules.get(build.__module__), "METHOD", None)
+    if isinstance(recipe, Recipe) and recipe.build is recorded:
+        for field, kinds in recipe.agents.items():
+            if unfit.played_by not in kinds:
+                continue
+            with suppress(ValueError):  # the rest of the method may not be for this task
+                build(env, recipe.config(**{field: kinds[unfit.played_by]}), **further)
+                return f"{unfit.problem}: set --config.{field.replace('_', '-')} {unfit.played_by}"
+    return f"{unfit.problem}: use a method whose agents can be {unfit.played_by}, such as independent"
 
 
 def checked(build: Callable[..., Any], made: Any) -> Method:

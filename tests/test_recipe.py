@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import pytest
 
 import popjax
 from popjax import envs
-from popjax.agents import td3
+from popjax.agents import drq, td3
+from popjax.core import Env, Spec, Unfit
 from popjax.host.recipes import METHODS, recipe
 from popjax.intrinsic import rnd
-from popjax.methods import ca2e, cspc, independent, pderl
+from popjax.methods import ca2e, cspc, dice, independent, pderl
 from popjax.recipe import Recipe, defaults, kinds_of, recorded
 from tests.host import tiny
 
@@ -95,3 +97,34 @@ def test_a_drive_leaves_the_other_numbers_of_a_preset_alone():
     assert curious[1].mutation_std == alone[1].mutation_std == 0.01
     assert curious[1].drive == rnd.Hyper()
     assert curious[0] == replace(alone[0], drive=rnd.Config())
+
+
+PICTURE, GAME = ((84, 84, 9), False), ((84, 84, 4), True)
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "task", "advice"),
+    [
+        (independent, independent.Config(), ((3,), True), "set --config.agent dqn"),
+        (independent, independent.Config(), GAME, "set --config.agent dqn"),
+        (independent, independent.Config(), PICTURE, "set --config.agent drq"),
+        (independent, independent.Config(agent=drq.Config()), GAME, "set --config.agent dqn"),
+        (ca2e, None, PICTURE, "use a method whose agents can be drq, such as independent"),
+        (dice, dice.Config(), ((3,), True), "use a method whose agents can be dqn, such as independent"),
+        (pderl, pderl.Config(), GAME, "set --config.agent dqn"),
+    ],
+)
+def test_who_cannot_play_a_task_is_told_an_option_of_this_method_that_can(method, config, task, advice):
+    shape, discrete = task
+    nothing = None
+    spec = Spec(
+        "task", shape, 3, 9, discrete=discrete, obs_dtype=jnp.uint8 if len(shape) == 3 else jnp.float32
+    )
+    with pytest.raises(ValueError, match=rf"(observations|actions); .*: {advice}$") as refusal:
+        method.build(Env(nothing, nothing, spec), *([] if config is None else [config]))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_learner_by_itself_names_a_kind_that_can_play():
+    with pytest.raises(Unfit, match="2 discrete ones: learn with dqn"):
+        td3.build(Spec("task", (3,), 2, 9, discrete=True))

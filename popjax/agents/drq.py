@@ -23,7 +23,7 @@ from popjax import nets
 from popjax.agents import sac
 from popjax.agents.sac import Losses, Parts, State
 from popjax.checks import check_least, check_types, check_widths
-from popjax.core import Agent, Eyes, Key, Network, Number, Params, Spec, Transition, number
+from popjax.core import Agent, Eyes, Key, Network, Number, Params, Spec, Transition, needs_continuous, number
 from popjax.nets import images
 from popjax.optimize import adam, descend
 
@@ -70,7 +70,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 def parts(spec: Spec, config: Config = Config()) -> Parts:
     """Return the learner in parts. Of these only ``step`` copies the convolutions and shifts the images."""
     if spec.discrete:
-        raise ValueError(f"drq needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
+        raise needs_continuous(spec, "drq")
     if len(spec.obs_shape) != 3:
         raise ValueError(f"drq needs images; {spec.name} has observations of shape {spec.obs_shape}: use sac")
     eyes = images.eyes(spec.obs_shape, CONVOLUTIONS, initializer="orthogonal")

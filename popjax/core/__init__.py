@@ -27,7 +27,9 @@ from popjax.core.env import (
     Origin,
     Spec,
     Timestep,
+    Unfit,
     continuous_dims,
+    needs_continuous,
     vector_size,
 )
 from popjax.core.experience import (
@@ -85,6 +87,7 @@ __all__ = [
     "Timestep",
     "Trajectory",
     "Transition",
+    "Unfit",
     "Unroll",
     "Weighted",
     "as_arrays",
@@ -92,6 +95,7 @@ __all__ = [
     "continuous_dims",
     "example_transition",
     "importance",
+    "needs_continuous",
     "number",
     "stacked",
     "stacked_fields",

@@ -69,21 +69,34 @@ class Spec(NamedTuple):
     stack: int = 1
 
 
+class Unfit(ValueError):
+    """A learner cannot play a task, but agents of the kind ``played_by`` can."""
+
+    def __init__(self, problem: str, played_by: str) -> None:
+        super().__init__(f"{problem}: learn with {played_by}")
+        self.problem, self.played_by = problem, played_by
+
+
 def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
     """Return (observation size, action size) for a learner ``who`` of vector observations and continuous
     actions.
 
     Raises:
-        ValueError: the task has discrete actions, or observations that are not vectors.
+        Unfit: the task has discrete actions, or images as observations.
+        ValueError: its observations are of another shape.
     """
     if spec.discrete:
-        raise ValueError(f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones")
+        raise needs_continuous(spec, who)
     if len(spec.obs_shape) == 3:
-        raise ValueError(
-            f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}: learn from"
-            " images with drq"
-        )
+        problem = f"{who} needs vector observations; those of {spec.name} have shape {spec.obs_shape}"
+        raise Unfit(problem, "drq")
     return vector_size(spec, who), spec.action_dim
+
+
+def needs_continuous(spec: Spec, who: str) -> Unfit:
+    """Return the error of a learner ``who`` of continuous actions in a task with discrete ones."""
+    problem = f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones"
+    return Unfit(problem, "dqn")
 
 
 def vector_size(spec: Spec, who: str) -> int:

@@ -223,5 +223,5 @@ def test_the_goal_in_the_picture_is_reached(key: Any) -> None:
 
 
 def test_a_learner_of_vectors_names_who_sees_images() -> None:
-    with pytest.raises(ValueError, match=r"sac needs vector observations; .*: learn from images with drq"):
+    with pytest.raises(ValueError, match=r"sac needs vector observations; .*: learn with drq"):
         sac.build(SPEC)

@@ -332,7 +332,12 @@ def test_what_cannot_be_is_refused_with_its_numbers(options, message):
 @pytest.mark.parametrize(
     ("env", "options", "message"),
     [
-        ("corridor-discrete", {}, "sac needs continuous actions; probe/corridor-discrete has 2 discrete"),
+        (
+            "corridor-discrete",
+            {},
+            "sac needs continuous actions; probe/corridor-discrete has 2 discrete ones: set --config.learner",
+        ),
+        ("corridor-discrete", {"learner": Multihead()}, "discrete ones: set --config.learner dqn"),
         ("corridor", {"learner": dqn.Config()}, "dqn needs discrete actions"),
         (
             "corridor-discrete",

@@ -422,8 +422,10 @@ def test_a_film_shows_the_larger_of_the_last_frames_of_a_step_and_the_end_of_the
     subject = subject._replace(write=lambda path, poses, seconds: written.append(poses))
     film = video.record(method, env, jnp.zeros((1, 1)), subject, Path("film.gif"))
     draw = atari.painter("pong", atari.settings("pong", options))
-    pictures = list(draw(written[0]))
+    *pictures, last = draw(written[0])
     assert len(pictures) == film.length + 1
+    left = slice(0, 24), slice(0, 80)
+    assert all((picture[left] != last[left]).any() for picture in pictures), "the first that shows 21"
     assert film.total == -21
     for step, picture in enumerate(pictures):
         screens = []
@@ -434,6 +436,18 @@ def test_a_film_shows_the_larger_of_the_last_frames_of_a_step_and_the_end_of_the
         if not step:  # the first picture is of two frames of the first step
             ale = playing_on("pong")
     assert ale.game_over()
+
+
+@pytest.mark.parametrize("game", ["boxing", "breakout", "space_invaders"])
+def test_a_game_that_is_over_can_be_seen_going_on(game):
+    console = Console(game, grey=False, full_actions=False, starts_lives=True, merged=True)
+    (ale,), chance, over = console.starts([0], fire=True)[0], np.random.default_rng(0), False
+    while not over:
+        codes = np.repeat(console.codes[chance.integers(len(console.codes))], 16)
+        ale, screens, _, _, over = console.play(ale, codes, np.int32(16))
+    (after,) = console.after_end(ale, 0)
+    latest = screens if screens.ndim == 3 else screens[-1]
+    assert (after != latest).any(-1).mean() < 0.1, "the same scene"
 
 
 @pytest.mark.parametrize(

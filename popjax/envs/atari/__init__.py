@@ -217,15 +217,17 @@ def pose(options: Mapping[str, Any], before: AtariState, after: AtariState) -> t
 
 
 def painter(task: str, options: Mapping[str, Any]) -> Callable[[Any], Iterator[np.ndarray]]:
-    """Return a function from poses [T] to screens uint8 [H, W, 3], each with the larger values of two frames;
-    ``options`` are those of ``settings``."""
+    """Return a function from poses [T] to screens uint8 [H, W, 3], each with the larger values of two frames,
+    and one more where the game is over in the end; ``options`` are those of ``settings``."""
     ways = {"full_actions": options["actions"] == "full", "starts_lives": options["fire"] == "life"}
     console = Console(task, grey=False, merged=True, **ways)
 
     def draw(poses: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Iterator[np.ndarray]:
         for ale, played, count in zip(*poses, strict=True):
-            screens = console.play(ale, console.codes[played], count)[1]
+            state, screens, _, _, over = console.play(ale, console.codes[played], count)
             yield screens if screens.ndim == 3 else screens[-1]
+        if over:
+            yield from console.after_end(state, console.codes[played[-1]])
 
     return draw
 

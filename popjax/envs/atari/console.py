@@ -18,6 +18,10 @@ import numpy as np
 NOOP, FIRE = 0, 1
 HIDDEN_FRAMES = 4
 """Frames for which each of the actions that start a life is held."""
+_TRUE, _FALSE = (0xFAB1FAB2).to_bytes(4, "little"), (0xBAD1BAD2).to_bytes(4, "little")
+"""A flag in a serialised state."""
+_OF_GAME = 64
+"""Last bytes of a state, among which are the flags that ALE keeps of a game, such as that it is over."""
 
 
 class Played(NamedTuple):
@@ -152,6 +156,19 @@ class Console:
             )
         shown = np.stack(screens) if len(self._hidden) else screen
         return Played(after, shown, np.float32(reward), lost and not over, over)
+
+    def after_end(self, ale: np.ndarray, code: int) -> list[np.ndarray]:
+        """Return the screen that follows the end of a game, for films; none where its flag is not found.
+
+        ALE plays no frame of a game that is over, but Pong, for one, draws the last point only in the next.
+        """
+        whole, at = ale.tobytes(), len(ale)
+        with self._lock:
+            while (at := whole.rfind(_TRUE, len(ale) - _OF_GAME, at)) >= 0:
+                self._restore(whole[:at] + _FALSE + whole[at + len(_TRUE) :])
+                if not self._ale.game_over(with_truncation=False):
+                    return [self._frames([code, code])[1]]
+        return []
 
     def _frames(self, codes: Sequence[int] | np.ndarray) -> tuple[float, np.ndarray]:
         """Return the reward of frames, until the game is over, and the last screen.

@@ -99,7 +99,7 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     rows, curves = before["rows"], before.get("curves", {})
     for cell, group in found:
         place = cell.task, cell.row
-        own = list(_rows(table, cell, group))
+        own = [row | {"command": _portable(row["command"], runs)} for row in _rows(table, cell, group)]
         longest = max((_extent(row) for row in rows if _place(row) == place), default=0.0)
         if longest > _extent(own[0]):
             print(f"{file} keeps {cell.row} on {cell.task} of a longer run; remove its rows to replace them")
@@ -116,6 +116,15 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     record.write(file, **about, rows=rows, figures=figures, curves=curves)
     _show(name, table, rows)
     return 0
+
+
+def _portable(command: str | None, runs: Path) -> str | None:
+    """Return the command of a run without places of this machine: that of popjax, and of the runs."""
+    if command is None:
+        return None
+    program, script, *rest = shlex.split(command)
+    script = f"scripts/{Path(script).name}" if Path(script).is_absolute() else script
+    return shlex.join([program, script, *(word.replace(str(runs), "runs/reproduce") for word in rest)])
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -240,6 +240,13 @@ def test_a_report_keeps_what_it_does_not_see(toy: Path, monkeypatch: pytest.Monk
     assert "Not run yet:" not in page
 
 
+def test_a_command_names_no_place_of_a_machine() -> None:
+    command = "python /here/scripts/run.py pderl --run-dir /there/runs/pderl/Swimmer/PERL --resume"
+    told = "python scripts/run.py pderl --run-dir runs/reproduce/pderl/Swimmer/PERL --resume"
+    assert reproduced._portable(command, Path("/there/runs")) == told
+    assert reproduced._portable(told, Path("runs/reproduce")) == told
+
+
 def test_a_page_tells_what_has_not_been_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
     asked = reproduce.Arguments("toy-table1", rows=("A",), seeds=1, fraction=0.001, runs=toy, out=toy / "out")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet.
 
     What ``out`` has of other runs stays, and so does a row of a longer run, or of more seeds, than the one
-    that is there now.
+    that is there now. A remark stays with the run that it is about. A figure of rows whose curves were not
+    stored stays under another name.
     """
     _, table = registry.find(name)
     found = [(cell, group) for cell in cells if cell.row in table.rows and (group := _group(cell, runs))]
@@ -97,17 +99,23 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     file = out / f"{name}.json"
     before = json.loads(file.read_text()) if file.exists() else {"rows": [], "figures": []}
     rows, curves = before["rows"], before.get("curves", {})
+    stored = {*curves, *(cell.task for cell, _ in found if not any(cell.task == r["task"] for r in rows))}
     for cell, group in found:
         place = cell.task, cell.row
         own = [row | {"command": _portable(row["command"], runs)} for row in _rows(table, cell, group)]
-        longest = max((_extent(row) for row in rows if _place(row) == place), default=0.0)
-        if longest > _extent(own[0]):
-            print(f"{file} keeps {cell.row} on {cell.task} of a longer run; remove its rows to replace them")
+        there = {row["column"]: row for row in rows if _place(row) == place}
+        if any(row[size] > own[0][size] for row in there.values() for size in ("env_steps", "seeds")):
+            print(f"{file} keeps {cell.row} on {cell.task} of a longer run or of more seeds; remove it first")
             continue
+        for row in own:
+            old = there.get(row["column"], {})
+            if "remark" in old and all(old.get(key) == row[key] for key in ("scores", "git_commit")):
+                row["remark"] = old["remark"]
         rows = [row for row in rows if _place(row) != place] + own
         curves.setdefault(cell.task, {})[cell.row] = [_stored(curve) for curve in group.curves]
-    rows.sort(key=lambda row: (table.tasks.index(row["task"]), table.rows.index(row["row"])))
+    rows.sort(key=lambda row: (_index(table.tasks, row["task"]), _index(table.rows, row["row"])))
     out.mkdir(parents=True, exist_ok=True)
+    _keep_figures(name, before, [task for task in curves if task not in stored], out)
     figures = _draw(name, table, curves, out)
     drawn = [path.with_suffix(".png") for _, path, _ in studies(name, [c for c, _ in found], runs, out)]
     figures += [path.name for path in drawn if path.exists()]
@@ -124,16 +132,32 @@ def _portable(command: str | None, runs: Path) -> str | None:
         return None
     program, script, *rest = shlex.split(command)
     script = f"scripts/{Path(script).name}" if Path(script).is_absolute() else script
-    return shlex.join([program, script, *(word.replace(str(runs), "runs/reproduce") for word in rest)])
+    size = len(runs.parts)
+    words = [
+        str(Path("runs/reproduce", *parts[size:]))
+        if (parts := Path(word).parts)[:size] == runs.parts
+        else word
+        for word in rest
+    ]
+    return shlex.join([program, script, *words])
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    """Return the place of a name; behind all others if a table has it no longer."""
+    return names.index(name) if name in names else len(names)
+
+
+def _keep_figures(name: str, before: dict[str, Any], tasks: Sequence[str], out: Path) -> None:
+    """Rename the figures of ``tasks`` that have been drawn from curves that are not stored."""
+    for task, kind in product(tasks, ("", "-time")):
+        old, new = f"{name}-{task}{kind}.png", f"{name}-{task}-earlier{kind}.png"
+        if old in before["figures"] and (out / old).exists():
+            (out / old).rename(out / new)
+            before["figures"] = [new if figure == old else figure for figure in before["figures"]]
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["task"], row["row"]
-
-
-def _extent(row: Mapping[str, Any]) -> float:
-    """Return the environment steps of all seeds of a row."""
-    return float(row["env_steps"] * row["seeds"])
 
 
 def _stored(curve: Curve) -> dict[str, Any]:

@@ -235,9 +235,31 @@ def test_a_report_keeps_what_it_does_not_see(toy: Path, monkeypatch: pytest.Monk
     assert both["figures"] == first["figures"]
     assert (toy / "out/toy-table1-context.png").read_bytes() != drawn  # with a line for each
     assert reproduced_with("A", 0.0005, "short")["rows"] == both["rows"]
+    assert reproduced_with("teacher", 0.001, "long")["rows"] == both["rows"]  # the remark, too
     page = reproduced.page(toy / "out")
     assert "teacher on context: Beside other work." in page
     assert "Not run yet:" not in page
+
+
+def test_a_figure_without_stored_curves_stays(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As results had them that were written before curves were stored."""
+    monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
+    file, picture = toy / "out/toy-table1.json", toy / "out/toy-table1-context.png"
+
+    def reproduced_with(row: str) -> dict:
+        asked = reproduce.Arguments("toy-table1", (), (row,), 0.001, 1, runs=toy / "runs", out=toy / "out")
+        assert reproduce.main(asked) == 0
+        return json.loads(file.read_text())
+
+    old = reproduced_with("teacher")
+    del old["curves"]
+    file.write_text(json.dumps(old))
+    drawn = picture.read_bytes()
+    for _ in range(2):
+        figures = reproduced_with("A")["figures"]
+        assert (toy / "out/toy-table1-context-earlier.png").read_bytes() == drawn
+        assert figures[0] == "toy-table1-context-earlier.png"
+        assert figures.count("toy-table1-context.png") == 1
 
 
 def test_a_command_names_no_place_of_a_machine() -> None:
@@ -245,6 +267,9 @@ def test_a_command_names_no_place_of_a_machine() -> None:
     told = "python scripts/run.py pderl --run-dir runs/reproduce/pderl/Swimmer/PERL --resume"
     assert reproduced._portable(command, Path("/there/runs")) == told
     assert reproduced._portable(told, Path("runs/reproduce")) == told
+    assert reproduced._portable("python scripts/run.py pderl --run-dir r/x", Path("r")) == (
+        "python scripts/run.py pderl --run-dir runs/reproduce/x"
+    )
 
 
 def test_a_page_tells_what_has_not_been_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

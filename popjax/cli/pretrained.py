@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,12 @@ def take(
     return built
 
 
+def _seen(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that decide what a policy sees, with the preset of a game where it is not given."""
+    found = wrappers.seen(options)
+    return {"preset": "dqn"} | found if name.startswith("atari/") else found
+
+
 def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrained]) -> Sequence[Any]:
     """Return the records of the loaded policies."""
     here = envs.origin(env)
@@ -75,7 +81,7 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
         there = policy.origin["config"] if policy.origin else {}
         if not here or there.get("env") != here.name:
             continue
-        if wrappers.seen(there["env_options"]) != wrappers.seen(json.loads(here.options)):
+        if _seen(here.name, there["env_options"]) != _seen(here.name, json.loads(here.options)):
             raise parse.Fault(
                 f"--{name}: {policy.name} was trained with --env-option {there['env_options']},"
                 f" not {here.options}: give this run the same"

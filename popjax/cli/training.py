@@ -198,7 +198,8 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
 def refuse_other_options(recipe: Recipe, common: Any, tasks: Mapping[str, Sequence[str]]) -> None:
     """Raise a Fault if a further task is named as the run's own task is, and that one has other options.
 
-    Further tasks take their defaults, so the two would differ under one name.
+    Further tasks take their defaults, with the options of the method's preset; the two would differ under one
+    name.
     """
     from popjax.cli import building
     from popjax.cli.parse import Fault, key_values

@@ -125,7 +125,8 @@ def _check_alike(trained: Spec, asked: Spec) -> None:
         ours, theirs = getattr(trained, what), getattr(asked, what)
         if ours != theirs:
             raise Refused(
-                f"{asked.name} has {what} {theirs}, but the method was built for {trained.name} with {ours}"
+                f"{asked.name} has {what} {theirs}, but the method was built for {trained.name} with {ours};"
+                " build it for this task"
             )
 
 

@@ -2,8 +2,8 @@
 
 A value of another type is refused in one line that names the argument, what it takes and what it got. Fields
 of Configs, options of environments and the command line use the same words. Libraries that check annotations
-(pydantic, beartype, typeguard) decide a quarter or more of such cases otherwise: they refuse 1e6 for an
-integer, or arrays for numbers and lists of them, or they take text and True for numbers.
+(pydantic, beartype, typeguard) decide many of these cases otherwise: they refuse 1e6 for an integer, or
+arrays for numbers and lists of them, or they take text and True for numbers.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ STATE = METHOD.init(jax.random.key(0), METHOD.hyper)
         ),
         (
             lambda: popjax.evaluate(PPO, ENV, PPO.init(jax.random.key(0), PPO.hyper)),
-            r"probe/context has obs_shape .*, but the method was built for gymnax/CartPole-v1 with \(4,\)",
+            r"probe/context has observations .* but the method was built for gymnax/CartPole-v1 with"
+            r" observations \(4,\) and 2 discrete actions; build it for this task",
         ),
         (lambda: popjax.load(5), "run_dir must be a string or a path, got 5"),
         (lambda: popjax.pretrained(None), "run_dir must be a string or a path, got None"),

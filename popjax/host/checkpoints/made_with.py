@@ -1,4 +1,4 @@
-"""What a checkpoint that does not fit was made with, by the ``config.json`` of its run."""
+"""Name what a checkpoint was made with, from the ``config.json`` of its run, where it does not fit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from popjax.host.runs import configuration
 
 
 def made_with(path: Path) -> str:
-    """Return a hint at the commit, device and packages that can read a checkpoint, where they are others than
-    here; the commit alone if none is. Empty if its run records none."""
+    """Return a hint at the commit, device and packages that can read a checkpoint, where they differ from
+    those here; empty if none does, or if its run records none."""
     try:
         config = json.loads((path.parent.parent / "config.json").read_text())
         commit, device = config.get("git_commit"), config.get("device")
@@ -26,7 +26,7 @@ def made_with(path: Path) -> str:
     ]
     elsewhere = device and _kind(device) != _kind(configuration.device_name())
     differing = [*packages, *([f"device {device}"] if elsewhere else [])]
-    if commit and (commit != configuration.git_commit() or not differing):
+    if commit and commit != configuration.git_commit():
         differing.insert(0, f"commit {commit}")
     if not differing:
         return ""

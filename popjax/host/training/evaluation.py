@@ -121,13 +121,16 @@ def evaluate(
 
 def _check_alike(trained: Spec, asked: Spec) -> None:
     """Check that a policy for one task can see and act in another."""
-    for what in ("obs_shape", "action_dim", "discrete"):
-        ours, theirs = getattr(trained, what), getattr(asked, what)
-        if ours != theirs:
-            raise Refused(
-                f"{asked.name} has {what} {theirs}, but the method was built for {trained.name} with {ours};"
-                " build it for this task"
-            )
+
+    def told(spec: Spec) -> str:
+        kind = "discrete" if spec.discrete else "continuous"
+        return f"observations {spec.obs_shape} and {spec.action_dim} {kind} actions"
+
+    if told(trained) != told(asked):
+        raise Refused(
+            f"{asked.name} has {told(asked)}, but the method was built for {trained.name} with"
+            f" {told(trained)}; build it for this task"
+        )
 
 
 def _belongs(state: Any, method: Method) -> bool:

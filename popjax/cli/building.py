@@ -38,7 +38,7 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     """
     import jax
 
-    from popjax.host import paths
+    from popjax.host import garbage, paths
     from popjax.host.checkpoints import checkpoint
     from popjax.host.deploy import chosen_policy
     from popjax.host.errors import Refused
@@ -52,7 +52,7 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     env, method, config, hyper = rebuilt(saved)
     members = sweep.of_config(saved)
     begin = partial(_beginning, method, hyper)
-    with packed.laid_out_on(str(saved.get("device"))):
+    with garbage.paused(), packed.laid_out_on(str(saved.get("device"))):
         shapes = jax.eval_shape(lambda: begin(members))
     files = rundir.RunDirectory(root)
     until = None

@@ -96,7 +96,8 @@ def start(env: Env, key: Key, shape: tuple[int, int], memory: PyTree = (), recen
     memory: of a policy at the start of an episode.
     recent: past episodes that the account of a lane keeps.
     """
-    states, obs = jax.vmap(jax.vmap(env.reset))(jax.random.split(key, shape))
+    flat = jax.vmap(env.reset)(jax.random.split(key, shape).reshape(-1))  # one axis, as in ``step``
+    states, obs = _apart(flat, shape)
     zero, none = jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
     memory = tree.repeat(tree.repeat(memory, shape[1]), shape[0])
     whole = jnp.ones(shape, jnp.bool_)
@@ -112,11 +113,15 @@ def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes
     """
     # One axis instead of two: programs of physics are traced and compiled faster.
     flat = jax.vmap(env.step)(*tree.flatten((lanes.env, choice.action)))
-    shape = lanes.obs.shape[:2]
-    states, timestep = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+    states, timestep = _apart(flat, lanes.obs.shape[:2])
     memory = tree.where(timestep.done, _like(fresh, choice.memory), choice.memory)
     account = track(lanes.account, timestep.reward, timestep.done)
     return Lanes(states, timestep.obs, memory, account), timestep
+
+
+def _apart(flat: Any, shape: tuple[int, ...]) -> Any:
+    """Return leaves [P * N, ...] as [P, N, ...]."""
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
 
 
 def play(

@@ -18,6 +18,7 @@ import numpy as np
 
 from popjax import tree
 from popjax.core import Env, Method
+from popjax.host import garbage
 from popjax.host.runs.options import Options, chunk_length
 from popjax.host.scaling import memory
 from popjax.host.scaling.processes import fetch
@@ -69,6 +70,7 @@ def chunk_function(method: Method, length: int) -> Callable[[Any], tuple[Any, An
 _KEPT: Remembered[Programs] = Remembered(8)
 
 
+@garbage.paused()
 def compile_programs(
     method: Method,
     env: Env,

@@ -15,6 +15,7 @@ from jax import Array
 from popjax import numerics, rollout
 from popjax.arguments import told, typed
 from popjax.core import Env, Key, Method, Params, PyTree, Spec
+from popjax.host import garbage
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 from popjax.host.signals import ready
@@ -150,6 +151,7 @@ def _player(
     """Return ``(state, key, member numbers [S]) -> returns [S, E], lengths [S, E]`` of ``count`` members."""
 
     @jax.jit
+    @garbage.paused()
     def run(state: Any, key: Key, numbers: Array) -> tuple[Array, Array]:
         def one(state: Any, number: Array) -> tuple[Array, Array]:
             scale = method.exploration(state) if stochastic else 0.0

@@ -19,6 +19,7 @@ import numpy as np
 from popjax import numerics
 from popjax.arguments import checked, typed
 from popjax.core import Env, Method
+from popjax.host import garbage
 from popjax.host.checkpoints.best_policies import Best
 from popjax.host.checkpoints.writer import Writer
 from popjax.host.errors import Refused
@@ -164,7 +165,8 @@ def _start(
     """Check memory, restore or initialise, and train. Make a new directory only once the run fits."""
     start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
     store = program_store.of(run.method, run.env, start, run.options, shard.chosen(devices))
-    shapes = store.shapes() or jax.eval_shape(sweep.lift(run.method.init, count), *start)
+    with garbage.paused():
+        shapes = store.shapes() or jax.eval_shape(sweep.lift(run.method.init, count), *start)
     check_counter(run.options, run.method.steps_bound, shapes.env_steps)
     placement = shard.place(shapes, devices)
     device = jax.local_devices()[0]

@@ -1,13 +1,15 @@
 """Pictures of MuJoCo scenes per second: cast by rays in JAX, and drawn by what else this machine has.
 
-    python benchmarks/pixels.py
+    MUJOCO_GL=egl python benchmarks/pixels.py
 
 draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses in 1, 8 and 32 lanes: with
-``envs.raycast``, kinematics included; with ``mjx.render`` on Warp and, as ``MUJOCO_GL`` says, OpenGL, where
-these work, one picture after the other for the latter. Pictures per second and per second of this process's
-processor time, which other programs disturb less, the best of several rounds, and the seconds of compiling.
-Then a whole step of the environment in 8 lanes, the share of it that the picture costs, and DrQ's gradient
-steps. Writes ``--out``, by default ``pixels-BACKEND.json`` in ``benchmarks/results``.
+``envs.raycast``, kinematics included; with ``mjx.render`` on Warp, from places of geoms that are known
+(``pip install 'popjax[warp]'``); and with OpenGL, as ``MUJOCO_GL`` says, one picture after the other, physics
+included. What is not there is recorded as absent. Pictures per second and per second of this process's
+processor time, which other programs disturb less, the best of several rounds, in which the ways take turns,
+and the seconds of compiling. Then a whole step of the environment in 8 lanes, the share of it that the
+picture costs, and DrQ's gradient steps. Writes ``--out``, by default ``pixels-BACKEND.json`` in
+``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,39 +46,64 @@ def poses(task: str, lanes: int) -> np.ndarray:
     return np.float32(model.qpos0 + 0.1 * chance.normal(size=(lanes, model.nq)))
 
 
-def best(count: int, work: Callable[[], Any]) -> dict[str, float]:
-    """The best of several rounds of ``count`` things each."""
-    rounds = []
+@dataclass(frozen=True)
+class Way:
+    """One way to do something: ``work`` does it ``count`` times."""
+
+    count: int
+    work: Callable[[], Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def best(ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
+    """The best of several rounds of every way, which take turns."""
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        begun, spent = time.perf_counter(), time.process_time()
-        work()
-        rounds.append((count / (time.perf_counter() - begun), count / (time.process_time() - spent)))
-    wall, processor = map(max, zip(*rounds, strict=True))
-    return {"per_second": round(wall, 1), "per_processor_second": round(processor, 1)}
+        for name, way in ways.items():
+            begun, spent = time.perf_counter(), time.process_time()
+            way.work()
+            wall, processor = time.perf_counter() - begun, time.process_time() - spent
+            rates[name].append((way.count / wall, way.count / processor))
+    found = {}
+    for name, rounds in rates.items():
+        wall, processor = map(max, zip(*rounds, strict=True))
+        found[name] = {"per_second": round(wall, 1), "per_processor_second": round(processor, 1)}
+    return {name: rate | ways[name].facts for name, rate in found.items()}
 
 
-def compiled(function: Callable[..., Any], *given: Any) -> tuple[Any, float]:
+def compiled(function: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, float]]:
     """The program, run once, and the seconds of tracing and compiling."""
     begun = time.perf_counter()
     program = jax.jit(function).lower(*given).compile()
     seconds = time.perf_counter() - begun
     jax.block_until_ready(program(*given))
-    return program, round(seconds, 1)
+    return program, {"compile_seconds": round(seconds, 1)}
 
 
-def by_rays(task: str, lanes: int) -> dict[str, float]:
-    see = jax.vmap(lambda qpos: pixels.painter(task, SIDE, SIDE, 0)(qpos, ()))
-    given, times = jnp.asarray(poses(task, lanes)), PICTURES // lanes
-    program, seconds = compiled(see, given)
+def finished(work: Callable[[], Any]) -> None:
+    """Call ``work`` and wait for its results."""
+    jax.block_until_ready(work())
+
+
+def repeated(program: Callable[..., Any], given: Any, lanes: int, facts: dict[str, Any]) -> Way:
+    """The way that calls ``program`` until it has drawn enough pictures."""
+    times = PICTURES // lanes
 
     def work() -> None:
         for _ in range(times):
-            jax.block_until_ready(program(given))
+            finished(partial(program, given))
 
-    return best(times * lanes, work) | {"compile_seconds": seconds}
+    return Way(times * lanes, work, facts)
 
 
-def by_warp(task: str, lanes: int) -> dict[str, float]:
+def by_rays(task: str, lanes: int) -> Way:
+    see = jax.vmap(lambda qpos: pixels.painter(task, SIDE, SIDE, 0)(qpos, ()))
+    given = jnp.asarray(poses(task, lanes))
+    program, facts = compiled(see, given)
+    return repeated(program, given, lanes, facts)
+
+
+def by_warp(task: str, lanes: int) -> Way:
     """MJX's tracer on Warp, with shadows off."""
     import warp
 
@@ -98,17 +127,14 @@ def by_warp(task: str, lanes: int) -> dict[str, float]:
         data = mjx.refit_bvh(physics, empty.tree_replace(placed), handle)
         return mjx.get_rgb(handle, 0, mjx.render(physics, data, handle)[0])
 
-    times = PICTURES // lanes
-    program, seconds = compiled(draw, stacked)
-
-    def work() -> None:
-        for _ in range(times):
-            jax.block_until_ready(program(stacked))
-
-    return best(times * lanes, work) | {"compile_seconds": seconds}
+    program, facts = compiled(draw, stacked)
+    shown = np.asarray(program(stacked))
+    assert len({picture.tobytes() for picture in shown}) == lanes, "every lane has a pose of its own"
+    # The program uses the context as long as it runs.
+    return repeated(lambda given, kept=scene: program(given), stacked, lanes, facts)
 
 
-def by_opengl(task: str, lanes: int) -> dict[str, float]:
+def by_opengl(task: str, lanes: int) -> Way:
     if "MUJOCO_GL" not in os.environ:
         raise RuntimeError("MUJOCO_GL is not set")  # GLFW ends the process where there is no display
     model = dmc.load(task)
@@ -122,23 +148,23 @@ def by_opengl(task: str, lanes: int) -> dict[str, float]:
             renderer.render()
 
     work()
-    return best(lanes, work)
+    return Way(lanes, work, {"by": os.environ["MUJOCO_GL"]})
 
 
 def drawn(task: str, lanes: int) -> dict[str, Any]:
     """Every way that this machine has."""
-    found: dict[str, Any] = {"rays": by_rays(task, lanes)}
+    ways, absent = {"rays": by_rays(task, lanes)}, {}
     for name, way in (("mjx_render", by_warp), ("opengl", by_opengl)):
         try:
-            found[name] = way(task, lanes)
+            ways[name] = way(task, lanes)
         except Exception as failure:  # drivers fail in their own ways
-            found[name] = {"absent": f"{type(failure).__name__}: {failure}".splitlines()[0][:120]}
-    return found
+            absent[name] = {"absent": f"{type(failure).__name__}: {failure}".splitlines()[0][:120]}
+    return best(ways) | absent
 
 
 def stepped(lanes: int) -> dict[str, Any]:
     """Environment steps of cartpole-swingup in lanes, each eight of physics, from pixels and without."""
-    found: dict[str, Any] = {}
+    ways: dict[str, Way] = {}
     for name, env in (
         ("pixels", make("pixels/cartpole-swingup", size=SIDE)),
         ("states", make("dmc/cartpole-swingup", action_repeat=8)),
@@ -150,34 +176,37 @@ def stepped(lanes: int) -> dict[str, Any]:
         def play(states: Any, actions: Any, step: Any = env.step) -> Any:
             return jax.lax.scan(jax.vmap(step), states, actions)[1].next_obs
 
-        program, seconds = compiled(play, states, actions)
-        rate = best(STEPS * lanes, lambda p=program, s=states, a=actions: jax.block_until_ready(p(s, a)))
-        found[name] = rate | {"compile_seconds": seconds}
+        program, facts = compiled(play, states, actions)
+        play_all = partial(program, states, actions)
+        ways[name] = Way(STEPS * lanes, partial(finished, play_all), facts)
+    found: dict[str, Any] = best(ways)
     share = found["pixels"]["per_processor_second"] / found["states"]["per_processor_second"]
     return found | {"share_of_pictures": round(1 - share, 3)}
 
 
-def learned() -> dict[str, float]:
+def learned() -> dict[str, Any]:
     """Gradient steps of DrQ on 256 rows of 64 x 64 x 9."""
     spec = make("pixels/cartpole-swingup").spec
     agent, hyper = drq.build(spec), as_arrays(drq.Hyper())
     row = example_transition(spec)
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (256, *x.shape)), row)
     state = jax.jit(agent.init)(jax.random.key(0), hyper)
-    program, seconds = compiled(agent.learn, state, batch, hyper, jax.random.key(1))
-    rate = best(1, lambda: jax.block_until_ready(program(state, batch, hyper, jax.random.key(1))))
-    return rate | {"compile_seconds": seconds}
+    given = state, batch, hyper, jax.random.key(1)
+    program, facts = compiled(agent.learn, *given)
+    return best({"drq": Way(1, partial(finished, partial(program, *given)), facts)})["drq"]
 
 
-def main(out: Path | None = None) -> None:
+def main(out: Path | None = None, note: str = "") -> None:
     """Measure, write and print.
 
     Args:
         out: JSON file for the results.
+        note: kept with the figures, such as what else was running.
     """
     place = out or RESULTS / f"pixels-{jax.default_backend()}.json"
     pictures: dict[str, Any] = {}
-    found: dict[str, Any] = {"size": SIDE, "pictures": pictures}
+    found: dict[str, Any] = {"note": note} if note else {}
+    found |= {"size": SIDE, "pictures": pictures}
     for task in TASKS:
         pictures[task] = {str(lanes): drawn(task, lanes) for lanes in LANES}
         record.write(place, **found)

@@ -30,11 +30,13 @@ _PACKAGES = (
     "brax",
     "mujoco",
     "mujoco-mjx",
+    "warp-lang",
     "gymnax",
     "gymnasium",
     "dm-control",
     "playground",
     "ale-py",
+    "evosax",
 )
 
 _SETTINGS = (

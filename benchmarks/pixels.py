@@ -80,27 +80,21 @@ def compiled(function: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, 
     return program, {"compile_seconds": round(seconds, 1)}
 
 
-def finished(work: Callable[[], Any]) -> None:
-    """Call ``work`` and wait for its results."""
-    jax.block_until_ready(work())
-
-
-def repeated(program: Callable[..., Any], given: Any, lanes: int, facts: dict[str, Any]) -> Way:
-    """The way that calls ``program`` until it has drawn enough pictures."""
-    times = PICTURES // lanes
+def repeated(program: Callable[..., Any], given: Any, calls: int, each: int, facts: dict[str, Any]) -> Way:
+    """The way whose rounds are ``calls`` of a program that does ``each`` things."""
 
     def work() -> None:
-        for _ in range(times):
-            finished(partial(program, given))
+        for _ in range(calls):
+            jax.block_until_ready(program(given))
 
-    return Way(times * lanes, work, facts)
+    return Way(calls * each, work, facts)
 
 
 def by_rays(task: str, lanes: int) -> Way:
     see = jax.vmap(lambda qpos: pixels.painter(task, SIDE, SIDE, 0)(qpos, ()))
     given = jnp.asarray(poses(task, lanes))
     program, facts = compiled(see, given)
-    return repeated(program, given, lanes, facts)
+    return repeated(program, given, PICTURES // lanes, lanes, facts)
 
 
 def by_warp(task: str, lanes: int) -> Way:
@@ -131,7 +125,7 @@ def by_warp(task: str, lanes: int) -> Way:
     shown = np.asarray(program(stacked))
     assert len({picture.tobytes() for picture in shown}) == lanes, "every lane has a pose of its own"
     # The program uses the context as long as it runs.
-    return repeated(lambda given, kept=scene: program(given), stacked, lanes, facts)
+    return repeated(lambda given, kept=scene: program(given), stacked, PICTURES // lanes, lanes, facts)
 
 
 def by_opengl(task: str, lanes: int) -> Way:
@@ -165,9 +159,10 @@ def drawn(task: str, lanes: int) -> dict[str, Any]:
 def stepped(lanes: int) -> dict[str, Any]:
     """Environment steps of cartpole-swingup in lanes, each eight of physics, from pixels and without."""
     ways: dict[str, Way] = {}
-    for name, env in (
-        ("pixels", make("pixels/cartpole-swingup", size=SIDE)),
-        ("states", make("dmc/cartpole-swingup", action_repeat=8)),
+    # As many calls in a round that rounds of both last about as long.
+    for name, env, calls in (
+        ("pixels", make("pixels/cartpole-swingup", size=SIDE), 1),
+        ("states", make("dmc/cartpole-swingup", action_repeat=8), 16),
     ):
         spec, (key_reset, key_act) = env.spec, jax.random.split(jax.random.key(0))
         states, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(key_reset, lanes))
@@ -177,8 +172,7 @@ def stepped(lanes: int) -> dict[str, Any]:
             return jax.lax.scan(jax.vmap(step), states, actions)[1].next_obs
 
         program, facts = compiled(play, states, actions)
-        play_all = partial(program, states, actions)
-        ways[name] = Way(STEPS * lanes, partial(finished, play_all), facts)
+        ways[name] = repeated(partial(program, states), actions, calls, STEPS * lanes, facts)
     found: dict[str, Any] = best(ways)
     share = found["pixels"]["per_processor_second"] / found["states"]["per_processor_second"]
     return found | {"share_of_pictures": round(1 - share, 3)}
@@ -191,9 +185,9 @@ def learned() -> dict[str, Any]:
     row = example_transition(spec)
     batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (256, *x.shape)), row)
     state = jax.jit(agent.init)(jax.random.key(0), hyper)
-    given = state, batch, hyper, jax.random.key(1)
-    program, facts = compiled(agent.learn, *given)
-    return best({"drq": Way(1, partial(finished, partial(program, *given)), facts)})["drq"]
+    program, facts = compiled(agent.learn, state, batch, hyper, jax.random.key(1))
+    way = repeated(partial(program, state, batch, hyper), jax.random.key(1), 1, 1, facts)
+    return best({"drq": way})["drq"]
 
 
 def main(out: Path | None = None, note: str = "") -> None:

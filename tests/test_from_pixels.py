@@ -84,7 +84,6 @@ def test_constants_of_a_task_from_pixels_are_those_of_its_paper() -> None:
         assert found is not None
         assert (found.env_steps, found.config.capacity, found.config.warmup) == (500_000, 500_000, 1_000)
         assert (found.config.population, found.config.lanes, found.config.updates_per_step) == (2, 1, 1.0)
-    assert ce.METHOD.preset("pixels/walker-run").config.drive.torso == "drq"  # type: ignore[union-attr]
     assert ce.METHOD.preset("pixels/walker-run").hyper.learner.max_grad_norm == 20  # type: ignore[union-attr]
     assert sunrise.METHOD.preset("pixels/walker-run").hyper.agent.max_grad_norm == 20  # type: ignore[union-attr]
     assert ce.METHOD.preset("dmc/walker-run") is sunrise.METHOD.preset("dmc/walker-run") is None

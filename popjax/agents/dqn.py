@@ -175,23 +175,24 @@ def annealed(hyper: Hyper, env_steps: Array) -> Array:
     return hyper.exploration_start + share * (hyper.exploration - hyper.exploration_start)
 
 
-def _torso(spec: Spec, config: Config) -> tuple[images.Convolutions, tuple[int, ...]]:
-    return images.TORSOS[images.torso_for(spec.obs_shape) if config.torso == "auto" else config.torso]
+def _torso(spec: Spec, config: Config) -> str:
+    return images.torso_for(spec.obs_shape) if config.torso == "auto" else config.torso
 
 
 def _eyes(spec: Spec, config: Config) -> Eyes | None:
-    convolutions = _torso(spec, config)[0]
+    torso = _torso(spec, config)
+    convolutions, _ = images.TORSOS[torso]
     if not convolutions:
         return None
 
     def of(state: State) -> Params:
         return {name: part for name, part in state.online.items() if name.startswith("Conv")}
 
-    return Eyes(images.eyes(spec.obs_shape, convolutions), of)
+    return Eyes(images.eyes(spec.obs_shape, convolutions), of, torso)
 
 
 def _network(spec: Spec, config: Config) -> Network:
-    convolutions, hidden = _torso(spec, config)
+    convolutions, hidden = images.TORSOS[_torso(spec, config)]
     if convolutions:
         images.places(spec.obs_shape, convolutions)  # refuses observations that they cannot read
     return images.q_network(

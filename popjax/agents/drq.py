@@ -28,7 +28,8 @@ from popjax.nets import images
 from popjax.optimize import adam, descend
 
 __all__ = ["Config", "Hyper", "Losses", "State", "build", "parts", "shifted"]
-CONVOLUTIONS, HIDDEN = images.TORSOS["drq"]
+TORSO = "drq"
+CONVOLUTIONS, HIDDEN = images.TORSOS[TORSO]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def parts(spec: Spec, config: Config = Config()) -> Parts:
         critics, target_critics = (_seeing(x, policy) for x in (state.critics, state.target_critics))
         return replace(state, actor=policy, critics=critics, target_critics=target_critics)
 
-    sight = Eyes(eyes, lambda state: state.critics["convolutions"])
+    sight = Eyes(eyes, lambda state: state.critics["convolutions"], TORSO)
     agent = base.agent._replace(learn=lambda *given: step(*given), adopt=adopt, eyes=sight)
     return base._replace(agent=agent, step=step)
 

@@ -90,10 +90,13 @@ class Eyes(NamedTuple):
 
     network: image [..., *obs] -> features [..., F]
     of:      state of the agent -> parameters of ``network``
+    torso:   name of these convolutions in ``nets.images.TORSOS``, of which a drive builds its own; "auto":
+             those that fit the observations
     """
 
     network: Network
     of: Callable[[PyTree], Params]
+    torso: str = "auto"
 
 
 class Agent(NamedTuple):

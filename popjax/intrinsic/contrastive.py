@@ -31,7 +31,7 @@ class Config:
     # initialised; or the raw observation
     encoder: Literal["contrastive", "critic", "random", "identity"] = "contrastive"
     hidden: tuple[int, ...] = (64,)  # hidden layers of the encoder, units
-    torso: images.Torso = "auto"  # convolutions before them, for images; "auto": chosen by the observations
+    torso: images.Torso = "auto"  # convolutions before them, for images; "auto": of the agents' shape
     features: int = 64  # size of an embedding
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states

@@ -34,7 +34,7 @@ class Config:
     """Shapes of the two networks, and the scaling of the bonus."""
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
-    torso: images.Torso = "auto"  # convolutions for images; "auto": chosen by the observations
+    torso: images.Torso = "auto"  # convolutions for images; "auto": of the agents' shape
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # quantity whose standard deviation divides the bonus
     # In a population: a module for each agent that learns from its own transitions, one for each that learns

@@ -32,7 +32,7 @@ from popjax import agents, tree
 from popjax.agents import dqn, drq, sac
 from popjax.checks import check_least, check_shapes, check_types
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
-from popjax.intrinsic import contrastive, diayn, rnd
+from popjax.intrinsic import contrastive, diayn
 from popjax.population import acting, classifier, drives, learning, offpolicy, parts
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
@@ -93,8 +93,6 @@ def default_config(
     steps of all agents, except for a shorter warm-up and, in ``default_hyper``, shorter exploration.
     """
     if isinstance(learner, drq.Config):
-        if isinstance(drive, contrastive.Config | rnd.Config) and drive.torso == "auto":
-            drive = replace(drive, torso="drq")
         return Config(learner=learner, drive=drive, **offpolicy.FROM_PIXELS)
     if not isinstance(learner, dqn.Config):
         return Config(learner=learner, drive=drive)

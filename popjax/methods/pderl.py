@@ -91,7 +91,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     population, trials = config.population, config.trials
     players = population * trials  # lanes of the population; the learner's comes last
     owner = jnp.repeat(jnp.arange(population), trials)
-    drive = drives.build(env.spec, config.drive, 1, players + 1)
+    drive = drives.build(env.spec, config.drive, 1, players + 1, agent.eyes)
 
     def greedy(policy: Params, obs: Array) -> Array:
         return agent.actions.vector(agent.outputs(policy, obs))
@@ -228,6 +228,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         learner, held = learned
         key_sample, key_update, key_drive = jax.random.split(key, 3)
         batch = replay.sample(store, key_sample, config.batch)
+        if drive.see is not None and agent.eyes is not None:
+            held = drive.see(held, agent.eyes.of(learner))
         paid, bonus = drive.pay(held, batch, hyper)
         learner, losses = agent.learn(learner, tree.take(paid, 0), hyper.agent, key_update)
         near = partial(numbering.pairs, store, count=config.batch, stride=1, horizon=drive.horizon)

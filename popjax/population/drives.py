@@ -82,8 +82,9 @@ def build(
     """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
 
     For a Config of your own, ``build`` of the module that defines it makes an ``Intrinsic``. Each agent gets
-    one, which learns from that agent's transitions. A caller with the agents' ``eyes`` calls ``see`` before
-    ``pay`` and ``learn``.
+    one, which learns from that agent's transitions. A drive with torso "auto" has convolutions of the shape
+    of the agents' ``eyes``, if these are given, else those that fit the observations. A caller with ``eyes``
+    calls ``see`` before ``pay`` and ``learn``.
 
     Raises:
         ValueError: the drive cannot see the observations of the task, or needs ``eyes``; or ``config`` is not
@@ -92,6 +93,8 @@ def build(
     if config is None:
         return none(population)
     module, kind = _module(config), cast(Any, config)
+    if eyes is not None and isinstance(config, contrastive.Config | rnd.Config) and config.torso == "auto":
+        kind = replace(kind, torso=eyes.torso)
     if module is contrastive:
         return collaborative(spec, kind, population, lanes, eyes)
     if module is diayn:

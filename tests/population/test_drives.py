@@ -16,6 +16,8 @@ from popjax import agents, tree
 from popjax.agents import dqn, drq, sac
 from popjax.core import Choice, Env, Spec, Timestep, Transition, as_arrays
 from popjax.intrinsic import contrastive, diayn, rnd
+from popjax.methods import ce, independent, pbt, pderl
+from popjax.nets import images
 from popjax.population import drives, offpolicy
 from popjax.replay.ring import ring
 from tests.support import close, equal, same
@@ -268,18 +270,18 @@ def test_the_numbers_of_a_drive_join_an_agents():
     )
 
 
-def pictures():
-    """An endless task of random images."""
+def pictures(shape=(4, 4, 1), discrete=True, limit=100):
+    """A task of random images."""
 
     def step(state, action):
-        obs = jax.random.uniform(state, (4, 4, 1))
-        no = jnp.bool_(False)
-        return jax.random.fold_in(state, action), Timestep(obs, obs, jnp.float32(0), no, no)
+        obs, no = jax.random.uniform(state, shape), jnp.bool_(False)
+        after = jax.random.fold_in(state, jnp.int32(action.sum()))
+        return after, Timestep(obs, obs, jnp.float32(0), no, no)
 
     return Env(
-        reset=lambda key: (key, jax.random.uniform(key, (4, 4, 1))),
+        reset=lambda key: (key, jax.random.uniform(key, shape)),
         step=step,
-        spec=Spec("pictures", (4, 4, 1), 2, 100, discrete=True),
+        spec=Spec("pictures", shape, 2, limit, discrete=discrete),
     )
 
 
@@ -350,6 +352,50 @@ def test_eyes_are_the_convolutions_of_the_critic(config, spec, key):
     assert np.abs(paid(eyes)).max() > 0
     slopes = jax.grad(lambda eyes: paid(eyes).sum())(eyes)
     assert not any(x.any() for x in jax.tree.leaves(slopes))
+
+
+DRQ, MINATAR = drq.Config(hidden=(4,), latent=3), dqn.Config(hidden=(4,), torso="minatar")
+METHODS_FROM_PIXELS = {
+    "independent": lambda agent, drive: (independent, independent.Config(agent, drive=drive, capacity=300)),
+    "ce": lambda agent, drive: (ce, replace(ce.default_config(agent, drive), capacity=300)),
+    "pbt": lambda agent, drive: (pbt, replace(pbt.configured(agent), drive=drive, capacity=300)),
+    "pderl": lambda agent, drive: (pderl, pderl.Config(agent, drive=drive, capacity=700, memory=10)),
+}
+
+
+@pytest.mark.parametrize("drive", ["collab", "rnd"])
+@pytest.mark.parametrize(("agent", "torso"), [(DRQ, "drq"), (MINATAR, "minatar")], ids=["drq", "dqn"])
+@pytest.mark.parametrize("name", METHODS_FROM_PIXELS)
+def test_convolutions_of_a_drive_are_of_the_shape_of_the_agents(name, agent, torso, drive):
+    """Whatever the method, unless told otherwise; these images alone would call for Atari's."""
+    side = 36
+
+    def convolutions(config):
+        module, config = METHODS_FROM_PIXELS[name](agent, config)
+        method = module.build(pictures((side, side, 3), discrete=torso == "minatar"), config)
+        held = jax.eval_shape(method.init, jax.random.key(0), as_arrays(method.hyper)).drive
+        layers = (held.encoder if drive == "collab" else held.predictor)["convolutions"]
+        return [layers[key]["Dense_0"]["linear"]["kernel"].shape[-2:] for key in sorted(layers)]
+
+    def of(torso):
+        channels = 3
+        for features, kernel, _ in images.TORSOS[torso][0]:
+            yield kernel**2 * channels, features
+            channels = features
+
+    assert images.torso_for((side, side, 3)) == "atari"
+    assert convolutions(CONFIGS[drive]) == list(of(torso))
+    assert convolutions(replace(CONFIGS[drive], torso="atari")) == list(of("atari"))
+
+
+def test_an_encoder_of_evolutions_learner_looks_through_its_eyes():
+    """Of the only learner, in each of its gradient steps."""
+    sizes = {"population": 2, "memory": 20, "mutation_batch": 4, "batch": 2, "capacity": 60}
+    agent = dqn.Config(hidden=(4,), norm="none")
+    method = pderl.build(pictures(limit=6), pderl.Config(agent, drive=SEEING, **sizes))
+    state = jax.jit(method.init)(jax.random.key(0), as_arrays(method.hyper))
+    after = jax.jit(method.step)(state)
+    assert not same(after.drive.eyes, state.drive.eyes)
 
 
 @pytest.mark.parametrize("agent", [sac.Config(), dqn.Config(normalize_obs=True)], ids=["sac", "whitened"])

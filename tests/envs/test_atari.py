@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from popjax import envs, rollout
+from popjax import envs, remember, rollout
 from popjax.contract import check_env
-from popjax.core import Method
+from popjax.core import Method, transition
 from popjax.host.deploy import reference_envs, video
 from popjax.host.errors import Refused
 from tests.support import equal
@@ -45,21 +46,26 @@ def playing_on(game):
 
 @pytest.mark.parametrize("game", GAMES)
 def test_one_emulator_serves_lanes_as_emulators_of_their_own_would(game):
-    lanes, chance = 3, np.random.default_rng(0)
+    """Also of lives, and as far as games that are over."""
+    lanes, chance = 4, np.random.default_rng(0)
     console = Console(game, grey=True, full_actions=False, starts_lives=False)
     states = np.repeat(console.starts([0], fire=False)[0], lanes, 0)
     own = [playing_on(game) for _ in range(lanes)]
-    for _ in range(60):
+    for _ in range(200):
         codes = np.repeat(console.codes[chance.integers(len(console.codes), size=lanes)][:, None], 4, 1)
-        states, screens, rewards, _, over = console.play(states, codes, np.full(lanes, 4))
+        states, screens, rewards, lost, over = console.play(states, codes, np.full(lanes, 4))
         for lane, ale in enumerate(own):
-            reward, last = 0.0, []
+            if ale.game_over(with_truncation=False):
+                assert (rewards[lane], lost[lane], over[lane]) == (0, False, True)
+                continue
+            reward, last, before = 0.0, [], ale.lives()
             for code in codes[lane]:
                 reward += ale.act(int(code))
                 last.append(ale.getScreenGrayscale())
             assert rewards[lane] == reward
             np.testing.assert_array_equal(screens[lane], np.maximum(*last[-2:]))
             assert over[lane] == ale.game_over(with_truncation=False)
+            assert lost[lane] == (0 < ale.lives() < before and not over[lane])
             assert states[lane].tobytes() == ale.cloneState(include_rng=False).serialize()
 
 
@@ -84,6 +90,30 @@ def test_a_sticky_action_stays_in_force_until_a_frame_takes_the_new_one():
     assert atari.in_force(kept, jnp.int32(2), jnp.int32(3)).tolist() == [2, 3, 3, 3]
     assert atari.in_force(jnp.ones(4, bool), jnp.int32(2), jnp.int32(3)).tolist() == [2, 2, 2, 2]
     assert atari.in_force(jnp.zeros(4, bool), jnp.int32(2), jnp.int32(3)).tolist() == [3, 3, 3, 3]
+
+
+def test_a_step_plays_the_frames_that_its_key_draws():
+    """Their number and which of them keep the action in force, that of the step before at first."""
+    env = envs.make("atari/bowling", preset="universe")
+    (state, _), step = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
+    ale, chance, in_force, counts, kept = playing_on("bowling"), np.random.default_rng(0), 0, set(), 0
+    codes = [action.value for action in ale.getMinimalActionSet()]
+    assert state.ale.tobytes() == ale.cloneState(include_rng=False).serialize()
+    for _ in range(60):
+        action, reward = int(chance.integers(len(codes))), 0.0
+        _, key_count, key_sticky = jax.random.split(state.key, 3)
+        count = int(jax.random.randint(key_count, (), 2, 5))
+        counts.add(count)
+        for u in jax.random.uniform(key_sticky, (4,))[:count]:
+            kept += u < 0.25 and action != in_force
+            in_force = in_force if u < 0.25 else action
+            reward += ale.act(codes[in_force])
+        state, timestep = step(state, jnp.int32(action))
+        assert int(state.last) == in_force
+        assert float(timestep.reward) == reward
+        assert state.ale.tobytes() == ale.cloneState(include_rng=False).serialize()
+    assert counts == {2, 3, 4}
+    assert kept > 0
 
 
 def test_a_start_shows_the_last_frame_of_waiting_and_the_larger_two_of_a_first_step():
@@ -113,6 +143,11 @@ def test_starts_are_the_game_after_as_many_frames_without_action():
         ale.act(0)
         assert states[count].tobytes() == ale.cloneState(include_rng=False).serialize()
         np.testing.assert_array_equal(screens[count], ale.getScreenGrayscale())
+    reset = jax.jit(jax.vmap(envs.make("atari/pong", fire="never").reset))
+    seeds = jax.random.split(jax.random.key(0), 300)
+    drawn = {state.tobytes() for state in np.asarray(reset(seeds)[0].ale)}
+    assert drawn == {state.tobytes() for state in states[1:]}
+    equal(reset(seeds), reset(seeds))
 
 
 def test_a_game_that_ends_before_it_begins_starts_over():
@@ -153,7 +188,8 @@ def test_random_play_returns_what_it_is_known_to(game):
 
 
 def play(name, length, lead=(2,), **options):
-    """Play lanes [*lead] at random; return (obs, action, timestep), [*lead, T, ...]."""
+    """Play lanes [*lead] at random; return (obs, action, timestep), [*lead, T, ...]. Without ``lead``, return
+    the function that plays the lane of a key."""
     env = rollout.autoreset(envs.make(name, **options))
 
     def act(carry, obs, key):
@@ -162,31 +198,43 @@ def play(name, length, lead=(2,), **options):
     def one(key):
         return rollout.collect(env, act, rollout.start(env, (), key), key, length)[1]
 
+    if lead is None:
+        return jax.jit(one)
     for _ in lead:
         one = jax.vmap(one)
     return jax.jit(one)(jax.random.split(jax.random.key(0), int(np.prod(lead))).reshape(lead))
 
 
 def test_lanes_do_not_know_of_each_other_however_they_are_lifted():
-    flat = play("atari/breakout", 40, (4,), **FEW)
-    equal(
-        play("atari/breakout", 40, (2, 2), **FEW), jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), flat)
-    )
+    flat = play("atari/breakout", 40, (8,), **FEW)
+    nested = play("atari/breakout", 40, (2, 2, 2), **FEW)
+    equal(nested, jax.tree.map(lambda x: x.reshape(2, 2, 2, *x.shape[1:]), flat))
     assert float(flat[2].reward.sum()) > 0
-    key = jax.random.split(jax.random.key(0), 4)[1]
-    env = envs.make("atari/breakout", **FEW)
-    state, obs = jax.jit(env.reset)(key)
-    _, timestep = jax.jit(env.step)(state, jnp.int32(3))  # a lane that nothing has lifted
-    assert timestep.next_obs.shape == obs.shape
-    assert (timestep.next_obs[..., :3] == obs[..., 1:]).all()
+    one, keys = play("atari/breakout", 40, None, **FEW), jax.random.split(jax.random.key(0), 8)
+    for lane in range(8):  # which nothing has lifted
+        equal(one(keys[lane]), jax.tree.map(lambda x: x[lane], flat))
+
+
+def test_two_games_are_played_in_one_program():
+    """As a teacher's and a student's, each by its own emulator."""
+    pong, breakout = (envs.make(f"atari/{game}", **FEW) for game in ("pong", "breakout"))
+    first, second = (jax.jit(env.reset)(jax.random.key(0))[0] for env in (pong, breakout))
+
+    def both(first, second):
+        return pong.step(first, jnp.int32(1)), breakout.step(second, jnp.int32(1))
+
+    equal(jax.jit(both)(first, second), (pong.step(first, jnp.int32(1)), breakout.step(second, jnp.int32(1))))
 
 
 def test_a_lost_life_of_breakout_is_cut_and_starts_the_next():
-    obs, _, timestep = play("atari/breakout", 60, (3,), **FEW)
+    obs, action, timestep = play("atari/breakout", 60, (3,), **FEW)
     cut, done = np.asarray(timestep.cut), np.asarray(timestep.done)
     assert cut.any()
     assert not (cut & np.asarray(timestep.terminated)).any()
+    rows = transition(obs, action, timestep, 0.9)
+    np.testing.assert_allclose(rows.discount, np.where(cut | np.asarray(timestep.terminated), 0, 0.9))
     lane, t = np.argwhere(cut[:, :-1] & ~done[:, :-1])[0]
+    assert not done[lane, : t + 2].any(), "the episode goes on, and its return with it"
     after = np.asarray(obs[lane, t + 1])
     assert (after == after[..., :1]).all(), "the stack begins anew, with one frame four times"
     followed = np.asarray(timestep.next_obs[lane, t])
@@ -268,6 +316,18 @@ def test_what_does_not_fit_is_refused_in_one_line(name, options, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_without_ale_py_its_extra_is_named(monkeypatch):
+    remember.forget()
+    games.cache_clear()
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    for call in (lambda: envs.make("atari/pong"), lambda: envs.tasks("atari"), lambda: atari.make("pong")):
+        with pytest.raises(ValueError, match=r"atari needs ale-py: pip install 'popjax\[atari\]'") as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(ValueError, match="did you mean 'probe/corridor'"):
+        envs.make("corridor")  # other suites are found
+
+
 def test_a_state_of_another_game_is_named():
     console = Console("pong", grey=True, full_actions=False, starts_lives=False)
     with pytest.raises(RuntimeError, match="cannot restore this state"):
@@ -299,9 +359,11 @@ def worked(monkeypatch, workers, lanes=5, steps=4, kill=()):
 
 def test_the_number_of_workers_changes_nothing_and_one_that_dies_is_replaced(monkeypatch):
     alone, none = worked(monkeypatch, 0)
+    single, still_none = worked(monkeypatch, 1)  # one process is as fast as another
     shared, three = worked(monkeypatch, 3)
     replaced, two = worked(monkeypatch, 2, kill=[2])
-    assert (none, three, two) == (0, 3, 2)
+    assert (none, still_none, three, two) == (0, 0, 3, 2)
+    equal(single, alone)
     equal(shared, alone)
     equal(replaced, alone)
 
@@ -379,12 +441,89 @@ def test_a_game_is_the_one_of_gymnasium(game, options):
     assert total != 0 or game == "breakout"  # which random play of so few steps seldom scores in
 
 
+class Baselines:
+    """MaxAndSkip, EpisodicLife, FireReset and WarpFrame of OpenAI Baselines' ``atari_wrappers.py``, around a
+    game without no-ops. ``hidden`` are the rewards of frames that start a life, which Baselines drops."""
+
+    def __init__(self, game):
+        self.ale, self.lives, self.over = playing_on(game), 0, True
+        self.actions = [action.value for action in self.ale.getMinimalActionSet()]
+
+    def skip(self, action):
+        total, screens = 0.0, []
+        for _ in range(4):
+            total += self.ale.act(self.actions[action])
+            screens.append(self.ale.getScreenGrayscale().copy())
+            self.over = self.ale.game_over(with_truncation=False)
+            if self.over:
+                break
+        self.screen = np.maximum.reduce(screens[-2:])
+        return total
+
+    def step(self, action):
+        reward, lives = self.skip(action), self.ale.lives()
+        done = self.over or 0 < lives < self.lives
+        self.lives = lives
+        return self.seen(), reward, done
+
+    def reset(self):
+        """Return the frame at the start of a life: no-ops unless the game is new, then FIRE and the next."""
+        self.hidden = 0.0 if self.over else self.skip(0)
+        self.over = False
+        for action in (1, 2):
+            self.hidden += self.skip(action)
+        self.lives = self.ale.lives()
+        return self.seen()
+
+    def seen(self):
+        import cv2
+
+        return cv2.resize(self.screen, (84, 84), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize("game", ["breakout", "space_invaders"])
+def test_lives_are_those_of_baselines(game):
+    """Every life is an episode there, whose last frame is that of the lost life here, too."""
+    pytest.importorskip("cv2")
+    env, copy = envs.make(f"atari/{game}", noops=0), Baselines(game)
+    (state, obs), step = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
+
+    def alike(ours, theirs):
+        off = np.abs(np.asarray(ours[..., -1], int) - theirs)
+        assert off.max() <= 1
+        assert (off > 0).mean() < 1e-3
+
+    alike(obs, copy.reset())
+    chance, lost = np.random.default_rng(1), 0
+    for _ in range(300):
+        action = int(chance.integers(env.spec.action_dim))
+        state, timestep = step(state, jnp.int32(action))
+        seen, reward, done = copy.step(action)
+        assert bool(timestep.cut | timestep.terminated) == done
+        if timestep.terminated:
+            break
+        alike(timestep.next_obs, seen)
+        if done:
+            alike(timestep.obs, copy.reset())
+            assert (timestep.obs == timestep.obs[..., -1:]).all()
+            lost, reward = lost + 1, reward + copy.hidden
+        assert float(timestep.reward) == reward
+    assert lost > 1
+
+
 def test_what_gymnasium_does_not_play_is_refused():
     gymnasium = pytest.importorskip("gymnasium")
     assert gymnasium
     env = envs.make("atari/pong", preset="universe")
     with pytest.raises(Refused, match="needs view=grey84 and a frame_skip that is a single number"):
         reference_envs.make("gymnasium", env, {"preset": "universe"})
+
+
+def test_gymnasium_without_opencv_names_its_package(monkeypatch):
+    pytest.importorskip("gymnasium")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(Refused, match=r"pip install opencv-python$"):
+        reference_envs.make("gymnasium", envs.make("atari/pong"), {})
 
 
 # Films

@@ -134,10 +134,15 @@ def test_what_cannot_be_compared_is_refused(library: str, name: str, part: str):
 
 @pytest.mark.parametrize(
     ("library", "name", "extra"),
-    [("gymnasium", "gym/Hopper-v4", r"popjax\[gym\]"), ("dm_control", "dmc/cheetah-run", r"popjax\[dmc\]")],
+    [
+        ("gymnasium", "gym/Hopper-v4", r"popjax\[gym\]"),
+        ("gymnasium", "atari/pong", r"popjax\[gym\]"),  # ale-py brings no Gymnasium
+        ("dm_control", "dmc/cheetah-run", r"popjax\[dmc\]"),
+    ],
 )
 def test_a_missing_library_is_named(library: str, name: str, extra: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, library, None)
+    for loaded in [library, *(module for module in sys.modules if module.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, loaded, None)
     with pytest.raises(Refused, match=extra):
         reference_envs.make(library, env(name), {})
 

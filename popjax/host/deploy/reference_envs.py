@@ -22,7 +22,9 @@ from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 
 LIBRARIES = {"gym": "gymnasium", "atari": "gymnasium", "dmc": "dm_control"}
-"""Original library of each suite; the suite is also the name of the extra that installs it."""
+"""Original library of each suite."""
+EXTRAS = {"gymnasium": "gym", "dm_control": "dmc"}
+"""The extra that installs each of them."""
 _ELSEWHERE = 0x4F524947
 
 
@@ -58,7 +60,7 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
             build = {"gym": _gymnasium, "dmc": _dm_control, "atari": _atari}[suite]
             original = build(task, env.spec.episode_length, rest)
     except ImportError as absent:
-        raise Refused(f"--in {library} needs the library: pip install 'popjax[{suite}]'") from absent
+        raise Refused(f"--in {library} needs it: pip install 'popjax[{EXTRAS[library]}]'") from absent
     if (shape := original.reset(0).shape) != env.spec.obs_shape:
         raise Refused(
             f"observations of {task} have shape {shape} in {library} and {env.spec.obs_shape} in popjax:"

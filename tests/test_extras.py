@@ -12,9 +12,8 @@ import pytest
 from popjax import cli, remember
 from popjax.envs.atari.console import games
 
-EXTRAS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
-    "optional-dependencies"
-]
+ROOT = Path(__file__).parents[1]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 ELSEWHERE = {
     "warp": "tests/envs/test_playground.py",
     "video": "tests/host/test_video.py",
@@ -50,6 +49,8 @@ CASES = [(extra, *case) for extra, cases in COMMANDS.items() for case in cases]
 
 def test_every_extra_is_looked_after() -> None:
     assert COMMANDS.keys() | ELSEWHERE.keys() == EXTRAS.keys()
+    for extra, file in ELSEWHERE.items():
+        assert not file or extra in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize(("extra", "library", "command"), CASES)

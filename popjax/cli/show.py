@@ -125,7 +125,7 @@ def evaluation(config: Mapping[str, Any], env_steps: Sequence[int], here: Played
     """Print one row per member."""
     returns, lengths, members = here.returns, here.lengths, sweep.of_config(config)
     who = config["method"] + (f" (individual {config['individual']})" if "individual" in config else "")
-    title = f"{who} on {config['env']}, {returns.shape[1]} episodes per seed"
+    title = f"{who} on {config['env']}, {_played(returns)} per seed"
     table = _numbers(title, "seed", "env steps", "return", "std", "min", "max", "length [steps]")
     for place, row in enumerate(returns):
         numbers = (row.mean(), row.std(), row.min(), row.max())
@@ -144,9 +144,7 @@ def transfer(config: Mapping[str, Any], here: Played, there: Played) -> None:
     """Print the returns of the same policies here and in the original library, one row per seed."""
     members = sweep.of_config(config)
     columns = ("seed", "on device", "std", f"in {there.where}", "std", "difference")
-    table = _numbers(
-        f"{config['env']} compared with its original, {here.returns.shape[1]} episodes each", *columns
-    )
+    table = _numbers(f"{config['env']} compared with its original, {_played(here.returns)} each", *columns)
     for place, (ours, theirs) in enumerate(zip(here.returns, there.returns, strict=True)):
         numbers = (ours.mean(), ours.std(), theirs.mean(), theirs.std())
         seed = members[place].name.removeprefix("seed")
@@ -207,6 +205,12 @@ def evaluation_json(
     if video is not None:
         report["video"] = dict(video)
     print(json.dumps(plain(report), indent=2, allow_nan=False))
+
+
+def _played(returns: np.ndarray) -> str:
+    """Return in words how many episodes ``returns`` [S, E] are of."""
+    count = returns.shape[1]
+    return f"{count} episode{'s' if count > 1 else ''}"
 
 
 def _episodes(played: Played, place: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
             build = {"gym": _gymnasium, "dmc": _dm_control, "atari": _atari}[suite]
             original = build(task, env.spec.episode_length, rest)
     except ImportError as absent:
-        raise Refused(f"--in {library} needs it: pip install 'popjax[{EXTRAS[library]}]'") from absent
+        raise Refused(f"--in {library} needs {library}: pip install 'popjax[{EXTRAS[library]}]'") from absent
     if (shape := original.reset(0).shape) != env.spec.obs_shape:
         raise Refused(
             f"observations of {task} have shape {shape} in {library} and {env.spec.obs_shape} in popjax:"

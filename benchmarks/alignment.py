@@ -78,7 +78,7 @@ def main(arguments: Arguments) -> None:
         | {"divergence": [round(divergence(x["expert"], x["aligned"]), 4) for x in (start, end)]}
         for start, end in zip(first, last, strict=True)
     ]
-    record.write(arguments.out, run=str(arguments.run), seeds=rows)
+    record.write(arguments.out, runs=[trained.origin(arguments.run)], seeds=rows)
     print(json.dumps(rows))
 
 

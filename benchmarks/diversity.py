@@ -103,7 +103,7 @@ def main(arguments: Arguments) -> None:
         for place, row in enumerate(measure(trained.load(directory, "ce"), arguments)):
             rows.append({"run": directory.name, "seed": place, **row})
             print(json.dumps(rows[-1]))
-    record.write(arguments.out, rows=rows)
+    record.write(arguments.out, runs=[trained.origin(run) for run in arguments.runs], rows=rows)
 
 
 if __name__ == "__main__":

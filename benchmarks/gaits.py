@@ -123,7 +123,7 @@ def main(arguments: Arguments) -> None:
     distance = np.take_along_axis(poses[..., 0], lengths[..., None] - 1, -1)[..., 0]
     told = {"distance": distance.round(3), "length": lengths, "return": returns.round(2)}
     rows = {name: values.tolist() for name, values in told.items()}
-    record.write(arguments.out, run=str(arguments.run), by_seed_and_agent=rows)
+    record.write(arguments.out, runs=[trained.origin(arguments.run)], by_seed_and_agent=rows)
     print(json.dumps(rows))
 
 

@@ -29,9 +29,7 @@ from benchmarks import record, trained
 from popjax import rollout
 from popjax.cli import building
 from popjax.core import Env, Key, Spec, Timestep
-from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
-from popjax.host.runs import rundir
 
 START = (-0.9, 0.0)
 GOALS = ((0.9, 0.8), (0.9, -0.8))
@@ -113,14 +111,8 @@ def study(arguments: Arguments) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     task = trained.config(arguments.run)["env"]
     if task.partition(":")[0].rpartition(".")[2] != "maze":
         raise Refused(f"{arguments.run} is a run on {task}; name a run on benchmarks.maze:make")
-    files, found = rundir.RunDirectory(arguments.run), {}
-    for generation in checkpoint.generations(files.checkpoints):
-        steps = max(checkpoint.facts(files.checkpoints / str(generation))["env_steps"])
-        run = trained.load(arguments.run, picked=str(steps))
-        found[steps] = play(run, arguments.episodes, arguments.seed)
-    if not found:
-        raise Refused(f"{arguments.run} has no checkpoint yet; train it first")
-    return dict(sorted(found.items()))
+    each = trained.checkpoints(arguments.run)
+    return {steps: play(run, arguments.episodes, arguments.seed) for steps, run in each}
 
 
 def ends(paths: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -160,7 +152,7 @@ def main(arguments: Arguments) -> None:
         }
         for steps, share in shares.items()
     ]
-    record.write(arguments.out, run=arguments.run.name, rows=rows)
+    record.write(arguments.out, runs=[trained.origin(arguments.run)], rows=rows)
     draw(found, arguments.out.with_suffix(".png"))
     print(json.dumps(rows, indent=1))
 

@@ -170,7 +170,7 @@ def main(arguments: Arguments) -> None:
     target = arguments.out or RESULTS / f"operators-{arguments.run.name}.json"
     record.write(
         target,
-        run={name: loaded.saved[name] for name in ("git_commit", "device", "env")},
+        runs=[trained.origin(arguments.run)],
         median_ratio_to_parent=medians,
         returns={
             kind: {name: np.round(values, 2).tolist() for name, values in returns.items()}

@@ -1,5 +1,4 @@
-"""Metrics of a run over training, as in figure 11 of PDERL's paper and on the left of Collaborative
-Exploration's figure 8.
+"""Metrics of a run over training, as in figure 11 of PDERL's paper.
 
     python benchmarks/reproduce.py pderl-figure11
     python benchmarks/over_training.py runs/pderl --metrics elite_rate selected_rate --out runs/rates.json
@@ -38,27 +37,19 @@ class Arguments:
     """JSON file for the results; the figure has its name."""
     factor: float = 1.0
     """Factor by which every metric is multiplied, for the figure's unit."""
-    seed: int | None = None
-    """Only this seed; by default all."""
 
 
 def curves(arguments: Arguments, name: str) -> tuple[Curve, ...]:
     """Return a metric of every seed.
 
     Raises:
-        Refused: the run does not record it, or not of the seed.
+        Refused: the run does not record it.
     """
     found: dict[int, list[tuple[int, float]]] = {}
-    seeds = set()
     for line in trained.metrics(arguments.run):
         if (value := measures.number(name, line)) is None:
             raise Refused(f"{arguments.run} {measures.lacking(name, line)}")
-        seeds.add(line["seed"])
-        if arguments.seed in (None, line["seed"]):
-            found.setdefault(line["seed"], []).append((line["env_steps"], arguments.factor * value))
-    if not found:
-        has = " or ".join(map(str, sorted(seeds)))
-        raise Refused(f"{arguments.run} has no seed {arguments.seed}; name --seed {has}")
+        found.setdefault(line["seed"], []).append((line["env_steps"], arguments.factor * value))
     return tuple(Curve(seed, *np.array(points).T) for seed, points in sorted(found.items()))
 
 
@@ -75,7 +66,8 @@ def main(arguments: Arguments) -> None:
         steps, values = charts.aligned(group.curves)
         kept = np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(int)
         means[group.label] = np.stack([steps, values.mean(0)], -1)[kept].round(4).tolist()
-    record.write(arguments.out, run=arguments.run.name, columns=["env_steps", "mean over seeds"], means=means)
+    runs = [trained.origin(arguments.run)]
+    record.write(arguments.out, runs=runs, columns=["env_steps", "mean over seeds"], means=means)
     figure.savefig(arguments.out.with_suffix(".png"))
 
 

@@ -10,6 +10,7 @@ multiples: option -> multiple of the budget, for numbers that follow from it; a 
 needs:   name -> row whose run, on the same task, comes first; ``{name}`` in the options is its directory
 instead: task of a table -> task on which the row is trained for it
 env_steps: its own budget, other than the task's
+seeds:   its own number of seeds, at most the paper's
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Row:
     needs: Mapping[str, str] = field(default_factory=dict)
     instead: Mapping[str, str] = field(default_factory=dict)
     env_steps: int | None = None
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Table:
     statistics: what the numbers of the paper are, of its seeds: mean, std, median.
     paper:     task -> row -> column -> these numbers, where the paper has any.
     study:     script of this folder that is run on a finished run, with its options; "" for none.
+    studied:   rows that are studied, which need not be among ``rows`` and then are trained for the study
+               alone; by default all of ``rows``.
     note:      what is to be known beside the numbers.
     """
 
@@ -71,7 +75,13 @@ class Table:
     paper: Mapping[str, Any]
     factor: float = 1.0
     study: str = ""
+    studied: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Return all rows, with those that are only studied at the end."""
+        return (*self.rows, *(row for row in self.studied if row not in self.rows))
 
 
 @dataclass(frozen=True)
@@ -199,12 +209,12 @@ def cells(
         ValueError: there is no such table, or it has no such task or row.
     """
     paper, table = find(name)
-    for asked, known, what in ((tasks, table.tasks, "task"), (rows, table.rows, "row")):
+    for asked, known, what in ((tasks, table.tasks, "task"), (rows, table.trained, "row")):
         if unknown := [one for one in asked if one not in known]:
             raise ValueError(f"{name} has no {what} {unknown[0]!r}; it has {', '.join(map(repr, known))}")
     found: dict[Path, Cell] = {}
     for task in [task for task in table.tasks if not tasks or task in tasks]:
-        for label in [row for row in table.rows if not rows or row in rows]:
+        for label in [row for row in table.trained if not rows or row in rows]:
             cell = cell_of(paper, label, task, seeds or paper.seeds, fraction)
             found |= {one.directory: one for one in _in_order(cell) if one.directory not in found}
     return list(found.values())
@@ -212,7 +222,8 @@ def cells(
 
 def cell_of(paper: Paper, row: str, task: str, seeds: int, fraction: float) -> Cell:
     """Return the run of a row for a task of a table."""
-    return Cell(paper, row, paper.rows[row].instead.get(task, task), seeds, fraction)
+    own = paper.rows[row]
+    return Cell(paper, row, own.instead.get(task, task), min(seeds, own.seeds or seeds), fraction)
 
 
 def find(name: str) -> tuple[Paper, Table]:
@@ -250,7 +261,7 @@ def _read(path: Path) -> Paper:
 def _table(content: Mapping[str, Any]) -> Table:
     measures = content.get("measures", content.get("measure", "last10"))
     measures = {"": measures} if isinstance(measures, str) else measures
-    lists = {key: tuple(content.get(key, ())) for key in ("rows", "tasks", "statistics")}
+    lists = {key: tuple(content.get(key, ())) for key in ("rows", "tasks", "statistics", "studied")}
     rest = {key: content[key] for key in ("where", "factor", "study", "note") if key in content}
     return Table(measures=measures, paper=content.get("paper", {}), **lists, **rest)
 
@@ -258,7 +269,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 def _check(paper: Paper) -> None:
     """Check that everything that is named is there."""
     for name, table in paper.tables.items():
-        missing = [row for row in table.rows if row not in paper.rows]
+        missing = [row for row in table.trained if row not in paper.rows]
         missing += [task for task in table.tasks if task not in paper.tasks]
         missing += [task for task in table.paper if task not in table.tasks]
         missing += [row for said in table.paper.values() for row in said if row not in table.rows]

@@ -88,8 +88,8 @@ def main(arguments: Arguments) -> int:
             if arguments.calibrate:
                 print(f"# {reproduced.estimate(cell, *apart(cell, arguments))}")
             print(shlex.join(["python", "scripts/run.py", *cell.arguments(arguments.runs)]))
-        for command, _, _ in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
-            print(shlex.join(["python", *command]))
+        for study in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
+            print(shlex.join(["python", *study.command]))
         return 0
     code = 0 if arguments.report_only else do(cells, arguments)
     if code >= 128:
@@ -118,13 +118,16 @@ def do(cells: list[Cell], arguments: Arguments) -> int:
     if (code := train(cells, arguments, deadline)) >= 128:
         return code
     done = [cell for cell in cells if reproduced.finished(cell, arguments.runs)]
-    for command, file, made in reproduced.studies(arguments.name, done, arguments.runs, arguments.out):
-        if made:
+    for study in reproduced.studies(arguments.name, done, arguments.runs, arguments.out):
+        if study.made:
+            continue
+        if study.longer:
+            say(f"{study.file} keeps the study of a longer run or of more seeds; remove it first")
             continue
         if time.perf_counter() > deadline:
-            say(f"no time is left for {file.name}; the same command continues")
+            say(f"no time is left for {study.file.name}; the same command continues")
             break
-        ended = execute([str(ROOT / command[0]), *command[1:]])
+        ended = execute([str(ROOT / study.command[0]), *study.command[1:]])
         if ended >= 128:
             return ended
         code = ended or code

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from rich.table import Table as Shown
 
 from benchmarks import record, registry
 from benchmarks.registry import Cell, Table
-from popjax.host.errors import Refused
+from benchmarks.trained import origin
+from popjax.host.checkpoints import checkpoint
+from popjax.host.errors import FAILURES, Refused
 from popjax.host.report import charts, measures, records
 from popjax.host.report.records import Curve, Group
 from popjax.host.runs import log, run_group, rundir
@@ -68,20 +71,45 @@ def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
     return f"about {hours:.1f} h in all on {summary['hardware']}, {needed}"
 
 
-def studies(
-    name: str, cells: Sequence[Cell], runs: Path, out: Path
-) -> Iterator[tuple[list[str], Path, bool]]:
-    """Yield for each run of ``cells`` that a table studies the command, from benchmarks/ on, the file of
-    results, and whether it is there already and younger than the run."""
+@dataclass(frozen=True)
+class Study:
+    """A script to be run on a run: its command, from benchmarks/ on, and its file of results."""
+
+    command: tuple[str, ...]
+    file: Path
+    run: Path
+
+    @property
+    def made(self) -> bool:
+        """Return whether the results are there, of this run as far as it is trained."""
+        return (origins := self._origins) is not None and origins[0] == origins[1]
+
+    @property
+    def longer(self) -> bool:
+        """Return whether the results are there of a run of more steps or more seeds."""
+        if (origins := self._origins) is None:
+            return False
+        there, ours = (one["env_steps"] or [0] for one in origins)
+        return max(there) > max(ours) or len(there) > len(ours)
+
+    @property
+    def _origins(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return the run that the results are of, and this one; None if one of them cannot be read."""
+        try:
+            (there,) = json.loads(self.file.read_text())["runs"]
+            return there, origin(self.run)
+        except (OSError, ValueError, KeyError, checkpoint.Damaged, *FAILURES):
+            return None
+
+
+def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator[Study]:
+    """Yield the study of each run of ``cells`` that a table has one for."""
     _, table = registry.find(name)
     for cell in cells:
-        if table.study and cell.row in table.rows:
-            file = out / f"{name}-{cell.task}-{cell.directory.name}.json"
-            given = {"run": str(runs / cell.directory), "out": str(file)}
-            script, *options = [word.format(**given) for word in shlex.split(table.study)]
-            summary = rundir.RunDirectory(runs / cell.directory).summary
-            made = file.exists() and summary.exists() and file.stat().st_mtime > summary.stat().st_mtime
-            yield [f"benchmarks/{script}", *options], file, made
+        if table.study and cell.row in (table.studied or table.rows):
+            run, file = runs / cell.directory, out / f"{name}-{cell.task}-{cell.directory.name}.json"
+            script, *options = [word.format(run=run, out=file) for word in shlex.split(table.study)]
+            yield Study((f"benchmarks/{script}", *options), file, run)
 
 
 def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
@@ -93,7 +121,8 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     """
     _, table = registry.find(name)
     found = [(cell, group) for cell in cells if cell.row in table.rows and (group := _group(cell, runs))]
-    if not found:
+    drawn = [study.file.with_suffix(".png") for study in studies(name, cells, runs, out) if study.made]
+    if not found and not drawn:
         print(f"nothing of {name} has been evaluated yet")
         return 1
     file = out / f"{name}.json"
@@ -117,8 +146,7 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     _keep_figures(name, before, [task for task in curves if task not in stored], out)
     figures = _draw(name, table, curves, out)
-    drawn = [path.with_suffix(".png") for _, path, _ in studies(name, [c for c, _ in found], runs, out)]
-    figures += [path.name for path in drawn if path.exists()]
+    figures += [path.name for path in drawn]
     figures = list(dict.fromkeys([*(one for one in before["figures"] if (out / one).exists()), *figures]))
     about = {"name": name, "where": table.where, "note": table.note, "measures": dict(table.measures)}
     record.write(file, **about, rows=rows, figures=figures, curves=curves)

@@ -46,6 +46,36 @@ def load(run: Path, *methods: str, picked: str | None = None) -> building.Loaded
     return building.load(run, picked=picked)
 
 
+def origin(run: Path) -> dict[str, Any]:
+    """Return what tells a run, as far as it is trained, from any other: what a study was made from.
+
+    Raises:
+        Refused: there is no run.
+        Damaged: its newest checkpoint cannot be read.
+    """
+    saved, files = config(run), rundir.RunDirectory(paths.path(run))
+    newest = checkpoint.generations(files.checkpoints)[:1]
+    reached = [checkpoint.facts(files.checkpoints / str(generation))["env_steps"] for generation in newest]
+    facts = {name: saved.get(name) for name in ("id", "env", "git_commit", "device")}
+    return {"name": run.name, **facts, "env_steps": reached[0] if reached else None}
+
+
+def checkpoints(run: Path) -> Iterator[tuple[int, building.Loaded]]:
+    """Yield the environment steps of every checkpoint, the oldest first, and the run as it was there.
+
+    Raises:
+        Refused: there is no run, or no checkpoint of it.
+    """
+    config(run)
+    folder = rundir.RunDirectory(paths.path(run)).checkpoints
+    found = reversed(checkpoint.generations(folder))
+    steps = [max(checkpoint.facts(folder / str(generation))["env_steps"]) for generation in found]
+    if not steps:
+        raise Refused(f"{run} has no checkpoint yet; train it first")
+    for each in steps:
+        yield each, load(run, picked=str(each))
+
+
 def individuals(run: building.Loaded) -> Callable[[Any], Any]:
     """Return the function from a State to the parameters of all individuals.
 

@@ -154,7 +154,7 @@ def main(arguments: Arguments) -> None:
         {"who": name, "return": round(float(total), 2), "kl_from_parent_1": round(apart, 4)}
         for name, total, apart in zip(found["names"], found["returns"], found["divergences"], strict=True)
     ]
-    record.write(arguments.out, run=arguments.run.name, rows=rows)
+    record.write(arguments.out, runs=[trained.origin(arguments.run)], rows=rows)
     draw(found, arguments, arguments.out.with_suffix(".png"))
     print(json.dumps(rows, indent=1))
 

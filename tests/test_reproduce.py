@@ -16,12 +16,25 @@ import pytest
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import alignment, gaits, maze, over_training, registry, reproduce, reproduced, visitation
+from benchmarks import (
+    alignment,
+    each_agent,
+    gaits,
+    maze,
+    over_training,
+    record,
+    registry,
+    reproduce,
+    reproduced,
+    trained,
+    visitation,
+)
 from popjax import cli, testing
 from popjax.cli import grid
 from popjax.envs import gym
 from popjax.host.recipes import METHODS
 from popjax.host.report import measures
+from popjax.host.training import evaluation
 from popjax.methods import pderl
 
 NAMES = list(registry.names())
@@ -66,7 +79,7 @@ def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.Mo
                 continue
             common = understood(cell).common
             assert common.options.env_steps == cell.full_steps
-            assert common.options.seeds == cell.paper.seeds
+            assert common.options.seeds == (cell.paper.rows[cell.row].seeds or cell.paper.seeds)
 
 
 def test_numbers_that_follow_from_the_budget_follow_a_share_of_it() -> None:
@@ -122,7 +135,8 @@ def test_every_study_is_one_that_its_script_takes(tmp_path: Path) -> None:
     found = 0
     for name in NAMES:
         cells = registry.cells(name)
-        for (script, *options), _, _ in reproduced.studies(name, cells, tmp_path / "runs", tmp_path):
+        for study in reproduced.studies(name, cells, tmp_path / "runs", tmp_path):
+            script, *options = study.command
             module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
             tyro.cli(module.Arguments, args=options)
             found += 1
@@ -312,8 +326,7 @@ def test_a_study_is_made_once_and_ends_with_the_minutes(
         made.append(argv[-1])
         if ended:
             return ended
-        Path(argv[-1]).parent.mkdir(exist_ok=True)
-        Path(argv[-1]).write_text("{}")
+        record.write(Path(argv[-1]), runs=[trained.origin(Path(argv[1]))])
         return 0
 
     monkeypatch.setattr(reproduce, "execute", execute)
@@ -328,6 +341,92 @@ def test_a_study_is_made_once_and_ends_with_the_minutes(
     for _ in range(2):
         assert reproduce.main(reproduce.Arguments("toy-table1", **asked)) == 0
     assert len(made) == 3
+
+
+def test_a_study_is_made_again_of_a_run_that_went_on_and_of_another_run(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of a shorter one: what there is of the longer run stays."""
+    studied = TOY.replace('where = "Table 1"', 'where = "Table 1"\nstudy = "study.py {run} --out {out}"')
+    (toy / "papers/toy.toml").write_text(studied)
+    registry.papers.cache_clear()
+    made = []
+
+    def execute(argv: list[str]) -> int:
+        if not argv[0].endswith("study.py"):
+            return cli.run(argv[1:])
+        made.append(argv[1])
+        record.write(Path(argv[-1]), runs=[trained.origin(Path(argv[1]))])
+        return 0
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+
+    def reproduced_in(directory: str, fraction: float) -> int:
+        where = {"runs": toy / directory, "out": toy / "out", "rows": ("A",), "seeds": 1}
+        assert reproduce.main(reproduce.Arguments("toy-table1", fraction=fraction, **where)) == 0
+        return len(made)
+
+    assert [reproduced_in("runs", fraction) for fraction in (0.0005, 0.0005, 0.001, 0.001)] == [1, 1, 2, 2]
+    assert [reproduced_in("others", fraction) for fraction in (0.001, 0.001)] == [3, 3]
+    capsys.readouterr()
+    assert reproduced_in("short", 0.0005) == 3
+    assert "toy-table1-context-A.json keeps the study of a longer run" in capsys.readouterr().err
+
+
+def test_a_row_that_is_only_studied_is_trained_and_not_shown(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one seed of the row B, with a checkpoint for every tenth of its budget."""
+    study = 'study = "each_agent.py {run} --episodes 2 --out {out}"\nstudied = ["B"]'
+    options = "--checkpoint-every 6000 --keep-checkpoints 10"
+    row = f'B = {{ method = "tests.host.tiny", options = "{options}", seeds = 1 }}'
+    paper = TOY.replace('where = "Table 1"', f'where = "Table 1"\n{study}')
+    paper = paper.replace("[tables.toy-table1]", f"{row}\n[tables.toy-table1]")
+    (toy / "papers/toy.toml").write_text(paper)
+    registry.papers.cache_clear()
+
+    def execute(argv: list[str]) -> int:
+        if not argv[0].endswith("each_agent.py"):
+            return cli.run(argv[1:])
+        each_agent.main(tyro.cli(each_agent.Arguments, args=argv[1:]))
+        return 0
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+    asked = {"fraction": 0.0005, "runs": toy / "runs", "out": toy / "out"}
+    assert reproduce.main(reproduce.Arguments("toy-table1", **asked, rows=("B",))) == 0
+    found = json.loads((toy / "out/toy-table1-context-B.json").read_text())
+    assert [row["env_steps"] // 6_000 for row in found["rows"]] == list(range(1, 11))
+    assert np.shape([row["return_by_seed_and_agent"] for row in found["rows"]]) == (10, 1, 3)
+    shown = json.loads((toy / "out/toy-table1.json").read_text())
+    assert (shown["rows"], shown["figures"]) == ([], ["toy-table1-context-B.png"])
+    assert reproduce.main(reproduce.Arguments("toy-table1", **asked)) == 0
+    shown = json.loads((toy / "out/toy-table1.json").read_text())
+    assert {row["row"] for row in shown["rows"]} == {"A", "teacher"}
+    assert len(shown["figures"]) == 3
+
+
+def test_every_agent_is_played_at_every_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agent 0 is the policy that is evaluated, and all of them play the same episodes."""
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    often = ["--checkpoint-every", "12", "--keep-checkpoints", "3"]
+    argv = ["tiny", "--env", "probe/context", "--env-steps", "48", "--seeds", "2", *often]
+    assert cli.run([*argv, "--run-dir", str(tmp_path / "run")]) == 0
+    out = tmp_path / "found.json"
+    each_agent.main(each_agent.Arguments(tmp_path / "run", out, episodes=3))
+    found = json.loads(out.read_text())
+    (origin,) = found["runs"]
+    assert (origin["name"], origin["env_steps"]) == ("run", [48, 48])
+    assert [row["env_steps"] for row in found["rows"]] == [24, 36, 48]
+    for row in found["rows"]:
+        run = trained.load(tmp_path / "run", picked=str(row["env_steps"]))
+        weights = np.asarray(run.state.weight)
+        for seed in range(2):
+            for agent in range(3):
+                params = jnp.asarray(weights[seed] + agent)
+                returns, _ = evaluation.play(run.env, run.method, params, jax.random.key(0), 3)
+                told = row["return_by_seed_and_agent"][seed][agent]
+                assert told == pytest.approx(float(returns.mean()), abs=0.01)
+    assert out.with_suffix(".png").stat().st_size > 5_000
 
 
 def test_a_beginning_that_is_trained_apart_tells_the_time_and_memory_of_all(
@@ -355,6 +454,7 @@ def test_what_alignment_changes_is_drawn_from_the_metrics_of_a_run(tmp_path: Pat
         {"member": 0, "teacher": [0.2, 0.3, 0.5], "expert": even, "aligned": a} for a in ([0.75, 0.25], even)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text("{}")
     alignment.main(alignment.Arguments(tmp_path, tmp_path / "found.json"))
     (found,) = json.loads((tmp_path / "found.json").read_text())["seeds"]
     assert found["divergence"] == [pytest.approx(np.log(2 / 3**0.5), abs=1e-4), 0.0]
@@ -370,14 +470,13 @@ def test_metrics_are_drawn_over_training(tmp_path: Path) -> None:
         for steps in range(0, 500, every)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text("{}")
     names, out = ("rate", "fitness/1"), tmp_path / "found.json"
     over_training.main(over_training.Arguments(tmp_path, names, out, factor=100))
     means = json.loads(out.read_text())["means"]
     assert means["rate"] == [[steps, steps / 10] for steps in (0, 100, 200, 300, 400)]
     assert means["fitness/1"] == [[steps, 200] for steps in (0, 100, 200, 300, 400)]
     assert out.with_suffix(".png").stat().st_size > 5_000
-    over_training.main(over_training.Arguments(tmp_path, names, out, seed=1))
-    assert json.loads(out.read_text())["means"]["fitness/1"] == [[0, 4], [200, 4], [400, 4]]
     with pytest.raises(SystemExit, match="no metric 'loss'; it records fitness, rate"):
         over_training.main(over_training.Arguments(tmp_path, ("loss",), out))
 

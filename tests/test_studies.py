@@ -13,10 +13,20 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import alignment, diversity, gaits, maze, operators, over_training, trained, visitation
+from benchmarks import (
+    alignment,
+    diversity,
+    each_agent,
+    gaits,
+    maze,
+    operators,
+    over_training,
+    trained,
+    visitation,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = [alignment, diversity, gaits, maze, operators, over_training, visitation]
+STUDIES = [alignment, diversity, each_agent, gaits, maze, operators, over_training, visitation]
 
 
 def make_run(root: Path, rows: list[dict[str, Any]], **config: Any) -> Path:
@@ -72,10 +82,10 @@ def test_a_study_of_individuals_that_do_not_act_alone(study: Any) -> None:
     assert trained.individuals(alone) is abs
 
 
-@pytest.mark.parametrize("study", [maze, alignment, over_training])
+@pytest.mark.parametrize("study", [maze, each_agent, alignment, over_training])
 def test_a_study_of_a_run_that_has_only_begun(study: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [], env="benchmarks.maze:make")
-    what = "no checkpoint" if study is maze else "recorded nothing"
+    what = "no checkpoint" if study in (maze, each_agent) else "recorded nothing"
     assert refusal(study, run) == f"{run} has {what} yet; train it first"
 
 
@@ -104,11 +114,6 @@ def test_a_metric_that_is_not_one_number_over_training(metric: str, told: str, t
     line = refusal(over_training, run, metrics=(metric,))
     assert told in line
     assert line.endswith(told) or metric.startswith("fitness")
-
-
-def test_a_seed_that_a_run_has_not(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [{"seed": seed, "env_steps": 5, "rate": 1} for seed in (3, 2, 3)])
-    assert refusal(over_training, run, seed=4) == f"{run} has no seed 4; name --seed 2 or 3"
 
 
 def test_the_line_is_all_that_a_user_sees(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def _band(
     """
     mean, seeds = returns.mean(0), f"{len(returns)} seed" + "s" * (len(returns) > 1)
     how = {"linewidth": 2, "drawstyle": "steps-post" if stays else "default", **style._asdict()}
+    how |= {"marker": "o"} if len(places) == 1 else {}  # a line of one point is not seen
     axes.plot(places, mean, label=_shown(f"{group.label} ({seeds})"), **how)
     if len(returns) > 1:
         std = returns.std(0, ddof=1)

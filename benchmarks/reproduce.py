@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import registry, reproduced  # noqa: E402
 from benchmarks.registry import Cell  # noqa: E402
+from popjax.host.scaling import launchers  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def check(arguments: Arguments) -> None:
     """Check numbers and choices.
 
     Raises:
-        ValueError: one of them makes no sense.
+        ValueError: one of them makes no sense, or the launcher is not here.
     """
     for name in ("fraction", "seeds", "minutes"):
         if (value := getattr(arguments, name)) is not None and not value > 0:
@@ -110,6 +111,8 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"--calibrate must be above 0 and below 1, got {arguments.calibrate:g}")
     if arguments.report_only and (arguments.dry_run or arguments.calibrate is not None):
         raise ValueError("--report-only trains nothing; leave out --dry-run and --calibrate")
+    if not arguments.report_only and (arguments.calibrate or not arguments.dry_run):
+        launchers.require(arguments.launcher, {})
 
 
 def do(cells: list[Cell], arguments: Arguments) -> int:
@@ -166,7 +169,10 @@ def train(cells: list[Cell], arguments: Arguments, deadline: float = math.inf) -
         say(f"{cell.row} on {cell.task}: {reproduced.left(cell, arguments.runs)}")
         ended = execute([str(ROOT / "scripts" / "run.py"), *argv])
         if ended >= 128:
+            say("stopped; the same command continues")
             return ended
+        if ended:
+            say(f"exit code {ended} of {shlex.join(['python', 'scripts/run.py', *argv])}")
         code = ended or code
     return code
 

@@ -162,6 +162,9 @@ def _run(argv: list[str]) -> None:
     for program in programs.values():
         training.check_build(program)
     launchers.require(control.launcher, control.launcher_option)
+    if len(entries) == 1:
+        several.submit_one(tools, entries[0].argv, root, control)
+        return
     grid.open_index(root, entries, resume=control.resume)
     several.run_all(tools, entries, root, control)
 

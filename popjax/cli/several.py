@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from popjax.cli import grid, show
-from popjax.host.errors import FAILURES, TooLarge
-from popjax.host.runs import run_group
+from popjax.host.errors import FAILURES, Refused, TooLarge
+from popjax.host.runs import run_group, rundir
 from popjax.host.runs.run_group import Entry
 from popjax.host.scaling import launchers, processes
 from popjax.host.terminal import complain
@@ -48,6 +49,24 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
         _run_in_slices(tools, argv, root, control, fault)
 
 
+def submit_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
+    """Train one program as a job whose run directory is ``root`` itself.
+
+    Raises:
+        Refused: ``root`` holds a run, and ``--resume`` was not given.
+    """
+    if not control.resume and rundir.RunDirectory(root).holds_a_run():
+        raise Refused(f"{root} already holds a run: add --resume to continue it, or name another --run-dir")
+    if not run_group.finished(root, grid.budget(argv), grid.identities(tools.common, argv)):
+        (code,) = _launch([launchers.Job((tools.method, *argv), root)], tools, control)
+        if code:
+            raise SystemExit(1)
+    if run_group.holds(root):  # the job found it too large for memory, and trained it in slices
+        show.results(list(run_group.results(root)), root)
+    else:
+        show.result(json.loads(rundir.RunDirectory(root).summary.read_text()), root)
+
+
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:
     """Run the programs of a directory of runs and summarize their results."""
     jobs = [launchers.Job((tools.method, *entry.argv), root / entry.directory) for entry in entries]
@@ -58,13 +77,7 @@ def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Co
             job.directory, grid.budget(entry.argv), grid.identities(tools.common, entry.argv)
         )
     ]
-    if not due:
-        codes = []
-    elif control.launcher == "local":
-        codes = launchers.local(due, tools.within, complain)
-    else:
-        start = launchers.ray if control.launcher == "ray" else launchers.slurm
-        codes = start(due, tools.run, complain, control.launcher_option, control.retries)
+    codes = _launch(due, tools, control) if due else []
     processes.together(lambda: run_group.summarize(root))
     if processes.first():
         show.results(list(run_group.results(root)), root)
@@ -74,6 +87,14 @@ def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Co
             f"error: {len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}; --resume tries again"
         )
         raise SystemExit(1)
+
+
+def _launch(jobs: Sequence[launchers.Job], tools: Tools, control: grid.Control) -> list[int]:
+    """Run jobs by the launcher that was asked for; return their exit codes."""
+    if control.launcher == "local":
+        return launchers.local(jobs, tools.within, complain)
+    start = launchers.ray if control.launcher == "ray" else launchers.slurm
+    return start(jobs, tools.run, complain, control.launcher_option, control.retries)
 
 
 def _run_in_slices(

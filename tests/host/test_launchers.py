@@ -169,6 +169,45 @@ def test_what_cannot_run_jobs_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_single_program_is_a_job_whose_directory_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not that of several runs, so whatever reads a run reads this one."""
+    submitted: list[int] = []
+
+    def slurm(jobs: list[launchers.Job], execute: launchers.Execute, *_: object) -> list[int]:
+        submitted.append(len(jobs))
+        return [execute(launchers.arguments(job)) for job in jobs]
+
+    monkeypatch.setattr(launchers, "require", lambda *_: None)
+    monkeypatch.setattr(launchers, "slurm", slurm)
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    run = tmp_path / "run"
+    argv = [
+        "tiny",
+        "--env",
+        "probe/context",
+        "--launcher",
+        "slurm",
+        "--run-dir",
+        str(run),
+        "--eval-every",
+        "240",
+    ]
+    assert cli.run([*argv, "--env-steps", "240"]) == 0
+    assert "environment steps per seed" in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 240
+    assert not (run / "index.json").exists()
+    assert cli.run([*argv, "--env-steps", "240"]) == 2
+    assert f"{run} already holds a run: add --resume" in capsys.readouterr().err
+    assert cli.run([*argv, "--env-steps", "240", "--resume"]) == 0  # there is nothing left to do
+    assert cli.run([*argv, "--env-steps", "480", "--resume"]) == 0
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 480
+    assert submitted == [1, 1]
+    monkeypatch.setattr(launchers, "slurm", lambda *_: [3])
+    assert cli.run([*argv, "--env-steps", "720", "--resume"]) == 1
+
+
 class Clock:
     """A scheduler in this process: tasks end in the order in which they were submitted."""
 

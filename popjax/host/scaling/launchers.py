@@ -242,8 +242,8 @@ def require(launcher: str, options: Mapping[str, Any]) -> None:
         _imported("submitit")
         if "cluster" not in options and shutil.which("srun") is None:
             raise Refused(
-                "--launcher slurm: srun is not found: load the module of SLURM, or run the jobs on this"
-                " machine with --launcher-option cluster=local"
+                "--launcher slurm: srun is not found: load the module of SLURM, or leave out --launcher to"
+                " run here"
             )
 
 

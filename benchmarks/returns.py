@@ -34,6 +34,7 @@ import tyro
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import trained
 from popjax.host.report import charts, records
 
 LAST = 10  # evaluations that make a member's score
@@ -42,9 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def export(run: Path) -> Path:
     """Writes the record of a run, whose summary is None while it is unfinished; returns its JSON file."""
-    if not (run / "config.json").exists():
-        raise SystemExit(f"error: {run} is not the directory of a run")
-    config = json.loads((run / "config.json").read_text())
+    config = trained.config(run)
     finished = (run / "summary.json").exists()
     summary = json.loads((run / "summary.json").read_text()) if finished else None
     lines = (run / "eval.jsonl").read_text().splitlines()
@@ -100,6 +99,8 @@ def areas(evaluations: list[list[float]], budget: float) -> list[float]:
 
 def _mean(step: np.ndarray, value: np.ndarray, budget: float) -> float:
     end = min(budget, step[-1])
+    if end == step[0]:  # evaluated once
+        return round(float(value[0]), 2)
     steps = np.append(step[step < end], end)
     return round(float(np.trapezoid(np.interp(steps, step, value), steps) / (end - step[0])), 2)
 
@@ -130,10 +131,18 @@ class Arguments:
     """Also draw all of them into NAME.png."""
 
 
-if __name__ == "__main__":
-    arguments = tyro.cli(Arguments, description=__doc__)
+@trained.in_one_line()
+def main(arguments: Arguments) -> None:
+    """Write, draw and print."""
+    for run in arguments.runs:  # before the first is written
+        trained.config(run)
+        records.read(run)
     exported = [export(run) for run in arguments.runs]
     if arguments.together:
         draw(arguments.runs, arguments.together)
         draw(arguments.runs, arguments.together, by_time=True)
     print(*exported, sep="\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

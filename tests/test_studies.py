@@ -21,6 +21,7 @@ from benchmarks import (
     maze,
     operators,
     over_training,
+    returns,
     trained,
     visitation,
 )
@@ -38,8 +39,8 @@ def make_run(root: Path, rows: list[dict[str, Any]], **config: Any) -> Path:
 
 def refusal(study: Any, run: Path, **options: Any) -> str:
     """Return the line with which the process ends."""
-    if study is diversity:
-        arguments = diversity.Arguments((run,))
+    if study in (diversity, returns):
+        arguments = study.Arguments((run,))
     elif study is over_training:
         arguments = over_training.Arguments(run, **{"metrics": ("rate",), "out": run / "out.json"} | options)
     else:
@@ -52,8 +53,11 @@ def refusal(study: Any, run: Path, **options: Any) -> str:
     return line.removeprefix("error: ")
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_a_study_of_no_run(study: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("study", [*STUDIES, returns])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_study_of_no_run(study: Any, exists: bool, tmp_path: Path) -> None:
+    if exists:
+        (tmp_path / "none").mkdir()
     told = refusal(study, tmp_path / "none")
     assert told == f"{tmp_path / 'none'} holds no run (there is no {tmp_path / 'none/config.json'})"
 
@@ -87,6 +91,45 @@ def test_a_study_of_a_run_that_has_only_begun(study: Any, tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", [], env="benchmarks.maze:make")
     what = "no checkpoint" if study in (maze, each_agent) else "recorded nothing"
     assert refusal(study, run) == f"{run} has {what} yet; train it first"
+
+
+def evaluated(root: Path, steps: list[int]) -> Path:
+    """Make a run of one seed whose returns are its environment steps."""
+    facts = {"command": "x", "git_commit": "x", "versions": {}, "device": "cpu", "agents": {}, "hyper": {}}
+    config = {"config": {}, "env_options": {}, "options": {"env_steps": 100, "seed": 0, "seeds": 1}}
+    run = make_run(root, [], **facts, **config)
+    each = {"member": 0, "seed": 0, "train_seconds": 1.0, "wall_seconds": 1.0, "lengths": [1]}
+    lines = [{**each, "generation": x, "env_steps": x, "return": x, "returns": [x]} for x in steps]
+    (run / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_returns_of_a_run_without_evaluations(
+    exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written, also not of the runs before it."""
+    monkeypatch.setattr(returns, "RESULTS", tmp_path / "results")
+    run, good = evaluated(tmp_path / "run", []), evaluated(tmp_path / "good", [0, 50, 100])
+    if not exists:
+        (run / "eval.jsonl").unlink()
+    assert refusal(returns, run) == f"{run} has no evaluations yet: nothing is in {run / 'eval.jsonl'}"
+    with pytest.raises(SystemExit, match="has no evaluations yet"):
+        returns.main(returns.Arguments((good, run)))
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("steps", "area"), [([0], 0.0), ([0, 50, 100], 50.0)])
+def test_returns_of_a_run(
+    steps: list[int], area: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A straight line has half of its end as its mean."""
+    monkeypatch.setattr(returns, "RESULTS", tmp_path / "results")
+    returns.main(returns.Arguments((evaluated(tmp_path / "run", steps),)))
+    found = json.loads((tmp_path / "results/run.json").read_text())
+    assert found["evaluations"] == [[0, step, step] for step in steps]
+    assert found["area"] == [area]
+    assert (tmp_path / "results/run-time.png").stat().st_size > 5_000
 
 
 def test_a_line_that_cannot_be_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -209,3 +210,25 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "llms.txt").read_text().startswith("# popjax")
     assert "# PDERL" in (tmp_path / "methods/pderl.md").read_text()
+
+
+def test_the_list_of_results_says_which_runs_have_no_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    results = importlib.import_module("generate.results")
+    run = {"command": "c", "git_commit": "0" * 40, "device": "cpu", "evaluations": [[0, 0, 1.0]]}
+    files = {"old": run | {"wall_seconds": []}, "new": run | {"wall_seconds": [1.0]}, "speed": {"rows": []}}
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for name in ("old", "new", "new-time"):
+        (tmp_path / f"{name}.png").touch()
+    told, _, *lines = results._files(tmp_path).splitlines()
+    assert told.startswith("1 of the 2 files of runs have no times")
+    curves = {line.split("]")[0][3:]: line.split("|")[-2].strip() for line in lines[2:]}
+    steps = {name: f"[environment steps](../benchmarks/results/{name}.png)" for name in files}
+    assert curves == {
+        "new.json": f"{steps['new']}, [time](../benchmarks/results/new-time.png)",
+        "old.json": f"{steps['old']}, no times recorded",
+        "speed.json": "",
+    }

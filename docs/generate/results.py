@@ -521,14 +521,37 @@ def _convolutions(load: Load) -> str:
 
 
 def _files(folder: Path) -> str:
-    """Return file -> the command that measured it, its commit and hardware."""
-    rows = []
+    """Return file -> the command that measured it, its commit and hardware, and the curves of a run."""
+    rows, runs, timed = [], 0, 0
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text())
         command = found.get("command") or found.get("evaluated_by") or "; ".join(found.get("commands", []))
         commit = found.get("git_commit") or found.get("commit") or ""
         machine = found.get("device") or found.get("hardware") or found.get("summary", {}).get("hardware", "")
-        rows.append(
-            (f"[{path.name}](../benchmarks/results/{path.name})", f"`{command}`", f"`{commit[:8]}`", machine)
-        )
-    return table(["file", "command", "commit", "hardware"], rows)
+        runs += "evaluations" in found
+        timed += "evaluations" in found and bool(found.get("wall_seconds"))
+        file = f"[{path.name}]({_RESULTS}/{path.name})"
+        rows.append((file, f"`{command}`", f"`{commit[:8]}`", machine, _curves(path, found)))
+    told = (
+        f"{runs - timed} of the {runs} files of runs have no times of evaluations, so there is no curve of"
+        " their return against wall-clock time; the last column says which."
+    )
+    header = ["file", "command", "commit", "hardware", "return of a run against"]
+    return f"{told}\n\n{table(header, rows)}"
+
+
+_RESULTS = "../benchmarks/results"
+
+
+def _curves(path: Path, found: Mapping[str, Any]) -> str:
+    """Return links to the curves that a run has, and what it lacks; "" for anything but a run."""
+    if "evaluations" not in found:
+        return ""
+    kinds = {"environment steps": path.stem, "time": f"{path.stem}-time"}
+    curves = [
+        f"[{what}]({_RESULTS}/{name}.png)"
+        for what, name in kinds.items()
+        if path.with_name(f"{name}.png").exists()
+    ]
+    untimed = [] if found.get("wall_seconds") else ["no times recorded"]
+    return ", ".join([*curves, *untimed])

@@ -80,12 +80,12 @@ def main(arguments: Arguments) -> None:
     record.check_counts(episodes=[arguments.episodes])
     steps, returns, task = study(arguments)
     rows = [
-        {"env_steps": int(at), "return_by_seed_and_agent": own.round(2).tolist()}
+        {"env_steps": int(at), "return_by_seed_and_agent": own.astype(float).round(2).tolist()}
         for at, own in zip(steps, returns, strict=True)
     ]
     record.write(arguments.out, runs=[trained.origin(arguments.run)], rows=rows)
     draw(steps, returns, f"{task}, every agent of {arguments.run.name}", arguments.out.with_suffix(".png"))
-    print(json.dumps(rows, indent=1))
+    print(*map(json.dumps, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import registry, reproduced  # noqa: E402
 from benchmarks.registry import Cell  # noqa: E402
+from popjax.host import terminal  # noqa: E402
 from popjax.host.scaling import launchers  # noqa: E402
+
+STOPPED = "stopped; the same command continues"
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,23 @@ def main(arguments: Arguments) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     if arguments.calibrate and (code := calibrate(cells, arguments)):
+        if code >= 128:
+            say(STOPPED)
         return code
     if arguments.dry_run:
         for cell in cells:
             print(f"# {cell.row} on {cell.task}: {reproduced.left(cell, arguments.runs)}")
             if arguments.calibrate:
                 print(f"# {reproduced.estimate(cell, *apart(cell, arguments))}")
-            print(shlex.join(["python", "scripts/run.py", *cell.arguments(arguments.runs)]))
+            print(
+                shlex.join(["python", "scripts/run.py", *cell.arguments(arguments.runs), *where(arguments)])
+            )
         for study in reproduced.studies(arguments.name, cells, arguments.runs, arguments.out):
             print(shlex.join(["python", *study.command]))
         return 0
     code = 0 if arguments.report_only else do(cells, arguments)
     if code >= 128:
+        say(STOPPED)
         return code
     return reproduced.report(arguments.name, cells, arguments.runs, arguments.out) or code
 
@@ -109,6 +117,8 @@ def check(arguments: Arguments) -> None:
             raise ValueError(f"--{name} must be above 0, got {value:g}")
     if arguments.calibrate is not None and not 0 < arguments.calibrate < 1:
         raise ValueError(f"--calibrate must be above 0 and below 1, got {arguments.calibrate:g}")
+    if arguments.devices != "all" and not (arguments.devices.isdecimal() and int(arguments.devices)):
+        raise ValueError(f"--devices must be all or a number above 0, got {arguments.devices!r}")
     if arguments.report_only and (arguments.dry_run or arguments.calibrate is not None):
         raise ValueError("--report-only trains nothing; leave out --dry-run and --calibrate")
     if not arguments.report_only and (arguments.calibrate or not arguments.dry_run):
@@ -156,8 +166,7 @@ def train(cells: list[Cell], arguments: Arguments, deadline: float = math.inf) -
     for cell in cells:
         if reproduced.finished(cell, arguments.runs):
             continue
-        argv = [*cell.arguments(arguments.runs), "--devices", arguments.devices]
-        argv += ["--launcher", arguments.launcher]
+        argv = [*cell.arguments(arguments.runs), *where(arguments)]
         if deadline < math.inf:
             if (rest := deadline - time.perf_counter()) <= 0:
                 say(f"{arguments.minutes:g} minutes have passed; the same command continues")
@@ -169,12 +178,17 @@ def train(cells: list[Cell], arguments: Arguments, deadline: float = math.inf) -
         say(f"{cell.row} on {cell.task}: {reproduced.left(cell, arguments.runs)}")
         ended = execute([str(ROOT / "scripts" / "run.py"), *argv])
         if ended >= 128:
-            say("stopped; the same command continues")
             return ended
         if ended:
             say(f"exit code {ended} of {shlex.join(['python', 'scripts/run.py', *argv])}")
         code = ended or code
     return code
+
+
+def where(arguments: Arguments) -> list[str]:
+    """Return the options of run.py that say where a run is computed."""
+    devices = ["--devices", arguments.devices] if arguments.devices != "1" else []
+    return [*devices, *(["--launcher", arguments.launcher] if arguments.launcher != "local" else [])]
 
 
 def execute(argv: list[str]) -> int:
@@ -203,4 +217,13 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(Arguments, description=__doc__)))
+    try:
+        code = main(tyro.cli(Arguments, description=__doc__))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the program that reads our output has closed the pipe, as head does
+        terminal.give_up_broken()
+        code = 1
+    except KeyboardInterrupt:  # while no other script runs
+        say(STOPPED)
+        code = 130
+    raise SystemExit(code)

@@ -249,13 +249,22 @@ def _rows(table: Table, cell: Cell, group: Group) -> Iterator[dict[str, Any]]:
 
 
 def _show(name: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    shown = Shown(title=f"{name}: {table.where}")
+    shown = Shown(title=f"{name}: {table.where}", caption=_scored(table.measures))
     header = ("task", "row", "ours", "the paper", "fraction of the budget")
     for place, title in enumerate(header):
         shown.add_column(title, justify="left" if place < 2 else "right")
     for cells in _cells(rows):
         shown.add_row(*cells)
     Console().print(shown)
+
+
+def _scored(named: Mapping[str, str]) -> str:
+    """Return what the numbers of a seed are, in words, of measures by column."""
+    words = {column: measures.measure(name).words for column, name in named.items()}
+    each = [f"{column}: {told}" if column else told for column, told in words.items()]
+    told = f"The score{'s' * (len(each) > 1)} of a seed {'are' if len(each) > 1 else 'is'} {'; '.join(each)}."
+    evaluated = not any(name.startswith(measures.METRIC) for name in named.values())
+    return told if evaluated else f"{told} Figures show its evaluations."
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -308,6 +317,7 @@ def _section(name: str, found: Mapping[str, Any], place: str) -> str:
         f"### {name}",
         f"{registry.names()[name].title}: {found['where']}.",
         *filter(None, [found["note"]]),
+        _scored(found["measures"]),
         "\n".join(rows),
         *filter(None, [_unfinished(name, found["rows"])]),
         *_remarks(found["rows"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,14 @@ from popjax.host.runs import log, run_group, rundir
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """End the process with one line in place of a traceback if a run cannot be used."""
+    """End the process with one line in place of a traceback if a run cannot be used, or on Ctrl-C."""
     try:
         yield
     except (Refused, Fault, checkpoint.Damaged, *FAILURES) as failure:
         raise SystemExit(f"error: {failure}") from None
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def config(run: Path, *methods: str) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import shutil
+import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,19 @@ def test_numbers_of_the_papers_belong_to_a_statistic() -> None:
                     assert {len(found) for found in columns.values()} == {len(table.statistics)}
 
 
+def test_a_reader_who_closes_the_pipe_sees_no_traceback() -> None:
+    ended = subprocess.run(
+        f"{shlex.quote(sys.executable)} benchmarks/reproduce.py ce-table7 --dry-run | head -1",
+        shell=True,
+        cwd=Path(reproduce.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.startswith("# CE on pendulum-swingup")
+    assert ended.stderr == ""
+
+
 def test_names_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
         (reproduce.Arguments("pderl-table9"), "there is no 'pderl-table9'"),
@@ -223,6 +239,7 @@ def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
     reproduced_in("parts")  # trains nothing
     assert "resuming" not in capsys.readouterr().err
     page = reproduced.page(toy / "parts-out")
+    assert "are its last evaluation alone; fitness: the last value of its metric fitness/max." in page
     assert "| context | A |" in page
     assert "1 ± 0.5" in page
 
@@ -303,6 +320,8 @@ def test_a_page_tells_what_has_not_been_run(toy: Path, monkeypatch: pytest.Monke
         ({"seeds": 0}, "--seeds must be above 0, got 0"),
         ({"minutes": -1.0}, "--minutes must be above 0, got -1"),
         ({"report_only": True, "dry_run": True}, "--report-only trains nothing; leave out --dry-run"),
+        ({"devices": "0", "dry_run": True}, "--devices must be all or a number above 0, got '0'"),
+        ({"devices": "two", "dry_run": True}, "--devices must be all or a number above 0, got 'two'"),
     ],
 )
 def test_numbers_without_a_meaning_are_refused(
@@ -310,6 +329,35 @@ def test_numbers_without_a_meaning_are_refused(
 ) -> None:
     assert reproduce.main(reproduce.Arguments("pderl-table1", **given)) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_launcher_that_is_not_here_is_refused_by_the_options_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    elsewhere = reproduce.Arguments("pderl-table1", launcher="slurm", runs=tmp_path, out=tmp_path)
+    assert reproduce.main(elsewhere) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --launcher slurm: srun is not found")
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(reproduce.Arguments)}
+    assert {word for word in told.split() if word.startswith("--")} <= known
+    dry = replace(elsewhere, dry_run=True, tasks=("Ant",), rows=("ERL",))
+    assert reproduce.main(dry) == 0  # trains nothing
+    assert capsys.readouterr().out.endswith("--resume --launcher slurm\n")
+
+
+def test_the_command_of_a_run_that_failed_is_shown(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Since it is what its message advises to change; the others are trained."""
+    monkeypatch.setattr(reproduce, "execute", lambda argv: 2)
+    assert reproduce.main(reproduce.Arguments("toy-table1", runs=toy / "runs", out=toy)) == 1
+    told = capsys.readouterr().err
+    assert told.count("reproduce: exit code 2 of python scripts/run.py tests.host.tiny --env probe") == 2
+    monkeypatch.setattr(reproduce, "execute", lambda argv: 130)
+    assert reproduce.main(reproduce.Arguments("toy-table1", runs=toy / "runs", out=toy)) == 130
+    assert capsys.readouterr().err.endswith("reproduce: stopped; the same command continues\n")
 
 
 def test_a_study_is_made_once_and_ends_with_the_minutes(

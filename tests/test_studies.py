@@ -159,6 +159,17 @@ def test_a_metric_that_is_not_one_number_over_training(metric: str, told: str, t
     assert line.endswith(told) or metric.startswith("fitness")
 
 
+def test_a_study_that_is_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
+    @trained.in_one_line()
+    def study() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        study()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
 def test_the_line_is_all_that_a_user_sees(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "benchmarks/maze.py", str(tmp_path / "none"), "--out", str(tmp_path / "out.json")],

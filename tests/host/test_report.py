@@ -507,3 +507,12 @@ def test_curves_as_csv(tmp_path: Path) -> None:
     ]
     assert [(row["seed"], row["return"]) for row in rows[3:]] == [("3", "3.0"), ("3", "4.0"), ("3", "5.0")]
     assert {(row["method"], row["task"]) for row in rows} == {("ours", "probe/context")}
+
+
+def test_a_curve_of_one_point_is_seen() -> None:
+    def marker(steps: list[int]) -> str:
+        curve = records.Curve(0, np.array(steps), np.zeros(len(steps)))
+        group = records.Group("A", "task", (), (curve,))
+        return charts.learning_curves("task", [group], charts.styles(["A"])).axes[0].lines[0].get_marker()
+
+    assert (marker([5]), marker([5, 6])) == ("o", "None")

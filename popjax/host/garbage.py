@@ -1,10 +1,12 @@
-"""A pause of Python's collector of cyclic garbage while programs are traced."""
+"""Memory that tracing and compiling leave behind: not searched meanwhile, and returned to the system."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -21,3 +23,13 @@ def paused() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def give_back() -> None:
+    """Return memory that the compiler has freed to the system.
+
+    glibc keeps it for the process: after the program of ``gym/Swimmer-v4`` was compiled, 0.6 of 1.1 GB.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # other C libraries lack the function
+            ctypes.CDLL(None).malloc_trim(0)

@@ -120,6 +120,7 @@ def _compile(
         init = jax.jit(placement.lift(method.init, members), in_shardings=by_member, out_shardings=by_state)
         lower["init"] = partial(init.lower, *start)
     chunk, whole, *first = _found(lower, placement, store)
+    garbage.give_back()
     needed = [
         memory.compiled_bytes(chunk),
         # A program counts only the arguments that it reads.

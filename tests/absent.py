@@ -18,6 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from popjax.core import Method
+from popjax.envs import dynamics
 from popjax.host.scaling import sweep
 from popjax.host.scaling.shard import SWEEP, Placement
 from popjax.host.training import compiled_programs
@@ -57,10 +58,14 @@ def devices(kind: str) -> tuple[Any, ...]:
 
 @contextmanager
 def described(kind: str, platform: str = "") -> Iterator[None]:
-    """Trace programs as on a machine with devices of a ``kind``, which decide how rows lie in a replay;
-    ``platform`` has them lie as on another one."""
+    """Trace programs as on a machine with devices of a ``kind``, which decide how rows lie in a replay and
+    how physics is computed; ``platform`` has rows lie as on another one."""
     jax.clear_caches()  # of what was traced for another kind
-    with mock.patch.object(packed, "platform", return_value=platform or devices(kind)[0].platform):
+    here = devices(kind)[0].platform
+    with (
+        mock.patch.object(packed, "platform", return_value=platform or here),
+        mock.patch.object(dynamics, "platform", return_value=here),
+    ):
         yield
     jax.clear_caches()
 

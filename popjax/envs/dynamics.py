@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,11 @@ def mjx() -> Any:
     return library
 
 
+def platform() -> str:
+    """Return the kind of device for which physics is traced."""
+    return jax.default_backend()
+
+
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
     """Trace MJX in full float32 precision and in few operations, with the stages of RK4 as a loop.
@@ -33,14 +38,18 @@ def tracing() -> Iterator[None]:
     Only what looks ``mjx.step`` up inside the context gets the loop. The context is not for several threads.
     """
     library = mjx()
-    from mujoco.mjx._src import math, scan, support
+    from mujoco.mjx._src import math, scan, solver, support
 
+    if platform() == "gpu":  # where what counts is the number of kernels
+        by_platform = _replaced(solver, _while_loop_scan=_unrolled)
+    else:
+        by_platform = _replaced(scan, body_tree=_level_by_level(scan.body_tree))
     with (
         jax.default_matmul_precision("highest"),
         _replaced(library, step=_stage_by_stage(library.step)),
-        _replaced(scan, body_tree=_level_by_level(scan.body_tree)),
         _replaced(support, jac=_jacobian, make_m=_mass_matrix(support.make_m)),
         _replaced(math, axis_angle_to_quat=_rotation),
+        by_platform,
     ):
         yield
 
@@ -79,7 +88,8 @@ def _level_by_level(body_tree: Any) -> Any:
     XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
     its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
     bodies deep, takes a thousand times as long without the barrier. Scalars get none: they are the masses of
-    subtrees, which XLA then folds into constants.
+    subtrees, which XLA then folds into constants. On a GPU, whose compiler weighs what it computes twice, each
+    barrier costs kernels.
     """
 
     def bar(x: Array) -> Array:
@@ -89,6 +99,24 @@ def _level_by_level(body_tree: Any) -> Any:
         return body_tree(model, lambda *xs: jax.tree.map(bar, f(*xs)), *args, **options)
 
     return barred
+
+
+def _unrolled(
+    unfinished: Callable[[PyTree], Array], search: Callable[[PyTree], PyTree], found: PyTree, turns: int
+) -> PyTree:
+    """Return what MJX's line search has found after at most ``turns`` turns, eight at a time written out.
+
+    As its ``_while_loop_scan``. On a GPU every turn of a loop copies each number that it carries, which takes
+    as many kernels as the search itself. On a CPU the loop is faster.
+    """
+
+    def turn(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], None]:
+        found, going = carry
+        found = jax.tree.map(partial(jnp.where, going), search(found), found)
+        return (found, going & unfinished(found)), None
+
+    start = found, unfinished(found)
+    return jax.lax.scan(turn, start, length=turns, unroll=min(turns, 8))[0][0]
 
 
 def _jacobian(model: Any, data: Any, point: Array, body: Array) -> tuple[Array, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +64,9 @@ def trajectory(model, step):
     return jax.jit(lambda data: jax.lax.scan(follow, data, length=STEPS)[1])(data)
 
 
-@pytest.fixture(scope="module")
-def ours(tumbler):
-    with dynamics.tracing():
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def ours(request, tumbler):
+    with mock.patch.object(dynamics, "platform", return_value=request.param), dynamics.tracing():
         return trajectory(tumbler, mjx.step)
 
 
@@ -127,9 +128,10 @@ def test_a_capsule_on_a_plane_has_the_contact_frame_of_mujoco():
 
 
 def test_what_tracing_replaces_is_the_librarys_again_afterwards():
-    from mujoco.mjx._src import collision_driver, math, scan, support
+    from mujoco.mjx._src import collision_driver, math, scan, solver, support
 
     modules = {"mjx": mjx, "scan": scan, "support": support, "math": math, "collision": collision_driver}
+    modules |= {"solver": solver}
 
     def functions():
         return {f"{name}.{f}": value for name, module in modules.items() for f, value in vars(module).items()}
@@ -138,7 +140,8 @@ def test_what_tracing_replaces_is_the_librarys_again_afterwards():
         return {name for name, value in functions().items() if value is not before[name]}
 
     before, collisions = functions(), dict(collision_driver._COLLISION_FUNC)
-    ours = {"mjx.step", "scan.body_tree", "support.jac", "support.make_m", "math.axis_angle_to_quat"}
+    everywhere = {"mjx.step", "support.jac", "support.make_m", "math.axis_angle_to_quat"}
+    ours = everywhere | {"scan.body_tree"}
     with contextlib.suppress(KeyError), dynamics.as_in_c():
         assert replaced() == ours | {"support.xfrc_accumulate", "collision._COLLISION_FUNC"}
         with dynamics.tracing():
@@ -147,6 +150,8 @@ def test_what_tracing_replaces_is_the_librarys_again_afterwards():
     assert collisions == collision_driver._COLLISION_FUNC
     with dynamics.tracing():
         assert replaced() == ours
+    with mock.patch.object(dynamics, "platform", return_value="gpu"), dynamics.tracing():
+        assert replaced() == everywhere | {"solver._while_loop_scan"}
 
 
 @pytest.fixture(scope="module")

@@ -1,40 +1,62 @@
 """Count what compiling costs: processor seconds of tracing and of XLA, lines of StableHLO, and the places at
 which the physics step and the reset stand in the program of a chunk; and what a user waits for.
 
-    python benchmarks/compile.py --cases sac cspc --env gym/Hopper-v4 --out benchmarks/results/compile.json
+    python benchmarks/compile.py --out benchmarks/results/compile-cpu.json
+    python benchmarks/compile.py --cases sac cspc --env gym/Hopper-v4
     PYTHONPATH=/tmp/before python benchmarks/compile.py --no-starts ...     the same of another checkout
 
-Every case is compiled alone in a process of its own, without a cache. A start is a process from its beginning
-until all programs of a run are there, those of ``init`` and the evaluation, too: *cold* without anything in
-JAX's cache on disk, *warm* with what the cold start left there, both in seconds and processor seconds.
+There is a case for every built-in method, with its default Config. ``align`` and ``distil``, which begin with
+finished runs, get policies that have learned nothing: their programs are the same. Every case is compiled
+alone in a process of its own, without a cache. A start is a process from its beginning until all programs of
+a run are there, those of ``init`` and the evaluation, too: *cold* without anything in JAX's cache on disk,
+*warm* with what the cold start left there, both in seconds and processor seconds. Cases that ``--out``
+already has are not measured again.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 BEGUN = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # after the PYTHONPATH of another checkout
+from popjax.host.recipes import METHODS, recipe  # noqa: E402
+
+HOPPER, BREAKOUT = "gym/Hopper-v4", "gymnax/Breakout-MinAtar"
+
+
+class Case(NamedTuple):
+    """What is compiled.
+
+    method:  name of a built-in method.
+    changes: fields that differ from its default Config.
+    task:    SUITE/TASK, unless the command line names another.
+    """
+
+    method: str
+    changes: Mapping[str, Any] = MappingProxyType({})
+    task: str = HOPPER
+
+
+DISCRETE = ("cdrl", "align")
+"""Methods that only have discrete actions."""
+CALLED = {"independent": "sac", "onpolicy": "ppo"}
+"""Methods whose cases have the name of their default agents."""
 FUSED = {"fused": True, "lanes": 10, "on_policy_lanes": 10, "reset_at_batch": False}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sac": ("independent", {}),
-    "ppo": ("onpolicy", {"agent": "ppo"}),
-    "pderl": ("pderl", {}),
-    "ce": ("ce", {}),
-    "ca2e": ("ca2e", {"agent": "ddpg"}),
-    "cspc": ("cspc", {}),
-    "cspc-fused": ("cspc", FUSED),
-}
-"""Method and fields of its default Config."""
+CASES = {
+    CALLED.get(name, name): Case(name, task=BREAKOUT if name in DISCRETE else HOPPER) for name in METHODS
+} | {"cspc-fused": Case("cspc", FUSED)}
 
 
 @dataclass(frozen=True)
@@ -43,23 +65,45 @@ class Arguments:
 
     cases: tuple[str, ...] = tuple(CASES)
     """Which cases."""
-    env: str = "gym/Hopper-v4"
-    """Environment as SUITE/TASK."""
+    env: str | None = None
+    """Environment as SUITE/TASK; by default gym/Hopper-v4, or for methods that only have discrete actions
+    gymnax/Breakout-MinAtar."""
     starts: bool = True
     """Whether to measure starts."""
     out: Path | None = None
     """JSON file for the results."""
 
 
-def config_of(module: Any, changes: dict[str, Any]) -> Any:
-    """Return the Config of a case."""
-    from popjax.agents import ddpg, ppo
+def build(case: str, env: Any) -> Any:
+    """Return the method of a case."""
+    from popjax.recipe import defaults, kinds_of
 
-    changes = dict(changes)
-    agent = changes.pop("agent", None)
-    if agent == "ddpg":
-        return module.default_config(ddpg.BASELINES)
-    return module.Config(**changes, **({"agent": ppo.Config()} if agent == "ppo" else {}))
+    name, changes, _ = CASES[case]
+    made_by = recipe(name)
+    kinds = kinds_of(made_by, made_by.config()) | (made_by.kinds(env.spec) if made_by.kinds else {})
+    config, _ = defaults(made_by, kinds)
+    return made_by.build(env, replace(config, **changes), **finished_runs(name, env))
+
+
+def finished_runs(name: str, env: Any) -> dict[str, Any]:
+    """Return the finished runs that a method cannot do without: policies of zeros, since the numbers of a
+    policy change no program."""
+    if name not in ("align", "distil"):
+        return {}
+    import jax
+    import jax.numpy as jnp
+
+    from popjax.core import Pretrained
+    from popjax.methods.distil import Graded
+    from popjax.population.imitation import Teacher
+
+    method = recipe("cdrl" if name == "align" else "independent").build(env)
+    shapes = jax.eval_shape(lambda key: method.policy(method.init(key, method.hyper)), jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    policy = Pretrained(env.spec.name, env.spec, method.act, params, method.memory, unroll=method.unroll)
+    if name == "distil":
+        return {"teachers": [Graded(policy, -1, 0.0)]}
+    return {"teachers": [Teacher(policy)], "experts": [Teacher(policy)]}
 
 
 def marked(env: Any) -> Any:
@@ -74,7 +118,8 @@ def marked(env: Any) -> Any:
 
     def reset(key: Any) -> Any:
         state, obs = env.reset(key)
-        return state, obs + jax.lax.clz((obs[0] > 1e9).astype(jnp.int32)) * 0
+        nothing = jax.lax.clz((obs.ravel()[0] > 1e9).astype(jnp.int32)) * 0
+        return state, obs + nothing.astype(obs.dtype)
 
     return env._replace(step=step, reset=reset)
 
@@ -97,12 +142,10 @@ def one(case: str, task: str) -> None:
 
     import popjax
 
-    name, changes = CASES[case]
-    module = importlib.import_module(f"popjax.methods.{name}")
     env = popjax.make(task)
 
     def program(env: Any) -> Any:
-        method = module.build(env, config_of(module, changes))
+        method = build(case, env)
         state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
         return method, state
 
@@ -139,10 +182,8 @@ def start(case: str, task: str) -> None:
     from popjax.host.training import program_store
     from popjax.host.training.compiled_programs import compile_programs
 
-    name, changes = CASES[case]
-    module = importlib.import_module(f"popjax.methods.{name}")
     env = popjax.make(task)
-    method = module.build(env, config_of(module, changes))
+    method = build(case, env)
     members = sweep.grid(0, 1, {})
     begin = sweep.keys(members), sweep.hypers(method.hyper, members)
     program_store.trace_nobody_elses_code()
@@ -172,17 +213,21 @@ def main(arguments: Arguments) -> None:
     from benchmarks import record
 
     record.check_known(arguments.cases, CASES)
-    rows = []
+    rows, before = record.kept(arguments.out)
+    first = {name: before[name] for name in ("other_git_commit", "other_rows") if name in before}
     for case in arguments.cases:
-        row = told("--one", case, arguments.env, JAX_ENABLE_COMPILATION_CACHE="0")
+        if case in [row["case"] for row in rows]:
+            continue
+        task = arguments.env or CASES[case].task
+        row = told("--one", case, task, JAX_ENABLE_COMPILATION_CACHE="0")
         if arguments.starts:
             with tempfile.TemporaryDirectory() as cache:
                 kept = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
                 for which in ("cold_start", "warm_start"):
-                    row[which] = told("--start", case, arguments.env, **kept)
+                    row[which] = told("--start", case, task, **kept)
         rows.append(row)
         print(json.dumps(row), flush=True)
-        record.write(arguments.out, rows=rows)
+        record.write(arguments.out, rows=rows, **first)
 
 
 if __name__ == "__main__":
@@ -193,5 +238,4 @@ if __name__ == "__main__":
     else:
         import tyro
 
-        sys.path.append(str(ROOT))
         main(tyro.cli(Arguments, description=__doc__))

@@ -9,8 +9,8 @@ There is a case for every built-in method, with its default Config. ``align`` an
 finished runs, get policies that have learned nothing: their programs are the same. Every case is compiled
 alone in a process of its own, without a cache. A start is a process from its beginning until all programs of
 a run are there, those of ``init`` and the evaluation, too: *cold* without anything in JAX's cache on disk,
-*warm* with what the cold start left there, both in seconds and processor seconds. Cases that ``--out``
-already has are not measured again.
+*warm* with what the cold start left there, both in seconds and processor seconds. What ``--out`` already has
+is not measured again.
 """
 
 from __future__ import annotations
@@ -213,21 +213,20 @@ def main(arguments: Arguments) -> None:
     from benchmarks import record
 
     record.check_known(arguments.cases, CASES)
-    rows, before = record.kept(arguments.out)
+    kept, before = record.kept(arguments.out)
+    rows = {row["case"]: row for row in kept}
     first = {name: before[name] for name in ("other_git_commit", "other_rows") if name in before}
     for case in arguments.cases:
-        if case in [row["case"] for row in rows]:
-            continue
         task = arguments.env or CASES[case].task
-        row = told("--one", case, task, JAX_ENABLE_COMPILATION_CACHE="0")
-        if arguments.starts:
+        row = rows.get(case) or told("--one", case, task, JAX_ENABLE_COMPILATION_CACHE="0")
+        rows[case] = row
+        if arguments.starts and "cold_start" not in row:
             with tempfile.TemporaryDirectory() as cache:
-                kept = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
+                place = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
                 for which in ("cold_start", "warm_start"):
-                    row[which] = told("--start", case, task, **kept)
-        rows.append(row)
+                    row[which] = told("--start", case, task, **place)
         print(json.dumps(row), flush=True)
-        record.write(arguments.out, rows=rows, **first)
+        record.write(arguments.out, rows=list(rows.values()), **first)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # before JAX is imported
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+sys.path.append(str(ROOT))
+from benchmarks import accelerators  # noqa: E402
+
 PENDULUM, BREAKOUT = "gymnax/Pendulum-v1", "gymnax/Breakout-MinAtar"
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sac-1": ("independent", PENDULUM, {}),
@@ -64,12 +67,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cdrl": ("cdrl", BREAKOUT, {}),
 }
 """Method, task and fields of its default Config."""
-BANDWIDTH = {"h100": 3.35e12, "v5e": 0.819e12}
-"""Bytes per second."""
-PEAK = {"h100": 495e12, "v5e": 197e12}
-"""Floating-point operations per second: tf32 and bf16, which matrix products of float32 become."""
 LARGE = 1_000_000
 """Bytes of a copy that counts."""
+PEAKS = {"h100": accelerators.PEAKS["NVIDIA H100 80GB HBM3"], "v5e": accelerators.PEAKS["TPU v5 lite"]}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def costs(loop: Any, kind: str) -> dict[str, Any]:
         "large_copy_megabytes": round(sum(kernel.bytes / 2 * times for kernel, times in large) / 1e6, 1),
         "megabytes": round(moved / 1e6, 2),
         "megaflops": round(flops / 1e6, 1),
-        "roofline_microseconds": round(1e6 * max(moved / BANDWIDTH[kind], flops / PEAK[kind]), 1),
+        "roofline_microseconds": round(1e6 * max(moved / PEAKS[kind].bytes, flops / PEAKS[kind].products), 1),
     }
     if cycles := sum(kernel.cycles * times for kernel, times in kernels):
         found["estimated_cycles"] = cycles
@@ -173,7 +173,6 @@ def one(case: str, kind: str, capacity: str, rows: str) -> None:
     """Print the row of one case as JSON."""
     import jax
 
-    sys.path.append(str(ROOT))
     from popjax.host.scaling import memory
     from tests import absent
 
@@ -230,5 +229,4 @@ if __name__ == "__main__":
     else:
         import tyro
 
-        sys.path.append(str(ROOT))
         main(tyro.cli(Arguments, description=__doc__))

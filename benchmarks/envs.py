@@ -50,7 +50,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import record
+from benchmarks import clock, record
 from popjax import envs, rollout
 from popjax.core import Env
 from popjax.host.errors import Refused
@@ -61,8 +61,6 @@ from popjax.host.scaling import memory, shard
 TRUTH = {"gym": "tests.envs.test_gym", "dmc": "tests.envs.test_dmc"}
 TRUTH_IN_JAX = "tests.envs.truth"
 BESIDE = 64
-ONE_CORE = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
-"""Whether this process may use one core."""
 LIBRARIES = ("gymnasium", "dm-control", "playground", "warp-lang")
 
 
@@ -181,16 +179,11 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "env_steps_per_second": steps_per_second,
         "devices": arguments.devices,
-        "clock": clock(),
+        "clock": clock.kind(),
         "reset_cost_percent": cost,
         "state_bytes": memory.tree_bytes(jax.eval_shape(env.reset, jax.random.key(0))[0]),
         **truth(name, options),
     }
-
-
-def clock() -> str:
-    """Return which seconds are counted."""
-    return "processor" if ONE_CORE and jax.default_backend() == "cpu" else "wall"
 
 
 class Play:
@@ -222,7 +215,7 @@ class Play:
 
             return jax.lax.fori_loop(0, steps, one, (state, np.zeros(1, np.float32)))
 
-        self.clock = time.process_time if clock() == "processor" else time.perf_counter
+        self.clock = clock.chosen()
         begun = self.clock()
         self.compiled = jax.jit(play).lower(self.state, np.int32(1)).compile()
         self.compile_seconds = self.clock() - begun

@@ -5,11 +5,12 @@
     python benchmarks/peers.py --protocol fastpbrl --peers rejax qdax --populations 1 2 4
 
 Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
-machine is noisy for both, and the ratio is the median over neighbours. ``--python`` names an environment with
-the other trainers (``pip install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL,
-``--purejaxrl`` one of PureJaxRL, which needs navix, too. What a trainer cannot do at a size is recorded as
-that, an error or a wait beyond ``--limit`` likewise. The same command again goes on where it was interrupted:
-rows that ``--out`` already has, also those of failures, are not measured again.
+machine is noisy for both, and the ratio is the median over neighbours. On one core of a CPU, seconds are
+those of the processor (``clock`` of a row). ``--python`` names an environment with the other trainers (``pip
+install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL, ``--purejaxrl`` one of
+PureJaxRL, which needs navix, too. What a trainer cannot do at a size is recorded as that, an error or a wait
+beyond ``--limit`` likewise. The same command again goes on where it was interrupted: rows that ``--out``
+already has, also those of failures, are not measured again. ``peers_report.py`` draws a file again.
 
 ``--protocol`` measures the work of publications, in every trainer that can do it. fastpbrl's (Flajolet
 et al., "Fast Population-Based Reinforcement Learning on a Single Machine", ICML 2022) is a call of 50 updates
@@ -23,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import os
 import resource
 import select
@@ -38,11 +38,10 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import trainers  # noqa: E402
-from benchmarks.trainers import ABSENT, MADE_UP, Cannot, Work  # noqa: E402
+from benchmarks import clock, peers_report, trainers  # noqa: E402
+from benchmarks.trainers import ABSENT, MADE_UP, PEERS, Cannot, Work  # noqa: E402
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
-PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax", "purejaxrl")
 _UPDATES, _STEPS = "agent updates per second", "environment steps per second"
 Algorithm = Literal["sac", "td3", "ppo", "es"]
 
@@ -208,7 +207,7 @@ def work(name: str, amount: dict[str, Any]) -> None:
     """Compile a trainer in this process, then train for a chunk for every line on standard input."""
     with trainers.answering() as answer:
         asked = trainers.sent(amount)
-        begun = time.process_time()
+        begun, now = time.process_time(), clock.chosen()
         call = trainers.build(name, asked).chunk
         call()
         compiled = time.process_time() - begun
@@ -217,10 +216,10 @@ def work(name: str, amount: dict[str, Any]) -> None:
             played += call()
         answer(first_chunk_processor_seconds=round(compiled, 2))
         for _ in sys.stdin:
-            begun = time.perf_counter()
+            begun = now()
             done = sum(call() for _ in range(asked.calls))
-            seconds = time.perf_counter() - begun
-            answer(per_second=done / seconds, seconds=seconds, peak_bytes=peak_bytes())
+            seconds = now() - begun
+            answer(per_second=done / seconds, clock=clock.kind(), peak_bytes=peak_bytes())
 
 
 def peak_bytes() -> int:
@@ -229,19 +228,6 @@ def peak_bytes() -> int:
 
     told = jax.devices()[0].memory_stats() or {}
     return told.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def update_flops(work: Work) -> int:
-    """Return the floating-point operations of the matrix products in one update of SAC on Pendulum-v1, but
-    for those that only some trainers need, about one in a hundred.
-
-    A forward pass is one product a layer, a backward pass two, and one where only the action's gradient is
-    wanted: of the actor the next action, and forward and backward; of both critics the target, forward and
-    backward, and forward and backward to the action.
-    """
-    widths = [(3, *work.hidden, 2), (4, *work.hidden, 1)]
-    actor, critic = (2 * work.batch * sum(map(math.prod, itertools.pairwise(each))) for each in widths)
-    return (1 + 3) * actor + 2 * (1 + 3 + 2) * critic
 
 
 def products(size: int) -> None:
@@ -261,18 +247,20 @@ def products(size: int) -> None:
     print(json.dumps(best))
 
 
-def limit() -> dict[str, float] | None:
-    """Return what bounds SAC on the cores of a CPU that this process may use, and None on an accelerator,
-    which memory bounds; see ``accelerator_programs.py``."""
+def limit() -> dict[str, Any] | None:
+    """Return what bounds SAC: products of matrices as measured on the cores of a CPU that this process may
+    use, or the peaks of an accelerator; None for an accelerator whose peaks are not known."""
     import jax
 
-    if jax.default_backend() != "cpu":
-        return None
+    from popjax.host.runs import configuration
+
     work = PROTOCOLS["default"].work["sac"]
+    if jax.default_backend() != "cpu":
+        return peers_report.accelerator_limit(configuration.device_name())
     command = [sys.executable, __file__, "--products", str(work.hidden[0])]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"flops_per_second": cores * float(told), "flops_per_update": update_flops(work)}
+    return {"flops_per_second": cores * float(told), "flops_per_update": peers_report.update_flops(work)}
 
 
 def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
@@ -320,6 +308,7 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
     return row | {
         "ratio": statistics.median(ratios),
         "ratios": [round(ratio, 3) for ratio in ratios],
+        "clock": pairs[-1][0]["clock"],
         "peak_bytes": {"ours": pairs[-1][0]["peak_bytes"], peer: pairs[-1][1]["peak_bytes"]},
     }
 
@@ -349,49 +338,6 @@ def versions(python: str) -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"error: --python {python} is no interpreter of Python: {error}") from None
     return json.loads(told)
-
-
-def draw(
-    rows: list[dict[str, Any]],
-    file: Path,
-    bound: dict[str, float] | None = None,
-    protocol: Protocol = PROTOCOLS["default"],
-) -> None:
-    """Draw what every trainer does per second, or how long it takes, against the number of agents, and for
-    SAC the ``limit``."""
-    from matplotlib.figure import Figure
-
-    told = "seconds" if protocol.per_call else "per_second"
-    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows if "ratio" in row))
-    figure = Figure(figsize=(5.5 * len(algorithms), 3.8), layout="constrained")
-    for place, algorithm in enumerate(algorithms):
-        axes = figure.add_subplot(1, len(algorithms), place + 1)
-        mine = [row for row in rows if row["algorithm"] == algorithm and "ratio" in row]
-        sizes = sorted({row["population"] for row in mine})
-        best = [statistics.median(r[f"ours_{told}"] for r in mine if r["population"] == p) for p in sizes]
-        axes.plot(sizes, best, "o-", color="black", label="popjax")
-        for peer in dict.fromkeys(row["peer"] for row in mine):
-            points = sorted((r["population"], r[f"peer_{told}"]) for r in mine if r["peer"] == peer)
-            colour = f"C{PEERS.index(peer)}" if peer in PEERS else None
-            axes.plot(*zip(*points, strict=True), "o--", color=colour, label=peer)
-        axes.set(
-            xscale="log",
-            xlabel="individuals" if algorithm == "es" else "agents",
-            ylabel=protocol.per_call or protocol.units[algorithm],
-            title=algorithm.upper(),
-        )
-        if bound and algorithm == "sac":
-            most = bound["flops_per_second"] / bound["flops_per_update"]
-            axes.axhline(most, color="grey", linestyle=":", label="matrix products alone")
-        if max(best) > 10 * min(best):
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(bottom=0)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
 
 
 def measure(algorithm: str, population: int, peers: list[str], arguments: Arguments) -> Iterator[Any]:
@@ -430,14 +376,11 @@ def main(arguments: Arguments) -> None:
         ]
         left = [peer for peer in dict.fromkeys(arguments.peers) if peer not in had]
         for row in measure(algorithm, population, left, arguments) if left else ():
-            if told["limit"] and algorithm == "sac" and "ratio" in row:
-                bound = told["limit"]["flops_per_second"] / told["limit"]["flops_per_update"]
-                row |= {"share_of_limit": round(row["ours_per_second"] / bound, 3)}
             rows.append(row)
             print(json.dumps(row), flush=True)
             record.write(arguments.out, **told, rows=rows)
     if arguments.out and any("ratio" in row for row in rows):
-        draw(rows, arguments.out.with_suffix(".png"), told["limit"], protocol)
+        peers_report.report(arguments.out, protocol.per_call)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_an_error_in_brax_is_raised_where_one_waits_for_it(monkeypatch: pytest.M
 
 def test_one_agent_a_process_is_what_some_trainers_are():
     row = peers.compare("sbx", Work(population=2), peers.Arguments())
-    assert row["cannot"] in ("trains one agent a process", "not installed: No module named 'sbx'")
+    assert row["cannot"] == "trains one agent a process"  # whether it is installed or not
 
 
 def test_an_algorithm_that_a_trainer_lacks_is_recorded_as_that():
@@ -169,11 +169,6 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     assert [row["population"] for row in rows] == [1, 1, 2, 2, 4, 4]
     assert rows[0] == first | {name: rows[0][name] for name in ("git_commit", "command")}
     assert [row["cannot"] for row in rows[4:]] == ["popjax: no memory"] * 2
-
-
-def test_operations_of_an_update_are_those_of_its_products():
-    """About 16 forward passes of 66,816 weights, of 256 rows each."""
-    assert peers.update_flops(Work()) == 16 * 2 * 256 * 66_816
 
 
 def test_rows_of_two_devices_do_not_share_a_file(tmp_path: Path):
@@ -380,13 +375,7 @@ def test_chunks_are_as_long_as_asked(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_popjax_beside_itself(tmp_path: Path):
+def test_popjax_beside_itself():
     row = peers.compare("ours", TINY, peers.Arguments(repeats=2))
     assert len(row["ratios"]) == 2
     assert row["ratio"] > 0
-    peers.draw(
-        [row, {"algorithm": "ppo", "cannot": "has no PPO"}],
-        tmp_path / "peers.png",
-        {"flops_per_second": 1e9, "flops_per_update": 1e7},
-    )
-    assert (tmp_path / "peers.png").stat().st_size > 5_000

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+PEERS = ("rejax", "sbx", "qdax", "brax", "evorl", "evosax", "purejaxrl")
+"""Modules of the other trainers."""
 EPISODE = 200  # environment steps of Pendulum
 MADE_UP = "made-up/HalfCheetah"
 ABSENT = "not installed"

@@ -20,6 +20,8 @@ def build(work: Work) -> Training:
     ``train`` is one function, so it runs in a thread, which waits in the callback that Brax calls between its
     epochs. The episode that it plays there is one of a task that costs nothing.
     """
+    if work.population > 1:
+        raise Cannot("trains one agent a program")
     import jax
     import jax.numpy as jnp
     from brax.training.agents.ppo import networks as ppo_networks
@@ -29,8 +31,6 @@ def build(work: Work) -> Training:
 
     from benchmarks.trainers import on_brax
 
-    if work.population > 1:
-        raise Cannot("trains one agent a program")
     if work.task == MADE_UP:
         raise Cannot("takes gradient steps only where it plays")
     task, length = on_brax.task(work.task)

@@ -11,14 +11,14 @@ ALGORITHMS = ("sac", "td3", "ppo")
 
 def build(work: Work) -> Training:
     """Return the trainer: ``learn`` for so many more steps."""
+    if work.population > 1:
+        raise Cannot("trains one agent a process")
     import gymnasium
     import numpy as np
     from sbx import PPO, SAC, TD3
     from stable_baselines3.common.noise import NormalActionNoise
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    if work.population > 1:
-        raise Cannot("trains one agent a process")
     if work.task in ("Breakout-MinAtar", "brax/hopper"):
         raise Cannot("plays Gymnasium's tasks, not those of gymnax or Brax")
     widths = list(work.hidden)

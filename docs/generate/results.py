@@ -248,16 +248,47 @@ def _peers(load: Load, name: str) -> str:
     for algorithm in dict.fromkeys(row["algorithm"] for row in found["rows"]):
         rows = [row for row in found["rows"] if row["algorithm"] == algorithm]
         peers = list(dict.fromkeys(row["peer"] for row in rows))
+        shares = [name for name in _SHARES if any(name in row for row in rows)]
         cells = []
-        for population in dict.fromkeys(row["population"] for row in rows):
+        for population in sorted({row["population"] for row in rows}):
             here = {row["peer"]: row for row in rows if row["population"] == population}
-            ours = statistics.median(row["ours_per_second"] for row in here.values() if "ratio" in row)
-            cells.append((population, f"{ours:,.0f}", *(_beside(here[peer]) for peer in peers)))
-        header = [_counted(algorithm), f"popjax, {found['units'][algorithm]}", *peers]
-        tables.append(table(header, cells, range(len(header))))
+            ours = [row for row in here.values() if "ratio" in row]
+            pace = statistics.median(row["ours_per_second"] for row in ours)
+            reached = (
+                f"{100 * statistics.median(row[name] for row in ours):.2g}%" if name in ours[0] else ""
+                for name in shares
+            )
+            beside = (_beside(here[peer]) if peer in here else "" for peer in peers)
+            cells.append((population, f"{pace:,.0f}", *reached, *beside))
+        header = [
+            _counted(algorithm),
+            f"popjax, {found['units'][algorithm]}",
+            *map(_SHARES.get, shares),
+            *peers,
+        ]
+        tables.append(table(header, cells, range(len(header))) + _bends(found, algorithm))
         if timed := [row for row in rows if "first_chunk" in row]:
             tables.append(_first_chunks(algorithm, timed, peers))
     return "\n\n".join([*tables, _where(found)])
+
+
+_SHARES = {
+    "share_of_limit": "share of the peak in matrix products",
+    "share_of_float32": "of the peak in float32",
+    "share_of_bandwidth": "of memory bandwidth",
+}
+"""Fields of a row of SAC -> what they are called in tables."""
+
+
+def _bends(found: Mapping[str, Any], algorithm: str) -> str:
+    """Return the size from which on the curve of each trainer is flat."""
+    rows = [row for row in found["rows"] if row["algorithm"] == algorithm and "ratio" in row]
+    sizes = {row["population"] for row in rows}
+    if len(sizes) < 2:
+        return ""
+    bent = found["bends"][algorithm]
+    told = ", ".join(f"{who} {size:,}" for who, size in bent.items())
+    return f"\nThe smallest size with 90% of the highest speed: {told or f'none below {max(sizes):,}'}.\n"
 
 
 def _where(found: Mapping[str, Any]) -> str:
@@ -296,7 +327,7 @@ def _first_chunks(algorithm: str, rows: Sequence[Mapping[str, Any]], peers: Sequ
         return f"{statistics.median(seconds):.0f}{room}" if rows else ""
 
     cells = []
-    for population in dict.fromkeys(row["population"] for row in rows):
+    for population in sorted({row["population"] for row in rows}):
         here = [row for row in rows if row["population"] == population and "ratio" in row]
         each = ([row for row in here if row["peer"] == peer] for peer in peers)
         cells.append(
@@ -357,17 +388,22 @@ def _against(load: Load) -> str:
 
 
 def _compile(load: Load) -> str:
+    """Return what compiling takes, beside the first version where that was compiled, too."""
     found = load("compile-cpu")
     before = {row["case"]: row for row in found["other_rows"]}
     rows = []
     for row in found["rows"]:
-        old = before[row["case"]]
-        seconds = [r["trace_processor_seconds"] + r["compile_processor_seconds"] for r in (old, row)]
-        places = [f"{old[key]} -> {row[key]}" for key in ("steps", "resets")]
-        lines = f"{old['stablehlo_lines']:,} -> {row['stablehlo_lines']:,}"
-        rows.append(
-            (row["case"], *places, lines, *(f"{s:.0f}" for s in seconds), f"{seconds[1] / seconds[0]:.2f}")
+        old = before.get(row["case"])
+        now, then = (
+            each and each["trace_processor_seconds"] + each["compile_processor_seconds"]
+            for each in (row, old)
         )
+        counts = [
+            f"{old[key]:,} -> {row[key]:,}" if old else f"{row[key]:,}"
+            for key in ("steps", "resets", "stablehlo_lines")
+        ]
+        first = (f"{then:.0f}", f"{now:.0f}", f"{now / then:.2f}") if old else ("", f"{now:.0f}", "")
+        rows.append((_compiled(row), *counts, *first))
     header = [
         "case",
         "copies of the step",
@@ -380,10 +416,16 @@ def _compile(load: Load) -> str:
     return table(header, rows, range(1, 7))
 
 
+def _compiled(row: Mapping[str, Any]) -> str:
+    """Return a case, and its task if that is not the usual one."""
+    return row["case"] if row["env"] == "gym/Hopper-v4" else f"{row['case']} (`{row['env']}`)"
+
+
 def _starts(load: Load) -> str:
     rows = [
-        (row["case"], *(f"{row[which]['processor_seconds']:.0f}" for which in ("cold_start", "warm_start")))
-        for row in load("compile-cpu")["starts"]
+        (_compiled(row), *(f"{row[x]['processor_seconds']:.0f}" for x in ("cold_start", "warm_start")))
+        for row in load("compile-cpu")["rows"]
+        if "cold_start" in row
     ]
     return table(["case", "cold, processor seconds", "warm"], rows, (1, 2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from generate.tables import table
@@ -15,9 +16,27 @@ def parts(root: Path) -> dict[str, str]:
     suites: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         suites.setdefault(row["task"].partition("/")[0], []).append(row)
-    made = {f"tasks-{suite}": _fidelity(rows) for suite, rows in suites.items()}
-    made["tasks-two-cores"] = _speed(list(csv.DictReader((results / "envs-cpu.csv").open())))
+    made = {f"tasks-{suite}": _fidelity(rows) + _measured(rows) for suite, rows in suites.items()}
+    two_cores = list(csv.DictReader((results / "envs-cpu.csv").open()))
+    made["tasks-two-cores"] = _speed(two_cores) + _measured(two_cores)
     return made
+
+
+def _measured(rows: list[dict[str, str]]) -> str:
+    """Return when rows were measured: those of the most frequent commit and clock together, others by
+    name."""
+    times = Counter((row["commit"][:8], row.get("clock")) for row in rows)
+    (usual, _), *others = times.most_common()
+    told = [_when(usual, "all tasks" if not others else "all others")]
+    for when in sorted(when for when, _ in others):
+        names = [f"`{row['task']}`" for row in rows if (row["commit"][:8], row.get("clock")) == when]
+        told.append(_when(when, ", ".join(names)))
+    return f"\nMeasured {'; '.join(reversed(told))}.\n"
+
+
+def _when(when: tuple[str, str | None], tasks: str) -> str:
+    commit, clock = when
+    return f"at `{commit}`{', in processor seconds' if clock == 'processor' else ''}: {tasks}"
 
 
 def _fidelity(rows: list[dict[str, str]]) -> str:

@@ -7,7 +7,7 @@ alternate, so that a noisy machine is noisy for both.
 
 Every case runs in two processes at once, of which only one computes at a time. A ratio is the environment
 steps per second of this checkout, under the flags of the environment, over the other's: the median over
-``--repeats`` pairs of chunks.
+``--repeats`` pairs of chunks. On one core of a CPU, seconds are those of the processor (``clock``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if "--worker" not in sys.argv:  # a worker has the path of the other checkout
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import clock
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two processes share a GPU
 CASES = {
     "sac-1": ("independent", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 300),
@@ -74,7 +77,8 @@ class Worker:
 
     def __init__(self, checkout: Path, case: str, flags: str = "") -> None:
         flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-        environment = os.environ | {"PYTHONPATH": str(checkout), "POPJAX_CASE": case, "XLA_FLAGS": flags}
+        asked = {"POPJAX_CASE": case, "POPJAX_CLOCK": clock.kind(), "XLA_FLAGS": flags}
+        environment = os.environ | {"PYTHONPATH": str(checkout)} | asked
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker"],
             env=environment,
@@ -127,10 +131,11 @@ def work() -> None:
     while warmed < 2 or int(state.env_steps) < 2_500:  # beyond the warm-up of every case
         state, warmed = jax.block_until_ready(program(state)), warmed + 1
     print(json.dumps(compiled), flush=True)
+    now = time.process_time if os.environ["POPJAX_CLOCK"] == "processor" else time.perf_counter
     for _ in sys.stdin:
-        before, begun = int(state.env_steps), time.perf_counter()
+        before, begun = int(state.env_steps), now()
         state = jax.block_until_ready(program(state))
-        print(json.dumps((int(state.env_steps) - before) / (time.perf_counter() - begun)), flush=True)
+        print(json.dumps((int(state.env_steps) - before) / (now() - begun)), flush=True)
 
 
 def compare(case: str, arguments: Arguments) -> dict[str, Any]:
@@ -159,20 +164,21 @@ def compare(case: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def main(arguments: Arguments) -> None:
-    """Compare, print and write."""
+    """Compare, print and write after every case."""
     from benchmarks import record
 
     if arguments.other.resolve() == ROOT and not arguments.other_flags:
         raise SystemExit("error: nothing to compare with: name --other or --other-flags")
-    record.check_known(arguments.cases, CASES)
+    record.check_known(arguments.cases, CASES | MORE)
+    head = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(
+        head, cwd=arguments.other, capture_output=True, text=True, check=True
+    ).stdout.strip()
     rows = []
     for case in arguments.cases:
         rows.append(compare(case, arguments))
         print(json.dumps(rows[-1]), flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=arguments.other, capture_output=True, text=True, check=True
-    )
-    record.write(arguments.out, other_git_commit=commit.stdout.strip(), rows=rows)
+        record.write(arguments.out, other_git_commit=commit, clock=clock.kind(), rows=rows)
 
 
 if __name__ == "__main__":
@@ -181,5 +187,4 @@ if __name__ == "__main__":
     else:
         import tyro
 
-        sys.path.insert(0, str(ROOT))
         main(tyro.cli(Arguments, description=__doc__))

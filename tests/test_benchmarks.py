@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
+    "against": "--other-flags=--xla_cpu_enable_fast_math=false --cases sac-1 --repeats 1",
     "atari": "--lanes 1 2 --env-steps 8 --rounds 1",
     "collaboration": "--populations 1 2 --updates 2 --repeats 1 --capacity 2000",
     "compile": "--cases sac --env gymnax/Pendulum-v1",

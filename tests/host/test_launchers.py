@@ -94,6 +94,13 @@ def digests(root: Path) -> list[str]:
 
 
 @pytest.fixture
+def _submitit() -> None:
+    """Imports it before ``capsys`` takes effect: it configures logging, upon which absl closes the stream it
+    writes to, unless that is ``sys.stderr`` at this moment."""
+    pytest.importorskip("submitit")
+
+
+@pytest.fixture
 def _ray() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     yield
@@ -124,10 +131,10 @@ def test_a_worker_of_ray_that_is_killed_finishes_in_the_same_state(
 @pytest.mark.parametrize(
     "number", [signal.SIGUSR2, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["USR2", "TERM"]
 )
+@pytest.mark.usefixtures("_submitit")
 def test_a_job_of_slurm_that_is_preempted_finishes_in_the_same_state(
     number: signal.Signals, tmp_path: Path, straight: list[str]
 ) -> None:
-    pytest.importorskip("submitit")
     said: list[str] = []
     killer = signal_when_saved(tmp_path / "seed1", number)
     options = {"cluster": "local", "timeout_min": 5}
@@ -138,14 +145,14 @@ def test_a_job_of_slurm_that_is_preempted_finishes_in_the_same_state(
     assert any("was preempted; continuing it, 1 of 2" in line for line in said)
 
 
+@pytest.mark.usefixtures("_submitit")
 def test_slurm_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     with pytest.raises(Refused, match=r"--launcher slurm: .*colour"):
         launchers.slurm(jobs(tmp_path), worker.run, print, {"cluster": "local", "colour": 1}, retries=0)
 
 
+@pytest.mark.usefixtures("_submitit")
 def test_the_reason_of_a_failed_job_comes_from_its_worker(tmp_path: Path) -> None:
-    pytest.importorskip("submitit")
     refused = launchers.Job(("tiny", "--env", "probe/context", "--env-steps=1"), tmp_path / "refused")
     said: list[str] = []
     codes = launchers.slurm(
@@ -155,10 +162,10 @@ def test_the_reason_of_a_failed_job_comes_from_its_worker(tmp_path: Path) -> Non
     assert "ended with exit code 2: --env-steps 1 is less than one generation" in said[-1]
 
 
+@pytest.mark.usefixtures("_submitit")
 def test_what_cannot_run_jobs_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("submitit")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
     launchers.require("local", {})

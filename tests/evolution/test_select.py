@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import combinations
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from popjax.evolution import select as module
-from popjax.evolution.select import Selection, parents, replaceable, select, tournament
+from popjax.evolution.select import Selection, fate, parents, replaceable, select, tournament
 
 CASES = [(10, 1), (10, 2), (10, 3), (2, 1), (4, 1), (4, 2), (5, 2)]
 
@@ -197,6 +198,16 @@ def test_a_repeated_winner_mates_with_itself_first():
     selection = handmade([0], [1, 2, 5, 5], [3, 4])
     x, y = parents(selection, fitness, greedy(fitness))
     assert (x.tolist(), y.tolist()) == ([5, 5], [5, 1])
+
+
+def test_the_fate_of_a_slot():
+    """An elite is one also where it won a tournament; a winner was selected; the others are discarded."""
+    selection = replace(
+        handmade([0], [1, 2], [3, 4]),
+        elites=jnp.array([False, True, False, False, False, True]),
+        selected=jnp.array([False, True, True, False, False, False]),
+    )
+    assert [int(fate(selection, slot)) for slot in range(6)] == [2, 0, 1, 2, 2, 0]
 
 
 def test_few_pairs_are_used_again():

@@ -12,11 +12,11 @@ import pytest
 
 from popjax.agents import ddpg, dqn, td3
 from popjax.core import Choice, Pretrained, as_arrays
-from popjax.counting import on_host
+from popjax.counting import none, on_host
 from popjax.envs import make
 from popjax.methods import ca2e
 from popjax.methods.ca2e_config import scales
-from popjax.methods.ca2e_priors import Retirement, compare, threshold
+from popjax.methods.ca2e_priors import Retirement, after_check, compare, threshold
 from tests.support import Case, equal, out_of_step, same
 
 DDPG = replace(ddpg.BASELINES, hidden=(4,), critic_layers=(4, 4))
@@ -73,6 +73,20 @@ def test_worked_example_5_thresholds():
         np.testing.assert_allclose(threshold(jnp.float32(baseline), factor), bar, rtol=1e-6)
     for baseline in (-5.0, 0.0, 5.0):
         assert threshold(jnp.float32(baseline), jnp.float32(np.inf)) == np.inf
+
+
+def test_a_bar_that_is_just_reached_counts():
+    """Pong: 5% above 20 are 21, the most that can be won."""
+    start = Retirement(jnp.full(1, 20.0), jnp.zeros(1, jnp.int32), jnp.full(1, -1.0))
+    config, hyper = ca2e.Config(), as_arrays(ca2e.default_hyper(ca2e.Config()))
+    assert hyper.replacement_factor == jnp.float32(1.05)
+    for average, last in ((21.0, 3), (20.99, 0)):
+        state = start
+        for check in range(1, 4):
+            told = jnp.float32(average), jnp.bool_(True), jnp.bool_(True), none() + check * 10_000
+            state = after_check(state, config, hyper, *told)
+        assert state.successes.tolist() == [last]
+        assert state.retired_at.tolist() == [30_000 if last else -1]
 
 
 def test_worked_example_6_successes_in_a_row():

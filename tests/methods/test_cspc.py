@@ -291,6 +291,21 @@ def test_warm_up_is_uniform_then_the_policy_plays():
     np.testing.assert_allclose(played[100:], 0.9, atol=1e-4)
 
 
+def test_the_best_score_is_the_largest_so_far():
+    """Also after the agents have lost what they had learned. What is there before the first iteration is no
+    score."""
+    no_score = jnp.float32(1e9)
+    states = history(3, edit=lambda s: replace(s, metrics=replace(s.metrics, best_score=no_score)))
+    for team in (states[0].team, None):
+        s = states[-1]
+        states.append(compiled()[2](s if team is None else replace(s, team=team)))
+    elite = np.array([s.metrics.elite_score for s in states[1:]])
+    assert elite[3] < elite[2] - 0.1
+    np.testing.assert_array_equal(elite, [s.metrics.fitness.max() for s in states[1:]])
+    best = [s.metrics.best_score for s in states[1:]]
+    np.testing.assert_array_equal(best, np.maximum.accumulate(elite))
+
+
 # Memories.
 
 
@@ -551,6 +566,20 @@ def test_only_the_global_agents_gift_labels():
     _, after, taken = handed((300, 390, 250))
     np.testing.assert_array_equal(after.evolution.offered, [False, True])
     assert taken == [[0, 0, 0], [0, 0, 0], [0, 1, 0]]  # the column of the global agent labels
+
+
+def test_a_label_stays_for_good():
+    """Both local agents take over in the first iteration, and nobody does after it. The bound is below all
+    returns, so that the ten episodes of every labelled agent enter the local memory."""
+    method, _, step = compiled()
+    s = history(1, hyper=method.hyper.replace(gap=-1e9))[1]
+    for _ in range(3):
+        numbers = replace(s.hyper, gap=jnp.full_like(s.hyper.gap, 1e9))
+        s = step(replace(s, hyper=numbers, scores=jnp.full_like(s.scores, -1e9)))
+        assert not s.metrics.transfers.any()
+        np.testing.assert_array_equal(s.labels, [False, True, True])
+        np.testing.assert_array_equal(s.metrics.labels, [0, 1, 1])
+        np.testing.assert_array_equal(s.metrics.kept, [10, 10, 10])
 
 
 def test_moments_stay_with_who_takes_over():

@@ -314,6 +314,34 @@ def test_fates_count_what_became_of_each_entry(name):
     assert entries == 2
 
 
+def test_a_slot_that_keeps_its_genome_was_selected_and_one_that_does_not_was_discarded():
+    """Table 2's rows, of one generation and an entry into each slot. The parents of a generation tell whose
+    genome a slot has before mutation."""
+    before = history("pderl")[4]
+    found = []
+    for slot in range(6):
+        after = compiled("pderl")[2](replace(before, synced=jnp.int32(slot)))
+        told = np.asarray(after.fates - before.fates).tolist()
+        if slot == int(jnp.argmax(after.metrics.fitness)):
+            assert told == [1, 0, 0]
+            continue
+        kept = after.metrics.parents[slot].tolist() == [slot, -1]
+        assert told == ([0, 1, 0] if kept else [0, 0, 1])
+        found.append(kept)
+    assert set(found) == {True, False}
+
+
+def test_without_training_and_mutation_a_child_is_the_second_of_its_parents():
+    """The less fit one, from which distillation starts."""
+    children = 0
+    for before, after in generations("pderl", mutation_probability=0.0, crossover_lr=0.0):
+        for slot, (first, second) in enumerate(after.metrics.parents.tolist()):
+            if second >= 0 and slot != int(after.synced):
+                assert same(tree.take(after.actors, slot), tree.take(before.actors, second))
+                children += first != second
+    assert children > 3
+
+
 def test_without_mutation_a_slot_is_itself_an_elite_copy_or_a_child():
     for before, after in generations("pderl", mutation_probability=0.0):
         best, synced = int(jnp.argmax(after.metrics.fitness)), int(after.synced)

@@ -45,9 +45,17 @@ def observations(shape=(3, 2)):
 def test_the_worked_example_of_the_farthest_action():
     candidates = jnp.array([[0.0, 0], [1, 1], [-1, 0.5]])
     references = jnp.array([[[9.0, 9], [9, 9]], [[0.5, 0.5], [0.2, -0.1]], [[-0.5, 0], [0, 1]]])
-    squares = jnp.square(candidates[:, None, None] - references[1:]).sum((1, 2, 3))
-    np.testing.assert_allclose(squares, [1.8, 6.6, 5.8], atol=1e-6)
     assert int(acting.farthest(candidates, references, 0)) == 1
+    assert int(acting.farthest(candidates[jnp.array([2, 0])], references, 0)) == 0
+
+
+def test_the_farthest_action_has_the_largest_sum_of_squares():
+    """From (0, 0) and (3, 0) the first has squares 3.25 and 3.25, the second 9 and 0; of the distances
+    themselves, and of absolute differences, the first has the larger sum."""
+    candidates, references = jnp.array([[1.5, 1.0], [3.0, 0.0]]), jnp.array([[[0.0, 0.0], [3.0, 0.0]]])
+    assert int(acting.farthest(candidates, references, 1)) == 1
+    # One reference of each of two agents says the same as two of one.
+    assert int(acting.farthest(candidates, references.transpose(1, 0, 2), 2)) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,10 +72,10 @@ def test_the_worked_example_of_the_softmax(inverse, expected):
 
 def test_the_worked_example_of_the_upper_confidence():
     values = jnp.array([[1.0, 0.0], [1.2, 0.0], [0.8, 0.0], [1.4, 3.0]])
-    assert float(values[:, 0].mean()) == pytest.approx(1.1)
-    assert float(values[:, 0].std()) == pytest.approx(0.223607, abs=1e-6)
     assert int(acting.upper_confidence(values, 0.0)) == 0
     assert int(acting.upper_confidence(values, 1.0)) == 1  # 0.75 + 1.30 exceeds 1.1 + 0.22
+    for sure, index in ((1.1 + 0.2235, 0), (1.1 + 0.2237, 1)):  # the deviation is 0.223607
+        assert int(acting.upper_confidence(values.at[:, 1].set(sure), 1.0)) == index
 
 
 def test_agents_that_have_diverged_are_not_elected(key):

@@ -12,7 +12,8 @@ all; critics have a linear output, since the softmax that the paper names cannot
 does not state are options of ``Config`` or numbers of ``Hyper``. The replay drops its oldest rows when it
 adds new ones; Ape-X trims it from time to time. Rewards are not clipped unless ``clip_rewards``, since tasks
 on the device stand in for Atari. DDPG's critic loss and penalty lack a factor of 1/2, which makes no
-difference under Adam. The environment steps of greedy episodes are not counted.
+difference under Adam. The environment steps of greedy episodes are not counted. The learner has surpassed a
+prior policy of mean return r at ``r + (factor - 1) |r|``; the paper's ``factor * r`` lies below a negative r.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ class Hyper:
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error
-    # factor by which the learner must surpass a prior policy to replace it; inf: never
+    # to replace a prior policy of mean return r, the learner must return r + (factor - 1) times the absolute
+    # value of r; inf: never
     replacement_factor: Number = number(1.05, low=1.0)
 
 

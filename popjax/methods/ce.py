@@ -15,7 +15,8 @@ lanes`` steps of a lane, so that it is fresher and wider: compare results with e
 
 Differs from the paper: replay rows store neither the agent nor the place in the episode, which are read off
 their slots and neighbours. Without ``col_eval`` the first agent is evaluated, as in the paper. Alone, an
-agent is rewarded for its own novelty, whatever ``ego_weight``.
+agent is rewarded for its own novelty, whatever ``ego_weight``. The paper does not say whether its KNN cosine
+similarity is that of the K-th nearest neighbour or the mean of the K nearest; here it is that of the K-th.
 """
 
 from __future__ import annotations

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tyro._docstrings import get_field_docstring
 
 from popjax import cli
 from popjax.agents import a2c
@@ -66,7 +68,7 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         ),
         (["pderl", *PENDULUM, "--seeds", "1", "two"], ["a list of integers, got '1 two'"]),
         (["pderl", *PENDULUM, "--seeds", "x]."], ["error: --seeds must be an integer or a list of integers"]),
-        (["pderl", *PENDULUM, "--max-minutes", "x"], ["--max-minutes must be a number or None, got 'x'"]),
+        (["pderl", *PENDULUM, "--max-minutes", "x"], ["--max-minutes must be a number, got 'x'"]),
         (
             ["pderl", *PENDULUM, "--config.agent.hidden", "x"],
             ["--config.agent.hidden must be a list of integers, got 'x'"],
@@ -200,6 +202,38 @@ def test_help_documents_every_option(argv: list[str], capsys: pytest.CaptureFixt
         assert "--hyper." in text
 
 
+def told(argv: list[str], capsys: pytest.CaptureFixture[str], command=cli.run) -> str:
+    """The help of a command in one line, without the frame."""
+    assert command([*argv, "--help"]) == 0
+    return " ".join(re.sub("[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+def test_help_says_what_a_method_is_and_what_it_may_consist_of(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(["ce"], capsys)
+    assert "Collaborative Exploration. ICLR 2024 submission" in text
+    assert "--config.drive {none,collab,rnd,diayn} (here: collab); --config.drive NAME --help shows" in text
+    assert "--config.drive.horizon" in text
+    text = told(["ce", "--config.drive", "none"], capsys)
+    assert "--config.drive {none,collab,rnd,diayn} (here: none)" in text
+    assert re.search(r"--config.drive {none,collab,rnd,diayn} reward added .*\(default: none\)", text)
+    assert "{fixed}" not in text
+    assert "--config.drive.horizon" not in text
+
+
+def test_help_shows_no_default_of_an_option_that_is_not_given(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(["erl"], capsys)
+    assert "by default runs/METHOD-SUITE-TASK-seedS. --wandb" in text
+    assert "--processes INT Number" in text
+    assert "--max-minutes FLOAT" in text
+    assert "by default all of them. --episodes" in told(["run"], capsys, cli.evaluate)
+
+
+@pytest.mark.parametrize("record", [parse.Common, Options, parse.EvaluateArguments, parse.ReportArguments])
+def test_the_help_of_an_option_is_one_paragraph(record: type) -> None:
+    texts = {field.name: get_field_docstring(record, field.name, ()) for field in fields(record)}
+    assert [name for name, text in texts.items() if name != "options" and (not text or "\n" in text)] == []
+
+
 def test_help_lists_every_measure(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.report(["--help"]) == 0
     text = capsys.readouterr().out
@@ -219,7 +253,7 @@ def test_presets_are_defaults_that_flags_override() -> None:
     config, hyper = defaults(pderl.METHOD, kinds, "brax/hopper")
     assert config == pderl.preset("brax/hopper").config
     argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
-    arguments = cli._parse_run(parse, "pderl", argv, config, hyper, list(kinds))
+    arguments = cli._parse_run(parse, "pderl", argv, config, hyper, pderl.METHOD.agents)
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
     assert defaults(pderl.METHOD, kinds, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
@@ -313,7 +347,7 @@ def test_an_agent_brings_its_own_options() -> None:
     agents, rest = cli._peel_agents(independent.METHOD, argv, None)
     config, hyper = defaults(independent.METHOD, agents, None)
     rest += ["--hyper.target_noise", "0.3"]
-    arguments = cli._parse_run(parse, "independent", rest, config, hyper, list(agents))
+    arguments = cli._parse_run(parse, "independent", rest, config, hyper, dict.fromkeys(agents, ()))
     assert agents == {"agent": "td3", "drive": "none"}
     assert type(arguments.config) is independent.Config
     assert arguments.config.agent.hidden == (64, 32)
@@ -334,7 +368,7 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
         "--config.off-policy.hidden",
         "8",
     ]
-    arguments = cli._parse_run(parse, "cspc", rest, config, hyper, list(agents))
+    arguments = cli._parse_run(parse, "cspc", rest, config, hyper, dict.fromkeys(agents, ()))
     assert arguments.config.off_policy.hidden == (8,)
     assert arguments.config.on_policy.squash
     assert arguments.config.on_policy.hidden == (400, 300)
@@ -345,10 +379,9 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
     assert arguments.hyper.cem is None
     unchanged = defaults(cspc.METHOD, cli._peel_agents(cspc.METHOD, [], None)[0], None)
     assert unchanged == (cspc.Config(), cspc.default_hyper(cspc.Config()))
+    rest += ["--config.evolution.score", "mean"]
     with pytest.raises(parse.Fault, match="unknown option"):
-        cli._parse_run(
-            parse, "cspc", [*rest, "--config.evolution.score", "mean"], config, hyper, list(agents)
-        )
+        cli._parse_run(parse, "cspc", rest, config, hyper, dict.fromkeys(agents, ()))
 
 
 def test_a_configuration_survives_json() -> None:

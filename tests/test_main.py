@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -38,6 +39,16 @@ def test_a_module_is_a_command_and_says_how_to_repeat_it(tmp_path):
     assert popjax_m(*RUN, "--run-dir", "run").returncode == 0
     command = popjax.load(tmp_path / "run").config["command"]
     assert command.startswith("python -m popjax train tests.host.tiny --env")
+
+
+@pytest.mark.parametrize("name", ["run", "evaluate", "report", "export"])
+def test_a_script_finds_the_package_beside_it(name, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "popjax").mkdir()
+    script = shutil.copy(ROOT / f"scripts/{name}.py", tmp_path / "scripts")
+    (tmp_path / "popjax/cli.py").write_text(f"def {name}():\n    print(__file__)\n    return 3\n")
+    ran = subprocess.run([sys.executable, "-I", "-S", script], capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == (f"{tmp_path / 'popjax/cli.py'}\n", 3)
 
 
 def test_the_installed_command_is_named_as_it_is_typed():

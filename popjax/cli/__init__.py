@@ -6,9 +6,10 @@ with the State saved.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -194,7 +195,8 @@ def understand(name: str, argv: list[str]) -> Program:
         raise parse.Fault(building.one_line(refusal)) from None
     preset = recipe.preset(task) if task else None
     options = parse.Options(env_steps=preset.env_steps if preset else recipe.budget(config))
-    arguments = _parse_run(parse, name, rest, config, hyper, list(kinds), _beyond(recipe), options)
+    about, beyond = _about(recipe, name, kinds), _beyond(recipe)
+    arguments = _parse_run(parse, name, rest, config, hyper, recipe.agents, about, beyond, options)
     if preset:
         given = arguments.common.env_option
         env_option = (*building.preset_options(recipe, task, parse.key_values(given)), *given)
@@ -229,7 +231,7 @@ def _peel_agents(
 
     given = {}
     for field in recipe.agents:
-        given[field], argv = peel(argv, f"--config.{field.replace('_', '-')}")
+        given[field], argv = peel(argv, _option(field))
     preset = recipe.preset(task) if task else None
     kinds = kinds_of(recipe, preset.config if preset else recipe.config())
     if recipe.kinds and task and None in given.values():
@@ -240,6 +242,22 @@ def _peel_agents(
         if kind not in recipe.agents[field]:
             raise Fault(f"unknown {field} {kind!r}{nearest(kind, list(recipe.agents[field]))}")
     return kinds, argv
+
+
+def _option(field: str) -> str:
+    return f"--config.{field.replace('_', '-')}"
+
+
+def _about(recipe: Recipe, name: str, kinds: Mapping[str, str]) -> list[str]:
+    """Return the paragraphs of a method's help before its options: what it is, and what it may consist of."""
+    from popjax.cli.parse import one_of
+
+    text = inspect.getdoc(inspect.getmodule(recipe.build)) or f"Train {name} and write a run directory."
+    return [" ".join(text.partition("\n\n")[0].split())] + [
+        f"{_option(field)} {one_of(recipe.agents[field])} (here: {kind}); {_option(field)} NAME --help shows"
+        " the options of NAME."
+        for field, kind in kinds.items()
+    ]
 
 
 def _beyond(recipe: Recipe) -> dict[str, str]:
@@ -256,7 +274,8 @@ def _parse_run(
     argv: list[str],
     config: Any,
     hyper: Any,
-    agents: Sequence[str],
+    choices: Mapping[str, Collection[str]],
+    about: Sequence[str] = (),
     beyond: Mapping[str, str] = MappingProxyType({}),
     options: Any = None,
 ) -> Any:
@@ -265,17 +284,16 @@ def _parse_run(
     from popjax.cli import per_agent
 
     common = parse.Common(env=tyro.MISSING, options=options or parse.Options())
-    narrow = parse.narrowed(config, agents), parse.narrowed(hyper, parse.open_fields(hyper))
+    narrow = parse.narrowed(config, choices), parse.narrowed(hyper, parse.open_fields(hyper))
     default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
     shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
-    also = [f"{option}: {line}" for option, line in beyond.items()]
     given, rest = per_agent.taken(argv)
     arguments = parse.parse(
         shape,
         rest,
         program=f"popjax train {name}",
         default=default,
-        description="\n\n".join(["Trains a method in an environment and writes a run directory.", *also]),
+        description="\n".join([*about, *(f"{option}: {line}" for option, line in beyond.items())]),
         others=list(beyond),
     )
     return replace(

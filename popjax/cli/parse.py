@@ -6,19 +6,36 @@ import ast
 import contextlib
 import difflib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast, get_type_hints
+from functools import partial
+from types import NoneType
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 import tyro
 
+from popjax.arguments import UNIONS
 from popjax.cli import forms
 from popjax.host.runs.options import Options, option_name
 
 C = TypeVar("C")
 H = TypeVar("H")
 T = TypeVar("T")
+
+_unset = partial(tyro.conf.arg, help_behavior_hint="")
+"""Of an option that is None unless given: its help says what happens then, so that no default is shown."""
 
 
 class Fault(Exception):
@@ -29,65 +46,66 @@ class Fault(Exception):
 class Common:
     """Arguments of every method."""
 
+    # Environment as SUITE/TASK, such as gymnax/Pendulum-v1 or brax/hopper.
     env: str
-    """Environment as SUITE/TASK, such as gymnax/Pendulum-v1 or brax/hopper."""
-    options: Annotated[Options, tyro.conf.arg(name="")]
+    options: Annotated[tyro.conf.DisallowNone[Options], tyro.conf.arg(name="")]
+    # Option of the environment as KEY=VALUE, such as backend=spring; may be repeated.
     env_option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Option of the environment as KEY=VALUE, such as backend=spring; may be repeated."""
-    run_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Directory to write to; by default runs/METHOD-SUITE-TASK-seedS."""
-    wandb: Annotated[str | None, tyro.conf.arg(metavar="PROJECT")] = None
-    """Also send metrics and evaluations to this project of Weights & Biases, as one W&B run per member; needs
-    popjax[tracking]. WANDB_MODE=offline keeps them in the run directory."""
+    # Directory to write to; by default runs/METHOD-SUITE-TASK-seedS.
+    run_dir: Annotated[str | None, _unset(metavar="DIR")] = None
+    # Also send metrics and evaluations to this project of Weights & Biases, as one W&B run per member;
+    # needs popjax[tracking]. WANDB_MODE=offline keeps them in the run directory.
+    wandb: Annotated[str | None, _unset(metavar="PROJECT")] = None
+    # Continue the run in --run-dir, or start it if there is none. A larger --env-steps extends the run,
+    # more seeds or values of --sweep add members to it, and intervals may change.
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Continue the run in --run-dir, or start it if there is none. A larger --env-steps extends the run, more
-    seeds or values of --sweep add members to it, and intervals may change."""
+    # Train with each of these values; if the option is repeated, with every combination. Values of
+    # hyper.NAME share one vmapped axis with the seeds; those of config.NAME run one after another, as
+    # with several --env. hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or
+    # uniform(LOW,HIGH) is drawn at random.
     sweep: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=V1,V2,...")] = ()
-    """Train with each of these values; if the option is repeated, with every combination. Values
-    of hyper.NAME share one vmapped axis with the seeds; those of config.NAME run one after another, as with
-    several --env. hyper.A,hyper.B=1:2,3:4 vary together; hyper.NAME=loguniform(1e-5,1e-2) or
-    uniform(LOW,HIGH) is drawn at random."""
-    samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Points to draw from the distributions in --sweep, by default 10 [count]; equal --seed gives equal
-    points."""
-    file: Annotated[str | None, tyro.conf.arg(name="options", metavar="FILE")] = None
-    """File of options, .toml, .json or .yaml; the command line takes precedence."""
-    members: Annotated[str | None, tyro.conf.arg(metavar="FIRST:END")] = None
-    """Train only these members of the sweep, END excluded, such as 0:8; members are numbered with the seed
-    varying fastest."""
-    slice: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Most members to train at a time [count]; the others follow. By default as many as fit into memory."""
-    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="DIR[@GENERATION]")] = None
-    """Start from the State that the same members have in the run in DIR: its newest checkpoint, or that of
-    GENERATION."""
-    intervene: Annotated[str | None, tyro.conf.arg(metavar="SLOT=PARENT")] = None
-    """With --from a run of pbt: at its next ready point, slot SLOT takes over the individual of slot PARENT,
-    or none if both are the same."""
+    # Points to draw from the distributions in --sweep, by default 10 [count]; equal --seed gives equal
+    # points.
+    samples: Annotated[int | None, _unset(metavar="N")] = None
+    # File of options, .toml, .json or .yaml; the command line takes precedence.
+    file: Annotated[str | None, _unset(name="options", metavar="FILE")] = None
+    # Train only these members of the sweep, END excluded, such as 0:8; members are numbered with the seed
+    # varying fastest.
+    members: Annotated[str | None, _unset(metavar="FIRST:END")] = None
+    # Largest number of members trained at a time [count]; the others follow. By default as many as fit into
+    # memory.
+    slice: Annotated[int | None, _unset(metavar="N")] = None
+    # Start from the State that the same members have in the run in DIR: its newest checkpoint, or that of
+    # GENERATION.
+    from_: Annotated[str | None, _unset(name="from", metavar="DIR[@GENERATION]")] = None
+    # With --from a run of pbt: at its next ready point, slot SLOT takes over the individual of slot
+    # PARENT, or none if both are the same.
+    intervene: Annotated[str | None, _unset(metavar="SLOT=PARENT")] = None
+    # Number of devices over which to spread the members or, if there is only one, its population; a CPU
+    # has at most one device per core.
     devices: Annotated[str, tyro.conf.arg(metavar="N|all")] = "1"
-    """Number of devices over which to spread the members or, if there is only one, its population; a CPU has
-    at most one device per core."""
+    # Make GPUs compute the same bits every time, by XLA flags that the run directory records; slower.
     deterministic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Make GPUs compute the same bits every time, by XLA flags that the run directory records; slower."""
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None
-    """Train together with other processes: the address of the first one, or auto under SLURM, MPI or
-    Kubernetes."""
-    processes: int | None = None
-    """Number of processes that train together; with --coordinator."""
-    process: int | None = None
-    """Number of this process, from 0; with --coordinator."""
+    # Train together with other processes: the address of the first one, or auto under SLURM, MPI or
+    # Kubernetes.
+    coordinator: Annotated[str | None, _unset(metavar="HOST:PORT|auto")] = None
+    # Number of processes that train together; with --coordinator.
+    processes: Annotated[tyro.conf.DisallowNone[int | None], _unset()] = None
+    # Number of this process, from 0; with --coordinator.
+    process: Annotated[tyro.conf.DisallowNone[int | None], _unset()] = None
+    # Run the programs of a sweep one after another in this process (local), or as jobs of a cluster.
     launcher: Literal["local", "slurm", "ray"] = "local"
-    """Run the programs of a sweep one after another in this process (local), or as jobs of a cluster."""
+    # Setting of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated.
     launcher_option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
     ] = ()
-    """Setting of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated."""
+    # How often a job that died or was preempted is continued from its checkpoint [count].
     retries: int = 3
-    """How often a job that died or was preempted is continued from its checkpoint [count]."""
 
 
 @dataclass(frozen=True)
 class RunArguments(Generic[C, H]):
-    """Trains a method in an environment and writes a run directory."""
+    """All arguments of a method."""
 
     common: Annotated[Common, tyro.conf.arg(name="")]
     config: C
@@ -98,33 +116,33 @@ class RunArguments(Generic[C, H]):
 class EvaluateArguments:
     """Evaluates the policies of a run, one per member, by default those of the newest complete checkpoint."""
 
+    # The run directory.
     run_dir: tyro.conf.Positional[str]
-    """The run directory."""
-    member: int | None = None
-    """Only this member of a sweep, by its number; by default all of them."""
+    # Only this member of a sweep, by its number; by default all of them.
+    member: Annotated[tyro.conf.DisallowNone[int | None], _unset()] = None
+    # Episodes per policy [count].
     episodes: int = 10
-    """Episodes per policy [count]."""
+    # Seed of the episodes; equal seeds give equal episodes, none of them seen in training.
     seed: int = 0
-    """Seed of the episodes; equal seeds give equal episodes, none of them seen in training."""
-    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
-    """Evaluate the policy with each member's best evaluation in training (best), or that of the checkpoint
-    after STEPS environment steps; by default that of the newest checkpoint."""
+    # Evaluate the policy with each member's best evaluation in training (best), or that of the checkpoint
+    # after STEPS environment steps; by default that of the newest checkpoint.
+    checkpoint: Annotated[str | None, _unset(metavar="best|STEPS")] = None
+    # Explore as in training, for example by sampling; by default act greedily.
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Explore as in training, for example by sampling; by default act greedily."""
+    # Play under another option of the environment than the run's; may be repeated.
     env_option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
-    """Play under another option of the environment than the run's; may be repeated."""
-    individual: int | None = None
-    """Evaluate this individual of the population, counted from 0, not the policy that the method chooses."""
+    # Evaluate this individual of the population, counted from 0, not the policy that the method chooses.
+    individual: Annotated[tyro.conf.DisallowNone[int | None], _unset()] = None
+    # Also play the same number of episodes in the original environment, on the host: gymnasium for gym/
+    # and atari/ tasks, dm_control for dmc/ tasks.
     in_: Annotated[
         Literal["gymnasium", "dm_control"] | None,
-        tyro.conf.arg(name="in", metavar="{gymnasium,dm_control}"),
+        _unset(name="in", metavar="{gymnasium,dm_control}"),
     ] = None
-    """Also play the same number of episodes in the original environment, on the host: gymnasium for gym/ and
-    atari/ tasks, dm_control for dmc/ tasks."""
-    video: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Film one episode of the first member's policy, as .mp4 or .gif; brax/ tasks also as .html."""
+    # Film one episode of the first member's policy, as .mp4 or .gif; brax/ tasks also as .html.
+    video: Annotated[str | None, _unset(metavar="FILE")] = None
+    # Print JSON to standard output instead of a table.
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print JSON to standard output instead of a table."""
 
 
 @dataclass(frozen=True)
@@ -132,38 +150,38 @@ class ExportArguments:
     """Writes the policy in the newest complete checkpoint of a run as files that need no popjax: a program
     for JAX and, if NumPy has its operations, one for NumPy alone."""
 
+    # The run directory.
     run_dir: tyro.conf.Positional[str]
-    """The run directory."""
+    # Directory to write to.
     out: Annotated[str, tyro.conf.arg(metavar="DIR")]
-    """Directory to write to."""
+    # Member of the sweep, by its number; members are numbered with the seed varying fastest.
     member: int = 0
-    """Member of the sweep, by its number; members are numbered with the seed varying fastest."""
-    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="best|STEPS")] = None
-    """Export the policy with the best evaluation in training (best), or that of the checkpoint after STEPS
-    environment steps; by default that of the newest checkpoint."""
-    individual: int | None = None
-    """Export this individual of the population, counted from 0, not the policy that the method chooses."""
+    # Export the policy with the best evaluation in training (best), or that of the checkpoint after STEPS
+    # environment steps; by default that of the newest checkpoint.
+    checkpoint: Annotated[str | None, _unset(metavar="best|STEPS")] = None
+    # Export this individual of the population, counted from 0, not the policy that the method chooses.
+    individual: Annotated[tyro.conf.DisallowNone[int | None], _unset()] = None
 
 
 @dataclass(frozen=True)
 class ReportArguments:
     """Writes report.html, a page about runs, and figures as PNG; runs that differ only in seed are pooled."""
 
+    # Run directories; the runs may still be training. Other directories are skipped, so runs/* works.
     run_dirs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN_DIR ...")]
-    """Run directories; the runs may still be training. Other directories are skipped, so runs/* works."""
+    # Directory to write to.
     out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "runs/report"
-    """Directory to write to."""
-    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Names of the methods, one for each run directory; by default they follow from the configurations."""
+    # Names of the methods, one for each run directory; by default they follow from the configurations.
+    labels: Annotated[tuple[str, ...], _unset(metavar="NAME ...")] = ()
+    # Write every evaluation to curves.csv, too: method, task, seed, env_steps and return.
     csv: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write every evaluation to curves.csv, too: method, task, seed, env_steps and return."""
+    # Score of a seed: the mean of its last ten evaluations, the last one, the best one, the area under
+    # its curve, the wall-clock minutes until its last evaluation, or the last value of a metric, named as
+    # in TensorBoard.
     measure: Annotated[str, tyro.conf.arg(metavar="last10|last|best|area|minutes|metric:NAME")] = "last10"
-    """Score of a seed: the mean of its last ten evaluations, the last one, the best one, the area under its
-    curve, the wall-clock minutes until its last evaluation, or the last value of a metric, named as in
-    TensorBoard."""
+    # Statistic of the seeds in tables: mean and standard deviation, median and range, or interquartile
+    # mean and its bootstrap interval.
     statistic: Literal["mean", "median", "iqm"] = "mean"
-    """Statistic of the seeds in tables: mean and standard deviation, median and range, or interquartile mean
-    and its bootstrap interval."""
 
 
 def parse(
@@ -202,11 +220,19 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        types = {option_name(name): hint for name, _, _, hint in _options(known)}
+        types = {
+            option_name(name): hint if "." in name else _typed(hint) for name, *_, hint in _options(known)
+        }
         raise Fault(forms.condensed(printed.getvalue(), types)) from None
     if unknown:
         raise Fault(unknown_option(unknown[0], [*option_names(known), *others, "--help"]))
     return arguments
+
+
+def _typed(hint: Any) -> Any:
+    """Return the type of a value that can be typed: without None, which means that an option is not given."""
+    kinds = tuple(kind for kind in get_args(hint) if kind is not NoneType)
+    return Union[kinds] if get_origin(hint) in UNIONS else hint  # noqa: UP007 - of types found at run time
 
 
 def _flags(shape: Any) -> Iterator[tuple[str, bool]]:
@@ -233,20 +259,33 @@ def _options(shape: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Any]
             yield prefix + field.name, field, value, types[field.name]
 
 
-def narrowed(config: Any, names: Sequence[str]) -> Any:
+def narrowed(config: Any, names: Mapping[str, Collection[str]]) -> Any:
     """Return ``config`` as an instance of a type whose fields ``names`` have exactly their present types.
 
     Otherwise a field that may hold one of several dataclasses would become a subcommand on the command line.
-    A field that holds None becomes a constant.
+    A field that holds None becomes a constant, which help shows with the choices in ``names``, if any.
     """
     if not names:
         return config
     kind, values = type(config), {name: getattr(config, name) for name in names}
-    constant: Any = tyro.conf.Fixed[None]  # type: ignore[misc]
-    types = {name: constant if value is None else type(value) for name, value in values.items()}
+    types = {name: _nothing(names[name]) if value is None else type(value) for name, value in values.items()}
     body = {"__annotations__": types, "__doc__": kind.__doc__, "__module__": kind.__module__}
     narrow: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body | values))
     return narrow(**{field.name: getattr(config, field.name) for field in fields(kind)})
+
+
+def _nothing(choices: Collection[str]) -> Any:
+    """Return the type of a field that holds None, one of ``choices`` or the only one."""
+    constant: Any = tyro.conf.Fixed[None]  # type: ignore[misc]
+    if not choices:
+        return Annotated[constant, tyro.conf.Suppress]
+    shown = tyro.conf.arg(metavar=one_of(choices), help_behavior_hint="(default: none)")
+    return Annotated[constant, shown]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return choices as help shows them."""
+    return "{" + ",".join(names) + "}"
 
 
 def widened(config: Any, kind: type[T]) -> T:
@@ -254,9 +293,9 @@ def widened(config: Any, kind: type[T]) -> T:
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
-def open_fields(value: Any) -> list[str]:
-    """Return the fields of a dataclass that are annotated ``Any``."""
-    return [field.name for field in fields(value) if field.type in (Any, "Any")]
+def open_fields(value: Any) -> dict[str, tuple[()]]:
+    """Return the fields of a dataclass that are annotated ``Any``, each without choices."""
+    return {field.name: () for field in fields(value) if field.type in (Any, "Any")}
 
 
 def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:

@@ -22,28 +22,28 @@ class Options:
     Intervals are in environment steps of one seed and take effect at the end of the chunk that reaches them.
     """
 
+    # Training budget per seed [environment steps, summed over agents]; by default that of the method's
+    # preset for the task or, if it has none, the method's own for this --config.
     env_steps: int = BUDGET
-    """Training budget per seed [environment steps, summed over agents]; by default that of the method's
-    preset for the task or, if it has none, the method's own for this --config."""
+    # Independent runs trained side by side on one vmapped axis: one number is their count, several
+    # numbers are the seeds themselves.
     seeds: int | tuple[int, ...] = 1
-    """Independent runs trained side by side on one vmapped axis: one number is their count, several numbers
-    are the seeds themselves."""
+    # First seed if --seeds is a count; the others are the next numbers.
     seed: int = 0
-    """First seed if --seeds is a count; the others are the next numbers."""
+    # Interval between evaluations [environment steps].
     eval_every: int = 10_000
-    """Interval between evaluations [environment steps]."""
+    # Episodes per evaluation and seed [count]; they do not count towards the budget.
     eval_episodes: int = 5
-    """Episodes per evaluation and seed [count]; they do not count towards the budget."""
+    # Interval between checkpoints [environment steps].
     checkpoint_every: int = 50_000
-    """Interval between checkpoints [environment steps]."""
+    # Interval between recorded metrics [environment steps]; if a generation is longer, every one is recorded.
     log_every: int = 1_000
-    """Spacing of recorded metrics [environment steps]; if a generation is longer, every one is recorded."""
+    # Number of checkpoints to keep, the newest ones [count].
     keep_checkpoints: int = 2
-    """Number of checkpoints to keep, the newest ones [count]."""
+    # Stop a member once an evaluation has at least this mean return, even before the end of its budget.
     stop_at_return: float | None = None
-    """Stop a member once an evaluation has at least this mean return, even before the end of its budget."""
+    # Save and stop the run once it has run for this long in this process [minutes]; --resume continues it.
     max_minutes: float | None = None
-    """Save and stop the run once it has run for this long in this process [minutes]; --resume goes on."""
 
 
 def validate(options: Options, method: Method) -> None:

@@ -250,7 +250,7 @@ def _option(field: str) -> str:
 
 def _about(recipe: Recipe, name: str, kinds: Mapping[str, str]) -> list[str]:
     """Return the paragraphs of a method's help before its options: what it is, and what it may consist of."""
-    from popjax.cli.parse import one_of
+    from popjax.cli.narrow import one_of
 
     text = inspect.getdoc(inspect.getmodule(recipe.build)) or f"Train {name} and write a run directory."
     return [" ".join(text.partition("\n\n")[0].split())] + [
@@ -281,12 +281,12 @@ def _parse_run(
 ) -> Any:
     import tyro
 
-    from popjax.cli import per_agent
+    from popjax.cli import narrow, per_agent
 
     common = parse.Common(env=tyro.MISSING, options=options or parse.Options())
-    narrow = parse.narrowed(config, choices), parse.narrowed(hyper, parse.open_fields(hyper))
-    default = parse.RunArguments(common=common, config=narrow[0], hyper=narrow[1])
-    shape = parse.RunArguments[type(narrow[0]), type(narrow[1])]
+    chosen = narrow.narrowed(config, choices), narrow.narrowed(hyper, narrow.open_fields(hyper))
+    default = parse.RunArguments(common=common, config=chosen[0], hyper=chosen[1])
+    shape = parse.RunArguments[type(chosen[0]), type(chosen[1])]
     given, rest = per_agent.taken(argv)
     arguments = parse.parse(
         shape,
@@ -298,8 +298,8 @@ def _parse_run(
     )
     return replace(
         arguments,
-        config=parse.widened(arguments.config, type(config)),
-        hyper=per_agent.put(parse.widened(arguments.hyper, type(hyper)), given),
+        config=narrow.widened(arguments.config, type(config)),
+        hyper=per_agent.put(narrow.widened(arguments.hyper, type(hyper)), given),
     )
 
 

@@ -1,8 +1,8 @@
 """Docstrings of popjax as reStructuredText, which is stricter than what reads well in an editor.
 
-Lists of fields, ``name: text`` with what belongs to it indented, become lists; indented examples become code;
-stars, bars and the like outside of ``code`` are characters. Fields of structs whose comments explain them are
-listed with these.
+Lists of fields, ``name: text`` with what belongs to it indented, become lists, and lists with dashes stay
+lists; indented examples become code; stars, bars and the like outside of ``code`` are characters. Fields of
+structs whose comments explain them are listed with these.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def restructured(lines: list[str]) -> list[str]:
             made += [block[0], *_prose(_joined(block[1:]))]
         elif indented and not _SECTION.match(before):
             made += [*([] if before.endswith("::") else ["::", ""]), *block]
+        elif block[0].startswith("- "):
+            made += _prose(block)
         elif len(block) > 1 and _ENTRY.fullmatch(block[0]) and _is_list(block):
             made += _entries(block)
         elif any(line.startswith(" ") for line in block[1:]):

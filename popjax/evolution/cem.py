@@ -35,7 +35,10 @@ class Config:
         if not 1 <= self.parents <= self.population:
             raise ValueError(f"parents must be in 1 to the population {self.population}, got {self.parents}")
         if self.antithetic and self.population % 2:
-            raise ValueError(f"antithetic needs an even population, got {self.population}")
+            raise ValueError(
+                f"antithetic needs an even population, got {self.population}; use {self.population + 1} or"
+                " unset antithetic"
+            )
 
 
 @struct.dataclass

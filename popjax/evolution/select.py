@@ -54,6 +54,9 @@ def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selec
 
     Where fewer slots lost than there are elites, the remaining elites take the first offspring slots, which
     leave the list.
+
+    Raises:
+        ValueError: ``elites`` is out of range.
     """
     chex.assert_rank(fitness, 1)
     population = fitness.shape[0]

@@ -1,4 +1,5 @@
 """Training methods, a module each; modules ``NAME_*`` are parts of the method ``NAME``.
 
-Every module exposes ``Config``, ``Hyper``, ``State``, ``Metrics`` and ``build(env, config) -> Method``.
+Every module has ``build(env, config) -> Method``, its ``Config`` and a ``METHOD`` recipe; most also define
+``Hyper``, ``State`` and ``Metrics``.
 """

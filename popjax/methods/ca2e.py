@@ -7,13 +7,17 @@ A step is one environment step of every actor and the gradient steps that it owe
 learn -> retire. Two effects of asynchrony remain: actors use copies of the learner's policy that are up to
 ``sync_every`` steps old, and local buffers get their priorities when they are flushed.
 
-Differs from the paper: the actors step together, so that they copy the policy together and one copy serves
-all; critics have a linear output, since the softmax that the paper names cannot be a value; constants that it
-does not state are options of ``Config`` or numbers of ``Hyper``. The replay drops its oldest rows when it
-adds new ones; Ape-X trims it from time to time. Rewards are not clipped unless ``clip_rewards``, since tasks
-on the device stand in for Atari. DDPG's critic loss and penalty lack a factor of 1/2, which makes no
-difference under Adam. The environment steps of greedy episodes are not counted. The learner has surpassed a
-prior policy of mean return r at ``r + (factor - 1) |r|``; the paper's ``factor * r`` lies below a negative r.
+Differs from the paper:
+
+- The actors step together, so that they copy the policy together and one copy serves all.
+- Critics have a linear output, since the softmax that the paper names cannot be a value.
+- Constants that the paper does not state are options of ``Config`` or hyperparameters of ``Hyper``.
+- The replay drops its oldest rows when it adds new ones; Ape-X trims it from time to time.
+- Rewards are clipped to [-1, 1] only with ``clip_rewards``, which the preset for Atari sets.
+- DDPG's critic loss and penalty lack a factor of 1/2, which makes no difference under Adam.
+- The environment steps of greedy episodes are not counted.
+- The learner has surpassed a prior policy of mean return r at ``r + (factor - 1) |r|``; the paper's
+  ``factor * r`` lies below a negative r.
 """
 
 from __future__ import annotations
@@ -192,7 +196,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:
-        """Move full local buffers with their first priorities to the replay, one after the other."""
+        """Move full local buffers with their initial priorities to the replay, one after the other."""
         locals_, order, full = emptied(s.locals, config.local_buffer)
 
         def one(loop: tuple[Array, PyTree, Prioritized]) -> tuple[Array, PyTree, Prioritized]:

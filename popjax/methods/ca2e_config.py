@@ -17,6 +17,10 @@ from popjax.core import Agent, Number, PyTree, number
 from popjax.recipe import Preset
 
 AgentConfig: TypeAlias = dqn.Config | ddpg.Config
+PROBABILITIES = 1.0, 0.8, 0.6, 0.4, 0.2
+"""Default exploration of DQN's nature actors: initial probabilities of a random action."""
+DEVIATIONS = 0.1, 0.2, 0.3, 0.4, 0.5
+"""Default exploration of DDPG's nature actors: standard deviations of the noise."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class Config:
     sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
-    exploration: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)  # initial exploration of the nature actors
+    # initial exploration of the nature actors; those without a value have the agent's, and fewer actors than
+    # five have the first of the default's five
+    exploration: tuple[float, ...] = PROBABILITIES
     # change of exploration over time; "apex": none, it stays 0.4^(1 + 7i / (N - 1)) for actor i of N
     schedule: Literal["anneal", "constant", "apex"] = "anneal"
-    clip_rewards: bool = False  # learn from rewards cut to [-1, 1], as on Atari
+    clip_rewards: bool = False  # learn from rewards clipped to [-1, 1], as on Atari
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
     return_window: int = 100  # finished episodes of nature actors whose mean is their average return
@@ -52,10 +58,12 @@ class Config:
         check_least(self, 1, "nature_actors", "lanes", "n_step", "batch", "capacity", "local_buffer")
         check_least(self, 1, "sync_every", "checks", "env_steps_per_update", "check_every", "target_every")
         check_least(self, 1, "return_window")
-        if not self.exploration or min(self.exploration) < 0:
-            raise ValueError(f"exploration needs a number >= 0 for each nature actor, got {self.exploration}")
+        _check_exploration(self)
         if self.batch > self.capacity:
-            raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}")
+            raise ValueError(
+                f"batch {self.batch} exceeds the replay's capacity {self.capacity}; lower batch or raise"
+                " capacity"
+            )
         least = self.actors * self.lanes * (self.local_buffer + self.n_step - 2)
         if self.learning_starts < least:
             raise ValueError(
@@ -68,6 +76,19 @@ class Config:
     def actors(self) -> int:
         """Return the number of actors of both kinds together."""
         return self.nature_actors + self.prior_actors
+
+
+def _check_exploration(config: Config) -> None:
+    given, actors = config.exploration, config.nature_actors
+    if not given or min(given) < 0:
+        raise ValueError(
+            f"exploration needs one or more numbers >= 0, got {given}; give one per nature actor"
+        )
+    if len(given) > actors and given not in (PROBABILITIES, DEVIATIONS):
+        raise ValueError(
+            f"exploration has {len(given)} numbers for {actors} nature actors; leave out"
+            f" {len(given) - actors} or raise nature_actors"
+        )
 
 
 @struct.dataclass
@@ -124,7 +145,7 @@ def default_config(agent: AgentConfig = dqn.Config()) -> Config:
         batch=128,
         learning_starts=10_000,
         env_steps_per_update=1,
-        exploration=(0.1, 0.2, 0.3, 0.4, 0.5),
+        exploration=DEVIATIONS,
         schedule="constant",
     )
 
@@ -173,7 +194,11 @@ def ladder(place: Array, count: int) -> Array:
 
 
 def check_learner(config: Config) -> None:
-    """Check that CA2E supports the learner, and that its Hyper has the numbers of the schedule."""
+    """Check that CA2E supports the learner, and that its Hyper has the numbers of the schedule.
+
+    Raises:
+        ValueError: the learner is neither DQN nor DDPG, or the schedule is for DQN alone.
+    """
     if not isinstance(config.agent, dqn.Config | ddpg.Config):
         raise ValueError(f"the learner of CA2E must be dqn or ddpg, not {type(config.agent).__module__}")
     if config.schedule != "constant" and not isinstance(config.agent, dqn.Config):

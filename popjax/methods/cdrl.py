@@ -1,21 +1,26 @@
 """Collaborative Deep RL (cA3C): a student learns its task and, through an alignment of actions, from teachers
 of other tasks. Lin, Wang & Zhou, 2017, https://arxiv.org/abs/1702.05796.
 
-A step: collect -> follow -> learn. All tasks play a rollout. The student learns from its rewards; its
-alignment networks learn to translate the teachers' logits into those of the student's policy; the student's
+A step: collect -> learn. All tasks play a rollout. The student learns from its rewards; its alignment
+networks learn to translate the teachers' logits into those of the student's policy; the student's
 distillation head learns from the translated logits. Teachers that train learn from their rewards. Without a
 teacher it is A3C, restated for lanes.
 
-Differs from the paper and its code: workers are lanes of one program, so nothing is asynchronous and rollouts
-run across the ends of episodes; lanes take their gradient steps in turn, each with the parameters that the
-lane before it has left; the rollouts of an episode are not merged into one; KL divergences are exact, where
-the code adds 1e-10 inside the logarithm; Adam adds 1e-8 to the root of the corrected second moment, where the
-code's TensorFlow adds it to the root of the raw one, which in the first step amounts to 3.2e-7. As in the
-code, alignment networks have ELU and a time limit ends an episode. The direction of the alignment loss is the
-code's; ``align_kl`` has the paper's, too. A teacher keeps a memory of its own along the student's episodes,
-updated whenever the student acts; the code hands it the student's memory (``teacher_state``). Each of several
-teachers has its own alignment network, and all share the student's Adam for distillation. The paper's measure
-is ``Metrics.score``, for which the policy samples its actions; evaluations of a run are greedy.
+Differs from the paper and its code:
+
+- Workers are lanes of one program, so nothing is asynchronous and rollouts run across the ends of episodes.
+- Lanes take their gradient steps in turn, each computed with the parameters that the previous lane's update
+  produced.
+- The rollouts of an episode are not merged, and KL divergences have no 1e-10 inside the logarithm.
+- Adam adds 1e-8 to the root of the corrected second moment, where the code's TensorFlow adds it to the root
+  of the raw one, which in the first step amounts to 3.2e-7.
+- A teacher keeps a memory of its own along the student's episodes, updated whenever the student acts; the
+  code hands it the student's memory (``teacher_state``).
+- Each of several teachers has its own alignment network, and all share the student's Adam for distillation.
+
+As in the code, alignment networks have ELU, a time limit ends an episode, and the alignment loss has the
+code's direction; ``align_kl`` has the paper's, too. The paper's measure is ``Metrics.score``, for which the
+policy samples its actions; evaluations of a run are greedy.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ batches, each with its own reward: the task's plus the novelty of a state to all
 
 An iteration: collect -> (relabel -> learn -> contrast) x updates -> learn_to_judge. The agents may
 collaborate in the reward (``drive``), in acting (``col_unroll``) and in evaluation (``col_eval``); the
-paper's headline result has the first alone, its "All" all three. Other drives make the paper's rivals: none
-is Replica, or SAC with ``population=1``; ``rnd`` is RND + Replica with a module for each agent, and RND + CE
-with one for all.
+paper's headline result has the first alone, its "All" all three. Other drives make the paper's baselines:
+none is Replica, or SAC with ``population=1``; ``rnd`` is RND + Replica with a module for each agent, and RND
++ CE with one for all.
 
 With several lanes per agent a vector step adds ``population * lanes`` transitions and takes as many updates,
 so their ratio stays the same. But a bank takes every fifth state of each lane and then covers ``1500 /
@@ -43,7 +43,7 @@ from popjax.replay import episodes
 
 @dataclass(frozen=True)
 class Config(offpolicy.Common):
-    """The agents, and where they collaborate; sizes are those of ``offpolicy.Common``."""
+    """The agents, their experience and updates, and where they collaborate."""
 
     learner: agents.AnyConfig = field(default_factory=sac.Config)  # the kind of agents, and their networks
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # reward added to the task's
@@ -57,7 +57,9 @@ class Config(offpolicy.Common):
         check_least(self, 1, "q_horizon")
         super().__post_init__()
         if self.col_unroll == "eps_collab" and self.population == 1:
-            raise ValueError("eps_collab needs two or more agents, got population 1")
+            raise ValueError(
+                "eps_collab needs two or more agents, got population 1; raise population or unset col_unroll"
+            )
         if isinstance(self.drive, diayn.Config) and (self.col_eval or self.col_unroll):
             raise ValueError("agents of diayn have skills of their own; unset col_unroll and col_eval")
 
@@ -127,7 +129,11 @@ class State(offpolicy.State):
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """Return agents that explore ``env`` together."""
+    """Return agents that explore ``env`` together.
+
+    Raises:
+        ValueError: eps_collab with discrete actions.
+    """
     if config.col_unroll == "eps_collab" and env.spec.discrete:
         raise ValueError(
             "eps_collab measures distances between continuous actions; set col_unroll to eps_greedy"

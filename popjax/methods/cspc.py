@@ -11,26 +11,29 @@ environment step of that phase. With ``fused`` all play at once, which wastes le
 
 Any agent of ``popjax.agents`` with a mean network may be the global one and any on-policy agent the other;
 either, or the search, may be missing. With ``copies`` there are further local agents of the global one's
-kind. The paper's ablations and rivals are configurations: CSPC-CE is ``transfer=False``, CSPC-LM
-``hyper.local_share=0``, CSPC-GM that and ``share=False``; CSPC-SAC and its like, and SAC, PPO or CEM alone,
-have None for the others; C3SAC has ``copies=2`` and no other local agent, 3SAC the choices of CSPC-CE and
-CSPC-LM besides. With a ``drive`` the off-policy agents are also rewarded for states that are new to the team
-(``rnd``), or to them and to the others (``collab``); scores stay the task's returns.
+kind. The paper's ablations and baselines are configurations, which the page of the method lists. With a
+``drive`` the off-policy agents are also rewarded for states that are new to the team (``rnd``), or to them
+and to the others (``collab``); scores stay the task's returns.
 
-Where the paper's listings and its text disagree, the text and the authors' code count: the global agent has
-its first training once (Algorithm 1 prints it inside the loop), after which policies may already be handed
-over; an episode is stored before the update that follows it (Algorithm 2 prints the update first), and the
-label of an agent admits its own episodes alone.
+Where the paper's listings and its text disagree, popjax follows the text and the authors' code:
 
-Differs from the paper: gradient steps are taken in turn with environment steps, not in bursts after episodes
-(``burst``, with ``update_after=0``), so a batch may hold transitions of an episode that is not over, and a
-phase of the global agent may end in the middle of an episode, which its next phase continues. A phase of an
-on-policy agent is whole batches, also of several lanes, whose episodes run on over the end of a batch
-(``reset_at_batch=False``). Policies that are handed to evolution enter the first generation of every later
-phase; the steps by which one of its phases is too long are taken off the next. Left out are elitism in the
-search, which the authors do not use either, and slips of their code: PPO's rewards are late by a step, its
-transitions treat the time limit as the end of the task, and individuals' actions are clipped to the bound
-instead of scaled to it.
+- The global agent has its first training once (Algorithm 1 prints it inside the loop), after which policies
+  may already be handed over.
+- An episode is stored before the update that follows it (Algorithm 2 prints the update first).
+- The label of an agent admits its own episodes alone.
+
+Differs from the paper:
+
+- Gradient steps are taken in turn with environment steps, not in bursts after episodes (``burst``, with
+  ``update_after=0``). So a batch may hold transitions of an episode that is not over, and a phase of the
+  global agent may end in the middle of an episode, which its next phase continues.
+- A phase of an on-policy agent is whole batches. With ``reset_at_batch=False``, as several lanes need unless
+  a batch holds a whole episode of each, episodes continue across the end of a batch.
+- Policies that are handed to evolution enter the first generation of every later phase; the steps by which
+  one of its phases is too long are taken off the next.
+- The search has no elitism, which the authors do not use either.
+- Faults of the authors' code are left out: PPO's rewards are late by a step, its transitions treat the time
+  limit as the end of the task, and individuals' actions are clipped to the bound instead of scaled to it.
 """
 
 from __future__ import annotations
@@ -129,7 +132,7 @@ class State:
     excess: Array  # int32 [] steps by which evolution's latest phase was too long
     length: Array  # int32 [] of evolution's next phase, where the schedule is the code's
     scores: Array = stacked()  # float32 [P] scores of the last iteration
-    labels: Array = stacked()  # bool [P] actors that have taken over the global agent's policy
+    labels: Array = stacked()  # bool [P] agents that have taken over the global agent's policy
 
 
 @recorded

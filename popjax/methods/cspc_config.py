@@ -24,6 +24,7 @@ DRIVES: dict[str, drives.NoveltyConfig | None] = {
     "rnd": rnd.Config(modules="one"),
 }
 """The drives of a team by their names on the command line."""
+_NO_RESET = "set reset_at_batch to False (--config.no-reset-at-batch)"
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,8 @@ class Config:
                 f"on_policy_batch {self.on_policy_batch} is not divisible by on_policy_lanes"
                 f" {self.on_policy_lanes}; use {near} lanes"
             )
-        in_turn = self.burst or self.schedule != "paper" or (self.on_policy and self.reset_at_batch)
-        if self.fused and in_turn:
-            raise ValueError(
-                "fused agents have neither bursts, schedule code nor resets at a batch; unset burst and"
-                " schedule, and set no-reset-at-batch"
-            )
+        if self.fused:
+            _check_fused(self)
         if self.burst and self.lanes > 1:
             raise ValueError(f"burst plays one episode at a time, got lanes {self.lanes}; set lanes 1")
         if self.on_policy_update == "episode":
@@ -187,6 +184,20 @@ def _check_drive(config: Config) -> None:
         )
 
 
+def _check_fused(config: Config) -> None:
+    if config.burst:
+        raise ValueError(
+            "fused agents learn after every environment step; set burst to False (--config.no-burst)"
+        )
+    if config.schedule != "paper":
+        raise ValueError(
+            f"fused agents play at once, without an order of phases, got schedule {config.schedule}; set"
+            " schedule paper"
+        )
+    if config.on_policy and config.reset_at_batch:
+        raise ValueError(f"fused agents cannot reset at a batch; {_NO_RESET}")
+
+
 def _check_by_episode(config: Config) -> None:
     if config.on_policy_lanes > 1:
         raise ValueError(
@@ -194,7 +205,7 @@ def _check_by_episode(config: Config) -> None:
             f" {config.on_policy_lanes}; set on_policy_lanes 1"
         )
     if config.reset_at_batch:
-        raise ValueError("on_policy_update episode has no batches to reset at; set no-reset-at-batch")
+        raise ValueError(f"on_policy_update episode has no batches to reset at; {_NO_RESET}")
     if config.fused:
         raise ValueError(
             "fused agents learn from batches, not from whole episodes; set on_policy_update batch"
@@ -211,8 +222,8 @@ def check_on_policy(spec: Spec, config: Config) -> None:
     if config.reset_at_batch and config.rollout(limit) < limit:
         raise ValueError(
             f"with on_policy_batch {config.on_policy_batch} and on_policy_lanes {lanes} a reset at every"
-            f" batch hides the steps after step {config.rollout(limit)} of an episode's {limit}; set"
-            f" no-reset-at-batch, or a batch of at least {lanes * limit}"
+            f" batch hides the steps after step {config.rollout(limit)} of an episode's {limit}; {_NO_RESET},"
+            f" or on_policy_batch to at least {lanes * limit}"
         )
     parts = config.on_policy.minibatches if isinstance(config.on_policy, ppo.Config) else 1
     if config.on_policy_update == "episode" and parts > 1:

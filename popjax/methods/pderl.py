@@ -11,16 +11,22 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
 ``gaussian``. With a ``drive`` the learner is also rewarded for novelty; fitness stays the task's return.
 
-Differs from the paper where its code does, which produced the paper's numbers: a child starts from the less
-fit parent, and imitates that one where the critic values both parents' actions equally; its regulariser is
-averaged over action components, too; the learner treats the time limit as the end of the task; sigma is a
-standard deviation, mutation leaves biases and norms alone, and a sensitivity is at least 0.01, or 1 where it
-is 0; a distillation takes as many gradient steps in each epoch as its rows have whole batches. An elite's
-copy mates with the fitness of the individual that it replaced, a repeated winner may mate with itself, the
-learner may overwrite any slot but that of the best elite's copy, and its noise goes on from episode to
-episode. Slips of ERL's first code are left out: unclipped actor gradients, noisy actions stored beyond [-1,
-1], sync counted in games. Distances between individuals use states drawn once for each individual, not for
-every pair.
+Where the authors' code differs from the paper, popjax follows the code, which produced the published numbers:
+
+- A child starts from the less fit parent, and imitates that one where the critic values both parents' actions
+  equally.
+- The regulariser of a child is averaged over action components, too.
+- A distillation takes as many gradient steps in each epoch as its rows have whole batches.
+- The learner treats the time limit as the end of the task.
+- Sigma is a standard deviation.
+- Mutation leaves biases and norms alone, and a sensitivity is at least 0.01, or 1 where it is 0.
+- An elite's copy mates with the fitness of the individual that it replaced.
+- A repeated winner may mate with itself.
+- The learner may overwrite any slot but that of the best elite's copy.
+- The learner's noise continues from episode to episode.
+
+Faults of ERL's first code are left out: unclipped actor gradients, noisy actions stored beyond [-1, 1], sync
+counted in games. Distances between individuals use states drawn once for each individual, not for every pair.
 """
 
 from __future__ import annotations

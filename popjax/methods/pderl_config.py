@@ -21,7 +21,8 @@ from popjax.recipe import Preset
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and choices; those that the paper sets by task are its HalfCheetah's, see ``preset``."""
+    """Sizes and choices. Where the paper sets a constant for each task, the default is HalfCheetah's; see
+    ``preset``."""
 
     agent: agents.AnyConfig = field(default_factory=ddpg.Config)  # the learner; individuals have its actor
     population: int = 10  # individuals

@@ -57,8 +57,8 @@ class Drive(NamedTuple):
     act:     Act on the agents' observations -> Act on the task's
     deploy:  (state, policies [P]) -> parameters [P] for that ``act``
     horizon: largest distance of two states of ``Pairs``, environment steps; 0: no pairs are needed
-    see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that looks through them; None
-             for a drive with its own encoder
+    see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that encodes images by them;
+             None for a drive with its own encoder
     hand_over: (state, source int32 [P], fresh bool [P], amid bool [P], key) -> state in which each agent has
              the module of ``source``, a new one where it is ``fresh``; where ``amid``, another agent began
              the episodes under way in its lanes. None: no agent has a module of its own
@@ -112,7 +112,10 @@ def check_novelty(config: AnyConfig | None, who: str) -> None:
         ValueError: the drive has skills.
     """
     if isinstance(config, diayn.Config):
-        raise ValueError(f"{who} observe only the task, without skills; set drive collab, rnd or none")
+        raise ValueError(
+            f"drive diayn adds a skill to the observations, which {who} cannot use; set drive collab, rnd or"
+            " none"
+        )
 
 
 def default_numbers(config: AnyConfig | None) -> PyTree:
@@ -260,8 +263,8 @@ def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: boo
 def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Drive:
     """Return DIAYN's drive: each episode has a skill, and states are rewarded for revealing it.
 
-    Each agent has its own skills and discriminator. It is deployed with the skill whose latest episode
-    returned most in the task.
+    Each agent has its own skills and discriminator. It is deployed with the skill whose latest episode had
+    the highest return in the task.
     """
     drive = lifted(diayn.build(spec, config, (lanes,)), population)
 

@@ -56,7 +56,10 @@ class Config:
         check_least(self, 1, "population", "lanes", "steps", "updates", "batch", "capacity")
         check_least(self, 0, "warmup")
         if self.batch > self.capacity:
-            raise ValueError(f"batch {self.batch} exceeds the replay's capacity {self.capacity}")
+            raise ValueError(
+                f"batch {self.batch} exceeds the replay's capacity {self.capacity}; lower batch or raise"
+                " capacity"
+            )
 
 
 @struct.dataclass
@@ -155,7 +158,8 @@ class Common:
 FROM_PIXELS: dict[str, Any] = {"population": 2, "warmup": 1_000, "capacity": 500_000}
 """Sizes of Collaborative Exploration's experiments from pixels, for fields of ``Common``."""
 CLIPPED = MappingProxyType({"reward_clip": 1})
-"""Options of Atari games whose agents of DQN learn from rewards in [-1, 1]; evaluations count all of them."""
+"""Options of Atari games whose agents of DQN learn from rewards in [-1, 1]; evaluations report unclipped
+returns."""
 
 
 def from_pixels(
@@ -194,6 +198,9 @@ def build(
 
     A replay keeps whether the task went on, as a discount of 1 or 0; ``sample`` and ``learn`` put an agent's
     own gamma in its place. So agents with different discounts, or with one that changes, can share a replay.
+
+    Raises:
+        ValueError: the replay cannot hold one environment step of all lanes that fill it.
     """
     population = config.population
     if drive is None:
@@ -306,7 +313,7 @@ def build(
         return priced(seeing(s.drive, s.agents), rows, s.hyper)[0]
 
     def seeing(held: PyTree, states: PyTree) -> PyTree:
-        """Return the drive that looks through the eyes of the first agent, if it has none of its own."""
+        """Return the drive with the first agent's convolutions, if it has none of its own."""
         return held if drive.see is None or crew.eyes is None else drive.see(held, crew.eyes(states))
 
     def near(store: Ring, seen: PyTree, key: Key) -> tuple[Array, Array, Array]:

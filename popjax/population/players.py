@@ -2,8 +2,8 @@
 answers of its lanes and learns by its own schedule.
 
 There are three kinds: a learner from a replay, which may learn after every step; an on-policy learner, after
-a batch or an episode; a search over parameters, after a generation. Each is a ``Player``, so that a loop over
-players need not know their kinds. None of them calls the environment: one vector step can serve all.
+a batch or an episode; a search over parameters, after a generation. Each is a ``Player``, so that one loop
+serves all kinds. None of them calls the environment: one vector step can serve all.
 """
 
 from __future__ import annotations

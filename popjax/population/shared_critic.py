@@ -1,4 +1,5 @@
-"""A critic that several actors share: it learns the value of one actor at a time, and actors climb it.
+"""A critic that several actors share: trained on one actor at a time, while actors take gradient steps that
+increase its value.
 
 As in CEM-RL (Pourchot & Sigaud, ICLR 2019): the gradient steps of TD3 (Fujimoto et al., 2018) without its
 delay, those of DDPG with a single critic and no noise on target actions.

@@ -39,7 +39,11 @@ class Window:
 
 
 def init(example: Transition, n: int) -> Window:
-    """Return an empty window for returns of ``n`` steps of a lane whose transitions look like ``example``."""
+    """Return an empty window for returns of ``n`` steps of a lane whose transitions look like ``example``.
+
+    Raises:
+        ValueError: ``n`` is less than 1.
+    """
     if n < 1:
         raise ValueError(f"an n-step return needs n of at least 1, got {n}")
 

@@ -62,6 +62,9 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
 
     ``sample`` draws with replacement or, with ``replace=False``, without replacement inside a batch, which
     must then be no larger than the number of stored rows.
+
+    Raises:
+        ValueError: ``capacity`` is less than 1, or 2^31 or more.
     """
     if not 1 <= capacity < 2**31:
         raise ValueError(
@@ -153,6 +156,9 @@ def merge(x: Ring, y: Ring, key: Key) -> Ring:
 
     If a parent holds less than half a capacity, all that it holds is taken. New rows overwrite the inherited
     ones in no meaningful order. PDERL, algorithm 1, lines 1 to 3.
+
+    Raises:
+        ValueError: the capacities of the rings differ.
     """
     capacity = x.capacity
     if y.capacity != capacity:

@@ -132,7 +132,7 @@ def test_mixed_individuals_are_spread_as_the_new_search(key):
     ("options", "message"),
     [
         ({"parents": 11}, "parents must be in 1 to the population 10, got 11"),
-        ({"population": 7}, "even population, got 7"),
+        ({"population": 7}, "even population, got 7; use 8 or unset antithetic"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

@@ -318,7 +318,7 @@ def test_the_softmax_deploys_the_agent_of_the_highest_value():
         ({"capacity": 40, "batch": 20}, "capacity 40 is less than a batch of 20 or the 44 transitions"),
         (
             {"population": 1, "col_unroll": "eps_collab"},
-            "eps_collab needs two or more agents, got population 1",
+            "eps_collab needs two or more agents, got population 1; raise population or unset col_unroll",
         ),
         ({"drive": diayn.Config(), "col_eval": "softmax"}, "agents of diayn have skills of their own"),
         ({"col_unroll": "eps"}, "col_unroll must be one of"),

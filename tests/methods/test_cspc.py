@@ -1063,8 +1063,9 @@ def test_a_policy_enters_the_generation_that_a_fused_phase_begins_with_or_the_ne
     ("options", "message"),
     [
         ({"phase": 105}, "phase 105 is not divisible by lanes 10; use 5 lanes"),
-        ({"schedule": "code"}, "neither bursts"),
-        ({"reset_at_batch": True}, "set no-reset-at-batch"),
+        ({"burst": True}, r"set burst to False \(--config.no-burst\)"),
+        ({"schedule": "code"}, "set schedule paper"),
+        ({"reset_at_batch": True}, r"set reset_at_batch to False \(--config.no-reset-at-batch\)"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message):

@@ -170,7 +170,7 @@ def test_the_defaults_are_the_papers():
         ({"memory": 1}, "at least 2 states, one of each parent, got 1"),
         ({"crossover": "npoint"}, "one of 'distil', 'n_point', got 'npoint'"),
         ({"mutation": "gauss"}, "one of 'proximal', 'gaussian', got 'gauss'"),
-        ({"drive": diayn.Config()}, "without skills; set drive collab, rnd or none"),
+        ({"drive": diayn.Config()}, "which a learner and individuals with one network cannot use; set drive"),
     ],
 )
 def test_senseless_configs_are_refused(numbers, message):

@@ -43,7 +43,7 @@ class Config(offpolicy.Config):
 
 @struct.dataclass
 class Hyper:
-    """Numbers, all sweepable."""
+    """Hyperparameters, all sweepable."""
 
     agent: Any  # of the agents
     drive: Any  # of the drive

@@ -40,7 +40,10 @@ def _options(config: Any, hyper: Any, kinds: Any) -> str:
     own."""
     own = {name: known for name, known in kinds.items() if _same_home(config, hyper, name)}
     rows = list(_rows(config, "config", kinds)), list(_rows(hyper, "hyper", own))
-    titles = "Choices and sizes (`Config`)", "Numbers (`Hyper`), all of them sweepable"
+    titles = (
+        "Configuration (`Config`), fixed when the program is compiled",
+        "Hyperparameters (`Hyper`), swept without recompiling",
+    )
     header = ["option", "default", "meaning"]
     return "\n\n".join(
         f"**{title}**\n\n" + (table(header, found) if found else "None.\n")
@@ -65,7 +68,7 @@ def _rows(record: Any, prefix: str, kinds: Any) -> Iterator[tuple[str, str, str]
                 names = ", ".join(f"`{kind}`" for kind in known)
                 yield f"`--{name}`", f"`{_kind(known, value)}`", f"{text}; one of {names}"
             else:
-                yield f"`--{name}.*`", "", f"numbers of `--config.{field.name.replace('_', '-')}`"
+                yield f"`--{name}.*`", "", f"hyperparameters of `--config.{field.name.replace('_', '-')}`"
         elif dataclasses.is_dataclass(value):
             yield from _rows(value, name, {})
         else:

@@ -65,7 +65,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one A2C learner."""
+    """Hyperparameters of one A2C learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     trace_decay: Number = number(1.0, high=1.0)  # lambda of the advantages; 1 is the n-step return

@@ -74,7 +74,7 @@ floor."""
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one DDPG learner."""
+    """Hyperparameters of one DDPG learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     polyak: Number = number(0.001, high=1.0)  # share by which targets move to the online networks per step

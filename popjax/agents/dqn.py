@@ -58,7 +58,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one DQN learner."""
+    """Hyperparameters of one DQN learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     lr: Number = number(1e-4)  # Adam's rate

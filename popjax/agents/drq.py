@@ -49,14 +49,14 @@ class Config:
 
 @struct.dataclass
 class Hyper(sac.Hyper):
-    """Numbers of one DrQ learner: those of SAC, with two other defaults."""
+    """Hyperparameters of one DrQ learner: those of SAC, with two other defaults."""
 
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
     init_temperature: Number = number(0.1, instead="temperature_lr")  # temperature at the start
 
 
 CLIPPED = Hyper(max_grad_norm=20.0)
-"""Numbers of Collaborative Exploration's DrQ."""
+"""Hyperparameters of Collaborative Exploration's DrQ."""
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:

@@ -69,7 +69,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one learner."""
+    """Hyperparameters of one learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     trace_decay: Number = number(0.97, high=1.0)  # lambda of the advantages

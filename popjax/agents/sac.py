@@ -52,7 +52,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one SAC learner."""
+    """Hyperparameters of one SAC learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     polyak: Number = number(0.005, high=1.0)  # share by which targets move to the critics per gradient step

@@ -39,7 +39,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one learner."""
+    """Hyperparameters of one learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     polyak: Number = number(0.005, high=1.0)  # share by which the target moves to the value per gradient step

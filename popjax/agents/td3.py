@@ -37,7 +37,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one TD3 learner."""
+    """Hyperparameters of one TD3 learner."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     polyak: Number = number(0.005, high=1.0)  # share by which targets move to the online ones per actor step

@@ -43,7 +43,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the search."""
+    """Hyperparameters of the search."""
 
     init_variance: Number = number(1e-3)  # initial variance of every parameter
     init_damp: Number = number(1e-3)  # added to the variance at the start of the search

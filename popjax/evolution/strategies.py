@@ -42,7 +42,7 @@ sampler, several populations or the number of generations in advance."""
 
 @struct.dataclass
 class Hyper:
-    """Numbers of a search."""
+    """Hyperparameters of a search."""
 
     # standard deviation of a parameter; only the initial one if the strategy adapts it
     std: Number = number(0.05)

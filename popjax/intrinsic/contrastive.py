@@ -58,7 +58,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one module."""
+    """Hyperparameters of one module."""
 
     weight: Number = number(0.2)  # lambda, weight of the bonus added to the task's reward
     ego_weight: Number = number(0.5, high=1.0)  # w, share of an agent's own novelty in its bonus

@@ -49,7 +49,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of one module."""
+    """Hyperparameters of one module."""
 
     weight: Number = number(0.2)  # weight of the bonus added to the task's reward
     lr: Number = number(3e-4)  # Adam's rate for the predictor

@@ -68,7 +68,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the alignment network's learning."""
+    """Hyperparameters of the alignment network's learning."""
 
     align_lr: Number = number(1e-4)  # Adam's rate
     max_grad_norm: Number = number(40.0)  # global norm to which the gradient is clipped

@@ -93,9 +93,9 @@ def _check_exploration(config: Config) -> None:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of CA2E and of its learner."""
+    """Hyperparameters of CA2E and of its learner."""
 
-    agent: Any  # numbers of the learner; ``agent.exploration`` is also that of retired prior actors
+    agent: Any  # hyperparameters of the learner; ``agent.exploration`` is also that of retired prior actors
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error

@@ -68,7 +68,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of a student and its teachers.
+    """Hyperparameters of a student and its teachers.
 
     ``align_from``, ``distil_from`` and ``distil_until`` are environment steps of the student. A value below 1
     is a fraction of ``budget``, rounded to whole steps; any other is a number of steps, so 1 is the first

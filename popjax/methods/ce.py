@@ -73,12 +73,12 @@ class Config(offpolicy.Common):
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the method."""
+    """Hyperparameters of the method."""
 
-    learner: Any = field(default_factory=sac.Hyper)  # numbers of every agent; [P] for one value each
-    # numbers of the drive; weight and ego_weight may be [P], one value for each agent
+    learner: Any = field(default_factory=sac.Hyper)  # hyperparameters of every agent; [P] for one value each
+    # hyperparameters of the drive; weight and ego_weight may be [P], one value for each agent
     drive: Any = field(default_factory=contrastive.Hyper)
-    acting: acting.Hyper = field(default_factory=acting.Hyper)  # numbers for col_unroll and col_eval
+    acting: acting.Hyper = field(default_factory=acting.Hyper)  # hyperparameters for col_unroll and col_eval
     classifier_lr: Number = number(3e-4)  # Adam's rate for the Q-classifier
 
 

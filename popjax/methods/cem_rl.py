@@ -89,7 +89,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers, all sweepable."""
+    """Hyperparameters, all sweepable."""
 
     search: cem.Hyper = field(default_factory=cem.Hyper)
     learner: shared_critic.Hyper = field(default_factory=shared_critic.Hyper)

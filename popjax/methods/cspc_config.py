@@ -257,14 +257,14 @@ def steps_bound(spec: Spec, config: Config) -> int:
 
 @struct.dataclass
 class Hyper:
-    """Numbers: those of the agents, and of their cooperation."""
+    """Hyperparameters: those of the agents, and of their cooperation."""
 
-    off_policy: Any  # numbers of the global agent and its copies
-    on_policy: Any  # numbers of the on-policy agent
-    cem: Any  # numbers of the search
+    off_policy: Any  # hyperparameters of the global agent and its copies
+    on_policy: Any  # hyperparameters of the on-policy agent
+    cem: Any  # hyperparameters of the search
     gap: Number = number(100.0)  # f, lead in score (return) beyond which a policy is handed over
     local_share: Number = number(0.3, high=1.0)  # p, share of the batches that come from the local memory
-    drive: Any = None  # numbers of the drive
+    drive: Any = None  # hyperparameters of the drive
 
 
 def default_hyper(config: Config) -> Hyper:

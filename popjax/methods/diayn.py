@@ -59,7 +59,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the method."""
+    """Hyperparameters of the method."""
 
     # The temperature stays.
     sac: sac.Hyper = field(default_factory=lambda: sac.Hyper(init_temperature=0.1, temperature_lr=0.0))

@@ -55,7 +55,7 @@ class Config(offpolicy.Common):
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the method."""
+    """Hyperparameters of the method."""
 
     sac: sac.Hyper = field(default_factory=sac.Hyper)
 

@@ -91,7 +91,7 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the student's learning."""
+    """Hyperparameters of the student's learning."""
 
     lr: Number = number(1e-3)  # Adam's rate
     max_grad_norm: Number = number(10.0)  # global norm to which the gradient is clipped

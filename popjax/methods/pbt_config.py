@@ -38,13 +38,13 @@ class Search:
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
-    # numbers that evolve, as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, with an --evolve for each;
+    # hyperparameters that evolve, as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, an --evolve for each;
     # (): those that the kind of agent has by default
     evolve: tuple[str, ...] = ()
     # environment steps of each agent between two ready points, rounded up to whole iterations; by default a
     # run has 50 intervals; with halving, as many as agents; with mf, twice the largest of its frequencies
     interval: int = 10_000
-    explore: bool = True  # whether copies explore; else they keep the numbers that they take over
+    explore: bool = True  # whether copies explore; else they keep the hyperparameters that they take over
     # latest training episodes whose mean return is an agent's fitness, equally many from each lane, rounded
     # up
     episodes: int = 10
@@ -88,7 +88,7 @@ def configured(agent: Any = sac.Config(), **choices: Any) -> Config:
 
 @struct.dataclass
 class Numbers:
-    """Numbers of the search itself."""
+    """Hyperparameters of the search itself."""
 
     shrink: Number = number(0.8)  # factor by which exploring multiplies a number
     grow: Number = number(1.2)  # the other factor, equally likely

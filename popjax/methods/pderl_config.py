@@ -70,10 +70,10 @@ class Config:
 
 @struct.dataclass
 class Hyper:
-    """Numbers, all sweepable."""
+    """Hyperparameters, all sweepable."""
 
-    agent: Any = field(default_factory=ddpg.Hyper)  # numbers of the learner
-    drive: Any = None  # numbers of the drive
+    agent: Any = field(default_factory=ddpg.Hyper)  # hyperparameters of the learner
+    drive: Any = None  # hyperparameters of the drive
     updates_per_step: Number = number(1.0)  # gradient steps of the learner per environment step
     crossover_lr: Number = number(1e-3)  # Adam's rate for children
     mutation_probability: Number = number(0.9, high=1.0)  # for each individual except the elites' copies

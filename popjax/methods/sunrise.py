@@ -51,9 +51,9 @@ class Config(offpolicy.Common):
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the method."""
+    """Hyperparameters of the method."""
 
-    agent: Any = field(default_factory=sac.Hyper)  # numbers of every agent
+    agent: Any = field(default_factory=sac.Hyper)  # hyperparameters of every agent
     ucb_weight: Number = number(1.0)  # number of standard deviations added to the mean in a proposal's score
     member_share: Number = number(0.5, high=1.0)  # probability that an agent learns from a transition
     trust_temperature: Number = number(20.0)  # T in the weight of a target

@@ -28,7 +28,7 @@ CANDIDATES = 10
 
 @struct.dataclass
 class Hyper:
-    """Numbers of joint exploration."""
+    """Hyperparameters of joint exploration."""
 
     epsilon: Number = number(0.2, high=1.0)  # probability of an exploring action in eps_collab and eps_greedy
     ucb_weight: Number = number(1.0)  # standard deviations that ucb adds to the mean

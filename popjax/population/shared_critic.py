@@ -22,7 +22,7 @@ from popjax.optimize import adam, descend
 
 @struct.dataclass
 class Hyper:
-    """Numbers of the gradient steps."""
+    """Hyperparameters of the gradient steps."""
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
     polyak: Number = number(0.005, high=1.0)  # share by which targets move to the online critics per step

@@ -470,7 +470,7 @@ def test_what_is_told_of_prior_policies():
         ({"nature_actors": 0}, "nature_actors must be at least 1, got 0"),
         ({"schedule": "slow"}, "schedule must be one of 'anneal', 'constant', 'apex', got 'slow'"),
         ({"batch": 400}, "batch 400 exceeds the replay's capacity 300; lower batch or raise capacity"),
-        ({"exploration": ()}, r"a number >= 0 for each nature actor, got \(\)"),
+        ({"exploration": ()}, r"numbers >= 0, got \(\); give one per nature actor"),
         ({"exploration": (0.1,) * 4}, "4 numbers for 2 nature actors; leave out 2 or raise nature_actors"),
         ({"schedule": "apex"}, "schedule apex is for dqn's probabilities; ddpg's noise is constant"),
         ({"agent": td3.Config()}, "the learner of CA2E must be dqn or ddpg, not popjax.agents.td3"),

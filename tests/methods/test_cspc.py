@@ -1139,9 +1139,9 @@ def test_wrong_numbers_are_refused(options, message):
         ({"on_policy": replace(PPO, minibatches=3)}, "10 steps is not divisible by minibatches 3; use 2"),
         (
             {"on_policy_batch": 9},
-            "hides the steps after step 9 of an episode's 10; .* or a batch of at least 10",
+            "hides the steps after step 9 of an episode's 10; .* or on_policy_batch to at least 10",
         ),
-        ({"on_policy_lanes": 2}, "after step 5 of an episode's 10; .* or a batch of at least 20"),
+        ({"on_policy_lanes": 2}, "after step 5 of an episode's 10; .* or on_policy_batch to at least 20"),
     ],
 )
 def test_teams_that_cannot_be_built_are_refused(options, message):

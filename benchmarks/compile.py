@@ -214,19 +214,19 @@ def main(arguments: Arguments) -> None:
 
     record.check_known(arguments.cases, CASES)
     kept, before = record.kept(arguments.out)
-    rows = {row["case"]: row for row in kept}
-    first = {name: before[name] for name in ("other_git_commit", "other_rows") if name in before}
+    rows = {(row["case"], row["env"]): row for row in kept}
+    further = {name: before[name] for name in ("other_git_commit", "other_rows", "remark") if name in before}
     for case in arguments.cases:
         task = arguments.env or CASES[case].task
-        row = rows.get(case) or told("--one", case, task, JAX_ENABLE_COMPILATION_CACHE="0")
-        rows[case] = row
+        row = rows.get((case, task)) or told("--one", case, task, JAX_ENABLE_COMPILATION_CACHE="0")
+        rows[case, task] = row
         if arguments.starts and "cold_start" not in row:
             with tempfile.TemporaryDirectory() as cache:
                 place = {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": cache}
                 for which in ("cold_start", "warm_start"):
                     row[which] = told("--start", case, task, **place)
         print(json.dumps(row), flush=True)
-        record.write(arguments.out, rows=list(rows.values()), **first)
+        record.write(arguments.out, rows=list(rows.values()), **further)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # Before JAX is imported; subprocesses of tests inherit it. `JAX_PLATFORMS=cuda pytest -m gpu` overrides it.
@@ -30,6 +31,11 @@ gc.set_threshold(50_000, 20, 20)
 # A shell has processes in the background ignore Ctrl-C, and those that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On import it configures logging, upon which absl closes the stream that it writes to, unless that is the
+# present ``sys.stderr``: within a test, the one that captures.
+with suppress(ImportError):
+    import submitit  # noqa: F401
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -57,10 +57,10 @@ def submit_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Cont
     """
     if not control.resume and rundir.RunDirectory(root).holds_a_run():
         raise Refused(f"{root} already holds a run: add --resume to continue it, or name another --run-dir")
-    if not run_group.finished(root, grid.budget(argv), grid.identities(tools.common, argv)):
-        (code,) = _launch([launchers.Job((tools.method, *argv), root)], tools, control)
-        if code:
-            raise SystemExit(1)
+    # Also if the run there has finished: the job refuses one that was made with other options.
+    (code,) = _launch([launchers.Job((tools.method, *argv), root)], tools, control)
+    if code:
+        raise SystemExit(1)
     if run_group.holds(root):  # the job found it too large for memory, and trained it in slices
         show.results(list(run_group.results(root)), root)
     else:

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 def paused() -> Iterator[None]:
     """Collect no cyclic garbage within the context, or within a call of the function that it decorates.
 
-    Tracing a physics step creates millions of objects, nearly all of which stay. Without searching them again
-    and again, it takes a third less time.
+    Tracing a physics step creates millions of objects, nearly all of which stay; searching them again and
+    again takes a large part of its time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -28,7 +28,7 @@ def paused() -> Iterator[None]:
 def give_back() -> None:
     """Return memory that the compiler has freed to the system.
 
-    glibc keeps it for the process: after the program of ``gym/Swimmer-v4`` was compiled, 0.6 of 1.1 GB.
+    glibc keeps it for the process, and compiling physics takes much more than training does.
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # other C libraries lack the function

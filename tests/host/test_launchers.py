@@ -95,8 +95,6 @@ def digests(root: Path) -> list[str]:
 
 @pytest.fixture
 def _submitit() -> None:
-    """Imports it before ``capsys`` takes effect: it configures logging, upon which absl closes the stream it
-    writes to, unless that is ``sys.stderr`` at this moment."""
     pytest.importorskip("submitit")
 
 
@@ -210,7 +208,11 @@ def test_a_single_program_is_a_job_whose_directory_is_that_of_the_run(
     assert cli.run([*argv, "--env-steps", "240", "--resume"]) == 0  # there is nothing left to do
     assert cli.run([*argv, "--env-steps", "480", "--resume"]) == 0
     assert json.loads((run / "summary.json").read_text())["env_steps"] == 480
-    assert submitted == [1, 1]
+    other = [word.replace("context", "corridor") for word in argv]
+    capsys.readouterr()
+    assert cli.run([*other, "--env-steps", "480", "--resume"]) == 1  # the job says why
+    assert "was run with other options: --env probe/context -> probe/corridor" in capsys.readouterr().err
+    assert submitted == [1] * 4
     monkeypatch.setattr(launchers, "slurm", lambda *_: [3])
     assert cli.run([*argv, "--env-steps", "720", "--resume"]) == 1
 

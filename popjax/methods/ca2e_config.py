@@ -84,7 +84,14 @@ def _check_exploration(config: Config) -> None:
         raise ValueError(
             f"exploration needs one or more numbers >= 0, got {given}; give one per nature actor"
         )
-    if len(given) > actors and given not in (PROBABILITIES, DEVIATIONS):
+    if given == (PROBABILITIES if isinstance(config.agent, dqn.Config) else DEVIATIONS):
+        return
+    if config.schedule == "apex" and isinstance(config.agent, dqn.Config):
+        raise ValueError(
+            f"schedule apex sets the exploration itself, got {given}; leave out exploration, or choose"
+            " schedule anneal or constant"
+        )
+    if len(given) > actors:
         raise ValueError(
             f"exploration has {len(given)} numbers for {actors} nature actors; leave out"
             f" {len(given) - actors} or raise nature_actors"

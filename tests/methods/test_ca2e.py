@@ -14,7 +14,7 @@ from popjax.agents import ddpg, dqn, td3
 from popjax.core import Choice, Pretrained, as_arrays
 from popjax.counting import none, on_host
 from popjax.envs import make
-from popjax.methods import ca2e
+from popjax.methods import ca2e, ca2e_config
 from popjax.methods.ca2e_config import scales
 from popjax.methods.ca2e_priors import Retirement, after_check, compare, threshold
 from tests.support import Case, equal, out_of_step, same
@@ -461,6 +461,18 @@ def test_what_is_told_of_prior_policies():
     assert "at most" in told(470, 1.1)[0]
     assert "at most" not in told(480, np.inf)[0]
     assert "no prior policies were given" in ca2e.remarks(env, config, hyper, 999)[0]
+
+
+def test_only_the_learner_s_own_default_of_exploration_may_go_unused():
+    noise, chance = ca2e_config.DEVIATIONS, ca2e_config.PROBABILITIES
+    assert ca2e.Config(schedule="apex", nature_actors=2).exploration == chance
+    for given in (noise, (0.5,)):
+        with pytest.raises(ValueError, match=r"sets the exploration itself, got \(.*; leave out exploration"):
+            ca2e.Config(schedule="apex", exploration=given)
+    assert replace(SMALL, exploration=noise).nature_actors == 2
+    for learner, other in ((DDPG, chance), (dqn.Config(), noise)):
+        with pytest.raises(ValueError, match="5 numbers for 2 nature actors; leave out 3"):
+            replace(SMALL, agent=learner, exploration=other)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ def told(argv: list[str], capsys: pytest.CaptureFixture[str], command=cli.run) -
 
 def test_help_says_what_a_method_is_and_what_it_may_consist_of(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(["ce"], capsys)
-    assert "Collaborative Exploration. ICLR 2024 submission" in text
+    assert "Collaborative Exploration: agents that share a replay and are rewarded for states" in text
+    assert "new to all of them. ICLR 2024 submission" in text
     assert "--config.drive {none,collab,rnd,diayn} (here: collab); --config.drive NAME --help shows" in text
     assert "--config.drive.horizon" in text
     text = told(["ce", "--config.drive", "none"], capsys)
@@ -220,11 +221,18 @@ def test_help_says_what_a_method_is_and_what_it_may_consist_of(capsys: pytest.Ca
     assert "--config.drive.horizon" not in text
 
 
+@pytest.mark.parametrize("method", recipes.METHODS)
+def test_help_shows_no_default_that_is_none(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = told([method], capsys)
+    assert "--stop-at-return FLOAT Stop" in text
+    assert "(default: None)" not in text
+
+
 def test_help_shows_no_default_of_an_option_that_is_not_given(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(["erl"], capsys)
     assert "by default runs/METHOD-SUITE-TASK-seedS. --wandb" in text
     assert "--processes INT Number" in text
-    assert "--max-minutes FLOAT" in text
+    assert "--max-minutes FLOAT Save" in text
     assert "by default all of them. --episodes" in told(["run"], capsys, cli.evaluate)
 
 

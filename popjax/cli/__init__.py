@@ -283,7 +283,8 @@ def _parse_run(
 
     from popjax.cli import narrow, per_agent
 
-    common = parse.Common(env=tyro.MISSING, options=options or parse.Options())
+    options = narrow.narrowed(options or parse.Options(), {})
+    common = parse.Common(env=tyro.MISSING, options=options)
     chosen = narrow.narrowed(config, choices), narrow.narrowed(hyper, narrow.open_fields(hyper))
     default = parse.RunArguments(common=common, config=chosen[0], hyper=chosen[1])
     shape = parse.RunArguments[type(chosen[0]), type(chosen[1])]
@@ -298,8 +299,9 @@ def _parse_run(
     )
     return replace(
         arguments,
-        config=narrow.widened(arguments.config, type(config)),
-        hyper=per_agent.put(narrow.widened(arguments.hyper, type(hyper)), given),
+        common=replace(arguments.common, options=narrow.widened(arguments.common.options)),
+        config=narrow.widened(arguments.config),
+        hyper=per_agent.put(narrow.widened(arguments.hyper), given),
     )
 
 

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-T = TypeVar("T")
+_UNSHOWN: Any = tyro.conf.arg(help_behavior_hint="")
+_WIDE = "_wide"  # what a narrowed type calls the original one
 
 
 def narrowed(config: Any, names: Mapping[str, Collection[str]]) -> Any:
     """Return ``config`` as an instance of a type whose fields ``names`` have exactly their present types.
 
     Otherwise a field that may hold one of several dataclasses would become a subcommand on the command line.
-    A field that holds None becomes a constant, which help shows with the choices in ``names``, if any.
+    A field of ``names`` that holds None becomes a constant, which help shows with the choices, if any. Of any
+    other field that holds None, also within the fields, help shows no default: its text says what None means.
     """
-    if not names:
+    kind = type(config)
+    types: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    hints = get_type_hints(kind, include_extras=True)
+    for name in (field.name for field in fields(kind)):
+        held = getattr(config, name)
+        value = narrowed(held, {}) if is_dataclass(held) else held
+        if value is None:
+            types[name] = _nothing(names[name]) if name in names else Annotated[hints[name], _UNSHOWN]
+        elif name in names or value is not held:
+            types[name] = type(value)
+        values[name] = value
+    if not types:
         return config
-    kind, values = type(config), {name: getattr(config, name) for name in names}
-    types = {name: _nothing(names[name]) if value is None else type(value) for name, value in values.items()}
+    defaults = {name: values[name] for name in types}
     body = {"__annotations__": types, "__doc__": kind.__doc__, "__module__": kind.__module__}
-    narrow: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body | values))
-    return narrow(**{field.name: getattr(config, field.name) for field in fields(kind)})
+    narrow: Any = dataclass(frozen=True)(type(kind.__name__, (kind,), body | defaults | {_WIDE: kind}))
+    return narrow(**values)
 
 
 def _nothing(choices: Collection[str]) -> Any:
@@ -40,9 +53,13 @@ def one_of(names: Iterable[str]) -> str:
     return "{" + ",".join(names) + "}"
 
 
-def widened(config: Any, kind: type[T]) -> T:
-    """Return an instance of a ``narrowed`` type as one of the original type."""
-    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+def widened(config: Any) -> Any:
+    """Return an instance of a ``narrowed`` type, and those within it, as of the original types; another value
+    as it is."""
+    kind: Any = getattr(config, _WIDE, None)
+    if kind is None:
+        return config
+    return kind(**{field.name: widened(getattr(config, field.name)) for field in fields(kind)})
 
 
 def open_fields(value: Any) -> dict[str, tuple[()]]:

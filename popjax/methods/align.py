@@ -1,5 +1,6 @@
-"""Alignment before distillation: a network learns to translate a teacher's logits into those of an expert of
-the student's task, on states from the expert's play. CDRL, section 4.2 and experiment 5.3, offline.
+"""The alignment network of CDRL, trained in advance: it learns to translate how a teacher of another task
+rates its actions (logits) into how an expert of the student's task rates them, on states that the expert
+visits. Lin, Wang & Zhou, 2017, section 4.2 and experiment 5.3, offline.
 
 A step: collect -> learn. The expert plays a rollout, the teacher gives its logits in the same states, and the
 alignment network takes gradient steps on pairs of logits drawn from the newest ``capacity``. The paper says

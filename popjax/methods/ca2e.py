@@ -1,7 +1,9 @@
-"""Compound Asynchronous Exploration and Exploitation: prior and nature actors around one prioritized learner.
+"""Compound Asynchronous Exploration and Exploitation: one DQN or DDPG learner with prioritized replay, fed by
+actors that explore and by actors that play the policies of finished runs until the learner surpasses them.
+Bai, Liu, Wang, Zhang & Li, 2020.
 
-Bai, Liu, Wang, Zhang & Li, 2020; details that the paper leaves open are taken from Ape-X (Horgan et al., ICLR
-2018) and Plappert et al. (ICLR 2018).
+Actors that explore are nature actors, the others prior actors. Details that the paper leaves open are taken
+from Ape-X (Horgan et al., ICLR 2018) and Plappert et al. (ICLR 2018).
 
 A step is one environment step of every actor and the gradient steps that it owes: act -> refresh -> flush ->
 learn -> retire. Two effects of asynchrony remain: actors use copies of the learner's policy that are up to

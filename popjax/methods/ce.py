@@ -1,4 +1,5 @@
-"""Collaborative Exploration. ICLR 2024 submission, "A Collaborative Perspective on Exploration".
+"""Collaborative Exploration: agents that share a replay and are rewarded for states that are new to all of
+them. ICLR 2024 submission, "A Collaborative Perspective on Exploration".
 
 Off-policy agents of any kind act in environments of their own, fill one replay and learn from the same
 batches, each with its own reward: the task's plus the novelty of a state to all agents' recent visits.

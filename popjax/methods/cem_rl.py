@@ -1,4 +1,6 @@
-"""CEM-RL: combining evolutionary and gradient-based methods for policy search. Pourchot & Sigaud, ICLR 2019.
+"""CEM-RL: half of the actors drawn by a cross-entropy search take gradient steps against a shared critic
+before all of them are compared. Pourchot & Sigaud, ICLR 2019, "CEM-RL: Combining evolutionary and
+gradient-based methods for policy search".
 
 The cross-entropy method searches around a mean actor. In every generation half of the actors that it draws
 take gradient steps against a critic that all of them share before all actors play an episode, and mean and

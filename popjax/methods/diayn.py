@@ -1,4 +1,5 @@
-"""Diversity Is All You Need. Eysenbach, Gupta, Ibarz & Levine, ICLR 2019.
+"""Diversity Is All You Need: an agent first learns skills that can be told apart, without the task's reward,
+and then the task with the best of them. Eysenbach, Gupta, Ibarz & Levine, ICLR 2019.
 
 An agent learns skills without the task's reward: every episode has a skill, which the agent observes, and its
 states are rewarded for revealing it. After the pretraining the agent learns the task with the skill whose

@@ -1,4 +1,5 @@
-"""DiCE. Peng, Sun & Zhou, 2020, "Non-local Policy Optimization via Diversity-regularized Collaborative
+"""DiCE: agents that learn from the experience of all, each rewarded by the task and for acting unlike the
+others. Peng, Sun & Zhou, 2020, "Non-local Policy Optimization via Diversity-regularized Collaborative
 Exploration"; in its SAC form.
 
 Agents share a replay and learn from batches with equal shares of all agents' transitions. Every actor climbs

@@ -1,4 +1,5 @@
-"""Population based training of neural networks. Jaderberg et al., 2017, arXiv 1711.09846.
+"""Population Based Training: agents of any kind tune their own hyperparameters while they train. Jaderberg et
+al., 2017, arXiv 1711.09846.
 
 Agents of any kind train side by side, each with its own numbers. At ready points, every ``interval``
 environment steps of an agent, the worst take over the agents of the best (parameters, targets, moments and

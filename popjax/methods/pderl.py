@@ -1,4 +1,5 @@
-"""Proximal distilled evolutionary reinforcement learning. Bodnar, Day & Lio, AAAI 2020.
+"""Proximal Distilled Evolutionary RL: a population of actors evolves beside a learner that trains on their
+experience, and a child imitates the better actions of two parents. Bodnar, Day & Lio, AAAI 2020.
 
 A population of actors evolves beside a learner that is trained on the experience of all actors; every few
 generations the learner's actor enters the population. Children are distilled from the better actions of two

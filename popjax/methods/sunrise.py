@@ -1,4 +1,6 @@
-"""SUNRISE. Lee, Laskin, Srinivas & Abbeel, ICML 2021, "A Simple Unified Framework for Ensemble Learning".
+"""SUNRISE: an ensemble of SAC agents that acts by its most optimistic proposal and learns less from
+transitions about whose value it disagrees. Lee, Laskin, Srinivas & Abbeel, ICML 2021, "A Simple Unified
+Framework for Ensemble Learning".
 
 An ensemble of SAC agents plays one environment, always by the proposal with the highest upper confidence
 bound over all critics. Each transition trains only some of the agents, and counts less if the agents' targets

@@ -1,5 +1,5 @@
-"""Schedules of finished searches, used by other runs: an agent follows the winner's numbers over time, or a
-population repeats all selections."""
+"""Schedules of finished searches, used by other runs: an agent follows the winner's hyperparameters
+over time, or a population repeats all selections."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ingredient(keyword: str, text: str) -> Ingredient:
 
 
 FOLLOWED = ingredient(
-    "schedule", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose winner's numbers are followed."
+    "schedule", "A finished run of pbt, RUN_DIR or RUN_DIR:SEED, whose winner's hyperparameters are followed."
 )
 
 REPEATED = ingredient(

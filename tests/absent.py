@@ -26,7 +26,7 @@ from popjax.replay import packed
 
 # The versions in the text matter: without them XLA leaves conditionals out of CUDA graphs.
 H100 = Path(__file__).with_name("h100.txtpb")
-NEEDS = {"h100": ("jax_plugins.xla_cuda12", "aot-gpu"), "v5e": ("libtpu", "aot-tpu")}
+NEEDS = {"h100": ("jax_plugins.xla_cuda12", "popjax[aot-gpu]"), "v5e": ("libtpu", "popjax[aot-tpu]")}
 """The plugin that compiles for each device, and the extra that brings it."""
 
 
@@ -37,7 +37,7 @@ def missing(kind: str) -> str:
         there = importlib.util.find_spec(plugin)
     except ModuleNotFoundError:
         there = None
-    return "" if there else f"needs {plugin} to compile for {kind}: pip install 'popjax[{extra}]'"
+    return "" if there else f"needs {plugin} to compile for {kind}: pip install '{extra}'"
 
 
 @lru_cache

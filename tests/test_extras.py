@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from popjax import cli, remember
+from popjax.envs import make
 from popjax.envs.atari.console import games
+from popjax.host.deploy import video
+from popjax.host.errors import Refused
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 ELSEWHERE = {
     "warp": "tests/envs/test_playground.py",
-    "video": "tests/host/test_video.py",
     "notebooks": "",  # of the repository
     "docs": "",
     "peers": "",
@@ -44,13 +46,18 @@ COMMANDS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "ray": [("ray", ("independent", *PENDULUM, "--launcher", "ray"))],
     "slurm": [("submitit", ("independent", *PENDULUM, "--launcher", "slurm"))],
 }
+FILMS = {
+    "imageio_ffmpeg": ("gymnax/Breakout-MinAtar", "film.mp4"),
+    "pygame": ("gymnax/Pendulum-v1", "film.gif"),
+}
+"""Films that need a library of the extra "video"."""
 CASES = [(extra, *case) for extra, cases in COMMANDS.items() for case in cases]
 
 
 def test_every_extra_is_looked_after() -> None:
-    assert COMMANDS.keys() | ELSEWHERE.keys() == EXTRAS.keys()
+    assert COMMANDS.keys() | ELSEWHERE.keys() | {"video"} == EXTRAS.keys()
     for extra, file in ELSEWHERE.items():
-        assert not file or extra in (ROOT / file).read_text()
+        assert not file or f"popjax[{extra}]" in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize(("extra", "library", "command"), CASES)
@@ -70,3 +77,11 @@ def test_a_command_without_its_library_names_the_extra(
     told = capfd.readouterr().err.strip()
     assert re.fullmatch(rf"error: .*pip install 'popjax\[{extra}\]'.*", told), told
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("library", FILMS)
+def test_a_film_without_its_library_names_the_extra(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    task, film = FILMS[library]
+    with pytest.raises(Refused, match=rf"\A--video .*needs {library}.*pip install 'popjax\[video\]'.*\Z"):
+        video.subject(make(task), {}, Path(film))

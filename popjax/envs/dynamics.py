@@ -88,8 +88,8 @@ def _level_by_level(body_tree: Any) -> Any:
     XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
     its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
     bodies deep, takes a thousand times as long without the barrier. Scalars get none: they are the masses of
-    subtrees, which XLA then folds into constants. On a GPU, each barrier costs
-    kernels, and the compiler weighs what it computes twice.
+    subtrees, which XLA then folds into constants. On a GPU barriers are left out, since each adds kernels and
+    the compiler itself limits what it computes twice.
     """
 
     def bar(x: Array) -> Array:

@@ -79,8 +79,8 @@ def several(acts: Sequence[Act], params: Sequence[Params], spec: Spec) -> Act:
 def with_noise(agent: Agent, theta: Array | float, sigma: Array | float) -> Act:
     """Return a deterministic policy's Act with Ornstein-Uhlenbeck noise [A], which is its memory.
 
-    ``scale`` multiplies the noise before it is added to the action. This is how the
-    learners of ERL and PDERL explore.
+    ``scale`` multiplies the noise before it is added to the action. This is how the learners of ERL and PDERL
+    explore.
     """
 
     def act(params: Params, noise: Array, obs: Array, key: Key, scale: Array | float) -> Choice:

@@ -190,6 +190,15 @@ def test_names_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]
         assert told in capsys.readouterr().err
 
 
+WHERE = 'where = "Table 1"'
+
+
+def write(toy: Path, paper: str) -> None:
+    """Replace the registry's only paper."""
+    (toy / "papers/toy.toml").write_text(paper)
+    registry.papers.cache_clear()
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "papers").mkdir()
@@ -363,9 +372,7 @@ def test_the_command_of_a_run_that_failed_is_shown(
 def test_a_study_is_made_once_and_ends_with_the_minutes(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    studied = TOY.replace('where = "Table 1"', 'where = "Table 1"\nstudy = "study.py {run} --out {out}"')
-    (toy / "papers/toy.toml").write_text(studied)
-    registry.papers.cache_clear()
+    write(toy, TOY.replace(WHERE, f'{WHERE}\nstudy = "study.py {{run}} --out {{out}}"'))
     made = []
 
     def execute(argv: list[str]) -> int:
@@ -395,9 +402,7 @@ def test_a_study_is_made_again_of_a_run_that_went_on_and_of_another_run(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not of a shorter one: what there is of the longer run stays."""
-    studied = TOY.replace('where = "Table 1"', 'where = "Table 1"\nstudy = "study.py {run} --out {out}"')
-    (toy / "papers/toy.toml").write_text(studied)
-    registry.papers.cache_clear()
+    write(toy, TOY.replace(WHERE, f'{WHERE}\nstudy = "study.py {{run}} --out {{out}}"'))
     made = []
 
     def execute(argv: list[str]) -> int:
@@ -428,10 +433,8 @@ def test_a_row_that_is_only_studied_is_trained_and_not_shown(
     study = 'study = "each_agent.py {run} --episodes 2 --out {out}"\nstudied = ["B"]'
     options = "--checkpoint-every 6000 --keep-checkpoints 10"
     row = f'B = {{ method = "tests.host.tiny", options = "{options}", seeds = 1 }}'
-    paper = TOY.replace('where = "Table 1"', f'where = "Table 1"\n{study}')
-    paper = paper.replace("[tables.toy-table1]", f"{row}\n[tables.toy-table1]")
-    (toy / "papers/toy.toml").write_text(paper)
-    registry.papers.cache_clear()
+    paper = TOY.replace(WHERE, f"{WHERE}\n{study}")
+    write(toy, paper.replace("[tables.toy-table1]", f"{row}\n[tables.toy-table1]"))
 
     def execute(argv: list[str]) -> int:
         if not argv[0].endswith("each_agent.py"):

@@ -38,8 +38,8 @@ class Config:
     sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
-    # initial exploration of the nature actors; those without a value have the agent's, and fewer actors than
-    # five have the first of the default's five
+    # initial exploration of each nature actor; actors beyond the last value have the agent's, and with the
+    # default, fewer than five actors have its first values
     exploration: tuple[float, ...] = PROBABILITIES
     # change of exploration over time; "apex": none, it stays 0.4^(1 + 7i / (N - 1)) for actor i of N
     schedule: Literal["anneal", "constant", "apex"] = "anneal"

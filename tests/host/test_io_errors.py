@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging.handlers
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from popjax.host.checkpoints import io_errors
+from popjax.host.checkpoints import checkpoint, io_errors
+from popjax.host.errors import NotSaved
 
 LATE, OTHER = RuntimeError("Event loop is closed"), RuntimeError("something else")
 
@@ -64,3 +69,27 @@ def test_ctrl_c_is_no_failure(hooks):
     with pytest.raises(KeyboardInterrupt), io_errors.remarks_held():
         raise KeyboardInterrupt
     assert (sys.excepthook, sys.unraisablehook) == before
+
+
+def test_asyncio_says_nothing_about_the_other_arrays_of_a_failed_checkpoint(hooks, tmp_path, monkeypatch):
+    """Each array is a task of its own, which fails in the loop's turn of that number."""
+    import tensorstore
+
+    turns, said = iter(range(40)), logging.handlers.BufferingHandler(1000)
+
+    async def full(*arguments, **options):
+        for _ in range(next(turns)):
+            await asyncio.sleep(0)
+        raise ValueError("Failed to write 344 bytes: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(tensorstore, "open", full)
+    logging.getLogger("asyncio").addHandler(said)
+    try:
+        with pytest.raises(NotSaved, match="No space left on device"):
+            checkpoint.save(tmp_path, 1, {str(i): np.arange(3) for i in range(40)}, {})
+        gc.collect()
+        assert said.buffer == []
+        logging.getLogger("asyncio").error("Task exception was never retrieved: of another library")
+        assert len(said.buffer) == 1
+    finally:
+        logging.getLogger("asyncio").removeHandler(said)

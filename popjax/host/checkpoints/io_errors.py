@@ -20,10 +20,11 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
 def remarks_held() -> Iterator[None]:
     """Suppress messages of Orbax and TensorStore about a failure that they also raise.
 
-    Writes in progress at a failure end later, each with a traceback about a closed event loop; these
-    tracebacks are suppressed for the rest of the process.
+    Writes in progress at a failure end later, each with a traceback about a closed event loop or a report
+    of asyncio; these are suppressed for the rest of the process.
     """
     logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
+    tasks = logging.getLogger("asyncio")
     level = logger.level
 
     def unraisable(event: Any) -> None:
@@ -38,6 +39,7 @@ def remarks_held() -> Iterator[None]:
     held = getattr(before[1], "__qualname__", "") == exception.__qualname__  # since an earlier failure
     if not held:
         sys.unraisablehook, sys.excepthook = unraisable, exception
+        tasks.addFilter(_not_of_orbax)
     failed = False
     try:
         yield
@@ -48,6 +50,12 @@ def remarks_held() -> Iterator[None]:
         logger.setLevel(level)
         if not failed and not held:
             sys.unraisablehook, sys.excepthook = before
+            tasks.removeFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Return whether a message of asyncio is about a task of another library than Orbax."""
+    return "orbax" not in record.getMessage()
 
 
 def reason(error: BaseException) -> str:

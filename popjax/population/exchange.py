@@ -144,15 +144,16 @@ def check_alike(spec: Spec, networks: Mapping[str, MeanNetwork]) -> None:
     Raises:
         ValueError: parameters differ, or agents act differently with the same ones; the message names them.
     """
-    key_mean, key_obs = jax.random.split(jax.random.key(0))
+    rng = np.random.default_rng(0)  # jax.random would compile a program for every shape
     (first, one), *others = networks.items()
 
-    def drawn(key: Key, leaf: Array) -> Array:
+    def drawn(leaf: Array) -> Array:
         """Draw weights that make outputs of the order of 1, where squashing and activations show."""
-        return jax.random.normal(key, leaf.shape) * (leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 1.0)
+        scale = leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 1.0
+        return jnp.asarray(rng.normal(scale=scale, size=leaf.shape), leaf.dtype)
 
-    mean = jax.tree.map(drawn, tree.keys_like(key_mean, one.blank), one.blank)
-    obs = jax.random.normal(key_obs, (8, *spec.obs_shape))
+    mean = jax.tree.map(drawn, one.blank)
+    obs = jnp.asarray(rng.normal(size=(8, *spec.obs_shape)), jnp.float32)
     expected = jax.vmap(one.greedy, (None, 0))(mean, obs)
     for name, other in others:
         differing = sorted(_leaves(mean) ^ _leaves(other.blank))

@@ -166,14 +166,17 @@ def tensorboard(
 
 
 @contextmanager
-def progress(title: str, budget: int, env_steps: np.ndarray) -> Iterator[Sink]:
+def progress(
+    title: str, budget: int, env_steps: np.ndarray, evaluations: Iterable[Evaluation] = ()
+) -> Iterator[Sink]:
     """Show environment steps per second of all members, latest mean return and time left on standard error.
 
-    On a terminal it is a bar, elsewhere a line every 15 seconds. ``env_steps`` [S] are those already done.
+    On a terminal it is a bar, elsewhere a line every 15 seconds. ``env_steps`` [S] are those already done,
+    ``evaluations`` those already made, oldest first.
     """
     begun, first = time.perf_counter(), env_steps.astype(np.int64)
     now = first
-    latest: dict[int, float] = {}
+    latest = {evaluation.member: evaluation.mean for evaluation in evaluations}
 
     def measure(history: History) -> tuple[int, float, float]:
         """Return the steps of the slowest active member, steps per second of all, and seconds left."""

@@ -318,7 +318,8 @@ def _own_sinks(run: Run, position: Position, stack: ExitStack) -> list[log.Sink]
             stack.enter_context(curves),
         ]
     if not run.quiet:
-        sinks.append(stack.enter_context(log.progress(run.title, run.options.env_steps, position.env_steps)))
+        done = position.env_steps, position.evaluations
+        sinks.append(stack.enter_context(log.progress(run.title, run.options.env_steps, *done)))
     return sinks
 
 

@@ -86,14 +86,16 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
     check_channels_last(obs_shape)
     if len(obs_shape) != 3:
         raise ValueError(f"convolutions need images [H, W, C], got observations of shape {tuple(obs_shape)}")
+    least = 1
+    for _, side, stride in reversed(convolutions):
+        least = (least - 1) * stride + side
     height, width = obs_shape[:2]
+    if min(height, width) < least:
+        raise ValueError(
+            f"images of {tuple(obs_shape)} are too small for the convolutions, which need {least} x {least}"
+        )
     for _, side, stride in convolutions:
         height, width = ((n - side) // stride + 1 for n in (height, width))
-        if min(height, width) < 1:
-            raise ValueError(
-                f"images of {tuple(obs_shape)} are too small for the convolutions; take larger images or"
-                " another torso"
-            )
     return height * width * (convolutions[-1][0] if convolutions else obs_shape[2])
 
 

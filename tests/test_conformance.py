@@ -6,6 +6,7 @@ Each file of ``tests/methods`` names its cases in ``CASES``.
 from __future__ import annotations
 
 import importlib
+import pickle
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def test_a_method_keeps_its_contract(name):
     assert state.metrics.fitness.shape == (case.population,)
     assert isinstance(state.env_steps, counting.Count)  # beyond 32 bits, whatever the method
     assert (method.individuals is not None) == case.alone
+    classes = jax.tree.structure((state, method.hyper))
+    assert pickle.loads(pickle.dumps(classes)) == classes  # programs are stored with them
 
 
 @pytest.mark.slow

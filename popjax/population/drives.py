@@ -15,6 +15,7 @@ Returns and fitness stay the task's.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
@@ -144,12 +145,25 @@ def extended(hyper: Any, **further: Any) -> Any:
     return _extended(hyper.__class__, tuple(further))(**own, **further)
 
 
+class _Extended(type):
+    """The type of extended ``Hyper`` classes, which pickle makes anew, as no module has them by name."""
+
+
 @cache
 def _extended(kind: type, names: tuple[str, ...]) -> Any:
     body = {"__annotations__": dict.fromkeys(names, Any), "__doc__": kind.__doc__, **dict.fromkeys(names)}
     # The comments of the fields, which --help shows, are found by these two (the line from Python 3.13 on).
     source = {name: vars(kind)[name] for name in ("__module__", "__firstlineno__") if name in vars(kind)}
-    return struct.dataclass(type(kind.__name__, (kind,), body | source))
+    return struct.dataclass(_Extended(kind.__name__, (kind,), body | source))
+
+
+def _reduced(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return how pickle makes an extended class. Programs are stored with the classes of their arguments."""
+    base = kind.__base__
+    return _extended, (base, tuple(field.name for field in fields(kind)[len(fields(base)) :]))
+
+
+copyreg.pickle(_Extended, _reduced)
 
 
 def none(population: int) -> Drive:

@@ -18,6 +18,7 @@ import pytest
 from popjax import counting, testing, tree
 from popjax.envs import make
 from popjax.host.recipes import METHODS
+from popjax.host.training import program_store
 from popjax.methods import ca2e, ce, independent, pderl
 from tests.support import close, out_of_step
 
@@ -53,7 +54,9 @@ def test_a_method_keeps_its_contract(name):
     assert isinstance(state.env_steps, counting.Count)  # beyond 32 bits, whatever the method
     assert (method.individuals is not None) == case.alone
     classes = jax.tree.structure((state, method.hyper))
-    assert pickle.loads(pickle.dumps(classes)) == classes  # programs are stored with them
+    again = pickle.loads(pickle.dumps(classes))  # programs are stored with them
+    assert again == classes
+    assert program_store._classes(again) == program_store._classes(classes)
 
 
 @pytest.mark.slow

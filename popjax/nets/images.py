@@ -92,7 +92,8 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
     height, width = obs_shape[:2]
     if min(height, width) < least:
         raise ValueError(
-            f"images of {tuple(obs_shape)} are too small for the convolutions, which need {least} x {least}"
+            f"images of {tuple(obs_shape)} are too small for the convolutions, which need at least"
+            f" {least} x {least}"
         )
     for _, side, stride in convolutions:
         height, width = ((n - side) // stride + 1 for n in (height, width))

@@ -162,7 +162,7 @@ def test_bytes_are_scaled_and_truth_values_are_not():
 def test_what_cannot_be_learned_is_refused():
     with pytest.raises(ValueError, match="dqn needs discrete actions; probe/action has 1 continuous"):
         dqn.build(make("probe/action").spec)
-    with pytest.raises(ValueError, match=r"too small for the convolutions, which need 36 x 36"):
+    with pytest.raises(ValueError, match=r"too small for the convolutions, which need at least 36 x 36"):
         dqn.build(SPEC._replace(obs_shape=(40, 35, 4)), dqn.Config(torso="atari"))
     dqn.build(SPEC._replace(obs_shape=(36, 36, 4)), dqn.Config(torso="atari"))
     with pytest.raises(ValueError, match=r"convolutions need images \[H, W, C\], got .* \(3,\)"):

@@ -150,7 +150,7 @@ def test_progress_tells_steps_speed_and_the_latest_return_of_each_member(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run continues at 10 of 50 steps; two seconds later each of two members is at 30."""
-    clock = iter([100.0, 100.0, 102.0, 102.0, 102.0, 104.0, 104.0, 104.0])
+    clock = iter([100.0, 100.0, 100.0, 100.0, 102.0, 102.0, 102.0, 104.0, 104.0, 104.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(log, "_PLAIN_INTERVAL", 0)
     earlier = tuple(Evaluation(i, 0, 0, (10.0,), (1,), i) for i in range(2))
@@ -158,6 +158,7 @@ def test_progress_tells_steps_speed_and_the_latest_return_of_each_member(
         sink(0, replace(history(2, first=2), evaluations=()))
         sink(1, history(2, first=4))
     assert capsys.readouterr().err.splitlines() == [
+        "pderl on a task: 10 of 50 env steps, 0 steps/s, return 10.0, - left",
         "pderl on a task: 30 of 50 env steps, 20 steps/s, return 10.0, 0:02 left",
         "pderl on a task: 50 of 50 env steps, 20 steps/s, return 2.0, 0:00 left",
     ]

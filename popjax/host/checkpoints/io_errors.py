@@ -21,10 +21,11 @@ def remarks_held() -> Iterator[None]:
     """Suppress messages of Orbax and TensorStore about a failure that they also raise.
 
     Writes in progress at a failure end later, each with a traceback about a closed event loop or a report
-    of asyncio; these are suppressed for the rest of the process.
+    from asyncio; these are suppressed for the rest of the process.
     """
     logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
     tasks = logging.getLogger("asyncio")
+    filtered = _not_of_orbax in tasks.filters  # since an earlier failure
     level = logger.level
 
     def unraisable(event: Any) -> None:
@@ -39,7 +40,7 @@ def remarks_held() -> Iterator[None]:
     held = getattr(before[1], "__qualname__", "") == exception.__qualname__  # since an earlier failure
     if not held:
         sys.unraisablehook, sys.excepthook = unraisable, exception
-        tasks.addFilter(_not_of_orbax)
+    tasks.addFilter(_not_of_orbax)
     failed = False
     try:
         yield
@@ -50,12 +51,13 @@ def remarks_held() -> Iterator[None]:
         logger.setLevel(level)
         if not failed and not held:
             sys.unraisablehook, sys.excepthook = before
+        if not failed and not filtered:
             tasks.removeFilter(_not_of_orbax)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Return whether a message of asyncio is about a task of another library than Orbax."""
-    return "orbax" not in record.getMessage()
+    """Return whether a message from asyncio is about a task of a library other than Orbax."""
+    return "orbax/checkpoint" not in record.getMessage().replace("\\", "/")
 
 
 def reason(error: BaseException) -> str:

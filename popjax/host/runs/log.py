@@ -195,6 +195,7 @@ def progress(
 
     display = _bar if Lasting(sys.stderr).isatty() else _lines
     with display(title, budget) as show:
+        show(int(first.min()), 0.0, float("nan"), text())
         yield lambda _, history: show(*measure(history), text())
 
 

@@ -64,6 +64,21 @@ def test_a_second_failure_adds_no_hook(hooks):
     assert (sys.excepthook, sys.unraisablehook) == found
 
 
+def test_the_filter_for_asyncio_stays_after_a_failure_only():
+    def filtered():
+        return io_errors._not_of_orbax in logging.getLogger("asyncio").filters
+
+    logging.getLogger("asyncio").removeFilter(io_errors._not_of_orbax)  # of an earlier test
+    with io_errors.remarks_held():
+        assert filtered()
+    assert not filtered()
+    with pytest.raises(OSError, match="full"):
+        fail()
+    with io_errors.remarks_held():
+        pass
+    assert filtered()
+
+
 def test_ctrl_c_is_no_failure(hooks):
     before = sys.excepthook, sys.unraisablehook
     with pytest.raises(KeyboardInterrupt), io_errors.remarks_held():

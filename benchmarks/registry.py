@@ -107,13 +107,15 @@ class Cell:
     task: str
     seeds: int
     fraction: float = 1.0
+    seed: int = 0
 
     @property
     def directory(self) -> Path:
-        """Return where it lies, below that of all runs. Numbers that follow from the budget, its own or that
-        of a run before it, make a shorter run another one."""
+        """Return where it lies, below that of all runs. Another first seed makes it another run; so does a
+        shorter budget, if numbers follow from it or from that of a run that comes first."""
         shorter = f" at {self.fraction:g}" if self._follows and self.fraction != 1 else ""
-        return Path(self.paper.name, self.task, _file(self.row + shorter))
+        later = f" from seed {self.seed}" if self.seed else ""
+        return Path(self.paper.name, self.task, _file(self.row + shorter + later))
 
     @property
     def _follows(self) -> bool:
@@ -136,7 +138,8 @@ class Cell:
 
     @property
     def needs(self) -> dict[str, Cell]:
-        """Return the runs that come first, by the name that the options have for them."""
+        """Return the runs that come first, by the name that the options have for them; from seed 0 on, since
+        every seed of this run uses the same policy of theirs."""
         return {
             name: cell_of(self.paper, label, self.task, self.seeds, self.fraction)
             for name, label in self._row.needs.items()
@@ -150,7 +153,8 @@ class Cell:
         texts = [self.paper.options, row.options, row.tasks.get(self.task, ""), *multiples]
         environment = [word for pair in task.env_options for word in ("--env-option", pair)]
         words = [word.format(**needs) for text in texts for word in shlex.split(text)]
-        size = ["--env-steps", str(self.env_steps), "--seeds", str(self.seeds)]
+        first = ["--seed", str(self.seed)] if self.seed else []
+        size = ["--env-steps", str(self.env_steps), *first, "--seeds", str(self.seeds)]
         place = ["--run-dir", str(runs / self.directory), "--resume"]
         return [row.method, "--env", task.env, *environment, *size, *_last_of_each(words), *place]
 
@@ -200,10 +204,12 @@ def cells(
     rows: Sequence[str] = (),
     seeds: int | None = None,
     fraction: float = 1.0,
+    seed: int = 0,
 ) -> list[Cell]:
     """Return the runs of a table in the order in which they are worth most, each behind those that it needs.
 
     tasks, rows: only these; in the table's order.
+    seed:        the first of the seeds.
 
     Raises:
         ValueError: there is no such table, or it has no such task or row.
@@ -215,15 +221,15 @@ def cells(
     found: dict[Path, Cell] = {}
     for task in [task for task in table.tasks if not tasks or task in tasks]:
         for label in [row for row in table.trained if not rows or row in rows]:
-            cell = cell_of(paper, label, task, seeds or paper.seeds, fraction)
+            cell = cell_of(paper, label, task, seeds or paper.seeds, fraction, seed)
             found |= {one.directory: one for one in _in_order(cell) if one.directory not in found}
     return list(found.values())
 
 
-def cell_of(paper: Paper, row: str, task: str, seeds: int, fraction: float) -> Cell:
+def cell_of(paper: Paper, row: str, task: str, seeds: int, fraction: float, seed: int = 0) -> Cell:
     """Return the run of a row for a task of a table."""
     own = paper.rows[row]
-    return Cell(paper, row, own.instead.get(task, task), min(seeds, own.seeds or seeds), fraction)
+    return Cell(paper, row, own.instead.get(task, task), min(seeds, own.seeds or seeds), fraction, seed)
 
 
 def find(name: str) -> tuple[Paper, Table]:

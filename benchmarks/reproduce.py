@@ -51,6 +51,8 @@ class Arguments:
     """Share of every budget."""
     seeds: int | None = None
     """Seeds of every row; by default as many as in the paper [count]."""
+    seed: int = 0
+    """As in run.py: the first seed. Seeds that are trained apart are put together in the results."""
     minutes: float | None = None
     """Stop after this time [minutes], with everything saved; the most valuable runs come first."""
     devices: str = "1"
@@ -80,7 +82,7 @@ def main(arguments: Arguments) -> int:
     try:
         chosen = (arguments.name, arguments.tasks, arguments.rows, arguments.seeds, arguments.fraction)
         check(arguments)
-        cells = registry.cells(*chosen)
+        cells = registry.cells(*chosen, arguments.seed)
     except ValueError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
@@ -115,6 +117,8 @@ def check(arguments: Arguments) -> None:
     for name in ("fraction", "seeds", "minutes"):
         if (value := getattr(arguments, name)) is not None and not value > 0:
             raise ValueError(f"--{name} must be above 0, got {value:g}")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     if arguments.calibrate is not None and not 0 < arguments.calibrate < 1:
         raise ValueError(f"--calibrate must be above 0 and below 1, got {arguments.calibrate:g}")
     if arguments.devices != "all" and not (arguments.devices.isdecimal() and int(arguments.devices)):

@@ -1,9 +1,9 @@
 """Read what has been reproduced from run directories, and show it beside what the papers say.
 
 ``NAME.json`` has for each row on each task our numbers, the paper's, the share of the paper's budget and of
-its seeds that they are of, and commit, hardware, versions and seconds of the run; and the evaluations of
-every seed. It grows run by run: a report keeps the rows of runs that it does not see. A row may have a
-``remark``, written by hand. Documentation is made of these files.
+its seeds that they are of, and its runs, with seeds, scores, commit, hardware, versions and seconds of each;
+and the evaluations of every seed. It grows run by run: a report keeps the rows and the seeds that it does not
+see. A run may have a ``remark``, written by hand. Documentation is made of these files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks import record, registry
+from benchmarks import pooled, record, registry
 from benchmarks.registry import Cell, Table
 from benchmarks.trained import origin
 from popjax.host.checkpoints import checkpoint
@@ -39,7 +39,7 @@ STATISTICS = {
 
 def finished(cell: Cell, runs: Path) -> bool:
     """Return whether the run of a cell has its budget, with all of its seeds."""
-    members = {member.identity for member in sweep.grid(0, cell.seeds, {})}
+    members = {member.identity for member in sweep.grid(cell.seed, cell.seeds, {})}
     return run_group.finished(runs / cell.directory, cell.env_steps, members)
 
 
@@ -115,9 +115,10 @@ def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator
 def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet.
 
-    What ``out`` has of other runs stays, and so does a row of a longer run, or of more seeds, than the one
-    that is there now. A remark stays with the run that it is about. A figure of rows whose curves were not
-    stored stays under another name.
+    What ``out`` has of other rows stays, and so does a row of longer runs than the one that is there now, or
+    of more seeds with other settings. With the same settings and length, seeds are added to a row. A remark
+    stays with the run that it is about. A figure of rows whose curves were not stored stays under another
+    name.
     """
     _, table = registry.find(name)
     found = [(cell, group) for cell in cells if cell.row in table.rows and (group := _group(cell, runs))]
@@ -131,17 +132,18 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     stored = {*curves, *(cell.task for cell, _ in found if not any(cell.task == r["task"] for r in rows))}
     for cell, group in found:
         place = cell.task, cell.row
-        own = [row | {"command": _portable(row["command"], runs)} for row in _rows(table, cell, group)]
         there = {row["column"]: row for row in rows if _place(row) == place}
+        own = list(_rows(table, cell, group, there, runs))
         if any(row[size] > own[0][size] for row in there.values() for size in ("env_steps", "seeds")):
             print(f"{file} keeps {cell.row} on {cell.task} of a longer run or of more seeds; remove it first")
             continue
-        for row in own:
-            old = there.get(row["column"], {})
-            if "remark" in old and all(old.get(key) == row[key] for key in ("scores", "git_commit")):
-                row["remark"] = old["remark"]
         rows = [row for row in rows if _place(row) != place] + own
-        curves.setdefault(cell.task, {})[cell.row] = [_stored(curve) for curve in group.curves]
+        seeds = {seed for run in own[0]["runs"] for seed in run["seeds"]}
+        shown = {
+            one["seed"]: one for one in curves.get(cell.task, {}).get(cell.row, ()) if one["seed"] in seeds
+        }
+        shown |= {curve.seed: _stored(curve) for curve in group.curves}
+        curves.setdefault(cell.task, {})[cell.row] = [shown[seed] for seed in sorted(shown)]
     rows.sort(key=lambda row: (_index(table.tasks, row["task"]), _index(table.rows, row["row"])))
     out.mkdir(parents=True, exist_ok=True)
     _keep_figures(name, before, [task for task in curves if task not in stored], out)
@@ -219,32 +221,39 @@ def _group(cell: Cell, runs: Path) -> Group | None:
     return group if group.reached else None
 
 
-def _rows(table: Table, cell: Cell, group: Group) -> Iterator[dict[str, Any]]:
-    """Yield a row of results for every measure."""
-    (run,) = group.records
+def _rows(
+    table: Table, cell: Cell, group: Group, there: Mapping[str, Mapping[str, Any]], runs: Path
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of results for every measure, with the seeds of the rows that are stored, by measure."""
+    (record,) = group.records
     reached = min(int(curve.env_steps[-1]) for curve in group.curves)
     said = table.paper.get(cell.task, {}).get(cell.row)
     for column, name in table.measures.items():
         scores = table.factor * measures.measure(name).of(group, reached)
+        run = {
+            "seeds": [curve.seed for curve in group.curves],
+            "scores": np.round(scores, 3).tolist(),
+            "wall_seconds": log.read_lines(rundir.RunDirectory(record.root).evaluations)[-1].get(
+                "wall_seconds"
+            ),
+            **{key: record.config.get(key) for key in ("device", "git_commit", "git_dirty", "versions")},
+            "command": _portable(record.config.get("command"), runs),
+        }
+        all_runs = pooled.together(run, there.get(column), reached)
+        every = np.array([score for one in all_runs for score in one["scores"]])
         theirs = said.get(column) if isinstance(said, Mapping) else said
-        ours = {key: STATISTICS[key](scores) for key in table.statistics or ("mean", "std")}
+        ours = {key: STATISTICS[key](every) for key in table.statistics or ("mean", "std")}
         yield {
             "task": cell.task,
             "row": cell.row,
             "column": column,
             "ours": {key: None if value is None else round(float(value), 3) for key, value in ours.items()},
-            "scores": np.round(scores, 3).tolist(),
             "paper": dict(zip(table.statistics, theirs, strict=True)) if theirs else None,
             "env_steps": reached,
             "fraction_of_budget": round(min(reached / cell.full_steps, 1.0), 4),
-            "seeds": len(group.curves),
+            "seeds": len(every),
             "seeds_of_paper": cell.paper.seeds if cell.paper.seeds_stated else None,
-            "wall_seconds": log.read_lines(rundir.RunDirectory(run.root).evaluations)[-1].get("wall_seconds"),
-            "device": run.config.get("device"),
-            "git_commit": run.config.get("git_commit"),
-            "git_dirty": run.config.get("git_dirty"),
-            "versions": run.config.get("versions"),
-            "command": run.config.get("command"),
+            "runs": all_runs,
         }
 
 
@@ -309,8 +318,9 @@ def _section(name: str, found: Mapping[str, Any], place: str) -> str:
         *(f"| {' | '.join(cells)} |" for cells in _cells(found["rows"])),
     ]
     origins = dict.fromkeys(
-        (row["git_commit"] or "-", " with uncommitted changes" * bool(row.get("git_dirty")), row["device"])
+        (run["git_commit"] or "-", " with uncommitted changes" * bool(run.get("git_dirty")), run["device"])
         for row in found["rows"]
+        for run in row["runs"]
     )
     trained = "; ".join(f"`{commit[:8]}`{changes} on {device}" for commit, changes, device in origins)
     paragraphs = [
@@ -340,13 +350,14 @@ def _unfinished(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what is to be known of rows, each with the tasks, or the rows of a task, that it is about."""
+    """Yield what is to be known of runs, each with the tasks, or the rows of a task, that it is about."""
     trained: dict[str, dict[str, None]] = {}
     about: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows:
-        trained.setdefault(row["task"], {})[row["row"]] = None
-        if remark := row.get("remark"):
-            about.setdefault(remark, {}).setdefault(row["task"], {})[row["row"]] = None
+        for run, label in zip(row["runs"], pooled.named(row["row"], row["runs"]), strict=True):
+            trained.setdefault(row["task"], {})[label] = None
+            if remark := run.get("remark"):
+                about.setdefault(remark, {}).setdefault(row["task"], {})[label] = None
     for remark, tasks in about.items():
         parts = [
             task if labels == trained[task] else f"{_listed(labels)} on {task}"

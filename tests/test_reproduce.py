@@ -229,15 +229,19 @@ def test_interrupted_and_repeated_it_has_the_result_of_an_undisturbed_one(
     assert reproduce.main(begun) == 1  # there is nothing to show yet
     assert not reproduced.finished(registry.cells("toy-table1", fraction=0.001)[0], toy / "parts")
     parts = reproduced_in("parts")
-    for key in ("row", "scores", "ours", "env_steps"):
+    for key in ("row", "ours", "env_steps"):
         assert [row[key] for row in parts["rows"]] == [row[key] for row in whole["rows"]]
+    scores = [[row["runs"][0]["scores"] for row in found["rows"]] for found in (parts, whole)]
+    assert scores[0] == scores[1]
     first = whole["rows"][0]
+    (run,) = first["runs"]
     assert (first["row"], first["column"], first["seeds"]) == ("A", "", 2)
     assert first["paper"] == {"mean": 1.0, "std": 0.5}
-    assert first["ours"]["mean"] == pytest.approx(np.mean(first["scores"]), abs=1e-3)
+    assert first["ours"]["mean"] == pytest.approx(np.mean(run["scores"]), abs=1e-3)
     assert first["fraction_of_budget"] == pytest.approx(first["env_steps"] / 120_000_000, abs=1e-4)
-    assert first["git_commit"]
-    assert first["device"]
+    assert run["seeds"] == [0, 1]
+    assert run["git_commit"]
+    assert run["device"]
     assert whole["figures"] == ["toy-table1-context.png", "toy-table1-context-time.png"]
     digests = [
         json.loads((toy / place / "toy/context/A/summary.json").read_text())["state_sha256"]
@@ -264,7 +268,7 @@ def test_a_report_keeps_what_it_does_not_see(toy: Path, monkeypatch: pytest.Monk
         return json.loads(file.read_text())
 
     first = reproduced_with("teacher", 0.001, "long")
-    first["rows"][0]["remark"] = "Beside other work."
+    first["rows"][0]["runs"][0]["remark"] = "Beside other work."
     file.write_text(json.dumps(first))
     drawn = (toy / "out/toy-table1-context.png").read_bytes()
     both = reproduced_with("A", 0.001, "long")
@@ -279,6 +283,48 @@ def test_a_report_keeps_what_it_does_not_see(toy: Path, monkeypatch: pytest.Monk
     page = reproduced.page(toy / "out")
     assert "teacher on context: Beside other work." in page
     assert "Not run yet:" not in page
+
+
+def test_seeds_that_were_trained_apart_are_put_together(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
+    file = toy / "out/toy-table1.json"
+
+    def reproduced_with(out: str, seed: int, seeds: int, fraction: float = 0.001) -> dict:
+        asked = reproduce.Arguments(
+            "toy-table1", (), ("A",), fraction, seeds, seed, runs=toy / "runs", out=toy / out
+        )
+        assert reproduce.main(asked) == 0
+        return json.loads((toy / out / "toy-table1.json").read_text())
+
+    first = reproduced_with("out", seed=0, seeds=1)
+    first["rows"][0]["runs"][0]["remark"] = "Beside other work."
+    file.write_text(json.dumps(first))
+    both = reproduced_with("out", seed=1, seeds=1)
+    whole = reproduced_with("whole", seed=0, seeds=2)
+    for row, one in zip(both["rows"], whole["rows"], strict=True):
+        assert [run["seeds"] for run in row["runs"]] == [[0], [1]]
+        assert [score for run in row["runs"] for score in run["scores"]] == one["runs"][0]["scores"]
+        assert row["ours"] == one["ours"]
+        assert row["seeds"] == 2
+    same = [[dict(curve, seconds=None) for curve in each["curves"]["context"]["A"]] for each in (both, whole)]
+    assert same[0] == same[1]
+    assert "A (seed 0) on context: Beside other work." in reproduced.page(toy / "out")
+    assert reproduced_with("out", seed=1, seeds=1)["rows"] == both["rows"]  # nothing counts twice
+    both["rows"][0]["runs"][0]["command"] += " --config.lanes 4"
+    file.write_text(json.dumps(both))
+    assert (
+        reproduced_with("out", seed=1, seeds=1)["rows"] == both["rows"]
+    )  # other settings: not one more seed
+
+
+def test_runs_that_others_need_do_not_follow_the_first_seed() -> None:
+    """Since all seeds of a student have the same teacher."""
+    student, whole = (
+        registry.cells("cdrl-standin", ("CartPole",), ("online 1",), 1, seed=seed)[-1] for seed in (2, 0)
+    )
+    assert student.directory == Path("cdrl/CartPole/online-1-from-seed-2")
+    assert student.needs == whole.needs
+    assert "--seed 2 --seeds 1" in " ".join(student.arguments(Path("runs")))
 
 
 def test_a_figure_without_stored_curves_stays(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +373,7 @@ def test_a_page_tells_what_has_not_been_run(toy: Path, monkeypatch: pytest.Monke
         ({"fraction": 0.0}, "--fraction must be above 0, got 0"),
         ({"fraction": -1.0}, "--fraction must be above 0, got -1"),
         ({"seeds": 0}, "--seeds must be above 0, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"minutes": -1.0}, "--minutes must be above 0, got -1"),
         ({"report_only": True, "dry_run": True}, "--report-only trains nothing; leave out --dry-run"),
         ({"devices": "0", "dry_run": True}, "--devices must be all or a number above 0, got '0'"),

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import registry, reproduced  # noqa: E402
 from benchmarks.registry import Cell  # noqa: E402
 from popjax.host import terminal  # noqa: E402
+from popjax.host.errors import Refused  # noqa: E402
 from popjax.host.scaling import launchers  # noqa: E402
 
 STOPPED = "stopped; the same command continues"
@@ -52,7 +53,7 @@ class Arguments:
     seeds: int | None = None
     """Seeds of every row; by default as many as in the paper [count]."""
     seed: int = 0
-    """As in run.py: the first seed. Seeds that are trained apart are put together in the results."""
+    """As in run.py: the first seed. Results pool the seeds of a row, also of runs with other first seeds."""
     minutes: float | None = None
     """Stop after this time [minutes], with everything saved; the most valuable runs come first."""
     devices: str = "1"
@@ -83,7 +84,8 @@ def main(arguments: Arguments) -> int:
         chosen = (arguments.name, arguments.tasks, arguments.rows, arguments.seeds, arguments.fraction)
         check(arguments)
         cells = registry.cells(*chosen, arguments.seed)
-    except ValueError as fault:
+        reproduced.stored(arguments.out / f"{arguments.name}.json")
+    except (ValueError, Refused) as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     if arguments.calibrate and (code := calibrate(cells, arguments)):

@@ -20,21 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Shown
 
-from benchmarks import pooled, record, registry
+from benchmarks import record, registry, table_rows
 from benchmarks.registry import Cell, Table
 from benchmarks.trained import origin
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import FAILURES, Refused
-from popjax.host.report import charts, measures, records
+from popjax.host.report import charts, measures
 from popjax.host.report.records import Curve, Group
 from popjax.host.runs import log, run_group, rundir
 from popjax.host.scaling import sweep
-
-STATISTICS = {
-    "mean": np.mean,
-    "median": np.median,
-    "std": lambda x: np.std(x, ddof=1) if len(x) > 1 else None,
-}
 
 
 def finished(cell: Cell, runs: Path) -> bool:
@@ -112,64 +106,74 @@ def studies(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> Iterator
             yield Study((f"benchmarks/{script}", *options), file, run)
 
 
+def stored(file: Path) -> dict[str, Any]:
+    """Return what a file of results has; no rows if there is none.
+
+    Raises:
+        Refused: an older version of this script wrote it.
+    """
+    if not file.exists():
+        return {"rows": [], "figures": []}
+    found: dict[str, Any] = json.loads(file.read_text())
+    if any("runs" not in row for row in found["rows"]):
+        raise Refused(f"{file} has rows without runs, of an older version: move it, or name another --out")
+    return found
+
+
 def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
     """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet.
 
-    What ``out`` has of other rows stays, and so does a row of longer runs than the one that is there now, or
-    of more seeds with other settings. With the same settings and length, seeds are added to a row. A remark
-    stays with the run that it is about. A figure of rows whose curves were not stored stays under another
-    name.
+    What ``out`` has of other rows and of other seeds with the same settings stays; a row is not replaced by
+    one that would lack a seed or be shorter. A remark stays with the run that it is about. A figure of rows
+    whose curves were not stored stays under another name.
     """
     _, table = registry.find(name)
-    found = [(cell, group) for cell in cells if cell.row in table.rows and (group := _group(cell, runs))]
+    found = {
+        (cell.task, cell.row): (cell, table_rows.groups(cell, runs))
+        for cell in cells
+        if cell.row in table.rows
+    }
+    found = {place: (cell, groups) for place, (cell, groups) in found.items() if groups}
     drawn = [study.file.with_suffix(".png") for study in studies(name, cells, runs, out) if study.made]
     if not found and not drawn:
         print(f"nothing of {name} has been evaluated yet")
         return 1
     file = out / f"{name}.json"
-    before = json.loads(file.read_text()) if file.exists() else {"rows": [], "figures": []}
+    before = stored(file)
     rows, curves = before["rows"], before.get("curves", {})
-    stored = {*curves, *(cell.task for cell, _ in found if not any(cell.task == r["task"] for r in rows))}
-    for cell, group in found:
-        place = cell.task, cell.row
-        there = {row["column"]: row for row in rows if _place(row) == place}
-        own = list(_rows(table, cell, group, there, runs))
-        if any(row[size] > own[0][size] for row in there.values() for size in ("env_steps", "seeds")):
-            print(f"{file} keeps {cell.row} on {cell.task} of a longer run or of more seeds; remove it first")
+    drawable = {*curves, *(task for task, _ in found if not any(task == row["task"] for row in rows))}
+    for (task, label), (cell, groups) in found.items():
+        there = {row["column"]: row for row in rows if _place(row) == (task, label)}
+        own = list(table_rows.build(table, cell, groups, _comparable(table, before, there), runs))
+        pairs = [(there[row["column"]], row) for row in own if row["column"] in there]
+        if why := [reason for old, row in pairs if (reason := table_rows.lost(old, row))]:
+            print(f"{file} keeps {label} on {task}, which has {why[0]}; remove it first to replace it")
             continue
-        rows = [row for row in rows if _place(row) != place] + own
-        seeds = {seed for run in own[0]["runs"] for seed in run["seeds"]}
-        shown = {
-            one["seed"]: one for one in curves.get(cell.task, {}).get(cell.row, ()) if one["seed"] in seeds
-        }
-        shown |= {curve.seed: _stored(curve) for curve in group.curves}
-        curves.setdefault(cell.task, {})[cell.row] = [shown[seed] for seed in sorted(shown)]
+        rows = [row for row in rows if _place(row) != (task, label)] + own
+        kept = {one["seed"]: one for one in curves.get(task, {}).get(label, ())}
+        kept |= {curve.seed: _stored(curve) for group in groups[::-1] for curve in group.curves}
+        curves.setdefault(task, {})[label] = [
+            kept[seed] for seed in sorted(kept) if seed in table_rows.seeds(own[0])
+        ]
     rows.sort(key=lambda row: (_index(table.tasks, row["task"]), _index(table.rows, row["row"])))
     out.mkdir(parents=True, exist_ok=True)
-    _keep_figures(name, before, [task for task in curves if task not in stored], out)
+    _keep_figures(name, before, [task for task in curves if task not in drawable], out)
     figures = _draw(name, table, curves, out)
     figures += [path.name for path in drawn]
     figures = list(dict.fromkeys([*(one for one in before["figures"] if (out / one).exists()), *figures]))
     about = {"name": name, "where": table.where, "note": table.note, "measures": dict(table.measures)}
-    record.write(file, **about, rows=rows, figures=figures, curves=curves)
+    record.write(file, **about, factor=table.factor, rows=rows, figures=figures, curves=curves)
     _show(name, table, rows)
     return 0
 
 
-def _portable(command: str | None, runs: Path) -> str | None:
-    """Return the command of a run without places of this machine: that of popjax, and of the runs."""
-    if command is None:
-        return None
-    program, script, *rest = shlex.split(command)
-    script = f"scripts/{Path(script).name}" if Path(script).is_absolute() else script
-    size = len(runs.parts)
-    words = [
-        str(Path("runs/reproduce", *parts[size:]))
-        if (parts := Path(word).parts)[:size] == runs.parts
-        else word
-        for word in rest
-    ]
-    return shlex.join([program, script, *words])
+def _comparable(
+    table: Table, before: Mapping[str, Any], there: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the rows, by column, whose scores are of the measure that the table has now."""
+    measures, factor = before.get("measures", {}), before.get("factor", table.factor)
+    now = {column for column, name in table.measures.items() if measures.get(column) == name}
+    return {column: row for column, row in there.items() if column in now and factor == table.factor}
 
 
 def _index(names: Sequence[str], name: str) -> int:
@@ -209,52 +213,6 @@ def _draw(name: str, table: Table, curves: Mapping[str, Mapping[str, Any]], out:
                 figures.append(f"{name}-{task}{kind}.png")
                 charts.learning_curves(task, shown, look, by_time).savefig(out / figures[-1])
     return figures
-
-
-def _group(cell: Cell, runs: Path) -> Group | None:
-    """Return what a cell's run has recorded; None before all of its seeds have been trained at all."""
-    try:
-        (found,) = records.read(runs / cell.directory).records
-    except Refused:
-        return None
-    (group,) = records.grouped([found], [cell.row])
-    return group if group.reached else None
-
-
-def _rows(
-    table: Table, cell: Cell, group: Group, there: Mapping[str, Mapping[str, Any]], runs: Path
-) -> Iterator[dict[str, Any]]:
-    """Yield a row of results for every measure, with the seeds of the rows that are stored, by measure."""
-    (record,) = group.records
-    reached = min(int(curve.env_steps[-1]) for curve in group.curves)
-    said = table.paper.get(cell.task, {}).get(cell.row)
-    for column, name in table.measures.items():
-        scores = table.factor * measures.measure(name).of(group, reached)
-        run = {
-            "seeds": [curve.seed for curve in group.curves],
-            "scores": np.round(scores, 3).tolist(),
-            "wall_seconds": log.read_lines(rundir.RunDirectory(record.root).evaluations)[-1].get(
-                "wall_seconds"
-            ),
-            **{key: record.config.get(key) for key in ("device", "git_commit", "git_dirty", "versions")},
-            "command": _portable(record.config.get("command"), runs),
-        }
-        all_runs = pooled.together(run, there.get(column), reached)
-        every = np.array([score for one in all_runs for score in one["scores"]])
-        theirs = said.get(column) if isinstance(said, Mapping) else said
-        ours = {key: STATISTICS[key](every) for key in table.statistics or ("mean", "std")}
-        yield {
-            "task": cell.task,
-            "row": cell.row,
-            "column": column,
-            "ours": {key: None if value is None else round(float(value), 3) for key, value in ours.items()},
-            "paper": dict(zip(table.statistics, theirs, strict=True)) if theirs else None,
-            "env_steps": reached,
-            "fraction_of_budget": round(min(reached / cell.full_steps, 1.0), 4),
-            "seeds": len(every),
-            "seeds_of_paper": cell.paper.seeds if cell.paper.seeds_stated else None,
-            "runs": all_runs,
-        }
 
 
 def _show(name: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -354,7 +312,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     trained: dict[str, dict[str, None]] = {}
     about: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows:
-        for run, label in zip(row["runs"], pooled.named(row["row"], row["runs"]), strict=True):
+        for run, label in zip(row["runs"], table_rows.named(row["row"], row["runs"]), strict=True):
             trained.setdefault(row["task"], {})[label] = None
             if remark := run.get("remark"):
                 about.setdefault(remark, {}).setdefault(row["task"], {})[label] = None

@@ -29,6 +29,7 @@ from benchmarks import (
     registry,
     reproduce,
     reproduced,
+    table_rows,
     trained,
     visitation,
 )
@@ -285,13 +286,15 @@ def test_a_report_keeps_what_it_does_not_see(toy: Path, monkeypatch: pytest.Monk
     assert "Not run yet:" not in page
 
 
-def test_seeds_that_were_trained_apart_are_put_together(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_that_were_trained_apart_are_pooled(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(reproduce, "execute", lambda argv: cli.run(argv[1:]))
     file = toy / "out/toy-table1.json"
 
     def reproduced_with(out: str, seed: int, seeds: int, fraction: float = 0.001) -> dict:
         asked = reproduce.Arguments(
-            "toy-table1", (), ("A",), fraction, seeds, seed, runs=toy / "runs", out=toy / out
+            "toy-table1", (), ("A",), fraction, seeds, seed, runs=toy / f"{out}-runs", out=toy / out
         )
         assert reproduce.main(asked) == 0
         return json.loads((toy / out / "toy-table1.json").read_text())
@@ -310,11 +313,65 @@ def test_seeds_that_were_trained_apart_are_put_together(toy: Path, monkeypatch: 
     assert same[0] == same[1]
     assert "A (seed 0) on context: Beside other work." in reproduced.page(toy / "out")
     assert reproduced_with("out", seed=1, seeds=1)["rows"] == both["rows"]  # nothing counts twice
-    both["rows"][0]["runs"][0]["command"] += " --config.lanes 4"
-    file.write_text(json.dumps(both))
-    assert (
-        reproduced_with("out", seed=1, seeds=1)["rows"] == both["rows"]
-    )  # other settings: not one more seed
+    longer = reproduced_with("out", seed=1, seeds=1, fraction=0.002)  # without seed 0, the row stays
+    assert longer["rows"] == both["rows"]
+    assert "A on context, which has seed 0 of other settings or steps" in capsys.readouterr().out
+
+
+def known_run(seeds: list[int], scores: list[float], command: str = "", **known: object) -> dict:
+    """Return what is known of a run."""
+    command = f"python scripts/run.py sac --env gym/Hopper-v4 --seed {seeds[0]} {command} --run-dir x"
+    return {
+        "seeds": seeds,
+        "scores": scores,
+        "wall_seconds": 9.0,
+        "git_commit": "c",
+        "command": command,
+    } | known
+
+
+def test_only_seeds_with_the_same_settings_are_pooled() -> None:
+    new, old = known_run([1, 2], [10.0, 20.0]), known_run([0, 1], [5.0, 6.0], "--devices 2")
+    assert [run["seeds"] for run in table_rows.pool([new], [old])] == [[0], [1, 2]]
+    rest, own = table_rows.pool([new], [old])
+    assert (rest["scores"], rest["wall_seconds"]) == ([5.0], None)
+    assert own == new
+    for other in (
+        known_run([0], [5.0], "--hyper.discount 0.9"),
+        known_run([0], [5.0], built_on="another teacher"),
+        known_run([0], [5.0]) | {"command": None},
+        known_run([0], [5.0]) | {"command": "python _submit.py folder"},
+    ):
+        assert table_rows.pool([new], [other]) == [new]
+    assert table_rows.pool([new, old], []) == table_rows.pool([new], [old])  # the first has a seed
+
+
+def test_a_remark_stays_with_a_part_of_its_run() -> None:
+    old = known_run([0, 1], [5.0, 6.0], remark="Beside other work.")
+    assert table_rows.with_remark(known_run([1], [6.0]), [old])["remark"] == "Beside other work."
+    assert "remark" not in table_rows.with_remark(known_run([1], [7.0]), [old])
+    assert "remark" not in table_rows.with_remark(known_run([1], [6.0], git_commit="d"), [old])
+
+
+def test_a_row_does_not_give_way_to_less() -> None:
+    def row(env_steps: int, *seeds: int) -> dict:
+        return {"env_steps": env_steps, "runs": [known_run([seed], [0.0]) for seed in seeds]}
+
+    assert table_rows.lost(row(100, 0, 1), row(100, 0, 1, 2)) == ""
+    assert table_rows.lost(row(100, 0), row(200, 0)) == ""
+    assert table_rows.lost(row(200, 0), row(100, 0)) == "longer runs"
+    assert table_rows.lost(row(100, 0, 1), row(100, 3, 4)) == "seeds 0, 1 of other settings or steps"
+
+
+def test_results_of_an_older_version_are_refused_before_training(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (toy / "toy-table1.json").write_text(
+        json.dumps({"rows": [{"task": "context", "row": "A"}], "figures": []})
+    )
+    assert reproduce.main(reproduce.Arguments("toy-table1", runs=toy / "runs", out=toy)) == 2
+    assert "toy-table1.json has rows without runs, of an older version" in capsys.readouterr().err
+    assert not (toy / "runs").exists()
 
 
 def test_runs_that_others_need_do_not_follow_the_first_seed() -> None:
@@ -351,9 +408,9 @@ def test_a_figure_without_stored_curves_stays(toy: Path, monkeypatch: pytest.Mon
 def test_a_command_names_no_place_of_a_machine() -> None:
     command = "python /here/scripts/run.py pderl --run-dir /there/runs/pderl/Swimmer/PERL --resume"
     told = "python scripts/run.py pderl --run-dir runs/reproduce/pderl/Swimmer/PERL --resume"
-    assert reproduced._portable(command, Path("/there/runs")) == told
-    assert reproduced._portable(told, Path("runs/reproduce")) == told
-    assert reproduced._portable("python scripts/run.py pderl --run-dir r/x", Path("r")) == (
+    assert table_rows.portable(command, Path("/there/runs")) == told
+    assert table_rows.portable(told, Path("runs/reproduce")) == told
+    assert table_rows.portable("python scripts/run.py pderl --run-dir r/x", Path("r")) == (
         "python scripts/run.py pderl --run-dir runs/reproduce/x"
     )
 

@@ -1,5 +1,5 @@
-"""Race searches over numbers against each other: whole populations, several seeds of each, equal environment
-steps.
+"""Race searches over hyperparameters against each other: whole populations, several seeds of each, equal
+environment steps.
 
     python benchmarks/race.py --tasks sac-pendulum ppo-cartpole --out benchmarks/results/race.json
 

@@ -69,8 +69,8 @@ class State(offpolicy.State):
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers of the agents and the drive that there are."""
-    return Hyper(agents.default_hyper(config.agent), drives.default_numbers(config.drive))
+    """Return the default hyperparameters of the agents and of the drive, if any."""
+    return Hyper(agents.default_hyper(config.agent), drives.default_hyper(config.drive))
 
 
 @recorded

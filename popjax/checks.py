@@ -56,16 +56,16 @@ def check_widths(config: Any) -> None:
             raise ValueError(f"{name} must have sizes of at least 1, got {spelt}; leave a layer out instead")
 
 
-def check_numbers(hyper: Any, prefix: str = "hyper") -> None:
-    """Check that every number of a ``Hyper``, which may be stacked, is in the range of its field.
+def check_hyper(hyper: Any, prefix: str = "hyper") -> None:
+    """Check that every field of a ``Hyper``, which may be stacked, is in the range of its field.
 
     Raises:
-        ValueError: a number is out of range, or not a number.
+        ValueError: a value is out of range, or not a number.
     """
     for field in fields(hyper):
         value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
         if is_dataclass(value):
-            check_numbers(value, name)
+            check_hyper(value, name)
         elif not field.metadata.get("pytree_node", True):  # no number, such as a function
             continue
         elif not all(map(_is_numeric, [value] if "range" in field.metadata else jax.tree.leaves(value))):

@@ -21,7 +21,7 @@ def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.Gr
     """Return Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity: no
     clipping.
 
-    Rebuilt wherever it is used: its state has the same structure whatever the numbers are.
+    Rebuilt wherever it is used: its state has the same structure whatever its hyperparameters are.
     """
     return optax.chain(clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
 

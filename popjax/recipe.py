@@ -48,9 +48,9 @@ class Recipe(NamedTuple):
     build:   (env, config, **further) -> Method, ``recorded``.
     config:  () -> the default Config, a frozen dataclass. It takes a keyword for every field of ``agents``,
              so that their Configs can decide the other defaults. Usually the class itself.
-    hyper:   Config -> its default numbers, a struct.
+    hyper:   Config -> its default hyperparameters, a struct.
     agents:  field of Config -> name on the command line -> Config with which such an agent begins; None where
-             the field may be None. Its numbers, if any, are the field of the same name in the default Hyper.
+             the field may be None. Its Hyper, if any, is the field of the same name in the default Hyper.
     kinds:   Spec -> name of the kind for each field, if the task decides; None: those of ``config()``.
     runs:    option -> Ingredient of ``build`` made from finished runs.
     envs:    option -> keyword of ``build``, which takes a tuple of further environments.

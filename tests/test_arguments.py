@@ -17,7 +17,7 @@ from flax import struct
 import popjax
 from popjax.agents import ddpg, ppo, td3
 from popjax.arguments import checked, fits, told, typed, wanted
-from popjax.checks import check_numbers
+from popjax.checks import check_hyper
 from popjax.host.deploy import export_policy
 from popjax.methods import onpolicy
 from tests.host import tiny
@@ -204,9 +204,9 @@ def test_a_hyper_may_hold_what_is_no_number():
         rate: float = 0.1
         schedule: Any = struct.field(pytree_node=False, default=abs)
 
-    check_numbers(Hyper())
+    check_hyper(Hyper())
     with pytest.raises(ValueError, match=r"hyper\.rate must be a number, got 'fast'"):
-        check_numbers(Hyper(rate="fast"))
+        check_hyper(Hyper(rate="fast"))
 
 
 def test_missing_arguments_and_unknown_annotations_are_pythons():

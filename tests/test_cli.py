@@ -100,11 +100,11 @@ PENDULUM = ["--env", "gymnax/Pendulum-v1", "--env-steps", "10000"]
         ),
         (
             ["independent", *PENDULUM, "--config.population", "3", "--hyper.actor-lr", "1e-3,1e-4"],
-            ["hyper.actor_lr has 2 numbers, and there are 3 individuals; give one for all, or one for each"],
+            ["hyper.actor_lr has 2 values, and there are 3 individuals; give one for all, or one for each"],
         ),
         (
             ["cem_rl", *PENDULUM, "--hyper.learner.actor-lr", "1e-3,1e-4"],
-            ["hyper.learner.actor_lr has 2 numbers, and there are 10 individuals; give one for all"],
+            ["hyper.learner.actor_lr has 2 values, and there are 10 individuals; give one for all"],
         ),
         (["pderl", *PENDULUM, "--config.crossover", "magic"], ["'magic'", "distil"]),
         (
@@ -409,7 +409,7 @@ def test_a_number_may_be_one_for_each_agent() -> None:
     hyper = cli.understand("ce", [*argv, "--hyper.drive.weight", "0.1"]).arguments.hyper
     np.testing.assert_array_equal(hyper.learner.discount, np.float32(discounts))
     assert (hyper.learner.polyak, hyper.drive.weight) == (0.005, 0.1)
-    saved = json.loads(json.dumps(configuration.numbers(hyper)))
+    saved = json.loads(json.dumps(configuration.nested(hyper)))
     default = ce.default_hyper(ce.Config())
     again = parse.rebuild(default, saved)
     np.testing.assert_array_equal(again.learner.discount, np.float32(discounts))

@@ -31,7 +31,7 @@ def read(path: Path) -> dict:
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--sweep", "hyper.rat=1,2"], ["hyper.rat: there is no such number"]),
+        (["--sweep", "hyper.rat=1,2"], ["hyper.rat: there is no such hyperparameter"]),
         (["--sweep", "hyper.rate="], ["--sweep hyper.rate needs values"]),
         (["--sweep", "hyper.rate=0.1,,0.2"], ["--sweep hyper.rate needs values"]),
         (["--sweep", "hyper.rate=0.1,fast"], ["--sweep hyper.rate", "'fast'"]),

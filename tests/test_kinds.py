@@ -57,12 +57,12 @@ def test_a_drive_that_extends_ours_is_its_own(base, monkeypatch):
 
     config = module(monkeypatch, base, Hyper=Hyper, build=build)()
     assert drives.build(SPEC, config, 2, 1).init(jax.random.key(0)).shape == (2, 3)
-    assert drives.default_numbers(config) == Hyper()
+    assert drives.default_hyper(config) == Hyper()
 
 
 def test_a_class_without_a_module_of_its_own_is_the_base_it_extends(monkeypatch):
     assert agents.kind(module(monkeypatch, sac)()) == agents.kind(Multihead()) == "sac"
-    assert drives.default_numbers(module(monkeypatch, rnd)()) == rnd.Hyper()
+    assert drives.default_hyper(module(monkeypatch, rnd)()) == rnd.Hyper()
 
 
 def test_a_build_without_numbers_is_refused(monkeypatch):

@@ -129,7 +129,7 @@ SLIPS = {
     "nothing": (METHOD, None),
     "numbers of the method": (
         METHOD._replace(step=lambda s: METHOD.step(s.replace(hyper=METHOD.hyper)).replace(hyper=s.hyper)),
-        "other numbers of hyper change nothing in 5 steps",
+        "other values in hyper change nothing in 5 steps",
     ),
     "members that mix": (
         stepped(shared=meddling),

@@ -31,7 +31,7 @@ def parts() -> dict[str, str]:
         made[f"agent-{name}"] = _options(module.Config(), module.Hyper(), {})
     for name, config in drives.KINDS.items():
         if config is not None:
-            made[f"drive-{name}"] = _options(config, drives.default_numbers(config), {})
+            made[f"drive-{name}"] = _options(config, drives.default_hyper(config), {})
     return made
 
 

@@ -1,6 +1,6 @@
 """Learning agents, one file each, each for one individual.
 
-Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (numbers), ``State`` and
+Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (hyperparameters), ``State`` and
 ``build(spec, config)``, which makes an ``Agent``, or an ``OnPolicyAgent`` if it learns on-policy. A module of
 the latter kind also exposes ``ROLLOUT``, the environment steps of a lane in a rollout, by which methods
 recognise it. A module of your own with these names works in the same way; it is found as the module that
@@ -81,7 +81,7 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
 
 
 def default_hyper(config: AnyConfig | AnyOnPolicyConfig) -> Any:
-    """Return the default numbers of the agent that ``config`` belongs to."""
+    """Return the default hyperparameters of the agent that ``config`` belongs to."""
     return _module(config, AGENTS | ON_POLICY_AGENTS).Hyper()
 
 

@@ -1,9 +1,9 @@
 """Advantage actor-critic: one gradient step on each rollout. Mnih et al., 2016, without the asynchrony.
 
-The default numbers are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5 steps. Two
-things differ from that program: policy and value are separate networks, whereas its default shares the hidden
-layers, and a time limit is not treated as the end of the task. A3C restated for lanes, with one network for
-both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
+The default hyperparameters are those of OpenAI Baselines' A2C for 10^7 steps in rollouts of 4 lanes and 5
+steps. Two things differ from that program: policy and value are separate networks, whereas its default shares
+the hidden layers, and a time limit is not treated as the end of the task. A3C restated for lanes, with
+one network for both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
 
 With an LSTM each of the two networks has a memory of its own, and both advance while the policy acts, so that
 the policy is then the pair of networks. Episodes continue across rollouts with the memories that the earlier
@@ -100,9 +100,9 @@ class Losses:
 def rmsprop(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
     """Return RMSProp (decay 0.99, epsilon 1e-5) after clipping to the global norm ``max_grad_norm``.
 
-    As in TensorFlow 1, for which the numbers were chosen: epsilon is added to the mean square under the root,
-    as optax does by itself, and the mean square starts at 1 instead of optax's 0, which makes the first
-    hundred steps small. PyTorch adds epsilon outside of the root and starts at 0.
+    As in TensorFlow 1, for which the hyperparameters were chosen: epsilon is added to the mean square under
+    the root, as optax does by itself, and the mean square starts at 1 instead of optax's 0, which makes the
+    first hundred steps small. PyTorch adds epsilon outside of the root and starts at 0.
     """
     return optax.chain(
         clip_by_global_norm(max_grad_norm),

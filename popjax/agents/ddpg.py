@@ -86,7 +86,7 @@ class Hyper:
 
 
 def baselines_hyper() -> Hyper:
-    """Return the numbers that belong to ``BASELINES``.
+    """Return the hyperparameters that belong to ``BASELINES``.
 
     The weight of the penalty on the critic is CA2E's, which halves both the squared error and the squared
     weights. Baselines halves only the squared weights, so its penalty is half as strong.

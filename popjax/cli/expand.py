@@ -33,15 +33,15 @@ def expanded(argv: Sequence[str]) -> list[str]:
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` with every ``--evolve NUMBER`` as one of the values of ``--config.evolve``.
+    """Return ``argv`` with every ``--evolve PRIOR`` as one of the values of ``--config.evolve``.
 
     Raises:
         Fault: there is a ``--config.evolve`` already.
     """
-    numbers, rest = peel_all(argv, "--evolve")
-    if numbers and any(argument.partition("=")[0] == "--config.evolve" for argument in rest):
-        raise Fault("--evolve and --config.evolve set the same option; give all numbers with --evolve")
-    return [*rest, "--config.evolve", *numbers] if numbers else rest
+    evolving, rest = peel_all(argv, "--evolve")
+    if evolving and any(argument.partition("=")[0] == "--config.evolve" for argument in rest):
+        raise Fault("--evolve and --config.evolve set the same option; use --evolve for all")
+    return [*rest, "--config.evolve", *evolving] if evolving else rest
 
 
 def _renamed(argument: str) -> str:
@@ -116,7 +116,7 @@ def drawn(argv: Sequence[str]) -> list[str]:
     """Return ``argv`` with the distributions in ``--sweep`` replaced by ``--samples N`` points, by default
     10.
 
-    Numbers with distributions vary together. Equal ``--seed`` gives equal draws.
+    Hyperparameters with distributions vary together. Equal ``--seed`` gives equal draws.
 
     Raises:
         Fault: ``--samples`` is given without a distribution or is not a count, or a distribution is not

@@ -1,4 +1,4 @@
-"""Numbers of a Hyper with a value for each agent, such as ``--hyper.learner.discount 0.9,0.99``."""
+"""Hyperparameters with a value for each agent, such as ``--hyper.learner.discount 0.9,0.99``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from popjax.cli import parse
 
 
 def taken(argv: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the numbers in ``argv`` that have a value for each agent, by option, and the other arguments."""
+    """Return the hyperparameters in ``argv`` that have a value for each agent, by option, and the rest."""
     found, rest = {}, list(argv)
     for word in argv:
         option = word.partition("=")[0].replace("_", "-")
         value = parse.peel(rest, option)[0] if option.startswith("--hyper.") else None
         try:
-            numbers = [float(number) for number in (value or "").split(",")]
+            values = [float(number) for number in (value or "").split(",")]
         except ValueError:
             continue
-        if len(numbers) > 1:
-            found[option], rest = np.array(numbers, np.float32), parse.peel(rest, option)[1]
+        if len(values) > 1:
+            found[option], rest = np.array(values, np.float32), parse.peel(rest, option)[1]
     return found, rest
 
 
 def put(hyper: Any, given: Mapping[str, np.ndarray]) -> Any:
-    """Return ``hyper`` with the ``given`` numbers, by option, each with a value for each agent.
+    """Return ``hyper`` with the ``given`` hyperparameters, by option, each with a value for each agent.
 
     Raises:
         Fault: an option is unknown; the nearest one is named.

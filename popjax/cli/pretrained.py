@@ -164,7 +164,7 @@ def _policy(run_dir: str | Path, seed: int | None = None, name: str = "") -> Pre
     run = building.load(path)
     seeds = [member.seed for member in sweep.of_config(run.saved)]
     if len(set(seeds)) < len(seeds):
-        raise Refused(f"{path} is a sweep over numbers; build on a run of one setting")
+        raise Refused(f"{path} is a sweep over hyperparameters; build on a run of one setting")
     seed = _best_seed(path, seeds) if seed is None else seed
     if seed not in seeds:
         raise Refused(f"{path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed}")

@@ -23,7 +23,7 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
-    # Summaries from before numbers could be swept have no rows of their own.
+    # Summaries from before hyperparameters could be swept have no rows of their own.
     finals = zip(summary["seeds"], summary["final_return"], strict=True)
     plain = [{"seed": seed, "numbers": {}, "final_return": final} for seed, final in finals]
     members = summary.get("members", plain)
@@ -237,7 +237,7 @@ def _signed(percent: float | None) -> str:
 
 def _numbers(title: str, *columns: str) -> Table:
     table = Table(*columns, title=title, title_justify="left")
-    table.columns[0].overflow = "fold"  # the numbers of a sweep may be long
+    table.columns[0].overflow = "fold"  # the setting of a member may be long
     for column in table.columns:
         column.justify = "right"
     return table

@@ -49,7 +49,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     built_on |= building.further_envs(recipe, program.tasks)
     _tell_further_presets(recipe, program.tasks)
     method = building.build(recipe, env, arguments.config, built_on)
-    _check_numbers(program, method)
+    _check_hyper(program, method)
     budget = common.options.env_steps
     for remark in recipe.remarks(env, arguments.config, arguments.hyper, budget, **built_on):
         complain(remark)
@@ -213,8 +213,8 @@ def refuse_other_options(recipe: Recipe, common: Any, tasks: Mapping[str, Sequen
             )
 
 
-def _check_numbers(program: Program, method: Method) -> None:
-    """Refuse numbers that are out of range, before anything is written."""
+def _check_hyper(program: Program, method: Method) -> None:
+    """Refuse hyperparameters and options that are out of range, before anything is written."""
     from popjax.cli import grid, parse
     from popjax.host.runs.options import validate
     from popjax.host.scaling import sweep
@@ -239,7 +239,7 @@ def check_build(program: Program) -> None:
     common = program.arguments.common
     env = building.make_env(common.env, parse.key_values(common.env_option))
     further = building.further_envs(program.recipe, program.tasks)
-    _check_numbers(program, building.build(program.recipe, env, program.arguments.config, further))
+    _check_hyper(program, building.build(program.recipe, env, program.arguments.config, further))
 
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:

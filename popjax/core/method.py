@@ -27,7 +27,7 @@ class Built(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """The record for ``schedule.json`` of numbers that a method changes.
+    """The record for ``schedule.json`` of hyperparameters that a method changes.
 
     read: State -> arrays
     tell: the arrays as NumPy's -> an object that JSON can hold
@@ -57,8 +57,8 @@ class Method(NamedTuple):
                      learns nothing
     accepts:     environment steps at the end of a run, a whole number of its steps -> None; raises a
                  ValueError if the method cannot use that number
-    driven:      numbers of ``hyper``, by dotted name, that the method sets itself or does not use here
-    schedule:    lineage and numbers of a population over time; None if the numbers stay
+    driven:      fields of ``hyper``, by dotted name, that the method sets itself or does not use here
+    schedule:    lineage and hyperparameters of a population over time; None if these stay
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -151,15 +151,14 @@ def stacked_fields(state: Any) -> dict[str, PyTree]:
 
 
 def number(default: float, low: float = 0.0, high: float = math.inf, instead: str | None = None) -> Any:
-    """Declare a field of a ``Hyper``: a number in [low, high]. ``checks.check_numbers`` enforces the range
-    before a run.
+    """Declare a hyperparameter, a field of a ``Hyper``: a number in [low, high]. ``checks.check_hyper``
+    enforces the range before a run.
 
-    A number that only ``init`` reads cannot evolve: ``instead`` names the number that can evolve in its
-    place.
+    One that only ``init`` reads cannot evolve: ``instead`` names the one that can evolve in its place.
     """
     return struct.field(default=default, metadata={"range": (low, high), "instead": instead})
 
 
 def as_arrays(hyper: S) -> S:
-    """Return every number as a strong float32 array: weak types would make the first chunk compile twice."""
+    """Return every leaf as a strong float32 array: weak types would make the first chunk compile twice."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper)

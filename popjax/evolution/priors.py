@@ -1,4 +1,4 @@
-"""Numbers of a Hyper that evolve: where they begin, how they are perturbed, and their bounds.
+"""Hyperparameters that evolve: where they begin, how they are perturbed, and their bounds.
 
 A prior is written as ``hyper.NAME=LOW:HIGH`` (uniform), ``hyper.NAME=LOW:HIGH:log`` (log-uniform) or
 ``hyper.NAME=V1,V2,...`` (one of these).
@@ -22,13 +22,13 @@ _WANTED = "write hyper.NAME=LOW:HIGH, hyper.NAME=LOW:HIGH:log or hyper.NAME=V1,V
 
 
 class Prior(NamedTuple):
-    """The distribution of a number at the start, within whose bounds it stays.
+    """The distribution of a hyperparameter at the start, within whose bounds it stays.
 
     name:    field of the Hyper.
     low:     least value.
     high:    greatest value.
     log:     whether it is log-uniform between them, else uniform.
-    top:     the upper end of the number's range if its default is nearer to it than to the lower end, such as
+    top:     the upper end of its range if the default is nearer to it than to the lower end, such as
              1 for a discount: then the distance ``top - x`` is log-uniform and perturbed, not x. Else None.
     choices: the only values, ascending; () where all between the bounds are.
     """
@@ -42,11 +42,11 @@ class Prior(NamedTuple):
 
 
 def parse(text: str, hyper: Any, shapes: Sequence[str] = ()) -> Prior:
-    """Return the prior that ``text`` describes of a number of ``hyper``; ``shapes`` are fields of Configs,
+    """Return the prior that ``text`` describes of a field of ``hyper``; ``shapes`` are fields of Configs,
     named in the error for a user who tries to evolve one.
 
     Raises:
-        ValueError: there is no such number, or the bounds are not valid for it.
+        ValueError: there is no such hyperparameter, or the bounds are not valid for it.
     """
     name, equals, values = text.replace(" ", "").partition("=")
     name = name.replace("-", "_")
@@ -83,7 +83,7 @@ def parse_all(texts: Sequence[str], hyper: Any, shapes: Sequence[str] = ()) -> t
     """Return the priors that ``texts`` describe, see ``parse``.
 
     Raises:
-        ValueError: as ``parse``, or a number comes twice.
+        ValueError: as ``parse``, or a hyperparameter comes twice.
     """
     found = tuple(parse(text, hyper, shapes) for text in texts)
     names = [prior.name for prior in found]
@@ -106,7 +106,7 @@ def _field(name: str, hyper: Any, shapes: Sequence[str]) -> Field[Any]:
         )
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-    raise ValueError(f"evolve {name}: there is no such number; {hint}")
+    raise ValueError(f"evolve {name}: there is no such hyperparameter; {hint}")
 
 
 def _bounds(prior: Prior) -> tuple[float, float]:
@@ -141,8 +141,8 @@ def perturb(prior: Prior, value: Array, up: Array, shrink: Array | float, grow: 
 
 
 def begin(priors: Sequence[Prior], key: Key, hyper: Any, count: int) -> Any:
-    """Return ``hyper`` with [count] values drawn from the priors; numbers that already have one value for
-    each stay."""
+    """Return ``hyper`` with [count] values drawn from the priors; hyperparameters that already
+    have one value for each stay."""
     keys = jax.random.split(key, max(len(priors), 1))
     given = {prior.name: getattr(hyper, prior.name) for prior in priors}
     drawn = {
@@ -161,8 +161,9 @@ def explore(
     shrink: Array | float,
     grow: Array | float,
 ) -> Any:
-    """Return ``hyper`` with the numbers of the individuals ``which`` bool [P] explored: each is redrawn with
-    probability ``resample``, else perturbed: the two ways of Jaderberg et al., 2017, section 4."""
+    """Return ``hyper`` with the hyperparameters of the individuals ``which`` bool [P] explored: each is
+    redrawn with probability ``resample``, else perturbed, the two ways of Jaderberg et al., 2017, section
+    4."""
     found = {}
     for place, prior in enumerate(priors):
         key_new, key_draw, key_up = jax.random.split(jax.random.fold_in(key, place), 3)

@@ -1,4 +1,4 @@
-"""Searches over the numbers of a population in training: at a ready point, which individuals replace which.
+"""Searches over hyperparameters of a population in training: which individuals replace which.
 
 Searches differ only in this function of the individuals' returns. Ties are broken at random.
 """
@@ -37,7 +37,7 @@ class Pbt:
 
 @dataclass(frozen=True)
 class Random:
-    """Random search: all individuals keep the numbers drawn at the start."""
+    """Random search: all individuals keep the hyperparameters drawn at the start."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Halving:
 
     Decisions are at the ready points 1, ``factor``, ``factor``^2, ..., as in Hyperband (Li et al., 2018).
     Slots of stopped individuals are reused, so nothing is recompiled. There is no exploration: clones keep
-    the numbers of the survivor.
+    the hyperparameters of the survivor.
     """
 
     factor: int = 2  # one line in ``factor`` continues, judged by its best individual
@@ -110,9 +110,9 @@ class Decision(NamedTuple):
     """Decision about each slot.
 
     source:  int32 [P] slot of the agent that it takes over; its own index to keep its agent.
-    numbers: int32 [P] slot of the numbers that it takes over.
+    numbers: int32 [P] slot of the hyperparameters that it takes over.
     explore: bool [P] whether it explores from these.
-    fresh:   bool [P] whether it starts over instead, with numbers from the prior.
+    fresh:   bool [P] whether it starts over instead, with hyperparameters from the prior.
     """
 
     source: Array
@@ -180,14 +180,14 @@ def copies(source: Array) -> Decision:
 
 
 def explores(config: AnyConfig) -> bool:
-    """Return whether individuals explore from the numbers that they take over."""
+    """Return whether individuals explore from the hyperparameters that they take over."""
     return isinstance(config, Pbt | MultipleFrequencies)
 
 
 def intervened(decision: Decision, slot: Array, parent: Array, *, explores: bool) -> Decision:
     """Return ``decision`` with ``slot`` int32 [] changed: it takes over from ``parent`` and, if ``explores``,
-    explores from its numbers, or keeps its own agent if ``parent`` is ``slot``. A negative slot changes
-    nothing."""
+    explores from its hyperparameters, or keeps its own agent if ``parent`` is ``slot``. A negative slot
+    changes nothing."""
     own = jnp.arange(decision.source.shape[0])
     here = own == slot
     return Decision(
@@ -290,7 +290,7 @@ def _multiple_frequencies(config: MultipleFrequencies, population: int) -> Decid
     A subpopulation that evolves is ranked in quarters. The first and the second go on. The last takes over
     from the first, rank by rank, and explores. The third receives the best individuals of all other
     subpopulations, each only if better than the one it replaces. A migrant from a subpopulation that evolves
-    less often keeps its numbers; any other gets those of the receiving subpopulation's best.
+    less often keeps its hyperparameters; any other gets those of the receiving subpopulation's best.
     """
     groups = len(config.frequencies)
     if population % (4 * groups):

@@ -7,8 +7,8 @@ parameters of one network.
     search = strategy.tell(search, population, fitness, hyper, key)
 
 Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's. Its
-numbers are the library's defaults except for the two in ``Hyper``, which a sweep can fill. Names are read
-without regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
+hyperparameters are the library's defaults except for the two in ``Hyper``, which a sweep can fill. Names are
+read without regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
 
 A strategy without a distribution, such as ``DifferentialEvolution``, begins with a population around the
 parameters, which its first generation evaluates; its mean is the best of its last population.
@@ -111,11 +111,11 @@ def build(name: str, population: int, params: Params) -> Strategy:
 
     defaults = library.default_params  # computed now: LM_MA_ES takes a size from it
 
-    def numbers(hyper: Hyper) -> Any:
+    def settings(hyper: Hyper) -> Any:
         return defaults.replace(std_init=hyper.std) if hasattr(defaults, "std_init") else defaults
 
     def told(search: PyTree, hyper: Hyper) -> PyTree:
-        """Return the search with the numbers that the library would take from a schedule."""
+        """Return the search with the values that the library would take from a schedule."""
         if "std_schedule" in accepts:
             search = search.replace(std=jnp.broadcast_to(hyper.std, jnp.shape(search.std)))
         if name in ADAM:
@@ -125,14 +125,14 @@ def build(name: str, population: int, params: Params) -> Strategy:
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), search)
 
     def init(params: Params, hyper: Hyper, key: Key) -> PyTree:
-        return told(library.init(key, params, numbers(hyper)), hyper)
+        return told(library.init(key, params, settings(hyper)), hyper)
 
     def ask(search: PyTree, hyper: Hyper, key: Key) -> tuple[Params, PyTree]:
-        population, search = library.ask(key, search, numbers(hyper))
+        population, search = library.ask(key, search, settings(hyper))
         return population, told(search, hyper)
 
     def tell(search: PyTree, population: Params, fitness: Array, hyper: Hyper, key: Key) -> PyTree:
-        return told(library.tell(key, population, _cost(fitness), search, numbers(hyper))[0], hyper)
+        return told(library.tell(key, population, _cost(fitness), search, settings(hyper))[0], hyper)
 
     if hasattr(library, "get_mean"):
         return Strategy(init, ask, tell, library.get_mean)
@@ -142,7 +142,7 @@ def build(name: str, population: int, params: Params) -> Strategy:
         noise = optax.tree.random_like(key_noise, tree.repeat(params, population), jax.random.normal)
         first = jax.tree.map(lambda x, n: x + hyper.std * n, params, noise)
         unknown = jnp.full(population, jnp.inf)
-        return Begun(told(library.init(key_init, first, unknown, numbers(hyper)), hyper), jnp.bool_(False))
+        return Begun(told(library.init(key_init, first, unknown, settings(hyper)), hyper), jnp.bool_(False))
 
     def ask_on(search: Begun, hyper: Hyper, key: Key) -> tuple[Params, Begun]:
         first = library.get_population(search.own)
@@ -151,7 +151,7 @@ def build(name: str, population: int, params: Params) -> Strategy:
         return chosen, Begun(own, search.begun)
 
     def tell_on(search: Begun, individuals: Params, fitness: Array, hyper: Hyper, key: Key) -> Begun:
-        first = told(library.init(key, individuals, _cost(fitness), numbers(hyper)), hyper)
+        first = told(library.init(key, individuals, _cost(fitness), settings(hyper)), hyper)
         after = tell(search.own, individuals, fitness, hyper, key)
         return Begun(tree.where(search.begun, after, first), jnp.bool_(True))
 

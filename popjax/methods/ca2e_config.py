@@ -1,4 +1,4 @@
-"""Sizes, numbers and metrics of CA2E, and the paper's constants for each of its two learners."""
+"""Config, hyperparameters and metrics of CA2E, and the paper's constants for each of its two learners."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def preset(task: str) -> Preset | None:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers that belong to a Config. DQN's target is copied by environment steps:
+    """Return the hyperparameters that belong to a Config. DQN's target is copied by environment steps:
     ``target_every``."""
     if isinstance(config.agent, dqn.Config):
         return Hyper(agent=dqn.Hyper(target_period=math.inf))
@@ -201,7 +201,7 @@ def ladder(place: Array, count: int) -> Array:
 
 
 def check_learner(config: Config) -> None:
-    """Check that CA2E supports the learner, and that its Hyper has the numbers of the schedule.
+    """Check that CA2E supports the learner, and that its Hyper has those of the schedule.
 
     Raises:
         ValueError: the learner is neither DQN nor DDPG, or the schedule is for DQN alone.

@@ -1,4 +1,4 @@
-"""Choices, numbers, metrics and records of collaborative deep RL, and the times at which teachers teach."""
+"""Config, hyperparameters, metrics and records of collaborative deep RL, and when teachers teach."""
 
 from __future__ import annotations
 

@@ -105,19 +105,19 @@ def default_config(
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers of this kind of agents and drive. DQN explores for 500,000 environment steps of all
-    ``config.population`` agents together; gradients of DrQ are clipped as SAC's are.
+    """Return the hyperparameters of this kind of agents and drive. DQN explores for 500,000 environment steps
+    of all ``config.population`` agents together; gradients of DrQ are clipped as SAC's are.
 
     The command line calls this before it reads ``--config.population``: with a number of agents other than
     two, also set ``--hyper.learner.exploration-steps``, which counts the steps of each agent.
     """
-    numbers = agents.default_hyper(config.learner)
+    learner = agents.default_hyper(config.learner)
     kind = agents.kind(config.learner)
     if kind == "drq":
-        numbers = drq.CLIPPED
+        learner = drq.CLIPPED
     if kind == "dqn":
-        numbers = replace(numbers, exploration=0.05, exploration_steps=500_000 / config.population)
-    return Hyper(numbers, drives.default_numbers(config.drive))
+        learner = replace(learner, exploration=0.05, exploration_steps=500_000 / config.population)
+    return Hyper(learner, drives.default_hyper(config.drive))
 
 
 @struct.dataclass
@@ -156,7 +156,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     base = offpolicy.build(env, sizes, lambda hyper: hyper.learner, adapt=together)
     crew = base.crew
     assert crew is not None
-    each = {"drive.weight", "drive.ego_weight"}  # numbers that may differ from agent to agent
+    each = {"drive.weight", "drive.ego_weight"}  # hyperparameters that may differ from agent to agent
     if not isinstance(config.learner, Multihead):
         each |= {f"learner.{f.name}" for f in fields(agents.default_hyper(config.learner))}
 

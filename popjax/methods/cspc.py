@@ -148,7 +148,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
         key, key_team, key_lanes, key_drive = jax.random.split(key, 4)
-        everybody = members.players.everybody, cspc_team.numbers(members, hyper).everybody
+        everybody = members.players.everybody, cspc_team.hypers(members, hyper).everybody
         made = zip(jax.random.split(key_team, count), *everybody, strict=True)
         team: States = rows.of(player.init(one, own) for one, player, own in made)
         driven = unrewarded(hyper, key_drive)

@@ -1,4 +1,4 @@
-"""Choices and numbers of a cooperating team, see ``cspc``."""
+"""Config and hyperparameters of a cooperating team, see ``cspc``."""
 
 from __future__ import annotations
 
@@ -268,10 +268,10 @@ class Hyper:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the default numbers of the agents that are in the team."""
+    """Return the default hyperparameters of the agents that are in the team."""
     return Hyper(
         off_policy=None if config.off_policy is None else agents.default_hyper(config.off_policy),
         on_policy=None if config.on_policy is None else agents.default_hyper(config.on_policy),
         cem=None if config.evolution is None else cem.Hyper(),
-        drive=drives.default_numbers(config.drive),
+        drive=drives.default_hyper(config.drive),
     )

@@ -67,7 +67,7 @@ class Terms(NamedTuple):
     gate:   conditions [P + 1] for episodes to enter the local memory.
     length: int32 [P] environment steps of each agent's phase.
     alone:  bool [] whether only the global agent plays.
-    hyper:  the numbers.
+    hyper:  the team's hyperparameters.
     """
 
     gate: Gate
@@ -104,9 +104,9 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
     stores = jnp.array([*shares, False])
 
     def cast(play: Play, hyper: Hyper) -> Iterator[tuple[Player, Part, Any, Any]]:
-        """Iterate over the agents in the order of rows: functions, part, state and numbers."""
-        numbers = cspc_team.numbers(members, hyper)
-        everybody = (team.everybody for team in (members.players, parts, play.team, numbers))
+        """Iterate over the agents in the order of rows: functions, part, state and Hyper."""
+        hypers = cspc_team.hypers(members, hyper)
+        everybody = (team.everybody for team in (members.players, parts, play.team, hypers))
         return zip(*everybody, strict=True)
 
     def standing(play: Play, terms: Terms, clock: Array) -> Array:
@@ -130,12 +130,12 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
 
         def acting(turn: int, key: Key) -> Choice:
             chosen = []
-            for row, (player, part, state, numbers) in enumerate(cast(play, hyper)):
+            for row, (player, part, state, own_hyper) in enumerate(cast(play, hyper)):
                 own, act = part.lanes, player.act
                 if turn == turns.tests:
                     own, act = slice(row * config.trials, (row + 1) * config.trials), player.test
                 if turn in (part.turn, turns.tests):
-                    chosen.append(act(state, numbers, obs[own], jax.random.fold_in(key, row)))
+                    chosen.append(act(state, own_hyper, obs[own], jax.random.fold_in(key, row)))
             return players.padded(tree.concat(chosen), width)
 
         return jax.lax.switch(turn, [partial(acting, i) for i in range(turns.tests + 1)], key)
@@ -200,10 +200,10 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         """Give each agent the answers of its lanes; local agents then learn when they are due."""
         count = jnp.zeros(members.size, jnp.int32).at[owners[turn]].add(step.alive, mode="drop")
         taken = []
-        for row, (player, part, state, numbers) in enumerate(cast(play, hyper)):
+        for row, (player, part, state, own_hyper) in enumerate(cast(play, hyper)):
             mine = tree.take(step, part.lanes)
             mine = mine._replace(alive=mine.alive & (turn == part.turn))
-            taken.append(player.take_in(state, mine, numbers, jax.random.fold_in(key, row)))
+            taken.append(player.take_in(state, mine, own_hyper, jax.random.fold_in(key, row)))
         team: States = members.rows.of(taken)
         learner = team.off_policy
         if learner is not None:  # a gradient step for every environment step of any agent

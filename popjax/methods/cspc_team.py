@@ -204,8 +204,8 @@ def turns(members: Members, config: Config) -> Turns:
     return Turns(members.rows.of(parts), sizes, owners)
 
 
-def numbers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
-    """Return the numbers of each agent."""
+def hypers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
+    """Return the Hyper of each agent."""
     rows = members.rows
     return Team(
         off_policy=None if rows.off_policy is None else hyper.off_policy,

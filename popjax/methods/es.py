@@ -205,7 +205,7 @@ def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:
 
 
 def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
-    """Return a line where a number was set that the strategy does not have."""
+    """Return a line where a hyperparameter was set that the strategy does not have."""
     strategy = strategies.named(config.strategy)
     if strategy in strategies.ADAM or hyper.lr == Hyper().lr:
         return []

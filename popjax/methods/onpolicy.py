@@ -21,15 +21,15 @@ __all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "default_hy
 
 Hyper = Any
 """The ``Hyper`` of the agent, and the drive's in its field ``drive``; a leaf is [] for all agents or, if it
-is the agent's, [P] for one number each."""
+is the agent's, [P] for one each."""
 
 default_hyper = drives.hyper_of
 
 
 @recorded
 def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = ()) -> Method:
-    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``; their numbers follow the
-    ``schedule`` of a search if there is one.
+    """Return ``config.population`` agents of the kind ``config.agent`` in ``env``; their hyperparameters
+    follow the ``schedule`` of a search if there is one.
 
     Raises:
         ValueError: the schedule is of another kind of agent.

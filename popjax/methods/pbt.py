@@ -1,10 +1,10 @@
 """Population Based Training: agents of any kind tune their own hyperparameters while they train. Jaderberg et
 al., 2017, arXiv 1711.09846.
 
-Agents of any kind train side by side, each with its own numbers. At ready points, every ``interval``
+Agents of any kind train side by side, each with its own hyperparameters. At ready points, every ``interval``
 environment steps of an agent, the worst take over the agents of the best (parameters, targets, moments and
-statistics) and explore from their numbers. The State keeps all decisions and the numbers with which each
-agent continues, so that the winner's schedule can be read and the whole run repeated.
+statistics) and explore from their hyperparameters. The State keeps all decisions and the hyperparameters with
+which each agent continues, so that the winner's schedule can be read and the whole run repeated.
 
 An iteration: collect -> learn -> evolve.
 
@@ -13,10 +13,10 @@ A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent
 drive are copied with it; the unfinished episode is not counted. An agent that has diverged is the worst; the
 agent that replaces it takes over lanes and replay, too.
 
-Differs from the paper: all agents are ready at once. A number is perturbed or redrawn, with probability
-``hyper.search.resample``, where the paper does one or the other, and stays within its prior's bounds; one
-near the end of its range, such as a discount, is explored by its distance to that end. A newcomer of halving
-learns from its slot's replay.
+Differs from the paper: all agents are ready at once. A hyperparameter is perturbed or redrawn, with
+probability ``hyper.search.resample``, where the paper does one or the other, and stays within its prior's
+bounds; one near the end of its range, such as a discount, is explored by its distance to that end. A newcomer
+of halving learns from its slot's replay.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from popjax.methods.pbt_config import (
     LAYERS,
     Config,
     Metrics,
-    Numbers,
     OffPolicyConfig,
+    SearchHyper,
     State,
     check_budget,
-    check_own_numbers,
+    check_own_hyper,
     configured,
     default_budget,
     default_hyper,
@@ -70,12 +70,12 @@ CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "line", "in
 
 @recorded
 def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Scheduled] = ()) -> Method:
-    """Return a search over the numbers of ``config.population`` agents of the kind ``config.agent`` in
-    ``env``.
+    """Return a search over the hyperparameters of ``config.population`` agents of the kind ``config.agent``
+    in ``env``.
 
     Raises:
-        ValueError: a name in ``evolve`` is not a number; the population does not divide as the search needs;
-            or replays are to be copied whose frames belong to their lanes.
+        ValueError: a name in ``evolve`` is not a hyperparameter; the population does not divide as the search
+            needs; or replays are to be copied whose frames belong to their lanes.
     """
     if isinstance(config, OffPolicyConfig) and config.copy_replay and env.spec.stack > 1:
         raise ValueError(
@@ -97,7 +97,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     again = schedules.selections(replay, env.spec.name, *kinds, names, *spans)
 
     def init(key: Key, hyper: PyTree) -> State:
-        check_own_numbers(config, names, hyper)
+        check_own_hyper(config, names, hyper)
         if again is not None:
             schedules.check_unset(hyper, names)
         hyper = priors.begin(evolving, jax.random.fold_in(key, START), as_arrays(hyper), population)
@@ -178,7 +178,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
             decision = decide(key_decide, standing, s.hyper.search.significance)
             explores = search.explores(config.search)
             decision = search.intervened(decision, *s.intervene, explores=explores)
-            hyper = numbers_after(s.hyper, decision, key_explore, key_prior)
+            hyper = hyper_after(s.hyper, decision, key_explore, key_prior)
         else:
             decision, hyper = repeated(again, s)
         s = handed_over(s, decision, standing.fitness, lost, key_drive)
@@ -219,8 +219,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         agents_now, line = tree.where(fresh, anew, s.agents), jnp.where(fresh, own, s.line)
         return replace(s, agents=agents_now, born=born, line=line)
 
-    def numbers_after(hyper: PyTree, decision: Decision, key_explore: Key, key_prior: Key) -> PyTree:
-        """Return the numbers with which the agents continue."""
+    def hyper_after(hyper: PyTree, decision: Decision, key_explore: Key, key_prior: Key) -> PyTree:
+        """Return the hyperparameters with which the agents continue."""
         taken = {name: x[decision.numbers] for name, x in named(hyper).items()}
         hyper = replace(hyper, **taken)
         if config.explore:
@@ -234,8 +234,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return hyper
 
     def repeated(again: Selections, s: State) -> tuple[Decision, PyTree]:
-        """Return the recorded decision at this ready point and its numbers; no change after the last recorded
-        one."""
+        """Return the recorded decision at this ready point and its hyperparameters; no change after the last
+        recorded one."""
         row, known = s.lineage.count, s.lineage.count < len(again.source)
         source = jnp.where(known, again.source[row], own)
         decision = search.copies(jnp.where(source < 0, own, source))._replace(fresh=source < 0)
@@ -246,12 +246,12 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         check_budget(config, every * base.steps, base.learning_starts, recorded, env_steps)
 
     def tell(read: tuple[Lineage, Any, dict[str, Any]]) -> dict[str, Any]:
-        """Return the winner's schedule, its numbers that do not evolve, and all selections, see
+        """Return the winner's schedule, its hyperparameters that do not evolve, and all selections, see
         ``lineage.schedule``."""
-        table, winner, numbers = read
+        table, winner, constant = read
         told = lineage.schedule(table, int(winner), names, own_steps)
         facts = {"agent": agents.kind(config.agent), "population": population, "interval": every * own_steps}
-        facts["fixed"] = {name: float(x[winner] if x.ndim else x) for name, x in numbers.items()}
+        facts["fixed"] = {name: float(x[winner] if x.ndim else x) for name, x in constant.items()}
         return facts | told | {"priors": [prior._asdict() for prior in evolving]}
 
     def read(s: State) -> tuple[Lineage, Array, dict[str, Array]]:
@@ -270,7 +270,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     newcomers = fresh if again is None else bool((again.source < 0).any())
     method = parts.whole(base, default_hyper(config), init, chain(collect, base.learn, evolve))
     schedule = Schedule(read, tell)
-    unused = () if again is None else tuple(f"search.{field.name}" for field in fields(Numbers))
+    unused = () if again is None else tuple(f"search.{field.name}" for field in fields(SearchHyper))
     driven = (*names, *unused)
     return method._replace(policy=policy, accepts=accepts, driven=driven, schedule=schedule)
 

@@ -1,4 +1,4 @@
-"""Sizes, numbers, metrics and State of searches over the numbers of a population in training."""
+"""Config, hyperparameters, metrics and State of searches over hyperparameters in training."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ EVOLVED: dict[type, tuple[str, ...]] = {
     ppo.Config: (f"hyper.policy_lr={RATE}", f"hyper.value_lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
     a2c.Config: (f"hyper.lr={RATE}", "hyper.entropy_weight=1e-4:0.1:log"),
 }
-"""The numbers of each kind of agent that evolve by default."""
+"""The hyperparameters of each kind of agent that evolve by default."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Choice of the numbers that evolve, and when and how."""
+    """Choice of the hyperparameters that evolve, and when and how."""
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
@@ -87,40 +87,40 @@ def configured(agent: Any = sac.Config(), **choices: Any) -> Config:
 
 
 @struct.dataclass
-class Numbers:
+class SearchHyper:
     """Hyperparameters of the search itself."""
 
-    shrink: Number = number(0.8)  # factor by which exploring multiplies a number
+    shrink: Number = number(0.8)  # factor by which exploring multiplies a value
     grow: Number = number(1.2)  # the other factor, equally likely
-    resample: Number = number(0.25, high=1.0)  # probability that a number is drawn from its prior instead
+    resample: Number = number(0.25, high=1.0)  # probability that a value is drawn from its prior instead
     significance: Number = number(0.05, high=1.0)  # significance level of Welch's test
 
 
 def default_hyper(config: Config) -> PyTree:
-    """Return the numbers of the agents, of a drive and, in the field ``search``, of the search."""
-    return drives.extended(drives.hyper_of(config), search=Numbers())
+    """Return the hyperparameters of the agents, of a drive and, in the field ``search``, of the search."""
+    return drives.extended(drives.hyper_of(config), search=SearchHyper())
 
 
 def evolved(config: Config) -> tuple[priors.Prior, ...]:
-    """Return the priors of the numbers that evolve.
+    """Return the priors of the hyperparameters that evolve.
 
     Raises:
         ValueError: as ``priors.parse_all``; or none is named and this kind of agent has none by default.
     """
     texts = config.evolve or EVOLVED.get(type(config.agent), ())
     if not texts:
-        raise ValueError("nothing evolves: name a number, as in --evolve hyper.NAME=LOW:HIGH:log")
+        raise ValueError("nothing evolves: name a hyperparameter, as in --evolve hyper.NAME=LOW:HIGH:log")
     nested = [value for value in vars(config).values() if is_dataclass(value)]
     shapes = [field.name for one in (config, *nested) for field in fields(one)]
     return priors.parse_all(texts, agents.default_hyper(config.agent), shapes)
 
 
-def check_own_numbers(config: Config, evolving: Sequence[str], hyper: PyTree) -> None:
-    """Check that numbers which are one for each agent are among the ``evolving`` ones, unless no agent is
-    handed over: others would stay with the slot, and the schedule would not record them.
+def check_own_hyper(config: Config, evolving: Sequence[str], hyper: PyTree) -> None:
+    """Check that hyperparameters with a value for each agent are among the ``evolving`` ones, unless no agent
+    is handed over: others would stay with the slot, and the schedule would not record them.
 
     Raises:
-        ValueError: a number of each agent's own does not evolve.
+        ValueError: a hyperparameter with a value for each agent does not evolve.
     """
     if isinstance(config.search, search.Random):
         return
@@ -129,7 +129,7 @@ def check_own_numbers(config: Config, evolving: Sequence[str], hyper: PyTree) ->
         if jnp.ndim(value) and name not in evolving:
             raise ValueError(
                 f"hyper.{name} does not evolve, so an agent that is handed over would lose its own value;"
-                f" give one number for all, or --evolve hyper.{name}"
+                f" give one value for all, or --evolve hyper.{name}"
             )
 
 
@@ -198,7 +198,7 @@ class Metrics(offpolicy.Metrics):
 
     fitness:   float32 [P]    mean return of the last episodes, in training or greedy as ``scoring`` asks.
     losses:    [P] each       losses of ``offpolicy.Metrics``, 0 where they are not finite.
-    numbers:   float32 [P] each, by name: the evolving numbers with which all individuals continue.
+    numbers:   float32 [P] each, by name: the evolving hyperparameters with which all continue.
     ready:     int32 []       ready points so far.
     diverged:  int32 []       individuals with a loss that was not finite.
     parents:   int32 [P, 2]   slot from which each individual descends, -1 for a newcomer; its own between

@@ -1,4 +1,4 @@
-"""Sizes, numbers and metrics of PDERL, and the paper's constants by task."""
+"""Config, hyperparameters and metrics of PDERL, and the paper's constants by task."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ class Metrics:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers that belong to ``config``: those of its kinds of agent and drive."""
-    return Hyper(agents.default_hyper(config.agent), drives.default_numbers(config.drive))
+    """Return the hyperparameters that belong to ``config``: those of its kinds of agent and drive."""
+    return Hyper(agents.default_hyper(config.agent), drives.default_hyper(config.drive))
 
 
 def check(agent: Agent, config: Config) -> None:

@@ -171,7 +171,7 @@ def default_config(agent: sac.Config | drq.Config = sac.Config()) -> Config:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the numbers of the kind of agents."""
+    """Return the hyperparameters of the kind of agents."""
     return Hyper(drq.CLIPPED if isinstance(config.agent, drq.Config) else sac.Hyper())
 
 

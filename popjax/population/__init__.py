@@ -4,8 +4,8 @@
 gradient steps, ``offpolicy`` and ``onpolicy`` join these to ``parts`` of a method, ``drives`` reward novelty
 and skills, ``exchange`` hands policies over, ``scoring`` and ``judging`` measure returns, ``imitation``
 teaches one policy by others, ``tutoring`` lets teachers of other tasks teach an ``actor_critic`` that acts, a
-``shared_critic`` judges several actors, a ``classifier`` predicts which agent will do best. For numbers that
-evolve, ``lineage`` keeps the history, ``schedules`` repeat it and ``counterfactual`` measures what a decision
-was worth. Plain functions and records with explicit inputs and outputs: the State stays the method's own, and
-the ``vmap`` over individuals lives here.
+``shared_critic`` judges several actors, a ``classifier`` predicts which agent will do best. For
+hyperparameters that evolve, ``lineage`` keeps the history, ``schedules`` repeat it and ``counterfactual``
+measures what a decision was worth. Plain functions and records with explicit inputs and outputs: the State
+stays the method's own, and the ``vmap`` over individuals lives here.
 """

@@ -1,7 +1,7 @@
 """Drives of a population: rewards added to the task's, in one record that every method can use.
 
-A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's numbers in
-``hyper.drive`` (``with_numbers``) carries the drive's state in its own and calls::
+A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's Hyper in
+``hyper.drive`` (``with_drive``) carries the drive's state in its own and calls::
 
     drive = drives.build(env.spec, config.drive, population, lanes)
     lanes_env = drive.env(rollout.autoreset(env))  # as the agents see it, DIAYN's skill included
@@ -45,7 +45,7 @@ apart, such as ``replay.episodes.pairs``."""
 
 
 class Drive(NamedTuple):
-    """A reward added to the task's for ``P`` agents. ``hyper`` is a struct whose ``drive`` has the numbers.
+    """A reward added to the task's for ``P`` agents. ``hyper`` is a struct whose ``drive`` is the drive's.
 
     init:    key -> state
     observe: (state, rows [T, P, N], done [T, P, N], valid [T, P, N], hyper) -> state that has seen these
@@ -119,7 +119,7 @@ def check_novelty(config: AnyConfig | None, who: str) -> None:
         )
 
 
-def default_numbers(config: AnyConfig | None) -> PyTree:
+def default_hyper(config: AnyConfig | None) -> PyTree:
     """Return the default ``Hyper`` of the drive of ``config``; None without a drive."""
     return None if config is None else _module(config).Hyper()
 
@@ -129,14 +129,13 @@ def _module(config: Any) -> ModuleType:
 
 
 def hyper_of(config: Any) -> PyTree:
-    """Return the default numbers of the agents ``config.agent`` and of ``config.drive``."""
-    return with_numbers(agents.default_hyper(config.agent), config.drive)
+    """Return the default hyperparameters of the agents ``config.agent`` and of ``config.drive``."""
+    return with_drive(agents.default_hyper(config.agent), config.drive)
 
 
-def with_numbers(hyper: Any, config: AnyConfig | None) -> Any:
-    """Return an agent's ``Hyper`` extended by a field ``drive`` with the drive's numbers; unchanged without a
-    drive."""
-    return hyper if config is None else extended(hyper, drive=default_numbers(config))
+def with_drive(hyper: Any, config: AnyConfig | None) -> Any:
+    """Return an agent's ``Hyper`` extended by that of the drive, ``drive``; unchanged without a drive."""
+    return hyper if config is None else extended(hyper, drive=default_hyper(config))
 
 
 def extended(hyper: Any, **further: Any) -> Any:

@@ -19,7 +19,7 @@ from popjax.population.lanes import ActAll
 from popjax.replay.episodes import Episodic
 from popjax.replay.ring import Ring
 
-Numbers: TypeAlias = Callable[[Any], Any]
+AgentHyper: TypeAlias = Callable[[Any], Any]
 """``Hyper of a method -> that of its agents``."""
 
 
@@ -72,26 +72,26 @@ class Learners(NamedTuple):
 
 
 def build(
-    spec: Spec, config: agents.AnyConfig, population: int, numbers: Numbers = lambda hyper: hyper
+    spec: Spec, config: agents.AnyConfig, population: int, agent_hyper: AgentHyper = lambda hyper: hyper
 ) -> Learners:
     """Return ``population`` agents of the kind of ``config``; those of ``Multihead`` share their torsos.
 
-    ``numbers`` selects the agents' numbers from a method's Hyper.
+    ``agent_hyper`` selects the agents' Hyper from a method's.
 
     Raises:
         ValueError: agents of this kind cannot play the task.
     """
     if isinstance(config, Multihead):
-        return multihead(spec, config, population, numbers)
-    return apart(agents.build(spec, config), population, numbers)
+        return multihead(spec, config, population, agent_hyper)
+    return apart(agents.build(spec, config), population, agent_hyper)
 
 
-def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper) -> Learners:
-    """Return agents with networks of their own. A leaf of their numbers is [] or [P]."""
+def apart(agent: Agent, population: int, agent_hyper: AgentHyper = lambda hyper: hyper) -> Learners:
+    """Return agents with networks of their own. A leaf of their Hyper is [] or [P]."""
     learn, eyes = learning.everyone(agent.learn), agent.eyes
 
     def init(key: Key, hyper: PyTree) -> PyTree:
-        own = numbers(hyper)
+        own = agent_hyper(hyper)
         return jax.vmap(agent.init, (0, tree.axes(own)))(jax.random.split(key, population), own)
 
     def observe(states: PyTree, obs: Array, valid: Array) -> PyTree:
@@ -108,11 +108,11 @@ def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper)
 
     return Learners(
         init=init,
-        learn=lambda states, rows, hyper, key: learn(states, rows, numbers(hyper), key),
+        learn=lambda states, rows, hyper, key: learn(states, rows, agent_hyper(hyper), key),
         observe=observe,
         policies=jax.vmap(agent.policy),
         values=values,
-        exploration=lambda hyper, env_steps: agent.exploration(numbers(hyper), env_steps),
+        exploration=lambda hyper, env_steps: agent.exploration(agent_hyper(hyper), env_steps),
         play=play,
         act=agent.act,
         outputs=agent.outputs,
@@ -122,17 +122,17 @@ def apart(agent: Agent, population: int, numbers: Numbers = lambda hyper: hyper)
 
 
 def multihead(
-    spec: Spec, config: sac.Config, population: int, numbers: Numbers = lambda hyper: hyper
+    spec: Spec, config: sac.Config, population: int, agent_hyper: AgentHyper = lambda hyper: hyper
 ) -> Learners:
     """Return SAC agents that are heads of one learner; their state has a leading axis of 1.
 
-    They share all numbers, and learn from the same transitions by the sum of their losses.
+    They share all hyperparameters, and learn from the same transitions by the sum of their losses.
     """
     agent = sac.parts(spec, config, heads=population).agent
 
     def learn(states: PyTree, rows: Transition, hyper: PyTree, key: Key) -> tuple[PyTree, sac.Losses]:
         common = replace(tree.take(rows, 0), reward=rows.reward)
-        state, losses = agent.learn(tree.take(states, 0), common, numbers(hyper), key)
+        state, losses = agent.learn(tree.take(states, 0), common, agent_hyper(hyper), key)
         # The losses of critics and actors are sums over heads.
         mean = {name: getattr(losses, name) / population for name in ("critic_loss", "actor_loss")}
         losses = replace(losses, **jax.tree.map(lambda x: jnp.full(population, x), mean))
@@ -152,12 +152,12 @@ def multihead(
         return jnp.moveaxis(agent.critic.apply(tree.take(states.critics, 0), obs, actions), 0, 1)
 
     return Learners(
-        init=lambda key, hyper: tree.repeat(agent.init(key, numbers(hyper)), 1),
+        init=lambda key, hyper: tree.repeat(agent.init(key, agent_hyper(hyper)), 1),
         learn=learn,
         observe=lambda states, obs, valid: states,
         policies=policies,
         values=values,
-        exploration=lambda hyper, env_steps: agent.exploration(numbers(hyper), env_steps),
+        exploration=lambda hyper, env_steps: agent.exploration(agent_hyper(hyper), env_steps),
         play=lambda states, hyper, scale: policy.everyone(act, policies(states), scale),
         act=act,
         outputs=outputs,

@@ -1,4 +1,4 @@
-"""Lineage of a population whose numbers evolve: a table in the State.
+"""Lineage of a population whose hyperparameters evolve: a table in the State.
 
 It has a row for the start and one for each ready point. It is written in place, and saved and restored with
 the State.
@@ -19,14 +19,14 @@ from jax import Array
 
 @struct.dataclass
 class Lineage:
-    """Table of R rows for P slots with F numbers.
+    """Table of R rows for P slots with F hyperparameters.
 
     count:      int32 []          filled rows, including the start.
     generation: int32 [R]         iterations before the ready point.
     source:     int32 [R, P]      slot whose agent each slot took over; its own if it kept its agent, -1 for a
                 newcomer.
     fitness:    float32 [R, P]    on which that was decided; 0 at the start.
-    numbers:    float32 [R, P, F] with which each slot continued.
+    numbers:    float32 [R, P, F] hyperparameters with which each slot continued.
     """
 
     count: Array
@@ -37,7 +37,7 @@ class Lineage:
 
 
 def begin(numbers: Array, rows: int) -> Lineage:
-    """Return a table of ``rows`` rows; the first holds the numbers [P, F] with which a population starts."""
+    """Return a table of ``rows`` rows; the first holds the hyperparameters [P, F] at the start."""
     population = numbers.shape[0]
     empty = Lineage(
         count=jnp.int32(0),
@@ -77,8 +77,8 @@ def line(table: Lineage, slot: int) -> list[tuple[int, int]]:
 def schedule(table: Lineage, winner: int, names: Sequence[str], steps: int) -> dict[str, Any]:
     """Return the schedule of the ``winner``'s line, and all selections, as JSON keeps them; on the host.
 
-    ``names`` [F] are those of the numbers, ``steps`` the environment steps of an agent in an iteration. A
-    line's own environment steps begin at 0 with its first agent.
+    ``names`` [F] are those of the hyperparameters, ``steps`` the environment steps of an agent in an
+    iteration. A line's own environment steps begin at 0 with its first agent.
     """
     table = jax.tree.map(np.asarray, table)
     rows = line(table, winner)

@@ -184,17 +184,17 @@ AGENTS: dict[str, dict[str, Any]] = {
 def build(
     env: Env,
     config: Config,
-    numbers: Callable[[Any], Any] = lambda hyper: hyper,
+    agent_hyper: Callable[[Any], Any] = lambda hyper: hyper,
     recent: int = 0,
     adapt: Callable[[Learners], Learners] = lambda crew: crew,
     drive: Drive | None = None,
 ) -> Parts:
     """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
 
-    numbers: selects the agents' numbers from a method's Hyper; the drive's are its field ``drive``.
-    recent:  past episodes of each lane that ``lanes.Account`` keeps.
-    adapt:   changes how the agents act or learn; a common ``draw`` is for a shared replay.
-    drive:   replaces that of ``config.drive``.
+    agent_hyper: selects the agents' Hyper from a method's; the drive's is its field ``drive``.
+    recent:      past episodes of each lane that ``lanes.Account`` keeps.
+    adapt:       changes how the agents act or learn; a common ``draw`` is for a shared replay.
+    drive:       replaces that of ``config.drive``.
 
     A replay keeps whether the task went on, as a discount of 1 or 0; ``sample`` and ``learn`` put an agent's
     own gamma in its place. So agents with different discounts, or with one that changes, can share a replay.
@@ -208,7 +208,7 @@ def build(
         drive = drives.build(env.spec, config.drive, population, config.lanes, eyes)
     lanes_env = drive.env(rollout.autoreset(env))
     agent = agents.build(lanes_env.spec, config.agent)
-    crew = adapt(learners.build(lanes_env.spec, config.agent, population, numbers))
+    crew = adapt(learners.build(lanes_env.spec, config.agent, population, agent_hyper))
     keep = crew.keep or (lambda rows, hyper, key: rows if drive.horizon else rows.plain)
     shape = (1 if crew.as_one else population, config.lanes)
     stride = config.lanes * (shape[0] if config.shared_replay else 1)
@@ -304,7 +304,7 @@ def build(
         """Return rows [P, B] as each agent learns from them, rewarded by task and drive and with its
         discount; and the mean bonus [P]."""
         paid, bonus = drive.pay(held, rows, hyper)
-        gamma = tree.align(numbers(hyper).discount, paid.discount)
+        gamma = tree.align(agent_hyper(hyper).discount, paid.discount)
         return replace(paid, discount=jnp.where(paid.discount > 0, gamma, 0.0)), bonus
 
     def sample(s: S, key: Key) -> Transition:

@@ -64,11 +64,11 @@ AGENTS: dict[str, dict[str, Any]] = {
 
 
 def build(
-    env: Env, config: Config, numbers: Callable[[Any], Any] = lambda hyper: hyper, recent: int = 0
+    env: Env, config: Config, agent_hyper: Callable[[Any], Any] = lambda hyper: hyper, recent: int = 0
 ) -> Parts:
     """Return the parts for ``config.population`` agents of the kind ``config.agent`` in ``env``.
 
-    ``numbers`` selects the agents' numbers from a method's Hyper; the drive's are its field ``drive``.
+    ``agent_hyper`` selects the agents' Hyper from a method's; the drive's is its field ``drive``.
     ``recent`` is the number of past episodes of each lane that ``lanes.Account`` keeps.
     """
     length = config.steps or agents.default_rollout(config.agent)
@@ -80,7 +80,7 @@ def build(
 
     def fields(key: Key, hyper: PyTree) -> dict[str, Any]:
         hyper = as_arrays(hyper)
-        own = numbers(hyper)
+        own = agent_hyper(hyper)
         key, key_agents, key_lanes, key_drive = jax.random.split(key, 4)
         states = jax.vmap(agent.init, (0, tree.axes(own)))(jax.random.split(key_agents, population), own)
         start = lanes.start(lanes_env, key_lanes, shape, agent.memory, recent)
@@ -103,7 +103,7 @@ def build(
     def play(played: Lanes, states: PyTree, hyper: PyTree, key: Key) -> tuple[Lanes, Trajectory]:
         """Play a rollout of every agent: lanes [P, N], trajectories [P, T, N]."""
         act = policy.everyone(agent.act, jax.vmap(agent.policy)(states), 1.0)
-        keep = lanes.keep_trajectory(numbers(hyper).discount)
+        keep = lanes.keep_trajectory(agent_hyper(hyper).discount)
         after, rows = lanes.play(lanes_env, act, played, key, length, keep, agent.memory)
         return after, lanes.trajectories(rows, played.memory)
 
@@ -168,7 +168,7 @@ def build(
     def learn(s: S) -> S:
         """Train every agent on its trajectory."""
         key, key_learn = jax.random.split(s.key)
-        states, losses = learn_all(s.agents, s.trajectory, numbers(s.hyper), key_learn)
+        states, losses = learn_all(s.agents, s.trajectory, agent_hyper(s.hyper), key_learn)
         return replace(s, key=key, agents=states, metrics=replace(s.metrics, losses=losses))
 
     def deploy(s: State, policies: Params) -> Params:

@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 
 class Player(NamedTuple):
-    """An agent as functions of its own state and numbers, for loops over agents of different kinds.
+    """An agent as functions of its own state and Hyper, for loops over agents of different kinds.
 
     lanes:   environments in which it trains.
     network: the network of its mean action.

@@ -60,7 +60,7 @@ def remarks(
     schedule: Sequence[Scheduled] = (),
     replay: Sequence[Scheduled] = (),
 ) -> list[str]:
-    """Return a line for each number that did not evolve in the finished run and has another value here."""
+    """Return a line for each hyperparameter that did not evolve in the finished run and differs here."""
     found = []
     for run in (*schedule, *replay):
         for name, value in run.schedule.get("fixed", {}).items():
@@ -76,10 +76,10 @@ def remarks(
 
 
 def check_unset(hyper: Any, names: Sequence[str]) -> None:
-    """Check that no number of ``names``, which a finished run sets, is given for each agent.
+    """Check that no hyperparameter of ``names``, which a finished run sets, is given for each agent.
 
     Raises:
-        ValueError: such a number is given for each agent.
+        ValueError: one of them is given for each agent.
     """
     for name in names:
         if jnp.ndim(getattr(hyper, name)):
@@ -87,14 +87,14 @@ def check_unset(hyper: Any, names: Sequence[str]) -> None:
 
 
 def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int) -> Method:
-    """Return ``method`` with numbers that follow ``schedule``; unchanged without one.
+    """Return ``method`` with hyperparameters that follow ``schedule``; unchanged without one.
 
     kind:  of the agents, as the command line names it.
     steps: environment steps of an agent in an iteration.
 
     Raises:
-        ValueError: the schedule is of another kind of agent; or, by ``init``, a number that it sets is given
-            for each agent.
+        ValueError: the schedule is of another kind of agent; or, by ``init``, a hyperparameter that
+            it sets is given for each agent.
     """
     if not schedule:
         return method
@@ -110,8 +110,8 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
     def at(hyper: Any, row: Array | int) -> Any:
         return replace(hyper, **{name: column[row] for name, column in values.items()})
 
-    def set_numbers(s: Any) -> Any:
-        """Set the schedule's numbers for this iteration."""
+    def set_hyper(s: Any) -> Any:
+        """Set the schedule's hyperparameters for this iteration."""
         row = jnp.searchsorted(starts, s.generation, side="right") - 1
         return replace(s, hyper=at(s.hyper, row))
 
@@ -121,14 +121,14 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
 
     return method._replace(
         init=init,
-        step=chain(set_numbers, method.step),
+        step=chain(set_hyper, method.step),
         driven=tuple(values),
     )
 
 
 def plain(layer: Any, env: Env, config: Any, schedule: Sequence[Scheduled]) -> Method:
     """Return the agents of a ``layer``, ``offpolicy`` or ``onpolicy``, with only the layer's own phases;
-    their numbers follow ``schedule``.
+    their hyperparameters follow ``schedule``.
 
     Raises:
         ValueError: the schedule is of another kind of agent.

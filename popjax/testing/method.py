@@ -186,13 +186,13 @@ def _check_members(method: Method, init: Callable[..., Any], step: Callable[[Any
     first, second = (tree.take(sweep, i).replace(hyper=()) for i in range(2))
     if jax.tree.leaves(hyper) and same(first, second):
         raise ValueError(
-            f"other numbers of hyper change nothing in {steps} steps; read numbers from state.hyper, which a"
+            f"other values in hyper change nothing in {steps} steps; read them from state.hyper, which a"
             " sweep fills, and check a case that learns within these steps"
         )
 
 
 def _moved(hyper: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """Return ``hyper`` with every number halved, or as near to that as its range allows; a number that this
+    """Return ``hyper`` with every value halved, or as near to that as its range allows; a value that this
     does not change is raised."""
     if is_dataclass(hyper) and not isinstance(hyper, type):
         leaves = [f for f in fields(hyper) if f.metadata.get("pytree_node", True)]

@@ -1,4 +1,4 @@
-"""Numbers that evolve: how they are written, drawn, perturbed and refused."""
+"""Hyperparameters that evolve: how they are written, drawn, perturbed and refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_prior_is_read_as_it_is_written(text, expected):
     [
         (
             "hyper.actor_rl=1:2",
-            "evolve hyper.actor_rl: there is no such number; did you mean hyper.actor_lr?",
+            "evolve hyper.actor_rl: there is no such hyperparameter; did you mean hyper.actor_lr?",
         ),
         ("hyper.actor_lr", "evolve 'hyper.actor_lr' has no values: write hyper.NAME=LOW:HIGH"),
         ("hyper.actor_lr=fast:slow", "hyper.actor_lr=fast:slow is not made of numbers"),

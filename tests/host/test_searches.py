@@ -1,4 +1,4 @@
-"""Figures of searches over numbers: what is drawn is what the State's table holds."""
+"""Figures of searches over hyperparameters: what is drawn is what the State's table holds."""
 
 from __future__ import annotations
 

@@ -75,7 +75,10 @@ def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"swept": {"hyper.rat": [1.0]}}, "hyper.rat: there is no such number; choose from hyper.poison_at"),
+        (
+            {"swept": {"hyper.rat": [1.0]}},
+            "hyper.rat: there is no such hyperparameter; choose from hyper.poison_at",
+        ),
         ({"swept": {"hyper.rate": []}}, "--sweep hyper.rate needs at least one value"),
         ({"swept": {"hyper.rate": [0.1, 0.2, 0.1]}}, "hyper.rate=0.1,0.2,0.1 repeats a value"),
         ({"swept": SWEPT, "members": (1, 3)}, "--members 1:3 must lie in the members 0:2"),
@@ -382,7 +385,7 @@ def test_a_list_of_numbers_that_does_not_fit_is_told_before_training(tmp_path: P
     small = independent.Config(agent=ddpg.Config(hidden=(4,)), population=3, capacity=10, warmup=5, batch=2)
     method = independent.build(ENV, small)
     hyper = method.hyper.replace(actor_lr=np.ones(2, np.float32))
-    with pytest.raises(Refused, match=r"hyper.actor_lr has 2 numbers, and there are 3 individuals") as line:
+    with pytest.raises(Refused, match=r"hyper.actor_lr has 2 values, and there are 3 individuals") as line:
         train(method, ENV, env_steps=240, hyper=hyper, run_dir=tmp_path / "run")
     assert "\n" not in str(line.value)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Searches over numbers in training: what is copied, what evolves, and what stays as it is without one."""
+"""Searches over hyperparameters in training: what is copied, what evolves, and what stays without one."""
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ OTHER = {
     "target_kl": 1e-9,
     "anneal_updates": 2.0,
 }
-"""Values that change an update; of other numbers twice the default and a bit."""
+"""Values that change an update; of other hyperparameters twice the default and a bit."""
 NOT_IN_AN_UPDATE = {"exploration", "exploration_start", "exploration_steps"}
 
 
@@ -577,7 +577,7 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
     [
         (
             [*BASE, "--evolve", "hyper.actor_rl=1:2"],
-            "evolve hyper.actor_rl: there is no such number; did you mean",
+            "evolve hyper.actor_rl: there is no such hyperparameter; did you mean",
         ),
         ([*BASE, "--evolve", "hyper.hidden=1:2"], "evolve hyper.hidden: that is a shape"),
         ([*BASE, "--evolve", "hyper.batch=1:2"], "evolve hyper.batch: that is a shape"),
@@ -620,7 +620,7 @@ BASE = ["pbt", "--env", "probe/corridor", "--env-steps", "1e6"]
         ),
         (
             [*BASE, "--evolve", "hyper.polyak=0.01:0.1", "--config.evolve", "hyper.discount=0.9:0.99"],
-            "--evolve and --config.evolve set the same option; give all numbers with --evolve",
+            "--evolve and --config.evolve set the same option; use --evolve for all",
         ),
         ([*BASE, "--intervene", "0=1"], "--intervene continues a run: name it with --from"),
         ([*BASE, "--config.search", "greedy"], "unknown search 'greedy'"),
@@ -651,7 +651,7 @@ def test_schedules_of_others_are_refused(tmp_path, capsys):
         ([*SEARCH, "--config.no-explore", "--replay", run], "of another explore: True, here False"),
         (
             [*SEARCH, *KEPT, "--hyper.search.grow", "2", "--replay", run],
-            "--hyper.search.grow 2 would not be used: as configured here, the method sets this number itself",
+            "--hyper.search.grow 2 would not be used: as configured here, the method sets this",
         ),
         (
             [*(word.replace("corridor", "context") for word in SEARCH), "--replay", run],

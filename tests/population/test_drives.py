@@ -42,7 +42,7 @@ class Numbers:
 
 
 def numbers(name, **changes):
-    return Numbers(as_arrays(replace(drives.default_numbers(CONFIGS[name]), **changes)))
+    return Numbers(as_arrays(replace(drives.default_hyper(CONFIGS[name]), **changes)))
 
 
 @lru_cache
@@ -260,11 +260,11 @@ def test_no_drive_leaves_rewards_as_they_are(key):
 
 
 def test_the_numbers_of_a_drive_join_an_agents():
-    hyper = drives.with_numbers(sac.Hyper(actor_lr=0.1), CONFIGS["rnd"])
+    hyper = drives.with_drive(sac.Hyper(actor_lr=0.1), CONFIGS["rnd"])
     assert isinstance(hyper, sac.Hyper)
     assert (hyper.actor_lr, hyper.drive) == (0.1, rnd.Hyper())
-    assert type(hyper) is type(drives.with_numbers(sac.Hyper(), CONFIGS["diayn"]))
-    assert drives.with_numbers(sac.Hyper(), None) == sac.Hyper()
+    assert type(hyper) is type(drives.with_drive(sac.Hyper(), CONFIGS["diayn"]))
+    assert drives.with_drive(sac.Hyper(), None) == sac.Hyper()
     assert len(jax.tree.leaves(hyper)) == len(jax.tree.leaves(sac.Hyper())) + len(
         jax.tree.leaves(rnd.Hyper())
     )

@@ -21,12 +21,12 @@ _MOST_OPTIONS = 3  # most options in a label that distinguish methods of the sam
 
 @dataclass(frozen=True)
 class Record:
-    """A run directory, or the part of it with one setting of the swept numbers.
+    """A run directory, or the part of it with one setting of the swept hyperparameters.
 
     summary: None while the run goes on or after it was interrupted.
     failed:  members with a non-finite metric, whose evaluations are left out, each with "member", "seed" and
              "reason"; of a run without a summary, those that its newest checkpoint knows.
-    swept:   the numbers of this setting by name, such as "hyper.actor_lr"; empty if only seeds differ.
+    swept:   hyperparameters of this setting by name, such as "hyper.actor_lr"; empty if only seeds differ.
     """
 
     root: Path
@@ -291,7 +291,7 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
 
 def _labels(records: Sequence[Record]) -> list[str]:
     """Return the method's name and the options in which methods of that name differ on a task; with too many
-    options, the run directory's name and the swept numbers in which its settings differ."""
+    options, the run directory's name and the swept hyperparameters in which its settings differ."""
     found = []
     for record in records:
         rivals = [other for other in records if other.name == record.name]

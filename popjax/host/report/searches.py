@@ -1,5 +1,5 @@
-"""Figures of searches over numbers, from ``schedule.json``, which has every ready point however sparse
-``metrics.jsonl`` is."""
+"""Figures of searches over hyperparameters, from ``schedule.json``, which has every ready point however
+sparse ``metrics.jsonl`` is."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _BLACK, _GREY, _BLUE, _ORANGE = "#000000", "#AAAAAA", "#0072B2", "#D55E00"
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale of the axis of a number.
+    """Scale of the axis of a hyperparameter.
 
-    name: name of the number.
-    top:  draw the distance to it, such as 1 - discount; None: draw the number itself.
+    name: its name.
+    top:  draw the distance to it, such as 1 - discount; None: draw the value itself.
     log:  whether the axis is logarithmic.
     """
 
@@ -46,15 +46,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Search:
-    """The ready points of one seed, R with the start, of P slots with F numbers.
+    """The ready points of one seed, R with the start, of P slots with F hyperparameters.
 
     env_steps: int [R]          environment steps of an individual.
     source:    int [R, P]       slot whose individual a slot took over, or its own; -1 for a newcomer.
     fitness:   float [R, P]     fitness at the decision, non-finite if diverged; row 0 is unused.
-    numbers:   float [R, P, F]  numbers with which a slot continued.
+    numbers:   float [R, P, F]  hyperparameters with which a slot continued.
     winner:    slot of the best individual at the end.
     line:      int [L]          environment steps at the points of the winner's line of descent.
-    chosen:    float [L, F]     its numbers at these points.
+    chosen:    float [L, F]     its hyperparameters at these points.
     """
 
     seed: int
@@ -114,15 +114,16 @@ def figures(label: str, searches: Sequence[Search]) -> Iterator[tuple[str, Any, 
     yield (
         "numbers",
         numbers(who, first),
-        f"Numbers of all {first.source.shape[1]} individuals of {who}: a line for each, coloured by its "
-        "fitness at the next ready point, grey if it diverged. A line forks where its individual is taken "
-        "over and ends where it is replaced.",
+        f"Hyperparameters of all {first.source.shape[1]} individuals of {who}: a line for each, coloured "
+        "by its fitness at the next ready point, grey if it diverged. A line forks where its individual is "
+        "taken over and ends where it is replaced.",
     )
     yield (
         "takeovers",
         lineage(who, first),
-        f"Takeovers in {who}, in the last {turns} intervals between ready points: colours are the numbers "
-        "with which a slot continued, slanted lines takeovers, broad lines the winner's line of descent.",
+        f"Takeovers in {who}, in the last {turns} intervals between ready points: colours are the "
+        "hyperparameters with which a slot continued, slanted lines takeovers, broad lines the winner's line "
+        "of descent.",
     )
     middle = ", their median and the range of their middle half" if seeds > 1 else ""
     yield (
@@ -134,7 +135,7 @@ def figures(label: str, searches: Sequence[Search]) -> Iterator[tuple[str, Any, 
 
 
 def table(search: Search) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the winner's line: the ready points at which its numbers changed."""
+    """Return the header and the rows of the winner's line: the ready points at which a value changed."""
     header = ["ready point", STEPS, "slot", "took over", "its fitness"]
     made, winner, before = [], search.descent, None
     for row in np.flatnonzero(winner >= 0):
@@ -168,11 +169,11 @@ def rows(search: Search) -> Iterator[dict[str, Any]]:
 
 
 def numbers(who: str, search: Search) -> Any:
-    """Draw every individual's numbers over environment steps, coloured by fitness."""
+    """Draw every individual's hyperparameters over environment steps, coloured by fitness."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import Normalize
 
-    figure, panels = _panels(f"{who}: numbers of all individuals", search.scales, 2.3)
+    figure, panels = _panels(f"{who}: hyperparameters of all individuals", search.scales, 2.3)
     known = search.fitness[1:][np.isfinite(search.fitness[1:])]
     norm = Normalize(*((known.min(), known.max()) if known.size else (0, 1)))
     winner = search.descent
@@ -195,7 +196,8 @@ def numbers(who: str, search: Search) -> Any:
 
 
 def lineage(who: str, search: Search) -> Any:
-    """Draw the slots over the ready points, joined with the slots they took over, coloured by numbers."""
+    """Draw the slots over the ready points, joined with the slots they took over, coloured by their
+    hyperparameters."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LogNorm, Normalize
 
@@ -273,7 +275,7 @@ def _paths(steps: np.ndarray, source: np.ndarray, winner: np.ndarray) -> list[Pa
 def _spans(search: Search, values: np.ndarray) -> tuple[list[Any], list[float]]:
     """Return the lines of all individuals between ready points at their ``values`` [R, P], and their fitness.
 
-    A change of numbers at a ready point is a further, vertical line.
+    A change of hyperparameters at a ready point is a further, vertical line.
     """
     lines, fitness = [], []
     for row, (begin, end) in enumerate(pairwise(search.env_steps)):
@@ -287,7 +289,7 @@ def _spans(search: Search, values: np.ndarray) -> tuple[list[Any], list[float]]:
 
 
 def _panels(title: str, scales: Sequence[Scale], height: float) -> tuple[Any, list[Any]]:
-    """Return a figure with a panel for each number over environment steps."""
+    """Return a figure with a panel for each hyperparameter over environment steps."""
     figure, panels = charts.canvas(title, height=1.0 + height * len(scales), rows=len(scales))
     panels = list(np.atleast_1d(panels))
     for axes in panels:
@@ -298,7 +300,7 @@ def _panels(title: str, scales: Sequence[Scale], height: float) -> tuple[Any, li
 
 
 def _scaled(axes: Any, scale: Scale) -> None:
-    """Set the label and scale of a number's axis."""
+    """Set the label and scale of a hyperparameter's axis."""
     axes.set(ylabel=scale.label, yscale="log" if scale.log else "linear")
     axes.margins(x=0.01)
     _ticks(axes.yaxis, scale)

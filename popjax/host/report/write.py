@@ -63,7 +63,7 @@ def report(
     Args:
         labels: names of the methods, one for each run directory.
         csv: also write every evaluation to ``curves.csv`` (method, task, seed, env_steps, return), and the
-            ready points of searches over numbers to ``lineage.csv``.
+            ready points of searches over hyperparameters to ``lineage.csv``.
         measure: score of a seed, see ``measures.measure``.
         statistic: statistic over seeds in the tables.
 
@@ -261,9 +261,7 @@ def _populations(groups: Sequence[Group]) -> list[Section]:
         for kind, figure, caption in views:
             parts.append(_picture(f"{kind}-{group.label}-{group.task}", figure, caption))
         if searched:
-            parts.append(
-                Text(f"Changes of the numbers of the best individual of {label}, seed {searched[0].seed}:")
-            )
+            parts.append(Text(f"Hyperparameters of the best individual of {label}, seed {searched[0].seed}:"))
             parts.append(Cells(*searches.table(searched[0])))
         absent = None if searched else population.missing(found)
         if absent:
@@ -272,7 +270,7 @@ def _populations(groups: Sequence[Group]) -> list[Section]:
 
 
 def _searched(group: Group) -> list[searches.Search]:
-    """Return the searches over numbers of all seeds of a group; other methods have none."""
+    """Return the searches over hyperparameters of all seeds of a group; other methods have none."""
     return [search for record in group.records for search in searches.read(record)]
 
 

@@ -62,12 +62,12 @@ def configuration(
 ) -> dict[str, Any]:
     """Return everything needed to build and repeat a run, and where it ran.
 
-    ``sweep`` has the swept numbers, ``members`` is the part of the sweep, ``name`` the method's name unless
-    its own records have it, ``command`` the command that started the run.
+    ``sweep`` has the swept hyperparameters, ``members`` is the part of the sweep, ``name`` the method's name
+    unless its own records have it, ``command`` the command that started the run.
     """
     return {
         **origins.describe(method, env, name),
-        "hyper": numbers(hyper),
+        "hyper": nested(hyper),
         "options": asdict(options),
         "sweep": {name: list(values) for name, values in sweep.items()},
         "members": None if members is None else list(members),
@@ -81,12 +81,12 @@ def configuration(
     }
 
 
-def numbers(hyper: Any) -> Any:
-    """Return a pytree of numbers as nested dictionaries of Python numbers."""
+def nested(hyper: Any) -> Any:
+    """Return a ``Hyper`` as nested dictionaries of Python numbers."""
     if is_dataclass(hyper):
-        return {field.name: numbers(getattr(hyper, field.name)) for field in fields(hyper)}
+        return {field.name: nested(getattr(hyper, field.name)) for field in fields(hyper)}
     if isinstance(hyper, Mapping):
-        return {str(key): numbers(value) for key, value in hyper.items()}
+        return {str(key): nested(value) for key, value in hyper.items()}
     return hyper if type(hyper) in (bool, int, float) else plain(hyper)
 
 

@@ -35,7 +35,7 @@ Sink: TypeAlias = Callable[..., Any]
 TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
 """Names of the times in a line."""
 FACTS = ("member", "seed", "generation", "env_steps", *TIMES)
-"""Names of what a line tells beside the swept numbers and what was measured: whose it is, and when."""
+"""Names of what a line tells beside swept hyperparameters and what was measured: whose it is, and when."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 
@@ -43,8 +43,8 @@ _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 @contextmanager
 def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
     """Append to ``path``, in the background, one JSON line per recorded generation and member: ``member``,
-    ``seed``, the swept numbers by name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds``
-    since the run began, and every metric by its dotted name, ``[P]`` metrics as lists.
+    ``seed``, the swept hyperparameters by name, ``generation``, ``env_steps``, ``train_seconds`` and
+    ``wall_seconds`` since the run began, and every metric by its dotted name, ``[P]`` metrics as lists.
 
     ``pandas.read_json(path, lines=True)`` reads it. NaN is null, an infinity "inf" or "-inf".
     """
@@ -70,9 +70,9 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
 
 @contextmanager
 def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
-    """Append to ``path`` one JSON line per evaluation and member: ``member``, ``seed``, the swept numbers by
-    name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds`` since the run began,
-    ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one per episode)."""
+    """Append to ``path`` one JSON line per evaluation and member: ``member``, ``seed``, the swept
+    hyperparameters by name, ``generation``, ``env_steps``, ``train_seconds`` and ``wall_seconds`` since the
+    run began, ``return`` (mean over the episodes), ``returns`` and ``lengths`` (one per episode)."""
     numbered = {member.number: member for member in members}
 
     def row(evaluation: Evaluation) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def detached(
 ) -> Iterator[None]:
     """Copy members of the run in ``source`` into a new run in ``destination``.
 
-    Failed members continue from their last good checkpoints; with the same numbers they fail again. If the
-    new run is refused before it has trained, the copy is removed at the end of the context, since it would
-    block other commands.
+    Failed members continue from their last good checkpoints; with the same hyperparameters they fail again.
+    If the new run is refused before it has trained, the copy is removed at the end of the context, since it
+    would block other commands.
 
     Args:
         bounds: first and last-plus-one number of the members; None for all.

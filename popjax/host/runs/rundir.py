@@ -1,14 +1,14 @@
 """The run directory: its files, its lock and its configuration.
 
-config.json     method, environment, every option and number, versions, device, commit
-metrics.jsonl   one line per recorded generation and member: its number, seed and swept numbers in each
+config.json     method, environment, every option and hyperparameter, versions, device, commit
+metrics.jsonl   one line per recorded generation and member: its number, seed and swept hyperparameters
 eval.jsonl      one line per evaluation and member
 checkpoints/    the newest States
 best.npz        each member's policy with the highest return in an evaluation
 tensorboard/    scalars, one run per member
-curve.png       learning curve, at the end; curves/NUMBERS.png for swept numbers
+curve.png       learning curve, at the end; curves/SETTING.png for swept hyperparameters
 summary.json    results, at the end, with a row per member that includes its last metrics
-schedule.json   at the end, for a method that changes numbers: the lineage and its numbers
+schedule.json   at the end, for a method that changes hyperparameters: the lineage and these
 
 A sweep of several programs has one such directory for each, inside the one that ``run_group`` describes.
 """
@@ -65,7 +65,7 @@ class RunDirectory:
         self.index = root / "index.json"
 
     def curve(self, setting: str = "") -> Path:
-        """Return the path of the curve of a setting of the swept numbers."""
+        """Return the path of the curve of a setting of the swept hyperparameters."""
         return self.root / "curves" / f"{file_name(setting)}.png" if setting else self.root / "curve.png"
 
     @property

@@ -22,7 +22,7 @@ class Recorded:
 
     config:      content of ``config.json``.
     summary:     content of ``summary.json``; None before the end of the run.
-    evaluations: columns [R] of ``eval.jsonl``, by name: ``member``, ``seed``, the swept numbers,
+    evaluations: columns [R] of ``eval.jsonl``, by name: ``member``, ``seed``, the swept hyperparameters,
                  ``generation``, ``env_steps``, ``train_seconds``, ``wall_seconds``, ``return``, and
                  ``returns`` and ``lengths`` [R, E].
     metrics:     columns [R] of ``metrics.jsonl``: the same up to ``wall_seconds``, and every metric [R, ...]

@@ -1,7 +1,7 @@
-"""Seeds and numbers as one more vmapped axis.
+"""Seeds and hyperparameters as one more vmapped axis.
 
-A sweep is a grid: every combination of the swept numbers of a ``Hyper``, each with every seed. A point of the
-grid is a member; members are numbered with the seed varying fastest. On the host, the first axis of a State
+A sweep is a grid: every combination of the swept hyperparameters, each with every seed. A point of the grid
+is a member; members are numbered with the seed varying fastest. On the host, the first axis of a State
 is always that of the members, ``S``. For one member it is squeezed away and restored, which costs nothing;
 for several, functions are mapped by ``vmap``.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from popjax.checks import check_numbers
+from popjax.checks import check_hyper
 from popjax.core import Method, as_arrays
 from popjax.host.errors import Refused
 
@@ -33,7 +33,7 @@ class Member:
 
     number:  its place in the whole grid, even if only a part of the grid is run.
     seed:    its seed.
-    numbers: the swept numbers by name, such as "hyper.actor_lr"; empty if only seeds differ.
+    numbers: the swept hyperparameters by name, such as "hyper.actor_lr"; empty if only seeds differ.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Member:
 
     @property
     def setting(self) -> str:
-        """Swept numbers as text, such as "hyper.actor_lr=0.001,hyper.polyak=0.01"."""
+        """Swept hyperparameters as text, such as "hyper.actor_lr=0.001,hyper.polyak=0.01"."""
         return ",".join(f"{name}={spell(value)}" for name, value in self.numbers.items())
 
     @property
@@ -59,10 +59,10 @@ class Member:
 
 
 def grid(seed: int, seeds: int | Sequence[int], swept: Mapping[str, Sequence[Any]]) -> tuple[Member, ...]:
-    """Return every combination of ``swept`` numbers with every seed: ``seeds`` of them from ``seed`` on, or
-    the listed ``seeds``.
+    """Return every combination of ``swept`` hyperparameters with every seed: ``seeds`` of them from ``seed``
+    on, or the listed ``seeds``.
 
-    Numbers that vary together share a name with commas and have tuples as values.
+    Hyperparameters that vary together share a name with commas and have tuples as values.
     """
     own_seeds = range(seed, seed + seeds) if isinstance(seeds, int) else seeds
     points = itertools.product(itertools.product(*swept.values()), own_seeds)
@@ -123,7 +123,9 @@ def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
         own = joined.split(",")
         for name in own:
             if name not in known:
-                raise Refused(f"--sweep {name}: there is no such number; choose from {', '.join(known)}")
+                raise Refused(
+                    f"--sweep {name}: there is no such hyperparameter; choose from {', '.join(known)}"
+                )
         if not values:
             raise Refused(f"--sweep {joined} needs at least one value, as in {joined}=1e-4,3e-4")
         rows = [value if isinstance(value, list | tuple) else (value,) for value in values]
@@ -135,19 +137,19 @@ def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
                 f"--sweep {joined}={spelt} repeats a value: remove it, since both runs would be the same"
             )
         for name, value in itertools.chain.from_iterable(zip(own, row, strict=True) for row in rows):
-            _check_ranges(_with_number(hyper, name.removeprefix(_PREFIX), value))
+            _check_ranges(_with_value(hyper, name.removeprefix(_PREFIX), value))
 
 
 def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping[str, Sequence[Any]]) -> None:
-    """Check that numbers which the method sets itself (``Method.driven``) are left at their defaults.
+    """Check that hyperparameters which the method sets itself (``Method.driven``) are left at their defaults.
 
     Raises:
-        Refused: such a number is swept or differs from ``default``.
+        Refused: such a hyperparameter is swept or differs from ``default``.
     """
     named = {name for joined in swept for name in joined.split(",")}
     for name in driven:
         value, usual = attrgetter(name)(hyper), attrgetter(name)(default)
-        why = "as configured here, the method sets this number itself or does not use it"
+        why = "as configured here, the method sets this hyperparameter itself or does not use it"
         if f"{_PREFIX}{name}" in named:
             raise Refused(f"--sweep {_PREFIX}{name}: {why}; sweep another one")
         if np.ndim(value) == 0 and np.float32(value) != np.float32(usual):
@@ -155,11 +157,11 @@ def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping
 
 
 def check_own(method: Method, hyper: Any) -> None:
-    """Check, without computing it, that ``method`` can take its first step with the numbers of ``hyper`` that
+    """Check, without computing it, that ``method`` can take its first step with the hyperparameters that
     have a value for each agent.
 
     Raises:
-        Refused: a number does not have a value for each of its agents, or must have a single value for all.
+        Refused: one does not have a value for each of its agents, or must have a single value for all.
     """
     given = {
         f"{_PREFIX}{jax.tree_util.keystr(path, simple=True, separator='.')}": np.size(leaf)
@@ -174,7 +176,7 @@ def check_own(method: Method, hyper: Any) -> None:
     except (TypeError, ValueError) as refusal:
         text = str(refusal).partition("\n")[0]
         if not text.startswith(_PREFIX):  # JAX's, of shapes that do not fit
-            lists = ", ".join(f"{name} has {count} numbers" for name, count in given.items())
+            lists = ", ".join(f"{name} has {count} values" for name, count in given.items())
             text = f"{lists}{_size(method, key)}; give one for all, or one for each agent that has its own"
         raise Refused(text) from None
 
@@ -197,12 +199,12 @@ def hypers(hyper: Any, members: Sequence[Member]) -> Any:
 def hyper_of(hyper: Any, member: Member) -> Any:
     """Return the ``Hyper`` that a run of ``member`` alone would have."""
     for name, value in member.numbers.items():
-        hyper = _with_number(hyper, name.removeprefix(_PREFIX), value)
+        hyper = _with_value(hyper, name.removeprefix(_PREFIX), value)
     return hyper
 
 
 def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
-    """Yield the name in a sweep of every number of a ``Hyper``."""
+    """Yield the name in a sweep of every field of a ``Hyper``."""
     for entry in fields(hyper):
         value = getattr(hyper, entry.name)
         if is_dataclass(value):
@@ -240,17 +242,17 @@ def keys(members: Sequence[Member]) -> Array:
     return jnp.stack([jax.random.key(member.seed) for member in members])
 
 
-def _with_number(hyper: Any, path: str, value: float) -> Any:
+def _with_value(hyper: Any, path: str, value: float) -> Any:
     """Return ``hyper`` with one number replaced, for all individuals if each has its own."""
     name, _, rest = path.partition(".")
     before = getattr(hyper, name)
     if rest:
-        return replace(hyper, **{name: _with_number(before, rest, value)})
+        return replace(hyper, **{name: _with_value(before, rest, value)})
     return replace(hyper, **{name: jnp.full_like(before, value) if jnp.ndim(before) else float(value)})
 
 
 def _check_ranges(hyper: Any) -> None:
     try:
-        check_numbers(hyper)
+        check_hyper(hyper)
     except ValueError as fault:
         raise Refused(str(fault)) from None

@@ -40,8 +40,8 @@ def keep_compiled() -> None:
 def identity(method: Method, env: Env) -> Hashable:
     """Return a key that is equal for equal programs of a method in an environment.
 
-    Numbers are not part of it. A caller must keep the method alive as long as it stores the key, since ids
-    are reused.
+    Hyperparameters are not part of it. A caller must keep the method alive as long as it stores the key,
+    since ids are reused.
     """
     functions = method.init, method.step, method.policy, method.act, method.individuals
     settings = tuple(getattr(jax.config, name, value) for name, value in jax.config.values.items())

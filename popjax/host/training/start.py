@@ -67,10 +67,10 @@ def train(
     Args:
         env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every, keep_checkpoints,
             stop_at_return, max_minutes: see ``Options``.
-        hyper: numbers to use instead of ``method.hyper``.
-        swept: values of some of these numbers by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``. Every
-            combination is trained with every seed, on one vmapped axis. Numbers that vary together share a
-            name such as "hyper.actor_lr,hyper.polyak" and have tuples as values.
+        hyper: hyperparameters to use instead of ``method.hyper``.
+        swept: values of some of these by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``. Every
+            combination is trained with every seed, on one vmapped axis. Hyperparameters that vary together
+            share a name such as "hyper.actor_lr,hyper.polyak" and have tuples as values.
         members: (first, end): train only this part of the sweep.
         devices: number of devices, or "all", over which to spread the members or, if there is only one, its
             population.
@@ -112,14 +112,14 @@ def train(
     compile_cache.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
-    numbers = method.hyper if hyper is None else checked("hyper", hyper, type(method.hyper), Refused)
+    chosen_hyper = method.hyper if hyper is None else checked("hyper", hyper, type(method.hyper), Refused)
     varied = {name: _reals(values) for name, values in (swept or {}).items()}
     root = None if run_dir is None else path(run_dir)
-    sweep.check(numbers, varied)
-    sweep.check_driven(method.driven, numbers, method.hyper, varied)
-    sweep.check_own(method, numbers)
+    sweep.check(chosen_hyper, varied)
+    sweep.check_driven(method.driven, chosen_hyper, method.hyper, varied)
+    sweep.check_own(method, chosen_hyper)
     chosen = sweep.part(sweep.grid(options.seed, options.seeds, varied), members)
-    config = configuration.configuration(method, env, numbers, options, varied, members, name, command)
+    config = configuration.configuration(method, env, chosen_hyper, options, varied, members, name, command)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
     if root is not None:
         resume = _continues(run, root, resume)
@@ -127,7 +127,7 @@ def train(
             run.say(f"this run can be evaluated only from Python: {config['not_rebuilt']}")
     with ExitStack() as stack:
         directory = None if root is None else rundir.opened(root, config, resume)
-        return _start(run, numbers, devices, directory, resume, sinks, stack)
+        return _start(run, chosen_hyper, devices, directory, resume, sinks, stack)
 
 
 def _continues(run: Run, root: Path, resume: bool) -> bool:
@@ -155,7 +155,7 @@ _NO_JIT = (
 
 def _start(
     run: Run,
-    numbers: Any,
+    hyper: Any,
     devices: int | str,
     directory: Any,
     resume: bool,
@@ -163,7 +163,7 @@ def _start(
     stack: ExitStack,
 ) -> Result:
     """Check memory, restore or initialise, and train. Make a new directory only once the run fits."""
-    start, count = (sweep.keys(run.members), sweep.hypers(numbers, run.members)), len(run.members)
+    start, count = (sweep.keys(run.members), sweep.hypers(hyper, run.members)), len(run.members)
     store = program_store.of(run.method, run.env, start, run.options, shard.chosen(devices))
     with garbage.paused():
         shapes = store.shapes() or jax.eval_shape(sweep.lift(run.method.init, count), *start)

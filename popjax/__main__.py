@@ -6,6 +6,6 @@ from popjax.cli import jax_setup, main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    sys.argv[:1] = ["-m", "popjax"]  # as it has to be typed to be repeated
+    sys.argv[:1] = ["-m", "popjax"]  # a command that can be typed again
     jax_setup.run_alone()
     raise SystemExit(main(arguments))

@@ -1,9 +1,9 @@
-"""Arguments of public functions, compared with their annotations before anything is computed.
+"""Checks of the arguments of public functions against their annotations, before anything is computed.
 
-A value of another type is refused in one line that names the argument, what it takes and what it got. Fields
-of Configs, options of environments and the command line use the same words. Libraries that check annotations
-(pydantic, beartype, typeguard) decide many of these cases otherwise: they refuse 1e6 for an integer, or
-arrays for numbers and lists of them, or they take text and True for numbers.
+A value of the wrong type raises an error of one line that names the argument, the types that it accepts and
+the value that it got. Fields of Configs, options of environments and the command line use the same wording.
+Libraries that check annotations (pydantic, beartype, typeguard) decide many cases differently: they refuse
+1e6 for an integer, or an array for a number or a list of numbers, or they accept text and True as numbers.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _WORDS: dict[Any, tuple[str, str]] = {
     Mapping: ("a dictionary", "dictionaries"),
     jax.Array: ("an array", "arrays"),
 }
-"""Types as messages name them, one and several of them."""
+"""Names of types in messages, singular and plural."""
 _SOURCES = {
     "popjax.core.Env": ", which popjax.make returns",
     "popjax.core.Method": ", which the build of a method's module returns",
     "popjax.core.Pretrained": ", which popjax.pretrained returns",
 }
-_PATH = "__fspath__"  # what paths have, without importing a class of them
+_PATH = "__fspath__"  # marks a path, whatever its class
 _LONGEST = 60  # characters of a value in a message
 
 
 def typed(refusal: type[ValueError] = ValueError) -> Callable[[F], F]:
-    """Decorate a function so that it raises ``refusal`` for an argument of another type than its annotation.
+    """Decorate a function so that it raises ``refusal`` for an argument that does not match its annotation.
 
-    A float such as 1e6, or an integer of another library, becomes a Python integer where the annotation is
-    one. Annotations that cannot be resolved, or name nothing that can be compared, accept every value.
+    If the annotation is int, a whole float such as 1e6 or an integer of another library becomes a Python
+    integer. Annotations that cannot be resolved or checked accept every value.
     """
 
     def decorate(function: F) -> F:
@@ -58,7 +58,7 @@ def typed(refusal: type[ValueError] = ValueError) -> Callable[[F], F]:
             try:
                 call = signature.bind(*args, **kwargs)
             except TypeError:
-                return function(*args, **kwargs)  # whose message names the function
+                return function(*args, **kwargs)  # Python's own error names the function
             for name, hint in _hints(function).items():
                 if name in call.arguments:
                     call.arguments[name] = checked(name, call.arguments[name], hint, refusal)
@@ -70,10 +70,10 @@ def typed(refusal: type[ValueError] = ValueError) -> Callable[[F], F]:
 
 
 def checked(name: str, value: Any, hint: Any, refusal: type[ValueError] = ValueError) -> Any:
-    """Return the argument ``value``, with integers as Python's, after checking that it is of type ``hint``.
+    """Return the argument ``value``, with Python integers, after checking that it is of type ``hint``.
 
     Raises:
-        ValueError: of the type ``refusal``, if it is not.
+        ValueError: it is not; the error is of type ``refusal``.
     """
     value = _with_integers(value, hint)
     mappings = [kind for kind in _kinds(hint) if get_origin(kind) is Mapping]
@@ -89,8 +89,8 @@ def checked(name: str, value: Any, hint: Any, refusal: type[ValueError] = ValueE
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether ``value`` is of type ``hint``. Arrays count as numbers or as lists of them, and a Config
-    of your own fits where there is a choice among Configs."""
+    """Return whether ``value`` is of type ``hint``. An array counts as a number or as a list of numbers, and
+    a user's own Config fits wherever there is a choice among Configs."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in UNIONS:
         chosen = any(map(is_dataclass, inner)) and is_dataclass(value) and not isinstance(value, type)
@@ -118,7 +118,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def wanted(hint: Any, several: bool = False) -> str:
-    """Return the values that ``hint`` accepts in words, such as "a number or None", or the plural."""
+    """Return in words what ``hint`` accepts, such as "a number or None"; in the plural if ``several``."""
     origin, inner = get_origin(hint), get_args(hint)
     if words := words_of(hint):
         return f"one of {', '.join(map(repr, words))}"
@@ -147,7 +147,7 @@ def wanted(hint: Any, several: bool = False) -> str:
 
 
 def words_of(hint: Any) -> tuple[str | None, ...]:
-    """Return the words among which a value of type ``hint`` chooses, and None where it may be; () if none."""
+    """Return the words that a ``Literal`` type allows, and None if that is allowed; () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     optional = [kind for kind in _kinds(hint) if kind is not NoneType]
@@ -155,7 +155,7 @@ def words_of(hint: Any) -> tuple[str | None, ...]:
 
 
 def told(value: Any) -> str:
-    """Return ``value`` for a message, in one line: its beginning, or its type if it is an object."""
+    """Return ``value`` for a message, in one line: its text, cut short, or the type of an object."""
     if isinstance(value, type):
         return f"the class {_name(value)}"
     plain = isinstance(value, NoneType | Number | str | bytes) or type(value) in (list, tuple, dict)
@@ -178,7 +178,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         try:
             alone = SimpleNamespace(__annotations__={name: parameter.annotation})
             found[name] = get_type_hints(alone, names)[name]
-        except Exception:  # an annotation is any expression of an author
+        except Exception:  # an annotation may be any expression
             continue
     return found
 
@@ -187,7 +187,7 @@ def _with_integers(value: Any, hint: Any) -> Any:
     """Return ``value`` with whole numbers as Python integers where ``hint`` has integers, also in lists."""
     for kind in _kinds(hint):
         if kind is int and isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
-            return int(value)  # one that is too large for a float, too
+            return int(value)  # even if it is too large for a float
         if kind is int and _is_number(value, float) and not isinstance(value, jax.core.Tracer):
             return int(value) if float(value).is_integer() else value
         if get_origin(kind) in (tuple, Sequence) and int in get_args(kind) and _is_list(value):
@@ -208,7 +208,7 @@ def _is_list(value: Any) -> bool:
 
 def _is_number(value: Any, kind: type) -> bool:
     """Return whether ``value`` is a number of type ``kind``, or an array of one number, also while traced."""
-    if isinstance(value, bool | np.bool_):  # for Python also an integer
+    if isinstance(value, bool | np.bool_):  # Python counts it as an integer
         return kind is bool
     if isinstance(value, Number):
         return isinstance(value, {bool: bool, int: Integral, float: Real}[kind])
@@ -217,7 +217,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _name(kind: type) -> str:
-    """Return the name of a type as one imports it."""
+    """Return the path from which a type is imported."""
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{re.sub(r'^popjax[.]core[.].*', 'popjax.core', kind.__module__)}.{kind.__qualname__}"

@@ -1,4 +1,4 @@
-"""Checks of a Config and a Hyper before anything is built: refusals that name field and value."""
+"""Checks of a Config and a Hyper before anything is built; errors name the field and its value."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ def check_least(config: Any, least: int, *names: str) -> None:
 
 
 def check_widths(config: Any) -> None:
-    """Check that every layer in a field with a tuple of sizes, ``tuple[int, ...]`` or None, has at least one
-    unit.
+    """Check that every layer has at least one unit, in all fields of type ``tuple[int, ...]`` (or None).
 
     Raises:
         ValueError: a layer has no unit.
@@ -57,7 +56,7 @@ def check_widths(config: Any) -> None:
 
 
 def check_hyper(hyper: Any, prefix: str = "hyper") -> None:
-    """Check that every field of a ``Hyper``, which may be stacked, is in the range of its field.
+    """Check that every value of a ``Hyper``, which may be stacked, is in the range that its field declares.
 
     Raises:
         ValueError: a value is out of range, or not a number.
@@ -66,7 +65,7 @@ def check_hyper(hyper: Any, prefix: str = "hyper") -> None:
         value, name = getattr(hyper, field.name), f"{prefix}.{field.name}"
         if is_dataclass(value):
             check_hyper(value, name)
-        elif not field.metadata.get("pytree_node", True):  # no number, such as a function
+        elif not field.metadata.get("pytree_node", True):  # not a number but, for example, a function
             continue
         elif not all(map(_is_numeric, [value] if "range" in field.metadata else jax.tree.leaves(value))):
             raise ValueError(f"{name} must be a number, got {told(value)}")
@@ -82,7 +81,7 @@ def _is_numeric(leaf: Any) -> bool:
 
 
 def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
-    """Check that every number of a ``Hyper`` is a scalar, or [P] if ``each`` names it.
+    """Check that every number of a ``Hyper`` is a scalar; one that ``each`` names may also be [P].
 
     Raises:
         ValueError: a number has another shape.
@@ -95,5 +94,5 @@ def check_shapes(hyper: Any, each: Collection[str], population: int) -> None:
 
 
 def nearest_divisor(total: int, count: int) -> int:
-    """Return the number nearest to ``count`` that divides ``total``, to name it in a refusal."""
+    """Return the number nearest to ``count`` that divides ``total``, for an error message."""
     return min((n for n in range(1, total + 1) if total % n == 0), key=lambda n: abs(n - count))

@@ -1,6 +1,6 @@
-"""The contract of an environment: its answers have the shapes and types that its Spec declares.
+"""The contract of an environment: what it returns has the shapes and types that its Spec declares.
 
-Answers are compared while a program is traced, so that a compiled one pays nothing.
+Values are checked while a program is traced, so a compiled program pays nothing for it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def check_env(env: Env) -> None:
     """Check one reset and one step of ``env`` against its Spec, without computing either.
 
     Raises:
-        ValueError: an answer does not fit; the message names the environment, the field, and the expected and
-            the found value.
+        ValueError: a returned value does not fit; the message names the environment, the field, and the types
+            expected and found.
     """
     spec, checking = env.spec, checked(env)
     shape = () if spec.discrete else (spec.action_dim,)
@@ -32,12 +32,12 @@ def check_env(env: Env) -> None:
 
 
 def checked(env: Env) -> Env:
-    """Return ``env`` with every answer compared with its Spec whenever it is traced.
+    """Return ``env`` with everything that it returns checked against its Spec during tracing.
 
-    Python numbers and weakly typed arrays become arrays of the declared types: a scan would compile twice.
+    Python numbers and weakly typed arrays become arrays of the declared types, so that a scan compiles once.
 
     Raises:
-        ValueError: ``spec`` is not a Spec; on tracing: as ``check_env``.
+        ValueError: ``spec`` is not a Spec or has a size below 1; during tracing: as ``check_env``.
     """
     spec = env.spec
     _check_spec(spec)
@@ -111,8 +111,7 @@ def _same_form(spec: Spec, before: PyTree, after: PyTree) -> PyTree:
     ``before``."""
     structures: Any = [jax.tree.structure(x) for x in (before, after)]
     expected, found = map(str, structures)
-    # Compare by text for static arrays, which == cannot compare, and by == for objects whose text is an
-    # address.
+    # Static arrays can be compared by their text only, and objects whose text is an address by == only.
     if found != expected and structures[0] != structures[1]:
         form = f"{expected[:200]}, got {found[:200]}"
         raise ValueError(f"{spec.name}: step must return a state of the structure {form}; keep its structure")
@@ -139,7 +138,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _told(x: Any) -> str:
-    """Return type and shape of an array, type and length of a tuple, the type of anything else."""
+    """Return a text: dtype and shape of an array, length of a tuple, type of anything else."""
     if _is_array(x):
         return f"{jnp.result_type(x).name} {list(jnp.shape(x))}"
     return f"tuple of {len(x)}" if type(x) is tuple else type(x).__name__

@@ -1,4 +1,4 @@
-"""Counts that outgrow 32 bits, on a device whose integers have no more."""
+"""Counts beyond 32 bits, on devices with 32-bit integers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Count:
     """A non-negative integer, such as the environment steps of a large population: ``high * 2^32 + low``.
 
     It can be added to and compared with counts and with non-negative ints and arrays of integers; like
-    arrays, counts are compared element by element. ``/`` gives a float32; ``//`` and ``%`` are exact, by an
-    int from 1 to 2^31. A ValueError refuses other numbers.
+    arrays, counts are compared element by element. ``/`` gives a float32; ``//`` and ``%`` by an int from
+    1 to 2^31 are exact. Other numbers raise a ValueError.
 
     high, low: uint32 [...].
     """
@@ -113,13 +113,13 @@ def none() -> Count:
 
 
 def on_host(count: Any) -> np.ndarray:
-    """Return a ``Count``, or any array of whole numbers, whose arrays are NumPy's, as int64 [...]."""
+    """Return a ``Count`` of NumPy arrays as int64 [...], and any other array unchanged."""
     if isinstance(count, Count):
         return np.asarray(count.high, np.int64) * _BASE + np.asarray(count.low, np.int64)
     return count
 
 
 def largest(count: Any) -> int:
-    """Return the largest number that ``count``, a ``Count`` or an array of integers, can hold; the
-    shapes of one will do."""
+    """Return the largest number that ``count``, a ``Count`` or an array of integers, can hold; only its type
+    is read."""
     return LIMIT if isinstance(count, Count) else int(jnp.iinfo(count.dtype).max)

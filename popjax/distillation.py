@@ -1,12 +1,12 @@
 """Losses by which one policy learns from others: imitation of the better action, softened KL, alignment.
 
-Every loss takes a mask. Loss and gradient of a masked batch equal those of its valid rows alone, even where
+Every loss takes a mask. Loss and gradient of a masked batch equal those of its valid rows alone, even if
 masked rows hold NaN.
 
 Sources: Q-filtered imitation from "Proximal Distilled Evolutionary Reinforcement Learning" (Bodnar, Day &
 Lio, AAAI 2020); softened KL and alignment from "Collaborative Deep Reinforcement Learning" (Lin, Wang &
-Zhou, 2017). Differs from the latter's code: ``sum p ln(1e-10 + p/q)`` is computed from differences of
-log-softmaxes, which is the exact KL also where a probability underflows.
+Zhou, 2017). Unlike in the latter's code, ``sum p ln(1e-10 + p/q)`` is computed from differences of
+log-softmaxes, which gives the exact KL even if a probability underflows.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def better_action(
 def imitation_loss(
     action: Array, target: Array, imitate: Array, valid: Array, regularizer: Regularizer = "mean_all"
 ) -> Array:
-    """Return the loss of behaviour cloning with a pull of the actions to 0, so that tanh does not saturate.
-    PDERL, section 4.A.
+    """Return the loss of behaviour cloning plus a penalty on large actions, which would saturate tanh. PDERL,
+    section 4.A.
 
-    action:      [B, A]  of the policy that learns.
+    action:      [B, A]  actions of the policy that learns.
     target:      [B, A]  actions to imitate.
     imitate:     [B]     weight of each row's imitation.
     valid:       [B]     bool; the other rows are ignored.
     regularizer: "mean_all", mean over rows and components (the code); "paper", mean over rows of the squared
                  norm, larger by a factor A.
 
-    Returns [] ``sum_i imitate_i |a_i - target_i|^2 + regulariser``. The imitation is a sum over the batch
-    and not a mean: it dominates by design.
+    Returns [] ``sum_i imitate_i |a_i - target_i|^2 + regulariser``. The imitation is a sum over the batch,
+    not a mean, so that it dominates by design.
     """
     _require(
         regularizer in ("mean_all", "paper"),
@@ -85,12 +85,12 @@ def softened_kl(
     ``sum_a p (ln p - ln q)``.
 
     teacher_logits: [..., A]  ``p = softmax(teacher_logits / temperature)``; constant, receives no gradient.
-    logits:         [..., A]  ``q = softmax(logits)``; the temperature is the teacher's only.
+    logits:         [..., A]  ``q = softmax(logits)``; the temperature applies to the teacher only.
     valid:          bool [...]  rows that count in the mean; all if not given.
 
     Returns []. The gradient with respect to ``logits`` is computed in the form ``(q - p) / rows``, which is
-    exactly 0 where the policies are equal. Otherwise rounding errors would move an Adam, which ignores the
-    scale of gradients. CDRL, equation 3.
+    exactly 0 where the policies are equal. Adam ignores the scale of gradients and would otherwise
+    follow rounding errors. CDRL, equation 3.
     """
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(_masked(teacher_logits, valid) / temperature))
     logits = _masked(logits, valid)
@@ -108,15 +108,15 @@ def alignment_loss(
     *,
     temperature: Array | float = 1.0,
 ) -> Array:
-    """Return the distance of a teacher's policy, through an alignment network, from a student's on the same
-    observations.
+    """Return the divergence between a teacher's policy, mapped by an alignment network, and a student's on
+    the same observations.
 
     aligned_logits: [..., A]  the teacher's logits after the alignment network, which receives the gradient.
     student_logits: [..., A]  the student's own policy; constant, receives no gradient.
     direction:      "code", KL(aligned || student), which seeks a mode; "paper", KL(student || aligned), which
-                    covers all (CDRL, algorithm 1, line 28).
+                    covers all modes (CDRL, algorithm 1, line 28).
     valid:          bool [...]  rows that count in the mean; all if not given.
-    temperature:    by which the student's logits are divided in the direction "paper"; the code has none.
+    temperature:    divides the student's logits in the direction "paper"; the authors' code has none.
 
     Returns [].
     """

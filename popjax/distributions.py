@@ -17,10 +17,10 @@ from popjax.core import Choice, Distribution, Key, PyTree, Spec
 
 
 def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: Array | float) -> Choice:
-    """Return the Choice of a policy with the network's ``outputs``; ``memory`` is its memory afterwards.
+    """Return the Choice of a policy from its network's ``outputs`` and its new ``memory``.
 
-    A ``scale`` of 0 that is known while tracing, the number 0.0 and not an array, draws nothing: the noise
-    would take several times as long as a small network.
+    If ``scale`` is the Python number 0.0, not an array, no noise is drawn: that would take several times as
+    long as a small network.
     """
     greedy = isinstance(scale, int | float) and scale == 0
     sampled = family.mode(outputs) if greedy else family.sample(key, outputs, scale)
@@ -28,7 +28,7 @@ def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: 
 
 
 def of(spec: Spec, *, squash: bool = False) -> Distribution:
-    """Return the family for the actions of an environment; ``squash`` concerns continuous ones."""
+    """Return the family for the actions of an environment; ``squash`` applies tanh to continuous ones."""
     if spec.discrete:
         return categorical()
     return squashed() if squash else gaussian()
@@ -39,7 +39,7 @@ def categorical() -> Distribution:
     temperature."""
 
     def sample(key: Key, logits: Array, scale: Array | float) -> Array:
-        # Gumbel's trick; unlike division by the temperature it reaches 0.
+        # Gumbel's trick: unlike division of the logits by the temperature, it allows a temperature of 0.
         noise = jax.random.gumbel(key, logits.shape)
         return jnp.argmax(logits + scale * noise, -1).astype(jnp.int32)
 
@@ -66,7 +66,7 @@ def _log_probs(logits: Array) -> Array:
     """Return the log-probabilities [A, ...] of logits [..., A].
 
     The axis of actions comes first, because a CPU sums over the first axis in whole vectors, but over the
-    last one number at a time; PPO on CartPole then takes four fifths of the time.
+    last axis one number at a time. PPO on CartPole takes a fifth less time.
     """
     return jax.nn.log_softmax(jnp.moveaxis(logits, -1, 0), 0)
 
@@ -108,7 +108,7 @@ def gaussian() -> Distribution:
     float32 [..., A].
 
     An action is any number. It is clipped to [-1, 1] only for the environment; log-probability and
-    entropy are those of the action as it was sampled. ``scale`` multiplies the standard deviation.
+    entropy are those of the unclipped action. ``scale`` multiplies the standard deviation.
     """
     half_log_2_pi = 0.5 * math.log(2 * math.pi)
 
@@ -170,7 +170,7 @@ def _as_is(x: Array) -> Array:
 
 
 def squashed_sample(key: Key, mean: Array, log_std: Array) -> tuple[Array, Array]:
-    """Return a sample of tanh(N(mean, std^2)) and its own log density: action [..., A], log_prob [...].
+    """Return a sample of tanh(N(mean, std^2)) and its log density: action [..., A], log_prob [...].
 
     The log-determinant of tanh is ``2 (log 2 - u - softplus(-2u))``, exact for all u.
     """

@@ -48,7 +48,7 @@ def mean_pairwise_kl(means: Array, log_stds: Array) -> Array:
 
 @struct.dataclass
 class _Fit:
-    """params and Adam's moments of the network; log_average [], log of the moving average of exp(T)."""
+    """Parameters and Adam's moments of the network, and the log [] of the moving average of exp(T)."""
 
     params: Params
     optimizer: PyTree
@@ -77,9 +77,8 @@ def mutual_information(
     average_rate:    share of a step's batch in the moving average that corrects the gradient.
     held_out:        share of the pairs, the last ones, on which the bound is measured.
 
-    ``mean T(s, a) - log mean exp T(s, a')`` with a' drawn for another state. Measured on finitely many pairs
-    it is an estimate: it scatters around the bound, below 0 too, and cannot show more than about the log of
-    their number.
+    The bound is ``mean T(s, a) - log mean exp T(s, a')`` with a' drawn for another state. On finitely many
+    pairs it is an estimate, which scatters, may be negative, and is at most about the log of their number.
 
     Raises:
         ValueError: there are too few pairs to hold any out.
@@ -113,7 +112,7 @@ def _fit(
     optimizer: optax.GradientTransformation,
     average_rate: Array | float,
 ) -> Params:
-    """Return parameters of the network after ``steps`` steps up the bound."""
+    """Return parameters of the network after ``steps`` gradient steps up the bound."""
 
     def step(fit: _Fit, key: Key) -> tuple[_Fit, None]:
         joint, other = jax.random.randint(key, (2, batch), 0, states.shape[0])
@@ -122,8 +121,8 @@ def _fit(
             together = network.apply(params, states[joint], actions[joint]).mean()
             apart = _log_mean_exp(network.apply(params, states[joint], actions[other]))
             average = jnp.logaddexp(jnp.log1p(-average_rate) + fit.log_average, jnp.log(average_rate) + apart)
-            # Divide the gradient of E exp(T) by its moving average; log E exp(T) would divide by the batch's
-            # mean.
+            # Divide the gradient of E exp(T) by the moving average of exp(T); the gradient of log E exp(T)
+            # would divide by the mean of the batch.
             return jnp.exp(apart - jax.lax.stop_gradient(average)) - together, average
 
         gradient, log_average = jax.grad(loss, has_aux=True)(fit.params)
@@ -139,8 +138,8 @@ def _fit(
 
 
 def _bound(network: Network, params: Params, states: Array, actions: Array) -> Array:
-    """Return the Donsker-Varadhan bound []; independent pairs join each state with actions 1, 2, ... rows
-    further on."""
+    """Return the Donsker-Varadhan bound []; independent pairs join each state with the actions 1, 2, ... rows
+    before it."""
     shifts = jnp.arange(1, 1 + min(SHIFTS, states.shape[0] - 1))
 
     def apart(shift: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Import paths ``package.module[:NAME]``: names of users' own methods and environments."""
+"""Import paths ``package.module[:NAME]``, which name users' own methods and environments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _foreign: set[str] = set()
 
 
 def foreign() -> bool:
-    """Return whether this process has imported a module of users' own, which may have changed anything."""
+    """Return whether this process has imported a user's module, which may have changed anything."""
     return bool(_foreign)
 
 
@@ -26,7 +26,7 @@ def is_path(text: str) -> bool:
 
 
 def full(path: str, name: str) -> str:
-    """Return ``path`` with the default ``name`` where it has none."""
+    """Return ``path`` with the default ``name`` if it has none."""
     return path if ":" in path else f"{path}:{name}"
 
 
@@ -34,7 +34,7 @@ def named(path: str, default: str) -> Any:
     """Return the object that ``path`` names; its name is ``default`` if the path has none.
 
     Raises:
-        ValueError: the module does not exist, cannot be imported, or has no such name; the text is one line.
+        ValueError: the module does not exist, cannot be imported, or has no such name; in one line.
     """
     module, _, name = full(path, default).partition(":")
     if not module.startswith("popjax."):
@@ -58,7 +58,7 @@ def _why(module: str, error: Exception) -> str:
         )
     last, message = traceback.extract_tb(error.__traceback__)[-1], str(error)
     file, line = last.filename, last.lineno
-    if isinstance(error, SyntaxError) and error.filename:  # the import system raises it
+    if isinstance(error, SyntaxError) and error.filename:  # not raised in that file
         file, line, message = error.filename, error.lineno, error.msg
     told = " ".join(f"{type(error).__name__}: {message}".split())
     return f"importing {module} failed: {told} ({file}:{line}); fix the module"

@@ -8,19 +8,18 @@ from types import ModuleType
 from typing import Any
 
 NAMES = {"Config", "Hyper", "build"}
-"""The names that such a module has."""
+"""The names that such a module defines."""
 
 
 def home(config: Any, part: str, known: Iterable[str]) -> ModuleType:
-    """Return the module that defines the class of ``config`` under the name Config, beside a Hyper and a
-    build.
+    """Return the module that defines the class of ``config`` under the name Config, next to Hyper and build.
 
     For a subclass that only changes defaults, it is the module of the nearest base class that has one.
 
-    part, known: the kind of part, such as ``"an agent"``, and the names of our own, for the message.
+    part, known: for the message: the kind of part, such as ``"an agent"``, and the names of popjax's own.
 
     Raises:
-        ValueError: there is no such module, or it has a build without a Hyper.
+        ValueError: there is no such module, or it has only one of Hyper and build.
     """
     for kind in type(config).__mro__:
         module = sys.modules[kind.__module__]
@@ -36,7 +35,7 @@ def home(config: Any, part: str, known: Iterable[str]) -> ModuleType:
 
 
 def stranger(config: Any, part: str, known: Iterable[str]) -> ValueError:
-    """Return the refusal of a ``config`` that is not of this kind of part; see ``home``."""
+    """Return the error for a ``config`` that is not of this kind of part; see ``home``."""
     return ValueError(
         f"{type(config).__name__} is not the Config of {part}; use that of {', '.join(known)}, or of a"
         " module of yours with Config, Hyper and build"

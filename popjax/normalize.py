@@ -1,9 +1,9 @@
 """Running statistics of observations and returns, exact under masks and in float32.
 
-Mean and variance are merged batch by batch (Chan, Golub & LeVeque, 1979), with the batch measured from the
-running mean, and the mean carries its rounding error along. A million float32 samples around 10^4 with
-standard deviation 1 therefore keep both, where sums of squares would lose the variance and a plain running
-mean would stop moving.
+Mean and variance are merged batch by batch (Chan, Golub & LeVeque, 1979). Samples are measured from the
+running mean, which carries its rounding error along. Both therefore stay accurate over a million float32
+samples around 10^4 with standard deviation 1, where sums of squares would lose the variance and a plain
+running mean would stop moving.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def init(shape: tuple[int, ...] = ()) -> RunningStatistics:
 
 
 def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -> RunningStatistics:
-    """Return statistics after also seeing ``batch`` [..., *shape], where ``valid`` bool [...] holds if it is
-    given.
+    """Return statistics updated by the rows of ``batch`` [..., *shape] that are ``valid`` bool [...], or by
+    all rows without such a mask.
 
-    Rows that are not valid leave no trace, whatever they hold. At most 2^30 rows a call.
+    Rows that are not valid leave no trace, whatever they hold. A call takes at most 2^30 rows.
     """
     rows = jnp.asarray(batch, jnp.float32).reshape(-1, *state.mean.shape)  # [B, *shape]
     valid = jnp.ones(rows.shape[0], jnp.bool_) if valid is None else jnp.asarray(valid, jnp.bool_).reshape(-1)
@@ -103,7 +103,7 @@ class ReturnStatistics:
 def update_returns(
     state: ReturnStatistics, reward: Array, done: Array, discount: Array | float, valid: Array | None = None
 ) -> ReturnStatistics:
-    """Return statistics after also seeing ``reward`` [T, *lanes], in order of time.
+    """Return statistics updated by ``reward`` [T, *lanes], in order of time.
 
     done:     bool [T, *lanes]  the episode ended with this reward.
     discount: []                gamma.
@@ -146,9 +146,8 @@ def check_no_bytes(spec: Spec) -> None:
 def whitened(agent: Agent, obs_shape: tuple[int, ...], clip: float = 10.0) -> Agent:
     """Return ``agent`` with observations normalized by running statistics and cut to [-clip, clip].
 
-    Its state is ``Whitened``, and its policy parameters are a pair of the agent's own and the statistics, so
-    that acting sees the same inputs as learning. ``actor`` and ``critic`` stay networks of normalized
-    observations.
+    Its state is ``Whitened``. Its policy parameters are those of ``agent``, paired with the statistics, so
+    that acting sees the same inputs as learning. ``actor`` and ``critic`` still read normalized observations.
     """
 
     def seen(statistics: RunningStatistics, obs: Array) -> Array:

@@ -32,7 +32,7 @@ def standard() -> Iterator[None]:
 
 
 def standardize() -> list[str]:
-    """Change the settings for the whole process, which only a program may do; return the settings that were
+    """Change the settings of the whole process, as only a program may, not a library; return those that were
     overruled."""
     overruled = []
     for name, value in _SETTINGS.items():

@@ -14,20 +14,20 @@ from jax import Array
 from popjax.core import Number, Params, PyTree
 
 FEW = 4096
-"""The most numbers in a leaf of a gradient whose squares a GPU sums together with those of other leaves."""
+"""Largest size of a gradient's leaf that a GPU joins with other leaves to sum their squares."""
 
 
 def adam(learning_rate: Array | float, max_grad_norm: Array | float) -> optax.GradientTransformation:
-    """Return Adam (0.9, 0.999, 1e-8) after clipping to the global norm ``max_grad_norm``; infinity: no
-    clipping.
+    """Return Adam (0.9, 0.999, 1e-8) on gradients clipped to the global norm ``max_grad_norm``, which may be
+    infinite.
 
-    Rebuilt wherever it is used: its state has the same structure whatever its hyperparameters are.
+    Call it anew wherever it is used: the structure of its state does not depend on the hyperparameters.
     """
     return optax.chain(clip_by_global_norm(max_grad_norm), optax.adam(learning_rate))
 
 
 def clip_by_global_norm(max_norm: Array | float) -> optax.GradientTransformation:
-    """Return Optax's transformation of this name, which takes fewer kernels on a GPU."""
+    """Return Optax's transformation of this name, computed by fewer kernels on a GPU."""
 
     def update(gradient: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         norm = global_norm(gradient)
@@ -40,22 +40,22 @@ def clip_by_global_norm(max_norm: Array | float) -> optax.GradientTransformation
 def global_norm(gradient: PyTree) -> Array:
     """Return [] the norm of all numbers in ``gradient``.
 
-    A GPU sums the squares of each leaf in a kernel of its own, so there small leaves are joined.
+    A GPU takes a kernel for each leaf, so small leaves are joined there.
     """
     joined = partial(_norm, few=FEW)
     return jax.lax.platform_dependent(jax.tree.leaves(gradient), cuda=joined, rocm=joined, default=_norm)
 
 
 def _norm(leaves: Sequence[Array], few: int = 0) -> Array:
-    """Return [] the norm of ``leaves``, of which those with at most ``few`` numbers are joined."""
+    """Return [] the norm of ``leaves``, after joining those with at most ``few`` numbers."""
     small = [jnp.ravel(x) for x in leaves if x.size <= few]
     parts = [x for x in leaves if x.size > few] + ([jnp.concatenate(small)] if small else [])
     return jnp.sqrt(jnp.asarray(sum(jnp.square(x).sum() for x in parts)))
 
 
 def annealed(rate: Number, updates: Array, length: Number) -> Array:
-    """Return ``rate`` after ``updates``: it falls linearly to 0 over ``length`` updates; never if that is
-    0."""
+    """Return ``rate`` after ``updates``, decaying linearly to 0 over ``length`` updates; constant if
+    ``length`` is 0."""
     left = 1 - updates / jnp.maximum(length, 1)
     return rate * jnp.where(length > 0, jnp.maximum(left, 0), 1.0)
 

@@ -33,8 +33,8 @@ BUDGET = 1_000_000
 
 
 class Preset(NamedTuple):
-    """Constants of one task; ``env_steps`` is the paper's budget, ``env_options`` are defaults of the options
-    of the environment on the command line, also of a further one."""
+    """Constants of one task. ``env_steps`` is the paper's budget; ``env_options`` are the command line's
+    defaults for the environment's options, whether it is the first environment or a further one."""
 
     config: Any
     hyper: Any
@@ -47,16 +47,17 @@ class Recipe(NamedTuple):
 
     build:   (env, config, **further) -> Method, ``recorded``.
     config:  () -> the default Config, a frozen dataclass. It takes a keyword for every field of ``agents``,
-             so that their Configs can decide the other defaults. Usually the class itself.
+             so that their Configs can decide the other defaults. Usually the Config class itself.
     hyper:   Config -> its default hyperparameters, a struct.
-    agents:  field of Config -> name on the command line -> Config with which such an agent begins; None where
-             the field may be None. Its Hyper, if any, is the field of the same name in the default Hyper.
-    kinds:   Spec -> name of the kind for each field, if the task decides; None: those of ``config()``.
+    agents:  field of Config -> name on the command line -> default Config of such an agent, or None if the
+             field may be None. Its Hyper, if any, is the field of the same name in the default Hyper.
+    kinds:   Spec -> name of the kind of agent for each field of ``agents``, if the task decides; None: as in
+             ``config()``.
     runs:    option -> Ingredient of ``build`` made from finished runs.
-    envs:    option -> keyword of ``build``, which takes a tuple of further environments.
+    envs:    option -> keyword of ``build`` that takes a tuple of further environments.
     preset:  name of a task -> its constants; None for other tasks.
     budget:  Config -> the default budget of tasks without a preset [environment steps, summed over agents].
-    remarks: (env, config, hyper, env_steps, **further) -> warnings that are printed when such a run starts.
+    remarks: (env, config, hyper, env_steps, **further) -> warnings to print when a run starts.
     """
 
     build: Callable[..., Method]
@@ -74,13 +75,12 @@ class Recipe(NamedTuple):
 def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
     """Decorate the ``build`` of a method so that the Method records the call that made it.
 
-    With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return one
-    Method, so that nothing is compiled twice. Its functions are traced under
-    ``numerics.standard`` wherever they are compiled. Arguments must be of the types of
-    their annotations.
+    With this record, ``popjax.train`` writes the same config.json as the command line. Equal calls return the
+    same Method, so that nothing is compiled twice. The Method's functions are always traced under
+    ``numerics.standard``. Arguments must match their annotations.
 
-    If agents cannot play the task, the error names the option of the Recipe, METHOD of the module, for agents
-    that can.
+    If agents cannot play the task, the error names the option that selects agents that can, according to the
+    Recipe METHOD of the module.
 
     Raises:
         ValueError: ``build`` takes no Config.
@@ -111,13 +111,13 @@ def recorded(build: Callable[P, Method]) -> Callable[P, Method]:
 def _advised(
     unfit: Unfit, recorded: Callable[..., Method], build: Callable[..., Method], env: Any, further: Any
 ) -> str:
-    """Return what is wrong with a learner, and the option of the method for one that can play the task."""
+    """Return the message of ``unfit`` with the method's option for agents that can play the task."""
     recipe = getattr(sys.modules.get(build.__module__), "METHOD", None)
     if isinstance(recipe, Recipe) and recipe.build is recorded:
         for field, kinds in recipe.agents.items():
             if unfit.played_by not in kinds:
                 continue
-            with suppress(ValueError):  # the rest of the method may not be for this task
+            with suppress(ValueError):  # the rest of the method may not suit this task
                 build(env, recipe.config(**{field: kinds[unfit.played_by]}), **further)
                 return f"{unfit.problem}: set --config.{field.replace('_', '-')} {unfit.played_by}"
     return f"{unfit.problem}: use a method whose agents can be {unfit.played_by}, such as independent"
@@ -160,11 +160,11 @@ def kinds_of(recipe: Recipe, config: Any) -> dict[str, str]:
 def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) -> tuple[Any, Any]:
     """Return the default Config and Hyper for agents of ``kinds``, or the preset of ``task`` if any.
 
-    A preset for other kinds is used only if they differ in fields that may be None, such as a drive; these
-    fields then take their defaults.
+    A preset for other kinds is used only if all fields that differ may be None, such as a drive; these fields
+    then take their defaults.
 
     Raises:
-        ValueError: the recipe gives no dataclass for one of them.
+        ValueError: the recipe's Config or Hyper is not a dataclass.
     """
     found = recipe.preset(task) if task else None
     known = kinds_of(recipe, found.config) if found else {}
@@ -194,7 +194,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _asked(field: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Return the dataclass that a function of a Recipe returns."""
+    """Return the dataclass that a function of a Recipe returns, after checking both."""
     _check_function(field, function)
     try:
         inspect.signature(function).bind(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Results that are kept because making them again would compile the same programs again."""
+"""Caches of results that would compile the same programs again if they were made again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ALL: list[Remembered[Any]] = []
 
 
 class Remembered(Generic[T]):
-    """The ``size`` results that were requested last, by key."""
+    """Cache of the ``size`` most recently requested results, by key."""
 
     def __init__(self, size: int):
         self._size = size
@@ -25,7 +25,7 @@ class Remembered(Generic[T]):
         return key in self._kept
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the result for ``key``, made by ``make`` if it is not here."""
+        """Return the result for ``key``, made by ``make`` if it is not in the cache."""
         if key not in self._kept:
             self._kept[key] = make()
             if len(self._kept) > self._size:
@@ -53,7 +53,7 @@ def remembered(function: F) -> F:
             hash(key)
         except TypeError:
             return function(*args, **kwargs)
-        # 1, 1.0 and True are equal and yet not the same to a function; their representations differ.
+        # 1, 1.0 and True are equal, but a function may tell them apart; their representations differ.
         return kept.get((key, repr(key)), lambda: function(*args, **kwargs))
 
     return cast(F, call)

@@ -29,8 +29,8 @@ from popjax.core import (
 )
 
 CHEAP = 128
-"""The most operations of a reset that accelerators compute in every step. A callback, whose effects would be
-seen, and a loop of unknown length count as more."""
+"""Largest reset, in operations, that accelerators compute in every step. A reset with a callback, whose
+effects would be seen, or a loop of unknown length counts as larger."""
 
 Policy: TypeAlias = Callable[[PyTree, Array, Key], tuple[PyTree, Array]]
 """(carry, obs, key) -> (carry, action). The carry is noise or memory; ``()`` if there is none."""
@@ -43,11 +43,11 @@ class Episode:
     """One episode of a lane.
 
     steps:  [T, ...]   rows that ``record`` kept; T is the time limit.
-    valid:  bool [T]   which of them happened; they come first.
+    valid:  bool [T]   which rows were played; these come first.
     total:  float32 [] undiscounted return.
     length: int32 []   environment steps played.
     carry:  the policy's carry after the last step of the episode.
-    obs:    [...]      the observation that follows it.
+    obs:    [...]      the observation after the last step.
     """
 
     steps: PyTree
@@ -77,14 +77,15 @@ def _keep_all(obs: Array, action: Array, timestep: Timestep) -> PyTree:
 
 
 def _limited(timestep: Timestep, steps: Array, limit: int) -> Timestep:
-    """Return ``timestep``, truncated at the time limit also where an environment leaves that to its Spec."""
+    """Return ``timestep``, truncated at the time limit even if the environment does not truncate it."""
     return replace(timestep, truncated=timestep.truncated | (steps >= limit))
 
 
 def keep_transition(
     discount: Array | float, timeout_is_terminal: bool, obs: Array, action: Array, timestep: Timestep
 ) -> Transition:
-    """Return the ``Record`` of a learner with a replay, once its gamma ``discount`` [] is given."""
+    """Return the row that a learner with a replay keeps of a step; a ``Record`` once the first two arguments
+    are bound. ``discount`` [] is gamma."""
     return transition(obs, action, timestep, discount, timeout_is_terminal)
 
 
@@ -149,7 +150,7 @@ def autoreset(env: Env) -> Env:
     computation that every step pays for; on an accelerator, only if it has more than ``CHEAP`` operations.
 
     Raises:
-        ValueError: while it is traced: an answer of ``env`` does not fit its Spec.
+        ValueError: during tracing: a value that ``env`` returns does not fit its Spec.
     """
     env = limited(env)
 
@@ -160,8 +161,8 @@ def autoreset(env: Env) -> Env:
 
 
 def limited(env: Env) -> Env:
-    """Return the same environment, truncated at the time limit of its Spec: the first half of ``autoreset``,
-    for a program that plays in several places and has the reset in one, by ``renewed``."""
+    """Return the same environment, truncated at the time limit of its Spec. This is ``autoreset`` without the
+    reset, for a program that steps in several places but resets in one, by ``renewed``."""
     env = checked(env)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
@@ -181,7 +182,7 @@ def limited(env: Env) -> Env:
 def renewed(env: Env, carry: PyTree, timestep: Timestep) -> tuple[PyTree, Timestep]:
     """Reset lanes in which a step of a ``limited`` environment has ended the episode.
 
-    At a branch an accelerator waits for the host, and it copies all lanes where none is reset. A cheap reset
+    A branch makes an accelerator wait for the host, and copy all lanes even if none is reset. A cheap reset
     is therefore computed in every step there.
     """
     going_on, reset = (carry, timestep.obs), jax.jit(env.reset)
@@ -214,8 +215,8 @@ def _operations(program: Any) -> float:
 
 
 def truncated_next(env: Env, state: PyTree, which: Array) -> PyTree:
-    """Return states [...] of an ``autoreset`` or ``limited`` environment; their next step truncates
-    the episode where ``which`` bool [...] holds."""
+    """Return states [...] of an ``autoreset`` or ``limited`` environment, changed so that the next step
+    truncates the episode where ``which`` bool [...] holds."""
     key, inner, steps = state
     return key, inner, jnp.where(which, env.spec.episode_length - 1, steps)
 

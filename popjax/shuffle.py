@@ -1,7 +1,7 @@
-"""Uniform permutations of a number of items that is only known at run time, without sorting.
+"""Uniform permutations, without sorting, of a number of items that is only known at run time.
 
-``jax.random.permutation`` and ``choice`` need a static length and cost a sort of it, which for a replay
-of 10^6 rows is far more than the gradient step that needs 128 of them. Here the image of an index is
+``jax.random.permutation`` and ``choice`` need a static length and sort all of it, which for a replay of 10^6
+rows costs far more than the gradient step that needs 128 of them. Here the image of an index is
 computed on its own, in a fixed number of integer operations, so the cost of a part of a permutation depends
 only on the size of that part: the first B entries are a draw of B items without replacement.
 """

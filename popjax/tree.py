@@ -50,13 +50,13 @@ def where(condition: Array, if_true: T, if_false: T) -> T:
 
 
 def finite(tree: Any, axes: int = 1) -> Array:
-    """Return bool over the ``axes`` leading axes of every leaf: whether all floating-point numbers along the
+    """Return bool over the ``axes`` leading axes: whether all floating-point numbers of all leaves along the
     other axes are finite."""
     return _everywhere(jnp.isfinite, tree, axes)
 
 
 def nan(tree: Any, axes: int = 1) -> Array:
-    """Return bool over the ``axes`` leading axes of every leaf: whether any number along the other axes is
+    """Return bool over the ``axes`` leading axes: whether any number of any leaf along the other axes is
     NaN."""
     return ~_everywhere(lambda x: ~jnp.isnan(x), tree, axes)
 
@@ -87,14 +87,14 @@ def normal_like(key: Array, tree: T) -> T:
 
 
 def align(x: Array | float, like: Array) -> Array:
-    """Return ``x`` with axes of size 1 after its own, as many as ``like`` has: [P] against [P, N] is [P,
-    1]."""
+    """Return ``x`` with trailing axes of size 1, so that it has as many axes as ``like``: [P] against [P, N]
+    becomes [P, 1]."""
     x = jnp.asarray(x)
     return x.reshape(x.shape + (1,) * (jnp.ndim(like) - x.ndim))
 
 
 def axes(tree: T) -> T:
-    """Return ``in_axes`` that lift the leaves with a leading axis and share the scalars."""
+    """Return the ``in_axes`` by which ``vmap`` maps the arrays of ``tree`` and shares its scalars."""
     return jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, tree)
 
 
@@ -139,8 +139,8 @@ def _in_company_of_batch(axis_size: int, in_batched: list[bool], condition: Arra
 def largest(count: Array) -> Array:
     """Return the largest of ``count`` in this lane and in all lanes of any enclosing ``vmap``.
 
-    Use it as the number of turns of a loop if the number is equal in all lanes, such as gradient steps due by
-    a common clock. A count for each lane would make the loop select, and so copy, its carry in every turn.
+    Use it as the number of iterations of a loop if that is equal in all lanes, such as gradient steps due by
+    a common clock. With a count for each lane, the loop would select, and so copy, its carry every time.
     """
     return jnp.max(count)
 

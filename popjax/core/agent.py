@@ -20,14 +20,14 @@ class Network(NamedTuple):
 
 
 class Recurrent(NamedTuple):
-    """A Network with a memory. Inputs may have further axes, such as lanes, between time and those of one
-    input.
+    """A Network with a memory. Inputs may have further axes, such as lanes, between the time axis and the
+    axes of a single input.
 
     init:   key -> params
     memory: at the start of an episode; () without memory
     step:   (params, memory, obs) -> (memory, outputs)
     unroll: (params, memory, obs [T, ...], done bool [T, ...]) -> (memories, outputs) [T, ...]; the memory
-            restarts after every row that ends an episode, and ``memories`` holds it as it was before that
+            restarts after every row that ends an episode, and ``memories`` holds it before the restart
     """
 
     init: Callable[[Key], Params]
@@ -63,7 +63,7 @@ class Choice(NamedTuple):
     """The answer of a policy to one observation.
 
     memory:   carried to the next observation; () without memory.
-    action:   for the environment: [A] in [-1, 1], or int32 [] where actions are discrete.
+    action:   for the environment: [A] in [-1, 1], or int32 [] if actions are discrete.
     sampled:  the action as drawn from its distribution, before squashing or clipping.
     log_prob: float32 [] of ``sampled`` at ``scale`` 1, nats; 0 without a density.
     """
@@ -90,8 +90,8 @@ class Eyes(NamedTuple):
 
     network: image [..., *obs] -> features [..., F]
     of:      state of the agent -> parameters of ``network``
-    torso:   name of these convolutions in ``nets.images.TORSOS``, of which a drive builds its own; "auto":
-             those that fit the observations
+    torso:   name of these convolutions in ``nets.images.TORSOS``, so that a drive can build its own of the
+             same shape; "auto": those that fit the observations
     """
 
     network: Network
@@ -105,12 +105,12 @@ class Agent(NamedTuple):
     init:        (key, hyper) -> state
     act:         see ``Act``; a discrete action of a value-based agent is random with probability ``scale``
     learn:       (state, batch, hyper, key) -> (state, losses); one gradient step on transitions [B, ...],
-                 which may be ``Weighted`` where there is a ``td_error``
+                 which may be ``Weighted`` if there is a ``td_error``
     policy:      state -> parameters that ``act`` reads
     adopt:       (state, policy, value=None) -> state that acts by ``policy``, targets included and Adam's
                  moments kept; takes over the state value ``value``, too, if both have one
     value:       (state, obs [..., *obs], action) -> [...] value of the action under the agent's critic
-    values:      as ``value``, [K, ...] under each of its K critics; None for agents with one
+    values:      as ``value``, [K, ...] under each of its K critics; None for agents with one critic
     outputs:     (policy, obs [..., *obs]) -> parameters of ``actions``, differentiable
     actions:     the family of distributions that ``outputs`` parametrise
     actor:       network of the policy
@@ -118,9 +118,9 @@ class Agent(NamedTuple):
     state_value: state -> parameters of V(s); None for agents without
     td_error:    (state, batch) -> target minus value [B]; None without priorities
     observe:     (state, obs [B, ...], valid [B]) -> state that has seen these observations
-    exploration: (hyper, env_steps) -> the ``scale`` of exploration after so many steps of this agent
+    exploration: (hyper, env_steps) -> the ``scale`` of exploration after ``env_steps`` steps of this agent
     inherit:     (state, other) -> ``other``, the state of another agent of this kind, with the optimizer's
-                 moments and counts of ``state``; of an agent that has none, ``other``
+                 moments and counts of ``state``, if the agent has any
     memory:      (): an agent that learns from single transitions has none
     eyes:        convolutions of its critic; None for agents without
     """
@@ -174,7 +174,7 @@ class OnPolicyAgent(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A store of rows (any pytree) with a fixed capacity, the oldest overwritten.
+    """A store of rows (any pytree) with a fixed capacity, in which new rows overwrite the oldest.
 
     init:   example row -> state
     add:    (state, rows [B, ...], valid [B]) -> state; rows that are not valid leave no trace

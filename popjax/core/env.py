@@ -1,4 +1,4 @@
-"""The contract of environments: their answers, their facts, and the call that makes them again."""
+"""The contract of environments: what they return, facts about them, and the call that made them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from popjax.core.types import Key, PyTree
 
 @struct.dataclass
 class Timestep:
-    """The answer of an environment to one action; Gymnasium's words with Gymnasium's meaning.
+    """The answer of an environment to one action, in Gymnasium's terms.
 
     obs:        [*obs]  observation to act on next: ``next_obs``, except after an automatic reset or a cut.
     next_obs:   [*obs]  true successor of the action.
     reward:     []      float32.
     terminated: []      bool: the task ended; nothing follows.
     truncated:  []      bool: the time limit was reached; the value of ``next_obs`` still counts.
-    cut:        []      bool: the value of ``next_obs`` does not count although the episode goes on, such as
-                        where a lost life is treated as an end (Mnih et al., 2015).
+    cut:        []      bool: the value of ``next_obs`` does not count although the episode goes on, as when a
+                        lost life is treated as an end (Mnih et al., 2015).
     """
 
     obs: Array
@@ -49,13 +49,13 @@ class Timestep:
 
 
 class Spec(NamedTuple):
-    """Facts of an environment that a learner needs before it starts.
+    """Facts about an environment that a learner needs before it starts.
 
     ``action_dim`` is the number of action components in [-1, 1], or of discrete actions. ``episode_length``
-    is the time limit in environment steps. ``stack`` frames, oldest first, make an observation along its last
-    axis: the latest ones, or one repeated at the beginning of an episode and after a cut. ``dt`` is the
-    duration of an environment step in seconds, ``None`` where the task has no clock. ``highest_return`` is an
-    upper bound on the return of any policy, ``None`` if unknown.
+    is the time limit in environment steps. An observation holds the latest ``stack`` frames along
+    its last axis, oldest first; at the beginning of an episode and after a cut, one frame is repeated. ``dt``
+    is the duration of an environment step in seconds, ``None`` if the task has no clock. ``highest_return``
+    is an upper bound on the return of any policy, ``None`` if unknown.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Spec(NamedTuple):
 
 
 class Unfit(ValueError):
-    """A learner cannot play a task, but agents of the kind ``played_by`` can."""
+    """The error of a learner that cannot play a task; agents of the kind ``played_by`` can."""
 
     def __init__(self, problem: str, played_by: str) -> None:
         super().__init__(f"{problem}: learn with {played_by}")
@@ -78,12 +78,12 @@ class Unfit(ValueError):
 
 
 def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
-    """Return (observation size, action size) for a learner ``who`` of vector observations and continuous
-    actions.
+    """Return (observation size, action size) for a learner, named ``who`` in errors, that needs vector
+    observations and continuous actions.
 
     Raises:
         Unfit: the task has discrete actions, or images as observations.
-        ValueError: its observations are of another shape.
+        ValueError: the observations have another shape.
     """
     if spec.discrete:
         raise needs_continuous(spec, who)
@@ -94,7 +94,7 @@ def continuous_dims(spec: Spec, who: str) -> tuple[int, int]:
 
 
 def needs_continuous(spec: Spec, who: str) -> Unfit:
-    """Return the error of a learner ``who`` of continuous actions in a task with discrete ones."""
+    """Return the error for a task with discrete actions and a learner, named ``who``, of continuous ones."""
     problem = f"{who} needs continuous actions; {spec.name} has {spec.action_dim} discrete ones"
     return Unfit(problem, "dqn")
 
@@ -110,7 +110,8 @@ def vector_size(spec: Spec, who: str) -> int:
 class Origin(NamedTuple):
     """The call of ``envs.make`` that made an environment: its name and its options as JSON.
 
-    ``returned`` is the environment as it was returned, without this; changed in any field, it is another one.
+    ``returned`` is the environment as ``make`` returned it, but without its origin. The origin no longer
+    holds for an environment that differs from it in any field.
     """
 
     name: str
@@ -123,7 +124,7 @@ class Env(NamedTuple):
 
     reset:  key -> (state, obs)
     step:   (state, action) -> (state, Timestep)
-    scored: the same environment with the rewards that evaluations count; None: the same rewards
+    scored: the same environment with the rewards that evaluations count; None: with its own rewards
     origin: the call that made it; None if it was made by hand
     reproducible: whether equal states and actions give equal bits every time
     """

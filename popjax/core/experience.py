@@ -15,7 +15,7 @@ class Transition:
     """Experience, with any leading axes before those given here.
 
     obs:      [..., *obs]  observation acted on.
-    action:   [..., A]     float in [-1, 1], or int32 [...] where actions are discrete.
+    action:   [..., A]     float in [-1, 1], or int32 [...] if actions are discrete.
     reward:   [...]        task reward.
     discount: [...]        factor of the bootstrap value: 0 where the task ended or was cut, else gamma.
                            A time limit is not termination.
@@ -40,7 +40,7 @@ class Weighted(Transition):
 
 
 def importance(batch: Transition) -> Array | float:
-    """Return the weights [...] of ``Weighted`` transitions, 1 of others."""
+    """Return the weights [...] of ``Weighted`` transitions, 1 for others."""
     return batch.weight if isinstance(batch, Weighted) else 1.0
 
 
@@ -50,7 +50,7 @@ class Trajectory(Transition):
 
     ``action`` is the one that was sampled: a continuous one may lie beyond [-1, 1].
 
-    done:     bool [T, N]     the episode ended here, for either reason: the next row is of another one.
+    done:     bool [T, N]     the episode ended here, for either reason; the next row starts another.
     log_prob: float32 [T, N]  of the action under the policy that sampled it, nats.
     valid:    bool [T, N]     rows that were played; the others must leave no trace. None: all were played.
     memory:   [1, N, ...]     of the policy before the first row; () without memory.

@@ -1,8 +1,8 @@
 """Batches of LAPACK calls that cannot deadlock on a CPU.
 
-jaxlib before 0.11.1 splits a batch over XLA's threads while one of them waits for it. As many simultaneous
-batches as there are threads wait for each other: two on a machine with two cores, where the factorizations of
-MuJoCo's solver and the orthogonal weights of several agents hang. It splits only batches that are worth it.
+jaxlib before 0.11.1 splits a large batch over XLA's threads while one of these threads waits for the result.
+As many such batches at once as there are threads wait for each other forever: on a machine with two cores,
+the factorizations of MuJoCo's solver and the orthogonal weights of several agents hang.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jax._src.lax import linalg
 from jax._src.sharding_impls import ShardingContext
 
 SPLITS = jaxlib.version.__version_info__ < (0, 11, 1)
-"""Whether jaxlib splits batches. Those on several devices are left to it: XLA spreads a batch over devices,
-but gathers one that a loop takes apart."""
+"""Whether jaxlib splits batches. Batches on several devices are left to it: XLA spreads a batch over devices,
+but would gather it if a loop took it apart."""
 
 _PART = 200_000
 """The fewest operations that jaxlib hands to a thread."""
@@ -42,8 +42,8 @@ libraries that it traces make no other calls."""
 def split_no_batch() -> None:
     """Have this process lower large batches to a loop over parts that jaxlib does not split.
 
-    Every matrix has the same result as before. The lowering rules are private to JAX, but no longer change:
-    later versions need none of this.
+    Every matrix has the same result as before. The lowering rules are private to JAX, but the versions that
+    need this no longer change.
     """
     if not SPLITS:
         return
@@ -61,9 +61,9 @@ def _lower(
     *operands: Any,
     **options: Any,
 ) -> Any:
-    """Lower ``primitive`` as ``rule`` does, but in a loop where jaxlib would split the batch.
+    """Lower ``primitive`` as ``rule`` does, but in a loop if jaxlib would split the batch.
 
-    context: says the shapes of the operands, the first of which is [batch..., n, m].
+    context: holds the shapes of the operands, the first of which is [batch..., n, m].
     """
     shapes = [operand.shape for operand in context.avals_in]
     batch = shapes[0][:-2]

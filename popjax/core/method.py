@@ -30,7 +30,7 @@ class Schedule(NamedTuple):
     """The record for ``schedule.json`` of hyperparameters that a method changes.
 
     read: State -> arrays
-    tell: the arrays as NumPy's -> an object that JSON can hold
+    tell: those arrays, as NumPy arrays -> an object that JSON can hold
     """
 
     read: Callable[[Any], Any]
@@ -52,13 +52,14 @@ class Method(NamedTuple):
                  they act together, share a policy or play different tasks
     built:       the call that made it; None unless ``build`` is ``recipe.recorded``
     exploration: State -> the ``scale`` [] at which the policy explores in training now
-    unroll:      see ``Unroll``; gives the policy's logits, from which others can learn. None if it has none
+    unroll:      see ``Unroll``; gives the policy's logits, from which others can learn. None if there are
+                 no logits
     learning_starts: environment steps before the first update; a warning is printed for a shorter run, which
                      learns nothing
-    accepts:     environment steps at the end of a run, a whole number of its steps -> None; raises a
-                 ValueError if the method cannot use that number
+    accepts:     environment steps of a whole run -> None; raises a ValueError if the method cannot use that
+                 number
     driven:      fields of ``hyper``, by dotted name, that the method sets itself or does not use here
-    schedule:    lineage and hyperparameters of a population over time; None if these stay
+    schedule:    lineage and hyperparameters of a population over time; None if they do not change
     """
 
     init: Callable[[Key, PyTree], Any]
@@ -91,7 +92,7 @@ class Pretrained(NamedTuple):
     individuals: parameters [P] of all policies of the population; None if individuals do not act alone.
     unroll:      as ``Method.unroll``.
     origin:      the run that it comes from, as in ``config.json``; None for other policies.
-    schedule:    answer of ``Method.schedule`` for its State; None without one.
+    schedule:    what ``Method.schedule`` tells of its State; None without one.
     """
 
     name: str
@@ -110,9 +111,9 @@ class Pretrained(NamedTuple):
 class Ingredient(NamedTuple):
     """A way in which a method builds on finished runs.
 
-    keyword: of ``build``, which takes a tuple of records.
+    keyword: keyword of ``build`` that takes a tuple of records.
     make:    (env, policies) -> records, one for each policy; raises a ValueError if one does not fit.
-    record:  their type, a NamedTuple of the ``Pretrained`` and facts that JSON can hold.
+    record:  type of the records, a NamedTuple of a ``Pretrained`` and facts that JSON can hold.
     help:    the option's line in ``--help``.
     """
 
@@ -136,8 +137,8 @@ def chain(*phases: Callable[[S], S]) -> Callable[[S], S]:
 
 
 def stacked(when: Callable[[Any], bool] = lambda state: True, **kwargs: Any) -> Any:
-    """Mark a field of a State: all its leaves lead with the population axis ``P``, in States where ``when``
-    holds.
+    """Mark a field of a State: the first axis of all its leaves is the population ``P``, in States for which
+    ``when`` holds.
 
     ``when`` reads a State of arrays or of their shapes, with or without the axis ``S``.
     """
@@ -154,7 +155,7 @@ def number(default: float, low: float = 0.0, high: float = math.inf, instead: st
     """Declare a hyperparameter, a field of a ``Hyper``: a number in [low, high]. ``checks.check_hyper``
     enforces the range before a run.
 
-    One that only ``init`` reads cannot evolve: ``instead`` names the one that can evolve in its place.
+    A hyperparameter that only ``init`` reads cannot evolve; ``instead`` names the one to evolve in its place.
     """
     return struct.field(default=default, metadata={"range": (low, high), "instead": instead})
 

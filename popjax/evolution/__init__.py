@@ -1,1 +1,1 @@
-"""Selection and variation of populations: operators for one individual, indices for all."""
+"""Selection and variation of populations: operators act on one individual, selection returns indices."""

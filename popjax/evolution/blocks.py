@@ -14,8 +14,8 @@ from popjax.core import PyTree
 def mapped(one: Callable[[Any], PyTree], xs: PyTree, *, cpu: int, accelerator: int) -> PyTree:
     """Return the results of ``one`` for each of ``xs`` [P, ...], stacked [P, ...].
 
-    cpu, accelerator: number computed at once on each. A CPU prefers small blocks, which fit its
-                      caches; an accelerator prefers large ones, since every block costs a launch.
+    cpu, accelerator: individuals computed at once on such a device. Small blocks fit the caches of a CPU; on
+                      an accelerator every block costs a launch.
     """
     count = jax.tree.leaves(xs)[0].shape[0]
 

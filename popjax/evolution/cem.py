@@ -1,8 +1,8 @@
 """The cross-entropy method with a diagonal covariance, on flat parameter vectors.
 
 "CEM-RL", Pourchot & Sigaud, ICLR 2019, and its code (sepCEM): ``ask`` draws a population around the mean,
-and ``tell`` moves mean and variance to its best half. ``mix`` keeps individuals of the generation
-before where the search has hardly moved. Flatten networks with ``jax.flatten_util.ravel_pytree``.
+and ``tell`` moves mean and variance to its best half. ``mix`` reuses individuals of the previous generation
+if the search has hardly moved. Flatten networks with ``jax.flatten_util.ravel_pytree``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config:
     population: int = 10  # individuals of a generation
     parents: int = 5  # best individuals, which update mean and variance
     antithetic: bool = True  # the second half of a population mirrors the first
-    # the variance is divided by ``parents`` too: in the code, not in the paper
+    # divide the variance by ``parents``, too, as in the authors' code but not in the paper
     divide_by_parents: bool = True
 
     def __post_init__(self) -> None:
@@ -84,14 +84,14 @@ def ask(state: State, key: Key, config: Config = Config()) -> Array:
 
 
 def weights(parents: int) -> Array:
-    """Return the weights [parents] of the best, second and so on: proportional to ``log((parents + 1) /
+    """Return the weights [parents] of the best, second best and so on: proportional to ``log((parents + 1) /
     rank)``."""
     raw = jnp.log((parents + 1) / jnp.arange(1, parents + 1))
     return raw / raw.sum()
 
 
 def tell(state: State, population: Array, fitness: Array, hyper: Hyper, config: Config = Config()) -> State:
-    """Return the search after ``population`` [P, n] was found to have ``fitness`` [P], more being better.
+    """Return the search after ``population`` [P, n] was found to have ``fitness`` [P]; higher is better.
 
     Deviations are taken from the old mean. Of individuals with equal fitness the earlier ranks first; those
     whose fitness is not finite rank last.
@@ -114,8 +114,8 @@ def log_density(state: State, individuals: Array) -> Array:
 
 
 def mix(before: State, state: State, old: Array, usable: Array, key: Key) -> tuple[Array, Array]:
-    """Return as many individuals [N, n] of the search ``state`` as there are ``old`` ones [N, n], which were
-    drawn from the search ``before``, and for each the index int32 [N] of the old one that it is, -1 if new.
+    """Return N individuals [N, n] of the search ``state``, some reused from the N ``old`` ones [N, n], which
+    were drawn from the search ``before``; and the index int32 [N] of each among the old ones, -1 if new.
 
     usable: bool [] whether old individuals may be kept.
 

@@ -23,7 +23,7 @@ def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
     ERL's crossover.
 
     For each tensor, n ~ U{0 .. 2 rows - 1} times (vectors: U{0 .. length - 1}) a random row is chosen and a
-    coin decides which parent's is copied to the other. After its first copy a row is the same in both and
+    coin decides whose row is copied to the other parent. After its first copy a row is the same in both and
     further copies change nothing, so it suffices to know which rows were hit and to toss one coin for each.
     """
 
@@ -49,13 +49,13 @@ def n_point(key: Key, x: Params, y: Params) -> tuple[Params, Params]:
 class Distillation:
     """Options of training a child.
 
-    As in the authors' code it starts from the less fit parent, imitates that one where both actions have one
-    value, and its regulariser is a mean over action components, too.
+    As in the authors' code, the child starts from the less fit parent and imitates that parent if both
+    actions have equal values, and the regulariser is a mean over action components, too.
     """
 
     batch: int = 128  # states per gradient step
     epochs: int = 12  # passes over the child's memory, each of (memory size // batch) gradient steps
-    # of a stochastic parent, imitate the greedy action (mode) or the whole distribution (kl)
+    # imitate the greedy action (mode) or the whole distribution (kl) of a stochastic parent
     imitate: Literal["mode", "kl"] = "mode"
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ def distil(
 ) -> Params:
     """Return a child that acts in each state of ``memory`` as the parent whose action the critic prefers.
 
-    agent, learner: the kind of all agents, and the state whose critic compares them (``agent.value``).
+    agent, learner: the agent whose policies these are, and a state whose critic compares their actions.
     x, y:           policies of the fitter and of the other parent.
     memory:         the child's, of rows with a field ``obs`` [*obs]; its size decides the number of steps.
     learning_rate:  Adam's.

@@ -19,13 +19,13 @@ from popjax.replay.ring import Ring, draw
 class Mating:
     """Options of scoring and forming pairs. Bodnar et al., parent selection mechanism.
 
-    A distance compares the actors' present actions, not those that the owner of a state took in it.
+    A distance compares the actions that the actors would take now, not those that were played.
     """
 
     # score of a pair: its summed fitness, or its difference in behaviour
     score: Literal["greedy", "distance"] = "greedy"
     batch: int = 256  # distance: states per individual
-    newest: int = 1_000  # distance: newest states of a memory that they are drawn from
+    newest: int = 1_000  # distance: number of newest states of a memory to draw from
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -33,7 +33,7 @@ class Mating:
 
 
 Behave: TypeAlias = Callable[[Params, Array], Array]
-"""(policy, obs [..., *obs]) -> greedy actions [..., A]; one-hot where they are discrete."""
+"""(policy, obs [..., *obs]) -> greedy actions [..., A]; one-hot if they are discrete."""
 
 
 def scores(config: Mating, behave: Behave, actors: Params, memories: Ring, fitness: Array, key: Key) -> Array:
@@ -49,7 +49,7 @@ def scores(config: Mating, behave: Behave, actors: Params, memories: Ring, fitne
 def behaviour_distance(config: Mating, behave: Behave, actors: Params, memories: Ring, key: Key) -> Array:
     """Return ``E_{s~x} |mu_x(s) - mu_y(s)|^2 + E_{s~y} |mu_x(s) - mu_y(s)|^2`` for every pair, [P, P].
 
-    A term averages over min(batch, both memories' sizes) states of the owner's newest.
+    Each term averages over min(batch, sizes of both memories) of the owner's newest states.
     """
     batch = config.batch
     keys = jax.random.split(key, memories.size.shape[0])

@@ -77,7 +77,7 @@ def proximal_all(
     std: Array | float,
     floor: Array | float,
 ) -> Params:
-    """Return a ``proximal`` mutant of each of ``actors`` [P], by ``batch`` states drawn from its memory.
+    """Return a ``proximal`` mutant of each of ``actors`` [P], using ``batch`` states drawn from its memory.
 
     memories: [P] of rows with a field ``obs``; keys [P].
     """
@@ -110,7 +110,7 @@ def _hit(weight: Array, key: Key) -> Array:
     bound = math.ceil(0.1 * weight.size)
     most = max(bound - 1, 1)
     key_chance, key_count, key_entry, key_kind, key_noise = jax.random.split(key, 5)
-    # With u ~ U(0, 2), P(U(0, 1) < u) is P(min(1, u)); two draws keep the reference's two steps.
+    # A draw from U(0, 1) is below u ~ U(0, 2) with probability min(1, u), as in the reference.
     chance = jax.random.uniform(key_chance, (2,))
     count = jnp.where(chance[0] < 2 * chance[1], jax.random.randint(key_count, (), 0, bound), 0)
     entry = jax.random.randint(key_entry, (most,), 0, weight.size)

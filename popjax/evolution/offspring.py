@@ -2,7 +2,7 @@
 
 Populations are stacked parameters ``actors`` [P] and genetic memories ``memories`` [P]. Children read only
 elite copies and winners and write only vacant slots, so all are made at once. ``stems`` int32 [P, 2] are the
-slots of the old population that each slot's genome is made of, -1 where there is no second one.
+slots of the old population that each slot's genome is made of, -1 if there is no second one.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def breed(
     config: Mating,
     key: Key,
 ) -> tuple[Params, Ring, Array]:
-    """Fill vacant slots with children of the pairs that mate best, and half of each parent's memory.
+    """Fill each vacant slot with a child of a pair of high score, and with half of each parent's memory.
 
-    fitness: float [P] of each slot before elites were cloned: an elite's copy mates with that of the
-             individual it replaced, as in the authors' code.
+    fitness: float [P] of each slot before elites were cloned: an elite's copy mates with the fitness of the
+             individual that it replaced, as in the authors' code.
     """
     key_score, key_merge, key_child = jax.random.split(key, 3)
     score = scores(config, behave, actors, memories, fitness, key_score)
@@ -61,8 +61,8 @@ def clones(selection: Selection) -> Array:
 def recombine(selection: Selection, actors: Params, memories: Ring, key: Key) -> tuple[Params, Ring, Array]:
     """Fill vacant slots, two by two, with an elite's copy and a winner, then exchange rows between them. ERL.
 
-    An odd slot is paired with a random vacant one, which is then written twice. Memories follow the
-    genome that a slot was cloned from.
+    If their number is odd, the last is paired with a random vacant slot, which is then written twice. A slot
+    gets the memory of the genome that it was cloned from.
     """
     key_pair, key_elite, key_winner, key_cross = jax.random.split(key, 4)
     first, second = _pairs(selection.vacant, selection.source.shape[0], key_pair)

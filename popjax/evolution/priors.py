@@ -22,15 +22,15 @@ _WANTED = "write hyper.NAME=LOW:HIGH, hyper.NAME=LOW:HIGH:log or hyper.NAME=V1,V
 
 
 class Prior(NamedTuple):
-    """The distribution of a hyperparameter at the start, within whose bounds it stays.
+    """The initial distribution of a hyperparameter, which stays within its bounds.
 
     name:    field of the Hyper.
     low:     least value.
     high:    greatest value.
     log:     whether it is log-uniform between them, else uniform.
-    top:     the upper end of its range if the default is nearer to it than to the lower end, such as
-             1 for a discount: then the distance ``top - x`` is log-uniform and perturbed, not x. Else None.
-    choices: the only values, ascending; () where all between the bounds are.
+    top:     upper end of the hyperparameter's range if the default is nearer to it than to the lower end,
+             such as 1 for a discount; ``log`` and perturbation then apply to ``top - x`` instead. Else None.
+    choices: the only values allowed, ascending; () if all between the bounds are.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Prior(NamedTuple):
 
 
 def parse(text: str, hyper: Any, shapes: Sequence[str] = ()) -> Prior:
-    """Return the prior that ``text`` describes of a field of ``hyper``; ``shapes`` are fields of Configs,
-    named in the error for a user who tries to evolve one.
+    """Return the prior that ``text`` describes for a field of ``hyper``. ``shapes`` are fields of Configs;
+    the error for a user who tries to evolve one says that it is fixed.
 
     Raises:
         ValueError: there is no such hyperparameter, or the bounds are not valid for it.
@@ -83,7 +83,7 @@ def parse_all(texts: Sequence[str], hyper: Any, shapes: Sequence[str] = ()) -> t
     """Return the priors that ``texts`` describe, see ``parse``.
 
     Raises:
-        ValueError: as ``parse``, or a hyperparameter comes twice.
+        ValueError: as ``parse``, or a hyperparameter is given twice.
     """
     found = tuple(parse(text, hyper, shapes) for text in texts)
     names = [prior.name for prior in found]
@@ -129,8 +129,8 @@ def draw(prior: Prior, key: Key, count: int) -> Array:
 
 
 def perturb(prior: Prior, value: Array, up: Array, shrink: Array | float, grow: Array | float) -> Array:
-    """Return ``value`` [P] multiplied by ``grow`` where ``up`` bool [P], else by ``shrink``. A discount has
-    its distance to 1 multiplied; a choice moves to the next one up or down."""
+    """Return ``value`` [P] multiplied by ``grow`` where ``up`` bool [P], else by ``shrink``. For a
+    discount, the distance to 1 is multiplied; a choice moves to the next one up or down."""
     if prior.choices:
         known = jnp.array(prior.choices, jnp.float32)
         place = jnp.abs(value[:, None] - known).argmin(1) + jnp.where(up, 1, -1)
@@ -142,7 +142,7 @@ def perturb(prior: Prior, value: Array, up: Array, shrink: Array | float, grow: 
 
 def begin(priors: Sequence[Prior], key: Key, hyper: Any, count: int) -> Any:
     """Return ``hyper`` with [count] values drawn from the priors; hyperparameters that already
-    have one value for each stay."""
+    have a value for each individual keep it."""
     keys = jax.random.split(key, max(len(priors), 1))
     given = {prior.name: getattr(hyper, prior.name) for prior in priors}
     drawn = {

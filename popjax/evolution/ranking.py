@@ -15,7 +15,7 @@ def best_first(fitness: Array, ties: Array | None = None) -> Array:
     """Return int32 [P]: the individuals in order of ``fitness`` [P], the highest first. NaN and infinities
     rank last.
 
-    ties: [P] numbers that order individuals of equal fitness, lower first; None: they keep their order.
+    ties: [P] numbers that order individuals of equal fitness, lower first; None: in order of index.
     """
     sound = jnp.where(jnp.isposinf(fitness), jnp.nan, fitness)
     if ties is None:
@@ -24,6 +24,6 @@ def best_first(fitness: Array, ties: Array | None = None) -> Array:
 
 
 def ranks(fitness: Array, ties: Array | None = None) -> Array:
-    """Return int32 [P]: how many individuals are before each in ``best_first``."""
+    """Return int32 [P]: the position of each individual in ``best_first``."""
     count = fitness.shape[0]
     return jnp.zeros(count, jnp.int32).at[best_first(fitness, ties)].set(jnp.arange(count, dtype=jnp.int32))

@@ -1,6 +1,6 @@
 """Searches over hyperparameters of a population in training: which individuals replace which.
 
-Searches differ only in this function of the individuals' returns. Ties are broken at random.
+A search is a function from the individuals' returns to that decision. Ties are broken at random.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Pbt:
 
     exploit: Literal["truncation", "tournament", "welch"] = "truncation"
     """truncation: each of the worst takes over one of the best; tournament: each takes over a random other
-    one that is better; welch: each takes over a random other one that is significantly better"""
+    one if that is better; welch: each takes over a random other one if that is significantly better"""
     fraction: float = 0.2  # fraction of the population, at most half, that truncation replaces and copies
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Random:
 class Halving:
     """Successive halving on a fixed number of lanes. Jamieson & Talwalkar, AISTATS 2016.
 
-    Decisions are at the ready points 1, ``factor``, ``factor``^2, ..., as in Hyperband (Li et al., 2018).
+    It decides at the ready points 1, ``factor``, ``factor``^2, ..., as in Hyperband (Li et al., 2018).
     Slots of stopped individuals are reused, so nothing is recompiled. There is no exploration: clones keep
     the hyperparameters of the survivor.
     """
@@ -90,9 +90,9 @@ KINDS: dict[str, AnyConfig] = {
 class Standing(NamedTuple):
     """Facts on which a search decides at a ready point.
 
-    fitness: float32 [P]; minus infinity of one that has diverged.
+    fitness: float32 [P]; minus infinity for an individual that has diverged.
     returns: float32 [P, M] of single episodes; their mean is ``fitness``.
-    valid:   bool [P, M] whether such an episode has been played.
+    valid:   bool [P, M] whether the episode has been played.
     ready:   int32 [] number of the ready point, from 1.
     age:     int32 [P] ready points since each individual's line began, this one included.
     line:    int32 [P] slot in which the line of each individual began.
@@ -109,9 +109,9 @@ class Standing(NamedTuple):
 class Decision(NamedTuple):
     """Decision about each slot.
 
-    source:  int32 [P] slot of the agent that it takes over; its own index to keep its agent.
-    numbers: int32 [P] slot of the hyperparameters that it takes over.
-    explore: bool [P] whether it explores from these.
+    source:  int32 [P] slot whose agent the slot takes over; its own index to keep its agent.
+    numbers: int32 [P] slot whose hyperparameters it takes over.
+    explore: bool [P] whether it explores from these hyperparameters.
     fresh:   bool [P] whether it starts over instead, with hyperparameters from the prior.
     """
 
@@ -122,14 +122,14 @@ class Decision(NamedTuple):
 
 
 Decide: TypeAlias = Callable[[Key, Standing, "Array | float"], Decision]
-"""``(key, standing, significance) -> decision``; the last is the level of a test, where there is one."""
+"""``(key, standing, significance) -> decision``; the last is the level of a test, for a search with one."""
 
 
 def build(config: AnyConfig, population: int) -> Decide:
     """Return the decision function of the search of ``config``.
 
     Raises:
-        ValueError: the population does not divide as the search needs it.
+        ValueError: the population is below 2, or does not divide as the search needs it.
     """
     if population < 2:
         raise ValueError(f"a search needs a population of at least 2, got {population}; raise population")
@@ -153,8 +153,8 @@ def build(config: AnyConfig, population: int) -> Decide:
 
 
 def least_length(config: AnyConfig, population: int) -> tuple[int, str]:
-    """Return the least number of ready points of the search, and what it does at the last of these: halving
-    leaves one line of clones, MF-PBT's slowest subpopulation evolves for the first time."""
+    """Return the least number of ready points that the search needs, and what it does at the last of them:
+    halving leaves one line of clones, MF-PBT's slowest subpopulation evolves for the first time."""
     if isinstance(config, Halving) and config.freed == "clones":
         return population // config.factor, "halving decides last"
     if isinstance(config, MultipleFrequencies):
@@ -163,9 +163,9 @@ def least_length(config: AnyConfig, population: int) -> tuple[int, str]:
 
 
 def usual_length(config: AnyConfig, population: int) -> int:
-    """Return the number of ready points of a usual search: 50; of halving, one for each individual, so that
-    with a factor of 2 the last line trains as long after the last decision as before; of MF-PBT, as many as
-    let its slowest subpopulation evolve twice."""
+    """Return the usual number of ready points: 50; for halving, one for each individual, so that with a
+    factor of 2 the last line trains as long after the last decision as before it; for MF-PBT, enough for its
+    slowest subpopulation to evolve twice."""
     if isinstance(config, Halving):
         return population
     if isinstance(config, MultipleFrequencies):
@@ -174,8 +174,8 @@ def usual_length(config: AnyConfig, population: int) -> int:
 
 
 def copies(source: Array) -> Decision:
-    """Return the decision that every slot continues as ``source`` int32 [P], and explores where that is
-    another."""
+    """Return the decision that every slot continues as ``source`` int32 [P], and explores if that is another
+    slot."""
     return Decision(source, source, source != jnp.arange(source.shape[0]), jnp.zeros(source.shape, jnp.bool_))
 
 
@@ -185,9 +185,9 @@ def explores(config: AnyConfig) -> bool:
 
 
 def intervened(decision: Decision, slot: Array, parent: Array, *, explores: bool) -> Decision:
-    """Return ``decision`` with ``slot`` int32 [] changed: it takes over from ``parent`` and, if ``explores``,
-    explores from its hyperparameters, or keeps its own agent if ``parent`` is ``slot``. A negative slot
-    changes nothing."""
+    """Return ``decision`` changed for ``slot`` int32 []: it takes over from ``parent`` and, if ``explores``,
+    explores from the parent's hyperparameters, or keeps its own agent if ``parent`` is ``slot``. A negative
+    slot changes nothing."""
     own = jnp.arange(decision.source.shape[0])
     here = own == slot
     return Decision(
@@ -210,22 +210,24 @@ def truncation(uniform: Array, fitness: Array, count: int, ties: Array | None = 
 
 
 def tournament(uniform: Array, fitness: Array) -> Array:
-    """Return int32 [P]: each takes over from a random other one if that is better. ``uniform`` as above."""
+    """Return int32 [P]: each takes over from a random other one if that is better. ``uniform`` as in
+    ``truncation``."""
     rival = _rival(uniform)
     return jnp.where(fitness[rival] > fitness, rival, jnp.arange(fitness.shape[0]))
 
 
 def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
-    """Return int32 [P]: each takes over from a random other one that has a higher mean return by Welch's
+    """Return int32 [P]: each takes over from a random other one if that has a higher mean return by Welch's
     t-test.
 
-    The test is two-sided; with fewer than two episodes of either, there is no takeover.
+    The test is two-sided; with fewer than two episodes of either, there is no takeover. An individual that
+    has diverged takes over without a test, if the other one has not diverged.
     """
     rival, own = _rival(uniform), jnp.arange(uniform.shape[0])
     count = now.valid.sum(1)
     mean = jnp.where(now.valid, now.returns, 0.0).sum(1) / jnp.maximum(count, 1)
     spread = jnp.where(now.valid, jnp.square(now.returns - mean[:, None]), 0.0).sum(1)
-    error = spread / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1)  # [P] squared, of the mean
+    error = spread / jnp.maximum(count - 1, 1) / jnp.maximum(count, 1)  # [P] squared error of the mean
     both = error + error[rival]
     parts = jnp.square(error) / jnp.maximum(count - 1, 1)
     freedom = jnp.square(both) / jnp.maximum(parts + parts[rival], 1e-30)
@@ -234,7 +236,7 @@ def welch(uniform: Array, now: Standing, significance: Array | float) -> Array:
     chance = betainc(0.5 * jnp.maximum(freedom, 1e-6), 0.5, freedom / (freedom + squared))
     chance = jnp.where(both > 0, chance, 0.0)
     enough = (count >= 2) & (count[rival] >= 2)
-    lost = jnp.isneginf(now.fitness)  # individuals without meaningful returns
+    lost = jnp.isneginf(now.fitness)  # has diverged: its returns mean nothing
     better = enough & (gap > 0) & (chance < significance)
     return jnp.where((better | lost) & ~lost[rival], rival, own)
 
@@ -259,7 +261,7 @@ def _halving(config: Halving, population: int) -> Decide:
     own = jnp.arange(population)
 
     def clones(key: Key, now: Standing, significance: Array | float) -> Decision:
-        """Fill all lanes with as many clones of the best individual of each line that continues."""
+        """Fill all lanes with clones of the best individual of each line that continues, equally many."""
         rung = (milestones < now.ready).sum() + 1
         rank = ranks(now.fitness, jax.random.uniform(key, (population,)))
         best = jnp.full(population, population).at[now.line].min(rank)  # [P] of each line; P: it has ended

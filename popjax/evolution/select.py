@@ -49,10 +49,10 @@ def tournament(key: Key, ranking: Array, rounds: int, size: int) -> Array:
 def select(key: Key, fitness: Array, elites: int, tournament_size: int) -> Selection:
     """Rank the population, hold the tournaments and clone the elites into slots that lost.
 
-    fitness: float [P], larger is better; of equals the higher index ranks first, NaN is the worst.
+    fitness: float [P], higher is better; of equals the higher index ranks first, non-finite ranks last.
     elites:  how many, at most P / 2.
 
-    Where fewer slots lost than there are elites, the remaining elites take the first offspring slots, which
+    If fewer slots lost than there are elites, the remaining elites take the first offspring slots, which
     leave the list.
 
     Raises:
@@ -98,8 +98,9 @@ def parents(selection: Selection, fitness: Array, score: Array) -> tuple[Array, 
     fitness: float [P] decides which parent is fitter; ties keep the order of the list.
     score:   float [P, P] symmetric mating score.
 
-    All pairs of list positions among elite copies and offspring, best score first; the i-th vacant slot takes
-    pair ``i mod (number of pairs)``. A slot that the offspring list repeats also pairs with itself.
+    The list holds elite copies, then offspring. Its pairs of positions are ordered by score, best first, and
+    the i-th vacant slot takes pair ``i mod (number of pairs)``. A slot that the offspring repeat also pairs
+    with itself.
     """
     chex.assert_shape(score, (*fitness.shape, *fitness.shape))
     candidates = jnp.concatenate([selection.elite_copies, selection.offspring])
@@ -120,10 +121,10 @@ def fate(selection: Selection, slot: Array) -> Array:
 
 
 def replaceable(fitness: Array, protected: Array) -> Array:
-    """Return the slot that an outsider takes, int32 []: the least fit or, if that is protected, the next one
-    up.
+    """Return the slot that an outsider takes, int32 []: the least fit or, if that is protected, the next slot
+    by index, cyclically, that is not.
 
-    protected: int32 [] or [n] slots; slots follow one another cyclically.
+    protected: int32 [] or [n] slots.
     """
     chex.assert_rank([fitness, protected], [1, {0, 1}])
     candidates = (jnp.argmin(comparable(fitness)) + jnp.arange(fitness.shape[0])) % fitness.shape[0]
@@ -131,6 +132,6 @@ def replaceable(fitness: Array, protected: Array) -> Array:
 
 
 def _front(indices: Array, kept: Array) -> Array:
-    """Return ``indices`` [n] with the kept ones moved to the front in order and -1 after them."""
+    """Return ``indices`` [n] with the ``kept`` ones moved to the front, in order, and -1 after them."""
     order = jnp.argsort(~kept)
     return jnp.where(kept[order], indices[order], -1)

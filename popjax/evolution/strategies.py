@@ -7,7 +7,7 @@ parameters of one network.
     search = strategy.tell(search, population, fitness, hyper, key)
 
 Everything that a strategy does, antithetic draws and the ranking of fitness included, is the library's. Its
-hyperparameters are the library's defaults except for the two in ``Hyper``, which a sweep can fill. Names are
+hyperparameters are the library's defaults except for the two in ``Hyper``, which a sweep can vary. Names are
 read without regard to case, hyphens and underscores: ``OpenES`` is ``Open_ES``.
 
 A strategy without a distribution, such as ``DifferentialEvolution``, begins with a population around the
@@ -76,11 +76,10 @@ def names() -> list[str]:
 
 
 def named(name: str) -> str:
-    """Return the name that evosax has for the strategy ``name``, which may differ in case, hyphens and
-    underscores.
+    """Return evosax's name for the strategy ``name``, which may differ in case, hyphens and underscores.
 
     Raises:
-        ValueError: there is none, or evosax is not installed.
+        ValueError: there is no such strategy, or evosax is not installed.
     """
     known = {_bare(own): own for own in names()}
     if _bare(name) not in known:

@@ -1,7 +1,8 @@
 """Novelty by nearest neighbours in the space of a contrastive encoder, and its collaborative form.
 
 Collaborative Exploration (ICLR 2024 submission), equations 2 to 4: the dissimilarity of a state to each
-agent's recent visits, between embeddings that are trained to be similar within a few steps of an episode.
+agent's recent visits, between embeddings that are trained to be similar for states of an episode a few steps
+apart.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from popjax.replay.ring import Ring, ring
 class Config:
     """Sizes of the encoder, the bank of visited states, and the neighbourhood."""
 
-    # an encoder that is trained; one trained on the convolutions of the first agent's critic; one left as
-    # initialised; or the raw observation
+    # contrastive: trained; critic: trained behind the convolutions of the first agent's critic; random: left
+    # as initialised; identity: the raw observation
     encoder: Literal["contrastive", "critic", "random", "identity"] = "contrastive"
     hidden: tuple[int, ...] = (64,)  # hidden layers of the encoder, units
-    torso: images.Torso = "auto"  # convolutions before them, for images; "auto": of the agents' shape
+    # convolutions before the hidden layers, for images; "auto": of the same shape as the agents'
+    torso: images.Torso = "auto"
     features: int = 64  # size of an embedding
     bank_size: int = 300  # states of each agent that are remembered
     bank_every: int = 5  # environment steps of a lane between two remembered states
     neighbours: int = 20  # number K of nearest neighbours
     others: Literal["mean", "max", "min"] = "mean"  # g, aggregate of the novelty to the other agents
-    horizon: int = 5  # largest distance of a positive [environment steps]
+    horizon: int = 5  # largest distance of a positive pair [environment steps]
     steps: int = 1  # encoder steps per gradient step of the agents
 
     def __post_init__(self) -> None:
@@ -96,8 +98,9 @@ def build(
     """Return a module that rewards states far from those of its bank. Equations 2 and 4.
 
     ``observe`` remembers every ``bank_every``-th successor of each of the environment ``lanes``. ``learn``
-    takes rows whose ``next_obs`` lies within ``horizon`` steps of ``obs`` in the same episode; rows without
-    weight take no part. With encoder "critic" both look through ``eyes``, which never learn here.
+    takes rows whose ``next_obs`` lies within ``horizon`` steps of ``obs`` in the same episode; rows of
+    weight 0 take no part. With encoder "critic", ``reward`` and ``learn`` look through ``eyes``, which never
+    learn here.
 
     Raises:
         ValueError: the encoder is "critic" and there are no ``eyes``, or it cannot read the observations.
@@ -148,9 +151,9 @@ def build(
 
 
 def encoder(spec: Spec, config: Config = Config(), eyes: Network | None = None) -> Network:
-    """Return the network obs [..., *obs] -> embedding [..., F]; with ``eyes``, from their features.
+    """Return the network obs [..., *obs] -> embedding [..., F]; with ``eyes``, their features -> embedding.
 
-    Images pass through convolutions first; the identity returns the observation itself.
+    Images pass through convolutions first; encoder "identity" returns the observation itself.
     """
     if eyes is not None:
         image = jnp.zeros(spec.obs_shape, spec.obs_dtype)
@@ -165,13 +168,13 @@ def encoder(spec: Spec, config: Config = Config(), eyes: Network | None = None) 
 
 
 def cosine(u: Array, v: Array) -> Array:
-    """Return cosines of all pairs: u [..., B, F], v [..., M, F] -> [..., B, M]; 0 where one of them is 0."""
+    """Return cosines of all pairs: u [..., B, F], v [..., M, F] -> [..., B, M]; 0 if either vector is 0."""
     return _unit(u) @ jnp.swapaxes(_unit(v), -1, -2)
 
 
 def _unit(x: Array) -> Array:
-    """Return rows of length 1, or 0; bounded under the root, as a bound on the root would have no gradient at
-    0."""
+    """Return rows scaled to length 1, or 0 for 0. The bound is under the root, whose gradient at 0 is not
+    finite."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
 
@@ -182,7 +185,7 @@ def novelty(embedded: Array, keys: Array, count: Array, neighbours: int) -> Arra
     embedded:   [B, F]    embeddings of the states
     keys:       [M, F]    embeddings of the agent's bank
     count:      int32 []  number of filled keys, which come first
-    neighbours: K; of fewer keys the farthest counts, and an empty bank gives 0
+    neighbours: K; with fewer keys the farthest counts, and an empty bank gives 0
     """
     alike = jnp.where(jnp.arange(len(keys)) < count, cosine(embedded, keys), -jnp.inf)
     nearest = jax.lax.top_k(alike, neighbours)[0]  # [B, K]
@@ -199,7 +202,7 @@ def collaborative(
     """Return each agent's reward [..., P] from the novelty [..., P] of a state to each. Equation 3.
 
     ``ego_weight`` times the agent's own novelty, and the rest times the mean, largest or smallest of the
-    others'. An agent that is alone has its own.
+    others'. A single agent gets its own novelty.
     """
     population = novelty.shape[-1]
     if population == 1:

@@ -58,10 +58,10 @@ class State:
     """One module.
 
     discriminator, optimizer: parameters and Adam's moments.
-    running:                  float32 [*lanes]  task return of a lane's episode under way, -inf of one that
-                              another agent began.
-    returns:                  float32 [skills]  task return of the latest episode of each skill, -inf of one
-                              that has not been played to an end.
+    running:                  float32 [*lanes]  task return of a lane's episode under way, -inf if another
+                              agent began it.
+    returns:                  float32 [skills]  task return of the latest episode of each skill, -inf before
+                              its first episode has ended.
     """
 
     discriminator: Params
@@ -86,8 +86,8 @@ class Losses:
 
 @struct.dataclass
 class Skilled:
-    """State of a ``skilled`` environment: that of the environment within, the skill int32 [] of the episode
-    under way, and the key that draws the next."""
+    """State of a ``skilled`` environment: the state of the environment within, the skill int32 [] of the
+    episode under way, and the key that draws the next skill."""
 
     env: PyTree
     skill: Array
@@ -111,7 +111,7 @@ def skilled(env: Env, skills: int) -> Env:
         next_obs = with_skill(timestep.next_obs, state.skill, skills)
         return Skilled(inner, skill, key), replace(timestep, obs=obs, next_obs=next_obs)
 
-    spec = env.spec._replace(obs_shape=(size + skills,), stack=1)  # with a skill frames are no stack
+    spec = env.spec._replace(obs_shape=(size + skills,), stack=1)  # with a skill, frames are no stack
     return env._replace(reset=reset, step=step, spec=spec)
 
 
@@ -122,7 +122,7 @@ def with_skill(obs: Array, skill: Array, skills: int) -> Array:
 
 
 def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
-    """Return a module for a task ``spec`` without skills, whose observations are states [D].
+    """Return a module for the task ``spec``, whose observations are states [D] without a skill.
 
     Observations of a batch are [B, D + skills], as in a ``skilled`` environment. ``reward`` is
     ``log q(z|s') - log(1/skills)``, nats, at most log(skills) and 0 for a discriminator that knows nothing.
@@ -175,8 +175,8 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
             reward, done, valid, skill = step
             running, ended = running + jnp.where(valid, reward, 0.0), done & valid
             slot = jnp.where(ended & jnp.isfinite(running), skill, skills).ravel()
-            # Episodes of one skill may end at once: the last lane counts, whereas a scatter to one slot has
-            # no order on accelerators.
+            # If episodes of one skill end at once, the last lane counts; scattered to one slot, they would
+            # have no order on accelerators.
             last = jnp.full(skills, -1).at[slot].max(jnp.arange(slot.size), mode="drop")
             returns = jnp.where(last >= 0, running.ravel()[last], returns)
             return (jnp.where(ended, 0.0, running), returns), None

@@ -1,7 +1,7 @@
 """Diversity-driven exploration: agents are rewarded for acting unlike each other, on a compromise gradient.
 
-The pieces of DiCE, as its code has them: the reward of agent i, the norm clip of every tensor, and the
-bisector of the gradients of task and diversity. They are pure functions for a method to put together.
+The parts of DiCE as in its authors' code: the reward of agent i, the norm clip of every tensor, and the
+bisector of the gradients of task and diversity. They are pure functions, which a method combines.
 
 Both lengths in ``bisector`` are norms of elementwise products with the direction, not dot products as in a
 projection. The authors' experiments ran with this form, which shortens the step.
@@ -36,7 +36,7 @@ def bisector(task_gradient: PyTree, diversity_gradient: PyTree) -> PyTree:
 
 
 def clip_each(tree: PyTree, limit: Array | float) -> PyTree:
-    """Scale every leaf down on its own to a Euclidean norm of at most ``limit``; shorter leaves stay."""
+    """Scale every leaf on its own to a Euclidean norm of at most ``limit``; leave shorter ones unchanged."""
 
     def clip(leaf: Array) -> Array:
         norm = jnp.linalg.norm(leaf.ravel())
@@ -50,7 +50,7 @@ def diversity_reward(means: Array, target_means: Array, index: Array | int) -> A
     per component of the action.
 
     means:        [B, A]     deterministic actions of the agent, in [-1, 1].
-    target_means: [N, B, A]  those of all agents' targets; row ``index``, the agent's own, is left out.
+    target_means: [N, B, A]  actions of all agents' targets; row ``index``, the agent's own, is left out.
     index:        int []     which agent it is.
 
     Returns [B], through which no gradient flows; 0 for a single agent.

@@ -1,11 +1,11 @@
-"""Random network distillation: a state is novel where a trained network fails to match a fixed random one.
+"""Random network distillation: a state is novel if a trained network fails to match a fixed random one.
 
 Source: "Exploration by Random Network Distillation" (Burda, Edwards, Storkey & Klimov, 2018).
 
-``scale`` sets the divisor of the bonus. ``scale="bonus"`` is the standard deviation of the bonus itself,
-which shuffled batches can measure. ``scale="return"`` is that of the discounted sum of bonuses, as in the
-paper. Such a sum needs the order of time, which a batch from replay has lost. It is therefore measured by
-``observe`` on the stream of steps that the agents play, and ``learn`` leaves it alone.
+The bonus is divided by a running standard deviation: with ``scale="bonus"``, that of the bonus itself, which
+``learn`` measures on shuffled batches; with ``scale="return"``, that of the discounted sum of bonuses, as in
+the paper. This sum needs the order of time, which a batch from a replay has lost, so ``observe`` measures it
+on the stream of steps that the agents play.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Config:
     """Shapes of the two networks, and the scaling of the bonus."""
 
     hidden: tuple[int, ...] = (256, 256)  # hidden layers of target and predictor, units
-    torso: images.Torso = "auto"  # convolutions for images; "auto": of the agents' shape
+    torso: images.Torso = "auto"  # convolutions for images; "auto": of the same shape as the agents'
     features: int = 64  # outputs of target and predictor
     scale: Literal["bonus", "return"] = "bonus"  # quantity whose standard deviation divides the bonus
-    # In a population: a module for each agent that learns from its own transitions, one for each that learns
-    # from all transitions, or one for all agents.
+    # In a population, own: a module for each agent, which learns from that agent's transitions; each: a
+    # module for each agent, which learns from all transitions; one: a single module for all agents.
     modules: Literal["own", "each", "one"] = "own"
 
     def __post_init__(self) -> None:
@@ -86,17 +86,17 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) -> Intrinsic:
-    """Return a module that rewards observations which its predictor predicts badly.
+    """Return a module that rewards observations at which its predictor is far from the target.
 
-    ``reward`` is the squared distance of the networks' outputs at ``next_obs``, of stacked images at the
-    newest frame, summed over features and divided by the running standard deviation. ``learn`` first adds the
-    batch to the statistics, then trains the predictor on whitened observations. With ``scale="return"``,
+    ``reward`` is the squared distance of the networks' outputs at ``next_obs`` (for stacked images, at the
+    newest frame), summed over features and divided by the running standard deviation. ``learn`` first adds
+    the batch to the statistics, then trains the predictor on whitened observations. With ``scale="return"``,
     ``observe`` measures the discounted sum of bonuses along each of the environment ``lanes``, starting once
-    ``learn`` has seen observations by which to whiten. The sum starts again with an episode; the paper's
+    ``learn`` has seen observations by which to whiten. The sum restarts with each episode; the paper's
     never does.
     """
     shape = spec.obs_shape
-    if len(shape) == 3:  # of a stack of images only the newest is new
+    if len(shape) == 3:  # of a stack, keep the newest frame
         shape = (*shape[:2], shape[2] // spec.stack)
     network = _network(shape, config)
 
@@ -146,8 +146,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
             return state
         bonus = _distance(network, state, state.predictor, seen(rows.next_obs))
         returns = ReturnStatistics(state.magnitudes, state.returns)
-        # Leave out bonuses of observations before there are statistics to whiten them, which have another
-        # scale.
+        # Leave out bonuses from before there are statistics to whiten observations: their scale differs.
         valid &= state.observations.count > 0
         returns = normalize.update_returns(returns, bonus, done, hyper.discount, valid)
         return replace(state, magnitudes=returns.statistics, returns=returns.returns)
@@ -157,7 +156,7 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
 
 def _network(shape: tuple[int, ...], config: Config) -> Network:
     """Return the network obs [..., *shape] -> features [..., F] of both target and predictor, behind
-    convolutions where observations are images."""
+    convolutions if observations are images."""
     return images.behind_convolutions(
         shape, lambda size: nets.mlp(size, config.hidden, config.features), config.torso
     )

@@ -3,9 +3,9 @@
 ``lanes`` and ``players`` play, ``policy`` and ``acting`` choose actions, ``learning`` and ``learners`` take
 gradient steps, ``offpolicy`` and ``onpolicy`` join these to ``parts`` of a method, ``drives`` reward novelty
 and skills, ``exchange`` hands policies over, ``scoring`` and ``judging`` measure returns, ``imitation``
-teaches one policy by others, ``tutoring`` lets teachers of other tasks teach an ``actor_critic`` that acts, a
-``shared_critic`` judges several actors, a ``classifier`` predicts which agent will do best. For
+trains one policy on others' answers, ``tutoring`` lets teachers of other tasks teach an ``actor_critic`` that
+acts, a ``shared_critic`` judges several actors, a ``classifier`` predicts which agent will do best. For
 hyperparameters that evolve, ``lineage`` keeps the history, ``schedules`` repeat it and ``counterfactual``
-measures what a decision was worth. Plain functions and records with explicit inputs and outputs: the State
-stays the method's own, and the ``vmap`` over individuals lives here.
+measures what a decision was worth. All are plain functions and records with explicit inputs and outputs: a
+method owns its State, and this layer does the ``vmap`` over individuals.
 """

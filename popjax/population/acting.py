@@ -69,7 +69,7 @@ def boltzmann(key: Key, values: Array, hyper: Hyper) -> Array:
 def together(
     mode: Mode | None, learners: Learners, states: PyTree, spec: Spec, scale: Array | float, hyper: Hyper
 ) -> ActAll:
-    """Return the function by which all lanes act: by ``mode``, or each agent for itself if that is None."""
+    """Return the function by which all lanes act: by ``mode``, or each agent for itself if None."""
     policies = learners.policies(states)
     alone = policy.everyone(learners.act, policies, scale)
     match mode:
@@ -98,8 +98,8 @@ def eps_greedy(act: ActAll, spec: Spec, epsilon: Array | float) -> ActAll:
 def eps_collaborative(
     act: ActAll, learners: Learners, policies: Params, scale: Array | float, epsilon: Array | float
 ) -> ActAll:
-    """Return ``act`` with each action replaced with probability ``epsilon``: of ``CANDIDATES`` samples of the
-    agent's own policy, take the one farthest from as many samples of every other policy. Equation 5."""
+    """Return ``act`` with each action replaced, with probability ``epsilon``, by the one of ``CANDIDATES``
+    samples of the agent's policy farthest from as many samples of every other policy. Equation 5."""
 
     def act_all(memory: PyTree, obs: Array, key: Key) -> Choice:
         key_plain, key_mode, key_draws = jax.random.split(key, 3)

@@ -1,5 +1,4 @@
-"""Recurrent actor-critics: A3C restated for lanes, with gradients from rewards and from a teacher's
-logits."""
+"""Recurrent actor-critics: A3C in lanes, with gradients from rewards and from a teacher's logits."""
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ _ACTIONS = distributions.categorical()
 
 
 class Played(NamedTuple):
-    """Rollouts [..., T, N] with ``Heads`` as outputs, targets by the values predicted while acting, and the
-    return of each episode up to each row."""
+    """Rollouts [..., T, N] with ``Heads`` as outputs, targets from the values predicted while acting, and the
+    return of the episode up to each row."""
 
     trajectory: Trajectory
     targets: Targets
@@ -99,8 +98,8 @@ def reward_gradient(
 ) -> tuple[Params, a2c.Losses]:
     """Return the gradient of A3C's loss, and A2C's losses.
 
-    A3C sums over the rows of a lane and halves the squared error of the values. Averaged over lanes that is
-    ``T`` times A2C's loss.
+    A3C sums over the rows of a lane and halves the squared error of the values. Averaged over lanes,
+    that is ``T`` times A2C's loss with half the ``value_coef``.
     """
 
     def loss(heads: Heads) -> tuple[Array, a2c.Losses]:
@@ -128,7 +127,7 @@ def _player(env: Env, network: Recurrent, length: int) -> Play:
     """Return the function that plays rollouts, across the ends of episodes, with networks that have ``Heads``
     over discrete actions.
 
-    A time limit ends the task: no value after it counts, as in CDRL's code.
+    A time limit counts as termination, as in CDRL's code.
     """
     env = rollout.autoreset(env)
 

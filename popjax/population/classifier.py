@@ -1,7 +1,7 @@
 """The Q-classifier of Collaborative Exploration: a network that predicts which agent will do best from a
 given state on.
 
-It regresses the undiscounted return of the next ``horizon`` steps under the agent that played them.
+It learns to predict the undiscounted return of the next ``horizon`` steps for the agent that played them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Classifier(NamedTuple):
             -> state after a gradient step
     choose: (params, memory, obs) -> (int32 [] agent, memory); the choice is made every ``horizon`` steps
             and kept in between
-    memory: at the start of an episode: the agent in force and the steps so far, int32 [] each
+    memory: at the start of an episode: the chosen agent and the steps so far, int32 [] each
     """
 
     init: Callable[[Key], State]

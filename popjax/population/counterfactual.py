@@ -1,4 +1,4 @@
-"""Worth of the decisions of a search, measured by continuing the search from one State without each of them.
+"""Worth of a search's decisions, measured by continuing it from one State with and without each of them.
 
 All continuations draw the same random numbers, so that they differ only in the decision and its consequences.
 """
@@ -21,7 +21,7 @@ class Worth(NamedTuple):
 
     source:  int32 [P]       individual that each slot took over; its own index if it kept its own.
     decided: float32 [P]     final fitness of all individuals with all decisions.
-    undone:  float32 [P, P]  the same if the slot (row) had kept its own individual.
+    undone:  float32 [P, P]  final fitness if the slot (row) had kept its own individual.
     """
 
     source: Array
@@ -66,7 +66,7 @@ def outcomes(
         found: tuple[Array, Array, Array] = jax.lax.map(partial(one, state), interventions, batch_size=size)
         return found
 
-    fitness, source, count = jax.jit(run)(state, interventions)  # a constant, a replay would be copied
+    fitness, source, count = jax.jit(run)(state, interventions)  # a constant State would be copied
     if int(count.min()) == row:
         raise ValueError(f"no ready point within {iterations} iterations; raise iterations")
     return fitness, source

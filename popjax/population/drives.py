@@ -1,7 +1,7 @@
 """Drives of a population: rewards added to the task's, in one record that every method can use.
 
 A method with a field ``drive: drives.AnyConfig | None`` in its Config and the drive's Hyper in
-``hyper.drive`` (``with_drive``) carries the drive's state in its own and calls::
+``hyper.drive`` (``with_drive``) carries the drive's state in its own State and calls::
 
     drive = drives.build(env.spec, config.drive, population, lanes)
     lanes_env = drive.env(rollout.autoreset(env))  # as the agents see it, DIAYN's skill included
@@ -36,7 +36,7 @@ from popjax.rollout import Episode
 AnyConfig: TypeAlias = contrastive.Config | rnd.Config | diayn.Config
 NoveltyConfig: TypeAlias = contrastive.Config | rnd.Config
 NOVELTY: dict[str, NoveltyConfig | None] = {"none": None, "collab": contrastive.Config(), "rnd": rnd.Config()}
-"""Those that change no observation, for methods whose individuals have no skills."""
+"""The kinds that leave observations unchanged, for methods whose individuals have no skills."""
 KINDS: dict[str, AnyConfig | None] = {**NOVELTY, "diayn": diayn.Config()}
 """All kinds of drive by their names on the command line."""
 Pairs: TypeAlias = Callable[[Key], tuple[Array, Array, Array]]
@@ -45,15 +45,15 @@ apart, such as ``replay.episodes.pairs``."""
 
 
 class Drive(NamedTuple):
-    """A reward added to the task's for ``P`` agents. ``hyper`` is a struct whose ``drive`` is the drive's.
+    """A reward added to the task's for ``P`` agents. ``hyper`` has the drive's Hyper in its field ``drive``.
 
     init:    key -> state
     observe: (state, rows [T, P, N], done [T, P, N], valid [T, P, N], hyper) -> state that has seen these
              steps, in order of time
     pay:     (state, rows, hyper) -> (rows [P, B], rewarded by task and drive; mean [P] of the drive's bonus).
              ``rows`` are each agent's own [P, B], or common ones [B]
-    learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] marks the
-             agent's own among common rows, and of rows [P, B] those that count; None: all
+    learn:   (state, rows, own, Pairs, hyper, key) -> (state, losses [] each). ``own`` bool [P, B] marks
+             each agent's own among common rows, or the rows that count among [P, B]; None: all
     env:     self-resetting Env -> the Env that the agents play
     act:     Act on the agents' observations -> Act on the task's
     deploy:  (state, policies [P]) -> parameters [P] for that ``act``
@@ -61,7 +61,7 @@ class Drive(NamedTuple):
     see:     (state, parameters of the first agent's ``Agent.eyes``) -> state that encodes images by them;
              None for a drive with its own encoder
     hand_over: (state, source int32 [P], fresh bool [P], amid bool [P], key) -> state in which each agent has
-             the module of ``source``, a new one where it is ``fresh``; where ``amid``, another agent began
+             the module of ``source``, a new one if ``fresh``; where ``amid``, another agent began
              the episodes under way in its lanes. None: no agent has a module of its own
     """
 
@@ -82,14 +82,14 @@ def build(
 ) -> Drive:
     """Return the drive of ``config`` for ``population`` agents with ``lanes`` environments each.
 
-    For a Config of your own, ``build`` of the module that defines it makes an ``Intrinsic``. Each agent gets
-    one, which learns from that agent's transitions. A drive with torso "auto" has convolutions of the shape
-    of the agents' ``eyes``, if these are given, else those that fit the observations. A caller with ``eyes``
-    calls ``see`` before ``pay`` and ``learn``.
+    If ``config`` is a user's own, its module's ``build`` makes an ``Intrinsic`` for each agent, which learns
+    from that agent's transitions. A drive with torso "auto" has convolutions of the same shape as
+    the agents' ``eyes``, if given, else those that fit the observations. A caller with ``eyes`` must call
+    ``see`` before ``pay`` and ``learn``.
 
     Raises:
-        ValueError: the drive cannot see the observations of the task, or needs ``eyes``; or ``config`` is not
-            of a drive.
+        ValueError: the drive cannot read the observations of the task, or needs ``eyes``; or ``config`` is
+            not a drive's.
     """
     if config is None:
         return none(population)
@@ -106,8 +106,8 @@ def build(
 
 
 def check_novelty(config: AnyConfig | None, who: str) -> None:
-    """Check that a drive, if any, does not change observations, so that ``who``, individuals without it, can
-    use the same policies.
+    """Check that a drive, if any, does not change observations, so that individuals without it, named ``who``
+    in errors, can use the same policies.
 
     Raises:
         ValueError: the drive has skills.
@@ -129,12 +129,12 @@ def _module(config: Any) -> ModuleType:
 
 
 def hyper_of(config: Any) -> PyTree:
-    """Return the default hyperparameters of the agents ``config.agent`` and of ``config.drive``."""
+    """Return the default Hyper of the agents ``config.agent``, extended by that of ``config.drive``."""
     return with_drive(agents.default_hyper(config.agent), config.drive)
 
 
 def with_drive(hyper: Any, config: AnyConfig | None) -> Any:
-    """Return an agent's ``Hyper`` extended by that of the drive, ``drive``; unchanged without a drive."""
+    """Return an agent's ``Hyper`` with the drive's in a field ``drive``; unchanged without a drive."""
     return hyper if config is None else extended(hyper, drive=default_hyper(config))
 
 
@@ -145,19 +145,19 @@ def extended(hyper: Any, **further: Any) -> Any:
 
 
 class _Extended(type):
-    """The type of extended ``Hyper`` classes, which pickle makes anew, as no module has them by name."""
+    """The type of extended ``Hyper`` classes, which pickle has to rebuild: no module holds them by name."""
 
 
 @cache
 def _extended(kind: type, names: tuple[str, ...]) -> Any:
     body = {"__annotations__": dict.fromkeys(names, Any), "__doc__": kind.__doc__, **dict.fromkeys(names)}
-    # The comments of the fields, which --help shows, are found by these two (the line from Python 3.13 on).
+    # --help finds the comments of the fields by these two (by the line from Python 3.13 on).
     source = {name: vars(kind)[name] for name in ("__module__", "__firstlineno__") if name in vars(kind)}
     return struct.dataclass(_Extended(kind.__name__, (kind,), body | source))
 
 
 def _reduced(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return how pickle makes an extended class. Programs are stored with the classes of their arguments."""
+    """Return how pickle rebuilds an extended class: programs are stored with their arguments' classes."""
     base = kind.__base__
     return _extended, (base, tuple(field.name for field in fields(kind)[len(fields(base)) :]))
 
@@ -179,7 +179,7 @@ def collaborative(
     spec: Spec, config: contrastive.Config, population: int, lanes: int, eyes: Eyes | None = None
 ) -> Drive:
     """Return the collaborative novelty of equations 2 to 4: a bank of states for each agent and one encoder
-    for all, which takes ``config.steps`` gradient steps each time."""
+    for all, which takes ``config.steps`` gradient steps per call of ``learn``."""
     module = contrastive.build(spec, config, (lanes,), None if eyes is None else eyes.network)
     axes: dict[str, Any] = {"encoder": None, "optimizer": None, "bank": 0, "clock": 0, "eyes": None}
     by_bank = contrastive.State(**axes)
@@ -221,7 +221,7 @@ def collaborative(
         return replace(learned, bank=state.bank, clock=state.clock), tree.take(losses, -1)
 
     def see(state: contrastive.State, eyes: Params) -> contrastive.State:
-        """Look through the first agent's eyes or, once it has diverged, through its last finite ones."""
+        """Encode images by the first agent's ``eyes``, or by the last finite ones if these have diverged."""
         return replace(state, eyes=tree.where(tree.finite(eyes, 0), eyes, state.eyes))
 
     drive = Drive(init, observe, _paying(bonus, population), learn, horizon=config.horizon * config.trained)
@@ -231,7 +231,7 @@ def collaborative(
 def lifted(module: Intrinsic, population: int, *, shared: bool = False, own: bool = True) -> Drive:
     """Return a drive that gives each of ``population`` agents a module, or all of them one if ``shared``.
 
-    A module learns from its agent's ``own`` transitions, else from those of all agents.
+    If ``own``, a module learns from its agent's transitions, else from all agents'.
     """
 
     def init(key: Key) -> PyTree:
@@ -297,8 +297,8 @@ def skills(spec: Spec, config: diayn.Config, population: int, lanes: int) -> Dri
 def after_episodes(
     drive: Drive, state: PyTree, played: Episode, generation: Array, hyper: Any
 ) -> tuple[Transition, PyTree]:
-    """Return the Transitions [E, T] of whole episodes, numbered if the drive needs pairs, and the drive after
-    it has observed them as E lanes of one learner."""
+    """Return the Transitions [E, T] of whole episodes, numbered if the drive needs pairs, and the drive's
+    state after observing them as E lanes of one learner."""
     rows, valid = played.steps, played.valid
     count = valid.shape[0]
     number = jnp.broadcast_to((generation * count + jnp.arange(count))[:, None], valid.shape)
@@ -311,8 +311,7 @@ def after_episodes(
 
 
 def skill_act(act: Act, skills: int) -> Act:
-    """Return an Act on the task's observations, given the ``act`` of an agent that also observes one of
-    ``skills``.
+    """Return an Act on the task's observations, given the ``act`` of an agent that also observes a skill.
 
     Its parameters are (policy, skill int32 []).
     """
@@ -340,5 +339,5 @@ def _paying(
 
 
 def _everybodys(rows: Transition, population: int) -> Transition:
-    """Return rows [P, B], given those or common rows [B]."""
+    """Return rows [P, B], repeating common rows [B] for every agent."""
     return rows if rows.reward.ndim == 2 else tree.repeat(rows, population)

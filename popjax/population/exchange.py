@@ -25,7 +25,7 @@ def take_over(agent: Agent | OnPolicyAgent, states: PyTree, source: Array) -> Py
     """Return agents [P] that act by the policies of the individuals ``source`` int32 [P]; an agent with its
     own index is unchanged.
 
-    Critics and moments stay the taker's; targets follow as ``agent.adopt`` defines.
+    Each agent keeps its critics and moments; targets follow as ``agent.adopt`` defines.
     """
     chex.assert_rank(source, 1)
     chex.assert_type(source, int)
@@ -44,7 +44,7 @@ def copy_replays(replays: Ring, source: Array, due: Array | int) -> Ring:
     """Return replays [P] copied from the individuals ``source`` int32 [P] where ``due`` [] is 1; unchanged
     where it is 0.
 
-    They are written in place and in parts, so that no second copy of all of them is ever made.
+    They are copied in place, part by part, so that the replays never need twice their memory.
     """
     chex.assert_rank([source, due], [1, 0])
 
@@ -90,8 +90,8 @@ def parents(source: Array) -> Array:
 
 
 def ahead(scores: Array, gap: Array | float) -> Array:
-    """Return bool [P, P]: whether the score of the column's individual exceeds that of the row's by more than
-    ``gap``. NaN counts as less than every number."""
+    """Return bool [P, P]: whether the column's individual scores higher than the row's by more than ``gap``.
+    A score that is not finite counts as minus infinity."""
     chex.assert_rank(scores, 1)
     known = comparable(scores)
     return known[None, :] - known[:, None] > gap
@@ -112,7 +112,7 @@ def mean_network(agent: Agent | OnPolicyAgent, hyper: PyTree) -> MeanNetwork:
     """Return the network of an agent's mean action.
 
     Raises:
-        ValueError: the policy holds more than that, see ``nets.mean_of``, or has a memory.
+        ValueError: the policy holds more than a network, see ``nets.mean_of``, or has a memory.
     """
 
     def fresh(key: Key) -> Params:
@@ -132,8 +132,8 @@ def mean_network(agent: Agent | OnPolicyAgent, hyper: PyTree) -> MeanNetwork:
 def adopt_mean(
     agent: Agent | OnPolicyAgent, state: PyTree, mean: Params, value: Params, when: Array
 ) -> PyTree:
-    """Return an agent that acts by the network ``mean`` where ``when`` bool []. It takes over the state value
-    ``value``, too, unless that is None; its spread and its optimizer's moments stay."""
+    """Return an agent that acts by the network ``mean`` if ``when`` bool []. It also takes over the state
+    value ``value``, unless that is None, and keeps its spread and its optimizer's moments."""
     policy = nets.with_mean(agent.policy(state), mean)
     return tree.where(when, agent.adopt(state, policy, value), state)
 

@@ -1,6 +1,6 @@
-"""Teaching one policy by others: teachers, their answers to observations, and the student's gradient steps.
+"""Imitation of teachers by a student: teachers, their answers to observations, the student's gradient steps.
 
-A teacher is any policy with the common signature of acting, such as that of a finished run. All teachers give
+A teacher is any policy with the common signature of acting, such as a finished run's. All teachers give
 actions; those with an ``unroll`` also give logits along rows of lanes. The losses are in
 ``popjax.distillation``.
 """
@@ -25,7 +25,7 @@ from popjax.population import learning
 
 
 class Teacher(NamedTuple):
-    """A policy that others learn from: that of a finished run, or one of ``of_network`` or ``of_agent``."""
+    """A policy that others learn from: a finished run's, or one made by ``of_network`` or ``of_agent``."""
 
     policy: Pretrained
 
@@ -33,7 +33,7 @@ class Teacher(NamedTuple):
 class Told(NamedTuple):
     """A ``Choice`` and the answer that a student imitates.
 
-    said: the logits of the network that acted, or the label that a teacher gives.
+    said: the outputs of the network that acted, or the label that a teacher gives.
     """
 
     memory: PyTree
@@ -135,10 +135,11 @@ def require_task(spec: Spec, policy: Pretrained, option: str) -> None:
 def reading(policy: Pretrained, spec: Spec, pad: bool) -> Pretrained:
     """Return a policy with logits that reads the observations of ``spec``.
 
-    With ``pad`` their last axis, channels or components, is cropped or padded with zeros to the policy's.
+    With ``pad``, the last axis of the observations, channels or components, is cropped or padded with zeros
+    to the policy's size.
 
     Raises:
-        ValueError: the shapes differ by more than that, or at all without ``pad``; it has no logits.
+        ValueError: the shapes differ by more than that, or at all without ``pad``; or there are no logits.
     """
     require_logits(policy)
     here, there = tuple(spec.obs_shape), tuple(policy.spec.obs_shape)
@@ -180,7 +181,7 @@ def ask(policy: Pretrained, params: Params, memory: PyTree, obs: Array) -> tuple
 def follow(policy: Pretrained, params: Params, memory: PyTree, obs: Array, done: Array) -> PyTree:
     """Return a policy's memory [N, ...] after rows [T, N], read one by one as if it acted.
 
-    One ``unroll`` over all rows rounds differently: a teacher equal to its student would drift away from it.
+    One ``unroll`` over all rows would round differently: a teacher equal to its student would drift away.
     """
 
     def one(memory: PyTree, row: tuple[Array, Array]) -> tuple[PyTree, None]:
@@ -194,11 +195,11 @@ def follow(policy: Pretrained, params: Params, memory: PyTree, obs: Array, done:
 def telling(
     policy: Pretrained, labels: Literal["actions", "logits"]
 ) -> Callable[[Params, PyTree, Array, Key, Array | float], Told]:
-    """Return ``(params, memory, obs, key, scale) -> Told`` of a policy that gives its logits or its action; a
+    """Return ``(params, memory, obs, key, scale) -> Told`` of a policy that gives its logits or its action, a
     discrete action as logits of 0 for it and minus infinity for all others.
 
     Raises:
-        ValueError: the policy has no logits where they are needed.
+        ValueError: logits are needed, and the policy has none.
     """
     if labels == "logits":
         require_logits(policy)

@@ -1,4 +1,4 @@
-"""Fitness of individuals in training: by their own episodes, to rank them, and for the metrics."""
+"""Fitness of individuals in training: from their own episodes, for ranking, and for the metrics."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Recent:
 
     @property
     def valid(self) -> Array:
-        """bool [P, N, K] where a return is one of an episode."""
+        """bool [P, N, K] whether an entry is the return of an episode."""
         return jnp.arange(self.returns.shape[-1]) < self.count[..., None]
 
 
@@ -58,7 +58,7 @@ class Account:
     latest:        float32  return of the last finished episode; of the one under way before any has finished.
     latest_length: int32    environment steps of the same episode.
     episodes:      int32    finished episodes.
-    recent:        Recent   the last of them; None where none are kept.
+    recent:        Recent   the last of them; None if none are kept.
     """
 
     running: Array
@@ -109,7 +109,7 @@ def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes
     """Play one vector step of an ``autoreset`` environment; return the lanes after it and the Timestep [P,
     N].
 
-    ``fresh`` is the memory with which the policy begins the next episode where one has ended.
+    ``fresh`` is the memory with which the policy begins a new episode in lanes where one has ended.
     """
     # One axis instead of two: programs of physics are traced and compiled faster.
     flat = jax.vmap(env.step)(*tree.flatten((lanes.env, choice.action)))
@@ -217,11 +217,11 @@ def keep_trajectory(discount: Array | float, timeout_is_terminal: bool = False) 
 
 
 def numbered(record: Record) -> Record:
-    """Return ``record`` with the number of the episode in every row, and with flags: ``(Episodic, done,
+    """Return ``record`` with the number of the episode added to every row, and two flags: ``(Episodic, done,
     anew)``.
 
-    The flags say where an episode ended and where observations begin anew. Drives, ``replay.episodes`` and
-    ``replay.frames`` read these.
+    The flags mark where an episode ended and where observations begin anew; drives, ``replay.episodes`` and
+    ``replay.frames`` need them.
     """
 
     def with_episodes(lanes: Lanes, choice: Choice, timestep: Timestep) -> tuple[Episodic, Array, Array]:
@@ -232,8 +232,8 @@ def numbered(record: Record) -> Record:
 
 
 def owner(slots: Array, shape: tuple[int, int]) -> Array:
-    """Return the individual whose lane wrote the ``slots`` of a ring that all lanes ``shape`` = (P, N) fill
-    in the order of time."""
+    """Return the individuals whose lanes wrote the ``slots`` of a ring that all lanes ``shape`` = (P, N) fill
+    in order of time."""
     return slots % (shape[0] * shape[1]) // shape[1]
 
 
@@ -268,8 +268,8 @@ def _remember(recent: Recent, returns: Array, done: Array) -> Recent:
 
 
 def taken_over(lanes: Lanes, amid: Array, fresh: PyTree = ()) -> Lanes:
-    """Return lanes [P, N] which other individuals continue where ``amid`` bool [P], in the middle of an
-    episode.
+    """Return lanes [P, N] that other individuals have taken over, in the middle of an episode, where ``amid``
+    bool [P].
 
     These episodes are not remembered (``Recent``), and the policy goes on with the memory ``fresh``, since
     another network's memory is meaningless to it.

@@ -20,7 +20,7 @@ from popjax.replay.episodes import Episodic
 from popjax.replay.ring import Ring
 
 AgentHyper: TypeAlias = Callable[[Any], Any]
-"""``Hyper of a method -> that of its agents``."""
+"""``Hyper of a method -> Hyper of its agents``."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Multihead(sac.Config):
 
 
 class Learners(NamedTuple):
-    """``P`` agents together. ``hyper`` is that of the method.
+    """``P`` agents together. ``hyper`` is the method's.
 
     init:        (key, hyper) -> states
     learn:       (states, rows [P, B], hyper, key) -> (states, losses [P] each)
-    observe:     (states, obs, valid) -> states that have seen their own observations [P, B, ...], or all of
-                 common ones [B, ...]
+    observe:     (states, obs, valid) -> states that have seen these observations, each its own [P, B, ...],
+                 or all the same [B, ...]
     policies:    states -> parameters [P] that ``act`` reads
     values:      (states, obs [..., *obs], actions [P, ...]) -> [P, K, ...] of each agent's K critics
-    exploration: (hyper, env_steps) -> the ``scale`` of exploration after so many steps of an agent
+    exploration: (hyper, env_steps) -> the ``scale`` of exploration after ``env_steps`` steps of an agent
     play:        (states, hyper, scale) -> the function by which all lanes act
     act, outputs, actions: as of an ``Agent``, for one of the policies
-    draw:        (replay, key, B) -> slots [B] of a batch for all; None: each draws its own
-    keep:        (Episodic rows, hyper, key) -> rows as the replay stores them; None: with the number of the
-                 episode only if a drive needs it
+    draw:        (replay, key, B) -> slots [B] of a batch for all agents; None: each draws its own batch
+    keep:        (Episodic rows, hyper, key) -> rows as the replay stores them; None: as they are if a drive
+                 needs the number of the episode, else without it
     as_one:      all agents play the same lanes [1, N]
     eyes:        states -> parameters of the first agent's ``Agent.eyes``; None for agents without
     """

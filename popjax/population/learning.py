@@ -1,4 +1,4 @@
-"""Gradient steps of a population, taken from a replay that they read and never carry."""
+"""Gradient steps of a population, in loops that read a replay without carrying it."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ def steps(
 def once(
     update: Callable[[Any], tuple[Any, PyTree]], state: Any, ready: Array, losses: PyTree
 ) -> tuple[Any, PyTree]:
-    """Return ``update(state)`` where ``ready`` bool [], else ``(state, losses)``; compute it only if some
-    member of a sweep is ready."""
+    """Return ``update(state)`` if ``ready`` bool [], else ``(state, losses)``; compute the update only if
+    some member of a sweep is ready."""
     return steps(lambda state, _: update(state), state, 1, jax.random.key(0), losses, ready=ready)
 
 
 def whole_updates(per_step: float, taken: int) -> int:
-    """Return the gradient steps of an iteration that takes ``taken`` environment steps, ``per_step`` each.
+    """Return the number of gradient steps in an iteration of ``taken`` environment steps, at ``per_step``
+    gradient steps for each.
 
     Raises:
         ValueError: the result is not a whole number of at least 1.
@@ -75,8 +76,8 @@ def whole_updates(per_step: float, taken: int) -> int:
 
 
 def no_losses(update: Callable[..., tuple[Any, PyTree]], *args: Any) -> PyTree:
-    """Return zeros in the shapes of the losses of ``update(*args)``, the losses before the first step,
-    without computing it."""
+    """Return zeros in the shapes of the losses of ``update(*args)``, as losses before the first
+    step, without computing it."""
     return zeros(jax.eval_shape(update, *args)[1])
 
 
@@ -88,7 +89,7 @@ def zeros(shapes: PyTree) -> PyTree:
 def everyone(learn: Learn, *, shared: bool = False) -> Learn:
     """Lift ``learn(state, data, hyper, key)`` of one agent to ``(states [P], data [P, ...], hyper, key)``.
 
-    ``shared`` data has no axis P: all agents learn from the same. A leaf of ``hyper`` is [] or [P].
+    ``shared`` data has no axis P: all agents learn from the same data. A leaf of ``hyper`` is [] or [P].
     """
 
     def learn_all(states: PyTree, data: Any, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
@@ -114,7 +115,7 @@ def prioritized_step(
     """Take a gradient step on ``batch`` rows drawn by priority; return learner and replay, then the losses
     and the rows as they are kept.
 
-    exponent: beta of the importance weights, which are scaled to a largest one of 1.
+    exponent: beta of the importance weights, which are scaled so that the largest is 1.
     offset:   added to the absolute TD errors before the step to give the rows' new priorities.
     look:     rows as they are kept -> rows from which the agent learns.
     own:      bool []; if false, nothing is learned. The priorities are written in place, so a loop that

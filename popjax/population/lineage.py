@@ -25,7 +25,7 @@ class Lineage:
     generation: int32 [R]         iterations before the ready point.
     source:     int32 [R, P]      slot whose agent each slot took over; its own if it kept its agent, -1 for a
                 newcomer.
-    fitness:    float32 [R, P]    on which that was decided; 0 at the start.
+    fitness:    float32 [R, P]    fitness on which the decision was based; 0 at the start.
     numbers:    float32 [R, P, F] hyperparameters with which each slot continued.
     """
 
@@ -75,10 +75,10 @@ def line(table: Lineage, slot: int) -> list[tuple[int, int]]:
 
 
 def schedule(table: Lineage, winner: int, names: Sequence[str], steps: int) -> dict[str, Any]:
-    """Return the schedule of the ``winner``'s line, and all selections, as JSON keeps them; on the host.
+    """Return the schedule of the ``winner``'s line, and all selections, for JSON; on the host.
 
-    ``names`` [F] are those of the hyperparameters, ``steps`` the environment steps of an agent in an
-    iteration. A line's own environment steps begin at 0 with its first agent.
+    ``names`` [F] are the names of the hyperparameters, ``steps`` the environment steps of an agent in an
+    iteration. Environment steps of a line are counted from its first agent.
     """
     table = jax.tree.map(np.asarray, table)
     rows = line(table, winner)

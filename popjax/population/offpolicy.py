@@ -64,10 +64,10 @@ class Config:
 
 @struct.dataclass
 class Metrics(parts.Metrics):
-    """Metrics of an iteration; more in ``parts.Metrics``.
+    """Metrics of an iteration; further fields in ``parts.Metrics``.
 
-    stale: int32 [] rows of the last batch that have lost a frame, which must be 0; None where observations
-           are not stacks of frames.
+    stale: int32 [] number of rows in the last batch that have lost a frame, which must be 0; None if
+           observations are not stacks of frames.
     """
 
     stale: Array | None
@@ -86,11 +86,11 @@ def _apart(s: Any) -> bool:
 
 @struct.dataclass
 class State(parts.State):
-    """Everything that training carries; more in ``parts.State``.
+    """Everything that training carries; further fields in ``parts.State``.
 
     replay: rows as they are kept, with discount 1 as long as the task goes on. Take batches from
             ``Parts.sample``, which puts in each agent's discount and looks up frames.
-    frames: None where observations are not stacks of frames.
+    frames: None if observations are not stacks of frames.
     """
 
     metrics: Metrics
@@ -158,7 +158,7 @@ class Common:
 FROM_PIXELS: dict[str, Any] = {"population": 2, "warmup": 1_000, "capacity": 500_000}
 """Sizes of Collaborative Exploration's experiments from pixels, for fields of ``Common``."""
 CLIPPED = MappingProxyType({"reward_clip": 1})
-"""Options of Atari games whose agents of DQN learn from rewards in [-1, 1]; evaluations report unclipped
+"""Options of Atari games for DQN agents, which learn from rewards in [-1, 1]; evaluations report unclipped
 returns."""
 
 
@@ -178,7 +178,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "agent": {name: module.Config() for name, module in agents.AGENTS.items()},
     "drive": drives.KINDS,
 }
-"""The kinds that the fields of Config may be, for a Recipe."""
+"""The kinds that these fields of Config may be, for a Recipe."""
 
 
 def build(
@@ -193,11 +193,11 @@ def build(
 
     agent_hyper: selects the agents' Hyper from a method's; the drive's is its field ``drive``.
     recent:      past episodes of each lane that ``lanes.Account`` keeps.
-    adapt:       changes how the agents act or learn; a common ``draw`` is for a shared replay.
-    drive:       replaces that of ``config.drive``.
+    adapt:       changes how the agents act or learn; a ``draw`` for all agents needs a shared replay.
+    drive:       used instead of that of ``config.drive``.
 
-    A replay keeps whether the task went on, as a discount of 1 or 0; ``sample`` and ``learn`` put an agent's
-    own gamma in its place. So agents with different discounts, or with one that changes, can share a replay.
+    A replay keeps whether the task went on, as a discount of 1 or 0; ``sample`` and ``learn`` put each
+    agent's gamma in its place. So agents whose discounts differ or change can share a replay.
 
     Raises:
         ValueError: the replay cannot hold one environment step of all lanes that fill it.
@@ -293,7 +293,8 @@ def build(
         return (states, held), (losses, bonus, told, stale)
 
     def draw(store: Ring, key: Key) -> tuple[Transition, Array | None]:
-        """Return each agent's own rows [P, B]; or common rows [B], and bool [P, B] that marks its own."""
+        """Return rows [P, B] drawn for each agent; or common rows [B], and bool [P, B] that marks the rows
+        that each agent played."""
         if crew.draw is None:
             sample = jax.vmap(replay.sample, (None if config.shared_replay else 0, 0, None))
             return sample(store, jax.random.split(key, population), config.batch), None
@@ -301,7 +302,7 @@ def build(
         return store.take(slots), lanes.owner(slots, shape) == jnp.arange(population)[:, None]
 
     def priced(held: PyTree, rows: Transition, hyper: PyTree) -> tuple[Transition, Array | None]:
-        """Return rows [P, B] as each agent learns from them, rewarded by task and drive and with its
+        """Return rows [P, B] as each agent learns from them, rewarded by task and drive and with the agent's
         discount; and the mean bonus [P]."""
         paid, bonus = drive.pay(held, rows, hyper)
         gamma = tree.align(agent_hyper(hyper).discount, paid.discount)
@@ -313,7 +314,7 @@ def build(
         return priced(seeing(s.drive, s.agents), rows, s.hyper)[0]
 
     def seeing(held: PyTree, states: PyTree) -> PyTree:
-        """Return the drive with the first agent's convolutions, if it has none of its own."""
+        """Return the drive with the first agent's convolutions, if the drive has none of its own."""
         return held if drive.see is None or crew.eyes is None else drive.see(held, crew.eyes(states))
 
     def near(store: Ring, seen: PyTree, key: Key) -> tuple[Array, Array, Array]:

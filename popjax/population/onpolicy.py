@@ -3,7 +3,7 @@ with such a population.
 
 The counterpart of ``offpolicy``, with the same names. Each rollout is learned from once, in the iteration
 that played it. Episodes go on across rollouts, and a rollout may span several episodes. A ``drive`` first
-learns from the rollout, about once from every step, and then rewards it.
+learns from the rollout, about once from every step, and then adds its reward.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Config:
     agent: agents.AnyOnPolicyConfig = field(default_factory=a2c.Config)  # the kind of agent, and its networks
     population: int = 1  # agents
     lanes: int = 4  # environments of each agent
-    steps: int = 0  # environment steps of each lane in a rollout; 0: the agent's own, 5 (a2c) or 1,000 (ppo)
+    steps: int = 0  # environment steps of each lane in a rollout; 0: the default, 5 (a2c) or 1,000 (ppo)
     drive: drives.AnyConfig | None = None  # reward added to the task's: collab, rnd, diayn or none
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ DRIVE_BATCH = 256
 
 @struct.dataclass
 class State(parts.State):
-    """Everything that training carries; more in ``parts.State``."""
+    """Everything that training carries; further fields in ``parts.State``."""
 
     trajectory: Trajectory = stacked()  # [P, T, N] of this iteration, rewarded by task and drive
 
@@ -60,7 +60,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "agent": {name: module.Config() for name, module in agents.ON_POLICY_AGENTS.items()},
     "drive": drives.KINDS,
 }
-"""The kinds that the fields of Config may be, for a Recipe."""
+"""The kinds that these fields of Config may be, for a Recipe."""
 
 
 def build(

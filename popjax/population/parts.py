@@ -62,7 +62,7 @@ class Parts(NamedTuple):
     individuals:     State -> policies [P], as the Method's ``act`` reads them
     deploy:          (State, policies [P] of such agents) -> policies [P], as the Method's ``act`` reads them
     act:             of one of these policies, see ``core.Act``
-    agent:           the kind of all of them
+    agent:           the agent of which all are copies
     steps:           environment steps of an iteration, of all agents together
     sample:          (State, key) -> rows [P, B] from which each agent can learn: drawn from the replay, with
                      observations looked up, the drive's reward added and the agent's discount put in

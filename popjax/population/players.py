@@ -1,9 +1,10 @@
 """Agents of different kinds that play one vector step at a time, side by side or in turn; each takes in the
-answers of its lanes and learns by its own schedule.
+answers of its lanes and learns on its own schedule.
 
-There are three kinds: a learner from a replay, which may learn after every step; an on-policy learner, after
-a batch or an episode; a search over parameters, after a generation. Each is a ``Player``, so that one loop
-serves all kinds. None of them calls the environment: one vector step can serve all.
+There are three kinds: a learner from a replay, which may learn after every step; an on-policy learner, which
+learns after a batch or an episode; and a search over parameters, which learns after a generation. Each is a
+``Player``, so that one loop serves all kinds. None calls the environment, so that one vector step can serve
+all.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Player(NamedTuple):
     network: the network of its mean action.
     init:    (key, hyper) -> state
     act:     (state, hyper, obs [N], key) -> Choice [N], as it trains
-    test:    the same, in tests
+    test:    as ``act``, in tests
     mean:    state -> the mean network that is tested, handed over and deployed
     take_in: (state, Step [N], hyper, key) -> state after a vector step, from which it may have learned
     midway:  (state, int32 [N] steps of its lanes' episodes) -> bool [] whether its phase must go on
@@ -95,11 +96,11 @@ def padded(rows: T, size: int) -> T:
 class OffPolicy:
     """State of a learner from a replay.
 
-    agent:   its State.
+    agent:   State of the agent.
     steps:   [] environment steps that it has played.
     owed:    int32 [] gradient steps that are due, for the steps since it last learned.
     updates: [] gradient steps taken.
-    losses:  of the last.
+    losses:  losses of the last gradient step.
     """
 
     agent: PyTree
@@ -124,7 +125,7 @@ def off_policy(
     ``warmup`` steps are uniformly random.
 
     batch:      transitions per gradient step, see ``pay``.
-    test_scale: of the exploration in tests.
+    test_scale: scale of the exploration in tests.
     burst:      whether its phases end with an episode.
     """
 
@@ -162,7 +163,7 @@ def off_policy(
 def pay(
     update: learning.Update, state: OffPolicy, beside: PyTree, ready: Array, key: Key
 ) -> tuple[OffPolicy, PyTree]:
-    """Take the owed gradient steps where ``ready`` bool []; return the learner, and ``beside``, which learns
+    """Take the owed gradient steps if ``ready`` bool []; return the learner, and ``beside``, which learns
     with it.
 
     update: ((agent's state, beside), key) -> (the same after a gradient step, the agent's losses)
@@ -180,10 +181,10 @@ def pay(
 class OnPolicy:
     """State of an on-policy learner.
 
-    agent:  its State.
-    rows:   [T, N] of the batch or the episode under way.
+    agent:  State of the agent.
+    rows:   [T, N] rows of the batch or the episode under way.
     filled: int32 [] rows played so far.
-    losses: of the last update.
+    losses: losses of the last update.
     """
 
     agent: PyTree
@@ -252,13 +253,13 @@ class Search:
     """A search over the n parameters of a policy, and the generation under way.
 
     search:     mean, variance and damp.
-    population: parameters [individuals, ...] of the generation; not as vectors, which every step of acting
-                would have to cut up.
+    population: parameters [individuals, ...] of the generation, not vectors, which would have to be cut up in
+                every step.
     total:      [individuals] returns so far.
-    done:       bool [individuals] whose episode is over.
+    done:       bool [individuals] whether the episode is over.
     begun:      bool [] whether any step of the generation has been played.
-    best:       [n] the fittest of the last generation; the mean before the first.
-    fitness:    [individuals] of the last generation.
+    best:       [n] the fittest individual of the last generation; the mean before the first.
+    fitness:    [individuals] fitness in the last generation.
     offers:     [slots, n] policies of others, which replace the first individuals of a generation.
     offered:    bool [slots] which slots hold one.
     expects:    bool [] whether the offers enter the next generation, because the present one began without
@@ -339,7 +340,7 @@ def fresh_search(params: Params, hyper: cem.Hyper, config: cem.Config, key: Key,
 
 
 def offer(state: Search, slot: int, policy: Array, when: Array) -> Search:
-    """Return the search with ``policy`` [n] put into a slot, where ``when`` bool []."""
+    """Return the search with ``policy`` [n] put into ``slot``, if ``when`` bool []."""
     return replace(
         state,
         offers=state.offers.at[slot].set(jnp.where(when, policy, state.offers[slot])),
@@ -348,8 +349,8 @@ def offer(state: Search, slot: int, policy: Array, when: Array) -> Search:
 
 
 def begin_phase(state: Search, when: Array) -> Search:
-    """Let the policies of others enter the drawn generation or, if that is already under way, the next one;
-    where ``when`` bool []."""
+    """Let the policies of others enter the drawn generation or, if that is already under way, the next one,
+    if ``when`` bool []."""
     entered = _entered(state, when & ~state.begun)
     return replace(entered, expects=jnp.where(when, state.begun, state.expects))
 
@@ -381,8 +382,8 @@ def evaluate(state: Search, step: Step, hyper: cem.Hyper, config: cem.Config, ke
         )
         return replace(_entered(after, state.expects), expects=jnp.bool_(False)), ()
 
-    # Take the key that ``steps`` makes in its loop: with a key from outside, XLA would draw the next
-    # generation every time.
+    # Use the key that ``steps`` derives in its loop: with a key from outside the loop, XLA would draw the
+    # next generation at every step.
     return learning.steps(told, state, 1, key, (), ready=state.done.all())[0]
 
 
@@ -394,7 +395,7 @@ def _entered(state: Search, when: Array) -> Search:
 
 
 def _vectors(population: Params) -> tuple[Array, Callable[[Array], Params]]:
-    """Return the parameters [P, ...] as vectors [P, n], and the function that makes parameters of a
-    vector."""
+    """Return the parameters [P, ...] as vectors [P, n], and the function that turns a vector into
+    parameters."""
     vectors = jax.vmap(lambda params: ravel_pytree(params)[0])(population)
     return vectors, ravel_pytree(tree.take(population, 0))[1]

@@ -59,10 +59,10 @@ def several(acts: Sequence[Act], params: Sequence[Params], spec: Spec) -> Act:
     """Return policies of different kinds as one, whose parameter is the index int32 [] of the policy that
     acts.
 
-    acts, params: of each policy; the memory is a tuple of all their memories.
+    acts, params: of each policy. The memory is a tuple of the memories of all policies.
 
-    All of them compute their action, which is cheap beside an environment's step, so that the physics is
-    compiled once whichever policy acts.
+    All policies compute their action, which is cheap compared with an environment's step, so that the physics
+    is compiled once whichever policy acts.
     """
 
     def act(which: Array, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
@@ -96,7 +96,7 @@ def require_network(agent: Agent, hyper: PyTree) -> None:
     """Check that a policy is the parameters of ``agent.actor`` and nothing else, so that all of it can be
     crossed, mutated and trained.
 
-    hyper: the agent's numbers.
+    hyper: the agent's hyperparameters.
 
     Raises:
         ValueError: the policy also holds statistics of observations, or parameters of other shapes.

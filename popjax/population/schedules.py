@@ -24,7 +24,7 @@ class Scheduled(NamedTuple):
 
 
 def take(env: Env, policies: Sequence[Pretrained]) -> list[Scheduled]:
-    """Return the schedule of a run.
+    """Return finished runs, at most one, with their schedules.
 
     Raises:
         ValueError: there is more than one run, or a run has no schedule.
@@ -38,8 +38,8 @@ def take(env: Env, policies: Sequence[Pretrained]) -> list[Scheduled]:
 
 
 def ingredient(keyword: str, text: str) -> Ingredient:
-    """Return the Ingredient of a finished search for this keyword of ``build``; ``text`` is its line in the
-    help."""
+    """Return the Ingredient that passes a finished search as this ``keyword`` of ``build``; ``text`` is the
+    option's help."""
     return Ingredient(keyword, take, Scheduled, text)
 
 
@@ -76,10 +76,10 @@ def remarks(
 
 
 def check_unset(hyper: Any, names: Sequence[str]) -> None:
-    """Check that no hyperparameter of ``names``, which a finished run sets, is given for each agent.
+    """Check that no hyperparameter of ``names``, which a finished run sets, has a value for each agent.
 
     Raises:
-        ValueError: one of them is given for each agent.
+        ValueError: one of them has.
     """
     for name in names:
         if jnp.ndim(getattr(hyper, name)):
@@ -89,12 +89,12 @@ def check_unset(hyper: Any, names: Sequence[str]) -> None:
 def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int) -> Method:
     """Return ``method`` with hyperparameters that follow ``schedule``; unchanged without one.
 
-    kind:  of the agents, as the command line names it.
+    kind:  kind of the agents, as the command line names it.
     steps: environment steps of an agent in an iteration.
 
     Raises:
         ValueError: the schedule is of another kind of agent; or, by ``init``, a hyperparameter that
-            it sets is given for each agent.
+            it sets has a value for each agent.
     """
     if not schedule:
         return method
@@ -127,8 +127,8 @@ def follow(method: Method, schedule: Sequence[Scheduled], kind: str, steps: int)
 
 
 def plain(layer: Any, env: Env, config: Any, schedule: Sequence[Scheduled]) -> Method:
-    """Return the agents of a ``layer``, ``offpolicy`` or ``onpolicy``, with only the layer's own phases;
-    their hyperparameters follow ``schedule``.
+    """Return the Method of a ``layer``, ``offpolicy`` or ``onpolicy``, with only the layer's own phases;
+    hyperparameters follow ``schedule``.
 
     Raises:
         ValueError: the schedule is of another kind of agent.

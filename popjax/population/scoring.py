@@ -50,7 +50,7 @@ def returns(
 
 
 def when(due: Array, play: Callable[[], Array]) -> Array:
-    """Return the scores [...] of ``play()`` where they are ``due`` for any member of a sweep, else 0 without
+    """Return the scores [...] of ``play()`` if they are ``due`` for any member of a sweep, else 0 without
     playing."""
     nothing = learning.zeros(jax.eval_shape(play))
     return jax.lax.cond(tree.any_lane(due), play, lambda: nothing)

@@ -2,7 +2,7 @@
 increase its value.
 
 As in CEM-RL (Pourchot & Sigaud, ICLR 2019): the gradient steps of TD3 (Fujimoto et al., 2018) without its
-delay, those of DDPG with a single critic and no noise on target actions.
+delay; with a single critic and no noise on target actions, those of DDPG.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class SharedCritic(NamedTuple):
 
 def build(spec: Spec, hidden: tuple[int, ...], count: int, who: str) -> SharedCritic:
     """Return ``count`` critics with leaky ReLUs and actors with tanh between layers of ``hidden`` units.
+    ``who`` names the learner in errors.
 
     Raises:
         ValueError: actions are discrete, or observations are not vectors.

@@ -27,11 +27,11 @@ S = TypeVar("S")
 
 
 class Tutor(NamedTuple):
-    """A teacher with the translation of its actions to one student's.
+    """A teacher, and the translation of its actions to one student's actions.
 
     policy:    reads the student's observations.
-    alignment: maps its logits to logits over the student's actions.
-    direction: of the alignment network's loss; None if that network does not learn.
+    alignment: maps the policy's logits to logits over the student's actions.
+    direction: direction of the alignment network's loss; None if that network does not learn.
     """
 
     policy: Pretrained
@@ -43,10 +43,10 @@ class Tutor(NamedTuple):
 class Guide:
     """State of a tutor.
 
-    frozen:  parameters that it acts by; unused for a teacher that trains beside the student, which acts by
-             its current ones.
-    memory:  along the student's lanes [N]; () if it uses the student's.
-    aligner: its alignment network; () if logits are used as they are.
+    frozen:  parameters by which it acts; unused for a teacher that trains beside the student and acts by its
+             current parameters.
+    memory:  its memory in the student's lanes [N]; () if it uses the student's memory.
+    aligner: its alignment network; parameters () if logits are used as they are.
     """
 
     frozen: Params
@@ -78,8 +78,9 @@ class Due(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's parameters,
-    its memory [n] before them, which networks learn now, and the temperature of ``alignment_loss``."""
+    """Material of one tutor: the student's rollouts [T, n] with ``Heads`` as outputs, the tutor's parameters
+    and its memory [n] before the rollouts, which networks learn now, and the temperature of
+    ``alignment_loss``."""
 
     played: Trajectory
     params: Params
@@ -112,7 +113,7 @@ def follow(
     played: Trajectory,
     ready: Array,
 ) -> list[PyTree]:
-    """Return the tutors' own memories after the rollouts [T, N] if ``ready``, else unchanged."""
+    """Return the tutors' memories after the rollouts [T, N] if ``ready``, else unchanged."""
     before = [guide.memory for guide in guides]
 
     def behind(memories: list[PyTree]) -> tuple[list[PyTree], tuple[()]]:
@@ -130,7 +131,7 @@ def teach(
     optimizer: optax.GradientTransformation,
     pupils: tuple[S, Learner],
 ) -> tuple[tuple[S, Learner], Distillation]:
-    """Return a student and the tutor's alignment network after a step of each that is due.
+    """Return a student and the tutor's alignment network after a gradient step of each that is due.
 
     distil:    (aligned logits [T, n, A], student) -> (student, loss): one gradient step of the student.
     optimizer: of the alignment network.
@@ -174,13 +175,13 @@ def _align(
 
 
 def one_by_one(student: Spec, teacher: Spec, pad: bool) -> Network:
-    """Return the mapping of a teacher's logits [..., A'] to a student's [..., A] that takes the i-th action
-    for the i-th; nothing is learned.
+    """Return the mapping of a teacher's logits [..., A'] to a student's [..., A] that maps the i-th action to
+    the i-th; nothing is learned.
 
     With ``pad`` the teacher's surplus actions are dropped, and those that it lacks are impossible.
 
     Raises:
-        ValueError: the numbers of actions differ, and not ``pad``.
+        ValueError: the numbers of actions differ, without ``pad``.
     """
     here, there = student.action_dim, teacher.action_dim
     if here != there and not pad:

@@ -1,7 +1,7 @@
-"""Reading of a ring along episodes: states close to each other, and the rewards that followed.
+"""Reading a ring along episodes: pairs of nearby states, and the rewards that follow a state.
 
-The ring is filled in the order of time, in turn by ``stride`` lanes (1: episode after episode), and its rows
-are ``Episodic``; its capacity is a multiple of the stride.
+The ring is filled in order of time by ``stride`` lanes in turn (1: episode after episode). Its rows are
+``Episodic``, and its capacity is a multiple of the stride.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from popjax.replay.ring import Ring, neighbours
 class Episodic(Transition):
     """Transitions numbered by episode.
 
-    episode: int32 [...]  equal in one episode, different in the lane's next.
+    episode: int32 [...]  equal throughout an episode, different in the lane's next one.
     """
 
     episode: Array
@@ -59,12 +59,11 @@ def pairs(store: Ring, key: Key, count: int, stride: int, horizon: int) -> tuple
 
 
 def following(store: Ring, at: Array, stride: int, horizon: int) -> tuple[Array, Array]:
-    """Return the undiscounted sum of the ``horizon`` rewards from each slot ``at`` [B] on, up to the end of
-    its episode, [B]; and whether all of them have been played, bool [B]."""
+    """Return the undiscounted sum [B] of ``horizon`` rewards from each slot ``at`` [B] on, cut off at the end
+    of its episode, and whether all of these rewards are stored, bool [B]."""
     near, there = neighbours(store, at, jnp.arange(horizon), stride)
     rows = store.take(near)
     same = there & (rows.episode == store.take(at).episode[:, None])
-    # All rewards are known where the window ends among the stored rows, or the lane has begun another
-    # episode.
+    # All rewards are known if the window ends among the stored rows, or the lane has begun another episode.
     complete = same[:, -1] | (there & ~same).any(1)
     return jnp.where(same, rows.reward, 0.0).sum(1), complete

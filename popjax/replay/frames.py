@@ -1,10 +1,10 @@
 """Observations by reference: rows hold the numbers of frames, and each frame is kept once.
 
-An observation of ``Spec.stack`` frames shares all but one of them with the next, and a row has two. Stored
-whole, a million transitions of an Atari game take 56 GB; by reference, 7.5 GB. Frames lie in a ring of their
-own. An observation is ``ids`` int32 [stack], oldest frame first; frame k lies in slot k mod F. Rows hold ids
-in place of ``obs`` and ``next_obs``, so that rings, priorities and windows of n steps need no change.
-Learners look up the frames first.
+An observation of ``Spec.stack`` frames shares all but one of them with the next, and a row has two
+observations. Stored whole, a million transitions of an Atari game take 56 GB; by reference, 7.5 GB. Frames
+lie in a ring of their own. An observation is ``ids`` int32 [stack], oldest frame first; frame k lies in slot
+k mod F. Rows hold ids in place of ``obs`` and ``next_obs``, so that rings, priorities and windows of n steps
+need no change. Learners look up the frames first.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from popjax.core import PyTree, Spec, Transition, example_transition
 
 T = TypeVar("T", bound=Transition)
 SPARE = 64
-"""Frames of each lane beyond those of the replay, at least."""
+"""Fewest frames of each lane to keep beyond those of the replay."""
 SMALL = 1_024
-"""Bytes of a frame up to which a replay has room for two a row, which no length of episodes exceeds."""
+"""Largest frame, in bytes, of which a replay keeps two for each row: enough for episodes of any length."""
 
 
 @struct.dataclass
 class Frames:
-    """Frames of some lanes, and the observations on which these act.
+    """Frames of some lanes, and the observations on which the lanes act next.
 
     pixels: [F, ..., C]          frames as the environment gives them.
     count:  int32 []             number of the next frame; numbers restart at a multiple of F near 2^30.
@@ -44,16 +44,16 @@ class Frames:
 
 
 class Sight(NamedTuple):
-    """Storage of the observations of a task in rows: as ids, or whole where they are not stacks.
+    """Storage of the observations of a task in rows: as ids, or whole if they are not stacks.
 
     example: a row as it is kept, all zeros
-    start:   obs [L, *obs] of the lanes' first observations -> frames; None where nothing is kept apart
+    start:   first observations [L, *obs] of the lanes -> frames; None if observations are kept whole
     see:     (frames, obs [T, L, *obs], next_obs [T, L, *obs], obs [L, *obs] after them, anew bool [T, L]) ->
              (frames, obs and next_obs as rows keep them, [T, L, ...] each). After a step that is ``anew``,
              the end of an episode or a cut, the lane goes on with one frame repeated
     look:    (frames, observations [...] as rows keep them) -> [..., *obs]
-    stale:   (frames, rows [...]) -> int32 [] how many of them have lost a frame, which must be none; None
-             where none can
+    stale:   (frames, rows [...]) -> int32 [] number of rows that have lost a frame, which must be 0; None if
+             observations are kept whole
     """
 
     example: Transition
@@ -66,8 +66,8 @@ class Sight(NamedTuple):
 def slots(capacity: int, lanes: int, spare: int = SPARE, *, small: bool = False) -> int:
     """Return the number of frames to keep for ``capacity`` rows of ``lanes``.
 
-    Each episode or life begins with a further frame. There is room for those of 16 steps on average or, of
-    ``small`` frames, for those of one step, and for at least ``spare`` frames of each lane.
+    Each episode or life begins with an extra frame. There is room for the extra frames of episodes of 16
+    steps on average or, if frames are ``small``, of one step; and for at least ``spare`` frames of each lane.
     """
     return capacity + (capacity if small else capacity // 16) + lanes * max(SPARE, spare)
 
@@ -75,7 +75,7 @@ def slots(capacity: int, lanes: int, spare: int = SPARE, *, small: bool = False)
 def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
     """Return the storage of observations for a replay of ``capacity`` rows that ``lanes`` fill.
 
-    At most ``in_flight`` steps of a lane lie between one that is played and the row that is stored of it.
+    The row of a step is stored at most ``in_flight`` steps of its lane later.
 
     Raises:
         ValueError: the observations of ``spec`` cannot be divided into its ``stack``.
@@ -93,7 +93,7 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
 
     small = row.obs.nbytes // depth <= SMALL
     size = slots(capacity, lanes, 2 * (depth + in_flight), small=small)
-    period = 2**30 // size * size  # after which numbers begin anew: 32 bits hold them however long a run is
+    period = 2**30 // size * size  # numbers restart here: 32 bits suffice for a run of any length
 
     def newest(obs: Array) -> Array:
         return obs[..., -channels:]
@@ -138,13 +138,13 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
 
 
 def keep(sight: Sight, frames: PyTree, rows: T, after: Array, anew: Array) -> tuple[PyTree, T]:
-    """Return frames and ``rows`` [T, L] as they are kept; see ``Sight.see``."""
+    """Return frames and ``rows`` [T, L] as they are stored; see ``Sight.see``."""
     given: Any = rows
     frames, obs, next_obs = sight.see(frames, given.obs, given.next_obs, after, anew)
     return frames, replace(given, obs=obs, next_obs=next_obs)
 
 
 def looked(sight: Sight, frames: PyTree, rows: T) -> T:
-    """Return ``rows`` [...], such as a batch, with the observations that they keep."""
+    """Return stored ``rows`` [...], such as a batch, with their observations looked up."""
     kept: Any = rows
     return replace(kept, obs=sight.look(frames, kept.obs), next_obs=sight.look(frames, kept.next_obs))

@@ -40,7 +40,7 @@ class Memory:
 class Gate:
     """Conditions for an episode to be good.
 
-    open:  bool [...] whether episodes of this lane can be.
+    open:  bool [...] whether episodes of this lane can be good.
     bound: []         the return that an episode has to exceed.
     """
 
@@ -62,8 +62,8 @@ def init(row: Transition, capacity: int, local_capacity: int) -> Memory:
 
 
 def remember(memory: Memory, rows: Transition, valid: Array) -> tuple[Memory, Count]:
-    """Write the valid rows of ``rows`` [B]; return their numbers [B], and for each other row a number that no
-    row ever has."""
+    """Write the valid rows of ``rows`` [B]; return the memory and the numbers [B] of the rows. An invalid row
+    gets a number that no row ever has."""
     numbers = tree.where(
         valid, memory.written + (jnp.cumsum(valid) - valid), counting.none() + counting.LIMIT
     )
@@ -82,9 +82,9 @@ def follow(
     rows in the replay enter the local memory.
 
     episode: [E, L]       numbers of the rows of the episode under way, L the time limit.
-    length:  int32 [E]    the number of rows before this step.
-    number:  [E]          of this step's row.
-    total:   [E]          return of the episode, where it ends.
+    length:  int32 [E]    number of the episode's rows before this step.
+    number:  [E]          number of this step's row.
+    total:   [E]          return of the episode, if it ends.
     ends:    bool [E]
 
     Returns the memory, ``episode`` after the step, and which episodes entered, bool [E].
@@ -107,8 +107,8 @@ def follow(
 
 
 def local_size(memory: Memory) -> Array:
-    """Return int32 []: how many of the newest entries of the local memory come before one whose row is
-    overwritten."""
+    """Return int32 []: how many entries of the local memory, from the newest on, come before the first whose
+    row is overwritten."""
     local = memory.local
     age = (local.position - 1 - jnp.arange(local.capacity)) % local.capacity  # of the entry in each slot
     gone = (age >= local.size) | (memory.written - local.unpacked() >= memory.replay.capacity + 1)
@@ -124,7 +124,7 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
     stored = jnp.maximum(memory.replay.size, 1)
     draw = jax.random.randint(key_row, (batch,), 0, jnp.where(here, held, stored))
     number = memory.local.take((memory.local.position - 1 - draw) % memory.local.capacity)
-    back = (memory.written - number).low.astype(jnp.int32)  # at most the capacity, of entries that are held
+    back = (memory.written - number).low.astype(jnp.int32)  # at most the capacity for an entry that is held
     good = (memory.replay.position - back) % memory.replay.capacity
     return memory.replay.take(jnp.where(here, good, draw))
 

@@ -1,4 +1,4 @@
-"""Stages between a lane and a replay with priorities: its n-step window and its local buffer (Ape-X)."""
+"""Stages between a lane and a prioritized replay: the lane's n-step window and local buffer (Ape-X)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from popjax.replay import nstep
 class Local:
     """The experience of one lane that the replay does not have yet.
 
-    window: the steps whose n-step return is not complete.
+    window: the steps whose n-step return is not complete yet.
     rows:   Transition [L] that wait for a priority; L leaves room for an episode's end in a full buffer.
-    count:  int32 [] number of them.
+    count:  int32 [] number of waiting rows.
     """
 
     window: nstep.Window
@@ -48,8 +48,8 @@ def remember(local: Local, obs: Array, action: Array, timestep: Timestep, discou
 
 
 def emptied(locals_: Local, size: int) -> tuple[Local, Array, Array]:
-    """Return lanes [P, N] with all buffers of at least ``size`` rows emptied; the places int32 [P * N] of all
-    lanes, full ones first; and the number of full ones, int32 []."""
+    """Empty all buffers of at least ``size`` rows. Return the lanes [P, N]; the places int32 [P * N] of all
+    lanes, those with full buffers first; and the number of full buffers, int32 []."""
     full = locals_.count >= size
     order = jnp.argsort(~full.reshape(-1), stable=True)
     return replace(locals_, count=jnp.where(full, 0, locals_.count)), order, full.sum(dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Returns of n steps: from consecutive steps of one environment lane to transitions that bootstrap n later.
+"""Returns of n steps: from consecutive steps of one lane to transitions that bootstrap n steps later.
 
 Written for one lane, in order of time; lift it with ``vmap``. With gamma the discount, a step gives
 
@@ -69,7 +69,7 @@ def push(
     truncated counts as terminated.
 
     Returns the window, transitions [n] and valid bool [n]: the valid ones come first, oldest first. Once n
-    steps are held, one is valid; where the episode ends, one for each held step; otherwise none.
+    steps are held, one is valid; at the end of the episode, one for each held step; otherwise none.
     """
     n = len(window.reward)
     steps = tree.put((window.obs, window.action, window.reward), window.count, (obs, action, reward))

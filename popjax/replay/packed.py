@@ -7,7 +7,7 @@ lines are read and written, so the rest of the store stays where it is.
 
 On a CPU, where packing a row takes longer than writing its leaves, and on a GPU the leaves stay apart.
 
-The results of a ``scan``, such as the rows of a rollout, are another matter: see ``bundle``.
+The results of a ``scan``, such as the rows of a rollout, are laid out by ``bundle``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Form(NamedTuple):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The numbers in a row by dtype, for the dtypes that occur."""
+        """How many numbers of each dtype a row has, for the dtypes that occur."""
         found: dict[str, int] = {}
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             found[dtype] = found.get(dtype, 0) + math.prod(shape)
@@ -100,7 +100,8 @@ def platform() -> str:
 
 @contextmanager
 def laid_out_on(device: str) -> Iterator[None]:
-    """Lay rows out as a run does whose ``config.json`` names this device, to read its State on another."""
+    """Lay rows out as for ``device``, as a run's ``config.json`` names it, to read the run's State on another
+    device."""
     before = _given.set("tpu" if device.startswith("TPU") else "cpu")
     try:
         yield
@@ -145,7 +146,7 @@ def unpack(store: PyTree) -> PyTree:
 
 
 def take(store: PyTree, slots: Array) -> PyTree:
-    """Return the rows in ``slots`` int [...], each of which must be one of the store's.
+    """Return the rows in ``slots`` int [...], each of which must lie in the store.
 
     Rows of a population are read under ``vmap``.
     """
@@ -182,10 +183,10 @@ def places(capacity: int, position: Array, valid: Array) -> Array:
 
 
 def bundle(rows: PyTree, lead: tuple[int, ...]) -> PyTree:
-    """Return ``rows`` [*lead, ...] as the result of one turn of a ``scan``.
+    """Return ``rows`` [*lead, ...] as the result of one iteration of a ``scan``.
 
-    An accelerator stores every leaf of a result by a kernel of its own, so leaves narrower than a line are
-    stored side by side. A CPU keeps them apart; so are random keys and leaves without these leading axes.
+    An accelerator takes one kernel for each leaf of a result, so leaves narrower than a line are stored side
+    by side. Random keys and leaves without the axes ``lead`` stay apart; on a CPU, all leaves do.
     """
     if platform() == "cpu":
         return rows
@@ -206,7 +207,7 @@ def _fits_beside_others(leaf: Array, lead: tuple[int, ...]) -> bool:
 
 
 def unbundle(rows: PyTree) -> PyTree:
-    """Return the rows of all turns of a ``scan``, [T, ...]."""
+    """Return the rows of all iterations of a ``scan``, [T, ...]."""
     if not isinstance(rows, Bundle):
         return rows
     parts = iter(rows.wide), iter(rows.form.split(rows.narrow) if rows.narrow else ())
@@ -237,8 +238,8 @@ def _take(lines: Array, slots: Array, width: int) -> Array:
 
 
 def _put(lines: Array, position: Array, rows: Array, valid: Array, capacity: int) -> Array:
-    """Return ``lines`` with the valid ``rows`` [B, width], as ``put`` does: read the blocks into which these
-    come, and write them back."""
+    """Return ``lines`` with the valid ``rows`` [B, width], as ``put`` does: read the blocks in which the
+    rows belong, and write them back with the rows."""
     batch, width = rows.shape
     per, length = block(width)
     count = valid.sum(dtype=jnp.int32)

@@ -1,17 +1,17 @@
 """Proportional prioritized replay: a row is drawn with probability priority^exponent / sum of all of them.
 
 Schaul et al., "Prioritized Experience Replay", ICLR 2016. Rows lie in a ring; this module adds their masses,
-priority^exponent, and sums of them: a tree with a wide fan-out and thus few levels, each level one array. A
-draw goes down the tree and an update goes up, a constant number of small operations per level.
+priority^exponent, and sums of masses: a tree with a wide fan-out and thus few levels, in one array. A draw
+goes down the tree and an update goes up, with a constant number of small operations per level.
 
 Exact where it matters:
 - The sum of a changed parent is recomputed from its children, so sums never drift.
 - A draw takes a fresh random number on every level, uniform over that part of the chosen child that lies in
   the draw's segment. One number for the whole descent would have too few bits: float32 tells 10^6 rows
-  apart, but not how probable each one is. Small masses are summed with their neighbours and not lost in a
-  total.
+  apart, but not how probable each one is. Small masses are summed with their neighbours, so that they
+  are not lost in a large total.
 - A row without mass, or a slot without a row, is never drawn while any row has mass, whatever the rounding.
-  Where no row has mass the draw is uniform over the stored rows.
+  If no row has mass, the draw is uniform over the stored rows.
 
 Priorities must be finite and not negative; one that is NaN shows as NaN in the probabilities.
 """
@@ -34,9 +34,9 @@ from popjax.replay import ring as plain
 from popjax.replay.ring import Ring
 
 FAN_OUT = 8
-"""Children of a node. It affects only speed: the fastest on a CPU of 4, 8, 16, 32 and 100."""
+"""Children of a node. It affects only speed: of 4, 8, 16, 32 and 100, this is the fastest on a CPU."""
 LARGEST_MASS = 1e28
-"""Bound at which masses are cut off, so that the sum of 10^10 of them is still a float32."""
+"""Upper bound of a mass, so that the sum of 10^10 masses is still a float32."""
 
 
 @struct.dataclass
@@ -71,7 +71,7 @@ class Prioritized:
 
     @property
     def masses(self) -> Array:
-        """float32 [capacity], priority^exponent of every slot, 0 where there is no row."""
+        """float32 [capacity], priority^exponent of every slot, 0 if it has no row."""
         return self.nodes[first_nodes(self.capacity)[-1] :].reshape(-1)[: self.capacity]
 
 
@@ -83,13 +83,13 @@ class Draw(NamedTuple):
 
 
 class PrioritizedReplay(NamedTuple):
-    """A store of rows (any pytree) with a fixed capacity, the oldest overwritten, drawn by priority.
+    """A store of rows (any pytree) with a fixed capacity, drawn by priority; new rows overwrite the oldest.
 
     init:   (example row, exponent) -> state; the exponent is data, so that it can be swept by ``vmap``
     add:    (state, rows [B, ...], valid [B], priority [B]) -> state; rows that are not valid leave no trace
     sample: (state, key, batch size) -> (rows [B, ...], Draw), with replacement
     update: (state, slots [B], priority [B]) -> state; equal slots must come with equal priorities, and a slot
-            without a row, such as -1, is left alone. It belongs before the next ``add``, which may give a
+            without a row, such as -1, is left alone. Call it before the next ``add``, which may give a
             slot to another row
     """
 
@@ -195,11 +195,11 @@ def descend(state: Prioritized, low: Array, high: Array, key: Key) -> tuple[Arra
 
 
 def choose(children: Array, low: Array, high: Array, part: Array) -> tuple[Array, Array]:
-    """Return a child, and the sum before it, for each row of ``children`` [B, FAN_OUT].
+    """Return a child, and the sum of the masses before it, for each row of ``children`` [B, FAN_OUT].
 
-    The target is ``part`` [B] of the way from ``low`` [B] to ``high`` [B], or to the sum of all where that is
-    less. The child is the last one with mass that begins at or before it: never one without mass, however
-    sums are rounded.
+    The target lies ``part`` [B] of the way from ``low`` [B] to ``high`` [B], or to the sum of all children if
+    that is less. The child is the last one with mass that begins at or before the target: never one without
+    mass, however sums are rounded.
     """
     end = begin = before = jnp.zeros(low.shape)
     chosen = jnp.zeros(low.shape, jnp.int32)

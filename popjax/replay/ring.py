@@ -1,7 +1,7 @@
 """A ring of rows: uniform replay, and the genetic memories of PDERL.
 
-Rows are any pytree. Rows are written in the order in which a sequential program would have written them,
-also when some of a batch are masked out, and the oldest are overwritten. The state is a value: to clone a
+Rows are any pytree. They are written in the order in which a sequential program would have written them, even
+if some rows of a batch are masked out, and the oldest are overwritten. The state is a value: to clone a
 memory, use the same value twice.
 """
 
@@ -47,7 +47,7 @@ class Ring:
         return packed.unpack(self.rows)
 
     def holding(self, rows: PyTree) -> Ring:
-        """Return this ring with ``rows`` [capacity, ...] of any kind in place of its own."""
+        """Return this ring with ``rows`` [capacity, ...] of any kind in place of its rows."""
         return Ring(packed.pack(rows), self.position, self.size)
 
 
@@ -108,10 +108,10 @@ def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
 
 
 def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tuple[PyTree, Array]:
-    """Draw ``batch`` rows uniformly without replacement, from only the ``newest`` rows, a number, if given.
+    """Draw ``batch`` rows uniformly without replacement, from all rows or only the ``newest`` (a number).
 
-    Returns rows [B, ...] and valid bool [B]; where fewer than ``batch`` rows are stored, all of them come
-    first, in random order, and the rest is marked invalid.
+    Returns rows [B, ...] and valid bool [B]; if fewer than ``batch`` rows are stored, all of them come first,
+    in random order, and the rest are marked invalid.
     """
     capacity = state.capacity
     population = state.size if newest is None else jnp.minimum(state.size, newest)
@@ -124,8 +124,8 @@ def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[
     """Return the slots of rows that the same lane wrote ``offsets`` [O] rows after or before those in
     ``slots`` [B].
 
-    For a ring that ``stride`` lanes fill in turn, one row each, and a capacity that is a multiple of it.
-    Returns slots int32 [B, O] and whether that row is still, or already, there, bool [B, O].
+    The ring must be filled by ``stride`` lanes in turn, one row each, and its capacity be a multiple of
+    ``stride``. Returns slots int32 [B, O] and whether each holds that row, already or still, bool [B, O].
     """
     age = (state.position - 1 - slots) % state.capacity  # rows written since; the newest has 0
     ages = age[:, None] - offsets * stride
@@ -133,7 +133,7 @@ def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[
 
 
 def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
-    """Return the latest ``min(count, size)`` rows, oldest of them first.
+    """Return the latest ``min(count, size)`` rows, the oldest of these first.
 
     Returns rows [min(count, capacity), ...] and valid bool of the same length; valid rows come first.
     """
@@ -145,7 +145,7 @@ def latest(state: Ring, count: int) -> tuple[PyTree, Array]:
 
 
 def newest(state: Ring, count: int) -> Ring:
-    """Return a ring of the latest ``count`` rows alone, or of all where fewer are stored."""
+    """Return a ring of only the latest ``count`` rows, or of all if fewer are stored."""
     rows, valid = latest(state, count)
     held = valid.sum(dtype=jnp.int32)
     return Ring(packed.pack(rows), held % valid.shape[0], held)

@@ -1,10 +1,10 @@
-"""Learning agents, one file each, each for one individual.
+"""Learning agents, one module each, written for one individual.
 
 Every module exposes ``Config`` (shapes and static choices), ``Hyper`` (hyperparameters), ``State`` and
 ``build(spec, config)``, which makes an ``Agent``, or an ``OnPolicyAgent`` if it learns on-policy. A module of
 the latter kind also exposes ``ROLLOUT``, the environment steps of a lane in a rollout, by which methods
-recognise it. A module of your own with these names works in the same way; it is found as the module that
-defines its Config.
+recognise it. A module of your own with these names works in the same way: popjax uses the module in which the
+Config is defined.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def build_on_policy(spec: Spec, config: AnyOnPolicyConfig, rollout: int | None =
     with None, the agent only acts.
 
     Raises:
-        ValueError: the agent's minibatches do not divide these steps, or ``config`` is not of such an agent.
+        ValueError: the agent's minibatches do not divide these steps, or ``config`` is not of an on-policy
+            agent.
     """
     parts = config.minibatches if isinstance(config, ppo.Config) else 1
     if rollout is not None and rollout % parts:
@@ -86,8 +87,8 @@ def default_hyper(config: AnyConfig | AnyOnPolicyConfig) -> Any:
 
 
 def default_rollout(config: AnyOnPolicyConfig) -> int:
-    """Return the default environment steps of a lane in a rollout of an on-policy agent, which are its
-    source's.
+    """Return the default environment steps of a lane in a rollout of an on-policy agent, as in the agent's
+    source.
 
     Raises:
         ValueError: ``config`` is not of an on-policy agent.
@@ -103,7 +104,8 @@ def default_rollout(config: AnyOnPolicyConfig) -> int:
 
 
 def kind(config: Any) -> str:
-    """Return the name on the command line of the kind of agent that ``config`` belongs to, or its module."""
+    """Return the command-line name of the kind of agent that ``config`` belongs to; for a kind of your own,
+    the name of its module."""
     known = AGENTS | ON_POLICY_AGENTS
     module = _module(config, known)
     return next((name for name, one in known.items() if one is module), module.__name__)

@@ -5,8 +5,8 @@ steps. Two things differ from that program: policy and value are separate networ
 the hidden layers, and a time limit is not treated as the end of the task. A3C restated for lanes, with
 one network for both and a gradient step for each lane in turn or one for all, is ``cdrl`` without a teacher.
 
-With an LSTM each of the two networks has a memory of its own, and both advance while the policy acts, so that
-the policy is then the pair of networks. Episodes continue across rollouts with the memories that the earlier
+With an LSTM each of the two networks has its own memory. Both memories advance while the policy acts, so the
+policy is then the pair of networks. Episodes continue across rollouts with the memories that the earlier
 parameters produced; gradients stop at the beginning of the rollout.
 """
 
@@ -78,8 +78,8 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Actor and value network, RMSProp's moments of both, gradient steps taken (int32 [], which stands still
-    at its largest number, long after the rate has fallen)."""
+    """Actor and value network, RMSProp's moments of both, gradient steps taken (int32 [], which stays at its
+    maximum once reached, long after the rate has fallen)."""
 
     actor: Params
     value: Params

@@ -1,6 +1,6 @@
 """Deep deterministic policy gradient, in the form that ERL and PDERL train beside their populations.
 
-Lillicrap et al., ICLR 2016; networks, clipping and constants of Bodnar, Day & Lio, AAAI 2020, and its code.
+Lillicrap et al., ICLR 2016; networks, clipping and constants of Bodnar, Day & Lio, AAAI 2020, and their code.
 The actor step uses the critic that the same step has just updated. ``BASELINES`` and ``baselines_hyper`` are
 the other common form, with layer norm in both networks, normalized observations and a penalty on the critic's
 weights.
@@ -40,17 +40,17 @@ from popjax.optimize import adam, descend
 class Config:
     """Shapes of the networks."""
 
-    hidden: tuple[int, ...] = (128, 128)  # actor's hidden layers, units
+    hidden: tuple[int, ...] = (128, 128)  # units of the actor's hidden layers
     critic: Literal["branches", "layers"] = "branches"  # critic: ERL's, or plain hidden layers
-    critic_branch: int = 200  # "branches": first layer, units for observation and action each
-    critic_hidden: int = 300  # "branches": second layer, units
-    critic_layers: tuple[int, ...] = (64, 64)  # "layers": units, with ReLU and the common layer norm
+    critic_branch: int = 200  # "branches": units of the first layer, for observation and action each
+    critic_hidden: int = 300  # "branches": units of the second layer
+    critic_layers: tuple[int, ...] = (64, 64)  # "layers": units; layers have the common layer norm and ReLU
     action_layer: int = 1  # "layers": the hidden layer that the action joins; 0: with the observation
     activation: Literal["tanh", "relu"] = "tanh"  # activation of the actor's hidden layers
     norm: nets.Norm = "erl"  # norm of the actor's hidden layers; "erl" is the layer norm of ERL
     # initialization of the actor: PyTorch's, or Glorot's with a small output layer
     first_weights: Literal["torch", "glorot"] = "torch"
-    normalize: bool = False  # whether observations are normalized by running statistics and cut to [-5, 5]
+    normalize: bool = False  # whether observations are whitened by running statistics, clipped to [-5, 5]
     output_scale: float = 0.1  # "torch", "branches": multiplies the learner's initial output layers
 
     def __post_init__(self) -> None:
@@ -109,8 +109,8 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """critic_loss: mean of the weighted squared TD error, and the penalty; actor_loss: minus the mean value
-    of its actions; [] each."""
+    """critic_loss: mean of the weighted squared TD error, plus the penalty; actor_loss: minus the mean value
+    of the actor's actions; [] each."""
 
     critic_loss: Array
     actor_loss: Array

@@ -1,4 +1,4 @@
-"""Deep Q-learning for discrete actions, with the improvements that are options here.
+"""Deep Q-learning for discrete actions, with later improvements as options.
 
 Mnih et al., Nature 2015; double Q: van Hasselt et al., AAAI 2016; dueling: Wang et al., ICML 2016. Learns
 from n-step transitions as from plain ones, since a transition carries its own discount.
@@ -66,13 +66,13 @@ class Hyper:
     target_period: Number = number(2_500, low=1.0)  # gradient steps between copies to the target; inf: never
     exploration_start: Number = number(1.0, high=1.0)  # probability of a random action at the beginning
     exploration: Number = number(0.1, high=1.0)  # probability of a random action after exploration_steps
-    exploration_steps: Number = number(1e6, low=1.0)  # environment steps over which it changes linearly
+    exploration_steps: Number = number(1e6, low=1.0)  # environment steps over which that changes linearly
 
 
 @struct.dataclass
 class State:
-    """Online and target network, Adam's moments; age: int32 [] gradient steps since the target was copied,
-    which stands still at its largest number."""
+    """Online and target network, Adam's moments; age: int32 [] gradient steps since the last copy to the
+    target (stays at its maximum once reached)."""
 
     online: Params
     target: Params
@@ -82,7 +82,7 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """loss: mean of half the squared TD error or of Huber's, weighted; value: mean value of the actions
+    """loss: weighted mean of half the squared TD error or of its Huber loss; value: mean value of the actions
     taken; [] each."""
 
     loss: Array
@@ -90,8 +90,8 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """Return a DQN learner. ``learn`` takes a gradient step; every ``target_period``-th also copies the
-    network."""
+    """Return a DQN learner. ``learn`` takes a gradient step; every ``target_period``-th one also copies the
+    network to the target."""
     if not spec.discrete:
         raise ValueError(
             f"dqn needs discrete actions; {spec.name} has {spec.action_dim} continuous ones: use ddpg"

@@ -1,12 +1,12 @@
 """Soft actor-critic from pixels with shifted images. DrQ: Kostrikov, Yarats & Fergus, 2020, as in jaxrl2.
 
-Actor and twin critics share convolutions, which the critics train. A gradient step: the actor copies the
+Actor and twin critics share convolutions, which only the critics train. A gradient step: the actor copies the
 convolutions -> images are shifted -> critics -> targets -> actor -> temperature. The actor ascends the
-critics as they were before their step, and no gradient of its own goes through the convolutions. It acts with
-those that it has copied, which are one step old.
+critics as they were before their step, and its gradient does not flow through the convolutions. It acts with
+the copied convolutions, which are one step old.
 
-Differs from the paper, as jaxrl2 does: one draw of shifts in place of means over two, targets are the mean of
-the target twins, and the temperature aims at minus half the action's size.
+Differs from the paper, as jaxrl2 does: one draw of shifts instead of means over two, targets are the mean of
+the target twins, and the target entropy is minus half the action's size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONVOLUTIONS, HIDDEN = images.TORSOS[TORSO]
 class Config:
     """Shapes of the networks behind the convolutions, and the shift."""
 
-    hidden: tuple[int, ...] = HIDDEN  # hidden layers of actor and critics, units
+    hidden: tuple[int, ...] = HIDDEN  # units of the hidden layers of actor and critics
     latent: int = 50  # outputs of the layer between the convolutions and the hidden layers
     shift: int = 4  # maximum shift of an image along each axis [pixels]
 
@@ -49,7 +49,7 @@ class Config:
 
 @struct.dataclass
 class Hyper(sac.Hyper):
-    """Hyperparameters of one DrQ learner: those of SAC, with two other defaults."""
+    """Hyperparameters of one DrQ learner: those of SAC, two of them with other defaults."""
 
     max_grad_norm: Number = number(math.inf)  # global norm to which gradients are clipped
     init_temperature: Number = number(0.1, instead="temperature_lr")  # temperature at the start
@@ -69,7 +69,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
 
 def parts(spec: Spec, config: Config = Config()) -> Parts:
-    """Return the learner in parts. Of these only ``step`` copies the convolutions and shifts the images."""
+    """Return the learner in parts, of which only ``step`` copies the convolutions and shifts the images."""
     if spec.discrete:
         raise needs_continuous(spec, "drq")
     if len(spec.obs_shape) != 3:
@@ -128,8 +128,8 @@ def shifted(key: Key, images: Array, pad: int) -> Array:
 
 
 def crop(image: Array, offset: Array, pad: int) -> Array:
-    """Return [H, W, C] from ``offset`` int [2] on of an image [H, W, C] with ``pad`` pixels of edge around
-    it: itself at (pad, pad)."""
+    """Return the [H, W, C] pixels that begin at ``offset`` int [2] of an image [H, W, C] padded with ``pad``
+    repetitions of its edge; offset (pad, pad) gives the image itself."""
     rows, columns = (
         jnp.clip(jnp.arange(size) + offset[axis] - pad, 0, size - 1)
         for axis, size in enumerate(image.shape[:2])

@@ -1,14 +1,14 @@
 """Proximal policy optimization with a clipped surrogate. Schulman et al., 2017.
 
-Policy and value have networks and optimizers of their own, and every rollout is learned from in two phases:
-the policy until it has moved too far in divergence, then the value. This is the form of OpenAI's Spinning Up
-(2020), whose constants are the defaults; with ``minibatches``, ``normalize_advantage="minibatch"``,
+Policy and value have networks and optimizers of their own. Every rollout first trains the policy, until its
+divergence from the policy that played is too large, and then the value. This is the form of OpenAI's Spinning
+Up (2020), whose constants are the defaults; with ``minibatches``, ``normalize_advantage="minibatch"``,
 ``entropy_weight``, ``max_grad_norm``, ``target_kl=inf``, ``log_std=0``, ``normalize_obs``,
-``normalize_reward`` and ``value_target="clipped"`` it is the common one, PPO2 of OpenAI's Baselines, with
-four exceptions: policy and value take turns and their gradients are clipped separately; statistics of
-observations move after each rollout, and those that divide rewards include their own rollout, whose
-discounted sums restart; a time limit is not treated as the end of the task; and Adam adds 1e-8 to the root of
-the second moment, whereas that program adds 1e-5.
+``normalize_reward`` and ``value_target="clipped"`` it is the common form, PPO2 of OpenAI's Baselines, with
+four exceptions: policy and value are trained in turn and their gradients are clipped separately; statistics
+of observations are updated after each rollout, while those that divide rewards include the present rollout,
+in which discounted sums start from 0; a time limit is not treated as the end of the task; and Adam adds 1e-8
+to the root of the second moment, whereas PPO2 adds 1e-5.
 
 Differs from Spinning Up: initialization is orthogonal or, with ``initializer`` "uniform", has zero biases in
 the hidden layers and in all of the value network, as in CSPC, which follows the form of 2018; in 2020 all
@@ -85,8 +85,8 @@ class Hyper:
 @struct.dataclass
 class State:
     """Actor and value, Adam's moments of each, statistics of observations and of discounted sums of rewards
-    (None without these), rollouts learned from (int32 [], which stands still at its largest number, long
-    after the rates have fallen)."""
+    (None without these), rollouts learned from (int32 [], which stays at its maximum once reached, long after
+    the rates have fallen)."""
 
     actor: Params
     value: Params
@@ -99,9 +99,9 @@ class State:
 
 @struct.dataclass
 class Losses:
-    """policy_loss, value_loss: of the last steps, with "clipped" weighted as the gradient; kl: divergence
-    from the policy that played, nats; entropy, nats; policy_steps: gradient steps of the policy, as a
-    float; [] each."""
+    """policy_loss, value_loss: of the last gradient steps, with "clipped" a quarter of the squared error; kl:
+    divergence from the policy that played, nats; entropy, nats; policy_steps: gradient steps of the policy,
+    as a float; [] each."""
 
     policy_loss: Array
     value_loss: Array
@@ -117,8 +117,8 @@ def surrogate(ratio: Array, advantages: Array, clip: Array | float) -> Array:
 
 
 def standardized(x: Array, valid: Array | None = None) -> Array:
-    """Return ``(x - mean) / std`` over all that is valid, with the population's std; 0 where nothing
-    varies."""
+    """Return ``(x - mean) / std`` over all valid entries, with the standard deviation that divides by their
+    number; 0 if they are all equal."""
     std = x.std(where=valid)
     return jnp.where(std > 0, (x - x.mean(where=valid)) / jnp.where(std > 0, std, 1.0), 0.0)
 
@@ -172,7 +172,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def learn_policy(
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
     ) -> tuple[State, tuple[Array, ...]]:
-        """Take steps until a step finds the divergence too large or all epochs are done; rows and advantages
+        """Take steps until one finds the divergence too large or all epochs are done; rows and advantages
         [B]."""
         rate = annealed(hyper.policy_lr, state.rollouts, hyper.anneal_rollouts)
         optimizer = adam(rate, hyper.max_grad_norm)
@@ -214,8 +214,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
             count, (goes_on, *_) = carry
             return (count < config.policy_epochs) & tree.any_lane(goes_on)
 
-        # Under vmap the number of epochs is common to all lanes and steps select for themselves: a loop with
-        # a condition for each lane would select and copy its whole carry.
+        # Under vmap all lanes run the same number of epochs, and each step masks the lanes that have stopped:
+        # a loop with a condition for each lane would select and copy its whole carry.
         begin = (jnp.bool_(True), jnp.int32(0), state.actor, state.actor_optimizer, jnp.float32(0))
         _, (_, taken, params, moments, last) = jax.lax.while_loop(unfinished, epoch, (jnp.int32(0), begin))
         _, kl, entropy = told(params, rows)
@@ -237,7 +237,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
                 error = jnp.square(now - returns)
                 if config.value_target == "clipped":
                     near = before + jnp.clip(now - before, -hyper.clip, hyper.clip)
-                    # PPO2 weighs half the square by a half, which counts where gradients are clipped.
+                    # PPO2 weighs half the square by a half, which matters if gradients are clipped.
                     error = 0.25 * jnp.maximum(error, jnp.square(near - returns))
                 return error.mean(where=valid), None
 
@@ -256,8 +256,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         return replace(state, value=params, value_optimizer=moments), errors[-1]
 
     def scaled(state: State, rollout: Trajectory, hyper: Hyper) -> tuple[State, Trajectory]:
-        """Return the statistics after the rollout, and the rollout with rewards divided by their
-        deviation."""
+        """Return the state with the statistics of rewards after the rollout, and the rollout with rewards
+        divided by the deviation of these statistics."""
         assert state.rewards is not None
         anew = normalize.ReturnStatistics(state.rewards, jnp.zeros(rollout.reward.shape[1:]))
         seen = normalize.update_returns(anew, rollout.reward, rollout.done, hyper.discount, rollout.valid)
@@ -267,7 +267,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
     def learn(state: State, rollout: Trajectory, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         key_policy, key_value = jax.random.split(key)
-        # The statistics are those under which the rollout was played; they move on at the end.
+        # Use the statistics of observations under which the rollout was played; update them at the end.
         raw = rollout.obs
         rollout = replace(
             rollout, obs=seen(state.observations, raw), next_obs=seen(state.observations, rollout.next_obs)
@@ -309,8 +309,8 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
 
 def _orders(keys: Array, size: int, minibatches: int) -> Array | None:
-    """Return the order of ``size`` rows in each epoch, int32 [E, size], from as many keys; None where the
-    rows are not parted. All are drawn at once: apart, they were a tenth of the kernels of PPO's epochs."""
+    """Return the order of ``size`` rows in each epoch, int32 [E, size], drawn with ``keys`` [E]; None for a
+    single minibatch. All are drawn at once: one by one, they were a tenth of the kernels of PPO's epochs."""
     if minibatches == 1:
         return None
     # jax.random.permutation sorts, which took a third of PPO's time on a CPU.
@@ -318,7 +318,7 @@ def _orders(keys: Array, size: int, minibatches: int) -> Array | None:
 
 
 def _parts(rows: PyTree, order: Array | None, count: int) -> PyTree:
-    """Return rows [B, ...] in an order [B], or in their own, as [count, B / count, ...]."""
+    """Return rows [B, ...] as [count, B / count, ...], in the given order [B] unless it is None."""
     if order is not None:
         rows = tree.take(rows, order)
     return jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), rows)

@@ -38,7 +38,7 @@ from popjax.optimize import adam, descend
 class Config:
     """Shapes of the networks and the form of the actor's loss."""
 
-    hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
+    hidden: tuple[int, ...] = (256, 256)  # units of the hidden layers of actor and critics
     # the actor ascends the mean of the twins (jaxrl2) or their minimum
     actor_q: Literal["mean", "min"] = "mean"
     initializer: nets.Initializer = "orthogonal"  # "uniform" is PyTorch's default, of weights and biases
@@ -61,7 +61,7 @@ class Hyper:
     temperature_lr: Number = number(3e-4)  # Adam's rate for the log temperature
     max_grad_norm: Number = number(20.0)  # global norm to which gradients of actor and critics are clipped
     init_temperature: Number = number(1.0, instead="temperature_lr")  # temperature at the start
-    target_entropy: Number = number(-0.5, low=-math.inf)  # entropy aimed at, nats per action component
+    target_entropy: Number = number(-0.5, low=-math.inf)  # target of the entropy, nats per action component
     exploration: Number = number(1.0)  # multiplies the policy's standard deviation while collecting
 
 
@@ -93,10 +93,10 @@ class Parts(NamedTuple):
     """A SAC learner and the steps that its ``learn`` is made of, for methods that change one of them.
 
     step:              (state, batch, hyper, key, weight of the critics' errors [B], weight of the rest [B])
-                       -> (state, Losses); ``learn`` with weights, 1 where there are none
-    learn_critics:     (state, batch, hyper, key, weight) -> (state, loss); targets follow at once
+                       -> (state, Losses); ``learn`` with weights, 1 by default
+    learn_critics:     (state, batch, hyper, key, weight) -> (state, loss); also updates the targets
     actor_loss:        (actor params, state, obs, key, weight, value) -> (loss, entropy); the actor ascends
-                       ``value(obs, action)``, the critics' if None
+                       ``value(obs, action)``, or the critics' value if None
     learn_temperature: (state, hyper, entropy) -> state
     """
 
@@ -119,7 +119,7 @@ def parts(spec: Spec, config: Config = Config(), heads: int | None = None) -> Pa
     summed over it.
 
     Raises:
-        ValueError: ``config`` asks for normalized observations, which these steps do not see.
+        ValueError: ``config`` asks for normalized observations, which these steps do not support.
     """
     if config.normalize_obs:
         raise ValueError("normalize_obs is for a whole SAC learner; leave it out where its parts are used")
@@ -140,8 +140,8 @@ def assembled(
 ) -> Parts:
     """Return the learner with these networks: ``actor``, obs -> Gaussian, acts; ``learnt`` is the same
     network, with the same parameters, in the losses; ``twins``, (obs, action) -> values [2, ...]. The actor
-    ascends the mean or the minimum of the twins, as ``actor_q`` says, and targets use that of the target
-    twins, as ``target_q`` says."""
+    ascends the ``actor_q``, mean or minimum, of the twins; targets use the ``target_q`` of the target
+    twins."""
     actions = distributions.squashed()
     joined: dict[str, Callable[[Array], Array]] = {"mean": lambda x: x.mean(0), "min": lambda x: x.min(0)}
 
@@ -267,7 +267,7 @@ def assembled(
 
 
 def _networks(spec: Spec, config: Config, heads: int | None) -> tuple[Network, Network]:
-    """Return the network of the actor and that of one critic."""
+    """Return the networks of the actor and of one critic."""
     obs_dim, action_dim = continuous_dims(spec, "sac")
     initializer = "uniform_fan_in" if config.initializer == "uniform" else config.initializer
     options: Any = {"initializer": initializer, "precision": config.precision}

@@ -1,8 +1,8 @@
 """Soft actor-critic with a state-value network and a fixed temperature. Haarnoja et al., ICML 2018 (v1).
 
 In the form of OpenAI's Spinning Up (2018), from which the heterogeneous teams of "Cooperative Heterogeneous
-Deep Reinforcement Learning" (NeurIPS 2020) were built: every loss of a gradient step is taken at the
-parameters before it, one optimizer serves the twin critics and the value. Spinning Up's own actor ascends the
+Deep Reinforcement Learning" (NeurIPS 2020) were built: every loss of a gradient step uses the parameters
+before the step, and one optimizer serves the twin critics and the value. Spinning Up's own actor ascends the
 first critic (``actor_q="first"``), the paper's the smaller one.
 """
 
@@ -27,7 +27,7 @@ from popjax.optimize import adam, descend
 class Config:
     """Shapes of the networks and the form of the actor's loss."""
 
-    hidden: tuple[int, ...] = (400, 300)  # hidden layers of actor, critics and value, units
+    hidden: tuple[int, ...] = (400, 300)  # units of the hidden layers of actor, critics and value
     # critic that the actor ascends: the smaller of the twins, or the first
     actor_q: Literal["min", "first"] = "min"
     normalize_obs: bool = False  # observations are whitened by their running statistics
@@ -73,7 +73,7 @@ class Losses:
 
 
 def build(spec: Spec, config: Config = Config()) -> Agent:
-    """Return a learner. ``act`` with scale 0 is tanh of the mean."""
+    """Return a SAC learner of 2018. ``act`` with scale 0 is tanh of the mean."""
     obs_dim, action_dim = continuous_dims(spec, "sac2018")
     initial: Any = {"initializer": "uniform_zero_bias"}
     actor = nets.gaussian_actor(
@@ -116,7 +116,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             action, log_prob = distributions.squashed_sample(key, *actor.apply(params, batch.obs))
             values = twins.apply(state.critics, batch.obs, action)  # [2, B]
             ascended = values[0] if config.actor_q == "first" else values.min(0)
-            # The value's target is made of the same sample, and always of the smaller twin.
+            # The value's target uses the same sample, and always the smaller twin.
             return (hyper.temperature * log_prob - ascended).mean(), (log_prob, values.min(0))
 
         actor_params, actor_optimizer, loss, (log_prob, lower) = descend(

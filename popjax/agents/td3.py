@@ -24,7 +24,7 @@ from popjax.optimize import adam, descend
 class Config:
     """Shapes of the networks and the delay of the actor."""
 
-    hidden: tuple[int, ...] = (256, 256)  # hidden layers of actor and critics, units
+    hidden: tuple[int, ...] = (256, 256)  # units of the hidden layers of actor and critics
     policy_delay: int = 2  # gradient steps of the critics per step of actor and targets
     normalize_obs: bool = False  # observations are whitened by their running statistics
     precision: nets.Precision = "float32"  # precision of hidden layers in gradient steps; acting uses float32
@@ -51,7 +51,7 @@ class Hyper:
 
 @struct.dataclass
 class State:
-    """Online and target networks, Adam's moments; delayed: int32 [] gradient steps since the actor's."""
+    """Online and target networks, Adam's moments; delayed: int32 [] gradient steps since the actor's last."""
 
     actor: Params
     critics: Params

@@ -45,9 +45,9 @@ def make(name: str, **options: Any) -> Env:
 
     Your own is a function of ``options`` that returns an ``Env``, a gymnax environment, or a pair of a gymnax
     environment and its ``EnvParams``.
-    ``options`` go to the suite's adapter: the keywords of the constructor, with ``backend`` for ``brax`` and
-    any field of ``EnvParams`` for ``gymnax``; those of the original's constructor for ``gym``; entries of the
-    task's configuration for ``playground``; for ``gym``, ``dmc`` and ``playground`` also ``impl``, MJX's
+    ``options`` go to the suite's adapter. ``brax``, ``gymnax`` and ``gym`` take keywords of the original's
+    constructor, ``brax`` also ``backend``, and ``gymnax`` also fields of ``EnvParams``; ``playground`` takes
+    entries of the task's configuration; ``gym``, ``dmc`` and ``playground`` also take ``impl``, MJX's
     implementation of the physics, jax or warp. All but ``gymnax`` and ``probe`` take ``episode_length``, the
     time limit in environment steps, which ``gymnax`` calls ``max_steps_in_episode``.
     Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.

@@ -1,4 +1,4 @@
-"""The contact frame of a capsule on a plane in Warp as in MuJoCo in C; import it where Warp is installed."""
+"""The contact frame of a capsule on a plane, in Warp as in MuJoCo in C; importing this needs Warp."""
 
 import warp as wp
 from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive
@@ -14,7 +14,7 @@ def _plane_capsule(
     """Return distances, points and frame of the two contacts.
 
     Friction acts along the edges of a pyramid, so the frame's directions in the plane matter. C takes the
-    capsule's axis, projected; Warp takes one of the world's where the capsule stands within 30 degrees of the
+    capsule's axis, projected; Warp takes an axis of the world if the capsule stands within 30 degrees of the
     normal.
     """
     dist, points, _ = _original(normal, plane, centre, axis, radius, half_length)
@@ -26,5 +26,5 @@ def _plane_capsule(
 
 
 def install() -> None:
-    """Make MuJoCo Warp compute the frame like this in everything that is compiled from now on."""
+    """Make MuJoCo Warp compute the frame as C does in everything that is compiled from now on."""
     collision_primitive.plane_capsule = _plane_capsule

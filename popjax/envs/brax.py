@@ -38,12 +38,12 @@ def tasks() -> Sequence[str]:
 def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LENGTH, **options: Any) -> Env:
     """Return a Brax task.
 
-    backend:        physics: mjx, generalized, positional or spring; by default mjx where the task has it,
-                    else generalized.
+    backend:        physics: mjx, generalized, positional or spring; by default mjx if the task has it, else
+                    generalized.
     episode_length: time limit, environment steps.
     options:        further keywords of the task's constructor.
 
-    Actions are in [-1, 1] as Brax has them. Physics runs in full float32 precision on every device; where it
+    Actions are in [-1, 1], as in Brax. Physics runs in full float32 precision on every device; if it
     diverges, the episode ends with reward 0 and zeros as observation.
 
     Raises:
@@ -81,7 +81,8 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
 
 
 def _options(task: str) -> dict[str, Any]:
-    """Return the type of every option of a task's constructor, and of ``PipelineEnv``, which gets the rest.
+    """Return the type of every option of a task's constructor, and of ``PipelineEnv``, to which the
+    constructor passes other keywords.
 
     ``debug`` is left out: it only fills a field that nothing reads.
     """

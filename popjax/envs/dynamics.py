@@ -1,4 +1,4 @@
-"""Changes to MJX that hold while it is traced: full precision, small programs, the contact frames of C.
+"""Changes to MJX in effect while it is traced: full precision, small programs, the contact frames of C.
 
 MJX is MuJoCo's implementation in JAX. https://mujoco.readthedocs.io/en/stable/mjx.html
 """
@@ -35,12 +35,12 @@ def platform() -> str:
 def tracing() -> Iterator[None]:
     """Trace MJX in full float32 precision and in few operations, with the stages of RK4 as a loop.
 
-    Only what looks ``mjx.step`` up inside the context gets the loop. The context is not for several threads.
+    Only code that looks up ``mjx.step`` inside the context gets the loop. The context is not thread-safe.
     """
     library = mjx()
     from mujoco.mjx._src import math, scan, solver, support
 
-    if platform() == "gpu":  # where what counts is the number of kernels
+    if platform() == "gpu":  # where the number of kernels matters most
         by_platform = _replaced(solver, _while_loop_scan=_unrolled)
     else:
         by_platform = _replaced(scan, body_tree=_level_by_level(scan.body_tree))
@@ -65,7 +65,7 @@ def as_in_c() -> Iterator[None]:
     with (
         tracing(),
         _replaced(collision_driver, _COLLISION_FUNC=ours),
-        # MJX multiplies a Jacobian for every body by a force of zero, which C looks for first.
+        # MJX multiplies a Jacobian of every body by its applied force even if that is zero; C skips these.
         _replaced(support, xfrc_accumulate=lambda model, data: jnp.zeros(model.nv)),
     ):
         yield
@@ -73,7 +73,7 @@ def as_in_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(module: Any, **values: Any) -> Iterator[None]:
-    """Give names of a module other ``values`` within the context."""
+    """Replace attributes of a module by ``values`` within the context."""
     originals = {name: getattr(module, name) for name in values}
     vars(module).update(values)
     try:
@@ -85,9 +85,9 @@ def _replaced(module: Any, **values: Any) -> Iterator[None]:
 def _level_by_level(body_tree: Any) -> Any:
     """Return MJX's scan over the bodies, ``body_tree(model, f, ...)``, computing no level twice.
 
-    XLA on CPU merges a level of the kinematic tree into each of its users, which recomputes it for each, and
-    its parents likewise: the work doubles or worse with every body of a chain. A step of Pusher, eleven
-    bodies deep, takes a thousand times as long without the barrier. Scalars get none: they are the masses of
+    XLA on CPU merges a level of the kinematic tree into each of its users, so that each recomputes the level
+    and its parents: the work doubles or worse with every body of a chain. A step of Pusher, eleven bodies
+    deep, takes a thousand times as long without the barrier. Scalars get none: they are the masses of
     subtrees, which XLA then folds into constants. On a GPU barriers are left out, since each adds kernels and
     the compiler itself limits what it computes twice.
     """
@@ -104,10 +104,10 @@ def _level_by_level(body_tree: Any) -> Any:
 def _unrolled(
     unfinished: Callable[[PyTree], Array], search: Callable[[PyTree], PyTree], found: PyTree, turns: int
 ) -> PyTree:
-    """Return what MJX's line search has found after at most ``turns`` turns, eight at a time written out.
+    """Return the result of MJX's line search after at most ``turns`` turns, in a loop unrolled by eight.
 
-    As its ``_while_loop_scan``. On a GPU every turn of a loop copies each number that it carries, which takes
-    as many kernels as the search itself. On a CPU the loop is faster.
+    It replaces MJX's ``_while_loop_scan``. On a GPU every turn of a loop copies each array that it carries,
+    which takes as many kernels as the search itself. On a CPU the loop is faster.
     """
 
     def turn(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], None]:
@@ -133,7 +133,7 @@ def _jacobian(model: Any, data: Any, point: Array, body: Array) -> tuple[Array, 
 
 def _movers(model: Any) -> np.ndarray:
     """Return whether each body moves with each degree of freedom, [nbody, nv]."""
-    within = np.eye(model.nbody, dtype=bool)  # [body, whether the other is itself or above it]
+    within = np.eye(model.nbody, dtype=bool)  # [body, other]: whether other is body or above it
     for body, parent in enumerate(model.body_parentid):
         within[body] |= within[parent]  # parents come before their children
     return within[:, model.dof_bodyid]
@@ -148,7 +148,7 @@ def _rotation(axis: Array, angle: Array) -> Array:
 
 
 def _mass_matrix(make_m: Any) -> Any:
-    """Return a replacement of MJX's ``make_m``: a @ b.T + diag(d) [nv, nv] between the dofs of one branch.
+    """Return a replacement for MJX's ``make_m``: a @ b.T + diag(d) [nv, nv] between the dofs of one branch.
 
     MJX scatters the mask of a dense matrix in every step; here it is a constant.
     """
@@ -185,8 +185,8 @@ def _stage_by_stage(step: Any) -> Any:
         def stage(carry: tuple[Any, PyTree], row: Array) -> tuple[tuple[Any, PyTree], None]:
             (data, total), (reach, weight) = carry, row
             qvel, qacc, act_dot = (reach * slope for slope in _slopes(data))
-            # The rest comes through the loop. Taken from ``start``, it would be the same, but then a step of
-            # Hopper takes four times as long on a CPU.
+            # The loop carries the other fields. Those of ``start`` are equal, but with them a step of Hopper
+            # takes four times as long on a CPU.
             data = data.replace(
                 qpos=scan.flat(model, moved, "jqv", "q", model.jnt_type, start.qpos, qvel),
                 qvel=start.qvel + qacc * dt,
@@ -196,7 +196,8 @@ def _stage_by_stage(step: Any) -> Any:
             data = library.forward(model, data)
             return (data, jax.tree.map(lambda x, slope: x + weight * slope, total, _slopes(data))), None
 
-        # No stage comes before the first. A slope left in ``start`` could be infinite, and 0 times it is NaN.
+        # The first stage has no slope before it. Take 0, since one in ``start`` could be infinite, and 0
+        # times that is NaN.
         zero = jax.tree.map(jnp.zeros_like, _slopes(start))
         first = start.replace(qvel=zero[0], qacc=zero[1], act_dot=zero[2])
         (data, (qvel, qacc, act_dot)), _ = jax.lax.scan(stage, (first, zero), jnp.asarray(_STAGES))
@@ -207,8 +208,8 @@ def _stage_by_stage(step: Any) -> Any:
 
 
 _STAGES = np.array([[0, 1 / 6], [1 / 2, 1 / 3], [1 / 2, 1 / 3], [1, 1 / 6]], np.float32)
-"""[stage, 2]: how far a stage lies from the start along the slope of the stage before it, timesteps, and the
-weight of its own slope in the sum. The first stage is the start itself."""
+"""[stage, 2]: distance of a stage from the start along the slope of the stage before it, in timesteps, and
+the weight of its own slope in the sum. The first stage is the start itself."""
 
 
 def _slopes(data: Any) -> tuple[Array, Array, Array]:
@@ -220,9 +221,9 @@ def _plane_capsule(original: Any) -> Any:
     """Return MJX's ``collide(model, data, key, geom [K, 2])`` with 2K contacts in frames of MuJoCo in C.
 
     Friction acts along the edges of a pyramid, so the frame's directions in the plane matter. C takes the
-    capsule's axis, projected; MJX takes the world's y axis instead where the capsule stands within 30 degrees
-    of the normal. For the legs of an Ant that turns the pyramid, and ``qvel`` is wrong by 0.05 after one
-    physics step.
+    capsule's axis, projected; MJX takes the world's y axis instead if the capsule stands within 30 degrees of
+    the normal. For the legs of an Ant that turns the pyramid, and ``qvel`` is wrong by 0.05 after one physics
+    step.
     """
 
     def collide(model: Any, data: Any, key: Any, geom: Array) -> tuple[Array, Array, Array]:

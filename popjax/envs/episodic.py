@@ -27,14 +27,14 @@ def episodic(
     reset: Callable[[Key], tuple[PyTree, Array]],
     step: Callable[[PyTree, Array], tuple[PyTree, Array, Array, Array]],
 ) -> Env:
-    """Make an ``Env`` of two functions; truncation is the time limit of ``spec``.
+    """Make an ``Env`` of two functions, which truncates episodes at the time limit of ``spec``.
 
-    They are ``reset(key) -> (state, obs)`` and ``step(state, action) -> (state, obs, reward, terminated)``.
+    reset: key -> (state, obs)
+    step:  (state, action) -> (state, obs, reward, terminated), the state in the structure and shapes of
+           ``reset``
 
-    ``step`` must return the state in the structure, shapes and dtypes that ``reset`` gave it.
-
-    Both become functions that JAX traces once in a process, whatever number of programs they are part of:
-    tracing a physics step takes seconds.
+    JAX traces both only once in a process, however many programs contain them: tracing a physics step takes
+    seconds.
     """
 
     if spec.episode_length < 1:

@@ -110,7 +110,7 @@ def _construct(task: str, options: dict[str, Any]) -> tuple[Any, Any]:
 def _like(value: Any, default: Any, what: str) -> Any:
     """Convert ``value`` to the type of a field's ``default``: an integer to a float, a list to an array."""
     if isinstance(default, float) and isinstance(value, int):
-        return float(value)  # the limit of BernoulliBandit
+        return float(value)  # such as the time limit of BernoulliBandit
     if not isinstance(default, jax.Array) or isinstance(value, jax.Array):
         return value
     try:

@@ -1,11 +1,12 @@
 """A task on a MuJoCo model: the loop that every suite of such tasks shares. https://github.com/google-deepmind/mujoco
 
-A suite brings the original library's own model and a ``Task`` of pure functions for one lane; physics is MJX,
-MuJoCo's implementation in JAX, at full float32 precision on every device, or MuJoCo's implementation in Warp.
+A suite supplies the original library's own model and a ``Task`` of pure functions for one lane; physics is
+MJX, MuJoCo's implementation in JAX, at full float32 precision on every device, or MuJoCo's implementation in
+Warp.
 
 Differs from MuJoCo in C: float32 in place of float64; the constraint solver stops after a fixed number of
-iterations, because float32 never reaches the tolerances that models ask for; where C resets a simulation that
-diverges to its initial state and goes on, here the episode ends with reward 0 and zeros as observation.
+iterations, because float32 never reaches the tolerances that models ask for; if a simulation diverges, C
+resets it to its initial state and goes on, but here the episode ends with reward 0 and zeros as observation.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ class Task(NamedTuple):
     """Parts that a task adds to its physics. ``data`` is an ``mjx.Data``, ``ctrl`` [nu] in the units of the
     model.
 
-    reset:      key -> (qpos [nq], qvel [nv]) or, with what stays fixed for an episode, (qpos, qvel, goal)
-    observe:    data -> obs; (data, goal) -> obs where reset draws a goal
+    reset:      key -> (qpos [nq], qvel [nv]), or (qpos, qvel, goal) with a goal that is fixed for an episode
+    observe:    data -> obs; (data, goal) -> obs if reset draws a goal
     reward:     (before, ctrl, data) -> float, with a goal (before, ctrl, data, goal); ``before`` is what
                 ``measure`` returned before the step
     terminated: data -> bool
-    measure:    data -> the few numbers of a state that the next reward compares with; carried between steps
+    measure:    data -> the quantities of a state that the next reward needs; carried between steps
     wrenches:   whether ``cfrc_ext``, the contact forces on bodies, is computed after the substeps
-    synced:     whether all that follows from positions and velocities is computed after the substeps, as
-                dm_control does; else it is that of the last stage of the integrator, as MuJoCo leaves it
+    synced:     whether quantities that follow from positions and velocities are computed again after the
+                substeps, as in dm_control; else they are those of the integrator's last stage, as in MuJoCo
     felt:       whether sensors of forces and accelerations are read
     settle:     physics steps without control between the drawn state and the first observation
     """
@@ -71,7 +72,6 @@ class PhysicsState:
 
     It takes a few hundred bytes per lane. All of ``mjx.Data`` takes up to a hundred kilobytes, mostly for the
     Jacobian of potential contacts.
-
 
     qpos, qvel, act: positions [nq], velocities [nv], actuator activations [na].
     qacc_warmstart:  [nv] where the constraint solver starts.
@@ -104,7 +104,7 @@ def simulation(
     impl:           MJX's implementation of the physics, jax or warp.
 
     Raises:
-        ValueError: there is no such implementation here.
+        ValueError: there is no such implementation, or it is not available here.
     """
     mjx, model = dynamics.mjx(), _plain(model)
     warp.check(name, impl)
@@ -147,7 +147,7 @@ def simulation(
             return tree.where(sound, carried(data, state.goal), state), *seen
 
     def unmoved(key: Key) -> Array:
-        """Return an observation of the right shape, which takes no physics to trace."""
+        """Return an observation of the right shape without tracing any physics."""
         qpos, qvel, *goal = task.reset(key)
         return task.observe(blank.replace(qpos=qpos, qvel=qvel), *goal)
 
@@ -192,7 +192,7 @@ def posed(model: Any) -> Callable[[Array], Any]:
 
 def in_view(model: Any) -> Callable[..., tuple[Any, Any]]:
     """Return ``(qpos [nq], fields of the model that differ in this episode) -> (mjx.Model, mjx.Data)``
-    with the frames of all bodies and cameras. Nothing collides, so that any geoms may be seen."""
+    with the frames of all bodies and cameras. Nothing collides, so MJX accepts any kinds of geoms."""
     mjx, model = dynamics.mjx(), _plain(model)
     model.geom_contype[:], model.geom_conaffinity[:] = 0, 0
     physics, blank = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")

@@ -19,7 +19,7 @@ _RANGE = tuple[float, float]
 def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Check the ``options`` of ``env``, "suite/task", against their types in ``known`` and return them.
 
-    A float such as 1e3 becomes an integer where the option is one.
+    A float such as 1e3 becomes an integer if the option is one.
 
     Raises:
         ValueError: there is no option of that name, or its value is of another type.

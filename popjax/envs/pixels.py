@@ -48,7 +48,7 @@ def make(task: str, **options: Any) -> Env:
 
     size:           height and width of a picture, 64 by default.
     frames:         latest pictures in an observation, 3 by default: an episode begins with one, repeated.
-    repeat:         steps of the task that an action is played for, rewards summed; by default DrQ's for the
+    repeat:         steps of the task for which an action is played, rewards summed; by default DrQ's for the
                     task, ``REPEATS`` or 2.
     camera:         number of the model's camera, by default ``CAMERAS`` or 0.
     episode_length: time limit, choices of an action; by default the task's, 1000 steps.
@@ -65,7 +65,7 @@ def make(task: str, **options: Any) -> Env:
 
 
 def settings(task: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return all options of a task with their values; ``episode_length`` is None where it is the task's.
+    """Return all options of a task with their values; ``episode_length`` None stands for the task's own.
 
     Raises:
         ValueError: there is no such option, or a value is out of range.

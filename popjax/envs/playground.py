@@ -4,7 +4,7 @@ Its models differ from dm_control's in time steps, integrators, solvers and bodi
 comparison with results on Playground.
 
 Its robots, ``locomotion`` and ``manipulation``, are left out, because Playground clones their models from
-another repository when a task is first made. So are pixels.
+another repository when a task is first made. Observations of pixels are left out, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from popjax.envs.options import check
 # All of ``mjx.Data`` that a step depends on, which is what MuJoCo integrates. The rest is a hundred times as
 # large, and Warp shares parts of it between lanes.
 _CARRIED = ("time", "qpos", "qvel", "act", "qacc_warmstart", "mocap_pos", "mocap_quat")
-# The first is for Playground's own training wrappers, a task ignores it; the others are for pixels.
+# The first is for Playground's own training wrappers, and tasks ignore it; the others are for pixels.
 _NOT_OURS = ("action_repeat", "vision", "vision_config")
 
 

@@ -29,7 +29,7 @@ from popjax.envs.episodic import episodic
 
 
 class _Probe(NamedTuple):
-    """obs and step of a probe; the state is the observation."""
+    """A probe's time limit, first observation and step; its state is the observation."""
 
     length: int
     first: Callable[[Key], Array]

@@ -35,10 +35,10 @@ _LEAST = 1e-9
 class Hits(NamedTuple):
     """First hit of every ray.
 
-    distance: float32 [pixels] from the camera, metres; inf where there is none.
-    geom:     int32 [pixels]; -1 where there is none.
-    texel:    int32 [pixels] place of its colour among ``Paint.colours``.
-    normal:   of the surface, in the world.
+    distance: float32 [pixels] from the camera, metres; inf if there is none.
+    geom:     int32 [pixels]; -1 if there is none.
+    texel:    int32 [pixels] place of the hit's colour among ``Paint.colours``.
+    normal:   of the surface there, in the world's frame.
     """
 
     distance: Array
@@ -51,8 +51,8 @@ class Paint(NamedTuple):
     """Colours of a scene.
 
     colours: uint8 [texels, 3] of all surfaces and of the sky.
-    first:   int32 [ngeom] place of a geom's first.
-    texture: float32 [ngeom, 2] texels along x and along y of its texture, 1 without one.
+    first:   int32 [ngeom] place of a geom's first colour.
+    texture: float32 [ngeom, 2] texels along x and along y of a geom's texture, 1 without one.
     repeat:  float32 [ngeom, 2] copies of a texture over a metre of a plane.
     sky:     place of the first of the sky's six faces.
     side:    texels along a face of the sky.
@@ -70,10 +70,10 @@ def camera(model: Any, height: int, width: int, index: int = 0) -> Callable[[Any
     """Return ``(mjx.Model, mjx.Data) -> picture uint8 [H, W, 3]`` of a ``mujoco.MjModel`` by its camera
     ``index``.
 
-    The data are posed: kinematics, centres of mass and cameras are computed.
+    Kinematics, centres of mass and cameras of the data must have been computed.
 
     Raises:
-        ValueError: the model shows geoms of other kinds, or has lights that aim at a body.
+        ValueError: the model shows geoms of kinds that cannot be drawn, or has lights that aim at a body.
     """
     if (model.light_mode > 2).any():  # mujoco.mjtCamLight: fixed, track and trackcom are below
         raise ValueError(
@@ -357,7 +357,7 @@ def _light(model: Any, physics: Any, data: Any, eye: Array, rays: Vector, hits: 
 
 def _cone(model: Any, lamp: int, direction: Array, to: Vector) -> Array:
     """Return the share of a spotlight's intensity that reaches surfaces, given the unit vectors ``to`` from
-    these to it."""
+    the surfaces to the light."""
     along = -_dot(tuple(direction), to)
     inside = along >= np.cos(np.radians(model.light_cutoff[lamp]))
     return jnp.where(inside, jnp.maximum(along, _LEAST) ** model.light_exponent[lamp], 0.0)

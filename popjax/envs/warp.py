@@ -1,8 +1,8 @@
 """MuJoCo's physics in Warp, an implementation behind MJX for NVIDIA GPUs that also runs on CPUs.
 https://github.com/google-deepmind/mujoco_warp
 
-Differs from MJX's implementation in JAX: another search along the solver's direction, and on a GPU sums of
-forces in an order that changes from call to call, so that equal seeds do not give equal bits.
+Differs from MJX's implementation in JAX: the solver has another line search, and on a GPU forces are summed
+in an order that changes from call to call, so that equal seeds do not give equal bits.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ IMPLEMENTATIONS = ("jax", "warp")
 Advance = Callable[[Any, Any], Any]
 """``(mjx.Model, mjx.Data) -> mjx.Data``, all in Warp"""
 _GIVEN = ("qpos", "qvel", "act", "qacc_warmstart", "ctrl")
-_HIDDEN = ("cinert", "cfrc_ext")  # read by tasks besides the public fields of ``mjx.Data``
-_DETERMINISTIC = re.compile(r"deterministic_ops(=true|=1)?(\s|$)")  # both flags of XLA for GPUs end so
+_HIDDEN = ("cinert", "cfrc_ext")  # tasks read these and the public fields of ``mjx.Data``
+_DETERMINISTIC = re.compile(r"deterministic_ops(=true|=1)?(\s|$)")  # XLA's two flags for GPUs end like this
 
 
 def check(env: str, impl: str) -> None:
@@ -55,11 +55,11 @@ def check(env: str, impl: str) -> None:
 def runner(model: Any, blank: Any, wrenches: bool = False) -> Callable[[Advance, Any], Any]:
     """Return ``(advance, mjx.Data) -> mjx.Data``, which advances data of MJX in JAX by physics in Warp.
 
-    Warp keeps the contacts of all lanes in one list. Under ``vmap`` all lanes are therefore one call, with
-    room for as many contacts and constraints in each as MJX in JAX has, where their numbers are fixed.
+    Warp keeps the contacts of all lanes in one list. Under ``vmap`` all lanes are therefore one call. Each
+    lane has room for as many contacts and constraints as in JAX, where their numbers are fixed.
 
     model:    ``mujoco.MjModel``
-    blank:    ``mjx.Data`` in JAX, which has those numbers
+    blank:    ``mjx.Data`` in JAX, from which these numbers are read
     wrenches: whether ``cfrc_ext``, the contact forces on bodies, is computed
     """
     from mujoco import mjx

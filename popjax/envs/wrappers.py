@@ -54,8 +54,8 @@ def wrapped(env: Env, options: Mapping[str, Any]) -> Env:
 
 
 def _limited(env: Env) -> Env:
-    """Return ``env`` truncated at the time limit also where it leaves that to its Spec: the limit may come
-    during the repetitions of an action."""
+    """Return ``env`` truncated at the time limit of its Spec, even if its own step does not do so: the limit
+    may come during the repetitions of an action."""
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         state, obs = env.reset(key)
@@ -73,8 +73,8 @@ def _limited(env: Env) -> Env:
 def repeated(env: Env, times: int) -> Env:
     """Return ``env`` with every action played ``times`` times, or until the episode ends or is cut.
 
-    An observation that is itself a stack then has more than one frame that the one before it lacks, so that a
-    replay keeps it whole.
+    If observations are stacks, each then has more than one frame that the one before it lacks, so a replay
+    stores stacks whole.
     """
     spec = env.spec
 
@@ -132,7 +132,8 @@ def stacked(env: Env, count: int) -> Env:
 
 
 def rewarded(env: Env, scale: float, clip: float) -> Env:
-    """Return ``env`` with rewards times ``scale``, cut to [-clip, clip]; it is scored by the task's own."""
+    """Return ``env`` with rewards times ``scale``, clipped to [-clip, clip]; evaluations use the task's own
+    rewards."""
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Timestep]:
         state, timestep = env.step(state, action)

@@ -1,12 +1,13 @@
-"""The alignment network of CDRL, trained in advance: it learns to translate how a teacher of another task
-rates its actions (logits) into how an expert of the student's task rates them, on states that the expert
-visits. Lin, Wang & Zhou, 2017, section 4.2 and experiment 5.3, offline.
+"""The alignment network of CDRL, trained in advance: it learns to translate the logits of a teacher of
+another task into those of an expert of the student's task, in states that the expert visits. Lin, Wang &
+Zhou, 2017, section 4.2 and experiment 5.3, offline.
 
 A step: collect -> learn. The expert plays a rollout, the teacher gives its logits in the same states, and the
-alignment network takes gradient steps on pairs of logits drawn from the newest ``capacity``. The paper says
-neither how many states nor when to stop: a run lasts for its environment steps, and ``fresh_loss`` shows when
-it no longer improves. The policy of a run is the aligned teacher in the student's task; the method ``cdrl``
-takes the network with --alignment.
+alignment network takes gradient steps on pairs of logits drawn from the newest ``capacity``. The policy of a
+run is the aligned teacher, which acts in the student's task; ``cdrl`` takes the network with --alignment.
+
+The paper says neither how many states to use nor when to stop. Here a run has a budget of environment steps,
+and ``fresh_loss`` shows when the network no longer improves.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class Config:
     steps: int = 20  # environment steps of each lane per iteration
     updates: int = 8  # gradient steps per iteration
     batch: int = 160  # pairs of logits per gradient step
-    capacity: int = 100_000  # pairs that are kept
-    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers, units
+    capacity: int = 100_000  # newest pairs of logits that are kept
+    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # units of the hidden layers
     align_kl: Direction = "code"  # KL(aligned || expert), or the reverse, both at temperature 1
-    # pad observations with zeros, or crop them, to the channels or components that a teacher reads
+    # pad observations with zeros, or crop them, to as many channels or components as a teacher reads
     pad_observations: bool = False
 
     def __post_init__(self) -> None:
@@ -80,11 +81,11 @@ class Metrics:
     """Metrics of an iteration.
 
     fitness:    float32 [1] return of the expert's last finished episode, mean over lanes.
-    fresh_loss: []          alignment loss on this iteration's states, before anything was learned from them.
-    align_loss: []          that of the last gradient step.
+    fresh_loss: []          alignment loss on this iteration's states, before learning from them.
+    align_loss: []          alignment loss of the last gradient step.
     expert:     [A]         mean probabilities of the expert's actions on this iteration's states.
-    teacher:    [A']        of the teacher's.
-    aligned:    [A]         of the aligned teacher's.
+    teacher:    [A']        mean probabilities of the teacher's actions there.
+    aligned:    [A]         mean probabilities of the aligned teacher's actions there.
     """
 
     fitness: Array
@@ -97,7 +98,7 @@ class Metrics:
 
 @struct.dataclass
 class Frozen:
-    """The policies of expert and teacher, which do not change."""
+    """Parameters of the expert's and the teacher's policies, which do not change."""
 
     expert: Params
     teacher: Params
@@ -130,11 +131,11 @@ class State:
 def build(
     env: Env, config: Config = Config(), teachers: Sequence[Teacher] = (), experts: Sequence[Teacher] = ()
 ) -> Method:
-    """Return the alignment of a teacher with an expert of ``env``.
+    """Return the method that aligns a teacher with an expert of ``env``.
 
     Raises:
-        ValueError: there is not exactly one of each, one has no logits, the expert is of another task, or the
-            teacher cannot read the task's observations.
+        ValueError: there is not exactly one teacher and one expert, either has no logits, the expert was
+            trained on another task, or the teacher cannot read the task's observations.
     """
     if (len(teachers), len(experts)) != (1, 1):
         raise ValueError(
@@ -235,8 +236,8 @@ def build(
 
 
 def preset(task: str) -> Preset | None:
-    """Return the constants for a game such as "atari/bowling", with the frames that ``cdrl`` has; None for
-    another task."""
+    """Return the constants for a game such as "atari/bowling", with the game's options as in ``cdrl``; None
+    for other tasks."""
     return Preset(Config(), Hyper(), BUDGET, UNIVERSE) if task.startswith("atari/") else None
 
 

@@ -2,24 +2,24 @@
 actors that explore and by actors that play the policies of finished runs until the learner surpasses them.
 Bai, Liu, Wang, Zhang & Li, 2020.
 
-Actors that explore are nature actors, the others prior actors. Details that the paper leaves open are taken
-from Ape-X (Horgan et al., ICLR 2018) and Plappert et al. (ICLR 2018).
+Actors that explore are called nature actors, the others prior actors. Details that the paper leaves open are
+taken from Ape-X (Horgan et al., ICLR 2018) and Plappert et al. (ICLR 2018).
 
-A step is one environment step of every actor and the gradient steps that it owes: act -> refresh -> flush ->
-learn -> retire. Two effects of asynchrony remain: actors use copies of the learner's policy that are up to
-``sync_every`` steps old, and local buffers get their priorities when they are flushed.
+A step is one environment step in every actor's lanes and the gradient steps due for it: act -> refresh ->
+flush -> learn -> retire. Two effects of asynchrony remain: actors use a copy of the learner's policy that is
+up to ``sync_every`` steps old, and transitions get their priorities only when local buffers are flushed.
 
 Differs from the paper:
 
-- The actors step together, so that they copy the policy together and one copy serves all.
-- Critics have a linear output, since the softmax that the paper names cannot be a value.
+- The actors step together, so they copy the policy at the same time and share one copy.
+- Critics have a linear output; the softmax that the paper names cannot represent values.
 - Constants that the paper does not state are options of ``Config`` or hyperparameters of ``Hyper``.
-- The replay drops its oldest rows when it adds new ones; Ape-X trims it from time to time.
+- The replay drops its oldest rows when it adds new ones; Ape-X trims it periodically.
 - Rewards are clipped to [-1, 1] only with ``clip_rewards``, which the preset for Atari sets.
 - DDPG's critic loss and penalty lack a factor of 1/2, which makes no difference under Adam.
 - The environment steps of greedy episodes are not counted.
-- The learner has surpassed a prior policy of mean return r at ``r + (factor - 1) |r|``; the paper's
-  ``factor * r`` lies below a negative r.
+- The learner surpasses a prior policy of mean return r once it returns ``r + (factor - 1) |r|``; the paper's
+  ``factor * r`` would be less than r if r is negative.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ from popjax.replay.prioritized import Prioritized, prioritized
 
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "Prior", "State", "build", "measure", "remarks"]
 
-Held: TypeAlias = tuple[PyTree, Prioritized]  # the learner, and the replay whose priorities it writes
+Held: TypeAlias = tuple[PyTree, Prioritized]  # what a gradient step changes: the learner and priorities
 
 
 @struct.dataclass
 class State:
-    """Everything that training carries. The nature actors are the first of the P actors."""
+    """Everything that training carries. Nature actors come first among the P actors."""
 
     key: Key
     hyper: Hyper
@@ -71,25 +71,26 @@ class State:
     generation: Array  # int32 [] environment steps of each lane
     metrics: Metrics
     learner: PyTree
-    copy: Params  # the learner's policy as the actors have it
-    copy_age: Array  # int32 [] environment steps of an actor since it was made
+    copy: Params  # the actors' copy of the learner's policy
+    copy_age: Array  # int32 [] environment steps of an actor since the copy was made
     replay: Prioritized
-    frames: frames.Frames | None  # None where observations are not stacks
+    frames: frames.Frames | None  # None unless observations are stacks of frames
     recent: ring.Ring  # returns of nature actors' finished episodes
     retirement: Retirement
     prior_params: tuple[Params, ...]
-    prior_memories: tuple[PyTree, ...]  # of each prior policy, [prior, N]
-    guided: Array = stacked()  # bool [P, N] a prior policy plays the episode under way
+    prior_memories: tuple[PyTree, ...]  # memories of each prior policy, [prior actors, N]
+    guided: Array = stacked()  # bool [P, N] whether a prior policy plays the episode under way
     lanes: Lanes = stacked()  # [P, N]
     locals: Local = stacked()  # [P, N]
 
 
 @recorded
 def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) -> Method:
-    """Return a learner of the kind ``config.agent``, by default the one that fits ``env``, and its actors.
+    """Return a learner of the kind ``config.agent`` with its actors; without ``config``, the learner is DQN
+    if actions are discrete, else DDPG.
 
-    ``priors``, from ``measure``, are assigned to the prior actors in turn. Without priors these actors are
-    retired from the beginning, which is Ape-X with the paper's learner.
+    ``priors``, from ``measure``, are assigned to the prior actors in turn. Without priors, these actors are
+    retired from the start: that is Ape-X with the paper's learner.
     """
     if config is None:
         config = default_config(dqn.Config() if env.spec.discrete else ddpg.BASELINES)
@@ -140,7 +141,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         )
 
     def guides(state: Retirement) -> Array:
-        """Return bool [P]: actors whose next episode a prior policy plays."""
+        """Return bool [P]: whether a prior policy plays an actor's next episode."""
         return jnp.pad(state.active, (nature, 0))
 
     def choose(s: State, scale: Array, key: Key) -> tuple[Choice, PyTree]:
@@ -184,7 +185,8 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         )
 
     def see(s: State, played: Lanes, timestep: Timestep) -> tuple[PyTree, Array, Array]:
-        """Return the frames after a step, and observations and successors [P, N, ...] as rows store them."""
+        """Return the frames after a step, and its observations and successors [P, N, ...] as rows store
+        them."""
         views = s.lanes.obs, timestep.next_obs, played.obs, timestep.anew
         obs, next_obs, after, anew = tree.flatten(views)
         seen, *kept = sight.see(s.frames, obs[None], next_obs[None], after, anew[None])
@@ -192,13 +194,13 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return seen, obs, next_obs
 
     def refresh(s: State) -> State:
-        """Copy the learner's policy to the actors if theirs is ``sync_every`` steps old."""
+        """Copy the learner's policy to the actors if their copy is ``sync_every`` steps old."""
         due = s.copy_age >= config.sync_every
         copy, _ = learning.once(lambda _: (agent.policy(s.learner), ()), s.copy, due, ())
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:
-        """Move full local buffers with their initial priorities to the replay, one after the other."""
+        """Move full local buffers to the replay, one after the other, and give them initial priorities."""
         locals_, order, full = emptied(s.locals, config.local_buffer)
 
         def one(loop: tuple[Array, PyTree, Prioritized]) -> tuple[Array, PyTree, Prioritized]:
@@ -218,7 +220,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def update(
         seen: PyTree, hyper: Hyper, held: Held, key: Key, own: Array | bool = True
     ) -> tuple[Held, tuple[PyTree, PyTree]]:
-        """Take one gradient step where it is ``own``, and set the new priorities of its transitions."""
+        """Take one gradient step if it is ``own``, and set the new priorities of its transitions."""
         how = hyper.importance_exponent, hyper.priority_offset, partial(frames.looked, sight, seen)
         batch = config.batch, hyper.agent, key
         held, (losses, kept) = learning.prioritized_step(agent, store, held, *batch, *how, own)
@@ -229,17 +231,17 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return env_steps % period < per_step
 
     def owed(env_steps: counting.Count) -> counting.Count:
-        """Return the gradient steps that belong to the first ``env_steps`` of all actors."""
+        """Return how many gradient steps are due in all after ``env_steps`` of all actors."""
         steps = (env_steps - config.learning_starts) // config.env_steps_per_update
         return tree.where(env_steps >= config.learning_starts, steps, counting.none())
 
     def learn(s: State) -> State:
-        """Take the gradient steps that this step of the actors owes."""
+        """Take the gradient steps due for this step of the actors."""
         key, key_learn = jax.random.split(s.key)
         due = (owed(s.env_steps) - owed(s.env_steps - per_step)).low.astype(jnp.int32)
 
         def one(i: Array, carry: tuple[Held, PyTree]) -> tuple[Held, PyTree]:
-            own = tree.in_company(i < due)  # members that joined a sweep later may owe fewer steps
+            own = tree.in_company(i < due)  # fewer may be due for a member that joined the sweep later
             held, told = update(s.frames, s.hyper, carry[0], jax.random.fold_in(key_learn, i), own)
             return held, tree.where(own, told, carry[1])
 

@@ -25,31 +25,32 @@ DEVIATIONS = 0.1, 0.2, 0.3, 0.4, 0.5
 
 @dataclass(frozen=True)
 class Config:
-    """Actors, their experience and the learner's share of it; the defaults are for DQN."""
+    """Options of the actors, the replay and the learner; the defaults are for DQN."""
 
     agent: AgentConfig = field(default_factory=dqn.Config)  # the learner, and its networks
     nature_actors: int = 5  # actors that explore with a copy of the learner's policy
-    prior_actors: int = 3  # actors that play prior policies; without these they are retired from the start
+    prior_actors: int = 3  # actors that play prior policies, or explore if none are given
     lanes: int = 1  # environments of each actor
-    n_step: int = 3  # rewards in a stored return
+    n_step: int = 3  # n of the n-step returns that are stored
     batch: int = 32  # transitions per gradient step
     capacity: int = 1_000_000  # transitions that the replay holds; they set the size of checkpoints, too
     local_buffer: int = 50  # transitions that a lane gathers before they get priorities and are stored
     sync_every: int = 100  # environment steps of an actor between two copies of the learner's policy
     learning_starts: int = 50_000  # environment steps of all actors before the first gradient step
     env_steps_per_update: int = 4  # environment steps of all actors per gradient step from then on
-    # initial exploration of each nature actor; actors beyond the last value have the agent's, and with the
-    # default, fewer than five actors have its first values
+    # initial exploration of each nature actor; actors beyond the last value use the agent's own, and fewer
+    # than five actors use the first values of the default
     exploration: tuple[float, ...] = PROBABILITIES
-    # change of exploration over time; "apex": none, it stays 0.4^(1 + 7i / (N - 1)) for actor i of N
+    # change of exploration over time; "apex": constant at 0.4^(1 + 7i / (N - 1)) for actor i of N
     schedule: Literal["anneal", "constant", "apex"] = "anneal"
     clip_rewards: bool = False  # learn from rewards clipped to [-1, 1], as on Atari
     check_every: int = 10_000  # environment steps of all actors between comparisons with the prior policies
     checks: int = 3  # comparisons in a row that the learner must win
-    return_window: int = 100  # finished episodes of nature actors whose mean is their average return
-    # compare returns of ten greedy episodes of the learner, or those of nature actors, which explore
+    return_window: int = 100  # latest finished episodes in the average return of nature actors
+    # episodes whose mean return is compared with the prior policies': ten greedy ones of the learner, or the
+    # latest ones of nature actors, which explore
     return_source: Literal["greedy", "nature"] = "greedy"
-    prior_until: int = 0  # environment steps after which prior actors retire whatever happens; 0: never
+    prior_until: int = 0  # environment steps after which all prior actors retire; 0: no such limit
     target_every: int = 10_000  # environment steps of all actors between copies to DQN's target network
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class Config:
 
     @property
     def actors(self) -> int:
-        """Return the number of actors of both kinds together."""
+        """Return the number of actors of both kinds."""
         return self.nature_actors + self.prior_actors
 
 
@@ -102,11 +103,12 @@ def _check_exploration(config: Config) -> None:
 class Hyper:
     """Hyperparameters of CA2E and of its learner."""
 
-    agent: Any  # hyperparameters of the learner; ``agent.exploration`` is also that of retired prior actors
+    # hyperparameters of the learner; its exploration is also that of retired prior actors, except with apex
+    agent: Any
     priority_exponent: Number = number(0.6)  # alpha of prioritized replay; 0 is uniform replay
     importance_exponent: Number = number(0.4)  # beta of the importance weights; 0 leaves them out
     priority_offset: Number = number(1e-6)  # added to every absolute TD error
-    # to replace a prior policy of mean return r, the learner must return r + (factor - 1) times the absolute
+    # a prior policy of mean return r is replaced once the learner returns r + (factor - 1) times the absolute
     # value of r; inf: never
     replacement_factor: Number = number(1.05, low=1.0)
 
@@ -117,17 +119,19 @@ class Metrics:
 
     fitness:        float32 [P] return of each actor's last finished episode, mean over lanes.
     episodes:       int32 [P]   finished episodes.
-    average_return: float32 []  of the last ``return_window`` episodes of nature actors, 0 before the first.
-    compared:       float32 []  return at the last comparison with an active prior policy, 0 before the first.
-    losses:         [] each     the learner's in the last gradient step, 0 before the first.
-    gradient_steps: int32 []    in this step.
+    average_return: float32 []  mean of the last ``return_window`` episodes of nature actors; 0 before the
+                    first.
+    compared:       float32 []  the learner's return at the last comparison with active prior policies; 0
+                    before the first.
+    losses:         [] each     losses of the learner's last gradient step; 0 before the first.
+    gradient_steps: int32 []    gradient steps taken in this step.
     exploration:    float32 [P] scale of each actor's exploration; prior actors use theirs once they are
                     retired.
-    retired_at:     float32 [prior] environment steps when a prior actor retired, -1 while it has not.
-    baseline:       float32 [prior] mean return of its policy.
+    retired_at:     float32 [prior] environment steps when a prior actor retired; -1 until then.
+    baseline:       float32 [prior] mean return of a prior actor's policy.
     stored:         int32 []    transitions in the replay.
-    stale:          int32 []    rows of the last batch that have lost a frame, which must be 0; None where
-                                observations are not stacks.
+    stale:          int32 []    rows of the last batch that have lost a frame, which must be 0; None unless
+                                observations are stacks of frames.
     """
 
     fitness: Array
@@ -144,7 +148,7 @@ class Metrics:
 
 
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:
-    """Return the paper's constants for a learner of this kind, and ours where it states none."""
+    """Return the paper's constants for a learner of this kind, and ours for those that it does not state."""
     if isinstance(agent, dqn.Config):
         return Config(agent=agent)
     return Config(
@@ -158,7 +162,7 @@ def default_config(agent: AgentConfig = dqn.Config()) -> Config:
 
 
 def preset(task: str) -> Preset | None:
-    """Return the paper's constants for a game such as "atari/breakout"; None for another task."""
+    """Return the paper's constants for a game such as "atari/breakout"; None for other tasks."""
     if not task.startswith("atari/"):
         return None
     config = replace(default_config(dqn.Config(least_exploration=0.001)), clip_rewards=True)
@@ -166,18 +170,19 @@ def preset(task: str) -> Preset | None:
 
 
 def default_hyper(config: Config) -> Hyper:
-    """Return the hyperparameters that belong to a Config. DQN's target is copied by environment steps:
-    ``target_every``."""
+    """Return the default hyperparameters for ``config``. DQN's own target period is infinite, since
+    ``target_every`` counts environment steps instead."""
     if isinstance(config.agent, dqn.Config):
         return Hyper(agent=dqn.Hyper(target_period=math.inf))
     return Hyper(agent=replace(ddpg.baselines_hyper(), exploration=0.2))
 
 
 def scales(agent: Agent, config: Config, hyper: Hyper, env_steps: Array) -> Array:
-    """Return float32 [P], the scale of each actor's exploration after ``env_steps`` of all.
+    """Return float32 [P], the scale of each actor's exploration after ``env_steps`` of all actors.
 
-    Prior actors, and nature actors beyond ``config.exploration``, have that of retired actors: the agent's
-    own exploration, at its start unless the schedule anneals.
+    With schedule "apex" both kinds of actors follow ``ladder``. Otherwise prior actors, and nature actors
+    beyond ``config.exploration``, use the agent's own exploration: annealed, or constant at its initial
+    value, as the schedule says.
     """
     count, annealing = config.nature_actors, config.schedule == "anneal"
     retired = agent.exploration(hyper.agent, env_steps if annealing else jnp.int32(0))
@@ -196,15 +201,15 @@ def scales(agent: Agent, config: Config, hyper: Hyper, env_steps: Array) -> Arra
 
 def ladder(place: Array, count: int) -> Array:
     """Return Ape-X's constant probabilities of a random action, ``0.4^(1 + 7 i / (N - 1))`` for i =
-    ``place``."""
+    ``place`` and N = ``count``."""
     return jnp.asarray(0.4 ** (1 + 7 * place / max(count - 1, 1)), jnp.float32)
 
 
 def check_learner(config: Config) -> None:
-    """Check that CA2E supports the learner, and that its Hyper has those of the schedule.
+    """Check that CA2E supports the learner, and that the schedule is one for this learner.
 
     Raises:
-        ValueError: the learner is neither DQN nor DDPG, or the schedule is for DQN alone.
+        ValueError: the learner is neither DQN nor DDPG, or it is DDPG and the schedule is for DQN only.
     """
     if not isinstance(config.agent, dqn.Config | ddpg.Config):
         raise ValueError(f"the learner of CA2E must be dqn or ddpg, not {type(config.agent).__module__}")

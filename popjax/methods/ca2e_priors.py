@@ -32,11 +32,11 @@ class Prior(NamedTuple):
 
 @struct.dataclass
 class Retirement:
-    """The standing of every prior actor [prior].
+    """Progress of every prior actor [prior] towards retirement.
 
-    baseline:   float32  mean return of its policy.
+    baseline:   float32  mean return of the actor's policy.
     successes:  int32    comparisons in a row that the learner has won.
-    retired_at: float32  environment steps when it became a nature actor; -1 while it has not.
+    retired_at: float32  environment steps when the actor retired; -1 until then.
     """
 
     baseline: Array
@@ -51,10 +51,11 @@ class Retirement:
 
 @typed()
 def measure(env: Env, policies: Sequence[Pretrained], key: Key, episodes: int = 100) -> tuple[Prior, ...]:
-    """Play ``episodes`` greedy episodes with each policy, all in one program.
+    """Return the policies with their mean returns over ``episodes`` greedy episodes of each, which one
+    program plays.
 
     Raises:
-        ValueError: a policy is of another task, or for other observations or actions.
+        ValueError: a policy was trained on another task, or for other observations or actions.
     """
     for policy in policies:
         check_fits(env, policy)
@@ -72,18 +73,18 @@ PRIOR = Ingredient(
     Prior,
     "Policy of a finished run on the same task, RUN_DIR or RUN_DIR:SEED, for a prior actor. May be repeated.",
 )
-"""Use that CA2E makes of finished runs."""
+"""The finished runs that CA2E takes, for its prior policies."""
 
 
 def acting(env: Env, policies: Sequence[Pretrained], params: Sequence[Params]) -> tuple[Act, PyTree]:
-    """Return one Act for all policies, with parameters ``params`` of each, and their memories at the start of
-    an episode; the number of a policy is its parameter."""
+    """Return one Act for all policies, whose parameter is the index of a policy, and the policies' memories
+    at the start of an episode. ``params`` are the parameters of each policy."""
     act = several([policy.act for policy in policies], params, env.spec)
     return act, tuple(policy.memory for policy in policies)
 
 
 def check_fits(env: Env, policy: Pretrained) -> None:
-    """Check that ``policy`` was trained for ``env``; for rewards that were clipped or scaled, too.
+    """Check that ``policy`` was trained for ``env``, possibly with clipped or scaled rewards.
 
     Raises:
         ValueError: ``policy`` was trained for another task; the message names the field that differs.
@@ -94,7 +95,7 @@ def check_fits(env: Env, policy: Pretrained) -> None:
             f"the prior policy of {policy.name} was trained on {theirs.name}, not on {ours.name}"
         )
     for field, here, there in zip(ours._fields, ours, theirs, strict=True):
-        if here != there and field != "highest_return":  # which clipped rewards do not have
+        if here != there and field != "highest_return":  # None for clipped or scaled rewards
             raise ValueError(
                 f"the prior policy of {policy.name} was trained where {field} of {ours.name} is {there},"
                 f" not {here}"
@@ -104,7 +105,7 @@ def check_fits(env: Env, policy: Pretrained) -> None:
 def remarks(
     env: Env, config: Config, hyper: Hyper, env_steps: int, priors: Sequence[Prior] = ()
 ) -> list[str]:
-    """Return warnings about the prior policies for the start of a run, a line each."""
+    """Return remarks on the prior policies for the start of a run, one line each."""
     if config.prior_actors and not priors:
         return ["no prior policies were given: the prior actors explore, as nature actors do"]
     highest, factor = env.spec.highest_return, float(np.max(hyper.replacement_factor))
@@ -153,10 +154,11 @@ def after_check(
     due: Array,
     env_steps: Count,
 ) -> Retirement:
-    """Return the state after a comparison of the learner's return ``average`` [], if it is ``due`` and
-    ``known``.
+    """Return the state after a comparison of the learner's mean return ``average`` [] with the baselines, if
+    one is ``due``; a return that is not ``known`` yet surpasses none.
 
     Algorithm 1.1: a prior actor retires once the learner has surpassed its policy ``checks`` times in a row.
+    After ``prior_until`` environment steps, all have retired.
     """
     bar = threshold(state.baseline, hyper.replacement_factor)
     compared = compare(state, known & (average >= bar), env_steps / 1, config.checks)

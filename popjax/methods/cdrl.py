@@ -1,10 +1,10 @@
-"""Collaborative Deep RL (cA3C): a student learns its task and, through an alignment of actions, from teachers
-of other tasks. Lin, Wang & Zhou, 2017, https://arxiv.org/abs/1702.05796.
+"""Collaborative Deep RL (cA3C): a student learns from its task's rewards and from teachers of other tasks,
+whose actions are aligned with its own. Lin, Wang & Zhou, 2017, https://arxiv.org/abs/1702.05796.
 
-A step: collect -> learn. All tasks play a rollout. The student learns from its rewards; its alignment
-networks learn to translate the teachers' logits into those of the student's policy; the student's
-distillation head learns from the translated logits. Teachers that train learn from their rewards. Without a
-teacher it is A3C, restated for lanes.
+A step: collect -> learn. A rollout is played in every task. The student learns from its rewards; its
+alignment networks learn to translate the teachers' logits into those of the student's policy; its
+distillation head learns from the translated logits. Teachers that train beside the student learn from their
+own rewards. Without teachers this is A3C, restated for lanes.
 
 Differs from the paper and its code:
 
@@ -14,13 +14,13 @@ Differs from the paper and its code:
 - The rollouts of an episode are not merged, and KL divergences have no 1e-10 inside the logarithm.
 - Adam adds 1e-8 to the root of the corrected second moment, where the code's TensorFlow adds it to the root
   of the raw one, which in the first step amounts to 3.2e-7.
-- A teacher keeps a memory of its own along the student's episodes, updated whenever the student acts; the
-  code hands it the student's memory (``teacher_state``).
+- A teacher keeps its own memory along the student's episodes, updated whenever the student acts; the code
+  gives it the student's memory (``teacher_state``).
 - Each of several teachers has its own alignment network, and all share the student's Adam for distillation.
 
-As in the code, alignment networks have ELU, a time limit ends an episode, and the alignment loss has the
-code's direction; ``align_kl`` has the paper's, too. The paper's measure is ``Metrics.score``, for which the
-policy samples its actions; evaluations of a run are greedy.
+As in the code, alignment networks have ELU, a time limit counts as the end of the task, and the alignment
+loss has the code's direction unless ``align_kl`` is "paper". The paper's measure is ``Metrics.score``, the
+return of a policy that samples its actions; evaluations of a run are greedy.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from popjax.replay.ring import Ring, ring
 
 __all__ = ["METHOD", "NEVER", "Config", "Hyper", "Metrics", "State", "build"]
 
-EPISODES = 100  # over which a score is the mean, as in the paper
+EPISODES = 100  # latest episodes whose mean return is a score, as in the paper
 
 
 @struct.dataclass
@@ -75,13 +75,14 @@ class State:
     env_steps: counting.Count  # [] of the student in all lanes; a teacher that trains takes the same number
     generation: Array  # int32 [] rollouts
     metrics: Metrics
-    tasks: tuple[Task, ...]  # the student's and then those of the teachers that train
+    tasks: tuple[Task, ...]  # the student's, then those of the teachers that train
     guides: tuple[Guide, ...]  # the finished teachers, then those that train
     scores: Ring = stacked()  # [P] returns of the last episodes
 
 
 class Learned(NamedTuple):
-    """A task's network and its tutors' alignment networks after a rollout; losses are means over steps."""
+    """A task's network and its tutors' alignment networks after a rollout; losses are means over gradient
+    steps."""
 
     student: Student
     aligners: tuple[Learner, ...]
@@ -98,13 +99,14 @@ def build(
     teacher_envs: Sequence[Env] = (),
     alignments: Sequence[Teacher] = (),
 ) -> Method:
-    """Return a student of ``env`` with finished ``teachers``, and others that train beside the student in
-    ``teacher_envs``. ``alignments`` are runs of align for align offline, one for each teacher in this order.
+    """Return a student of ``env`` with finished ``teachers``, and with teachers that train beside it in
+    ``teacher_envs``. With align "offline", ``alignments`` are runs of ``align``, one for each teacher in the
+    same order.
 
     Raises:
         ValueError: actions are continuous; a teacher has no logits, cannot read the student's observations,
-            or has other actions and no alignment; an offline alignment is missing or was made for something
-            else; the student has nothing to learn from.
+            or has other actions and no alignment; an offline alignment is missing or was made for another
+            task, teacher or network; the student has nothing to learn from.
     """
     envs = [env, *teacher_envs]
     networks = [actor_critic.network(each.spec, config.network) for each in envs]
@@ -135,7 +137,7 @@ def build(
             hyper=hyper,
             env_steps=counting.none(),
             generation=jnp.int32(0),
-            metrics=None,  # type: ignore[arg-type]  # its shapes are those of the first step's
+            metrics=None,  # type: ignore[arg-type]  # filled in below, in the shapes of a step's
             tasks=tasks,
             guides=tuple(guides),
             scores=tree.repeat(scores.init(jnp.float32(0)), len(envs)),
@@ -146,7 +148,7 @@ def build(
         return replace(state, metrics=learning.zeros(after.metrics), tasks=tasks)
 
     def collect(s: State) -> State:
-        """Play a rollout in every task's lanes with the parameters as they are."""
+        """Play a rollout in every task's lanes with the current parameters."""
         key, key_play = jax.random.split(s.key)
         before, params = [task.lanes for task in s.tasks], [task.student.params for task in s.tasks]
         rollouts = play(before, params, s.hyper.discount, s.hyper.trace_decay, key_play)
@@ -165,7 +167,7 @@ def build(
         )
 
     def learn(s: State) -> State:
-        """Train every task's network by its rewards, and the student by its teachers, too."""
+        """Train every task's network on its rewards, and the student also on its teachers' logits."""
         training = [task.student.params for task in s.tasks[1:]]
         params = [guide.frozen for guide in s.guides[: len(teachers)]] + training
         before = s.env_steps - taken
@@ -209,7 +211,7 @@ def build(
 
 
 def _tutor(env: Env, teacher: Teacher, network: Recurrent, config: Config) -> Tutor:
-    """Return ``teacher`` with its translation for a student of ``env``."""
+    """Return ``teacher`` with the translation of its actions for a student of ``env``."""
     policy = imitation.reading(teacher.policy, env.spec, config.pad_observations)
     if config.teacher_state == "student":
         tutoring.require_memory(network.memory, policy)
@@ -230,8 +232,8 @@ def _start_task(env: Env, network: Recurrent, key: Key, config: Config, hyper: H
 
 
 def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Callable[..., Learned]:
-    """Return the function by which a network and its alignment networks learn from a rollout: lane by lane,
-    or all at once."""
+    """Return the function by which a network and its alignment networks learn from a rollout: from one lane
+    after the other, or from all at once."""
     size = config.lanes if config.update_mode == "batched" else 1
 
     def learn(

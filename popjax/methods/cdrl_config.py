@@ -30,7 +30,7 @@ TIMES = ("align_from", "distil_from", "distil_until")
 BUDGET = 20_000_000
 """Environment steps of the paper's runs, the default of ``Hyper.budget``."""
 UNIVERSE = MappingProxyType({"preset": "universe"})
-"""Options of Atari games as the paper's code, which builds on universe-starter-agent, plays them."""
+"""Options of Atari games as in the paper's code, which builds on universe-starter-agent."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Config:
     network: recurrent.Config = field(default_factory=recurrent.Config)
     lanes: int = 8  # environments of each task, the workers of A3C
     steps: int = 20  # environment steps of each lane in a rollout
-    # a gradient step for each lane in turn, or one for the mean over lanes: with 8 lanes these are 8 times
-    # fewer, so raise lr, distil_lr and align_lr together
+    # one gradient step for each lane in turn, or one for the mean over lanes; the latter takes fewer steps,
+    # with 8 lanes 8 times fewer, so raise lr, distil_lr and align_lr together
     update_mode: Literal["sequential", "batched"] = "sequential"
-    student_gae: bool = True  # the student learns from its own rewards, too
+    student_gae: bool = True  # whether the student also learns from its own rewards
     distil_head: Literal["distil", "policy"] = "distil"  # the student's head that learns from teachers
     # the memory with which a teacher reads a rollout; "student" as in the authors' code
     teacher_state: Literal["own", "student"] = "own"
     # alignment of teachers' logits: none, by a network trained before the run, or by one trained during it
     align: Literal["none", "offline", "online"] = "online"
-    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # hidden layers of an alignment network, units
+    align_hidden: tuple[int, ...] = (512, 512, 512, 512)  # units of an alignment network's hidden layers
     align_kl: Direction = "code"  # KL(aligned || student), or the reverse
-    # pad observations with zeros, or crop them, to the channels or components that a teacher reads
+    # pad observations with zeros, or crop them, to as many channels or components as a teacher reads
     pad_observations: bool = False
     pad_actions: bool = False  # without alignment, a teacher's logits are padded with -inf or cropped
 
@@ -72,9 +72,9 @@ class Hyper:
 
     ``align_from``, ``distil_from`` and ``distil_until`` are environment steps of the student. A value below 1
     is a fraction of ``budget``, rounded to whole steps; any other is a number of steps, so 1 is the first
-    step and not the whole budget. Infinity is never. The defaults are for two tasks that both start from
+    step and not the whole budget. Infinity means never. The defaults are for two tasks that both start from
     scratch, with the paper's budget; give a shorter run a smaller one, or it ends before anything is
-    distilled. Where alignment networks train online, ``distil_from`` must come after ``align_from``.
+    distilled. If alignment networks train online, ``distil_from`` must come after ``align_from``.
     """
 
     discount: Number = number(0.99, high=1.0)  # gamma, per environment step
@@ -85,7 +85,7 @@ class Hyper:
     lr: Number = number(1e-4)  # Adam's rate for the task's own rewards
     distil_lr: Number = number(1e-4)  # learning rate of distillation, which has its own Adam
     align_lr: Number = number(1e-4)  # learning rate of the alignment networks
-    # tau, by which a teacher's logits are divided and, with align_kl paper, the student's for alignment
+    # tau: divides a teacher's logits and, in the alignment loss with align_kl paper, the student's, too
     temperature: Number = number(1.0, low=1e-6)
     align_from: Number = number(0.15)  # T1, start of alignment [environment steps or share of budget]
     distil_from: Number = number(0.2)  # T2, start of distillation [environment steps or share of budget]
@@ -95,16 +95,16 @@ class Hyper:
 
 @struct.dataclass
 class Metrics:
-    """Metrics of a step. P is the student and then the teachers that train, each in its own task.
+    """Metrics of a step. Rows [P] are the student, then the teachers that train, each in its own task.
 
     fitness:       float32 [P] return of the last finished episode, mean over lanes.
     score:         float32 [P] mean return of the last 100 episodes, or of all so far; 0 before the first.
     lengths:       float32 [P] environment steps of the last finished episode, mean over lanes.
     episodes:      int32 [P]   finished episodes.
-    losses:        [P] each    of A2C, means over rows.
+    losses:        [P] each    losses of A2C, means over rows.
     gradient_norm: float32 [P] global norm of their gradient before clipping, mean over gradient steps.
     actions:       [A]         mean probabilities of the student's actions in its rollouts.
-    distillations: of every teacher, see ``Distillation``.
+    distillations: one for every teacher, see ``Distillation``.
     """
 
     fitness: Array
@@ -137,8 +137,8 @@ class Task:
 
 
 def preset(task: str) -> Preset | None:
-    """Return the constants for a game such as "atari/bowling", the defaults but for its frames; None for
-    another task."""
+    """Return the constants for a game such as "atari/bowling": the defaults, with the paper's options of
+    Atari games; None for other tasks."""
     return Preset(Config(), Hyper(), BUDGET, UNIVERSE) if task.startswith("atari/") else None
 
 

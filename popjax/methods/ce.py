@@ -2,22 +2,25 @@
 them. ICLR 2024 submission, "A Collaborative Perspective on Exploration".
 
 Off-policy agents of any kind act in environments of their own, fill one replay and learn from the same
-batches, each with its own reward: the task's plus the novelty of a state to all agents' recent visits.
+batches, each from its own rewards: the task's plus a bonus for states unlike those that the agents visited
+recently.
 
 An iteration: collect -> (relabel -> learn -> contrast) x updates -> learn_to_judge. The agents may
 collaborate in the reward (``drive``), in acting (``col_unroll``) and in evaluation (``col_eval``); the
-paper's headline result has the first alone, its "All" all three. Other drives make the paper's baselines:
-none is Replica, or SAC with ``population=1``; ``rnd`` is RND + Replica with a module for each agent, and RND
-+ CE with one for all.
+paper's headline result uses the first alone, its variant "All" uses all three. Other drives make the paper's
+baselines: none is Replica, or SAC with ``population=1``; ``rnd`` is RND + Replica with a module for each
+agent, and RND + CE with one for all.
 
 With several lanes per agent a vector step adds ``population * lanes`` transitions and takes as many updates,
-so their ratio stays the same. But a bank takes every fifth state of each lane and then covers ``1500 /
-lanes`` steps of a lane, so that it is fresher and wider: compare results with equal ``lanes`` only.
+so their ratio stays the same. But a bank remembers every fifth state of each lane and so covers only ``1500 /
+lanes`` steps of a lane; its states are more recent and more diverse. Compare results with equal ``lanes``
+only.
 
-Differs from the paper: replay rows store neither the agent nor the place in the episode, which are read off
-their slots and neighbours. Without ``col_eval`` the first agent is evaluated, as in the paper. Alone, an
-agent is rewarded for its own novelty, whatever ``ego_weight``. The paper does not say whether its KNN cosine
-similarity is that of the K-th nearest neighbour or the mean of the K nearest; here it is that of the K-th.
+Differs from the paper: replay rows store neither the agent nor the place in the episode; both follow from a
+row's slot and its neighbours. Without ``col_eval`` the first agent is evaluated, as in the paper. A single
+agent is rewarded for novelty to itself alone, whatever ``ego_weight`` is. The paper does not say whether its
+KNN cosine similarity is that of the K-th nearest neighbour or the mean of the K nearest; here it is that of
+the K-th.
 """
 
 from __future__ import annotations
@@ -76,7 +79,7 @@ class Config(offpolicy.Common):
 class Hyper:
     """Hyperparameters of the method."""
 
-    learner: Any = field(default_factory=sac.Hyper)  # hyperparameters of every agent; [P] for one value each
+    learner: Any = field(default_factory=sac.Hyper)  # hyperparameters of the agents; [P]: a value for each
     # hyperparameters of the drive; weight and ego_weight may be [P], one value for each agent
     drive: Any = field(default_factory=contrastive.Hyper)
     acting: acting.Hyper = field(default_factory=acting.Hyper)  # hyperparameters for col_unroll and col_eval
@@ -122,8 +125,8 @@ def default_hyper(config: Config) -> Hyper:
 
 @struct.dataclass
 class State(offpolicy.State):
-    """``offpolicy.State`` with the Q-classifier; one replay whatever the population. ``agents`` lead with 1
-    where they are heads of one network."""
+    """``offpolicy.State`` with the Q-classifier. All agents share one replay. The leading axis of ``agents``
+    is 1 if they are heads of one network."""
 
     classifier: classifier.State | None  # type: ignore[misc]  # None without one
 
@@ -156,7 +159,7 @@ def build(env: Env, config: Config = Config()) -> Method:
     base = offpolicy.build(env, sizes, lambda hyper: hyper.learner, adapt=together)
     crew = base.crew
     assert crew is not None
-    each = {"drive.weight", "drive.ego_weight"}  # hyperparameters that may differ from agent to agent
+    each = {"drive.weight", "drive.ego_weight"}  # hyperparameters that may have a value for each agent
     if not isinstance(config.learner, Multihead):
         each |= {f"learner.{f.name}" for f in fields(agents.default_hyper(config.learner))}
 
@@ -166,7 +169,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return State(**base.fields(key_base, hyper), classifier=judge and judge.init(key_classifier))
 
     def learn_to_judge(s: State) -> State:
-        """Take as many gradient steps of the Q-classifier as of the agents."""
+        """Train the Q-classifier for as many gradient steps as the agents."""
         if judge is None:
             return s
         key, key_learn = jax.random.split(s.key)
@@ -180,7 +183,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, classifier=opinion)
 
     def deployed(s: State) -> Params:
-        """Return the first agent, or all with the function that chooses among them."""
+        """Return the parameters of the first agent, or those of all agents and of the choice among them."""
         if s.classifier is not None:
             return base.individuals(s), s.classifier.params
         if config.col_eval == "softmax":
@@ -209,7 +212,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 
 def preset(task: str) -> Preset | None:
-    """Return the constants for a game such as "atari/asterix" or a task from pixels; None for another."""
+    """Return the constants for a game such as "atari/asterix" or a task from pixels; None for others."""
     if not task.startswith("atari/"):
         return offpolicy.from_pixels(default_config, default_hyper, task)
     config = default_config(DQN)

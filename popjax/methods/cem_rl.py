@@ -2,20 +2,17 @@
 before all of them are compared. Pourchot & Sigaud, ICLR 2019, "CEM-RL: Combining evolutionary and
 gradient-based methods for policy search".
 
-The cross-entropy method searches around a mean actor. In every generation half of the actors that it draws
-take gradient steps against a critic that all of them share before all actors play an episode, and mean and
-variance move to the best half, whether gradient steps or chance put an actor there. All transitions fill one
-replay.
-
-A generation: draw -> train -> evaluate -> move. Algorithm 1.
+A generation (Algorithm 1): draw -> train -> evaluate -> move. The cross-entropy method draws actors around a
+mean actor; half of them take gradient steps; all play an episode and fill one replay; then mean and variance
+move to the best half, whether its actors were trained or not.
 
 The learner is TD3's; DDPG's is ``critics=1`` with ``learner.target_noise`` 0. The mean actor is deployed.
 
-Differs from the paper's code: actors climb side by side, each against the critic as it was when that actor
-was its target, which gives the same numbers as one after the other. Importance mixing reuses only individuals
-that took no gradient steps, since the density of others is not known; the code also reuses those, and reads
-their returns from shifted places. With several ``trials`` the value after every time limit counts, not that
-after the first alone.
+Differs from the paper's code: actors take their gradient steps side by side, each against the critic as it
+was at the end of that actor's turn as target, which gives the same result as one after the other. Importance
+mixing reuses only individuals that took no gradient steps, since the density of the others is unknown; the
+code reuses both, and reads their returns from shifted places. With several ``trials`` no time limit counts as
+the end of the task; in the code all but the first do.
 """
 
 from __future__ import annotations
@@ -59,9 +56,9 @@ class Config:
     population: int = 10  # actors of a generation; the best half moves the search
     trained: int = 5  # actors of a generation that take gradient steps
     trials: int = 1  # episodes whose mean return is an actor's fitness
-    mixing: bool = False  # importance mixing: actors of the last generation stay where the search allows it
+    mixing: bool = False  # importance mixing: reuse actors of the last generation that the search still fits
     elitism: bool = False  # the last actor of a generation is the best of the one before
-    hidden: tuple[int, ...] = (400, 300)  # hidden layers of actors (tanh) and critics (leaky ReLU), units
+    hidden: tuple[int, ...] = (400, 300)  # units of the hidden layers of actors (tanh), critics (leaky ReLU)
     critics: int = 2  # number of critics; the smallest value counts; TD3 has 2, DDPG 1
     batch: int = 100  # transitions per gradient step
     capacity: int = 1_000_000  # transitions that the replay holds
@@ -69,7 +66,8 @@ class Config:
 
     @property
     def search(self) -> cem.Config:
-        """Return the sizes of the search. Mixing draws actors one by one, else they come in pairs."""
+        """Return the sizes of the search. Without mixing, actors are drawn in antithetic pairs if their
+        number is even."""
         antithetic = self.population % 2 == 0 and not self.mixing
         return cem.Config(self.population, self.population // 2, antithetic)
 
@@ -102,14 +100,14 @@ class Hyper:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:         float32 [P] mean return of each actor's trials, the trained ones first; for one that has
-                     diverged, that of the worst other.
+    fitness:         float32 [P] mean return of each actor's trials, the trained actors first; one that has
+                     diverged gets the worst of the others.
     diverged:        int32 actors whose return was not finite.
     critic_loss:     mean squared TD error of the last gradient step, summed over critics; 0 before the first.
-    actor_loss:      [trained] minus the mean value of an actor's actions there.
-    gradient_steps:  int32 of each trained actor, and of the critics up to rounding.
+    actor_loss:      [trained] minus the mean value of an actor's actions in its last gradient step.
+    gradient_steps:  int32 gradient steps of each trained actor and, up to rounding, of the critics.
     steps:           int32 environment steps of the generation.
-    reused:          int32 actors whose episodes are those of the generation before.
+    reused:          int32 actors that kept their episodes of the generation before.
     trained_parents: int32 trained actors in the best half, which moves the search.
     spread:          mean standard deviation of a parameter in the search after it has moved.
     """
@@ -136,12 +134,12 @@ class State:
     metrics: Metrics
     critic: shared_critic.Critic
     replay: Ring
-    search: cem.State  # from which the next generation is drawn
-    before: cem.State  # from which this one was
+    search: cem.State  # draws the next generation
+    before: cem.State  # drew this generation
     population: Array = stacked()  # float32 [P, n] parameters, as they were evaluated
-    source: Array = stacked()  # int32 [P] whose episodes in the generation before an actor's are; -1: its own
+    source: Array = stacked()  # int32 [P] actor of the generation before whose episodes are kept; -1: none
     start: Array = stacked()  # int32 [P] slot of the replay at which an actor's episodes begin
-    length: Array = stacked()  # int32 [P] their environment steps
+    length: Array = stacked()  # int32 [P] environment steps of an actor's episodes
 
 
 @recorded
@@ -188,7 +186,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def draw(s: State) -> State:
-        """Draw a generation from the search, with importance mixing those that do not train (line 10)."""
+        """Draw a generation from the search (line 10), its untrained actors by importance mixing if set."""
         key, key_draw, key_mix = jax.random.split(s.key, 3)
         drawn, source = cem.ask(s.search, key_draw, config.search), jnp.full(population, -1, jnp.int32)
         if config.mixing:
@@ -202,8 +200,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, population=drawn, source=source)
 
     def train(s: State) -> State:
-        """Train the critics towards each trained actor in turn, and each actor against the critics as they
-        are then (lines 11 to 16)."""
+        """Train the critics with each trained actor in turn as their target, and each actor against the
+        critics at the end of its turn (lines 11 to 16)."""
         key, key_critic, key_actors = jax.random.split(s.key, 3)
         owed = (s.length.sum() * s.hyper.updates_per_step).astype(jnp.int32)
         count = jnp.where(s.env_steps >= config.warmup + 1, owed, 0)
@@ -237,8 +235,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(s, key=key, critic=critic, population=everyone, metrics=metrics)
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of all actors and store them (lines 18 to 22); actors that stayed
-        reuse their return and transitions."""
+        """Play ``trials`` greedy episodes of all actors and store them (lines 18 to 22); actors reused by
+        mixing keep their returns and transitions."""
         key, key_play = jax.random.split(s.key)
         owner = jnp.repeat(jnp.arange(population), config.trials)
         episodes = lanes.episodes(

@@ -1,39 +1,40 @@
 """Cooperative heterogeneous deep reinforcement learning: the team CSPC. Zheng et al., NeurIPS 2020.
 
 A global off-policy agent (SAC) and local ones, on-policy (PPO) and gradient-free (CEM), play in turn. All
-transitions go to the global agent's memory, and good episodes to a small local memory from which some of its
-batches come. Where scores are far enough apart, the better policy is handed over: the mean networks of all
-agents are alike.
+transitions go to the global agent's memory, and good episodes to a small local memory, from which it draws
+some of its batches. An agent whose score is far enough behind takes over the better policy, since the mean
+networks of all agents are alike.
 
-An iteration: cooperate (off_policy -> on_policy -> evolution -> tests) -> hand_over. In the first one the
-global agent plays alone. After the phase of a local agent the global one takes a gradient step for each
-environment step of that phase. With ``fused`` all play at once, which wastes less of a device.
+An iteration: cooperate (off_policy -> on_policy -> evolution -> tests) -> hand_over. In the first iteration
+the global agent plays alone. After the phase of a local agent, the global agent takes a gradient step for
+each environment step of that phase. With ``fused`` all agents play at once, which uses a device better.
 
-Any agent of ``popjax.agents`` with a mean network may be the global one and any on-policy agent the other;
-either, or the search, may be missing. With ``copies`` there are further local agents of the global one's
-kind. The paper's ablations and baselines are configurations, which the page of the method lists. With a
-``drive`` the off-policy agents are also rewarded for states that are new to the team (``rnd``), or to them
-and to the others (``collab``); scores stay the task's returns.
+The global agent may be any agent of ``popjax.agents`` with a mean network, the on-policy one any on-policy
+agent; either, or the search, may be missing. ``copies`` adds local agents of the global agent's kind. The
+paper's ablations and baselines are configurations, listed on the method's page. With a ``drive`` the
+off-policy agents are also rewarded for states that are new to the team (``rnd``), or new to themselves and
+to the other agents (``collab``); scores stay the task's returns.
 
 Where the paper's listings and its text disagree, popjax follows the text and the authors' code:
 
-- The global agent has its first training once (Algorithm 1 prints it inside the loop), after which policies
-  may already be handed over.
+- The global agent's first training takes place once (Algorithm 1 prints it inside the loop), and policies may
+  be handed over right after it.
 - An episode is stored before the update that follows it (Algorithm 2 prints the update first).
-- The label of an agent admits its own episodes alone.
+- An agent's label admits only that agent's episodes to the local memory.
 
 Differs from the paper:
 
-- Gradient steps are taken in turn with environment steps, not in bursts after episodes (``burst``, with
-  ``update_after=0``). So a batch may hold transitions of an episode that is not over, and a phase of the
+- Gradient steps alternate with environment steps; the paper takes them in bursts after episodes (``burst``,
+  with ``update_after=0``). So a batch may hold transitions of an unfinished episode, and a phase of the
   global agent may end in the middle of an episode, which its next phase continues.
-- A phase of an on-policy agent is whole batches. With ``reset_at_batch=False``, as several lanes need unless
-  a batch holds a whole episode of each, episodes continue across the end of a batch.
-- Policies that are handed to evolution enter the first generation of every later phase; the steps by which
-  one of its phases is too long are taken off the next.
+- A phase of the on-policy agent consists of whole batches. With ``reset_at_batch=False``, episodes continue
+  across the end of a batch; several lanes need this unless a batch holds a whole episode of each.
+- Policies that are handed to evolution enter the first generation of every later phase. If one of its phases
+  is too long, the next is shorter by as many steps.
 - The search has no elitism, which the authors do not use either.
-- Faults of the authors' code are left out: PPO's rewards are late by a step, its transitions treat the time
-  limit as the end of the task, and individuals' actions are clipped to the bound instead of scaled to it.
+- Faults of the authors' code are not reproduced: there, PPO's rewards are late by a step, its transitions
+  treat the time limit as the end of the task, and individuals' actions are clipped to the bound instead of
+  scaled to it.
 """
 
 from __future__ import annotations
@@ -83,22 +84,22 @@ class Losses:
 
 @struct.dataclass
 class Metrics:
-    """Metrics of an iteration. P are all agents: the global one, on-policy, evolution, copies.
+    """Metrics of an iteration. Rows [P] are all agents: global, on-policy, evolution, copies.
 
     fitness:        float32 [P] score, mean return of the test episodes.
     elite_score:    the largest of them.
     best_score:     the largest in any iteration so far.
     steps:          int32 [P] environment steps.
     kept:           int32 [P] episodes that entered the local memory.
-    labels:         int32 [P] agents that have taken over the global agent's policy: besides its own, only
-                    their episodes may enter the local memory.
-    transfers:      int32 [P, P] policies that each (row) took over from each (column).
+    labels:         int32 [P] 1 for agents that have taken over the global agent's policy: only their episodes
+                    and the global agent's may enter the local memory.
+    transfers:      int32 [P, P] 1 where the row's agent took over the column's policy.
     local_size:     int32 transitions in the local memory.
     gradient_steps: int32 of the global agent.
     losses:         see ``Losses``.
     bonus:          mean bonus that the drive added to the rewards of the global agent's last batch; None
                     without a drive.
-    drive:          [] each, the drive's losses after it; None without a drive.
+    drive:          [] each, the drive's losses on that batch; None without a drive.
     """
 
     fitness: Array
@@ -130,14 +131,14 @@ class State:
     seats: Seats  # lanes of the agents
     starts: Lanes  # [trials] where test episodes begin, the same in all iterations
     excess: Array  # int32 [] steps by which evolution's latest phase was too long
-    length: Array  # int32 [] of evolution's next phase, where the schedule is the code's
+    length: Array  # int32 [] environment steps of evolution's next phase, with schedule "code"
     scores: Array = stacked()  # float32 [P] scores of the last iteration
     labels: Array = stacked()  # bool [P] agents that have taken over the global agent's policy
 
 
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
-    """Return the team ``config`` in ``env``."""
+    """Return the team of ``config`` in ``env``."""
     members = cspc_team.gather(env.spec, config)
     turns = cspc_team.turns(members, config)
     drive = drives.build(env.spec, config.drive, members.size, turns.width)
@@ -193,7 +194,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return Driven(held, tree.take(learning.zeros(bonus), 0), told)
 
     def gained(before: States, after: States) -> Array:
-        """Return int32 []: the gradient steps of the global agent from one team to the next."""
+        """Return int32 []: the gradient steps that the global agent took from ``before`` to ``after``."""
         started, ended = cspc_team.present(before.off_policy), cspc_team.present(after.off_policy)
         return (ended.updates - started.updates).low.astype(jnp.int32)
 
@@ -203,8 +204,8 @@ def build(env: Env, config: Config = Config()) -> Method:
     def terms(s: State) -> Terms:
         """Return the terms of an iteration.
 
-        In the first one the global agent plays alone. No episode is good before there are scores. The global
-        agent needs no label.
+        In the first iteration the global agent plays alone. No episode is good before there are scores. The
+        global agent needs no label.
         """
         alone, length = (s.generation == 0) & is_global.any(), jnp.full(count, config.phase)
         if rows.evolution is not None:
@@ -268,8 +269,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def hand_over(s: State) -> State:
-        """Hand policies to agents that are far behind: to each from the global agent, to evolution from the
-        on-policy one, too. Algorithm 1, lines 11 to 19."""
+        """Hand policies to agents that are far behind: the global agent's to any other, the on-policy agent's
+        to evolution. Algorithm 1, lines 11 to 19."""
         taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(members) & config.transfer
         labels = s.labels | (taken & is_global).any(1)
         metrics = replace(s.metrics, labels=labels.astype(jnp.int32), transfers=taken.astype(jnp.int32))

@@ -31,7 +31,7 @@ _NO_RESET = "set reset_at_batch to False (--config.no-reset-at-batch)"
 class Evolution:
     """The gradient-free agent: a search over the parameters of one deterministic policy."""
 
-    hidden: tuple[int, ...] = (400, 300)  # hidden layers of the policy, units
+    hidden: tuple[int, ...] = (400, 300)  # units of the policy's hidden layers
     activation: Literal["relu", "tanh"] = "relu"  # activation of the hidden layers
     cem: cem.Config = field(default_factory=cem.Config)  # sizes of the search
     score: Literal["best", "mean"] = "best"  # test the best individual of the last generation, or the mean
@@ -60,20 +60,20 @@ class Config:
     off_policy: AnyConfig | None = field(default_factory=sac2018.Config)  # the global agent
     on_policy: AnyOnPolicyConfig | None = field(default_factory=partial(of_team, ppo))  # a local agent
     evolution: Evolution | None = field(default_factory=Evolution)  # another local agent
-    copies: int = 0  # further local agents of the global one's kind
+    copies: int = 0  # further local agents, of the global agent's kind
 
     first_phase: int = 50_000  # T_g, environment steps of the global agent before anything else
     phase: int = 10_000  # T, environment steps of each agent in an iteration
     fused: bool = False  # all agents play at once; else one after the other
-    # order of phases: off-policy, on-policy, evolution; or, "code", the reverse, with lengths that follow
-    # evolution's; copies come last
+    # order of phases: off-policy, on-policy, evolution; with "code" the reverse, and the others play for as
+    # many environment steps as evolution did; copies come last
     schedule: Literal["paper", "code"] = "paper"
 
     # reward of off-policy agents, added to the task's: collab, rnd or none
     drive: drives.NoveltyConfig | None = None
 
-    transfer: bool = True  # hand policies over
-    share: bool = True  # the global agent learns from all agents' transitions, else only from its own
+    transfer: bool = True  # whether policies are handed over
+    share: bool = True  # whether the global agent learns from all agents' transitions; else from its own
     capacity: int = 1_000_000  # M_g, transitions in the global memory
     local_capacity: int = 20_000  # M_l, transitions in the local memory
     local_least: int = 10_000  # transitions that the local memory must exceed before it is used

@@ -1,9 +1,9 @@
-"""Vector steps of a cooperating team, of one agent after the other or of all at once; see ``cspc``.
+"""Vector steps of a cooperating team, one agent after the other or all at once; see ``cspc``.
 
 A turn is a set of lanes that play together: those of one agent or, with ``fused``, of all; the last turn is
-the tests. The number of the current turn is a traced integer, so that one loop plays all turns, in as many
-lanes as the largest has. The environment's step is compiled once, and a second time for turns of less than
-half as many lanes, such as SAC's own; its reset is compiled once. Lanes that do not play, such as those of
+the tests. The number of the current turn is a traced integer, so one loop plays all turns, each in as many
+lanes as the largest has. The environment's step is compiled once, and once more for turns of less than half
+as many lanes, such as SAC's own; its reset is compiled once. Lanes that do not play, such as those of
 individuals whose episode is over, keep their state.
 """
 
@@ -36,7 +36,7 @@ from popjax.replay.good_episodes import Gate, Memory
 
 @struct.dataclass
 class Seats:
-    """Lanes [..., W], and the numbers [..., W, L] of the rows that the memory has of their episodes."""
+    """Lanes [..., W], and the numbers [..., W, L] of the rows in which the memory keeps their episodes."""
 
     lanes: Lanes
     episodes: Count
@@ -46,7 +46,7 @@ class Play(NamedTuple):
     """The part of the State that playing changes.
 
     seats:  [K, W] of all turns.
-    total, done: [W] returns and ends of the test episodes.
+    total, done: [W] returns of the test episodes, and whether they are over.
     steps:  int32 [P] environment steps of this iteration.
     kept:   int32 [P] episodes that entered the local memory.
     """
@@ -86,7 +86,7 @@ def start(env: Env, config: Config, turns: Turns, key: Key) -> tuple[Seats, Lane
 
 
 def followed(env: Env, fresh: Lanes) -> Seats:
-    """Return seats of lanes [..., W] whose episodes begin."""
+    """Return the seats of lanes [..., W], all at the beginning of an episode."""
     shape = (*fresh.account.length.shape, env.spec.episode_length)
     return Seats(fresh, jax.tree.map(lambda x: jnp.broadcast_to(x, shape), counting.none()))
 
@@ -94,9 +94,9 @@ def followed(env: Env, fresh: Lanes) -> Seats:
 def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive) -> Callable[..., Play]:
     """Return ``run(play, terms, key) -> Play``, which plays all turns, one after the other.
 
-    An agent with a turn of its own plays until its phase has reached its length and a boundary of the agent's
-    schedule. Fused agents play as many vector steps as make up their length with all lanes playing. The tests
-    play until all episodes are over.
+    An agent with a turn of its own plays until its phase is complete and the agent's schedule allows a
+    stop. Fused agents play as many vector steps as their length takes with all lanes playing. The tests play
+    until all episodes are over.
     """
     limited, owners, width = rollout.limited(env), jnp.array(turns.owners), turns.width
     parts = turns.parts
@@ -104,7 +104,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
     stores = jnp.array([*shares, False])
 
     def cast(play: Play, hyper: Hyper) -> Iterator[tuple[Player, Part, Any, Any]]:
-        """Iterate over the agents in the order of rows: functions, part, state and Hyper."""
+        """Iterate over the agents in the order of rows: functions, part, state and Hyper of each."""
         hypers = cspc_team.hypers(members, hyper)
         everybody = (team.everybody for team in (members.players, parts, play.team, hypers))
         return zip(*everybody, strict=True)
@@ -141,7 +141,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return jax.lax.switch(turn, [partial(acting, i) for i in range(turns.tests + 1)], key)
 
     def answer(turn: Array, states: PyTree, action: Array) -> tuple[PyTree, Timestep]:
-        """Return the environment's states [W] after ``action``, and its answers."""
+        """Return the environment's states [W] after ``action``, and the Timesteps."""
 
         def at(size: int) -> Callable[[], tuple[PyTree, Timestep]]:
             def play() -> tuple[PyTree, Timestep]:
@@ -172,8 +172,8 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return Step(before, choice, timestep, alive), Lanes(states, timestep.obs, (), account)
 
     def remember(play: Play, turn: Array, step: Step, after: Lanes, terms: Terms) -> tuple[Play, Count]:
-        """Return the play with its transitions in the global memory and good episodes in the local one, and
-        the numbers of the episodes under way."""
+        """Return the play with the step's transitions in the global memory and good episodes in the local
+        one, and the row numbers of the episodes under way."""
         episodes, owner = tree.take(play.seats.episodes, turn), owners[turn]
         if play.memory is None:
             return play, episodes
@@ -197,7 +197,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         return play._replace(memory=memory, drive=replace(play.drive, state=held), kept=kept), episodes
 
     def take_in(play: Play, turn: Array, step: Step, hyper: Hyper, key: Key) -> Play:
-        """Give each agent the answers of its lanes; local agents then learn when they are due."""
+        """Give each agent the steps of its lanes; local agents then learn if they are due."""
         count = jnp.zeros(members.size, jnp.int32).at[owners[turn]].add(step.alive, mode="drop")
         taken = []
         for row, (player, part, state, own_hyper) in enumerate(cast(play, hyper)):
@@ -220,8 +220,8 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
     def learn(play: Play, turn: Array, ends: Array, over: Array, hyper: Hyper, key: Key) -> Play:
         """Take the gradient steps that the off-policy agents owe.
 
-        For their own steps once a vector step or an episode ``ends`` []; the global agent also for the phase
-        of another, once that is ``over`` [].
+        They are taken for an agent's own environment steps when a vector step or episode ``ends`` []; by the
+        global agent, also for another agent's phase when that is ``over`` [].
         """
         if play.memory is None:
             return play
@@ -237,7 +237,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         teach = partial(cspc_team.lesson, present(members.off_policy), drive, hyper=hyper)
         own = [(turn == part.turn) & ends for part in parts.learners]
         key_global, *keys = jax.random.split(key, len(own))
-        # Only the global agent draws from the good episodes, and a single agent has only its own.
+        # Only the global agent draws from the good episodes, and only if there are other agents.
         draw = good_ones if members.size > 1 else everything
         update = teach(present(rows.off_policy), draw, teaches=True)
         learner, held = players.pay(
@@ -271,8 +271,8 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
             over = ~standings[turn].any()
             ends = step.timestep.done[0] if config.burst else jnp.bool_(True)
             play = learn(play, turn, ends, over, hyper, key_learn)
-            # All members of a sweep wait for the slowest, so that the turn is one number for all. Their
-            # clocks wait, too, so that each draws the random numbers that it would draw alone.
+            # All members of a sweep wait for the slowest, so that they share one turn. The clock of a waiting
+            # member stands still, so that it draws the same random numbers as outside a sweep.
             moves = ~tree.any_lane(~over)
             place += moves
             alive = standings[jnp.array(order)[jnp.minimum(place, turns.tests)]]

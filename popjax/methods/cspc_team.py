@@ -93,17 +93,17 @@ class Driven:
 
 
 class Part(NamedTuple):
-    """Place in which an agent trains: its turn, and its lanes in that turn."""
+    """The place where an agent trains: its turn, and its lanes in that turn."""
 
     turn: int
     lanes: slice
 
 
 class Turns(NamedTuple):
-    """The turns of a team, K in all, and W lanes that each may have.
+    """The K turns of a team, each with up to W lanes.
 
     parts:  where each agent trains.
-    sizes:  [K] lanes that a turn has.
+    sizes:  [K] number of lanes of each turn.
     owners: int32 [K, W] the row of the agent that trains in a lane; P for tests and unused lanes.
     """
 
@@ -123,7 +123,7 @@ class Turns(NamedTuple):
 
 
 def present(part: T | None) -> T:
-    """Return a value of an agent that must not be missing."""
+    """Return ``part``, the value of an agent that must not be missing."""
     assert part is not None
     return part
 
@@ -190,7 +190,7 @@ def _search(spec: Spec, config: Evolution) -> Player:
 
 
 def turns(members: Members, config: Config) -> Turns:
-    """Return the turns of ``members``: one for each or for all of them, and the tests."""
+    """Return the turns of ``members``: one for each agent or, if fused, one for all; and the tests."""
     counts = [player.lanes for player in members.players.everybody]
     first = np.cumsum([0, *counts]) * config.fused
     parts = [
@@ -216,8 +216,8 @@ def hypers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
 
 
 def near(rows: Transition) -> Pairs:
-    """Return pairs of each state with its successor; farther pairs would have to skip the rows of other
-    lanes."""
+    """Return the function that pairs each state with its successor; states farther apart would have rows of
+    other lanes between them."""
     return lambda key: (rows.obs, rows.next_obs, jnp.ones(rows.reward.shape, jnp.bool_))
 
 
@@ -225,7 +225,7 @@ def lesson(
     agent: Agent, drive: Drive, row: int, draw: Callable[[Key], Transition], hyper: Hyper, *, teaches: bool
 ) -> learning.Update:
     """Return a gradient step of the off-policy agent in ``row`` on a batch that ``draw`` makes and the drive
-    rewards; where it ``teaches``, the drive learns from the same batch."""
+    rewards; if it ``teaches``, the drive learns from the same batch."""
 
     def update(learned: tuple[PyTree, Driven], key: Key) -> tuple[tuple[PyTree, Driven], PyTree]:
         state, held = learned
@@ -255,7 +255,8 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
     """Return the team after each row has taken over the policies of the columns, ``taken`` bool [P, P].
 
     The on-policy agent takes mean network and state value; evolution keeps policies for its next phase;
-    copies take all networks. All policies are those before the exchange. Algorithm 1, lines 11 to 19.
+    copies take all networks. Policies are handed over as they were before the exchange. Algorithm 1, lines 11
+    to 19.
     """
     rows = members.rows
     given = rows.of(
@@ -275,7 +276,7 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
             value = None if agent.state_value is None else agent.state_value(source)
             taker = present(members.on_policy)
             learner = exchange.adopt_mean(taker, local.agent, present(given.off_policy), value, when)
-            # Start the batch over if the agent began it with another policy than its present one.
+            # Start the batch over if the agent began it with a policy that it no longer has.
             local = replace(local, agent=learner, filled=jnp.where(when, 0, local.filled))
         copies = tuple(
             replace(

@@ -1,16 +1,14 @@
 """Diversity Is All You Need: an agent first learns skills that can be told apart, without the task's reward,
 and then the task with the best of them. Eysenbach, Gupta, Ibarz & Levine, ICLR 2019.
 
-An agent learns skills without the task's reward: every episode has a skill, which the agent observes, and its
-states are rewarded for revealing it. After the pretraining the agent learns the task with the skill whose
-latest episode returned most, and is deployed with that skill.
-
-An iteration: collect -> settle -> (relabel -> learn -> discriminate) x updates. A budget counts the
+An iteration: collect -> settle -> (relabel -> learn -> discriminate) x updates. In pretraining, every episode
+has a skill, which the agent observes, and states are rewarded for revealing it. Then the agent learns the
+task with the skill whose latest episode returned most, and is deployed with that skill. A budget includes the
 pretraining.
 
-Differs from the paper: the two halves of a budget are those of Collaborative Exploration's comparison, which
-says neither how many skills it has nor which of them it goes on with; their number and the rule above are
-ours. As a drive beside the task's reward it is ``drive diayn`` of other methods.
+Differs from the paper: a budget is divided into pretraining and task as in Collaborative Exploration's
+comparison. That paper says neither how many skills it uses nor which of them continues; the number and the
+rule above are ours. Other methods add DIAYN's reward to the task's with ``drive diayn``.
 """
 
 from __future__ import annotations
@@ -62,7 +60,7 @@ class Config:
 class Hyper:
     """Hyperparameters of the method."""
 
-    # The temperature stays.
+    # hyperparameters of SAC; the temperature is constant
     sac: sac.Hyper = field(default_factory=lambda: sac.Hyper(init_temperature=0.1, temperature_lr=0.0))
     drive: diayn.Hyper = field(default_factory=lambda: diayn.Hyper(weight=1.0))
 
@@ -76,8 +74,8 @@ class Skills:
 
 
 def alone(drive: Drive) -> Drive:
-    """Return ``drive`` as the only reward until the pretraining is over. Then the task's takes its place, and
-    the returns of skills are no longer recorded."""
+    """Return ``drive`` as the only reward until the pretraining is over. Then the task's reward takes its
+    place, and the returns of skills are no longer recorded."""
 
     def observe(held: Skills, rows: Transition, done: Array, valid: Array, hyper: Hyper) -> Skills:
         return replace(held, drive=drive.observe(held.drive, rows, done, valid & ~held.over, hyper))

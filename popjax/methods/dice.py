@@ -2,11 +2,12 @@
 others. Peng, Sun & Zhou, 2020, "Non-local Policy Optimization via Diversity-regularized Collaborative
 Exploration"; in its SAC form.
 
-Agents share a replay and learn from batches with equal shares of all agents' transitions. Every actor climbs
-the bisector of two gradients: that of the task, and that of a critic that values acting unlike the others.
+An iteration: collect -> learn x updates. Agents share a replay and learn from batches with equal shares of
+all agents' transitions. Every actor ascends along the bisector of two gradients: that of the task's value,
+and that of a second critic, which values acting unlike the others. The first agent is evaluated.
 
-An iteration: collect -> learn x updates. The first agent is evaluated. Differs from the paper: critics are
-clipped as Collaborative Exploration's SAC does, with which it is compared.
+Differs from the paper: critics' gradients are clipped as in Collaborative Exploration's SAC, with which DiCE
+is compared.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from popjax.replay import episodes
 from popjax.replay.ring import Ring
 
 GRADIENT_LIMIT = 40.0
-"""Norm of every tensor's gradient before the bisector, and of the bisector as a whole."""
+"""Largest norm of every tensor's gradient before the bisector is taken, and of the whole bisector."""
 
 
 @dataclass(frozen=True)
 class Config(offpolicy.Common):
-    """The agents; sizes are those of ``offpolicy.Common``, and a batch is an equal share of each agent."""
+    """The agents; sizes are those of ``offpolicy.Common``, and a batch has equal shares of all agents."""
 
     sac: sac.Config = field(default_factory=sac.Config)  # actor and critics
 
@@ -119,7 +120,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         return replace(state, critic=critic, target_critic=target_critic, optimizer=moments)
 
     def learn_actor(state: Agents, obs: Array, hyper: sac.Hyper, key: Key) -> tuple[Agents, Array, Array]:
-        """Take a step of the actor along the bisector; return its loss and entropy, too."""
+        """Take a step of the actor along the bisector; also return its loss and entropy."""
         inner = state.sac
 
         def climb(value: Callable[[Array, Array], Array] | None) -> Any:
@@ -169,8 +170,8 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 
 def equal_shares(store: Ring, key: Key, batch: int, *, shape: tuple[int, int]) -> Array:
-    """Return int32 [batch] slots of a ring that lanes ``shape`` = (P, N) fill in turn: equal numbers for all
-    agents, in their order."""
+    """Return int32 [batch] slots of a ring that lanes ``shape`` = (P, N) fill in turn: equally many of each
+    agent, in the order of agents."""
     key_slot, key_lane = jax.random.split(key)
     population, count = shape
     slots = episodes.slots(store, key_slot, batch)

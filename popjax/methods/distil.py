@@ -1,13 +1,13 @@
 """Distillation of any finished run, whatever its population and networks, into one policy to deploy.
 
-A student plays, a teacher labels every state with its own action, and the student learns from the newest
-``capacity`` rollouts: DAgger (Ross, Gordon & Bagnell, 2011). A step: collect -> learn.
+A step: collect -> learn. A student plays, a teacher labels every state with the action that it would take
+itself, and the student learns from the newest ``capacity`` rollouts: DAgger (Ross, Gordon & Bagnell, 2011).
+At first the teacher plays the lanes and later the student, so that it learns in the states that it reaches.
 
-A student with a memory learns from whole rollouts, each begun with the memory that the student had when it
-was played. The teacher plays the lanes at first and the student later, so that the student learns in the
-states that it reaches itself. The teacher is the individual with the highest return in episodes before the
-run or, if a method deploys all individuals together, all of them. Of several runs, the one with the highest
-return is distilled.
+The teacher is the individual with the highest mean return in episodes played before the run or, if a method
+deploys all individuals together, all of them. Of several runs, the one with the highest return is distilled.
+A student with a memory learns from whole rollouts, each begun with the memory that the student had when the
+rollout was played.
 
 Continuous actions are imitated in the mean square, discrete ones by the cross-entropy of the teacher's action
 or, from a teacher with logits, by the KL from its softened policy (CDRL, equation 3).
@@ -81,7 +81,7 @@ class Config:
     capacity: int = 5_000  # rollouts of a lane that are kept; the oldest are overwritten
     batch: int = 32  # rollouts of a lane in a gradient step, of ``steps`` observations each
     updates: int = 32  # gradient steps after each rollout of all lanes
-    # targets of the student where actions are discrete: the teacher's actions or its logits
+    # targets of the student if actions are discrete: the teacher's actions or its logits
     labels: Literal["actions", "logits"] = "actions"
 
     def __post_init__(self) -> None:
@@ -108,9 +108,9 @@ class Metrics:
 
     fitness:     float32 [1] return of the last finished episode, mean over lanes, played by student or
                  teacher.
-    fresh_loss:  []          how far the student is from the teacher on this iteration's states, before it
+    fresh_loss:  []          distance of the student from the teacher on this iteration's states, before it
                              learns from them.
-    distil_loss: []          how far it is on the batch of the last gradient step, before that.
+    distil_loss: []          that distance on the batch of the last gradient step, before the step.
     """
 
     fitness: Array
@@ -121,7 +121,7 @@ class Metrics:
 @struct.dataclass
 class Seen:
     """Rollouts [T, N]: observations, the teacher's answers, and the ends of episodes; the student's memory
-    [1, N] before them. Those of one lane are stored without the axis N."""
+    [1, N] before them. A lane's rollout is stored without the axis N."""
 
     memory: PyTree
     obs: Array
@@ -146,11 +146,11 @@ class State:
 
 @typed()
 def grade(env: Env, policies: Sequence[Pretrained], episodes: int = 20) -> tuple[Graded, ...]:
-    """Return finished runs with the best individual of each, by ``episodes`` greedy episodes from the same
-    initial states for all.
+    """Return finished runs with the best individual of each, by ``episodes`` greedy episodes; all individuals
+    start from the same initial states.
 
     Raises:
-        ValueError: a policy is of another task.
+        ValueError: a policy was trained on another task.
     """
     graded, keys = [], jax.random.split(jax.random.key(0), episodes)
     for run in policies:
@@ -170,8 +170,8 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
     """Return a student of the best of ``teachers``, finished runs from ``grade``.
 
     Raises:
-        ValueError: there is no teacher, it is of another task, or it has no logits although ``labels`` needs
-            them.
+        ValueError: there is no teacher, it was trained on another task, or it has no logits although
+            ``labels`` needs them.
     """
     if not teachers:
         raise ValueError("distil needs a finished run of the task to distil: --teacher RUN_DIR")

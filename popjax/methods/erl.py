@@ -1,8 +1,8 @@
 """Evolutionary RL: a population of actors evolves beside a learner that trains on their experience and whose
 actor joins them from time to time. Khadka & Tumer, NeurIPS 2018.
 
-PDERL with n-point crossover and Gaussian mutation; see ``popjax.methods.pderl`` for everything else. The
-constants of a task are those of ERL's own code, which PDERL's paper compares with.
+This is PDERL with n-point crossover and Gaussian mutation: ``popjax.methods.pderl`` describes a generation
+and all differences. The constants of a task are those of ERL's own code, with which PDERL's paper compares.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Evolution strategies over policies: OpenAI-ES (Salimans et al., 2017), CMA-ES, SNES and others of evosax.
 
-In every generation a population is drawn from a distribution over the parameters of one network (ask), each
-individual plays whole episodes, and the distribution is updated by their mean returns (tell). Policies need
-no gradients and there is no replay, so any task will do. Observations are normalized by running statistics of
-all steps of all individuals.
-
-A generation: ask -> evaluate -> tell. The distribution's mean is deployed.
+A generation: ask -> evaluate -> tell. A population is drawn from a distribution over the parameters of one
+network, each individual plays whole episodes, and the distribution is updated by their mean returns. The
+distribution's mean is deployed. Policies need no gradients and there is no replay, so any task works.
+Observations are normalized by running statistics of all steps of all individuals.
 
 Differs from Salimans et al.: no weight decay, episodes are played to their end, and the observations of all
 individuals count in the statistics.
@@ -49,13 +47,13 @@ CLIP_OBS = 5.0  # standard deviations
 
 @dataclass(frozen=True)
 class Config:
-    """The strategy, and sizes."""
+    """The strategy, the size of its population, and the policy."""
 
     # strategy of evosax, such as Sep_CMA_ES, CMA_ES, SNES or SimpleGA; an unknown name prints all of them
     strategy: str = "Open_ES"
     population: int = 32  # individuals of a generation
     trials: int = 1  # episodes whose mean return is an individual's fitness
-    # hidden layers of the policy, units; CMA_ES stores a matrix with a row and a column for each weight
+    # units of the policy's hidden layers; CMA_ES stores a matrix with a row and a column for each weight
     hidden: tuple[int, ...] = (32, 32)
     normalize_obs: bool = True  # observations are whitened by their running statistics
 
@@ -70,8 +68,8 @@ class Config:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:  float32 [P] mean return of each individual's trials; for one that has diverged, that of the
-              worst other.
+    fitness:  float32 [P] mean return of each individual's trials; one that has diverged gets the worst of
+              the others.
     diverged: int32 individuals whose return was not finite.
     steps:    int32 environment steps.
     moved:    distance by which the mean of the distribution moved.
@@ -92,8 +90,8 @@ class State:
     env_steps: counting.Count  # [] of all individuals
     generation: Array  # int32 [] completed
     metrics: Metrics
-    search: PyTree  # the strategy's
-    statistics: RunningStatistics | None  # of observations; None where they are not normalized
+    search: PyTree  # the strategy's state
+    statistics: RunningStatistics | None  # of observations; None if they are not normalized
     population: Params = stacked()  # as evaluated last
 
 
@@ -200,12 +198,12 @@ def policy_network(spec: Spec, hidden: tuple[int, ...]) -> Network:
             return nets.categorical_actor(inputs, spec.action_dim, hidden, gain=1.0)
         return nets.tanh_actor(inputs, spec.action_dim, hidden, activation="tanh")
 
-    initializer = "orthogonal" if spec.discrete else "uniform_fan_in"  # of the layers behind, too
+    initializer = "orthogonal" if spec.discrete else "uniform_fan_in"  # of the dense layers, too
     return images.behind_convolutions(spec.obs_shape, make, initializer=initializer)
 
 
 def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
-    """Return a line where a hyperparameter was set that the strategy does not have."""
+    """Return a line if a hyperparameter was set that the strategy does not use."""
     strategy = strategies.named(config.strategy)
     if strategy in strategies.ADAM or hyper.lr == Hyper().lr:
         return []

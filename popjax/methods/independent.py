@@ -22,8 +22,8 @@ from popjax.recipe import Preset, Recipe, recorded
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
 Hyper = Any
-"""The ``Hyper`` of the agent, and the drive's in its field ``drive``; a leaf is [] for all agents or, if it
-is the agent's, [P] for one each."""
+"""The agents' ``Hyper``, with the drive's in its field ``drive``. A leaf is [], one value for all agents; a
+leaf of the agents' own may be [P], one value for each."""
 
 default_hyper = drives.hyper_of
 
@@ -41,8 +41,8 @@ def build(env: Env, config: Config = Config(), schedule: Sequence[Scheduled] = (
 
 def preset(task: str) -> Preset | None:
     """Return the constants of DQN for a game such as "atari/pong" (Mnih et al., 2015): one gradient step on
-    32 transitions in four environment steps, after 50,000, and rewards clipped to [-1, 1]; those of DrQ for a
-    task from pixels; None for another."""
+    32 transitions for every four environment steps, after the first 50,000, and rewards clipped to [-1, 1];
+    those of DrQ for a task from pixels; None for other tasks."""
     if from_pixels := offpolicy.from_pixels(lambda agent: Config(agent=agent), default_hyper, task):
         return from_pixels
     if not task.startswith("atari/"):

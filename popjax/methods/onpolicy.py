@@ -20,8 +20,8 @@ from popjax.recipe import Recipe, recorded
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "default_hyper"]
 
 Hyper = Any
-"""The ``Hyper`` of the agent, and the drive's in its field ``drive``; a leaf is [] for all agents or, if it
-is the agent's, [P] for one each."""
+"""The agents' ``Hyper``, with the drive's in its field ``drive``. A leaf is [], one value for all agents; a
+leaf of the agents' own may be [P], one value for each."""
 
 default_hyper = drives.hyper_of
 

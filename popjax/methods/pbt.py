@@ -1,22 +1,21 @@
 """Population Based Training: agents of any kind tune their own hyperparameters while they train. Jaderberg et
 al., 2017, arXiv 1711.09846.
 
-Agents of any kind train side by side, each with its own hyperparameters. At ready points, every ``interval``
-environment steps of an agent, the worst take over the agents of the best (parameters, targets, moments and
-statistics) and explore from their hyperparameters. The State keeps all decisions and the hyperparameters with
-which each agent continues, so that the winner's schedule can be read and the whole run repeated.
+An iteration: collect -> learn -> evolve. Agents train side by side, each with its own hyperparameters. At
+ready points, every ``interval`` environment steps of an agent, copies of the best agents (parameters,
+targets, moments and statistics) replace the worst and explore from the best's hyperparameters. The State
+keeps all decisions and the hyperparameters with which each agent continues, so that the winner's schedule can
+be read and the whole run repeated.
 
-An iteration: collect -> learn -> evolve.
+``config.search`` may also be random search, successive halving or MF-PBT, which differ only in which agents
+replace which. A slot that takes over an agent keeps its lanes and, unless ``copy_replay``, its replay. The
+agent's recent returns and its drive's module are copied with it; the slot's unfinished episode does not
+count. An agent that has diverged is the worst; its slot takes over lanes and replay, too.
 
-``config.search`` may also be random search, successive halving or MF-PBT, which differ only in the decision.
-A slot keeps its lanes, and its replay unless ``copy_replay``. An agent's recent returns and the module of its
-drive are copied with it; the unfinished episode is not counted. An agent that has diverged is the worst; the
-agent that replaces it takes over lanes and replay, too.
-
-Differs from the paper: all agents are ready at once. A hyperparameter is perturbed or redrawn, with
-probability ``hyper.search.resample``, where the paper does one or the other, and stays within its prior's
-bounds; one near the end of its range, such as a discount, is explored by its distance to that end. A newcomer
-of halving learns from its slot's replay.
+Differs from the paper: all agents are ready at the same time. A hyperparameter is redrawn with probability
+``hyper.search.resample`` and else perturbed, whereas the paper does only one or the other. It stays within
+its prior's bounds; for one near the end of its range, such as a discount, the distance to that end is
+perturbed. A newcomer of halving learns from its slot's replay.
 """
 
 from __future__ import annotations
@@ -63,9 +62,9 @@ from popjax.population.schedules import Scheduled, Selections
 from popjax.recipe import Recipe, recorded
 
 START, TURN = 0x50425401, 0x50425402
-"""Folded into keys for draws of the search, so that agents draw as they do without one."""
+"""Folded into keys for the search's draws, so that agents draw the same numbers as without a search."""
 CARRIED = ("hyper", "metrics", "agents", "lanes", "lineage", "born", "line", "intervene")
-"""Fields that a ready point changes, beside replays and drives of each agent's own."""
+"""Fields that a ready point changes, apart from the agents' own replays and drives."""
 
 
 @recorded
@@ -74,8 +73,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     in ``env``.
 
     Raises:
-        ValueError: a name in ``evolve`` is not a hyperparameter; the population does not divide as the search
-            needs; or replays are to be copied whose frames belong to their lanes.
+        ValueError: a name in ``evolve`` is not a hyperparameter; the search cannot divide the population; or
+            ``copy_replay`` is set but rows refer to frames of their own lanes.
     """
     if isinstance(config, OffPolicyConfig) and config.copy_replay and env.spec.stack > 1:
         raise ValueError(
@@ -89,7 +88,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     every = -(-config.interval * population // base.steps)  # iterations between ready points
     names, own_steps = [prior.name for prior in evolving], base.steps // population
     apart = isinstance(config, OffPolicyConfig) and not config.shared_replay
-    replays = ("replay",) if apart else ()  # of each's own
+    replays = ("replay",) if apart else ()  # one for each agent
     changed = (*CARRIED, *(("drive",) if base.hand_over else ()))
     copying = isinstance(config, OffPolicyConfig) and config.copy_replay
     spans = population, every * own_steps
@@ -127,7 +126,8 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return {"parents": exchange.parents(source), "transfers": exchange.transfers(source)}
 
     def collect(s: State) -> State:
-        """Play every agent in its lanes, and rank agents by their last episodes there."""
+        """Play every agent in its lanes and, without ``scoring``, update its fitness from its last
+        episodes."""
         after = base.collect(s)
         fitness = s.metrics.fitness if config.scoring else judging.shown(judged(after).fitness)
         return replace(after, metrics=replace(after.metrics, fitness=fitness, **copies(own)))
@@ -145,7 +145,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return known._replace(fitness=returns.mean(1), returns=returns, valid=jnp.ones_like(returns, bool))
 
     def evolve(s: State) -> State:
-        """Let agents take over others and explore, at a ready point."""
+        """At a ready point, let agents take over others and explore."""
         losses = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), s.metrics.losses)
         sick = ~tree.finite(s.metrics.losses)
         told = {"losses": losses, "diverged": sick.sum(dtype=jnp.int32)}
@@ -157,7 +157,7 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         def turn(_: Array, carried: dict[str, Any]) -> dict[str, Any]:
             after = turned(replace(s, **carried))
             small = {name: tree.where(own_time, getattr(after, name), carried[name]) for name in changed}
-            return small | {name: getattr(after, name) for name in replays}  # their copies are masked there
+            return small | {name: getattr(after, name) for name in replays}  # ``handed_over`` masks these
 
         carried = {name: getattr(s, name) for name in (*changed, *replays)}
         return replace(s, **jax.lax.fori_loop(0, due, turn, carried))
@@ -192,14 +192,14 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
         return replace(s, hyper=hyper, metrics=metrics, lineage=table, intervene=nothing)
 
     def handed_over(s: State, decision: Decision, fitness: Array, lost: Array, key: Key) -> State:
-        """Give each slot the agent that it takes over with its belongings, such as returns and drive; slots
-        that are ``lost`` bool [P] have diverged."""
+        """Give each slot the agent that it takes over, with what belongs to the agent, such as returns and
+        drive; the agents in slots that are ``lost`` bool [P] have diverged."""
         lender = jnp.where(lost & decision.fresh, jnp.argmax(fitness), decision.source)
         belongings = s.agents, s.lanes.account.recent, s.born, s.line
         taken, recent, born, line = tree.take(belongings, decision.source)
         if env.spec.stack > 1:  # rows refer to the lanes' frames, which stay valid when an agent diverges
             lost = jnp.zeros_like(lost)
-        amid = decision.fresh | ((decision.source != own) & ~lost)  # an episode that another began
+        amid = decision.fresh | ((decision.source != own) & ~lost)  # another agent began the episode
         count = jnp.where(decision.fresh[:, None], 0, recent.count)
         lanes = tree.where(lost, tree.take(s.lanes, lender), s.lanes)
         lanes = replace(lanes, account=replace(lanes.account, recent=replace(recent, count=count)))

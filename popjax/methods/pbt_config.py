@@ -1,4 +1,4 @@
-"""Config, hyperparameters, metrics and State of searches over hyperparameters in training."""
+"""Config, hyperparameters, metrics and State of searches over hyperparameters during training."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Search:
 
     population: int = 16  # agents
     search: search.AnyConfig = field(default_factory=search.Pbt)  # pbt, random, halving or mf
-    # hyperparameters that evolve, as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, an --evolve for each;
-    # (): those that the kind of agent has by default
+    # hyperparameters that evolve, as hyper.NAME=LOW:HIGH[:log] or hyper.NAME=V1,V2, one --evolve for each;
+    # (): the default ones of this kind of agent
     evolve: tuple[str, ...] = ()
     # environment steps of each agent between two ready points, rounded up to whole iterations; by default a
     # run has 50 intervals; with halving, as many as agents; with mf, twice the largest of its frequencies
@@ -48,7 +48,7 @@ class Search:
     # latest training episodes whose mean return is an agent's fitness, equally many from each lane, rounded
     # up
     episodes: int = 10
-    # greedy episodes of each agent, played at a ready point, that give its fitness instead; 0: use training's
+    # greedy episodes of each agent, played at a ready point, that give its fitness instead; 0: none
     scoring: int = 0
     rounds: int = 1_000  # ready points that the State has room for; a run must have fewer
 
@@ -116,8 +116,8 @@ def evolved(config: Config) -> tuple[priors.Prior, ...]:
 
 
 def check_own_hyper(config: Config, evolving: Sequence[str], hyper: PyTree) -> None:
-    """Check that hyperparameters with a value for each agent are among the ``evolving`` ones, unless no agent
-    is handed over: others would stay with the slot, and the schedule would not record them.
+    """Check that hyperparameters with a value for each agent are among the ``evolving`` ones, unless the
+    search hands no agent over: other values would stay with the slot and not be recorded in the schedule.
 
     Raises:
         ValueError: a hyperparameter with a value for each agent does not evolve.
@@ -197,8 +197,8 @@ class Metrics(offpolicy.Metrics):
     """Metrics of an iteration; more in ``offpolicy.Metrics``.
 
     fitness:   float32 [P]    mean return of the last episodes, in training or greedy as ``scoring`` asks.
-    losses:    [P] each       losses of ``offpolicy.Metrics``, 0 where they are not finite.
-    numbers:   float32 [P] each, by name: the evolving hyperparameters with which all continue.
+    losses:    [P] each       losses of ``offpolicy.Metrics``, 0 if they are not finite.
+    numbers:   float32 [P] each, by name: the evolving hyperparameters with which the agents continue.
     ready:     int32 []       ready points so far.
     diverged:  int32 []       individuals with a loss that was not finite.
     parents:   int32 [P, 2]   slot from which each individual descends, -1 for a newcomer; its own between
@@ -218,9 +218,9 @@ class Searching:
     """Fields of a State beside its agents."""
 
     lineage: Lineage
-    intervene: Array  # int32 [2] slot and parent that the next ready point is to join; -1: as it decides
+    intervene: Array  # int32 [2] slot and its parent at the next ready point; -1: as the search decides
     born: Array = stacked()  # int32 [P] ready point at which the line of each slot began
-    line: Array = stacked()  # int32 [P] slot in which it began
+    line: Array = stacked()  # int32 [P] slot in which that line began
 
 
 @struct.dataclass

@@ -1,12 +1,9 @@
 """Proximal Distilled Evolutionary RL: a population of actors evolves beside a learner that trains on their
 experience, and a child imitates the better actions of two parents. Bodnar, Day & Lio, AAAI 2020.
 
-A population of actors evolves beside a learner that is trained on the experience of all actors; every few
-generations the learner's actor enters the population. Children are distilled from the better actions of two
-parents, as the learner's critic judges them, and mutations are scaled by how much each weight moves the
-actions.
-
-A generation: evaluate -> evolve -> learn -> sync.
+A generation: evaluate -> evolve -> learn -> sync. Every few generations the learner's actor enters the
+population. A child imitates the parent whose action has the higher value under the learner's critic, and
+mutations are scaled by how much each weight changes the actions.
 
 The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.erl``) is
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
@@ -14,20 +11,21 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 
 Where the authors' code differs from the paper, popjax follows the code, which produced the published numbers:
 
-- A child starts from the less fit parent, and imitates that one where the critic values both parents' actions
-  equally.
+- A child starts as a copy of the less fit parent, and imitates it in states where the critic values both
+  parents' actions equally.
 - The regulariser of a child is averaged over action components, too.
-- A distillation takes as many gradient steps in each epoch as its rows have whole batches.
+- An epoch of a distillation takes a gradient step for each whole batch of its rows.
 - The learner treats the time limit as the end of the task.
-- Sigma is a standard deviation.
-- Mutation leaves biases and norms alone, and a sensitivity is at least 0.01, or 1 where it is 0.
-- An elite's copy mates with the fitness of the individual that it replaced.
+- The sigma of mutation is a standard deviation.
+- Mutation leaves biases and norms alone, and a sensitivity is at least 0.01, or 1 if it is 0.
+- When mates are chosen, an elite's copy has the fitness of the individual that it replaced.
 - A repeated winner may mate with itself.
 - The learner may overwrite any slot but that of the best elite's copy.
 - The learner's noise continues from episode to episode.
 
-Faults of ERL's first code are left out: unclipped actor gradients, noisy actions stored beyond [-1, 1], sync
-counted in games. Distances between individuals use states drawn once for each individual, not for every pair.
+Faults of ERL's first code are not reproduced: unclipped actor gradients, noisy actions stored beyond [-1, 1],
+sync counted in games. Distances between individuals use states drawn once for each individual, not for every
+pair.
 """
 
 from __future__ import annotations
@@ -74,11 +72,11 @@ class State:
     learner_memory: Ring
     replay: Ring
     drive: PyTree  # the learner's; None without one
-    noise: Array  # float32 [A] the learner's Ornstein-Uhlenbeck process; [0] of one that explores by itself
+    noise: Array  # float32 [A] the learner's Ornstein-Uhlenbeck process; [0] if its policy explores by itself
     champion: Params  # the fittest policy of the last evaluation
     elite_copy: Array  # int32 [] slot of the best elite's copy, which sync must spare
     synced: Array  # int32 [] slot that the learner's actor entered last generation, or -1
-    fates: Array  # int32 [3] entries that became elite, were selected, were discarded
+    fates: Array  # int32 [3] how often the learner's actor became elite, was selected, was discarded
     actors: Params = stacked()
     memories: Ring = stacked()
 
@@ -136,8 +134,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         )
 
     def evaluate(s: State) -> State:
-        """Play ``trials`` greedy episodes of each actor and an exploring one of the learner; store all of
-        them."""
+        """Play ``trials`` greedy episodes of each actor and one exploring episode of the learner; store
+        all."""
         key, key_play = jax.random.split(s.key)
         learner = jax.tree.map(lambda x: x[None], agent.policy(s.learner))
         noise = jnp.zeros((players + 1, *s.noise.shape)).at[-1].set(s.noise)

@@ -24,7 +24,7 @@ class Config:
     """Sizes and choices. Where the paper sets a constant for each task, the default is HalfCheetah's; see
     ``preset``."""
 
-    agent: agents.AnyConfig = field(default_factory=ddpg.Config)  # the learner; individuals have its actor
+    agent: agents.AnyConfig = field(default_factory=ddpg.Config)  # the learner, and individuals' actors
     population: int = 10  # individuals
     elite_fraction: float = 0.1  # share of the population that is elite; at least one individual is
     trials: int = 1  # episodes whose mean return is an individual's fitness
@@ -34,11 +34,11 @@ class Config:
     mutation: Literal["proximal", "gaussian"] = "proximal"  # operator that mutates slots: PDERL's or ERL's
     distillation: Distillation = field(default_factory=Distillation)  # of crossover by distillation
     mating: Mating = field(default_factory=Mating)  # which pairs have children
-    memory: int = 8_000  # newest states that an individual and its heirs remember
+    memory: int = 8_000  # newest states in an individual's genetic memory, which its children inherit
     mutation_batch: int = 256  # states of the memory on which sensitivities are measured
     capacity: int = 1_000_000  # transitions that the learner's replay holds
     batch: int = 128  # transitions per gradient step of the learner
-    drive: drives.NoveltyConfig | None = None  # the learner's reward added to the task's: collab, rnd or none
+    drive: drives.NoveltyConfig | None = None  # reward added to the learner's: collab, rnd or none
 
     @property
     def elites(self) -> int:
@@ -88,13 +88,13 @@ class Hyper:
 class Metrics:
     """Metrics of a generation.
 
-    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution; for
-                     one that has diverged, that of the worst other.
+    fitness:         float32 [P] mean return of each individual's trials, as evaluated, before evolution; one
+                     that has diverged gets the worst of the others.
     diverged:        int32 individuals whose return or parameters were not finite.
     learner_return:  return of the learner's exploring episode.
     losses:          the learner's, of its last gradient step; 0 before the first.
-    bonus, drive:    [1] mean bonus that the drive added to that batch's rewards, and its losses after the
-                     step; None without a drive.
+    bonus, drive:    [1] mean bonus that the drive added to the rewards of that step's batch, and the drive's
+                     losses on that batch; None without a drive.
     steps:           int32 environment steps of the generation.
     gradient_steps:  int32 of the learner in the generation.
     children:        int32 slots filled by crossover.

@@ -2,18 +2,16 @@
 transitions about whose value it disagrees. Lee, Laskin, Srinivas & Abbeel, ICML 2021, "A Simple Unified
 Framework for Ensemble Learning".
 
-An ensemble of SAC agents plays one environment, always by the proposal with the highest upper confidence
-bound over all critics. Each transition trains only some of the agents, and counts less if the agents' targets
-disagree.
+An iteration: collect -> learn x updates. Every agent proposes an action, and the one with the highest upper
+confidence bound over all critics is played. Each transition trains only some of the agents, and counts less
+if the agents' targets disagree. Evaluation takes the mean of the agents' deterministic actions.
 
-An iteration: collect -> learn x updates. Evaluation takes the mean of the agents' deterministic actions.
-
-Differs from the paper: the twins and losses are those of Collaborative Exploration's SAC, with which it is
-compared, and there are 4 agents. In the authors' code the temperature steps before critics and actor, and
-actors ascend the minimum of the twins as they were before their step; here critics, actor and temperature
-step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). The temperature's loss is
-the mean over an agent's transitions; those of critics and actor divide by one more, as in the paper. An agent
-without a transition in a batch is unchanged.
+Differs from the paper: the twin critics and losses are those of Collaborative Exploration's SAC, with which
+SUNRISE is compared, and there are 4 agents. In the authors' code the temperature steps before critics and
+actor, and actors ascend the minimum of the twins as they were before their step; here critics, actor and
+temperature step in this order, and actors ascend the mean of the new twins (``agent.actor_q``). The
+temperature's loss is the mean over an agent's transitions; the losses of critics and actor divide by one more
+than the number of transitions, as in the paper. An agent without a transition in a batch is unchanged.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class Config(offpolicy.Common):
 
     @property
     def players(self) -> int:
-        """The ensemble."""
+        """1: the ensemble plays as one agent."""
         return 1
 
 
@@ -73,7 +71,7 @@ class Masked(Transition):
 
 @struct.dataclass
 class State(offpolicy.State):
-    """``offpolicy.State``; the agents play the same lanes [1, N]."""
+    """``offpolicy.State`` with lanes [1, N] that all agents share."""
 
     lanes: Lanes  # type: ignore[misc]
 
@@ -119,7 +117,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Take a gradient step of SAC on the transitions that ``member`` bool [B] marks as the agent's."""
         counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
         after, losses = learner.step(state, rows, hyper, key, counted * trust, counted)
-        # Keep the agent without a transition, which Adam would otherwise move by its momentum.
+        # Keep an agent without a transition as it was; Adam would move it by its momentum.
         state = tree.where(member.any(), after, state)
         return state, replace(losses, temperature=jnp.exp(state.log_temperature))
 

@@ -164,8 +164,8 @@ def policy_and_value(
     log_std: float = 0.0,
 ) -> tuple[Network, Network]:
     """Return the separate networks of an on-policy agent: ``categorical_actor`` or ``gaussian_policy``, and
-    ``state_value``; of images [H, W, C] both behind the convolutions of ``images.TORSOS``. ``hidden`` None
-    stands for ``images.dense_for``, ``activation`` None for ``images.activation_for``."""
+    ``state_value``. For images [H, W, C], each comes after convolutions of ``images.TORSOS``. If None,
+    ``hidden`` is that of ``images.dense_for``, ``activation`` that of ``images.activation_for``."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
     activation = activation or images.activation_for(obs_shape)
     options: Any = {"activation": activation, "initializer": initializer}
@@ -192,7 +192,7 @@ def recurrent_policy_and_value(
     activation: str | None,
     initializer: Initializer,
 ) -> tuple[Recurrent, Recurrent]:
-    """Return the networks of ``policy_and_value``, each with an LSTM behind its hidden layers."""
+    """Return the networks of ``policy_and_value``, each with an LSTM after its hidden layers."""
     hidden = images.dense_for(obs_shape) if hidden is None else hidden
     activation = activation or images.activation_for(obs_shape)
     of_hidden = HIDDEN[initializer]
@@ -233,13 +233,13 @@ def late_action_critic(
     obs_dim: int, action_dim: int, hidden: Sequence[int], action_layer: int, *, norm: Norm = "layer"
 ) -> Network:
     """Return the network (obs [..., D], action [..., A]) -> value [...]; the action joins the input of hidden
-    layer ``action_layer``, counted from 0. Glorot-uniform, the output layer small."""
+    layer ``action_layer``, counted from 0. Weights begin Glorot-uniform, those of the output layer small."""
     return network(_LateActionCritic(tuple(hidden), action_layer, norm), obs_dim, action_dim)
 
 
 def hidden_squares(params: Params) -> Array:
-    """Return the sum of squares of a value network's hidden weight matrices: neither biases nor the output
-    layer, which is the one of a single unit."""
+    """Return the sum of squares of a value network's hidden weight matrices, without biases and the output
+    layer, which is the only layer of one unit."""
     kernels = [x for x in jax.tree.leaves(params) if x.ndim == 2 and x.shape[-1] > 1]
     return sum((jnp.sum(jnp.square(x)) for x in kernels), jnp.float32(0))
 
@@ -249,7 +249,7 @@ def two_branch_critic(
 ) -> Network:
     """Return ERL's critic, (obs [..., D], action [..., A]) -> value [...].
 
-    Observation and action are joined after a layer each.
+    Observation and action are joined after one layer each.
     """
     return network(_TwoBranchCritic(branch, hidden, final_scale), obs_dim, action_dim)
 
@@ -288,8 +288,8 @@ def multihead_critic(
 ) -> Network:
     """Return ``heads`` critics on one torso -> value [heads, ...].
 
-    (obs [..., D], action [..., A]) values one action by all heads; an action with one more leading axis,
-    [heads, ..., A], gives each head its own.
+    With (obs [..., D], action [..., A]) all heads value the same action; with action [heads, ..., A] each
+    head values its own.
     """
     torso = network(Hidden(tuple(hidden), initializer, precision=precision), obs_dim, action_dim)
     head = network(MLP((), 1, initializer=initializer), hidden[-1])

@@ -1,4 +1,4 @@
-"""Networks that look at images: convolutions in front of dense layers."""
+"""Networks for images: convolutions before dense layers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TORSOS: dict[str, tuple[Convolutions, tuple[int, ...]]] = {
     "atari": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
     "drq": (((32, 3, 2), (64, 3, 2), (128, 3, 2), (256, 3, 2)), (256, 256)),
 }
-"""Convolutions and dense layers: none and small ones; MinAtar's (Young & Tian, 2019); those of Mnih et al.,
-2015; those of jaxrl2's DrQ."""
+"""Convolutions and dense layers: "dense" has no convolutions; "minatar" is MinAtar's network (Young & Tian,
+2019), "atari" that of Mnih et al., 2015, and "drq" that of jaxrl2's DrQ."""
 _LEAST_SIDE = 3  # pixels that MinAtar's convolution covers
-_LEAST_ATARI_SIDE = 36  # pixels that leave the last of Atari's convolutions one place
+_LEAST_ATARI_SIDE = 36  # pixels from which the last of Atari's convolutions makes a single output
 
 
 def torso_for(obs_shape: Sequence[int]) -> str:
@@ -50,8 +50,8 @@ def dense_for(obs_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def activation_for(obs_shape: Sequence[int]) -> str:
-    """Return the activation of an on-policy agent's dense layers: relu behind the convolutions of Mnih et
-    al., as there, else tanh."""
+    """Return the activation of an on-policy agent's dense layers: relu after the convolutions of Mnih et al.,
+    as in their network, else tanh."""
     return "relu" if torso_for(obs_shape) == "atari" else "tanh"
 
 
@@ -59,8 +59,8 @@ def check_channels_last(obs_shape: Sequence[int]) -> None:
     """Check that observations are not images [C, H, W], which convolutions would read as C pixels high.
 
     Raises:
-        ValueError: their shape is like that: the first axis is the shortest, and the others are equal or
-            three times as long.
+        ValueError: their shape looks like that: the first axis is the shortest, and the others are equal or
+            at least three times as long.
     """
     if len(obs_shape) != 3:
         return
@@ -132,8 +132,8 @@ def latent(inputs: int, size: int, *, initializer: str = "orthogonal") -> Networ
 
 
 def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: str = "glorot") -> Network:
-    """Return the convolutions alone: images [..., *obs_shape] -> rectified outputs, as many as ``places``
-    counts.
+    """Return the convolutions alone: images [..., *obs_shape] -> their outputs after ReLU, flattened, as many
+    as ``places`` counts.
 
     Raises:
         ValueError: an observation is not an image, has its channels first, or is too small.
@@ -149,9 +149,9 @@ def behind_convolutions(
     *,
     initializer: str = "orthogonal",
 ) -> Network:
-    """Return ``make(features)`` behind the convolutions of a ``torso`` for images of ``obs_shape``; each
-    call makes its own convolutions, with the ``initializer`` of ``layers.Dense``. Observations that are
-    not of rank 3 are read as a vector.
+    """Return ``make(features)`` after the convolutions of a ``torso`` for images of ``obs_shape``. Each
+    call makes its own convolutions, initialized as ``layers.Dense`` with ``initializer``. Observations
+    that are not of rank 3 are read as vectors.
 
     Raises:
         ValueError: images have their channels first, or are too small for these convolutions.
@@ -212,8 +212,8 @@ def q_network(
 ) -> Network:
     """Return the network obs [..., *obs_shape] -> the value of each action [..., actions].
 
-    ``convolutions`` come before the dense ``hidden`` layers, and ``norm`` only among these. ``dueling`` (Wang
-    et al., ICML 2016) gives value and advantage dense layers of their own. Glorot-uniform.
+    ``convolutions`` come before the dense ``hidden`` layers, and only the latter have a ``norm``. ``dueling``
+    (Wang et al., ICML 2016) gives value and advantage dense layers of their own. Glorot-uniform.
     """
     module = _QNetwork(tuple(obs_shape), actions, tuple(convolutions), tuple(hidden), norm, dueling)
     return network(module, tuple(obs_shape))

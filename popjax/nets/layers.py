@@ -31,7 +31,7 @@ class Dense(nn.Module):
                  "uniform_zero_bias", the same for the weights alone; "orthogonal", gain sqrt(2), zero bias;
                  "glorot", U(-sqrt(6/(fan in + fan out)), ...), zero bias; "small", U(-3e-3, 3e-3), zero bias.
     scale:       multiplies the initial weights and bias.
-    positions:   inputs that an output unit is connected to by weights of its own: > 1 in a convolution.
+    positions:   output places that an input contributes to, which "glorot" counts: > 1 in a convolution.
     precision:   of the product and the result.
     """
 
@@ -55,8 +55,8 @@ class Dense(nn.Module):
             if self.initializer == "uniform_zero_bias":
                 bias_init = nn.initializers.zeros
         dtype = None if self.precision == "float32" else jnp.dtype(self.precision)
-        # One input at a time may be an example that a loss maps over: JAX sums over the examples in the
-        # product, whereas those of ``product`` would be summed afterwards.
+        # A single input may be an example that a loss maps over. JAX then sums the kernel's gradients over
+        # the examples within its product, whereas those of ``product`` would be summed afterwards.
         layer = nn.Dense(
             self.features,
             dtype=dtype,
@@ -72,9 +72,9 @@ class Dense(nn.Module):
 def product(x: Array, kernel: Array) -> Array:
     """Return x [B, in] times kernel [in, out], which has no forward-mode derivative.
 
-    On a CPU the gradient of the kernel is a product [in, out]. JAX's is the transpose of one [out, in], which
-    would be read against its order in memory, once for each moment of Adam. Accelerators get JAX's, which
-    their compilers lay out as they need it.
+    On a CPU the gradient of the kernel is computed as [in, out]. JAX computes it as [out, in] and transposes
+    it, so that Adam would read it against its order in memory, once for each moment. Accelerators use JAX's
+    form, for which their compilers choose a layout.
     """
     return x @ kernel
 
@@ -95,7 +95,8 @@ product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _backward)
 
 
 def _of_rows(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """``lax.dot_general`` for ``nn.Dense``, whose other arguments are the same in every layer."""
+    """Return ``product(x, kernel)``, as the ``dot_general`` of ``nn.Dense``, whose other arguments are the
+    same in every layer."""
     return product(x, kernel)
 
 
@@ -118,9 +119,9 @@ Norm = Literal["none", "erl", "layer"]
 class Conv(nn.Module):
     """A convolution of square kernels: x [..., H, W, C] -> [..., H', W', features].
 
-    A linear layer over patches, whose kernel [side * side * C, features] is a matrix like any other, and
-    stacked over a population one batched matrix product, whereas XLA would make a grouped convolution. On
-    a CPU core the two are equally fast for MinAtar; for Atari, XLA's is 1.3 times as fast with one
+    It is a linear layer over patches. Its kernel [side * side * C, features] is a matrix like any other;
+    stacked over a population it makes one batched matrix product, where XLA would make a grouped convolution.
+    On a CPU core the two are equally fast for MinAtar; for Atari, XLA's is 1.3 times as fast with one
     network, this one 1.1 times as fast with four. Inside a loop, where agents learn, XLA's takes 2 to 16
     times as long as outside (``map`` in ``benchmarks/convolutions.py``). Accelerators were not measured.
     """
@@ -149,8 +150,8 @@ def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
     """Return x [..., H, W, C] -> [..., H', W', side * side * C]: the inputs of a convolution at each of its
     places.
 
-    Ordered by row, column, channel. "same" pads with zeros so that H' is H / stride, rounded up, one more
-    row below than above where the number is odd.
+    Inputs are ordered by row, column, channel. "same" pads with zeros so that H' is H / stride, rounded up;
+    if the number of added rows is odd, one more is below than above.
     """
     height, width = x.shape[-3:-1]
     if padding == "same":
@@ -180,8 +181,8 @@ def patches(x: Array, side: int, stride: int, padding: str = "valid") -> Array:
 class MLP(nn.Module):
     """Linear layers of widths ``hidden`` with activation (and a norm before it), then ``out`` units.
 
-    ``final_initializer`` is the last layer's, ``initializer`` if None; that layer is float32 whatever
-    ``precision`` the others have. ``with_features`` returns the input of the last layer, too.
+    ``final_initializer`` is that of the last layer; None: ``initializer``. The last layer is float32 whatever
+    ``precision`` the others have. ``with_features`` also returns the input of the last layer.
     """
 
     hidden: Sequence[int]
@@ -199,7 +200,7 @@ class MLP(nn.Module):
             x = Dense(width, self.initializer, precision=self.precision)(x)
             norm = NORMS[self.norm]
             x = ACTIVATIONS[self.activation](norm()(x) if norm else x)
-        x = x.astype(jnp.float32)  # eight bits are too few for a value or an action
+        x = x.astype(jnp.float32)  # bfloat16's eight bits are too few for values and actions
         out = Dense(self.out, self.final_initializer or self.initializer, self.final_scale)(x)
         return (out, x) if with_features else out
 

@@ -15,7 +15,7 @@ from popjax.nets.layers import MLP, network
 Initializer = Literal["orthogonal", "uniform"]
 """Initializer of on-policy networks, as in OpenAI Baselines or OpenAI Spinning Up (2018)."""
 HIDDEN: dict[Initializer, str] = {"orthogonal": "orthogonal", "uniform": "uniform_zero_bias"}
-"""That of ``layers.Dense`` for their convolutions and hidden layers."""
+"""Initializer of ``layers.Dense`` for the convolutions and hidden layers of such networks."""
 
 
 class _GaussianPolicy(nn.Module):
@@ -45,8 +45,8 @@ def categorical_actor(
     gain: float = 0.01,
     initializer: Initializer = "orthogonal",
 ) -> Network:
-    """Return the network obs [..., D] -> logits [..., actions]; orthogonal, the last layer with ``gain``, or
-    "uniform"."""
+    """Return the network obs [..., D] -> logits [..., actions]. Weights begin orthogonal, in the last layer
+    with ``gain``, or "uniform"."""
     return network(_policy(hidden, actions, activation, gain, initializer), obs_dim)
 
 
@@ -63,8 +63,8 @@ def gaussian_policy(
     """Return the network obs [..., D] -> (mean [..., A], log std [..., A]) of an unsquashed Gaussian.
 
     As in the MLP policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same
-    for all observations; orthogonal, the last layer with ``gain``, or "uniform": the bias of the last layer
-    alone is not 0."""
+    for all observations. Weights begin orthogonal, in the last layer with ``gain``, or "uniform", where only
+    the last layer's bias is not 0."""
     return network(
         _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
     )
@@ -78,8 +78,8 @@ def state_value(
     gain: float = 1.0,
     initializer: Initializer = "orthogonal",
 ) -> Network:
-    """Return the network obs [..., D] -> value [...]; orthogonal, the last layer with ``gain``, or "uniform"
-    without biases."""
+    """Return the network obs [..., D] -> value [...]. Weights begin orthogonal, in the last layer with
+    ``gain``, or "uniform" with zero biases."""
     if initializer == "uniform":
         return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
     return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)

@@ -1,10 +1,10 @@
-"""Networks with a memory: an LSTM between any torso and any head; torso, LSTM and the three heads of a
-collaborating actor-critic; alignment.
+"""Networks with a memory: an LSTM between any torso and any head, and CDRL's actor-critic with three heads;
+also CDRL's alignment network.
 
-Sizes and initialization of the latter two, and the LSTM, as in "Collaborative Deep Reinforcement Learning"
-(Lin, Wang & Zhou, 2017), whose code builds on OpenAI's universe-starter-agent. That code reads frames; the
-torsos for MinAtar's grids and for vectors are our own counterparts. Parameters of the actor-critic are a
-dictionary "torso", "core", "policy", "distil", "value".
+The LSTM, and the sizes and initialization of CDRL's networks, are those of "Collaborative Deep Reinforcement
+Learning" (Lin, Wang & Zhou, 2017), whose code builds on OpenAI's universe-starter-agent. That code reads
+frames; the torsos for MinAtar's grids and for vectors are our own counterparts. Parameters of the
+actor-critic are a dictionary "torso", "core", "policy", "distil", "value".
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ TORSOS = {
     "grid": Torso(filters=(16,), stride=1, padding="valid", hidden=(128,)),
     "vector": Torso(filters=(), stride=1, padding="valid", hidden=(64,)),
 }
-"""The paper's for frames of 42x42x1; the convolution and the dense layer that MinAtar's authors use for its
-grids of 10x10xC; one dense layer for vectors."""
+"""The paper's torso for frames of 42x42x1; the convolution and the dense layer that MinAtar's authors use for
+its grids of 10x10xC; one dense layer for vectors."""
 SMALLEST_FRAME = 32
 """Least height and width [pixels] of an image that "auto" treats as a frame; smaller ones are grids."""
 
@@ -125,7 +125,7 @@ def behind(network: Recurrent, memories: Memory, done: Array) -> Memory:
     if the row ended its episode.
 
     memories: [T, ...] as ``unroll`` returns them.
-    done:     bool [T, ...] where a row ended an episode.
+    done:     bool [T, ...] whether a row ended an episode.
     """
     return tree.where(~done[-1], tree.take(memories, -1), network.memory)
 
@@ -165,8 +165,8 @@ def forgetful(network: Network) -> Recurrent:
 def with_lstm(
     obs_shape: Sequence[int], torso: Network, units: int, head: Callable[[int], Network]
 ) -> Recurrent:
-    """Return the chain of ``torso``, which makes a vector of an observation, an LSTM of ``units`` behind it,
-    and ``head(units)``. Parameters are a dictionary "torso", "lstm", "head"."""
+    """Return the chain of ``torso``, which maps an observation to a vector, an LSTM of ``units``, and
+    ``head(units)``. Parameters are a dictionary "torso", "lstm", "head"."""
     last = head(units)
 
     def init(key: Key) -> Params:
@@ -229,16 +229,16 @@ class _TorsoLayers(nn.Module):
 
 
 def lstm(params: Params, memory: Memory, inputs: Array, done: Array) -> tuple[Memory, tuple[Array, Array]]:
-    """Return an LSTM over ``inputs`` [T, ..., F] and ``done`` [T, ...], after which it starts from zeros.
+    """Run an LSTM over ``inputs`` [T, ..., F]; after rows that are ``done`` [T, ...], it restarts from zeros.
 
     Returns the memory for the next row, (c, h) [..., units], reset if the last row ended an episode; and the
     (c, h) [T, ..., units] after each row before any reset, of which h are the outputs.
 
-    Gates in the order input, candidate, forget, output, the forget gate with a bias of 1 beside its own.
+    Gates are in the order input, candidate, forget, output; the forget gate has 1 added to its bias.
     """
     units = params["kernel"].shape[1] // 4
     features = params["kernel"].shape[0] - units
-    # What the inputs add to the gates needs no recurrence: one product for all rows.
+    # The inputs' share of the gates needs no recurrence: one product computes it for all rows.
     given = inputs @ params["kernel"][:features] + params["bias"]
 
     def one(memory: Memory, row: tuple[Array, Array]) -> tuple[Memory, tuple[Array, Array]]:

@@ -71,7 +71,7 @@ class AtariState:
     """A game under way.
 
     ale:   uint8 [K] the emulator's state.
-    stack: uint8 [84, 84, 4] frames that are seen, oldest first; () where an observation is one frame.
+    stack: uint8 [84, 84, 4] frames that are seen, oldest first; () if an observation is one frame.
     last:  int32 [] the action in force.
     steps: int32 [] environment steps since the start.
     key:   random key for the sticky actions and frame skips of the episode.
@@ -94,7 +94,8 @@ def tasks() -> Sequence[str]:
 
 
 def make(task: str, **options: Any) -> Env:
-    """Return a game; the table above has the options and their values in every ``preset``, "dqn" by default.
+    """Return a game; this module's table has the options and their values in every ``preset``, "dqn" by
+    default.
 
     frame_skip: frames in an environment step, or (low, high) to draw from, both inclusive.
     sticky:     chance in [0, 1) that a frame keeps the action in force.
@@ -151,7 +152,7 @@ def make(task: str, **options: Any) -> Env:
         played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
         ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
         frames = jax.vmap(view)(screens) if renews else view(screens)[None]
-        # Where a lost life ends bootstrapping, the frames that start the next life come after that end.
+        # If a lost life ends bootstrapping, the frames that start the next life come after the cut.
         seen, cut = frames[0 if o["cut_lives"] else -1], lost & o["cut_lives"]
         stack = jnp.concatenate([state.stack[..., 1:], seen[..., None]], -1) if grey else ()
         next_obs: Any = stack if grey else seen
@@ -201,13 +202,13 @@ def _drawn(o: Mapping[str, Any], state: AtariState) -> tuple[Key, Array, Array]:
 
 
 def pose(options: Mapping[str, Any], before: AtariState, after: AtariState) -> tuple[Array, Array, Array]:
-    """Return what a painter draws of a step between two states: the emulator's state before it, the actions
-    of its frames int32 [F] and their number. ``options`` are those of ``settings``.
+    """Return what a painter needs to draw the step between two states: the emulator's state before it, the
+    actions of its frames int32 [F] and their number. ``options`` are those of ``settings``.
 
     The emulator's state has no screen, and a game that is over plays no further frame; so the frames of the
-    step are played again. An episode that has only begun, with ``before`` and ``after`` the same, plays two
-    frames with the action in force. So does a step of one frame, since some games draw an object only in
-    every other frame.
+    step are played again. If ``before`` and ``after`` are the same, at the start of an episode, two frames
+    are played with the action in force. A step of one frame also plays a second one, since some games draw an
+    object only in every other frame.
     """
     _, count, kept = _drawn(options, before)
     # The action after frames that keep the one before is in force at the end of a step.
@@ -218,7 +219,7 @@ def pose(options: Mapping[str, Any], before: AtariState, after: AtariState) -> t
 
 def painter(task: str, options: Mapping[str, Any]) -> Callable[[Any], Iterator[np.ndarray]]:
     """Return a function from poses [T] to screens uint8 [H, W, 3], each with the larger values of two frames,
-    and one more where the game is over in the end; ``options`` are those of ``settings``."""
+    and one more if the game is over at the end; ``options`` are those of ``settings``."""
     ways = {"full_actions": options["actions"] == "full", "starts_lives": options["fire"] == "life"}
     console = Console(task, grey=False, merged=True, **ways)
 

@@ -86,7 +86,7 @@ class Console:
         ale.setInt("max_num_frames_per_episode", 0)
         ale.loadROM(games()[game])
         ale.reset_game()
-        self._first = self._state(), self._screen()  # which a restored state never has
+        self._first = self._state(), self._screen()  # a restored state has no screen
         chosen = ale.getLegalActionSet() if full_actions else ale.getMinimalActionSet()
         self.codes = np.array([action.value for action in chosen], np.int32)
         self.fires = len(self.codes) >= 3 and self.codes[1] == FIRE
@@ -107,8 +107,8 @@ class Console:
     def _begin(self, waited: list[int], begun: list[int]) -> tuple[bytes, np.ndarray]:
         """Return the state and the screen after the frames ``waited`` and ``begun`` of a new game.
 
-        As in Baselines and Gymnasium, frames of waiting show the last of them; those that begin a life are
-        steps in Baselines, which show the larger of two.
+        As in Baselines and Gymnasium, the screen after waiting is that of the last frame. Frames that begin a
+        life are steps in Baselines, so the screen after them has the larger values of two.
         """
         self._restore(self._first[0])
         shown = begun[-2:] or waited[-1:]
@@ -158,7 +158,7 @@ class Console:
         return Played(after, shown, np.float32(reward), lost and not over, over)
 
     def after_end(self, ale: np.ndarray, code: int) -> list[np.ndarray]:
-        """Return the screen that follows the end of a game, for films; none where its flag is not found.
+        """Return the screen that follows the end of a game, for films; none if the end's flag is not found.
 
         ALE plays no frame of a game that is over, but Pong, for one, draws the last point only in the next.
         """

@@ -26,8 +26,8 @@ from popjax.envs.atari.console import Console
 from popjax.envs.atari.worker import layout, padded, views
 
 VARIABLE = "POPJAX_ATARI_WORKERS"
-"""Environment variable: number of processes that play; 0: the trainer plays. By default one less than
-cores."""
+"""Environment variable: number of processes that play; 0: the trainer plays itself. By default one less than
+the number of cores."""
 _SHARED = "/dev/shm"
 _AT_ONCE = 16  # lanes that a worker is given at a time
 
@@ -49,7 +49,7 @@ def workers() -> int:
 class Crew:
     """A console with its workers, which start when they are first needed.
 
-    game, options: of ``Console``; frames: in a step, at most.
+    game, options: as for ``Console``; frames: most frames in a step.
     """
 
     def __init__(self, game: str, options: Mapping[str, Any], frames: int) -> None:
@@ -67,7 +67,7 @@ class Crew:
         given = [np.asarray(x) for x in (ale, codes, count)]
         lead, lanes = given[2].shape, given[2].size
         used = min(self._count, lanes)
-        if used < 2:  # one process is as fast as another
+        if used < 2:  # a single worker is no faster than this process
             return self.console.play(*given)
         given = [x.reshape(lanes, *x.shape[len(lead) :]) for x in given]
         with self._lock:
@@ -106,7 +106,7 @@ class _Worker:
     def __init__(self, settings: Mapping[str, Any], console: Console) -> None:
         parts = layout(settings["lanes"], settings["frames"], console.state_size, console.shape)
         size = sum(padded(*part) for part in parts)
-        # In main memory where the system has a place for that; kept for as long as the worker lives.
+        # The file is in main memory if the system has a place for that. It is open while the worker lives.
         self._file = tempfile.TemporaryFile(dir=_SHARED if os.path.isdir(_SHARED) else None)  # noqa: SIM115
         self._file.truncate(size)
         self._arrays = views(mmap.mmap(self._file.fileno(), size), parts)

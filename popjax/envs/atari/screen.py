@@ -30,7 +30,8 @@ def grey84(screen: Array) -> Array:
 
 
 def area_weights(size: int, out: int = SIDE) -> np.ndarray:
-    """Return whole weights float32 [o, s] of a block's s pixels in its o outputs; blocks repeat."""
+    """Return the weights, whole numbers in float32 [o, s], of a block's s pixels in its o outputs; they are
+    the same in every block."""
     blocks = math.gcd(size, out)
     s, o = size // blocks, out // blocks
     j, i = np.arange(o)[:, None], np.arange(s)[None]

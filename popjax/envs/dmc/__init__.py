@@ -1,12 +1,12 @@
 """DeepMind Control Suite on device, from dm_control's own models. Tassa et al., 2018. arXiv:1801.00690
 
-Every formula below is that of ``dm_control.suite``, the module named like the domain; model, physics steps in
-an environment step and time limit are read off the installed library. Observations are its dictionaries,
-concatenated in their order. Nothing here terminates: an episode ends by its limit of 1000 steps.
+Every formula is that of the module of ``dm_control.suite`` named like the domain. Model, physics steps in an
+environment step and time limit are read off the installed library. Observations are its dictionaries,
+concatenated in their order. No task terminates: an episode ends at its limit of 1000 steps.
 
 Differs from dm_control: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``); the first of the 200 physics
-steps that let a cheetah come to rest starts from the pose it has, not with the accelerations of the model's
-initial one. MuJoCo Playground has tasks of the same names with other physics: suite ``playground``.
+steps that let a cheetah come to rest uses accelerations of the pose that was drawn, not those of the model's
+initial pose. MuJoCo Playground has tasks of the same names with other physics: suite ``playground``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Domain(NamedTuple):
     """Parts that the tasks on one model share.
 
     task:   (model, task) -> Task
-    solver: the fewest iterations, and line-search iterations, as exact as 100 and 50
+    solver: the fewest iterations and line-search iterations that are as exact as 100 and 50
     tasks:  the names of the tasks
     """
 

@@ -1,7 +1,7 @@
 """The domains of the DeepMind Control Suite: for each model its reset, observation and rewards.
 
-Every domain is a function ``(model: mujoco.MjModel, task: str) -> Task`` after the module of the same name in
-``dm_control.suite``.
+Every domain is a function ``(model: mujoco.MjModel, task: str) -> Task`` that follows the module of the same
+name in ``dm_control.suite``.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def pendulum(model: Any, task: str) -> Task:
         return jnp.concatenate([data.xmat[pole, 2, 2:], data.xmat[pole, 0, 2:], data.qvel])
 
     def reward(_: Any, ctrl: Array, data: Any) -> Array:
-        return tolerance(data.xmat[pole, 2, 2], least, INFINITE)  # no upper bound: a cosine, rounded
+        return tolerance(data.xmat[pole, 2, 2], least, INFINITE)  # a cosine may exceed 1 by rounding
 
     return Task(still(model, pose(model)), observe, reward)
 

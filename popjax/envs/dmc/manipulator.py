@@ -39,7 +39,7 @@ def manipulator(model: Any, task: str) -> Task:
         loose = jax.random.uniform(key_ball, (3,), minval=low, maxval=high)
         kind = jax.random.choice(key_kind, 3, p=jnp.array([0.1, 0.1, 0.8]))
         speed = jax.random.uniform(key_speed, minval=-5, maxval=5)
-        # A failed attempt leaves its speed, as in dm_control.
+        # The speed of a failed attempt stays, as in dm_control.
         qvel = jnp.where(kind == 2, loop[2].at[ball[0]].set(speed), loop[2])
         return key, qpos.at[ball].set(jnp.stack([held, target, loose])[kind]), qvel, target
 

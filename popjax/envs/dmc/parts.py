@@ -125,5 +125,6 @@ def state(data: Any) -> Array:
 
 
 def addresses(model: Any, *names: str) -> np.ndarray:
-    """Return the places of the named joints in ``qpos`` and, before any free or ball joint, in ``qvel``."""
+    """Return the places of the named joints in ``qpos``; they are also those in ``qvel`` if no free or ball
+    joint comes before."""
     return np.array([model.joint(name).qposadr[0] for name in names])

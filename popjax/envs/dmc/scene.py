@@ -58,4 +58,4 @@ PLACES: dict[str, Place] = {
     "reacher": _geom,
     "swimmer": _swimmer,
 }
-"""The domains with tasks whose target is drawn at the reset."""
+"""The functions that place the target, for domains whose tasks draw one at the reset."""

@@ -2,10 +2,10 @@
 
 Every formula in ``families`` is that of the class named beside it in ``gymnasium.envs.mujoco``, versions 4
 and 5. Constructor keywords, their defaults, the time limit and the number of physics steps are read off the
-installed library. The scores that papers report for ``-v2`` compare with ``-v4``.
+installed library. Scores that papers report for ``-v2`` are comparable with those of ``-v4``.
 
 Differs from Gymnasium: MJX is not MuJoCo in C (see ``popjax.envs.mujoco``). Actions are in [-1, 1], rescaled
-to the model's bounds; control costs are computed from the rescaled action, as there. Humanoid and
+to the model's bounds; control costs are computed from the rescaled action, as in Gymnasium. Humanoid and
 HumanoidStandup ask for the PGS solver, which MJX lacks; Newton's solves the same problem. Pusher-v4 is
 absent because Gymnasium itself refuses it on MuJoCo 3.
 """
@@ -33,8 +33,8 @@ class _Family(NamedTuple):
     """A task in all its versions.
 
     task:   (model, options, version) -> Task
-    solver: the fewest iterations, and line-search iterations, as exact as 100 and 50
-    xml4:   the model file of version 4 where it differs from that of version 5
+    solver: the fewest iterations and line-search iterations that are as exact as 100 and 50
+    xml4:   the model file of version 4 if it differs from that of version 5
     """
 
     task: Callable[[Any, SimpleNamespace, int], Task]
@@ -75,7 +75,7 @@ def make(task: str, episode_length: int | None = None, **options: Any) -> Env:
             episode_length=o.episode_length,
             impl=o.impl,
         )
-    except (KeyError, IndexError, NotImplementedError, TypeError) as cause:  # a model of another body
+    except (KeyError, IndexError, NotImplementedError, TypeError) as cause:  # a model of another kind of body
         if "xml_file" not in options:
             raise
         said = " ".join(str(cause).split())[:200] or type(cause).__name__
@@ -117,7 +117,8 @@ def _keywords(spec: Any) -> dict[str, inspect.Parameter]:
 
 @contextmanager
 def _no_advice() -> Iterator[None]:
-    """Keep MuJoCo from telling users, and a file in their directory, what a model's authors should change.
+    """Keep MuJoCo from advising users, also in a log file in their directory, on what a model's authors
+    should change.
 
     HalfCheetah's file sets the total mass in a deprecated way.
     """
@@ -150,8 +151,8 @@ def _load(task: str, xml: str, watched: bool = False) -> Any:
 
 
 # Four iterations are as exact as a hundred where few contacts act at once; two are too few for HalfCheetah.
-# In 256 states of random play the largest error falls with six from 3e-3 to 2e-5 for Walker2d, and with
-# eight from 2e-1 to 3e-4 for Ant and from 2 to 6e-4 for HumanoidStandup; a hundred change nothing more.
+# In 256 states of random play, six iterations reduce the largest error from 3e-3 to 2e-5 for Walker2d, and
+# eight from 2e-1 to 3e-4 for Ant and from 2 to 6e-4 for HumanoidStandup; a hundred reduce it no further.
 FAMILIES = {
     "Hopper": _Family(families.hopper, Solver(4, 4)),
     "Walker2d": _Family(families.walker2d, Solver(6, 6), xml4="walker2d.xml"),

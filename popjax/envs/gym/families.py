@@ -50,11 +50,11 @@ def runner(
 ) -> Task:
     """Build a task of running forward: Hopper, Walker2d, HalfCheetah, Swimmer, Ant and Humanoid share it.
 
-    hidden:   leading entries of qpos left out of the observation: where the body is in the world
+    hidden:   leading entries of qpos left out of the observation: the body's place in the world
     position: data -> the coordinate whose rate is rewarded, metres
     healthy:  data -> whether the body has not fallen; ``None``: it cannot fall
     sensed:   data -> further observations
-    cost:     data -> contact cost; ``None`` also saves the contact forces
+    cost:     data -> contact cost; ``None``: no cost, and contact forces are not computed
     """
     hidden = hidden if o.exclude_current_positions_from_observation else 0
     dt = model.opt.timestep * o.frame_skip
@@ -104,8 +104,8 @@ def walker2d(model: Any, o: SimpleNamespace, version: int) -> Task:
 def ant(model: Any, o: SimpleNamespace, version: int) -> Task:
     """Build ``AntEnv``; the torso's position is that of the integrator's last stage, as MuJoCo leaves it.
 
-    Version 4 has contact forces, those on the world included, and their cost only with
-    ``use_contact_forces``; version 5 always has the cost.
+    Version 4 observes contact forces, those on the world included, and charges their cost only with
+    ``use_contact_forces``; version 5 always charges it.
     """
     body = _body(f"gym/Ant-v{version}", model, o.main_body if version == 5 else "torso")
     contact = version == 5 or o.use_contact_forces
@@ -143,8 +143,8 @@ def _body(env: str, model: Any, name: int | str) -> int:
 def _body_senses(o: SimpleNamespace, version: int) -> Callable[[Any], list[Array]]:
     """Return the function that observes a Humanoid's inertia, velocity, actuator and contact forces.
 
-    Version 5 leaves out the world's and the root's, which are constant, and has an option to leave out each
-    kind.
+    Version 5 leaves out the values of the world and of the root joint, which are constant, and has an option
+    for each kind.
     """
     body, joint = (1, 6) if version == 5 else (0, 0)
 

@@ -1,26 +1,27 @@
-"""Compile every method for an H100 and a TPU v5e, neither of which need be there, and read the programs; all
-but ``align`` and ``distil``, which begin with finished runs.
+"""Compile every method for an H100 and a TPU v5e, without having either, and analyse the programs; ``align``
+and ``distil``, which begin with finished runs, are left out.
 
     pip install -c constraints.txt -e '.[aot-gpu,aot-tpu]'
     python benchmarks/accelerator_programs.py --cases sac-1 sac-64 --out benchmarks/results/programs.json
 
-Each case is compiled alone in a process of its own. A row has the bytes of the State and of the program's
-arguments (more, where a TPU pads them), aliases and temporaries; collectives, callbacks and 64-bit floats
-in the text; and of an iteration, and of each loop that takes gradient or environment steps: launches, those
-of libraries, copies of more than 1 MB, bytes moved, floating-point operations and the time that bandwidth and
-peak allow. Loops whose number of turns depends on data are counted as one turn.
+Each case is compiled in a process of its own. A row has the bytes of the State and of the program's arguments
+(more if a TPU pads them), aliases and temporaries; the collectives, callbacks and 64-bit floats in its text;
+and, for an iteration and for each loop that takes gradient or environment steps, launches, library calls,
+copies of more than 1 MB, bytes moved, floating-point operations, and the least time that bandwidth and peak
+allow. A loop whose number of turns depends on data counts as one turn.
 
-What it cannot tell: matrix kernels for a GPU are not tuned without one, and nothing has run. A launch takes
-1.5 to 4 microseconds; the cycles of a TPU are the compiler's estimate and are for comparisons.
+Limits: matrix kernels for a GPU are not tuned without one, and nothing is run. A launch takes 1.5 to 4
+microseconds; the cycles of a TPU are the compiler's estimate, for comparisons only.
 
-On a GPU, a loop whose turns data decide asks the host after each, ``loops_that_data_decide`` of them. XLA can
-record such loops as CUDA graphs, which do not, on drivers from 12.4 on:
+On a GPU, a loop whose number of turns depends on data asks the host after each turn; there are
+``loops_that_data_decide`` of them. On drivers from 12.4 on, XLA can record such loops as CUDA graphs, which
+do not ask the host:
 
     KINDS=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE
     XLA_FLAGS=--xla_gpu_enable_command_buffer=$KINDS popjax ...
 
-On an H200 that gained 15% where MJX's solver is such a loop (SAC on dmc/pendulum-swingup) and 3% for SAC with
-64 agents; PPO lost 4%, and SAC with one agent became four times as slow. So it is not a default.
+On an H200, this gained 15% if MJX's solver is such a loop (SAC on dmc/pendulum-swingup) and 3% for SAC with
+64 agents; PPO lost 4%, and SAC with one agent became four times as slow. So it is not the default.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ca2e": ("ca2e", BREAKOUT, {}),
     "cdrl": ("cdrl", BREAKOUT, {}),
 }
-"""Method, task and fields of its default Config."""
+"""Method, task, and fields that differ from its default Config."""
 LARGE = 1_000_000
-"""Bytes of a copy that counts."""
+"""Size above which a copy counts as large [bytes]."""
 PEAKS = {"h100": accelerators.PEAKS["NVIDIA H100 80GB HBM3"], "v5e": accelerators.PEAKS["TPU v5 lite"]}
 
 
@@ -89,7 +90,7 @@ class Arguments:
 
 
 def build(case: str, capacity: int) -> Any:
-    """Return the method of a case, the steps of whose environment are labelled in its program."""
+    """Return the method of a case, with the steps of its environment labelled in its program."""
     import jax
 
     import popjax
@@ -129,7 +130,7 @@ def costs(loop: Any, kind: str) -> dict[str, Any]:
 
 
 def labelled(loop: Any, label: str) -> list[Any]:
-    """Return the innermost loops that have kernels whose source is ``label``."""
+    """Return the innermost loops that have kernels from operations with ``label`` in their names."""
     inside = [found for each in loop.loops for found in labelled(each, label)]
     own = any(label in kernel.instruction.operation for kernel in loop.kernels)
     return inside or ([loop] if own else [])
@@ -142,12 +143,12 @@ def phase(loop: Any) -> str:
 
 
 def facts(compiled: Any, kind: str) -> dict[str, Any]:
-    """Return what a compiled chunk says of itself."""
+    """Return the facts of a compiled chunk."""
     from tests import hlo
 
     text, memory = compiled.as_text(), compiled.memory_analysis()
     main = hlo.read(text).main()
-    # A chunk is a loop of iterations, of which a compiler for TPUs does not tell the number.
+    # A chunk is a loop of iterations; a compiler for TPUs does not tell how many.
     iteration = max(main.loops, key=lambda loop: len(list(loop.turn())), default=main)
     targets = Counter(re.findall(r'custom_call_target="([^"]+)"', text))
     return {

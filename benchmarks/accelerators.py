@@ -1,4 +1,4 @@
-"""What accelerators can do at most, as their vendors state it for dense matrices."""
+"""Peak performance of accelerators for dense matrices, as stated by their vendors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 class Peak(NamedTuple):
     """Peaks of one accelerator.
 
-    products: floating-point operations per second in products of float32 matrices as XLA computes them unless
-              told otherwise: in TF32 on a GPU, in bfloat16 on a TPU.
-    float32:  the same in full float32; None where the vendor states no number.
+    products: floating-point operations per second in products of float32 matrices at XLA's default precision:
+              TF32 on a GPU, bfloat16 on a TPU.
+    float32:  the same in full float32; None if the vendor states no number.
     bytes:    bytes per second from and to its memory.
     """
 

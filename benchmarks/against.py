@@ -1,13 +1,13 @@
-"""Compare two checkouts of popjax, or this one under other flags of XLA, on the same work: chunks of both
+"""Compare two checkouts of popjax, or this one with other XLA flags, on the same work: chunks of both
 alternate, so that a noisy machine is noisy for both.
 
     git worktree add --detach /tmp/before v0.1.0
     python benchmarks/against.py --other /tmp/before --out benchmarks/results/against.json
     python benchmarks/against.py --other-flags=--xla_gpu_deterministic_ops=true --cases sac-1 sac-64
 
-Every case runs in two processes at once, of which only one computes at a time. A ratio is the environment
-steps per second of this checkout, under the flags of the environment, over the other's: the median over
-``--repeats`` pairs of chunks. On one core of a CPU, seconds are those of the processor (``clock``).
+Every case runs in two processes, of which only one computes at a time. A ratio is the environment steps per
+second of this checkout, with the flags in XLA_FLAGS, divided by the other's: the median over ``--repeats``
+pairs of chunks. On one core of a CPU, seconds are processor time (``clock``).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CASES = {
     "ca2e": ("ca2e", "gymnax/Breakout-MinAtar", {"learning_starts": 1_000, "capacity": 50_000}, 200),
     "cdrl": ("cdrl", "gymnax/Breakout-MinAtar", {}, 4),
 }
-"""Method, task, fields of its default Config, and steps of the method in a chunk."""
+"""Method, task, fields that differ from its default Config, and steps of the method in a chunk."""
 MORE = {
     "sac-64": (*CASES["sac-8"][:2], {**CASES["sac-8"][2], "population": 64}, 60),
     "ppo-breakout": (
@@ -52,7 +52,7 @@ MORE = {
     ),
     "sac-swingup": ("ce", "dmc/pendulum-swingup", {"population": 1, "drive": None, "warmup": 64}, 800),
 }
-"""Cases for accelerators, run where they are named; PPO with four epochs of four minibatches."""
+"""Cases for accelerators, run only if named; PPO with four epochs of four minibatches."""
 
 
 @dataclass(frozen=True)

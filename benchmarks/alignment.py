@@ -5,8 +5,8 @@
 
 draws the mean probability of every action on the states that the expert visits, from the metrics of a
 finished run of ``align``: the teacher's, the expert's own, and the aligned teacher's, averaged over seeds.
-The JSON file has them for each seed, and the divergence KL(expert || aligned) of the means in nats, first
-and last.
+The JSON file has them for each seed at the last record, and the divergence KL(expert || aligned) of the means
+in nats at the first and the last record.
 """
 
 from __future__ import annotations

@@ -2,18 +2,19 @@
 
     python benchmarks/atari.py --python /tmp/envpool/bin/python --out benchmarks/results/atari-cpu.json
 
-plays Pong at random with 1, 8 and 32 lanes: in this process, with worker processes, without emulation (the
-same callback answers at once: its round trip and all that the device does), in ale-py's ``AtariVectorEnv``
-and in EnvPool, each of these in a process of its own with as many threads as there are cores to run on
-(``atari_peers.py``). Environment steps per second and per second of processor time, that of all threads and
-processes, which other programs disturb less; the best of several rounds, in which the ways take turns. The
-emulator plays four frames a step everywhere. Then DQN's replay with frames by reference and with plain rows:
-bytes of the State, and gradient steps per second of processor time on batches of 32.
+plays Pong at random in 1, 8 and 32 lanes: in this process; with worker processes; without emulation (the
+callback answers at once, which leaves its round trip and the work of the device); and in ale-py's
+``AtariVectorEnv`` and EnvPool, each in a process of its own with as many threads as there are cores
+(``atari_peers.py``). It reports environment steps per second, and per second of processor time over all
+threads and processes, which other programs disturb less: the best of several rounds, in which the ways take
+turns. The emulator plays four frames a step everywhere. Then it compares DQN's replay with frames by
+reference and with plain rows: bytes of the State, and gradient steps per second of processor time on batches
+of 32.
 
-``--python`` names an environment with EnvPool (``pip install envpool``), without which its row says
-"not installed". The other libraries return NumPy arrays; popjax leaves its observations on the device, and
-its State can be copied and resumed. EnvPool can also return whichever lanes are done first and be called
-within a JAX program; neither is measured.
+``--python`` names an environment with EnvPool (``pip install envpool``); without it, EnvPool's row says "not
+installed". The other libraries return NumPy arrays; popjax leaves its observations on the device, and its
+State can be copied and resumed. EnvPool can also return whichever lanes are done first and be called within a
+JAX program; neither is measured.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from popjax.methods import independent
 PEERS = Path(__file__).with_name("atari_peers.py")
 GAME, CAPACITY, UPDATES = "pong", 2_000, 5
 Rates = tuple[float, float]
-"""Per second, and per second of processor time."""
+"""Rates per second, and per second of processor time."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def cores() -> int:
 
 
 def rates(count: int, work: Callable[[], Any]) -> Rates:
-    """Return how often ``work`` does one of ``count`` things; processes out of their turn are idle."""
+    """Return the rates at which ``work`` does its ``count`` units; processes of other ways are idle."""
     children = psutil.Process().children()
 
     def spent() -> float:
@@ -85,7 +86,7 @@ def rates(count: int, work: Callable[[], Any]) -> Rates:
 
 
 def game(workers: int, emulates: bool = True) -> Env:
-    """Pong, played by so many workers, or with a callback that returns its state as it is."""
+    """Return Pong, played by ``workers`` processes or, unless ``emulates``, by an idle callback."""
     os.environ[crew.VARIABLE] = str(workers)
     env = atari.make(GAME)
     if emulates:
@@ -108,7 +109,7 @@ class Idle(crew.Crew):
 
 
 def ours(env: Env, lanes: int, steps: int) -> Callable[[], Any]:
-    """Return what plays ``steps`` steps of every lane in one program, once compiled."""
+    """Return the function that plays ``steps`` steps in every lane with one compiled program."""
     env = rollout.autoreset(env)
 
     def act(carry: Any, obs: jax.Array, key: jax.Array) -> Any:

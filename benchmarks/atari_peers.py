@@ -3,8 +3,8 @@
 ``atari.py`` starts this with an interpreter that has the library and measures it from outside. Libraries are
 set to the same work: four frames a step, of which the last two are combined, 84 x 84 grey, four of them
 stacked, up to 30 no-ops at a start, no sticky actions, every lane stepped before any is read. With one no-op
-and the same actions ale-py 0.12.1 and EnvPool 1.2.5 give equal rewards and pictures; before a game's first
-frame ale-py stacks black ones, EnvPool the first.
+and the same actions, ale-py 0.12.1 and EnvPool 1.2.5 give equal rewards and pictures, except that ale-py
+fills the first stack of a game with black frames, EnvPool with the first frame.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 
 
 def ale(lanes: int, threads: int) -> Any:
-    """ale-py's own, whose defaults these are."""
+    """Return ale-py's vector environment, whose defaults are the settings above."""
     from ale_py.vector_env import AtariVectorEnv
 
     return AtariVectorEnv("pong", num_envs=lanes, num_threads=threads)
 
 
 def envpool(lanes: int, threads: int) -> Any:
-    """EnvPool's, whose defaults these are, too; its emulator is one that it brings along."""
+    """Return EnvPool's vector environment, which has the same defaults and an emulator of its own."""
     import envpool
 
     return envpool.make("Pong-v5", env_type="gymnasium", num_envs=lanes, num_threads=threads)
@@ -36,9 +36,9 @@ LIBRARIES = {"ale-py": ale, "envpool": envpool}
 
 
 def work(name: str, lanes: int, threads: int, steps: int) -> None:
-    """Answer with the version once a round has been played, then with a line after every other round."""
+    """Answer with the version after the first round, then with a line after each further round."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
 
     def answer(**said: Any) -> None:
         print(json.dumps(said), file=answers, flush=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 
 def kind() -> str:
-    """Return which seconds count: those of the processor where this process may use one core of a CPU, since
-    other work on that core does not show in them; otherwise those of the wall."""
+    """Return which seconds count: processor time if this process may use only one core of a CPU, since it
+    excludes other work on that core; otherwise wall-clock time."""
     import jax
 
     one_core = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
@@ -17,5 +17,5 @@ def kind() -> str:
 
 
 def chosen() -> Callable[[], float]:
-    """Return the function that tells these seconds."""
+    """Return the function that reads this clock [seconds]."""
     return time.process_time if kind() == "processor" else time.perf_counter

@@ -37,7 +37,7 @@ class Arguments:
     env: str = "gymnax/Pendulum-v1"
     """Environment as SUITE/TASK."""
     updates: int = 64
-    """Gradient steps of each agent in a timed chunk, at least a synchronous step's."""
+    """Gradient steps of each agent in a timed chunk, at least those of one step of the method."""
     repeats: int = 5
     """Rounds of timed chunks."""
     capacity: int = 100_000
@@ -48,7 +48,7 @@ class Arguments:
 
 @dataclass
 class Row:
-    """A method at a size; replay and temporaries in bytes, compile time in seconds."""
+    """A method at one population size; replay and temporaries in bytes, compile time in seconds."""
 
     method: str
     population: int
@@ -63,7 +63,7 @@ class Row:
 
 
 def main(arguments: Arguments) -> None:
-    """Measure and print; write ``arguments.out`` after every size, and go on with those it does not have."""
+    """Measure and print; write ``arguments.out`` after every size, and skip the sizes that it already has."""
     rows, _ = record.kept(arguments.out)
     had = {row["population"] for row in rows if row["method"] == "ce"}
     for population in arguments.populations:
@@ -75,7 +75,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(population: int, arguments: Arguments) -> list[Row]:
-    """SAC, and at this size Replica and CE."""
+    """Return the rows of Replica and CE at this size and, at the first size, that of SAC."""
     configs = {
         "sac": ce.Config(population=1, drive=None),
         "replica": ce.Config(population=population, drive=None),
@@ -102,7 +102,7 @@ def measure(population: int, arguments: Arguments) -> list[Row]:
 
 
 def row(name: str, population: int, program: Program, seconds: dict[str, list[float]]) -> Row:
-    """``seconds``: per environment step, of every method in every round."""
+    """Return the row of one method; ``seconds`` are per environment step, of every method in every round."""
 
     def over(other: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
@@ -127,7 +127,7 @@ def _shallow(config: ce.Config) -> dict[str, object]:
 
 
 def show(rows: list[dict[str, Any]], arguments: Arguments) -> None:
-    """The table on standard output."""
+    """Print the table on standard output."""
     table = Table(title=f"{arguments.env} on {jax.devices()[0].device_kind}")
     headers = ["method", "N", "env steps/s", "agent updates/s", "time / SAC", "time / Replica", "replay MB"]
     for header in headers:

@@ -1,16 +1,16 @@
-"""Count what compiling costs: processor seconds of tracing and of XLA, lines of StableHLO, and the places at
-which the physics step and the reset stand in the program of a chunk; and what a user waits for.
+"""Measure the cost of compiling: processor seconds of tracing and of XLA, lines of StableHLO, how often the
+physics step and the reset occur in the program of a chunk, and how long a user waits.
 
     python benchmarks/compile.py --out benchmarks/results/compile-cpu.json
     python benchmarks/compile.py --cases sac cspc --env gym/Hopper-v4
-    PYTHONPATH=/tmp/before python benchmarks/compile.py --no-starts ...     the same of another checkout
+    PYTHONPATH=/tmp/before python benchmarks/compile.py --no-starts ...     another checkout
 
 There is a case for every built-in method, with its default Config. ``align`` and ``distil``, which begin with
-finished runs, get policies that have learned nothing: their programs are the same. Every case is compiled
-alone in a process of its own, without a cache. A start is a process from its beginning until all programs of
-a run are there, those of ``init`` and the evaluation, too: *cold* without anything in JAX's cache on disk,
-*warm* with what the cold start left there, both in seconds and processor seconds. What ``--out`` already has
-is not measured again.
+finished runs, get untrained policies, with which their programs are the same. Every case is compiled in a
+process of its own, without a cache. A start lasts from the beginning of a process until all programs of a run
+are ready, including ``init`` and the evaluation: *cold* with nothing in JAX's cache on disk, *warm* with what
+the cold start left there, both in seconds and processor seconds. What ``--out`` already has is not measured
+again.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def build(case: str, env: Any) -> Any:
 
 
 def finished_runs(name: str, env: Any) -> dict[str, Any]:
-    """Return the finished runs that a method cannot do without: policies of zeros, since the numbers of a
-    policy change no program."""
+    """Return the finished runs that a method needs: policies with zeros as parameters, since their values do
+    not change the program."""
     if name not in ("align", "distil"):
         return {}
     import jax
@@ -107,7 +107,7 @@ def finished_runs(name: str, env: Any) -> dict[str, Any]:
 
 
 def marked(env: Any) -> Any:
-    """Return the environment with an operation in its step and another in its reset that nothing else has."""
+    """Return the environment with an operation in its step and one in its reset that occur nowhere else."""
     import jax
     import jax.numpy as jnp
 
@@ -125,7 +125,7 @@ def marked(env: Any) -> Any:
 
 
 def places(jaxpr: Any, primitive: str) -> int:
-    """Return how often a primitive stands in a program, whatever encloses it."""
+    """Return how often a primitive occurs in a program and the programs nested in it."""
     found = 0
     for equation in jaxpr.eqns:
         found += equation.primitive.name == primitive
@@ -195,7 +195,7 @@ def start(case: str, task: str) -> None:
 
 
 def told(what: str, case: str, task: str, **environment: str) -> Any:
-    """Return what a process of its own prints of a case."""
+    """Run this script on a case in a process of its own and return the JSON that it prints."""
     path = {"PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
     done = subprocess.run(
         [sys.executable, __file__, what, case, task],

@@ -3,10 +3,10 @@ physics.
 
     python benchmarks/compile_peers.py --python /tmp/peers/bin/python --out compile-peers-cpu.json
 
-A start is a process from its beginning until one agent has been trained for a first chunk, less what a
-second chunk takes: importing, tracing and compiling all that training needs, with the programs of its first
-state. It is *cold* without anything in JAX's cache on disk, and *warm* with what the cold start left there,
-both in seconds and processor seconds. See ``peers.py`` for ``--python``, ``--evorl`` and ``--purejaxrl``.
+A start lasts from the beginning of a process until one agent has trained for a first chunk, less the time of
+a second chunk: importing, tracing and compiling all that training and its initial state need. It is *cold*
+with nothing in JAX's cache on disk, and *warm* with what the cold start left there, both in seconds and
+processor seconds. See ``peers.py`` for ``--python``, ``--evorl`` and ``--purejaxrl``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A convolution with a kernel of its own for each individual: three ways to the same gradient.
+"""A convolution with a separate kernel for each individual: four ways to compute the same gradient.
 
     python benchmarks/convolutions.py
 
-times the gradient of DQN's network (MinAtar's and Atari's, batch 32) for populations of 1, 4 and, of MinAtar,
+times the gradient of DQN's network (for MinAtar and Atari, batch 32) for populations of 1, 4 and, on MinAtar,
 16: ``vmap`` of XLA's convolution, which becomes a grouped one; ``lax.map`` over it; and the matrix product of
-``popjax.nets`` over patches, under ``vmap`` and under ``lax.map``. Milliseconds a gradient of the whole
-population, the least of several rounds, in which the ways take turns. Writes ``convolutions-BACKEND.json`` to
-``benchmarks/results``.
+``popjax.nets`` over patches, under ``vmap`` and under ``lax.map``. It writes the milliseconds of a gradient
+of the whole population, the least of several rounds in which the ways take turns, to
+``convolutions-BACKEND.json`` in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH, ACTIONS, ROUNDS = 32, 4, 5
 
 
 def grouped(x: jax.Array, kernel: jax.Array, side: int, stride: int) -> jax.Array:
-    """XLA's convolution."""
+    """Return XLA's convolution."""
     shape = side, side, x.shape[-1], kernel.shape[-1]
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
@@ -43,12 +43,12 @@ def grouped(x: jax.Array, kernel: jax.Array, side: int, stride: int) -> jax.Arra
 
 
 def product(x: jax.Array, kernel: jax.Array, side: int, stride: int) -> jax.Array:
-    """The matrix product of ``popjax.nets``."""
+    """Return the matrix product of ``popjax.nets`` over patches."""
     return patches(x, side, stride) @ kernel
 
 
 def network(torso: str, key: jax.Array) -> list[jax.Array]:
-    """Kernels [in, out] of convolutions and dense layers."""
+    """Return random kernels [in, out] of convolutions and dense layers."""
     height, _, features = SHAPES[torso]
     sizes = []
     for out, side, stride in TORSOS[torso][0]:
@@ -62,7 +62,7 @@ def network(torso: str, key: jax.Array) -> list[jax.Array]:
 
 
 def gradient(torso: str, convolve: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """The gradient of the mean squared output of one individual."""
+    """Return the gradient of the mean squared output of one individual."""
 
     def loss(kernels: list[jax.Array], images: jax.Array) -> jax.Array:
         x = as_floats(images)
@@ -75,7 +75,7 @@ def gradient(torso: str, convolve: Callable[..., jax.Array]) -> Callable[..., An
 
 
 def timed(torso: str, population: int) -> dict[str, float]:
-    """Milliseconds of each way."""
+    """Return the milliseconds of each way."""
     key = jax.random.key(0)
     kernels = jax.vmap(lambda k: network(torso, k))(jax.random.split(key, population))
     images = jax.random.bernoulli(key, 0.3, (population, BATCH, *SHAPES[torso])).astype(jnp.uint8)
@@ -94,7 +94,7 @@ def timed(torso: str, population: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     rows = []
     for torso, populations in POPULATIONS.items():
         for population in populations:

@@ -2,10 +2,10 @@
 
     python benchmarks/cooperation.py --out benchmarks/results/cooperation-cpu.json
 
-Both play as many environment steps in an iteration, are tested after it, and take a gradient step for every
-environment step. Iterations alternate, so that a noisy machine is noisy for both; the ratio is the median of
-ratios of neighbours, in seconds per environment step. Handing over, following episodes and drawing from two
-memories are timed by themselves, as often as they happen in an iteration.
+Both play equally many environment steps in an iteration, are tested after it, and take a gradient step for
+every environment step. Iterations alternate, so that a noisy machine is noisy for both; the ratio of seconds
+per environment step is the median over neighbouring iterations. Handing over policies, following episodes and
+drawing from two replays are also timed alone, as often as they happen in an iteration.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(arguments: Arguments) -> None:
 
 
 def program(env: Env, config: cspc.Config) -> Program:
-    """The compiled iteration, past the first phase."""
+    """Return the compiled iteration, after the first phase."""
     method = cspc.build(env, config)
     made = Program(lambda key: method.init(key, method.hyper), method.step, 1)
     for _ in range(2):
@@ -92,7 +92,7 @@ def program(env: Env, config: cspc.Config) -> Program:
 
 
 def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
-    """Seconds that an iteration spends on cooperating, piece by piece."""
+    """Return the seconds that an iteration spends on each part of cooperating."""
     members, steps = cspc_team.gather(env.spec, config), 3 * config.phase
     gate = good_episodes.Gate(jnp.array([True]), jnp.float32(-jnp.inf))
     thin = replace(state.memory, replay=())
@@ -115,7 +115,7 @@ def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
         return jax.lax.scan(one, (thin, episodes), jnp.arange(2 * config.phase))[0]
 
     def draw(sample: Callable[[Any, Any], Any], held: Any) -> Any:
-        """The sum of all batches, so that none is left out."""
+        """Return the sum of all batches, so that the compiler drops none."""
 
         def one(total: Any, key: Any) -> Any:
             return jax.tree.map(lambda t, x: t + x.sum(0), total, sample(held, key)), None
@@ -139,7 +139,7 @@ def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
 
 
 def timed(function: Callable[[Any], Any], argument: Any) -> float:
-    """Seconds, median of five calls after the first."""
+    """Return the seconds of a call, the median of five after the first."""
     compiled, found = jax.jit(function), []
     for _ in range(6):
         begun = time.perf_counter()

@@ -6,16 +6,16 @@
 A teacher learns the source task; then the target task is learned without it, with its logits on the policy
 head (KD-policy), on the distillation head (KD-distill), through an alignment network that was trained before
 (offline) or is trained meanwhile (online), and with a teacher that learns its own task meanwhile
-(concurrent). The protocol "untrained" is KD-distill with a teacher that has learned nothing: what a second
-gradient does to the layers that the heads share, whatever it says. The protocol "kd-late" begins when online
-distillation does, without its alignment. The homogeneous ones have a teacher of the
-target task itself, which trains beside the student (kd-only) or has learned it before (kd-gae).
+(concurrent). The protocol "untrained" is KD-distill with an untrained teacher: it shows what a second
+gradient does to the layers that the heads share, whatever its content. The protocol "kd-late" begins when
+online distillation does, without its alignment. The homogeneous protocols have a teacher of the target task
+itself, which trains alongside the student (kd-only) or was trained before (kd-gae).
 
-All seeds of a protocol are one program. Times are the paper's as fractions of the budget. What is reported is
-the paper's measure: mean return of the last 100 training episodes of the policy that samples.
+All seeds of a protocol are one program. Times are the paper's, as fractions of the budget. Scores are the
+paper's: mean return of the last 100 training episodes of the policy that samples.
 
-Writes ``distillation-PAIR.json`` and ``.png`` to --out. Atari is not among these tasks: the results are
-labelled with those that stand in for it.
+Writes ``distillation-PAIR.json`` and ``.png`` to --out. The tasks stand in for the paper's Atari games, and
+the results are labelled with them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PAIRS = {
     "cartpole": ("gymnax/FourRooms-misc", "gymnax/CartPole-v1"),
     "minatar": ("gymnax/Breakout-MinAtar", "gymnax/Asterix-MinAtar"),
 }
-POINTS = 100  # of a curve
+POINTS = 100  # points of a curve
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -115,9 +115,9 @@ class Ran:
 
 
 def run(method: Method, hyper: object, seeds: int, env_steps: int, name: str) -> Ran:
-    """All seeds of a method side by side for at least ``env_steps``, in ``POINTS`` equal parts; compiling
-    is among the seconds."""
-    iterations = -(-env_steps // (method.steps_bound * POINTS))  # of a part
+    """Train all seeds of a method side by side for at least ``env_steps``, in ``POINTS`` equal parts; the
+    seconds include compiling."""
+    iterations = -(-env_steps // (method.steps_bound * POINTS))  # per part
     begun = time.perf_counter()
 
     def chunk(state: object) -> tuple[object, object]:
@@ -141,7 +141,7 @@ def run(method: Method, hyper: object, seeds: int, env_steps: int, name: str) ->
 
 
 def _score(metrics: object) -> np.ndarray:
-    """[S] of the student; of an alignment the return of the expert."""
+    """Return the student's scores [S], or for an alignment the expert's returns."""
     return getattr(metrics, "score", metrics.fitness)[:, 0]
 
 
@@ -199,7 +199,7 @@ def _teachers(name: str, arguments: Arguments, tasks, plain: cdrl.Config, ran: d
 
 
 def untrained(env: Env, config: cdrl.Config) -> Teacher:
-    """A policy at the beginning of its training."""
+    """Return a policy at the beginning of its training."""
     method = cdrl.build(env, config)
     return _teacher(env, method, method.policy(method.init(jax.random.key(100), cdrl.Hyper())))
 
@@ -210,7 +210,7 @@ def _teacher(env: Env, method: Method, params: Params) -> Teacher:
 
 
 def _finished(env: Env, config: cdrl.Config, ran: Ran) -> Teacher:
-    """The policy of the seed that ended best."""
+    """Return the policy of the seed with the highest final score."""
     best, method = int(np.argmax(ran.scores[:, -1])), cdrl.build(env, config)
     return _teacher(env, method, method.policy(jax.tree.map(lambda x: x[best], ran.state)))
 
@@ -218,7 +218,7 @@ def _finished(env: Env, config: cdrl.Config, ran: Ran) -> Teacher:
 def _align(
     arguments: Arguments, target: Env, teacher: Teacher, expert: Teacher, ran: dict[str, Ran]
 ) -> Teacher:
-    """The aligned teacher whose alignment network was trained on the expert's states."""
+    """Return the aligned teacher, after training its alignment network on the expert's states."""
     config = align.Config(align_hidden=arguments.align_hidden, pad_observations=True)
     method = align.build(target, config, [teacher], [expert])
     ran["align"] = run(method, align.Hyper(align_lr=arguments.align_lr), 1, arguments.align_steps, "align")
@@ -252,8 +252,8 @@ def _record(arguments: Arguments, ran: dict[str, Ran]) -> dict[str, object]:
 
 
 def _distillation(ran: Ran) -> dict[str, object] | None:
-    """Return the state of teaching at the end, mean over seeds: losses, and the probabilities of the
-    student's actions, of the teacher's, and of the teacher's as the student's."""
+    """Return the metrics of distillation at the end, mean over seeds, and the probabilities of the student's
+    actions; None without a teacher."""
     metrics = ran.state.metrics
     if not getattr(metrics, "distillations", ()):
         return None
@@ -262,8 +262,8 @@ def _distillation(ran: Ran) -> dict[str, object] | None:
 
 
 def _costs_beyond(name: str, ran: dict[str, Ran]) -> dict[str, int]:
-    """Environment steps of all seeds that others took for a protocol: those that came before, of whose seeds
-    the best one is taken, and teachers beside the student."""
+    """Return the environment steps, over all seeds, that a protocol takes beyond the student's: those of the
+    runs before it, of which only the best seed is used, and those of a teacher alongside the student."""
     protocol = PROTOCOLS.get(name, Protocol({}))
     costs = {each: _steps(ran[each]) for each in protocol.built_on}
     return costs | ({"beside": _steps(ran[name])} if protocol.beside else {})

@@ -52,7 +52,7 @@ class Arguments:
 
 
 def measure(run: building.Loaded, arguments: Arguments) -> list[dict[str, float]]:
-    """A row for each seed of a run."""
+    """Return a row for each seed of a run."""
     config: ce.Config = run.config
     if isinstance(config.drive, diayn.Config):
         raise Refused("agents of diayn act by their skills, which observations of the task do not show")
@@ -74,7 +74,7 @@ def measure(run: building.Loaded, arguments: Arguments) -> list[dict[str, float]
     def one(agents: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_play, key_bound = jax.random.split(key)
         policies = crew.policies(agents)
-        # Lane by lane, so that the bound is measured on other episodes of all agents.
+        # Order rows by lane, so that the held-out rows of the bound are other episodes of all agents.
         keys = jax.random.split(key_play, (arguments.lanes, config.population))
         kept = jax.vmap(jax.vmap(play), (None, 0))(policies, keys)
         states, actions = (x[:, :, :: arguments.every].reshape(-1, x.shape[-1]) for x in kept)

@@ -1,4 +1,4 @@
-"""Every task of every suite: how fast it compiles and steps, what it carries, how true it is. One table.
+"""One table of every task of every suite: how fast it compiles and steps, its state's size, its fidelity.
 
     python benchmarks/envs.py --suite gymnax brax --out runs/envs
     python benchmarks/envs.py --task gym/Hopper-v5 'dmc/cheetah-*' --lanes 1 64 --out runs/some
@@ -6,16 +6,16 @@
     python benchmarks/envs.py --task gym/Hopper-v5 --impl warp --out runs/warp
 
 Each task is measured in a process of its own, so that memory does not pile up and a failure costs one row.
-Rows are appended to ``rows.jsonl`` in ``--out`` as they come; ``--resume`` skips what is there and tries what
-failed again. The finished table goes there too or to ``--results``, as JSON and CSV.
+Rows are appended to ``rows.jsonl`` in ``--out`` as they come; ``--resume`` skips finished tasks and retries
+failed ones. The finished table goes to ``--results``, by default ``--out``, as JSON and CSV.
 
 - *compile*: tracing and compiling random play with automatic reset at 64 lanes, without persistent cache.
 - *steps/s*: environment steps of that program in all lanes, at least one step in each lane.
-- *reset cost*: how much longer it takes than ``Env.step`` alone from the same states over the same number of
-  steps, resets that random play needs included; at 64 lanes, median of pairs of neighbours.
-- *clock*: which seconds these are. A process that may use one core of a CPU counts its processor seconds, in
-  which other work on that core does not show.
-- *truth*: error of the observations after one step against the original library, as the tests have it.
+- *reset cost*: how much longer this program takes than ``Env.step`` alone from the same states over the same
+  number of steps, with the resets that random play needs; at 64 lanes, median of neighbouring pairs.
+- *clock*: which seconds these are. A process that may use only one core of a CPU counts processor time, which
+  excludes other work on that core.
+- *truth*: error of the observations after one step against the original library, as the tests compute it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from popjax.host.errors import Refused
 from popjax.host.runs import configuration
 from popjax.host.scaling import memory, shard
 
-# Where ``truth(task)`` is, or ``truth(suite, task)`` for the suites whose libraries are written in JAX.
+# Modules with ``truth(task)`` or, for suites whose libraries are written in JAX, ``truth(suite, task)``.
 TRUTH = {"gym": "tests.envs.test_gym", "dmc": "tests.envs.test_dmc"}
 TRUTH_IN_JAX = "tests.envs.truth"
 BESIDE = 64
@@ -75,7 +75,7 @@ class Arguments:
     lanes: tuple[int, ...] = (1, 64, 1024)
     """Environments that step together."""
     seconds: float = 1.0
-    """Stepping time of a measurement, seconds; a step that takes longer is still one step."""
+    """Stepping time of a measurement, seconds; at least one step is taken."""
     repeats: int = 3
     """Parts of that time, of which the median counts."""
     limit: float = 1200.0
@@ -84,8 +84,8 @@ class Arguments:
     """MJX's implementation of the physics, for tasks of gym, dmc and playground."""
     devices: int = 1
     """Devices over which lanes are spread, each with its own loops, or as many of them as divide the lanes; a
-    CPU is divided into so many. XLA works on small arrays with little more than one core, so two cores step
-    twice as fast as two devices."""
+    CPU is divided into so many. XLA uses little more than one core for small arrays, so two cores step about
+    twice as fast if each is a device."""
     out: Path = Path("runs/envs")
     """Directory for the rows as they are measured."""
     results: Path | None = None
@@ -97,7 +97,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures task by task, then writes and prints the table."""
+    """Measure task by task, then write and print the table."""
     if arguments.only:
         print(json.dumps(measure(arguments.only, arguments)))
         return
@@ -127,14 +127,14 @@ def main(arguments: Arguments) -> None:
 
 
 def chosen(arguments: Arguments) -> list[str]:
-    """The names of the tasks that the filters let through."""
+    """Return the names of the tasks that match the filters."""
     named = [pattern.partition("/")[0] for pattern in arguments.task]  # others need not be installed
     suites = [suite for suite in arguments.suite if any(fnmatch.fnmatchcase(suite, name) for name in named)]
     names: list[str] = []
     for suite in suites:
         try:
             names += [f"{suite}/{task}" for task in envs.tasks(suite)]
-        except ValueError as absent:  # the library, which the message names
+        except ValueError as absent:  # the library is absent; the message names it
             Console(stderr=True).print(f"left out: {absent}", style="dim", markup=False)
     found = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in arguments.task)]
     if not found:
@@ -143,14 +143,14 @@ def chosen(arguments: Arguments) -> list[str]:
 
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
-    """The rows by task, the latest of each."""
+    """Return the latest row of each task, by task."""
     if not file.exists():
         return {}
     return {row["task"]: row for row in map(json.loads, file.read_text().splitlines())}
 
 
 def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
-    """The row of a task, or what went wrong."""
+    """Return the row of a task, or what went wrong."""
     command = [sys.executable, __file__, "--only", name, "--seconds", str(arguments.seconds), "--lanes"]
     command += [*map(str, arguments.lanes), "--devices", str(arguments.devices)]
     command += ["--repeats", str(arguments.repeats), "--impl", arguments.impl]
@@ -166,7 +166,7 @@ def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def measure(name: str, arguments: Arguments) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
     jax.config.update("jax_enable_compilation_cache", False)
     shard.divide_cpu(str(arguments.devices), shard.SWEEP)
     options = {} if arguments.impl == "jax" else {"impl": arguments.impl}
@@ -189,7 +189,7 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
 class Play:
     """Random play of ``lanes`` environments on as many of ``devices`` as divide them, compiled.
 
-    A call plays on and returns the seconds it took, of the processor on one core.
+    A call continues to play and returns the seconds it took, by ``clock``.
     """
 
     def __init__(self, env: Env, state: Any, lanes: int, devices: int) -> None:
@@ -207,7 +207,7 @@ class Play:
 
         @partial(jax.shard_map, mesh=mesh, in_specs=(spread, P()), out_specs=spread, check_vma=False)
         def play(state: Any, steps: jax.Array) -> Any:
-            # A timestep that nobody reads would not be computed: the sum of the rewards and observations is.
+            # Sum rewards and observations: XLA would not compute a timestep that nothing reads.
             def one(t: jax.Array, carry: Any) -> Any:
                 state, total = carry
                 state, timestep = step(state, actions(t))
@@ -227,10 +227,11 @@ class Play:
 
 
 def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float]]:
-    """(compile seconds, cost of the automatic reset in per cent, environment steps per second by lanes)."""
+    """Return compile seconds, cost of the automatic reset in per cent, and environment steps per second by
+    lanes."""
     resetting = rollout.autoreset(env)
     carry, _ = jax.jit(jax.vmap(resetting.reset))(jax.random.split(jax.random.key(0), BESIDE))
-    # Both start from the same states; what `autoreset` carries besides are its key and a count.
+    # Both start from the same states; ``autoreset`` also carries a key and a count.
     devices = arguments.devices
     play, bare = Play(resetting, carry, BESIDE, devices), Play(env, carry[1], BESIDE, devices)
     steps = affordable(bare, arguments.seconds / arguments.repeats)
@@ -246,7 +247,7 @@ def speed(env: Env, arguments: Arguments) -> tuple[float, float, dict[str, float
 
 
 def affordable(play: Callable[[int], float], seconds: float) -> int:
-    """Return the number of steps of a program that take about so long; at least one."""
+    """Return the number of steps that take a program about ``seconds``; at least one."""
     play(1)  # the first call of a program is slower
     steps, taken = 1, play(1)
     while taken < seconds / 20 and steps < 1_000_000:
@@ -256,7 +257,7 @@ def affordable(play: Callable[[int], float], seconds: float) -> int:
 
 
 def truth(name: str, options: dict[str, str]) -> dict[str, Any]:
-    """Errors against the original library, relative to the scale of what they are errors of."""
+    """Return the errors against the original library, relative to the scale of each quantity."""
     suite, _, task = name.partition("/")
     try:
         if suite in TRUTH:
@@ -276,14 +277,14 @@ def truth(name: str, options: dict[str, str]) -> dict[str, Any]:
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without nesting, for CSV."""
+    """Return a row without nesting, for CSV."""
     row = dict(row)
     speeds = row.pop("env_steps_per_second", {})
     return {**row, **{f"steps_per_second_{lanes}": value for lanes, value in speeds.items()}}
 
 
 def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
-    """``envs-<platform>.json`` and ``.csv`` in ``arguments.results``."""
+    """Write ``envs-<platform>.json`` and ``.csv`` in ``arguments.results``."""
     found = {d.metadata["name"]: d.version for d in importlib.metadata.distributions()}
     versions = configuration.versions() | {name: found[name] for name in LIBRARIES if name in found}
     target = (arguments.results or arguments.out) / f"envs-{jax.default_backend()}.json"
@@ -297,7 +298,7 @@ def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
 
 
 def show(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
-    """The table on standard output."""
+    """Print the table on standard output."""
     table = Table(title=f"Random play on {configuration.device_name()}")
     lanes = [f"steps/s, {n}" for n in arguments.lanes]
     for header in ["task", "compile s", *lanes, "reset %", "bytes", "truth median", "p99"]:

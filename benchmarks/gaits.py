@@ -4,8 +4,8 @@
     python benchmarks/gaits.py runs/walker --out runs/gaits.json
 
 plays one greedy episode of each agent from the same start, on Walker2d or Hopper, and draws height against
-distance of the three points, a panel for each agent of the first seed. The JSON file has how far and how long
-each agent of every seed goes.
+distance of the three points, a panel for each agent of the first seed. The JSON file has distance, length and
+return of each agent of every seed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def watched(env: Env) -> Env:
 
 
 def play(run: building.Loaded, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions [S, P, T, nq], lengths [S, P] and returns [S, P] of everybody's episode."""
+    """Return positions [S, P, T, nq], lengths [S, P] and returns [S, P] of every agent's episode."""
     individuals = trained.individuals(run)
 
     def one(params: Any, key: Key) -> Any:

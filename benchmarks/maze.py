@@ -38,7 +38,8 @@ COLOURS = ("tab:blue", "tab:brown", "tab:green", "tab:orange")
 
 
 def make(length: int = 100) -> Env:
-    """Return the maze: obs is the place [2], an action [2] a step; a goal returns 1 and ends the episode."""
+    """Return the maze: obs is the place [2], an action [2] a step; at a goal, the reward is 1 and the episode
+    ends."""
 
     def reset(key: Key) -> tuple[Any, Array]:
         place = jnp.array(START)
@@ -107,7 +108,7 @@ def play(run: building.Loaded, episodes: int, seed: int) -> tuple[np.ndarray, np
 
 
 def study(arguments: Arguments) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return what ``play`` has of each checkpoint, by environment steps."""
+    """Return the result of ``play`` for each checkpoint, by environment steps."""
     task = trained.config(arguments.run)["env"]
     if task.partition(":")[0].rpartition(".")[2] != "maze":
         raise Refused(f"{arguments.run} is a run on {task}; name a run on benchmarks.maze:make")
@@ -116,7 +117,7 @@ def study(arguments: Arguments) -> dict[int, tuple[np.ndarray, np.ndarray]]:
 
 
 def ends(paths: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return [S, P, 2]: in what share of its episodes an agent comes within a step of each goal."""
+    """Return the share [S, P, 2] of an agent's episodes in which it comes within a step of each goal."""
     near = np.linalg.norm(paths[..., None, :] - np.array(GOALS), axis=-1) < REACH + 1.5 * SPEED
     played = np.arange(paths.shape[-2]) < lengths[..., None]
     return (near & played[..., None]).any(-2).mean(-2)

@@ -1,13 +1,13 @@
-"""Effect of variation on fitness: children against their parents, as in figures 5 and 7 of PDERL's paper.
+"""Effect of variation on fitness: children compared with parents, as in figures 5 and 7 of PDERL's paper.
 
     python scripts/run.py pderl --env brax/hopper --env-steps 150000 --run-dir runs/pderl-hopper
     python benchmarks/operators.py runs/pderl-hopper
 
 takes the final population of a run, crosses ten random pairs with the distilling and with the n-point
 operator, mutates ten random individuals, and the fitter parent of each pair, with ERL's Gaussian mutation and
-with the proximal one at every magnitude of ``--magnitudes``, and plays ten episodes of everybody. Nothing of
-the run changes. Crossover is relative to the first parent, the fitter one; mutation to the individual. Writes
-a JSON file and a figure of the same name.
+with the proximal one at every magnitude of ``--magnitudes``, and plays ten episodes of each. The run is not
+changed. Returns after crossover are relative to the first parent, the fitter one; after mutation, to the
+unmutated individual. Writes a JSON file and a figure of the same name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from popjax.evolution import crossover, mutate
 from popjax.population import scoring
 from popjax.replay.ring import draw, merge
 
-METHODS = ("pderl", "erl")  # whose States have what is varied here
+METHODS = ("pderl", "erl")  # whose States have the fields that are used here
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -50,9 +50,9 @@ class Arguments:
     episodes: int = 10
     """Episodes whose mean return is a fitness [count]."""
     magnitudes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
-    """Standard deviations of proximal mutation besides the run's own, in units of the action."""
+    """Standard deviations of proximal mutation in addition to the run's, in units of the action."""
     seed: int = 0
-    """Seed of what is chosen, drawn and played."""
+    """Seed of all random choices and episodes."""
 
 
 Returns = dict[str, np.ndarray]
@@ -60,8 +60,8 @@ Returns = dict[str, np.ndarray]
 
 
 def study(run: building.Loaded, arguments: Arguments) -> dict[str, Returns]:
-    """Return what everyone of the first seed's population returns: ``crossover`` of pairs, mutation of
-    ``fitter`` parents and of ``random`` individuals."""
+    """Return the mean returns of parents and children in the first seed's population: ``crossover`` of pairs,
+    mutation of ``fitter`` parents and of ``random`` individuals."""
     state, trials = tree.take(run.state, 0), arguments.trials
     keys = jax.random.split(jax.random.key(arguments.seed), 6)
     population = state.metrics.fitness.shape[0]
@@ -81,7 +81,7 @@ def study(run: building.Loaded, arguments: Arguments) -> dict[str, Returns]:
     for name, who, key in (("fitter", pairs[:, 0], keys[4]), ("random", chosen, keys[5])):
         mutants = mutated(run, state, who, key, arguments.magnitudes)
         found[name] = {"parent": returns[who]} | {name: play(actors) for name, actors in mutants.items()}
-    # Not by a map over trees, which would sort the names: the parent comes first.
+    # Not by jax.tree.map, which would sort the names: the parent must come first.
     return {kind: {name: np.asarray(x) for name, x in returns.items()} for kind, returns in found.items()}
 
 
@@ -130,7 +130,7 @@ def mutated(
 
 
 def mean_return(run: building.Loaded, episodes: int, key: jax.Array, actor: Any) -> jax.Array:
-    """Return the mean return of greedy episodes; everyone plays the same."""
+    """Return the mean return of greedy episodes, which are the same for every actor."""
     one = jax.tree.map(lambda x: x[None], actor)
     return scoring.returns(run.env, run.method.act, one, (), key, episodes).mean()
 

@@ -22,7 +22,7 @@ from popjax.host.errors import Refused
 from popjax.host.report import charts, measures
 from popjax.host.report.records import Curve, Group
 
-POINTS = 200  # of a mean that the JSON file has, at most
+POINTS = 200  # maximum number of points of a mean in the JSON file
 
 
 @dataclass(frozen=True)

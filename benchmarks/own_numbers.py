@@ -1,10 +1,10 @@
-"""A gradient step of a population whose numbers are one for each agent, beside one with common numbers.
+"""Cost of a gradient step with hyperparameters for each agent, relative to one with common hyperparameters.
 
     python benchmarks/own_numbers.py --agents sac ppo --out benchmarks/results/own-numbers-cpu.json
 
-Numbers of each agent are one more axis of a few scalars, and should cost next to nothing: the ratio of the
-medians is what they do. The two are measured in turn; on a CPU in processor time, which does not depend on
-what else the machine does.
+Hyperparameters for each agent add an axis to a few scalars and should cost next to nothing; the cost is the
+ratio of the medians. The two are measured in turn; on a CPU in processor time, which depends less on other
+programs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def phases(kind: str, population: int, batch: int, hyper: Any) -> tuple[Any, Any
 
 
 def measure(kind: str, population: int, batch: int, repeats: int) -> list[float]:
-    """Return the median seconds with common numbers, and with those of each agent."""
+    """Return the median seconds with common hyperparameters, and with hyperparameters for each agent."""
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     common = as_arrays(agents.default_hyper((agents.AGENTS | agents.ON_POLICY_AGENTS)[kind].Config()))
     each = jax.tree.map(lambda x: jnp.full(population, x), common)

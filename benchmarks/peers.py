@@ -5,18 +5,18 @@
     python benchmarks/peers.py --protocol fastpbrl --peers rejax qdax --populations 1 2 4
 
 Each trainer has a process of its own and stays compiled; its chunks alternate with popjax's, so that a noisy
-machine is noisy for both, and the ratio is the median over neighbours. On one core of a CPU, seconds are
-those of the processor (``clock`` of a row). ``--python`` names an environment with the other trainers (``pip
+machine is noisy for both, and the ratio is the median over neighbouring pairs. On one core of a CPU, seconds
+are processor time (``clock`` of a row). ``--python`` names an environment with the other trainers (``pip
 install rejax sbx-rl qdax brax gymnax evosax``), ``--evorl`` a checkout of EvoRL, ``--purejaxrl`` one of
-PureJaxRL, which needs navix, too. What a trainer cannot do at a size is recorded as that, an error or a wait
-beyond ``--limit`` likewise. The same command again goes on where it was interrupted: rows that ``--out``
-already has, also those of failures, are not measured again. ``peers_report.py`` draws a file again.
+PureJaxRL, which also needs navix. If a trainer cannot do the work at some size, fails or exceeds ``--limit``,
+its row says so. The same command continues where it was interrupted: rows that ``--out`` already has are not
+measured again, unless the trainer was not installed. ``peers_report.py`` draws a file again.
 
-``--protocol`` measures the work of publications, in every trainer that can do it. fastpbrl's (Flajolet
+``--protocol`` measures the work of a publication, with every trainer that can do it. fastpbrl's (Flajolet
 et al., "Fast Population-Based Reinforcement Learning on a Single Machine", ICML 2022) is a call of 50 updates
-on made-up batches with HalfCheetah's shapes, of which rows tell the seconds. rejax's (``hopper_1m.yaml`` of
-its repository) is training in Brax's Hopper with positional physics, of which rows tell the environment steps
-per second, and the seconds that a million of each agent take at this pace, without its evaluations.
+on made-up batches with HalfCheetah's shapes; rows have the seconds of a call. rejax's (``hopper_1m.yaml`` of
+its repository) is training in Brax's Hopper with positional physics; rows have the environment steps per
+second, and the seconds that a million steps of each agent take at this pace, without rejax's evaluations.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Protocol:
     """Work, and the sizes at which it is measured unless the command line names others."""
 
     work: Mapping[Algorithm, Work]
-    """Of one agent."""
+    """Work of one agent."""
     units: Mapping[Algorithm, str]
-    """What rows tell per second."""
+    """Units of the rates in rows."""
     algorithms: tuple[Algorithm, ...]
     populations: tuple[int, ...]
     amount: int | None = None
-    """Units of each agent of which rows tell the seconds, too."""
+    """Units of each agent for which rows also have the seconds."""
     per_call: str | None = None
-    """What the figure shows of a program whose iterations are fixed and which a chunk calls as often as fills
-    its seconds. Otherwise a chunk is one call, of as many iterations."""
+    """Quantity in the figure, for a program with a fixed number of iterations that a chunk calls as often as
+    fits into its seconds. If None, a chunk is one call with as many iterations as fit."""
 
 
 _MADE_UP = Work(task=MADE_UP, iterations=50)
@@ -116,7 +116,7 @@ class Others:
     def start(
         self, script: str, name: str, *told: Any, environment: Mapping[str, str] = {}, **pipes: Any
     ) -> subprocess.Popen[str]:
-        """Start ``script`` as the worker of one trainer, which is told ``told`` as JSON."""
+        """Start ``script`` as the worker of one trainer, with the arguments ``told`` as JSON."""
         checkouts = {"evorl": self.evorl, "purejaxrl": self.purejaxrl and self.purejaxrl / "purejaxrl"}
         paths = [ROOT, *filter(None, [checkouts.get(name)])]
         return subprocess.Popen(
@@ -134,7 +134,7 @@ class Others:
         )
 
     def ask(self, *command: Any, environment: Mapping[str, str] = {}) -> dict[str, Any]:
-        """Return the answer of a worker that gives one and ends, or why it gives none; see ``start``."""
+        """Return the only answer of a worker, or the reason why it gives none; see ``start``."""
         process = self.start(*command, environment=environment)
         try:
             said, _ = process.communicate(timeout=self.limit)
@@ -165,8 +165,8 @@ class Arguments(Others):
 
 
 class Trainer:
-    """A process with one trainer, which compiles until ``answer`` says what that cost; ``chunk`` then returns
-    what it did per second."""
+    """A process with one trainer. The first ``answer`` has the cost of compiling; each ``chunk`` then returns
+    the rate."""
 
     def __init__(self, name: str, work: Work, arguments: Arguments) -> None:
         self.name, self.limit = name, arguments.limit
@@ -176,7 +176,7 @@ class Trainer:
         """Return the next line of the process.
 
         Raises:
-            Cannot: it has none, or none in time. The message names popjax where the fault is its own.
+            Cannot: there is none, or none in time. The message names popjax if popjax is at fault.
         """
         assert self.process.stdout
         if select.select([self.process.stdout], [], [], self.limit)[0]:
@@ -192,7 +192,7 @@ class Trainer:
     def chunk(self) -> dict[str, Any]:
         """Train for a chunk."""
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it has ended, of which ``answer`` tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as ``answer`` reports
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
         return self.answer()
@@ -223,7 +223,7 @@ def work(name: str, amount: dict[str, Any]) -> None:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has taken: of an accelerator's, or on a CPU of main memory."""
+    """Return the peak memory [bytes] of this process on its accelerator or, on a CPU, in main memory."""
     import jax
 
     told = jax.devices()[0].memory_stats() or {}
@@ -231,8 +231,8 @@ def peak_bytes() -> int:
 
 
 def products(size: int) -> None:
-    """Print how many floating-point operations a second of processor time does in products of matrices
-    [size, size]: the best of several rounds, as JSON."""
+    """Print as JSON the floating-point operations per second of processor time in products of matrices
+    [size, size], the best of several rounds."""
     import jax
     import jax.numpy as jnp
 
@@ -264,7 +264,7 @@ def limit() -> dict[str, Any] | None:
 
 
 def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
-    """Return work of which a chunk of popjax takes about ``arguments.seconds``."""
+    """Return the work of a chunk that takes popjax about ``arguments.seconds``."""
     protocol = PROTOCOLS[arguments.protocol]
     whole = replace(protocol.work[algorithm], population=population)
     short = whole if protocol.per_call else replace(whole, iterations=2)
@@ -314,8 +314,8 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
 
 
 def versions(python: str) -> dict[str, str]:
-    """Return the versions of the other trainers and of what they stand on. End the process if ``python`` is
-    no interpreter."""
+    """Return the versions of the other trainers and their dependencies. End the process if ``python`` is not
+    an interpreter."""
     names = [
         "rejax",
         "sbx-rl",
@@ -341,7 +341,7 @@ def versions(python: str) -> dict[str, str]:
 
 
 def measure(algorithm: str, population: int, peers: list[str], arguments: Arguments) -> Iterator[Any]:
-    """Give a row for every peer as it comes."""
+    """Yield the row of every peer as soon as it is measured."""
     try:
         amount = sized(algorithm, population, arguments)
     except Cannot as error:
@@ -353,7 +353,7 @@ def measure(algorithm: str, population: int, peers: list[str], arguments: Argume
 
 
 def main(arguments: Arguments) -> None:
-    """Compare, print and write after every row, so that what there is survives an interruption."""
+    """Compare, print and write after every row, so that finished rows survive an interruption."""
     from benchmarks import record
 
     record.check_known(arguments.peers, PEERS)
@@ -365,7 +365,7 @@ def main(arguments: Arguments) -> None:
             has = ", ".join(protocol.work)
             raise SystemExit(f"error: protocol {arguments.protocol} has no {algorithm}; use one of {has}")
     rows, before = record.kept(arguments.out)
-    rows = [row for row in rows if not row.get("cannot", "").startswith(ABSENT)]  # it may be there now
+    rows = [row for row in rows if not row.get("cannot", "").startswith(ABSENT)]  # may be installed now
     if before and (other := before.get("protocol", "default")) != arguments.protocol:
         raise SystemExit(f"error: {arguments.out} holds rows of protocol {other}; name another file as --out")
     told = {"protocol": arguments.protocol, "peers": versions(arguments.python), "units": protocol.units}

@@ -1,10 +1,10 @@
-"""Add what follows from the rows of ``peers.py`` to their file, and draw them.
+"""Add derived figures to a file of ``peers.py``, and draw it.
 
     python benchmarks/peers_report.py benchmarks/results/peers-h200.json
 
-Nothing is measured. A row of SAC gets the shares of what its device allows that popjax reaches: of products
-of matrices (``share_of_limit``) and, on an accelerator, of those in full float32 and of the bandwidth of its
-memory, for which ``programs.json`` has the bytes that a step moves. The file gets the bend of each trainer's
+Nothing is measured. A row of SAC gets the shares of the device's limits that popjax reaches: of its rate of
+matrix products (``share_of_limit``) and, on an accelerator, of its rate in full float32 and of its memory
+bandwidth, with the bytes that a step moves from ``programs.json``. The file gets the bend of each trainer's
 curve: the smallest size with at least 90% of the curve's highest speed.
 """
 
@@ -26,18 +26,18 @@ from benchmarks.accelerators import PEAKS  # noqa: E402
 from benchmarks.trainers import PEERS, Work  # noqa: E402
 
 PROGRAMS = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h100", "TPU v5 lite": "v5e"}
-"""Device -> the one for which ``programs.json`` has its programs; those of an H200 are an H100's."""
+"""Device -> its name in ``programs.json``; the programs of an H200 are those of an H100."""
 ENOUGH = 0.9
-"""Share of a curve's highest speed from which on more agents are hardly faster."""
+"""Share of a curve's highest speed above which more agents are hardly faster."""
 
 
 def update_flops(work: Work) -> int:
-    """Return the floating-point operations of the matrix products in one update of SAC on Pendulum-v1, but
-    for those that only some trainers need, about one in a hundred.
+    """Return the floating-point operations of the matrix products in one update of SAC on Pendulum-v1,
+    without those that only some trainers need, about one in a hundred.
 
-    A forward pass is one product a layer, a backward pass two, and one where only the action's gradient is
-    wanted: of the actor the next action, and forward and backward; of both critics the target, forward and
-    backward, and forward and backward to the action.
+    A forward pass is one product per layer; a backward pass is two, or one if only the action's gradient is
+    needed. The actor computes the next action and one forward and backward pass. Both critics compute the
+    target, one forward and backward pass, and one forward pass and backward pass to the action.
     """
     widths = [(3, *work.hidden, 2), (4, *work.hidden, 1)]
     actor, critic = (2 * work.batch * sum(map(math.prod, itertools.pairwise(each))) for each in widths)
@@ -59,7 +59,7 @@ def accelerator_limit(device: str) -> dict[str, Any] | None:
 
 
 def _bytes_per_update(device: str | None) -> dict[str, float]:
-    """Return number of agents -> bytes that a step of their compiled program moves, per agent."""
+    """Return the bytes that a step of the compiled program moves per agent, by number of agents."""
     rows = json.loads((ROOT / "benchmarks/results/programs.json").read_text())["rows"]
     sizes = {row["case"].removeprefix("sac-"): row for row in rows if row["device"] == device}
     return {
@@ -70,7 +70,7 @@ def _bytes_per_update(device: str | None) -> dict[str, float]:
 
 
 def shares(row: Mapping[str, Any], limit: Mapping[str, Any]) -> dict[str, float]:
-    """Return the shares of what the device allows that popjax reaches in a row of SAC."""
+    """Return the shares of the device's limits that popjax reaches in a row of SAC."""
     pace = row["ours_per_second"]
     found = {"share_of_limit": pace * limit["flops_per_update"] / limit["flops_per_second"]}
     if full := limit.get("float32_flops_per_second"):
@@ -81,8 +81,8 @@ def shares(row: Mapping[str, Any], limit: Mapping[str, Any]) -> dict[str, float]
 
 
 def curves(rows: Iterable[Mapping[str, Any]], told: str = "per_second") -> dict[str, dict[int, float]]:
-    """Return trainer -> number of agents -> what it does, popjax first, of rows of one algorithm. popjax's
-    is the median of its rows."""
+    """Return trainer -> number of agents -> the quantity ``told``, popjax first, from rows of one algorithm.
+    popjax's is the median of its rows."""
     rows = sorted((row for row in rows if "ratio" in row), key=lambda row: row["population"])
     found: dict[str, dict[int, float]] = {
         "popjax": {
@@ -97,7 +97,7 @@ def curves(rows: Iterable[Mapping[str, Any]], told: str = "per_second") -> dict[
 
 def bend(curve: Mapping[int, float]) -> int | None:
     """Return the smallest size with at least ``ENOUGH`` of the highest speed; None if that is the largest
-    size, where more agents might be faster still."""
+    size, since more agents might be faster still."""
     found = min(size for size, pace in curve.items() if pace >= ENOUGH * max(curve.values()))
     return found if found < max(curve) else None
 
@@ -129,8 +129,8 @@ def report(file: Path, per_call: str | None = None) -> None:
 
 
 def draw(found: Mapping[str, Any], file: Path, per_call: str | None = None) -> None:
-    """Draw what every trainer does per second, or how long a call takes, against the number of agents, with
-    the bends, and for SAC the limits."""
+    """Draw every trainer's speed, or the seconds of a call, against the number of agents, with the bends and,
+    for SAC, the limits."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(found["bends"]))

@@ -1,14 +1,14 @@
-"""Pictures of MuJoCo scenes per second: cast by rays in JAX, and drawn by what else this machine has.
+"""Pictures of MuJoCo scenes per second: ray-cast in JAX, and drawn by the other renderers of this machine.
 
     MUJOCO_GL=egl python benchmarks/pixels.py
 
 draws cheetah-run, walker-run and cartpole-swingup at 84 x 84 from random poses in 1, 8 and 32 lanes: with
-``envs.raycast``, kinematics included; with ``mjx.render`` on Warp, from places of geoms that are known
-(``pip install 'popjax[warp]'``); and with OpenGL, as ``MUJOCO_GL`` says, one picture after the other, physics
-included. What is not there is recorded as absent. Pictures per second and per second of this process's
-processor time, which other programs disturb less, the best of several rounds, in which the ways take turns,
-and the seconds of compiling. Then a whole step of the environment in 8 lanes, the share of it that the
-picture costs, and DrQ's gradient steps. Writes ``--out``, by default ``pixels-BACKEND.json`` in
+``envs.raycast``, including kinematics; with ``mjx.render`` on Warp, from known positions of the geoms
+(``pip install 'popjax[warp]'``); and with OpenGL, as ``MUJOCO_GL`` says, one picture after the other,
+including physics. Missing renderers are recorded as absent. It reports pictures per second, and per second of
+this process's processor time, which other programs disturb less (the best of several rounds, in which the
+ways take turns), and the seconds of compiling; then a whole step of the environment in 8 lanes, the share of
+it that the picture costs, and DrQ's gradient steps. Writes ``--out``, by default ``pixels-BACKEND.json`` in
 ``benchmarks/results``.
 """
 
@@ -41,7 +41,7 @@ ROUNDS, PICTURES, STEPS, STEP_LANES = 5, 256, 8, 8
 
 
 def poses(task: str, lanes: int) -> np.ndarray:
-    """Positions float32 [lanes, nq] about the model's first."""
+    """Return random positions float32 [lanes, nq] around the model's initial one."""
     chance, model = np.random.default_rng(0), dmc.load(task)
     return np.float32(model.qpos0 + 0.1 * chance.normal(size=(lanes, model.nq)))
 
@@ -56,7 +56,7 @@ class Way:
 
 
 def best(ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
-    """The best of several rounds of every way, which take turns."""
+    """Return the best rates of every way over several rounds, in which the ways take turns."""
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
@@ -72,7 +72,7 @@ def best(ways: dict[str, Way]) -> dict[str, dict[str, Any]]:
 
 
 def compiled(function: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, float]]:
-    """The program, run once, and the seconds of tracing and compiling."""
+    """Return the compiled program, after one run, and the seconds of tracing and compiling."""
     begun = time.perf_counter()
     program = jax.jit(function).lower(*given).compile()
     seconds = time.perf_counter() - begun
@@ -81,7 +81,7 @@ def compiled(function: Callable[..., Any], *given: Any) -> tuple[Any, dict[str, 
 
 
 def repeated(program: Callable[..., Any], given: Any, calls: int, each: int, facts: dict[str, Any]) -> Way:
-    """The way whose rounds are ``calls`` of a program that does ``each`` things."""
+    """Return the way whose rounds are ``calls`` calls of a program that does its work ``each`` times."""
 
     def work() -> None:
         for _ in range(calls):
@@ -98,7 +98,7 @@ def by_rays(task: str, lanes: int) -> Way:
 
 
 def by_warp(task: str, lanes: int) -> Way:
-    """MJX's tracer on Warp, with shadows off."""
+    """Return the way by MJX's ray tracer on Warp, with shadows off."""
     import warp
 
     from popjax.host.deploy import video
@@ -124,13 +124,13 @@ def by_warp(task: str, lanes: int) -> Way:
     program, facts = compiled(draw, stacked)
     shown = np.asarray(program(stacked))
     assert len({picture.tobytes() for picture in shown}) == lanes, "every lane has a pose of its own"
-    # The program uses the context as long as it runs.
+    # Keep the context alive, since the program uses it.
     return repeated(lambda given, kept=scene: program(given), stacked, PICTURES // lanes, lanes, facts)
 
 
 def by_opengl(task: str, lanes: int) -> Way:
     if "MUJOCO_GL" not in os.environ:
-        raise RuntimeError("MUJOCO_GL is not set")  # GLFW ends the process where there is no display
+        raise RuntimeError("MUJOCO_GL is not set")  # GLFW ends the process if there is no display
     model = dmc.load(task)
     data, renderer, given = mujoco.MjData(model), mujoco.Renderer(model, SIDE, SIDE), poses(task, lanes)
 
@@ -146,7 +146,7 @@ def by_opengl(task: str, lanes: int) -> Way:
 
 
 def drawn(task: str, lanes: int) -> dict[str, Any]:
-    """Every way that this machine has."""
+    """Return the rates of every way that this machine has."""
     ways, absent = {"rays": by_rays(task, lanes)}, {}
     for name, way in (("mjx_render", by_warp), ("opengl", by_opengl)):
         try:
@@ -157,9 +157,9 @@ def drawn(task: str, lanes: int) -> dict[str, Any]:
 
 
 def stepped(lanes: int) -> dict[str, Any]:
-    """Environment steps of cartpole-swingup in lanes, each eight of physics, from pixels and without."""
+    """Return the rates of cartpole-swingup in lanes, with and without pixels; a step is eight of physics."""
     ways: dict[str, Way] = {}
-    # As many calls in a round that rounds of both last about as long.
+    # The numbers of calls make rounds of both last about equally long.
     for name, env, calls in (
         ("pixels", make("pixels/cartpole-swingup", size=SIDE), 1),
         ("states", make("dmc/cartpole-swingup", action_repeat=8), 16),
@@ -179,7 +179,7 @@ def stepped(lanes: int) -> dict[str, Any]:
 
 
 def learned() -> dict[str, Any]:
-    """Gradient steps of DrQ on 256 rows of 64 x 64 x 9."""
+    """Return the rates of DrQ's gradient steps on 256 rows of 64 x 64 x 9."""
     spec = make("pixels/cartpole-swingup").spec
     agent, hyper = drq.build(spec), as_arrays(drq.Hyper())
     row = example_transition(spec)

@@ -3,13 +3,13 @@
     taskset -c 1 python benchmarks/prioritized.py --out benchmarks/results/prioritized-cpu.json
 
 One iteration draws a batch, with rows and probabilities, and gives its rows new priorities; a hundred of them
-are one compiled scan, so that no dispatch is measured. The replays are full. ``uniform`` is the draw alone
-from a plain ring, ``ddpg`` the gradient step alone (``popjax.agents.ddpg``, networks of ERL and, ``ddpg-64``,
-of OpenAI Baselines, 64-64); what prioritized replay takes beyond a uniform draw is also given as a share of
-the latter. All programs take turns, so that a noisy machine is noisy for all; figures are
-medians over rounds, ratios medians of ratios within a round. Processor time is given beside the clock's: on
-a core that others use too it is the steadier of the two. Kernels of a few microseconds are also what XLA may
-hand from thread to thread, which takes longer than they do; hence the one core above.
+are one compiled scan, so that no dispatch is measured. The replays are full. ``uniform`` is only the draw
+from a plain ring, ``ddpg`` only the gradient step (``popjax.agents.ddpg`` with ERL's networks; ``ddpg-64``
+with those of OpenAI Baselines, 64-64). The cost of prioritized replay beyond a uniform draw is also given as
+a share of a gradient step of ``ddpg-64``. All programs take turns, so that a noisy machine is noisy for all;
+figures are medians over rounds, ratios medians of ratios within a round. Processor time is given as well as
+wall-clock time: it is steadier on a core that others use, too. The command uses one core, since XLA may hand
+kernels of a few microseconds from thread to thread, which takes longer than they do.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures and prints; writes ``arguments.out``."""
+    """Measure and print; write ``arguments.out``."""
     rows = [measure(batch, arguments) for batch in arguments.batches]
     show(rows)
     record.write(arguments.out, cores=len(os.sched_getaffinity(0)), rows=rows)
 
 
 def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
-    """Seconds of an iteration of every program, and ratios."""
+    """Return the seconds of an iteration of every program, and ratios."""
     spec = Spec("hopper", (arguments.obs,), 3, 1000)
     example, capacity = example_transition(spec), arguments.capacity
     sources = {
@@ -85,7 +85,7 @@ def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
         for name, program in programs.items():
             begun = time.process_time()
             seconds = program()
-            if turn:  # the first round is for the caches
+            if turn:  # the first round warms the caches
                 clock[name].append(seconds / arguments.iterations)
                 processor[name].append((time.process_time() - begun) / arguments.iterations)
 
@@ -107,24 +107,24 @@ def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
 
 
 def typical(times: dict[str, list[float]], figure: Callable[[dict[str, float]], float]) -> float:
-    """The median over rounds of a figure made of one round's times."""
+    """Return the median over rounds of a figure computed from one round's times."""
     rounds = zip(*times.values(), strict=True)
     return statistics.median(figure(dict(zip(times, one, strict=True))) for one in rounds)
 
 
 def new_priority(drawn: Any) -> jax.Array:
-    """Priorities [B] that need every leaf of the ``drawn`` rows, so that none is left unread."""
+    """Return priorities [B] that depend on every leaf of the ``drawn`` rows, so that none is left unread."""
     read = sum(jnp.sum(x.reshape(x.shape[0], -1), 1) for x in jax.tree.leaves(drawn))
     return jnp.abs(jnp.sin(read))
 
 
 def random_rows(key: Any, example: Transition, count: int) -> Transition:
-    """[count] transitions of normal numbers."""
+    """Return [count] transitions of normal random numbers."""
     return tree.normal_like(key, jax.tree.map(lambda x: jnp.zeros((count, *x.shape)), example))
 
 
 def of_replay(example: Transition, batch: int, capacity: int, memory: Any) -> tuple[Callable, Callable]:
-    """A full prioritized replay of popjax: draw, update."""
+    """Return init and step of a full prioritized replay of popjax: draw, update."""
 
     def init(key: Any) -> Any:
         state = memory.init(example, EXPONENT)
@@ -141,7 +141,7 @@ def of_replay(example: Transition, batch: int, capacity: int, memory: Any) -> tu
 
 
 def of_ring(example: Transition, batch: int, capacity: int) -> tuple[Callable, Callable]:
-    """A full ring of popjax: the draw alone."""
+    """Return init and step of a full ring of popjax: only the draw."""
     memory = ring(capacity)
 
     def init(key: Any) -> Any:
@@ -157,7 +157,7 @@ def of_ring(example: Transition, batch: int, capacity: int) -> tuple[Callable, C
 
 
 def of_agent(spec: Spec, batch: int, config: Any, hyper: Any) -> tuple[Callable, Callable]:
-    """A gradient step; its batch is a window that moves over a thousand random transitions."""
+    """Return init and step of an agent: a gradient step on a window that moves over random transitions."""
     agent, hyper = ddpg.build(spec, config), as_arrays(hyper)
 
     def init(key: Any) -> Any:
@@ -173,7 +173,7 @@ def of_agent(spec: Spec, batch: int, config: Any, hyper: Any) -> tuple[Callable,
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table on standard output."""
+    """Print the table on standard output."""
     table = Table(title=f"Microseconds of an iteration on {jax.devices()[0].device_kind}")
     names = list(rows[0]["clock"]["seconds"])
     ratios = [name for name in rows[0]["clock"] if name != "seconds"]

@@ -3,11 +3,11 @@ environment steps.
 
     python benchmarks/race.py --tasks sac-pendulum ppo-cartpole --out benchmarks/results/race.json
 
-Every row is one program with all seeds of one search on one task; the others are ``fixed``, which trains the
-same population with the default numbers, and searches that differ from ``pbt`` in the decision alone. The
-fitness of an individual is its mean return over its last episodes in training; "best" and "mean" are over the
-population. A row that the JSON file already has is not run again. The figure beside it draws them with 95%
-bootstrap intervals over seeds.
+Every row is one program with all seeds of one search on one task. ``fixed`` trains the same population with
+the default hyperparameters; the other searches differ from ``pbt`` only in their decisions. The fitness of an
+individual is its mean return over its last episodes in training; "best" and "mean" are over the population. A
+row that the JSON file already has is not run again. The figure beside it draws them with 95% bootstrap
+intervals over seeds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ TASKS: dict[str, tuple[str, Any, dict[str, Any], tuple[str, ...], int, int]] = {
     "ppo-cartpole": ("gymnax/CartPole-v1", COMMON, {"steps": 64}, (), 2_000, 50_000),
     "ppo-breakout": ("gymnax/Breakout-MinAtar", COMMON, {"steps": 64}, (), 20_000, 500_000),
 }
-"""Task, agent, sizes, what evolves, and environment steps of an agent between ready points and in all."""
+"""Task, agent, sizes, evolved hyperparameters, and environment steps of an agent: between ready points, in
+all."""
 COLOURS = {"pbt": "#0072B2", "mf": "#D55E00", "halving": "#009E73", "random": "#CC79A7", "fixed": "#000000"}
 
 
@@ -87,7 +88,7 @@ def run(task: str, name: str, arguments: Arguments) -> dict[str, Any]:
     )
     method = pbt.build(env, config)
     hyper = method.hyper
-    if name == "fixed":  # numbers that are given for everyone are not drawn
+    if name == "fixed":  # hyperparameters given for each individual are not drawn
         given = {prior.name: getattr(hyper, prior.name) for prior in pbt.evolved(config)}
         each = {key: np.full(arguments.population, value, np.float32) for key, value in given.items()}
         hyper = hyper.replace(**each)

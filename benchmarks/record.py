@@ -1,5 +1,4 @@
-"""Facts that a figure is kept with: the command that measured it, the hardware, the versions and the
-commit."""
+"""Results stored with the command that measured them, the hardware, the versions and the commit."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from popjax.host.runs import configuration
 
 
 def about() -> dict[str, Any]:
-    """The facts, of this process."""
+    """Return the command, device, versions and commit of this process."""
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_portable(sys.argv[1:])]),
         "device": configuration.device_name(),
@@ -24,22 +23,22 @@ def about() -> dict[str, Any]:
 
 
 def check_known(names: Iterable[str], table: Collection[str]) -> None:
-    """End the process, with what there is, if ``names`` has one that ``table`` does not."""
+    """End the process with a list of ``table`` if one of ``names`` is not in it."""
     for name in names:
         if name not in table:
             raise SystemExit(f"error: there is no {name!r}; use one of {', '.join(table)}")
 
 
 def check_counts(**counts: Iterable[int]) -> None:
-    """End the process, with the name, if one of these numbers is below 1."""
+    """End the process with a message if one of these numbers is below 1."""
     for name, numbers in counts.items():
         if any(number < 1 for number in numbers):
             raise SystemExit(f"error: --{name} must be at least 1")
 
 
 def kept(file: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows that a file already has, each with its own commit and command, and all of the file;
-    nothing where there is no file. End the process if another device measured them."""
+    """Return the rows that a file already has, each with its own commit and command, and all of its content;
+    nothing if there is no file. End the process if another device measured them."""
     if not (file and file.exists()):
         return [], {}
     before = json.loads(file.read_text())
@@ -50,8 +49,8 @@ def kept(file: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def write(file: Path | None, **content: Any) -> None:
-    """The facts and the content as JSON, in one go, so that an interruption leaves what was there before;
-    nothing where no file was asked for."""
+    """Write ``about()`` and the content as JSON, in one step, so that an interruption leaves the old file;
+    without ``file``, do nothing."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.part")
@@ -60,8 +59,8 @@ def write(file: Path | None, **content: Any) -> None:
 
 
 def _portable(arguments: list[str]) -> list[str]:
-    """Without the place of the results, and with the last part of other absolute paths, which differ from
-    machine to machine."""
+    """Return the arguments without ``--out``, and with only the last part of absolute paths, which differ
+    from machine to machine."""
     if "--out" in arguments:
         place = arguments.index("--out")
         arguments = arguments[:place] + arguments[place + 2 :]

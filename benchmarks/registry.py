@@ -2,15 +2,15 @@
 
 A file has the ``paper``, its common ``options`` and number of ``seeds`` (ours if ``seeds_stated`` is false);
 ``tasks``, each with its environment and budget; ``rows``, each a method with its options; and ``tables``,
-each with rows, tasks, what a seed counts by, and what the paper says. A row may have:
+each with rows, tasks, the measures of a seed, and the paper's numbers. A row may have:
 
 least:   by task, the fewest environment steps that a run can have: one generation
 tasks:   by task, further options
-multiples: option -> multiple of the budget, for numbers that follow from it; a whole number in the config
+multiples: option -> multiple of the budget, for values that scale with it; rounded in the Config
 needs:   name -> row whose run, on the same task, comes first; ``{name}`` in the options is its directory
-instead: task of a table -> task on which the row is trained for it
-env_steps: its own budget, other than the task's
-seeds:   its own number of seeds, at most the paper's
+instead: task of a table -> task on which the row is trained in its place
+env_steps: a budget other than the task's
+seeds:   a number of seeds below the paper's
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A method, see the head of this file."""
+    """A method with its options; see the top of this file."""
 
     method: str
     options: str = ""
@@ -56,15 +56,14 @@ class Table:
 
     where:     its place in the paper.
     rows:      labels, in the order in which they are trained: the most valuable first.
-    tasks:     likewise; of each all rows are trained before the next one.
+    tasks:     likewise; all rows of a task are trained before the next task.
     measures:  column -> measure of a seed, as in report.py; one without a name is called "".
-    factor:    by which measures are multiplied for the paper's unit.
-    statistics: what the numbers of the paper are, of its seeds: mean, std, median.
-    paper:     task -> row -> column -> these numbers, where the paper has any.
+    factor:    factor that brings measures to the paper's unit.
+    statistics: statistics over seeds that the paper gives: mean, std, median.
+    paper:     task -> row -> column -> these statistics, if the paper has any.
     study:     script of this folder that is run on a finished run, with its options; "" for none.
-    studied:   rows that are studied, which need not be among ``rows`` and then are trained for the study
-               alone; by default all of ``rows``.
-    note:      what is to be known beside the numbers.
+    studied:   rows to study, by default all of ``rows``; others are trained only for the study.
+    note:      remark that is shown with the numbers.
     """
 
     where: str
@@ -100,7 +99,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Cell:
-    """A run: a row on a task, in a directory that all tables share that have it."""
+    """A run: a row on a task, in a directory that is shared by all tables with this run."""
 
     paper: Paper
     row: str
@@ -111,15 +110,15 @@ class Cell:
 
     @property
     def directory(self) -> Path:
-        """Return where it lies, below that of all runs. Another first seed makes it another run; so does a
-        shorter budget, if numbers follow from it or from that of a run that comes first."""
+        """Return the directory, relative to that of all runs. Another first seed makes another run; so does a
+        shorter budget, if options of this run or of one that it needs scale with the budget."""
         shorter = f" at {self.fraction:g}" if self._follows and self.fraction != 1 else ""
         later = f" from seed {self.seed}" if self.seed else ""
         return Path(self.paper.name, self.task, _file(self.row + shorter + later))
 
     @property
     def _follows(self) -> bool:
-        """Return whether a number of this run, or of one that comes first, follows from the budget."""
+        """Return whether an option of this run, or of one that it needs, scales with the budget."""
         return bool(self._row.multiples) or any(cell._follows for cell in self.needs.values())
 
     @property
@@ -138,7 +137,7 @@ class Cell:
 
     @property
     def needs(self) -> dict[str, Cell]:
-        """Return the runs that come first, by the name that the options have for them; from seed 0 on, since
+        """Return the runs that must come first, by their name in the options. Their first seed is 0, since
         every seed of this run uses the same policy of theirs."""
         return {
             name: cell_of(self.paper, label, self.task, self.seeds, self.fraction)
@@ -160,7 +159,7 @@ class Cell:
 
 
 def _last_of_each(words: Sequence[str]) -> list[str]:
-    """Leave out options that are set again later, so that those of a row come before those of the paper."""
+    """Leave out options that are set again later, so that a row's options override the paper's."""
     options: dict[str, list[str]] = {}
     groups: list[list[str]] = []
     for word in words:
@@ -180,7 +179,7 @@ def _multiple(option: str, value: float) -> str:
 
 
 REPEATED = ("--prior", "--teacher", "--alignment", "--teacher-env")
-"""Options that are given once for each of what they name."""
+"""Options that are repeated, once for each of their values."""
 
 
 def _file(label: str) -> str:
@@ -206,7 +205,7 @@ def cells(
     fraction: float = 1.0,
     seed: int = 0,
 ) -> list[Cell]:
-    """Return the runs of a table in the order in which they are worth most, each behind those that it needs.
+    """Return the runs of a table, the most valuable first, each after those that it needs.
 
     tasks, rows: only these; in the table's order.
     seed:        the first of the seeds.
@@ -273,7 +272,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _check(paper: Paper) -> None:
-    """Check that everything that is named is there."""
+    """Check that all rows and tasks that are named exist."""
     for name, table in paper.tables.items():
         missing = [row for row in table.trained if row not in paper.rows]
         missing += [task for task in table.tasks if task not in paper.tasks]

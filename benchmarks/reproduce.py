@@ -1,15 +1,15 @@
-"""A table or figure of a paper by one command: train what it takes, and put our numbers beside the paper's.
+"""Reproduce a table or figure of a paper: train its runs, and show our numbers beside the paper's.
 
     python benchmarks/reproduce.py pderl-table1 --tasks Swimmer
     python benchmarks/reproduce.py chdrl-table1 --tasks Hopper --fraction 0.1 --seeds 3
     python benchmarks/reproduce.py ce-table1 --minutes 30
     python benchmarks/reproduce.py ce-table1 --dry-run --calibrate 0.01
 
-Runs lie in ``--runs``, one for each row and task, and several tables may have one in common. Tasks come in
-the table's order, and of each its rows, the most valuable first. The same command again goes on where it was
-interrupted, and trains nothing of what has its budget already. Ends with *ours | the paper | fraction of the
-budget*, and adds to NAME.json and NAME-TASK.png, return against environment steps and against time, in
-``--out``; ``--report-only`` does nothing else, whatever there is of the runs that the same command trains.
+Runs lie in ``--runs``, one for each row and task; tables may share runs. Tasks are trained in the table's
+order; of each, the most valuable rows come first. The same command continues where it was interrupted, and
+trains only runs that have not spent their budget. At the end it prints *ours | the paper | fraction of the
+budget* and updates, in ``--out``, NAME.json and NAME-TASK.png, return against environment steps and against
+time; ``--report-only`` does only this, with the runs as far as they are trained.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> int:
-    """Return the exit code: 0 when all is done or the minutes are over, 1 when a run failed, 128 and more
-    when a signal ended it."""
+    """Return the exit code: 0 if all is done or the minutes are over, 1 if a run failed, 2 for bad input, 128
+    or more if a signal ended it."""
     if arguments.name == "list":
         for name, paper in registry.names().items():
             print(f"{name}: {paper.tables[name].where}; {paper.title}")
@@ -111,10 +111,10 @@ def main(arguments: Arguments) -> int:
 
 
 def check(arguments: Arguments) -> None:
-    """Check numbers and choices.
+    """Check the arguments.
 
     Raises:
-        ValueError: one of them makes no sense, or the launcher is not here.
+        ValueError: one is out of range, two contradict each other, or the launcher is not available.
     """
     for name in ("fraction", "seeds", "minutes"):
         if (value := getattr(arguments, name)) is not None and not value > 0:
@@ -198,8 +198,8 @@ def where(arguments: Arguments) -> list[str]:
 
 
 def execute(argv: list[str]) -> int:
-    """Run a script in a process of its own, which hears the signals that ask this one to end; return its exit
-    code, 128 and more where a signal ended it."""
+    """Run a script in a process of its own and pass on the signals that ask this one to end; return its exit
+    code, 128 or more if a signal ended it."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(
         [sys.executable, *argv], env={**os.environ, "PYTHONPATH": path}, start_new_session=True

@@ -1,9 +1,9 @@
-"""Read what has been reproduced from run directories, and show it beside what the papers say.
+"""Read reproduced results from run directories, and show them beside the papers' numbers.
 
-``NAME.json`` has for each row on each task our numbers, the paper's, the share of the paper's budget and of
-its seeds that they are of, and its runs, with seeds, scores, commit, hardware, versions and seconds of each;
-and the evaluations of every seed. It grows run by run: a report keeps the rows and the seeds that it does not
-see. A run may have a ``remark``, written by hand. Documentation is made of these files.
+``NAME.json`` has, for each row on each task, our numbers, the paper's, the shares of the paper's budget and
+seeds that ours are based on, and the runs, each with seeds, scores, commit, hardware, versions and seconds;
+and the evaluations of every seed. It grows run by run: a report keeps rows and seeds whose runs it does not
+find. A run may have a ``remark``, written by hand. Documentation is generated from these files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def finished(cell: Cell, runs: Path) -> bool:
 
 
 def left(cell: Cell, runs: Path) -> str:
-    """Return in words how much of a cell's run is left, and for how long at its own pace so far."""
+    """Return in words how much of a cell's run is left, and how long that takes at its pace so far."""
     if finished(cell, runs):
         return "finished"
     lines = log.read_lines(rundir.RunDirectory(runs / cell.directory).evaluations)
@@ -51,8 +51,8 @@ def left(cell: Cell, runs: Path) -> str:
 
 
 def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
-    """Return in words what all of a cell takes by the pace and the memory of ``sample``, its beginning, which
-    was trained below ``runs``."""
+    """Return in words the time and memory that a whole cell takes, estimated from ``sample``, a shorter run
+    of it that was trained below ``runs``."""
     try:
         summary = json.loads(rundir.RunDirectory(runs / sample.directory).summary.read_text())
     except OSError:
@@ -75,12 +75,12 @@ class Study:
 
     @property
     def made(self) -> bool:
-        """Return whether the results are there, of this run as far as it is trained."""
+        """Return whether there are results of this run as far as it is trained."""
         return (origins := self._origins) is not None and origins[0] == origins[1]
 
     @property
     def longer(self) -> bool:
-        """Return whether the results are there of a run of more steps or more seeds."""
+        """Return whether there are results of a run with more steps or more seeds."""
         if (origins := self._origins) is None:
             return False
         there, ours = (one["env_steps"] or [0] for one in origins)
@@ -88,7 +88,7 @@ class Study:
 
     @property
     def _origins(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Return the run that the results are of, and this one; None if one of them cannot be read."""
+        """Return the origin of the results, and of this run; None if one of them cannot be read."""
         try:
             (there,) = json.loads(self.file.read_text())["runs"]
             return there, origin(self.run)
@@ -121,11 +121,11 @@ def stored(file: Path) -> dict[str, Any]:
 
 
 def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
-    """Print the table, and write it and the figures to ``out``; return 1 where there is nothing yet.
+    """Print the table, and write it and the figures to ``out``; return 1 if there is nothing yet.
 
-    What ``out`` has of other rows and of other seeds with the same settings stays; a row is not replaced by
-    one that would lack a seed or be shorter. A remark stays with the run that it is about. A figure of rows
-    whose curves were not stored stays under another name.
+    Other rows in ``out``, and other seeds with the same settings, are kept; a row is not replaced by one that
+    lacks a seed or is shorter. A remark stays with its run. A figure of rows whose curves were not stored is
+    kept under another name.
     """
     _, table = registry.find(name)
     found = {
@@ -170,19 +170,19 @@ def report(name: str, cells: Sequence[Cell], runs: Path, out: Path) -> int:
 def _comparable(
     table: Table, before: Mapping[str, Any], there: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the rows, by column, whose scores are of the measure that the table has now."""
+    """Return the rows, by column, whose scores have the table's present measure and factor."""
     measures, factor = before.get("measures", {}), before.get("factor", table.factor)
     now = {column for column, name in table.measures.items() if measures.get(column) == name}
     return {column: row for column, row in there.items() if column in now and factor == table.factor}
 
 
 def _index(names: Sequence[str], name: str) -> int:
-    """Return the place of a name; behind all others if a table has it no longer."""
+    """Return the place of a name; after all others if the table no longer has it."""
     return names.index(name) if name in names else len(names)
 
 
 def _keep_figures(name: str, before: dict[str, Any], tasks: Sequence[str], out: Path) -> None:
-    """Rename the figures of ``tasks`` that have been drawn from curves that are not stored."""
+    """Rename the figures of ``tasks``, which were drawn from curves that are not stored."""
     for task, kind in product(tasks, ("", "-time")):
         old, new = f"{name}-{task}{kind}.png", f"{name}-{task}-earlier{kind}.png"
         if old in before["figures"] and (out / old).exists():
@@ -226,7 +226,7 @@ def _show(name: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _scored(named: Mapping[str, str]) -> str:
-    """Return what the numbers of a seed are, in words, of measures by column."""
+    """Return a sentence that explains the scores of a seed, from measures by column."""
     words = {column: measures.measure(name).words for column, name in named.items()}
     each = [f"{column}: {told}" if column else told for column, told in words.items()]
     told = f"The score{'s' * (len(each) > 1)} of a seed {'are' if len(each) > 1 else 'is'} {'; '.join(each)}."
@@ -308,7 +308,7 @@ def _unfinished(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what is to be known of runs, each with the tasks, or the rows of a task, that it is about."""
+    """Yield the remarks on runs, each with the tasks, or the rows of a task, that it is about."""
     trained: dict[str, dict[str, None]] = {}
     about: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows:
@@ -325,7 +325,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Return names as a list in a sentence; with semicolons where a name has a comma."""
+    """Return names as a list in a sentence; with semicolons if a name has a comma."""
     *first, last = names
     if not first:
         return last

@@ -1,13 +1,13 @@
-"""Learning curves for the record: from run directories to small files that are kept with the code.
+"""Export learning curves from run directories to small files that are kept with the code.
 
     python scripts/run.py pderl --env brax/inverted_pendulum --env-steps 120000 --run-dir runs/pendulum
     python benchmarks/returns.py runs/pendulum
 
 writes ``benchmarks/results/pendulum.json``, which holds the command, the commit, the hardware, the seeds, the
 summary and every evaluation, and the curve beside it as PNG, against environment steps and, in
-``pendulum-time.png``, against time. Members of the run are its seeds or, where numbers were swept, what the
-summary says of them (and there is no curve of all). A member's score is the mean of its last ten evaluations;
-the record has every score, their interquartile mean and its bootstrap interval, and the area under each
+``pendulum-time.png``, against time. Members of the run are its seeds or, if hyperparameters were swept, those
+in the summary (and there is no curve of all). A member's score is the mean of its last ten evaluations; the
+record has every score, their interquartile mean and its bootstrap interval, and the area under each
 member's curve up to the budget, its mean return over training. The summary has each member's last metrics,
 such as the environment steps when CA2E's prior actors retired (-1: never). With ``--together NAME`` all runs
 given are also drawn into ``benchmarks/results/NAME.png`` and ``NAME-time.png``: the mean of each over its
@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def export(run: Path) -> Path:
-    """Writes the record of a run, whose summary is None while it is unfinished; returns its JSON file."""
+    """Write the record of a run, whose summary is None while it is unfinished; return its JSON file."""
     config = trained.config(run)
     finished = (run / "summary.json").exists()
     summary = json.loads((run / "summary.json").read_text()) if finished else None
@@ -74,7 +74,7 @@ def export(run: Path) -> Path:
 
 
 def score(evaluations: list[list[float]]) -> dict[str, object]:
-    """Scores by member, their interquartile mean, and its 95% percentile-bootstrap interval."""
+    """Return scores by member, their interquartile mean, and its 95% percentile-bootstrap interval."""
     by_member: dict[float, list[float]] = {}
     for member, value in evaluations:
         by_member.setdefault(member, []).append(value)
@@ -90,7 +90,7 @@ def score(evaluations: list[list[float]]) -> dict[str, object]:
 
 
 def areas(evaluations: list[list[float]], budget: float) -> list[float]:
-    """By member, the mean of its curve of evaluations up to the budget, which a last step may overrun."""
+    """Return, by member, the mean of its curve of evaluations up to the budget, which may be overrun."""
     by_member: dict[float, list[tuple[float, float]]] = {}
     for member, step, value in evaluations:
         by_member.setdefault(member, []).append((step, value))
@@ -106,12 +106,12 @@ def _mean(step: np.ndarray, value: np.ndarray, budget: float) -> float:
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
-    """Mean of the middle half."""
+    """Return the mean of the middle half."""
     return float(stats.trim_mean(scores, 0.25))
 
 
 def draw(runs: Sequence[Path], name: str, by_time: bool = False) -> None:
-    """Draws the curves of runs against environment steps, or against time if all recorded it."""
+    """Draw the curves of runs against environment steps, or ``by_time`` if all recorded it."""
     found = [records.read(run).records for run in runs]
     labels = records.spread(found, [run.name for run in runs])
     groups = records.grouped([record for own in found for record in own], labels)
@@ -123,7 +123,7 @@ def draw(runs: Sequence[Path], name: str, by_time: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Records learning curves."""
+    """Runs whose learning curves are recorded."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of runs."""

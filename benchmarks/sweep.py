@@ -1,11 +1,11 @@
-"""Cost of sweeps and checkpoints: seeds beside each other against one alone, and saving while training.
+"""Cost of sweeps and checkpoints: several seeds side by side against a single one, and saving while training.
 
     taskset -c 1 python benchmarks/sweep.py --out benchmarks/results/sweep-cpu.json
     python benchmarks/sweep.py --seeds 8 --devices 1 2 --state-bytes 0 --out runs/devices.json
 
 Chunks of one seed and of all alternate in one process, so that a noisy machine is noisy for both; a figure is
-the median of ``--repeats``. A checkpoint is counted in processor time, with what is spent in the background,
-of a State with a replay of random numbers, against that of training for the default interval.
+the median of ``--repeats``. The cost of a checkpoint, of a State with a replay of random numbers, is its
+processor time, including the background thread, against that of training for the default interval.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Arguments:
     saved_steps: int = 1_000
     """Environment steps of the chunks that are trained between saves."""
     saves: int = 6
-    """Saves."""
+    """Number of saves [count]."""
     out: Path | None = None
     """JSON file for the results."""
 
@@ -67,7 +67,8 @@ class Arguments:
 def prepared(
     arguments: Arguments, seeds: int, steps: int, capacity: int, devices: int = 1
 ) -> tuple[Programs, Any, Any]:
-    """Programs, State after its first chunk, and shapes of SAC with so many seeds on so many devices."""
+    """Return programs, State after the first chunk, and its shapes for SAC with ``seeds`` seeds on
+    ``devices`` devices."""
     env = popjax.make(arguments.env)
     config = independent.Config(
         agent=sac.Config(hidden=arguments.hidden), population=1, capacity=capacity, warmup=0
@@ -85,14 +86,14 @@ def prepared(
 
 
 def timed(programs: Programs, state: Any) -> tuple[Any, float]:
-    """One chunk and its seconds."""
+    """Run a chunk; return the State and the seconds."""
     begun = time.perf_counter()
     state, _ = jax.block_until_ready(programs.chunk(state))
     return state, time.perf_counter() - begun
 
 
 def beside_each_other(arguments: Arguments) -> dict[str, Any]:
-    """Run time and compile time of all seeds against one."""
+    """Return run time and compile time of all seeds and of one."""
     one, one_state, _ = prepared(arguments, 1, arguments.steps, 10_000)
     all_, all_state, _ = prepared(arguments, arguments.seeds, arguments.steps, 10_000)
     seconds: list[tuple[float, float]] = []
@@ -111,7 +112,7 @@ def beside_each_other(arguments: Arguments) -> dict[str, Any]:
 
 
 def on_devices(arguments: Arguments) -> dict[str, Any]:
-    """Run time of all seeds by the number of devices that share them, and against the first such number."""
+    """Return the run time of all seeds by number of devices, and relative to the first of these numbers."""
     runs = {n: prepared(arguments, arguments.seeds, arguments.steps, 10_000, n) for n in arguments.devices}
     states = {n: state for n, (_, state, _) in runs.items()}
     seconds: dict[int, list[float]] = {n: [] for n in runs}
@@ -137,7 +138,7 @@ def saving(arguments: Arguments) -> dict[str, Any]:
     programs, state, shapes = prepared(arguments, 1, arguments.saved_steps, int(arguments.state_bytes / row))
     random = np.random.default_rng(0)
 
-    def filled(leaf: Any) -> Any:  # what does not compress
+    def filled(leaf: Any) -> Any:  # with random numbers, which do not compress
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         return jnp.asarray(random.standard_normal(leaf.shape, np.float32), leaf.dtype)
@@ -175,8 +176,8 @@ def saving(arguments: Arguments) -> dict[str, Any]:
 
 
 def parts(state: Any, directory: Path) -> dict[str, dict[str, float]]:
-    """Seconds on the clock and of the processor that each part of one save takes, and those of writing the
-    same bytes to a file, below which no design comes."""
+    """Return the wall-clock and processor seconds of each part of one save, and those of writing the same
+    bytes to a file, a lower bound for any design."""
     arrays = {name: np.empty_like(array) for name, array in state_arrays.to_arrays(state).items()}
 
     def copy() -> None:
@@ -218,8 +219,10 @@ def parts(state: Any, directory: Path) -> dict[str, dict[str, float]]:
 def beside_training(
     programs: Programs, state: Any, directory: Path, chunks: int
 ) -> tuple[Any, dict[str, float]]:
-    """Seconds on the clock of chunks without a save and with one after each, written beside the next chunk;
-    the last is waited for. Nothing is left out: a save waits until the one before is written."""
+    """Return the State, and the wall-clock seconds of chunks without saves and with one after each.
+
+    A save is written during the next chunk and waits until the one before is written; the last is waited for.
+    """
     begun = time.perf_counter()
     for _ in range(chunks):
         state, _ = timed(programs, state)

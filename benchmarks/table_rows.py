@@ -1,4 +1,4 @@
-"""Rows of a table of results: the scores of a row's seeds, and what is known of the runs that trained them.
+"""Rows of a table of results: the scores of a row's seeds, and facts of the runs that trained them.
 
 Seeds may be trained in several runs, at other times or on other machines; a row pools those that have the
 same settings and length.
@@ -42,8 +42,8 @@ OF_A_RUN = (
 
 
 def groups(cell: Cell, runs: Path) -> list[Group]:
-    """Return what the runs of a cell's row have recorded, each with its own seeds; of runs of different
-    lengths only the longest, and none that has not been trained with all of its seeds."""
+    """Return the records of the runs of a cell's row, each with its own seeds: only the longest runs, and
+    only runs of which all seeds have been trained."""
     first = runs / replace(cell, seed=0).directory
     found = [_group(cell, root) for root in (first, *sorted(first.parent.glob(f"{first.name}-from-seed-*")))]
     begun = [group for group in found if group and group.reached]
@@ -92,7 +92,7 @@ def build(
 
 
 def _run(group: Group, factor: float, name: str, runs: Path) -> dict[str, Any]:
-    """Return the seeds of a run with their scores, and what is known of it."""
+    """Return the seeds of a run with their scores, and the facts of the run."""
     (run,) = group.records
     scores = factor * measures.measure(name).of(
         group, min(int(curve.env_steps[-1]) for curve in group.curves)
@@ -109,7 +109,7 @@ def _run(group: Group, factor: float, name: str, runs: Path) -> dict[str, Any]:
 
 
 def portable(command: str | None, runs: Path) -> str | None:
-    """Return the command of a run without places of this machine: that of popjax, and of the runs."""
+    """Return the command of a run without this machine's paths of popjax and of the runs."""
     if command is None:
         return None
     program, script, *rest = shlex.split(command)
@@ -127,7 +127,7 @@ def portable(command: str | None, runs: Path) -> str | None:
 def pool(found: Sequence[Mapping[str, Any]], stored: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the runs of a row by their seeds: ``found``, and those of ``stored`` with the same settings.
 
-    If several have a seed, it counts in the first of them. The rest of another run has no time of its own.
+    A seed that several runs have is left to the first of them; the others lose it and their wall time.
     """
     runs: list[dict[str, Any]] = []
     for run in (*found, *(one for one in stored if _settings(one) == _settings(found[0]))):
@@ -150,7 +150,7 @@ def with_remark(run: Mapping[str, Any], stored: Iterable[Mapping[str, Any]]) -> 
 
 
 def lost(stored: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """Return in words why the row that is stored must not give way to ``row``; "" if it may."""
+    """Return in words why ``row`` must not replace the stored one; "" if it may."""
     if stored["env_steps"] > row["env_steps"]:
         return "longer runs"
     missing = sorted(seeds(stored) - seeds(row))
@@ -164,7 +164,7 @@ def seeds(row: Mapping[str, Any]) -> set[int]:
 
 
 def named(row: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a name of each run of a row: the row's own, with the seeds where there are several runs."""
+    """Return a name of each run of a row: the row's own, with the seeds if there are several runs."""
     if len(runs) == 1:
         return [row]
     return [

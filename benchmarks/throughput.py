@@ -1,12 +1,12 @@
-"""Speed at which populations step and learn, and what they take: one table, and a JSON file beside it.
+"""Speed at which populations step and learn, and the memory that they take, as a table and a JSON file.
 
     python benchmarks/throughput.py --methods sac td3 pderl --populations 1 2 4 8 16
     python benchmarks/throughput.py --methods cdrl ca2e --env gymnax/Breakout-MinAtar
 
 Every figure is the median of ``--repeats`` timed chunks of one compiled program, after one untimed chunk and
 the method's warm-up, in a process of its own; ``benchmarks/peers.py`` compares with other libraries. Methods
-have their default Config but for the sizes below. ``align`` and ``distil``, which begin with finished runs,
-are measured by ``update_modes.py``, ``alignment.py`` and ``distillation.py``.
+have their default Config except for the sizes below. ``align`` and ``distil``, which begin with finished
+runs, are measured by ``update_modes.py``, ``alignment.py`` and ``distillation.py``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Name = Literal[
     *("pderl", "erl", "cem_rl", "es", "ce", "sunrise", "dice", "diayn", "pbt", "cspc", "ca2e", "cdrl"),
 ]
 LONG = ("ppo", "pderl", "erl", "cem_rl", "es", "cspc")
-"""Methods of which a chunk is one step, which plays whole episodes or thousands of environment steps."""
+"""Methods whose chunk is a single step, which plays whole episodes or thousands of environment steps."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Arguments:
 class Row:
     """Medians over the timed chunks; memory in bytes, compile time in seconds.
 
-    gradient_steps_per_second: summed over agents, of PPO and A2C those of the policy; None where a method
-                               does not count them.
+    gradient_steps_per_second: summed over agents, for PPO and A2C those of the policy; None if a method does
+                               not count them.
     peak_bytes:   as the host estimates it before it allocates anything.
-    device_bytes: what the accelerator has held at most, programs that initialise included; None on a CPU.
+    device_bytes: peak memory of the accelerator, including programs that initialise; None on a CPU.
     """
 
     method: str
@@ -95,7 +95,7 @@ class Row:
 
 
 class Program:
-    """A compiled, donated chunk with its state: call it to advance; returns the seconds it took."""
+    """A compiled, donated chunk with its state; a call advances the state and returns the seconds taken."""
 
     def __init__(self, init: Callable[[Any], Any], step: Callable[[Any], Any], length: int) -> None:
         self.state = jax.jit(init)(jax.random.key(0))
@@ -114,7 +114,7 @@ class Program:
 
 
 def main(arguments: Arguments) -> None:
-    """Measure and print; write ``arguments.out`` after every row, and go on with what it does not have."""
+    """Measure and print; write ``arguments.out`` after every row, and skip rows that it already has."""
     rows, _ = record.kept(arguments.out)
     had = {(row["method"], row["population"]) for row in rows}
     for name, population in product(arguments.methods, arguments.populations):
@@ -193,7 +193,7 @@ def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> 
 
 
 def _recipe(name: str) -> tuple[Recipe, dict[str, str]]:
-    """Return the Recipe of a method, or of plain agents and the kind of those."""
+    """Return the Recipe of a method, or the one that trains plain agents, and the kind of these agents."""
     method = "independent" if name in AGENTS else "onpolicy" if name in ON_POLICY_AGENTS else name
     return recipes.recipe(method), {"agent": name} if method != name else {}
 

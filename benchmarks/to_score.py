@@ -1,15 +1,15 @@
-"""Compare how many seconds popjax and other trainers take to a score: SAC on Pendulum-v1 and Brax's Hopper,
-PPO on CartPole-v1 and MinAtar's Breakout.
+"""Compare the seconds that popjax and other trainers take to reach a score: SAC on Pendulum-v1 and Brax's
+Hopper, PPO on CartPole-v1 and MinAtar's Breakout.
 
     python benchmarks/to_score.py --python /tmp/peers/bin/python --out benchmarks/results/to-score-cpu.json
 
 One agent or a population, with the same networks, rates, discount, batch and gradient steps everywhere; the
 rest (initial weights, treatment of time limits, PPO's clipping of gradients and weighting of advantages) is
 each trainer's own. Every seed is a new process. Trainers take turns, seed by seed, so that a noisy machine is
-noisy for all. The clock starts with the process and stands still while the agents are scored: each plays the
-same ten episodes by its most likely actions, and the score is the mean over all episodes of all agents.
-Seconds of the first chunk, which hold imports and compiling, are told apart. See ``peers.py`` for
-``--python`` and ``--evorl``.
+noisy for all. The clock starts with the process and stops while the agents are scored: each plays the same
+ten episodes by its most likely actions, and the score is the mean over all episodes of all agents. The
+seconds of the first chunk, which include imports and compiling, are also given separately. See ``peers.py``
+for ``--python`` and ``--evorl``.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def pace(rows: list[dict[str, Any]]) -> float | None:
 
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, for each task and trainer, the seeds that reached the score and the median over seeds of each
-    number, None where half never reach it; the ``pace``; or what the trainer cannot do."""
+    number, None if half never reach it; the ``pace``; or what the trainer cannot do."""
     found: list[dict[str, Any]] = []
     for task, name in dict.fromkeys((row["task"], row["trainer"]) for row in rows):
         mine = [row for row in rows if (row["task"], row["trainer"]) == (task, name)]

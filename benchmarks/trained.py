@@ -1,4 +1,4 @@
-"""Runs that a study reads: it ends with one line, as the other scripts do, where it cannot use them."""
+"""Runs that a study reads; if it cannot use them, it ends with one line, as the other scripts do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def config(run: Path, *methods: str) -> dict[str, Any]:
     """Return the content of ``config.json``.
 
     Raises:
-        Refused: there is no run, or it is not one of ``methods``; none of them stands for all.
+        Refused: there is no run, or ``methods`` are given and it is not a run of one of them.
     """
     found = rundir.read_config(run_group.run_of(paths.path(run), None))
     if methods and (method := found.get("method")) not in methods:
@@ -51,7 +51,7 @@ def load(run: Path, *methods: str, picked: str | None = None) -> building.Loaded
 
 
 def origin(run: Path) -> dict[str, Any]:
-    """Return what tells a run, as far as it is trained, from any other: what a study was made from.
+    """Return facts that identify a run and how far it is trained: what a study was made from.
 
     Raises:
         Refused: there is no run.
@@ -65,7 +65,7 @@ def origin(run: Path) -> dict[str, Any]:
 
 
 def checkpoints(run: Path) -> Iterator[tuple[int, building.Loaded]]:
-    """Yield the environment steps of every checkpoint, the oldest first, and the run as it was there.
+    """Yield the environment steps of every checkpoint, the oldest first, and the run as it was then.
 
     Raises:
         Refused: there is no run, or no checkpoint of it.

@@ -2,10 +2,10 @@
 
     python benchmarks/update_modes.py --out benchmarks/results/update-modes-cpu.json
 
-A student of the target task with an online alignment to a teacher of the source task (which has learned
-nothing: what it says costs the same) and both losses from the first step on, the networks of the paper.
+A student of the target task, with the paper's networks, trains with an online alignment to a teacher of the
+source task and with both losses from the first step on; the teacher is untrained, which costs the same.
 Chunks of both modes alternate in one process, so that a noisy machine is noisy for both; the ratio is the
-median of ratios of neighbours.
+median of ratios of neighbouring chunks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures and prints; writes ``arguments.out``."""
+    """Measure and print; write ``arguments.out``."""
     record.check_known(arguments.pairs, PAIRS)
     rows = [measure(pair, arguments) for pair in arguments.pairs]
     print(json.dumps(rows, indent=1))
@@ -53,7 +53,7 @@ def main(arguments: Arguments) -> None:
 
 
 def measure(pair: str, arguments: Arguments) -> dict[str, Any]:
-    """A row of the table: environment steps of the student per second in each mode, and their ratio."""
+    """Return a row: the student's environment steps per second in each mode, and the ratio of the times."""
     programs = {mode: program(pair, mode, arguments.iterations) for mode in MODES}
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for round_ in range(1 + arguments.repeats):
@@ -74,7 +74,7 @@ def measure(pair: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def program(pair: str, mode: str, iterations: int) -> Program:
-    """A compiled chunk of the student's training."""
+    """Return a compiled chunk of the student's training."""
     source, target = map(popjax.make, PAIRS[pair])
     config = cdrl.Config(update_mode=mode, align="online", pad_observations=True)
     teacher = untrained(source, replace(config, align="none"))

@@ -1,12 +1,12 @@
-"""Places in which parents and their children spend their time, as in figures 6, 8 and 9 of PDERL's paper.
+"""States that parents and their children visit, as in figures 6, 8 and 9 of PDERL's paper.
 
     python benchmarks/visitation.py runs/pderl-ant --out runs/visitation.json
 
 plays the two parents of a random pair of a run's final population, their child by each crossover, and the
 fitter parent's mutants by the Gaussian mutation and by the proximal one at every magnitude. Densities of two
-state dimensions are kernel density estimates over all states of the episodes; of a mutant the difference from
-its parent is drawn. Writes every return and the divergence KL(parent || child) in nats to a JSON file, and a
-figure of the same name.
+state dimensions are kernel density estimates over all states of the episodes; for a mutant, the difference
+from its parent is drawn. Writes every return and the divergence KL(parent || child) in nats to a JSON file,
+and a figure of the same name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from popjax import rollout, tree
 from popjax.cli import building
 from popjax.host.errors import Refused
 
-GRID, POINTS = 60, 4_000  # cells a side, states that an estimate is made of
+GRID, POINTS = 60, 4_000  # cells per side, maximum number of states of an estimate
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Arguments:
     out: Path
     """JSON file for the results; the figure has its name."""
     episodes: int = 20
-    """Episodes of everybody [count]."""
+    """Episodes of each actor [count]."""
     magnitudes: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2)
-    """Standard deviations of proximal mutation besides the run's own, in units of the action."""
+    """Standard deviations of proximal mutation in addition to the run's, in units of the action."""
     dimensions: tuple[int, int] = (0, 1)
     """The two components of the observation, counted from 0."""
     seed: int = 0
-    """Seed of what is chosen, drawn and played."""
+    """Seed of all random choices and episodes."""
 
 
 def play(
@@ -74,7 +74,7 @@ def densities(visited: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the ends of the grid [2, 2] and the density [GRID, GRID] of each set of states, of sum 1.
 
     Raises:
-        Refused: a dimension never changes, of which there is no density.
+        Refused: a dimension never changes, so there is no density.
     """
     together = np.concatenate(visited)
     ends = np.stack([together.min(0), together.max(0)])
@@ -125,7 +125,7 @@ def study(arguments: Arguments) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], arguments: Arguments, path: Path) -> None:
-    """Draw a panel for everybody: densities of parents and children, differences of mutants."""
+    """Draw a panel for each actor: densities of parents and children, differences of mutants."""
     names, count = found["names"], len(found["names"])
     figure = Figure(figsize=(3.2 * -(-count // 2), 6.4), layout="constrained", dpi=120)
     panels = figure.subplots(2, -(-count // 2), squeeze=False).ravel()

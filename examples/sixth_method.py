@@ -2,10 +2,10 @@
 
     python scripts/run.py examples.sixth_method --env gymnax/Pendulum-v1 --env-steps 30000
 
-Agents of any kind are paid for what is new to all of them (Collaborative Exploration). From time to time
-agents far behind take over the best one's policy (CSPC), and the worst becomes a child of the two best,
-distilled as the best one's critic judges (PDERL). A student imitates the best agent throughout and is
-deployed (CDRL). A step: collect -> learn -> transfer -> cross -> teach.
+Agents of any kind are rewarded for what is new to all of them (Collaborative Exploration). From time to time,
+agents far behind take over the best agent's policy (CSPC), and the worst agent is replaced by a child of the
+two best, distilled with the best agent's critic (PDERL). A student imitates the best agent throughout and is
+the policy that is deployed (CDRL). A step is collect -> learn -> transfer -> cross -> teach.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ class Config(offpolicy.Config):
     drive: drives.AnyConfig | None = field(default_factory=contrastive.Config)  # collab, rnd, diayn or none
     interval: int = 2_000  # environment steps of all agents between two exchanges
     memory: int = 2_000  # newest transitions from which a child learns
-    distillation: Distillation = field(default_factory=Distillation)  # of children
+    distillation: Distillation = field(default_factory=Distillation)  # how children are distilled
 
 
 @struct.dataclass
 class Hyper:
     """Hyperparameters, all sweepable."""
 
-    agent: Any  # of the agents
-    drive: Any  # of the drive
+    agent: Any  # hyperparameters of the agents
+    drive: Any  # hyperparameters of the drive
     gap: Number = number(100.0)  # how far behind the best return an agent takes over its policy
-    crossover_lr: Number = number(1e-3)  # Adam's rate for children
-    student_lr: Number = number(1e-3)  # and for the student
+    crossover_lr: Number = number(1e-3)  # Adam's learning rate for children
+    student_lr: Number = number(1e-3)  # Adam's learning rate for the student
 
 
 @struct.dataclass
 class Metrics(offpolicy.Metrics):
-    """transfers int32 [P, P], parents int32 [P, 2] of this step; student_loss [] before its last update."""
+    """Metrics of a step: transfers int32 [P, P], parents int32 [P, 2], student_loss [] of the last update."""
 
     transfers: Array
     parents: Array
@@ -137,7 +137,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         student, told = imitation.study(*how, s.student, config.updates, key_study)
         return replace(s, key=key, student=student, metrics=replace(s.metrics, student_loss=told))
 
-    def student(s: State) -> Params:  # with the best agent's skill, where the drive has skills
+    def student(s: State) -> Params:  # with the best agent's skill, if the drive has skills
         students = base.deploy(s, tree.repeat(s.student.params, population))
         return tree.take(students, best_first(judging.sound(s.metrics.fitness, s.agents))[0])
 

@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of this checkout, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # use this checkout, installed or not
 from popjax.cli import evaluate
 
 raise SystemExit(evaluate())

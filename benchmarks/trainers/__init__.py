@@ -27,8 +27,8 @@ class Work:
     """The same work for every trainer, on Pendulum-v1, CartPole-v1, Breakout-MinAtar or brax/hopper, which is
     Brax's Hopper with positional physics as each library wraps it; or on ``MADE_UP`` batches alone.
 
-    SAC, TD3: each agent has a replay of its own, and an iteration is one environment step in each of
-    ``lanes`` and as many gradient steps; TD3's actor takes every other. On ``MADE_UP``, an iteration is a
+    SAC, TD3: each agent has its own replay, and an iteration is one environment step in each of ``lanes`` and
+    as many gradient steps, of which TD3's actor takes every second one. On ``MADE_UP``, an iteration is a
     gradient step, nothing is played and no replay is drawn from.
     PPO: an iteration is a rollout of ``steps`` in each of ``lanes``, learned from in ``epochs`` of
     ``minibatches``.
@@ -40,7 +40,7 @@ class Work:
     task: str = "Pendulum-v1"
     population: int = 1
     iterations: int = 100
-    calls: int = 1  # of the compiled program of so many iterations, in a timed chunk
+    calls: int = 1  # calls of the compiled program of ``iterations`` in a timed chunk
     hidden: tuple[int, ...] = (256, 256)
     batch: int = 256
     capacity: int = 131_072
@@ -80,20 +80,20 @@ class Training:
 
 
 class Cannot(Exception):
-    """The trainer has no such thing."""
+    """The trainer cannot do the work; the message says why."""
 
 
 def sent(amount: dict[str, Any]) -> Work:
-    """Return the work whose ``asdict`` has been sent as JSON, which has no tuples."""
+    """Return the work that was sent as JSON, which has no tuples."""
     return Work(**amount | {"hidden": tuple(amount["hidden"])})
 
 
 @contextmanager
 def answering() -> Iterator[Callable[..., None]]:
-    """Give a function that prints its arguments as a line of JSON, which is all that goes to standard output
-    from here on. An error inside is such a line, too: why the trainer cannot do what was asked."""
+    """Provide a function that prints its arguments as a line of JSON; from here on, nothing else goes to
+    standard output. An error inside is printed as such a line, too: why the trainer cannot do the work."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
 
     def answer(**said: Any) -> None:
         print(json.dumps(said), file=answers, flush=True)
@@ -112,7 +112,7 @@ def build(name: str, work: Work) -> Training:
     """Return the trainer ``name`` for ``work``.
 
     Raises:
-        Cannot: it has no such thing.
+        Cannot: it cannot do the work.
         ImportError: it is not installed.
     """
     module = importlib.import_module(f"benchmarks.trainers.{name}")
@@ -141,8 +141,8 @@ def task_class(name: str) -> Any:
 
 
 def strong(state: Any) -> Any:
-    """Return the state without weak types, which Brax's Hopper and some trainers leave in it, so that a
-    second chunk compiles nothing."""
+    """Return the state without the weak types that Brax's Hopper and some trainers leave in it, so that a
+    second chunk need not be compiled."""
     import jax
     import jax.numpy as jnp
 
@@ -157,10 +157,10 @@ def scanned(
     each: int = 1,
     batches: tuple[Any, ...] = (),
 ) -> Training:
-    """Return a trainer that is a pure step of its state: one compiled, donated scan.
+    """Return the trainer whose chunk is one compiled, donated scan of a pure ``step`` of its state.
 
-    ``act`` is ``Training.act`` with the state first; ``each`` are the iterations of a step. Where there are
-    ``batches`` (one tree [steps, ...]), a step is given its own beside the state.
+    ``act`` is ``Training.act`` with the state as first argument; ``each`` is the number of iterations of a
+    step. If there are ``batches`` (one tree [steps, ...]), a step gets its batch as second argument.
     """
     import jax
 
@@ -192,8 +192,8 @@ def every(
     each: int = 1,
     batches: tuple[Any, ...] = (),
 ) -> Training:
-    """Return the trainer of ``work.population`` agents from these functions of one, which is not vmapped
-    alone.
+    """Return the trainer of ``work.population`` agents from these functions of one agent; a single agent is
+    not vmapped.
 
     ``act`` is (state, observations [B, ...]) -> the most likely actions; ``each`` and ``batches``
     [steps, P, ...] as in ``scanned``.
@@ -211,9 +211,9 @@ def every(
 
 
 def made_up(work: Work, each: int = 1) -> dict[str, Any]:
-    """Return batches of transitions drawn uniformly from [0, 1), of which none ends an episode, as fastpbrl
-    times its updates: ``obs`` and ``next_obs`` [steps, P, B, OBS], ``action`` [steps, P, B, ACTION],
-    ``reward`` and ``done`` [steps, P, B]. With ``each`` above 1, a step has so many,
+    """Return batches of transitions drawn uniformly from [0, 1), none of which ends an episode, like those on
+    which fastpbrl times its updates: ``obs`` and ``next_obs`` [steps, P, B, OBS], ``action`` [steps, P, B,
+    ACTION], ``reward`` and ``done`` [steps, P, B]. With ``each`` above 1, a step has ``each`` batches,
     [steps, P, each, B, ...].
     """
     import jax

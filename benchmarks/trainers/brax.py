@@ -18,7 +18,7 @@ def build(work: Work) -> Training:
     """Return the trainer, whose policy cannot be reached between its epochs.
 
     ``train`` is one function, so it runs in a thread, which waits in the callback that Brax calls between its
-    epochs. The episode that it plays there is one of a task that costs nothing.
+    epochs. The evaluation that Brax makes there is on a task that costs nothing.
     """
     if work.population > 1:
         raise Cannot("trains one agent a program")
@@ -38,7 +38,7 @@ def build(work: Work) -> Training:
         still = on_brax.Still(*on_brax.HOPPER_SIZES)
     else:
         still = on_brax.Still(task.observation_size, task.action_size)
-    if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 has it no more
+    if not hasattr(jax, "device_put_replicated"):  # Brax 0.14 calls it, and JAX 0.10 lacks it
         jax.device_put_replicated = lambda x, devices: jax.tree.map(
             lambda leaf: jnp.stack([leaf] * len(devices)), x
         )

@@ -11,7 +11,7 @@ ALGORITHMS = ("sac", "ppo")
 
 
 def build(work: Work) -> Training:
-    """Return the trainer: ``step`` of the workflow, of a population where there is one."""
+    """Return the trainer: ``step`` of the workflow, vmapped over a population of several agents."""
     if work.task == MADE_UP:
         raise Cannot("takes gradient steps only where it plays")
     import evorl
@@ -78,7 +78,7 @@ def build(work: Work) -> Training:
 
 
 def _task(name: str) -> dict[str, Any]:
-    """Return EvoRL's description of a task; one of gymnax is what ``gymnax.make`` returns from now on."""
+    """Return EvoRL's description of a task; if it is of gymnax, let ``gymnax.make`` return it from now on."""
     if name == "brax/hopper":
         from benchmarks.trainers import on_brax
 

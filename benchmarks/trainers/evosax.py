@@ -10,7 +10,7 @@ ALGORITHMS = ("es",)
 
 
 def build(work: Work) -> Training:
-    """Return the trainer: ask, evaluate, tell, with the numbers of popjax's ``es``."""
+    """Return the trainer: ask, evaluate, tell, with the hyperparameters of popjax's ``es``."""
     import jax
     import optax
     from evosax.algorithms import Open_ES

@@ -16,9 +16,9 @@ from popjax.core import Transition
 def build(
     capacity: int, batch: int, example: Transition, priority: Callable, exponent: float, added: int = 10_000
 ) -> tuple[Callable, Callable]:
-    """(init, iterate) of a full buffer: ``init(key)`` fills it, one iteration draws and sets priorities.
+    """Return (init, iterate): ``init(key)`` fills the buffer, an iteration draws and sets priorities.
 
-    It stores steps and draws pairs of neighbours, so that what is read is as much as a ``Transition``.
+    The buffer stores steps and draws pairs of neighbours, so that as much is read as for a ``Transition``.
     ``priority(drawn)`` [batch] gives the new priorities.
     """
     if capacity % added:

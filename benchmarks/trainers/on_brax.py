@@ -15,13 +15,13 @@ from gymnax.environments.classic_control import pendulum
 from benchmarks.trainers import EPISODE, Cannot
 
 HOPPER_EPISODE = 1_000
-HOPPER_SIZES = 11, 3  # of an observation and an action; Brax plays a reset, operation by operation, to tell
+HOPPER_SIZES = 11, 3  # of observation and action; Brax would play an uncompiled reset to find them
 HOPPER = "positional_hopper"  # the trainers that make it by name pass no backend
 envs.register_environment(HOPPER, partial(hopper.Hopper, backend="positional"))
 
 
 class Pendulum(Env):
-    """Actions in [-1, 1]; nothing ends an episode but the wrapper that counts its steps."""
+    """gymnax's Pendulum with actions in [-1, 1]; only the wrapper that counts steps ends an episode."""
 
     def __init__(self) -> None:
         self._task = pendulum.Pendulum()
@@ -94,5 +94,5 @@ class Still(Env):
 
     @property
     def backend(self) -> str:
-        """Name of the physics, of which there is none."""
+        """Name of the physics; there is none."""
         return "none"

@@ -97,7 +97,7 @@ def _greedy(act: Any, memory: Any, policies: Any, obs: Any) -> Any:
 
 
 def _numbers(hyper: Any, work: Work) -> Any:
-    """Return the numbers of SAC or TD3 that all trainers share."""
+    """Return ``hyper`` with the hyperparameters of SAC or TD3 that all trainers share."""
     names = ("actor_lr", "critic_lr", *(("temperature_lr",) if work.algorithm == "sac" else ()))
     rates = dict.fromkeys(names, work.learning_rate)
     return hyper.replace(**rates, discount=work.discount, polyak=work.polyak)

@@ -9,14 +9,14 @@ from typing import Any
 from benchmarks.trainers import Cannot, Training, Work
 
 ALGORITHMS = ("ppo",)
-UNITS = 256  # of the two hidden layers that it has
+UNITS = 256  # width of its two hidden layers
 
 
 def build(work: Work) -> Training:
     """Return the trainer, whose policy cannot be reached.
 
-    A run of it is one function from a seed to its end, so that a chunk is such a run, vmapped as its examples
-    do. Its module has the widths of its layers written in; they are put right where it asks for a layer.
+    Its training is one function from the seed to the end, so a chunk is a whole run, vmapped as in its
+    examples. Its module has fixed widths of layers; ``dense`` replaces them.
     """
     if work.task not in ("Pendulum-v1", "brax/hopper"):
         raise Cannot("plays Brax's tasks with continuous actions")

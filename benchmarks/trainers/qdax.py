@@ -1,4 +1,4 @@
-"""QDax's SAC and TD3 for PBT: a population with a replay each, trained as between two selections."""
+"""QDax's SAC and TD3 for PBT: agents with a replay each, trained as between two selections."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def build(work: Work) -> Training:
     )
     states, replays = jax.jit(begin)(key)
     states = _told(states, numbers)
-    held = [jax.tree.map(jnp.copy, strong((states, lanes, replays)))]  # some leaves are one array
+    held = [jax.tree.map(jnp.copy, strong((states, lanes, replays)))]  # some leaves share an array
     program = jax.jit(lambda *state: strong(train(*state)[0]), donate_argnums=(0, 1, 2))
 
     def chunk() -> int:
@@ -77,7 +77,7 @@ def build(work: Work) -> Training:
 
 
 def _agent(work: Work, length: int, action_size: int) -> tuple[Any, dict[str, float]]:
-    """Return the agent and the numbers of its that a search would draw, for episodes of ``length``."""
+    """Return the agent and its hyperparameters that a search would draw, for episodes of ``length``."""
     from qdax.baselines.sac_pbt import PBTSAC, PBTSacConfig
     from qdax.baselines.td3_pbt import PBTTD3, PBTTD3Config
 
@@ -96,7 +96,7 @@ def _agent(work: Work, length: int, action_size: int) -> tuple[Any, dict[str, fl
 
 
 def _told(states: Any, numbers: dict[str, float]) -> Any:
-    """Return the states with these numbers in place of those drawn for a search."""
+    """Return the states with these hyperparameters in place of those drawn for a search."""
     import jax.numpy as jnp
 
     return states.replace(**{name: jnp.full_like(getattr(states, name), x) for name, x in numbers.items()})

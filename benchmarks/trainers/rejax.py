@@ -99,7 +99,7 @@ def _task(name: str) -> Any:
         from gymnax.environments.environment import Environment
 
         class Shapes(Environment):
-            """Nothing that could be played, with HalfCheetah's shapes."""
+            """An environment with HalfCheetah's shapes that cannot be played."""
 
             def reset(self, key: Any, params: Any = None) -> Any:
                 return jnp.zeros(OBS), jnp.zeros(())
@@ -118,7 +118,7 @@ def _task(name: str) -> Any:
         from benchmarks.trainers import on_brax
 
         class OwnStep(Brax2GymnaxEnv):
-            """Brax's wrappers count the steps and reset."""
+            """Brax's task without gymnax's reset: Brax's wrappers count the steps and reset."""
 
             def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
                 return self.step_env(key, state, action, params)
@@ -126,7 +126,7 @@ def _task(name: str) -> Any:
         return OwnStep(create(on_brax.HOPPER, on_brax.HOPPER_EPISODE))
 
     class FiveValues(task_class(name)):
-        """A task of gymnax."""
+        """A gymnax task whose step returns five values."""
 
         def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
             obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)

@@ -10,7 +10,7 @@ ALGORITHMS = ("sac", "td3", "ppo")
 
 
 def build(work: Work) -> Training:
-    """Return the trainer: ``learn`` for so many more steps."""
+    """Return the trainer: ``learn``, continued for the steps of a chunk."""
     if work.population > 1:
         raise Cannot("trains one agent a process")
     import gymnasium
@@ -69,7 +69,7 @@ def build(work: Work) -> Training:
 
 
 def _updates(work: Work) -> Training:
-    """Return the trainer that is ``train`` alone, with a replay that always draws the same."""
+    """Return the trainer that only calls ``train``, with a replay that always draws the same rows."""
     import gymnasium
     import numpy as np
     import torch
@@ -78,7 +78,7 @@ def _updates(work: Work) -> Training:
     from stable_baselines3.common.logger import Logger
 
     class Shapes(gymnasium.Env):
-        """Nothing that could be played, with HalfCheetah's shapes."""
+        """An environment with HalfCheetah's shapes that cannot be played."""
 
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,))
         action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
@@ -99,7 +99,7 @@ def _updates(work: Work) -> Training:
         """Stands in for a replay."""
 
         def sample(self, count: int, env: Any = None) -> ReplayBufferSamples:
-            """Return all that there is."""
+            """Return all rows."""
             assert count == len(drawn.rewards)
             return drawn
 

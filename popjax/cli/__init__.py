@@ -225,7 +225,8 @@ def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], l
 def _peel_agents(
     recipe: Recipe, argv: list[str], task: str | None = None
 ) -> tuple[dict[str, str], list[str]]:
-    """Take ``--config.FIELD KIND``, the kinds of agent that a method leaves open, out of ``argv``."""
+    """Take ``--config.FIELD KIND``, the kinds of agent that a method lets the user choose, out of
+    ``argv``."""
     from popjax.cli.parse import Fault, key_values, nearest, peel, peel_all
     from popjax.recipe import kinds_of
 
@@ -249,7 +250,7 @@ def _option(field: str) -> str:
 
 
 def _about(recipe: Recipe, name: str, kinds: Mapping[str, str]) -> list[str]:
-    """Return the paragraphs of a method's help before its options: what it is, and what it may consist of."""
+    """Return the paragraphs of a method's help before its options: what it is, and its choices of agents."""
     from popjax.cli.narrow import one_of
 
     text = inspect.getdoc(inspect.getmodule(recipe.build)) or f"Train {name} and write a run directory."

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """A run read back: its environment, method and ``Config``, the State of its newest intact checkpoint with
-    a leading axis of its members, the content of ``config.json`` and the environment steps of each member.
-    If one member was requested, everything is that member's alone."""
+    """A run read back: its environment, method and ``Config``, the State [S, ...] of a checkpoint, the
+    content of ``config.json`` and the environment steps of each member. If one member was requested, all
+    others are left out."""
 
     env: Env
     method: Method

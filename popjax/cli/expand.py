@@ -1,4 +1,4 @@
-"""Arguments written out: those of a file, and numbers drawn at random, as if they had been typed."""
+"""Expansion of arguments: options in a file and values drawn at random, as if they had been typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values on the command line in the forms in which people type them, and what is said of others."""
+"""Values on the command line in the forms that people type, and messages about malformed ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tyro
 from popjax.arguments import wanted
 from popjax.host.numbers import whole
 
-_BOX = re.compile(r"[─│╭╮╰╯]+|[+|]|-{3,}")  # also where the terminal has no box characters
+_BOX = re.compile(r"[─│╭╮╰╯]+|[+|]|-{3,}")  # also boxes in ASCII
 _TRIED = re.compile(
     r"(--[a-z][\w.-]*): (?:no type matching .*? instantiated from|Could not find valid parse for arguments:)"
     r" (\[.*?\])(?:\.|$| Got)"
@@ -29,7 +29,7 @@ def command(words: Sequence[str]) -> str:
 
 
 NUMBERS = tyro.constructors.ConstructorRegistry()
-"""Readers of values where tyro's own are too narrow."""
+"""Readers of values for which tyro's own are too strict."""
 
 
 @NUMBERS.primitive_rule
@@ -51,7 +51,7 @@ def _whole_number(
 def bare_flags(argv: Sequence[str], flags: Mapping[str, bool]) -> list[str]:
     """Return ``argv`` with ``--flag True`` as ``--flag`` and ``--flag False`` as ``--no-flag``.
 
-    ``flags`` are the flags by name, and whether there is the second form."""
+    ``flags`` maps each flag to whether it has the second form."""
     rest, place = [], 0
     while place < len(argv):
         name, equals, value = argv[place].partition("=")
@@ -75,7 +75,7 @@ def bare_flags(argv: Sequence[str], flags: Mapping[str, bool]) -> list[str]:
 
 def condensed(box: str, types: Mapping[str, Any]) -> str:
     """Return the message inside tyro's box, without its frame and help texts; ``types`` are those of the
-    options. Where tyro reports on every type that it has tried, the message has the option's in words."""
+    options. If tyro lists every type that it has tried, the message names the option's type in words."""
     lines = _BOX.sub("\n", box).splitlines()
     text = " ".join(line.strip() for line in lines if line.strip())
     text = re.split(r"Argument helptext:|For full helptext", text)[0].strip()

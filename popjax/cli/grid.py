@@ -1,4 +1,5 @@
-"""From one command to several programs: more than one environment, swept Configs, slices of a large sweep."""
+"""Division of a command into several programs: for several environments, swept Configs or slices of a large
+sweep."""
 
 from __future__ import annotations
 
@@ -258,8 +259,8 @@ def _decisive(argv: Sequence[str]) -> Counter[str]:
 
 
 def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], list[str]]:
-    """Return the choices that separate programs, by name: each with its name and arguments; and all other
-    arguments."""
+    """Return the options in which programs differ, by name, each with the name and arguments of every choice;
+    and all other arguments."""
     envs, rest = _environments(argv)
     texts, rest = parse.peel_all(rest, "--sweep")
     axes = {"env": [(_in_a_name(env), ["--env", env]) for env in envs]} if len(envs) > 1 else {}

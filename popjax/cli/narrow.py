@@ -1,4 +1,4 @@
-"""Configs as tyro is to see them: with the agents, drives and searches that were chosen, and no others."""
+"""Configs as shown to tyro: only with the agents, drives and searches that were chosen."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 _UNSHOWN: Any = tyro.conf.arg(help_behavior_hint="")
-_WIDE = "_wide"  # what a narrowed type calls the original one
+_WIDE = "_wide"  # attribute of a narrowed type that has the original one
 
 
 def narrowed(config: Any, names: Mapping[str, Collection[str]]) -> Any:
     """Return ``config`` as an instance of a type whose fields ``names`` have exactly their present types.
 
     Otherwise a field that may hold one of several dataclasses would become a subcommand on the command line.
-    A field of ``names`` that holds None becomes a constant, which help shows with the choices, if any. Of any
-    other field that holds None, also within the fields, help shows no default: its text says what None means.
+    A field of ``names`` that holds None becomes a constant, which help shows with the choices, if any. For
+    any other field that holds None, also a nested one, help shows no default: its text says what None means.
     """
     kind = type(config)
     types: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def narrowed(config: Any, names: Mapping[str, Collection[str]]) -> Any:
 
 
 def _nothing(choices: Collection[str]) -> Any:
-    """Return the type of a field that holds None, one of ``choices`` or the only one."""
+    """Return the type of a field fixed to None, which help shows with ``choices`` or, without any, hides."""
     constant: Any = tyro.conf.Fixed[None]  # type: ignore[misc]
     if not choices:
         return Annotated[constant, tyro.conf.Suppress]
@@ -54,8 +54,8 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def widened(config: Any) -> Any:
-    """Return an instance of a ``narrowed`` type, and those within it, as of the original types; another value
-    as it is."""
+    """Return an instance of a ``narrowed`` type, and those nested in it, as instances of the original types;
+    return any other value unchanged."""
     kind: Any = getattr(config, _WIDE, None)
     if kind is None:
         return config

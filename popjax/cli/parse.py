@@ -1,4 +1,4 @@
-"""From argument lists to dataclasses: parsing with tyro, errors as one line, and the way back from JSON."""
+"""Dataclasses parsed from argument lists with tyro, with errors in one line, or rebuilt from JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ H = TypeVar("H")
 T = TypeVar("T")
 
 _unset = partial(tyro.conf.arg, help_behavior_hint="")
-"""Of an option that is None unless given: its help says what happens then, so that no default is shown."""
+"""For an option that is None unless given: its help shows no default, since its text says what None means."""
 
 
 class Fault(Exception):
@@ -230,7 +230,7 @@ def parse(
 
 
 def _typed(hint: Any) -> Any:
-    """Return the type of a value that can be typed: without None, which means that an option is not given."""
+    """Return the type of a value that a user can type: without None, which stands for an option not given."""
     kinds = tuple(kind for kind in get_args(hint) if kind is not NoneType)
     return Union[kinds] if get_origin(hint) in UNIONS else hint  # noqa: UP007 - of types found at run time
 

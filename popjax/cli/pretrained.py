@@ -69,7 +69,7 @@ def take(
 
 
 def _seen(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that decide what a policy sees, with the preset of a game where it is not given."""
+    """Return the options that decide what a policy sees; a game without a preset gets the default one."""
     found = wrappers.seen(options)
     return {"preset": "dqn"} | found if name.startswith("atari/") else found
 

@@ -72,19 +72,20 @@ def _transfer(arguments: Any, run: Loaded) -> Callable[[], Any] | None:
 
 
 def _options(run: Loaded) -> dict[str, Any]:
-    """Return the options with which the suite's task is seen; none if the environment is the user's own."""
+    """Return the options that decide what a policy sees of the suite's task; none if the environment is the
+    user's own."""
     return _task_options(run) or {}
 
 
 def _task_options(run: Loaded) -> dict[str, Any] | None:
-    """Return the options with which the suite's task is seen, also if a user's function made it; None if the
-    environment is the user's own."""
+    """Return the options that decide what a policy sees of the suite's task, even if a user's function made
+    it; None if the environment is the user's own."""
     from popjax import envs
     from popjax.envs import wrappers
 
     if run.saved["env"] == run.env.spec.name:
         return wrappers.seen(run.saved["env_options"])
-    # Options that change rewards alone leave the task as it was in what it is scored by.
+    # Options that change only rewards leave the unchanged task in ``scored``.
     for env in (run.env, run.env.scored):
         made = env and envs.origin(env)
         if made and made.name == run.env.spec.name:
@@ -167,7 +168,7 @@ def export(argv: list[str]) -> None:
 
 
 def _loaded(arguments: Any) -> Loaded:
-    """Return the run, and the policies of it, that the command line names."""
+    """Return the run that the command line names, with the policies that it selects."""
     from popjax.cli import building
     from popjax.cli.parse import Fault
     from popjax.host.deploy import chosen_policy
@@ -179,7 +180,7 @@ def _loaded(arguments: Any) -> Loaded:
 
 
 def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
-    """Return the run in its environment under other options, for ``--env-option``.
+    """Return the run with other options of its environment, for ``--env-option``.
 
     Raises:
         Fault: observations or actions would have another shape.

@@ -57,7 +57,7 @@ def submit_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Cont
     """
     if not control.resume and rundir.RunDirectory(root).holds_a_run():
         raise Refused(f"{root} already holds a run: add --resume to continue it, or name another --run-dir")
-    # Also if the run there has finished: the job refuses one that was made with other options.
+    # Submit even if the run has finished: the job refuses one that was made with other options.
     (code,) = _launch([launchers.Job((tools.method, *argv), root)], tools, control)
     if code:
         raise SystemExit(1)

@@ -23,7 +23,7 @@ def result(summary: Mapping[str, Any], root: Path) -> None:
     table = Table(title=f"{summary['method']} on {summary['env']}", title_justify="left", show_header=False)
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
-    # Summaries from before hyperparameters could be swept have no rows of their own.
+    # Summaries from before hyperparameters could be swept have no rows of members.
     finals = zip(summary["seeds"], summary["final_return"], strict=True)
     plain = [{"seed": seed, "numbers": {}, "final_return": final} for seed, final in finals]
     members = summary.get("members", plain)
@@ -66,7 +66,7 @@ def results(rows: Sequence[Mapping[str, Any]], root: Path) -> None:
 
 
 def _lasting() -> Console:
-    """Return the console on which training shows results: a finished run does not fail because its reader is
+    """Return the console for results of training, which does not make a finished run fail if its reader is
     gone."""
     return _console(Lasting(sys.stdout))
 
@@ -208,7 +208,7 @@ def evaluation_json(
 
 
 def _played(returns: np.ndarray) -> str:
-    """Return in words how many episodes ``returns`` [S, E] are of."""
+    """Return in words how many episodes ``returns`` [S, E] has for each policy."""
     count = returns.shape[1]
     return f"{count} episode{'s' if count > 1 else ''}"
 
@@ -226,7 +226,7 @@ def _episodes(played: Played, place: int) -> dict[str, Any]:
 
 
 def _difference(here: np.ndarray, there: np.ndarray) -> float | None:
-    """Return by how many per cent the mean ``there`` exceeds that ``here``; None if that is 0."""
+    """Return by how many per cent the mean ``there`` exceeds the mean ``here``; None if the latter is 0."""
     ours = float(here.mean())
     return 100 * (float(there.mean()) - ours) / abs(ours) if ours else None
 

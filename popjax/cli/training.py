@@ -74,7 +74,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
 
 
 def _tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:
-    """Return the sink that sends to a project, for ``--wandb``."""
+    """Return the sink that sends to a project of Weights & Biases, for ``--wandb``."""
     if common.wandb is None:
         return []
     from popjax.cli import grid
@@ -175,7 +175,7 @@ def _tell_preset(recipe: Recipe, kinds: Mapping[str, str], task: str | None) -> 
 
 
 def _tell_further_presets(recipe: Recipe, tasks: Mapping[str, Sequence[str]]) -> None:
-    """Print the options that a method's presets have set in further tasks, which are written with them."""
+    """Print the options that a method's presets have added to further tasks."""
     from popjax.cli import building
 
     for option, texts in tasks.items():
@@ -187,7 +187,7 @@ def _tell_further_presets(recipe: Recipe, tasks: Mapping[str, Sequence[str]]) ->
 
 
 def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the options below ``name`` whose values differ from ``plain``, with ours."""
+    """Yield the options below ``name`` that differ in ``ours`` and ``plain``, with the value in ``ours``."""
     if isinstance(ours, dict) and isinstance(plain, dict):
         for key in ours:
             yield from _changes(f"{name}.{key}", ours[key], plain.get(key))
@@ -196,10 +196,10 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
 
 
 def refuse_other_options(recipe: Recipe, common: Any, tasks: Mapping[str, Sequence[str]]) -> None:
-    """Raise a Fault if a further task is named as the run's own task is, and that one has other options.
+    """Raise a Fault if a further task has the name of the run's own task, but the run has other options.
 
-    Further tasks take their defaults, with the options of the method's preset; the two would differ under one
-    name.
+    Further tasks take their defaults and the options of the method's preset, so two different tasks would
+    share a name.
     """
     from popjax.cli import building
     from popjax.cli.parse import Fault, key_values

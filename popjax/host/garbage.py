@@ -1,4 +1,4 @@
-"""Memory that tracing and compiling leave behind: not searched meanwhile, and returned to the system."""
+"""Garbage collection paused while tracing, and memory freed by the compiler returned to the system."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Collect no cyclic garbage within the context, or within a call of the function that it decorates.
+    """Pause the collection of cyclic garbage within the context, or while the decorated function runs.
 
-    Tracing a physics step creates millions of objects, nearly all of which stay; searching them again and
-    again takes a large part of its time.
+    Tracing a physics step creates millions of objects, nearly all of which stay alive; scanning them again
+    and again would take much of the tracing time.
     """
     collecting = gc.isenabled()
     gc.disable()
@@ -26,7 +26,7 @@ def paused() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return memory that the compiler has freed to the system.
+    """Return to the system the memory that the compiler has freed.
 
     glibc keeps it for the process, and compiling physics takes much more than training does.
     """

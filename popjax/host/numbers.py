@@ -50,9 +50,9 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` in types that JSON has: arrays and tuples become lists, numbers Python numbers.
+    """Return ``value`` in JSON types: arrays and tuples become lists, numbers become Python numbers.
 
-    JSON has no infinities or NaN: they become "inf" and "-inf", which ``float`` reads, and null.
+    JSON has neither infinity nor NaN: infinities become "inf" or "-inf", which ``float`` reads, NaN null.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

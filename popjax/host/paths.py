@@ -38,7 +38,7 @@ def file_name(text: str) -> str:
 
 
 def distinct(names: list[str], origins: list[str]) -> list[str]:
-    """Return ``names``, with a digest of the origin appended where different origins share a name."""
+    """Return ``names``, with a digest of the origin appended to names that different origins share."""
     of: dict[str, set[str]] = {}
     for name, origin in zip(names, origins, strict=True):
         of.setdefault(name, set()).add(origin)
@@ -50,8 +50,7 @@ def distinct(names: list[str], origins: list[str]) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; its file then replaces ``path`` in one step, so readers never see half of
-    it."""
+    """Yield a temporary path, whose file then replaces ``path`` in one step; readers never see half of it."""
     partial = path.with_suffix(".part")
     yield partial
     os.replace(partial, path)

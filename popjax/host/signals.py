@@ -116,7 +116,7 @@ def ready(arrays: T, stop: Stop | None = None) -> T:
 
 
 def beside(*works: Callable[[], T]) -> list[T]:
-    """Run ``works`` in parallel in other threads and return their results.
+    """Return the results of ``works``, run in parallel in other threads or, if called in one, in turn.
 
     For work that stays outside Python for long, such as compiling: signals are handled meanwhile.
     """

@@ -18,17 +18,17 @@ from popjax.core import Agent, OnPolicyAgent, PyTree, Spec, Trajectory, Transiti
 from popjax.testing.compare import check_choice, check_same_form, is_key, same, told
 
 STEPS, LANES = 6, 4
-"""Rows of experience in time and in lanes; as transitions a batch of their product."""
+"""Time steps and lanes of the random rows; as transitions, they are a batch of their product."""
 
 
 @typed()
 def check_agent(agent: Agent | OnPolicyAgent, spec: Spec, hyper: Any) -> None:
     """Check that ``agent``, built for ``spec``, keeps the contract of ``Agent`` or ``OnPolicyAgent``.
 
-    Its actions fit the task: at scale 0 they are the mode of its ``outputs``, at scale 1 they are random. A
-    gradient step on random experience changes the state, depends on rewards and discounts, and keeps the
-    state's form. ``adopt`` is the inverse of ``policy``. Every optional function that it has keeps the
-    contract, too.
+    Its actions must fit the task: at scale 0 they are the mode of its ``outputs``, at scale 1 they are
+    random. A gradient step on random transitions must change the state, depend on rewards and discounts, and
+    keep the state's form. ``adopt`` must be the inverse of ``policy``. Optional functions are checked if the
+    agent has them.
 
     Raises:
         ValueError: the agent breaks the contract; the message says how.
@@ -111,7 +111,7 @@ def _check_learning(agent: Agent | OnPolicyAgent, state: Any, rows: Any, hyper: 
 
 
 def _check_adoption(agent: Agent | OnPolicyAgent, state: Any, other: Any) -> None:
-    """Check that ``adopt`` is the inverse of ``policy``, and takes over a state value where there is one."""
+    """Check that ``adopt`` is the inverse of ``policy``, and takes over a state value if there is one."""
     try:
         inspect.signature(agent.adopt).bind(state, agent.policy(other), None)
     except TypeError:
@@ -130,7 +130,7 @@ def _check_adoption(agent: Agent | OnPolicyAgent, state: Any, other: Any) -> Non
 
 
 def _check_value(agent: Agent | OnPolicyAgent, state: Any, rows: Transition) -> None:
-    """Check the shapes of ``value`` and, where the agent has them, of ``values``."""
+    """Check the shapes of ``value`` and, if the agent has it, of ``values``."""
     given, shape = (state, rows.obs, rows.action), rows.reward.shape
     value = jax.eval_shape(agent.value, *given)
     if value.shape != shape:
@@ -145,7 +145,7 @@ def _check_value(agent: Agent | OnPolicyAgent, state: Any, rows: Transition) -> 
 
 
 def _check_priorities(agent: Agent, state: Any, rows: Transition, hyper: Any, key: Array) -> None:
-    """Check ``td_error``, where the agent has it, and that ``learn`` then weighs transitions."""
+    """Check ``td_error``, if the agent has it, and that ``learn`` then weighs transitions."""
     if agent.td_error is None:
         return
     td_error, learn = jax.jit(agent.td_error), jax.jit(agent.learn)
@@ -183,7 +183,7 @@ def _check_replayed(agent: Agent, state: Any, other: Any, rows: Transition, hype
 
 
 def _check_unroll(agent: OnPolicyAgent, state: Any, obs: Array, key: Array) -> None:
-    """Check that ``unroll`` follows lanes [T, N] as ``act`` does, also when it goes on after a part."""
+    """Check that ``unroll`` follows lanes [T, N] as ``act`` does, also when it continues a first part."""
     half = STEPS // 2
     done = jnp.zeros((STEPS, LANES), jnp.bool_).at[1, 0].set(True)
     start = tree.repeat(agent.memory, LANES)

@@ -1,4 +1,4 @@
-"""Comparisons of pytrees for the checks: forms, values and answers of policies."""
+"""Comparisons of pytrees for the checks: forms, values and choices of policies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_key(x: Any) -> bool:
 
 
 def numbers(state: PyTree) -> PyTree:
-    """Return a tree whose keys are the integers that they are made of."""
+    """Return a tree with its PRNG keys replaced by their integers."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, state)
 
 
@@ -45,7 +45,7 @@ def same(a: PyTree, b: PyTree) -> bool:
 
 
 def check_same_form(before: Any, after: Any, what: str = "a step") -> None:
-    """Check that ``what`` keeps structure, shapes and types of a State, all of them strong."""
+    """Check that ``what`` keeps structure, shapes and types of a State, none of them weak or float64."""
     if not alike(before, after):
         old, new = ({where(path) for path, _ in jax.tree.leaves_with_path(s)} for s in (before, after))
         raise ValueError(
@@ -77,10 +77,10 @@ def check_choice(choice: Any, before: PyTree, spec: Spec) -> None:
 
 
 def check_close(found: PyTree, expected: PyTree, who: str, steps: int) -> None:
-    """Check that two States agree after ``steps`` steps, numbers up to the order of summation.
+    """Check that two States agree after ``steps`` steps, floats up to the order of summation.
 
-    After one step integers and keys agree exactly. Later only numbers are compared, and more loosely, since
-    rounding errors grow.
+    After one step, integers and keys must agree exactly. Later, only floats are compared, and more loosely,
+    since rounding errors grow.
     """
     rtol, atol = (2e-3, 2e-4) if steps == 1 else (5e-2, 5e-2)
     leaves = jax.tree.leaves_with_path(numbers(expected))

@@ -19,8 +19,8 @@ from popjax.testing.compare import same
 def check_env(env: Env, *, steps: int = 100) -> None:
     """Check that ``env`` keeps the contract of ``Env``, also in an episode of up to ``steps`` random actions.
 
-    Shapes and types are those of its Spec. Equal keys give equal episodes, alone and in lanes side by side;
-    every number is finite, and no step resets.
+    Shapes and types must be those of its Spec. Equal keys must give equal episodes, alone and in lanes side
+    by side; every number must be finite, and no step may reset.
 
     Raises:
         ValueError: the environment breaks the contract; the message names it and the field.
@@ -48,7 +48,7 @@ def check_env(env: Env, *, steps: int = 100) -> None:
 
 
 def _random_episode(env: Env, steps: int, key: Array) -> tuple[Timestep, Array]:
-    """Return timesteps [T] of random actions after a reset, and how many of them are of the first episode."""
+    """Return timesteps [T] of random actions after a reset, and how many belong to the first episode."""
     spec, (key_reset, *keys) = env.spec, jax.random.split(key, steps + 1)
 
     def one(state: PyTree, key: Array) -> tuple[PyTree, Timestep]:

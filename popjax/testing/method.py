@@ -30,9 +30,10 @@ from popjax.testing.compare import (
 def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = True) -> None:
     """Check that ``method``, built for ``env``, keeps the contract of ``Method``.
 
-    A State has the fields that the host reads and keeps structure, shapes and types. ``steps`` steps are one
-    trace, count their environment steps, accept a donated State, and repeat with equal keys, also when every
-    State goes to the host and back. The policy acts. With ``members``, also ``check_members``.
+    A State must have the fields that the host reads and keep structure, shapes and types. ``steps`` steps
+    must be traced once, count their environment steps, accept a donated State, and repeat with equal keys,
+    also if every State goes to the host and back. The policy must act. With ``members``, also run
+    ``check_members``.
 
     Raises:
         ValueError: the method breaks the contract; the message says how, and where.
@@ -60,19 +61,19 @@ def check_method(method: Method, env: Env, *, steps: int = 5, members: bool = Tr
 def check_members(method: Method, *, steps: int = 5) -> None:
     """Check that the members of a sweep equal single runs, and that ``steps`` steps depend on ``Hyper``.
 
-    There are two members; one has half of every number, or another one in the range of its field. They are
-    compared after the first step and, with a wider tolerance, after the last.
+    There are two members; one has every hyperparameter halved, or changed otherwise within its range. They
+    are compared after the first step and, with a wider tolerance, after the last.
 
     Raises:
-        ValueError: a member differs, or no number matters; the message names the leaf that differs.
+        ValueError: a member differs in a leaf, which is named, or no hyperparameter changes anything.
     """
     _check_members(method, jax.jit(method.init), jax.jit(method.step, donate_argnums=0), steps)
 
 
 def check_in_place(method: Method, share: float) -> None:
-    """Check that a step writes a donated State in place and needs less than ``share`` of its size beside it.
+    """Check that a step writes a donated State in place, with less than ``share`` of its size as temporaries.
 
-    A replay that is copied would double the size. Compiles for the method's own sizes and computes nothing.
+    A copied replay would double the size. The step is compiled for the method's own sizes, but not run.
 
     Raises:
         ValueError: the step copies the State, or needs more memory than allowed.

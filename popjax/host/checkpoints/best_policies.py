@@ -1,4 +1,4 @@
-"""Each member's policy with the highest return in an evaluation, kept in a file."""
+"""The file of each member's best policy: the one with the highest mean return in an evaluation."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
 
 
 def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
-    """Move the policies of the members ``before``, by identity, to their places among ``members``."""
+    """Move the policies of the members with identities ``before`` to their places among ``members``."""
     if not path.exists():
         return
     with np.load(path) as file:
@@ -116,12 +116,12 @@ def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:
 
 def load(path: Path, shapes: Any, numbers: Sequence[int]) -> tuple[Any, list[int | None]]:
     """Return the best policies of the members ``numbers`` as parameters [S, ...], and the environment steps
-    for which each had trained: None for a member of which no policy was kept, whose parameters mean nothing.
+    that each had trained for. A member without a kept policy has None and meaningless parameters.
 
     ``shapes`` are those of one policy.
 
     Raises:
-        Refused: no policy was kept of any of them, or the structure differs.
+        Refused: no policy was kept for any of the members, or the structure differs.
     """
     if not path.exists():
         raise Refused(f"{path} does not exist: no policy has been evaluated since training began")

@@ -101,7 +101,7 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
 
     together(prepare)
     stored = {path: array for path, array in arrays.items() if array.size}  # orbax refuses empty arrays
-    # Compressing takes several times as long as writing, and weights and experience hardly shrink.
+    # Compressing takes several times as long as writing, and weights and replay hardly shrink.
     writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
     with io_errors.remarks_held(), without_patterns(directory.absolute()) as here:
         writer.save(here / partial.name / _ARRAYS, stored)
@@ -195,7 +195,7 @@ def restore_newest(
 def member_of_newest(
     directory: Path, shapes: Any, tell: Callable[[str], None], place: int, until: int | None = None
 ) -> tuple[int, Any, dict[str, Any]] | None:
-    """Restore the State [1, ...] of the member at ``place`` only, so that others take no device memory; see
+    """Restore only the State [1, ...] of the member at ``place``, so that others take no device memory; see
     ``restore_newest``."""
 
     def read(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -279,7 +279,7 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
 
 
 def _read(path: Path, shapes: Any, shardings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return leaves by name, PRNG keys as raw data, and extra facts; NumPy arrays without ``shardings``."""
+    """Return leaves by name, PRNG keys as raw data, and extra facts; without ``shardings``, NumPy arrays."""
     target = data_shapes(shapes)
     where = dict(zip(target, jax.tree.leaves(shardings), strict=True)) if shardings is not None else {}
 

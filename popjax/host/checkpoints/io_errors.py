@@ -20,8 +20,8 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
 def remarks_held() -> Iterator[None]:
     """Suppress messages of Orbax and TensorStore about a failure that they also raise.
 
-    Writes in progress at a failure end later, each with a traceback about a closed event loop or a report
-    from asyncio; these are suppressed for the rest of the process.
+    Writes in progress when it occurs end later, each with a traceback about a closed event loop or a report
+    from asyncio; after a failure, these are suppressed for the rest of the process.
     """
     logger, before = logging.getLogger("absl"), (sys.unraisablehook, sys.excepthook)
     tasks = logging.getLogger("asyncio")
@@ -85,8 +85,8 @@ def unreadable(root: Path) -> str | None:
 
 
 def callback(error: BaseException) -> str | None:
-    """Return the message of an exception from a host callback of a compiled program, or None if it was not
-    one."""
+    """Return the message of an exception from a host callback of a compiled program, or None for any other
+    error."""
     told = str(error).strip()
     return told.splitlines()[-1].partition(": ")[2] if "error calling callback" in told else None
 

@@ -1,4 +1,4 @@
-"""Name what a checkpoint was made with, from the ``config.json`` of its run, where it does not fit."""
+"""A hint at what made a checkpoint that does not fit, from the ``config.json`` of its run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from popjax.host.runs import configuration
 
 
 def made_with(path: Path) -> str:
-    """Return a hint at the commit, device and packages that can read a checkpoint, where they differ from
-    those here; empty if none does, or if its run records none."""
+    """Return a hint naming the commit, device and packages with which a checkpoint was made, as far as they
+    differ from the present ones; empty if none differs or its run recorded none."""
     try:
         config = json.loads((path.parent.parent / "config.json").read_text())
         commit, device = config.get("git_commit"), config.get("device")

@@ -35,7 +35,7 @@ def digest(state: Any) -> str:
 
 
 def to_arrays(state: Any) -> dict[str, np.ndarray]:
-    """Return the leaves of a State by name, whole, on the host; PRNG keys as raw data."""
+    """Return the whole leaves of a State by name as NumPy arrays; PRNG keys as raw data."""
     return {name: fetch(data(leaf)) for name, leaf in named(state)}
 
 

@@ -92,10 +92,10 @@ def with_best(
     method: Method, found: tuple[Any, list[int]], files: RunDirectory, numbers: list[int]
 ) -> tuple[Method, Any, list[int]]:
     """Return ``method`` and a State [S, ...] with the best policies of the members ``numbers``, and the
-    environment steps for which each had trained.
+    environment steps that each had trained for.
 
-    ``found`` is their State [S, ...] and its environment steps. The policies explore as they do in it, and
-    the policy of a member that was never evaluated, as one that failed early, is the one in it.
+    ``found`` is the members' State [S, ...] and its environment steps. This State gives the exploration of
+    all policies, and the policy of a member that was never evaluated, such as one that failed early.
 
     Raises:
         Refused: no policies were kept.

@@ -68,7 +68,7 @@ _CHANGES = {
     "frame_stack": "Join the latest {} observations of the environment along the last axis, oldest first; an"
     " episode begins with its first observation repeated.",
 }
-"""What an option changes for whoever plays the policy, by option."""
+"""What an environment option requires of a program that plays the policy, by option."""
 
 
 @typed(Refused)
@@ -116,8 +116,8 @@ def export_policy(
 
 
 def probes(env: Env) -> np.ndarray:
-    """Return observations [B, *obs] for comparing policies: initial ones, plain and with noise of three
-    scales, or of three shares of flipped bits."""
+    """Return observations [B, *obs] for comparing policies: initial ones, as they are and with noise of three
+    scales or, if they are boolean, with three shares of flipped bits."""
     keys = jax.random.split(jax.random.key(0), _RESETS)
     first = jax.jit(jax.vmap(lambda key: env.reset(key)[1]))(keys)
     if env.spec.obs_dtype == jnp.bool_:
@@ -131,7 +131,7 @@ def probes(env: Env) -> np.ndarray:
 
 
 def _greedy(method: Method, params: Params, key: Array) -> Callable[[Array], Array]:
-    """Return obs [*obs] -> action; the weights and the key are constants of it."""
+    """Return the function obs [*obs] -> action, in which the weights and the key are constants."""
     weights = jax.tree.map(jnp.asarray, params)
     return lambda obs: method.act(weights, method.memory, obs, key, 0.0)[1]
 

@@ -51,7 +51,7 @@ def _frames(original: Any, params: Any, states: list[Any]) -> Iterator[np.ndarra
             raise Refused(f"gymnax cannot draw {original.name}: leave out --video")
         for t in range(len(states)):
             picture.update(t)
-            picture.ax.set_title("")  # a count of frames, of which a film may skip some
+            picture.ax.set_title("")  # a frame count, wrong in a film that skips frames
             canvas.draw()
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
     except DependencyNotInstalled as absent:

@@ -73,7 +73,7 @@ _OPERATIONS = {
     "stop_gradient": "{0}",
     **{name: f"np.{name}({{0}})" for name in _ALIKE},
 }
-"""NumPy expressions of JAX primitives: operands by number, parameters by name."""
+"""NumPy expressions for JAX primitives, with operands by number and parameters by name."""
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint")
 """Primitives that call an inner program."""
 

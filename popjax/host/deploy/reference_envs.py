@@ -1,7 +1,7 @@
 """Evaluation of policies in the original environments of Gymnasium, dm_control and ale-py, on the host.
 
-The originals are unmodified, with MuJoCo in C and its solver, so the difference in returns is the cost of
-transferring a policy from MJX. Atari games are ale-py's environments with Gymnasium's preprocessing.
+The originals are unmodified and run MuJoCo in C with its own solver, so the difference in returns is the cost
+of transferring a policy from MJX. Atari games are ale-py's environments with Gymnasium's preprocessing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from popjax.host.scaling import sweep
 LIBRARIES = {"gym": "gymnasium", "atari": "gymnasium", "dmc": "dm_control"}
 """Original library of each suite."""
 EXTRAS = {"gymnasium": "gym", "dm_control": "dmc"}
-"""The extra that installs each of them."""
+"""Extra of popjax that installs each original library."""
 _ELSEWHERE = 0x4F524947
 
 
@@ -56,7 +56,7 @@ def make(library: str, env: Env, options: Mapping[str, Any]) -> Original:
     rest = {key: value for key, value in options.items() if key not in ("episode_length", "impl")}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that version 4 is outdated
+            warnings.simplefilter("ignore")  # a warning that version 4 is outdated
             build = {"gym": _gymnasium, "dmc": _dm_control, "atari": _atari}[suite]
             original = build(task, env.spec.episode_length, rest)
     except ImportError as absent:
@@ -118,7 +118,7 @@ def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
         return np.stack(seen, -1)
 
     def hold(action: int) -> Any:
-        """Play an action that starts a life, whose frames do not depend on ``frame_skip``."""
+        """Play an action that starts a life, for HIDDEN_FRAMES frames whatever ``frame_skip`` is."""
         env.frame_skip = HIDDEN_FRAMES
         played: Any = env.step(action)
         env.frame_skip = high

@@ -42,14 +42,14 @@ Write = Callable[[Path, PyTree, float], None]
 Draw = Callable[[np.ndarray], Iterator[np.ndarray]]
 """``poses [T, nq or more] -> frames uint8 [H, W, 3]``"""
 Place = Callable[[Any, np.ndarray], Mapping[str, Any]]
-"""``(model, goal) -> fields of the model`` that show the goal of an episode; ``envs.dmc.scene.Place``."""
+"""``(model, goal) -> fields of the model`` that show the goal of an episode; see ``envs.dmc.scene.Place``."""
 
 
 class Subject(NamedTuple):
     """Functions that film an environment.
 
-    pose:  (state before a step, state after it) -> what is needed to draw the latter. An episode that has
-           only begun has one state for both.
+    pose:  (state before a step, state after it) -> what is needed to draw the latter. At the start of an
+           episode, both are its first state.
     write: (path, poses [T, ...], seconds between them) -> None; draws the poses and writes the file.
     """
 
@@ -108,8 +108,8 @@ def subject(env: Env, options: Mapping[str, Any], path: Path) -> Subject:
 
 @numerics.standard()
 def record(method: Method, env: Env, state: Any, subject: Subject, path: Path, *, seed: int = 0) -> Film:
-    """Film an episode of the first member's policy in ``state`` [S, ...] to ``path``, from its beginning to
-    what follows its last step.
+    """Film an episode of the first member's policy in ``state`` [S, ...] to ``path``, from the first state to
+    the one after the last step.
 
     Equal seeds give equal episodes.
     """
@@ -171,7 +171,7 @@ def _playground(task: str, options: Mapping[str, Any]) -> Any:
 
 
 def _pose_with_mocap(state: Any) -> Array:
-    """Return the pose of a task of Playground, whose targets are mocap bodies."""
+    """Return the pose of a Playground task, including its mocap bodies, which are the targets."""
     data = state.inner.data
     return jnp.concatenate([data[part].ravel() for part in ("qpos", "mocap_pos", "mocap_quat")])
 
@@ -233,7 +233,7 @@ def _film(draw: Draw, path: Path) -> Write:
             first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
             return
         with warnings.catch_warnings():
-            # JAX warns of forks; this one executes ffmpeg at once.
+            # JAX warns of forks; this one is harmless, since it executes ffmpeg at once.
             warnings.filterwarnings("ignore", "os.fork")
             options = {"codec": "libx264", "quality": 7, "macro_block_size": 2}
             with imageio.get_writer(path, fps=1 / seconds, **options) as film:
@@ -258,7 +258,7 @@ def _drawer(model: Any, place: Place | None = None) -> Draw:
     """Return the drawer of a model by Warp, or by OpenGL if Warp fails."""
     try:
         draw = _by_warp(model, place)
-        next(draw(model.qpos0[None]))  # only now does Warp load and compile
+        next(draw(model.qpos0[None]))  # Warp loads and compiles only now
         return draw
     except Exception as failure:  # every driver has its own exceptions
         if isinstance(failure, ModuleNotFoundError) and failure.name == "warp":
@@ -277,7 +277,7 @@ def _told(failure: Exception) -> str:
 def _by_opengl(model: Any, place: Place | None, remedy: str) -> Draw:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # GLFW's; the exception says it
+            warnings.simplefilter("ignore")  # GLFW's warnings; the exception says the same
             renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
     except Exception as failure:  # every platform's OpenGL has its own exceptions
         raise Refused(f"--video found no OpenGL ({_told(failure)}): {remedy}") from failure

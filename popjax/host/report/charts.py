@@ -181,7 +181,7 @@ def _points(axes: Any, found: Sequence[Estimate], names: Sequence[str], colours:
 
 
 def _columns(labels: Sized) -> int:
-    """Return the number of columns of a legend of methods, whose names may be long."""
+    """Return the number of columns of a legend: few, since the names of methods may be long."""
     return min(len(labels), 2)
 
 
@@ -199,7 +199,7 @@ def _band(
     """
     mean, seeds = returns.mean(0), f"{len(returns)} seed" + "s" * (len(returns) > 1)
     how = {"linewidth": 2, "drawstyle": "steps-post" if stays else "default", **style._asdict()}
-    how |= {"marker": "o"} if len(places) == 1 else {}  # a line of one point is not seen
+    how |= {"marker": "o"} if len(places) == 1 else {}  # a line of one point is invisible
     axes.plot(places, mean, label=_shown(f"{group.label} ({seeds})"), **how)
     if len(returns) > 1:
         std = returns.std(0, ddof=1)

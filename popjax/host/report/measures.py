@@ -27,7 +27,7 @@ class Measure(NamedTuple):
     unit:  label of an axis.
     of:    (group, environment steps) -> float [seeds], the scores at that number of environment steps; NaN
            for a seed that did not record it.
-    evaluations: how many the words speak of; 1 if of no number.
+    evaluations: number of evaluations that ``words`` mention; 1 if they mention none.
     """
 
     name: str
@@ -42,7 +42,7 @@ def measure(name: str) -> Measure:
 
     "minutes" are wall-clock time. metric:NAME is the last recorded value of a metric of the method; for a
     metric with axes, use NAME/mean or NAME/max, and for one [P] also NAME/2, its third component, and
-    NAME/first:2, which is 1 where that is the largest and else 0.
+    NAME/first:2, which is 1 if that component is the largest (the first of equal ones), otherwise 0.
 
     Raises:
         Refused: there is no such measure.
@@ -64,8 +64,8 @@ def last(curve: Curve, budget: int, count: int = LAST) -> float:
 
 
 def area(curve: Curve, budget: int) -> float:
-    """Return the mean return over training up to ``budget`` environment steps: the area under the curve over
-    its length."""
+    """Return the mean return over training up to ``budget`` environment steps: the area under the curve
+    divided by its length."""
     end = min(budget, int(curve.env_steps[-1]))
     steps = np.append(curve.env_steps[curve.env_steps < end], end)
     if len(steps) == 1:
@@ -111,8 +111,8 @@ def number(metric: str, row: Mapping[str, Any]) -> float | None:
 
 
 def lacking(metric: str, row: Mapping[str, Any], prefix: str = "") -> str:
-    """Return what a run with a row like ``row`` records in place of the number ``metric``, and what to name;
-    ``prefix`` stands before names."""
+    """Return why ``metric`` names no number in a row like ``row``, and the names that do, each with
+    ``prefix``."""
     name = metric.partition("/")[0]
     if name not in row:
         known = sorted(x for x in row if x not in log.FACTS and not x.startswith("hyper."))
@@ -140,7 +140,7 @@ def by_suffix(value: np.ndarray) -> dict[str, float]:
 
 
 def _rows(record: Record, budget: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a setting in ``metrics.jsonl``, of each seed up to its first at or beyond
+    """Yield the rows in ``metrics.jsonl`` of the record's setting, for each seed up to the first at or beyond
     ``budget``."""
     reached: dict[int, int] = {}
     for row in log.each_line(rundir.RunDirectory(record.root).metrics):

@@ -3,8 +3,8 @@
 Any method may record these metrics; each recorded one has a figure:
 
     fitness:   [P]     fitness of each individual, or of each slot if individuals replace one another.
-    parents:   [P, 2]  slots of this generation from which each slot of the next descends; -1 for none, for
-                       example where an outsider such as a learner enters the slot.
+    parents:   [P, 2]  slots of this generation that each slot of the next descends from; -1 for none, for
+                       example if an outsider such as a learner enters the slot.
     transfers: [P, P]  number of policies that each individual (row) took over from each other (column) in
                        this generation.
 """
@@ -21,7 +21,7 @@ from popjax.host.report import charts
 from popjax.host.report.records import Record
 from popjax.host.runs import log, rundir
 
-_GENERATIONS = 40  # most generations in a lineage
+_GENERATIONS = 40  # maximum number of generations in a lineage
 _GREY, _BLUE, _ORANGE, _GREEN = "#BBBBBB", "#0072B2", "#D55E00", "#009E73"
 
 
@@ -97,8 +97,7 @@ def missing(found: Rows | None) -> str | None:
 
 
 def fitness(who: str, found: Rows) -> Any:
-    """Draw best, mean and worst fitness over generations, and below them that of every individual in
-    colour."""
+    """Draw best, mean and worst fitness over generations and, below, every individual's fitness in colour."""
     values, generation = found.metrics["fitness"], found.generation
     height = 4.2 + min(0.12 * found.population, 3.0)
     figure, (above, below) = charts.canvas(f"{who}: fitness", height=height, rows=2)
@@ -119,7 +118,7 @@ def fitness(who: str, found: Rows) -> Any:
 
 
 def lineage(who: str, found: Rows) -> Any:
-    """Draw slots over generations, joined with their parents, and the ancestors of the final best."""
+    """Draw slots over generations, joined to their parents, and highlight the ancestors of the final best."""
     from matplotlib.collections import LineCollection
 
     start = max(len(found.generation) - _GENERATIONS, 0)

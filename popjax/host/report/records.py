@@ -1,4 +1,4 @@
-"""Run directories read back, and grouped: by task, by method, by seed."""
+"""Run directories read back, and grouped by task, method and seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from popjax.host.runs import log, run_group, rundir
 from popjax.host.runs.history import Evaluation
 from popjax.host.scaling import sweep
 
-_MOST_OPTIONS = 3  # most options in a label that distinguish methods of the same name
+_MOST_OPTIONS = 3  # maximum number of options in a label that distinguish methods of the same name
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Record:
 
     summary: None while the run goes on or after it was interrupted.
     failed:  members with a non-finite metric, whose evaluations are left out, each with "member", "seed" and
-             "reason"; of a run without a summary, those that its newest checkpoint knows.
+             "reason"; for a run without a summary, those that its newest checkpoint records.
     swept:   hyperparameters of this setting by name, such as "hyper.actor_lr"; empty if only seeds differ.
     """
 
@@ -102,8 +102,8 @@ class Group:
 
     @property
     def timed(self) -> bool:
-        """Return whether all seeds recorded times, and were in training at one of them; seeds that were added
-        to a finished run were not."""
+        """Return whether all seeds recorded times and these overlap; the times of seeds that were added to a
+        finished run do not."""
         spans = [curve.seconds for curve in self.curves if curve.seconds is not None]
         if len(spans) < len(self.curves):
             return False
@@ -167,7 +167,7 @@ def _read(root: Path) -> list[Record]:
         raise NoRun(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
     summary = _summary(files.summary)
     failed = _failed_so_far(files, config) if summary is None else _failed(summary)
-    # A member that failed early would cut the curves of all seeds where it failed.
+    # A member that failed early would cut the curves of all seeds at its failure.
     gone = {row["member"] for row in failed}
     lines = [line for line in lines if line["member"] not in gone] or lines
     settings: dict[tuple[tuple[str, float], ...], list[Evaluation]] = {}
@@ -184,11 +184,11 @@ def _failed(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _failed_so_far(files: rundir.RunDirectory, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """Return the failed members of a run without a summary as its newest readable checkpoint has them."""
+    """Return the failed members of a run without a summary, from its newest readable checkpoint."""
     for generation in checkpoint.generations(files.checkpoints):
         try:
             failures = checkpoint.facts(files.checkpoints / str(generation)).get("failed", {})
-        except (checkpoint.Damaged, NotRead):  # or just removed by the run, which goes on
+        except (checkpoint.Damaged, NotRead):  # or just removed by a run in progress
             continue
         members = sweep.of_config(config)
         return tuple(
@@ -206,12 +206,12 @@ def _summary(path: Path) -> dict[str, Any] | None:
 
 
 def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:
-    """Return one label for each record, from ``labels`` with one for each of the ``found``.
+    """Return one label for each record, from ``labels``, which has one for each directory of ``found``.
 
-    Options in which records of one label differ on a task are appended.
+    Options in which records with the same label differ on a task are appended to it.
 
     Raises:
-        Refused: the number of labels is not that of the ``found``.
+        Refused: there are not as many labels as directories.
     """
     if labels and len(labels) != len(found):
         raise Refused(f"--labels needs a label for each run: got {len(labels)} for {len(found)} runs")
@@ -290,8 +290,9 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    """Return the method's name and the options in which methods of that name differ on a task; with too many
-    options, the run directory's name and the swept hyperparameters in which its settings differ."""
+    """Return a label for each record: the method's name and the options in which methods of that name differ
+    on a task or, if they are too many, the run directory's name and the options in which its settings
+    differ."""
     found = []
     for record in records:
         rivals = [other for other in records if other.name == record.name]

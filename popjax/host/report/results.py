@@ -39,8 +39,8 @@ def _evaluations(groups: Sequence[Group]) -> list[int]:
 
 
 def comparable(groups: Sequence[Group], common: Sequence[str], scores: Scores) -> bool:
-    """Return whether there are several methods, all with scores, and a shared task with several seeds of
-    one."""
+    """Return whether there are several methods, all have scores on the common tasks, and one has several
+    seeds on one of them."""
     seeds = [len(known(scores[g.label, g.task])) for g in groups if g.task in common]
     return len(records.methods(groups)) > 1 and min(seeds) > 0 and max(seeds) > 1
 
@@ -52,7 +52,7 @@ def section(
     judged: measures.Measure,
     statistic: measures.Statistic,
 ) -> Section:
-    """Return the results: the table, and at which steps; ``missing`` are runs that have not begun."""
+    """Return the section with the table of results and its notes; ``missing`` are runs not begun yet."""
     parts: list[Text | Cells] = [
         Text(caption(groups, judged, statistic)),
         _table(groups, scores, statistic),

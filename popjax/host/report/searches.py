@@ -1,5 +1,5 @@
-"""Figures of searches over hyperparameters, from ``schedule.json``, which has every ready point however
-sparse ``metrics.jsonl`` is."""
+"""Figures of searches over hyperparameters, from ``schedule.json``, which has every ready point even if
+``metrics.jsonl`` records few generations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from popjax.host.report.records import Record
 from popjax.host.runs import rundir
 
 STEPS = "environment steps of an individual"
-_TURNS = 40  # most ready points in a lineage
+_TURNS = 40  # maximum number of ready points in a lineage
 _TRUNK = 0.6  # fraction of an interval before a lineage forks
 _BLACK, _GREY, _BLUE, _ORANGE = "#000000", "#AAAAAA", "#0072B2", "#D55E00"
 
@@ -26,7 +26,7 @@ class Scale:
     """Scale of the axis of a hyperparameter.
 
     name: its name.
-    top:  draw the distance to it, such as 1 - discount; None: draw the value itself.
+    top:  bound, if the distance to it is drawn, such as 1 for 1 - discount; None to draw the value itself.
     log:  whether the axis is logarithmic.
     """
 
@@ -46,15 +46,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Search:
-    """The ready points of one seed, R with the start, of P slots with F hyperparameters.
+    """The R ready points of one seed, including the start, of P slots with F hyperparameters.
 
     env_steps: int [R]          environment steps of an individual.
-    source:    int [R, P]       slot whose individual a slot took over, or its own; -1 for a newcomer.
+    source:    int [R, P]       slot that a slot took its individual from, its own if kept; -1 for a newcomer.
     fitness:   float [R, P]     fitness at the decision, non-finite if diverged; row 0 is unused.
     numbers:   float [R, P, F]  hyperparameters with which a slot continued.
     winner:    slot of the best individual at the end.
     line:      int [L]          environment steps at the points of the winner's line of descent.
-    chosen:    float [L, F]     its hyperparameters at these points.
+    chosen:    float [L, F]     hyperparameters at these points.
     """
 
     seed: int
@@ -135,7 +135,8 @@ def figures(label: str, searches: Sequence[Search]) -> Iterator[tuple[str, Any, 
 
 
 def table(search: Search) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the winner's line: the ready points at which a value changed."""
+    """Return header and rows of a table of the winner's line of descent: the ready points at which a
+    hyperparameter changed."""
     header = ["ready point", STEPS, "slot", "took over", "its fitness"]
     made, winner, before = [], search.descent, None
     for row in np.flatnonzero(winner >= 0):
@@ -227,7 +228,8 @@ def lineage(who: str, search: Search) -> Any:
 
 
 def schedules(title: str, searches: Sequence[Search]) -> Any:
-    """Draw the schedule of every seed's best individual, their median and middle half."""
+    """Draw the schedule of every seed's best individual and, for several seeds, their median and middle
+    half."""
     figure, panels = _panels(title, searches[0].scales, 2.2)
     grid = np.unique(np.concatenate([search.line for search in searches]))
     grid = grid[grid <= min(search.line[-1] for search in searches)]
@@ -275,7 +277,7 @@ def _paths(steps: np.ndarray, source: np.ndarray, winner: np.ndarray) -> list[Pa
 def _spans(search: Search, values: np.ndarray) -> tuple[list[Any], list[float]]:
     """Return the lines of all individuals between ready points at their ``values`` [R, P], and their fitness.
 
-    A change of hyperparameters at a ready point is a further, vertical line.
+    A change of hyperparameters at a ready point adds a vertical line.
     """
     lines, fitness = [], []
     for row, (begin, end) in enumerate(pairwise(search.env_steps)):

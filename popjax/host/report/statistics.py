@@ -20,7 +20,7 @@ LEVEL = 0.95
 class Estimate(NamedTuple):
     """A number or curve and the ends of its interval.
 
-    The ends are None where a method has a single seed on a task: resampling it would make the interval too
+    The ends are None if a method has a single seed on a task: resampling it would make the interval too
     narrow.
     """
 

@@ -19,7 +19,7 @@ from popjax.host.report.records import Group, Record
 from popjax.host.scaling.memory import human
 
 PAGE = "report.html"
-_TITLE = 60  # longest list of methods, or of tasks, in a title [characters]
+_TITLE = 60  # maximum length of a list of methods, or of tasks, in a title [characters]
 _INTERVAL = (
     f"{statistics.LEVEL:.0%} percentile-bootstrap interval, {statistics.RESAMPLES:,} resamples of the seeds "
     "within each task"
@@ -55,7 +55,7 @@ def report(
     measure: str = "last10",
     statistic: measures.Statistic = "mean",
 ) -> Report:
-    """Write ``report.html``, which needs nothing beside it, and every figure as PNG into ``out``.
+    """Write a self-contained ``report.html``, and every figure as PNG, into ``out``.
 
     Runs that differ only in their seeds are pooled. A directory stands for all runs below it; runs that have
     not begun are listed. Anything that is not a run, such as an earlier report, is skipped.
@@ -120,7 +120,7 @@ def _read(
 
 
 def _named_apart(sections: Sequence[Section]) -> list[Section]:
-    """Return the sections with every picture named after its file."""
+    """Return the sections with the pictures renamed to distinct file names."""
     names = [part.name for section in sections for part in section.parts if isinstance(part, Picture)]
     files = iter(paths.distinct([paths.file_name(_slug(name)) for name in names], names))
 

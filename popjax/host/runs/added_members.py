@@ -1,4 +1,4 @@
-"""More seeds or values of a sweep for a run that has begun: the missing members start from scratch.
+"""Addition of seeds or swept values to a run that has begun: the missing members start from scratch.
 
 Checkpoints, best policies and records are put in the order of the larger sweep, as if it had been requested
 from the start, except that the old members are already trained.
@@ -28,7 +28,7 @@ def grow(run: Run, start: tuple[Any, Any]) -> None:
     May be interrupted anywhere and repeated. Damaged checkpoints stay as they are.
 
     Raises:
-        Refused: several processes train together; none of them has all members.
+        Refused: several processes train together, so none of them has all members.
     """
     assert run.files is not None
     names, directory = [member.identity for member in run.members], run.files.checkpoints

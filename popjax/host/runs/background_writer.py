@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from popjax.host.runs.history import History
 
 _BACKLOG = 256
-"""Most chunks in the queue; when it is full, training waits."""
+"""Maximum number of chunks in the queue; training waits while it is full."""
 
 
 class Background:

@@ -63,7 +63,7 @@ def configuration(
     """Return everything needed to build and repeat a run, and where it ran.
 
     ``sweep`` has the swept hyperparameters, ``members`` is the part of the sweep, ``name`` the method's name
-    unless its own records have it, ``command`` the command that started the run.
+    or None to derive it, ``command`` the command that started the run.
     """
     return {
         **origins.describe(method, env, name),

@@ -66,7 +66,7 @@ class History:
     env_steps:   int [S, C]   environment steps done.
     metrics:     [S, C, ...]  the method's Metrics.
     evaluations: evaluations after the last of these generations.
-    stopped:     places [S] of stopped members: their steps do not grow, their metrics are void.
+    stopped:     places [S] of stopped members: their steps do not grow, their metrics are NaN or 0.
     seconds:     float [C] each, interpolated within a chunk, which is one program.
     """
 
@@ -141,7 +141,7 @@ def named(metrics: Any) -> dict[str, np.ndarray]:
 
 
 def non_finite(history: History) -> dict[int, tuple[int, str]]:
-    """Return the earliest generation and metric that is NaN or infinite, by place of active members."""
+    """Return the first generation with a NaN or infinite metric, and its name, by place of active members."""
     found: dict[int, tuple[int, str]] = {}
     for name, values in named(history.metrics).items():
         if not np.issubdtype(values.dtype, np.floating):

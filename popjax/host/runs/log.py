@@ -33,9 +33,9 @@ Sink: TypeAlias = Callable[..., Any]
 """``(chunk, History) -> None``, or with the policy as a third argument; returning True ends the run."""
 
 TIMES = tuple(f"{name}_seconds" for name in Seconds._fields)
-"""Names of the times in a line."""
+"""Names of the time fields in a line."""
 FACTS = ("member", "seed", "generation", "env_steps", *TIMES)
-"""Names of what a line tells beside swept hyperparameters and what was measured: whose it is, and when."""
+"""Fields of a line that identify member and time; the others are swept hyperparameters and measurements."""
 
 _PLAIN_INTERVAL = 15.0  # seconds between lines where stderr is not a terminal
 
@@ -132,8 +132,8 @@ def each_line(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Remove records after ``generation`` from a file of JSON lines; ``members`` has other limits by member
-    number."""
+    """Remove records after ``generation`` from a file of JSON lines; ``members`` maps the numbers of members
+    to their own limits."""
     rewrite(path, path, lambda row: row["generation"] <= members.get(row["member"], generation) and row)
 
 
@@ -142,7 +142,7 @@ def rewrite(
 ) -> None:
     """Write the records of ``source`` to ``destination``, possibly the same file, as ``change`` returns them.
 
-    Records for which it returns False are left out, and so are half-written lines.
+    Records for which it returns False are left out, and so are incomplete or malformed lines.
     """
     if not source.exists():
         return
@@ -169,7 +169,7 @@ def tensorboard(
 def progress(
     title: str, budget: int, env_steps: np.ndarray, evaluations: Iterable[Evaluation] = ()
 ) -> Iterator[Sink]:
-    """Show environment steps per second of all members, latest mean return and time left on standard error.
+    """Show on standard error the environment steps per second of all members, mean return and time left.
 
     On a terminal it is a bar, elsewhere a line every 15 seconds. ``env_steps`` [S] are those already done,
     ``evaluations`` those already made, oldest first.

@@ -124,8 +124,8 @@ def _places(numbers: list[int], bounds: tuple[int, int] | None) -> list[int]:
 def _taken(
     files: rundir.RunDirectory, numbers: list[int], places: list[int], generation: int | None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the rows ``places`` of every leaf of a checkpoint, and its extra facts for a run of these
-    alone."""
+    """Return the rows ``places`` of every leaf of a checkpoint, and its extra facts reduced to these
+    members."""
     there = checkpoint.generations(files.checkpoints)
     if generation is not None and generation not in there:
         has = ", ".join(map(str, sorted(there))) or "none"

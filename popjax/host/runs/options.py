@@ -47,7 +47,7 @@ class Options:
 
 
 def validate(options: Options, method: Method) -> None:
-    """Check that ``options`` make a run of ``method``.
+    """Check that ``method`` can run with ``options``.
 
     Raises:
         Refused: a number is out of range, or the budget is below one generation or unsuitable for the method.
@@ -116,7 +116,7 @@ def chunk_length(options: Options, steps_bound: int) -> int:
 
 
 def _end(options: Options, steps_bound: int) -> int:
-    """Return the environment steps at which a run ends that counts ``steps_bound`` in every generation."""
+    """Return the environment steps at which a run ends if every generation counts ``steps_bound``."""
     chunk = chunk_length(options, steps_bound) * steps_bound
     return -(-options.env_steps // chunk) * chunk
 

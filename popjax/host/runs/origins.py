@@ -43,8 +43,8 @@ def describe(method: Method, env: Env, name: str | None = None) -> dict[str, Any
 
 
 def _told(env: Env) -> str:
-    """Return the name of an environment for ``config.json``, where only the task that ``popjax.make`` returns
-    has the name of a suite's task: one that was changed by hand must not be taken for it."""
+    """Return the name of an environment for ``config.json``, marked "(changed)" if it has the name of a
+    suite's task but differs from what ``popjax.make`` returns."""
     of_suite = env.spec.name.partition("/")[0] in envs.suites()
     return f"{env.spec.name} (changed)" if of_suite and envs.origin(env) is None else env.spec.name
 
@@ -74,7 +74,7 @@ def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any
     found, made_by = (name, recipe(name)) if name else _named(built)
     config = built.config
     try:
-        if config is None:  # the task decides
+        if config is None:  # it was left to the task's defaults
             config, _ = defaults(made_by, made_by.kinds(env.spec) if made_by.kinds else {})
         agents = kinds_of(made_by, config)
     except ValueError as refusal:

@@ -86,7 +86,7 @@ TIMED = {
     "record": "recording",
     "save": "saving",
 }
-"""Activities of a run, by the names of the seconds in ``Position``."""
+"""Activities of a run, by the prefix of their seconds in ``Position``."""
 
 
 class Failure(NamedTuple):
@@ -210,8 +210,8 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
 
 
 def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
-    """Set aside checkpoints after ``generation`` and remove records after it; ``members`` has other limits
-    for records by member number."""
+    """Set aside checkpoints after ``generation`` and remove records after it; ``members`` maps the numbers of
+    members to their own limits for records."""
     checkpoint.set_aside_newer(files.checkpoints, generation)
     log.drop_after(files.metrics, generation, members)
     log.drop_after(files.evaluations, generation, members)
@@ -317,7 +317,7 @@ def _write_results(
 
 
 def _briefly(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the short fields of a run used as an ingredient; config.json has all of them."""
+    """Return the short fields of a run that the method builds on; config.json has all of them."""
     return {name: value for name, value in entry.items() if not isinstance(value, Mapping)}
 
 

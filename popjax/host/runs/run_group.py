@@ -35,7 +35,7 @@ def holds(root: Path) -> bool:
 
 
 def write(root: Path, command: str, entries: Sequence[Entry]) -> None:
-    """Make ``root`` a directory of these runs."""
+    """Write the index that makes ``root`` a directory of the runs ``entries``."""
     root.mkdir(parents=True, exist_ok=True)
     runs = [{"directory": entry.directory, "argv": list(entry.argv)} for entry in entries]
     path = rundir.RunDirectory(root).index
@@ -64,8 +64,8 @@ def started(root: Path) -> bool:
 
 
 def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> bool:
-    """Return whether a run, or every run of a directory, has results for ``env_steps`` environment steps and
-    for all ``members``, by identity."""
+    """Return whether a run, or every run of a directory, has results for ``env_steps`` environment steps of
+    all ``members``, given by identity; a failed member need not have reached them."""
     try:
         if holds(root):
             rows = list(results(root))

@@ -8,7 +8,7 @@ best.npz        each member's policy with the highest return in an evaluation
 tensorboard/    scalars, one run per member
 curve.png       learning curve, at the end; curves/SETTING.png for swept hyperparameters
 summary.json    results, at the end, with a row per member that includes its last metrics
-schedule.json   at the end, for a method that changes hyperparameters: the lineage and these
+schedule.json   lineage and hyperparameters, at the end, for a method that changes hyperparameters
 
 A sweep of several programs has one such directory for each, inside the one that ``run_group`` describes.
 """
@@ -44,7 +44,7 @@ _COMPARED = (
     "jax",
 )
 _DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
-"""Options of the host that affect training; the others only set how often it is recorded."""
+"""Options of the host that past results depend on; the others may change when a run is resumed."""
 FAILED = ("failed", "frozen")
 """Values of a failed member's status in ``summary.json``, current and earlier."""
 
@@ -65,7 +65,7 @@ class RunDirectory:
         self.index = root / "index.json"
 
     def curve(self, setting: str = "") -> Path:
-        """Return the path of the curve of a setting of the swept hyperparameters."""
+        """Return the path of the learning curve, or of that for one setting of swept hyperparameters."""
         return self.root / "curves" / f"{file_name(setting)}.png" if setting else self.root / "curve.png"
 
     @property
@@ -111,7 +111,7 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
 
 def write_config(files: RunDirectory, config: Mapping[str, Any]) -> None:
-    """Write ``config.json``, keeping the id of the run and the options with which it began."""
+    """Write ``config.json``, keeping the id of the run and the entry that says how it began."""
     old = read_config(files.root) if files.config.exists() else {}
     begun = {"begun": old["begun"]} if old.get("begun") else {}
     write_json(files.config, {"id": identity(files.config), **begun, **config})

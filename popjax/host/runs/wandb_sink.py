@@ -22,11 +22,11 @@ from popjax.host.scaling.sweep import Member
 def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[Sink]:
     """Send metrics and evaluations to W&B, one run per member in ``project``, named as in TensorBoard.
 
-    The step is environment steps. The config is that of ``config.json`` and ``member``, the member's number,
-    seed and swept hyperparameters. W&B identifies a run by the id in ``config.json``, so a resumed run
-    continues in the same W&B runs, even if its directory was moved; a run new to W&B starts with all earlier
-    records. All runs of a sweep form one group. Nothing is sent before training begins; with
-    ``WANDB_MODE=offline`` everything stays in ``root/wandb``.
+    The step is environment steps. The config is ``config.json`` with an entry ``member``: number, seed and
+    swept hyperparameters. W&B identifies a run by the id in ``config.json``, so a resumed run continues in
+    the same W&B runs, even if its directory was moved; a run new to W&B starts with all earlier records. All
+    runs of a sweep form one group. Nothing is sent before training begins; with ``WANDB_MODE=offline``
+    everything stays in ``root/wandb``.
 
     Raises:
         Refused: wandb is not installed.

@@ -52,7 +52,7 @@ def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> 
     """Run jobs one after another in this process; return their exit codes.
 
     Raises:
-        Interrupted: a signal arrived, in the last job that was run; ``--resume`` continues.
+        Interrupted: a signal arrived during a job, after which no other is run; ``--resume`` continues.
     """
     codes: list[int] = []
     with signals.remembered() as stop:
@@ -93,7 +93,7 @@ def ray(
             return cluster.get(task)
         except cluster.exceptions.RayTaskError as failure:  # an error in the program: retrying would not help
             return Ended(1, _last_line(str(failure)))
-        except cluster.exceptions.RayError as failure:  # the worker, its node or its memory
+        except cluster.exceptions.RayError as failure:  # the worker or its node died, or ran out of memory
             return Ended(_DIED, type(failure).__name__)
 
     def wait(tasks: Sequence[Any]) -> Any:
@@ -142,7 +142,7 @@ def slurm(
             return Ended(_DIED, f"see {task.paths.stderr}")
 
     def cancel(task: Any) -> None:
-        process = getattr(task, "_process", None)  # of cluster "local", whose cancel kills it a second later
+        process = getattr(task, "_process", None)  # cluster "local": cancel would kill it after 1 s
         if process is None:
             task.cancel()
         else:
@@ -165,7 +165,7 @@ def _supervise(
 ) -> list[int]:
     """Submit all jobs, resubmit those that died, and return exit codes.
 
-    On a signal to this process, running jobs are cancelled, which lets them save, and waited for. ``wait``
+    On a signal to this process, cancel the running jobs, which lets them save, and wait for them. ``wait``
     returns a task that has ended, or None after a while.
 
     Raises:

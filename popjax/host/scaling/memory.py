@@ -22,8 +22,8 @@ def tree_bytes(shapes: Any) -> int:
 
 
 def lane_bytes(shapes: Any) -> int:
-    """Return the bytes of one member of a State [S, ...], as it is put back on a device; 0 for a single
-    member, which is never stopped before the others."""
+    """Return the bytes of one stopped member of a State [S, ...] that is put back on a device; 0 if there is
+    only one member, which is never put back."""
     members = jax.tree.leaves(shapes)[0].shape[0]
     return tree_bytes(shapes) // members if members > 1 else 0
 
@@ -74,7 +74,7 @@ def host_bytes() -> int:
 
 
 def peak_bytes(device: jax.Device) -> int:
-    """Return the peak bytes that this process has used on ``device``, or in all if the device has no
+    """Return the peak bytes that this process has used on ``device``, or in main memory if the device has no
     statistics."""
     statistics = device.memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
@@ -105,9 +105,11 @@ def check(total: int, available: int, state: Any, device: jax.Device, members: i
 
 
 def saves_in_background(size: int, total: int, available: int, device: jax.Device, members: int) -> bool:
-    """Return whether a State of ``size`` bytes can be saved while training goes on in ``total`` of the
-    ``available`` bytes of ``device``. Writing encodes a copy of the State in main memory, and the thread that
-    writes needs one that training does not overwrite. A tenth of the memory is left to the process.
+    """Return whether training, which takes ``total`` of the ``available`` bytes of ``device``, can go on
+    while a State of ``size`` bytes is written.
+
+    Writing makes an encoded copy of the State in main memory, and the writing thread needs another copy that
+    training does not overwrite. A tenth of the memory is left to the process.
 
     Raises:
         TooLarge: main memory has no room for the copy that is encoded.
@@ -139,8 +141,8 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def _control_group_bytes() -> int:
-    """Return the free bytes of this process's control group and of those around it (version 2), whichever has
-    the least, counting file cache as free."""
+    """Return the least free bytes among this process's control group (version 2) and the groups around it,
+    counting file cache as free."""
     try:
         lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:
@@ -152,7 +154,7 @@ def _control_group_bytes() -> int:
 
 def _free_bytes(group: Path) -> int:
     try:
-        limit = int((group / "memory.max").read_text())  # "max" where there is no limit
+        limit = int((group / "memory.max").read_text())  # "max" if there is no limit
         used = int((group / "memory.current").read_text())
         lines = (group / "memory.stat").read_text().splitlines()
         cache = next(int(line.split()[1]) for line in lines if line.startswith("file "))

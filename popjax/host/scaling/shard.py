@@ -52,7 +52,7 @@ class Placement(NamedTuple):
         each = sweep.lift(function, members // len(self.devices))
 
         def share(*args: Any) -> Any:
-            # XLA of jaxlib 0.11 ends the process where an empty array passes through.
+            # XLA of jaxlib 0.11 crashes the process if an empty array passes through.
             return jax.tree.map(lambda x: x if x.size else jnp.zeros(x.shape, x.dtype), each(*args))
 
         spec = PartitionSpec(SWEEP)
@@ -109,7 +109,7 @@ def place(shapes: Any, devices: int | str) -> Placement:
 
 
 def chosen(devices: int | str) -> tuple[jax.Device, ...]:
-    """Return ``devices`` of them, or "all". Raises Refused as ``number`` does."""
+    """Return the first ``devices`` devices, or all for "all". Raises Refused as ``number`` does."""
     count = number(devices)
     return tuple(jax.devices()[:count]) if count > 1 else (jax.local_devices()[0],)
 
@@ -117,8 +117,8 @@ def chosen(devices: int | str) -> tuple[jax.Device, ...]:
 def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
     """Split the CPU into ``devices`` JAX devices, at most one per core; call it before any array is made.
 
-    axis: what is to be spread over them. With some versions of jaxlib (``lapack``) a population needs more
-        threads than there are cores; they would slow a sweep down, which needs no more.
+    axis: the axis to be spread over them. With some versions of jaxlib (``lapack``), a population needs more
+        threads than there are cores; a sweep does not, and they would slow it down.
 
     XLA leaves most of a second core idle on arrays as small as a population's, especially in physics
     (``benchmarks/envs.py`` and ``benchmarks/sweep.py``, ``--devices``). Nothing changes if
@@ -131,7 +131,7 @@ def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
         return
     with suppress(RuntimeError):  # too late; ``number`` reports missing devices
         jax.config.update("jax_num_cpu_devices", count)
-        # Simultaneous batches of one device rarely occupy eight threads.
+        # Eight threads per device are enough: its simultaneous batches rarely occupy all of them.
         if lapack.SPLITS and axis == POPULATION:
             os.environ.setdefault("NPROC", str(max(8 * count, os.cpu_count() or 1)))
 
@@ -151,7 +151,8 @@ def number(devices: int | str) -> int:
     """Return ``devices`` as a number; it may be "all".
 
     Raises:
-        Refused: ``devices`` is not a number, there are fewer, or processes that train together omit some.
+        Refused: ``devices`` is not a number, exceeds the devices present, or leaves some out while several
+            processes train together.
     """
     present = len(jax.devices())
     if jax.process_count() > 1:

@@ -73,7 +73,7 @@ def grid(seed: int, seeds: int | Sequence[int], swept: Mapping[str, Sequence[Any
 
 
 def _pairs(chosen: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, float]]:
-    """Yield every name with its number."""
+    """Yield name and value of every hyperparameter."""
     for names, value in chosen:
         together = value if isinstance(value, list | tuple) else (value,)
         yield from zip(names.split(","), together, strict=True)
@@ -82,7 +82,7 @@ def _pairs(chosen: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, float]]:
 def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
     """Return the members of the run with this ``config.json``."""
     options, bounds = config["options"], config.get("members")
-    # Infinities are kept as text.
+    # JSON holds infinities as text.
     swept = {name: list(map(_floats, values)) for name, values in (config.get("sweep") or {}).items()}
     whole = grid(options["seed"], options["seeds"], swept)
     return part(whole, None if bounds is None else (bounds[0], bounds[1]))
@@ -100,7 +100,7 @@ def spell(value: float) -> str:
 
 
 def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Member, ...]:
-    """Return the members from the first to before the last of ``bounds``; all if it is None.
+    """Return the members from the first of ``bounds`` to the last, which is excluded; all if it is None.
 
     Raises:
         Refused: there are no such members.
@@ -115,7 +115,7 @@ def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
     """Check a sweep against the ``Hyper`` that it varies, before anything is built.
 
     Raises:
-        Refused: a name is not a number of ``hyper``, or values are missing, repeated or out of range.
+        Refused: a name is not a field of ``hyper``, or values are missing, repeated or out of range.
     """
     _check_ranges(hyper)
     known = sorted(names(hyper))
@@ -157,11 +157,11 @@ def check_driven(driven: Sequence[str], hyper: Any, default: Any, swept: Mapping
 
 
 def check_own(method: Method, hyper: Any) -> None:
-    """Check, without computing it, that ``method`` can take its first step with the hyperparameters that
-    have a value for each agent.
+    """Check, without computing anything, that ``method`` can take its first step with the hyperparameters
+    that have a value for each agent.
 
     Raises:
-        Refused: one does not have a value for each of its agents, or must have a single value for all.
+        Refused: such a hyperparameter does not have one value for each agent, or must have one for all.
     """
     given = {
         f"{_PREFIX}{jax.tree_util.keystr(path, simple=True, separator='.')}": np.size(leaf)
@@ -175,7 +175,7 @@ def check_own(method: Method, hyper: Any) -> None:
         jax.eval_shape(lambda key, hyper: method.step(method.init(key, hyper)), key, as_arrays(hyper))
     except (TypeError, ValueError) as refusal:
         text = str(refusal).partition("\n")[0]
-        if not text.startswith(_PREFIX):  # JAX's, of shapes that do not fit
+        if not text.startswith(_PREFIX):  # JAX's error about shapes that do not fit
             lists = ", ".join(f"{name} has {count} values" for name, count in given.items())
             text = f"{lists}{_size(method, key)}; give one for all, or one for each agent that has its own"
         raise Refused(text) from None
@@ -204,7 +204,7 @@ def hyper_of(hyper: Any, member: Member) -> Any:
 
 
 def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
-    """Yield the name in a sweep of every field of a ``Hyper``."""
+    """Yield the name of every field of a ``Hyper`` as a sweep has it, such as "hyper.actor_lr"."""
     for entry in fields(hyper):
         value = getattr(hyper, entry.name)
         if is_dataclass(value):
@@ -213,7 +213,7 @@ def names(hyper: Any, prefix: str = _PREFIX) -> Iterator[str]:
             yield prefix + entry.name
 
 
-@lru_cache(maxsize=64)  # returns the same function for the same one: JAX caches traces by identity
+@lru_cache(maxsize=64)  # equal arguments must give the same function: JAX caches traces by identity
 def lift(function: Callable[..., Any], members: int) -> Callable[..., Any]:
     """Map ``function`` of one member over arguments [S, ...] to results [S, ...].
 
@@ -243,7 +243,7 @@ def keys(members: Sequence[Member]) -> Array:
 
 
 def _with_value(hyper: Any, path: str, value: float) -> Any:
-    """Return ``hyper`` with one number replaced, for all individuals if each has its own."""
+    """Return ``hyper`` with one field set to ``value``, for all individuals if each has its own value."""
     name, _, rest = path.partition(".")
     before = getattr(hyper, name)
     if rest:

@@ -15,16 +15,16 @@ from popjax.core import Env, Method
 from popjax.host.scaling import shard
 
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""Options of the compiler for CPUs. XLA would hand reductions to a library whose order of summation depends
-on the size of the axis, and so a member's results on how many others there are. XLA's own loops do not have
-this problem, and were faster on small networks."""
+"""Options of the compiler for CPUs. By default, XLA hands reductions to a library whose order of summation
+depends on the size of the axis, so a member's results would depend on how many others there are. XLA's own
+loops do not have this problem, and were faster on small networks."""
 
 
 def keep_compiled() -> None:
     """Enable JAX's cache of compiled programs on disk, unless the user has configured it.
 
     On a CPU, XLA divides large arrays over its threads, so programs for different numbers of threads differ
-    in the last digits of their results; each finds only its own.
+    in the last digits of their results; the number of threads is therefore part of the key.
     """
     cache_key.custom_hook = lambda: f"{shard.threads()} threads" if jax.default_backend() == "cpu" else ""
     settings: Any = jax.config  # its attributes are not declared
@@ -34,7 +34,7 @@ def keep_compiled() -> None:
         except RuntimeError:  # no home directory
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        compilation_cache.reset_cache()  # earlier compilations have initialised it without a directory
+        compilation_cache.reset_cache()  # an earlier compilation may have initialised it without one
 
 
 def identity(method: Method, env: Env) -> Hashable:

@@ -84,8 +84,8 @@ def compile_programs(
 ) -> Programs:
     """Return the programs of a run, reusing those of an equal run in this process or in the store.
 
-    ``start`` has the keys [S] and hypers [S, ...], ``state`` the shapes of the State; ``fresh`` compiles
-    ``init``, too, since the State is not restored.
+    ``start`` has the keys [S] and hypers [S, ...], ``state`` the shapes of the State. With ``fresh``, the
+    State is not restored, so ``init`` is compiled too.
     """
     begun = time.perf_counter()
     leaves, structure = jax.tree.flatten((start, state))
@@ -126,7 +126,7 @@ def _compile(
         # A program counts only the arguments that it reads.
         memory.argument_bytes(chunk) + memory.compiled_bytes(whole) - memory.argument_bytes(whole),
         *map(memory.compiled_bytes, first),
-        # A stopped member is put back beside the State.
+        # Putting a stopped member back needs room for it beside the State.
         memory.argument_bytes(chunk) + memory.lane_bytes(state),
     ]
     copies = placement.local if placement.devices[0].platform == "cpu" else 1  # CPU devices share memory
@@ -136,7 +136,7 @@ def _compile(
 
 
 def _found(lower: Mapping[str, Callable[[], Any]], placement: Placement, store: Store) -> list[Any]:
-    """Return the programs of these names: those that the store has found, and the others lowered and
+    """Return the programs that ``lower`` names: loaded from the store if it has them, otherwise lowered and
     compiled."""
     lowered = {name: make() for name, make in lower.items() if name not in store.loaded}
     made = (
@@ -188,15 +188,15 @@ def _lower_evaluation(play: Callable[..., Any], keys: Any, state: Any, placement
         in_shardings=(placement.state(state), placement.members(), placement.members()),
         out_shardings=placement.members(),
     )
-    # Use a shape, since an array would lie on a device, possibly another than the program's.
+    # Use a shape, since an array would lie on a device, possibly not the program's.
     return function.lower(state, keys, jax.ShapeDtypeStruct((members,), jnp.int32))
 
 
 def _evaluation(
     whole: Any, play: Callable[..., Any], keys: Any, state: Any, placement: Placement
 ) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Return the function that evaluates members that are due: with ``whole`` if all are, otherwise one by
-    one with a program that is compiled when first needed."""
+    """Return the function that evaluates the members that are due: with ``whole`` if all are due or members
+    are spread over devices, otherwise one by one with a program that is compiled when first needed."""
     members = len(keys)
 
     @lru_cache(maxsize=1)

@@ -31,7 +31,7 @@ def play(
 ) -> tuple[Array, Array]:
     """Play one policy, with its exploration at ``scale`` [], for ``episodes`` episodes from fresh resets.
 
-    Returns undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
+    The results are undiscounted returns float32 [E] and lengths int32 [E] in environment steps.
     """
 
     env = env.scored or env
@@ -47,7 +47,7 @@ def play(
 
 
 def training_key(seed_key: Key, generation: Array) -> Key:
-    """Return the key of the evaluation that seed ``seed_key`` [] gets after ``generation`` generations."""
+    """Return the key for evaluating the seed with key ``seed_key`` [] after ``generation`` generations."""
     return jax.random.fold_in(jax.random.fold_in(seed_key, _DURING_TRAINING), generation)
 
 
@@ -77,7 +77,7 @@ def evaluate(
     undiscounted returns float32 [S, E] and lengths int32 [S, E] in environment steps.
 
     A State without the axis S, as ``method.init`` returns it, is that of a single member. Equal seeds give
-    equal episodes, none of which were used for evaluation during training.
+    equal episodes; none of them were used for evaluation during training.
 
     Args:
         members: numbers of the policies in their sweep, by default 0 to S - 1. A policy with the same number
@@ -85,9 +85,9 @@ def evaluate(
         stochastic: explore as in training: a stochastic policy samples, a deterministic one adds its noise.
 
     Raises:
-        Refused: an argument is of another type or out of range, ``members`` has not one number for each
-            policy, ``state`` is of another method, or ``env`` has other observations or actions than the task
-            that the method was built for.
+        Refused: an argument has the wrong type or is out of range, ``members`` does not have one number for
+            each policy, ``state`` is of another method, or the observations or actions of ``env`` differ from
+            those of the task that the method was built for.
     """
     if episodes < 1:
         raise Refused(f"--episodes must be at least 1, got {episodes}")
@@ -148,7 +148,7 @@ _PLAYERS: Remembered[Callable[..., tuple[Array, Array]]] = Remembered(8)
 def _player(
     method: Method, env: Env, count: int, episodes: int, stochastic: bool
 ) -> Callable[..., tuple[Array, Array]]:
-    """Return ``(state, key, member numbers [S]) -> returns [S, E], lengths [S, E]`` of ``count`` members."""
+    """Return ``(state, key, member numbers [S]) -> returns [S, E], lengths [S, E]`` for ``count`` members."""
 
     @jax.jit
     @garbage.paused()

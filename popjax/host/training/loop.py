@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
     start:  the keys [S] and hypers [S, ...] of the members.
     shapes: shapes of the State [S, ...].
-    writer: of checkpoints; None for a run without a directory.
+    writer: writes checkpoints; None for a run without a directory.
     best:   keeps the best policies; None for a run without a directory.
     """
 
@@ -68,7 +68,7 @@ def train_on(
         due = bool(_crossed(saved.env_steps, position.env_steps, run.options.checkpoint_every).any())
         part, position, failure = _evaluate(trained, state, position, rows.every(spacing), stop)
         parts.append(part)
-        if trained.best:  # not of untrained policies, which may be as good by chance
+        if trained.best:  # omit untrained policies, which may score well by chance
             trained.best.see(state, [made for made in part.evaluations if made.generation])
         if shown:
             state = signals.ready(stopped.put_back(state))
@@ -83,7 +83,7 @@ def train_on(
         done = stopping.over(run, position) and not evaluations_due(run, position)
         stop.saving = ends = bool(done or asked)
         if ends or (writer and due):
-            state = signals.ready(stopped.put_back(state))  # an abandoned evaluation may be ahead of it
+            state = signals.ready(stopped.put_back(state))  # an abandoned evaluation may still be running
         if writer and (ends or due):
             saved = position = _save(trained, state, position, wait=ends)
         if asked == _FAILED:
@@ -96,7 +96,7 @@ def train_on(
     raise AssertionError("unreachable")
 
 
-_ENOUGH, _FAILED = 2**15, 2**16  # codes that processes exchange, beside numbers of signals
+_ENOUGH, _FAILED = 2**15, 2**16  # codes that processes exchange, larger than any signal number
 
 
 def _tell(
@@ -110,7 +110,7 @@ def _tell(
 
     Return whether a sink asked to end the run, and the first failure, which is ``failure`` if given: failures
     are raised later, since the State can still be saved. With ``written``, wait until the records are on
-    disk, since a resumed run does not write again the records before a checkpoint.
+    disk, since a resumed run does not rewrite records from before its checkpoint.
     """
     enough, found = False, failure
     calls: list[Callable[[], Any]] = [
@@ -138,9 +138,9 @@ def _end_failed(run: Run, position: Position, failure: BaseException | None) -> 
 
 
 def _save(trained: Trained, state: Any, position: Position, wait: bool) -> Position:
-    """Save the best policies and a checkpoint, keeping the last good ones of failed members.
+    """Save the best policies and a checkpoint, keeping the last good checkpoints of failed members.
 
-    Return the position with the time that this took; ``wait`` until all is written.
+    Return the position with the time that this took added. With ``wait``, wait until all is written.
     """
     begun = time.perf_counter()
     if trained.best:
@@ -199,7 +199,7 @@ def _run_chunk(trained: Trained, state: Any, position: Position) -> tuple[Any, H
 def _evaluate(
     trained: Trained, state: Any, position: Position, rows: History, stop: signals.Stop
 ) -> tuple[History, Position, BaseException | None]:
-    """Evaluate the members that are due; return ``rows`` and the position with the results, and a failure.
+    """Evaluate the members that are due; return ``rows`` and the position with the results, and any failure.
 
     An evaluation that fails or is interrupted by a signal is repeated when the run is resumed.
     """
@@ -255,7 +255,7 @@ def _crossed(before: Any, now: Any, every: int) -> Any:
 def _mark_failed(
     trained: Trained, failures: Mapping[int, tuple[int, str]], position: Position, saved: Position
 ) -> Position:
-    """Return the position with members marked as failed whose metrics are not finite.
+    """Return the position with the members whose metrics are not finite marked as failed.
 
     They are still computed with the others, but no longer recorded or evaluated.
 

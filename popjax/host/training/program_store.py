@@ -1,11 +1,11 @@
 """Compiled programs on disk, found without compiling and, on the command line, without tracing.
 
-``texts/`` holds programs under everything that compiling depends on: StableHLO and arguments, versions of JAX
-and XLA, settings and devices. JAX's own cache does the same. But a start spends most of its time on tracing
-the physics to obtain that StableHLO, so ``runs/`` maps the facts of a run to its programs: the configuration
-and the sources of all packages through which its functions are traced. These facts determine the StableHLO
-only for built-in methods and environments, and only in a process that runs no other code, as the command line
-does. A script or a notebook may have replaced any function, so it always traces.
+Like JAX's own cache, ``texts/`` holds programs by everything that compiling depends on: StableHLO and
+arguments, versions of JAX and XLA, settings and devices. But starting a run spends most of its time on
+tracing the physics to obtain that StableHLO, so ``runs/`` also maps the facts of a run to its programs: its
+configuration and the source files of all packages that are traced. These facts determine the StableHLO only
+for built-in methods and environments, and only in a process that runs no other code, such as the command
+line. A script or a notebook may have replaced any function, so it always traces.
 
 The files are pickled. They lie in the directory of JAX's cache and are trusted as much as it is.
 """
@@ -44,9 +44,9 @@ from popjax.host.signals import beside
 from popjax.host.training.compile_cache import CPU_OPTIONS
 
 LIMIT = 4 * 2**30
-"""Bytes of all programs; a process that finds more removes those used least recently."""
+"""Maximum size of all programs [bytes]; beyond it, those used least recently are removed."""
 LIMIT_DAYS = 90
-"""Days that a file is kept without being used."""
+"""Days that an unused file is kept."""
 
 _TRACED = (
     "popjax",
@@ -70,13 +70,13 @@ _TRACED = (
 """Packages whose functions and models become part of programs."""
 
 _LOADABLE = re.compile(r"lapack_|cusolver|hipsolver|cu_|hip_|Sharding|SPMD|shape_assertion")
-"""Beginnings of the names of custom calls that JAX itself registers, so that every process knows them."""
+"""Prefixes of the names of custom calls that JAX itself registers, so that every process knows them."""
 
 _IRRELEVANT = re.compile(r"cache|log|traceback|dump|debug|explain|profile|transfer_guard")
-"""Parts of the names of JAX's settings that change no program."""
+"""Parts of the names of JAX settings that do not change programs."""
 
 _FLAGS = re.compile(r"XLA_FLAGS|TF_XLA|LIBTPU|MJX_")
-"""Beginnings of the names of environment variables that change programs."""
+"""Parts of the names of environment variables that change programs."""
 
 _IMPORTED = time.time()
 
@@ -95,8 +95,8 @@ class Store(NamedTuple):
 
     directory: None if nothing is stored.
     runs:      name of a program -> its name in ``runs/``; empty if programs are found only by their text.
-    devices:   on which programs run.
-    loaded:    the programs that were found for the run.
+    devices:   the devices that programs run on.
+    loaded:    the programs that were found for the run, by name.
     seconds:   time that finding them took.
     """
 
@@ -107,8 +107,7 @@ class Store(NamedTuple):
     seconds: float = 0.0
 
     def shapes(self) -> Any:
-        """Return the shapes of the State [S, ...] with which the chunk begins, or None if it was not
-        found."""
+        """Return the shapes of the State [S, ...] that the chunk takes, or None if no chunk was found."""
         if "chunk" not in self.loaded:
             return None
         (state,), _ = self.loaded["chunk"].args_info
@@ -117,15 +116,15 @@ class Store(NamedTuple):
     def compiled(
         self, name: str, lowered: jax.stages.Lowered, compile_it: Callable[[], jax.stages.Compiled]
     ) -> jax.stages.Compiled:
-        """Return a program of this text, or else ``compile_it()``, and store it.
+        """Return the stored program with the text of ``lowered``; if there is none, compile and store it.
 
         Two kinds of program are not stored: those that call functions of this process, and those found in
         JAX's cache, since XLA cannot write a program that it has read. A program that compiles too fast for
-        JAX's cache is stored only for a run.
+        JAX's cache is stored only if ``runs`` has ``name``.
         """
         if self.directory is None or not _loadable(text := lowered.as_text()):
             return compile_it()
-        # Arguments that the program does not read are not in its text, nor are classes.
+        # The text lacks arguments that the program does not read, and the classes of all arguments.
         signature = _structures(lowered), jax.tree.leaves(lowered.args_info)
         versions = jax.__version__, jaxlib.__version__
         key = _hash(text, signature, versions, CPU_OPTIONS, _settings(), _facts_of(self.devices))
@@ -152,15 +151,15 @@ class Store(NamedTuple):
 def of(
     method: Method, env: Env, start: tuple[Any, Any], options: Options, devices: tuple[jax.Device, ...]
 ) -> Store:
-    """Return the store of a run that begins with the keys [S] and hypers [S, ...] of ``start``, with what it
-    has of the run's programs: "chunk", "evaluation" and "init"."""
+    """Return the store of a run that begins with the keys [S] and hypers [S, ...] of ``start``, after loading
+    those of its programs "chunk", "evaluation" and "init" that are stored."""
     begun, directory = time.perf_counter(), _directory()
     if directory is None or jax.process_count() > 1:
         return Store()
     facts = _facts_of_run(method, env) if _traces_alone and not importing.foreign() else None
     sources = sorted(_sources()) if facts else []
     if facts is None or max(changed for *_, changed in sources) > _begun():
-        return Store(directory, devices=devices)  # what was imported may be older than the sources
+        return Store(directory, devices=devices)  # imported modules may be older than the sources
     leaves, structure = jax.tree.flatten(start)
     shapes = structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
     run = facts, shapes, sources, _packages(), _settings(), _facts_of(devices)
@@ -176,15 +175,15 @@ def of(
 
 
 def _directory() -> Path | None:
-    """Return the directory of the store, inside of that of JAX's cache; None if there is none on disk."""
+    """Return the store's directory, inside that of JAX's cache; None if this cache is not on disk."""
     settings: Any = jax.config  # its attributes are not declared
     cache = settings.jax_compilation_cache_dir if settings.jax_enable_compilation_cache else None
     return None if cache is None or "://" in cache else Path(cache) / "popjax"
 
 
 def _facts_of_run(method: Method, env: Env) -> Mapping[str, Any] | None:
-    """Return the facts of a run that decide its programs; None if there may be others, such as the policies
-    of finished runs or a user's model."""
+    """Return the facts of a run that determine its programs; None if the programs may also depend on others,
+    such as the policies of finished runs or a user's model."""
     facts = origins.describe(method, env)
     tasks = [facts["env"], *(task for several in facts["envs"].values() for task in several)]
     built_in = facts["method"] in METHODS and all(task.partition("/")[0] in envs.suites() for task in tasks)
@@ -193,9 +192,9 @@ def _facts_of_run(method: Method, env: Env) -> Mapping[str, Any] | None:
 
 
 def _loadable(text: str) -> bool:
-    """Return whether a program of this StableHLO calls nothing but what JAX itself provides."""
+    """Return whether the program with this StableHLO calls only functions that JAX itself provides."""
     calls = re.findall(r"custom_call @\"?([^\"(]+)", text)
-    # A TPU exchanges what a callback needs by messages.
+    # On a TPU, callbacks exchange data by messages.
     return all(map(_LOADABLE.match, calls)) and not re.search(r"stablehlo\.(send|recv)\b", text)
 
 
@@ -227,7 +226,7 @@ def _sources() -> Iterator[tuple[str, int, int]]:
                 within[:] = [name for name in within if name not in ("__pycache__", "tests")]
                 for file in files:
                     path = os.path.join(directory, file)
-                    with suppress(FileNotFoundError):  # an editor's lock, which links to nothing
+                    with suppress(FileNotFoundError):  # an editor's lock file is a dangling link
                         facts = os.stat(path)
                         yield path, facts.st_size, max(facts.st_mtime_ns, facts.st_ctime_ns)
 
@@ -239,14 +238,14 @@ def _packages() -> list[str]:
 
 
 def _begun() -> int:
-    """Return when this process began, in ns; a second earlier, as clocks of files are coarse."""
-    # Containers may tell a time of boot of their own, after which every process begins in the future.
+    """Return the start time [ns] of this process, less one second since file times are coarse."""
+    # A container may report its own boot time, by which every process begins in the future.
     return int((min(psutil.Process().create_time(), _IMPORTED) - 1) * 1e9)
 
 
 def _structures(program: jax.stages.Lowered | jax.stages.Compiled) -> list[Any]:
-    """Return the structures of arguments and results with their classes, which equal PyTreeDefs may differ
-    in."""
+    """Return the structures of arguments and results with their classes, which may differ between equal
+    PyTreeDefs."""
     return [(tree, _classes(tree)) for tree in (program.in_tree, program.out_tree)]
 
 
@@ -278,7 +277,7 @@ def _read(file: Path, devices: tuple[jax.Device, ...]) -> jax.stages.Compiled | 
     try:
         payload, arguments, results = pickle.loads(zlib.decompress(file.read_bytes()))
         if devices[0].platform == "cpu":
-            # JAX looks up LAPACK's functions when it first lowers a call; before, a call ends the process.
+            # JAX looks up LAPACK's functions when it first lowers a call; calling one earlier is fatal.
             jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), "float32"))
         program = serialize_executable.deserialize_and_load(
             payload, arguments, results, execution_devices=devices
@@ -298,8 +297,8 @@ def _touch(file: Path) -> None:
 def _pickled(program: jax.stages.Compiled) -> bytes | None:
     """Return the bytes that ``_read`` reads, or None if they cannot be made.
 
-    JAX cannot write every program, for example one with large constants, and pickle can write neither classes
-    defined in functions nor static fields such as a lambda, which may raise any exception.
+    JAX cannot write every program, for example one with large constants. Pickle can write neither classes
+    defined in functions nor static fields such as a lambda, and may then raise any exception.
     """
     with suppress(Exception):
         return zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
@@ -322,7 +321,10 @@ def _write(file: Path, content: bytes) -> None:
 
 @lru_cache
 def _trim(directory: Path) -> None:
-    """Remove the oldest files beyond the limits and leftovers of killed processes, once in a process."""
+    """Remove files beyond the limits, least recently used first, and leftovers of killed processes.
+
+    A process does so once for each directory.
+    """
     size, now, found = 0, time.time(), []
     for entry in directory.glob("*"):
         with suppress(FileNotFoundError):  # another process trims, too

@@ -68,7 +68,7 @@ def train(
         env_steps, seeds, seed, eval_every, eval_episodes, checkpoint_every, log_every, keep_checkpoints,
             stop_at_return, max_minutes: see ``Options``.
         hyper: hyperparameters to use instead of ``method.hyper``.
-        swept: values of some of these by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``. Every
+        swept: values of hyperparameters by name, such as ``{"hyper.actor_lr": [1e-4, 1e-3]}``. Every
             combination is trained with every seed, on one vmapped axis. Hyperparameters that vary together
             share a name such as "hyper.actor_lr,hyper.polyak" and have tuples as values.
         members: (first, end): train only this part of the sweep.
@@ -86,7 +86,7 @@ def train(
         quiet: print neither progress nor remarks.
 
     Raises:
-        Refused: an argument is of another type, a number is out of range, the run does not fit into memory
+        Refused: an argument has the wrong type, a number is out of range, the run does not fit into memory
             (``TooLarge``), or ``run_dir`` holds another run; raised before anything is allocated.
         NonFiniteMetric: a metric of the last active member became NaN or infinite.
         NotSaved: a checkpoint could not be written.
@@ -200,7 +200,7 @@ def _start(
 
 
 def _remark(run: Run) -> None:
-    """Print the remarks of ``config.json`` and on the random generator."""
+    """Print the remarks of ``config.json`` and one about the random generator."""
     for line in run.config["remarks"]:
         run.say(line)
     if len(run.members) > 1 and not sweep.vmappable():
@@ -232,11 +232,11 @@ def _done(run: Run, position: Position) -> bool:
 
 
 def _least_bytes(shapes: Any, placement: shard.Placement) -> int:
-    """Return the bytes of the State, and of one stopped member put back, in the memory of a device or, on
-    CPUs, of all devices."""
+    """Return the bytes that the State and one stopped member, when put back, take on a device or, since CPU
+    devices share memory, on all CPU devices together."""
     whole, lane = memory.tree_bytes(shapes), memory.lane_bytes(shapes)
     if placement.axis != shard.SWEEP:
-        return whole + lane if placement.axis is None else 0  # known only by compiling for a population
+        return whole + lane if placement.axis is None else 0  # for a population, known only by compiling
     copies = placement.local if placement.devices[0].platform == "cpu" else 1
     return copies * (whole // len(placement.devices) + lane)
 
@@ -251,7 +251,7 @@ def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int) -> N
 
 
 def _saves_in_background(run: Run, shapes: Any, programs: Programs, available: int) -> bool:
-    """Return whether training goes on while a checkpoint is written; say so if it cannot."""
+    """Return whether training can go on while a checkpoint is written; print a remark if it cannot."""
     size, device = memory.tree_bytes(shapes), jax.local_devices()[0]
     background = memory.saves_in_background(size, programs.total_bytes, available, device, len(run.members))
     if not background:

@@ -1,4 +1,4 @@
-"""Conditions that end the training of a member, or of all members, besides signals and failures."""
+"""Conditions, other than signals and failures, that end the training of a member or of all members."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sees_policy(sink: Callable[..., Any]) -> bool:
 
 
 def says_stop(answer: Any) -> bool:
-    """Return whether a sink returned True, of Python, NumPy or JAX."""
+    """Return whether a sink returned True, as a Python, NumPy or JAX boolean."""
     return answer is True or (
         getattr(answer, "dtype", None) == np.bool_ and np.ndim(answer) == 0 and bool(answer)
     )

@@ -1,4 +1,4 @@
-"""Garbage collection paused while tracing, and memory freed by the compiler returned to the system."""
+"""Garbage collection paused while tracing, and freed memory returned to the system."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def paused() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return to the system the memory that the compiler has freed.
+    """Return freed memory to the system.
 
-    glibc keeps it for the process, and compiling physics takes much more than training does.
+    glibc keeps it for the process: after compiling physics that is much more than training needs, and in a
+    long run it grows with the checkpoints written.
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # other C libraries lack the function

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from popjax.host import garbage
 from popjax.host.checkpoints import io_errors
 from popjax.host.checkpoints.made_with import made_with
 from popjax.host.checkpoints.state_arrays import data, data_shapes, from_arrays, named, raw
@@ -105,6 +106,7 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
     writer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler(use_compression=False))
     with io_errors.remarks_held(), without_patterns(directory.absolute()) as here:
         writer.save(here / partial.name / _ARRAYS, stored)
+    garbage.give_back()
 
 
 def _complete(directory: Path, generation: int, content: str, keep: Collection[int], kept: int) -> None:

@@ -121,8 +121,9 @@ def mutated(
     @jax.jit
     @partial(jax.vmap, in_axes=(0, 0, 0, None))
     def proximal(actor: Any, memory: Any, key: jax.Array, std: jax.Array) -> Any:
-        rows, valid = draw(memory, key, run.config.mutation_batch)
-        return mutate.proximal(greedy, actor, rows.obs, valid, key, std, state.hyper.sensitivity_floor)
+        key_rows, key_noise = jax.random.split(key)
+        rows, valid = draw(memory, key_rows, run.config.mutation_batch)
+        return mutate.proximal(greedy, actor, rows.obs, valid, key_noise, std, state.hyper.sensitivity_floor)
 
     stds = sorted({float(np.float32(x)) for x in (*magnitudes, state.hyper.mutation_std)})
     mutants = {f"proximal {std:.3g}": proximal(actors, memories, keys, jnp.float32(std)) for std in stds}

@@ -79,7 +79,9 @@ class Config:
     local_least: int = 10_000  # transitions that the local memory must exceed before it is used
 
     batch: int = 100  # transitions per gradient step of off-policy agents
-    warmup: int = 10_000  # environment steps that the global agent plays uniformly at random first
+    # environment steps that the global agent plays uniformly at random first; so do its copies if policies
+    # are not handed over
+    warmup: int = 10_000
     update_after: int = 1_000  # transitions before the first gradient step; postponed steps are taken then
     burst: bool = False  # learn after whole episodes, as in the paper; else after every environment step
 

@@ -4,9 +4,10 @@
     python benchmarks/alignment.py runs/align --out runs/alignment.json
 
 draws the mean probability of every action on the states that the expert visits, from the metrics of a
-finished run of ``align``: the teacher's, the expert's own, and the aligned teacher's, averaged over seeds.
-The JSON file has them for each seed at the last record, and the divergence KL(expert || aligned) of the means
-in nats at the first and the last record.
+finished run of ``align``: the teacher's, the expert's own, and the aligned teacher's, averaged over seeds and
+over the last tenth of the records, since a single record has the states of one rollout. The JSON file has
+them for each seed, and the divergence KL(expert || aligned) of the means in nats, at the first record and in
+the last tenth.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Arguments:
     """JSON file for the results; the figure has its name."""
 
 
-def probabilities(row: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the three policies' mean probabilities in a line of metrics.jsonl."""
-    return {name: np.asarray(row[name]) for name in POLICIES}
+def probabilities(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the three policies' mean probabilities in lines of metrics.jsonl."""
+    return {name: np.mean([row[name] for row in rows], 0) for name in POLICIES}
 
 
 def divergence(expert: np.ndarray, aligned: np.ndarray) -> float:
@@ -69,17 +70,17 @@ def main(arguments: Arguments) -> None:
     if absent := [name for name in POLICIES if name not in lines[0]]:
         raise Refused(f"{arguments.run} records no metric {absent[0]!r}; name a run of align")
     members = sorted({line["member"] for line in lines})
-    first, last = (
-        [[probabilities(r) for r in lines if r["member"] == m][i] for m in members] for i in (0, -1)
-    )
+    each = [[line for line in lines if line["member"] == member] for member in members]
+    first = [probabilities(rows[:1]) for rows in each]
+    last = [probabilities(rows[-max(len(rows) // 10, 1) :]) for rows in each]
     draw(last, arguments.out.with_suffix(".png"))
-    rows = [
+    seeds = [
         {name: values.round(4).tolist() for name, values in end.items()}
         | {"divergence": [round(divergence(x["expert"], x["aligned"]), 4) for x in (start, end)]}
         for start, end in zip(first, last, strict=True)
     ]
-    record.write(arguments.out, runs=[trained.origin(arguments.run)], seeds=rows)
-    print(json.dumps(rows))
+    record.write(arguments.out, runs=[trained.origin(arguments.run)], seeds=seeds)
+    print(json.dumps(seeds))
 
 
 if __name__ == "__main__":

@@ -603,10 +603,11 @@ def test_a_beginning_that_is_trained_apart_tells_the_time_and_memory_of_all(
 
 
 def test_what_alignment_changes_is_drawn_from_the_metrics_of_a_run(tmp_path: Path) -> None:
-    """KL of (1/2, 1/2) from (3/4, 1/4) is ln(2 / sqrt(3)); from itself 0."""
-    even = [0.5, 0.5]
+    """KL of (1/2, 1/2) from (3/4, 1/4) is ln(2 / sqrt(3)); from itself 0; two of 20 records count."""
+    even, uneven = [0.5, 0.5], [0.75, 0.25]
     rows = [
-        {"member": 0, "teacher": [0.2, 0.3, 0.5], "expert": even, "aligned": a} for a in ([0.75, 0.25], even)
+        {"member": 0, "teacher": [0.2, 0.3, 0.5], "expert": even, "aligned": a}
+        for a in (*[uneven] * 18, [0.4, 0.6], [0.6, 0.4])
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.json").write_text("{}")

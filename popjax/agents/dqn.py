@@ -45,15 +45,15 @@ class Config:
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    # least probability of a random action, even when acting greedily; 0.001 on Atari, where an evaluation
-    # might otherwise repeat the same actions until the time limit
-    least_exploration: float = 0.0
+    # probability of a random action in evaluations; 0.001 on Atari, where the same actions might otherwise be
+    # repeated until the time limit
+    eval_exploration: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
         check_widths(self)
-        if not 0 <= self.least_exploration <= 1:
-            raise ValueError(f"least_exploration must be in [0, 1], got {self.least_exploration}")
+        if not 0 <= self.eval_exploration <= 1:
+            raise ValueError(f"eval_exploration must be in [0, 1], got {self.eval_exploration}")
 
 
 @struct.dataclass
@@ -111,8 +111,8 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         return replace(state, online=policy, target=policy)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        if config.least_exploration:
-            scale = jnp.maximum(scale, config.least_exploration)
+        if config.eval_exploration:  # a scale of 0 is an evaluation's
+            scale = jnp.where(jnp.asarray(scale) > 0, scale, config.eval_exploration)
         return distributions.choose(actions, memory, network.apply(params, obs), key, scale)
 
     def value(state: State, obs: Array, action: Array) -> Array:

@@ -156,6 +156,7 @@ def build(
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
+        key = imitation.own_key(key, (expert, teacher))
         key, key_network, key_lanes = jax.random.split(key, 3)
         optimizer = adam(hyper.align_lr, hyper.max_grad_norm)
         pair = Pairs(*map(jnp.zeros, sizes))

@@ -49,7 +49,7 @@ from popjax.methods.ca2e_priors import (
     measure,
     remarks,
 )
-from popjax.population import lanes, learning, policy, scoring
+from popjax.population import imitation, lanes, learning, policy, scoring
 from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import frames, ring
@@ -111,6 +111,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
+        key = imitation.own_key(key, policies)
         key, key_learner, key_lanes = jax.random.split(key, 3)
         learner, start = agent.init(key_learner, hyper.agent), lanes.start(lanes_env, key_lanes, shape)
         replay = store.init(sight.example, hyper.priority_exponent)

@@ -165,7 +165,7 @@ def preset(task: str) -> Preset | None:
     """Return the paper's constants for a game such as "atari/breakout"; None for other tasks."""
     if not task.startswith("atari/"):
         return None
-    config = replace(default_config(dqn.Config(least_exploration=0.001)), clip_rewards=True)
+    config = replace(default_config(dqn.Config(eval_exploration=0.001)), clip_rewards=True)
     return Preset(config, default_hyper(config), 10_000_000)
 
 

@@ -125,6 +125,7 @@ def build(
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
+        key = imitation.own_key(key, [teacher.policy for teacher in teachers])
         key, key_tasks, key_align = jax.random.split(key, 3)
         keys = jax.random.split(key_tasks, len(envs))
         tasks = tuple(_start_task(*task, config, hyper) for task in zip(envs, networks, keys, strict=True))

@@ -86,7 +86,7 @@ class Hyper:
     classifier_lr: Number = number(3e-4)  # Adam's rate for the Q-classifier
 
 
-DQN = dqn.Config(double=True, least_exploration=0.001)
+DQN = dqn.Config(double=True, eval_exploration=0.001)
 """The kind of DQN that collaborates on Atari."""
 
 

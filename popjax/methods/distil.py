@@ -189,6 +189,7 @@ def build(env: Env, config: Config = Config(), teachers: Sequence[Graded] = ()) 
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
+        key = imitation.own_key(key, [graded.policy for graded in teachers])
         key, key_network, key_lanes = jax.random.split(key, 3)
         params = network.init(key_network)
         start = lanes.start(lanes_env, key_lanes, (1, config.lanes), memories)

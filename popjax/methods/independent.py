@@ -47,7 +47,7 @@ def preset(task: str) -> Preset | None:
         return from_pixels
     if not task.startswith("atari/"):
         return None
-    config = Config(agent=dqn.Config(least_exploration=0.001), steps=4, batch=32, warmup=50_000)
+    config = Config(agent=dqn.Config(eval_exploration=0.001), steps=4, batch=32, warmup=50_000)
     return Preset(config, default_hyper(config), 10_000_000, offpolicy.CLIPPED)
 
 

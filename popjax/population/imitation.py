@@ -7,7 +7,7 @@ actions; those with an ``unroll`` also give logits along rows of lanes. The loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -61,6 +61,22 @@ class Aligned:
 
     teacher: Params
     alignment: Params
+
+
+def own_key(key: Key, finished: Sequence[Pretrained]) -> Key:
+    """Return the key with which a run begins that builds on ``finished`` runs; ``key`` without any.
+
+    Runs with equal seeds begin with equal keys, so a student would otherwise begin with the weights from
+    which a teacher with the same seed was trained.
+    """
+    depth = max((_depth(policy.origin) for policy in finished), default=0)
+    return jax.random.fold_in(key, depth) if depth else key
+
+
+def _depth(origin: Mapping[str, Any] | None) -> int:
+    """Return 1 for a run that builds on no other, else 1 more than the largest depth of those."""
+    runs = origin["config"].get("runs", {}) if origin else {}
+    return 1 + max((_depth(one) for several in runs.values() for one in several), default=0)
 
 
 # Teachers.

@@ -200,16 +200,16 @@ def test_it_sees_through_time():
     assert values[1] > values[0] + 0.5
 
 
-def test_acting_greedily_explores_at_least_as_little_as_the_config_says():
-    agent = dqn.build(SPEC, dqn.Config(hidden=(8,), least_exploration=0.25))
+def test_evaluations_explore_as_the_config_says_and_training_as_its_scale_says():
+    agent = dqn.build(SPEC, dqn.Config(hidden=(8,), eval_exploration=0.25))
     params = agent.init(jax.random.key(0), as_arrays(dqn.Hyper())).online
     keys = jax.random.split(jax.random.key(1), 4_000)
     greedy = jnp.argmax(agent.outputs(params, jnp.ones(3)))
     act = jax.jit(
         jax.vmap(lambda key, scale: agent.act(params, (), jnp.ones(3), key, scale).action, (0, None))
     )
-    for scale, chance in ((0.0, 0.25), (0.1, 0.25), (0.5, 0.5)):
+    for scale, chance in ((0.0, 0.25), (0.1, 0.1), (0.5, 0.5)):
         actions = act(keys, scale)
         assert (actions != greedy).mean() == pytest.approx(chance * 3 / 4, abs=0.02)
-    with pytest.raises(ValueError, match=r"least_exploration must be in \[0, 1\], got 1.5"):
-        dqn.Config(least_exploration=1.5)
+    with pytest.raises(ValueError, match=r"eval_exploration must be in \[0, 1\], got 1.5"):
+        dqn.Config(eval_exploration=1.5)

@@ -544,7 +544,7 @@ CASES = {"ca2e": a_case()}
 def test_games_have_the_papers_constants():
     config, hyper, env_steps, options = ca2e.METHOD.preset("atari/breakout")
     assert not options, "rewards are clipped for the learner alone"
-    assert config == replace(ca2e.Config(), agent=dqn.Config(least_exploration=0.001), clip_rewards=True)
+    assert config == replace(ca2e.Config(), agent=dqn.Config(eval_exploration=0.001), clip_rewards=True)
     assert env_steps == 10_000_000
     assert hyper.agent.exploration == pytest.approx(0.1)
     assert ca2e.METHOD.preset("gymnax/Breakout-MinAtar") is None

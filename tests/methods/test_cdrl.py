@@ -76,6 +76,12 @@ def told(state):
     return state.metrics.distillations[0]
 
 
+def test_a_student_does_not_begin_with_the_weights_that_a_teacher_of_its_seed_began_with():
+    alone, taught = (student(after(0, {}, teacher=who)[0])["policy"] for who in ("none", "frozen"))
+    assert not same(alone, taught)
+    assert same(alone, student(after(0, {}, teacher="none")[0])["policy"])
+
+
 # Worked examples 1 and 2.
 
 

@@ -30,6 +30,17 @@ def constant(action, spec):
     return Pretrained("constant", spec, act, ())
 
 
+def test_a_run_that_builds_on_others_does_not_begin_as_they_did():
+    """Not with the key of an equal seed, and neither if those already build on others."""
+    first = {"config": {"runs": {}}}
+    second = {"config": {"runs": {"teacher": [first]}}}
+    built = [teacher()._replace(origin=origin) for origin in (None, first, second)]
+    assert jnp.array_equal(*map(jax.random.key_data, (imitation.own_key(KEY, ()), KEY)))
+    keys = [KEY, imitation.own_key(KEY, built[:1]), imitation.own_key(KEY, built[1:])]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+    assert same(imitation.own_key(KEY, built[:1]), imitation.own_key(KEY, built[1:2]))
+
+
 def test_a_step_is_taken_where_it_is_due():
     """For each member of a sweep, and not computed where it is due for none."""
     taken = []

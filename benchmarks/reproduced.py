@@ -110,12 +110,16 @@ def stored(file: Path) -> dict[str, Any]:
     """Return what a file of results has; no rows if there is none.
 
     Raises:
-        Refused: an older version of this script wrote it.
+        Refused: it is something else, or an older version of this script wrote it.
     """
     if not file.exists():
         return {"rows": [], "figures": []}
-    found: dict[str, Any] = json.loads(file.read_text())
-    if any("runs" not in row for row in found["rows"]):
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+        old = any("runs" not in row for row in found["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Refused(f"{file} is not a readable file of results: move it, or name another --out") from None
+    if old:
         raise Refused(f"{file} has rows without runs, of an older version: move it, or name another --out")
     return found
 

@@ -363,14 +363,24 @@ def test_a_row_does_not_give_way_to_less() -> None:
     assert table_rows.lost(row(100, 0, 1), row(100, 3, 4)) == "seeds 0, 1 of other settings or steps"
 
 
-def test_results_of_an_older_version_are_refused_before_training(
-    toy: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"rows": [{"task": "context", "row": "A"}], "figures": []}',
+            "has rows without runs, of an older version",
+        ),
+        ("[]", "is not a readable file of results"),
+        ("{", "is not a readable file of results"),
+    ],
+)
+def test_other_files_in_the_place_of_results_are_refused_before_training(
+    toy: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
 ) -> None:
-    (toy / "toy-table1.json").write_text(
-        json.dumps({"rows": [{"task": "context", "row": "A"}], "figures": []})
-    )
+    (toy / "toy-table1.json").write_text(content)
     assert reproduce.main(reproduce.Arguments("toy-table1", runs=toy / "runs", out=toy)) == 2
-    assert "toy-table1.json has rows without runs, of an older version" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"toy-table1.json {said}" in line
     assert not (toy / "runs").exists()
 
 

@@ -1,10 +1,9 @@
 """Agents of different kinds that play one vector step at a time, side by side or in turn; each takes in the
 answers of its lanes and learns on its own schedule.
 
-There are three kinds: a learner from a replay, which may learn after every step; an on-policy learner, which
-learns after a batch or an episode; and a search over parameters, which learns after a generation. Each is a
-``Player``, so that one loop serves all kinds. None calls the environment, so that one vector step can serve
-all.
+There are three kinds of ``Player``: a learner from a replay, which may learn after every step; an on-policy
+learner, which learns after a batch or an episode; and a search over parameters, which learns after a
+generation. None calls the environment, so that one vector step can serve all.
 """
 
 from __future__ import annotations

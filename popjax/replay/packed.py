@@ -44,7 +44,7 @@ class Form(NamedTuple):
 
     @property
     def widths(self) -> dict[str, int]:
-        """How many numbers of each dtype a row has, for the dtypes that occur."""
+        """Return the count of numbers of each dtype in a row, for the dtypes that occur."""
         found: dict[str, int] = {}
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             found[dtype] = found.get(dtype, 0) + math.prod(shape)

@@ -112,14 +112,14 @@ def train(
     compile_cache.keep_compiled()
     if resume and run_dir is None:
         raise Refused("--resume needs a --run-dir to continue from")
-    chosen_hyper = method.hyper if hyper is None else checked("hyper", hyper, type(method.hyper), Refused)
+    hyper = method.hyper if hyper is None else checked("hyper", hyper, type(method.hyper), Refused)
     varied = {name: _reals(values) for name, values in (swept or {}).items()}
     root = None if run_dir is None else path(run_dir)
-    sweep.check(chosen_hyper, varied)
-    sweep.check_driven(method.driven, chosen_hyper, method.hyper, varied)
-    sweep.check_own(method, chosen_hyper)
+    sweep.check(hyper, varied)
+    sweep.check_driven(method.driven, hyper, method.hyper, varied)
+    sweep.check_own(method, hyper)
     chosen = sweep.part(sweep.grid(options.seed, options.seeds, varied), members)
-    config = configuration.configuration(method, env, chosen_hyper, options, varied, members, name, command)
+    config = configuration.configuration(method, env, hyper, options, varied, members, name, command)
     run = Run(method, env, options, config, chosen, time.perf_counter(), quiet)
     if root is not None:
         resume = _continues(run, root, resume)
@@ -127,7 +127,7 @@ def train(
             run.say(f"this run can be evaluated only from Python: {config['not_rebuilt']}")
     with ExitStack() as stack:
         directory = None if root is None else rundir.opened(root, config, resume)
-        return _start(run, chosen_hyper, devices, directory, resume, sinks, stack)
+        return _start(run, hyper, devices, directory, resume, sinks, stack)
 
 
 def _continues(run: Run, root: Path, resume: bool) -> bool:

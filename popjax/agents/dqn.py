@@ -45,8 +45,8 @@ class Config:
     double: bool = True  # whether the online network chooses the action that the target network values
     huber: bool = False  # Huber loss with threshold 1 instead of half the squared error
     normalize_obs: bool = False  # observations are whitened by their running statistics
-    # probability of a random action in evaluations; 0.001 on Atari, where the same actions might otherwise be
-    # repeated until the time limit
+    # probability of a random action in evaluations; 0.001 on Atari and in ce, since a greedy policy might
+    # repeat the same actions until the time limit
     eval_exploration: float = 0.0
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ class Hits(NamedTuple):
 class Paint(NamedTuple):
     """Colours of a scene.
 
-    colours: uint8 [texels, 3] of all surfaces and of the sky.
+    colours: float32 [texels, 3] of all surfaces and of the sky, from 0 to 255.
     first:   int32 [ngeom] place of a geom's first colour.
     texture: float32 [ngeom, 2] texels along x and along y of a geom's texture, 1 without one.
     repeat:  float32 [ngeom, 2] copies of a texture over a metre of a plane.
@@ -86,7 +86,7 @@ def camera(model: Any, height: int, width: int, index: int = 0) -> Callable[[Any
         met = hits.geom >= 0
         light = _light(model, physics, data, data.cam_xpos[index], rays, hits)
         texel = jnp.where(met, hits.texel, _sky(paint, rays))
-        colour = jnp.asarray(paint.colours)[texel].astype(jnp.float32)  # [pixels, 3]
+        colour = jnp.asarray(paint.colours)[texel]  # [pixels, 3]
         channels = [jnp.where(met, share, 1.0) * colour[:, c] for c, share in enumerate(light)]
         shown = jnp.stack([jnp.clip(channel, 0, 255) for channel in channels], -1)
         return shown.astype(jnp.uint8).reshape(height, width, 3)
@@ -280,11 +280,12 @@ def _paint(model: Any) -> Paint:
             across = np.where((size > 0) & ~model.mat_texuniform[material], 2 * size, 2)  # metres
             repeat[geom] = model.mat_texrepeat[material] / across
         texture[geom], first[geom] = image.shape[1::-1], count
-        parts.append((image.reshape(-1, 3) * colour[geom]).astype(np.uint8))
+        parts.append(image.reshape(-1, 3) * colour[geom])
         count += len(parts[-1])
     skies = np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX)
     sky = _faces(_texture(model, skies[0])) if len(skies) else np.zeros((6, 1, 1, 3), np.uint8)
-    return Paint(np.concatenate([*parts, sky.reshape(-1, 3)]), first, texture, repeat, count, sky.shape[1])
+    colours = np.concatenate([*parts, sky.reshape(-1, 3)]).astype(np.float32)
+    return Paint(colours, first, texture, repeat, count, sky.shape[1])
 
 
 def _texture(model: Any, index: int) -> np.ndarray:

@@ -20,7 +20,8 @@ Differs from the paper: replay rows store neither the agent nor the place in the
 row's slot and its neighbours. Without ``col_eval`` the first agent is evaluated, as in the paper. A single
 agent is rewarded for novelty to itself alone, whatever ``ego_weight`` is. The paper does not say whether its
 KNN cosine similarity is that of the K-th nearest neighbour or the mean of the K nearest; here it is that of
-the K-th.
+the K-th. It shows DQN with its reward alone; here DQN may also act by "ucb" or "softmax" and be evaluated by
+the Q-classifier.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Hyper:
 
 
 DQN = dqn.Config(double=True, eval_exploration=0.001)
-"""The kind of DQN that collaborates on Atari."""
+"""The kind of DQN that collaborates, on MinAtar as on Atari."""
 
 
 def default_config(

@@ -246,6 +246,22 @@ def test_a_lost_life_of_breakout_is_cut_and_starts_the_next():
     np.testing.assert_array_equal(same, ~done, "hidden frames are frames of the step where no life is cut")
 
 
+def test_a_game_that_ends_while_a_life_starts_ends_with_its_last_frame(monkeypatch):
+    """The successor of the step is the screen behind the hidden frames, in which the game ended."""
+
+    def ended(crew):
+        screens = jnp.stack([jnp.full(crew.console.shape[1:], grey, jnp.uint8) for grey in (100, 200)])
+        return lambda ale, codes, count: (ale, screens, jnp.float32(0), jnp.bool_(False), jnp.bool_(True))
+
+    monkeypatch.setattr(atari, "_emulation", ended)
+    env = atari.make("breakout", **FEW)
+    timestep = env.step(env.reset(jax.random.key(0))[0], jnp.int32(0))[1]
+    assert bool(timestep.terminated)
+    assert not bool(timestep.cut)
+    assert (np.asarray(timestep.next_obs[..., -1]) == 200).all()
+    equal(timestep.obs, timestep.next_obs)
+
+
 def test_a_game_that_is_over_costs_and_changes_nothing():
     console = Console("pong", grey=True, full_actions=False, starts_lives=False)
     state, over = console.starts([0], fire=False)[0], [False]

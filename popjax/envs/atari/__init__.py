@@ -152,8 +152,10 @@ def make(task: str, **options: Any) -> Env:
         played = in_force(kept, state.last, jnp.asarray(action, jnp.int32))
         ale, screens, reward, lost, over = emulate(state.ale, jnp.asarray(console.codes)[played], count)
         frames = jax.vmap(view)(screens) if renews else view(screens)[None]
-        # If a lost life ends bootstrapping, the frames that start the next life come after the cut.
-        seen, cut = frames[0 if o["cut_lives"] else -1], lost & o["cut_lives"]
+        # If a lost life ends bootstrapping, the frames that start the next life come after the cut; a game
+        # that ends in them has no next life.
+        cut = lost & o["cut_lives"]
+        seen = jnp.where(cut, frames[0], frames[-1])
         stack = jnp.concatenate([state.stack[..., 1:], seen[..., None]], -1) if grey else ()
         next_obs: Any = stack if grey else seen
         obs, stack = jax.tree.map(partial(jnp.where, cut), full(frames[-1]), (next_obs, stack))

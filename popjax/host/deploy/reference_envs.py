@@ -89,7 +89,9 @@ def _gymnasium(task: str, episode_length: int, options: dict[str, Any]) -> Origi
 def _atari(task: str, episode_length: int, options: dict[str, Any]) -> Original:
     """Return a game in ale-py's environment with Gymnasium's preprocessing.
 
-    As in popjax, FIRE and the next action start an episode, or every life, and their frames are hidden.
+    As in popjax, FIRE and the next action start an episode, or every life, and their frames are hidden. With
+    ``sticky``, actions of hidden frames are sticky, too, which they are not in popjax: ale-py sets stickiness
+    once for the whole game.
     """
     from ale_py.env import AtariEnv
     from gymnasium.error import DependencyNotInstalled

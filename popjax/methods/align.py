@@ -38,10 +38,9 @@ from popjax.core import (
     stacked,
 )
 from popjax.distillation import Direction, alignment_loss
-from popjax.methods.cdrl_config import UNIVERSE
 from popjax.nets.recurrent import alignment
 from popjax.optimize import adam
-from popjax.population import imitation, lanes, policy
+from popjax.population import imitation, lanes, policy, tutoring
 from popjax.population.imitation import Aligned, Learner, Teacher, Told
 from popjax.population.lanes import Lanes
 from popjax.recipe import BUDGET, Preset, Recipe, recorded
@@ -239,7 +238,7 @@ def build(
 def preset(task: str) -> Preset | None:
     """Return the constants for a game such as "atari/bowling", with the game's options as in ``cdrl``; None
     for other tasks."""
-    return Preset(Config(), Hyper(), BUDGET, UNIVERSE) if task.startswith("atari/") else None
+    return Preset(Config(), Hyper(), BUDGET, tutoring.UNIVERSE) if task.startswith("atari/") else None
 
 
 METHOD = Recipe(

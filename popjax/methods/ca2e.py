@@ -8,6 +8,8 @@ taken from Ape-X (Horgan et al., ICLR 2018) and Plappert et al. (ICLR 2018).
 A step is one environment step in every actor's lanes and the gradient steps due for it: act -> refresh ->
 flush -> learn -> retire. Two effects of asynchrony remain: actors use a copy of the learner's policy that is
 up to ``sync_every`` steps old, and transitions get their priorities only when local buffers are flushed.
+With prior policies the environment stands in the program twice: greedy episodes of the learner are compared
+with them.
 
 Differs from the paper:
 
@@ -241,17 +243,20 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         key, key_learn = jax.random.split(s.key)
         due = (owed(s.env_steps) - owed(s.env_steps - per_step)).low.astype(jnp.int32)
 
-        def one(i: Array, carry: tuple[Held, PyTree]) -> tuple[Held, PyTree]:
+        def one(i: Array, carry: tuple[PyTree, Array, PyTree]) -> tuple[PyTree, Array, PyTree]:
+            learner, nodes, before = carry
             own = tree.in_company(i < due)  # fewer may be due for a member that joined the sweep later
-            held, told = update(s.frames, s.hyper, carry[0], jax.random.fold_in(key_learn, i), own)
-            return held, tree.where(own, told, carry[1])
+            held = learner, replace(s.replay, nodes=nodes)
+            (learner, replay), told = update(s.frames, s.hyper, held, jax.random.fold_in(key_learn, i), own)
+            return learner, replay.nodes, tree.where(own, told, before)
 
-        before = (s.learner, s.replay), (s.metrics.losses, s.metrics.stale)
-        (learner, replay), (losses, stale) = jax.lax.fori_loop(0, tree.largest(due), one, before)
+        start = s.learner, s.replay.nodes, (s.metrics.losses, s.metrics.stale)
+        learner, nodes, (losses, stale) = jax.lax.fori_loop(0, tree.largest(due), one, start)
         if isinstance(config.agent, dqn.Config):
             copy = passed(s.env_steps, config.target_every)
             learner = tree.where(copy, agent.adopt(learner, agent.policy(learner)), learner)
         metrics = replace(s.metrics, losses=losses, stale=stale, gradient_steps=due)
+        replay = replace(s.replay, nodes=nodes)
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 
     def retire(s: State) -> State:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from popjax.core import Env, Number, Params, PyTree, Trajectory, number
 from popjax.counting import Count
 from popjax.distillation import Direction
 from popjax.nets import recurrent
+from popjax.population import tutoring
 from popjax.population.lanes import Lanes
 from popjax.population.tutoring import Distillation, Due
 from popjax.recipe import Preset
@@ -29,8 +29,6 @@ NEVER = math.inf
 TIMES = ("align_from", "distil_from", "distil_until")
 BUDGET = 20_000_000
 """Environment steps of the paper's runs, the default of ``Hyper.budget``."""
-UNIVERSE = MappingProxyType({"preset": "universe"})
-"""Options of Atari games as in the paper's code, which builds on universe-starter-agent."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ class Task:
 def preset(task: str) -> Preset | None:
     """Return the constants for a game such as "atari/bowling": the defaults, with the paper's options of
     Atari games; None for other tasks."""
-    return Preset(Config(), Hyper(), BUDGET, UNIVERSE) if task.startswith("atari/") else None
+    return Preset(Config(), Hyper(), BUDGET, tutoring.UNIVERSE) if task.startswith("atari/") else None
 
 
 def due(taken: Count, hyper: Hyper) -> Due:

@@ -139,17 +139,17 @@ class State:
 @recorded
 def build(env: Env, config: Config = Config()) -> Method:
     """Return the team of ``config`` in ``env``."""
-    members = cspc_team.gather(env.spec, config)
-    turns = cspc_team.turns(members, config)
-    drive = drives.build(env.spec, config.drive, members.size, turns.width)
-    run = cspc_play.build(env, config, members, turns, drive)
-    count, rows = members.size, members.rows
+    roster = cspc_team.gather(env.spec, config)
+    turns = cspc_team.turns(roster, config)
+    drive = drives.build(env.spec, config.drive, roster.size, turns.width)
+    run = cspc_play.build(env, config, roster, turns, drive)
+    count, rows = roster.size, roster.rows
     is_global = np.arange(count) == (-1 if rows.off_policy is None else rows.off_policy)
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)
         key, key_team, key_lanes, key_drive = jax.random.split(key, 4)
-        everybody = members.players.everybody, cspc_team.hypers(members, hyper).everybody
+        everybody = roster.players.everybody, cspc_team.hypers(roster, hyper).everybody
         made = zip(jax.random.split(key_team, count), *everybody, strict=True)
         team: States = rows.of(player.init(one, own) for one, player, own in made)
         driven = unrewarded(hyper, key_drive)
@@ -239,7 +239,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             too_long = jnp.maximum(played - agreed.length[rows.evolution], 0)
             excess = jnp.where(agreed.alone, excess, too_long)
         scores = play.total[: turns.sizes[-1]].reshape(count, config.trials).mean(1)
-        scores = judging.sound(scores, cspc_team.means(members, play.team))
+        scores = judging.sound(scores, cspc_team.means(roster, play.team))
         elite = jnp.nanmax(scores)
         return replace(
             s,
@@ -271,23 +271,23 @@ def build(env: Env, config: Config = Config()) -> Method:
     def hand_over(s: State) -> State:
         """Hand policies to agents that are far behind: the global agent's to any other, the on-policy agent's
         to evolution. Algorithm 1, lines 11 to 19."""
-        taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(members) & config.transfer
+        taken = exchange.ahead(s.scores, s.hyper.gap) & cspc_team.givers(roster) & config.transfer
         labels = s.labels | (taken & is_global).any(1)
         metrics = replace(s.metrics, labels=labels.astype(jnp.int32), transfers=taken.astype(jnp.int32))
-        return replace(s, team=cspc_team.hand_over(members, s.team, taken), labels=labels, metrics=metrics)
+        return replace(s, team=cspc_team.hand_over(roster, s.team, taken), labels=labels, metrics=metrics)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return players.greedy(members.network, params, obs)
+        return players.greedy(roster.network, params, obs)
 
     return Method(
         init=init,
         step=chain(cooperate, hand_over),
-        policy=lambda s: tree.take(cspc_team.means(members, s.team), best_first(s.scores)[0]),
+        policy=lambda s: tree.take(cspc_team.means(roster, s.team), best_first(s.scores)[0]),
         act=act,
         hyper=default_hyper(config),
         steps_bound=steps_bound(env.spec, config),
         learning_starts=0 if rows.off_policy is None else config.update_after,
-        individuals=lambda s: cspc_team.means(members, s.team),
+        individuals=lambda s: cspc_team.means(roster, s.team),
     )
 
 

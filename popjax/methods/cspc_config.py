@@ -98,7 +98,7 @@ class Config:
     test: Literal["sample", "mean"] = "sample"  # actions in tests: sampled as in training, or the mean
 
     @property
-    def members(self) -> int:
+    def agents(self) -> int:
         """The number of agents."""
         off_policy = 0 if self.off_policy is None else 1 + self.copies
         return off_policy + (self.on_policy is not None) + (self.evolution is not None)
@@ -120,7 +120,7 @@ class Config:
         whole = ("phase", "capacity", "local_capacity", "batch", "lanes", "on_policy_lanes", "trials")
         check_least(self, 1, *whole, "on_policy_batch")
         check_least(self, 0, "copies", "first_phase", "local_least", "warmup", "update_after")
-        if not self.members:
+        if not self.agents:
             raise ValueError("off_policy, on_policy and evolution are all none; give the team an agent")
         if self.individuals == 1:
             raise ValueError(

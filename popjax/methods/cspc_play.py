@@ -25,7 +25,7 @@ from popjax.core import Choice, Env, Key, PyTree, Timestep, Transition
 from popjax.counting import Count
 from popjax.methods import cspc_team
 from popjax.methods.cspc_config import Config, Hyper
-from popjax.methods.cspc_team import Driven, Members, Part, States, Turns, present
+from popjax.methods.cspc_team import Driven, Part, Roster, States, Turns, present
 from popjax.population import lanes, players
 from popjax.population.drives import Drive
 from popjax.population.lanes import Lanes
@@ -91,7 +91,7 @@ def followed(env: Env, fresh: Lanes) -> Seats:
     return Seats(fresh, jax.tree.map(lambda x: jnp.broadcast_to(x, shape), counting.none()))
 
 
-def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive) -> Callable[..., Play]:
+def build(env: Env, config: Config, roster: Roster, turns: Turns, drive: Drive) -> Callable[..., Play]:
     """Return ``run(play, terms, key) -> Play``, which plays all turns, one after the other.
 
     An agent with a turn of its own plays until its phase is complete and the agent's schedule allows a
@@ -100,20 +100,20 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
     """
     limited, owners, width = rollout.limited(env), jnp.array(turns.owners), turns.width
     parts = turns.parts
-    shares = [config.share or row == members.rows.off_policy for row in range(members.size)]
+    shares = [config.share or row == roster.rows.off_policy for row in range(roster.size)]
     stores = jnp.array([*shares, False])
 
     def cast(play: Play, hyper: Hyper) -> Iterator[tuple[Player, Part, Any, Any]]:
         """Iterate over the agents in the order of rows: functions, part, state and Hyper of each."""
-        hypers = cspc_team.hypers(members, hyper)
-        everybody = (team.everybody for team in (members.players, parts, play.team, hypers))
+        hypers = cspc_team.hypers(roster, hyper)
+        everybody = (team.everybody for team in (roster.players, parts, play.team, hypers))
         return zip(*everybody, strict=True)
 
     def standing(play: Play, terms: Terms, clock: Array) -> Array:
         """Return bool [K, W]: lanes that would play after ``clock`` vector steps if it were their turn."""
-        length, search = terms.length, members.rows.evolution
+        length, search = terms.length, roster.rows.evolution
         if config.schedule == "code" and search is not None:  # the others play as long as evolution has
-            follows = ~terms.alone & (np.arange(members.size) != search)
+            follows = ~terms.alone & (np.arange(roster.size) != search)
             length = jnp.where(follows, play.steps[search], length)
         found = jnp.zeros(turns.owners.shape, jnp.bool_).at[-1].set(~play.done)
         for row, (player, part, state, _) in enumerate(cast(play, terms.hyper)):
@@ -191,23 +191,23 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
             memory, episodes, length, number, total, done & stored, gate
         )
         kept = play.kept.at[owner].add(entered, mode="drop")
-        visited = step.alive & sound & (owner == jnp.arange(members.size)[:, None])
-        each = jax.tree.map(lambda x: x[None], tree.repeat((rows, done), members.size))  # [1, P, W]
+        visited = step.alive & sound & (owner == jnp.arange(roster.size)[:, None])
+        each = jax.tree.map(lambda x: x[None], tree.repeat((rows, done), roster.size))  # [1, P, W]
         held = drive.observe(play.drive.state, *each, visited[None], terms.hyper)
         return play._replace(memory=memory, drive=replace(play.drive, state=held), kept=kept), episodes
 
     def take_in(play: Play, turn: Array, step: Step, hyper: Hyper, key: Key) -> Play:
         """Give each agent the steps of its lanes; local agents then learn if they are due."""
-        count = jnp.zeros(members.size, jnp.int32).at[owners[turn]].add(step.alive, mode="drop")
+        count = jnp.zeros(roster.size, jnp.int32).at[owners[turn]].add(step.alive, mode="drop")
         taken = []
         for row, (player, part, state, own_hyper) in enumerate(cast(play, hyper)):
             mine = tree.take(step, part.lanes)
             mine = mine._replace(alive=mine.alive & (turn == part.turn))
             taken.append(player.take_in(state, mine, own_hyper, jax.random.fold_in(key, row)))
-        team: States = members.rows.of(taken)
+        team: States = roster.rows.of(taken)
         learner = team.off_policy
         if learner is not None:  # a gradient step for every environment step of any agent
-            others = count.sum() - count[members.rows.off_policy]
+            others = count.sum() - count[roster.rows.off_policy]
             team = team._replace(off_policy=replace(learner, owed=learner.owed + others))
         tested = step.alive & (turn == turns.tests)
         return play._replace(
@@ -225,7 +225,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         """
         if play.memory is None:
             return play
-        memory, team, rows = play.memory, play.team, members.rows
+        memory, team, rows = play.memory, play.team, roster.rows
         enough = memory.replay.size >= max(config.update_after, 1)
 
         def good_ones(key: Key) -> Transition:
@@ -234,11 +234,11 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
         def everything(key: Key) -> Transition:
             return good_episodes.sample_all(memory, key, config.batch)
 
-        teach = partial(cspc_team.lesson, present(members.off_policy), drive, hyper=hyper)
+        teach = partial(cspc_team.lesson, present(roster.off_policy), drive, hyper=hyper)
         own = [(turn == part.turn) & ends for part in parts.learners]
         key_global, *keys = jax.random.split(key, len(own))
         # Only the global agent draws from the good episodes, and only if there are other agents.
-        draw = good_ones if members.size > 1 else everything
+        draw = good_ones if roster.size > 1 else everything
         update = teach(present(rows.off_policy), draw, teaches=True)
         learner, held = players.pay(
             update, present(team.off_policy), play.drive, (own[0] | over) & enough, key_global
@@ -253,7 +253,7 @@ def build(env: Env, config: Config, members: Members, turns: Turns, drive: Drive
     def run(play: Play, terms: Terms, key: Key) -> Play:
         order = np.arange(turns.tests + 1)
         if config.schedule == "code":  # the local agents come first in the order of rows
-            local = members.size - config.copies
+            local = roster.size - config.copies
             order[:local] = order[:local][::-1]
 
         def vector_step(

@@ -63,7 +63,7 @@ States: TypeAlias = Team[OffPolicy, OnPolicy, Search]
 """The states of the agents."""
 
 
-class Members(NamedTuple):
+class Roster(NamedTuple):
     """The agents of a team, as functions.
 
     off_policy: the kind of the global agent and its copies.
@@ -128,7 +128,7 @@ def present(part: T | None) -> T:
     return part
 
 
-def gather(spec: Spec, config: Config) -> Members:
+def gather(spec: Spec, config: Config) -> Roster:
     """Return the agents of the team.
 
     Raises:
@@ -142,8 +142,8 @@ def gather(spec: Spec, config: Config) -> Members:
     named = {"off_policy": learner, "on_policy": local, "evolution": search}
     networks = {name: player.network for name, player in named.items() if player is not None}
     exchange.check_alike(spec, networks)
-    rows, network = everybody.of(range(config.members)), everybody.everybody[0].network
-    return Members(off_policy, on_policy, everybody, rows, config.members, network)
+    rows, network = everybody.of(range(config.agents)), everybody.everybody[0].network
+    return Roster(off_policy, on_policy, everybody, rows, config.agents, network)
 
 
 def _off_policy(spec: Spec, config: Config) -> tuple[Agent | None, Player | None, tuple[Player, ...]]:
@@ -189,24 +189,24 @@ def _search(spec: Spec, config: Evolution) -> Player:
     return players.search(actor, config.cem, slots=2, tests_best=config.score == "best")
 
 
-def turns(members: Members, config: Config) -> Turns:
-    """Return the turns of ``members``: one for each agent or, if fused, one for all; and the tests."""
-    counts = [player.lanes for player in members.players.everybody]
+def turns(roster: Roster, config: Config) -> Turns:
+    """Return the turns of ``roster``: one for each agent or, if fused, one for all; and the tests."""
+    counts = [player.lanes for player in roster.players.everybody]
     first = np.cumsum([0, *counts]) * config.fused
     parts = [
         Part(0 if config.fused else row, slice(first[row], first[row] + count))
         for row, count in enumerate(counts)
     ]
-    sizes = np.array([*([sum(counts)] if config.fused else counts), members.size * config.trials])
-    owners = np.full((len(sizes), sizes.max()), members.size, np.int32)
+    sizes = np.array([*([sum(counts)] if config.fused else counts), roster.size * config.trials])
+    owners = np.full((len(sizes), sizes.max()), roster.size, np.int32)
     for row, part in enumerate(parts):
         owners[part.turn, part.lanes] = row
-    return Turns(members.rows.of(parts), sizes, owners)
+    return Turns(roster.rows.of(parts), sizes, owners)
 
 
-def hypers(members: Members, hyper: Hyper) -> Team[Any, Any, Any]:
+def hypers(roster: Roster, hyper: Hyper) -> Team[Any, Any, Any]:
     """Return the Hyper of each agent."""
-    rows = members.rows
+    rows = roster.rows
     return Team(
         off_policy=None if rows.off_policy is None else hyper.off_policy,
         on_policy=None if rows.on_policy is None else hyper.on_policy,
@@ -241,26 +241,26 @@ def lesson(
     return update
 
 
-def givers(members: Members) -> np.ndarray:
+def givers(roster: Roster) -> np.ndarray:
     """Return bool [P, P]: whether the row's agent may take over the column's policy."""
-    rows, may = members.rows, np.zeros((members.size, members.size), np.bool_)
+    rows, may = roster.rows, np.zeros((roster.size, roster.size), np.bool_)
     if rows.off_policy is not None:
-        may[:, rows.off_policy] = np.arange(members.size) != rows.off_policy
+        may[:, rows.off_policy] = np.arange(roster.size) != rows.off_policy
     if rows.evolution is not None and rows.on_policy is not None:
         may[rows.evolution, rows.on_policy] = True
     return may
 
 
-def hand_over(members: Members, team: States, taken: Array) -> States:
+def hand_over(roster: Roster, team: States, taken: Array) -> States:
     """Return the team after each row has taken over the policies of the columns, ``taken`` bool [P, P].
 
     The on-policy agent takes mean network and state value; evolution keeps policies for its next phase;
     copies take all networks. Policies are handed over as they were before the exchange. Algorithm 1, lines 11
     to 19.
     """
-    rows = members.rows
+    rows = roster.rows
     given = rows.of(
-        player.mean(one) for player, one in zip(members.players.everybody, team.everybody, strict=True)
+        player.mean(one) for player, one in zip(roster.players.everybody, team.everybody, strict=True)
     )
     evolution, local, copies = team.evolution, team.on_policy, team.copies
     if evolution is not None:
@@ -270,11 +270,11 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
                 vector, when = ravel_pytree(mean)[0], taken[rows.evolution, giver]
                 evolution = players.offer(evolution, slot, vector, when)
     if team.off_policy is not None:
-        agent, source = present(members.off_policy), team.off_policy.agent
+        agent, source = present(roster.off_policy), team.off_policy.agent
         if local is not None:
             when = taken[rows.on_policy, rows.off_policy]
             value = None if agent.state_value is None else agent.state_value(source)
-            taker = present(members.on_policy)
+            taker = present(roster.on_policy)
             learner = exchange.adopt_mean(taker, local.agent, present(given.off_policy), value, when)
             # Start the batch over if the agent began it with a policy that it no longer has.
             local = replace(local, agent=learner, filled=jnp.where(when, 0, local.filled))
@@ -288,7 +288,7 @@ def hand_over(members: Members, team: States, taken: Array) -> States:
     return Team(team.off_policy, local, evolution, copies)
 
 
-def means(members: Members, team: States) -> Params:
+def means(roster: Roster, team: States) -> Params:
     """Return the parameters [P] of the mean network of each agent."""
-    everybody = zip(members.players.everybody, team.everybody, strict=True)
+    everybody = zip(roster.players.everybody, team.everybody, strict=True)
     return tree.stack([player.mean(state) for player, state in everybody])

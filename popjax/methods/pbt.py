@@ -10,7 +10,8 @@ be read and the whole run repeated.
 ``config.search`` may also be random search, successive halving or MF-PBT, which differ only in which agents
 replace which. A slot that takes over an agent keeps its lanes and, unless ``copy_replay``, its replay. The
 agent's recent returns and its drive's module are copied with it; the slot's unfinished episode does not
-count. An agent that has diverged is the worst; its slot takes over lanes and replay, too.
+count. An agent that has diverged is the worst; its slot takes over lanes and replay, too. With
+``config.scoring`` agents are compared by greedy episodes, so the environment stands in the program twice.
 
 Differs from the paper: all agents are ready at the same time. A hyperparameter is redrawn with probability
 ``hyper.search.resample`` and else perturbed, whereas the paper does only one or the other. It stays within

@@ -55,7 +55,7 @@ class Hyper:
 
     agent: Any = field(default_factory=sac.Hyper)  # hyperparameters of every agent
     ucb_weight: Number = number(1.0)  # number of standard deviations added to the mean in a proposal's score
-    member_share: Number = number(0.5, high=1.0)  # probability that an agent learns from a transition
+    mask_probability: Number = number(0.5, high=1.0)  # probability that an agent learns from a transition
     trust_temperature: Number = number(20.0)  # T in the weight of a target
 
 
@@ -63,10 +63,10 @@ class Hyper:
 class Masked(Transition):
     """Transitions that count in the losses of some agents.
 
-    members: bool [..., P]  agents that learn from a transition.
+    mask: bool [..., P]  whether an agent learns from a transition.
     """
 
-    members: Array
+    mask: Array
 
 
 @struct.dataclass
@@ -87,8 +87,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         """Return the agents, playing as one and each learning from its own transitions."""
 
         def keep(rows: Episodic, hyper: Hyper, key: Key) -> Masked:
-            members = draw_members(key, hyper.member_share, (*rows.reward.shape, population))
-            return Masked(**vars(rows.plain), members=members)
+            mask = draw_mask(key, hyper.mask_probability, (*rows.reward.shape, population))
+            return Masked(**vars(rows.plain), mask=mask)
 
         return crew._replace(
             play=lambda states, hyper, scale: acting.by_upper_confidence(
@@ -112,13 +112,13 @@ def build(env: Env, config: Config = Config()) -> Method:
         return tree.flatten(jax.vmap(one)(states, keys)).std(0)
 
     def learn_one(
-        state: sac.State, member: Array, trust: Array, rows: Transition, hyper: sac.Hyper, key: Key
+        state: sac.State, mask: Array, trust: Array, rows: Transition, hyper: sac.Hyper, key: Key
     ) -> tuple[sac.State, sac.Losses]:
-        """Take a gradient step of SAC on the transitions that ``member`` bool [B] marks as the agent's."""
-        counted = member * (len(member) / (member.sum() + 1))  # the mean becomes sum / (count + 1)
+        """Take a gradient step of SAC on the transitions that ``mask`` bool [B] marks as the agent's."""
+        counted = mask * (len(mask) / (mask.sum() + 1))  # the mean becomes sum / (count + 1)
         after, losses = learner.step(state, rows, hyper, key, counted * trust, counted)
         # Keep an agent without a transition as it was; Adam would move it by its momentum.
-        state = tree.where(member.any(), after, state)
+        state = tree.where(mask.any(), after, state)
         return state, replace(losses, temperature=jnp.exp(state.log_temperature))
 
     def learn_all(states: sac.State, everybodys: Any, hyper: Hyper, key: Key) -> tuple[sac.State, sac.Losses]:
@@ -126,9 +126,9 @@ def build(env: Env, config: Config = Config()) -> Method:
         batch = tree.take(everybodys, 0)
         key_spread, key_learn = jax.random.split(key)
         std = spread(states, batch.next_obs, jax.random.split(key_spread, population))
-        trust, members = target_weight(std, hyper.trust_temperature), jnp.float32(batch.members.T)  # [P, B]
+        trust, mask = target_weight(std, hyper.trust_temperature), jnp.float32(batch.mask.T)  # [P, B]
         return jax.vmap(learn_one, (0, 0, None, None, None, 0))(
-            states, members, trust, batch, hyper.agent, jax.random.split(key_learn, population)
+            states, mask, trust, batch, hyper.agent, jax.random.split(key_learn, population)
         )
 
     base = offpolicy.build(env, config.sizes(config.agent), lambda hyper: hyper.agent, adapt=ensemble)
@@ -153,7 +153,7 @@ def target_weight(std: Array, temperature: Array | float) -> Array:
     return jax.nn.sigmoid(-std * temperature) + 0.5
 
 
-def draw_members(key: Key, share: Array | float, shape: tuple[int, ...]) -> Array:
+def draw_mask(key: Key, share: Array | float, shape: tuple[int, ...]) -> Array:
     """Return bool ``shape`` = [..., P], each true with probability ``share``; a row that chance left empty
     gets one at random."""
     key_drawn, key_one = jax.random.split(key)

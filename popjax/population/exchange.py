@@ -68,11 +68,11 @@ def copy_replays(replays: Ring, source: Array, due: Array | int) -> Ring:
     return Ring(rows, replays.position[taken], replays.size[taken])
 
 
-def insert(members: Any, slot: Array, newcomer: Any, when: Array | bool = True) -> Any:
+def insert(individuals: Any, slot: Array, newcomer: Any, when: Array | bool = True) -> Any:
     """Return a population [P] with a ``newcomer`` in ``slot`` int32 [], if ``when``."""
     chex.assert_rank([slot, when], 0)
-    count = jax.tree.leaves(members)[0].shape[0]
-    return tree.put(members, jnp.where(when, slot, count), newcomer)
+    count = jax.tree.leaves(individuals)[0].shape[0]
+    return tree.put(individuals, jnp.where(when, slot, count), newcomer)
 
 
 def transfers(source: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -24,6 +25,8 @@ from popjax.population import imitation, learning
 from popjax.population.imitation import Learner, Teacher
 
 S = TypeVar("S")
+UNIVERSE = MappingProxyType({"preset": "universe"})
+"""Options of Atari games as in the paper's code, which builds on universe-starter-agent."""
 
 
 class Tutor(NamedTuple):

@@ -156,6 +156,27 @@ def test_what_jax_cannot_start_with_is_one_line(tmp_path: Path, environment: dic
     assert not list(tmp_path.iterdir())
 
 
+def test_a_command_overrules_settings_of_jax_that_change_programs_and_says_so(tmp_path: Path):
+    done = command(tmp_path, JAX_ENABLE_X64="1")
+    assert done.returncode == 0
+    assert "JAX_ENABLE_X64=True is overruled" in done.stderr
+
+
+def test_without_a_home_directory_programs_are_not_kept(monkeypatch: pytest.MonkeyPatch):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        compile_cache.keep_compiled()
+        assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_a_terminal_that_knows_ascii_alone_is_written_to(monkeypatch: pytest.MonkeyPatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))

@@ -1,4 +1,4 @@
-"""A cooperating team: accounts, memories, who hands over what to whom, and any agents as members.
+"""A cooperating team: accounts, memories, who hands over what to whom, and agents of any kinds.
 
 Compiling a team takes seconds: what a small team or a part of a step can tell is asked of that, and the rest
 of the options is marked slow (``pytest -m slow tests/methods/test_cspc.py``).
@@ -491,9 +491,9 @@ def handed(scores, config=TINY, edit=lambda team: team):
     """Team before and after, and who took over whose policy."""
     method, init, _ = compiled(config)
     team = edit(init(jax.random.key(3), method.hyper).team)
-    members = cspc_team.gather(walk().spec, config)
-    taken = exchange.ahead(jnp.float32(jnp.array(scores)), 100.0) & cspc_team.givers(members)
-    return team, cspc_team.hand_over(members, team, taken), taken.astype(int).tolist()
+    roster = cspc_team.gather(walk().spec, config)
+    taken = exchange.ahead(jnp.float32(jnp.array(scores)), 100.0) & cspc_team.givers(roster)
+    return team, cspc_team.hand_over(roster, team, taken), taken.astype(int).tolist()
 
 
 def flat(mean):
@@ -786,15 +786,15 @@ def test_tests_begin_in_the_same_states_and_are_not_counted():
 def test_a_score_is_the_mean_return_of_the_tested_policy():
     config = TINY
     s = history(2, hyper=compiled()[0].hyper.replace(gap=1e9))[-1]
-    env, members = walk(), cspc_team.gather(walk().spec, config)
-    means = cspc_team.means(members, s.team)
+    env, roster = walk(), cspc_team.gather(walk().spec, config)
+    means = cspc_team.means(roster, s.team)
     _, begun, _ = s.starts.env
-    for row in range(members.size):
+    for row in range(roster.size):
         mean, totals = tree.take(means, row), []
         for trial in range(config.trials):
             state, obs, total = tree.take(begun, trial), s.starts.obs[trial], 0.0
             for _ in range(10):
-                state, timestep = env.step(state, members.network.greedy(mean, obs))
+                state, timestep = env.step(state, roster.network.greedy(mean, obs))
                 total, obs = total + timestep.reward, timestep.obs
             totals.append(total)
         np.testing.assert_allclose(s.scores[row], np.mean(totals), atol=1e-4)
@@ -815,7 +815,7 @@ def test_the_search_is_represented_by_its_best_or_its_mean():
     np.testing.assert_array_equal(first.best, first.search.mean)
 
 
-# Members.
+# Roster.
 
 TEAMS = {
     "sac": {"on_policy": None, "evolution": None},
@@ -851,8 +851,8 @@ USUAL = ("td3 and a2c",)
 def moved(before, after, config):
     """bool [P] whose mean network, or whose search's mean, differs."""
     config = replace(config, evolution=config.evolution and replace(config.evolution, score="mean"))
-    members = cspc_team.gather(walk().spec, config)
-    means = [jax.vmap(flat)(cspc_team.means(members, s.team)) for s in (before, after)]
+    roster = cspc_team.gather(walk().spec, config)
+    means = [jax.vmap(flat)(cspc_team.means(roster, s.team)) for s in (before, after)]
     return np.asarray((means[0] != means[1]).any(1))
 
 
@@ -863,7 +863,7 @@ def moved(before, after, config):
 def test_any_team_keeps_the_accounts_and_learns(team):
     config = replace(TINY, **TEAMS[team])
     states = history(3, config)
-    size, alone = config.members, config.off_policy is None
+    size, alone = config.agents, config.off_policy is None
     first = 100 * size if alone else 500
     assert [int(s.env_steps) for s in states] == [0, first, first + 100 * size, first + 200 * size]
     assert states[-1].metrics.fitness.shape == (size,)
@@ -896,9 +896,9 @@ def test_copies_that_take_over_policies_do_not_warm_up():
 def test_copies_take_over_all_networks_but_not_the_moments():
     config = replace(TINY, **TEAMS["three sacs"])
     team = jax.jit(lambda: made_of(config))()
-    members = cspc_team.gather(walk().spec, config)
+    roster = cspc_team.gather(walk().spec, config)
     behind = jnp.array([[False] * 3, [True, False, False], [False] * 3])
-    after = cspc_team.hand_over(members, team, behind)
+    after = cspc_team.hand_over(roster, team, behind)
     given, own = team.off_policy.agent, after.copies[0].agent
     for network in ("actor", "critics", "value", "target_value"):
         assert same(getattr(own, network), getattr(given, network))

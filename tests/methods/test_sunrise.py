@@ -1,4 +1,4 @@
-"""SUNRISE: trust in targets, members of transitions, and acting as one."""
+"""SUNRISE: trust in targets, masks of transitions, and acting as one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_step_written_out(monkeypatch):
     trust = 1 / (1 + np.exp(2 * spread)) + 0.5
     assert np.ptp(trust) > 0.1
     for i, agent in enumerate(agents):
-        own = np.asarray(rows.members[:, i], np.float32)
+        own = np.asarray(rows.mask[:, i], np.float32)
         weight = own * 16 / (own.sum() + 1)
         critics, targets = learn_critics(agent, rows, weight * trust)
         gradient, entropy = climb(agent, critics, weight)
@@ -78,35 +78,35 @@ def test_the_worked_example_of_the_weight():
     np.testing.assert_allclose(sunrise.target_weight(jnp.array([0.0, 0.1]), 20.0), [1.0, 0.619203], atol=1e-6)
 
 
-def test_every_row_has_a_member():
+def test_every_row_counts_for_an_agent():
     state = played(60)
-    members = np.asarray(state.replay.rows.members[:60])
-    assert members.any(1).all()
-    assert 0.4 < members.mean() < 0.7
+    mask = np.asarray(state.replay.rows.mask[:60])
+    assert mask.any(1).all()
+    assert 0.4 < mask.mean() < 0.7
     assert int(state.env_steps) == int(state.replay.size) == 60
 
 
-def test_a_member_learns_only_from_its_own_transitions():
+def test_an_agent_learns_only_from_its_own_transitions():
     """Rewards of the others' rows are nothing to it, and without any row it stands still."""
     state, step = played(12), compiled()[2]
     rows = tree.take(state.replay.rows, jnp.arange(200) % 12)
-    members = jnp.zeros((200, 3), bool).at[::2, 0].set(True).at[1::2, 1].set(True)
-    rows = rows.replace(members=members)
+    mask = jnp.zeros((200, 3), bool).at[::2, 0].set(True).at[1::2, 1].set(True)
+    rows = rows.replace(mask=mask)
     other = rows.replace(reward=rows.reward.at[1::2].add(5.0))
     one, two = (step(state.replace(replay=full(x))) for x in (rows, other))
-    # The row that the step itself adds is the first, which belongs to member 0 in both.
+    # The row that the step itself adds is the first, which belongs to agent 0 in both.
     assert not same(tree.take(one.agents, 1), tree.take(two.agents, 1))
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(one.agents))
-    nobody = full(rows.replace(members=jnp.zeros((200, 3), bool)))
-    # At most one row of a batch can have a member then: the new one.
+    nobody = full(rows.replace(mask=jnp.zeros((200, 3), bool)))
+    # At most one row of a batch can count for an agent then: the new one.
     still = step(state.replace(replay=nobody))
-    new = np.asarray(still.replay.rows.members[0])
+    new = np.asarray(still.replay.rows.mask[0])
     for i in np.flatnonzero(~new):
         assert same(tree.take(still.agents, i), tree.take(state.agents, i))
 
 
-def test_members_are_drawn_with_their_share(key):
-    drawn = sunrise.draw_members(key, 0.5, (4000, 3))
+def test_masks_are_drawn_with_their_probability(key):
+    drawn = sunrise.draw_mask(key, 0.5, (4000, 3))
     assert drawn.any(-1).all()
     # Of 8 equally likely rows the empty one becomes one of three: (12 + 1) / 24.
     assert float(drawn.mean()) == pytest.approx(13 / 24, abs=0.02)

@@ -14,6 +14,7 @@ with them.
 Differs from the paper:
 
 - The actors step together, so they copy the policy at the same time and share one copy.
+- Importance weights multiply the losses, as in Ape-X; the paper prints none.
 - Critics have a linear output; the softmax that the paper names cannot represent values.
 - Constants that the paper does not state are options of ``Config`` or hyperparameters of ``Hyper``.
 - The replay drops its oldest rows when it adds new ones; Ape-X trims it periodically.

@@ -9,7 +9,9 @@ The paper's learner is DDPG; TD3, SAC or DQN is ``config.agent``. ERL (``popjax.
 ``crossover="n_point", mutation="gaussian"``, PERL ``n_point`` with ``proximal``, DERL ``distil`` with
 ``gaussian``. With a ``drive`` the learner is also rewarded for novelty; fitness stays the task's return.
 
-Where the authors' code differs from the paper, popjax follows the code, which produced the published numbers:
+Where the authors' code differs from the paper, popjax follows the paper in the magnitude of mutations (the
+code's default is 0.05) and in the distance between mates, which compares current actions (the code: stored
+ones). Otherwise it follows the code, which produced the published numbers:
 
 - A child starts as a copy of the less fit parent, and imitates it in states where the critic values both
   parents' actions equally.

@@ -93,13 +93,13 @@ def program(env: Env, config: cspc.Config) -> Program:
 
 def pieces(env: Env, config: cspc.Config, state: Any) -> dict[str, float]:
     """Return the seconds that an iteration spends on each part of cooperating."""
-    members, steps = cspc_team.gather(env.spec, config), 3 * config.phase
+    roster, steps = cspc_team.gather(env.spec, config), 3 * config.phase
     gate = good_episodes.Gate(jnp.array([True]), jnp.float32(-jnp.inf))
     thin = replace(state.memory, replay=())
 
     def hand_over(state: Any) -> Any:
-        taken = exchange.ahead(state.scores, state.hyper.gap) & cspc_team.givers(members)
-        return cspc_team.hand_over(members, state.team, taken)
+        taken = exchange.ahead(state.scores, state.hyper.gap) & cspc_team.givers(roster)
+        return cspc_team.hand_over(roster, state.team, taken)
 
     def follow(thin: Any) -> Any:
         def one(carry: Any, number: Any) -> Any:

@@ -93,8 +93,9 @@ def test_programs_of_every_method_keep_what_the_documentation_says():
     assert compiled >= METHODS.keys() - {"align", "distil"}  # these begin with finished runs
 
 
-def test_a_replay_that_is_laid_out_anew_in_every_step_is_noticed():
-    """On a TPU, rows apart from one another are; with rows in whole lines the capacity costs nothing."""
+def test_the_check_notices_a_replay_that_is_laid_out_anew_in_every_step():
+    """As a TPU does with rows apart from one another, by recorded programs; with rows in whole lines the
+    capacity costs nothing."""
     rows = recorded("replay-programs-v5e.json")
     found = {(row["case"], row["rows"], row["capacity"]): row for row in rows}
     for case in ("sac-1", "sac-8"):
@@ -110,14 +111,14 @@ def recorded(name="programs.json"):
 
 
 def check(row, before):
-    """Check a program; ``before`` is what has been recorded of it."""
+    """Check a program; ``before`` is what has been recorded of it, or the same row to check the record."""
     case = row["case"]
     found = row["collectives"], row["callbacks"], row["float64"]
     assert found == ({}, 0, 0), case
     assert row["alias_megabytes"] == row["argument_megabytes"] > 0, case
     assert row["temporary_megabytes"] <= 1.2 * before["temporary_megabytes"] + 1, f"temporaries of {case}"
     # PBT copies its agents at ready points.
-    bound = 46.1 if case == "pbt" else 6.3
+    bound = {"h100": 46.1, "v5e": 12.6}[row["device"]] if case == "pbt" else 6.3
     assert row["iteration"]["large_copy_megabytes"] <= bound, case
 
 

@@ -8,13 +8,13 @@ taken from Ape-X (Horgan et al., ICLR 2018) and Plappert et al. (ICLR 2018).
 A step is one environment step in every actor's lanes and the gradient steps due for it: act -> refresh ->
 flush -> learn -> retire. Two effects of asynchrony remain: actors use a copy of the learner's policy that is
 up to ``sync_every`` steps old, and transitions get their priorities only when local buffers are flushed.
-With prior policies the environment stands in the program twice: greedy episodes of the learner are compared
-with them.
+With prior policies and ``return_source`` "greedy" the environment stands in the program twice, once for the
+episodes that are compared with them.
 
 Differs from the paper:
 
 - The actors step together, so they copy the policy at the same time and share one copy.
-- Importance weights multiply the losses, as in Ape-X; the paper prints none.
+- Importance weights multiply the losses of DQN and of DDPG's critic, as in Ape-X; the paper prints none.
 - Critics have a linear output; the softmax that the paper names cannot represent values.
 - Constants that the paper does not state are options of ``Config`` or hyperparameters of ``Hyper``.
 - The replay drops its oldest rows when it adds new ones; Ape-X trims it periodically.

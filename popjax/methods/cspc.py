@@ -15,19 +15,18 @@ paper's ablations and baselines are configurations, listed on the method's page.
 off-policy agents are also rewarded for states that are new to the team (``rnd``), or new to themselves and
 to the other agents (``collab``); scores stay the task's returns.
 
-Where the paper's listings and its text disagree, popjax mostly follows the text and the authors' code:
+Where the paper's listings and its text disagree, popjax follows the text and the authors' code:
 
 - The global agent's first training takes place once (Algorithm 1 prints it inside the loop), and policies may
   be handed over right after it.
 - An episode is stored before the update that follows it (Algorithm 2 prints the update first).
 - An agent's label admits only that agent's episodes to the local memory.
-- As in the listing and the code, an episode enters it whose return is above the worst score; the text also
-  admits an equal one.
-- As in the code alone, batches are drawn from it only once it holds more than 10,000 transitions, and the
-  team's PPO has the other agents' networks, squashed actions and batches of 1,000.
 
 Differs from the paper:
 
+- As in the authors' code, batches are drawn from the local memory only once it holds more than 10,000
+  transitions; the team's PPO has the networks of the others, squashed actions and batches of 1,000; and an
+  episode must return more than the worst score to enter that memory, which the text also allows to be equal.
 - Gradient steps alternate with environment steps; the paper takes them in bursts after episodes (``burst``,
   with ``update_after=0``). So a batch may hold transitions of an unfinished episode, and a phase of the
   global agent may end in the middle of an episode, which its next phase continues.

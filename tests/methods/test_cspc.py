@@ -1000,7 +1000,7 @@ def test_a_fused_generation_is_told_what_its_individuals_earned():
     """The rewards of the memory's rows, of which each step wrote one of every environment, in order."""
     never = compiled(FUSED)[0].hyper.replace(gap=1e9)
     before, after = history(2, FUSED, hyper=never)[1:]
-    written = after.memory.replay.rows.reward[500:800].reshape(10, 3, 10)  # [T, member, environment]
+    written = after.memory.replay.rows.reward[500:800].reshape(10, 3, 10)  # [T, agent, environment]
     fitness = written[:, 2].sum(0)
     asked, tested = before.team.evolution, after.team.evolution
     np.testing.assert_allclose(tested.fitness, fitness, atol=1e-5)

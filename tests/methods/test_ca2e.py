@@ -96,6 +96,26 @@ def test_worked_example_6_successes_in_a_row():
         assert list(state.retired_at) == [6 if check >= 6 else -1, -1]
 
 
+def test_gradient_steps_read_the_rows_of_the_replay_and_do_not_carry_them():
+    """Of all loops, only that in which full local buffers are flushed writes rows."""
+
+    def loops(program):
+        for each in program.eqns:
+            if each.primitive.name == "while":
+                constants = each.params["cond_nconsts"] + each.params["body_nconsts"]
+                yield [x.aval.shape for x in each.invars[constants:]]
+            for part in jax.tree.leaves(each.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
+                inner = getattr(part, "jaxpr", part)
+                yield from loops(inner) if hasattr(inner, "eqns") else ()
+
+    method = ca2e.build(make("probe/corridor"), SMALL)
+    state = jax.eval_shape(method.init, jax.random.key(0), method.hyper)
+    rows, nodes = state.replay.ring.rows.reward.shape, state.replay.nodes.shape
+    carried = list(loops(jax.make_jaxpr(method.step)(state).jaxpr))
+    assert sum(nodes in shapes for shapes in carried) == 2
+    assert sum(rows in shapes for shapes in carried) == 1
+
+
 def test_worked_example_7_the_first_flush():
     """Three steps make the first return, so that the fiftieth is complete with step 52."""
     options = {

@@ -153,11 +153,11 @@ def target_weight(std: Array, temperature: Array | float) -> Array:
     return jax.nn.sigmoid(-std * temperature) + 0.5
 
 
-def draw_mask(key: Key, share: Array | float, shape: tuple[int, ...]) -> Array:
-    """Return bool ``shape`` = [..., P], each true with probability ``share``; a row that chance left empty
+def draw_mask(key: Key, probability: Array | float, shape: tuple[int, ...]) -> Array:
+    """Return bool ``shape`` = [..., P], each true with ``probability``; a row that chance left empty
     gets one at random."""
     key_drawn, key_one = jax.random.split(key)
-    drawn = jax.random.bernoulli(key_drawn, share, shape)
+    drawn = jax.random.bernoulli(key_drawn, probability, shape)
     one = jax.nn.one_hot(jax.random.randint(key_one, shape[:-1], 0, shape[-1]), shape[-1], dtype=jnp.bool_)
     return jnp.where(drawn.any(-1, keepdims=True), drawn, one)
 

@@ -14,7 +14,7 @@ import pytest
 from popjax.envs import make
 from popjax.host.checkpoints.state_arrays import digest
 from popjax.host.errors import NonFiniteMetric, Refused
-from popjax.host.runs import log
+from popjax.host.runs import log, rundir
 from popjax.host.scaling import memory, sweep
 from popjax.host.training import evaluate, train
 from popjax.host.training.compiled_programs import chunk_function
@@ -215,6 +215,40 @@ def test_resuming_with_other_options_names_each(tmp_path: Path) -> None:
         train(method, ENV, run_dir=tmp_path, resume=True, **other, **OPTIONS)
     for part in ("--hyper.rate 0.1 -> 0.5", "--env-steps 120 -> 60"):
         assert part in str(refusal.value)
+
+
+def test_an_option_that_popjax_has_gained_since_had_its_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = tiny.build(ENV)
+    train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+    path = tmp_path / "config.json"
+    told = json.loads(path.read_text())
+    assert told["config"].pop("capacity") == 1_000
+    assert told["hyper"].pop("rate") == pytest.approx(0.1)
+    path.write_text(json.dumps(told))
+    for other, part in (
+        (tiny.build(ENV, tiny.Config(capacity=50)), "--config.capacity 1000 -> 50"),
+        (method._replace(hyper=tiny.Hyper(rate=0.5)), "--hyper.rate 0.1 -> 0.5"),
+    ):
+        with pytest.raises(Refused, match=part):
+            train(other, ENV, env_steps=240, run_dir=tmp_path, resume=True, **OPTIONS)
+    capsys.readouterr()
+    result = train(method, ENV, env_steps=240, run_dir=tmp_path, resume=True, **OPTIONS | {"quiet": False})
+    assert "--config.capacity is new: 1000; --hyper.rate is new: 0.1" in capsys.readouterr().err
+    straight = train(method, ENV, env_steps=240, **OPTIONS)
+    assert digest(result.state) == digest(straight.state)
+    assert json.loads(path.read_text())["config"]["capacity"] == 1_000
+
+
+def test_an_option_of_another_kind_of_agent_is_not_one_that_was_gained() -> None:
+    """TD3's options must not count as options of DDPG that an earlier version did not have."""
+    ddpg, td3 = (
+        {"method": "pderl", "agents": {"agent": kind}, "config": {"agent": config}, "hyper": {}}
+        for kind, config in (("ddpg", {"polyak": 0.1}), ("td3", {"polyak": 0.1, "delay": 2}))
+    )
+    found = [line for _, line in rundir.differences(ddpg, td3)]
+    assert found == ["--config.agent ddpg -> td3", "--config.agent.delay unset -> 2"]
 
 
 def test_a_non_finite_metric_stops_the_run(tmp_path: Path) -> None:

@@ -27,12 +27,15 @@ from typing import Any
 from popjax.host.errors import NoRun, Refused
 from popjax.host.numbers import equal, plain
 from popjax.host.paths import file_name, replacing
+from popjax.host.recipes import recipe
+from popjax.host.runs.configuration import nested
 from popjax.host.runs.options import option_name
 from popjax.host.scaling import processes, sweep
+from popjax.recipe import defaults
 
 _COMPARED = (
     "method",
-    "agent",
+    "agents",
     "env",
     "env_options",
     "envs",
@@ -148,14 +151,16 @@ def begun(root: Path) -> bool:
 
 
 def changed(root: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return 'option old -> new' for every permitted change since the run was last started, and 'package old
-    -> new' or 'device old -> new' for changed versions and devices, which may change results."""
+    """Return 'option old -> new' for every permitted change since the run was last started, 'option is new:
+    default' for every option that popjax has gained since, and 'package old -> new' or 'device old -> new'
+    for changed versions and devices, which may change results."""
     before = read_config(root)
     free = _free(before, config)
     old, new = (facts.get("versions", {}) | {"device": facts.get("device")} for facts in (before, config))
     found = [line for name, line in differences(before, config) if free(name)]
     budget, larger = before["options"]["env_steps"], config["options"]["env_steps"]
     found += [f"--env-steps {budget} -> {larger}"] if larger > budget else []
+    found += [f"{_option(name)} is new: {value}" for name, value in _gained(before, config).items()]
     return found + [
         f"{name} {old[name]} -> {new[name]}" for name in new if old.get(name) not in (None, new[name])
     ]
@@ -203,21 +208,43 @@ def identity(path: Path) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (name, 'option old -> new') for every difference between two configurations.
 
-    A larger budget of environment steps is not a difference, since it continues the same run. Versions,
-    device and commit are not options; settings of JAX were not recorded in early runs. Floats are compared in
-    float32, the precision of training.
+    A larger budget of environment steps is not a difference, since it continues the same run. An option of
+    the method that was unknown when ``old`` was recorded had its default. Versions, device and commit are not
+    options; settings of JAX were not recorded in early runs. Floats are compared in float32, the precision of
+    training.
     """
     compared = [key for key in _COMPARED if key != "jax" or (key in old and key in new)]
     flat_old, flat_new = (dict(flattened(plain({k: c.get(k) for k in compared}))) for c in (old, new))
+    flat_old |= _gained(old, new)
     for name in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(name), flat_new.get(name)
         if equal(before, after) or (name == "options.env_steps" and _larger(after, before)):
             continue
-        setting = name.removeprefix("jax.")
-        option = (
-            setting if setting != name else option_name(name.removeprefix("options.").removeprefix("envs."))
-        )
-        yield name, f"{option} {_spell(before)} -> {_spell(after)}"
+        yield name, f"{_option(name)} {_spell(before)} -> {_spell(after)}"
+
+
+def _gained(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name and default of every entry of ``config`` and ``hyper`` that only ``new`` has, if both
+    configurations are of one method with agents of the same kinds."""
+    flat_old, flat_new = (
+        dict(flattened({key: facts.get(key) for key in ("config", "hyper")})) for facts in (old, new)
+    )
+    missing = flat_new.keys() - flat_old.keys()
+    if not (missing and new.get("config") and all(old.get(k) == new.get(k) for k in ("method", "agents"))):
+        return {}
+    config, hyper = defaults(recipe(new["method"]), new["agents"])
+    plainly = dict(flattened(plain({"config": nested(config), "hyper": nested(hyper)})))
+    return {name: plainly[name] for name in sorted(missing & plainly.keys())}
+
+
+def _option(name: str) -> str:
+    """Return the option, or the setting of JAX, of an entry of ``config.json``."""
+    section, _, rest = name.partition(".")
+    if section == "jax":
+        return rest
+    if section == "agents":
+        return option_name(f"config.{rest}")
+    return option_name(rest if section in ("options", "envs") else name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -53,8 +53,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import clock, record
 from popjax import envs, rollout
 from popjax.core import Env
+from popjax.host import provenance
 from popjax.host.errors import Refused
-from popjax.host.runs import configuration
 from popjax.host.scaling import memory, shard
 
 # Modules with ``truth(task)`` or, for suites whose libraries are written in JAX, ``truth(suite, task)``.
@@ -175,7 +175,7 @@ def measure(name: str, arguments: Arguments) -> dict[str, Any]:
     return {
         "task": name,
         **options,
-        "commit": configuration.git_commit(),
+        "commit": provenance.git_commit(),
         "compile_seconds": compile_seconds,
         "env_steps_per_second": steps_per_second,
         "devices": arguments.devices,
@@ -286,7 +286,7 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     """Write ``envs-<platform>.json`` and ``.csv`` in ``arguments.results``."""
     found = {d.metadata["name"]: d.version for d in importlib.metadata.distributions()}
-    versions = configuration.versions() | {name: found[name] for name in LIBRARIES if name in found}
+    versions = provenance.versions() | {name: found[name] for name in LIBRARIES if name in found}
     target = (arguments.results or arguments.out) / f"envs-{jax.default_backend()}.json"
     record.write(target, versions=versions, rows=rows)
     table = [flat(row) for row in rows]
@@ -299,7 +299,7 @@ def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
 
 def show(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     """Print the table on standard output."""
-    table = Table(title=f"Random play on {configuration.device_name()}")
+    table = Table(title=f"Random play on {provenance.device_name()}")
     lanes = [f"steps/s, {n}" for n in arguments.lanes]
     for header in ["task", "compile s", *lanes, "reset %", "bytes", "truth median", "p99"]:
         table.add_column(header, justify="left" if header == "task" else "right", no_wrap=True)

@@ -252,11 +252,11 @@ def limit() -> dict[str, Any] | None:
     use, or the peaks of an accelerator; None for an accelerator whose peaks are not known."""
     import jax
 
-    from popjax.host.runs import configuration
+    from popjax.host import provenance
 
     work = PROTOCOLS["default"].work["sac"]
     if jax.default_backend() != "cpu":
-        return peers_report.accelerator_limit(configuration.device_name())
+        return peers_report.accelerator_limit(provenance.device_name())
     command = [sys.executable, __file__, "--products", str(work.hidden[0])]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

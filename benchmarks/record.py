@@ -9,16 +9,16 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from popjax.host.runs import configuration
+from popjax.host import provenance
 
 
 def about() -> dict[str, Any]:
     """Return the command, device, versions and commit of this process."""
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_portable(sys.argv[1:])]),
-        "device": configuration.device_name(),
-        "versions": configuration.versions(),
-        "git_commit": configuration.git_commit(),
+        "device": provenance.device_name(),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
     }
 
 
@@ -42,7 +42,7 @@ def kept(file: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not (file and file.exists()):
         return [], {}
     before = json.loads(file.read_text())
-    if (device := before["device"]) != configuration.device_name():
+    if (device := before["device"]) != provenance.device_name():
         raise SystemExit(f"error: {file} holds rows of {device}; name another file as --out")
     own = {name: before[name] for name in ("git_commit", "command")}
     return [own | row for row in before["rows"]], before

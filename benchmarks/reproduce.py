@@ -33,7 +33,7 @@ from benchmarks import registry, reproduced  # noqa: E402
 from benchmarks.registry import Cell  # noqa: E402
 from popjax.host import terminal  # noqa: E402
 from popjax.host.errors import Refused  # noqa: E402
-from popjax.host.scaling import launchers  # noqa: E402
+from popjax.host.runs import launchers  # noqa: E402
 
 STOPPED = "stopped; the same command continues"
 

@@ -47,6 +47,18 @@ LAYERS = (
     {"methods"},
 )
 ABOVE = {"host", "cli", "testing", "__main__"}
+# The same for the parts of the host.
+HOST_LAYERS = (
+    {"errors"},
+    {"paths", "numbers", "terminal", "garbage", "recipes"},
+    {"scaling"},
+    {"provenance"},
+    {"checkpoints"},
+    {"signals"},
+    {"runs"},
+    {"report"},
+    {"training", "deploy"},
+)
 # The host sees a method through the record `Method`, whatever it is made of.
 HIDDEN_FROM_HOST = {"agents", "evolution", "intrinsic", "population", "methods", "cli", "testing"}
 # What the modules of a package may share: written once, used by all of them.
@@ -192,6 +204,16 @@ def test_siblings_do_not_import_each_other(module):
         and not (method(name) and method(name) in (method(module), VARIANTS.get(method(module))))
     ]
     assert not wrong, f"{module} imports its siblings {wrong}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("popjax.host.")])
+def test_imports_within_the_host_point_down(module):
+    number = {name: place for place, names in enumerate(HOST_LAYERS) for name in names}
+    part = {name: name.split(".")[2] for name in [module, *inside(module)] if name.startswith("popjax.host.")}
+    assert set(part.values()) <= number.keys(), "give the new part a layer in HOST_LAYERS"
+    own = part[module]
+    wrong = [name for name, other in part.items() if other != own and number[other] >= number[own]]
+    assert not wrong, f"{module} imports {wrong}, which is not below it"
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("popjax.host")])

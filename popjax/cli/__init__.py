@@ -132,7 +132,8 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 def _run(argv: list[str]) -> None:
     from popjax.cli import expand, grid, parse, several
     from popjax.host import paths
-    from popjax.host.scaling import launchers, shard
+    from popjax.host.runs import launchers
+    from popjax.host.scaling import shard
 
     if not argv:
         raise parse.Fault(f"no method given: name {' or '.join(METHODS)} first, or see --help")

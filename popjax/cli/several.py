@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from popjax.cli import grid, show
 from popjax.host.errors import FAILURES, Refused, TooLarge
-from popjax.host.runs import run_group, rundir
+from popjax.host.runs import launchers, run_group, rundir
 from popjax.host.runs.run_group import Entry
-from popjax.host.scaling import launchers, processes
+from popjax.host.scaling import processes
 from popjax.host.terminal import complain
 
 

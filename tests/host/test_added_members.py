@@ -11,9 +11,9 @@ import pytest
 
 from popjax import cli
 from popjax.envs import make
-from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
-from popjax.host.runs import Result, added_members
+from popjax.host.runs import Result, added_members, best_policies
 from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 from popjax.envs import make
+from popjax.host import provenance
 from popjax.host.checkpoints import checkpoint, state_arrays
 from popjax.host.errors import NotRead, Refused
-from popjax.host.runs import configuration
 from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS
@@ -103,9 +103,9 @@ def test_another_structure_is_refused(tmp_path: Path) -> None:
 def test_another_structure_names_what_can_use_it(
     config: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(configuration, "versions", lambda: {"ale-py": "0.12.1", "jax": "1.2"})
-    monkeypatch.setattr(configuration, "git_commit", lambda: "here")
-    monkeypatch.setattr(configuration, "device_name", lambda: "cpu (x86_64, 1 thread)")
+    monkeypatch.setattr(provenance, "versions", lambda: {"ale-py": "0.12.1", "jax": "1.2"})
+    monkeypatch.setattr(provenance, "git_commit", lambda: "here")
+    monkeypatch.setattr(provenance, "device_name", lambda: "cpu (x86_64, 1 thread)")
     checkpoint.save(tmp_path / "checkpoints", 1, {"a": jnp.zeros(3)}, {})
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(Refused) as refusal:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from popjax.envs import make
-from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.checkpoints import checkpoint
 from popjax.host.deploy import chosen_policy
 from popjax.host.errors import Refused
-from popjax.host.runs import run_group, rundir
+from popjax.host.runs import best_policies, run_group, rundir
 from popjax.host.runs.history import Evaluation
 from popjax.host.training import stopping, train
 from tests.host import tiny

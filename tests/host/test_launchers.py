@@ -20,7 +20,7 @@ from popjax.envs import make
 from popjax.host import signals
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Interrupted, Refused
-from popjax.host.scaling import launchers
+from popjax.host.runs import launchers
 from popjax.host.training import train
 from tests.host import tiny, worker
 
@@ -272,7 +272,7 @@ def test_a_signal_cancels_what_still_runs_and_waits_for_it(number: signal.Signal
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from popjax.host.scaling import launchers
+from popjax.host.runs import launchers
 from popjax.host.errors import Interrupted
 from tests.host import test_launchers, worker
 

@@ -14,13 +14,13 @@ import pytest
 
 from popjax.agents import td3
 from popjax.envs import make
-from popjax.host.runs import configuration
+from popjax.host import provenance
 from popjax.host.training import train
 from popjax.methods import independent
 from tests.host import tiny
 
-PACKAGE = Path(configuration.__file__).parents[2]
-ASK = "from popjax.host.runs import configuration as here; print(here.git_commit(), here._origin()[1])"
+PACKAGE = Path(provenance.__file__).parents[1]
+ASK = "from popjax.host import provenance as here; print(here.git_commit(), here.git_dirty())"
 
 
 def told(directory: Path, *command: str, **environment: str) -> str:

@@ -17,9 +17,8 @@ from jax._src import cache_key
 
 from popjax.agents import a2c
 from popjax.envs import make
-from popjax.host import terminal
+from popjax.host import provenance, terminal
 from popjax.host.errors import Refused
-from popjax.host.runs import configuration
 from popjax.host.runs.options import Options, validate
 from popjax.host.scaling import shard, sweep
 from popjax.host.training import compile_cache, evaluate, program_store, train
@@ -197,7 +196,7 @@ def test_the_threads_of_xla_are_recorded_and_tell_programs_apart(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert f", {threads} thread" in configuration.device_name()
+    assert f", {threads} thread" in provenance.device_name()
     assert threads in program_store._facts_of(tuple(jax.devices()))
     compile_cache.keep_compiled()
     assert cache_key.custom_hook() == f"{threads} threads"

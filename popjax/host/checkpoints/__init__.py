@@ -1,1 +1,1 @@
-"""Checkpoints: whole States on disk, verified when read, and the best policies."""
+"""Checkpoints: whole States on disk, verified when read."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from popjax.host.runs import configuration
+from popjax.host import provenance
 
 
 def made_with(path: Path) -> str:
@@ -18,15 +18,15 @@ def made_with(path: Path) -> str:
         versions: dict[str, Any] = dict(config.get("versions") or {})
     except (OSError, ValueError, AttributeError):
         return ""
-    here = configuration.versions()
+    here = provenance.versions()
     packages = [
         f"{name} {version} instead of {here.get(name, 'none')}"
         for name, version in versions.items()
         if here.get(name) != version
     ]
-    elsewhere = device and _kind(device) != _kind(configuration.device_name())
+    elsewhere = device and _kind(device) != _kind(provenance.device_name())
     differing = [*packages, *([f"device {device}"] if elsewhere else [])]
-    if commit and commit != configuration.git_commit():
+    if commit and commit != provenance.git_commit():
         differing.insert(0, f"commit {commit}")
     if not differing:
         return ""

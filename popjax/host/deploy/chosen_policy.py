@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from popjax import tree
 from popjax.core import Method
-from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
+from popjax.host.runs import best_policies
 from popjax.host.runs.run import Failure
 from popjax.host.runs.rundir import RunDirectory
 from popjax.host.scaling import sweep

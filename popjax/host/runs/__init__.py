@@ -1,4 +1,4 @@
-"""Runs: options, directories, records and results, and the sinks of records."""
+"""Runs: options, directories, records and results, sinks of records, the best policies, and launchers."""
 
 from popjax.host.runs.history import Evaluation, History
 from popjax.host.runs.run import Result

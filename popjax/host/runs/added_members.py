@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from popjax.host.checkpoints import best_policies, checkpoint, state_arrays
+from popjax.host.checkpoints import checkpoint, state_arrays
 from popjax.host.errors import NotRead, Refused
-from popjax.host.runs import log
+from popjax.host.runs import best_policies, log
 from popjax.host.runs.run import Run
 from popjax.host.scaling import processes, sweep
 from popjax.host.scaling.sweep import Member

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from popjax.host.checkpoints import best_policies, checkpoint
+from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
-from popjax.host.runs import log, run_group, rundir
+from popjax.host.runs import best_policies, log, run_group, rundir
 from popjax.host.runs.run import Failure
 from popjax.host.scaling import processes
 from popjax.host.scaling.sweep import of_config

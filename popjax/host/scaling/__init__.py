@@ -1,4 +1,4 @@
-"""Scaling: sweeps as one axis, several devices and processes, launchers of jobs, and memory."""
+"""Scaling: sweeps as one axis, several devices and processes, and memory."""
 
 from popjax.host.scaling.sweep import Member
 

@@ -15,18 +15,19 @@ import numpy as np
 
 from popjax.host import signals
 from popjax.host.checkpoints import checkpoint, io_errors
-from popjax.host.checkpoints.best_policies import Best
 from popjax.host.checkpoints.writer import Writer
 from popjax.host.errors import CallbackFailed, Interrupted, NonFiniteMetric, Refused
 from popjax.host.runs import log
 from popjax.host.runs.background_writer import Background
+from popjax.host.runs.best_policies import Best
 from popjax.host.runs.history import Evaluation, History, Seconds, empty, join, non_finite
 from popjax.host.runs.recorded_scalars import recorded
-from popjax.host.runs.run import Failure, Position, Result, Run, extra, finish, wall_seconds
+from popjax.host.runs.run import Failure, Position, Result, Run, extra, wall_seconds
 from popjax.host.scaling import processes
 from popjax.host.training import stopping
 from popjax.host.training.compiled_programs import Programs
 from popjax.host.training.stopped_members import StoppedMembers
+from popjax.host.training.summary import finish
 
 
 class Trained(NamedTuple):

@@ -20,19 +20,20 @@ from popjax import numerics
 from popjax.arguments import checked, typed
 from popjax.core import Env, Method
 from popjax.host import garbage
-from popjax.host.checkpoints.best_policies import Best
 from popjax.host.checkpoints.writer import Writer
 from popjax.host.errors import Refused
 from popjax.host.numbers import real
 from popjax.host.paths import path
 from popjax.host.runs import added_members, configuration, log, rundir
+from popjax.host.runs.best_policies import Best
 from popjax.host.runs.options import Options, check_counter, validate
-from popjax.host.runs.run import Position, Result, Run, finished, restore
+from popjax.host.runs.run import Position, Result, Run, restore
 from popjax.host.scaling import memory, processes, shard, sweep
 from popjax.host.signals import ready
 from popjax.host.training import compile_cache, program_store, stopping
 from popjax.host.training.compiled_programs import Programs, compile_programs
 from popjax.host.training.loop import Trained, evaluations_due, train_on
+from popjax.host.training.summary import finished
 
 
 @typed(Refused)

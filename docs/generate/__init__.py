@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from generate import api, results, settings, tasks
+from generate import api, results, settings, speed, tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +16,7 @@ def everything(docs: Path) -> None:
     What has not changed is left alone, so that Sphinx reads only what has.
     """
     pages = {f"api/{name}": text for name, text in api.pages().items()}
-    parts = settings.parts() | tasks.parts(ROOT) | results.parts(ROOT)
+    parts = settings.parts() | tasks.parts(ROOT) | results.parts(ROOT) | speed.parts(ROOT)
     pages |= {f"parts/{name}": text for name, text in parts.items()}
     folder = docs / "generated"
     for old in set(folder.rglob("*.md")) - {folder / f"{name}.md" for name in pages}:

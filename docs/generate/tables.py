@@ -1,8 +1,19 @@
-"""Tables in Markdown."""
+"""Files of results, and tables in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Load = Callable[[str], Any]
+"""Return the content of a file of results, by its name without ``.json``."""
+
+
+def loader(folder: Path) -> Load:
+    """Return the function that reads the JSON files of ``folder``."""
+    return lambda name: json.loads((folder / f"{name}.json").read_text())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> str:

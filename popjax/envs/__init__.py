@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import importlib
 import inspect
 import json
@@ -38,8 +39,6 @@ def tasks(suite: str) -> tuple[str, ...]:
 
 
 @typed()
-@remembered
-@numerics.standard()
 def make(name: str, **options: Any) -> Env:
     """Return the environment ``name``, for one lane: "suite/task", or your own as "package.module[:make]".
 
@@ -52,6 +51,10 @@ def make(name: str, **options: Any) -> Env:
     time limit in environment steps, which ``gymnax`` calls ``max_steps_in_episode``.
     Every task takes ``action_repeat``, ``frame_stack``, ``reward_scale`` and ``reward_clip``.
 
+    Equal calls return the same object, so that nothing is compiled twice, unless your function has been
+    reloaded or the content of ``xml_file`` has changed. If you reload only a module that your function uses,
+    reload that of your function, too.
+
     Raises:
         ValueError: the suite, task or option is unknown (the message names the nearest that exists), or your
             own environment cannot be imported or breaks the contract of ``Env``.
@@ -63,6 +66,18 @@ def make(name: str, **options: Any) -> Env:
         raise ValueError(
             f"{name} is of type {type(function).__name__}; name a function that returns an environment"
         )
+    # IPython's autoreload keeps the function and replaces its code.
+    versions = getattr(function, "__code__", None), _digest(options.get("xml_file"))
+    return _made(name, function, versions, **options)
+
+
+@remembered
+@numerics.standard()
+def _made(name: str, function: Callable[..., Any] | None, versions: Any, /, **options: Any) -> Env:
+    """Return the environment ``name``, made by the user's ``function`` or by a suite.
+
+    ``versions`` of the function and of the model file only tell calls apart.
+    """
     theirs = inspect.signature(function).parameters if function else {}
     general = {key: options[key] for key in options if key in wrappers.OPTIONS and key not in theirs}
     special = {key: options[key] for key in options if key not in general}
@@ -73,6 +88,19 @@ def make(name: str, **options: Any) -> Env:
     if written is None or origin(env):  # a user's function may return one that was made here
         return env
     return env._replace(origin=Origin(name, written, env._replace(origin=None)))
+
+
+def _digest(model: str | None) -> bytes | None:
+    """Return the digest of a model file of ``gym``; None if there is none, which making the task reports."""
+    if not isinstance(model, str):
+        return None
+    try:
+        from gymnasium.envs.mujoco.mujoco_env import expand_model_path
+
+        with open(expand_model_path(model), "rb") as file:
+            return hashlib.sha256(file.read()).digest()
+    except (ImportError, OSError, ValueError):
+        return None
 
 
 def origin(env: Env) -> Origin | None:

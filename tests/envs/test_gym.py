@@ -256,6 +256,16 @@ def test_a_value_of_the_wrong_type_is_refused(option, value, wanted):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_model_that_was_edited_makes_another_environment(tmp_path):
+    source = Path(gymnasium.__file__).parent / "envs/mujoco/assets/inverted_pendulum.xml"
+    file = tmp_path / "mine.xml"
+    file.write_text(source.read_text())
+    first = envs.make("gym/InvertedPendulum-v5", xml_file=str(file))
+    assert envs.make("gym/InvertedPendulum-v5", xml_file=str(file)) is first
+    file.write_text(source.read_text().replace('timestep="0.02"', 'timestep="0.01"'))
+    assert envs.make("gym/InvertedPendulum-v5", xml_file=str(file)).spec.dt == first.spec.dt / 2
+
+
 def test_values_of_the_right_type_are_taken():
     """A whole number is a number, also where Gymnasium's default is one; JSON keeps a pair as a list."""
     default = envs.make("gym/Reacher-v5").spec.dt

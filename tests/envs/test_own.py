@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,29 @@ def test_a_module_that_fails_is_told_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "needy_module.py").write_text("import not_installed_anywhere\n")
     with pytest.raises(ValueError, match=r"importing needy_module failed: ModuleNotFoundError"):
         envs.make("needy_module")
+
+
+def test_a_function_that_was_reloaded_makes_another_environment(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    file = tmp_path / "edited_task.py"
+    body = "import popjax\ndef make():\n    return popjax.make('probe/context', reward_scale={scale})\n"
+
+    def reward(env):
+        return float(env.step(env.reset(jax.random.key(0))[0], jnp.ones(1))[1].reward)
+
+    file.write_text(body.format(scale=1.0))
+    first = envs.make("edited_task")
+    assert envs.make("edited_task") is first
+    file.write_text(body.format(scale=3.0))
+    module = importlib.reload(sys.modules["edited_task"])
+    second = envs.make("edited_task")
+    assert reward(second) == pytest.approx(3 * reward(first))
+    # As IPython's autoreload does.
+    changed = {}
+    exec(body.format(scale=5.0), changed)
+    module.make.__code__ = changed["make"].__code__
+    assert reward(envs.make("edited_task")) == pytest.approx(5 * reward(first))
 
 
 def test_what_is_changed_by_hand_has_no_origin():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,28 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     assert [word for word in words if "steps" in word] == ["--env_steps=5"]
     assert words[words.index("--config.agent.hidden") + 1 :][:1] == ["4"]
     assert [word for word in words if word in ("length=5", "a=1")] == ["length=5", "a=1"]
+
+
+SWEEPING = """
+hyper.rate = 0.5
+[sweep]
+hyper.poison-at = [1, 2]
+config.agent.width = [8, 16]
+"hyper.a,hyper.b" = ["1:2", "3:4"]
+"""
+SWEPT = ["hyper.poison-at=1,2", "config.agent.width=8,16", "hyper.a,hyper.b=1:2,3:4"]
+
+
+@pytest.mark.parametrize("kind", ["toml", "json", "yaml"])
+def test_names_in_a_sweep_may_be_tables(tmp_path: Path, kind: str) -> None:
+    import yaml
+
+    content = tomllib.loads(SWEEPING)
+    texts = {"toml": SWEEPING, "json": json.dumps(content), "yaml": yaml.safe_dump(content, sort_keys=False)}
+    file = tmp_path / f"options.{kind}"
+    file.write_text(texts[kind])
+    words = expand.expanded(["--options", str(file)])
+    assert words == ["--hyper.rate", "0.5", *(word for text in SWEPT for word in ("--sweep", text))]
 
 
 @pytest.mark.parametrize(

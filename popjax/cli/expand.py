@@ -92,8 +92,8 @@ def _tokens(content: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]
     for key, value in content.items():
         name = prefix + str(key).replace("_", "-")
         if isinstance(value, Mapping) and name in _PAIRS:
-            for inner, one in value.items():
-                yield [f"--{name}", f"{inner}={_spelt(one)}"]
+            pairs = _flat(value) if name == "sweep" else value.items()
+            yield from ([f"--{name}", f"{inner}={_spelt(one)}"] for inner, one in pairs)
         elif isinstance(value, Mapping):
             yield from _tokens(value, f"{name}.")
         elif isinstance(value, bool):
@@ -106,6 +106,15 @@ def _tokens(content: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]
             yield from ([f"--{name}", str(one)] for one in value)
         elif value is not None:
             yield [f"--{name}", str(value)]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested tables by dotted name; unquoted, TOML nests ``hyper.rate``."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _spelt(value: Any) -> str:

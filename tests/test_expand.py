@@ -122,6 +122,45 @@ def test_names_in_a_sweep_may_be_tables(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        (["--sweep", "hyper.rate=1,2"], SWEPT),
+        (["--sweep", "hyper.poison_at=3,4"], SWEPT[1:]),
+        (["--hyper.poison_at=3"], SWEPT[1:]),
+        (["--config.agent.width", "8", "--sweep", "hyper.b,hyper.poison-at,hyper.a=1:2:3"], []),
+        (["--hyper.a", "1", "--hyper.b", "2"], SWEPT[:2]),
+    ],
+)
+def test_the_command_line_comes_before_values_and_sweeps_in_the_file(
+    tmp_path: Path, typed: list[str], left: list[str]
+) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text(SWEEPING)
+    words = expand.expanded([*typed, "--options", str(file)])
+    own = parse.peel_all(typed, "--sweep")[0]
+    assert parse.peel_all(words, "--sweep")[0] == [*left, *own]
+    assert ("--hyper.rate" in words) == ("hyper.rate=1,2" not in own)
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "said"),
+    [
+        ("hyper.rate = 1\n[sweep]\nhyper.rate = [1, 2]", [], "--hyper.rate is both given a value and swept"),
+        (SWEEPING, ["--hyper.a", "1"], "--hyper.a is both given a value and swept"),
+        (SWEEPING, ["--sweep", "hyper.a=1,2"], "--sweep hyper.a is given twice"),
+        ("sweep = true", [], "--sweep needs a value"),
+    ],
+)
+def test_a_file_cannot_both_set_and_sweep_an_option(
+    tmp_path: Path, text: str, typed: list[str], said: str
+) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text(text)
+    with pytest.raises((Fault, Refused), match=said):
+        expand.expanded(["--options", str(file), *typed])
+
+
+@pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("a.toml", None, "No such file"),

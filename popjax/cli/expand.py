@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from popjax.cli.parse import Fault, peel, peel_all
+from popjax.cli.parse import Fault, peel, peel_all, swept
 
 _ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -25,11 +25,21 @@ def expanded(argv: Sequence[str]) -> list[str]:
     """Return ``argv`` with the options of ``--options FILE`` and with the values that ``--sweep`` draws.
 
     Raises:
-        Fault: the file or a distribution cannot be read.
+        Fault: the file or a distribution cannot be read, or an option has a value and is swept.
+        Refused: a name is swept twice.
     """
     renamed = [_renamed(argument) for argument in argv]
     file, own = peel(renamed, "--options")
-    return drawn(_gathered([*_from_file(Path(file).expanduser(), own), *own] if file else own))
+    words = drawn(_gathered([*_from_file(Path(file).expanduser(), own), *own] if file else own))
+    _check_swept(words)
+    return words
+
+
+def _check_swept(argv: Sequence[str]) -> None:
+    """Check that no option is given a value and is swept as well: one of the two would be ignored."""
+    texts, rest = peel_all(argv, "--sweep")
+    if both := sorted(_names(rest) & _swept_names(swept(texts))):
+        raise Fault(f"{both[0]} is both given a value and swept: leave out one of them")
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:
@@ -50,16 +60,32 @@ def _renamed(argument: str) -> str:
 
 
 def _from_file(path: Path, own: Sequence[str]) -> Iterator[str]:
-    """Yield the options in a file, except those that the command line sets itself (``own``)."""
-    given = {_bare(argument) for argument in own if argument.startswith("--")}
+    """Yield the options in a file, except those that the command line (``own``) sets or sweeps itself; of a
+    ``--sweep`` that varies several together, it must set them all."""
+    texts, rest = peel_all(own, "--sweep")
+    given = _names(rest) | _swept_names(texts)
     for tokens in _tokens(_read(path)):
-        repeated = tokens[0][2:] in _PAIRS
-        if repeated or _bare(tokens[0]) not in given:
+        option = tokens[0][2:]
+        if option == "sweep" and tokens[1:]:
+            overridden = _swept_names(tokens[1:]) <= given
+        else:
+            overridden = option not in _PAIRS and _bare(tokens[0]) in given
+        if not overridden:
             yield from tokens
 
 
+def _names(argv: Sequence[str]) -> set[str]:
+    """Return the bare names of the options in ``argv``."""
+    return {_bare(argument) for argument in argv if argument.startswith("--")}
+
+
+def _swept_names(texts: Iterable[str]) -> set[str]:
+    """Return the bare names of the options in ``texts``, values of ``--sweep``."""
+    return {_bare(f"--{name.strip()}") for text in texts for name in text.partition("=")[0].split(",")}
+
+
 def _bare(argument: str) -> str:
-    """Return the name of an option without its dashes and without "no-"."""
+    """Return the name of an option without "no-"."""
     return re.sub(r"(^--|\.)no-", r"\1", argument.partition("=")[0].replace("_", "-"))
 
 
@@ -135,11 +161,11 @@ def drawn(argv: Sequence[str]) -> list[str]:
 
     count, rest = peel(argv, "--samples")
     texts, rest = peel_all(rest, "--sweep")
-    random = {
-        name.strip(): _DISTRIBUTION.fullmatch(value.replace(" ", ""))
+    random = [
+        (name.strip(), _DISTRIBUTION.fullmatch(value.replace(" ", "")))
         for name, _, value in (text.partition("=") for text in texts)
         if "(" in value
-    }
+    ]
     fixed = [text for text in texts if "(" not in text]
     written = [word for text in fixed for word in ("--sweep", text)]
     if not random:
@@ -153,10 +179,11 @@ def drawn(argv: Sequence[str]) -> list[str]:
     # One generator for each name: further points follow on those of a smaller --samples.
     columns = [
         _draws(name, match, int(count), np.random.default_rng([seed, place]))
-        for place, (name, match) in enumerate(random.items())
+        for place, (name, match) in enumerate(random)
     ]
     points = ",".join(":".join(map(spell, row)) for row in zip(*columns, strict=True))
-    return [*rest, *written, "--sweep", f"{','.join(random)}={points}"]
+    names = ",".join(name for name, _ in random)
+    return [*rest, *written, "--sweep", f"{names}={points}"]
 
 
 def _draws(name: str, match: re.Match[str] | None, count: int, generator: np.random.Generator) -> np.ndarray:

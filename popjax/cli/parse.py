@@ -29,6 +29,7 @@ import tyro
 from popjax.arguments import UNIONS
 from popjax.cli import forms
 from popjax.host.runs.options import Options, option_name
+from popjax.host.scaling.sweep import check_names
 
 C = TypeVar("C")
 H = TypeVar("H")
@@ -293,7 +294,7 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
     """Parse ``["hyper.rate=0.1,0.2"]`` into a dictionary of the texts between the commas.
 
     Raises:
-        Fault: a text has no "=" or no value, or a name occurs twice.
+        Fault, Refused: a text has no "=" or no value, or a name occurs twice.
     """
     found: dict[str, list[str]] = {}
     for text in texts:
@@ -306,8 +307,7 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
             raise Fault(
                 f"--sweep needs hyper.NAME=V1,V2 or config.NAME=V1,V2, got {text!r}; seeds are --seeds"
             )
-        if name in found:
-            raise Fault(f"--sweep {name} is given twice: list all its values in one")
+        check_names([*found, name])
         found[name] = [value.strip() for value in values.split(",")]
         if not all(found[name]):
             raise Fault(f"--sweep {name} needs values with commas between them, got {values!r}")
@@ -318,7 +318,7 @@ def swept_numbers(texts: Sequence[str]) -> dict[str, list[Any]]:
     """Parse as ``swept`` does, into numbers, or tuples of numbers for names that vary together.
 
     Raises:
-        Fault: as ``swept``, or a value is not a number.
+        Fault, Refused: as ``swept``, or a value is not a number.
     """
     numbers: dict[str, list[Any]] = {}
     for name, values in swept(texts).items():

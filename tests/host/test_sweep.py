@@ -81,6 +81,11 @@ def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
         ),
         ({"swept": {"hyper.rate": []}}, "--sweep hyper.rate needs at least one value"),
         ({"swept": {"hyper.rate": [0.1, 0.2, 0.1]}}, "hyper.rate=0.1,0.2,0.1 repeats a value"),
+        (
+            {"swept": {"hyper.rate": [0.1, 0.2], "hyper.rate,hyper.poison_at": [(0.3, -1), (0.4, -2)]}},
+            "--sweep hyper.rate is given twice",
+        ),
+        ({"swept": {"hyper.rate,hyper.rate": [(0.1, 0.2)]}}, "--sweep hyper.rate is given twice"),
         ({"swept": SWEPT, "members": (1, 3)}, "--members 1:3 must lie in the members 0:2"),
         ({"members": (1, 1), "seeds": 3}, "--members 1:1 must lie"),
     ],

@@ -9,6 +9,7 @@ for several, functions are mapped by ``vmap``.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
@@ -111,12 +112,25 @@ def part(members: Sequence[Member], bounds: tuple[int, int] | None) -> tuple[Mem
     return tuple(members[first:last])
 
 
+def check_names(axes: Iterable[str]) -> None:
+    """Check that every name is in one axis of a sweep only, and there once: of two values, one would win.
+
+    Raises:
+        Refused: a name occurs twice.
+    """
+    counts = Counter(name for joined in axes for name in joined.split(","))
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise Refused(f"--sweep {repeated[0]} is given twice: list all its values in one")
+
+
 def check(hyper: Any, swept: Mapping[str, Sequence[Any]]) -> None:
     """Check a sweep against the ``Hyper`` that it varies, before anything is built.
 
     Raises:
-        Refused: a name is not a field of ``hyper``, or values are missing, repeated or out of range.
+        Refused: a name occurs twice or is not a field of ``hyper``, or values are missing, repeated or out of
+            range.
     """
+    check_names(swept)
     _check_ranges(hyper)
     known = sorted(names(hyper))
     for joined, values in swept.items():

@@ -37,7 +37,7 @@ LIBRARIES = {"ale-py": ale, "envpool": envpool}
 
 def work(name: str, lanes: int, threads: int, steps: int) -> None:
     """Answer with the version after the first round, then with a line after each further round."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keep what libraries print out of the answers
 
     def answer(**said: Any) -> None:

@@ -117,7 +117,7 @@ def main(arguments: Arguments) -> None:
     for number, name in enumerate(names, 1):
         if {"error", "truth_error"} & set(read(file).get(name, ["error"])):
             row = in_its_own_process(name, arguments)
-            with file.open("a") as lines:
+            with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")
             said = row.get("error") or f"{row['measured_in']:.0f} s"
             Console(stderr=True).print(f"{number}/{len(names)} {name}: {said}", style="dim", markup=False)
@@ -146,7 +146,7 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
     """Return the latest row of each task, by task."""
     if not file.exists():
         return {}
-    return {row["task"]: row for row in map(json.loads, file.read_text().splitlines())}
+    return {row["task"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
 
 
 def in_its_own_process(name: str, arguments: Arguments) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def write(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     record.write(target, versions=versions, rows=rows)
     table = [flat(row) for row in rows]
     columns = list(dict.fromkeys(column for row in table for column in row))
-    with target.with_suffix(".csv").open("w", newline="") as file:
+    with target.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(table)

@@ -60,7 +60,7 @@ def accelerator_limit(device: str) -> dict[str, Any] | None:
 
 def _bytes_per_update(device: str | None) -> dict[str, float]:
     """Return the bytes that a step of the compiled program moves per agent, by number of agents."""
-    rows = json.loads((ROOT / "benchmarks/results/programs.json").read_text())["rows"]
+    rows = json.loads((ROOT / "benchmarks/results/programs.json").read_text(encoding="utf-8"))["rows"]
     sizes = {row["case"].removeprefix("sac-"): row for row in rows if row["device"] == device}
     return {
         size: round(row["iteration"]["megabytes"] * 1e6 / int(size))
@@ -117,14 +117,14 @@ def report(file: Path, per_call: str | None = None) -> None:
 
     ``per_call`` is what the figure shows in place of units per second; see ``peers.Protocol``.
     """
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     if found.get("protocol", "default") == "default":
         found["limit"] = found["limit"] or accelerator_limit(found["device"])
     for row in found["rows"]:
         if found["limit"] and row["algorithm"] == "sac" and "ratio" in row:
             row |= shares(row, found["limit"])
     found["bends"] = bends(found["rows"])
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     draw(found, file.with_suffix(".png"), per_call)
 
 
@@ -194,5 +194,5 @@ if __name__ == "__main__":
     from benchmarks.peers import PROTOCOLS
 
     for name in sys.argv[1:]:
-        asked = json.loads(Path(name).read_text()).get("protocol", "default")
+        asked = json.loads(Path(name).read_text(encoding="utf-8")).get("protocol", "default")
         report(Path(name), PROTOCOLS[asked].per_call)

@@ -208,7 +208,7 @@ def main(out: Path | None = None, note: str = "") -> None:
     record.write(place, **found)
     found["drq_updates"] = learned()
     record.write(place, **found)
-    print(place.read_text())
+    print(place.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

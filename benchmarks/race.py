@@ -162,7 +162,7 @@ def main(arguments: Arguments) -> None:
     """Run what is missing, write and draw."""
     record.check_known(arguments.tasks, TASKS)
     record.check_known(arguments.searches, SEARCHES)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
     for task in arguments.tasks:
         for name in arguments.searches:
             if any((row["task"], row["search"]) == (task, name) for row in rows):

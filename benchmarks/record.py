@@ -41,7 +41,7 @@ def kept(file: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     nothing if there is no file. End the process if another device measured them."""
     if not (file and file.exists()):
         return [], {}
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text(encoding="utf-8"))
     if (device := before["device"]) != provenance.device_name():
         raise SystemExit(f"error: {file} holds rows of {device}; name another file as --out")
     own = {name: before[name] for name in ("git_commit", "command")}
@@ -54,7 +54,7 @@ def write(file: Path | None, **content: Any) -> None:
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.part")
-        beside.write_text(json.dumps(about() | content, indent=1) + "\n")
+        beside.write_text(json.dumps(about() | content, indent=1) + "\n", encoding="utf-8")
         beside.replace(file)
 
 

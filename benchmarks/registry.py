@@ -250,7 +250,7 @@ def _in_order(cell: Cell) -> Iterator[Cell]:
 
 
 def _read(path: Path) -> Paper:
-    content = tomllib.loads(path.read_text())
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
     tasks = {
         name: Task(task["env"], task["env_steps"], tuple(task.get("env_options", ())))
         for name, task in content["tasks"].items()

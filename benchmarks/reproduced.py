@@ -54,7 +54,7 @@ def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
     """Return in words the time and memory that a whole cell takes, estimated from ``sample``, a shorter run
     of it that was trained below ``runs``."""
     try:
-        summary = json.loads(rundir.RunDirectory(runs / sample.directory).summary.read_text())
+        summary = json.loads(rundir.RunDirectory(runs / sample.directory).summary.read_text(encoding="utf-8"))
     except OSError:
         return "no estimate: its beginning was not trained"
     pace, memory = summary["steps_per_second"], summary["peak_memory_bytes"]
@@ -90,7 +90,7 @@ class Study:
     def _origins(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Return the origin of the results, and of this run; None if one of them cannot be read."""
         try:
-            (there,) = json.loads(self.file.read_text())["runs"]
+            (there,) = json.loads(self.file.read_text(encoding="utf-8"))["runs"]
             return there, origin(self.run)
         except (OSError, ValueError, KeyError, checkpoint.Damaged, *FAILURES):
             return None
@@ -115,7 +115,7 @@ def stored(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {"rows": [], "figures": []}
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         old = any("runs" not in row for row in found["rows"])
     except (OSError, ValueError, KeyError, TypeError):
         raise Refused(f"{file} is not a readable file of results: move it, or name another --out") from None
@@ -266,7 +266,9 @@ def page(results: Path, place: str = ".") -> str:
     found = {name: results / f"{name}.json" for name in registry.names()}
     missing = [name for name, path in found.items() if not path.exists()]
     parts = [
-        _section(name, json.loads(path.read_text()), place) for name, path in found.items() if path.exists()
+        _section(name, json.loads(path.read_text(encoding="utf-8")), place)
+        for name, path in found.items()
+        if path.exists()
     ]
     if missing:
         parts.append(f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.")

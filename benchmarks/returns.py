@@ -45,8 +45,8 @@ def export(run: Path) -> Path:
     """Write the record of a run, whose summary is None while it is unfinished; return its JSON file."""
     config = trained.config(run)
     finished = (run / "summary.json").exists()
-    summary = json.loads((run / "summary.json").read_text()) if finished else None
-    lines = (run / "eval.jsonl").read_text().splitlines()
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if finished else None
+    lines = (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     evaluations = [json.loads(line) for line in lines]
     record = {
         "command": config["command"],
@@ -66,7 +66,7 @@ def export(run: Path) -> Path:
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{run.name}.json"
     text = json.dumps(record, indent=1)
-    target.write_text(text + "\n")
+    target.write_text(text + "\n", encoding="utf-8")
     if (run / "curve.png").exists():
         shutil.copy(run / "curve.png", target.with_suffix(".png"))
     draw([run], run.name, by_time=True)

@@ -92,7 +92,7 @@ def sent(amount: dict[str, Any]) -> Work:
 def answering() -> Iterator[Callable[..., None]]:
     """Provide a function that prints its arguments as a line of JSON; from here on, nothing else goes to
     standard output. An error inside is printed as such a line, too: why the trainer cannot do the work."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # keep what libraries print out of the answers
 
     def answer(**said: Any) -> None:

@@ -30,6 +30,6 @@ def everything(docs: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")

@@ -44,7 +44,7 @@ class _Page(HTMLParser):
         super().__init__()
         self.links: set[str] = set()
         self.anchors: set[str] = set()
-        self.feed(path.read_text())
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         told = dict(attrs)

@@ -207,7 +207,7 @@ def _files(folder: Path) -> str:
     """Return file -> the command that measured it, its commit and hardware, and the curves of a run."""
     rows, runs, timed = [], 0, 0
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         command = found.get("command") or found.get("evaluated_by") or "; ".join(found.get("commands", []))
         commit = found.get("git_commit") or found.get("commit") or ""
         machine = found.get("device") or found.get("hardware") or found.get("summary", {}).get("hardware", "")

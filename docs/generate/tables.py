@@ -13,7 +13,7 @@ Load = Callable[[str], Any]
 
 def loader(folder: Path) -> Load:
     """Return the function that reads the JSON files of ``folder``."""
-    return lambda name: json.loads((folder / f"{name}.json").read_text())
+    return lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> str:

@@ -12,12 +12,12 @@ from generate.tables import table
 def parts(root: Path) -> dict[str, str]:
     """Return part -> Markdown: ``tasks-SUITE`` of every suite that was measured, ``tasks-two-cores``."""
     results = root / "benchmarks/results"
-    rows = list(csv.DictReader((results / "envs-cpu-one-core.csv").open()))
+    rows = list(csv.DictReader((results / "envs-cpu-one-core.csv").open(encoding="utf-8")))
     suites: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         suites.setdefault(row["task"].partition("/")[0], []).append(row)
     made = {f"tasks-{suite}": _fidelity(rows) + _measured(rows) for suite, rows in suites.items()}
-    two_cores = list(csv.DictReader((results / "envs-cpu.csv").open()))
+    two_cores = list(csv.DictReader((results / "envs-cpu.csv").open(encoding="utf-8")))
     made["tasks-two-cores"] = _speed(two_cores) + _measured(two_cores)
     return made
 

@@ -238,11 +238,12 @@ def _best_seed(path: Path, seeds: Sequence[int]) -> int:
     all if all failed; the first one if none was evaluated."""
     last = dict.fromkeys(seeds, -math.inf)
     files = rundir.RunDirectory(path)
-    for line in files.evaluations.read_text().splitlines() if files.evaluations.exists() else ():
+    lines = files.evaluations.read_text(encoding="utf-8") if files.evaluations.exists() else ""
+    for line in lines.splitlines():
         with contextlib.suppress(ValueError):  # the last line of a process that was killed
             row = json.loads(line)
             # null stands for NaN
             last[row["seed"]] = -math.inf if row["return"] is None else float(row["return"])
-    members = json.loads(files.summary.read_text())["members"] if files.summary.exists() else []
-    failed = {row["seed"] for row in members if row["status"] in rundir.FAILED}
+    summary = json.loads(files.summary.read_text(encoding="utf-8")) if files.summary.exists() else {}
+    failed = {row["seed"] for row in summary.get("members", ()) if row["status"] in rundir.FAILED}
     return max([seed for seed in seeds if seed not in failed] or seeds, key=lambda seed: last[seed])

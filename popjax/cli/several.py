@@ -64,7 +64,7 @@ def submit_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Cont
     if run_group.holds(root):  # the job found it too large for memory, and trained it in slices
         show.results(list(run_group.results(root)), root)
     else:
-        show.result(json.loads(rundir.RunDirectory(root).summary.read_text()), root)
+        show.result(json.loads(rundir.RunDirectory(root).summary.read_text(encoding="utf-8")), root)
 
 
 def run_all(tools: Tools, entries: Sequence[Entry], root: Path, control: grid.Control) -> None:

@@ -81,7 +81,7 @@ def open_missing() -> None:
                 os.dup2(null, number)
                 os.close(null)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="locale", closefd=False))  # noqa: SIM115
 
 
 def give_up_broken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import subprocess
@@ -24,8 +25,10 @@ from popjax.host.scaling import shard, sweep
 from popjax.host.training import compile_cache, evaluate, program_store, train
 from popjax.methods import onpolicy
 from tests.host import tiny
+from tests.host.runs import make_run
 from tests.support import equal
 
+ROOT = Path(__file__).parents[2]
 SHORT: dict[str, Any] = {"env_steps": 48, "eval_every": 24, "eval_episodes": 2, "quiet": True}
 
 
@@ -124,7 +127,7 @@ def test_small_factorizations_have_a_thread_each_unless_the_user_says_otherwise(
 
 def command(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     argv = ["independent", "--env", "probe/endless", "--env-steps", "60", "--config.agent", "ddpg"]
-    script = Path(__file__).parents[2] / "scripts" / "run.py"
+    script = ROOT / "scripts" / "run.py"
     return subprocess.run(
         [sys.executable, str(script), *argv],
         env=os.environ | environment,
@@ -174,6 +177,52 @@ def test_without_a_home_directory_programs_are_not_kept(monkeypatch: pytest.Monk
         assert jax.config.jax_compilation_cache_dir is None  # type: ignore[attr-defined]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_text_is_written_and_read_whatever_the_locale(tmp_path: Path):
+    """The locale is ASCII: Python would read and write every file in it."""
+    make_run(tmp_path / "run")
+    (tmp_path / "options.yaml").write_text("wandb: läuft", encoding="utf-8")
+    program = """
+import locale
+from popjax.cli import expand
+from popjax.host.report import report
+assert locale.getpreferredencoding() != "utf-8"
+assert expand.expanded(["--options", "options.yaml"]) == ["--wandb", "l\\xe4uft"]
+report(["run"], "page", ["\\u03b2"], csv=True)
+"""
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | ascii_alone | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=120)
+    assert "β,probe/context" in (tmp_path / "page/curves.csv").read_text(encoding="utf-8")
+
+
+def test_files_of_text_name_their_encoding():
+    """Otherwise it is that of the locale. Metadata of a package are read by a function without a choice."""
+    unnamed = [
+        f"{file.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"
+        for folder in ("popjax", "scripts", "benchmarks", "docs")
+        for file in (ROOT / folder).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and opens_text(call)
+    ]
+    assert unnamed == []
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens, reads or writes a file of text without naming an encoding."""
+    function = ast.unparse(call.func)
+    if function in ("os.open", "distribution.read_text"):
+        return False
+    modes = {
+        each.value
+        for each in [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+        if isinstance(each, ast.Constant)
+    }
+    named = any(word.arg == "encoding" for word in call.keywords)
+    opens = function.rpartition(".")[2] in ("open", "fdopen", "read_text", "write_text")
+    return opens and not named and not modes & {"rb", "wb", "ab", "r+b"}
 
 
 def test_a_terminal_that_knows_ascii_alone_is_written_to(monkeypatch: pytest.MonkeyPatch):

@@ -112,7 +112,7 @@ def _write_arrays(directory: Path, partial: Path, arrays: dict[str, Any]) -> Non
 def _complete(directory: Path, generation: int, content: str, keep: Collection[int], kept: int) -> None:
     partial = directory / f"{_PARTIAL}{generation}"
     envelope = {"crc32": zlib.crc32(content.encode()), "content": content}
-    (partial / _MANIFEST).write_text(json.dumps(envelope))
+    (partial / _MANIFEST).write_text(json.dumps(envelope), encoding="utf-8")
     target = directory / str(generation)
     replaced = target.rename(_without_number(target)) if target.exists() else None
     partial.rename(target)
@@ -330,7 +330,7 @@ def _require_checksums(arrays: dict[str, Any], leaves: dict[str, Any]) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        envelope = json.loads((path / _MANIFEST).read_text())
+        envelope = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if zlib.crc32(envelope["content"].encode()) != envelope["crc32"]:
             raise Damaged("the checksum of its manifest differs")
         return json.loads(envelope["content"])

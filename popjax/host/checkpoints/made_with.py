@@ -13,7 +13,7 @@ def made_with(path: Path) -> str:
     """Return a hint naming the commit, device and packages with which a checkpoint was made, as far as they
     differ from the present ones; empty if none differs or its run recorded none."""
     try:
-        config = json.loads((path.parent.parent / "config.json").read_text())
+        config = json.loads((path.parent.parent / "config.json").read_text(encoding="utf-8"))
         commit, device = config.get("git_commit"), config.get("device")
         versions: dict[str, Any] = dict(config.get("versions") or {})
     except (OSError, ValueError, AttributeError):

@@ -111,7 +111,7 @@ def export_policy(
             (out / name).unlink(missing_ok=True)
     facts = _facts(env, origins[member])
     write_json(out / "policy.json", facts)
-    (out / "README.md").write_text(_readme(facts, reason))
+    (out / "README.md").write_text(_readme(facts, reason), encoding="utf-8")
     return reason
 
 
@@ -149,7 +149,7 @@ def _write_numpy(
         NotPlain: the policy cannot be translated, or the translation acts differently.
     """
     source, arrays = numpy_program(act, observations[0])
-    (out / "policy.py").write_text(source)
+    (out / "policy.py").write_text(source, encoding="utf-8")
     np.savez(out / "policy.npz", allow_pickle=False, **arrays)
     found = runpy.run_path(str(out / "policy.py"))["act"](observations)
     discrete = np.issubdtype(actions.dtype, np.integer)

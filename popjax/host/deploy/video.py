@@ -206,7 +206,7 @@ def _page(system: Any) -> Write:
     def write(path: Path, poses: Any, seconds: float) -> None:
         clock = system.tree_replace({"opt.timestep": seconds})  # the viewer's time per frame
         states: Any = [SimpleNamespace(x=jax.tree.map(lambda x: x[t], poses)) for t in range(len(poses.pos))]
-        path.write_text(html.render(clock, states))
+        path.write_text(html.render(clock, states), encoding="utf-8")
 
     return write
 

@@ -200,7 +200,7 @@ def _failed_so_far(files: rundir.RunDirectory, config: Mapping[str, Any]) -> tup
 
 def _summary(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError:
         raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
 

@@ -84,7 +84,8 @@ def read(record: Record) -> list[Search]:
     path = rundir.RunDirectory(record.root).schedule
     if not path.exists():
         return []
-    return [_search(told) for told in json.loads(path.read_text())["members"] if record.has(told)]
+    schedule = json.loads(path.read_text(encoding="utf-8"))
+    return [_search(told) for told in schedule["members"] if record.has(told)]
 
 
 def _search(told: Mapping[str, Any]) -> Search:

@@ -141,7 +141,7 @@ def _title(groups: Sequence[Group]) -> str:
 
 def _write_csv(groups: Sequence[Group], path: Path) -> None:
     """Write a row for every evaluation of every seed."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv_file.writer(file)
         writer.writerow(["method", "task", "seed", "env_steps", "return"])
         for group in groups:
@@ -159,7 +159,7 @@ def _write_lineages(groups: Sequence[Group], path: Path) -> None:
         for row in searches.rows(search)
     ]
     if made:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv_file.DictWriter(file, list({name: None for row in made for name in row}))
             writer.writeheader()
             writer.writerows(made)

@@ -50,7 +50,7 @@ def read(root: Path) -> tuple[Entry, ...]:
     """
     path = rundir.RunDirectory(root).index
     try:
-        runs = json.loads(path.read_text())["runs"]
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
         return tuple(Entry(run["directory"], tuple(run["argv"])) for run in runs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"{path} cannot be read: {type(error).__name__}: {error}") from None
@@ -70,7 +70,7 @@ def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> boo
         if holds(root):
             rows = list(results(root))
         else:
-            rows = json.loads(rundir.RunDirectory(root).summary.read_text())["members"]
+            rows = json.loads(rundir.RunDirectory(root).summary.read_text(encoding="utf-8"))["members"]
         there = {Member(0, row["seed"], row["numbers"]).identity for row in rows}
         return members <= there and all(
             row["status"] in rundir.FAILED or (row["env_steps"] or 0) >= env_steps for row in rows
@@ -97,7 +97,7 @@ def results(root: Path) -> Iterator[dict[str, Any]]:
             continue
         summary = rundir.RunDirectory(below).summary
         try:
-            rows = json.loads(summary.read_text())["members"]
+            rows = json.loads(summary.read_text(encoding="utf-8"))["members"]
         except (OSError, ValueError, KeyError):
             nothing: dict[str, Any] = dict.fromkeys(("member", "seed", "env_steps", "final_return"))
             rows = [nothing | {"numbers": {}, "status": "unfinished"}]

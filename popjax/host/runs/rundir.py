@@ -190,7 +190,7 @@ def read_config(root: Path) -> dict[str, Any]:
     """
     path = RunDirectory(root).config
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise NoRun(f"{root} holds no run (there is no {path})") from None
     except (OSError, ValueError) as error:
@@ -200,7 +200,7 @@ def read_config(root: Path) -> dict[str, Any]:
 def identity(path: Path) -> str:
     """Return the id in a JSON file, or a new one; it is independent of paths."""
     try:
-        return str(json.loads(path.read_text())["id"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     except (OSError, ValueError, KeyError, TypeError):
         return uuid.uuid4().hex
 
@@ -250,7 +250,7 @@ def _option(name: str) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace ``path`` in one step: a reader sees the old or the new content, never half of it."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -63,7 +63,7 @@ def load(run_dir: str | Path) -> Recorded:
         names = ", ".join(entry.directory for entry in run_group.read(root))
         raise Refused(f"{root} holds several runs; load one of {names}")
     files, config = rundir.RunDirectory(root), rundir.read_config(root)
-    summary = json.loads(files.summary.read_text()) if files.summary.exists() else None
+    summary = json.loads(files.summary.read_text(encoding="utf-8")) if files.summary.exists() else None
     evaluations, metrics = (_columns(log.read_lines(file)) for file in (files.evaluations, files.metrics))
     return Recorded(config, summary, evaluations, metrics)
 

@@ -144,7 +144,7 @@ def _control_group_bytes() -> int:
     """Return the least free bytes among this process's control group (version 2) and the groups around it,
     counting file cache as free."""
     try:
-        lines = _OWN_CGROUPS.read_text().splitlines()
+        lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 2**63
     own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
@@ -154,9 +154,9 @@ def _control_group_bytes() -> int:
 
 def _free_bytes(group: Path) -> int:
     try:
-        limit = int((group / "memory.max").read_text())  # "max" if there is no limit
-        used = int((group / "memory.current").read_text())
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))  # "max" if there is no limit
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
         cache = next(int(line.split()[1]) for line in lines if line.startswith("file "))
     except (OSError, ValueError, StopIteration):
         return 2**63

@@ -211,7 +211,7 @@ def _facts_of(devices: tuple[jax.Device, ...]) -> list[Any]:
     if devices[0].platform == "cpu":
         threads = shard.threads()  # over which XLA divides large arrays
         with suppress(OSError):
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
             processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     kinds = [(device.id, device.device_kind) for device in devices]
     return [kinds, devices[0].client.platform_version, processor, threads]
@@ -263,7 +263,7 @@ def _named(directory: Path, run: str, devices: tuple[jax.Device, ...]) -> jax.st
     """Return the program that a file in ``runs/`` names, or None."""
     file = directory / "runs" / run
     try:
-        key = file.read_text()
+        key = file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
     _touch(file)

@@ -132,7 +132,7 @@ def finished(run: Run, state: Any, position: Position) -> Result:
         f"{run.files.root} has already finished at {position.least:,} environment steps; {on} to continue it"
     )
     try:
-        summary = json.loads(run.files.summary.read_text())
+        summary = json.loads(run.files.summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         summary = {}
     if summary.get("env_steps_per_seed") != position.env_steps.tolist():  # killed after the last checkpoint

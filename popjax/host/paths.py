@@ -15,14 +15,19 @@ from popjax.host.errors import Refused
 LONGEST = 128
 """Maximum length [bytes] of a file name without its suffix; file systems allow 255 in all."""
 _ODD = re.compile(r"[^\w\s./=+,@~:-]")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a Path has one slash; C:/ is a drive of Windows
 
 
 def path(text: str | Path) -> Path:
     """Return ``text`` as a path with ``~`` expanded, which a shell does not do after an equals sign.
 
     Raises:
-        Refused: the home directory is unknown.
+        Refused: ``text`` is empty or a URL, or the home directory is unknown.
     """
+    if not str(text):
+        raise Refused("a path is empty: name a file or directory, or write . for the working directory")
+    if _URL.match(str(text)):
+        raise Refused(f"{text} is a URL, and paths are local: mount the bucket, or copy the files afterwards")
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -25,6 +25,22 @@ def test_home_is_expanded_and_missing_homes_are_refused(monkeypatch: pytest.Monk
         paths.path("~nobody-of-this-name/runs")
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/run", "hf://a/b", "file:///a", Path("gs://a/b"), "S3://a"])
+def test_urls_are_refused(url: str | Path):
+    with pytest.raises(Refused, match="is a URL, and paths are local"):
+        paths.path(url)
+
+
+@pytest.mark.parametrize("local", ["C:/runs/a", "c://runs", "runs/a:/b", "./s3:/a", "run:3", "lr=1:2/a"])
+def test_colons_are_allowed_in_paths(local: str):
+    assert paths.path(local) == Path(local)
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(Refused, match=r"write \. for the working directory"):
+        paths.path("")
+
+
 def test_long_names_are_cut_and_told_apart_by_a_digest():
     long = ",".join(f"hyper.number{i}=0.12345678" for i in range(20))
     names = [paths.file_name(long + end) for end in ("1", "2")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
@@ -144,6 +145,21 @@ def test_a_curve_that_begins_late_has_its_beginning(tmp_path: Path) -> None:
     assert earlier[20, "metrics/fitness/mean"] == 1.5
     assert earlier[30, "eval/return"] == 2.0
     assert earlier[40, "metrics/count"] == 4.0
+
+
+@pytest.mark.parametrize(("term", "bar"), [("dumb", False), ("xterm", True)])
+def test_a_terminal_that_cannot_move_its_cursor_has_lines(
+    term: str, bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(log.sys, "stderr", terminal)
+    monkeypatch.setattr(log, "_PLAIN_INTERVAL", 0)
+    monkeypatch.setenv("TERM", term)
+    with log.progress("pderl on a task", 50, np.array([10, 10])):
+        begun = terminal.getvalue()
+    assert ("\x1b" in begun) == bar
+    assert begun.startswith("pderl on a task: 10 of 50 env steps") != bar
 
 
 def test_progress_tells_steps_speed_and_the_latest_return_of_each_member(

@@ -64,7 +64,7 @@ def metrics_file(path: Path, members: Sequence[Member]) -> Iterator[Background]:
     def write(histories: Sequence[History]) -> None:
         _write_lines(file, itertools.chain.from_iterable(map(rows, histories)))
 
-    with path.open("a") as file, background(write) as sink:
+    with path.open("a", encoding="utf-8") as file, background(write) as sink:
         yield sink
 
 
@@ -86,7 +86,7 @@ def evaluations_file(path: Path, members: Sequence[Member]) -> Iterator[Sink]:
             "lengths": list(evaluation.lengths),
         }
 
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         yield lambda _, history: _write_lines(file, map(row, history.evaluations))
 
 
@@ -121,7 +121,7 @@ def each_line(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    with path.open(errors="replace") as file:
+    with path.open(errors="replace", encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):  # being written
                 return
@@ -148,7 +148,11 @@ def rewrite(
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Line by line: the metrics of a long run may not fit into memory.
-    with replacing(destination) as partial, source.open(errors="replace") as old, partial.open("w") as new:
+    with (
+        replacing(destination) as partial,
+        source.open(errors="replace", encoding="utf-8") as old,
+        partial.open("w", encoding="utf-8") as new,
+    ):
         for line in old:
             try:
                 row = line.endswith("\n") and change(json.loads(line))
@@ -171,8 +175,8 @@ def progress(
 ) -> Iterator[Sink]:
     """Show on standard error the environment steps per second of all members, mean return and time left.
 
-    On a terminal it is a bar, elsewhere a line every 15 seconds. ``env_steps`` [S] are those already done,
-    ``evaluations`` those already made, oldest first.
+    On a terminal that can move its cursor it is a bar, elsewhere a line every 15 seconds. ``env_steps`` [S]
+    are those already done, ``evaluations`` those already made, oldest first.
     """
     begun, first = time.perf_counter(), env_steps.astype(np.int64)
     now = first
@@ -193,10 +197,20 @@ def progress(
     def text() -> str:
         return f"{np.mean(list(latest.values())):.1f}" if latest else "-"
 
-    display = _bar if Lasting(sys.stderr).isatty() else _lines
+    display = _bar if _redraws() else _lines
     with display(title, budget) as show:
         show(int(first.min()), 0.0, float("nan"), text())
         yield lambda _, history: show(*measure(history), text())
+
+
+def _redraws() -> bool:
+    """Return whether standard error is a terminal on which rich draws a bar; one with TERM=dumb is not."""
+    stderr: Any = Lasting(sys.stderr)
+    if not stderr.isatty():
+        return False
+    from rich.console import Console
+
+    return Console(file=stderr).is_interactive
 
 
 @contextmanager

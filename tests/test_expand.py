@@ -176,6 +176,60 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | None,
         expand.expanded(["--options", str(tmp_path / name)])
 
 
+def words_of(tmp_path: Path, kind: str, text: str) -> list[str]:
+    file = tmp_path / f"options.{kind}"
+    file.write_text(text, encoding="utf-8")
+    return expand.expanded(["--options", str(file)])
+
+
+def test_numbers_of_yaml_are_decimal(tmp_path: Path) -> None:
+    text = """
+seed: 010
+members: 4:8
+env_steps: 1_000
+hyper: {rate: 0.1, poison_at: .inf}
+launcher_option: {slurm_time: 4:00:00, slurm_mem: 1:30.5, begin: 2030-01-02T03:04:05Z}
+"""
+    assert words_of(tmp_path, "yaml", text) == [
+        *("--seed", "010", "--members", "4:8", "--env-steps", "1000"),
+        *("--hyper.rate", "0.1", "--hyper.poison-at", "inf"),
+        *("--launcher-option", "slurm_time=4:00:00", "--launcher-option", "slurm_mem=1:30.5"),
+        *("--launcher-option", "begin=2030-01-02T03:04:05Z"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "options"),
+    [
+        ("toml", "sizes = [5]", {"sizes": [5]}),
+        ("toml", "sizes = [5, 6.5]", {"sizes": [5, 6.5]}),
+        ("toml", "sizes = []", {"sizes": []}),
+        ("toml", "sizes = [[1], [true]]", {"sizes": [[1], [True]]}),
+        ("toml", """names = ["a", "it's", "b,c"]""", {"names": ["a", "it's", "b,c"]}),
+        ("toml", 'name = "a"', {"name": "a"}),
+        ("yaml", " rates: [1e-3, x]", {"rates": [1e-3, "x"]}),
+        ("json", '"sizes": [5]', {"sizes": [5]}),
+    ],
+)
+@pytest.mark.parametrize("table", ["env_option", "launcher_option"])
+def test_a_list_stays_a_list(tmp_path: Path, kind: str, text: str, options: Any, table: str) -> None:
+    whole = {"toml": f"[{table}]\n{text}", "yaml": f"{table}:\n{text}", "json": f'{{"{table}": {{{text}}}}}'}
+    option = f"--{table.replace('_', '-')}"
+    given, _ = parse.peel_all(words_of(tmp_path, kind, whole[kind]), option)
+    assert parse.key_values(given, option) == options
+
+
+@pytest.mark.parametrize("kind", ["toml", "json", "yaml"])
+def test_a_file_may_begin_with_a_mark(tmp_path: Path, kind: str) -> None:
+    texts = {"toml": 'wandb = "läuft"', "json": '{"wandb": "läuft"}', "yaml": "wandb: läuft"}
+    assert words_of(tmp_path, kind, f"\ufeff{texts[kind]}") == ["--wandb", "läuft"]
+
+
+def test_an_empty_name_of_a_file_is_refused() -> None:
+    with pytest.raises(Refused, match="a path is empty"):
+        expand.expanded(["--options="])
+
+
 def points(*argv: str) -> list[Any]:
     texts = parse.peel_all(expand.drawn(list(argv)), "--sweep")[0]
     return [dict(member.numbers) for member in sweep.grid(0, 1, parse.swept_numbers(texts))]

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from popjax.cli.parse import Fault, peel, peel_all, swept
+from popjax.cli.parse import Fault, key_values, peel, peel_all, swept
+from popjax.host import paths
 
 _ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _DISTRIBUTION = re.compile(rf"(uniform|loguniform)\(({_NUMBER}),({_NUMBER})\)")
 _SAMPLES = 10
+_TEXT = re.compile(r"[-+]?0[\d_]+|[^:]+:.*")  # no number, in YAML
 _SEVERAL = ("env", "seeds")  # take all their values at once; other lists repeat the option
 _PAIRS = ("env-option", "launcher-option", "sweep")  # take KEY=VALUE
 
@@ -30,7 +32,7 @@ def expanded(argv: Sequence[str]) -> list[str]:
     """
     renamed = [_renamed(argument) for argument in argv]
     file, own = peel(renamed, "--options")
-    words = drawn(_gathered([*_from_file(Path(file).expanduser(), own), *own] if file else own))
+    words = drawn(_gathered([*_from_file(paths.path(file), own), *own] if file is not None else own))
     _check_swept(words)
     return words
 
@@ -91,15 +93,13 @@ def _bare(argument: str) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # some editors of Windows begin a file with a mark
         if path.suffix == ".toml":
             content: Any = tomllib.loads(text)
         elif path.suffix == ".json":
             content = json.loads(text)
         elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            content = yaml.safe_load(text)
+            content = _yaml(text)
         else:
             raise Fault(f"--options {path}: write a .toml, .json or .yaml file")
     except OSError as error:
@@ -113,13 +113,26 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _yaml(text: str) -> Any:
+    """Parse YAML 1.1, but without its numbers in base 60 and 8: it reads 4:00:00 as 14400, and 010 as 8."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            if kind is yaml.ScalarNode and implicit[0] and _TEXT.fullmatch(value):
+                return self.DEFAULT_SCALAR_TAG
+            return super().resolve(kind, value, implicit)
+
+    return yaml.load(text, Loader)
+
+
 def _tokens(content: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
     """Yield each option in nested tables as the words that one would type."""
     for key, value in content.items():
         name = prefix + str(key).replace("_", "-")
         if isinstance(value, Mapping) and name in _PAIRS:
-            pairs = _flat(value) if name == "sweep" else value.items()
-            yield from ([f"--{name}", f"{inner}={_spelt(one)}"] for inner, one in pairs)
+            pairs, spelt = (_flat(value), _spelt) if name == "sweep" else (value.items(), _literal)
+            yield from ([f"--{name}", f"{inner}={spelt(one)}"] for inner, one in pairs)
         elif isinstance(value, Mapping):
             yield from _tokens(value, f"{name}.")
         elif isinstance(value, bool):
@@ -145,6 +158,15 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _spelt(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _literal(value: Any, listed: bool = False) -> str:
+    """Spell a value so that ``key_values`` reads it again. Text is in quotes if it is ``listed``, except
+    numbers, since YAML takes 1e-3 for text."""
+    if isinstance(value, list):
+        return f"[{', '.join(_literal(item, listed=True) for item in value)}]"
+    text = isinstance(value, str) and isinstance(key_values([f"item={value}"])["item"], str)
+    return repr(value) if listed and text else str(value)
 
 
 def drawn(argv: Sequence[str]) -> list[str]:

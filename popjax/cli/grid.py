@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,12 +101,19 @@ def spread_axis(argv: Sequence[str]) -> str:
 
     The command is parsed only later, since parsing builds environments, and JAX must be set up for that.
     """
-    seeds, rest = parse.peel(argv, "--seeds")
+    seeds, rest = _values(argv, "--seeds")
     grid = parse.swept(parse.peel_all(rest, "--sweep")[0])
     settings = math.prod(len(values) for name, values in grid.items() if name.startswith("hyper."))
     part = any(parse.peel(rest, option)[0] for option in ("--members", "--slice"))
-    members = settings * (int(seeds) if seeds and seeds.isdecimal() else 1)
+    members = settings * (_count(seeds[-1]) if seeds else 1)
     return shard.SWEEP if members > 1 and not part else shard.POPULATION
+
+
+def _count(seeds: Sequence[str]) -> int:
+    """Return the number of seeds that ``--seeds`` asks for: a single number is their count."""
+    with suppress(ValueError):  # the parser refuses it
+        return whole(seeds[0]) if len(seeds) == 1 else len(seeds)
+    return 1
 
 
 def slices(argv: Sequence[str], common: Any, size: int, devices: int = 1) -> list[Entry]:
@@ -261,7 +269,8 @@ def _decisive(argv: Sequence[str]) -> Counter[str]:
 def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], list[str]]:
     """Return the options in which programs differ, by name, each with the name and arguments of every choice;
     and all other arguments."""
-    envs, rest = _environments(argv)
+    given, rest = _values(argv, "--env")
+    envs = [env for several in given for env in several]
     texts, rest = parse.peel_all(rest, "--sweep")
     axes = {"env": [(_in_a_name(env), ["--env", env]) for env in envs]} if len(envs) > 1 else {}
     if len(envs) == 1:
@@ -278,19 +287,18 @@ def _axes(argv: Sequence[str]) -> tuple[dict[str, list[tuple[str, list[str]]]], 
     return axes, rest
 
 
-def _environments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the values of ``--env A B --env C``, and all other arguments."""
-    found: list[str] = []
+def _values(argv: Sequence[str], option: str) -> tuple[list[list[str]], list[str]]:
+    """Return the values of every ``option A B`` or ``option=A B``, in order, and all other arguments."""
+    found: list[list[str]] = []
     rest: list[str] = []
     taking = False
     for argument in argv:
         name, equals, attached = argument.partition("=")
-        if name == "--env":
-            taking, missing = not equals, not equals
-            found += [attached] if equals else []
-        elif taking and (missing or not argument.startswith("-")) and not argument.startswith("--"):
-            found.append(argument)
-            missing = False
+        if name == option:
+            found.append([attached] if equals else [])
+            taking = True
+        elif taking and not argument.startswith("--" if not found[-1] else "-"):
+            found[-1].append(argument)
         else:
             taking = False
             rest.append(argument)

@@ -17,14 +17,17 @@ from tyro._docstrings import get_field_docstring
 from popjax import cli
 from popjax.agents import a2c
 from popjax.cli import building, grid, parse, training
+from popjax.envs import make
 from popjax.host import recipes
-from popjax.host.errors import Refused
+from popjax.host.errors import Interrupted, Refused
 from popjax.host.report import measures
 from popjax.host.runs import configuration
 from popjax.host.runs.options import Options
 from popjax.host.runs.rundir import write_json
+from popjax.host.training import train
 from popjax.methods import ce, cspc, independent, pderl
 from popjax.recipe import defaults
+from tests.host import tiny
 
 TINY = ["tiny", "--env", "probe/context", "--env-steps", "240", "--eval-every", "120"]
 
@@ -458,6 +461,55 @@ def test_numbers_and_flags_as_people_type_them(tmp_path: Path):
         {"capacity": 100, "uneven": False},
     ]
     assert saved[0]["options"]["env_steps"] == 240
+
+
+@pytest.mark.parametrize(
+    ("words", "set_"),
+    [
+        (["--deterministic"], True),
+        (["--deterministic=True"], True),
+        (["--deterministic", "False"], False),
+        (["--deterministic=false"], False),
+        ([], False),
+    ],
+)
+def test_the_flags_of_a_deterministic_run_are_set_however_it_is_asked_for(
+    words: list[str], set_: bool, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[bool] = []
+    monkeypatch.setattr(cli.jax_setup, "compute_deterministically", lambda: asked.append(True))
+    assert cli.run([*TINY, *words, "--run-dir", "a"]) == 0
+    assert asked == [True] * set_
+
+
+@pytest.mark.parametrize("words", [["--resume", "True"], ["--resume=true"], ["--resume"], []])
+def test_the_command_that_continues_a_run_asks_for_it_once(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+):
+    def interrupt() -> None:
+        raise Interrupted("stopped", 2)
+
+    assert cli._guarded(interrupt, ["tiny", *words, "--seeds", "2"]) == 130
+    assert capsys.readouterr().err.endswith(" tiny --seeds 2 --resume\n")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("s3://bucket/run", "s3://bucket/run is a URL"),
+        ("gs://bucket/run", "is a URL"),
+        ("file:///run", "is a URL"),
+        ("", "a path is empty"),
+    ],
+)
+def test_a_run_directory_is_a_local_path(
+    named: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert said in refused([*TINY, f"--run-dir={named}"], capsys)
+    env = make("probe/context")
+    with pytest.raises(Refused, match=said):
+        train(tiny.build(env), env, env_steps=24, run_dir=named, quiet=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_directory_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

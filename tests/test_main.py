@@ -25,8 +25,17 @@ def test_the_commands_are_the_scripts(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "policy")]) == 0
     assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")]) == 0
     capsys.readouterr()
-    assert cli.main(["trian"]) == 2
+    assert cli.main([]) == 2
     assert "no command given: popjax train | evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("trian", "did you mean train?"), ("pderl", "choose from train, evaluate, report, export")],
+)
+def test_an_unknown_command_is_named(word, hint, capsys):
+    assert cli.main([word, "pderl"]) == 2
+    assert capsys.readouterr().err == f"error: unknown command {word!r}; {hint}\n"
 
 
 def test_a_module_is_a_command_and_says_how_to_repeat_it(tmp_path):

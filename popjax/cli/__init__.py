@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print(_USAGE)
         return 0
-    return _fail(f"no command given: popjax {' | '.join(commands)}; see popjax --help", 2)
+    if not arguments:
+        return _fail(f"no command given: popjax {' | '.join(commands)}; see popjax --help", 2)
+    from popjax.cli.parse import nearest
+
+    return _fail(f"unknown command {arguments[0]!r}{nearest(arguments[0], list(commands))}", 2)
 
 
 _USAGE = """usage: popjax COMMAND ...
@@ -111,7 +115,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     except FAILURES as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
-        resume = [argument for argument in argv if argument != "--resume"]
+        resume = [word for word in forms.bare_flags(argv, {"--resume": False}) if word != "--resume"]
         started = sys.argv[: len(sys.argv) - len(argv)] or sys.argv[:1]
         complain(f"{interrupted}\nto continue: {forms.command([*started, *resume, '--resume'])}")
         if interrupted.left:
@@ -130,7 +134,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax.cli import expand, grid, parse, several
+    from popjax.cli import expand, forms, grid, parse, several
     from popjax.host import paths
     from popjax.host.runs import launchers
     from popjax.host.scaling import shard
@@ -142,7 +146,7 @@ def _run(argv: list[str]) -> None:
         _help(parse)
     recipes.recipe(name)
     jax_setup.prepare_jax()
-    rest = expand.expanded(rest)
+    rest = forms.bare_flags(expand.expanded(rest), {"--deterministic": False})
     if "--deterministic" in rest:  # the flags are read when JAX first looks for a device
         jax_setup.compute_deterministically()
     control, rest = grid.control(jax_setup.join_processes(rest))
@@ -156,7 +160,8 @@ def _run(argv: list[str]) -> None:
 
     entries = grid.programs(rest, common, control.launcher)
     commons = [program.arguments.common for program in programs.values()]
-    root = paths.path(control.run_dir or grid.default_directory(name, commons))
+    named = grid.default_directory(name, commons) if control.run_dir is None else control.run_dir
+    root = paths.path(named)
     tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run)
     if len(entries) == 1 and control.launcher == "local":
         several.run_one(tools, entries[0].argv, root, control)

@@ -100,7 +100,8 @@ def test_axes_become_arguments() -> None:
         "config.hidden": [("64x64", ["--config.hidden", "64", "64"]), ("8", ["--config.hidden", "8"])],
         "config.agent.flag": [("true", ["--config.agent.flag"]), ("False", ["--config.agent.no-flag"])],
     }
-    assert grid._environments(["--env=a/b", "x", "--env", "c/d"]) == (["a/b", "c/d"], ["x"])
+    words = ["--env=a/b", "c/d", "--seeds", "2", "--env", "e/f"]
+    assert grid._values(words, "--env") == ([["a/b", "c/d"], ["e/f"]], ["--seeds", "2"])
     assert grid._axes(["--env", "a/b", "--sweep", "config.n-step=3"]) == (
         {},
         ["--env", "a/b", "--config.n-step", "3"],

@@ -55,12 +55,14 @@ def test_a_run_is_tracked_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 class Stub(types.ModuleType):
-    """As much of wandb as is used; ``made`` has the arguments of every ``init``, ``logged`` rows by id."""
+    """As much of wandb as is used; ``made`` has the arguments of every ``init``, ``logged`` rows by id and
+    ``ended`` the codes with which runs finished, by name."""
 
     def __init__(self) -> None:
         super().__init__("wandb")
         self.made: list[dict[str, Any]] = []
         self.logged: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self.ended: dict[str, int] = {}
         self.down = False
 
     def Settings(self, **given: Any) -> Any:
@@ -79,9 +81,10 @@ class Stub(types.ModuleType):
             assert not rows or step >= rows[-1][0], "W&B drops what goes back"
             rows.append((step, row))
 
-        return types.SimpleNamespace(
-            log=log, define_metric=lambda *_, **__: None, finish=lambda exit_code: None
-        )
+        def finish(exit_code: int) -> None:
+            self.ended[given["name"]] = exit_code
+
+        return types.SimpleNamespace(log=log, define_metric=lambda *_, **__: None, finish=finish)
 
 
 @pytest.fixture
@@ -151,8 +154,17 @@ def test_a_tracker_that_fails_is_one_line_and_the_state_is_saved(
     assert "error: Weights & Biases failed (ConnectionError: no route to host)" in said
     assert "--resume" in said
     assert "Traceback" not in said
+    assert set(stub.ended.values()) == {1}
     stub.down = False
     assert cli.run([*argv, "--resume"]) == 0
+    assert stub.ended == {"run seed0": 0, "run seed1": 0}
+
+
+def test_only_the_runs_of_failed_members_end_as_failed(stub: Stub) -> None:
+    argv = [*TINY, "--wandb", "project", "--sweep", "hyper.poison_at=-1,2", "--run-dir", "run"]
+    assert cli.run(argv) == 0
+    codes = {name.rpartition("poison_at=")[2]: code for name, code in stub.ended.items()}
+    assert codes == {"-1,seed0": 0, "-1,seed1": 0, "2,seed0": 1, "2,seed1": 1}
 
 
 def test_without_the_package_it_is_refused(

@@ -197,6 +197,24 @@ def read_config(root: Path) -> dict[str, Any]:
         raise Refused(f"{path} cannot be read: {error}") from None
 
 
+def read_summary(root: Path) -> dict[str, Any] | None:
+    """Return the content of ``summary.json`` of a run; None if there is no such file yet.
+
+    Raises:
+        Refused: the file cannot be read.
+    """
+    path = RunDirectory(root).summary
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
+
+
+def failed(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Return the rows of the failed members in the content of ``summary.json``."""
+    return tuple(row for row in summary.get("members", []) if row["status"] in FAILED)
+
+
 def identity(path: Path) -> str:
     """Return the id in a JSON file, or a new one; it is independent of paths."""
     try:
@@ -232,9 +250,15 @@ def _gained(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     missing = flat_new.keys() - flat_old.keys()
     if not (missing and new.get("config") and all(old.get(k) == new.get(k) for k in ("method", "agents"))):
         return {}
-    config, hyper = defaults(recipe(new["method"]), new["agents"])
-    plainly = dict(flattened(plain({"config": nested(config), "hyper": nested(hyper)})))
-    return {name: plainly[name] for name in sorted(missing & plainly.keys())}
+    found = default_options(new)
+    return {name: found[name] for name in sorted(missing & found.keys())}
+
+
+def default_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name and default of every entry of ``config`` and ``hyper`` that the method of a configuration
+    has for agents of its kinds."""
+    own, hyper = defaults(recipe(config["method"]), config["agents"])
+    return dict(flattened(plain({"config": nested(own), "hyper": nested(hyper)})))
 
 
 def _option(name: str) -> str:

@@ -26,7 +26,8 @@ def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[
     swept hyperparameters. W&B identifies a run by the id in ``config.json``, so a resumed run continues in
     the same W&B runs, even if its directory was moved; a run new to W&B starts with all earlier records. All
     runs of a sweep form one group. Nothing is sent before training begins; with ``WANDB_MODE=offline``
-    everything stays in ``root/wandb``.
+    everything stays in ``root/wandb``. A run ends as failed if its member has failed, and all do if training
+    has not come to its end.
 
     Raises:
         Refused: wandb is not installed.
@@ -37,7 +38,7 @@ def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[
     except ImportError:
         raise Refused("--wandb needs the package wandb: pip install 'popjax[tracking]'") from None
     runs: dict[int, Any] = {}  # by the member's number
-    failed = True
+    failed: set[int] | None = None  # all of them
 
     def sink(_: int, history: History) -> None:
         try:
@@ -53,11 +54,11 @@ def wandb_runs(project: str, root: Path, members: Sequence[Member]) -> Iterator[
 
     try:
         yield sink
-        failed = False
+        failed = {row["member"] for row in rundir.failed(rundir.read_summary(root) or {})}
     finally:
-        for run in runs.values():
-            with suppress(Exception) if failed else nullcontext():
-                run.finish(exit_code=int(failed))
+        for number, run in runs.items():
+            with suppress(Exception) if failed is None else nullcontext():
+                run.finish(exit_code=int(failed is None or number in failed))
 
 
 def _begin(wandb: Any, project: str, root: Path, member: Member) -> Any:

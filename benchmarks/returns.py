@@ -36,6 +36,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import trained
 from popjax.host.report import charts, records
+from popjax.host.report.labels import spread
 
 LAST = 10  # evaluations that make a member's score
 RESULTS = Path(__file__).parent / "results"
@@ -113,7 +114,7 @@ def interquartile_mean(scores: np.ndarray) -> float:
 def draw(runs: Sequence[Path], name: str, by_time: bool = False) -> None:
     """Draw the curves of runs against environment steps, or ``by_time`` if all recorded it."""
     found = [records.read(run).records for run in runs]
-    labels = records.spread(found, [run.name for run in runs])
+    labels = spread(found, [run.name for run in runs])
     groups = records.grouped([record for own in found for record in own], labels)
     if not by_time or all(curve.seconds is not None for group in groups for curve in group.curves):
         look = charts.styles([group.label for group in groups])

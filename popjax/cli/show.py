@@ -96,6 +96,8 @@ def report(written: Any) -> None:
         )
     console = _console()
     console.print(table)
+    for line in written.limits:
+        console.print(line, soft_wrap=True)
     for line in written.missing:
         console.print(f"not begun yet: {line}", soft_wrap=True)
     for line in written.skipped:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,25 @@ def make_run(
     evaluations: int = 20,
     level: Callable[[int, int], float] = lambda seed, place: float(place + seed),
     config: dict[str, Any] | None = None,
+    hyper: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    ends: Mapping[int, int] = MappingProxyType({}),
     metrics: Sequence[dict[str, Any]] = (),
     finished: bool = True,
 ) -> Path:
-    """A run whose evaluation ``place`` of ``seed`` has the mean return ``level(seed, place)``."""
+    """A run whose evaluation ``place`` of ``seed`` has the mean return ``level(seed, place)``; ``ends`` has
+    the last one of seeds that ended early."""
     root.mkdir(parents=True)
     budget = EVERY * (evaluations - 1)
-    options = {"env_steps": budget, "seed": min(seeds), "seeds": len(seeds)}
+    asked = {"env_steps": budget, "seed": min(seeds), "seeds": len(seeds), "eval_every": EVERY}
     described = {
         "method": method,
         "agents": {},
         "env": task,
         "env_options": {},
         "config": config or {"population": 4},
-        "hyper": {"rate": 0.1},
-        "options": options,
+        "hyper": hyper or {"rate": 0.1},
+        "options": asked | (options or {}),
         "command": f"python scripts/run.py {method} <&>",
         "device": "cpu (x86_64, 2 threads)",
         "git_commit": "0123456789abcdef",
@@ -43,7 +48,7 @@ def make_run(
     (root / "config.json").write_text(json.dumps(described))
     with (root / "eval.jsonl").open("w") as file:
         for place in range(evaluations):
-            for seed in seeds:
+            for seed in (seed for seed in seeds if place <= ends.get(seed, place)):
                 value = level(seed, place)
                 row = {"member": seeds.index(seed), "seed": seed, "generation": place}
                 row |= {"env_steps": EVERY * place, "return": value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from popjax.host.errors import TooLarge
-from popjax.host.report import learning_curve
+from popjax.host.report import curve, learning_curve
 from popjax.host.runs import log
 from popjax.host.runs.history import Evaluation, History, Seconds, join, non_finite
 from popjax.host.scaling import memory
@@ -26,6 +27,26 @@ def test_a_curve_is_drawn_for_any_number_of_seeds(seeds: int, tmp_path: Path) ->
     learning_curve(evaluations, tmp_path / "curve.png", title="a title")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_mean_goes_on_where_a_seed_has_reached_its_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(**goal: float) -> list[tuple[float, float]]:
+        """The end of the line of each seed, then of their mean."""
+        figures: list[Any] = []
+        monkeypatch.setattr(curve.charts, "legend", lambda axes, columns: figures.append(axes))
+        learning_curve(made, tmp_path / "curve.png", title="a title", **goal)
+        return [tuple(line.get_xydata()[-1].tolist()) for line in figures[0].lines]
+
+    def at(seed: int, steps: int, value: float) -> Evaluation:
+        return Evaluation(seed, steps, steps, (value,), (1,))
+
+    made = [at(0, 0, 0.0), at(1, 0, 0.0), at(0, 100, 0.9), at(1, 100, 0.1), at(1, 200, 0.3)]
+    assert ends(stop_at_return=0.9) == [(100, 0.9), (200, 0.3), (200, pytest.approx(0.6))]
+    assert ends() == [(100, 0.9), (200, 0.3), (100, 0.5)]  # seed 0 is merely unfinished
+    made = [at(0, 1200, 0.0), at(1, 1250, 0.0), at(1, 2500, 0.0)]
+    assert len(ends()) == 2  # there is no step with returns of both
 
 
 def history(loss: list[list[float]]) -> History:

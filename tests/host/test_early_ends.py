@@ -18,7 +18,7 @@ from popjax.host.deploy import chosen_policy
 from popjax.host.errors import Refused
 from popjax.host.runs import best_policies, run_group, rundir
 from popjax.host.runs.history import Evaluation
-from popjax.host.training import stopping, train
+from popjax.host.training import loop, stopping, summary, train
 from tests.host import tiny
 
 ENV = make("probe/corridor")
@@ -80,6 +80,23 @@ def test_members_stop_at_a_return_one_by_one(tmp_path: Path, capsys: pytest.Capt
     assert "leave out --stop-at-return or raise it to continue it" in capsys.readouterr().err
     on = run(tmp_path, seeds=4, resume=True, stop_at_return=None)  # each goes on from where it stands
     assert on.summary["state_sha256"] == plain.summary["state_sha256"]
+
+
+def test_the_curve_of_a_run_leaves_out_failed_members_and_knows_its_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean would end where the first seed fails or reaches the goal."""
+    drawn: list[tuple[set[int], float]] = []
+    broken = lambda rows: {1: (rows.generation[1, -1], "losses.loss")} if 1 in rows.active else {}  # noqa: E731
+    monkeypatch.setattr(loop, "non_finite", broken)
+    monkeypatch.setattr(
+        summary.report,
+        "learning_curve",
+        lambda made, path, title, stop_at_return: drawn.append(({e.member for e in made}, stop_at_return)),
+    )
+    result = run(tmp_path, seeds=3, env_steps=48, stop_at_return=1e9)
+    assert [row["status"] for row in result.summary["members"]] == ["finished", "failed", "finished"]
+    assert drawn == [({0, 2}, 1e9)]
 
 
 def test_a_callback_sees_the_policy_of_every_member() -> None:

@@ -18,6 +18,8 @@ from popjax import cli
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
 from popjax.host.report import charts, measures, population, records, report, write
+from popjax.host.report.labels import spread
+from popjax.host.report.record import Record
 from popjax.host.runs import run_group
 from popjax.host.runs.run_group import Entry
 from tests.host import runs
@@ -127,7 +129,7 @@ def test_a_browser_shows_every_figure(written: Any, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def one(root: Path) -> records.Record:
+def one(root: Path) -> Record:
     """The only record of a run without swept numbers."""
     (found,), _ = records.read(root)
     return found
@@ -151,10 +153,63 @@ def test_labels_name_methods_and_pool_only_equals(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"are not seeds of one method 'A': config\.population is 4 and 8"):
         records.grouped([a, b], ["A", "A"])
     with pytest.raises(Refused, match="got 1 for 2 runs"):
-        records.spread([[a], [b]], ["A"])
+        spread([[a], [b]], ["A"])
     many = {f"option{i}": i for i in range(5)}
     c = one(make_run(tmp_path / "c", config={"population": 4} | many))
     assert records.methods(records.grouped([a, c])) == ["a", "c"]
+
+
+def test_an_option_that_a_method_has_gained_since_had_its_default(tmp_path: Path) -> None:
+    tiny, numbers = "tests.host.tiny", {"rate": 0.1, "poison_at": -1.0}
+    old = make_run(tmp_path / "old", tiny, seeds=(0,), config={"capacity": 10})
+    new = make_run(
+        tmp_path / "new", tiny, seeds=(1,), config={"capacity": 10, "uneven": False}, hyper=numbers
+    )
+    other = make_run(tmp_path / "other", tiny, config={"capacity": 10, "uneven": True}, hyper=numbers)
+    found = records.grouped([one(root) for root in (old, new, other)])
+    assert [group.label for group in found] == [f"{tiny}, uneven false", f"{tiny}, uneven true"]
+    assert [curve.seed for curve in found[0].curves] == [0, 1]
+    (pooled,) = records.grouped([one(old), one(new)], ["A", "A"])
+    assert len(pooled.curves) == 2
+
+
+def test_a_run_of_a_method_that_is_not_here_is_reported(tmp_path: Path) -> None:
+    for place, uneven in enumerate([{}, {"uneven": False}]):
+        make_run(tmp_path / str(place), "nowhere.method", seeds=(place,), config={"capacity": 10} | uneven)
+    made = report([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    assert made.table.header[1:] == ["nowhere.method, uneven unset", "nowhere.method, uneven false"]
+
+
+def test_equal_numbers_are_one_method_however_they_are_written(tmp_path: Path) -> None:
+    found = [
+        one(make_run(tmp_path / str(place), seeds=(place,), hyper={"rate": rate}))
+        for place, rate in enumerate([-1, -1.0, 0.1, 0.10000000149011612])
+    ]
+    assert [group.label for group in records.grouped(found)] == ["ours, rate -1", "ours, rate 0.1"]
+    assert [group.label for group in records.grouped(found[:2])] == ["ours"]
+    assert len(records.grouped(found[:2], spread([found[:1], found[1:2]], ["A", "A"]))) == 1
+
+
+def test_methods_of_different_names_are_not_one_whatever_their_options(tmp_path: Path) -> None:
+    found = [one(make_run(tmp_path / name, name, seeds=(place,))) for place, name in enumerate("xy")]
+    with pytest.raises(Refused, match=r"not seeds of one method 'A': method is \"x\" and \"y\""):
+        records.grouped(found, ["A", "A"])
+
+
+def test_directories_of_one_name_have_labels_of_their_own(tmp_path: Path) -> None:
+    options = [{f"option{i}": i + size for i in range(5)} for size in (10, 20, 30)]
+    names = ("expA/run", "expB/run", "other")
+    found = [one(make_run(tmp_path / n, config=o)) for n, o in zip(names, options, strict=True)]
+    assert records.methods(records.grouped(found)) == list(names)
+    more = [one(make_run(tmp_path / "expC" / "other", "other", config=options[0]))]
+    labels = ["expA/run", "expB/run", f"{tmp_path.name}/other", "other"]  # not the name of another method
+    assert records.methods(records.grouped([*found, *more])) == labels
+    tasks = [
+        one(make_run(tmp_path / task / name, task=f"probe/{task}", config=chosen))
+        for task in "ab"
+        for name, chosen in zip(("x", "y"), options, strict=False)
+    ]
+    assert records.methods(records.grouped(tasks)) == ["x", "y"]  # on both tasks
 
 
 def test_swept_numbers_are_methods_of_their_own(tmp_path: Path) -> None:
@@ -167,7 +222,7 @@ def test_swept_numbers_are_methods_of_their_own(tmp_path: Path) -> None:
     assert [group.label for group in groups] == ["ours, rate 0.1", "ours, rate 0.2"]
     assert [len(group.curves) for group in groups] == [2, 2]
     found = records.read(tmp_path / "sweep").records
-    assert records.spread([found], ["A"]) == [
+    assert spread([found], ["A"]) == [
         "A, population 4, rate 0.1",
         "A, population 4, rate 0.2",
         "A, population 8, rate 0.1",
@@ -200,6 +255,16 @@ def test_seeds_that_were_not_trained_at_one_time_are_not_drawn_against_it(tmp_pa
     made = report([run], tmp_path / "out")
     assert [name for name in made.figures if name.startswith("time")] == []
     assert "Not drawn against time on probe/context: ours" in made.page.read_text()
+
+
+@pytest.mark.parametrize("measure", ["minutes", "metric:loss"])
+def test_no_method_is_better_by_a_measure_of_which_more_may_be_worse(measure: str, tmp_path: Path) -> None:
+    rows = [{"seed": seed, "generation": 1, "env_steps": 100, "loss": 0.5 + seed} for seed in range(5)]
+    made = report([make_run(tmp_path / n, n, metrics=rows) for n in "xy"], tmp_path / "out", measure=measure)
+    assert made.table.best == frozenset()
+    assert "interquartile-mean" in made.figures
+    assert "improvement" not in made.figures
+    assert "probability of improvement" not in made.page.read_text().lower()
 
 
 def test_a_seed_without_a_score_is_named_and_does_not_count(tmp_path: Path) -> None:
@@ -236,8 +301,75 @@ def test_methods_are_compared_at_the_steps_that_all_have_reached(tmp_path: Path)
     np.testing.assert_allclose(measures.measure("last").of(groups[0], 450), 5)  # the first at or beyond
     page = report([done, going], tmp_path / "out").page.read_text()
     assert "those at 500 environment steps" in page
-    assert "Later evaluations of done appear only in the learning curves" in page
+    assert "steps per seed, the most that all have reached; later evaluations of done do not count." in page
     assert f"Unfinished: {going}" in page
+
+
+LEVELS = (4.0, 1.0, 0.1)  # growth of a seed's return from one evaluation to the next
+
+
+def to_goal(root: Path, ends: dict[int, int], **options: Any) -> Path:
+    """A run of three seeds that stop at a return of 12; only the third never gets there."""
+    level = lambda seed, place: LEVELS[seed] * place  # noqa: E731
+    goal = {"stop_at_return": 12.0} | options
+    return make_run(root, root.name, seeds=range(len(LEVELS)), level=level, options=goal, ends=ends)
+
+
+def test_a_seed_that_reached_its_goal_keeps_its_return_and_cuts_nobody_short(tmp_path: Path) -> None:
+    run, whole = to_goal(tmp_path / "early", {0: 3, 1: 12}), make_run(tmp_path / "whole", "whole")
+    early, _ = groups = records.grouped([one(run), one(whole)])
+    assert (early.reached, records.budget(groups, early.task)) == (1900, 1900)
+    scores = {name: measures.measure(name).of(early, 1900) for name in ("last", "last10", "area", "minutes")}
+    np.testing.assert_allclose(scores["last"], [12, 12, 1.9])
+    np.testing.assert_allclose(scores["last10"], [12, (10 + 11 + 8 * 12) / 10, 1.45])
+    np.testing.assert_allclose(scores["area"], [(3 * 6 + 16 * 12) / 19, (12 * 6 + 7 * 12) / 19, 0.95])
+    np.testing.assert_allclose(scores["minutes"], [109 / 60, 433 / 60, 685 / 60])  # until it stopped
+    np.testing.assert_allclose(measures.measure("last").of(early, 200), [8, 2, 0.2])
+    for by_time, end in ((False, 1900), (True, 685 / 3600)):
+        for best in (False, True):
+            places, returns = charts.aligned(early.curves, by_time, best)
+            np.testing.assert_allclose([places[0], places[-1]], [1 / 3600 if by_time else 0, end])
+            np.testing.assert_allclose(returns[:, -1], [12, 12, 1.9])
+    made = report([run, whole], tmp_path / "out", csv=True, measure="last")
+    assert made.table.rows[0][1] == "8.6 ± 5.8 (3)"
+    assert made.limits == ()
+    page = made.page.read_text()
+    held = "and the last return counts up to the budget: seed 0, seed 1 of early on probe/context."
+    assert held in page
+    rows = (tmp_path / "out" / "curves.csv").read_text().splitlines()
+    assert len([row for row in rows if row.startswith("early,")]) == 4 + 13 + 20  # only what was made
+
+
+def test_seeds_that_all_reached_their_goal_are_compared_at_the_budget(tmp_path: Path) -> None:
+    ends = {0: 3, 1: 12, 2: 12}
+    (group,) = records.grouped([one(to_goal(tmp_path / "run", ends, stop_at_return=1.2))])
+    assert group.reached == 1900
+    places, returns = charts.aligned(group.curves, by_time=True)
+    np.testing.assert_allclose(places[-1], 433 / 3600)
+    np.testing.assert_allclose(returns[:, -1], [12, 12, 1.2])
+
+
+@pytest.mark.parametrize("goal", [None, 13.0])
+def test_a_seed_that_ended_before_its_goal_limits_the_comparison(
+    goal: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = to_goal(tmp_path / "run", {0: 3}, stop_at_return=goal)
+    assert cli.report([str(run), "--out", str(tmp_path / "out")]) == 0
+    told = "those at 300 environment steps per seed, the most that all have reached; later evaluations of run"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_seeds_without_common_steps_are_not_drawn(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", seeds=(0, 1), ends={0: 3})
+    lines = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["seed"] == 0 or line["env_steps"] > 300]
+    (run / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    made = report([run, make_run(tmp_path / "b", "theirs")], tmp_path / "out")
+    page = made.page.read_text()
+    assert "Not drawn on probe/context: ours; no step lies between the first and the last" in page
+    assert "curves-probe-context" in made.figures
+    assert report([run], tmp_path / "alone").figures == ()
 
 
 @pytest.mark.parametrize("methods", [("one",), ("one", "two")])

@@ -212,14 +212,19 @@ def aligned(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the environment steps, or hours, [N] within the range of all seeds, and the returns [seeds, N]
     there, interpolated linearly; with ``best``, the highest returns so far, held until the next
-    evaluation."""
+    evaluation.
+
+    By time, the last returns of seeds that reached ``stop_at_return`` are held until the others end.
+    """
     places = [np.asarray(c.seconds) / 3600 if by_time else c.env_steps for c in curves]
-    start, end = max(place[0] for place in places), min(place[-1] for place in places)
+    made = [c.returns[: len(place)] for place, c in zip(places, curves, strict=True)]
+    going = [place[-1] for place, c in zip(places, curves, strict=True) if not (by_time and c.held)]
+    start = max(place[0] for place in places)
+    end = min(going) if going else max(place[-1] for place in places)
     shared = np.unique(np.concatenate(places))
     shared = shared[(shared >= start) & (shared <= end)]
     if best:
-        so_far = [np.maximum.accumulate(c.returns) for c in curves]
+        so_far = [np.maximum.accumulate(y) for y in made]
         held = [y[np.searchsorted(x, shared, side="right") - 1] for x, y in zip(places, so_far, strict=True)]
         return shared, np.array(held)
-    returns = [np.interp(shared, place, c.returns) for place, c in zip(places, curves, strict=True)]
-    return shared, np.array(returns)
+    return shared, np.array([np.interp(shared, x, y) for x, y in zip(places, made, strict=True)])

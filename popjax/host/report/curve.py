@@ -18,11 +18,14 @@ _COLOUR = "#1f5fa8"
 
 @typed(Refused)
 @charts.literal_text()
-def learning_curve(evaluations: Sequence[Evaluation], path: str | Path, *, title: str) -> None:
+def learning_curve(
+    evaluations: Sequence[Evaluation], path: str | Path, *, title: str, stop_at_return: float | None = None
+) -> None:
     """Draw mean evaluation return against environment steps into ``path`` (PNG).
 
     For one seed, the range over its episodes is shaded. For several, there is a thin line per seed and a
-    thick one for their mean, interpolated linearly where seeds were evaluated at different steps.
+    thick one for their mean, interpolated linearly where seeds were evaluated at different steps. In the
+    mean, seeds that reached ``stop_at_return`` keep their last return until the others end.
     """
     figure, axes = charts.canvas(title)
     curves = [records.curve(evaluations, seed) for seed in sorted({made.seed for made in evaluations})]
@@ -36,8 +39,12 @@ def learning_curve(evaluations: Sequence[Evaluation], path: str | Path, *, title
         for place, curve in enumerate(curves):
             thin = {"color": _COLOUR, "alpha": 0.35, "linewidth": 0.9}
             axes.plot(curve.env_steps, curve.returns, **thin, label="" if place else "each seed")
-        steps, returns = charts.aligned(curves)
-        axes.plot(steps, returns.mean(0), color=_COLOUR, linewidth=2.2, label=f"mean of {len(curves)} seeds")
+        end = [max(int(curve.env_steps[-1]) for curve in curves)]
+        held = [curve.hold(end) if curve.satisfies(stop_at_return) else curve for curve in curves]
+        steps, returns = charts.aligned(held)
+        if len(steps):
+            label = f"mean of {len(curves)} seeds"
+            axes.plot(steps, returns.mean(0), color=_COLOUR, linewidth=2.2, label=label)
     axes.set(xlabel=charts.STEPS, ylabel=charts.RETURN)
     axes.margins(x=0.01)
     charts.count_axis(axes.xaxis)

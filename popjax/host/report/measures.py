@@ -10,7 +10,8 @@ import numpy as np
 
 from popjax.host.errors import Refused
 from popjax.host.report import statistics
-from popjax.host.report.records import Curve, Group, Record
+from popjax.host.report.record import Record
+from popjax.host.report.records import Curve, Group
 from popjax.host.runs import log, rundir
 
 LAST = 10
@@ -28,6 +29,7 @@ class Measure(NamedTuple):
     of:    (group, environment steps) -> float [seeds], the scores at that number of environment steps; NaN
            for a seed that did not record it.
     evaluations: number of evaluations that ``words`` mention; 1 if they mention none.
+    higher_is_better: whether a higher score is known to be better.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Measure(NamedTuple):
     unit: str
     of: Callable[[Group, int], np.ndarray]
     evaluations: int = 1
+    higher_is_better: bool = True
 
 
 def measure(name: str) -> Measure:
@@ -50,12 +53,14 @@ def measure(name: str) -> Measure:
     if name in _OF_CURVES:
         words, of = _OF_CURVES[name]
         scores = lambda group, budget: np.array([of(c, budget) for c in group.curves])  # noqa: E731
-        unit = "minutes" if name == "minutes" else "return (sum of rewards)"
-        return Measure(name, words, unit, scores, LAST if of is last else 1)
+        timed = of is minutes
+        unit = "minutes" if timed else "return (sum of rewards)"
+        return Measure(name, words, unit, scores, LAST if of is last else 1, higher_is_better=not timed)
     metric = name.removeprefix(METRIC)
     if metric == name or not metric:
         raise Refused(f"there is no measure {name!r}: use {', '.join(_OF_CURVES)} or {METRIC}NAME")
-    return Measure(name, f"the last value of its metric {metric}", metric, partial(_last_metric, metric))
+    words = f"the last value of its metric {metric}"
+    return Measure(name, words, metric, partial(_last_metric, metric), higher_is_better=False)
 
 
 def last(curve: Curve, budget: int, count: int = LAST) -> float:
@@ -79,7 +84,7 @@ def minutes(curve: Curve, budget: int) -> float:
     environment steps; NaN if the run did not record times."""
     if curve.seconds is None:
         return float("nan")
-    return float(curve.seconds[len(curve.until(budget)) - 1]) / 60
+    return float(curve.seconds[: len(curve.until(budget))][-1]) / 60
 
 
 _OF_CURVES: dict[str, tuple[str, Callable[[Curve, int], float]]] = {

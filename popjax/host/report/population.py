@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from popjax.host.report import charts
-from popjax.host.report.records import Record
+from popjax.host.report.record import Record
 from popjax.host.runs import log, rundir
 
 _GENERATIONS = 40  # maximum number of generations in a lineage

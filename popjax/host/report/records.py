@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,52 +11,11 @@ import numpy as np
 
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import NoRun, NotRead, Refused
+from popjax.host.report.labels import default_labels, differing_options, spelt
+from popjax.host.report.record import Record
 from popjax.host.runs import log, run_group, rundir
 from popjax.host.runs.history import Evaluation
 from popjax.host.scaling import sweep
-
-_MOST_OPTIONS = 3  # maximum number of options in a label that distinguish methods of the same name
-
-
-@dataclass(frozen=True)
-class Record:
-    """A run directory, or the part of it with one setting of the swept hyperparameters.
-
-    summary: None while the run goes on or after it was interrupted.
-    failed:  members with a non-finite metric, whose evaluations are left out, each with "member", "seed" and
-             "reason"; for a run without a summary, those that its newest checkpoint records.
-    swept:   hyperparameters of this setting by name, such as "hyper.actor_lr"; empty if only seeds differ.
-    """
-
-    root: Path
-    config: dict[str, Any]
-    summary: dict[str, Any] | None
-    evaluations: tuple[Evaluation, ...]
-    failed: tuple[Mapping[str, Any], ...] = ()
-    swept: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def task(self) -> str:
-        """The environment and its options."""
-        options = ", ".join(f"{k}={v}" for k, v in self.config.get("env_options", {}).items())
-        return self.config["env"] + (f" ({options})" if options else "")
-
-    @property
-    def name(self) -> str:
-        """The method, and its agents if the method has a choice."""
-        agents = self.config.get("agents") or {"agent": self.config.get("agent")}
-        kinds = [kind for kind in agents.values() if kind and kind != "none"]
-        return self.config["method"] + (f" ({', '.join(kinds)})" if kinds else "")
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """Values of all options that define the method, by option."""
-        chosen = {key: self.config.get(key) or {} for key in ("config", "hyper", "runs")}
-        return {name: json.dumps(value) for name, value in [*rundir.flattened(chosen), *self.swept.items()]}
-
-    def has(self, line: Mapping[str, Any]) -> bool:
-        """Return whether a line of the run's records is of this setting."""
-        return all(line.get(name) == value for name, value in self.swept.items())
 
 
 @dataclass(frozen=True)
@@ -66,17 +24,33 @@ class Curve:
 
     env_steps: int [N], ascending.
     returns:   float [N], means over episodes.
-    seconds:   [N] of wall-clock time since the run began; None if the run did not record it.
+    seconds:   [N - held] of wall-clock time since the run began; None if the run did not record it.
+    held:      number of returns at the end that were not made but repeat the last one, since the seed had
+               reached ``stop_at_return``; 0 for other seeds.
     """
 
     seed: int
     env_steps: np.ndarray
     returns: np.ndarray
     seconds: np.ndarray | None = None
+    held: int = 0
 
     def until(self, budget: int) -> np.ndarray:
         """Return the returns up to the first evaluation at or beyond ``budget`` environment steps."""
         return self.returns[: int(np.searchsorted(self.env_steps, budget)) + 1]
+
+    def satisfies(self, stop_at_return: float | None) -> bool:
+        """Return whether the seed stopped since its last evaluation reached ``stop_at_return``, if any."""
+        return stop_at_return is not None and bool(self.returns[-1] >= float(stop_at_return))
+
+    def hold(self, env_steps: Iterable[int]) -> Curve:
+        """Return the curve with its last return repeated at those of ``env_steps`` that are beyond its
+        end."""
+        later = np.array([steps for steps in env_steps if steps > self.env_steps[-1]], self.env_steps.dtype)
+        returns = np.append(self.returns, np.full(len(later), self.returns[-1]))
+        return replace(
+            self, env_steps=np.append(self.env_steps, later), returns=returns, held=self.held + len(later)
+        )
 
 
 def curve(evaluations: Sequence[Evaluation], seed: int) -> Curve:
@@ -93,7 +67,11 @@ def curve(evaluations: Sequence[Evaluation], seed: int) -> Curve:
 
 @dataclass(frozen=True)
 class Group:
-    """A method on a task: run directories that differ only in their seeds."""
+    """A method on a task: run directories that differ only in their seeds.
+
+    A seed that reached ``stop_at_return`` keeps its last return up to its budget, at the environment steps at
+    which it would have been evaluated.
+    """
 
     label: str
     task: str
@@ -110,10 +88,24 @@ class Group:
         return bool(max(span[0] for span in spans) <= min(span[-1] for span in spans))
 
     @property
+    def overlapping(self) -> bool:
+        """Return whether some environment steps lie between the first and the last evaluation of every
+        seed."""
+        spans = [curve.env_steps for curve in self.curves]
+        return bool(max(span[0] for span in spans) <= min(span[-1] for span in spans))
+
+    @property
     def reached(self) -> int:
-        """Environment steps that every seed has trained for, at most the requested budget."""
+        """Environment steps that every seed has trained for, at most the requested budget; seeds that reached
+        ``stop_at_return`` count as trained for all of it."""
         asked = min(record.config["options"]["env_steps"] for record in self.records)
         return min(asked, *(int(curve.env_steps[-1]) for curve in self.curves))
+
+    @property
+    def furthest(self) -> int:
+        """Environment steps that any seed has reached, at most the largest requested budget."""
+        asked = max(record.config["options"]["env_steps"] for record in self.records)
+        return min(asked, max(int(curve.env_steps[-1]) for curve in self.curves))
 
 
 class Found(NamedTuple):
@@ -165,8 +157,8 @@ def _read(root: Path) -> list[Record]:
     lines = log.read_lines(files.evaluations)
     if not lines:
         raise NoRun(f"{root} has no evaluations yet: nothing is in {files.evaluations}")
-    summary = _summary(files.summary)
-    failed = _failed_so_far(files, config) if summary is None else _failed(summary)
+    summary = rundir.read_summary(root)
+    failed = _failed_so_far(files, config) if summary is None else rundir.failed(summary)
     # A member that failed early would cut the curves of all seeds at its failure.
     gone = {row["member"] for row in failed}
     lines = [line for line in lines if line["member"] not in gone] or lines
@@ -177,10 +169,6 @@ def _read(root: Path) -> list[Record]:
     return [
         Record(root, config, summary, tuple(made), failed, dict(swept)) for swept, made in settings.items()
     ]
-
-
-def _failed(summary: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    return tuple(row for row in summary.get("members", []) if row["status"] in rundir.FAILED)
 
 
 def _failed_so_far(files: rundir.RunDirectory, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -198,30 +186,6 @@ def _failed_so_far(files: rundir.RunDirectory, config: Mapping[str, Any]) -> tup
     return ()
 
 
-def _summary(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError:
-        raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
-
-
-def spread(found: Sequence[Sequence[Record]], labels: Sequence[str]) -> list[str]:
-    """Return one label for each record, from ``labels``, which has one for each directory of ``found``.
-
-    Options in which records with the same label differ on a task are appended to it.
-
-    Raises:
-        Refused: there are not as many labels as directories.
-    """
-    if labels and len(labels) != len(found):
-        raise Refused(f"--labels needs a label for each run: got {len(labels)} for {len(found)} runs")
-    spelt = []
-    for label, group in zip(labels, found, strict=bool(labels)):
-        names = _told_apart(group)
-        spelt += [_named(label, names, record) for record in group]
-    return spelt
-
-
 def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group]:
     """Return the records by task and method, in the given order.
 
@@ -231,7 +195,7 @@ def grouped(records: Sequence[Record], labels: Sequence[str] = ()) -> list[Group
         Refused: different methods on a task share a label, or a seed occurs twice.
     """
     members: dict[tuple[str, str], list[Record]] = {}
-    for record, label in zip(records, labels or _labels(records), strict=True):
+    for record, label in zip(records, labels or default_labels(records), strict=True):
         members.setdefault((record.task, label), []).append(record)
     return [
         Group(label, task, tuple(found), _pooled(label, found)) for (task, label), found in members.items()
@@ -275,59 +239,24 @@ def _pooled(label: str, records: Sequence[Record]) -> tuple[Curve, ...]:
     home: dict[int, Path] = {}
     first = records[0]
     for record in records:
-        different = _different([first, record])
-        if different:
-            name = different[0]
-            values = f"{first.choices.get(name, 'unset')} and {record.choices.get(name, 'unset')}"
+        if options := differing_options([first, record]):
+            name = options[0]
+            values = f"{spelt(first.choice(name))} and {spelt(record.choice(name))}"
             raise Refused(
                 f"{first.root} and {record.root} are not seeds of one method {label!r}: {name} is {values}"
             )
         for seed in sorted({evaluation.seed for evaluation in record.evaluations}):
             if seed in curves:
                 raise Refused(f"seed {seed} of {label} on {record.task} is in {home[seed]} and {record.root}")
-            curves[seed], home[seed] = curve(record.evaluations, seed), record.root
+            curves[seed], home[seed] = _held(curve(record.evaluations, seed), record), record.root
     return tuple(curves[seed] for seed in sorted(curves))
 
 
-def _labels(records: Sequence[Record]) -> list[str]:
-    """Return a label for each record: the method's name and the options in which methods of that name differ
-    on a task or, if they are too many, the run directory's name and the options in which its settings
-    differ."""
-    found = []
-    for record in records:
-        rivals = [other for other in records if other.name == record.name]
-        told = _told_apart(rivals)
-        if not told:
-            found.append(record.name)
-        elif len(told) > _MOST_OPTIONS:
-            twins = (r for r in rivals if r.task == record.task and r.choices == record.choices)
-            first = next(twins)
-            own = _told_apart([r for r in rivals if r.root == first.root])
-            found.append(_named(first.root.name, own, first))
-        else:
-            found.append(_named(record.name, told, record))
-    return found
-
-
-def _named(label: str, names: Sequence[str], record: Record) -> str:
-    """Return ``label`` with the record's values of some options."""
-    return ", ".join([label, *(f"{_short(name)} {record.choices.get(name, 'unset')}" for name in names)])
-
-
-def _told_apart(records: Sequence[Record]) -> list[str]:
-    """Return the options in which records of the same task differ, for all tasks."""
-    told: dict[str, None] = {}
-    for task in dict.fromkeys(record.task for record in records):
-        told |= dict.fromkeys(_different([record for record in records if record.task == task]))
-    return list(told)
-
-
-def _different(records: Sequence[Record]) -> list[str]:
-    """Return the options in which records differ."""
-    choices: list[Mapping[str, Any]] = [record.choices for record in records]
-    names = sorted({name for chosen in choices for name in chosen})
-    return [name for name in names if len({chosen.get(name) for chosen in choices}) > 1]
-
-
-def _short(option: str) -> str:
-    return option.rpartition(".")[2].replace("_", " ")
+def _held(curve: Curve, record: Record) -> Curve:
+    """Return the curve up to the budget if the seed has reached its goal, else as it is."""
+    options = record.config["options"]
+    if not curve.satisfies(options.get("stop_at_return")):
+        return curve
+    every, budget = options["eval_every"], options["env_steps"]
+    begin = (int(curve.env_steps[-1]) // every + 1) * every
+    return curve.hold([*range(begin, budget, every), budget])

@@ -55,7 +55,7 @@ def section(
     """Return the section with the table of results and its notes; ``missing`` are runs not begun yet."""
     parts: list[Text | Cells] = [
         Text(caption(groups, judged, statistic)),
-        _table(groups, scores, statistic),
+        _table(groups, scores, judged, statistic),
         Text(" ".join(_notes(groups, scores)), note=True),
     ]
     if missing:
@@ -63,14 +63,16 @@ def section(
     return Section("Results", parts)
 
 
-def _table(groups: Sequence[Group], scores: Scores, statistic: measures.Statistic) -> Cells:
-    """Return a row for each task and a column for each method; the highest is bold."""
+def _table(
+    groups: Sequence[Group], scores: Scores, judged: measures.Measure, statistic: measures.Statistic
+) -> Cells:
+    """Return a row for each task and a column for each method; the highest is bold if it is the best."""
     labels, rows, best = records.methods(groups), [], set()
     for place, task in enumerate(records.tasks(groups)):
         here = {g.label: known(scores[g.label, task]) for g in groups if g.task == task}
         rows.append([task, *(_cell(here.get(label), statistic) for label in labels)])
         centres = {name: measures.centre(found, statistic) for name, found in here.items() if len(found)}
-        if len(here) > 1 and centres:
+        if len(here) > 1 and centres and judged.higher_is_better:
             best.add((place, 1 + labels.index(max(centres, key=lambda label: centres[label]))))
     return Cells(["task", *labels], rows, frozenset(best))
 
@@ -82,19 +84,18 @@ def _cell(scores: np.ndarray | None, statistic: measures.Statistic) -> str:
 
 
 def _notes(groups: Sequence[Group], scores: Scores) -> list[str]:
-    """Return the steps at which methods are compared, the runs that went further or are unfinished, and the
-    seeds without a score."""
+    """Return the steps at which methods are compared, the seeds that reached their goal or have no score, and
+    the runs that are unfinished."""
     told = ["In round brackets: number of seeds. Standard deviations divide by that number minus one."]
     for task in records.tasks(groups):
-        budget = records.budget(groups, task)
-        told.append(f"Scores on {task} are those at {budget:,} environment steps per seed.")
-        longer = [g.label for g in groups if g.task == task and g.reached > budget]
+        told.append(_limit(groups, task) or f"{_at(groups, task)}.")
         for group in groups:
             if group.task == task and (absent := np.isnan(scores[group.label, task])).any():
                 seeds = [f"seed {c.seed}" for c, none in zip(group.curves, absent, strict=True) if none]
                 told.append(f"Without a score: {', '.join(seeds)} of {group.label} on {task}.")
-        if longer:
-            told.append(f"Later evaluations of {', '.join(longer)} appear only in the learning curves.")
+            if group.task == task and (held := [f"seed {c.seed}" for c in group.curves if c.held]):
+                who = f"{', '.join(held)} of {group.label} on {task}"
+                told.append(f"Reached --stop-at-return, and the last return counts up to the budget: {who}.")
     unfinished = {str(r.root): None for group in groups for r in group.records if r.summary is None}
     if unfinished:
         told.append(f"Unfinished: {', '.join(unfinished)}.")
@@ -105,3 +106,22 @@ def _notes(groups: Sequence[Group], scores: Scores) -> list[str]:
             what = "all members failed and are shown" if shown else "failed members are left out"
             told.append(f"In {record.root}, {what}, since a metric became non-finite: {'; '.join(rows)}.")
     return told
+
+
+def limits(groups: Sequence[Group]) -> list[str]:
+    """Return the steps at which methods are compared on the tasks where some run has gone further."""
+    return [line for task in records.tasks(groups) if (line := _limit(groups, task))]
+
+
+def _limit(groups: Sequence[Group], task: str) -> str | None:
+    """Return the steps at which methods are compared on a task, if some run has gone further."""
+    budget = records.budget(groups, task)
+    longer = [group.label for group in groups if group.task == task and group.furthest > budget]
+    if not longer:
+        return None
+    names = ", ".join(longer)
+    return f"{_at(groups, task)}, the most that all have reached; later evaluations of {names} do not count."
+
+
+def _at(groups: Sequence[Group], task: str) -> str:
+    return f"Scores on {task} are those at {records.budget(groups, task):,} environment steps per seed"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from popjax.host.report import charts
-from popjax.host.report.records import Record
+from popjax.host.report.record import Record
 from popjax.host.runs import rundir
 
 STEPS = "environment steps of an individual"

@@ -14,8 +14,10 @@ from popjax.arguments import typed
 from popjax.host import paths
 from popjax.host.errors import NoRun, Refused
 from popjax.host.report import charts, measures, population, records, results, searches, statistics
+from popjax.host.report.labels import spread
 from popjax.host.report.page import Cells, Picture, Section, Text, render
-from popjax.host.report.records import Group, Record
+from popjax.host.report.record import Record
+from popjax.host.report.records import Group
 from popjax.host.scaling.memory import human
 
 PAGE = "report.html"
@@ -34,6 +36,7 @@ class Report:
     figures: names of the figures; each lies beside the page as PNG.
     table:   the table of results; ``caption`` describes it.
     missing: runs and members that have not begun yet.
+    limits:  environment steps at which methods are compared on the tasks where some run has gone further.
     skipped: given directories that are not runs, and why.
     """
 
@@ -42,6 +45,7 @@ class Report:
     table: Cells
     caption: str
     missing: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
 
@@ -57,7 +61,9 @@ def report(
 ) -> Report:
     """Write a self-contained ``report.html``, and every figure as PNG, into ``out``.
 
-    Runs that differ only in their seeds are pooled. A directory stands for all runs below it; runs that have
+    Runs that differ only in their seeds are pooled. A seed that reached ``stop_at_return`` keeps its last
+    return up to its budget; seeds that are merely unfinished limit the comparison to the steps that they have
+    reached. A directory stands for all runs below it; runs that have
     not begun are listed. Anything that is not a run, such as an earlier report, is skipped.
 
     Args:
@@ -73,14 +79,14 @@ def report(
     read, labels, skipped = _read(run_dirs, labels)
     found = [each.records for each in read]
     missing = [line for each in read for line in each.missing]
-    groups = records.grouped([record for each in found for record in each], records.spread(found, labels))
+    groups = records.grouped([record for each in found for record in each], spread(found, labels))
     common, out, judged = records.common_tasks(groups), paths.path(out), measures.measure(measure)
     scores = results.scores_of(groups, judged)
     compared = results.comparable(groups, common, scores)
     sections = [
         results.section(groups, missing, scores, judged, statistic),
         _curves(groups),
-        *([_comparison(groups, common, scores, judged.unit)] if compared else []),
+        *([_comparison(groups, common, scores, judged)] if compared else []),
         *_populations(groups),
         _costs(groups),
     ]
@@ -96,7 +102,8 @@ def report(
     table = next(part for part in sections[0].parts if isinstance(part, Cells))
     figures = tuple(picture.name for picture in pictures)
     caption = results.caption(groups, judged, statistic)
-    return Report(out / PAGE, figures, table, caption, tuple(missing), tuple(skipped))
+    limits = tuple(results.limits(groups))
+    return Report(out / PAGE, figures, table, caption, tuple(missing), limits, tuple(skipped))
 
 
 def _read(
@@ -146,8 +153,9 @@ def _write_csv(groups: Sequence[Group], path: Path) -> None:
         writer.writerow(["method", "task", "seed", "env_steps", "return"])
         for group in groups:
             for curve in group.curves:
-                rows = zip(curve.env_steps.tolist(), curve.returns.tolist(), strict=True)
-                writer.writerows([group.label, group.task, curve.seed, *row] for row in rows)
+                rows = list(zip(curve.env_steps.tolist(), curve.returns.tolist(), strict=True))
+                made = rows[: len(rows) - curve.held]
+                writer.writerows([group.label, group.task, curve.seed, *row] for row in made)
 
 
 def _write_lineages(groups: Sequence[Group], path: Path) -> None:
@@ -184,14 +192,19 @@ def _curves(groups: Sequence[Group]) -> Section:
     )
     for task in records.tasks(groups):
         here = [group for group in groups if group.task == task]
-        parts.append(
-            _picture(f"curves-{task}", charts.learning_curves(task, here, look), caption.format(task=task))
-        )
+        drawn = [group for group in here if group.overlapping]
+        if drawn:
+            figure = charts.learning_curves(task, drawn, look)
+            parts.append(_picture(f"curves-{task}", figure, caption.format(task=task)))
+        if len(drawn) < len(here):
+            without = ", ".join(group.label for group in here if group not in drawn)
+            told = "no step lies between the first and the last evaluation of all seeds"
+            parts.append(Text(f"Not drawn on {task}: {without}; {told}.", note=True))
         times = [group for group in here if group.timed]
         if times:
             parts.append(_picture(f"time-{task}", charts.learning_curves(task, times, look, True), timed))
-        if len(here) > 1 and any(map(_searched, here)):
-            parts.append(_picture(f"anytime-{task}", charts.anytime(task, here, look), anytime))
+        if len(drawn) > 1 and any(map(_searched, drawn)):
+            parts.append(_picture(f"anytime-{task}", charts.anytime(task, drawn, look), anytime))
         if len(times) < len(here):
             without = ", ".join(group.label for group in here if group not in times)
             told = "no times were recorded, or no time lies within the training of all seeds"
@@ -199,8 +212,10 @@ def _curves(groups: Sequence[Group]) -> Section:
     return Section("Learning curves", parts)
 
 
-def _comparison(groups: Sequence[Group], common: Sequence[str], found: results.Scores, unit: str) -> Section:
-    labels = records.methods(groups)
+def _comparison(
+    groups: Sequence[Group], common: Sequence[str], found: results.Scores, judged: measures.Measure
+) -> Section:
+    labels, unit = records.methods(groups), judged.unit
     look = charts.styles(labels)
     scores: Any = {label: [results.known(found[label, task]) for task in common] for label in labels}
     parts: list[Text | Picture | Cells] = []
@@ -215,7 +230,8 @@ def _comparison(groups: Sequence[Group], common: Sequence[str], found: results.S
     caption = f"The mean of the middle half of all runs on {', '.join(common)}; bars are the {_INTERVAL}."
     parts.append(_picture("interquartile-mean", charts.interquartile_means(means, look, unit), caption))
     parts.append(Cells(["method", "interquartile mean", "interval"], [_row(k, v) for k, v in means.items()]))
-    parts += _pairs(scores, look)
+    if judged.higher_is_better:
+        parts += _pairs(scores, look)
     caption = (
         f"Share of runs that score above the number on the axis; bands are the {_INTERVAL}, point by point."
     )

@@ -205,7 +205,7 @@ def read_summary(root: Path) -> dict[str, Any] | None:
     """
     path = RunDirectory(root).summary
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError:
         raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
 

@@ -107,12 +107,14 @@ def _write_results(
     settings = {
         member.setting: [m for m in run.members if m.setting == member.setting] for member in run.members
     }
+    failed, goal = {run.members[place].number for place in position.failed}, run.options.stop_at_return
     for setting, members in settings.items():
         numbers = {member.number for member in members}
+        numbers = numbers - failed or numbers  # the mean ends where the first seed fails
         evaluations = [e for e in position.evaluations if e.member in numbers]
         title = f"{run.title}, {setting}" if setting else run.title
         files.curve(setting).parent.mkdir(exist_ok=True)
-        report.learning_curve(evaluations, files.curve(setting), title=title)
+        report.learning_curve(evaluations, files.curve(setting), title=title, stop_at_return=goal)
     if schedules:
         rundir.write_json(files.schedule, {"members": schedules})
     rundir.write_json(files.summary, summary)

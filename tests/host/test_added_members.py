@@ -13,7 +13,7 @@ from popjax import cli
 from popjax.envs import make
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import Refused
-from popjax.host.runs import Result, added_members, best_policies
+from popjax.host.runs import Result, added_members, best_policies, log, rundir
 from popjax.host.training import train
 from tests.host import tiny
 from tests.host.test_train import OPTIONS, lines
@@ -91,31 +91,86 @@ def test_a_failed_member_stays_so_in_its_new_place(tmp_path: Path) -> None:
     assert digests(first).items() < digests(grown).items()
 
 
-@pytest.mark.parametrize("struck", ["_renumber", "_grow_checkpoint"])
-def test_growing_may_be_interrupted(struck: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, swept={"hyper.rate": [0.3]}, seeds=2)
-    step, calls = getattr(added_members, struck), iter(range(10))
+def same(root: Path, other: Path) -> None:
+    """Two directories have the same members under the same numbers, with the same records and policies."""
+    for name in ("eval.jsonl", "metrics.jsonl"):
+        assert records(root, name) == records(other, name)
+    with np.load(root / "best.npz") as ours, np.load(other / "best.npz") as theirs:
+        for name in ("member", "number", "env_steps"):
+            assert ours[name].tolist() == theirs[name].tolist()
+        for name in set(theirs.files) - {"member"}:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
+    rows = [json.loads((path / "summary.json").read_text())["members"] for path in (root, other)]
+    told = [[(row["member"], row["seed"], row["numbers"], row["state_sha256"]) for row in x] for x in rows]
+    assert told[0] == told[1]
+
+
+UNEVEN = {"hyper.rate": [0.1, 0.3], "hyper.poison_at": [-1.0, -2.0]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"swept": RATES}, {"swept": {"hyper.rate": [0.3, 0.1]}}),
+        ({"seeds": [0, 1]}, {"seeds": [1, 0]}),
+        ({"swept": UNEVEN}, {"swept": dict(reversed(UNEVEN.items()))}),
+    ],
+    ids=["values", "seeds", "axes"],
+)
+def test_members_may_be_given_in_another_order(
+    before: dict[str, Any], after: dict[str, Any], tmp_path: Path
+) -> None:
+    run(tmp_path / "run", **before)
+    run(tmp_path / "whole", **after)
+    run(tmp_path / "run", resume=True, **after)  # nothing is left to train
+    same(tmp_path / "run", tmp_path / "whole")
+    run(tmp_path / "run", resume=True, env_steps=480, **before)
+    run(tmp_path / "never", **before)
+    run(tmp_path / "never", resume=True, env_steps=480, **before)
+    same(tmp_path / "run", tmp_path / "never")
+
+
+@pytest.mark.parametrize("then", [(0.1, 0.3), (0.3,), pytest.param((0.5, 0.3), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("module", "struck", "call"),
+    [
+        (added_members, "_grow_checkpoint", 0),
+        (added_members, "_grow_checkpoint", 1),
+        (best_policies, "arrange", 0),
+        (log, "drop_after", 1),
+        (rundir, "write_config", 0),
+    ],
+)
+def test_growing_may_be_interrupted(
+    module: Any, struck: str, call: int, then: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever command continues: the same, the first one, or one that adds something else."""
+    run(tmp_path / "run", swept={"hyper.rate": [0.3]}, seeds=2)
+    step, calls = getattr(module, struck), iter(range(10))
 
     def killed(*arguments: Any) -> None:
-        if next(calls) == 1:
+        if next(calls) == call:
             raise KeyboardInterrupt
         step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(added_members, struck, killed)
+        patch.setattr(module, struck, killed)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, swept=RATES, seeds=2, resume=True)
-    grown = run(tmp_path, swept=RATES, seeds=2, resume=True)
-    assert digests(grown) == digests(run(None, swept=RATES, seeds=2))
+            run(tmp_path / "run", swept=RATES, seeds=2, resume=True)
+    run(tmp_path / "run", swept={"hyper.rate": then}, seeds=2, resume=True)
+    run(tmp_path / "whole", swept={"hyper.rate": then}, seeds=2)
+    same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_best_policies_keep_their_members(tmp_path: Path) -> None:
-    run(tmp_path, swept={"hyper.rate": [0.3]})
+def test_the_best_policies_of_earlier_versions_keep_their_members(tmp_path: Path) -> None:
+    """They were recorded by number alone."""
+    first = run(tmp_path, swept={"hyper.rate": [0.3]})
     with np.load(tmp_path / "best.npz") as file:
-        old = {name: file[name].copy() for name in file.files}
-    best_policies.grow(
-        tmp_path / "best.npz", ["hyper.rate=0.3,seed0"], run(None, swept=RATES, env_steps=24).members
-    )
+        old = {name: file[name].copy() for name in file.files if name != "member"}
+    np.savez(tmp_path / "best.npz", **old)
+    grown = run(None, swept=RATES, env_steps=24).members
+    for _ in range(2):
+        best_policies.arrange(tmp_path / "best.npz", first.members, grown)
     with np.load(tmp_path / "best.npz") as file:
         for name in set(old) - {"number"}:
             np.testing.assert_array_equal(file[name][1], old[name][0])

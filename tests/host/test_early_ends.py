@@ -18,6 +18,7 @@ from popjax.host.deploy import chosen_policy
 from popjax.host.errors import Refused
 from popjax.host.runs import best_policies, run_group, rundir
 from popjax.host.runs.history import Evaluation
+from popjax.host.scaling.sweep import Member
 from popjax.host.training import loop, stopping, summary, train
 from tests.host import tiny
 
@@ -78,6 +79,12 @@ def test_members_stop_at_a_return_one_by_one(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     run(tmp_path, seeds=4, resume=True, stop_at_return=wanted, quiet=False)
     assert "leave out --stop-at-return or raise it to continue it" in capsys.readouterr().err
+    (tmp_path / "run" / "summary.json").unlink()  # as if the run had been killed after its last checkpoint
+    again = run(tmp_path, seeds=4, resume=True, stop_at_return=wanted)
+    for name in ("status", "reason", "state_sha256"):
+        assert [row[name] for row in again.summary["members"]] == [
+            row[name] for row in stopped.summary["members"]
+        ]
     on = run(tmp_path, seeds=4, resume=True, stop_at_return=None)  # each goes on from where it stands
     assert on.summary["state_sha256"] == plain.summary["state_sha256"]
 
@@ -155,7 +162,7 @@ def test_a_member_that_was_never_evaluated_has_no_best_policy(
     state = jax.vmap(METHOD.init, (0, None))(jax.random.split(jax.random.key(0), 2), METHOD.hyper)
     policies = jax.vmap(METHOD.policy)(state)
     broken = jax.tree.map(lambda x: x.at[1].set(jnp.nan), policies)
-    kept = best_policies.Best(files.best, [4, 7], lambda _: broken)
+    kept = best_policies.Best(files.best, [Member(4, 0), Member(7, 1)], lambda _: broken)
     kept.see(None, [Evaluation(0, 1, 24, (3.0,), (5,), 4), Evaluation(0, 1, 24, (math.nan,), (5,), 7)])
     kept.save()
     method, chosen, steps = chosen_policy.with_best(METHOD, (state, [48, 12]), files, [4, 7])

@@ -16,21 +16,23 @@ from popjax.host.runs.history import Evaluation
 from popjax.host.scaling import processes
 from popjax.host.scaling.sweep import Member
 
-_FACTS = ("number", "env_steps", "return")
+_FACTS = ("member", "number", "env_steps", "return")
+"""Arrays [S] beside the policies: each member's identity and number, and its best evaluation."""
 
 
 class Best:
-    """The best policies so far of the members ``numbers`` [S], kept on the host and saved to ``path``.
+    """The best policies so far of ``members`` [S], kept on the host and saved to ``path``.
 
     ``policies`` returns the parameters [S, ...] of all members' policies in a State.
     """
 
-    def __init__(self, path: Path, numbers: Sequence[int], policies: Callable[[Any], Any]):
+    def __init__(self, path: Path, members: Sequence[Member], policies: Callable[[Any], Any]):
         self._path, self._policies = path, policies
-        self._places = {number: place for place, number in enumerate(numbers)}
+        self._names = [member.identity for member in members]
+        self._places = {member.number: place for place, member in enumerate(members)}
         self._arrays: dict[str, np.ndarray] = {}
-        self._env_steps = np.zeros(len(numbers), np.int64)
-        self._returns = np.full(len(numbers), -np.inf)
+        self._env_steps = np.zeros(len(members), np.int64)
+        self._returns = np.full(len(members), -np.inf)
         self._saved = True
         if path.exists():
             self._restore()
@@ -58,7 +60,11 @@ class Best:
         """
         if not self._saved and processes.first():
             facts: dict[str, Any] = dict(
-                zip(_FACTS, (list(self._places), self._env_steps, self._returns), strict=True)
+                zip(
+                    _FACTS,
+                    (self._names, list(self._places), self._env_steps, self._returns),
+                    strict=True,
+                )
             )
             policies: dict[str, Any] = {f"policy.{name}": array for name, array in self._arrays.items()}
             try:
@@ -87,24 +93,34 @@ def copy(source: Path, destination: Path, numbers: Sequence[int]) -> None:
         np.savez(destination, **_rows(source, numbers))
 
 
-def grow(path: Path, before: Sequence[str], members: Sequence[Member]) -> None:
-    """Move the policies of the members with identities ``before`` to their places among ``members``."""
+def arrange(path: Path, before: Sequence[Member], members: Sequence[Member]) -> None:
+    """Put the policies of ``members`` in their order, and those of others away.
+
+    Earlier versions of popjax recorded numbers without identities; these are the numbers of ``before``.
+    """
     if not path.exists():
         return
+    wanted = [(member.identity, member.number) for member in members]
     with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    if len(arrays["number"]) != len(before):  # already done
-        return
-    grown: dict[str, Any] = {
+        numbers = file["number"].tolist()
+        if "member" in file:
+            there = file["member"].tolist()
+        else:
+            known = {member.number: member.identity for member in before}
+            there = [known.get(number, "") for number in numbers]
+        if "member" in file and list(zip(there, numbers, strict=True)) == wanted:
+            return
+        arrays = {name: file[name] for name in file.files if name != "member"}
+    arranged: dict[str, Any] = {
         name: np.zeros((len(members), *array.shape[1:]), array.dtype) for name, array in arrays.items()
     }
-    grown["return"][:] = -np.inf
-    for place, member in enumerate(members):
-        if member.identity in before:
-            for name, array in arrays.items():
-                grown[name][place] = array[before.index(member.identity)]
-    grown["number"][:] = [member.number for member in members]
-    _write(path, grown)
+    arranged["return"][:] = -np.inf
+    for place, (name, _) in enumerate(wanted):
+        if name in there:
+            for leaf, array in arrays.items():
+                arranged[leaf][place] = array[there.index(name)]
+    arranged["member"], arranged["number"] = zip(*wanted, strict=True)
+    _write(path, arranged)
 
 
 def _rows(path: Path, numbers: Sequence[int]) -> dict[str, Any]:

@@ -131,10 +131,26 @@ def each_line(path: Path) -> Iterator[dict[str, Any]]:
                 raise Refused(f"line {number} of {path} is not JSON: remove that line") from None
 
 
-def drop_after(path: Path, generation: int, members: Mapping[int, int] = MappingProxyType({})) -> None:
-    """Remove records after ``generation`` from a file of JSON lines; ``members`` maps the numbers of members
-    to their own limits."""
-    rewrite(path, path, lambda row: row["generation"] <= members.get(row["member"], generation) and row)
+def drop_after(
+    path: Path, generation: int, members: Sequence[Member], limits: Mapping[int, int] = MappingProxyType({})
+) -> None:
+    """Remove records after ``generation`` from a file of JSON lines; ``limits`` has the members' own limits
+    by number.
+
+    Records get the present numbers of ``members``, which change with the order and the size of a sweep.
+    """
+
+    def key(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+        values = (facts.get(name, np.nan) for name in members[0].numbers)
+        return facts["seed"], *map(np.float32, values)  # an infinity is a text
+
+    numbers = {key(_identity(member)): member.number for member in members}
+
+    def kept(row: dict[str, Any]) -> dict[str, Any] | Literal[False]:
+        number = numbers.get(key(row), row["member"])
+        return row["generation"] <= limits.get(number, generation) and row | {"member": number}
+
+    rewrite(path, path, kept)
 
 
 def rewrite(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -178,7 +178,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
             " that directory and rerun with --resume to start over, or name another --run-dir"
         )
     if found is None:
-        processes.together(lambda: _forget_beyond(files, -1, {}))
+        processes.together(lambda: _forget_beyond(files, -1, run.members, {}))
         run.say(f"{files.root} has no checkpoint yet: starting from the beginning")
         return None
     generation, state, extra = found
@@ -190,7 +190,7 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
     generations = np.array(extra.get("generations", processes.fetch(state.generation)))
     failed = {int(place): Failure(**facts) for place, facts in extra.get("failed", {}).items()}
     going = {m.number: int(generations[i]) for i, m in enumerate(run.members) if i not in failed}
-    processes.together(lambda: _forget_beyond(files, generation, going))
+    processes.together(lambda: _forget_beyond(files, generation, run.members, going))
     position = Position(
         generation=generation,
         generations=generations,
@@ -204,12 +204,14 @@ def restore(run: Run, shapes: Any, shardings: Any) -> tuple[Any, Position] | Non
     return state, position
 
 
-def _forget_beyond(files: rundir.RunDirectory, generation: int, members: Mapping[int, int]) -> None:
-    """Set aside checkpoints after ``generation`` and remove records after it; ``members`` maps the numbers of
-    members to their own limits for records."""
+def _forget_beyond(
+    files: rundir.RunDirectory, generation: int, members: Sequence[Member], limits: Mapping[int, int]
+) -> None:
+    """Set aside checkpoints after ``generation`` and remove records after it; ``limits`` has the members'
+    own limits for records by number."""
     checkpoint.set_aside_newer(files.checkpoints, generation)
-    log.drop_after(files.metrics, generation, members)
-    log.drop_after(files.evaluations, generation, members)
+    log.drop_after(files.metrics, generation, members, limits)
+    log.drop_after(files.evaluations, generation, members, limits)
 
 
 def wall_seconds(run: Run, position: Position) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 from popjax.host.errors import Refused
 from popjax.host.runs import rundir
-from popjax.host.scaling.sweep import Member, of_config
+from popjax.host.scaling.sweep import Member, of_config, of_row
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> boo
             rows = list(results(root))
         else:
             rows = json.loads(rundir.RunDirectory(root).summary.read_text(encoding="utf-8"))["members"]
-        there = {Member(0, row["seed"], row["numbers"]).identity for row in rows}
+        there = {of_row(row).identity for row in rows}
         return members <= there and all(
             row["status"] in rundir.FAILED or (row["env_steps"] or 0) >= env_steps for row in rows
         )

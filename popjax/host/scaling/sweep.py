@@ -89,6 +89,11 @@ def of_config(config: Mapping[str, Any]) -> tuple[Member, ...]:
     return part(whole, None if bounds is None else (bounds[0], bounds[1]))
 
 
+def of_row(row: Mapping[str, Any]) -> Member:
+    """Return the member that a row of ``summary.json`` is about."""
+    return Member(row["member"], row["seed"], {name: float(x) for name, x in row["numbers"].items()})
+
+
 def _floats(value: Any) -> Any:
     return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
 

@@ -196,7 +196,7 @@ def _start(
     if run.files:
         writer = Writer(run.files.checkpoints, background, run.options.keep_checkpoints)
         stack.callback(writer.settle)  # before another process may use the directory
-        best = Best(run.files.best, [member.number for member in run.members], programs.policy)
+        best = Best(run.files.best, run.members, programs.policy)
     return train_on(Trained(run, programs, start, shapes, writer, best), state, position, sinks, stack)
 
 

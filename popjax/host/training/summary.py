@@ -17,6 +17,7 @@ from popjax.host.runs import rundir
 from popjax.host.runs.history import History, empty, named
 from popjax.host.runs.run import TIMED, Position, Result, Run, wall_seconds
 from popjax.host.scaling import memory, processes, sweep
+from popjax.host.training import stopping
 
 
 def finish(
@@ -133,14 +134,24 @@ def finished(run: Run, state: Any, position: Position) -> Result:
     run.say(
         f"{run.files.root} has already finished at {position.least:,} environment steps; {on} to continue it"
     )
-    try:
-        summary = json.loads(run.files.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        summary = {}
-    if summary.get("env_steps_per_seed") != position.env_steps.tolist():  # killed after the last checkpoint
-        return finish(run, state, position, empty(state))
+    summary = _told(run, position)
+    if summary is None:  # killed after the last checkpoint, or resumed with members in another order
+        early = stopping.reasons(run, position, None)
+        return finish(run, state, position, empty(state), early)
     returns = _final_returns(run, position)
     return Result(state, returns, position.evaluations, empty(state), summary, run.members)
+
+
+def _told(run: Run, position: Position) -> dict[str, Any] | None:
+    """Return the content of ``summary.json`` if it is about these members at this position."""
+    assert run.files is not None
+    try:
+        summary: dict[str, Any] = json.loads(run.files.summary.read_text())
+        there = [(row["member"], sweep.of_row(row).identity) for row in summary["members"]]
+        same = summary["env_steps_per_seed"] == position.env_steps.tolist()
+    except (OSError, ValueError, KeyError):
+        return None
+    return summary if same and there == [(m.number, m.identity) for m in run.members] else None
 
 
 def _time_shares(run: Run, position: Position) -> dict[str, float]:

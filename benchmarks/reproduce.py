@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import registry, reproduced  # noqa: E402
 from benchmarks.registry import Cell  # noqa: E402
+from popjax.cli import parse  # noqa: E402
 from popjax.host import terminal  # noqa: E402
 from popjax.host.errors import Refused  # noqa: E402
 from popjax.host.runs import launchers  # noqa: E402
@@ -60,6 +61,10 @@ class Arguments:
     """As in run.py: number of devices over which to spread the seeds, or all."""
     launcher: Literal["local", "slurm", "ray"] = "local"
     """As in run.py: where the programs run."""
+    launcher_option: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
+    ] = ()
+    """As in run.py: setting of every job, such as timeout_min=600 (slurm); may be repeated."""
     runs: Path = Path("runs/reproduce")
     """Directory of the runs."""
     out: Path = Path(__file__).parent / "results" / "reproduce"
@@ -85,7 +90,7 @@ def main(arguments: Arguments) -> int:
         check(arguments)
         cells = registry.cells(*chosen, arguments.seed)
         reproduced.stored(arguments.out / f"{arguments.name}.json")
-    except (ValueError, Refused) as fault:
+    except (ValueError, Refused, parse.Fault) as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     if arguments.calibrate and (code := calibrate(cells, arguments)):
@@ -127,8 +132,12 @@ def check(arguments: Arguments) -> None:
         raise ValueError(f"--devices must be all or a number above 0, got {arguments.devices!r}")
     if arguments.report_only and (arguments.dry_run or arguments.calibrate is not None):
         raise ValueError("--report-only trains nothing; leave out --dry-run and --calibrate")
+    if arguments.launcher == "local" and arguments.launcher_option:
+        raise ValueError("--launcher-option is for --launcher slurm or ray")
     if not arguments.report_only and (arguments.calibrate or not arguments.dry_run):
-        launchers.require(arguments.launcher, {})
+        launchers.require(
+            arguments.launcher, parse.key_values(arguments.launcher_option, "--launcher-option")
+        )
 
 
 def do(cells: list[Cell], arguments: Arguments) -> int:
@@ -194,7 +203,9 @@ def train(cells: list[Cell], arguments: Arguments, deadline: float = math.inf) -
 def where(arguments: Arguments) -> list[str]:
     """Return the options of run.py that say where a run is computed."""
     devices = ["--devices", arguments.devices] if arguments.devices != "1" else []
-    return [*devices, *(["--launcher", arguments.launcher] if arguments.launcher != "local" else [])]
+    launcher = ["--launcher", arguments.launcher] if arguments.launcher != "local" else []
+    options = [word for option in arguments.launcher_option for word in ("--launcher-option", option)]
+    return [*devices, *launcher, *options]
 
 
 def execute(argv: list[str]) -> int:

@@ -34,6 +34,7 @@ OF_A_RUN = (
     "seeds",
     "devices",
     "launcher",
+    "launcher-option",
     "max-minutes",
     "checkpoint-every",
     "log-every",

@@ -445,6 +445,7 @@ def test_a_page_tells_what_has_not_been_run(toy: Path, monkeypatch: pytest.Monke
         ({"report_only": True, "dry_run": True}, "--report-only trains nothing; leave out --dry-run"),
         ({"devices": "0", "dry_run": True}, "--devices must be all or a number above 0, got '0'"),
         ({"devices": "two", "dry_run": True}, "--devices must be all or a number above 0, got 'two'"),
+        ({"launcher_option": ("timeout_min=5",)}, "--launcher-option is for --launcher slurm or ray"),
     ],
 )
 def test_numbers_without_a_meaning_are_refused(
@@ -468,6 +469,13 @@ def test_a_launcher_that_is_not_here_is_refused_by_the_options_that_there_are(
     dry = replace(elsewhere, dry_run=True, tasks=("Ant",), rows=("ERL",))
     assert reproduce.main(dry) == 0  # trains nothing
     assert capsys.readouterr().out.endswith("--resume --launcher slurm\n")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert reproduce.main(elsewhere) == 2
+    assert "add --launcher-option timeout_min=600" in capsys.readouterr().err
+    timed = replace(dry, launcher_option=("timeout_min=600",))
+    assert reproduce.main(timed) == 0
+    assert capsys.readouterr().out.endswith("--launcher slurm --launcher-option timeout_min=600\n")
+    reproduce.check(replace(timed, dry_run=False))
 
 
 def test_the_command_of_a_run_that_failed_is_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,6 +175,85 @@ def test_what_cannot_run_jobs_is_refused_before_anything_is_written(
     assert cli.run([*argv, "--launcher", "slurm", "--run-dir", str(tmp_path / "runs")]) == 2
     assert "--launcher slurm: srun is not found" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("_submitit")
+def test_a_job_of_slurm_needs_a_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """submitit would set one of five minutes, and of two for jobs on this machine."""
+    import submitit
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
+    for options in ({"timeout_min": 60}, {"slurm_time": 60}, {"cluster": "local"}, {"cluster": "debug"}):
+        launchers.require("slurm", options)
+    argv = ["tiny", "--env", "probe/context", "--env-steps", "240", "--sweep", "config.capacity=9,10"]
+    for options in ([], ["--launcher-option", "cluster=slurm"]):
+        assert cli.run([*argv, "--launcher", "slurm", *options, "--run-dir", str(tmp_path / "runs")]) == 2
+        assert "add --launcher-option timeout_min=600" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    limits: list[float] = []
+
+    def start(*, timeout_min: float, **_: object) -> None:
+        limits.append(timeout_min)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submitit.local.local, "start_controller", start)
+    for options in ({"cluster": "local"}, {"cluster": "local", "timeout_min": 7}):
+        with pytest.raises(KeyboardInterrupt):
+            launchers.slurm(jobs(tmp_path), worker.run, print, options, retries=0)
+    assert limits == [60 * 24 * 365, 7]
+
+
+class Elsewhere:
+    """A Ray in this process, whose workers begin in another working directory."""
+
+    class exceptions:  # noqa: N801
+        RayTaskError = RayError = RuntimeError
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.cluster_resources = dict
+        self.cancel = self.init = lambda **_: None
+        self.get = lambda task: task
+
+    def remote(self, **_: object) -> Callable:
+        return lambda function: SimpleNamespace(remote=partial(self.task, function))
+
+    def task(self, function: Callable, *arguments: object) -> object:
+        with contextlib.chdir(self.directory):
+            return function(*arguments)
+
+    def wait(self, tasks: list, **_: object) -> tuple[list, list]:
+        return tasks[:1], tasks[1:]
+
+
+def test_jobs_run_in_the_directory_that_they_were_submitted_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    (here / "runs" / "begun").mkdir(parents=True)
+    (here / "runs" / "begun" / "config.json").touch()
+    elsewhere.mkdir()
+    ran: list[tuple[Path, list[str]]] = []
+    said: list[str] = []
+
+    def execute(argv: Sequence[str]) -> int:
+        ran.append((Path.cwd(), list(argv)))
+        return 0
+
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(launchers, "_imported", lambda _: Elsewhere(elsewhere))
+    job = launchers.Job(("tiny",), Path("runs/begun"))
+    assert launchers.ray([job], execute, said.append, {}, retries=0) == [0]
+    expected = ["tiny", "--run-dir", str(here / "runs" / "begun"), "--resume"]
+    assert ran == [(here, expected)]
+    assert said[-1] == "runs/begun has finished; 0 jobs left"
+    with contextlib.chdir(elsewhere):  # a node that has only the directory of the run
+        ended = launchers._run(execute, launchers._anywhere(job), tmp_path / "nowhere")
+        assert ended == launchers.Ended(0)
+        assert ran[-1] == (elsewhere, ["tiny", "--run-dir", str(elsewhere / "runs" / "begun")])
 
 
 def test_a_single_program_is_a_job_whose_directory_is_that_of_the_run(

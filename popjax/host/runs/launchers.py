@@ -45,7 +45,7 @@ class Job(NamedTuple):
 def arguments(job: Job) -> list[str]:
     """Return the command line that starts the job or continues it from its last checkpoint."""
     resume = ["--resume"] if run_group.started(job.directory) else []
-    return [*job.argv, "--run-dir", str(job.directory.absolute()), *resume]
+    return [*job.argv, "--run-dir", str(job.directory), *resume]
 
 
 def local(jobs: Sequence[Job], execute: Execute, say: Callable[[str], None]) -> list[int]:
@@ -86,7 +86,7 @@ def ray(
     remote = cluster.remote(max_retries=0, max_calls=1, **resources)(_run)
 
     def submit(job: Job) -> Any:
-        return remote.remote(execute, job)
+        return remote.remote(execute, _anywhere(job), Path.cwd())
 
     def result(task: Any) -> Ended:
         try:
@@ -117,15 +117,17 @@ def slurm(
     """
     submitit = _imported("submitit")
     given = dict(options)
-    folder = jobs[0].directory.parent / "slurm"
+    folder, cluster = jobs[0].directory.parent / "slurm", given.pop("cluster", None)
+    if cluster == "local":
+        given.setdefault("timeout_min", _ENDLESS)  # submitit's default ends the jobs after two minutes
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=given.pop("cluster", None))
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**given)
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise Refused(f"--launcher slurm: {' '.join(str(error).split())}") from None
 
     def submit(job: Job) -> Any:
-        return executor.submit(_run, execute, job)
+        return executor.submit(_run, execute, _anywhere(job), Path.cwd())
 
     def wait(tasks: Sequence[Any]) -> Any:
         ended = next((task for task in tasks if task.done()), None)
@@ -152,6 +154,7 @@ def slurm(
 
 
 _POLL = 1.0  # seconds between looks at the queue
+_ENDLESS = 60 * 24 * 365  # minutes
 
 
 def _supervise(
@@ -206,8 +209,17 @@ def _supervise(
     return codes
 
 
-def _run(execute: Execute, job: Job) -> Ended:
+def _anywhere(job: Job) -> Job:
+    """Return the job with a directory that does not depend on the working directory."""
+    return job._replace(directory=job.directory.absolute())
+
+
+def _run(execute: Execute, job: Job, submitted_from: Path) -> Ended:
     """Run a job in a worker, keeping the last line of its standard error."""
+    # Ray's workers begin elsewhere, and arguments may name modules and runs relative to this directory. A
+    # node may lack it, which matters only to such arguments.
+    with contextlib.suppress(OSError):
+        os.chdir(submitted_from)
     told = _Kept(sys.stderr)
     with contextlib.redirect_stderr(told):
         code = execute(arguments(job))
@@ -244,6 +256,12 @@ def require(launcher: str, options: Mapping[str, Any]) -> None:
             raise Refused(
                 "--launcher slurm: srun is not found: load the module of SLURM, or leave out --launcher to"
                 " run here"
+            )
+        timed = {"timeout_min", "slurm_time"} & options.keys()
+        if options.get("cluster") not in ("local", "debug") and not timed:
+            raise Refused(
+                "--launcher slurm needs the time limit of a job in minutes: add --launcher-option"
+                " timeout_min=600, or as many as your partition allows"
             )
 
 

@@ -290,3 +290,25 @@ def test_a_sweep_in_slices_has_the_members_of_the_whole(
     )
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
     assert cli.run([*argv, "--run-dir", "parts", "--resume", *(["--slice", "2"] if by_hand else [])]) == 0
+
+
+@pytest.mark.parametrize("again", [["--slice", "2"], []], ids=["slice", "recorded"])
+def test_what_would_move_members_to_other_slices_is_refused(
+    again: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seeds vary fastest, so that with a further one the second slice would train others."""
+    argv = [*BASE, "--env", "probe/context", "--run-dir", "parts"]
+    rates = "--sweep=hyper.rate=0.1,0.2"
+    assert cli.run([*argv, rates, "--seeds=2", "--slice=2"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("parts").rglob("*")}
+    capsys.readouterr()
+    told = refused([*argv, rates, "--seeds=3", "--resume", *again], capsys)
+    assert "members2to3 was begun with hyper.rate=0.2,seed1, which this command would not train" in told
+    assert "another --run-dir" in told
+    assert {path: path.stat().st_mtime_ns for path in Path("parts").rglob("*")} == before
+    assert cli.run([*argv, rates, "--seeds=2", "--resume", *again]) == 0
+    assert cli.run([*argv, f"{rates},0.3", "--seeds=2", "--resume", *again]) == 0
+    rows = read(Path("parts/summary.json"))["members"]
+    assert [(row["numbers"]["hyper.rate"], row["seed"]) for row in rows] == [
+        (rate, seed) for rate in (0.1, 0.2, 0.3) for seed in (0, 1)
+    ]

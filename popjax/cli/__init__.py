@@ -172,7 +172,7 @@ def _run(argv: list[str]) -> None:
     if len(entries) == 1:
         several.submit_one(tools, entries[0].argv, root, control)
         return
-    grid.open_index(root, entries, resume=control.resume)
+    grid.open_index(root, entries, commons[0], resume=control.resume)
     several.run_all(tools, entries, root, control)
 
 

@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -211,8 +211,9 @@ def slices_again(argv: Sequence[str], common: Any, root: Path, devices: int = 1)
     return again
 
 
-def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
-    """Make ``root`` a directory of these runs, or check that it is one.
+def open_index(root: Path, entries: Sequence[Entry], common: Any, *, resume: bool) -> None:
+    """Make ``root`` a directory of these runs, or check that it is one; ``common`` are the arguments that all
+    of them share.
 
     A directory in which no run has begun is overwritten.
 
@@ -226,7 +227,7 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
                 raise Refused(
                     f"{root} already holds runs: add --resume to continue them, or name another --run-dir"
                 )
-            require_same(root, run_group.read(root), entries)
+            require_same(root, run_group.read(root), entries, common)
         elif not run_group.holds(root) and rundir.RunDirectory(root).holds_a_run():
             raise Refused(f"{root} already holds a run: name another --run-dir")
         elif resume:
@@ -236,8 +237,9 @@ def open_index(root: Path, entries: Sequence[Entry], *, resume: bool) -> None:
     processes.together(make)
 
 
-def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> None:
-    """Raise Refused unless a command includes all runs begun in a directory; it may add others."""
+def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry], common: Any) -> None:
+    """Raise Refused unless a command includes all runs begun in a directory, with all their members; it may
+    add others."""
     known = {entry.directory: entry.argv for entry in before if run_group.started(root / entry.directory)}
     if left := sorted(known.keys() - {entry.directory for entry in now}):
         raise Refused(f"{root} was made by another command: it has {', '.join(left)}")
@@ -248,6 +250,22 @@ def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry]) -> N
         if was != asked:
             told = [" ".join((a - b).elements()) or "nothing" for a, b in ((was, asked), (asked, was))]
             raise Refused(f"{root / entry.directory} was begun with other options: {' -> '.join(told)}")
+        _require_members(root / entry.directory, identities(common, entry.argv))
+
+
+def _require_members(root: Path, now: Set[str]) -> None:
+    """Raise Refused unless all members of the run in ``root`` are among ``now``, given by identity.
+
+    A slice is a range of member numbers, which are given to other members if every setting has more seeds.
+    """
+    if run_group.holds(root):  # each of its runs finds out
+        return
+    there = [member.identity for member in sweep.of_config(rundir.read_config(root))]
+    if missing := [name for name in there if name not in now]:
+        raise Refused(
+            f"{root} was begun with {missing[0]}, which this command would not train there: append values to"
+            " a sweep, or train further seeds in another --run-dir"
+        )
 
 
 def _decisive(argv: Sequence[str]) -> Counter[str]:

@@ -36,7 +36,7 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
     """Train one program here; split a sweep that is too large for memory."""
     if control.resume and run_group.holds(root):
         entries = grid.slices_again(argv, tools.common, root, grid.device_count(tools.common, "local"))
-        grid.open_index(root, entries, resume=True)
+        grid.open_index(root, entries, tools.common, resume=True)
         run_all(tools, entries, root, control)
         return
     try:
@@ -107,7 +107,7 @@ def _run_in_slices(
         size = grid.largest_slice(tools.common, fault)
         entries = grid.slices(argv, tools.common, size, grid.device_count(tools.common, "local"))
         complain(f"{fault}; training {size} of {members} members at a time instead")
-        grid.open_index(root, entries, resume=control.resume)
+        grid.open_index(root, entries, tools.common, resume=control.resume)
         control = control._replace(resume=True)
         try:
             # The State's memory is known at once, that of the programs only when they are compiled.

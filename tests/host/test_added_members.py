@@ -142,7 +142,12 @@ def test_members_may_be_given_in_another_order(
     ],
 )
 def test_growing_may_be_interrupted(
-    module: Any, struck: str, call: int, then: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any,
+    struck: str,
+    call: int,
+    then: tuple[float, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever command continues: the same, the first one, or one that adds something else."""
     run(tmp_path / "run", swept={"hyper.rate": [0.3]}, seeds=2)

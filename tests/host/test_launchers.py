@@ -209,7 +209,7 @@ def test_a_job_of_slurm_needs_a_time_limit(
 class Elsewhere:
     """A Ray in this process, whose workers begin in another working directory."""
 
-    class exceptions:  # noqa: N801
+    class exceptions:
         RayTaskError = RayError = RuntimeError
 
     def __init__(self, directory: Path):

@@ -264,7 +264,7 @@ def _require_members(root: Path, now: Set[str]) -> None:
     if missing := [name for name in there if name not in now]:
         raise Refused(
             f"{root} was begun with {missing[0]}, which this command would not train there: append values to"
-            " a sweep, or train further seeds in another --run-dir"
+            " the first --sweep, or train other members, such as further seeds, in another --run-dir"
         )
 
 

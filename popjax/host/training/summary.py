@@ -146,7 +146,7 @@ def _told(run: Run, position: Position) -> dict[str, Any] | None:
     """Return the content of ``summary.json`` if it is about these members at this position."""
     assert run.files is not None
     try:
-        summary: dict[str, Any] = json.loads(run.files.summary.read_text())
+        summary: dict[str, Any] = json.loads(run.files.summary.read_text(encoding="utf-8"))
         there = [(row["member"], sweep.of_row(row).identity) for row in summary["members"]]
         same = summary["env_steps_per_seed"] == position.env_steps.tolist()
     except (OSError, ValueError, KeyError):

@@ -1,6 +1,12 @@
-"""Exceptions that end a run early."""
+"""Exceptions that end a run early.
+
+A pool of processes pickles them. Pickle makes an exception from its message alone and sets the other facts
+afterwards, so each of those has a default.
+"""
 
 from __future__ import annotations
+
+import signal
 
 
 class Refused(ValueError):
@@ -14,7 +20,7 @@ class NoRun(Refused):
 class TooLarge(Refused):
     """The run does not fit into memory; ``fitting`` members of the sweep would."""
 
-    def __init__(self, message: str, fitting: int):
+    def __init__(self, message: str, fitting: int = 0):
         super().__init__(message)
         self.fitting = fitting
 
@@ -50,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
     ``left``, an evaluation is still being computed, and the interpreter would wait for it at exit.
     """
 
-    def __init__(self, message: str, signal_number: int, left: bool = False):
+    def __init__(self, message: str, signal_number: int = signal.SIGINT, left: bool = False):
         super().__init__(message)
         self.signal_number = signal_number
         self.left = left

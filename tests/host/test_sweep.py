@@ -60,6 +60,37 @@ def test_free_memory_is_that_of_the_narrowest_control_group(
     assert memory._control_group_bytes() == 60
 
 
+def test_free_memory_is_also_limited_by_control_groups_of_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their controllers lie in directories of their own; without a limit a group names a huge number."""
+
+    def limit(group: str, most: int, used: int, cache: int) -> None:
+        directory = tmp_path / "memory" / group
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "memory.limit_in_bytes").write_text(f"{most}\n")
+        (directory / "memory.usage_in_bytes").write_text(f"{used}\n")
+        (directory / "memory.stat").write_text(f"inactive_file 0\ntotal_inactive_file {cache}\n")
+
+    own = tmp_path / "own"
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", own)
+    own.write_text("12:hugetlb,memory:/slurm/job_3/step_0\n4:cpu,cpuacct:/slurm\n1:name=systemd:/x\n0::/x\n")
+    limit("", 2**63 - 4096, 10**9, 0)
+    assert memory._control_group_bytes() > 2**62
+    limit("slurm/job_3", 500, 300, 50)
+    limit("slurm/job_3/step_0", 2**63 - 4096, 300, 50)
+    assert memory._control_group_bytes() == 250
+    own.write_text("12:memory:/docker/outside\n")  # a container sees its own group as the root
+    limit("", 200, 150, 10)
+    assert memory._control_group_bytes() == 60
+    (tmp_path / "memory.max").write_text("90\n")
+    (tmp_path / "memory.current").write_text("70\n")
+    (tmp_path / "memory.stat").write_text("file 1\n")
+    own.write_text("12:memory:/docker/outside\n0::/\n")
+    assert memory._control_group_bytes() == 21
+
+
 def test_a_grid_numbers_its_members_with_the_seeds_running_fastest() -> None:
     members = sweep.grid(7, 2, {"hyper.a": [1.0, 2.0], "hyper.b": [3.0]})
     assert [(m.number, m.seed, dict(m.numbers)) for m in members] == [

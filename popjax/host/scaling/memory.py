@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from popjax.host.errors import TooLarge
 
 _CGROUP, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+_VERSION_2 = "memory.max", "memory.current", "file"
+_UNLIMITED = 2**63
 
 
 def tree_bytes(shapes: Any) -> int:
@@ -141,23 +144,36 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def _control_group_bytes() -> int:
-    """Return the least free bytes among this process's control group (version 2) and the groups around it,
-    counting file cache as free."""
+    """Return the least free bytes among this process's control groups and the groups around them, counting
+    file cache as free."""
     try:
         lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 2**63
-    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
-    group = _CGROUP / own.strip("/")
-    return min(map(_free_bytes, (group, *group.parents[: len(group.parts) - len(_CGROUP.parts)])))
+        return _UNLIMITED
+    return min(map(_free_bytes_around, lines), default=_UNLIMITED)
 
 
-def _free_bytes(group: Path) -> int:
+def _free_bytes_around(line: str) -> int:
+    """Return the least free bytes among a group, given as "number:controllers:path", and those around it."""
+    _, controllers, own = line.split(":", 2)
+    if not controllers:
+        root, files = _CGROUP, _VERSION_2
+    elif "memory" in controllers.split(","):
+        root, files = _CGROUP / "memory", _VERSION_1
+    else:
+        return _UNLIMITED
+    group = root / own.strip("/")
+    groups = group, *group.parents[: len(group.parts) - len(root.parts)]
+    return min(_free_bytes(each, *files) for each in groups)
+
+
+def _free_bytes(group: Path, most: str, now: str, cached: str) -> int:
+    """Return the free bytes of a group, by the names of its files and of the line about file cache."""
     try:
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))  # "max" if there is no limit
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        limit = int((group / most).read_text(encoding="utf-8"))  # "max" if there is no limit
+        used = int((group / now).read_text(encoding="utf-8"))
         lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
-        cache = next(int(line.split()[1]) for line in lines if line.startswith("file "))
+        cache = next(int(line.split()[1]) for line in lines if line.startswith(f"{cached} "))
     except (OSError, ValueError, StopIteration):
-        return 2**63
+        return _UNLIMITED
     return max(limit - used + cache, 0)

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -54,8 +54,10 @@ def deferred(
     """Record signals instead of ending the program; report the first one with ``meanwhile``.
 
     A Ctrl-C after the first signal raises ``KeyboardInterrupt`` at once, unless the last save has begun; a
-    cluster may send its signals several times. SIGHUP stays ignored under ``nohup``. The previous handlers
-    are restored at the end. Outside the main thread, where Python handles no signals, nothing changes.
+    cluster may send its signals several times. The previous handlers are restored at the end. A signal that
+    is ignored stays so, such as SIGHUP under ``nohup`` or SIGINT in a shell's background, and one that a
+    library handles outside Python is left to it. Outside the main thread, where Python handles no signals,
+    nothing changes.
     """
     stop = Stop()
 
@@ -70,7 +72,8 @@ def deferred(
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in SIGNALS if not _under_nohup(number)}
+    ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, handle) for number in ours}
     try:
         yield stop
     finally:
@@ -133,7 +136,3 @@ def beside(*works: Callable[[], T]) -> list[T]:
     for pair in zip(works, futures, strict=True):
         threading.Thread(target=run, args=pair, daemon=True).start()
     return [future.result() for future in futures]
-
-
-def _under_nohup(number: Any) -> bool:
-    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN

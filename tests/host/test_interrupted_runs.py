@@ -200,14 +200,45 @@ def test_waiting_for_a_chunk_adds_little(needed: float, monkeypatch: pytest.Monk
     assert needed <= now <= needed + max(2e-4, min(needed / 50, 0.02))
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_that_is_ignored_stays_so(number: int) -> None:
+    """As SIGHUP under nohup, and SIGINT in a shell's background."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with signals.deferred(lambda line: None) as stop:
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(number)
             assert stop.arrived is None
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
+
+
+HANDLER_IN_C = """
+import ctypes, signal
+libc = ctypes.CDLL(None)
+heard = []
+handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(heard.append)
+libc.signal(signal.SIGUSR2, handler)
+real = signal.getsignal
+signal.getsignal = lambda number: None if number == signal.SIGUSR2 else real(number)
+from popjax.host import signals
+with signals.deferred(print) as stop:
+    signal.raise_signal(signal.SIGUSR2)
+signal.raise_signal(signal.SIGUSR2)
+assert heard == [signal.SIGUSR2] * 2 and stop.arrived is None, (heard, stop)
+"""
+
+
+def test_a_signal_that_a_library_handles_is_left_to_it() -> None:
+    """Python knows of the handler, and calls it None, if it was there before Python: here it is told so."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLER_IN_C],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 ENDLESS = ["tiny", "--env=gymnax/Pendulum-v1", "--env-option=max_steps_in_episode=2000000000"]

@@ -25,6 +25,7 @@ LAYERS = (
         "version",
         "remember",
         "counting",
+        "devices",
         "numerics",
         "kinds",
     },

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from popjax.core import PyTree
+from popjax.devices import default_device
 
 
 def mjx() -> Any:
@@ -28,7 +29,7 @@ def mjx() -> Any:
 
 def platform() -> str:
     """Return the kind of device for which physics is traced."""
-    return jax.default_backend()
+    return default_device().platform
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from popjax.core import PyTree
+from popjax.devices import default_device
 
 IMPLEMENTATIONS = ("jax", "warp")
 """MJX's implementations of physics."""
@@ -42,7 +43,7 @@ def check(env: str, impl: str) -> None:
 
     if not warp.WARP_INSTALLED:
         raise ValueError(f"{env} with impl=warp needs Warp: pip install 'popjax[warp]'")
-    if (device := jax.default_backend()) not in ("cpu", "gpu"):
+    if (device := default_device().platform) not in ("cpu", "gpu"):
         raise ValueError(f"{env}: impl=warp runs on NVIDIA GPUs and CPUs, not on a {device}; leave it out")
     if _DETERMINISTIC.search(os.environ.get("XLA_FLAGS", "")):
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from popjax.devices import default_device
 from popjax.host.scaling import shard
 
 _PACKAGES = (
@@ -65,7 +66,7 @@ def versions() -> dict[str, str]:
 
 def device_name() -> str:
     """Return the device that arrays are made on, such as "cpu (x86_64, 8 threads)" or "NVIDIA H200"."""
-    device = jax.local_devices()[0]
+    device = default_device()
     if device.platform != "cpu":
         return str(device.device_kind)
     threads = shard.threads()

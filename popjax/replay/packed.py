@@ -27,6 +27,7 @@ from jax.tree_util import PyTreeDef
 
 from popjax import tree
 from popjax.core import PyTree
+from popjax.devices import default_device
 
 LINE = 128
 """Numbers in a line, and in a row of a TPU's registers."""
@@ -95,7 +96,7 @@ _given: ContextVar[str | None] = ContextVar("_given", default=None)
 
 def platform() -> str:
     """Return the kind of device for which rows are laid out."""
-    return _given.get() or jax.default_backend()
+    return _given.get() or default_device().platform
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ def test_the_same_bits_every_time_are_not_promised(flag, present):
 
 
 def test_a_tpu_is_refused(present):
-    present.setattr(jax, "default_backend", lambda: "tpu")
+    present.setattr(warp, "default_device", lambda: SimpleNamespace(platform="tpu"))
     with pytest.raises(ValueError, match="runs on NVIDIA GPUs and CPUs, not on a tpu"):
         warp.check("gym/Hopper-v4", "warp")
 

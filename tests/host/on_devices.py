@@ -10,19 +10,24 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
-from popjax import cli, rollout, tree
+from popjax import cli, importing, remember, rollout, tree
+from popjax.agents import a2c
+from popjax.cli import building
 from popjax.core import Method
 from popjax.envs import make
 from popjax.host.checkpoints import state_arrays
 from popjax.host.runs.options import Options
 from popjax.host.scaling import memory, shard, sweep
-from popjax.host.training import train
+from popjax.host.training import compiled_programs, program_store, train
 from popjax.host.training.compiled_programs import chunk_function, compile_programs
 from popjax.host.training.stopped_members import StoppedMembers
+from popjax.methods import onpolicy
 from tests.host import crowd, tiny
 from tests.host.test_train import OPTIONS
 
@@ -177,6 +182,46 @@ def in_slices(directory: Path) -> dict[str, Any]:
     }
 
 
+def on_the_default_device(directory: Path) -> dict[str, Any]:
+    """A run on the first device and, with the same store of programs, on the third, which is the default."""
+    third, asked = jax.devices()[2], set()
+    real = memory.available_bytes, memory.peak_bytes
+    config = onpolicy.Config(agent=a2c.Config(hidden=(8,)), lanes=2, steps=5)
+    options: Any = {"env_steps": 40, "eval_every": 40, "eval_episodes": 1, "quiet": True}
+
+    def run(**more: Any) -> Any:
+        remember.forget()
+        return train(onpolicy.build(ENV, config), ENV, **options | more)
+
+    def places(state: Any) -> list[int]:
+        return sorted({device.id for leaf in jax.tree.leaves(state) for device in leaf.devices()})
+
+    def seen(which: int) -> Any:
+        return lambda device: (asked.add(device.id), real[which](device))[1]
+
+    jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))
+    compilation_cache.reset_cache()
+    program_store._traces_alone, program_store._begun = True, lambda: 2**63
+    importing._foreign = set()
+    first = run()
+    memory.available_bytes, memory.peak_bytes = seen(0), seen(1)
+    with jax.default_device(third):
+        fresh = run(run_dir=directory / "third")
+        with mock.patch.object(compiled_programs, "_compiled", side_effect=AssertionError("not stored")):
+            stored = run()
+        resumed = run(run_dir=directory / "third", env_steps=80, resume=True)
+        loaded = building.load(directory / "third").state
+        several = [device.id for device in shard.chosen(2)]
+    memory.available_bytes, memory.peak_bytes = real
+    states = {"first": first.state, "fresh": fresh.state, "stored": stored.state, "resumed": resumed.state}
+    return {
+        "places": {name: places(state) for name, state in states.items()} | {"loaded": places(loaded)},
+        "several": several,
+        "digests": [result.summary["state_sha256"] for result in (first, fresh, stored)],
+        "asked": sorted(asked),
+    }
+
+
 if __name__ == "__main__":
     directory = Path(tempfile.mkdtemp(dir=sys.argv[1]))
     answer = {
@@ -186,6 +231,7 @@ if __name__ == "__main__":
         "refusals": refusals(),
         "slices": in_slices(directory),
         "stopped": standing_still(),
+        "default": on_the_default_device(directory),
         "sweep_collectives": collectives(playing(), 8, 4),
         "naive_collectives": collectives_without_a_mesh_of_its_own(),
         "population_collectives": collectives(crowd.build(8), 1, 4),

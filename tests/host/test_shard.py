@@ -7,17 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax._src import cache_key
 
 from popjax.cli import grid
 from popjax.cli.expand import expanded
 from popjax.core import lapack, stacked_fields
-from popjax.envs import make
+from popjax.devices import default_device
+from popjax.envs import dynamics, make
+from popjax.host import provenance
+from popjax.host.scaling import shard
 from popjax.methods import independent
+from popjax.replay import packed
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +107,34 @@ def test_a_replay_is_spread_with_its_agents_unless_they_share_it() -> None:
         assert ("replay" in stacked_fields(state)) is not shared
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), state)
         assert ("replay" in stacked_fields(shapes)) is not shared
+
+
+def test_a_run_on_one_device_keeps_to_the_default_one(answer: dict[str, Any]) -> None:
+    """The others may be someone else's. Programs stored for one device are not taken for another."""
+    found = answer["default"]
+    third = {name: [2] for name in ("fresh", "stored", "resumed", "loaded")}
+    assert found["places"] == {"first": [0]} | third
+    assert found["asked"] == [2]  # for its memory
+    assert len(set(found["digests"])) == 1
+    assert found["several"] == [0, 1]
+
+
+def test_a_default_device_may_be_the_name_of_a_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with GPUs too, as far as one without can tell."""
+    gpus = [SimpleNamespace(platform="gpu", device_kind="H200", client=None)]
+    (cpu, *_) = cpus = jax.local_devices()
+    asked = {None: gpus, "cpu": cpus}
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: asked[backend])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert default_device() is gpus[0]
+    assert provenance.device_name() == "H200"
+    for told in ("cpu", cpu):
+        with jax.default_device(told):
+            assert default_device() is cpu
+            assert shard.chosen("all") == tuple(cpus)
+            assert provenance.device_name().startswith("cpu (")
+            assert packed.platform() == dynamics.platform() == "cpu"
+            assert cache_key.custom_hook() == f"{shard.threads()} threads"
 
 
 def test_slices_of_a_sweep_divide_over_the_devices(answer: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from popjax.devices import default_device
 from popjax.host import garbage
 from popjax.host.checkpoints import io_errors
 from popjax.host.checkpoints.made_with import made_with
@@ -274,7 +275,7 @@ def restore(path: Path, shapes: Any, shardings: Any = None) -> tuple[Any, dict[s
         Refused: the checkpoint is intact, but its State has another structure than ``shapes``.
     """
     if shardings is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        here = jax.sharding.SingleDeviceSharding(default_device())
         shardings = jax.tree.map(lambda _: here, shapes)
     arrays, extra = _read(path, shapes, shardings)
     return from_arrays(arrays, shapes), extra

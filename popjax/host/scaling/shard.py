@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from popjax.core import lapack, stacked_fields
+from popjax.devices import default_device
 from popjax.host.errors import Refused
 from popjax.host.scaling import sweep
 
@@ -43,7 +44,16 @@ class Placement(NamedTuple):
     @property
     def local(self) -> int:
         """Return the number of this process's devices."""
-        return sum(device.process_index == jax.process_index() for device in self.devices)
+        return len(self._own)
+
+    @property
+    def first(self) -> jax.Device:
+        """Return the first of this process's devices."""
+        return self._own[0]
+
+    @property
+    def _own(self) -> list[jax.Device]:
+        return [device for device in self.devices if device.process_index == jax.process_index()]
 
     def lift(self, function: Callable[..., Any], members: int) -> Callable[..., Any]:
         """Map ``function`` over members as ``sweep.lift`` does, each device on its own members."""
@@ -109,9 +119,15 @@ def place(shapes: Any, devices: int | str) -> Placement:
 
 
 def chosen(devices: int | str) -> tuple[jax.Device, ...]:
-    """Return the first ``devices`` devices, or all for "all". Raises Refused as ``number`` does."""
+    """Return the default device or, if ``devices`` is greater than 1 or "all", the first ``devices`` devices
+    or all. Raises Refused as ``number`` does."""
     count = number(devices)
-    return tuple(jax.devices()[:count]) if count > 1 else (jax.local_devices()[0],)
+    return tuple(_present()[:count]) if count > 1 else (default_device(),)
+
+
+def _present() -> list[jax.Device]:
+    """Return all devices of the default device's platform."""
+    return default_device().client.devices()
 
 
 def divide_cpu(devices: str | None, axis: str = POPULATION) -> None:
@@ -144,7 +160,7 @@ def cores() -> int:
 def threads() -> int:
     """Return the number of threads that XLA uses on the CPU; the last digits of sums depend on it."""
     told = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or ""
-    return max(int(told) if told.isdecimal() else cores(), jax.local_device_count())
+    return max(int(told) if told.isdecimal() else cores(), jax.local_device_count("cpu"))
 
 
 def number(devices: int | str) -> int:
@@ -154,7 +170,7 @@ def number(devices: int | str) -> int:
         Refused: ``devices`` is not a number, exceeds the devices present, or leaves some out while several
             processes train together.
     """
-    present = len(jax.devices())
+    present = len(_present())
     if jax.process_count() > 1:
         if devices not in ("all", present):
             raise Refused(f"processes that train together use all {present} devices: add --devices all")
@@ -166,7 +182,7 @@ def number(devices: int | str) -> int:
     except ValueError:
         raise Refused(f"--devices must be a number or all, got {devices!r}") from None
     if not 1 <= count <= present:
-        remedy = "; set JAX_NUM_CPU_DEVICES=N to split the CPU" if jax.default_backend() == "cpu" else ""
+        remedy = "; set JAX_NUM_CPU_DEVICES=N to split the CPU" if default_device().platform == "cpu" else ""
         raise Refused(f"--devices must be in 1 to {present}, the number of devices, got {count}{remedy}")
     return count
 
@@ -175,7 +191,7 @@ def require_divisible(size: int, devices: int, what: str) -> None:
     """Check that ``size`` of ``what`` divide evenly over ``devices``. Raises Refused with numbers that do."""
     if size % devices == 0:
         return
-    fitting = [n for n in range(1, min(size, len(jax.devices())) + 1) if size % n == 0]
+    fitting = [n for n in range(1, min(size, len(_present())) + 1) if size % n == 0]
     below, above = size // devices * devices, -(-size // devices) * devices
     others = " or ".join(str(n) for n in (below, above) if n)
     raise Refused(

@@ -12,6 +12,7 @@ from jax._src import cache_key
 from jax.experimental.compilation_cache import compilation_cache
 
 from popjax.core import Env, Method
+from popjax.devices import default_device
 from popjax.host.scaling import shard
 
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -26,7 +27,11 @@ def keep_compiled() -> None:
     On a CPU, XLA divides large arrays over its threads, so programs for different numbers of threads differ
     in the last digits of their results; the number of threads is therefore part of the key.
     """
-    cache_key.custom_hook = lambda: f"{shard.threads()} threads" if jax.default_backend() == "cpu" else ""
+
+    def threads() -> str:
+        return f"{shard.threads()} threads" if default_device().platform == "cpu" else ""
+
+    cache_key.custom_hook = threads
     settings: Any = jax.config  # its attributes are not declared
     if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         try:

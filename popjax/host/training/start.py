@@ -170,7 +170,7 @@ def _start(
         shapes = store.shapes() or jax.eval_shape(sweep.lift(run.method.init, count), *start)
     check_counter(run.options, run.method.steps_bound, shapes.env_steps)
     placement = shard.place(shapes, devices)
-    device = jax.local_devices()[0]
+    device = placement.first
     available = processes.smallest_size(memory.available_bytes(device))
     memory.check(_least_bytes(shapes, placement), available, shapes, device, count)
     _remark(run)
@@ -186,7 +186,7 @@ def _start(
     )
     memory.check(programs.total_bytes, available, shapes, device, count)
     _tell_memory(run, shapes, programs, available)
-    background = directory is not None and _saves_in_background(run, shapes, programs, available)
+    background = directory is not None and _saves_in_background(run, shapes, programs, available, device)
     if directory is not None and run.files is None:
         run = replace(run, files=stack.enter_context(directory))
     state, position = restored or _initial(programs, start)
@@ -251,9 +251,11 @@ def _tell_memory(run: Run, shapes: Any, programs: Programs, available: int) -> N
     )
 
 
-def _saves_in_background(run: Run, shapes: Any, programs: Programs, available: int) -> bool:
+def _saves_in_background(
+    run: Run, shapes: Any, programs: Programs, available: int, device: jax.Device
+) -> bool:
     """Return whether training can go on while a checkpoint is written; print a remark if it cannot."""
-    size, device = memory.tree_bytes(shapes), jax.local_devices()[0]
+    size = memory.tree_bytes(shapes)
     background = memory.saves_in_background(size, programs.total_bytes, available, device, len(run.members))
     if not background:
         run.say("memory: no room for a copy of the State, so training waits while a checkpoint is written")

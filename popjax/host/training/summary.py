@@ -47,7 +47,7 @@ def finish(
         "compile_seconds": round(position.compile_seconds, 3),
         "time_shares": _time_shares(run, position),
         "steps_per_second": round(steps / position.chunk_seconds, 1) if position.chunk_seconds else None,
-        "peak_memory_bytes": memory.peak_bytes(jax.local_devices()[0]),
+        "peak_memory_bytes": memory.peak_bytes(jax.tree.leaves(state)[0].addressable_shards[0].device),
         "hardware": run.config["device"],
         "state_sha256": state_arrays.digest(state),
         "members": [

@@ -1,10 +1,11 @@
-"""Garbage collection paused while tracing, and freed memory returned to the system."""
+"""Garbage collection paused while tracing, and memory returned that nothing needs any more."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -34,3 +35,27 @@ def give_back() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):  # other C libraries lack the function
             ctypes.CDLL(None).malloc_trim(0)
+
+
+_EMPTIED = ("popjax.host", "jax", "orbax")
+"""Packages whose functions hold arrays of a run."""
+
+
+def empty_frames(error: BaseException) -> None:
+    """Delete the local variables of the functions of the host, and of its libraries, that ``error`` has left.
+
+    A notebook keeps the last exception, and with it the State that they hold: the next run would have to fit
+    beside it. A debugger still finds the variables of other functions, such as a user's sink.
+    """
+    seen: set[int] = set()
+    linked: list[BaseException | None] = [error]
+    while linked:
+        each = linked.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        linked += each.__cause__, each.__context__
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            if f"{frame.f_globals.get('__name__')}.".startswith(tuple(f"{name}." for name in _EMPTIED)):
+                with suppress(RuntimeError):  # still running
+                    frame.clear()

@@ -74,7 +74,7 @@ def train(
             share a name such as "hyper.actor_lr,hyper.polyak" and have tuples as values.
         members: (first, end): train only this part of the sweep.
         devices: number of devices, or "all", over which to spread the members or, if there is only one, its
-            population.
+            population. A single one is that of ``jax.default_device``, if it is set.
         run_dir: directory to write to; without it nothing is written and Ctrl-C acts as usual in Python.
         resume: continue the run in ``run_dir``, or start it if there is none. A larger ``env_steps`` prolongs
             it, more seeds or swept values are added, and intervals may change.
@@ -126,9 +126,13 @@ def train(
         resume = _continues(run, root, resume)
         if config["not_rebuilt"]:
             run.say(f"this run can be evaluated only from Python: {config['not_rebuilt']}")
-    with ExitStack() as stack:
-        directory = None if root is None else rundir.opened(root, config, resume)
-        return _start(run, hyper, devices, directory, resume, sinks, stack)
+    try:
+        with ExitStack() as stack:
+            directory = None if root is None else rundir.opened(root, config, resume)
+            return _start(run, hyper, devices, directory, resume, sinks, stack)
+    except BaseException as error:
+        garbage.empty_frames(error)
+        raise
 
 
 def _continues(run: Run, root: Path, resume: bool) -> bool:

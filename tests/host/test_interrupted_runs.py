@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
 import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +24,7 @@ import popjax
 from popjax.envs import make
 from popjax.host import signals
 from popjax.host.checkpoints import checkpoint, state_arrays
-from popjax.host.runs import Result, log
+from popjax.host.runs import Result, log, rundir
 from popjax.host.terminal import Lasting, complain
 from popjax.host.training import compiled_programs, loop, train
 from tests.host import tiny
@@ -213,32 +217,131 @@ def test_a_signal_that_is_ignored_stays_so(number: int) -> None:
         signal.signal(number, before)
 
 
-HANDLER_IN_C = """
-import ctypes, signal
-libc = ctypes.CDLL(None)
-heard = []
-handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(heard.append)
-libc.signal(signal.SIGUSR2, handler)
-real = signal.getsignal
-signal.getsignal = lambda number: None if number == signal.SIGUSR2 else real(number)
-from popjax.host import signals
-with signals.deferred(print) as stop:
-    signal.raise_signal(signal.SIGUSR2)
-signal.raise_signal(signal.SIGUSR2)
-assert heard == [signal.SIGUSR2] * 2 and stop.arrived is None, (heard, stop)
-"""
+def test_a_signal_that_a_library_handles_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python calls a handler None that was there before it; it does not know of this one, and is told so."""
+    number, known, heard = signal.SIGUSR2, signal.getsignal, []
+    before = known(number)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(heard.append)
+    monkeypatch.setattr(signal, "getsignal", lambda asked: None if asked == number else known(asked))
+    try:
+        ctypes.CDLL(None).signal(number, handler)
+        with signals.deferred(lambda line: None) as stop:
+            signal.raise_signal(number)
+        signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+    assert heard == [number, number]
+    assert stop.arrived is None
 
 
-def test_a_signal_that_a_library_handles_is_left_to_it() -> None:
-    """Python knows of the handler, and calls it None, if it was there before Python: here it is told so."""
-    done = subprocess.run(
-        [sys.executable, "-c", HANDLER_IN_C],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
+CAPACITY = 123_457  # of no other test, so that a State is known by its shape
+
+
+def strike(index: int, history: Any) -> None:
+    if index == 3:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def break_down(index: int, history: Any) -> None:
+    seen = history.generation.tolist()
+    if index == 3:
+        raise ConnectionError(f"gone after {seen}")
+
+
+def press_ctrl_c(index: int, history: Any) -> None:
+    if index == 3:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("sink", "saved", "kind"),
+    [
+        (strike, True, popjax.Interrupted),
+        (break_down, True, ConnectionError),
+        (break_down, False, ConnectionError),
+        (press_ctrl_c, False, KeyboardInterrupt),
+    ],
+)
+def test_an_exception_that_is_kept_does_not_keep_the_state(
+    sink: log.Sink, saved: bool, kind: type[BaseException], tmp_path: Path
+) -> None:
+    """A notebook keeps the last one, and the cell is run again. A user's own frames stay for a debugger."""
+    method, root = tiny.build(ENV, tiny.Config(capacity=CAPACITY)), tmp_path if saved else None
+    seen = []
+
+    def count(index: int, history: Any) -> None:
+        seen.append(alive())
+
+    def alive() -> int:
+        return sum(array.shape == (1, CAPACITY, 2) for array in jax.live_arrays())
+
+    with pytest.raises(kind) as kept:
+        train(method, ENV, env_steps=360, run_dir=root, sinks=[count, sink], **OPTIONS)
+    gc.collect()
+    assert seen[0]
+    assert not alive()
+    frames = {
+        frame.f_code.co_name: frame.f_locals for frame, _ in traceback.walk_tb(kept.value.__traceback__)
+    }
+    assert "train" in frames
+    if sink is break_down:
+        assert frames["break_down"]["seen"]
+
+
+PROBE = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def test_another_machine_sees_the_lock_of_a_run_until_it_ends(tmp_path: Path) -> None:
+    """As far as it sees POSIX locks alone: NFS keeps the lock of a directory on the client."""
+
+    def probe() -> int:
+        return subprocess.run(
+            [sys.executable, "-c", PROBE, tmp_path / "lock"], capture_output=True
+        ).returncode
+
+    found = []
+    run(tmp_path, sinks=[lambda index, _: found.append(probe()) if index in (0, 9) else None])
+    assert found == [1, 1]
+    assert probe() == 0
+    (tmp_path / "lock").unlink()
+    assert popjax.load(tmp_path)
+    assert not (tmp_path / "lock").exists()  # so that a run that cannot be written to is read all the same
+
+
+def test_a_run_that_another_machine_trains_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    waits = f"{PROBE}; print('locked', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", waits, tmp_path / "lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    assert done.returncode == 0, done.stderr
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(popjax.Refused, match="another process is training"):
+        run(tmp_path, resume=True, seeds=2)
+    assert before == {path: path.read_bytes() for path in before}
+    holder.communicate("")
+    run(tmp_path, resume=True, seeds=2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_posix_locks_holds_runs_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "lockf", refuses)
+    files = rundir.RunDirectory(tmp_path)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output"), rundir._locked(files):
+            pass
+        return
+    with rundir._locked(files), pytest.raises(popjax.Refused, match="another process"), rundir._locked(files):
+        pass
 
 
 ENDLESS = ["tiny", "--env=gymnax/Pendulum-v1", "--env-option=max_steps_in_episode=2000000000"]

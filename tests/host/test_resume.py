@@ -220,7 +220,7 @@ def test_a_copy_that_was_killed_half_way_is_made_again(monkeypatch: pytest.Monke
     assert sorted(path.name for path in Path("copy").iterdir()) == sorted(
         path.name
         for path in Path("one").iterdir()
-        if path.name not in ("summary.json", "curve.png", "tensorboard")
+        if path.name not in ("summary.json", "curve.png", "tensorboard", "lock")
     )
     shutil.rmtree("one")
     run(Path("copy"), 240, resume=True)

@@ -122,7 +122,7 @@ def test_the_run_directory_holds_everything(tmp_path: Path) -> None:
     result = train(tiny.build(ENV), ENV, env_steps=240, seeds=2, seed=3, run_dir=tmp_path, **OPTIONS)
     names = {path.name for path in tmp_path.iterdir()}
     files = {"config.json", "metrics.jsonl", "eval.jsonl", "best.npz", "curve.png", "summary.json"}
-    assert names == files | {"checkpoints", "tensorboard"}
+    assert names == files | {"checkpoints", "tensorboard", "lock"}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == result.summary
     assert (summary["method"], summary["env"], summary["seeds"]) == (

@@ -9,12 +9,14 @@ tensorboard/    scalars, one run per member
 curve.png       learning curve, at the end; curves/SETTING.png for swept hyperparameters
 summary.json    results, at the end, with a row per member that includes its last metrics
 schedule.json   lineage and hyperparameters, at the end, for a method that changes hyperparameters
+lock            empty; held while the run is trained
 
 A sweep of several programs has one such directory for each, inside the one that ``run_group`` describes.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -48,6 +50,8 @@ _COMPARED = (
 )
 _DECISIVE = ("options.env_steps", "options.seed", "options.seeds")
 """Options of the host that past results depend on; the others may change when a run is resumed."""
+_NO_POSIX_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems without POSIX locks, where the lock of the directory must do."""
 FAILED = ("failed", "frozen")
 """Values of a failed member's status in ``summary.json``, current and earlier."""
 
@@ -65,6 +69,7 @@ class RunDirectory:
         self.tensorboard = root / "tensorboard"
         self.summary = root / "summary.json"
         self.schedule = root / "schedule.json"
+        self.lock = root / "lock"
         self.index = root / "index.json"
 
     def curve(self, setting: str = "") -> Path:
@@ -73,13 +78,17 @@ class RunDirectory:
 
     @property
     def contents(self) -> tuple[Path, ...]:
-        """Return the files of a run. ``config.json`` is last: without it, a directory is not a run."""
+        """Return the files of a run. ``config.json`` is last: without it, a directory is not a run. ``lock``,
+        which ``clear`` removes last, is first."""
         records = self.metrics, self.evaluations, self.checkpoints, self.best, self.tensorboard
-        return (*records, self.summary, self.schedule, self.config)
+        return (self.lock, *records, self.summary, self.schedule, self.config)
 
     def holds_a_run(self) -> bool:
-        """Return whether the directory has any file of a run, or the index of a directory of runs."""
-        return any(path.exists() for path in (self.index, *self.contents))
+        """Return whether the directory has any file of a run, or the index of a directory of runs.
+
+        A ``lock`` alone is that of a run which was killed before it began.
+        """
+        return any(path.exists() for path in (self.index, *self.contents) if path != self.lock)
 
     def clear(self) -> None:
         """Remove the files of a run, and the directory if it is then empty."""
@@ -105,7 +114,7 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
     with ExitStack() as stack:
 
         def own() -> None:
-            stack.enter_context(_locked(root))
+            stack.enter_context(_locked(files))
             if not resume:
                 write_config(files, config)
 
@@ -295,20 +304,32 @@ def _spell(value: Any) -> str:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the directory's lock; the operating system releases it even if the process is killed."""
+def _locked(files: RunDirectory) -> Iterator[None]:
+    """Hold the locks of a run; the operating system releases them even if the process is killed.
+
+    The lock of the directory keeps out all others on this machine, also threads of this process. Where a
+    network file system keeps it from other machines, they see the POSIX lock of the file ``lock``. A process
+    that closes any descriptor of that file loses it, so nothing else opens the file.
+    """
     try:
         import fcntl
     except ImportError:  # not on Windows
         yield
         return
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise Refused(f"another process is training in {root}") from None
-    try:
+
+    def lock(path: Path, flags: int, how: Callable[[int, int], Any]) -> None:
+        handle = os.open(path, flags, 0o666)
+        stack.callback(os.close, handle)
+        try:
+            how(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            raise Refused(f"another process is training in {files.root}") from None
+
+    with ExitStack() as stack:
+        lock(files.root, os.O_RDONLY, fcntl.flock)
+        try:
+            lock(files.lock, os.O_RDWR | os.O_CREAT, fcntl.lockf)
+        except OSError as error:
+            if error.errno not in _NO_POSIX_LOCKS:
+                raise
         yield
-    finally:
-        os.close(handle)

@@ -60,11 +60,13 @@ def deferred(
     nothing changes.
     """
     stop = Stop()
+    ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.arrived is None:
             stop.arrived = number
-            then = "" if stop.saving else "; press Ctrl-C again to stop at once"
+            again = signal.SIGINT in ours and not stop.saving
+            then = "; press Ctrl-C again to stop at once" if again else ""
             say(f"{signal.Signals(number).name}: {meanwhile}{then}")
         elif number == signal.SIGINT and not stop.saving:
             raise KeyboardInterrupt
@@ -72,7 +74,6 @@ def deferred(
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    ours = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, handle) for number in ours}
     try:
         yield stop

@@ -207,12 +207,15 @@ def test_waiting_for_a_chunk_adds_little(needed: float, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_that_is_ignored_stays_so(number: int) -> None:
     """As SIGHUP under nohup, and SIGINT in a shell's background."""
-    before = signal.signal(number, signal.SIG_IGN)
+    before, said = signal.signal(number, signal.SIG_IGN), []
+    other = next(known for known in reversed(signals.SIGNALS) if known != number)
     try:
-        with signals.deferred(lambda line: None) as stop:
+        with signals.deferred(said.append) as stop:
             signal.raise_signal(number)
             assert stop.arrived is None
             assert signal.getsignal(number) is signal.SIG_IGN
+            signal.raise_signal(other)
+            assert ("press Ctrl-C again" in said[0]) is (number != signal.SIGINT)
     finally:
         signal.signal(number, before)
 

@@ -23,6 +23,9 @@ from popjax.core import Choice, Env, Key, OnPolicyAgent, Params, Pretrained, PyT
 from popjax.nets.recurrent import behind
 from popjax.population import learning
 
+BUILT_ON = 0x4255494C
+"""Folded into the key of a run that builds on others; a small number would give a key that ``split`` gives."""
+
 
 class Teacher(NamedTuple):
     """A policy that others learn from: a finished run's, or one made by ``of_network`` or ``of_agent``."""
@@ -70,7 +73,7 @@ def own_key(key: Key, finished: Sequence[Pretrained]) -> Key:
     which a teacher with the same seed was trained.
     """
     depth = max((_depth(policy.origin) for policy in finished), default=0)
-    return jax.random.fold_in(key, depth) if depth else key
+    return jax.random.fold_in(jax.random.fold_in(key, BUILT_ON), depth) if depth else key
 
 
 def _depth(origin: Mapping[str, Any] | None) -> int:

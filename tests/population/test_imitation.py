@@ -31,13 +31,15 @@ def constant(action, spec):
 
 
 def test_a_run_that_builds_on_others_does_not_begin_as_they_did():
-    """Not with the key of an equal seed, and neither if those already build on others."""
+    """Neither with the key of an equal seed nor with one that a run of that seed draws from, and neither if
+    those already build on others."""
     first = {"config": {"runs": {}}}
     second = {"config": {"runs": {"teacher": [first]}}}
     built = [teacher()._replace(origin=origin) for origin in (None, first, second)]
     assert jnp.array_equal(*map(jax.random.key_data, (imitation.own_key(KEY, ()), KEY)))
     keys = [KEY, imitation.own_key(KEY, built[:1]), imitation.own_key(KEY, built[1:])]
-    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+    drawn = [key for begun in keys for key in (begun, *jax.random.split(begun, 8))]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in drawn}) == 3 * 9
     assert same(imitation.own_key(KEY, built[:1]), imitation.own_key(KEY, built[1:2]))
 
 

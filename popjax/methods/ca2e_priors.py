@@ -108,7 +108,7 @@ def remarks(
     """Return remarks on the prior policies for the start of a run, one line each."""
     if config.prior_actors and not priors:
         return ["no prior policies were given: the prior actors explore, as nature actors do"]
-    highest, factor = env.spec.highest_return, float(np.max(hyper.replacement_factor))
+    highest, factor = (env.scored or env).spec.highest_return, float(np.max(hyper.replacement_factor))
     told = []
     for prior in priors:
         bar = float(threshold(jnp.float32(prior.mean_return), factor))
@@ -130,10 +130,11 @@ def threshold(baseline: Array, factor: Array | float) -> Array:
 
 
 def check(env: Env, config: Config, priors: Sequence[Prior]) -> None:
-    """Check that CA2E supports the learner, and that every prior policy fits the task and has an actor.
+    """Check that CA2E supports the learner, that every prior policy fits the task and has an actor, and that
+    both are compared in the same rewards.
 
     Raises:
-        ValueError: the learner or a prior policy does not fit; the message says which.
+        ValueError: the learner, a prior policy or the source of returns does not fit; the message says which.
     """
     check_learner(config)
     if len(priors) > config.prior_actors:
@@ -143,6 +144,11 @@ def check(env: Env, config: Config, priors: Sequence[Prior]) -> None:
         )
     for prior in priors:
         check_fits(env, prior.policy)
+    if priors and env.scored is not None and config.return_source == "nature":
+        raise ValueError(
+            "return_source nature compares returns in training with those of the prior policies, which"
+            " reward_scale and reward_clip do not change; set return_source greedy or leave these options out"
+        )
 
 
 def after_check(

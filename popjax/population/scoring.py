@@ -29,11 +29,13 @@ def returns(
     starts: Array | None = None,
 ) -> Array:
     """Return float32 [P, episodes]: the undiscounted returns of each of ``params`` [P] in fresh, greedy
-    episodes.
+    episodes, in the rewards that evaluations count.
 
     memory: of a policy at the start of an episode.
     starts: keys [episodes] of initial states that all individuals share; None: each episode has its own.
     """
+
+    env = env.scored or env
 
     def one(params: Params, key: Key, first: Array | None) -> Array:
         fixed = env if first is None else env._replace(reset=lambda _: env.reset(first))

@@ -520,7 +520,19 @@ def test_a_policy_of_clipped_rewards_is_measured_by_those_of_the_task():
     clipped, bare = make("probe/action", reward_clip=0.25), make("probe/action")
     env = bare._replace(spec=bare.spec._replace(highest_return=1.0))
     found = [ca2e.measure(task, [constant(clipped)], jax.random.key(0), 2)[0] for task in (env, clipped)]
-    assert found[0].mean_return > found[1].mean_return == 0.25
+    assert found[0].mean_return == found[1].mean_return > 0.25
+
+
+def test_a_learner_of_clipped_rewards_is_compared_by_those_of_the_task():
+    """As its prior policies are; returns in training would be clipped."""
+    env, config = make("probe/action", reward_clip=0.25), replace(SMALL, checks=1, return_source="greedy")
+    method = ca2e.build(env, config, ca2e.measure(env, [constant(env)], jax.random.key(0), 2))
+    state = jax.jit(method.init)(jax.random.key(0), method.hyper)
+    compared = jax.jit(lambda s: jax.lax.scan(lambda s, _: (method.step(s), s.metrics.compared), s, length=8))
+    assert float(compared(state)[1][-1]) > 0.25
+    with pytest.raises(ValueError, match="set return_source greedy or leave these options out"):
+        ca2e.build(env, replace(config, return_source="nature"), [ca2e.Prior(constant(env), 1.0)])
+    assert ca2e.build(env, replace(config, return_source="nature"))
 
 
 def test_policies_of_other_tasks_are_refused():

@@ -96,6 +96,14 @@ def test_the_best_individual_of_a_population_is_the_teacher(first):
     assert distil.build(env, SMALL, [graded]).init(jax.random.key(0), distil.Hyper()).frozen == 1
 
 
+def test_the_best_teacher_is_that_of_the_task_s_own_rewards():
+    """Clipped to 0.9, the returns of the two better individuals would be equal."""
+    env, gains = make("probe/context", reward_clip=0.9), jnp.array([0.0, 0.5, 1.0])
+    runs = [taught(mirrored, "probe/context")._replace(individuals=gains[i : i + 2]) for i in (0, 1)]
+    graded = distil.grade(env, runs, episodes=4)
+    assert [(g.individual, round(g.mean_return, 4)) for g in graded] == [(1, 0.9375), (1, 1.0)]
+
+
 def test_a_teachers_logits_say_more_than_its_actions():
     """The student takes over the probabilities, softened, and not only which is the largest."""
     env = make("probe/context-discrete")

@@ -1,4 +1,4 @@
-"""The order of individuals, in which one that has diverged comes last."""
+"""Returns in fresh episodes, and the order of individuals, in which one that has diverged comes last."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ import numpy as np
 
 from popjax import tree
 from popjax.agents import sac
+from popjax.core import Choice
 from popjax.envs import make
 from popjax.methods import independent
-from popjax.population import exchange, judging
+from popjax.population import exchange, judging, scoring
 from tests.support import same
 
 NAN = jnp.nan
+
+
+def test_returns_are_those_of_the_task():
+    """As evaluations count them, whatever rewards are learned from."""
+
+    def act(action, memory, obs, key, scale):
+        return Choice(memory, action, action, jnp.float32(0))
+
+    env, actions = make("probe/action", reward_scale=-2.0, reward_clip=0.1), jnp.array([[0.5], [0.0]])
+    found = scoring.returns(env, act, actions, (), jax.random.key(0), 3)
+    np.testing.assert_array_equal(found, [[1.0] * 3, [0.75] * 3])
 
 
 def test_nan_is_behind_every_number_and_ahead_of_none():

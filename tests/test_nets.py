@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ import pytest
 from jax import lax
 
 from popjax import nets
-from popjax.agents import a2c, dqn, ppo
+from popjax.agents import a2c, ddpg, dqn, ppo, sac, sac2018, td3
 from popjax.core import Spec
 from popjax.nets.layers import Conv, Dense, patches
+from tests.support import close
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,29 @@ def test_bytes_are_not_whitened(agent, config):
     spec = Spec("frames", (84, 84, 4), 6, 1, discrete=True, obs_dtype=jnp.uint8)
     with pytest.raises(ValueError, match=r"observations of frames are bytes.*unset normalize_obs"):
         agent.build(spec, config)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        *((module.Config(hidden=(4,)), (5,)) for module in (td3, sac, sac2018, dqn)),
+        (ddpg.Config(hidden=(4,), critic_branch=4, critic_hidden=4), (5,)),
+        *((module.Config(hidden=(4,)), shape) for module in (a2c, ppo) for shape in ((5,), (2, 3), (2, 2, 3))),
+        (a2c.Config(hidden=(4,), lstm=2), (5,)),
+    ],
+)
+def test_bytes_are_divided_by_255_whatever_their_shape(config, shape, key):
+    """Also those that are no images, by policies and by values."""
+    module = sys.modules[type(config).__module__]
+    spec = Spec("bytes", shape, 2, 9, discrete=module in (dqn, a2c), obs_dtype=jnp.uint8)
+    agent = module.build(spec, config)
+    state, obs = agent.init(key, module.Hyper()), jax.random.randint(key, shape, 0, 256).astype(jnp.uint8)
+    action = jnp.int32(1) if spec.discrete else jnp.zeros(2)
+
+    def said(obs):
+        return agent.act(agent.policy(state), agent.memory, obs, key, 0.0), agent.value(state, obs, action)
+
+    close(said(obs), said(obs / jnp.float32(255)))
 
 
 @pytest.mark.parametrize("initializer", ["orthogonal", "uniform"])

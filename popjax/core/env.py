@@ -55,7 +55,8 @@ class Spec(NamedTuple):
     is the time limit in environment steps. An observation holds the latest ``stack`` frames along
     its last axis, oldest first; at the beginning of an episode and after a cut, one frame is repeated. ``dt``
     is the duration of an environment step in seconds, ``None`` if the task has no clock. ``highest_return``
-    is an upper bound on the return of any policy, ``None`` if unknown.
+    is an upper bound on the return of any policy, ``None`` if unknown. Networks divide observations of dtype
+    uint8 by 255.
     """
 
     name: str

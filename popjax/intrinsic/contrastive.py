@@ -153,7 +153,7 @@ def build(
 def encoder(spec: Spec, config: Config = Config(), eyes: Network | None = None) -> Network:
     """Return the network obs [..., *obs] -> embedding [..., F]; with ``eyes``, their features -> embedding.
 
-    Images pass through convolutions first; encoder "identity" returns the observation itself.
+    Images pass through convolutions first; encoder "identity" returns the observation itself, bytes divided by 255.
     """
     if eyes is not None:
         image = jnp.zeros(spec.obs_shape, spec.obs_dtype)
@@ -161,7 +161,7 @@ def encoder(spec: Spec, config: Config = Config(), eyes: Network | None = None) 
         return nets.mlp(features.size, config.hidden, config.features)
     if config.encoder == "identity":
         vector_size(spec, "the identity encoder")
-        return Network(init=lambda key: (), apply=lambda params, obs: obs)
+        return Network(init=lambda key: (), apply=lambda params, obs: nets.scaled(obs))
     return images.behind_convolutions(
         spec.obs_shape, lambda size: nets.mlp(size, config.hidden, config.features), config.torso
     )

@@ -111,12 +111,18 @@ def skilled(env: Env, skills: int) -> Env:
         next_obs = with_skill(timestep.next_obs, state.skill, skills)
         return Skilled(inner, skill, key), replace(timestep, obs=obs, next_obs=next_obs)
 
-    spec = env.spec._replace(obs_shape=(size + skills,), stack=1)  # with a skill, frames are no stack
+    dtype = jnp.float32 if env.spec.obs_dtype == jnp.uint8 else env.spec.obs_dtype
+    # With a skill, frames are no stack.
+    spec = env.spec._replace(obs_shape=(size + skills,), obs_dtype=dtype, stack=1)
     return env._replace(reset=reset, step=step, spec=spec)
 
 
 def with_skill(obs: Array, skill: Array, skills: int) -> Array:
-    """Return obs [..., D] with skill int [...] in [0, skills) as one-hot: [..., D + skills]."""
+    """Return obs [..., D] with skill int [...] in [0, skills) as one-hot: [..., D + skills].
+
+    Bytes are divided by 255, which would shrink the one-hot in a network.
+    """
+    obs = nets.scaled(obs)
     one_hot = jax.nn.one_hot(skill, skills, dtype=obs.dtype)
     return jnp.concatenate([obs, jnp.broadcast_to(one_hot, (*obs.shape[:-1], skills))], -1)
 

@@ -1,6 +1,7 @@
 """Networks as ``Network(init, apply)`` records over plain dictionaries of parameters.
 
-The only package that imports flax.linen. Every ``apply`` takes one input and lets leading axes through.
+The only package that imports flax.linen. Every ``apply`` takes one input and lets leading axes through; bytes
+are divided by 255.
 Parameters are float32; a weight matrix is a leaf of rank 2, ``kernel [in, out]``, everything else rank 1.
 A policy for continuous actions stores the network of its mean action, which others can take over, as "mlp".
 """
@@ -18,7 +19,7 @@ from jax import Array
 
 from popjax.core import Key, Network, Params, Recurrent
 from popjax.nets import images, recurrent
-from popjax.nets.layers import MLP, Dense, Hidden, LayerNorm, Norm, Precision, network, rectified
+from popjax.nets.layers import MLP, Dense, Hidden, LayerNorm, Norm, Precision, network, rectified, scaled
 from popjax.nets.onpolicy import (
     HIDDEN,
     Initializer,
@@ -47,6 +48,7 @@ __all__ = [
     "policy_and_value",
     "recurrent",
     "recurrent_policy_and_value",
+    "scaled",
     "state_value",
     "tanh_actor",
     "two_branch_critic",

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from popjax.core import Key, Network, Params
-from popjax.nets.layers import Conv, Dense, Norm, network, rectified
+from popjax.nets.layers import Conv, Dense, Norm, as_floats, network, rectified
 
 Convolutions = Sequence[tuple[int, int, int]]
 """Features, side of the kernel and stride of each; without padding."""
@@ -98,11 +98,6 @@ def places(obs_shape: Sequence[int], convolutions: Convolutions) -> int:
     for _, side, stride in convolutions:
         height, width = ((n - side) // stride + 1 for n in (height, width))
     return height * width * (convolutions[-1][0] if convolutions else obs_shape[2])
-
-
-def as_floats(obs: Array) -> Array:
-    """Convert to float32; bytes, as in images, are divided by 255."""
-    return obs.astype(jnp.float32) / (255.0 if obs.dtype == jnp.uint8 else 1.0)
 
 
 class _Convolutions(nn.Module):

@@ -221,6 +221,16 @@ class Hidden(nn.Module):
         return x.astype(jnp.float32)
 
 
+def as_floats(obs: Array) -> Array:
+    """Convert to float32; bytes are divided by 255."""
+    return obs.astype(jnp.float32) / (255.0 if obs.dtype == jnp.uint8 else 1.0)
+
+
+def scaled(obs: Array) -> Array:
+    """Return bytes as floats in [0, 1], as every network reads them; anything else as it is."""
+    return as_floats(obs) if obs.dtype == jnp.uint8 else obs
+
+
 def _uniform(bound: float) -> Callable[..., Array]:
     def init(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -229,12 +239,12 @@ def _uniform(bound: float) -> Callable[..., Array]:
 
 
 def network(module: nn.Module, *input_dims: int | tuple[int, ...]) -> Network:
-    """Return a Network of a module whose inputs have these sizes or shapes."""
+    """Return a Network of a module whose inputs have these sizes or shapes; bytes are ``scaled``."""
 
     def init(key: Key) -> Params:
         return module.init(key, *(jnp.zeros(dim) for dim in input_dims)).get("params", {})
 
     def apply(params: Params, *inputs: Array) -> Any:
-        return module.apply({"params": params}, *inputs)
+        return module.apply({"params": params}, *map(scaled, inputs))
 
     return Network(init, apply)

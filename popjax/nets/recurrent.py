@@ -22,8 +22,8 @@ from jax import Array
 from popjax import tree
 from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Key, Network, Params, PyTree, Recurrent
-from popjax.nets.images import as_floats, check_channels_last, flat
-from popjax.nets.layers import Conv, Dense
+from popjax.nets.images import check_channels_last, flat
+from popjax.nets.layers import Conv, Dense, as_floats
 
 TorsoKind = Literal["auto", "frames", "grid", "vector"]
 Memory: TypeAlias = PyTree

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from popjax import nets, rollout, tree
-from popjax.core import Spec, Transition, as_arrays
+from popjax.core import Env, Spec, Transition, as_arrays
 from popjax.envs import make
 from popjax.intrinsic.diayn import Config, Hyper, build, skilled, with_skill
 from tests.support import equal
@@ -46,6 +46,14 @@ def test_the_skill_is_appended_as_one_hot():
     assert with_skill(obs, jnp.array([3, 0]), SKILLS).tolist() == expected
     assert with_skill(obs[0], jnp.int32(3), SKILLS).tolist() == expected[0]
     assert with_skill(obs, jnp.int32(1), SKILLS)[:, D:].tolist() == [[0, 1, 0, 0]] * 2
+
+
+def test_the_skill_is_as_large_beside_bytes():
+    obs = with_skill(jnp.uint8([0, 51, 255]), jnp.int32(1), 2)
+    np.testing.assert_allclose(obs, [0, 0.2, 1, 0, 1], rtol=1e-6)
+    spec = SPEC._replace(obs_dtype=jnp.uint8)
+    env = skilled(Env(lambda key: ((), jnp.zeros(D, jnp.uint8)), None, spec), SKILLS)
+    assert env.spec.obs_dtype == env.reset(jax.random.key(0))[1].dtype == jnp.float32
 
 
 def test_the_reward_is_the_log_likelihood_of_the_skill_at_the_successor(key):

@@ -86,6 +86,7 @@ SHARED = {
     "popjax.replay.ring",
     "popjax.replay.nstep",
     "popjax.nets.images",
+    "popjax.population.clocks",
     "popjax.population.imitation",
     "popjax.population.learning",
     "popjax.population.policy",

@@ -153,7 +153,8 @@ def build(
 def encoder(spec: Spec, config: Config = Config(), eyes: Network | None = None) -> Network:
     """Return the network obs [..., *obs] -> embedding [..., F]; with ``eyes``, their features -> embedding.
 
-    Images pass through convolutions first; encoder "identity" returns the observation itself, bytes divided by 255.
+    Images pass through convolutions first; encoder "identity" returns the observation itself, bytes divided
+    by 255.
     """
     if eyes is not None:
         image = jnp.zeros(spec.obs_shape, spec.obs_dtype)

@@ -15,11 +15,12 @@ from flax import struct
 from jax import Array
 
 from popjax import tree
+from popjax.agents import dqn
 from popjax.arguments import typed
 from popjax.core import Act, Env, Ingredient, Key, Params, Pretrained, PyTree
 from popjax.counting import Count
 from popjax.methods.ca2e_config import Config, Hyper, check_learner
-from popjax.population import scoring
+from popjax.population import clocks, scoring
 from popjax.population.policy import several
 
 
@@ -105,11 +106,15 @@ def check_fits(env: Env, policy: Pretrained) -> None:
 def remarks(
     env: Env, config: Config, hyper: Hyper, env_steps: int, priors: Sequence[Prior] = ()
 ) -> list[str]:
-    """Return remarks on the prior policies for the start of a run, one line each."""
-    if config.prior_actors and not priors:
-        return ["no prior policies were given: the prior actors explore, as nature actors do"]
-    highest, factor = (env.scored or env).spec.highest_return, float(np.max(hyper.replacement_factor))
+    """Return remarks on exploration and the prior policies for the start of a run, one line each."""
     told = []
+    if isinstance(config.agent, dqn.Config) and config.schedule == "anneal":
+        starts = config.exploration[: config.nature_actors]
+        others = [float(np.max(hyper.agent.exploration_start))] * (config.actors - len(starts))
+        told = clocks.exploration(hyper.agent, env_steps, "agent", max((*starts, *others)))
+    if config.prior_actors and not priors:
+        return [*told, "no prior policies were given: the prior actors explore, as nature actors do"]
+    highest, factor = (env.scored or env).spec.highest_return, float(np.max(hyper.replacement_factor))
     for prior in priors:
         bar = float(threshold(jnp.float32(prior.mean_return), factor))
         told.append(f"prior policy of {prior.policy.name}: mean return {prior.mean_return:g}")

@@ -39,7 +39,7 @@ from popjax.agents import dqn, drq, sac
 from popjax.checks import check_least, check_shapes, check_types
 from popjax.core import Choice, Env, Key, Method, Number, Params, PyTree, chain, number
 from popjax.intrinsic import contrastive, diayn
-from popjax.population import acting, classifier, drives, learning, offpolicy, parts
+from popjax.population import acting, classifier, clocks, drives, learning, offpolicy, parts
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
 from popjax.recipe import Preset, Recipe, recorded
@@ -220,6 +220,13 @@ def preset(task: str) -> Preset | None:
     return Preset(config, default_hyper(config), 5_000_000, offpolicy.CLIPPED)
 
 
+def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
+    """Return a line if DQN's exploration does not end within the run."""
+    if not isinstance(config.learner, dqn.Config):
+        return []
+    return clocks.exploration(hyper.learner, env_steps / config.population, "learner")
+
+
 METHOD = Recipe(
     build,
     default_config,
@@ -230,4 +237,5 @@ METHOD = Recipe(
         "drive": drives.KINDS,
     },
     preset=preset,
+    remarks=remarks,
 )

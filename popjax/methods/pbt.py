@@ -276,6 +276,14 @@ def build(env: Env, config: Config = OffPolicyConfig(), replay: Sequence[Schedul
     return method._replace(policy=policy, accepts=accepts, driven=driven, schedule=schedule)
 
 
+def remarks(
+    env: Env, config: Config, hyper: PyTree, env_steps: int, replay: Sequence[Scheduled] = ()
+) -> list[str]:
+    """Return remarks on hyperparameters that do not evolve, for the start of a run, one line each."""
+    evolving = [prior.name for prior in evolved(config)]
+    return schedules.remarks(env, config, hyper, env_steps, replay=replay, driven=evolving)
+
+
 METHOD = Recipe(
     build,
     configured,
@@ -288,6 +296,6 @@ METHOD = Recipe(
         "search": search.KINDS,
     },
     runs={"replay": schedules.REPEATED},
-    remarks=schedules.remarks,
+    remarks=remarks,
     budget=default_budget,
 )

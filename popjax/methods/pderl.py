@@ -41,6 +41,7 @@ from flax import struct
 from jax import Array
 
 from popjax import agents, counting, rollout, tree
+from popjax.agents import dqn
 from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
 from popjax.evolution import mutate
 from popjax.evolution.crossover import distil
@@ -48,7 +49,7 @@ from popjax.evolution.offspring import breed, clones, recombine
 from popjax.evolution.ranking import best_first
 from popjax.evolution.select import Selection, fate, replaceable, select
 from popjax.methods.pderl_config import Config, Hyper, Metrics, check, default_hyper, preset
-from popjax.population import drives, exchange, judging, lanes, learning, policy
+from popjax.population import clocks, drives, exchange, judging, lanes, learning, policy
 from popjax.recipe import Recipe, recorded
 from popjax.replay import episodes as numbering
 from popjax.replay.ring import Ring, add, ring
@@ -280,6 +281,11 @@ def build(env: Env, config: Config = Config()) -> Method:
     )
 
 
+def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
+    """Return a line if DQN's exploration does not end within the run."""
+    return clocks.exploration(hyper.agent, env_steps, "agent") if isinstance(config.agent, dqn.Config) else []
+
+
 METHOD = Recipe(
     build,
     Config,
@@ -289,4 +295,5 @@ METHOD = Recipe(
         "drive": drives.NOVELTY,
     },
     preset=preset,
+    remarks=remarks,
 )

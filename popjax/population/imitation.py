@@ -24,7 +24,8 @@ from popjax.nets.recurrent import behind
 from popjax.population import learning
 
 BUILT_ON = 0x4255494C
-"""Folded into the key of a run that builds on others; a small number would give a key that ``split`` gives."""
+"""Folded into the key of a run that builds on others; with a small number alone, ``fold_in`` gives a key that
+``split`` also gives."""
 
 
 class Teacher(NamedTuple):

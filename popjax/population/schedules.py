@@ -13,7 +13,7 @@ from jax import Array
 
 from popjax import agents
 from popjax.core import Env, Ingredient, Key, Method, Pretrained, PyTree, chain
-from popjax.population import drives, parts
+from popjax.population import clocks, drives, parts
 
 
 class Scheduled(NamedTuple):
@@ -59,9 +59,12 @@ def remarks(
     env_steps: int,
     schedule: Sequence[Scheduled] = (),
     replay: Sequence[Scheduled] = (),
+    driven: Sequence[str] = (),
 ) -> list[str]:
-    """Return a line for each hyperparameter that did not evolve in the finished run and differs here."""
-    found = []
+    """Return a line for each hyperparameter that did not evolve in the finished run and differs here, and the
+    remarks of ``clocks``; ``driven`` are hyperparameters that evolve here."""
+    set_by = [name for run in (*schedule, *replay) for name in run.schedule.get("names", ())]
+    found = clocks.of_agents(config, hyper, env_steps, (*driven, *set_by))
     for run in (*schedule, *replay):
         for name, value in run.schedule.get("fixed", {}).items():
             own = np.asarray(getattr(hyper, name), np.float32)

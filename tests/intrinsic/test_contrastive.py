@@ -223,7 +223,8 @@ def test_the_identity_embeds_nothing(key):
     network = contrastive.encoder(LINE._replace(obs_shape=(3,)), Config(encoder="identity"))
     obs = jnp.arange(3.0)
     np.testing.assert_array_equal(network.apply(network.init(key), obs), obs)
-    seen = network.apply(network.init(key), jnp.uint8([[20, 40, 200], [200, 40, 20]]))  # squares exceed a byte
+    whose_squares_exceed_a_byte = jnp.uint8([[20, 40, 200], [200, 40, 20]])
+    seen = network.apply(network.init(key), whose_squares_exceed_a_byte)
     np.testing.assert_allclose(cosine(seen, seen), [[1, 0.2288], [0.2288, 1]], atol=1e-3)
 
 

@@ -466,7 +466,7 @@ def test_a_policy_s_return_is_measured():
 
 
 def test_what_is_told_of_prior_policies():
-    env, config = make("gymnax/CartPole-v1"), ca2e.Config()
+    env, config = make("gymnax/CartPole-v1"), ca2e.Config(schedule="constant")
     hyper = ca2e.default_hyper(config)
 
     def told(mean_return, factor=1.05):

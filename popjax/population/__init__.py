@@ -6,6 +6,7 @@ and skills, ``exchange`` hands policies over, ``scoring`` and ``judging`` measur
 trains one policy on others' answers, ``tutoring`` lets teachers of other tasks teach an ``actor_critic`` that
 acts, a ``shared_critic`` judges several actors, a ``classifier`` predicts which agent will do best. For
 hyperparameters that evolve, ``lineage`` keeps the history, ``schedules`` repeat it and ``counterfactual``
-measures what a decision was worth. All are plain functions and records with explicit inputs and outputs: a
-method owns its State, and this layer does the ``vmap`` over individuals.
+measures what a decision was worth. ``clocks`` compare hyperparameters that count steps with the length of a
+run. All are plain functions and records with explicit inputs and outputs: a method owns its State, and this
+layer does the ``vmap`` over individuals.
 """

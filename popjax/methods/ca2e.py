@@ -57,7 +57,7 @@ from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import frames, ring
 from popjax.replay.local import Local, contents, emptied, empty, remember
-from popjax.replay.prioritized import Prioritized, prioritized
+from popjax.replay.prioritized import Prioritized, prioritized, without_oldest
 
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "Prior", "State", "build", "measure", "remarks"]
 
@@ -119,7 +119,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         learner, start = agent.init(key_learner, hyper.agent), lanes.start(lanes_env, key_lanes, shape)
         replay = store.init(sight.example, hyper.priority_exponent)
         seen, retirement = sight.start(tree.flatten(start.obs)), initial_retirement(config, priors)
-        losses, stale = learning.no_losses(partial(update, seen, hyper), (learner, replay), key)
+        losses = learning.no_losses(partial(update, seen, hyper), (learner, replay), key)
         zero, none, actors = jnp.float32(0), jnp.int32(0), jnp.zeros(config.actors)
         return State(
             key=key,
@@ -128,7 +128,7 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             generation=none,
             metrics=Metrics(
                 *(actors, actors.astype(jnp.int32), zero, zero, losses, none, actors),
-                *(retirement.retired_at, retirement.baseline, none, stale),
+                *(retirement.retired_at, retirement.baseline, none),
             ),
             learner=learner,
             copy=agent.policy(learner),
@@ -204,7 +204,8 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
         return replace(s, copy=copy, copy_age=jnp.where(due, 0, s.copy_age))
 
     def flush(s: State) -> State:
-        """Move full local buffers to the replay, one after the other, and give them initial priorities."""
+        """Move full local buffers to the replay, one after the other, and give them initial priorities; drop
+        rows that have lost a frame."""
         locals_, order, full = emptied(s.locals, config.local_buffer)
 
         def one(loop: tuple[Array, PyTree, Prioritized]) -> tuple[Array, PyTree, Prioritized]:
@@ -218,17 +219,18 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
 
         loop = (jnp.int32(0), s.learner, s.replay)
         _, learner, replay = jax.lax.while_loop(lambda loop: tree.any_lane(loop[0] < full), one, loop)
+        if sight.lost is not None:
+            replay = without_oldest(replay, sight.lost(s.frames, replay.ring))
         metrics = replace(s.metrics, stored=replay.size)
         return replace(s, learner=learner, replay=replay, locals=locals_, metrics=metrics)
 
     def update(
         seen: PyTree, hyper: Hyper, held: Held, key: Key, own: Array | bool = True
-    ) -> tuple[Held, tuple[PyTree, PyTree]]:
+    ) -> tuple[Held, PyTree]:
         """Take one gradient step if it is ``own``, and set the new priorities of its transitions."""
         how = hyper.importance_exponent, hyper.priority_offset, partial(frames.looked, sight, seen)
         batch = config.batch, hyper.agent, key
-        held, (losses, kept) = learning.prioritized_step(agent, store, held, *batch, *how, own)
-        return held, (losses, sight.stale(seen, kept))
+        return learning.prioritized_step(agent, store, held, *batch, *how, own)
 
     def passed(env_steps: counting.Count, period: int) -> Array:
         """Return whether the actors' last step reached a multiple of ``period`` environment steps."""
@@ -251,12 +253,12 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
             (learner, replay), told = update(s.frames, s.hyper, held, jax.random.fold_in(key_learn, i), own)
             return learner, replay.nodes, tree.where(own, told, before)
 
-        start = s.learner, s.replay.nodes, (s.metrics.losses, s.metrics.stale)
-        learner, nodes, (losses, stale) = jax.lax.fori_loop(0, tree.largest(due), one, start)
+        start = s.learner, s.replay.nodes, s.metrics.losses
+        learner, nodes, losses = jax.lax.fori_loop(0, tree.largest(due), one, start)
         if isinstance(config.agent, dqn.Config):
             copy = passed(s.env_steps, config.target_every)
             learner = tree.where(copy, agent.adopt(learner, agent.policy(learner)), learner)
-        metrics = replace(s.metrics, losses=losses, stale=stale, gradient_steps=due)
+        metrics = replace(s.metrics, losses=losses, gradient_steps=due)
         replay = replace(s.replay, nodes=nodes)
         return replace(s, key=key, learner=learner, replay=replay, metrics=metrics)
 

@@ -130,8 +130,6 @@ class Metrics:
     retired_at:     float32 [prior] environment steps when a prior actor retired; -1 until then.
     baseline:       float32 [prior] mean return of a prior actor's policy.
     stored:         int32 []    transitions in the replay.
-    stale:          int32 []    rows of the last batch that have lost a frame, which must be 0; None unless
-                                observations are stacks of frames.
     """
 
     fitness: Array
@@ -144,7 +142,6 @@ class Metrics:
     retired_at: Array
     baseline: Array
     stored: Array
-    stale: Array | None
 
 
 def default_config(agent: AgentConfig = dqn.Config()) -> Config:

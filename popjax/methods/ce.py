@@ -43,7 +43,7 @@ from popjax.population import acting, classifier, clocks, drives, learning, offp
 from popjax.population.lanes import ActAll
 from popjax.population.learners import Learners, Multihead
 from popjax.recipe import Preset, Recipe, recorded
-from popjax.replay import episodes
+from popjax.replay import ring
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def build(env: Env, config: Config = Config()) -> Method:
 
         # The classifier reads the number of the episode in every row.
         keep = None if judge is None else lambda rows, hyper, key: rows
-        return crew._replace(play=play, draw=episodes.slots, keep=keep)
+        return crew._replace(play=play, draw=ring.uniform, keep=keep)
 
     base = offpolicy.build(env, sizes, lambda hyper: hyper.learner, adapt=together)
     crew = base.crew

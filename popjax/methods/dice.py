@@ -32,8 +32,7 @@ from popjax.population import offpolicy, parts
 from popjax.population.learners import Learners
 from popjax.population.offpolicy import State
 from popjax.recipe import Recipe, recorded
-from popjax.replay import episodes
-from popjax.replay.ring import Ring
+from popjax.replay.ring import Ring, uniform
 
 GRADIENT_LIMIT = 40.0
 """Largest norm of every tensor's gradient before the bisector is taken, and of the whole bisector."""
@@ -174,7 +173,7 @@ def equal_shares(store: Ring, key: Key, batch: int, *, shape: tuple[int, int]) -
     agent, in the order of agents."""
     key_slot, key_lane = jax.random.split(key)
     population, count = shape
-    slots = episodes.slots(store, key_slot, batch)
+    slots = uniform(store, key_slot, batch)
     owner = jnp.arange(batch) * population // batch
     lane = jax.random.randint(key_lane, (batch,), 0, count)
     return slots // (population * count) * (population * count) + owner * count + lane

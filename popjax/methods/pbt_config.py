@@ -16,7 +16,7 @@ from popjax.agents import a2c, ddpg, dqn, drq, ppo, sac, sac2018, td3
 from popjax.checks import check_least, check_types
 from popjax.core import Number, PyTree, number, stacked
 from popjax.evolution import priors, search
-from popjax.population import drives, offpolicy, onpolicy
+from popjax.population import drives, offpolicy, onpolicy, parts
 from popjax.population.lineage import Lineage
 
 RATE, DISCOUNT = "1e-5:1e-2:log", "hyper.discount=0.9:0.999:log"
@@ -193,11 +193,11 @@ def check_budget(
 
 
 @struct.dataclass
-class Metrics(offpolicy.Metrics):
-    """Metrics of an iteration; more in ``offpolicy.Metrics``.
+class Metrics(parts.Metrics):
+    """Metrics of an iteration; more in ``parts.Metrics``.
 
     fitness:   float32 [P]    mean return of the last episodes, in training or greedy as ``scoring`` asks.
-    losses:    [P] each       losses of ``offpolicy.Metrics``, 0 if they are not finite.
+    losses:    [P] each       losses of ``parts.Metrics``, 0 if they are not finite.
     numbers:   float32 [P] each, by name: the evolving hyperparameters with which the agents continue.
     ready:     int32 []       ready points so far.
     diverged:  int32 []       individuals with a loss that was not finite.

@@ -33,7 +33,7 @@ from popjax.population import acting, offpolicy, parts
 from popjax.population.lanes import Lanes
 from popjax.population.learners import Learners
 from popjax.recipe import Recipe, recorded
-from popjax.replay import episodes
+from popjax.replay import ring
 from popjax.replay.episodes import Episodic
 
 
@@ -96,7 +96,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             ),
             learn=learn_all,
             observe=lambda states, obs, valid: states,
-            draw=episodes.slots,
+            draw=ring.uniform,
             keep=keep,
             as_one=True,
         )

@@ -19,7 +19,7 @@ from popjax.nets import images
 from popjax.optimize import adam, descend
 from popjax.population import lanes
 from popjax.replay import episodes
-from popjax.replay.ring import Ring
+from popjax.replay.ring import Ring, uniform
 
 HIDDEN = (256, 256)
 """Units of the hidden layers."""
@@ -62,7 +62,7 @@ def build(spec: Spec, shape: tuple[int, int], horizon: int) -> Classifier:
     def learn(
         state: State, replay: Ring, look: Callable[[Array], Array], batch: int, rate: Array | float, key: Key
     ) -> State:
-        slots = episodes.slots(replay, key, batch)
+        slots = uniform(replay, key, batch)
         owner = lanes.owner(slots, shape)
         returns, complete = episodes.following(replay, slots, stride, horizon)
 

@@ -111,9 +111,8 @@ def prioritized_step(
     offset: Array | float,
     look: Callable[[Any], Any],
     own: Array | bool = True,
-) -> tuple[tuple[PyTree, Prioritized], tuple[PyTree, Any]]:
-    """Take a gradient step on ``batch`` rows drawn by priority; return learner and replay, then the losses
-    and the rows as they are kept.
+) -> tuple[tuple[PyTree, Prioritized], PyTree]:
+    """Take a gradient step on ``batch`` rows drawn by priority; return learner and replay, then the losses.
 
     exponent: beta of the importance weights, which are scaled so that the largest is 1.
     offset:   added to the absolute TD errors before the step to give the rows' new priorities.
@@ -132,4 +131,4 @@ def prioritized_step(
     priority = jnp.abs(agent.td_error(learner, rows)) + offset
     after, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)
     replay = store.update(replay, jnp.where(own, draw.slots, -1), priority)
-    return (tree.where(jnp.asarray(own), after, learner), replay), (losses, kept)
+    return (tree.where(jnp.asarray(own), after, learner), replay), losses

@@ -29,11 +29,11 @@ from popjax.envs import pixels
 from popjax.population import drives, lanes, learners, learning, parts, policy
 from popjax.population.drives import Drive
 from popjax.population.learners import Learners
-from popjax.population.parts import Parts
+from popjax.population.parts import Metrics, Parts
 from popjax.recipe import Preset
 from popjax.replay import episodes, frames
 from popjax.replay.frames import Frames, Sight
-from popjax.replay.ring import Ring, ring
+from popjax.replay.ring import Ring, ring, without_oldest
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,6 @@ class Config:
             )
 
 
-@struct.dataclass
-class Metrics(parts.Metrics):
-    """Metrics of an iteration; further fields in ``parts.Metrics``.
-
-    stale: int32 [] number of rows in the last batch that have lost a frame, which must be 0; None if
-           observations are not stacks of frames.
-    """
-
-    stale: Array | None
-
-
 def _own(s: Any) -> bool:
     """Return whether every agent has a replay of its own."""
     return bool(s.replay.size.ndim > s.generation.ndim)
@@ -93,7 +82,6 @@ class State(parts.State):
     frames: None if observations are not stacks of frames.
     """
 
-    metrics: Metrics
     replay: Ring = stacked(when=_own)
     frames: Frames | None = stacked(when=_own)
     agents: PyTree = stacked(when=_apart)  # leading axis 1 for heads of one network
@@ -280,7 +268,7 @@ def build(
 
     def update(
         learned: tuple[PyTree, PyTree], stored: tuple[Ring, PyTree], hyper: PyTree, key: Key
-    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree, PyTree]]:
+    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]:
         """Take one gradient step of every agent, then one of the drive."""
         (states, held), (store, seen) = learned, stored
         key_draw, key_learn, key_drive = jax.random.split(key, 3)
@@ -289,8 +277,7 @@ def build(
         paid, bonus = priced(held, rows, hyper)
         states, losses = crew.learn(states, paid, hyper, key_learn)
         held, told = drive.learn(held, rows, own, partial(near, store, seen), hyper, key_drive)
-        stale = jax.tree.map(jnp.sum, each(sight.stale)(seen, kept))
-        return (states, held), (losses, bonus, told, stale)
+        return (states, held), (losses, bonus, told)
 
     def draw(store: Ring, key: Key) -> tuple[Transition, Array | None]:
         """Return rows [P, B] drawn for each agent; or common rows [B], and bool [P, B] that marks the rows
@@ -333,8 +320,8 @@ def build(
     def learn(s: S) -> S:
         """Take the gradient steps of every agent, once the warm-up is over."""
         key, key_learn = jax.random.split(s.key)
-        before = s.metrics.losses, s.metrics.bonus, s.metrics.drive, s.metrics.stale
-        (states, held), (losses, bonus, told, stale) = learning.steps(
+        before = s.metrics.losses, s.metrics.bonus, s.metrics.drive
+        (states, held), (losses, bonus, told) = learning.steps(
             lambda learners, key: update(learners, (s.replay, s.frames), s.hyper, key),
             (s.agents, s.drive),
             config.updates,
@@ -342,7 +329,7 @@ def build(
             before,
             ready=s.env_steps >= warmup,
         )
-        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told, stale=stale)
+        metrics = replace(s.metrics, losses=losses, bonus=bonus, drive=told)
         return replace(s, key=key, agents=states, drive=held, metrics=metrics)
 
     def deploy(s: S, policies: Params) -> Params:
@@ -381,8 +368,10 @@ def _stored(replay: Replay, sight: Sight) -> Callable[..., tuple[Ring, PyTree]]:
     def stored(
         store: Ring, seen: PyTree, rows: PyTree, anew: Array, valid: Array, after: Array
     ) -> tuple[Ring, PyTree]:
-        """Store rows, anew and valid [T, L]; the lanes act on ``after`` [L, *obs] next."""
+        """Store rows, anew and valid [T, L], and drop those that have lost a frame; the lanes act on
+        ``after`` [L, *obs] next."""
         seen, rows = frames.keep(sight, seen, rows, after, anew)
-        return replay.add(store, tree.flatten(rows), valid.ravel()), seen
+        store = replay.add(store, tree.flatten(rows), valid.ravel())
+        return store if sight.lost is None else without_oldest(store, sight.lost(seen, store)), seen
 
     return stored

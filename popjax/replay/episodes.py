@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array
 
 from popjax.core import Key, Transition
-from popjax.replay.ring import Ring, neighbours
+from popjax.replay.ring import Ring, neighbours, uniform
 
 
 @struct.dataclass
@@ -35,11 +35,6 @@ def numbered(rows: Transition, episode: Array) -> Episodic:
     return Episodic(rows.obs, rows.action, rows.reward, rows.discount, rows.next_obs, episode)
 
 
-def slots(store: Ring, key: Key, count: int) -> Array:
-    """Return int32 [count] slots, uniform over the stored rows."""
-    return jax.random.randint(key, (count,), 0, jnp.maximum(store.size, 1))
-
-
 def pairs(store: Ring, key: Key, count: int, stride: int, horizon: int) -> tuple[Array, Array, Array]:
     """Return observations [B, *obs], a partner for each [B, *obs], and whether there is one, bool [B]; B is
     ``count``.
@@ -48,7 +43,7 @@ def pairs(store: Ring, key: Key, count: int, stride: int, horizon: int) -> tuple
     episode.
     """
     key_slot, key_choice = jax.random.split(key)
-    anchors = slots(store, key_slot, count)
+    anchors = uniform(store, key_slot, count)
     offsets = jnp.array([offset for offset in range(-horizon, horizon + 1) if offset])
     near, there = neighbours(store, anchors, offsets, stride)
     first = store.take(anchors)

@@ -5,6 +5,10 @@ observations. Stored whole, a million transitions of an Atari game take 56 GB; b
 lie in a ring of their own. An observation is ``ids`` int32 [stack], oldest frame first; frame k lies in slot
 k mod F. Rows hold ids in place of ``obs`` and ``next_obs``, so that rings, priorities and windows of n steps
 need no change. Learners look up the frames first.
+
+An episode of n steps has n + 1 frames. Where episodes are so short that their frames overwrite those of
+stored rows, the oldest rows are dropped in time, and the replay holds fewer than its capacity, but no less
+than half of it.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.core import PyTree, Spec, Transition, example_transition
+from popjax.replay.ring import Ring
 
 T = TypeVar("T", bound=Transition)
 SPARE = 64
@@ -52,15 +57,16 @@ class Sight(NamedTuple):
              (frames, obs and next_obs as rows keep them, [T, L, ...] each). After a step that is ``anew``,
              the end of an episode or a cut, the lane goes on with one frame repeated
     look:    (frames, observations [...] as rows keep them) -> [..., *obs]
-    stale:   (frames, rows [...]) -> int32 [] number of rows that have lost a frame, which must be 0; None if
-             observations are kept whole
+    lost:    (frames, ring of rows) -> int32 [] number of its oldest rows to drop after every ``see``, before
+             rows are looked up: all up to the newest that has lost a frame, rounded up to a multiple of
+             lanes, so that the rows of a step stay together; None if observations are kept whole
     """
 
     example: Transition
     start: Callable[[Array], Frames | None]
     see: Callable[..., tuple[Frames | None, Array, Array]]
     look: Callable[..., Array]
-    stale: Callable[..., Array | None]
+    lost: Callable[[Any, Ring], Array] | None
 
 
 def slots(capacity: int, lanes: int, spare: int = SPARE, *, small: bool = False) -> int:
@@ -68,6 +74,7 @@ def slots(capacity: int, lanes: int, spare: int = SPARE, *, small: bool = False)
 
     Each episode or life begins with an extra frame. There is room for the extra frames of episodes of 16
     steps on average or, if frames are ``small``, of one step; and for at least ``spare`` frames of each lane.
+    The replay holds fewer rows if episodes are shorter.
     """
     return capacity + (capacity if small else capacity // 16) + lanes * max(SPARE, spare)
 
@@ -75,14 +82,15 @@ def slots(capacity: int, lanes: int, spare: int = SPARE, *, small: bool = False)
 def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
     """Return the storage of observations for a replay of ``capacity`` rows that ``lanes`` fill.
 
-    The row of a step is stored at most ``in_flight`` steps of its lane later.
+    The row of a step is stored at most ``in_flight`` steps of its lane later; so many steps at most are seen
+    at once.
 
     Raises:
         ValueError: the observations of ``spec`` cannot be divided into its ``stack``.
     """
     row = example_transition(spec)
     if spec.stack == 1:
-        return Sight(row, lambda obs: None, lambda *seen: seen[:3], lambda _, obs: obs, lambda *_: None)
+        return Sight(row, lambda obs: None, lambda *seen: seen[:3], lambda _, obs: obs, None)
     depth = spec.stack
     channels = spec.obs_shape[-1] // depth
     if channels * depth != spec.obs_shape[-1]:
@@ -130,11 +138,17 @@ def sight(spec: Spec, capacity: int, lanes: int, in_flight: int) -> Sight:
         found = jnp.moveaxis(found, ids.ndim - 1, -2)
         return found.reshape(*found.shape[:-2], -1)
 
-    def stale(frames: Frames, rows: Any) -> Array:
-        return ((frames.count - rows.obs[..., 0]) % period > size).sum(dtype=jnp.int32)
+    def lost(frames: Frames, store: Ring) -> Array:
+        # A lane writes at most two frames a step. Those of a row are at most depth + in_flight steps old when
+        # it is stored, and rows are stored in order: one that has just lost a frame is among these oldest.
+        slots, stored = store.oldest(min(4 * lanes * (depth + in_flight), store.capacity))
+        oldest = store.take(slots).obs[:, 0]
+        gone = stored & ((frames.count - oldest) % period > size)
+        newest = jnp.max(jnp.where(gone, jnp.arange(1, len(slots) + 1), 0)).astype(jnp.int32)
+        return -(-newest // lanes) * lanes
 
     seen = jnp.zeros(depth, jnp.int32)
-    return Sight(replace(row, obs=seen, next_obs=seen), start, see, look, stale)
+    return Sight(replace(row, obs=seen, next_obs=seen), start, see, look, lost)
 
 
 def keep(sight: Sight, frames: PyTree, rows: T, after: Array, anew: Array) -> tuple[PyTree, T]:

@@ -35,6 +35,8 @@ from popjax.replay.ring import Ring
 
 FAN_OUT = 8
 """Children of a node. It affects only speed: of 4, 8, 16, 32 and 100, this is the fastest on a CPU."""
+FORGOTTEN = 64
+"""Rows that are dropped at a time before they are overwritten."""
 LARGEST_MASS = 1e28
 """Upper bound of a mass, so that the sum of 10^10 masses is still a float32."""
 
@@ -61,7 +63,7 @@ class Prioritized:
 
     @property
     def size(self) -> Array:
-        """int32 [], how many slots hold a row."""
+        """int32 [], how many rows are stored."""
         return self.ring.size
 
     @property
@@ -129,7 +131,28 @@ def add(state: Prioritized, rows: PyTree, valid: Array, priority: Array) -> Prio
 def update(state: Prioritized, slots: Array, priority: Array) -> Prioritized:
     """Give the rows in ``slots`` [B] new priorities [B]; slots without a row are left alone."""
     mass = jnp.minimum(jnp.asarray(priority, jnp.float32) ** state.exponent, LARGEST_MASS)
-    stored = (slots >= 0) & (slots < state.size)
+    return replace(state, nodes=_with_masses(state.ring, state.nodes, slots, mass))
+
+
+def without_oldest(state: Prioritized, count: Array) -> Prioritized:
+    """Return the replay without its ``count`` int32 [] oldest rows; for none, this costs nothing."""
+    slots, _ = state.ring.oldest(min(FORGOTTEN, state.capacity))
+    place = jnp.arange(len(slots))
+
+    def some(loop: tuple[Array, Array]) -> tuple[Array, Array]:
+        done, nodes = loop
+        gone = jnp.where(done + place < count, (slots + done) % state.capacity, -1)
+        return done + len(slots), _with_masses(state.ring, nodes, gone, jnp.zeros(len(slots)))
+
+    loop = (jnp.int32(0), state.nodes)
+    _, nodes = jax.lax.while_loop(lambda loop: tree.any_lane(loop[0] < count), some, loop)
+    return replace(state, ring=plain.without_oldest(state.ring, count), nodes=nodes)
+
+
+def _with_masses(ring: Ring, nodes: Array, slots: Array, mass: Array) -> Array:
+    """Return ``nodes`` with new masses [B] of the rows in ``slots`` [B]; slots without a row are left
+    alone."""
+    stored = ring.stores(slots)
 
     def level(carry: Any, first: Array) -> tuple[Any, None]:
         nodes, index, mass = carry
@@ -138,9 +161,9 @@ def update(state: Prioritized, slots: Array, priority: Array) -> Prioritized:
         children = nodes.at[node].get(mode="clip")
         return (nodes, index // FAN_OUT, sum(children[:, place] for place in range(FAN_OUT))), None
 
-    upwards = jnp.asarray(first_nodes(state.capacity)[::-1])
-    (nodes, _, _), _ = jax.lax.scan(level, (state.nodes, slots, mass), upwards)
-    return replace(state, nodes=nodes)
+    upwards = jnp.asarray(first_nodes(ring.capacity)[::-1])
+    (nodes, _, _), _ = jax.lax.scan(level, (nodes, slots, mass), upwards)
+    return nodes
 
 
 def first_nodes(capacity: int) -> np.ndarray:
@@ -163,7 +186,7 @@ def draw_slots(state: Prioritized, key: Key, batch: int, stratified: bool) -> Dr
     # result. One of the two draws is discarded, so they may share the key.
     uniform = jax.lax.cond(
         tree.any_lane(total == 0),
-        lambda: jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)),
+        lambda: plain.uniform(state.ring, key, batch),
         lambda: slots,
     )
     return Draw(

@@ -26,7 +26,7 @@ class Ring:
 
     rows:     as ``packed`` lays them out: [capacity, ...] per leaf, but lines on a TPU.
     position: int32 []  the slot that is written next.
-    size:     int32 []  how many slots hold a row.
+    size:     int32 []  how many rows are stored: the latest ones, in the slots before ``position``.
     """
 
     rows: PyTree
@@ -41,6 +41,20 @@ class Ring:
     def take(self, slots: Array) -> PyTree:
         """Return the rows in ``slots`` int [...]."""
         return packed.take(self.rows, slots)
+
+    def oldest(self, count: int) -> tuple[Array, Array]:
+        """Return the slots int32 [count] of the oldest rows, oldest first, and which hold a row, bool
+        [count]."""
+        place = jnp.arange(count, dtype=jnp.int32)
+        return (self.position - self.size + place) % self.capacity, place < self.size
+
+    def stores(self, slots: Array) -> Array:
+        """Return whether ``slots`` int [...] hold a row; a number that is no slot's, such as -1, does not."""
+        return (slots >= 0) & (slots < self.capacity) & (self.age(slots) < self.size)
+
+    def age(self, slots: Array) -> Array:
+        """Return how many rows were written since those in ``slots`` int [...]; the newest has 0."""
+        return (self.position - 1 - slots) % self.capacity
 
     def unpacked(self) -> PyTree:
         """Return the rows in all slots, [capacity, ...] per leaf."""
@@ -80,7 +94,7 @@ def ring(capacity: int, *, replace: bool = True) -> Replay:
 
     def sample(state: Ring, key: Key, batch: int) -> PyTree:
         if replace:
-            return state.take(jax.random.randint(key, (batch,), 0, jnp.maximum(state.size, 1)))
+            return state.take(uniform(state, key, batch))
         return draw(state, key, batch)[0]
 
     return Replay(init=init, add=add, sample=sample)
@@ -107,6 +121,19 @@ def write(state: Ring, rows: PyTree, valid: Array) -> tuple[Ring, Array]:
     return state, slots
 
 
+def without_oldest(state: Ring, count: Array) -> Ring:
+    """Return the ring without its ``count`` [] oldest rows; their slots stay empty until they are next."""
+    return Ring(state.rows, state.position, jnp.maximum(state.size - count, 0))
+
+
+def uniform(state: Ring, key: Key, count: int) -> Array:
+    """Return slots int32 [count], drawn with replacement, uniformly from the stored rows."""
+    drawn = jax.random.randint(key, (count,), 0, jnp.maximum(state.size, 1))
+    # The rows of a full ring may be counted from any slot; from 0, so do those of one that never was full.
+    first = jnp.where(state.size < state.capacity, state.position - state.size, 0)
+    return (first + drawn) % state.capacity
+
+
 def draw(state: Ring, key: Key, batch: int, *, newest: int | None = None) -> tuple[PyTree, Array]:
     """Draw ``batch`` rows uniformly without replacement, from all rows or only the ``newest`` (a number).
 
@@ -127,7 +154,7 @@ def neighbours(state: Ring, slots: Array, offsets: Array, stride: int) -> tuple[
     The ring must be filled by ``stride`` lanes in turn, one row each, and its capacity be a multiple of
     ``stride``. Returns slots int32 [B, O] and whether each holds that row, already or still, bool [B, O].
     """
-    age = (state.position - 1 - slots) % state.capacity  # rows written since; the newest has 0
+    age = state.age(slots)
     ages = age[:, None] - offsets * stride
     return (slots[:, None] + offsets * stride) % state.capacity, (ages >= 0) & (ages < state.size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
 
@@ -138,6 +139,30 @@ def test_exponent_0_is_uniform_exactly(chance):
     assert np.unique(draw.probability).tolist() == [np.float32(1) / 200]
     np.testing.assert_array_equal(importance_weights(draw.probability, state.size, 0.4), 1)
     assert chance(np.bincount(draw.slots, minlength=200)) > 1e-3
+
+
+@pytest.mark.parametrize("dropped", [0, 30, 200])
+@pytest.mark.parametrize("exponent", [0.0, EXPONENT])
+def test_rows_that_are_dropped_have_no_mass_and_are_not_drawn(dropped, exponent):
+    """300 rows in 222 slots; every lane of a vmap drops its own number."""
+    full = filled(222, np.arange(1, 301), exponent)
+    counts = jnp.array([0, dropped])
+    both = jax.jit(jax.vmap(module.without_oldest, (None, 0)))(full, counts)
+    same, state = tree.take(both, 0), tree.take(both, 1)
+    equal(same, full)
+    slots = np.arange(78 + dropped, 300) % 222
+    assert set(np.flatnonzero(state.masses)) == set(slots)
+    np.testing.assert_array_equal(state.masses[slots], full.masses[slots])
+    assert int(state.size) == 222 - dropped
+    check(replace(state, ring=full.ring))
+    _, draw = sample(state, jax.random.key(0), 1000)
+    assert set(np.asarray(draw.slots)) <= set(slots)
+    equal(update(state, jnp.arange(78, 78 + dropped) % 222, jnp.ones(dropped)), state)
+    _, draw = sample(update(state, slots, 0.0 * slots), jax.random.key(0), 1000)
+    assert set(np.asarray(draw.slots)) <= set(slots)
+    more = add(state, jnp.arange(300, 320), jnp.ones(20, bool), jnp.ones(20))
+    assert int(more.size) == min(222, 242 - dropped)
+    assert (more.masses > 0).sum() == more.size
 
 
 @lru_cache

@@ -127,6 +127,25 @@ def test_sampling_is_uniform_over_what_is_stored(stored, key, chance):
     np.testing.assert_array_equal(batch["x"][:, 0], batch["id"])
 
 
+@pytest.mark.parametrize("stored", [12, 50])
+def test_rows_that_are_dropped_are_not_drawn_and_make_room(stored, key, chance):
+    memory = ring(20)
+    state = module.without_oldest(filled(20, np.arange(stored)), 7)
+    left = list(range(stored))[-20:][7:]
+    assert held(state) == left
+    slots, there = state.oldest(20)
+    assert state.take(slots)["id"][np.asarray(there)].tolist() == left
+    assert set(slots[np.asarray(there)].tolist()) == set(np.flatnonzero(state.stores(jnp.arange(20))))
+    assert not state.stores(jnp.array([-1, 20])).any()
+    batch = jax.jit(memory.sample, static_argnums=2)(state, key, 30_000)
+    counts = np.bincount(batch["id"], minlength=stored)
+    assert counts.sum() == counts[left].sum()
+    assert chance(counts[left]) > 1e-3
+    more = list(range(100, 110))
+    assert held(add(state, row(jnp.array(more)), jnp.ones(10, bool))) == (left + more)[-20:]
+    assert held(module.without_oldest(state, 30)) == []
+
+
 def test_a_draw_without_replacement_is_distinct_and_uniform(chance):
     state = filled(20, np.arange(33))
     memory = ring(20, replace=False)

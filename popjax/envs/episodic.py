@@ -26,12 +26,14 @@ def episodic(
     spec: Spec,
     reset: Callable[[Key], tuple[PyTree, Array]],
     step: Callable[[PyTree, Array], tuple[PyTree, Array, Array, Array]],
+    truncates: Callable[[PyTree], Array] | None = None,
 ) -> Env:
     """Make an ``Env`` of two functions, which truncates episodes at the time limit of ``spec``.
 
-    reset: key -> (state, obs)
-    step:  (state, action) -> (state, obs, reward, terminated), the state in the structure and shapes of
-           ``reset``
+    reset:     key -> (state, obs)
+    step:      (state, action) -> (state, obs, reward, terminated), the state in the structure and shapes of
+               ``reset``
+    truncates: state after a step -> whether the episode is truncated there, too; None: only at the time limit
 
     JAX traces both only once in a process, however many programs contain them: tracing a physics step takes
     seconds.
@@ -49,12 +51,15 @@ def episodic(
         inner = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), inner, state.inner)
         obs = obs.astype(spec.obs_dtype)
         steps = state.steps + 1
+        truncated = steps >= spec.episode_length
+        if truncates is not None:
+            truncated |= jnp.asarray(truncates(inner), jnp.bool_).reshape(())
         timestep = Timestep(
             obs=obs,
             next_obs=obs,
             reward=jnp.asarray(reward, jnp.float32).reshape(()),
             terminated=jnp.asarray(terminated, jnp.bool_).reshape(()),
-            truncated=steps >= spec.episode_length,
+            truncated=truncated,
             cut=jnp.bool_(False),
         )
         return EpisodeState(inner, steps), timestep

@@ -8,7 +8,9 @@ from typing import Any
 import gymnax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
+from gymnax.environments.environment import Environment
 from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
@@ -44,15 +46,29 @@ def make(task: str, **options: Any) -> Env:
 def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
     """Return an ``Env`` of an environment with gymnax's interface and its ``EnvParams``; see ``make``.
 
+    Episodes are truncated where its ``is_truncated`` says so, and at ``max_steps_in_episode``. Images
+    [H, W, C] that ``observation_space`` declares as bool, or as uint8 up to 255, stay so.
+
     ``further`` are fields of its ``Spec``.
 
     Raises:
-        ValueError: the task's actions are not a vector.
+        ValueError: the task's actions are neither discrete nor a vector, its observations are not one array
+            of the declared shape, or it tells its ends as before gymnax 1.0.
     """
+    kind = type(env)
+    if kind.is_terminal is not Environment.is_terminal and kind.is_terminated is Environment.is_terminated:
+        raise ValueError(
+            f"{name} overrides is_terminal, where gymnax before 1.0 had the time limit, too; move the natural"
+            " end to is_terminated"
+        )
     action_space, seen = env.action_space(params), env.observation_space(params)
+    for field, space in (("action_space", action_space), ("observation_space", seen)):
+        if not isinstance(space, (spaces.Discrete, spaces.Box)):
+            raise ValueError(f"{name}: {field} is a {type(space).__name__}; popjax needs a Discrete or a Box")
     discrete = isinstance(action_space, spaces.Discrete)
     if not discrete and len(action_space.shape) != 1:
         raise ValueError(f"{name} has actions of shape {action_space.shape}; a vector [A] is needed")
+    dtype = _dtype_seen(name, env, params, seen)
     dt = getattr(params, "dt", getattr(params, "tau", None))  # CartPole's name for it
     states = int(seen.n) if isinstance(seen, spaces.Discrete) else 0
     spec = Spec(
@@ -62,7 +78,7 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
         episode_length=int(params.max_steps_in_episode),
         discrete=discrete,
         dt=float(dt) if dt else None,
-        **further,
+        **{"obs_dtype": dtype, **further},
     )
     native = (lambda action: action) if discrete else _to_box(action_space)
 
@@ -80,7 +96,9 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
         obs, state, reward, terminated, _ = env.step_env(key_step, state, native(action), params)
         return (key, state), view(obs), reward, terminated
 
-    return episodic(spec, reset, step)
+    if kind.is_truncated is Environment.is_truncated:
+        return episodic(spec, reset, step)  # only at the time limit
+    return episodic(spec, reset, step, lambda carry: env.is_truncated(carry[1], params))
 
 
 def load(task: str, **options: Any) -> tuple[Any, Any]:
@@ -120,6 +138,30 @@ def _like(value: Any, default: Any, what: str) -> Any:
     if array is None or array.shape != default.shape:
         raise ValueError(f"{what} must be numbers {list(default.shape)}, got {value!r}")
     return array
+
+
+def _dtype_seen(name: str, env: Any, params: Any, space: Any) -> Any:
+    """Return the dtype for observations; refuse those that differ from the ``space`` that is declared."""
+    shown = jax.eval_shape(lambda: env.reset_env(jax.random.key(0), params)[0])
+    if not isinstance(shown, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"{name}: reset_env returns observations of type {type(shown).__name__}; popjax needs one array"
+        )
+    if shown.shape != tuple(space.shape):
+        raise ValueError(
+            f"{name}: observation_space has shape {tuple(space.shape)}, but reset_env returns observations of"
+            f" shape {shown.shape}; correct one of them"
+        )
+    declared = jnp.dtype(space.dtype)
+    kept = declared == jnp.bool_ or (declared == jnp.uint8 and np.max(space.high) == 255)
+    if len(shown.shape) != 3 or not kept:
+        return jnp.float32
+    if shown.dtype != declared:
+        raise ValueError(
+            f"{name}: observation_space has dtype {declared}, but reset_env returns observations of dtype"
+            f" {shown.dtype}; correct one of them"
+        )
+    return declared
 
 
 def _to_box(space: Any) -> Any:

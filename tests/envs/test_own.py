@@ -60,6 +60,46 @@ def test_what_is_wrong_with_an_environment_is_one_line(path, options, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("legacy", "overrides is_terminal, .*; move the natural end to is_terminated"),
+        ("dict_observed", "observation_space is a Dict; popjax needs a Discrete or a Box"),
+        ("tuple_observed", "observation_space is a Tuple; popjax needs a Discrete or a Box"),
+        ("dict_returned", "reset_env returns observations of type dict; popjax needs one array"),
+        ("dict_of_actions", "action_space is a Dict; popjax needs a Discrete or a Box"),
+        ("misshapen", r"observation_space has shape \(5,\), but .* of shape \(4, 4, 3\); correct one"),
+        ("mistyped", "observation_space has dtype bool, but .* of dtype uint8; correct one"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_of_gymnax_is_one_line(path, message):
+    with pytest.raises(ValueError, match=f"tests.own_gymnax:{path}.* {message}") as refusal:
+        envs.make(f"tests.own_gymnax:{path}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "dtype", "highest"),
+    [("bytes_seen", jnp.uint8, 255), ("bools_seen", jnp.bool_, 1), ("levels_seen", jnp.float32, 3)],
+)
+def test_images_of_gymnax_keep_bytes_and_bools(path, dtype, highest):
+    env = envs.make(f"tests.own_gymnax:{path}")
+    obs = env.reset(jax.random.key(0))[1]
+    assert obs.dtype == env.spec.obs_dtype == dtype
+    assert obs.max() == highest
+
+
+@pytest.mark.parametrize(("path", "length"), [("bytes_seen", 9), ("truncating", 5)])
+def test_an_environment_of_gymnax_ends_by_its_own_truncation(path, length):
+    env = envs.make(f"tests.own_gymnax:{path}")
+    state, _ = env.reset(jax.random.key(0))
+    ends = []
+    for _ in range(length):
+        state, timestep = env.step(state, jnp.int32(0))
+        ends.append((bool(timestep.terminated), bool(timestep.truncated)))
+    assert ends == [(False, False)] * (length - 1) + [(False, True)]
+
+
 def test_a_module_that_fails_is_told_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "broken_module.py").write_text("import os\nx = 1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)

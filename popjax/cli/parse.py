@@ -96,8 +96,7 @@ class Common:
     process: Annotated[tyro.conf.DisallowNone[int | None], _unset()] = None
     # Run the programs of a sweep one after another in this process (local), or as jobs of a cluster.
     launcher: Literal["local", "slurm", "ray"] = "local"
-    # Setting of every job, such as num_gpus=1 (ray) or slurm_partition=gpu (slurm); may be repeated. SLURM
-    # needs timeout_min, the time limit of a job in minutes.
+    # Setting of every job, such as num_gpus=1 (ray); may be repeated. SLURM needs timeout_min=MINUTES.
     launcher_option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
     ] = ()

@@ -54,8 +54,6 @@ class Truncating(Still):
 class Legacy(Still):
     """Its end includes the time limit, as before gymnax 1.0."""
 
-    is_terminated = environment.Environment.is_terminated
-
     def is_terminal(self, state, params):
         return state.time >= params.max_steps_in_episode
 

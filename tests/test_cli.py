@@ -517,3 +517,15 @@ def test_a_run_directory_may_begin_with_home(tmp_path: Path, monkeypatch: pytest
     assert cli.run([*TINY, "--run-dir=~/run[1]"]) == 0
     assert cli.evaluate(["~/run[1]", "--episodes", "2"]) == 0
     assert (tmp_path / "home/run[1]/summary.json").exists()
+
+
+def test_remarks_are_on_the_values_of_a_sweep() -> None:
+    argv = ["--config.agent", "dqn", "--env", "probe/context-discrete", "--env-steps", "250000"]
+    program = cli.understand("independent", [*argv, "--sweep", "hyper.exploration_steps=1e5,5e5"])
+    (told,) = training._remarks(program, make("probe/context-discrete"), {})
+    assert told.startswith("exploration falls over 500,000 environment steps")
+    many = ",".join(str(300_000 + place) for place in range(8))
+    program = cli.understand("independent", [*argv, "--sweep", f"hyper.exploration_steps={many}"])
+    assert training._remarks(program, make("probe/context-discrete"), {})[5:] == [
+        "and 3 remarks on other values of the sweep"
+    ]

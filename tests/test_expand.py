@@ -142,6 +142,18 @@ def test_the_command_line_comes_before_values_and_sweeps_in_the_file(
     assert ("--hyper.rate" in words) == ("hyper.rate=1,2" not in own)
 
 
+def test_samples_in_a_file_are_those_of_its_distributions(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text('samples = 3\n[sweep]\n"hyper.rate" = "uniform(0,1)"\n')
+    assert expand.expanded(["--options", str(file), "--hyper.rate", "1"]) == ["--hyper.rate", "1"]
+    (text,) = parse.peel_all(expand.expanded(["--options", str(file)]), "--sweep")[0]
+    assert text.count(",") == 2
+    (text,) = parse.peel_all(
+        expand.expanded(["--options", str(file), "--sweep", "hyper.rate=uniform(2,3)"]), "--sweep"
+    )[0]
+    assert text.count(",") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "typed", "said"),
     [

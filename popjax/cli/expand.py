@@ -66,14 +66,24 @@ def _from_file(path: Path, own: Sequence[str]) -> Iterator[str]:
     ``--sweep`` that varies several together, it must set them all."""
     texts, rest = peel_all(own, "--sweep")
     given = _names(rest) | _swept_names(texts)
-    for tokens in _tokens(_read(path)):
+
+    def overridden(tokens: Sequence[str]) -> bool:
         option = tokens[0][2:]
         if option == "sweep" and tokens[1:]:
-            overridden = _swept_names(tokens[1:]) <= given
-        else:
-            overridden = option not in _PAIRS and _bare(tokens[0]) in given
-        if not overridden:
-            yield from tokens
+            return _swept_names(tokens[1:]) <= given
+        return option not in _PAIRS and _bare(tokens[0]) in given
+
+    found = list(_tokens(_read(path)))
+    kept = [tokens for tokens in found if not overridden(tokens)]
+    drawn_before, drawn_now = (any(map(_is_distribution, all_tokens)) for all_tokens in (found, kept))
+    if drawn_before and not drawn_now and not any("(" in text for text in texts):
+        kept = [tokens for tokens in kept if tokens[0] != "--samples"]
+    for tokens in kept:
+        yield from tokens
+
+
+def _is_distribution(tokens: Sequence[str]) -> bool:
+    return tokens[0] == "--sweep" and any("(" in text for text in tokens[1:])
 
 
 def _names(argv: Sequence[str]) -> set[str]:

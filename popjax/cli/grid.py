@@ -250,7 +250,8 @@ def require_same(root: Path, before: Sequence[Entry], now: Sequence[Entry], comm
         if was != asked:
             told = [" ".join((a - b).elements()) or "nothing" for a, b in ((was, asked), (asked, was))]
             raise Refused(f"{root / entry.directory} was begun with other options: {' -> '.join(told)}")
-        _require_members(root / entry.directory, identities(common, entry.argv))
+        if "--members" in entry.argv:
+            _require_members(root / entry.directory, identities(common, entry.argv))
 
 
 def _require_members(root: Path, now: Set[str]) -> None:

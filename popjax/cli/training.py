@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from popjax.host.terminal import complain
 
 if TYPE_CHECKING:
-    from popjax.core import Method
+    from popjax.core import Env, Method
     from popjax.recipe import Recipe
+
+
+_MOST_REMARKS = 5
+"""A sweep of many values may have one for each."""
 
 
 class Program(NamedTuple):
@@ -50,8 +54,7 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
     _tell_further_presets(recipe, program.tasks)
     method = building.build(recipe, env, arguments.config, built_on)
     _check_hyper(program, method)
-    budget = common.options.env_steps
-    for remark in recipe.remarks(env, arguments.config, arguments.hyper, budget, **built_on):
+    for remark in _remarks(program, env, built_on):
         complain(remark)
     with ExitStack() as stack:
         if common.from_ is not None and not begun:
@@ -71,6 +74,24 @@ def train_program(program: Program, root: Path, resume: bool) -> Any:
             name=program.name,
             command=forms.command(sys.argv),
         )
+
+
+def _remarks(program: Program, env: Env, built_on: Mapping[str, Any]) -> list[str]:
+    """Return the method's remarks on the hyperparameters of every setting that is trained."""
+    from popjax.cli import parse
+    from popjax.host.scaling import sweep
+
+    recipe, arguments, common = program.recipe, program.arguments, program.arguments.common
+    swept = parse.swept_numbers(common.sweep)
+    members = sweep.part(sweep.grid(common.options.seed, 1, swept), None)
+    hypers = [sweep.hyper_of(arguments.hyper, member) for member in members]
+    found = dict.fromkeys(
+        remark
+        for hyper in hypers
+        for remark in recipe.remarks(env, arguments.config, hyper, common.options.env_steps, **built_on)
+    )
+    first, more = list(found)[:_MOST_REMARKS], len(found) - _MOST_REMARKS
+    return [*first, *([f"and {more} remarks on other values of the sweep"] if more > 0 else [])]
 
 
 def _tracking(common: Any, root: Path, stack: ExitStack) -> list[Any]:

@@ -9,7 +9,6 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 from jax import Array
 
@@ -56,21 +55,21 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
             of the declared shape, or it tells its ends as before gymnax 1.0.
     """
     kind = type(env)
-    if kind.is_terminal is not Environment.is_terminal and kind.is_terminated is Environment.is_terminated:
+    if _defined(kind, "is_terminal") < _defined(kind, "is_terminated"):
         raise ValueError(
             f"{name} overrides is_terminal, where gymnax before 1.0 had the time limit, too; move the natural"
             " end to is_terminated"
         )
     action_space, seen = env.action_space(params), env.observation_space(params)
     for field, space in (("action_space", action_space), ("observation_space", seen)):
-        if not isinstance(space, (spaces.Discrete, spaces.Box)):
+        if not (_is(space, "Discrete") or _is(space, "Box")):
             raise ValueError(f"{name}: {field} is a {type(space).__name__}; popjax needs a Discrete or a Box")
-    discrete = isinstance(action_space, spaces.Discrete)
+    discrete = _is(action_space, "Discrete")
     if not discrete and len(action_space.shape) != 1:
         raise ValueError(f"{name} has actions of shape {action_space.shape}; a vector [A] is needed")
     dtype = _dtype_seen(name, env, params, seen)
     dt = getattr(params, "dt", getattr(params, "tau", None))  # CartPole's name for it
-    states = int(seen.n) if isinstance(seen, spaces.Discrete) else 0
+    states = int(seen.n) if _is(seen, "Discrete") else 0
     spec = Spec(
         name=name,
         obs_shape=(states,) if states else tuple(seen.shape) or (1,),
@@ -138,6 +137,16 @@ def _like(value: Any, default: Any, what: str) -> Any:
     if array is None or array.shape != default.shape:
         raise ValueError(f"{what} must be numbers {list(default.shape)}, got {value!r}")
     return array
+
+
+def _defined(kind: type, name: str) -> int:
+    """Return the place of the class that defines ``name`` in the order of resolution."""
+    return next(place for place, each in enumerate(kind.__mro__) if name in vars(each))
+
+
+def _is(space: Any, name: str) -> bool:
+    """Return whether a space is of the class ``name`` of gymnax or of Gymnasium, whose spaces are alike."""
+    return any(each.__name__ == name for each in type(space).__mro__)
 
 
 def _dtype_seen(name: str, env: Any, params: Any, space: Any) -> Any:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -127,10 +127,13 @@ def beside(*works: Callable[[], T]) -> list[T]:
     if threading.current_thread() is not threading.main_thread():
         return [work() for work in works]
     futures: list[Future[T]] = [Future() for _ in works]
+    settings: Any = jax.config  # its attributes are not declared
+    device = settings.jax_default_device  # a context of jax.default_device is one of its thread
 
     def run(work: Callable[[], T], future: Future[T]) -> None:
         try:
-            future.set_result(work())
+            with jax.default_device(device):
+                future.set_result(work())
         except BaseException as failure:
             future.set_exception(failure)
 

@@ -111,7 +111,7 @@ def remarks(
     if isinstance(config.agent, dqn.Config) and config.schedule == "anneal":
         starts = config.exploration[: config.nature_actors]
         others = [float(np.max(hyper.agent.exploration_start))] * (config.actors - len(starts))
-        told = clocks.exploration(hyper.agent, env_steps, "agent", max((*starts, *others)))
+        told = clocks.exploration(hyper.agent, env_steps, field="agent", start=max((*starts, *others)))
     if config.prior_actors and not priors:
         return [*told, "no prior policies were given: the prior actors explore, as nature actors do"]
     highest, factor = (env.scored or env).spec.highest_return, float(np.max(hyper.replacement_factor))

@@ -224,7 +224,7 @@ def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]
     """Return a line if DQN's exploration does not end within the run."""
     if not isinstance(config.learner, dqn.Config):
         return []
-    return clocks.exploration(hyper.learner, env_steps / config.population, "learner")
+    return clocks.exploration(hyper.learner, env_steps, config.population, "learner")
 
 
 METHOD = Recipe(

@@ -283,7 +283,11 @@ def build(env: Env, config: Config = Config()) -> Method:
 
 def remarks(env: Env, config: Config, hyper: Hyper, env_steps: int) -> list[str]:
     """Return a line if DQN's exploration does not end within the run."""
-    return clocks.exploration(hyper.agent, env_steps, "agent") if isinstance(config.agent, dqn.Config) else []
+    return (
+        clocks.exploration(hyper.agent, env_steps, field="agent")
+        if isinstance(config.agent, dqn.Config)
+        else []
+    )
 
 
 METHOD = Recipe(

@@ -24,7 +24,7 @@ def of_agents(config: Any, hyper: Any, env_steps: int, driven: Collection[str] =
     hyperparameters ``driven`` by something else than ``hyper``."""
     if isinstance(config.agent, dqn.Config):
         unknown = {"exploration_start", "exploration_steps"} & {*driven}
-        return [] if unknown else exploration(hyper, env_steps / config.population)
+        return [] if unknown else exploration(hyper, env_steps, config.population)
     name, unit = ANNEALED.get(type(config.agent), ("", ""))
     if not name or name in driven:
         return []
@@ -41,24 +41,28 @@ def of_agents(config: Any, hyper: Any, env_steps: int, driven: Collection[str] =
     ]
 
 
-def exploration(hyper: Any, env_steps: float, field: str = "", start: float | None = None) -> list[str]:
+def exploration(
+    hyper: Any, env_steps: int, population: int = 1, field: str = "", start: float | None = None
+) -> list[str]:
     """Return a line if the exploration of DQN is still falling at the end of a run.
 
-    hyper:     of DQN, the method's ``field`` of that name, if it has one.
-    env_steps: of the run, as DQN's ``exploration_steps`` counts them.
-    start:     largest exploration at the beginning; None: that of ``hyper``.
+    hyper:      of DQN, the method's ``field`` of that name, if it has one.
+    env_steps:  of the run.
+    population: agents that share these steps, if ``exploration_steps`` counts those of each agent.
+    start:      largest exploration at the beginning; None: that of ``hyper``.
     """
+    own = env_steps / population
     hyper = hyper if start is None else replace(hyper, exploration_start=start)
-    left, final, length = (
-        np.asarray(x, np.float32)
-        for x in (dqn.annealed(hyper, jnp.float32(env_steps)), hyper.exploration, hyper.exploration_steps)
-    )
-    late = (length > np.float32(env_steps)) & (left > final)
+    left = np.asarray(dqn.annealed(hyper, jnp.float32(own)), np.float32)
+    final, length = (np.asarray(x, np.float32) for x in (hyper.exploration, hyper.exploration_steps))
+    left, final, length = np.broadcast_arrays(left, final, length)  # some may be those of each agent
+    late = (length > np.float32(own)) & (left > final)
     if not late.any():
         return []
     option = ".".join(("--hyper", *([field] if field else []), "exploration-steps"))
+    whose = " of each agent" if population > 1 else ""
     return [
-        f"exploration falls over {np.max(length, where=late, initial=0):,.0f} environment steps, but here"
-        f" there are {env_steps:,.0f}: at the end actions are random with a probability of"
-        f" about {np.max(left, where=late, initial=0):.2g}; lower {option} or raise --env-steps"
+        f"exploration falls over {np.max(length, where=late, initial=0):,.0f} environment steps{whose}, but"
+        f" here there are {own:,.0f}: at the end actions are random with a probability of about"
+        f" {np.max(left, where=late, initial=0):.2g}; lower {option} or raise --env-steps"
     ]

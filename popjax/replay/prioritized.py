@@ -36,7 +36,7 @@ from popjax.replay.ring import Ring
 FAN_OUT = 8
 """Children of a node. It affects only speed: of 4, 8, 16, 32 and 100, this is the fastest on a CPU."""
 FORGOTTEN = 64
-"""Rows that are dropped at a time before they are overwritten."""
+"""Rows whose masses are set to 0 at a time when rows are dropped."""
 LARGEST_MASS = 1e28
 """Upper bound of a mass, so that the sum of 10^10 masses is still a float32."""
 

@@ -129,7 +129,7 @@ def without_oldest(state: Ring, count: Array) -> Ring:
 def uniform(state: Ring, key: Key, count: int) -> Array:
     """Return slots int32 [count], drawn with replacement, uniformly from the stored rows."""
     drawn = jax.random.randint(key, (count,), 0, jnp.maximum(state.size, 1))
-    # The rows of a full ring may be counted from any slot; from 0, so do those of one that never was full.
+    # A ring without drops begins at slot 0, whether it is full or not.
     first = jnp.where(state.size < state.capacity, state.position - state.size, 0)
     return (first + drawn) % state.capacity
 

@@ -186,10 +186,17 @@ def test_a_job_of_slurm_needs_a_time_limit(
 
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setitem(cli.METHODS, "tiny", "tests.host.tiny")
-    for options in ({"timeout_min": 60}, {"slurm_time": 60}, {"cluster": "local"}, {"cluster": "debug"}):
+    for options in (
+        {"timeout_min": 60},
+        {"slurm_timeout_min": 60},
+        {"slurm_time": "10:00:00"},
+        {"cluster": "local"},
+        {"cluster": "debug"},
+    ):
         launchers.require("slurm", options)
     argv = ["tiny", "--env", "probe/context", "--env-steps", "240", "--sweep", "config.capacity=9,10"]
-    for options in ([], ["--launcher-option", "cluster=slurm"]):
+    for option in ("cluster=slurm", "timeout_min=1e3", "timeout_min=10:00:00"):
+        options = ["--launcher-option", option]
         assert cli.run([*argv, "--launcher", "slurm", *options, "--run-dir", str(tmp_path / "runs")]) == 2
         assert "add --launcher-option timeout_min=600" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -62,7 +62,10 @@ def test_exploration_that_outlasts_the_run_is_told():
         "exploration falls over 1,000,000 environment steps, but here there are 250,000: at"
     )
     assert "a probability of about 0.77; lower --hyper.exploration-steps or raise --env-steps" in told
-    assert "there are 500,000" in of(independent.METHOD, replace(config, population=2), 1_000_000)[0]
+    pair = replace(config, population=2)
+    assert "steps of each agent, but here there are 500,000" in of(independent.METHOD, pair, 1_000_000)[0]
+    assert "about 0.55" in of(independent.METHOD, pair, 1_000_000, exploration=np.array([0.05, 0.1]))[0]
+    assert of(independent.METHOD, pair, 10**6, exploration_steps=np.array([10.0, 500_000.0])) == []
     assert of(independent.METHOD, config, 250_000, exploration_steps=250_000.0) == []
     assert of(independent.METHOD, config, 250_000, exploration=1.0) == [], "it does not fall at all"
     assert of(independent.METHOD, independent.Config(agent=td3.Config()), 1_000) == []

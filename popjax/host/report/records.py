@@ -103,9 +103,10 @@ class Group:
 
     @property
     def furthest(self) -> int:
-        """Environment steps that any seed has reached, at most the largest requested budget."""
+        """Environment steps of the last evaluation of any seed, at most the largest requested budget."""
         asked = max(record.config["options"]["env_steps"] for record in self.records)
-        return min(asked, max(int(curve.env_steps[-1]) for curve in self.curves))
+        made = (curve.env_steps[: len(curve.env_steps) - curve.held] for curve in self.curves)
+        return min(asked, max(int(env_steps[-1]) for env_steps in made))
 
 
 class Found(NamedTuple):

@@ -105,6 +105,10 @@ def arrange(path: Path, before: Sequence[Member], members: Sequence[Member]) -> 
         numbers = file["number"].tolist()
         if "member" in file:
             there = file["member"].tolist()
+        elif len(numbers) != len(before):
+            raise Refused(
+                f"{path} is of a run to which an earlier popjax was adding members: resume it with that"
+            )
         else:
             known = {member.number: member.identity for member in before}
             there = [known.get(number, "") for number in numbers]

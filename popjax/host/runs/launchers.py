@@ -20,6 +20,7 @@ from popjax.host import signals
 from popjax.host.errors import Interrupted, Refused
 from popjax.host.runs import run_group
 from popjax.host.scaling import processes
+from popjax.host.terminal import complain
 
 Execute = Callable[[Sequence[str]], int]
 """Run a command line and return its exit code; other machines import the function by name."""
@@ -216,10 +217,11 @@ def _anywhere(job: Job) -> Job:
 
 def _run(execute: Execute, job: Job, submitted_from: Path) -> Ended:
     """Run a job in a worker, keeping the last line of its standard error."""
-    # Ray's workers begin elsewhere, and arguments may name modules and runs relative to this directory. A
-    # node may lack it, which matters only to such arguments.
-    with contextlib.suppress(OSError):
+    # Ray's workers begin elsewhere, and arguments may name modules and runs relative to this directory.
+    try:
         os.chdir(submitted_from)
+    except OSError:  # matters only to such arguments
+        complain(f"{submitted_from} is not on this machine: relative paths in the command are not found")
     told = _Kept(sys.stderr)
     with contextlib.redirect_stderr(told):
         code = execute(arguments(job))
@@ -257,10 +259,11 @@ def require(launcher: str, options: Mapping[str, Any]) -> None:
                 "--launcher slurm: srun is not found: load the module of SLURM, or leave out --launcher to"
                 " run here"
             )
-        timed = {"timeout_min", "slurm_time"} & options.keys()
-        if options.get("cluster") not in ("local", "debug") and not timed:
+        minutes = [options[name] for name in ("timeout_min", "slurm_timeout_min") if name in options]
+        timed = bool(minutes) or "slurm_time" in options or options.get("cluster") in ("local", "debug")
+        if not timed or not all(type(limit) is int for limit in minutes):
             raise Refused(
-                "--launcher slurm needs the time limit of a job in minutes: add --launcher-option"
+                "--launcher slurm needs the time limit of a job in whole minutes: add --launcher-option"
                 " timeout_min=600, or as many as your partition allows"
             )
 

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from popjax.host.errors import NoRun, Refused
 from popjax.host.numbers import equal, plain
@@ -54,6 +54,9 @@ _NO_POSIX_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems without POSIX locks, where the lock of the directory must do."""
 FAILED = ("failed", "frozen")
 """Values of a failed member's status in ``summary.json``, current and earlier."""
+
+
+T = TypeVar("T")
 
 
 class RunDirectory:
@@ -120,6 +123,18 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
         processes.together(own)
         yield files
+
+
+def in_recorded_order(root: Path, swept: Mapping[str, T]) -> dict[str, T]:
+    """Return ``swept`` with its names in the order in which a run in ``root`` recorded them, if there is one.
+
+    The names of members, by which TensorBoard and W&B know them, depend on this order.
+    """
+    recorded: Mapping[str, Any] = {}
+    with suppress(NoRun, Refused):
+        recorded = read_config(root).get("sweep") or {}
+    names = [name for name in recorded if name in swept]
+    return {name: swept[name] for name in (*names, *(name for name in swept if name not in names))}
 
 
 def write_config(files: RunDirectory, config: Mapping[str, Any]) -> None:

@@ -116,6 +116,8 @@ def train(
     hyper = method.hyper if hyper is None else checked("hyper", hyper, type(method.hyper), Refused)
     varied = {name: _reals(values) for name, values in (swept or {}).items()}
     root = None if run_dir is None else path(run_dir)
+    if root is not None and resume:
+        varied = rundir.in_recorded_order(root, varied)
     sweep.check(hyper, varied)
     sweep.check_driven(method.driven, hyper, method.hyper, varied)
     sweep.check_own(method, hyper)

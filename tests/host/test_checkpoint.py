@@ -248,7 +248,7 @@ def test_a_checkpoint_that_cannot_be_removed_stops_nothing(
 
 
 def fail(error: BaseException) -> Callable[..., Any]:
-    def read(*_: Any) -> Any:
+    def read(*_: Any, **__: Any) -> Any:
         raise error
 
     return read

@@ -195,8 +195,8 @@ def test_an_interrupted_write_leaves_the_rows_that_were_there(
     record.write(out, rows=[1])
     write_text = Path.write_text
 
-    def interrupted(self: Path, text: str) -> None:
-        write_text(self, text[:10])
+    def interrupted(self: Path, text: str, encoding: str) -> None:
+        write_text(self, text[:10], encoding)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "write_text", interrupted)

@@ -32,7 +32,8 @@ from popjax.population import offpolicy, parts
 from popjax.population.learners import Learners
 from popjax.population.offpolicy import State
 from popjax.recipe import Recipe, recorded
-from popjax.replay.ring import Ring, uniform
+from popjax.replay import ring
+from popjax.replay.ring import Ring
 
 GRADIENT_LIMIT = 40.0
 """Largest norm of every tensor's gradient before the bisector is taken, and of the whole bisector."""
@@ -173,7 +174,7 @@ def equal_shares(store: Ring, key: Key, batch: int, *, shape: tuple[int, int]) -
     agent, in the order of agents."""
     key_slot, key_lane = jax.random.split(key)
     population, count = shape
-    slots = uniform(store, key_slot, batch)
+    slots = ring.uniform(store, key_slot, batch)
     owner = jnp.arange(batch) * population // batch
     lane = jax.random.randint(key_lane, (batch,), 0, count)
     return slots // (population * count) * (population * count) + owner * count + lane

@@ -9,7 +9,7 @@ import numpy as np
 from popjax import distributions
 from popjax.agents import sac
 from popjax.core import Env, Spec, Timestep
-from popjax.replay import episodes
+from popjax.replay import ring
 from tests.agents.by_hand import blend, forward, relu, stepped
 
 ACTION_DIM = 2
@@ -46,7 +46,7 @@ def task():
 
 def leave_nothing_to_chance(monkeypatch):
     """Batches are made of every third row, and ``sampled`` draws the actions that learners evaluate."""
-    monkeypatch.setattr(episodes, "slots", lambda store, key, count: 3 * jnp.arange(count))
+    monkeypatch.setattr(ring, "uniform", lambda store, key, count: 3 * jnp.arange(count))
     monkeypatch.setattr(distributions, "squashed_sample", lambda key, *outputs: sampled(*outputs))
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from popjax.core import Env, Method
 from popjax.population import drives, onpolicy, schedules
-from popjax.population.onpolicy import Config, Metrics, State
+from popjax.population.onpolicy import Config, State
+from popjax.population.parts import Metrics as Metrics
 from popjax.population.schedules import FOLLOWED, Scheduled
 from popjax.recipe import Recipe, recorded
 
-__all__ = ["METHOD", "Config", "Hyper", "Metrics", "State", "build", "default_hyper"]
+__all__ = ["METHOD", "Config", "Hyper", "State", "build", "default_hyper"]
 
 Hyper = Any
 """The agents' ``Hyper``, with the drive's in its field ``drive``. A leaf is [], one value for all agents; a

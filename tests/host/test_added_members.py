@@ -53,7 +53,7 @@ RATES = {"hyper.rate": [0.1, 0.3]}
         ({"swept": RATES, "seeds": 1}, {"swept": RATES, "seeds": 2}),
         (
             {"swept": {"hyper.rate": [0.3], "hyper.poison_at": [-1.0]}},
-            {"swept": {"hyper.poison_at": [-1.0, -2.0], "hyper.rate": [0.1, 0.3]}},
+            {"swept": {"hyper.rate": [0.1, 0.3], "hyper.poison_at": [-1.0, -2.0]}},
         ),
     ],
 )

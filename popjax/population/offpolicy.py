@@ -46,7 +46,7 @@ class Config:
     steps: int = 1  # environment steps of each lane per iteration
     updates: int = 1  # gradient steps of each agent per iteration
     batch: int = 256  # transitions per gradient step
-    capacity: int = 1_000_000  # transitions that a replay holds; they set the size of checkpoints, too
+    capacity: int = 1_000_000  # transitions that a replay holds at most; they set the size of checkpoints
     warmup: int = 1_000  # uniformly random environment steps of each agent before the first update
     shared_replay: bool = False  # one replay for all agents instead of one each
     drive: drives.AnyConfig | None = None  # reward added to the task's: collab, rnd, diayn or none

@@ -6,6 +6,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -205,6 +206,21 @@ def test_a_run_directory_is_never_overwritten(tmp_path: Path) -> None:
     train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
     with pytest.raises(Refused, match=r"already holds a run: add --resume to continue it"):
         train(method, ENV, env_steps=120, run_dir=tmp_path, **OPTIONS)
+
+
+def test_a_run_that_ended_between_the_check_and_the_lock_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = rundir._locked
+
+    def late(files: rundir.RunDirectory) -> Any:
+        files.summary.write_text("{}")
+        return locked(files)
+
+    monkeypatch.setattr(rundir, "_locked", late)
+    with pytest.raises(Refused, match="already holds a run"), rundir.opened(tmp_path, {}, resume=False):
+        pass
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_resuming_with_other_options_names_each(tmp_path: Path) -> None:

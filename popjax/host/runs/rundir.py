@@ -118,6 +118,7 @@ def opened(root: Path, config: dict[str, Any], resume: bool) -> Iterator[RunDire
 
         def own() -> None:
             stack.enter_context(_locked(files))
+            _check(root, config, resume)  # another process may have ended a run here before it was locked
             if not resume:
                 write_config(files, config)
 

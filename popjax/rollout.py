@@ -19,14 +19,7 @@ from jax import Array
 
 from popjax import tree
 from popjax.contract import checked
-from popjax.core import (
-    Env,
-    Key,
-    PyTree,
-    Timestep,
-    Transition,
-    transition,
-)
+from popjax.core import Env, Key, PyTree, Timestep
 
 CHEAP = 128
 """Largest reset, in operations, that accelerators compute in every step. A reset with a callback, whose
@@ -79,14 +72,6 @@ def _keep_all(obs: Array, action: Array, timestep: Timestep) -> PyTree:
 def _limited(timestep: Timestep, steps: Array, limit: int) -> Timestep:
     """Return ``timestep``, truncated at the time limit even if the environment does not truncate it."""
     return replace(timestep, truncated=timestep.truncated | (steps >= limit))
-
-
-def keep_transition(
-    discount: Array | float, timeout_is_terminal: bool, obs: Array, action: Array, timestep: Timestep
-) -> Transition:
-    """Return the row that a learner with a replay keeps of a step; a ``Record`` once the first two arguments
-    are bound. ``discount`` [] is gamma."""
-    return transition(obs, action, timestep, discount, timeout_is_terminal)
 
 
 def episode(

@@ -26,7 +26,7 @@ from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from popjax import counting, distributions, rollout, tree
+from popjax import counting, distributions, tree
 from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Choice,
@@ -41,6 +41,7 @@ from popjax.core import (
     example_transition,
     number,
     stacked,
+    transition,
 )
 from popjax.evolution import cem
 from popjax.evolution.ranking import best_first
@@ -246,7 +247,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             (),
             key_play,
             scale=0.0,
-            record=partial(rollout.keep_transition, s.hyper.learner.discount, False),
+            record=partial(transition, discount=s.hyper.learner.discount),
         )  # [P * trials, T]
         stays = s.source >= 0
         rows, valid = jax.tree.map(

@@ -40,9 +40,20 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import agents, counting, rollout, tree
+from popjax import agents, counting, tree
 from popjax.agents import dqn
-from popjax.core import Env, Key, Method, Params, PyTree, as_arrays, chain, example_transition, stacked
+from popjax.core import (
+    Env,
+    Key,
+    Method,
+    Params,
+    PyTree,
+    as_arrays,
+    chain,
+    example_transition,
+    stacked,
+    transition,
+)
 from popjax.evolution import mutate
 from popjax.evolution.crossover import distil
 from popjax.evolution.offspring import breed, clones, recombine
@@ -150,7 +161,7 @@ def build(env: Env, config: Config = Config()) -> Method:
             noise if noisy else (),
             key_play,
             scale=jnp.zeros(players + 1).at[-1].set(explores),
-            record=partial(rollout.keep_transition, s.hyper.agent.discount, True),
+            record=partial(transition, discount=s.hyper.agent.discount, timeout_is_terminal=True),
         )  # [P * trials + 1, T]
         fitness = judging.sound(episodes.total[:-1].reshape(population, trials).mean(1), s.actors)
         steps = episodes.length.sum()

@@ -39,7 +39,19 @@ from jax import Array
 
 from popjax import agents, counting, rollout, tree
 from popjax.agents import ddpg, dqn
-from popjax.core import Choice, Env, Key, Method, Params, PyTree, Timestep, as_arrays, chain, stacked
+from popjax.core import (
+    Choice,
+    Env,
+    Key,
+    Method,
+    Params,
+    PyTree,
+    Timestep,
+    Weighted,
+    as_arrays,
+    chain,
+    stacked,
+)
 from popjax.methods.ca2e_config import Config, Hyper, Metrics, default_config, default_hyper, preset, scales
 from popjax.methods.ca2e_priors import (
     PRIOR,
@@ -57,7 +69,7 @@ from popjax.population.lanes import Lanes
 from popjax.recipe import Recipe, recorded
 from popjax.replay import frames, ring
 from popjax.replay.local import Local, contents, emptied, empty, remember
-from popjax.replay.prioritized import Prioritized, prioritized, without_oldest
+from popjax.replay.prioritized import Prioritized, importance_weights, prioritized, without_oldest
 
 __all__ = ["METHOD", "Config", "Hyper", "Metrics", "Prior", "State", "build", "measure", "remarks"]
 
@@ -227,10 +239,21 @@ def build(env: Env, config: Config | None = None, priors: Sequence[Prior] = ()) 
     def update(
         seen: PyTree, hyper: Hyper, held: Held, key: Key, own: Array | bool = True
     ) -> tuple[Held, PyTree]:
-        """Take one gradient step if it is ``own``, and set the new priorities of its transitions."""
-        how = hyper.importance_exponent, hyper.priority_offset, partial(frames.looked, sight, seen)
-        batch = config.batch, hyper.agent, key
-        return learning.prioritized_step(agent, store, held, *batch, *how, own)
+        """Take one gradient step on transitions drawn by priority, and set their new priorities from the
+        errors before the step. Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
+
+        If ``own`` is false, nothing is learned. The priorities are written in place, so a loop that some
+        members leave early must not select between two replays.
+        """
+        learner, replay = held
+        key_sample, key_learn = jax.random.split(key)
+        kept, draw = store.sample(replay, key_sample, config.batch)
+        rows = frames.looked(sight, seen, kept)
+        weight = importance_weights(draw.probability, replay.size, hyper.importance_exponent)
+        priority = jnp.abs(agent.td_error(learner, rows)) + hyper.priority_offset
+        after, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper.agent, key_learn)
+        replay = store.update(replay, jnp.where(own, draw.slots, -1), priority)
+        return (tree.where(jnp.asarray(own), after, learner), replay), losses
 
     def passed(env_steps: counting.Count, period: int) -> Array:
         """Return whether the actors' last step reached a multiple of ``period`` environment steps."""

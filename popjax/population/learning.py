@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from popjax import tree
-from popjax.core import Agent, Key, PyTree, Weighted
-from popjax.replay.prioritized import Prioritized, PrioritizedReplay, importance_weights
+from popjax.core import Key, PyTree
 
 Update: TypeAlias = Callable[[Any, Key], tuple[Any, PyTree]]
 """``(what learns, key) -> (what learns, losses)``: one gradient step of all agents, batch included."""
@@ -98,37 +97,3 @@ def everyone(learn: Learn, *, shared: bool = False) -> Learn:
         return jax.vmap(learn, in_axes)(states, data, hyper, jax.random.split(key, count))
 
     return learn_all
-
-
-def prioritized_step(
-    agent: Agent,
-    store: PrioritizedReplay,
-    held: tuple[PyTree, Prioritized],
-    batch: int,
-    hyper: PyTree,
-    key: Key,
-    exponent: Array | float,
-    offset: Array | float,
-    look: Callable[[Any], Any],
-    own: Array | bool = True,
-) -> tuple[tuple[PyTree, Prioritized], PyTree]:
-    """Take a gradient step on ``batch`` rows drawn by priority; return learner and replay, then the losses.
-
-    exponent: beta of the importance weights, which are scaled so that the largest is 1.
-    offset:   added to the absolute TD errors before the step to give the rows' new priorities.
-    look:     rows as they are kept -> rows from which the agent learns.
-    own:      bool []; if false, nothing is learned. The priorities are written in place, so a loop that
-              some members leave early must not select between two replays.
-
-    Schaul et al., ICLR 2016, algorithm 1, lines 9 to 14.
-    """
-    learner, replay = held
-    key_sample, key_learn = jax.random.split(key)
-    kept, draw = store.sample(replay, key_sample, batch)
-    rows = look(kept)
-    weight = importance_weights(draw.probability, replay.size, exponent)
-    assert agent.td_error is not None
-    priority = jnp.abs(agent.td_error(learner, rows)) + offset
-    after, losses = agent.learn(learner, Weighted(**vars(rows), weight=weight), hyper, key_learn)
-    replay = store.update(replay, jnp.where(own, draw.slots, -1), priority)
-    return (tree.where(jnp.asarray(own), after, learner), replay), losses

@@ -88,23 +88,18 @@ def normalize(
     return normal if clip is None else jnp.clip(normal, -clip, clip)
 
 
-@struct.dataclass
-class ReturnStatistics:
-    """Statistics of the discounted return so far, by which rewards can be scaled.
-
-    statistics: RunningStatistics of a scalar.
-    returns:    float32 [*lanes]  discounted sum of rewards since each lane's reset.
-    """
-
-    statistics: RunningStatistics
-    returns: Array
-
-
 def update_returns(
-    state: ReturnStatistics, reward: Array, done: Array, discount: Array | float, valid: Array | None = None
-) -> ReturnStatistics:
-    """Return statistics updated by ``reward`` [T, *lanes], in order of time.
+    statistics: RunningStatistics,
+    returns: Array,
+    reward: Array,
+    done: Array,
+    discount: Array | float,
+    valid: Array | None = None,
+) -> tuple[RunningStatistics, Array]:
+    """Return the ``statistics`` of discounted returns so far, by which rewards can be scaled, and these
+    ``returns``, both updated by ``reward`` [T, *lanes], in order of time.
 
+    returns:  float32 [*lanes]  discounted sum of rewards since each lane's reset.
     done:     bool [T, *lanes]  the episode ended with this reward.
     discount: []                gamma.
     valid:    bool [T, *lanes]  which steps happened; the others leave no trace.
@@ -119,8 +114,8 @@ def update_returns(
         grown = discount * returns + reward
         return jnp.where(valid, jnp.where(done, 0.0, grown), returns), grown
 
-    returns, seen = jax.lax.scan(one, state.returns, (jnp.asarray(reward, jnp.float32), done, valid))
-    return ReturnStatistics(update(state.statistics, seen, valid), returns)
+    returns, seen = jax.lax.scan(one, returns, (jnp.asarray(reward, jnp.float32), done, valid))
+    return update(statistics, seen, valid), returns
 
 
 @struct.dataclass

@@ -259,11 +259,13 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
         """Return the state with the statistics of rewards after the rollout, and the rollout with rewards
         divided by the deviation of these statistics."""
         assert state.rewards is not None
-        anew = normalize.ReturnStatistics(state.rewards, jnp.zeros(rollout.reward.shape[1:]))
-        seen = normalize.update_returns(anew, rollout.reward, rollout.done, hyper.discount, rollout.valid)
-        deviation = jnp.sqrt(seen.statistics.variance + 1e-8)
+        anew = jnp.zeros(rollout.reward.shape[1:])
+        rewards, _ = normalize.update_returns(
+            state.rewards, anew, rollout.reward, rollout.done, hyper.discount, rollout.valid
+        )
+        deviation = jnp.sqrt(rewards.variance + 1e-8)
         reward = jnp.clip(rollout.reward / deviation, -CLIP_REWARD, CLIP_REWARD)
-        return replace(state, rewards=seen.statistics), replace(rollout, reward=reward)
+        return replace(state, rewards=rewards), replace(rollout, reward=reward)
 
     def learn(state: State, rollout: Trajectory, hyper: Hyper, key: Key) -> tuple[State, Losses]:
         key_policy, key_value = jax.random.split(key)

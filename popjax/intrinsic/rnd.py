@@ -22,7 +22,7 @@ from popjax import nets, normalize, tree
 from popjax.checks import check_least, check_types, check_widths
 from popjax.core import Intrinsic, Key, Network, Number, Params, PyTree, Spec, Transition, number
 from popjax.nets import images
-from popjax.normalize import ReturnStatistics, RunningStatistics
+from popjax.normalize import RunningStatistics
 from popjax.optimize import adam, descend
 
 CLIP = 5.0
@@ -145,11 +145,12 @@ def build(spec: Spec, config: Config = Config(), lanes: tuple[int, ...] = (1,)) 
         if config.scale == "bonus":
             return state
         bonus = _distance(network, state, state.predictor, seen(rows.next_obs))
-        returns = ReturnStatistics(state.magnitudes, state.returns)
         # Leave out bonuses from before there are statistics to whiten observations: their scale differs.
         valid &= state.observations.count > 0
-        returns = normalize.update_returns(returns, bonus, done, hyper.discount, valid)
-        return replace(state, magnitudes=returns.statistics, returns=returns.returns)
+        magnitudes, returns = normalize.update_returns(
+            state.magnitudes, state.returns, bonus, done, hyper.discount, valid
+        )
+        return replace(state, magnitudes=magnitudes, returns=returns)
 
     return Intrinsic(init, reward, learn, observe)
 

@@ -77,14 +77,12 @@ def update(state: RunningStatistics, batch: Array, valid: Array | None = None) -
     )
 
 
-def normalize(
-    state: RunningStatistics, x: Array, *, clip: float | None = None, epsilon: float = 1e-8
-) -> Array:
-    """Return ``(x - mean) / sqrt(variance + epsilon)``, cut to [-clip, clip] if ``clip`` is given.
+def normalize(state: RunningStatistics, x: Array, *, clip: float | None = None) -> Array:
+    """Return ``(x - mean) / sqrt(variance + 1e-8)``, cut to [-clip, clip] if ``clip`` is given.
 
     A component that has never varied becomes 0.
     """
-    normal = ((x - state.mean) - state.low) / jnp.sqrt(state.variance + epsilon)
+    normal = ((x - state.mean) - state.low) / jnp.sqrt(state.variance + 1e-8)
     return normal if clip is None else jnp.clip(normal, -clip, clip)
 
 

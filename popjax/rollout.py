@@ -229,19 +229,15 @@ def collect(
     length: int,
     *,
     record: Record = _keep_all,
-    fresh: PyTree | None = None,
 ) -> tuple[Lane, Any]:
-    """Play ``length`` steps of an ``autoreset`` environment, across episode ends.
+    """Play ``length`` steps of an ``autoreset`` environment, across episode ends; the policy's carry goes on.
 
-    Returns the lane and the rows that ``record`` kept, [T, ...]. The policy's carry becomes ``fresh`` after
-    the end of an episode, and continues there if ``fresh`` is None.
+    Returns the lane and the rows that ``record`` kept, [T, ...].
     """
 
     def one(lane: Lane, key: Key) -> tuple[Lane, PyTree]:
         carry, action = policy(lane.carry, lane.obs, key)
         state, timestep = env.step(lane.env, action)
-        if fresh is not None:
-            carry = tree.where(timestep.done, fresh, carry)
         return Lane(state, timestep.obs, carry), record(lane.obs, action, timestep)
 
     return jax.lax.scan(one, lane, jax.random.split(key, length))

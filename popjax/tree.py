@@ -55,10 +55,9 @@ def finite(tree: Any, axes: int = 1) -> Array:
     return _everywhere(jnp.isfinite, tree, axes)
 
 
-def nan(tree: Any, axes: int = 1) -> Array:
-    """Return bool over the ``axes`` leading axes: whether any number of any leaf along the other axes is
-    NaN."""
-    return ~_everywhere(lambda x: ~jnp.isnan(x), tree, axes)
+def nan(tree: Any) -> Array:
+    """Return bool over the leading axis: whether any number of any leaf along the other axes is NaN."""
+    return ~_everywhere(lambda x: ~jnp.isnan(x), tree, 1)
 
 
 def _everywhere(holds: Callable[[Array], Array], tree: Any, axes: int) -> Array:

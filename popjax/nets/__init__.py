@@ -102,14 +102,13 @@ class _TwoBranchCritic(nn.Module):
 class _LateActionCritic(nn.Module):
     hidden: Sequence[int]
     action_layer: int
-    norm: Norm
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         x = obs
         for layer, width in enumerate(self.hidden):
             x = jnp.concatenate([x, action], -1) if layer == self.action_layer else x
-            x = rectified(Dense(width, "glorot")(x), self.norm)
+            x = rectified(Dense(width, "glorot")(x), "layer")
         return Dense(1, "small")(x)[..., 0]
 
 
@@ -231,12 +230,11 @@ def critic(
     return network(_Critic(mlp), obs_dim, action_dim)
 
 
-def late_action_critic(
-    obs_dim: int, action_dim: int, hidden: Sequence[int], action_layer: int, *, norm: Norm = "layer"
-) -> Network:
-    """Return the network (obs [..., D], action [..., A]) -> value [...]; the action joins the input of hidden
-    layer ``action_layer``, counted from 0. Weights begin Glorot-uniform, those of the output layer small."""
-    return network(_LateActionCritic(tuple(hidden), action_layer, norm), obs_dim, action_dim)
+def late_action_critic(obs_dim: int, action_dim: int, hidden: Sequence[int], action_layer: int) -> Network:
+    """Return the network (obs [..., D], action [..., A]) -> value [...], with layer norm; the action joins
+    the input of hidden layer ``action_layer``, counted from 0. Weights begin Glorot-uniform, those of the
+    output layer small."""
+    return network(_LateActionCritic(tuple(hidden), action_layer), obs_dim, action_dim)
 
 
 def hidden_squares(params: Params) -> Array:

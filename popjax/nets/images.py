@@ -114,16 +114,15 @@ class _Convolutions(nn.Module):
 
 class _Latent(nn.Module):
     size: int
-    initializer: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return jnp.tanh(nn.LayerNorm()(Dense(self.size, self.initializer)(x)))
+        return jnp.tanh(nn.LayerNorm()(Dense(self.size, "orthogonal")(x)))
 
 
-def latent(inputs: int, size: int, *, initializer: str = "orthogonal") -> Network:
+def latent(inputs: int, size: int) -> Network:
     """Return the network x [..., inputs] -> [..., size] in [-1, 1]: a linear layer, a layer norm and tanh."""
-    return network(_Latent(size, initializer), inputs)
+    return network(_Latent(size), inputs)
 
 
 def eyes(obs_shape: Sequence[int], convolutions: Convolutions, *, initializer: str = "glorot") -> Network:

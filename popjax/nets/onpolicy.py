@@ -56,18 +56,16 @@ def gaussian_policy(
     hidden: Sequence[int],
     *,
     activation: str = "tanh",
-    gain: float = 0.01,
     log_std: float = 0.0,
     initializer: Initializer = "orthogonal",
 ) -> Network:
     """Return the network obs [..., D] -> (mean [..., A], log std [..., A]) of an unsquashed Gaussian.
 
     As in the MLP policies of OpenAI Baselines: the log std is a parameter, ``log_std`` at first and the same
-    for all observations. Weights begin orthogonal, in the last layer with ``gain``, or "uniform", where only
+    for all observations. Weights begin orthogonal, in the last layer with gain 0.01, or "uniform", where only
     the last layer's bias is not 0."""
-    return network(
-        _GaussianPolicy(_policy(hidden, action_dim, activation, gain, initializer), log_std), obs_dim
-    )
+    mlp = _policy(hidden, action_dim, activation, 0.01, initializer)
+    return network(_GaussianPolicy(mlp, log_std), obs_dim)
 
 
 def state_value(
@@ -75,14 +73,13 @@ def state_value(
     hidden: Sequence[int],
     *,
     activation: str = "tanh",
-    gain: float = 1.0,
     initializer: Initializer = "orthogonal",
 ) -> Network:
-    """Return the network obs [..., D] -> value [...]. Weights begin orthogonal, in the last layer with
-    ``gain``, or "uniform" with zero biases."""
+    """Return the network obs [..., D] -> value [...]. Weights begin orthogonal, in the last layer with gain
+    1, or "uniform" with zero biases."""
     if initializer == "uniform":
         return network(_Value(MLP(tuple(hidden), 1, activation, initializer="uniform_zero_bias")), obs_dim)
-    return network(_Value(_orthogonal(hidden, 1, activation, gain)), obs_dim)
+    return network(_Value(_orthogonal(hidden, 1, activation, 1.0)), obs_dim)
 
 
 def _policy(hidden: Sequence[int], out: int, activation: str, gain: float, initializer: Initializer) -> MLP:

@@ -85,15 +85,12 @@ def zeros(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def everyone(learn: Learn, *, shared: bool = False) -> Learn:
+def everyone(learn: Learn) -> Learn:
     """Lift ``learn(state, data, hyper, key)`` of one agent to ``(states [P], data [P, ...], hyper, key)``.
-
-    ``shared`` data has no axis P: all agents learn from the same data. A leaf of ``hyper`` is [] or [P].
-    """
+    A leaf of ``hyper`` is [] or [P]."""
 
     def learn_all(states: PyTree, data: Any, hyper: PyTree, key: Key) -> tuple[PyTree, PyTree]:
         count = jax.tree.leaves(states)[0].shape[0]
-        in_axes = (0, None if shared else 0, tree.axes(hyper), 0)
-        return jax.vmap(learn, in_axes)(states, data, hyper, jax.random.split(key, count))
+        return jax.vmap(learn, (0, 0, tree.axes(hyper), 0))(states, data, hyper, jax.random.split(key, count))
 
     return learn_all

@@ -138,7 +138,7 @@ def build(name: str, population: int, params: Params) -> Strategy:
 
     def scattered(params: Params, hyper: Hyper, key: Key) -> Begun:
         key_init, key_noise = jax.random.split(key)
-        noise = optax.tree.random_like(key_noise, tree.repeat(params, population), jax.random.normal)
+        noise = tree.normal_like(key_noise, tree.repeat(params, population))
         first = jax.tree.map(lambda x, n: x + hyper.std * n, params, noise)
         unknown = jnp.full(population, jnp.inf)
         return Begun(told(library.init(key_init, first, unknown, settings(hyper)), hyper), jnp.bool_(False))

@@ -114,7 +114,7 @@ def step(env: Env, lanes: Lanes, choice: Any, fresh: PyTree = ()) -> tuple[Lanes
     # One axis instead of two: programs of physics are traced and compiled faster.
     flat = jax.vmap(env.step)(*tree.flatten((lanes.env, choice.action)))
     states, timestep = _apart(flat, lanes.obs.shape[:2])
-    memory = tree.where(timestep.done, _like(fresh, choice.memory), choice.memory)
+    memory = tree.where(~timestep.done, choice.memory, fresh)
     account = track(lanes.account, timestep.reward, timestep.done)
     return Lanes(states, timestep.obs, memory, account), timestep
 
@@ -277,10 +277,5 @@ def taken_over(lanes: Lanes, amid: Array, fresh: PyTree = ()) -> Lanes:
     recent = lanes.account.recent
     assert recent is not None
     account = replace(lanes.account, recent=replace(recent, whole=recent.whole & ~amid[:, None]))
-    memory = tree.where(amid, _like(fresh, lanes.memory), lanes.memory)
+    memory = tree.where(~amid, lanes.memory, fresh)
     return replace(lanes, memory=memory, account=account)
-
-
-def _like(fresh: PyTree, memory: PyTree) -> PyTree:
-    """Return ``fresh`` for every lane, in the shape of ``memory`` [P, N, ...]."""
-    return jax.tree.map(lambda x, m: jnp.broadcast_to(x, m.shape), fresh, memory)

@@ -110,7 +110,7 @@ def local_size(memory: Memory) -> Array:
     """Return int32 []: how many entries of the local memory, from the newest on, come before the first whose
     row is overwritten."""
     local = memory.local
-    age = (local.position - 1 - jnp.arange(local.capacity)) % local.capacity  # of the entry in each slot
+    age = local.age(jnp.arange(local.capacity))
     gone = (age >= local.size) | (memory.written - local.unpacked() >= memory.replay.capacity + 1)
     return jnp.min(jnp.where(gone, age, local.capacity)).astype(jnp.int32)
 
@@ -127,9 +127,3 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
     back = (memory.written - number).low.astype(jnp.int32)  # at most the capacity for an entry that is held
     good = (memory.replay.position - back) % memory.replay.capacity
     return memory.replay.take(jnp.where(here, good, draw))
-
-
-def sample_all(memory: Memory, key: Key, batch: int) -> Transition:
-    """Return a batch [B] drawn with replacement from all stored rows."""
-    draw = jax.random.randint(key, (batch,), 0, jnp.maximum(memory.replay.size, 1))
-    return memory.replay.take(draw)

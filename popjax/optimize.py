@@ -69,5 +69,12 @@ def descend(
     """Take one step down the gradient of ``loss(params) -> (value, aux)``; return params, optimizer state,
     value and aux."""
     (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return *step(optimizer, gradient, params, state), value, aux
+
+
+def step(
+    optimizer: optax.GradientTransformation, gradient: Params, params: Params, state: PyTree
+) -> tuple[Params, PyTree]:
+    """Take one step down ``gradient``; return params and optimizer state."""
     updates, state = optimizer.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state, value, aux
+    return optax.apply_updates(params, updates), state

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import counting, rollout, tree
+from popjax import counting, optimize, rollout, tree
 from popjax.advantage import Targets
 from popjax.agents import a2c
 from popjax.core import Env, Ingredient, Key, Method, Params, Recurrent, Trajectory, as_arrays, chain, stacked
@@ -262,17 +262,15 @@ def _learner(network: Recurrent, tutors: Sequence[Tutor], config: Config) -> Cal
             weights = hyper.value_coef, hyper.entropy
             gradient, losses = actor_critic.reward_gradient(reading, played, targets, *weights)
             if config.student_gae:
-                moved = imitation.descend(reward_adam, Learner(student.params, student.optimizer), gradient)
-                student = replace(student, params=moved.params, optimizer=moved.optimizer)
+                params, moments = optimize.step(reward_adam, gradient, student.params, student.optimizer)
+                student = replace(student, params=params, optimizer=moments)
             return student, losses, global_norm(gradient)
 
         def distil(reading: Reading, aligned: Array, student: Student) -> tuple[Student, Array]:
             how = config.distil_head, hyper.temperature
             gradient, loss = actor_critic.distil_gradient(reading, aligned, *how)
-            moved = imitation.descend(
-                distil_adam, Learner(student.params, student.distil_optimizer), gradient
-            )
-            return replace(student, params=moved.params, distil_optimizer=moved.optimizer), loss
+            params, moments = optimize.step(distil_adam, gradient, student.params, student.distil_optimizer)
+            return replace(student, params=params, distil_optimizer=moments), loss
 
         def bundled(x: Array) -> Array:
             """Return [T, N, ...] as [N / size, T, size, ...]."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from popjax import distributions, nets, tree
+from popjax import distributions, nets, optimize, tree
 from popjax.agents import sac
 from popjax.checks import check_least, check_shapes
 from popjax.core import Env, Key, Method, Params, PyTree, Transition, chain, continuous_dims
@@ -131,8 +131,7 @@ def build(env: Env, config: Config = Config()) -> Method:
         _, diversity = climb(partial(network.apply, state.critic))
         limited = [dice.clip_each(gradient, GRADIENT_LIMIT) for gradient in (task, diversity)]
         optimizer = adam(hyper.actor_lr, GRADIENT_LIMIT)
-        changes, moments = optimizer.update(dice.bisector(*limited), inner.actor_optimizer, inner.actor)
-        actor = jax.tree.map(jnp.add, inner.actor, changes)
+        actor, moments = optimize.step(optimizer, dice.bisector(*limited), inner.actor, inner.actor_optimizer)
         inner = learner.learn_temperature(
             replace(inner, actor=actor, actor_optimizer=moments), hyper, entropy
         )

@@ -8,7 +8,6 @@ actions; those with an ``unroll`` also give logits along rows of lanes. The loss
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from popjax import distributions, tree
+from popjax import distributions, optimize, tree
 from popjax.core import Choice, Env, Key, OnPolicyAgent, Params, Pretrained, PyTree, Recurrent, Spec
 from popjax.nets.recurrent import behind
 from popjax.population import learning
@@ -247,12 +246,6 @@ def beginner(params: Params, optimizer: optax.GradientTransformation) -> Learner
     return Learner(params, optimizer.init(params))
 
 
-def descend(optimizer: optax.GradientTransformation, learner: Learner, gradient: Params) -> Learner:
-    """Return the learner after one step down the ``gradient``."""
-    updates, moments = optimizer.update(gradient, learner.optimizer, learner.params)
-    return replace(learner, params=optax.apply_updates(learner.params, updates), optimizer=moments)
-
-
 def study(
     optimizer: optax.GradientTransformation,
     loss: Callable[[Params, PyTree], Array],
@@ -266,6 +259,6 @@ def study(
 
     def update(learner: Learner, key: Key) -> tuple[Learner, Array]:
         value, gradient = jax.value_and_grad(loss)(learner.params, draw(key))
-        return descend(optimizer, learner, gradient), value
+        return Learner(*optimize.step(optimizer, gradient, learner.params, learner.optimizer)), value
 
     return learning.steps(update, learner, count, key, jnp.float32(0))

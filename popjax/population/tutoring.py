@@ -18,7 +18,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from popjax import tree
+from popjax import optimize, tree
 from popjax.core import Env, Key, Network, Params, Pretrained, PyTree, Spec, Trajectory
 from popjax.distillation import Direction, alignment_loss
 from popjax.population import imitation, learning
@@ -174,7 +174,7 @@ def _align(
         return alignment_loss(aligned, logits, tutor.direction, temperature=temperature)
 
     value, gradient = jax.value_and_grad(loss)(aligner.params)
-    return imitation.descend(optimizer, aligner, gradient), value
+    return Learner(*optimize.step(optimizer, gradient, aligner.params, aligner.optimizer)), value
 
 
 def one_by_one(student: Spec, teacher: Spec, pad: bool) -> Network:

@@ -96,7 +96,7 @@ def baselines_hyper() -> Hyper:
 
 @struct.dataclass
 class State:
-    """Online and target networks, Adam's moments, and statistics [D] of observations or ()."""
+    """Online and target networks, and Adam's moments."""
 
     actor: Params
     critic: Params
@@ -104,7 +104,6 @@ class State:
     target_critic: Params
     actor_optimizer: PyTree
     critic_optimizer: PyTree
-    statistics: PyTree
 
 
 @struct.dataclass
@@ -132,10 +131,6 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     actions = distributions.deterministic()
     first_actor = _actor(obs_dim, action_dim, config, config.output_scale)
 
-    def seen(statistics: PyTree, obs: Array) -> Array:
-        """Return observations in the form that the networks take."""
-        return normalize.normalize(statistics, obs, clip=5.0) if config.normalize else obs
-
     def init(key: Key, hyper: Hyper) -> State:
         key_actor, key_critic = jax.random.split(key)
         actor_params = first_actor.init(key_actor)
@@ -147,47 +142,34 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             target_critic=critic_params,
             actor_optimizer=adam(hyper.actor_lr, hyper.max_grad_norm).init(actor_params),
             critic_optimizer=adam(hyper.critic_lr, hyper.max_grad_norm).init(critic_params),
-            statistics=normalize.init((obs_dim,)) if config.normalize else (),
         )
-
-    def policy(state: State) -> Params:
-        return (state.actor, state.statistics) if config.normalize else state.actor
 
     def inherit(state: State, other: State) -> State:
         return replace(other, actor_optimizer=state.actor_optimizer, critic_optimizer=state.critic_optimizer)
 
     def adopt(state: State, policy: Params, value: Params = None) -> State:
-        network, statistics = policy if config.normalize else (policy, state.statistics)
-        return replace(state, actor=network, target_actor=network, statistics=statistics)
-
-    def outputs(policy: Params, obs: Array) -> Array:
-        network, statistics = policy if config.normalize else (policy, ())
-        return actor.apply(network, seen(statistics, obs))
+        return replace(state, actor=policy, target_actor=policy)
 
     def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(actions, memory, outputs(params, obs), key, scale)
+        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
 
     def value(state: State, obs: Array, action: Array) -> Array:
-        return critic.apply(state.critic, seen(state.statistics, obs), action)
-
-    def observe(state: State, obs: Array, valid: Array) -> State:
-        return replace(state, statistics=normalize.update(state.statistics, obs, valid))
+        return critic.apply(state.critic, obs, action)
 
     def targets(state: State, batch: Transition) -> Array:
         """Return the targets [B] of the value of transitions."""
-        next_obs = seen(state.statistics, batch.next_obs)
-        next_value = critic.apply(state.target_critic, next_obs, actor.apply(state.target_actor, next_obs))
+        next_action = actor.apply(state.target_actor, batch.next_obs)
+        next_value = critic.apply(state.target_critic, batch.next_obs, next_action)
         return batch.reward + batch.discount * next_value
 
     def td_error(state: State, batch: Transition) -> Array:
         return targets(state, batch) - value(state, batch.obs, batch.action)
 
     def learn(state: State, batch: Transition, hyper: Hyper, key: Key) -> tuple[State, Losses]:
-        target = targets(state, batch)
-        obs, weight = seen(state.statistics, batch.obs), importance(batch)
+        target, weight = targets(state, batch), importance(batch)
 
         def critic_loss(params: Params) -> tuple[Array, None]:
-            error = jnp.mean(weight * (critic.apply(params, obs, batch.action) - target) ** 2)
+            error = jnp.mean(weight * (critic.apply(params, batch.obs, batch.action) - target) ** 2)
             return error + hyper.critic_l2 * nets.hidden_squares(params), None
 
         critic_params, critic_optimizer, critic_value, _ = descend(
@@ -195,7 +177,8 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         )
 
         def actor_loss(params: Params) -> tuple[Array, None]:
-            return -jnp.mean(critic.apply(critic_params, obs, actor.apply(params, obs))), None
+            value = critic.apply(critic_params, batch.obs, actor.apply(params, batch.obs))
+            return -jnp.mean(value), None
 
         actor_params, actor_optimizer, actor_value, _ = descend(
             adam(hyper.actor_lr, hyper.max_grad_norm), actor_loss, state.actor, state.actor_optimizer
@@ -207,7 +190,6 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
             target_critic=tree.polyak(state.target_critic, critic_params, hyper.polyak),
             actor_optimizer=actor_optimizer,
             critic_optimizer=critic_optimizer,
-            statistics=state.statistics,
         )
         return state, Losses(critic_loss=critic_value, actor_loss=actor_value)
 
@@ -215,17 +197,17 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
         init=init,
         act=act,
         learn=learn,
-        policy=policy,
+        policy=lambda state: state.actor,
         adopt=adopt,
         inherit=inherit,
         value=value,
-        outputs=outputs,
+        outputs=actor.apply,
         actions=actions,
         actor=actor,
         critic=critic,
         td_error=td_error,
     )
-    return agent._replace(observe=observe) if config.normalize else agent
+    return normalize.whitened(agent, spec.obs_shape, clip=5.0) if config.normalize else agent
 
 
 def _actor(obs_dim: int, action_dim: int, config: Config, output_scale: float) -> Network:

@@ -135,38 +135,40 @@ def test_a_step_of_baselines_ddpg(key):
     agent = agents.build(SPEC, replace(ddpg.BASELINES, hidden=(8, 8), critic_layers=(8, 8)))
     init = jax.jit(agent.init)
     state, other = init(jax.random.key(5), hyper), init(jax.random.key(6), hyper)
-    state = state.replace(target_actor=other.actor, target_critic=other.critic)
+    targets = {"target_actor": other.agent.actor, "target_critic": other.agent.critic}
+    state = state.replace(agent=state.agent.replace(**targets))
     batch, weight = a_batch(), jnp.linspace(0.1, 1.0, 16)
     state = agent.observe(state, 3 + 0.1 * batch.obs, jnp.arange(16) < 12)
-    seen = np.asarray(3 + 0.1 * batch.obs)[:12]
+    seen, own = np.asarray(3 + 0.1 * batch.obs)[:12], state.agent
 
     def normal(obs):
         return jnp.clip((obs - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8), -5, 5)
 
     mu, q = agent.actor.apply, agent.critic.apply
     after = normal(batch.next_obs)
-    y = batch.reward + batch.discount * q(state.target_critic, after, mu(state.target_actor, after))
+    y = batch.reward + batch.discount * q(own.target_critic, after, mu(own.target_actor, after))
 
     def loss(p):
         kernels = [p[f"Dense_{i}"]["linear"]["kernel"] for i in range(2)]
         half = (weight * (q(p, normal(batch.obs), batch.action) - y) ** 2).mean() / 2
         return half + 1e-2 * sum((k**2).sum() for k in kernels) / 2
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(state.critic)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(own.critic)
     weighted = Weighted(**vars(batch), weight=weight)
     learned, losses = jax.jit(agent.learn)(state, weighted, hyper, key)
     close(losses.critic_loss, 2 * value, rtol=1e-3)
-    close(first_moment(learned.critic_optimizer), jax.tree.map(lambda g: 0.2 * g, gradient), atol=1e-4)
-    error = y - q(state.critic, normal(batch.obs), batch.action)
+    moment = first_moment(learned.agent.critic_optimizer)
+    close(moment, jax.tree.map(lambda g: 0.2 * g, gradient), atol=1e-4)
+    error = y - q(own.critic, normal(batch.obs), batch.action)
     close(agent.td_error(state, batch), error, rtol=1e-3, atol=1e-4)
     action = agent.act(agent.policy(state), (), batch.obs[0], key, 0.0).action
-    close(action, mu(state.actor, normal(batch.obs[0])), rtol=1e-3, atol=1e-5)
+    close(action, mu(own.actor, normal(batch.obs[0])), rtol=1e-3, atol=1e-5)
     assert (jnp.abs(normal(batch.obs)) == 5).any()
 
 
 def test_the_networks_of_baselines_ddpg():
     agent = agents.build(SPEC, ddpg.BASELINES)
-    state = jax.jit(agent.init)(jax.random.key(0), ddpg.baselines_hyper())
+    state = jax.jit(agent.init)(jax.random.key(0), ddpg.baselines_hyper()).agent
     assert [x.shape for x in jax.tree.leaves(state.critic) if x.ndim == 2] == [(3, 64), (66, 64), (64, 1)]
     assert state.actor["mlp"]["LayerNorm_1"]["bias"].shape == (64,)
     for network in (state.actor["mlp"], state.critic):

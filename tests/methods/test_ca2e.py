@@ -234,7 +234,7 @@ def test_gradient_steps_are_owed_exactly():
 def test_the_copy_of_the_policy_is_stale():
     states = played(steps=40, baseline=1e9)
     kernel = lambda params: np.asarray(params["mlp"]["Dense_0"]["linear"]["kernel"])  # noqa: E731
-    copies, learned = kernel(states.copy[0]), kernel(states.learner.actor)
+    copies, learned = kernel(states.copy[0]), kernel(states.learner.agent.actor)
     for t in range(40):
         made = (t + 1) // 7 * 7 - 2  # copied in step 7k, from the learner as step 7k - 1 left it
         if made >= 0:

@@ -7,13 +7,14 @@ summed over the components of an action.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from popjax.core import Choice, Distribution, Key, PyTree, Spec
+from popjax.core import Act, Choice, Distribution, Key, Params, PyTree, Spec
 
 
 def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: Array | float) -> Choice:
@@ -25,6 +26,16 @@ def choose(family: Distribution, memory: PyTree, outputs: Any, key: Key, scale: 
     greedy = isinstance(scale, int | float) and scale == 0
     sampled = family.mode(outputs) if greedy else family.sample(key, outputs, scale)
     return Choice(memory, family.bounded(sampled), sampled, family.log_prob(outputs, sampled))
+
+
+def acting(family: Distribution, outputs: Callable[[Params, Array], Any]) -> Act:
+    """Return how a policy without a memory acts: by ``choose`` from the ``outputs(params, obs)`` of its
+    network."""
+
+    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
+        return choose(family, memory, outputs(params, obs), key, scale)
+
+    return act
 
 
 def of(spec: Spec, *, squash: bool = False) -> Distribution:

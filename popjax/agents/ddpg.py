@@ -21,7 +21,6 @@ from popjax import distributions, nets, normalize, tree
 from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
     Agent,
-    Choice,
     Key,
     Network,
     Number,
@@ -150,9 +149,6 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy, target_actor=policy)
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
-
     def value(state: State, obs: Array, action: Array) -> Array:
         return critic.apply(state.critic, obs, action)
 
@@ -195,7 +191,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
     agent = Agent(
         init=init,
-        act=act,
+        act=distributions.acting(actions, actor.apply),
         learn=learn,
         policy=lambda state: state.actor,
         adopt=adopt,

@@ -30,7 +30,7 @@ from jax import Array
 
 from popjax import advantage, distributions, nets, normalize, tree
 from popjax.checks import check_least, check_types, check_widths
-from popjax.core import Choice, Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
+from popjax.core import Key, Number, OnPolicyAgent, Params, PyTree, Spec, Trajectory, number
 from popjax.normalize import RunningStatistics
 from popjax.optimize import adam, annealed, descend
 from popjax.shuffle import permuted
@@ -166,9 +166,6 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
     def unroll(params: Params, memory: PyTree, obs: Array, done: Array) -> tuple[PyTree, Any]:
         return memory, outputs(params, obs)
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(actions, memory, outputs(params, obs), key, scale)
-
     def learn_policy(
         state: State, rows: Trajectory, advantages: Array, hyper: Hyper, key: Key
     ) -> tuple[State, tuple[Array, ...]]:
@@ -296,7 +293,7 @@ def build(spec: Spec, config: Config = Config()) -> OnPolicyAgent:
 
     return OnPolicyAgent(
         init=init,
-        act=act,
+        act=distributions.acting(actions, outputs),
         learn=learn,
         policy=lambda state: (state.actor, state.observations) if config.normalize_obs else state.actor,
         adopt=adopt,

@@ -20,7 +20,6 @@ from popjax import distributions, nets, normalize, tree
 from popjax.checks import check_types, check_widths
 from popjax.core import (
     Agent,
-    Choice,
     Key,
     Network,
     Number,
@@ -171,9 +170,6 @@ def assembled(
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy)
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
-
     def values(state: State, obs: Array, action: Array) -> Array:
         return twins.apply(state.critics, obs, action)
 
@@ -251,7 +247,7 @@ def assembled(
 
     agent = Agent(
         init=init,
-        act=act,
+        act=distributions.acting(actions, actor.apply),
         learn=lambda state, batch, hyper, key: step(state, batch, hyper, key),
         policy=lambda state: state.actor,
         adopt=adopt,

@@ -19,7 +19,7 @@ from jax import Array
 
 from popjax import distributions, nets, normalize, tree
 from popjax.checks import check_types, check_widths
-from popjax.core import Agent, Choice, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
+from popjax.core import Agent, Key, Number, Params, PyTree, Spec, Transition, continuous_dims, number
 from popjax.optimize import adam, descend
 
 
@@ -102,9 +102,6 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
     def adopt(state: State, policy: Params, value: Params = None) -> State:
         return replace(state, actor=policy, value=state.value if value is None else value)
 
-    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
-
     def values(state: State, obs: Array, action: Array) -> Array:
         return twins.apply(state.critics, obs, action)
 
@@ -149,7 +146,7 @@ def build(spec: Spec, config: Config = Config()) -> Agent:
 
     agent = Agent(
         init=init,
-        act=act,
+        act=distributions.acting(actions, actor.apply),
         learn=learn,
         policy=lambda state: state.actor,
         adopt=adopt,

@@ -29,7 +29,6 @@ from jax.flatten_util import ravel_pytree
 from popjax import counting, distributions, tree
 from popjax.checks import check_least, check_types, check_widths
 from popjax.core import (
-    Choice,
     Env,
     Key,
     Method,
@@ -151,7 +150,8 @@ def build(env: Env, config: Config = Config()) -> Method:
         ValueError: actions are discrete, observations are not vectors, or the replay is too small to mix.
     """
     learner = shared_critic.build(env.spec, config.hidden, config.critics, "cem_rl")
-    actor, actions = learner.actor, distributions.deterministic()
+    actor = learner.actor
+    act = distributions.acting(distributions.deterministic(), actor.apply)
     replay, population, trained = ring(config.capacity), config.population, config.trained
     longest = config.trials * env.spec.episode_length  # environment steps of an actor in a generation
     if config.mixing and config.capacity < population * longest:
@@ -160,9 +160,6 @@ def build(env: Env, config: Config = Config()) -> Method:
             f" raise capacity {config.capacity}"
         )
     unflatten = ravel_pytree(learning.zeros(jax.eval_shape(actor.init, jax.random.key(0))))[1]
-
-    def act(params: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(actions, memory, actor.apply(params, obs), key, scale)
 
     def init(key: Key, hyper: Hyper) -> State:
         hyper = as_arrays(hyper)

@@ -13,7 +13,7 @@ from jax import Array
 
 from popjax import agents, distributions, tree
 from popjax.agents import sac
-from popjax.core import Act, Agent, Choice, Distribution, Key, Params, PyTree, Spec, Transition
+from popjax.core import Act, Agent, Distribution, Key, Params, PyTree, Spec, Transition
 from popjax.population import learning, policy
 from popjax.population.lanes import ActAll
 from popjax.replay.episodes import Episodic
@@ -142,8 +142,7 @@ def multihead(
         params, head = policy
         return tree.take(agent.actor.apply(params, obs), head)
 
-    def act(policy: Params, memory: PyTree, obs: Array, key: Key, scale: Array | float) -> Choice:
-        return distributions.choose(agent.actions, memory, outputs(policy, obs), key, scale)
+    act = distributions.acting(agent.actions, outputs)
 
     def policies(states: PyTree) -> tuple[Params, Array]:
         return tree.repeat(agent.policy(tree.take(states, 0)), population), jnp.arange(population)

@@ -148,14 +148,14 @@ def off_policy(
         return replace(state, steps=state.steps + played, owed=state.owed + played)
 
     return Player(
-        lanes,
-        exchange.mean_network(agent, hyper),
-        init,
-        act,
-        lambda state, hyper, obs, key: explore(state, hyper, obs, key, test_scale),
-        lambda state: nets.mean_of(agent.policy(state.agent)),
-        take_in,
-        lambda state, steps: burst & (steps[0] > 0),
+        lanes=lanes,
+        network=exchange.mean_network(agent, hyper),
+        init=init,
+        act=act,
+        test=lambda state, hyper, obs, key: explore(state, hyper, obs, key, test_scale),
+        mean=lambda state: nets.mean_of(agent.policy(state.agent)),
+        take_in=take_in,
+        midway=lambda state, steps: burst & (steps[0] > 0),
     )
 
 
@@ -213,14 +213,14 @@ def on_policy(
         return act_in_lanes(agent.act, agent.policy(state.agent), obs, key, scale)
 
     return Player(
-        lanes,
-        exchange.mean_network(agent, hyper),
-        init,
-        act,
-        lambda state, hyper, obs, key: act(state, hyper, obs, key, test_scale),
-        lambda state: nets.mean_of(agent.policy(state.agent)),
-        lambda *given: fill(agent, *given, by_episode=by_episode),
-        lambda state, steps: state.filled > 0,
+        lanes=lanes,
+        network=exchange.mean_network(agent, hyper),
+        init=init,
+        act=act,
+        test=lambda state, hyper, obs, key: act(state, hyper, obs, key, test_scale),
+        mean=lambda state: nets.mean_of(agent.policy(state.agent)),
+        take_in=lambda *given: fill(agent, *given, by_episode=by_episode),
+        midway=lambda state, steps: state.filled > 0,
     )
 
 
@@ -300,15 +300,15 @@ def search(actor: Network, config: cem.Config, *, slots: int, tests_best: bool) 
         return greedy(network, mean, obs)
 
     return Player(
-        config.population,
-        network,
-        init,
-        lambda state, hyper, obs, key: jax.vmap(by_mean)(state.population, obs),
-        lambda state, hyper, obs, key: jax.vmap(by_mean, (None, 0))(mean(state), obs),
-        mean,
-        lambda state, step, hyper, key: evaluate(state, step, hyper, config, key),
-        lambda state, steps: state.begun,
-        lambda state: ~state.done,
+        lanes=config.population,
+        network=network,
+        init=init,
+        act=lambda state, hyper, obs, key: jax.vmap(by_mean)(state.population, obs),
+        test=lambda state, hyper, obs, key: jax.vmap(by_mean, (None, 0))(mean(state), obs),
+        mean=mean,
+        take_in=lambda state, step, hyper, key: evaluate(state, step, hyper, config, key),
+        midway=lambda state, steps: state.begun,
+        plays=lambda state: ~state.done,
     )
 
 

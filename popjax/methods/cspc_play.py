@@ -30,7 +30,7 @@ from popjax.population import lanes, players
 from popjax.population.drives import Drive
 from popjax.population.lanes import Lanes
 from popjax.population.players import Player, Step
-from popjax.replay import good_episodes, ring
+from popjax.replay import good_episodes
 from popjax.replay.good_episodes import Gate, Memory
 
 
@@ -232,7 +232,7 @@ def build(env: Env, config: Config, roster: Roster, turns: Turns, drive: Drive) 
             return good_episodes.sample(memory, key, config.batch, hyper.local_share, config.local_least)
 
         def everything(key: Key) -> Transition:
-            return memory.replay.take(ring.uniform(memory.replay, key, config.batch))
+            return good_episodes.sample_all(memory, key, config.batch)
 
         teach = partial(cspc_team.lesson, present(roster.off_policy), drive, hyper=hyper)
         own = [(turn == part.turn) & ends for part in parts.learners]

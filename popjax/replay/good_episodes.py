@@ -127,3 +127,8 @@ def sample(memory: Memory, key: Key, batch: int, share: Array | float, least: in
     back = (memory.written - number).low.astype(jnp.int32)  # at most the capacity for an entry that is held
     good = (memory.replay.position - back) % memory.replay.capacity
     return memory.replay.take(jnp.where(here, good, draw))
+
+
+def sample_all(memory: Memory, key: Key, batch: int) -> Transition:
+    """Return a batch [B] drawn with replacement from all stored rows."""
+    return memory.replay.take(ring.uniform(memory.replay, key, batch))

@@ -68,7 +68,7 @@ def make(task: str, backend: str | None = None, episode_length: int = EPISODE_LE
     def reset(key: Key) -> tuple[PyTree, Array]:
         with tracing():
             state = env.reset(key)
-        return jax.tree.map(_strong, state), state.obs
+        return state, state.obs
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         with tracing():
@@ -107,7 +107,3 @@ def _environment(task: str, backend: str, options: dict[str, Any]) -> Any:
         # Brax warns at every construction that it is no longer developed.
         warnings.filterwarnings("ignore", "Brax System", UserWarning)
         return brax.envs.get_environment(task, backend=backend, **options)
-
-
-def _strong(x: Any) -> Any:
-    return jax.lax.convert_element_type(x, jnp.result_type(x)) if hasattr(x, "dtype") else jnp.asarray(x)

@@ -44,6 +44,8 @@ def episodic(
 
     def start(key: Key) -> tuple[EpisodeState, Array]:
         inner, obs = reset(key)
+        # Libraries reset with Python numbers, too, whose weak types no scan would keep.
+        inner = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), inner)
         return EpisodeState(inner, jnp.int32(0)), obs.astype(spec.obs_dtype)
 
     def advance(state: EpisodeState, action: Array) -> tuple[EpisodeState, Timestep]:

@@ -87,7 +87,7 @@ def adapt(name: str, env: Any, params: Any, **further: Any) -> Env:
     def reset(key: Key) -> tuple[PyTree, Array]:
         key, key_reset = jax.random.split(key)
         obs, state = env.reset_env(key_reset, params)
-        return (key, _strong(state)), view(obs)
+        return (key, state), view(obs)
 
     def step(carry: PyTree, action: Array) -> tuple[PyTree, Array, Array, Array]:
         key, state = carry
@@ -176,8 +176,3 @@ def _dtype_seen(name: str, env: Any, params: Any, space: Any) -> Any:
 def _to_box(space: Any) -> Any:
     low, high = (jnp.broadcast_to(jnp.asarray(bound), space.shape) for bound in (space.low, space.high))
     return rescale(low, high)
-
-
-def _strong(state: PyTree) -> PyTree:
-    """Convert Python numbers, with which gymnax resets, to arrays of fixed dtype, which a scan needs."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from popjax.core import Env, Key, PyTree, Spec
@@ -143,5 +142,4 @@ def _require_substeps(task: str, config: Mapping[str, Any]) -> None:
 
 def _carried(state: PyTree) -> PyTree:
     """Replace the whole ``mjx.Data`` in Playground's state by the fields that a step depends on."""
-    state = state.replace(data={name: getattr(state.data, name) for name in _CARRIED})
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+    return state.replace(data={name: getattr(state.data, name) for name in _CARRIED})

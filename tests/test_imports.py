@@ -74,7 +74,6 @@ SHARED = {
     "popjax.envs.dmc",
     "popjax.envs.dynamics",
     "popjax.envs.episodic",
-    "popjax.envs.frames",
     "popjax.envs.mujoco",
     "popjax.envs.options",
     "popjax.envs.raycast",

@@ -37,8 +37,7 @@ from jax import Array
 from popjax.core import Env, Key, PyTree, Spec, Timestep
 from popjax.envs.atari.console import Console, games
 from popjax.envs.atari.crew import Crew
-from popjax.envs.atari.screen import SIDE, grey84
-from popjax.envs.frames import playing_field
+from popjax.envs.atari.screen import SIDE, grey84, playing_field
 from popjax.envs.options import check
 
 FRAMES_PER_SECOND = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from popjax.envs.frames import playing_field
+from popjax.envs.atari.screen import playing_field
 
 
 def test_only_the_playing_field_counts():

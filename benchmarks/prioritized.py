@@ -14,6 +14,7 @@ kernels of a few microseconds from thread to thread, which takes longer than the
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flashbax
 import jax
 import jax.numpy as jnp
 import tyro
@@ -32,7 +34,6 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
 from benchmarks.throughput import Program
-from benchmarks.trainers import flashbax_prioritised
 from popjax import tree
 from popjax.agents import ddpg
 from popjax.core import Spec, Transition, as_arrays, example_transition
@@ -49,7 +50,7 @@ class Arguments:
     batches: tuple[int, ...] = (256, 32)
     """Rows of a draw, and of a gradient step."""
     capacity: int = 1_000_000
-    """Rows that the replays hold, a multiple of 10 000."""
+    """Rows that the replays hold."""
     obs: int = 11
     """Observation size; the action has three components, as Hopper's."""
     iterations: int = 100
@@ -73,7 +74,7 @@ def measure(batch: int, arguments: Arguments) -> dict[str, Any]:
     example, capacity = example_transition(spec), arguments.capacity
     sources = {
         "popjax": of_replay(example, batch, capacity, prioritized(capacity)),
-        "flashbax": flashbax_prioritised.build(capacity, batch, example, new_priority, EXPONENT),
+        "flashbax": of_flashbax(example, batch, capacity),
         "uniform": of_ring(example, batch, capacity),
         "ddpg": of_agent(spec, batch, ddpg.Config(), ddpg.Hyper()),
         "ddpg-64": of_agent(spec, batch, ddpg.BASELINES, ddpg.baselines_hyper()),
@@ -136,6 +137,38 @@ def of_replay(example: Transition, batch: int, capacity: int, memory: Any) -> tu
         key, key_sample = jax.random.split(key)
         rows, draw = memory.sample(state, key_sample, batch)
         return memory.update(state, draw.slots, new_priority((rows, draw.probability))), key
+
+    return init, step
+
+
+def of_flashbax(example: Transition, batch: int, capacity: int) -> tuple[Callable, Callable]:
+    """Return init and step of a full prioritised flat buffer of flashbax: draw, update.
+
+    The buffer stores steps and draws pairs of neighbours, so that as much is read as for a ``Transition``.
+    """
+    added = math.gcd(capacity, 10_000)
+    buffer = flashbax.make_prioritised_flat_buffer(
+        max_length=capacity,
+        min_length=batch,
+        sample_batch_size=batch,
+        add_sequences=True,
+        priority_exponent=EXPONENT,
+        device=jax.default_backend(),
+    )
+    row = {"obs": example.obs, "action": example.action, "reward": example.reward, "done": example.discount}
+
+    def init(key: Any) -> Any:
+        rows = tree.normal_like(key, jax.tree.map(lambda x: jnp.zeros((added, *x.shape)), row))
+        state = buffer.init(row)
+        state = jax.lax.fori_loop(0, capacity // added, lambda _, state: buffer.add(state, rows), state)
+        return state, key
+
+    def step(carry: Any) -> Any:
+        state, key = carry
+        key, key_sample = jax.random.split(key)
+        drawn = buffer.sample(state, key_sample)
+        new = new_priority((drawn.experience, drawn.probabilities))
+        return buffer.set_priorities(state, drawn.indices, new), key
 
     return init, step
 

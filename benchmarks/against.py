@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if "--worker" not in sys.argv:  # a worker has the path of the other checkout
     sys.path.insert(0, str(ROOT))
     from benchmarks import clock
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two processes share a GPU
+    from benchmarks.processes import Worker
+    from benchmarks.trainers import Cannot
 CASES = {
     "sac-1": ("independent", "gymnax/Pendulum-v1", {"warmup": 256, "capacity": 100_000}, 300),
     "sac-8": ("independent", "gymnax/Pendulum-v1", {"population": 8, "warmup": 256, "capacity": 20_000}, 60),
@@ -71,36 +72,19 @@ class Arguments:
     """JSON file for the results."""
 
 
-class Worker:
-    """A process with one checkout and one case; ``chunk`` computes and returns environment steps per
+def start(checkout: Path, case: str, flags: str = "") -> Worker:
+    """Start the process of one checkout and one case, whose chunks answer with environment steps per
     second."""
-
-    def __init__(self, checkout: Path, case: str, flags: str = "") -> None:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-        asked = {"POPJAX_CASE": case, "POPJAX_CLOCK": clock.kind(), "XLA_FLAGS": flags}
-        environment = os.environ | {"PYTHONPATH": str(checkout)} | asked
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def answer(self) -> Any:
-        """Return the next line of the process."""
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("a worker ended; see its error above")
-        return json.loads(line)
-
-    def chunk(self) -> float:
-        """Compute a chunk."""
-        assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return float(self.answer())
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    asked = {"POPJAX_CASE": case, "POPJAX_CLOCK": clock.kind(), "XLA_FLAGS": flags}
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--worker"],
+        env=os.environ | {"PYTHONPATH": str(checkout)} | asked,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return Worker(process)
 
 
 def work() -> None:
@@ -130,27 +114,30 @@ def work() -> None:
     warmed = 0
     while warmed < 2 or int(state.env_steps) < 2_500:  # beyond the warm-up of every case
         state, warmed = jax.block_until_ready(program(state)), warmed + 1
-    print(json.dumps(compiled), flush=True)
+    print(json.dumps({"compiled": compiled}), flush=True)
     now = time.process_time if os.environ["POPJAX_CLOCK"] == "processor" else time.perf_counter
     for _ in sys.stdin:
         before, begun = int(state.env_steps), now()
         state = jax.block_until_ready(program(state))
-        print(json.dumps((int(state.env_steps) - before) / (now() - begun)), flush=True)
+        per_second = (int(state.env_steps) - before) / (now() - begun)
+        print(json.dumps({"per_second": per_second}), flush=True)
 
 
 def compare(case: str, arguments: Arguments) -> dict[str, Any]:
     """Return one row: both speeds, their ratios and processor seconds of compiling."""
-    workers = [Worker(ROOT, case), Worker(arguments.other, case, arguments.other_flags)]
-    compiled = [worker.answer() for worker in workers]
+    workers = [start(ROOT, case), start(arguments.other, case, arguments.other_flags)]
     pairs = []
-    for turn in range(arguments.repeats):
-        order = workers if turn % 2 == 0 else workers[::-1]
-        speeds = [worker.chunk() for worker in order]
-        pairs.append(speeds if turn % 2 == 0 else speeds[::-1])
-    for worker in workers:
-        assert worker.process.stdin
-        worker.process.stdin.close()
-        worker.process.wait()
+    try:
+        compiled = [worker.answer()["compiled"] for worker in workers]
+        for turn in range(arguments.repeats):
+            order = workers if turn % 2 == 0 else workers[::-1]
+            speeds = [worker.chunk()["per_second"] for worker in order]
+            pairs.append(speeds if turn % 2 == 0 else speeds[::-1])
+    except Cannot as error:
+        raise SystemExit(f"error: {case}: a worker {error}; see its error above") from None
+    finally:
+        for worker in workers:
+            worker.close()
     ratios = [new / old for new, old in pairs]
     return {
         "case": case,

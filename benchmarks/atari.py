@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
-from benchmarks.peers import Others
+from benchmarks.processes import Others, Worker
 from benchmarks.trainers import Cannot
 from popjax import rollout
 from popjax.agents import dqn
@@ -128,53 +127,24 @@ def ours(env: Env, lanes: int, steps: int) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(play(start, jax.random.key(2)))
 
 
-class Peer:
-    """A process with another library's vector environment; a call plays a round.
-
-    Raises:
-        Cannot: the library is not installed, or the process has ended.
-    """
-
-    def __init__(self, name: str, python: str, lanes: int, steps: int) -> None:
-        told = (lanes, cores(), steps)
-        self.process = Others(python=python).start(str(PEERS), name, *told, stdin=subprocess.PIPE)
-        self.version = self.answer()["version"]
-
-    def __call__(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """Return the next line of the process."""
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        said = json.loads(line) if line else {"cannot": f"ended with exit status {self.process.wait()}"}
-        if "cannot" in said:
-            raise Cannot(said["cannot"])
-        return said
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
-
-
 def speeds(lanes: int, arguments: Arguments) -> dict[str, Any]:
     """Return the rates of environment steps of every way, and the share of a step that is not emulation."""
     steps, workers = arguments.env_steps // lanes, max(cores(), 2)
     found: dict[str, Any] = {}
-    peers: dict[str, Peer] = {}
+    peers: dict[str, Worker] = {}
+    versions: dict[str, str] = {}
     for name, python in (("ale-py", sys.executable), ("envpool", arguments.python)):
+        peer = Others(python=python).start(str(PEERS), name, lanes, cores(), steps)
         try:
-            peers[name] = Peer(name, python, lanes, steps)
+            versions[name] = peer.answer()["version"]
         except Cannot as error:
             found[name] = {"cannot": str(error)}
+        else:
+            peers[name] = peer
     ways: dict[str, Callable[[], Any]] = {
         "in_process": ours(game(0), lanes, steps),
         "round_trip_alone": ours(game(0, emulates=False), lanes, steps),
-        **peers,
+        **{name: peer.chunk for name, peer in peers.items()},
     }
     if lanes > 1:  # a single lane is never given to a worker
         ways[f"workers_{workers}"] = ours(game(workers), lanes, steps)
@@ -186,7 +156,7 @@ def speeds(lanes: int, arguments: Arguments) -> dict[str, Any]:
     for name, (wall, processor) in best.items():
         found[name] = {"per_second": round(wall, 1), "per_processor_second": round(processor, 1)}
     for name, peer in peers.items():
-        found[name]["version"] = peer.version
+        found[name]["version"] = versions[name]
         peer.close()
     share = best["in_process"][1] / best["round_trip_alone"][1]
     return found | {"share_of_round_trip": round(share, 3)}

@@ -10,12 +10,13 @@ fills the first stack of a game with black frames, EnvPool with the first frame.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+
+from benchmarks import trainers
 
 
 def ale(lanes: int, threads: int) -> Any:
@@ -37,29 +38,20 @@ LIBRARIES = {"ale-py": ale, "envpool": envpool}
 
 def work(name: str, lanes: int, threads: int, steps: int) -> None:
     """Answer with the version after the first round, then with a line after each further round."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # keep what libraries print out of the answers
-
-    def answer(**said: Any) -> None:
-        print(json.dumps(said), file=answers, flush=True)
-
-    try:
+    with trainers.answering() as answer:
         env = LIBRARIES[name](lanes, threads)
-    except ImportError as error:
-        answer(cannot=f"not installed: {error}")
-        return
-    obs, chance = env.reset()[0], np.random.default_rng(0)
-    assert (obs.shape, obs.dtype, env.single_action_space.n) == ((lanes, 4, 84, 84), np.uint8, 6)
+        obs, chance = env.reset()[0], np.random.default_rng(0)
+        assert (obs.shape, obs.dtype, env.single_action_space.n) == ((lanes, 4, 84, 84), np.uint8, 6)
 
-    def play() -> None:
-        for _ in range(steps):
-            env.step(chance.integers(6, size=lanes))
+        def play() -> None:
+            for _ in range(steps):
+                env.step(chance.integers(6, size=lanes))
 
-    play()
-    answer(version=version(name))
-    for _ in sys.stdin:
         play()
-        answer()
+        answer(version=version(name))
+        for _ in sys.stdin:
+            play()
+            answer()
 
 
 if __name__ == "__main__":

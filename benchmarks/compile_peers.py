@@ -24,7 +24,8 @@ BEGUN = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
-from benchmarks.peers import PEERS, PROTOCOLS, Algorithm, Others, versions  # noqa: E402
+from benchmarks.peers import PROTOCOLS, Algorithm  # noqa: E402
+from benchmarks.processes import Others, versions  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def main(arguments: Arguments) -> None:
     """Start every trainer twice; print and write after each."""
     from benchmarks import record
 
-    record.check_known(arguments.trainers, ("ours", *PEERS))
+    record.check_known(arguments.trainers, ("ours", *trainers.PEERS))
     rows = []
     for algorithm, name in itertools.product(arguments.algorithms, arguments.trainers):
         row: dict[str, Any] = {"algorithm": algorithm, "trainer": name}

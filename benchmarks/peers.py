@@ -21,17 +21,16 @@ second, and the seconds that a million steps of each agent take at this pace, wi
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import resource
-import select
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +38,9 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import clock, peers_report, trainers  # noqa: E402
+from benchmarks.processes import Others, versions  # noqa: E402
 from benchmarks.trainers import ABSENT, MADE_UP, PEERS, Cannot, Work  # noqa: E402
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
 _UPDATES, _STEPS = "agent updates per second", "environment steps per second"
 Algorithm = Literal["sac", "td3", "ppo", "es"]
 
@@ -99,54 +98,6 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 @dataclass(frozen=True)
-class Others:
-    """Directories of the other trainers and of results."""
-
-    python: str = sys.executable
-    """Python interpreter of an environment with the other trainers."""
-    evorl: Path | None = None
-    """Checkout of EvoRL."""
-    purejaxrl: Path | None = None
-    """Checkout of PureJaxRL."""
-    out: Path | None = None
-    """JSON file for the results; the figure goes beside it."""
-    limit: float = 300.0
-    """Seconds to wait for an answer."""
-
-    def start(
-        self, script: str, name: str, *told: Any, environment: Mapping[str, str] = {}, **pipes: Any
-    ) -> subprocess.Popen[str]:
-        """Start ``script`` as the worker of one trainer, with the arguments ``told`` as JSON."""
-        checkouts = {"evorl": self.evorl, "purejaxrl": self.purejaxrl and self.purejaxrl / "purejaxrl"}
-        paths = [ROOT, *filter(None, [checkouts.get(name)])]
-        return subprocess.Popen(
-            [
-                sys.executable if name == "ours" else self.python,
-                script,
-                "--worker",
-                name,
-                *map(json.dumps, told),
-            ],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            **pipes,
-        )
-
-    def ask(self, *command: Any, environment: Mapping[str, str] = {}) -> dict[str, Any]:
-        """Return the only answer of a worker, or the reason why it gives none; see ``start``."""
-        process = self.start(*command, environment=environment)
-        try:
-            said, _ = process.communicate(timeout=self.limit)
-        except subprocess.TimeoutExpired:
-            return {"cannot": f"no answer in {self.limit:g} s"}
-        finally:
-            process.kill()
-            process.wait()
-        return json.loads(said) if said else {"cannot": f"ended with exit status {process.returncode}"}
-
-
-@dataclass(frozen=True)
 class Arguments(Others):
     """Choices of the comparison."""
 
@@ -162,45 +113,6 @@ class Arguments(Others):
     """Pairs of timed chunks."""
     seconds: float = 3.0
     """Approximate length of a timed chunk of popjax [seconds]; the other trainer does the same work."""
-
-
-class Trainer:
-    """A process with one trainer. The first ``answer`` has the cost of compiling; each ``chunk`` then returns
-    the rate."""
-
-    def __init__(self, name: str, work: Work, arguments: Arguments) -> None:
-        self.name, self.limit = name, arguments.limit
-        self.process = arguments.start(__file__, name, asdict(work), stdin=subprocess.PIPE)
-
-    def answer(self) -> dict[str, Any]:
-        """Return the next line of the process.
-
-        Raises:
-            Cannot: there is none, or none in time. The message names popjax if popjax is at fault.
-        """
-        assert self.process.stdout
-        if select.select([self.process.stdout], [], [], self.limit)[0]:
-            line = self.process.stdout.readline()
-            said = json.loads(line) if line else {"cannot": f"ended with exit status {self.process.wait()}"}
-        else:
-            said = {"cannot": f"no answer in {self.limit:g} s"}
-        if "cannot" in said:
-            self.close()
-            raise Cannot(f"popjax: {said['cannot']}" if self.name == "ours" else said["cannot"])
-        return said
-
-    def chunk(self) -> dict[str, Any]:
-        """Train for a chunk."""
-        assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as ``answer`` reports
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
 
 
 def work(name: str, amount: dict[str, Any]) -> None:
@@ -268,12 +180,9 @@ def sized(algorithm: str, population: int, arguments: Arguments) -> Work:
     protocol = PROTOCOLS[arguments.protocol]
     whole = replace(protocol.work[algorithm], population=population)
     short = whole if protocol.per_call else replace(whole, iterations=2)
-    trainer = Trainer("ours", short, arguments)
-    try:
+    with closing(arguments.start(__file__, "ours", asdict(short))) as trainer:
         trainer.answer()
         rate = statistics.median(trainer.chunk()["per_second"] for _ in range(3))
-    finally:
-        trainer.close()
     if protocol.per_call:
         return replace(short, calls=max(1, round(arguments.seconds * rate / short.done)))
     each = short.done / short.iterations
@@ -284,7 +193,7 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
     """Return one row."""
     row: dict[str, Any] = {"algorithm": amount.algorithm, "population": amount.population, "peer": peer}
     row |= {"iterations": amount.iterations, "calls": amount.calls}
-    theirs, ours = (Trainer(name, amount, arguments) for name in (peer, "ours"))
+    theirs, ours = (arguments.start(__file__, name, asdict(amount)) for name in (peer, "ours"))
     pairs = []
     try:
         row["first_chunk"] = {peer: theirs.answer(), "ours": ours.answer()}
@@ -311,33 +220,6 @@ def compare(peer: str, amount: Work, arguments: Arguments) -> dict[str, Any]:
         "clock": pairs[-1][0]["clock"],
         "peak_bytes": {"ours": pairs[-1][0]["peak_bytes"], peer: pairs[-1][1]["peak_bytes"]},
     }
-
-
-def versions(python: str) -> dict[str, str]:
-    """Return the versions of the other trainers and their dependencies. End the process if ``python`` is not
-    an interpreter."""
-    names = [
-        "rejax",
-        "sbx-rl",
-        "stable_baselines3",
-        "qdax",
-        "brax",
-        "evosax",
-        "gymnax",
-        "jax",
-        "jaxlib",
-        "torch",
-    ]
-    code = (
-        "import importlib.metadata as m, json\n"
-        f"found = {{d.metadata['Name'].lower(): d.version for d in m.distributions()}}\n"
-        f"print(json.dumps({{n: found[n] for n in {names!r} if n in found}}))"
-    )
-    try:
-        told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"error: --python {python} is no interpreter of Python: {error}") from None
-    return json.loads(told)
 
 
 def measure(algorithm: str, population: int, peers: list[str], arguments: Arguments) -> Iterator[Any]:

@@ -27,8 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks import trainers  # noqa: E402
-from benchmarks.peers import PEERS, Others, versions  # noqa: E402
-from benchmarks.trainers import Cannot, Work, task_class  # noqa: E402
+from benchmarks.processes import Others, versions  # noqa: E402
+from benchmarks.trainers import PEERS, Cannot, Work, task_class  # noqa: E402
 
 EPISODES = 10
 

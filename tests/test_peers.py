@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import compile_peers, peers, record, to_score, trainers
+from benchmarks import compile_peers, peers, processes, record, to_score, trainers
 from benchmarks.trainers import MADE_UP, Cannot, Work
 
 TINY = Work(iterations=2, hidden=(8,), batch=4, capacity=64)
@@ -33,16 +33,16 @@ def test_a_trainer_that_does_not_answer_is_recorded_as_that():
 
 def started(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let every worker run ``code`` instead."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    popen = subprocess.Popen
     monkeypatch.setattr(
-        peers.Others, "start", lambda *_, **__: subprocess.Popen([sys.executable, "-c", code], **pipes)
+        processes.subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-c", code], **kwargs)
     )
 
 
 def test_a_trainer_that_ends_between_two_chunks_is_recorded_as_that(monkeypatch: pytest.MonkeyPatch):
     """As when memory runs out while the other one trains."""
     started(monkeypatch, "print('{}', flush=True); raise SystemExit(3)")
-    trainer = peers.Trainer("rejax", TINY, peers.Arguments())
+    trainer = processes.Others().start("", "rejax")
     assert trainer.answer() == {}
     trainer.process.wait()
     with pytest.raises(Cannot, match=r"^ended with exit status 3$"):
@@ -51,7 +51,7 @@ def test_a_trainer_that_ends_between_two_chunks_is_recorded_as_that(monkeypatch:
 
 def test_a_worker_has_a_time_limit(monkeypatch: pytest.MonkeyPatch):
     started(monkeypatch, "import time; time.sleep(60)")
-    assert peers.Others(limit=0.1).ask("", "rejax") == {"cannot": "no answer in 0.1 s"}
+    assert processes.Others(limit=0.1).ask("", "rejax") == {"cannot": "no answer in 0.1 s"}
 
 
 def test_only_answers_go_to_standard_output_and_errors_are_answers():
@@ -62,7 +62,7 @@ with trainers.answering() as answer:
     answer(x=1)
     raise ValueError("first line\\nsecond")
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=peers.ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True, text=True)
     assert list(map(json.loads, run.stdout.splitlines())) == [{"x": 1}, {"cannot": "ValueError: first line"}]
     assert run.stderr == "noise\n"
 
@@ -114,10 +114,11 @@ def test_purejaxrl_has_continuous_actions_and_two_layers_of_one_width():
 
 
 def test_a_checkout_is_on_the_path_of_its_trainer_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peers.subprocess, "Popen", lambda command, env, **_: env["PYTHONPATH"])
-    others = peers.Others(evorl=Path("/evorl"), purejaxrl=Path("/other"))
-    found = {name: others.start("", name).split(os.pathsep) for name in ("evorl", "purejaxrl", "rejax")}
-    root = str(peers.ROOT)
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, env, **_: env["PYTHONPATH"])
+    others = processes.Others(evorl=Path("/evorl"), purejaxrl=Path("/other"))
+    paths = {name: others.start("", name).process for name in ("evorl", "purejaxrl", "rejax")}
+    found = {name: path.split(os.pathsep) for name, path in paths.items()}
+    root = str(processes.ROOT)
     assert found == {"evorl": [root, "/evorl"], "purejaxrl": [root, "/other/purejaxrl"], "rejax": [root]}
 
 
@@ -225,7 +226,7 @@ def test_a_number_below_one_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("python", ["/absent/python", "/bin/false"])
 def test_what_is_no_interpreter_is_refused(python):
     with pytest.raises(SystemExit, match=rf"^error: --python {python} is no interpreter of Python: "):
-        peers.versions(python)
+        processes.versions(python)
 
 
 def test_a_name_that_does_not_exist_is_refused_with_what_does():

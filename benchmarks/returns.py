@@ -24,10 +24,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -35,10 +36,11 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import trained
-from popjax.host.report import charts, records
+from popjax.host.report import charts, measures, records
 from popjax.host.report.labels import spread
+from popjax.host.runs import log
+from popjax.host.runs.history import Evaluation
 
-LAST = 10  # evaluations that make a member's score
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -47,8 +49,8 @@ def export(run: Path) -> Path:
     config = trained.config(run)
     finished = (run / "summary.json").exists()
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if finished else None
-    lines = (run / "eval.jsonl").read_text(encoding="utf-8").splitlines()
-    evaluations = [json.loads(line) for line in lines]
+    evaluations = log.read_lines(run / "eval.jsonl")
+    curves, budget = by_member(evaluations), config["options"]["env_steps"]
     record = {
         "command": config["command"],
         "git_commit": config["git_commit"],
@@ -58,11 +60,8 @@ def export(run: Path) -> Path:
         "evaluations": [[e["member"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
         "evaluations_columns": ["member", "env_steps", "mean return"],
         "wall_seconds": [e["wall_seconds"] for e in evaluations if "wall_seconds" in e],
-        "score": score([[e["member"], e["return"]] for e in evaluations]),
-        "area": areas(
-            [[e["member"], e["env_steps"], e["return"]] for e in evaluations],
-            config["options"]["env_steps"],
-        ),
+        "score": score(curves),
+        "area": [round(measures.area(curve, budget), 2) for curve in curves],
     }
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{run.name}.json"
@@ -74,41 +73,23 @@ def export(run: Path) -> Path:
     return target
 
 
-def score(evaluations: list[list[float]]) -> dict[str, object]:
+def by_member(lines: Sequence[Mapping[str, Any]]) -> list[records.Curve]:
+    """Return the curve of every member, also of those that failed, from the lines of ``eval.jsonl``."""
+    members: dict[int, list[Evaluation]] = {}
+    for line in lines:
+        members.setdefault(line["member"], []).append(log.evaluation(line))
+    return [records.curve(own, own[0].seed) for own in members.values()]
+
+
+def score(curves: Sequence[records.Curve]) -> dict[str, object]:
     """Return scores by member, their interquartile mean, and its 95% percentile-bootstrap interval."""
-    by_member: dict[float, list[float]] = {}
-    for member, value in evaluations:
-        by_member.setdefault(member, []).append(value)
-    scores = np.array([np.mean(values[-LAST:]) for values in by_member.values()])
-    found: dict[str, object] = {
-        "scores": scores.round(2).tolist(),
-        "iqm": round(interquartile_mean(scores), 2),
-    }
+    scores = np.array([measures.last(curve, int(curve.env_steps[-1])) for curve in curves])
+    middle = partial(measures.centre, statistic="iqm")
+    found: dict[str, object] = {"scores": scores.round(2).tolist(), "iqm": round(middle(scores), 2)}
     if len(scores) > 1:
-        drawn = stats.bootstrap((scores,), interquartile_mean, method="percentile", vectorized=False, rng=0)
+        drawn = stats.bootstrap((scores,), middle, method="percentile", vectorized=False, rng=0)
         found["iqm_95"] = [round(float(x), 2) for x in drawn.confidence_interval]
     return found
-
-
-def areas(evaluations: list[list[float]], budget: float) -> list[float]:
-    """Return, by member, the mean of its curve of evaluations up to the budget, which may be overrun."""
-    by_member: dict[float, list[tuple[float, float]]] = {}
-    for member, step, value in evaluations:
-        by_member.setdefault(member, []).append((step, value))
-    return [_mean(*np.array(curve).T, budget) for curve in by_member.values()]
-
-
-def _mean(step: np.ndarray, value: np.ndarray, budget: float) -> float:
-    end = min(budget, step[-1])
-    if end == step[0]:  # evaluated once
-        return round(float(value[0]), 2)
-    steps = np.append(step[step < end], end)
-    return round(float(np.trapezoid(np.interp(steps, step, value), steps) / (end - step[0])), 2)
-
-
-def interquartile_mean(scores: np.ndarray) -> float:
-    """Return the mean of the middle half."""
-    return float(stats.trim_mean(scores, 0.25))
 
 
 def draw(runs: Sequence[Path], name: str, by_time: bool = False) -> None:

@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments:
         return _fail(f"no command given: popjax {' | '.join(commands)}; see popjax --help", 2)
-    from popjax.cli.parse import nearest
+    from popjax.arguments import nearest
 
-    return _fail(f"unknown command {arguments[0]!r}{nearest(arguments[0], list(commands))}", 2)
+    return _fail(f"unknown command {arguments[0]!r}{nearest(arguments[0], commands)}", 2)
 
 
 _USAGE = """usage: popjax COMMAND ...
@@ -233,7 +233,8 @@ def _peel_agents(
 ) -> tuple[dict[str, str], list[str]]:
     """Take ``--config.FIELD KIND``, the kinds of agent that a method lets the user choose, out of
     ``argv``."""
-    from popjax.cli.parse import Fault, key_values, nearest, peel, peel_all
+    from popjax.arguments import nearest
+    from popjax.cli.parse import Fault, key_values, peel, peel_all
     from popjax.recipe import kinds_of
 
     given = {}
@@ -247,7 +248,7 @@ def _peel_agents(
     kinds |= {field: kind for field, kind in given.items() if kind is not None}
     for field, kind in kinds.items():
         if kind not in recipe.agents[field]:
-            raise Fault(f"unknown {field} {kind!r}{nearest(kind, list(recipe.agents[field]))}")
+            raise Fault(f"unknown {field} {kind!r}{nearest(kind, recipe.agents[field])}")
     return kinds, argv
 
 

@@ -366,12 +366,6 @@ def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, 
     return found
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return '; did you mean X?' or, if no name is near, '; choose from X, Y'."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
-
-
 def rebuild(default: T, saved: Any) -> T:
     """Return ``default`` with the values of an instance of its type saved as JSON.
 

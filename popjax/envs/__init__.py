@@ -6,7 +6,6 @@ The libraries behind a suite are imported when a task of it is made, not before.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from popjax import importing, numerics
-from popjax.arguments import typed
+from popjax.arguments import nearest, typed
 from popjax.contract import check_env
 from popjax.core import Env, Origin
 from popjax.envs import wrappers
@@ -151,31 +150,22 @@ def _own(path: str, function: Callable[..., Any], options: dict[str, Any]) -> En
 def _of_suite(name: str, options: dict[str, Any]) -> Env:
     suite, slash, task = name.partition("/")
     if not slash:
-        raise ValueError(f"an environment is named suite/task, got {name!r}{hint(name, _all_tasks(name))}")
+        hint = nearest(name, _all_tasks(name), quoted=True)
+        raise ValueError(f"an environment is named suite/task, got {name!r}{hint}")
     if suite not in _SUITES and (elsewhere := _all_tasks(task)):
         raise ValueError(f"unknown suite {suite!r}{_or(elsewhere)}")
     module = _suite(suite)
     known = module.tasks()
     if task not in known:
-        elsewhere = _all_tasks(task)
-        raise ValueError(f"suite {suite!r} has no task {task!r}{_or(elsewhere) or hint(task, known)}")
+        hint = _or(_all_tasks(task)) or nearest(task, known, quoted=True)
+        raise ValueError(f"suite {suite!r} has no task {task!r}{hint}")
     env: Env = module.make(task, **options)
     return env
 
 
-def hint(word: str, known: Any) -> str:
-    """Return '; did you mean ...?' with the nearest of ``known``, or a list of all if none is near."""
-    known = list(known)
-    lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {lower[near[0]]!r}?"
-    return f"; choose from {', '.join(map(repr, known))}" if known else ""
-
-
 def _suite(suite: str) -> ModuleType:
     if suite not in _SUITES:
-        raise ValueError(f"unknown suite {suite!r}{hint(suite, _SUITES)}")
+        raise ValueError(f"unknown suite {suite!r}{nearest(suite, _SUITES, quoted=True)}")
     return importlib.import_module(f"popjax.envs.{suite}")
 
 

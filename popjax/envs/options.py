@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from types import UnionType
@@ -27,7 +26,7 @@ def check(env: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
     taken = dict(options)
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"{env} has no option {name!r}{nearest(name, list(known))}")
+            raise ValueError(f"{env} has no option {name!r}{arguments.nearest(name, known, quoted=True)}")
         kinds = get_args(known[name]) if isinstance(known[name], UnionType) else (known[name],)
         # Leave other annotations to the library.
         if set(kinds) <= {bool, int, float, str, tuple}:
@@ -45,12 +44,6 @@ def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def types(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """Return the type of each parameter: its annotation, or else its default's type."""
     return {name: _type(parameter) for name, parameter in parameters.items()}
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return '; did you mean ...?' or, if no name is near, '; choose from ...'."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(known)}"
 
 
 def _type(parameter: inspect.Parameter) -> Any:

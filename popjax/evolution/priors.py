@@ -6,7 +6,6 @@ A prior is written as ``hyper.NAME=LOW:HIGH`` (uniform), ``hyper.NAME=LOW:HIGH:l
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import Field, fields, is_dataclass, replace
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from popjax.arguments import nearest
 from popjax.core import Key
 
 _WANTED = "write hyper.NAME=LOW:HIGH, hyper.NAME=LOW:HIGH:log or hyper.NAME=V1,V2"
@@ -104,9 +104,7 @@ def _field(name: str, hyper: Any, shapes: Sequence[str]) -> Field[Any]:
         raise ValueError(
             f"evolve {name}: that is a shape, fixed while a program runs; evolve one of {', '.join(known)}"
         )
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-    raise ValueError(f"evolve {name}: there is no such hyperparameter; {hint}")
+    raise ValueError(f"evolve {name}: there is no such hyperparameter{nearest(name, known)}")
 
 
 def _bounds(prior: Prior) -> tuple[float, float]:

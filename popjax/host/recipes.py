@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from popjax import importing
@@ -38,11 +37,12 @@ def recipe(name: str) -> Recipe:
     Raises:
         Refused: there is no such method.
     """
-    from popjax.recipe import Recipe, check  # imports JAX, whose errors the command line is to catch
+    # Both import JAX, whose errors the command line is to catch.
+    from popjax.arguments import nearest
+    from popjax.recipe import Recipe, check
 
     if name not in METHODS and not importing.is_path(name):
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(METHODS)}"
+        hint = nearest(name, METHODS)
         raise Refused(f"unknown method {name!r}{hint}, or name one of your own: package.module[:NAME]")
     path = METHODS.get(name, name)
     try:

@@ -43,6 +43,7 @@ from popjax.core import Env
 from popjax.envs import atari
 from popjax.envs.atari import crew
 from popjax.host.scaling import memory
+from popjax.host.scaling.shard import cores
 from popjax.methods import independent
 
 PEERS = Path(__file__).with_name("atari_peers.py")
@@ -65,11 +66,6 @@ class Arguments:
     """Timed rounds, of which the best counts."""
     out: Path | None = None
     """JSON file for the results."""
-
-
-def cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rates(count: int, work: Callable[[], Any]) -> Rates:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -165,14 +164,14 @@ def limit() -> dict[str, Any] | None:
     import jax
 
     from popjax.host import provenance
+    from popjax.host.scaling.shard import cores
 
     work = PROTOCOLS["default"].work["sac"]
     if jax.default_backend() != "cpu":
         return peers_report.accelerator_limit(provenance.device_name())
     command = [sys.executable, __file__, "--products", str(work.hidden[0])]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"flops_per_second": cores * float(told), "flops_per_update": peers_report.update_flops(work)}
+    return {"flops_per_second": cores() * float(told), "flops_per_update": peers_report.update_flops(work)}
 
 
 def sized(algorithm: str, population: int, arguments: Arguments) -> Work:

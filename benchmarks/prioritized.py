@@ -15,7 +15,6 @@ kernels of a few microseconds from thread to thread, which takes longer than the
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import sys
 import time
@@ -37,6 +36,7 @@ from benchmarks.throughput import Program
 from popjax import tree
 from popjax.agents import ddpg
 from popjax.core import Spec, Transition, as_arrays, example_transition
+from popjax.host.scaling.shard import cores
 from popjax.replay.prioritized import prioritized
 from popjax.replay.ring import ring
 
@@ -65,7 +65,7 @@ def main(arguments: Arguments) -> None:
     """Measure and print; write ``arguments.out``."""
     rows = [measure(batch, arguments) for batch in arguments.batches]
     show(rows)
-    record.write(arguments.out, cores=len(os.sched_getaffinity(0)), rows=rows)
+    record.write(arguments.out, cores=cores(), rows=rows)
 
 
 def measure(batch: int, arguments: Arguments) -> dict[str, Any]:

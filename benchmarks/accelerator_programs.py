@@ -26,7 +26,6 @@ On an H200, this gained 15% if MJX's solver is such a loop (SAC on dmc/pendulum-
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -95,16 +94,16 @@ def build(case: str, capacity: int) -> Any:
 
     import popjax
     from popjax.agents import ppo
+    from popjax.host.recipes import recipe
+    from popjax.recipe import default_config
 
     name, task, changes = CASES[case]
-    module = importlib.import_module(f"popjax.methods.{name}")
-    # PBT has a Config for each of two kinds of agents.
-    default = module.Config() if isinstance(module.Config, type) else module.METHOD.config()
-    config = replace(default, **changes | ({"agent": ppo.Config()} if "agent" in changes else {}))
+    env, made_by = popjax.make(task), recipe(name)
+    config = default_config(made_by, env.spec)
+    config = replace(config, **changes | ({"agent": ppo.Config()} if "agent" in changes else {}))
     if hasattr(config, "capacity"):
         config = replace(config, capacity=capacity)
-    env = popjax.make(task)
-    return module.build(env._replace(step=jax.named_scope("environment")(env.step)), config)
+    return made_by.build(env._replace(step=jax.named_scope("environment")(env.step)), config)
 
 
 def costs(loop: Any, kind: str) -> dict[str, Any]:

@@ -76,13 +76,12 @@ class Arguments:
 
 def build(case: str, env: Any) -> Any:
     """Return the method of a case."""
-    from popjax.recipe import defaults, kinds_of
+    from popjax.recipe import default_config
 
     name, changes, _ = CASES[case]
     made_by = recipe(name)
-    kinds = kinds_of(made_by, made_by.config()) | (made_by.kinds(env.spec) if made_by.kinds else {})
-    config, _ = defaults(made_by, kinds)
-    return made_by.build(env, replace(config, **changes), **finished_runs(name, env))
+    config = replace(default_config(made_by, env.spec), **changes)
+    return made_by.build(env, config, **finished_runs(name, env))
 
 
 def finished_runs(name: str, env: Any) -> dict[str, Any]:

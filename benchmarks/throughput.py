@@ -37,7 +37,7 @@ from popjax.agents import AGENTS, ON_POLICY_AGENTS
 from popjax.core import Method
 from popjax.host import recipes
 from popjax.host.scaling import memory
-from popjax.recipe import Recipe, defaults, kinds_of
+from popjax.recipe import Recipe, default_config
 
 Name = Literal[
     *("sac", "td3", "ddpg", "sac2018", "dqn", "ppo", "a2c"),
@@ -118,7 +118,7 @@ def main(arguments: Arguments) -> None:
     rows, _ = record.kept(arguments.out)
     had = {(row["method"], row["population"]) for row in rows}
     for name, population in product(arguments.methods, arguments.populations):
-        if population != arguments.populations[0] and not hasattr(_config(name), "population"):
+        if population != arguments.populations[0] and not hasattr(_recipe(name)[0].config(), "population"):
             continue
         if (name, population) not in had:
             rows.append(in_its_own_process(name, population, arguments))
@@ -187,24 +187,16 @@ def build(name: str, population: int, env: popjax.Env, arguments: Arguments) -> 
         sizes |= {"batch": arguments.batch, "warmup": arguments.batch}
     if name == "ca2e":
         sizes["learning_starts"] = 1_000
-    config = _config(name, env)
+    recipe, kinds = _recipe(name)
+    config = default_config(recipe, env.spec, **kinds)
     config = replace(config, **{field: size for field, size in sizes.items() if hasattr(config, field)})
-    return _recipe(name)[0].build(env, config)
+    return recipe.build(env, config)
 
 
 def _recipe(name: str) -> tuple[Recipe, dict[str, str]]:
     """Return the Recipe of a method, or the one that trains plain agents, and the kind of these agents."""
     method = "independent" if name in AGENTS else "onpolicy" if name in ON_POLICY_AGENTS else name
     return recipes.recipe(method), {"agent": name} if method != name else {}
-
-
-def _config(name: str, env: popjax.Env | None = None) -> Any:
-    """Return the default Config, with the kinds of agents that ``env`` decides."""
-    recipe, kinds = _recipe(name)
-    found = kinds_of(recipe, recipe.config())
-    if env and recipe.kinds:
-        found |= recipe.kinds(env.spec)
-    return defaults(recipe, found | kinds)[0]
 
 
 def gradient_steps(name: str, taken: int, method: Method, after: Any, arguments: Arguments) -> int | None:

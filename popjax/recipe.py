@@ -182,6 +182,15 @@ def defaults(recipe: Recipe, kinds: Mapping[str, str], task: str | None = None) 
     return config, replace(hyper, **kept)
 
 
+def default_config(recipe: Recipe, spec: Spec, **kinds: str) -> Any:
+    """Return the default Config for a task, with agents of ``kinds`` where these are given.
+
+    Raises:
+        ValueError: the recipe's Config or Hyper is not a dataclass.
+    """
+    return defaults(recipe, {**(recipe.kinds(spec) if recipe.kinds else {}), **kinds})[0]
+
+
 def check(recipe: Recipe) -> None:
     """Check that a Recipe has a ``build``, and that its other functions return defaults that fit together.
 

@@ -11,7 +11,7 @@ from typing import Any
 from popjax import envs
 from popjax.core import Built, Env, Method
 from popjax.host.recipes import METHODS, recipe
-from popjax.recipe import Recipe, defaults, kinds_of
+from popjax.recipe import Recipe, default_config, kinds_of
 
 
 class Unknown(Exception):
@@ -75,7 +75,7 @@ def _of_method(built: Built | None, env: Env, name: str | None) -> dict[str, Any
     config = built.config
     try:
         if config is None:  # it was left to the task's defaults
-            config, _ = defaults(made_by, made_by.kinds(env.spec) if made_by.kinds else {})
+            config = default_config(made_by, env.spec)
         agents = kinds_of(made_by, config)
     except ValueError as refusal:
         raise Unknown(f"its Config is not one of {found}: {refusal}") from None

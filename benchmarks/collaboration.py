@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def measure(population: int, arguments: Arguments) -> list[Row]:
     programs, steps = {}, {}
     for name, config in configs.items():
         options = {"warmup": 512, "capacity": arguments.capacity}
-        method = ce.build(popjax.make(arguments.env), ce.Config(**(_shallow(config) | options)))
+        method = ce.build(popjax.make(arguments.env), replace(config, **options))
         length = max(1, arguments.updates // method.steps_bound)
         program = Program(lambda key, method=method: method.init(key, method.hyper), method.step, length)
         while int(program.state.env_steps) < 512 + length * method.steps_bound:
@@ -120,10 +120,6 @@ def row(name: str, population: int, program: Program, seconds: dict[str, list[fl
         temporary_bytes=program.compiled.memory_analysis().temp_size_in_bytes,
         seconds=seconds[name],
     )
-
-
-def _shallow(config: ce.Config) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def show(rows: list[dict[str, Any]], arguments: Arguments) -> None:

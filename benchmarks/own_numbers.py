@@ -9,25 +9,46 @@ programs.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import record
+import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import record
 from popjax import agents
 from popjax.core import as_arrays
 from popjax.envs import make
 from popjax.population import offpolicy, onpolicy
 
+KINDS = agents.AGENTS | agents.ON_POLICY_AGENTS
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Choices of the measurement."""
+
+    agents: tuple[str, ...] = ("sac", "ppo")
+    """Kinds of agents."""
+    population: int = 16
+    """Number of agents."""
+    batch: int = 256
+    """Transitions per gradient step, of PPO and A2C per rollout."""
+    repeats: int = 20
+    """Timed gradient steps, of PPO and A2C all those of a rollout."""
+    out: Path | None = None
+    """JSON file for the results."""
+
 
 def phases(kind: str, population: int, batch: int, hyper: Any) -> tuple[Any, Any]:
     """Return the compiled phase ``learn``, one gradient step off-policy, and a State to take it from."""
-    env, config = make("gymnax/Pendulum-v1"), (agents.AGENTS | agents.ON_POLICY_AGENTS)[kind].Config()
+    env, config = make("gymnax/Pendulum-v1"), KINDS[kind].Config()
     layer: Any = onpolicy if agents.on_policy(config) else offpolicy
     sizes = {"agent": config, "population": population, "lanes": 1, "steps": batch}
     if layer is offpolicy:
@@ -37,14 +58,14 @@ def phases(kind: str, population: int, batch: int, hyper: Any) -> tuple[Any, Any
     return jax.jit(base.learn), jax.jit(base.collect)(state)
 
 
-def measure(kind: str, population: int, batch: int, repeats: int) -> list[float]:
+def measure(kind: str, arguments: Arguments) -> list[float]:
     """Return the median seconds with common hyperparameters, and with hyperparameters for each agent."""
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    common = as_arrays(agents.default_hyper((agents.AGENTS | agents.ON_POLICY_AGENTS)[kind].Config()))
-    each = jax.tree.map(lambda x: jnp.full(population, x), common)
-    pairs = [phases(kind, population, batch, hyper) for hyper in (common, each)]
+    common = as_arrays(agents.default_hyper(KINDS[kind].Config()))
+    each = jax.tree.map(lambda x: jnp.full(arguments.population, x), common)
+    pairs = [phases(kind, arguments.population, arguments.batch, hyper) for hyper in (common, each)]
     seconds: list[list[float]] = [[], []]
-    for turn in range(repeats + 1):
+    for turn in range(arguments.repeats + 1):
         for taken, (learn, state) in zip(seconds, pairs, strict=True):
             begun = clock()
             jax.block_until_ready(learn(state))
@@ -53,21 +74,16 @@ def measure(kind: str, population: int, batch: int, repeats: int) -> list[float]
     return [statistics.median(taken) for taken in seconds]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--agents", nargs="+", default=["sac", "ppo"])
-    parser.add_argument("--population", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=Path)
-    chosen = parser.parse_args()
+def main(arguments: Arguments) -> None:
+    """Measure, print and write."""
+    record.check_known(arguments.agents, KINDS)
     rows = {}
-    for kind in chosen.agents:
-        common, each = measure(kind, chosen.population, chosen.batch, chosen.repeats)
+    for kind in arguments.agents:
+        common, each = measure(kind, arguments)
         rows[kind] = {"common_seconds": common, "each_seconds": each, "ratio": round(each / common, 3)}
         print(f"{kind}: common {1e3 * common:.2f} ms, own {1e3 * each:.2f} ms, ratio {each / common:.3f}")
-    record.write(chosen.out, rows=rows)
+    record.write(arguments.out, rows=rows)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Arguments, description=__doc__))

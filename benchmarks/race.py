@@ -12,7 +12,6 @@ intervals over seeds.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -162,7 +161,7 @@ def main(arguments: Arguments) -> None:
     """Run what is missing, write and draw."""
     record.check_known(arguments.tasks, TASKS)
     record.check_known(arguments.searches, SEARCHES)
-    rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"] if arguments.out.exists() else []
+    rows, _ = record.kept(arguments.out)
     for task in arguments.tasks:
         for name in arguments.searches:
             if any((row["task"], row["search"]) == (task, name) for row in rows):

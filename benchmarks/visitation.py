@@ -95,8 +95,7 @@ def densities(visited: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
 def divergence(p: np.ndarray, q: np.ndarray) -> float:
     """Return KL(p || q) in nats of two densities on one grid, each of sum 1."""
     least = 1e-12
-    p, q = (np.maximum(x, least) / np.maximum(x, least).sum() for x in (p, q))
-    return float((p * np.log(p / q)).sum())
+    return float(stats.entropy(*(np.maximum(x, least).ravel() for x in (p, q))))
 
 
 def study(arguments: Arguments) -> dict[str, Any]:

@@ -22,6 +22,7 @@ SMALL = {
         "--pair rooms --env-steps 2000 --align-steps 2000 --units 8 --seeds 1 --align-hidden 8"
         " --protocols a3c kd-distill online concurrent"
     ),
+    "own_numbers": "--population 2 --batch 8 --repeats 1",
     "prioritized": "--batches 32 --capacity 2000 --iterations 2 --repeats 1",
     "race": "--tasks ppo-cartpole --searches pbt fixed --population 5 --seeds 2 --fraction 0.1",
     "sweep": "--hidden 8 --seeds 2 --steps 20 --repeats 1 --state-bytes 1000000 --saved-steps 20 --saves 1",

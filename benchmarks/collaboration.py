@@ -23,7 +23,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
-from benchmarks.throughput import Program
+from benchmarks.program import Program, in_turn
 from popjax.host.scaling import memory
 from popjax.methods import ce
 
@@ -81,7 +81,7 @@ def measure(population: int, arguments: Arguments) -> list[Row]:
         "replica": ce.Config(population=population, drive=None),
         "ce": ce.Config(population=population),
     }
-    programs, steps = {}, {}
+    programs = {}
     for name, config in configs.items():
         options = {"warmup": 512, "capacity": arguments.capacity}
         method = ce.build(popjax.make(arguments.env), replace(config, **options))
@@ -89,11 +89,8 @@ def measure(population: int, arguments: Arguments) -> list[Row]:
         program = Program(lambda key, method=method: method.init(key, method.hyper), method.step, length)
         while int(program.state.env_steps) < 512 + length * method.steps_bound:
             program()
-        programs[name], steps[name] = program, length * method.steps_bound
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(arguments.repeats):
-        for name, program in programs.items():
-            seconds[name].append(program() / steps[name])
+        programs[name] = program
+    seconds = in_turn(programs, arguments.repeats)
     return [
         row(name, configs[name].population, program, seconds)
         for name, program in programs.items()

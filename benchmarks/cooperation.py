@@ -27,7 +27,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
-from benchmarks.throughput import Program
+from benchmarks.program import Program, in_turn
 from popjax import counting, tree
 from popjax.core import Env
 from popjax.methods import cspc, cspc_team
@@ -59,12 +59,7 @@ def main(arguments: Arguments) -> None:
     )
     alone = replace(team, on_policy=None, evolution=None, phase=3 * arguments.phase)
     programs = {name: program(env, config) for name, config in (("cspc", team), ("sac", alone))}
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(arguments.repeats):
-        for name, one in programs.items():
-            before = int(one.state.env_steps)
-            elapsed = one()
-            seconds[name].append(elapsed / (int(one.state.env_steps) - before))
+    seconds = in_turn(programs, arguments.repeats)
     ratio = statistics.median(a / b for a, b in zip(seconds["cspc"], seconds["sac"], strict=True))
     iteration = statistics.median(seconds["cspc"]) * 3 * arguments.phase
     parts = pieces(env, team, programs["cspc"].state)

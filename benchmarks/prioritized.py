@@ -32,7 +32,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import record
-from benchmarks.throughput import Program
+from benchmarks.program import Program
 from popjax import tree
 from popjax.agents import ddpg
 from popjax.core import Spec, Transition, as_arrays, example_transition

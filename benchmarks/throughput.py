@@ -16,8 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -33,6 +32,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
+from benchmarks.program import Program
 from popjax.agents import AGENTS, ON_POLICY_AGENTS
 from popjax.core import Method
 from popjax.host import recipes
@@ -92,25 +92,6 @@ class Row:
     device_bytes: int | None = None
     state_bytes: int = 0
     temporary_bytes: int = 0
-
-
-class Program:
-    """A compiled, donated chunk with its state; a call advances the state and returns the seconds taken."""
-
-    def __init__(self, init: Callable[[Any], Any], step: Callable[[Any], Any], length: int) -> None:
-        self.state = jax.jit(init)(jax.random.key(0))
-
-        def chunk(state: Any) -> Any:
-            return jax.lax.scan(lambda s, _: (step(s), None), state, length=length)[0]
-
-        begun = time.perf_counter()
-        self.compiled = jax.jit(chunk, donate_argnums=0).lower(self.state).compile()
-        self.compile_seconds = time.perf_counter() - begun
-
-    def __call__(self) -> float:
-        begun = time.perf_counter()
-        self.state = jax.block_until_ready(self.compiled(self.state))
-        return time.perf_counter() - begun
 
 
 def main(arguments: Arguments) -> None:

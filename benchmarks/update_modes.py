@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import popjax
 from benchmarks import record
 from benchmarks.distillation import PAIRS, untrained
-from benchmarks.throughput import Program
+from benchmarks.program import Program, in_turn
 from popjax.core import as_arrays
 from popjax.methods import cdrl
 
@@ -55,13 +55,7 @@ def main(arguments: Arguments) -> None:
 def measure(pair: str, arguments: Arguments) -> dict[str, Any]:
     """Return a row: the student's environment steps per second in each mode, and the ratio of the times."""
     programs = {mode: program(pair, mode, arguments.iterations) for mode in MODES}
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for round_ in range(1 + arguments.repeats):
-        for mode, one in programs.items():
-            before = int(one.state.env_steps)
-            elapsed = one()
-            if round_:  # the first one warms up
-                seconds[mode].append(elapsed / (int(one.state.env_steps) - before))
+    seconds = in_turn(programs, arguments.repeats)
     ratios = [a / b for a, b in zip(seconds["sequential"], seconds["batched"], strict=True)]
     source, target = PAIRS[pair]
     return {
@@ -74,13 +68,15 @@ def measure(pair: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def program(pair: str, mode: str, iterations: int) -> Program:
-    """Return a compiled chunk of the student's training."""
+    """Return a compiled chunk of the student's training, after a first one."""
     source, target = map(popjax.make, PAIRS[pair])
     config = cdrl.Config(update_mode=mode, align="online", pad_observations=True)
     teacher = untrained(source, replace(config, align="none"))
     method = cdrl.build(target, config, teachers=[teacher])
     hyper = replace(cdrl.Hyper(), align_from=0.0, distil_from=0.0, distil_until=cdrl.NEVER)
-    return Program(lambda key: method.init(key, as_arrays(hyper)), method.step, iterations)
+    made = Program(lambda key: method.init(key, as_arrays(hyper)), method.step, iterations)
+    made()
+    return made
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from benchmarks import registry, reproduced  # noqa: E402
 from benchmarks.registry import Cell  # noqa: E402
 from popjax.cli import parse  # noqa: E402
 from popjax.host import terminal  # noqa: E402
-from popjax.host.errors import Refused  # noqa: E402
 from popjax.host.runs import launchers  # noqa: E402
 
 STOPPED = "stopped; the same command continues"
@@ -90,7 +89,7 @@ def main(arguments: Arguments) -> int:
         check(arguments)
         cells = registry.cells(*chosen, arguments.seed)
         reproduced.stored(arguments.out / f"{arguments.name}.json")
-    except (ValueError, Refused, parse.Fault) as fault:
+    except ValueError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     if arguments.calibrate and (code := calibrate(cells, arguments)):

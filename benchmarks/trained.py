@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from popjax.cli import building
-from popjax.cli.parse import Fault
 from popjax.host import paths
 from popjax.host.checkpoints import checkpoint
 from popjax.host.errors import FAILURES, Refused
@@ -21,7 +20,7 @@ def in_one_line() -> Iterator[None]:
     """End the process with one line in place of a traceback if a run cannot be used, or on Ctrl-C."""
     try:
         yield
-    except (Refused, Fault, checkpoint.Damaged, *FAILURES) as failure:
+    except (Refused, checkpoint.Damaged, *FAILURES) as failure:
         raise SystemExit(f"error: {failure}") from None
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

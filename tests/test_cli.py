@@ -321,7 +321,7 @@ def test_a_further_task_that_is_the_own_one_needs_the_same_options() -> None:
     argv = ["--env", "atari/pong", "--teacher-env", "atari/pong"]
     assert cli.understand("cdrl", argv).tasks == {"teacher-env": ["atari/pong preset=universe"]}
     assert cli.understand("cdrl", [*argv, "--env-option", "preset=universe"])
-    with pytest.raises(parse.Fault, match="--teacher-env atari/pong: --env-option applies only to --env"):
+    with pytest.raises(Refused, match="--teacher-env atari/pong: --env-option applies only to --env"):
         cli.understand("cdrl", [*argv, "--env-option", "preset=dqn"])
 
 
@@ -391,7 +391,7 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
     unchanged = defaults(cspc.METHOD, cli._peel_agents(cspc.METHOD, [], None)[0], None)
     assert unchanged == (cspc.Config(), cspc.default_hyper(cspc.Config()))
     rest += ["--config.evolution.score", "mean"]
-    with pytest.raises(parse.Fault, match="unknown option"):
+    with pytest.raises(Refused, match="unknown option"):
         cli._parse_run(parse, "cspc", rest, config, hyper, dict.fromkeys(agents, ()))
 
 
@@ -401,7 +401,7 @@ def test_a_configuration_survives_json() -> None:
         for default in (config, hyper):
             write_json(Path("config.json"), asdict(default))
             assert parse.rebuild(default, json.loads(Path("config.json").read_text())) == default
-    with pytest.raises(parse.Fault, match="'colour'"):
+    with pytest.raises(Refused, match="'colour'"):
         parse.rebuild(pderl.Config(), {"colour": 1})
     assert parse.rebuild(a2c.Config(), {"hidden": [32, 16]}) == a2c.Config(hidden=(32, 16))
 

@@ -18,8 +18,8 @@ import popjax
 from popjax import cli, population
 from popjax.agents import a2c
 from popjax.cli import expand, grid
-from popjax.cli.parse import Fault
 from popjax.host import recipes
+from popjax.host.errors import Refused
 from popjax.methods import independent, onpolicy, pbt
 
 ROOT = Path(__file__).parents[1]
@@ -95,8 +95,8 @@ def test_every_training_command_is_understood():
         _, rest = grid.control(expand.expanded(options))
         try:
             grid.programs(rest, lambda argv, name=name: cli.understand(name, list(argv)).arguments.common)
-        except Fault as fault:
-            pytest.fail(f"{page}: {command}: {fault}")
+        except Refused as refusal:
+            pytest.fail(f"{page}: {command}: {refusal}")
 
 
 def test_links_of_the_readme_lead_to_files():

@@ -12,7 +12,6 @@ import pytest
 
 from popjax import cli
 from popjax.cli import expand, parse
-from popjax.cli.parse import Fault
 from popjax.envs import make
 from popjax.host.errors import Refused
 from popjax.host.runs.options import Options, validate
@@ -168,7 +167,7 @@ def test_a_file_cannot_both_set_and_sweep_an_option(
 ) -> None:
     file = tmp_path / "options.toml"
     file.write_text(text)
-    with pytest.raises((Fault, Refused), match=said):
+    with pytest.raises(Refused, match=said):
         expand.expanded(["--options", str(file), *typed])
 
 
@@ -184,7 +183,7 @@ def test_a_file_cannot_both_set_and_sweep_an_option(
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(Refused, match=said):
         expand.expanded(["--options", str(tmp_path / name)])
 
 
@@ -293,7 +292,7 @@ def test_random_search() -> None:
     ],
 )
 def test_senseless_draws_are_refused(argv: list[str], said: str) -> None:
-    with pytest.raises(Fault, match=said):
+    with pytest.raises(Refused, match=said):
         expand.drawn(argv)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from popjax import cli, envs
-from popjax.cli import parse, results
+from popjax.cli import results
 from popjax.host.deploy import reference_envs
+from popjax.host.errors import Refused
 
 OPTIONS = (
     "independent --env gymnax/Pendulum-v1 --env-option max_steps_in_episode=20 --config.agent td3"
@@ -93,7 +94,7 @@ def test_options_that_a_users_function_gave_a_task_are_seen(monkeypatch: pytest.
         results._refuse_wrapped(run, "--in")
     repeats = envs.make("gymnax/Pendulum-v1", action_repeat=2)
     run = SimpleNamespace(env=repeats, saved={"env": "mine:make", "env_options": {}})
-    with pytest.raises(parse.Fault, match="--in plays the task without the run's action_repeat"):
+    with pytest.raises(Refused, match="--in plays the task without the run's action_repeat"):
         results._refuse_wrapped(run, "--in")
 
 

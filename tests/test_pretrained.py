@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import popjax
 from popjax import cli
-from popjax.cli import building, parse, pretrained
+from popjax.cli import building, pretrained
 from popjax.core import Ingredient, Pretrained
 from popjax.envs import make
+from popjax.host.errors import Refused
+from popjax.host.runs import rundir
 from popjax.methods import ca2e, pderl
 from popjax.recipe import defaults
 
@@ -168,7 +171,7 @@ def test_a_run_with_other_rewards_of_the_task_fits():
     takes = Ingredient("priors", lambda env, policies: policies, Pretrained, "")
     assert pretrained._made("prior", takes, env, [policy]) == [policy]
     seen = policy._replace(origin={"config": config | {"env_options": {"frame_stack": 2}}})
-    with pytest.raises(parse.Fault, match=r"was trained with --env-option \{'frame_stack': 2\}"):
+    with pytest.raises(Refused, match=r"was trained with --env-option \{'frame_stack': 2\}"):
         pretrained._made("prior", takes, env, [seen])
 
 
@@ -201,6 +204,15 @@ def test_failed_seeds_and_returns_that_are_no_number_are_not_the_best(tmp_path):
     assert best(1) == 4
     assert best(1, 2, 3, 4) == 5
     assert best(*seeds) == 1
+
+
+def test_a_run_whose_environment_cannot_be_made_today_is_refused(tmp_path):
+    config = {"method": "pderl", "agents": {}, "config": {"population": 4}, "hyper": {}}
+    rundir.write_json(
+        tmp_path / "config.json", config | {"env": "probe/action", "env_options": {"colour": 1}}
+    )
+    with pytest.raises(Refused, match="'colour'"):
+        popjax.pretrained(tmp_path)
 
 
 def test_options_are_taken_out_of_the_command_line():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from popjax.cli import building, jax_setup, training
 from popjax.cli.training import Program
 from popjax.host import recipes
+from popjax.host.errors import FAILURES, Interrupted, Refused
 from popjax.host.recipes import METHODS
 from popjax.host.terminal import complain
 
@@ -91,7 +92,6 @@ def export(argv: Sequence[str] | None = None) -> int:
 def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     """Run ``command``, return its exit code; a user's mistake becomes one line, a bug keeps its traceback."""
     from popjax.host import terminal
-    from popjax.host.errors import FAILURES, Interrupted, Refused
 
     jax_setup.see_current_directory()
     terminal.open_missing()
@@ -104,14 +104,13 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     if wrong := jax_setup.setting_unknown_to_jax():
         return _fail(wrong, 2)
     from popjax.cli import forms
-    from popjax.cli.parse import Fault
 
     try:
         command()
     except SystemExit as stop:
         return int(stop.code or 0)
-    except (Fault, Refused) as fault:
-        return _fail(str(fault), 2)
+    except Refused as refusal:
+        return _fail(str(refusal), 2)
     except FAILURES as failure:
         return _fail(str(failure), 1)
     except Interrupted as interrupted:
@@ -140,7 +139,7 @@ def _run(argv: list[str]) -> None:
     from popjax.host.scaling import shard
 
     if not argv:
-        raise parse.Fault(f"no method given: name {' or '.join(METHODS)} first, or see --help")
+        raise Refused(f"no method given: name {' or '.join(METHODS)} first, or see --help")
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help"):
         _help(parse)
@@ -198,7 +197,7 @@ def understand(name: str, argv: list[str]) -> Program:
     try:
         config, hyper = defaults(recipe, kinds, task)
     except ValueError as refusal:
-        raise parse.Fault(building.one_line(refusal)) from None
+        raise Refused(building.one_line(refusal)) from None
     preset = recipe.preset(task) if task else None
     options = parse.Options(env_steps=preset.env_steps if preset else recipe.budget(config))
     about, beyond = _about(recipe, name, kinds), _beyond(recipe)
@@ -234,7 +233,7 @@ def _peel_agents(
     """Take ``--config.FIELD KIND``, the kinds of agent that a method lets the user choose, out of
     ``argv``."""
     from popjax.arguments import nearest
-    from popjax.cli.parse import Fault, key_values, peel, peel_all
+    from popjax.cli.parse import key_values, peel, peel_all
     from popjax.recipe import kinds_of
 
     given = {}
@@ -248,7 +247,7 @@ def _peel_agents(
     kinds |= {field: kind for field, kind in given.items() if kind is not None}
     for field, kind in kinds.items():
         if kind not in recipe.agents[field]:
-            raise Fault(f"unknown {field} {kind!r}{nearest(kind, recipe.agents[field])}")
+            raise Refused(f"unknown {field} {kind!r}{nearest(kind, recipe.agents[field])}")
     return kinds, argv
 
 

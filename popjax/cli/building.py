@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from popjax.host import recipes
+from popjax.host.errors import Refused
 
 if TYPE_CHECKING:
     from popjax.core import Env, Method
@@ -41,7 +42,6 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
     from popjax.host import garbage, paths
     from popjax.host.checkpoints import checkpoint
     from popjax.host.deploy import chosen_policy
-    from popjax.host.errors import Refused
     from popjax.host.runs import run_group, rundir
     from popjax.host.scaling import sweep
     from popjax.host.terminal import complain
@@ -85,7 +85,6 @@ def load(run_dir: str | Path, member: int | None = None, picked: str | None = No
 
 def _buildable(root: Path) -> dict[str, Any]:
     """Return the content of ``config.json``, after checking that the run can be rebuilt from it."""
-    from popjax.host.errors import Refused
     from popjax.host.runs import rundir
 
     saved = rundir.read_config(root)
@@ -98,7 +97,6 @@ def _buildable(root: Path) -> dict[str, Any]:
 def rebuilt(saved: dict[str, Any]) -> tuple[Env, Method, Any, Any]:
     """Rebuild the environment, method, ``Config`` and ``Hyper`` recorded in a ``config.json``."""
     from popjax.cli import parse, pretrained
-    from popjax.host.errors import Refused
     from popjax.recipe import defaults
 
     if "agents" not in saved:
@@ -125,10 +123,10 @@ def further_envs(recipe: Recipe, tasks: dict[str, list[str]]) -> dict[str, Any]:
 
 def _further_env(option: str, text: str) -> Any:
     """Return the task that "SUITE/TASK" or "SUITE/TASK KEY=VALUE ..." names."""
-    from popjax.cli.parse import Fault, key_values
+    from popjax.cli.parse import key_values
 
     if not text.strip():
-        raise Fault(f"--{option} needs SUITE/TASK, got {text!r}")
+        raise Refused(f"--{option} needs SUITE/TASK, got {text!r}")
     name, *options = text.split()
     return make_env(name, key_values(options, f"--{option}"))
 
@@ -149,30 +147,28 @@ def with_preset(recipe: Recipe, option: str, text: str) -> str:
 
 
 def make_env(name: str, options: dict[str, Any]) -> Any:
-    """Return the environment ``name``; raise a Fault if there is none."""
-    from popjax.cli.parse import Fault
+    """Return the environment ``name``; raise Refused if there is none."""
     from popjax.envs import make
 
     try:
         return make(name, **options)
     except ValueError as refusal:
-        raise Fault(one_line(refusal)) from None
+        raise Refused(one_line(refusal)) from None
     except TypeError as refusal:
         if not options:
             raise
-        raise Fault(f"--env-option: {one_line(refusal)}") from None
+        raise Refused(f"--env-option: {one_line(refusal)}") from None
 
 
 def build(recipe: Recipe, env: Any, config: Any, built_on: dict[str, Any]) -> Any:
-    """Build the method; raise a Fault if that fails."""
-    from popjax.cli.parse import Fault
+    """Build the method; raise Refused if that fails."""
     from popjax.core import Built
     from popjax.recipe import checked
 
     try:
         method = checked(recipe.build, recipe.build(env, config, **built_on))
     except ValueError as refusal:
-        raise Fault(one_line(refusal)) from None
+        raise Refused(one_line(refusal)) from None
     return method._replace(built=Built(recipe.build, env, config, built_on))
 
 

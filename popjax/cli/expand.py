@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from popjax.cli.parse import Fault, key_values, peel, peel_all, swept
+from popjax.cli.parse import key_values, peel, peel_all, swept
 from popjax.host import paths
+from popjax.host.errors import Refused
 
 _ALIASES = {"--keep": "--keep-checkpoints", "--config-file": "--options"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -27,8 +28,8 @@ def expanded(argv: Sequence[str]) -> list[str]:
     """Return ``argv`` with the options of ``--options FILE`` and with the values that ``--sweep`` draws.
 
     Raises:
-        Fault: the file or a distribution cannot be read, or an option has a value and is swept.
-        Refused: a name is swept twice.
+        Refused: the file or a distribution cannot be read, an option has a value and is swept, or a name is
+            swept twice.
     """
     renamed = [_renamed(argument) for argument in argv]
     file, own = peel(renamed, "--options")
@@ -41,18 +42,18 @@ def _check_swept(argv: Sequence[str]) -> None:
     """Check that no option is given a value and is swept as well: one of the two would be ignored."""
     texts, rest = peel_all(argv, "--sweep")
     if both := sorted(_names(rest) & _swept_names(swept(texts))):
-        raise Fault(f"{both[0]} is both given a value and swept: leave out one of them")
+        raise Refused(f"{both[0]} is both given a value and swept: leave out one of them")
 
 
 def _gathered(argv: Sequence[str]) -> list[str]:
     """Return ``argv`` with every ``--evolve PRIOR`` as one of the values of ``--config.evolve``.
 
     Raises:
-        Fault: there is a ``--config.evolve`` already.
+        Refused: there is a ``--config.evolve`` already.
     """
     evolving, rest = peel_all(argv, "--evolve")
     if evolving and any(argument.partition("=")[0] == "--config.evolve" for argument in rest):
-        raise Fault("--evolve and --config.evolve set the same option; use --evolve for all")
+        raise Refused("--evolve and --config.evolve set the same option; use --evolve for all")
     return [*rest, "--config.evolve", *evolving] if evolving else rest
 
 
@@ -111,15 +112,15 @@ def _read(path: Path) -> Mapping[str, Any]:
         elif path.suffix in (".yaml", ".yml"):
             content = _yaml(text)
         else:
-            raise Fault(f"--options {path}: write a .toml, .json or .yaml file")
+            raise Refused(f"--options {path}: write a .toml, .json or .yaml file")
     except OSError as error:
-        raise Fault(f"--options {path}: {error.strerror}") from None
+        raise Refused(f"--options {path}: {error.strerror}") from None
+    except Refused:
+        raise
     except Exception as error:
-        if isinstance(error, Fault):
-            raise
-        raise Fault(f"--options {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise Refused(f"--options {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
-        raise Fault(f"--options {path} must be a table of options by name")
+        raise Refused(f"--options {path} must be a table of options by name")
     return content
 
 
@@ -186,7 +187,7 @@ def drawn(argv: Sequence[str]) -> list[str]:
     Hyperparameters with distributions vary together. Equal ``--seed`` gives equal draws.
 
     Raises:
-        Fault: ``--samples`` is given without a distribution or is not a count, or a distribution is not
+        Refused: ``--samples`` is given without a distribution or is not a count, or a distribution is not
             valid.
     """
     from popjax.host.scaling.sweep import spell
@@ -202,11 +203,11 @@ def drawn(argv: Sequence[str]) -> list[str]:
     written = [word for text in fixed for word in ("--sweep", text)]
     if not random:
         if count is not None:
-            raise Fault("--samples needs --sweep hyper.NAME=loguniform(LOW,HIGH) or uniform(LOW,HIGH)")
+            raise Refused("--samples needs --sweep hyper.NAME=loguniform(LOW,HIGH) or uniform(LOW,HIGH)")
         return [*rest, *written]
     count = count or str(_SAMPLES)
     if not count.isdigit() or int(count) < 1:
-        raise Fault(f"--samples must be a whole number of at least 1, got {count!r}")
+        raise Refused(f"--samples must be a whole number of at least 1, got {count!r}")
     seed = _number(peel(rest, "--seed")[0] or "0")
     # One generator for each name: further points follow on those of a smaller --samples.
     columns = [
@@ -220,12 +221,12 @@ def drawn(argv: Sequence[str]) -> list[str]:
 
 def _draws(name: str, match: re.Match[str] | None, count: int, generator: np.random.Generator) -> np.ndarray:
     if match is None:
-        raise Fault(f"--sweep {name} needs loguniform(LOW,HIGH) or uniform(LOW,HIGH), in numbers")
+        raise Refused(f"--sweep {name} needs loguniform(LOW,HIGH) or uniform(LOW,HIGH), in numbers")
     kind, low, high = match[1], float(match[2]), float(match[3])
     if kind == "loguniform" and not low > 0:
-        raise Fault(f"--sweep {name}={match[0]}: both bounds must be above 0")
+        raise Refused(f"--sweep {name}={match[0]}: both bounds must be above 0")
     if not low < high:
-        raise Fault(f"--sweep {name}={match[0]}: the lower bound must come first")
+        raise Refused(f"--sweep {name}={match[0]}: the lower bound must come first")
     if kind == "uniform":
         return generator.uniform(low, high, count)
     return np.exp(generator.uniform(np.log(low), np.log(high), count))
@@ -235,4 +236,4 @@ def _number(text: str) -> int:
     try:
         return int(float(text))
     except ValueError:
-        raise Fault(f"--seed must be a number, got {text!r}") from None
+        raise Refused(f"--seed must be a number, got {text!r}") from None

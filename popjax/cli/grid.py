@@ -48,11 +48,11 @@ def control(argv: Sequence[str]) -> tuple[Control, list[str]]:
     resume = "--resume" in rest
     rest = [argument for argument in rest if argument != "--resume"]
     if launcher not in (None, "local", "slurm", "ray"):
-        raise parse.Fault(f"--launcher must be local, slurm or ray, got {launcher!r}")
+        raise Refused(f"--launcher must be local, slurm or ray, got {launcher!r}")
     if retries is not None and not retries.isdigit():
-        raise parse.Fault(f"--retries must be a whole number of at least 0, got {retries!r}")
+        raise Refused(f"--retries must be a whole number of at least 0, got {retries!r}")
     if launcher in (None, "local") and (options or retries is not None):
-        raise parse.Fault("--launcher-option and --retries are for --launcher slurm or ray")
+        raise Refused("--launcher-option and --retries are for --launcher slurm or ray")
     values = parse.key_values(options, "--launcher-option")
     return Control(run_dir, resume, launcher or "local", values, int(retries or 3)), rest
 
@@ -83,7 +83,7 @@ def programs(argv: Sequence[str], understand: Understand, launcher: str = "local
     asked = [entry.argv for entry in entries]
     for entry in entries:
         if asked.count(entry.argv) > 1:
-            raise parse.Fault(f"{entry.directory or 'the run'} is requested twice")
+            raise Refused(f"{entry.directory or 'the run'} is requested twice")
     names = [paths.file_name(entry.directory) for entry in entries]
     return [Entry(name, argv) for name, argv in zip(paths.distinct(names, origins), asked, strict=True)]
 

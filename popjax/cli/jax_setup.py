@@ -6,6 +6,8 @@ import os
 import sys
 from contextlib import suppress
 
+from popjax.host.errors import Refused
+
 _alone = False
 
 
@@ -25,7 +27,7 @@ def join_processes(argv: list[str]) -> list[str]:
     for option in ("--processes", "--process"):
         text, argv = parse.peel(argv, option)
         if text is not None and not text.isdigit():
-            raise parse.Fault(f"{option} must be a whole number of at least 0, got {text!r}")
+            raise Refused(f"{option} must be a whole number of at least 0, got {text!r}")
         numbers.append(None if text is None else int(text))
     processes.start(coordinator, *numbers)
     return argv
@@ -79,10 +81,8 @@ def prepare_jax() -> None:
 
 
 def require_backend() -> None:
-    """Check that JAX finds a device of the platform in JAX_PLATFORMS; raise a Fault if not."""
+    """Check that JAX finds a device of the platform in JAX_PLATFORMS; raise Refused if not."""
     import jax
-
-    from popjax.cli.parse import Fault
 
     try:
         jax.devices()
@@ -91,4 +91,4 @@ def require_backend() -> None:
         told = f"JAX has no device for JAX_PLATFORMS={named}" if named else "JAX finds no device"
         why = " ".join(str(error).split())
         remedy = "set JAX_PLATFORMS to a platform of this machine, such as cpu, or install JAX for yours"
-        raise Fault(f"{told}{f' ({why})' if why else ''}; {remedy}") from None
+        raise Refused(f"{told}{f' ({why})' if why else ''}; {remedy}") from None

@@ -28,6 +28,7 @@ import tyro
 
 from popjax.arguments import UNIONS
 from popjax.cli import forms
+from popjax.host.errors import Refused
 from popjax.host.runs.options import Options, option_name
 from popjax.host.scaling.sweep import check_names
 
@@ -37,10 +38,6 @@ T = TypeVar("T")
 
 _unset = partial(tyro.conf.arg, help_behavior_hint="")
 """For an option that is None unless given: its help shows no default, since its text says what None means."""
-
-
-class Fault(Exception):
-    """Bad input; its text is the one line that the user gets."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,7 @@ def parse(
     an unknown option may be a misspelling of one of them.
 
     Raises:
-        Fault: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
+        Refused: an option is unknown (the nearest one is named), lacks a value or has one of the wrong kind.
         SystemExit: with code 0, after ``--help`` was printed.
     """
     printed = io.StringIO()
@@ -224,9 +221,9 @@ def parse(
         types = {
             option_name(name): hint if "." in name else _typed(hint) for name, *_, hint in _options(known)
         }
-        raise Fault(forms.condensed(printed.getvalue(), types)) from None
+        raise Refused(forms.condensed(printed.getvalue(), types)) from None
     if unknown:
-        raise Fault(unknown_option(unknown[0], [*option_names(known), *others, "--help"]))
+        raise Refused(unknown_option(unknown[0], [*option_names(known), *others, "--help"]))
     return arguments
 
 
@@ -264,7 +261,7 @@ def peel(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """Take ``option VALUE`` or ``option=VALUE`` out of ``argv``; return the last value and the rest.
 
     Raises:
-        Fault: the option comes last, without a value.
+        Refused: the option comes last, without a value.
     """
     values, rest = peel_all(argv, option)
     return values[-1] if values else None, rest
@@ -285,7 +282,7 @@ def peel_all(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
             position += 1
             values.append(argv[position])
         else:
-            raise Fault(f"{option} needs a value")
+            raise Refused(f"{option} needs a value")
         position += 1
     return values, rest
 
@@ -294,7 +291,7 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
     """Parse ``["hyper.rate=0.1,0.2"]`` into a dictionary of the texts between the commas.
 
     Raises:
-        Fault, Refused: a text has no "=" or no value, or a name occurs twice.
+        Refused: a text has no "=" or no value, or a name occurs twice.
     """
     found: dict[str, list[str]] = {}
     for text in texts:
@@ -304,13 +301,13 @@ def swept(texts: Sequence[str]) -> dict[str, list[str]]:
         if not equals or not (
             (name.startswith("config.") and len(parts) == 1) or all(p.startswith("hyper.") for p in parts)
         ):
-            raise Fault(
+            raise Refused(
                 f"--sweep needs hyper.NAME=V1,V2 or config.NAME=V1,V2, got {text!r}; seeds are --seeds"
             )
         check_names([*found, name])
         found[name] = [value.strip() for value in values.split(",")]
         if not all(found[name]):
-            raise Fault(f"--sweep {name} needs values with commas between them, got {values!r}")
+            raise Refused(f"--sweep {name} needs values with commas between them, got {values!r}")
     return found
 
 
@@ -318,17 +315,17 @@ def swept_numbers(texts: Sequence[str]) -> dict[str, list[Any]]:
     """Parse as ``swept`` does, into numbers, or tuples of numbers for names that vary together.
 
     Raises:
-        Fault, Refused: as ``swept``, or a value is not a number.
+        Refused: as ``swept``, or a value is not a number.
     """
     numbers: dict[str, list[Any]] = {}
     for name, values in swept(texts).items():
         try:
             rows = [tuple(map(float, value.split(":"))) for value in values]
         except ValueError as fault:
-            raise Fault(f"--sweep {name}: {fault}") from None
+            raise Refused(f"--sweep {name}: {fault}") from None
         numbers[name] = [row if "," in name else row[0] for row in rows if len(row) == 1 or "," in name]
         if len(numbers[name]) < len(rows):
-            raise Fault(
+            raise Refused(
                 f"--sweep {name} has several numbers in a value: name each of them, as in hyper.A,hyper.B"
             )
     return numbers
@@ -338,13 +335,13 @@ def bounds(text: str | None) -> tuple[int, int] | None:
     """Parse ``"4:8"`` into two numbers.
 
     Raises:
-        Fault: ``text`` does not have this form.
+        Refused: ``text`` does not have this form.
     """
     if text is None:
         return None
     first, colon, last = text.partition(":")
     if not colon or not first.isdigit() or not last.isdigit():
-        raise Fault(f"--members needs FIRST:END such as 0:8, got {text!r}")
+        raise Refused(f"--members needs FIRST:END such as 0:8, got {text!r}")
     return int(first), int(last)
 
 
@@ -352,13 +349,13 @@ def key_values(pairs: Sequence[str], option: str = "--env-option") -> dict[str, 
     """Parse ``["backend=spring", "length=200"]`` into a dictionary of Python literals, else strings.
 
     Raises:
-        Fault: a pair has no "=".
+        Refused: a pair has no "=".
     """
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise Fault(f"{option} needs KEY=VALUE, got {pair!r}")
+            raise Refused(f"{option} needs KEY=VALUE, got {pair!r}")
         try:
             found[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -370,13 +367,13 @@ def rebuild(default: T, saved: Any) -> T:
     """Return ``default`` with the values of an instance of its type saved as JSON.
 
     Raises:
-        Fault: the instance had a field that the type does not have.
+        Refused: the instance had a field that the type does not have.
     """
     if is_dataclass(default) and not isinstance(default, type) and isinstance(saved, Mapping):
         known = {field.name for field in fields(default)}
         for name in saved:
             if name not in known:
-                raise Fault(f"config.json has {name!r}, which {type(default).__name__} does not have")
+                raise Refused(f"config.json has {name!r}, which {type(default).__name__} does not have")
         return replace(default, **{name: rebuild(getattr(default, name), saved[name]) for name in saved})
     if isinstance(saved, list) and isinstance(default, float):  # a number for each agent
         return cast(T, np.array([float(value) for value in saved], np.float32))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from popjax.cli import parse
+from popjax.host.errors import Refused
 
 
 def taken(argv: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -30,7 +31,7 @@ def put(hyper: Any, given: Mapping[str, np.ndarray]) -> Any:
     """Return ``hyper`` with the ``given`` hyperparameters, by option, each with a value for each agent.
 
     Raises:
-        Fault: an option is unknown; the nearest one is named.
+        Refused: an option is unknown; the nearest one is named.
     """
 
     def replaced(part: Any, path: Sequence[str], value: np.ndarray) -> Any:
@@ -40,6 +41,6 @@ def put(hyper: Any, given: Mapping[str, np.ndarray]) -> Any:
     known = list(parse.option_names(hyper, "hyper."))
     for option, value in given.items():
         if option not in known:
-            raise parse.Fault(parse.unknown_option(option, known))
+            raise Refused(parse.unknown_option(option, known))
         hyper = replaced(hyper, option.removeprefix("--hyper.").replace("-", "_").split("."), value)
     return hyper

@@ -49,8 +49,8 @@ def take(
     checkpoints holds them.
 
     Raises:
-        Refused: a directory holds no complete run, or the resumed run began with other runs.
-        Fault: a run does not fit the task.
+        Refused: a directory holds no complete run, the resumed run began with other runs, or a run does not
+            fit the task.
     """
     before = rundir.read_config(resumed).get("runs", {}) if resumed and runs else None
     built = {}
@@ -82,14 +82,14 @@ def _made(name: str, ingredient: Ingredient, env: Env, loaded: Sequence[Pretrain
         if not here or there.get("env") != here.name:
             continue
         if _seen(here.name, there["env_options"]) != _seen(here.name, json.loads(here.options)):
-            raise parse.Fault(
+            raise Refused(
                 f"--{name}: {policy.name} was trained with --env-option {there['env_options']},"
                 f" not {here.options}: give this run the same"
             )
     try:
         return ingredient.make(env, loaded)
     except ValueError as refusal:
-        raise parse.Fault(f"--{name}: {' '.join(str(refusal).split())}") from None
+        raise Refused(f"--{name}: {' '.join(str(refusal).split())}") from None
 
 
 def rebuild(recipe: Recipe, kept: dict[str, Any]) -> dict[str, Any]:

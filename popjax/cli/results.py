@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from popjax.host.errors import Refused
+
 if TYPE_CHECKING:
     from popjax.cli.building import Loaded
 
@@ -24,7 +26,7 @@ def evaluate(argv: list[str]) -> None:
 
     if arguments.stochastic and (arguments.in_ or arguments.video):
         option = "--in" if arguments.in_ else "--video"
-        raise parse.Fault(f"{option} shows policies that act greedily: leave out --stochastic")
+        raise Refused(f"{option} shows policies that act greedily: leave out --stochastic")
     root = paths.path(arguments.run_dir)
     run = under(_loaded(arguments), arguments.env_option)
     transfer, film = _transfer(arguments, run), _film(arguments, run)  # refuse before anything is played
@@ -96,12 +98,11 @@ def _task_options(run: Loaded) -> dict[str, Any] | None:
 def _refuse_wrapped(run: Loaded, option: str) -> None:
     """Refuse an option that needs the plain task if the policy was trained with other observations or
     actions."""
-    from popjax.cli.parse import Fault
     from popjax.envs import wrappers
 
     changed = {**wrappers.seen(run.saved["env_options"]), **_options(run)}
     if names := sorted(wrappers.OPTIONS.keys() & changed.keys()):
-        raise Fault(f"{option} plays the task without the run's {', '.join(names)}: leave out {option}")
+        raise Refused(f"{option} plays the task without the run's {', '.join(names)}: leave out {option}")
 
 
 def _film(arguments: Any, run: Loaded) -> Callable[[], dict[str, Any]] | None:
@@ -170,11 +171,10 @@ def export(argv: list[str]) -> None:
 def _loaded(arguments: Any) -> Loaded:
     """Return the run that the command line names, with the policies that it selects."""
     from popjax.cli import building
-    from popjax.cli.parse import Fault
     from popjax.host.deploy import chosen_policy
 
     if arguments.individual is not None and arguments.checkpoint == chosen_policy.BEST:
-        raise Fault("--checkpoint best has the policy that the method chose, no individuals: leave one out")
+        raise Refused("--checkpoint best has the policy that the method chose, no individuals: leave one out")
     run = building.load(arguments.run_dir, arguments.member, arguments.checkpoint)
     return alone(run, arguments.individual)
 
@@ -183,19 +183,19 @@ def under(run: Loaded, pairs: Sequence[str]) -> Loaded:
     """Return the run with other options of its environment, for ``--env-option``.
 
     Raises:
-        Fault: observations or actions would have another shape.
+        Refused: observations or actions would have another shape.
     """
     if not pairs:
         return run
     from popjax.cli import building
-    from popjax.cli.parse import Fault, key_values
+    from popjax.cli.parse import key_values
 
     options = run.saved["env_options"] | key_values(pairs)
     env = building.make_env(run.saved["env"], options)
     for name in ("obs_shape", "obs_dtype", "action_dim", "discrete"):
         before, now = getattr(run.env.spec, name), getattr(env.spec, name)
         if before != now:
-            raise Fault(f"--env-option changes {name} to {now}, but the policy needs {before}")
+            raise Refused(f"--env-option changes {name} to {now}, but the policy needs {before}")
     return run._replace(env=env, saved=run.saved | {"env_options": options})
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from popjax.host.errors import Refused
 from popjax.host.terminal import complain
 
 if TYPE_CHECKING:
@@ -111,16 +112,13 @@ def _begun_elsewhere(
     program: Program, root: Path, members: tuple[int, int] | None
 ) -> AbstractContextManager[None]:
     """Return the context in which ``root`` is a copy of the run that ``--from`` names."""
-    from popjax.cli import parse
     from popjax.host import paths
     from popjax.host.runs import member_subset
 
     common, edits = program.arguments.common, {}
     if common.intervene is not None:
         if any(program.runs.values()):
-            raise parse.Fault(
-                "--intervene changes a selection, and --replay repeats all of them: use only one"
-            )
+            raise Refused("--intervene changes a selection, and --replay repeats all of them: use only one")
         population = getattr(program.arguments.config, "population", 1)
         edits["intervene"] = _intervention(common.intervene, population)
     directory, generation = _checkpoint(common.from_)
@@ -135,15 +133,14 @@ def _beginning(common: Any) -> dict[str, str | None]:
 
 
 def _refuse_other_beginning(common: Any, root: Path) -> None:
-    """Raise a Fault if --from or --intervene of a resumed run differ from those with which it began."""
-    from popjax.cli.parse import Fault
+    """Raise Refused if --from or --intervene of a resumed run differ from those with which it began."""
     from popjax.host.runs import rundir
 
     before = rundir.read_config(root).get("begun") or {}
     for option, value in _beginning(common).items():
         if value is not None and value != before.get(option):
             how = f"with --{option} {before[option]}" if before.get(option) else f"without --{option}"
-            raise Fault(
+            raise Refused(
                 f"{root} was begun {how}, and --resume continues it: leave out --{option} {value}, or name"
                 " another --run-dir"
             )
@@ -159,15 +156,14 @@ def _intervention(text: str, population: int) -> tuple[int, int]:
     """Return ``"3=0"`` as two individuals of a population.
 
     Raises:
-        Fault: ``text`` does not have this form, or there are no such individuals.
+        Refused: ``text`` does not have this form, or there are no such individuals.
     """
-    from popjax.cli import parse
 
     slot, equals, parent = text.partition("=")
     if not (equals and slot.isdecimal() and parent.isdecimal()):
-        raise parse.Fault(f"--intervene needs SLOT=PARENT such as 3=0, got {text!r}")
+        raise Refused(f"--intervene needs SLOT=PARENT such as 3=0, got {text!r}")
     if max(int(slot), int(parent)) >= population:
-        raise parse.Fault(f"--intervene {text}: individuals are numbered from 0 to {population - 1}")
+        raise Refused(f"--intervene {text}: individuals are numbered from 0 to {population - 1}")
     return int(slot), int(parent)
 
 
@@ -217,18 +213,18 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
 
 
 def refuse_other_options(recipe: Recipe, common: Any, tasks: Mapping[str, Sequence[str]]) -> None:
-    """Raise a Fault if a further task has the name of the run's own task, but the run has other options.
+    """Raise Refused if a further task has the name of the run's own task, but the run has other options.
 
     Further tasks take their defaults and the options of the method's preset, so two different tasks would
     share a name.
     """
     from popjax.cli import building
-    from popjax.cli.parse import Fault, key_values
+    from popjax.cli.parse import key_values
 
     plain = key_values(building.preset_options(recipe, common.env, {}))
     for option, names in tasks.items():
         if common.env in names and key_values(common.env_option) != plain:
-            raise Fault(
+            raise Refused(
                 f"--{option} {common.env}: --env-option applies only to --env, so this task has its defaults;"
                 f" leave out --env-option, or give the task its own: --{option} '{common.env} KEY=VALUE'"
             )
@@ -242,7 +238,7 @@ def _check_hyper(program: Program, method: Method) -> None:
 
     common = program.arguments.common
     if common.intervene is not None and common.from_ is None:
-        raise parse.Fault("--intervene continues a run: name it with --from RUN_DIR or RUN_DIR@GENERATION")
+        raise Refused("--intervene continues a run: name it with --from RUN_DIR or RUN_DIR@GENERATION")
     validate(common.options, method)
     swept = parse.swept_numbers(common.sweep)
     sweep.check(program.arguments.hyper, swept)
@@ -265,15 +261,14 @@ def check_build(program: Program) -> None:
 
 def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
     """Run ``command``; report any failure and return its exit code. Ctrl-C passes through."""
-    from popjax.cli.parse import Fault
-    from popjax.host.errors import FAILURES, Refused
+    from popjax.host.errors import FAILURES
 
     try:
         command()
     except SystemExit as stop:
         return int(stop.code or 0)
-    except (Fault, Refused) as fault:
-        return tell(str(fault), 2)
+    except Refused as refusal:
+        return tell(str(refusal), 2)
     except (*FAILURES, OSError) as failure:
         return tell(str(failure), 1)
     return 0

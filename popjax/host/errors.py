@@ -10,7 +10,8 @@ import signal
 
 
 class Refused(ValueError):
-    """The requested run is not possible: a number out of range, too little memory, a directory in use."""
+    """The request cannot be met: an unknown option, a number out of range, too little memory, a directory in
+    use. The message is one line."""
 
 
 class NoRun(Refused):

@@ -13,9 +13,9 @@ import pytest
 
 from popjax import cli, rollout, tree
 from popjax.agents import a2c, sac
-from popjax.cli import parse
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
+from popjax.host.errors import Refused
 from popjax.intrinsic import contrastive, diayn, rnd
 from popjax.methods import onpolicy
 from tests.support import Case, close, same
@@ -262,7 +262,7 @@ def test_the_command_line_offers_it():
     more = [*argv, "--config.drive=rnd", "--config.drive.modules=one", "--hyper.drive.weight=0.5"]
     arguments = cli.understand("onpolicy", more).arguments
     assert (arguments.config.drive.modules, arguments.hyper.drive.weight) == ("one", 0.5)
-    with pytest.raises(parse.Fault, match="unknown agent 'sac'"):
+    with pytest.raises(Refused, match="unknown agent 'sac'"):
         cli.understand("onpolicy", [*argv, "--config.agent", "sac"])
 
 

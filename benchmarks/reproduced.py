@@ -53,9 +53,8 @@ def left(cell: Cell, runs: Path) -> str:
 def estimate(cell: Cell, sample: Cell, runs: Path) -> str:
     """Return in words the time and memory that a whole cell takes, estimated from ``sample``, a shorter run
     of it that was trained below ``runs``."""
-    try:
-        summary = json.loads(rundir.RunDirectory(runs / sample.directory).summary.read_text(encoding="utf-8"))
-    except OSError:
+    summary = rundir.read_summary(runs / sample.directory)
+    if summary is None:
         return "no estimate: its beginning was not trained"
     pace, memory = summary["steps_per_second"], summary["peak_memory_bytes"]
     if not pace:

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import trained
 from popjax.host.report import charts, measures, records
 from popjax.host.report.labels import spread
-from popjax.host.runs import log
+from popjax.host.runs import log, rundir
 from popjax.host.runs.history import Evaluation
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,8 +47,6 @@ RESULTS = Path(__file__).parent / "results"
 def export(run: Path) -> Path:
     """Write the record of a run, whose summary is None while it is unfinished; return its JSON file."""
     config = trained.config(run)
-    finished = (run / "summary.json").exists()
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if finished else None
     evaluations = log.read_lines(run / "eval.jsonl")
     curves, budget = by_member(evaluations), config["options"]["env_steps"]
     record = {
@@ -56,7 +54,7 @@ def export(run: Path) -> Path:
         "git_commit": config["git_commit"],
         "versions": config["versions"],
         "device": config["device"],
-        "summary": summary,
+        "summary": rundir.read_summary(run),
         "evaluations": [[e["member"], e["env_steps"], round(e["return"], 2)] for e in evaluations],
         "evaluations_columns": ["member", "env_steps", "mean return"],
         "wall_seconds": [e["wall_seconds"] for e in evaluations if "wall_seconds" in e],

@@ -237,13 +237,12 @@ def _best_seed(path: Path, seeds: Sequence[int]) -> int:
     """Return the seed with the highest last evaluation among those of ``seeds`` that did not fail, or among
     all if all failed; the first one if none was evaluated."""
     last = dict.fromkeys(seeds, -math.inf)
-    files = rundir.RunDirectory(path)
-    lines = files.evaluations.read_text(encoding="utf-8") if files.evaluations.exists() else ""
+    evaluations = rundir.RunDirectory(path).evaluations
+    lines = evaluations.read_text(encoding="utf-8") if evaluations.exists() else ""
     for line in lines.splitlines():
         with contextlib.suppress(ValueError):  # the last line of a process that was killed
             row = json.loads(line)
             # null stands for NaN
             last[row["seed"]] = -math.inf if row["return"] is None else float(row["return"])
-    summary = json.loads(files.summary.read_text(encoding="utf-8")) if files.summary.exists() else {}
-    failed = {row["seed"] for row in summary.get("members", ()) if row["status"] in rundir.FAILED}
+    failed = {row["seed"] for row in rundir.failed(rundir.read_summary(path) or {})}
     return max([seed for seed in seeds if seed not in failed] or seeds, key=lambda seed: last[seed])

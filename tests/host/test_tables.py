@@ -63,6 +63,14 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
         popjax.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "eval.jsonl", "metrics.jsonl"])
+def test_a_broken_record_is_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text('{"env_steps": \n')
+    with pytest.raises(Refused, match=f"{name} (cannot be read|is not JSON)"):
+        popjax.load(tmp_path)
+
+
 def test_a_state_without_members_is_evaluated_as_one():
     method = tiny.build(ENV)
     plain = jax.jit(method.init)(jax.random.key(0), method.hyper)

@@ -67,15 +67,12 @@ def finished(root: Path, env_steps: int, members: Set[str] = frozenset()) -> boo
     """Return whether a run, or every run of a directory, has results for ``env_steps`` environment steps of
     all ``members``, given by identity; a failed member need not have reached them."""
     try:
-        if holds(root):
-            rows = list(results(root))
-        else:
-            rows = json.loads(rundir.RunDirectory(root).summary.read_text(encoding="utf-8"))["members"]
+        rows = list(results(root)) if holds(root) else (rundir.read_summary(root) or {})["members"]
         there = {of_row(row).identity for row in rows}
         return members <= there and all(
             row["status"] in rundir.FAILED or (row["env_steps"] or 0) >= env_steps for row in rows
         )
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return False
 
 
@@ -95,10 +92,9 @@ def results(root: Path) -> Iterator[dict[str, Any]]:
         if holds(below):
             yield from (row | {"run": f"{entry.directory}/{row['run']}"} for row in results(below))
             continue
-        summary = rundir.RunDirectory(below).summary
         try:
-            rows = json.loads(summary.read_text(encoding="utf-8"))["members"]
-        except (OSError, ValueError, KeyError):
+            rows = (rundir.read_summary(below) or {})["members"]
+        except (Refused, KeyError):
             nothing: dict[str, Any] = dict.fromkeys(("member", "seed", "env_steps", "final_return"))
             rows = [nothing | {"numbers": {}, "status": "unfinished"}]
         yield from ({"run": entry.directory} | row for row in rows)

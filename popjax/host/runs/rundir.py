@@ -230,7 +230,11 @@ def read_summary(root: Path) -> dict[str, Any] | None:
     """
     path = RunDirectory(root).summary
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error}") from None
     except ValueError:
         raise Refused(f"{path} is not JSON: remove it, and popjax train --resume writes it again") from None
 

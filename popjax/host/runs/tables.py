@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +61,7 @@ def load(run_dir: str | Path) -> Recorded:
     if run_group.holds(root):
         names = ", ".join(entry.directory for entry in run_group.read(root))
         raise Refused(f"{root} holds several runs; load one of {names}")
-    files, config = rundir.RunDirectory(root), rundir.read_config(root)
-    summary = json.loads(files.summary.read_text(encoding="utf-8")) if files.summary.exists() else None
+    files, config, summary = rundir.RunDirectory(root), rundir.read_config(root), rundir.read_summary(root)
     evaluations, metrics = (_columns(log.read_lines(file)) for file in (files.evaluations, files.metrics))
     return Recorded(config, summary, evaluations, metrics)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,10 +145,10 @@ def _told(run: Run, position: Position) -> dict[str, Any] | None:
     """Return the content of ``summary.json`` if it is about these members at this position."""
     assert run.files is not None
     try:
-        summary: dict[str, Any] = json.loads(run.files.summary.read_text(encoding="utf-8"))
+        summary = rundir.read_summary(run.files.root) or {}
         there = [(row["member"], sweep.of_row(row).identity) for row in summary["members"]]
         same = summary["env_steps_per_seed"] == position.env_steps.tolist()
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return None
     return summary if same and there == [(m.number, m.identity) for m in run.members] else None
 

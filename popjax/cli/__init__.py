@@ -106,13 +106,7 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     from popjax.cli import forms
 
     try:
-        command()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except Refused as refusal:
-        return _fail(str(refusal), 2)
-    except FAILURES as failure:
-        return _fail(str(failure), 1)
+        return _exit_code(command)
     except Interrupted as interrupted:
         resume = [word for word in forms.bare_flags(argv, {"--resume": False}) if word != "--resume"]
         started = sys.argv[: len(sys.argv) - len(argv)] or sys.argv[:1]
@@ -123,12 +117,24 @@ def _guarded(command: Callable[[], None], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted; what was not saved is lost")
         os._exit(130)  # do not wait for a chunk that may still be computed in the background
+    finally:
+        terminal.give_up_broken()
+
+
+def _exit_code(command: Callable[[], None]) -> int:
+    """Run ``command``; report a failure in one line and return its exit code. Ctrl-C passes through."""
+    try:
+        command()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Refused as refusal:
+        return _fail(str(refusal), 2)
+    except FAILURES as failure:
+        return _fail(str(failure), 1)
     except BrokenPipeError:  # the program that reads our output has closed the pipe
         return 1
     except OSError as failure:
         return _fail(f"{type(failure).__name__}: {failure}", 1)
-    finally:
-        terminal.give_up_broken()
     return 0
 
 
@@ -181,7 +187,7 @@ def _train(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
 
 def _run_within(argv: Sequence[str]) -> int:
     """Run one of several runs in this process; a failure does not stop the others, Ctrl-C does."""
-    return training.told(lambda: _run(list(argv)), _fail)
+    return _exit_code(lambda: _run(list(argv)))
 
 
 def understand(name: str, argv: list[str]) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -257,18 +257,3 @@ def check_build(program: Program) -> None:
     env = building.make_env(common.env, parse.key_values(common.env_option))
     further = building.further_envs(program.recipe, program.tasks)
     _check_hyper(program, building.build(program.recipe, env, program.arguments.config, further))
-
-
-def told(command: Callable[[], None], tell: Callable[[str, int], int]) -> int:
-    """Run ``command``; report any failure and return its exit code. Ctrl-C passes through."""
-    from popjax.host.errors import FAILURES
-
-    try:
-        command()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except Refused as refusal:
-        return tell(str(refusal), 2)
-    except (*FAILURES, OSError) as failure:
-        return tell(str(failure), 1)
-    return 0

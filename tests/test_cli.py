@@ -17,6 +17,7 @@ from tyro._docstrings import get_field_docstring
 from popjax import cli
 from popjax.agents import a2c
 from popjax.cli import building, grid, parse, training
+from popjax.cli.program import understand
 from popjax.envs import make
 from popjax.host import recipes
 from popjax.host.errors import Interrupted, Refused
@@ -261,10 +262,10 @@ def test_help_says_which_runs_may_be_several(
 
 def test_presets_are_defaults_that_flags_override() -> None:
     kinds = {"agent": "ddpg", "drive": "none"}
-    config, hyper = defaults(pderl.METHOD, kinds, "brax/hopper")
+    config, _ = defaults(pderl.METHOD, kinds, "brax/hopper")
     assert config == pderl.preset("brax/hopper").config
     argv = ["--env", "brax/hopper", "--env-steps", "9", "--config.trials", "2"]
-    arguments = cli._parse_run(parse, "pderl", argv, config, hyper, pderl.METHOD.agents)
+    arguments = understand("pderl", argv).arguments
     assert arguments.config.trials == 2
     assert arguments.config.elite_fraction == config.elite_fraction == 0.2
     assert defaults(pderl.METHOD, kinds, "gymnax/Pendulum-v1") == (pderl.Config(), pderl.Hyper())
@@ -298,18 +299,18 @@ def test_a_preset_is_told_by_what_it_changes(method, kinds, task, told, capsys) 
 @pytest.mark.parametrize("name", ["cdrl", "align"])
 def test_games_of_cdrl_have_the_frames_of_its_paper_unless_others_are_given(name: str) -> None:
     def chosen(*argv: str) -> tuple[str, ...]:
-        return cli.understand(name, ["--env", "atari/bowling", *argv]).arguments.common.env_option
+        return understand(name, ["--env", "atari/bowling", *argv]).arguments.common.env_option
 
     assert chosen() == ("preset=universe",)
     assert chosen("--env-option", "noops=3") == ("preset=universe", "noops=3")
     assert chosen("--env-option", "preset=dqn") == ("preset=dqn",)
-    assert cli.understand(name, ["--env", "gymnax/CartPole-v1"]).arguments.common.env_option == ()
+    assert understand(name, ["--env", "gymnax/CartPole-v1"]).arguments.common.env_option == ()
 
 
 def test_a_preset_reaches_further_tasks_and_is_told(capsys) -> None:
     given = ("atari/pong noops=2", "atari/asterix preset=dqn", "gymnax/CartPole-v1")
     further = [word for text in given for word in ("--teacher-env", text)]
-    program = cli.understand("cdrl", ["--env", "gymnax/CartPole-v1", *further])
+    program = understand("cdrl", ["--env", "gymnax/CartPole-v1", *further])
     texts = ["atari/pong preset=universe noops=2", *given[1:]]
     assert program.tasks == {"teacher-env": texts}
     training._tell_further_presets(program.recipe, program.tasks)
@@ -319,10 +320,10 @@ def test_a_preset_reaches_further_tasks_and_is_told(capsys) -> None:
 
 def test_a_further_task_that_is_the_own_one_needs_the_same_options() -> None:
     argv = ["--env", "atari/pong", "--teacher-env", "atari/pong"]
-    assert cli.understand("cdrl", argv).tasks == {"teacher-env": ["atari/pong preset=universe"]}
-    assert cli.understand("cdrl", [*argv, "--env-option", "preset=universe"])
+    assert understand("cdrl", argv).tasks == {"teacher-env": ["atari/pong preset=universe"]}
+    assert understand("cdrl", [*argv, "--env-option", "preset=universe"])
     with pytest.raises(Refused, match="--teacher-env atari/pong: --env-option applies only to --env"):
-        cli.understand("cdrl", [*argv, "--env-option", "preset=dqn"])
+        understand("cdrl", [*argv, "--env-option", "preset=dqn"])
 
 
 @pytest.mark.parametrize(
@@ -341,12 +342,12 @@ def test_a_further_task_that_is_the_own_one_needs_the_same_options() -> None:
 def test_the_budget_is_that_of_the_preset_or_the_method_unless_one_is_given(
     argv: list[str], budget: int
 ) -> None:
-    assert cli.understand(argv[0], argv[1:]).arguments.common.options.env_steps == budget
+    assert understand(argv[0], argv[1:]).arguments.common.options.env_steps == budget
 
 
 def test_each_task_of_a_command_has_its_own_budget() -> None:
     argv = ["--env", "brax/hopper", "gymnax/Pendulum-v1"]
-    entries = grid.programs(argv, lambda own: cli.understand("pderl", list(own)).arguments.common)
+    entries = grid.programs(argv, lambda own: understand("pderl", list(own)).arguments.common)
     assert [grid.budget(entry.argv) for entry in entries] == [
         pderl.preset("brax/hopper").env_steps,
         1_000_000,
@@ -355,11 +356,9 @@ def test_each_task_of_a_command_has_its_own_budget() -> None:
 
 def test_an_agent_brings_its_own_options() -> None:
     argv = ["--env=probe/context", "--config.agent=td3", "--config.agent.hidden", "64", "32", "--env_steps=9"]
-    agents, rest = cli._peel_agents(independent.METHOD, argv, None)
-    config, hyper = defaults(independent.METHOD, agents, None)
-    rest += ["--hyper.target_noise", "0.3"]
-    arguments = cli._parse_run(parse, "independent", rest, config, hyper, dict.fromkeys(agents, ()))
-    assert agents == {"agent": "td3", "drive": "none"}
+    program = understand("independent", [*argv, "--hyper.target_noise", "0.3"])
+    arguments = program.arguments
+    assert program.kinds == {"agent": "td3", "drive": "none"}
     assert type(arguments.config) is independent.Config
     assert arguments.config.agent.hidden == (64, 32)
     assert arguments.hyper.target_noise == 0.3
@@ -368,18 +367,11 @@ def test_an_agent_brings_its_own_options() -> None:
 
 def test_members_of_a_team_are_chosen_or_left_out() -> None:
     argv = ["--env=probe/context", "--env-steps=9", "--config.on-policy", "a2c", "--config.evolution=none"]
-    agents, rest = cli._peel_agents(cspc.METHOD, [*argv, "--config.off_policy", "td3"], None)
-    assert agents == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none", "drive": "none"}
-    config, hyper = defaults(cspc.METHOD, agents, None)
-    rest += [
-        "--hyper.off-policy.target-noise",
-        "0.3",
-        "--config.phase",
-        "30",
-        "--config.off-policy.hidden",
-        "8",
-    ]
-    arguments = cli._parse_run(parse, "cspc", rest, config, hyper, dict.fromkeys(agents, ()))
+    argv += ["--config.off_policy", "td3", "--config.off-policy.hidden", "8"]
+    argv += ["--hyper.off-policy.target-noise", "0.3", "--config.phase", "30"]
+    program = understand("cspc", argv)
+    arguments = program.arguments
+    assert program.kinds == {"off_policy": "td3", "on_policy": "a2c", "evolution": "none", "drive": "none"}
     assert arguments.config.off_policy.hidden == (8,)
     assert arguments.config.on_policy.squash
     assert arguments.config.on_policy.hidden == (400, 300)
@@ -388,11 +380,10 @@ def test_members_of_a_team_are_chosen_or_left_out() -> None:
     assert type(arguments.hyper) is cspc.Hyper
     assert arguments.hyper.off_policy.target_noise == 0.3
     assert arguments.hyper.cem is None
-    unchanged = defaults(cspc.METHOD, cli._peel_agents(cspc.METHOD, [], None)[0], None)
-    assert unchanged == (cspc.Config(), cspc.default_hyper(cspc.Config()))
-    rest += ["--config.evolution.score", "mean"]
+    unchanged = understand("cspc", ["--env=probe/context"]).arguments
+    assert (unchanged.config, unchanged.hyper) == (cspc.Config(), cspc.default_hyper(cspc.Config()))
     with pytest.raises(Refused, match="unknown option"):
-        cli._parse_run(parse, "cspc", rest, config, hyper, dict.fromkeys(agents, ()))
+        understand("cspc", [*argv, "--config.evolution.score", "mean"])
 
 
 def test_a_configuration_survives_json() -> None:
@@ -409,7 +400,7 @@ def test_a_configuration_survives_json() -> None:
 def test_a_number_may_be_one_for_each_agent() -> None:
     discounts = [0.9, 0.97, 0.99, 0.995]
     argv = ["--env", "probe/endless", "--env-steps", "400", "--hyper.learner.discount", "0.9,.97,0.99,0.995"]
-    hyper = cli.understand("ce", [*argv, "--hyper.drive.weight", "0.1"]).arguments.hyper
+    hyper = understand("ce", [*argv, "--hyper.drive.weight", "0.1"]).arguments.hyper
     np.testing.assert_array_equal(hyper.learner.discount, np.float32(discounts))
     assert (hyper.learner.polyak, hyper.drive.weight) == (0.005, 0.1)
     saved = json.loads(json.dumps(configuration.nested(hyper)))
@@ -521,11 +512,11 @@ def test_a_run_directory_may_begin_with_home(tmp_path: Path, monkeypatch: pytest
 
 def test_remarks_are_on_the_values_of_a_sweep() -> None:
     argv = ["--config.agent", "dqn", "--env", "probe/context-discrete", "--env-steps", "250000"]
-    program = cli.understand("independent", [*argv, "--sweep", "hyper.exploration_steps=1e5,5e5"])
+    program = understand("independent", [*argv, "--sweep", "hyper.exploration_steps=1e5,5e5"])
     (told,) = training._remarks(program, make("probe/context-discrete"), {})
     assert told.startswith("exploration falls over 500,000 environment steps")
     many = ",".join(str(300_000 + place) for place in range(8))
-    program = cli.understand("independent", [*argv, "--sweep", f"hyper.exploration_steps={many}"])
+    program = understand("independent", [*argv, "--sweep", f"hyper.exploration_steps={many}"])
     assert training._remarks(program, make("probe/context-discrete"), {})[5:] == [
         "and 3 remarks on other values of the sweep"
     ]

@@ -18,6 +18,7 @@ import popjax
 from popjax import cli, population
 from popjax.agents import a2c
 from popjax.cli import expand, grid
+from popjax.cli.program import understand
 from popjax.host import recipes
 from popjax.host.errors import Refused
 from popjax.methods import independent, onpolicy, pbt
@@ -94,7 +95,7 @@ def test_every_training_command_is_understood():
         name, *options = shlex.split(command, comments=True)
         _, rest = grid.control(expand.expanded(options))
         try:
-            grid.programs(rest, lambda argv, name=name: cli.understand(name, list(argv)).arguments.common)
+            grid.programs(rest, lambda argv, name=name: understand(name, list(argv)).arguments.common)
         except Refused as refusal:
             pytest.fail(f"{page}: {command}: {refusal}")
 

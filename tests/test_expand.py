@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from popjax import cli
 from popjax.cli import expand, parse
+from popjax.cli.program import understand
 from popjax.envs import make
 from popjax.host.errors import Refused
 from popjax.host.runs.options import Options, validate
@@ -336,7 +336,5 @@ def test_senseless_seeds_are_refused(options: dict[str, Any], said: str) -> None
 
 @pytest.mark.parametrize(("typed", "meant"), [(["3"], 3), (["3", "7", "11"], (3, 7, 11)), (["1e1"], 10)])
 def test_one_number_is_a_count_and_several_are_seeds(typed: list[str], meant: Any) -> None:
-    program = cli.understand(
-        "independent", ["--env", "probe/endless", "--env-steps", "10", "--seeds", *typed]
-    )
+    program = understand("independent", ["--env", "probe/endless", "--env-steps", "10", "--seeds", *typed])
     assert program.arguments.common.options.seeds == meant

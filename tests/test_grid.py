@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from popjax import cli
-from popjax.cli import building, grid
+from popjax.cli import building, grid, training
+from popjax.cli.program import understand
 from popjax.host.errors import TooLarge
 from popjax.host.scaling import memory, shard
 from tests.test_cli import TINY, refused
@@ -200,22 +201,22 @@ def test_a_directory_of_runs_is_resumed_where_it_was_left(
     argv = [*BASE, "--env", "probe/context", "--sweep", "config.capacity=10,20,30"]
     assert cli.run([*argv, "--run-dir", "straight"]) == 0
     done: list[Path] = []
-    train_one = cli._train
+    train_one = training.train_program
 
-    def interrupted(name, argv, root, resume):  # type: ignore[no-untyped-def]
+    def interrupted(program, root, resume):  # type: ignore[no-untyped-def]
         if len(done) == 1:
             raise KeyboardInterrupt
         done.append(root)
-        return train_one(name, argv, root, resume)
+        return train_one(program, root, resume)
 
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(cli, "_train", interrupted)
+    monkeypatch.setattr(training, "train_program", interrupted)
     monkeypatch.setattr(cli.os, "_exit", leave)
     with pytest.raises(SystemExit):
         cli.run([*argv, "--run-dir", "stopped"])
-    monkeypatch.setattr(cli, "_train", train_one)
+    monkeypatch.setattr(training, "train_program", train_one)
     assert cli.run([*argv, "--run-dir", "stopped", "--resume"]) == 0
     assert "run 1 of 2" in capsys.readouterr().err  # the first is not run again
     digests = [
@@ -258,7 +259,7 @@ def test_what_cannot_be_built_is_known_before_anything_is_trained(capsys: pytest
 
 def test_the_largest_slice_is_one_for_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = [*BASE[1:], "--env", "probe/context", "--seeds", "12", "--devices", "4"]
-    common = cli.understand("tiny", argv).arguments.common
+    common = understand("tiny", argv).arguments.common
     monkeypatch.setattr(shard, "number", int)
     assert grid.largest_slice(common, TooLarge("", 11)) == 8
     with pytest.raises(TooLarge, match="needs 9 GB; 3 would fit at a time: use --devices 3"):

@@ -11,7 +11,7 @@ import pytest
 
 import popjax
 from popjax import cli
-from popjax.cli import building, pretrained
+from popjax.cli import building, pretrained, program
 from popjax.core import Ingredient, Pretrained
 from popjax.envs import make
 from popjax.host.errors import Refused
@@ -228,7 +228,7 @@ def test_a_task_decides_about_the_learner():
     """Breakout is discrete, Pendulum is not; each comes with the paper's constants for it."""
     found = {}
     for task in ("gymnax/Breakout-MinAtar", "gymnax/Pendulum-v1"):
-        kinds, _ = cli._peel_agents(ca2e.METHOD, [], task)
+        kinds, _ = program._peel_agents(ca2e.METHOD, [], task)
         config, hyper = defaults(ca2e.METHOD, kinds, task)
         found[task] = kinds["agent"], config.batch, config.learning_starts, type(hyper.agent).__module__
     assert found["gymnax/Breakout-MinAtar"] == ("dqn", 32, 50_000, "popjax.agents.dqn")

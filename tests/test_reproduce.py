@@ -35,6 +35,7 @@ from benchmarks import (
 )
 from popjax import cli, testing
 from popjax.cli import grid
+from popjax.cli.program import understand
 from popjax.envs import gym
 from popjax.host.recipes import METHODS
 from popjax.host.report import measures
@@ -66,7 +67,7 @@ def understood(cell: registry.Cell) -> Any:
     """Return what the command line makes of the arguments of a cell."""
     method, *rest = cell.arguments(Path("runs"))
     _, rest = grid.control(rest)
-    return cli.understand(method, rest).arguments
+    return understand(method, rest).arguments
 
 
 def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,25 +6,16 @@ with the State saved.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from popjax.cli import building, jax_setup, training
-from popjax.cli.training import Program
+from popjax.cli import jax_setup
 from popjax.host import recipes
 from popjax.host.errors import FAILURES, Interrupted, Refused
 from popjax.host.recipes import METHODS
 from popjax.host.terminal import complain
-
-if TYPE_CHECKING:
-    from popjax.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +130,8 @@ def _exit_code(command: Callable[[], None]) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    from popjax.cli import expand, forms, grid, parse, several
+    from popjax.cli import expand, forms, grid, parse, several, training
+    from popjax.cli.program import Program, shared_help, understand
     from popjax.host import paths
     from popjax.host.runs import launchers
     from popjax.host.scaling import shard
@@ -148,7 +140,7 @@ def _run(argv: list[str]) -> None:
         raise Refused(f"no method given: name {' or '.join(METHODS)} first, or see --help")
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help"):
-        _help(parse)
+        shared_help()
     recipes.recipe(name)
     jax_setup.prepare_jax()
     rest = forms.bare_flags(expand.expanded(rest), {"--deterministic": False})
@@ -167,7 +159,7 @@ def _run(argv: list[str]) -> None:
     commons = [program.arguments.common for program in programs.values()]
     named = grid.default_directory(name, commons) if control.run_dir is None else control.run_dir
     root = paths.path(named)
-    tools = several.Tools(name, commons[0], partial(_train, name), _run_within, run)
+    tools = several.Tools(name, commons[0], _run_within, run)
     if len(entries) == 1 and control.launcher == "local":
         several.run_one(tools, entries[0].argv, root, control)
         return
@@ -181,155 +173,9 @@ def _run(argv: list[str]) -> None:
     several.run_all(tools, entries, root, control)
 
 
-def _train(name: str, argv: Sequence[str], root: Path, resume: bool) -> Any:
-    return training.train_program(understand(name, list(argv)), root, resume)
-
-
 def _run_within(argv: Sequence[str]) -> int:
     """Run one of several runs in this process; a failure does not stop the others, Ctrl-C does."""
     return _exit_code(lambda: _run(list(argv)))
-
-
-def understand(name: str, argv: list[str]) -> Program:
-    """Return the parsed arguments of one program, without those that several programs share."""
-    from popjax.cli import parse, pretrained
-    from popjax.recipe import defaults
-
-    recipe = recipes.recipe(name)
-    task = parse.peel(argv, "--env")[0]
-    runs, rest = pretrained.peel_runs(recipe, argv)
-    tasks, rest = _peel_envs(recipe, rest)
-    kinds, rest = _peel_agents(recipe, rest, task)
-    try:
-        config, hyper = defaults(recipe, kinds, task)
-    except ValueError as refusal:
-        raise Refused(building.one_line(refusal)) from None
-    preset = recipe.preset(task) if task else None
-    options = parse.Options(env_steps=preset.env_steps if preset else recipe.budget(config))
-    about, beyond = _about(recipe, name, kinds), _beyond(recipe)
-    arguments = _parse_run(parse, name, rest, config, hyper, recipe.agents, about, beyond, options)
-    if preset:
-        given = arguments.common.env_option
-        env_option = (*building.preset_options(recipe, task, parse.key_values(given)), *given)
-        arguments = replace(arguments, common=replace(arguments.common, env_option=env_option))
-    elif parse.peel(rest, "--env-steps")[0] is None:  # --config may have changed it
-        options = replace(arguments.common.options, env_steps=recipe.budget(arguments.config))
-        arguments = replace(arguments, common=replace(arguments.common, options=options))
-    training.refuse_other_options(recipe, arguments.common, tasks)
-    tasks = {
-        option: [building.with_preset(recipe, option, text) for text in texts]
-        for option, texts in tasks.items()
-    }
-    return Program(name, recipe, kinds, runs, tasks, arguments)
-
-
-def _peel_envs(recipe: Recipe, argv: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Take the tasks of every option in ``recipe.envs`` out of ``argv``; return them and the rest."""
-    from popjax.cli.parse import peel_all
-
-    found = {}
-    for option in recipe.envs:
-        found[option], argv = peel_all(argv, f"--{option}")
-    return found, argv
-
-
-def _peel_agents(
-    recipe: Recipe, argv: list[str], task: str | None = None
-) -> tuple[dict[str, str], list[str]]:
-    """Take ``--config.FIELD KIND``, the kinds of agent that a method lets the user choose, out of
-    ``argv``."""
-    from popjax.arguments import nearest
-    from popjax.cli.parse import key_values, peel, peel_all
-    from popjax.recipe import kinds_of
-
-    given = {}
-    for field in recipe.agents:
-        given[field], argv = peel(argv, _option(field))
-    preset = recipe.preset(task) if task else None
-    kinds = kinds_of(recipe, preset.config if preset else recipe.config())
-    if recipe.kinds and task and None in given.values():
-        options = key_values(peel_all(argv, "--env-option")[0])
-        kinds |= recipe.kinds(building.make_env(task, options).spec)
-    kinds |= {field: kind for field, kind in given.items() if kind is not None}
-    for field, kind in kinds.items():
-        if kind not in recipe.agents[field]:
-            raise Refused(f"unknown {field} {kind!r}{nearest(kind, recipe.agents[field])}")
-    return kinds, argv
-
-
-def _option(field: str) -> str:
-    return f"--config.{field.replace('_', '-')}"
-
-
-def _about(recipe: Recipe, name: str, kinds: Mapping[str, str]) -> list[str]:
-    """Return the paragraphs of a method's help before its options: what it is, and its choices of agents."""
-    from popjax.cli.narrow import one_of
-
-    text = inspect.getdoc(inspect.getmodule(recipe.build)) or f"Train {name} and write a run directory."
-    return [" ".join(text.partition("\n\n")[0].split())] + [
-        f"{_option(field)} {one_of(recipe.agents[field])} (here: {kind}); {_option(field)} NAME --help shows"
-        " the options of NAME."
-        for field, kind in kinds.items()
-    ]
-
-
-def _beyond(recipe: Recipe) -> dict[str, str]:
-    """Return a method's options other than its Config and Hyper, with their texts in ``--help``."""
-    return {f"--{name}": known.help for name, known in recipe.runs.items()} | {
-        f"--{name}": ("A further task, with its own options: 'SUITE/TASK KEY=VALUE ...'. May be repeated.")
-        for name in recipe.envs
-    }
-
-
-def _parse_run(
-    parse: ModuleType,
-    name: str,
-    argv: list[str],
-    config: Any,
-    hyper: Any,
-    choices: Mapping[str, Collection[str]],
-    about: Sequence[str] = (),
-    beyond: Mapping[str, str] = MappingProxyType({}),
-    options: Any = None,
-) -> Any:
-    import tyro
-
-    from popjax.cli import narrow, per_agent
-
-    options = narrow.narrowed(options or parse.Options(), {})
-    common = parse.Common(env=tyro.MISSING, options=options)
-    chosen = narrow.narrowed(config, choices), narrow.narrowed(hyper, narrow.open_fields(hyper))
-    default = parse.RunArguments(common=common, config=chosen[0], hyper=chosen[1])
-    shape = parse.RunArguments[type(chosen[0]), type(chosen[1])]
-    given, rest = per_agent.taken(argv)
-    arguments = parse.parse(
-        shape,
-        rest,
-        program=f"popjax train {name}",
-        default=default,
-        description="\n".join([*about, *(f"{option}: {line}" for option, line in beyond.items())]),
-        others=list(beyond),
-    )
-    return replace(
-        arguments,
-        common=replace(arguments.common, options=narrow.widened(arguments.common.options)),
-        config=narrow.widened(arguments.config),
-        hyper=per_agent.put(narrow.widened(arguments.hyper), given),
-    )
-
-
-def _help(parse: ModuleType) -> None:
-    """Print the options that all methods share and exit."""
-    methods = ", ".join(METHODS)
-    parse.parse(
-        parse.Common,
-        ["--help"],
-        program="popjax train METHOD",
-        description=(
-            f"Trains a population-based reinforcement learning method. METHOD is one of: {methods}. "
-            "All methods share these options; popjax train METHOD --help adds the options of one method."
-        ),
-    )
 
 
 def _fail(text: str, code: int) -> int:

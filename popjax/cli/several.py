@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from popjax.cli import grid, show
+from popjax.cli import grid, show, training
+from popjax.cli.program import understand
 from popjax.host.errors import FAILURES, Refused, TooLarge
 from popjax.host.runs import launchers, run_group, rundir
 from popjax.host.runs.run_group import Entry
@@ -20,14 +21,12 @@ class Tools(NamedTuple):
 
     method: name of the method, the first argument of every program.
     common: the arguments shared by all methods, from the first program.
-    train:  (arguments, directory, resume) -> Result; trains one program in this process.
     within: runs a whole command line in this process, except that Ctrl-C ends the caller too.
     run:    runs a whole command line in a process of its own.
     """
 
     method: str
     common: Any
-    train: Callable[[Sequence[str], Path, bool], Any]
     within: launchers.Execute
     run: launchers.Execute
 
@@ -40,13 +39,18 @@ def run_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control
         run_all(tools, entries, root, control)
         return
     try:
-        result = tools.train(argv, root, control.resume)
+        result = _train(tools, argv, root, control.resume)
         if processes.first():
             show.result(result.summary, root)
     except TooLarge as fault:
         if not 0 < fault.fitting < len(grid.chosen(tools.common)):
             raise
         _run_in_slices(tools, argv, root, control, fault)
+
+
+def _train(tools: Tools, argv: Sequence[str], root: Path, resume: bool) -> Any:
+    """Train one program in this process and return its ``Result``."""
+    return training.train_program(understand(tools.method, list(argv)), root, resume)
 
 
 def submit_one(tools: Tools, argv: Sequence[str], root: Path, control: grid.Control) -> None:
@@ -111,7 +115,7 @@ def _run_in_slices(
         control = control._replace(resume=True)
         try:
             # The State's memory is known at once, that of the programs only when they are compiled.
-            tools.train(entries[0].argv, root / entries[0].directory, False)
+            _train(tools, entries[0].argv, root / entries[0].directory, False)
             break
         except TooLarge as smaller:
             if smaller.fitting < 1:

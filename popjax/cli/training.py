@@ -1,4 +1,4 @@
-"""One program of the command line: its parts, and its training."""
+"""The training of one program of the command line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from popjax.cli.program import Program
 from popjax.host.errors import Refused
 from popjax.host.terminal import complain
 
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
 
 _MOST_REMARKS = 5
 """A sweep of many values may have one for each."""
-
-
-class Program(NamedTuple):
-    """A parsed program: name and Recipe of the method, kinds of its agents, runs and further tasks that it
-    builds on, and arguments."""
-
-    name: str
-    recipe: Recipe
-    kinds: dict[str, str]
-    runs: dict[str, list[str]]
-    tasks: dict[str, list[str]]
-    arguments: Any
 
 
 def train_program(program: Program, root: Path, resume: bool) -> Any:
@@ -210,24 +199,6 @@ def _changes(name: str, ours: Any, plain: Any) -> Iterator[tuple[str, Any]]:
             yield from _changes(f"{name}.{key}", ours[key], plain.get(key))
     elif str(ours) != str(plain):  # a number may be an array
         yield name, ours
-
-
-def refuse_other_options(recipe: Recipe, common: Any, tasks: Mapping[str, Sequence[str]]) -> None:
-    """Raise Refused if a further task has the name of the run's own task, but the run has other options.
-
-    Further tasks take their defaults and the options of the method's preset, so two different tasks would
-    share a name.
-    """
-    from popjax.cli import building
-    from popjax.cli.parse import key_values
-
-    plain = key_values(building.preset_options(recipe, common.env, {}))
-    for option, names in tasks.items():
-        if common.env in names and key_values(common.env_option) != plain:
-            raise Refused(
-                f"--{option} {common.env}: --env-option applies only to --env, so this task has its defaults;"
-                f" leave out --env-option, or give the task its own: --{option} '{common.env} KEY=VALUE'"
-            )
 
 
 def _check_hyper(program: Program, method: Method) -> None:

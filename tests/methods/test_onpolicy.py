@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popjax import cli, rollout, tree
+from popjax import rollout, tree
 from popjax.agents import a2c, sac
+from popjax.cli.program import understand
 from popjax.core import Trajectory, as_arrays
 from popjax.envs import make
 from popjax.host.errors import Refused
@@ -254,16 +255,16 @@ def test_the_defaults_are_those_of_baselines():
 def test_the_command_line_offers_it():
     argv = ["--env=probe/context", "--env-steps=9", "--config.agent.hidden", "16"]
     for given, kinds in (([], ("a2c", "none")), (["--config.drive", "rnd"], ("a2c", "rnd"))):
-        program = cli.understand("onpolicy", [*argv, *given])
+        program = understand("onpolicy", [*argv, *given])
         assert tuple(program.kinds.values()) == kinds
         assert program.arguments.config.agent.hidden == (16,)
         assert program.arguments.hyper.lr == a2c.Hyper().lr
         assert (program.arguments.config.drive is None) == (kinds[1] == "none")
     more = [*argv, "--config.drive=rnd", "--config.drive.modules=one", "--hyper.drive.weight=0.5"]
-    arguments = cli.understand("onpolicy", more).arguments
+    arguments = understand("onpolicy", more).arguments
     assert (arguments.config.drive.modules, arguments.hyper.drive.weight) == ("one", 0.5)
     with pytest.raises(Refused, match="unknown agent 'sac'"):
-        cli.understand("onpolicy", [*argv, "--config.agent", "sac"])
+        understand("onpolicy", [*argv, "--config.agent", "sac"])
 
 
 def test_senseless_configs_are_refused():
